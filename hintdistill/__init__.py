@@ -1,0 +1,62 @@
+"""hintdistill: targeted hint-injection self-distillation.
+
+Public names are imported when they are used, so that `import hintdistill` loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Critique": "types",
+    "Finding": "types",
+    "Injection": "types",
+    "Message": "types",
+    "ScoreRequest": "types",
+    "Scores": "types",
+    "Target": "types",
+    "ToolCall": "types",
+    "Trace": "types",
+    "HintdistillError": "errors",
+    "RunConfig": "config",
+    "load_config": "config",
+    "LoadedModel": "api",
+    "load_engine": "api",
+    "rescore": "api",
+    "read_traces": "traces",
+    "run": "pipeline",
+}
+__all__ = [*_EXPORTS, "__version__"]
+
+if TYPE_CHECKING:
+    from hintdistill.api import LoadedModel, load_engine, rescore
+    from hintdistill.config import RunConfig, load_config
+    from hintdistill.errors import HintdistillError
+    from hintdistill.pipeline import run
+    from hintdistill.traces import read_traces
+    from hintdistill.types import (
+        Critique,
+        Finding,
+        Injection,
+        Message,
+        ScoreRequest,
+        Scores,
+        Target,
+        ToolCall,
+        Trace,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

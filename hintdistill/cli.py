@@ -1,0 +1,262 @@
+"""The command line: parse, call, print. No logic, and no torch at import.
+
+Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an outside service, 6 a tripwire,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hintdistill import __version__
+from hintdistill.errors import ConfigError, HintdistillError
+
+app = typer.Typer(
+    name="hintdistill",
+    help="Targeted hint-injection self-distillation: correct one step of an agent's trace and move nothing else.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=(__doc__ or "").partition("\n\n")[2],
+)
+prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
+app.add_typer(prompts_app, name="prompts")
+
+Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _stages(
+    config: Path, overrides: list[str] | None, until: str, resume: bool, quiet: bool, as_json: bool, limit: int | None = None
+) -> None:
+    from hintdistill import pipeline
+    from hintdistill.config import load_config
+
+    extra = [f"traces.limit={limit}"] if limit is not None else []
+    settings = load_config(config, [*(overrides or []), *extra])
+    folder = pipeline.run_folder(settings, config.stem)
+    pipeline.run(settings, folder, resume=resume, until=until, voice=pipeline.Voice(quiet=quiet or as_json))
+    _finish(folder, as_json)
+
+
+def _finish(folder: Path, as_json: bool) -> None:
+    """Print what the run came to; the last line says where the report is."""
+    report = folder / "report.json"
+    if as_json:
+        print(report.read_text(encoding="utf-8"))
+        return
+    from rich.console import Console
+
+    from hintdistill.reporting.terminal import show_summary
+
+    show_summary(json.loads(report.read_text(encoding="utf-8")), Console())
+    html = folder / "report.html"
+    print(f"report: {html if html.is_file() else report}")
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    until: Annotated[str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")] = "report",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N traces.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The whole job: read, critique, inject, rescore, train, report."""
+    if not dry_run:
+        _stages(config, overrides, until, resume, quiet, as_json, limit)
+        return
+    import dataclasses
+
+    from hintdistill import pipeline
+    from hintdistill.config import load_config
+
+    extra = [f"traces.limit={limit}"] if limit is not None else []
+    plan = dataclasses.asdict(pipeline.plan(load_config(config, [*(overrides or []), *extra])))
+    if as_json:
+        _print_json(plan)
+        return
+    for name, value in plan.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+
+
+@app.command()
+def critique(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Read and critique; continues the run in run.dir."""
+    _stages(config, overrides, "critique", True, quiet, as_json)
+
+
+@app.command()
+def rescore(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Read, critique, inject and rescore; continues the run in run.dir."""
+    _stages(config, overrides, "rescore", True, quiet, as_json)
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Everything up to the trained student; continues the run in run.dir."""
+    _stages(config, overrides, "train", True, quiet, as_json)
+
+
+@app.command()
+def report(run: RunArg, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Measure what is owed and write the report of a run again."""
+    from hintdistill import pipeline
+    from hintdistill.config import validate
+    from hintdistill.rundir import RunDir
+
+    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
+    pipeline.report_only(settings, run, pipeline.Voice(quiet=quiet or as_json))
+    _finish(run, as_json)
+
+
+@app.command()
+def show(
+    run: RunArg,
+    which: Annotated[str | None, typer.Argument(metavar="[TRACE:STEP]", help="One finding.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """The findings of a run, or one of them with its tokens before, under the hint and after."""
+    from rich.console import Console
+
+    from hintdistill.reporting.terminal import show_finding, show_findings
+    from hintdistill.rundir import RunDir
+
+    path = RunDir.open(run).path / "report.json"
+    if not path.is_file():
+        raise ConfigError(f"{run} has no report yet", hint=f"hintdistill report {run}")
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if which is None:
+        _print_json(document["findings"]) if as_json else show_findings(document, Console())
+        return
+    found = [x for x in document["findings"] if which in (f"{x['trace']}:{x['step']}", x["trace"])]
+    if not found:
+        raise ConfigError(f"no scored finding at {which!r} in {run}", hint=f"hintdistill show {run} lists them")
+    if as_json:
+        _print_json(found)
+        return
+    for finding in found:
+        show_finding(finding, Console())
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)]) -> None:
+    """Write a config for your own traces, and the prompts to edit."""
+    from hintdistill.scaffold import write_scaffold
+
+    for path in write_scaffold(folder):
+        print(path)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None, as_json: Json = False
+) -> None:
+    """What is installed, what will not work, and how to fix it."""
+    import dataclasses
+
+    from hintdistill.doctor import diagnose
+
+    checks = diagnose(model)
+    if as_json:
+        _print_json([dataclasses.asdict(c) for c in checks])
+    else:
+        for c in checks:
+            print(f"{c.status:>4}  {c.name}: {c.detail}" + (f"\n      → {c.fix}" if c.fix else ""))
+    if any(c.status == "fail" for c in checks):
+        raise typer.Exit(3)
+
+
+PromptFolder = Annotated[str | None, typer.Option("--prompts", help="Your prompt folder (critic.prompts).")]
+
+
+@prompts_app.command("list")
+def prompts_list(prompts: PromptFolder = None, as_json: Json = False) -> None:
+    """Every prompt: name, hash, file."""
+    from hintdistill.prompts import PromptLibrary
+
+    library = PromptLibrary(prompts)
+    rows = [{"name": n, "hash": library.hash(n), "file": str(library.path(n))} for n in library.names()]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['hash']}  {row['name']}  {row['file']}")
+
+
+@prompts_app.command("check")
+def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
+    """Lint every prompt: syntax and unknown variables, with file and line."""
+    from hintdistill.prompts import PromptLibrary
+
+    library = PromptLibrary(prompts)
+    problems = [p for name in library.names() for p in library.lint(name)]
+    if as_json:
+        _print_json({"prompts": len(library.names()), "problems": problems})
+    else:
+        print("\n".join(problems) if problems else f"{len(library.names())} prompts, no problems")
+    if problems:
+        raise typer.Exit(2)
+
+
+@prompts_app.command("render")
+def prompts_render(
+    name: Annotated[str, typer.Argument(help="Prompt name, e.g. critic/all_at_once.jinja.", show_default=False)],
+    traces: Annotated[Path, typer.Option(help="A file with traces.")],
+    trace: Annotated[str | None, typer.Option(help="Trace id; the first one by default.")] = None,
+    tools: Annotated[Path | None, typer.Option(help="Tool schemas, for traces without any.")] = None,
+    prompts: PromptFolder = None,
+    as_json: Json = False,
+) -> None:
+    """What a prompt becomes for one trace; a hint is rendered for each finding of the deterministic checks."""
+    from hintdistill.prompt_preview import preview
+
+    texts = preview(name, traces, trace, tools, prompts)
+    if as_json:
+        _print_json({"name": name, "texts": texts})
+    else:
+        print("\n\n".join(texts))
+
+
+def main() -> None:
+    """Entry point: turns declared errors into their message and exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except HintdistillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted; --resume continues", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        usage = getattr(error, "show", None)
+        if usage is None:
+            raise
+        usage()
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,410 @@
+"""RunConfig: YAML plus `key=value` overrides become one validated, frozen tree.
+
+An unknown key is an error that names the nearest known one; nothing is guessed and nothing is ignored. The defaults
+are the settings the quickstart was measured with, or the ones the field settled on where the example has no say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hintdistill.errors import ConfigError
+from hintdistill.types import HintRole, Placement
+
+CONFIG_SCHEMA = 1
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    """What is corrected, and where the run folder goes."""
+
+    model: str
+    """Folder (or hub name) of the student: weights, tokenizer and chat template."""
+    dir: str | None = None
+    """Run folder; default `runs/<config>-<UTC time>`."""
+    seed: int = 0
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; `auto` is float32 on a CPU and bfloat16 on an accelerator."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads for torch; default: torch's own choice."""
+
+
+class TracesSection(Section):
+    """1. read: which files, and how."""
+
+    path: tuple[str, ...] = Field(min_length=1)
+    """A file, a folder, or several of them."""
+    tools: str | None = None
+    """A JSON file with the tool schemas, for traces that carry none."""
+    format: Literal["auto", "openai_chat", "native"] = "auto"
+    student_role: str = "assistant"
+    """Which role of the source is the student."""
+    token_ids: Literal["use", "ignore"] = "use"
+    """Whether recorded token ids are the truth; `ignore` renders every step through the chat template."""
+    holdout: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """Share of tasks (not of traces) that is never trained on; before/after figures are taken there."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first N traces."""
+
+
+CHECKS = (
+    "unknown_tool",
+    "unparsable_call",
+    "wrong_argument",
+    "call_in_prose",
+    "ignored_error",
+    "call_error",
+    "repeated_failing_call",
+)
+Check = Literal[
+    "unknown_tool",
+    "unparsable_call",
+    "wrong_argument",
+    "call_in_prose",
+    "ignored_error",
+    "call_error",
+    "repeated_failing_call",
+]
+
+
+class RulesSection(Section):
+    """The deterministic checks."""
+
+    checks: tuple[Check, ...] = CHECKS
+
+
+class RecordedSection(Section):
+    """Findings from a file: human labels, another tool, an environment's own checker."""
+
+    path: str | None = None
+    error_classes: tuple[str, ...] | None = None
+    """Take only findings of these classes."""
+
+
+class LLMSection(Section):
+    """Any OpenAI-compatible server."""
+
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
+    prompt: str = "critic/all_at_once.jinja"
+    temperature: float = Field(default=0.0, ge=0.0)
+    max_tokens: int = Field(default=1024, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=3, ge=0)
+    concurrency: int = Field(default=8, ge=1)
+    structured: Literal["json_schema", "none"] = "json_schema"
+    """`json_schema` asks the server to constrain its output; `none` only validates what comes back."""
+    repair_rounds: int = Field(default=1, ge=0, le=3)
+    seed: int | None = 0
+
+
+class CriticSection(Section):
+    """2. critique: who finds the errors, and how many of them are used."""
+
+    use: tuple[Literal["rules", "recorded", "llm"], ...] = Field(default=("rules",), min_length=1)
+    max_per_trace: int = Field(default=3, ge=1)
+    """At most this many root findings of a trace go on."""
+    min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
+    prompts: str | None = None
+    """Folder whose prompts and hint templates come before the shipped ones."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts outside this machine that may receive trace text."""
+    rules: RulesSection = RulesSection()
+    recorded: RecordedSection = RecordedSection()
+    llm: LLMSection = LLMSection()
+
+
+class InjectSection(Section):
+    """3. inject: where the hint goes, in the order of preference, and what stands around it."""
+
+    placements: tuple[Placement, ...] = Field(default=("message", "observation"), min_length=1)
+    roles: tuple[HintRole, ...] = Field(default=("user", "system"), min_length=1)
+    """Roles tried for a hint message of its own."""
+    message_format: str = "{hint}"
+    observation_format: str = "\n\n{hint}"
+    hint: Literal["critic", "placebo"] = "critic"
+    """`placebo` puts a generic hint in the critic's place: the control arm."""
+    whole_step_without_quote: bool = False
+    """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
+
+    @model_validator(mode="after")
+    def _formats(self) -> InjectSection:
+        for name in ("message_format", "observation_format"):
+            if "{hint}" not in getattr(self, name):
+                raise ValueError(f"{name} must contain {{hint}}")
+        return self
+
+
+class GateSection(Section):
+    """When a hint has earned its place; see `scoring.gate`."""
+
+    enabled: bool = True
+    """False accepts every scored finding by force, for controls."""
+    min_drop_nats: float = Field(default=1.0, ge=0.0)
+    """The decision token must fall by at least this much."""
+    max_raise_nats: float = Field(default=0.5, ge=0.0)
+    """No quoted token may rise by more than this."""
+    min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
+    """Below this plain probability of the decision token it is not this student's error."""
+    require_legal_gain: bool = True
+    require_specific: bool = True
+    check_leak: bool = True
+    check_dialect: bool = True
+    max_null_pass_rate: float = Field(default=0.10, ge=0.0, le=1.0)
+    """Placebos that pass the gate above this rate raise a warning."""
+
+
+class RescoreSection(Section):
+    """4. rescore: what is kept of each view."""
+
+    top_k: int = Field(default=64, ge=1)
+    batch_tokens: int = Field(default=16_384, ge=1)
+    """Padded tokens per forward pass."""
+    placebos: int = Field(default=3, ge=3, le=9)
+    """At least three, of the kinds generic, shuffled and other_class in turn."""
+    part_rows: int = Field(default=64, ge=1)
+    """Targets per parquet part; a kill loses at most one part."""
+    gate: GateSection = GateSection()
+
+
+class AnchorSection(Section):
+    """KL to the initial policy on steps without a finding."""
+
+    weight: float = Field(default=2.0, ge=0.0)
+    per_trace: int = Field(default=1, ge=0)
+    """Clean steps per trace, drawn at random."""
+
+
+class LoraSection(Section):
+    """Low-rank adapters instead of full weights."""
+
+    rank: int = Field(default=32, ge=1)
+    alpha: int = Field(default=64, ge=1)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: str | tuple[str, ...] = "all-linear"
+
+
+class TrainSection(Section):
+    """5. train: divergence × support × weights, teacher rule, optimiser."""
+
+    divergence: Literal["jsd", "rkl", "fkl"] = "jsd"
+    jsd_alpha: float = Field(default=0.5, gt=0.0, lt=1.0)
+    support: Literal["union_topk", "full"] = "union_topk"
+    """`union_topk`: student top-k ∪ teacher top-k ∪ {sampled id} plus tail; `full`: the whole vocabulary."""
+    top_k: int = Field(default=64, ge=1)
+    teacher: Literal["initial", "live"] = "initial"
+    targets: Literal["stored", "in_step"] = "stored"
+    """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step."""
+    loss_span: Literal["step", "quote", "quote_weighted"] = "step"
+    quote_weight: float = Field(default=4.0, gt=0.0)
+    """Weight of quoted tokens under `quote_weighted`; the step's other tokens weigh 1."""
+    normalize: Literal["row", "token"] = "row"
+    """`row`: equal weight per injection; `token`: equal weight per step token."""
+    anchor: AnchorSection = AnchorSection()
+    fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
+    lora: LoraSection | None = None
+    learning_rate: float = Field(default=2e-4, gt=0.0)
+    epochs: float = Field(default=3.0, gt=0.0)
+    batch_size: int = Field(default=16, ge=1)
+    """Rows per optimiser step."""
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    """Rows per forward pass; the rest is accumulated. Default: `batch_size`."""
+    warmup_steps: int = Field(default=5, ge=0)
+    schedule: str = "linear"
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    save_steps: int = Field(default=20, ge=1)
+    logging_steps: int = Field(default=5, ge=1)
+    keep_checkpoints: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSection:
+        if self.targets == "stored" and self.teacher == "live":
+            raise ValueError("a live teacher has no stored targets; set train.targets=in_step")
+        if self.targets == "stored" and self.support == "full":
+            raise ValueError("stored targets hold top-k entries, not the full vocabulary; set train.targets=in_step")
+        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+
+class RolloutSection(Section):
+    """The environment in which success is measured before and after; none by default."""
+
+    environment: str | None = None
+    """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
+    splits: tuple[str, ...] = ("test",)
+    """The first one gives `environment.before` and `environment.after`; all are in the report."""
+    limit: int | None = Field(default=None, ge=1)
+    """Tasks per split."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_steps: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    parser: Literal["hermes"] = "hermes"
+    """How tool calls are read from the student's text."""
+
+
+class ReportSection(Section):
+    """6. report."""
+
+    html: bool = True
+    max_findings: int = Field(default=60, ge=0)
+    """Findings shown in full in the HTML; the JSON has all of them."""
+    off_target: dict[str, str] = Field(default_factory=dict)
+    """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
+    off_target_steps: int = Field(default=400, ge=1)
+    """At most this many steps per off-target set, drawn with the run's seed."""
+
+
+class RunConfig(Section):
+    """The whole configuration of a run."""
+
+    run: RunSection
+    traces: TracesSection
+    critic: CriticSection = CriticSection()
+    inject: InjectSection = InjectSection()
+    rescore: RescoreSection = RescoreSection()
+    train: TrainSection = TrainSection()
+    rollout: RolloutSection = RolloutSection()
+    report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _across(self) -> RunConfig:
+        if "recorded" in self.critic.use and not self.critic.recorded.path:
+            raise ValueError("critic.use names `recorded`, but critic.recorded.path is not set")
+        if "llm" in self.critic.use and not (self.critic.llm.base_url and self.critic.llm.model):
+            raise ValueError("critic.use names `llm`, but critic.llm.base_url or critic.llm.model is not set")
+        return self
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file (or nothing), apply `key=value` overrides, validate.
+
+    Raises:
+        ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
+    """
+    data: dict[str, Any] = {}
+    where = "the overrides"
+    if path is not None:
+        where = str(path)
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"no config file at {path}", hint="`hintdistill init DIR` writes one to start from") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(RunConfig.model_fields)}")
+        data = loaded
+    for override in overrides:
+        _apply(data, override)
+    return validate(coerce_sequences(data), where)
+
+
+def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
+    problems = [f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, RunConfig)]
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
+
+
+def _clean(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {key!r} is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    node = data
+    for i, part in enumerate(parents):
+        child = node.get(part)
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"`{'.'.join(parents[: i + 1])}` is a value, not a section, so `{key}` cannot be set")
+        node = child
+    node[last] = value
+
+
+def _sequence_keys() -> set[str]:
+    return {path for path, annotation in _leaves(RunConfig) if typing.get_origin(annotation) is tuple}
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, info in model.model_fields.items():
+        inner = _section_of(info.annotation)
+        if inner is not None:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info.annotation
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The Section class of an annotation `X` or `X | None`, else None."""
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def _unknown_keys(data: Any, model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, list[str]]]:
+    if not isinstance(data, Mapping):
+        return
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if key not in model.model_fields:
+            yield path, [name for name, _ in _leaves(RunConfig)] + [f"{prefix}{n}" for n in model.model_fields]
+            continue
+        inner = _section_of(model.model_fields[key].annotation)
+        if inner is not None:
+            yield from _unknown_keys(value, inner, f"{path}.")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    siblings = [k for k in known if k.rpartition(".")[0] == key.rpartition(".")[0]]
+    near = difflib.get_close_matches(key, siblings, 1, 0.6) or difflib.get_close_matches(key, known, 1, 0.6)
+    if not near:
+        # right name, wrong section
+        near = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    return f" (did you mean `{near[0]}`?)" if near else ""
+
+
+def coerce_sequences(data: dict[str, Any]) -> dict[str, Any]:
+    """Let YAML write one item where a field holds several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
+    for key in _sequence_keys():
+        *parents, last = key.split(".")
+        node: Any = data
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node and not isinstance(node[last], list | tuple | types.NoneType):
+            node[last] = [node[last]]
+    return data

@@ -1,0 +1,98 @@
+"""2. critique: Trace → Critique. Every critic stands behind one protocol.
+
+A critic answers a batch of traces in any order, each with a Critique or with the error that kept it from one; an error
+costs that trace and is a row in the run folder. `key` says what the answer depends on besides the trace, so that a
+changed prompt asks again and an unchanged one never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Protocol
+
+from hintdistill.errors import HintdistillError, ServiceError
+from hintdistill.types import Critique, Finding, Trace, Usage
+
+Outcome = tuple[Trace, Critique | HintdistillError]
+
+
+class Critic(Protocol):
+    """Reads traces, finds errors."""
+
+    name: str
+
+    def key(self, trace: Trace) -> str:
+        """Hash of everything besides the trace that the critique depends on: settings, prompts, recorded rows."""
+        ...
+
+    def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
+        """One outcome per trace, in any order.
+
+        Raises:
+            ServiceError: nothing can be critiqued any more (server gone). What was yielded before is kept.
+        """
+        ...
+
+
+def one_by_one(critique: Callable[[Trace], Critique], traces: Iterable[Trace], concurrency: int = 1) -> Iterator[Outcome]:
+    """Run a per-trace critic over many traces, `concurrency` at a time, yielding as they finish.
+
+    A `ServiceError` with `retryable` False stops the whole batch; any other declared error costs its own trace.
+    """
+    pending: dict[Future[Critique], Trace] = {}
+    todo = iter(traces)
+    with ThreadPoolExecutor(max_workers=concurrency) as pool:
+        try:
+            while True:
+                while len(pending) < 2 * concurrency and (trace := next(todo, None)) is not None:
+                    pending[pool.submit(critique, trace)] = trace
+                if not pending:
+                    return
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    trace = pending.pop(future)
+                    try:
+                        yield trace, future.result()
+                    except ServiceError as error:
+                        if not error.retryable:
+                            raise
+                        yield trace, error
+                    except HintdistillError as error:
+                        yield trace, error
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def merge(trace_id: str, critiques: Iterable[Critique]) -> Critique:
+    """What several critics say of one trace, as one critique.
+
+    Findings are ordered by step; where two critics name the same error class at the same step, the earlier critic's
+    words stand and the higher confidence is kept. A finding of one outweighs the silence of another.
+    """
+    findings: dict[tuple[int, str], Finding] = {}
+    names: list[str] = []
+    notes: list[str] = []
+    usage = Usage()
+    verdicts = []
+    for critique in critiques:
+        names += critique.critics
+        notes += critique.notes
+        verdicts.append(critique.verdict)
+        usage = Usage(
+            requests=usage.requests + critique.usage.requests,
+            prompt_tokens=usage.prompt_tokens + critique.usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens + critique.usage.completion_tokens,
+        )
+        for finding in critique.findings:
+            slot = (finding.step, finding.error_class)
+            first = findings.get(slot)
+            if first is None:
+                findings[slot] = finding
+            elif finding.confidence > first.confidence:
+                findings[slot] = first.model_copy(update={"confidence": finding.confidence})
+    ordered = tuple(sorted(findings.values(), key=lambda f: f.step))
+    verdict = "findings" if ordered else next((v for v in ("none", "not_student", "abstain") if v in verdicts), "abstain")
+    return Critique(
+        trace_id=trace_id, verdict=verdict, findings=ordered, critics=tuple(names), usage=usage, notes=tuple(notes)
+    )

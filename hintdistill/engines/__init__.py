@@ -1,0 +1,50 @@
+"""4. rescore: sequences in, scores out. Engines know token ids and weights, never text, templates or messages.
+
+How an engine shares work between sequences is its own business; what it returns is not: every scored position gets a
+finite number or the call fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from hintdistill.types import ScoreRequest, Scores
+
+CAPABILITIES = frozenset({"gather", "full", "hidden"})
+"""`gather`: log-probabilities of chosen ids; `full`: the whole vocabulary; `hidden`: hidden states."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """One engine is one set of weights."""
+
+    capabilities: frozenset[str]
+    key: str
+    """Identifies the weights; equal keys give equal scores."""
+    max_length: int
+    """Longest sequence the model takes, in tokens."""
+
+    def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
+        """Score each request's range.
+
+        Requests of one `group` are scored on the union of their top-k ids and the sampled id, if the engine can
+        `gather`.
+
+        Raises:
+            ContextLengthError: a sequence is longer than the model takes.
+            ScoreError: a log-probability is missing or not finite.
+        """
+        ...
+
+
+def union_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Per position, the ids of all rows, each once, ascending; padded with -1 to the longest. int64 [T, K]."""
+    merged = [np.unique(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
+    width = max(len(m) for m in merged)
+    out = np.full((len(merged), width), -1, np.int64)
+    for t, ids in enumerate(merged):
+        out[t, : len(ids)] = ids
+    return out

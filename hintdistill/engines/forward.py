@@ -1,0 +1,97 @@
+"""One forward pass, hidden states at chosen positions only, and the head that turns them into log-probabilities.
+
+The model's own root forward runs (so that wrappers and their hooks keep working); a hook on the output embedding takes
+the hidden states of the wanted positions out before the matrix product, so that `[positions, vocab]` exists only for
+what is scored, and only a chunk at a time. What a model does to its logits afterwards (soft cap, scale) is read from
+its config and checked once against its own logits.
+
+Sequences are padded on the right and no mask is passed: with causal attention, what follows a position cannot reach it,
+and without a mask no L×L array is ever built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+CHUNK_ELEMENTS = 1 << 24
+"""Entries of one chunk of logits: 64 MB in float32."""
+
+
+@contextmanager
+def _intercept(model: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor, out: list[torch.Tensor]) -> Iterator[None]:
+    def take(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]
+        out.append(hidden[rows.to(hidden.device), columns.to(hidden.device)])
+        return (hidden[:, :1], *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(take)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def hidden_at(
+    model: Any, sequences: Sequence[Any], positions: Sequence[range], pad: int, *, owner: Any = None
+) -> list[torch.Tensor]:
+    """Hidden states [T_i, H] of each sequence at its positions, in one right-padded forward pass.
+
+    `positions[i]` are the positions whose *next* token is wanted. Gradients flow if they are enabled. `owner` is the
+    module that has the output embedding, where `model` is a wrapper around it.
+    """
+    width = max(len(s) for s in sequences)
+    device = next(model.parameters()).device
+    ids = torch.full((len(sequences), width), pad, dtype=torch.long)
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
+    rows = torch.cat([torch.full((len(p),), i, dtype=torch.long) for i, p in enumerate(positions)])
+    columns = torch.cat([torch.arange(p.start, p.stop) for p in positions])
+    out: list[torch.Tensor] = []
+    with _intercept(owner if owner is not None else model, rows, columns, out):
+        model(input_ids=ids.to(device), use_cache=False)
+    return list(out[0].split([len(p) for p in positions]))
+
+
+def make_head(model: Any) -> Head:
+    """The function hidden states → logits (float32), soft cap and scale included."""
+    config = model.config.get_text_config()
+    embedding = model.get_output_embeddings()
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None)
+    scaling = getattr(config, "logits_scaling", None)
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        logits = embedding(hidden).float()
+        if scale is not None:
+            logits = logits * scale
+        if scaling is not None:
+            logits = logits / scaling
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    return head
+
+
+def head_error(model: Any, head: Head) -> float:
+    """Largest difference between `head` and the model's own logits on a short sequence, in logits."""
+    vocab = model.get_output_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    sequence = torch.randint(0, vocab, (12,), generator=generator).tolist()
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        own = model(input_ids=torch.tensor([sequence], device=device), use_cache=False).logits[0].float()
+        ours = head(hidden_at(model, [sequence], [range(len(sequence))], 0)[0])
+    return float((own - ours).abs().max())
+
+
+def chunks(rows: int, vocab: int) -> Iterator[slice]:
+    """Slices over positions, so that a chunk of logits stays small."""
+    size = max(1, CHUNK_ELEMENTS // vocab)
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))

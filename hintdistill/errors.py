@@ -1,0 +1,94 @@
+"""One small tree of errors.
+
+Every error says what happened, what to do about it (`hint`), which exit code the command ends with, and whether
+trying again can help. A failure is attributed once, at the boundary where it happened; after that it is data.
+
+Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an outside service, 6 a tripwire,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+
+class HintdistillError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+    retryable = False
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+    @property
+    def reason(self) -> str:
+        """A short name for funnel counts, e.g. `template_error`."""
+        name = type(self).__name__.removesuffix("Error")
+        return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+
+class ConfigError(HintdistillError):
+    """The configuration or the command line is wrong."""
+
+    exit_code = 2
+
+
+class PromptError(ConfigError):
+    """A prompt does not parse, uses an unknown variable, or fails to render."""
+
+
+class InputError(HintdistillError):
+    """A trace, model or other input cannot be used."""
+
+    exit_code = 3
+
+
+class TraceError(InputError):
+    """One record of a trace file is not a trace."""
+
+
+class ModelError(InputError):
+    """The model folder, its tokenizer or its template cannot be used."""
+
+
+class TemplateError(ModelError):
+    """The chat template refuses these messages or cannot be rendered token-faithfully."""
+
+
+class SpliceError(InputError):
+    """The hint cannot be inserted, or the step's tokens cannot be told apart from their context."""
+
+
+class ContextLengthError(InputError):
+    """A step lies beyond the model's context length."""
+
+
+class ScoreError(InputError):
+    """A log-probability is missing or not finite."""
+
+
+class EnvironmentFailure(InputError):
+    """An environment raised or returned something malformed; costs one episode."""
+
+
+class EmptyFunnelError(HintdistillError):
+    """Nothing is left to work on: no usable trace, no finding, no accepted hint."""
+
+    exit_code = 4
+
+
+class ServiceError(HintdistillError):
+    """An outside service failed: unreachable, refused, or answered nonsense."""
+
+    exit_code = 5
+    retryable = True
+
+
+class TripwireError(HintdistillError):
+    """A safety bound was crossed; the last good state is kept."""
+
+    exit_code = 6

@@ -1,0 +1,149 @@
+"""The six stages in order, resumable.
+
+Each stage works out what it owes from the rows of the stage before, does what is not there yet, and says which rows are
+current. Nothing is passed between stages but the run folder, so a kill at any moment costs the work of one batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Any
+
+from hintdistill.config import RunConfig
+from hintdistill.errors import ConfigError
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Voice
+from hintdistill.rundir import STAGES, RunDir
+
+__all__ = ["STAGES", "Plan", "RunContext", "Voice", "plan", "report_only", "run", "run_folder"]
+
+
+def run_folder(config: RunConfig, name: str) -> Path:
+    """Where the run goes: `run.dir`, or `runs/<config>-<UTC time>`."""
+    if config.run.dir is not None:
+        return Path(config.run.dir)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    return Path("runs") / f"{name}-{now}"
+
+
+def run(config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", voice: Voice | None = None) -> Path:
+    """Run the stages up to and including `until`; returns the run folder.
+
+    Raises:
+        ConfigError: the folder is in use, or `until` is no stage.
+        HintdistillError: whatever stopped a stage; everything done before it is kept.
+    """
+    if until not in STAGES:
+        raise ConfigError(f"no stage {until!r}", hint=f"the stages are {', '.join(STAGES)}")
+    voice = voice or Voice()
+    if config.run.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.run.threads)
+    check_inputs(config, until)
+    rundir = RunDir.create(folder, config, resume=resume)
+    try:
+        ctx = RunContext(config, rundir, voice)
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            _module(stage).run(ctx)
+        if until != "report":
+            _module("report").write(ctx, measure=False)
+    finally:
+        rundir.close()
+    return folder
+
+
+def report_only(config: RunConfig, folder: Path, voice: Voice | None = None) -> None:
+    """Measure what is owed and write the report of an existing run again."""
+    rundir = RunDir.create(folder, config, resume=True)
+    try:
+        _module("report").run(RunContext(config, rundir, voice or Voice()))
+    finally:
+        rundir.close()
+
+
+def check_inputs(config: RunConfig, until: str) -> None:
+    """Fail on what is missing before anything is written.
+
+    Raises:
+        ModelError, InputError, ConfigError: a path, model, prompt folder or environment that cannot be used.
+    """
+    from hintdistill.pipeline import critique
+    from hintdistill.traces.files import trace_files
+
+    ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
+    trace_files(config.traces.path)
+    ctx.read_options()
+    critique.critics(ctx)
+    if until not in ("read", "critique"):
+        _ = ctx.renderer
+    if until == "report":
+        trace_files(list(config.report.off_target.values()))
+        if config.rollout.environment is not None:
+            from hintdistill.rollouts.evaluate import load_suite, tasks_of
+
+            suite = load_suite(config.rollout.environment)
+            for split in config.rollout.splits:
+                tasks_of(suite, split, None)
+
+
+def _module(stage: str) -> Any:
+    import importlib
+
+    return importlib.import_module(f"hintdistill.pipeline.{stage}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run would do; nothing is written and no model is loaded."""
+
+    traces: int
+    failures: int
+    steps: int
+    train_traces: int
+    holdout_traces: int
+    critics: dict[str, dict[str, int]]
+    """Per critic, requests and characters of prompt."""
+    tool_schemas: int
+    recorded_ids: int
+    """Steps whose token ids are recorded."""
+
+
+def plan(config: RunConfig) -> Plan:
+    """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises."""
+    from hintdistill.critics.llm import LLMCritic
+    from hintdistill.pipeline import critique
+    from hintdistill.traces import read_traces
+    from hintdistill.types import Trace
+
+    check_inputs(config, "report")
+    ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
+    traces: list[Trace] = []
+    failures = 0
+    for outcome in read_traces(config.traces.path, ctx.read_options()):
+        if isinstance(outcome, Trace):
+            traces.append(outcome)
+        else:
+            failures += 1
+        if config.traces.limit is not None and len(traces) == config.traces.limit:
+            break
+    asked = {}
+    for critic in critique.critics(ctx):
+        is_llm = isinstance(critic, LLMCritic)
+        asked[critic.name] = {
+            "requests": len(traces) if is_llm else 0,
+            "prompt_characters": sum(len(critic.prompt(t)) for t in traces) if isinstance(critic, LLMCritic) else 0,
+        }
+    splits = [ctx.split_of(t) for t in traces]
+    return Plan(
+        traces=len(traces),
+        failures=failures,
+        steps=sum(len(t.step_indices) for t in traces),
+        train_traces=splits.count("train"),
+        holdout_traces=splits.count("holdout"),
+        critics=asked,
+        tool_schemas=len({name for t in traces for name in t.tool_schemas}),
+        recorded_ids=sum(t.messages[i].token_ids is not None for t in traces for i in t.step_indices),
+    )

@@ -1,0 +1,93 @@
+"""What the stages share: configuration, run folder, and the costly things, each loaded once and only when needed."""
+
+from __future__ import annotations
+
+import random
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hintdistill.config import RunConfig
+from hintdistill.models import ModelKey, model_key, resolve_model
+from hintdistill.pipeline.progress import Voice
+from hintdistill.prompts import PromptLibrary
+from hintdistill.rundir import RunDir, content_key
+from hintdistill.traces import ReadOptions, load_tools
+from hintdistill.types import Split, Trace
+
+if TYPE_CHECKING:
+    from hintdistill.engines.transformers import TransformersEngine
+    from hintdistill.rendering import Renderer
+
+
+class RunContext:
+    """One run in progress."""
+
+    def __init__(self, config: RunConfig, rundir: RunDir, voice: Voice) -> None:
+        self.config, self.rundir, self.voice = config, rundir, voice
+        self._engines: dict[Path, TransformersEngine] = {}
+
+    @cached_property
+    def library(self) -> PromptLibrary:
+        """The prompts of this run."""
+        return PromptLibrary(self.config.critic.prompts)
+
+    @cached_property
+    def model_folder(self) -> Path:
+        """The initial student. Raises ModelError."""
+        return resolve_model(self.config.run.model)
+
+    @cached_property
+    def model_key(self) -> ModelKey:
+        """Content key of the initial student."""
+        return model_key(self.model_folder)
+
+    @cached_property
+    def renderer(self) -> Renderer:
+        """The student's tokenizer and template. Raises ModelError."""
+        from hintdistill.rendering import Renderer
+
+        return Renderer.from_pretrained(self.model_folder)
+
+    @property
+    def student_folder(self) -> Path:
+        """Where the corrected model goes."""
+        return self.rundir.path / "student"
+
+    def engine(self, folder: Path) -> TransformersEngine:
+        """The engine of a model folder; one is kept at a time per folder."""
+        from hintdistill.engines.transformers import TransformersEngine
+
+        run = self.config.run
+        if folder not in self._engines:
+            self._engines[folder] = TransformersEngine.load(folder, run.dtype, run.device, self.config.rescore.batch_tokens)
+        return self._engines[folder]
+
+    def read_options(self) -> ReadOptions:
+        """How traces are read. Raises InputError where traces.tools cannot be read."""
+        section = self.config.traces
+        return ReadOptions(
+            format=section.format,
+            student_role=section.student_role,
+            token_ids=section.token_ids,
+            tools=load_tools(section.tools) if section.tools else (),
+        )
+
+    def split_of(self, trace: Trace) -> Split:
+        """`holdout` for a fixed share of tasks, decided by the task and the seed alone."""
+        share = self.config.traces.holdout
+        draw = random.Random(f"{self.config.run.seed}:{group_of(trace)}").random()
+        return "holdout" if draw < share else "train"
+
+
+def group_of(trace: Trace) -> str:
+    """Traces of one task share a group: the task id, else the tools and the first user message."""
+    if trace.task_id is not None:
+        return f"task:{trace.task_id}"
+    first = next((m.content or "" for m in trace.messages if m.role == "user"), "")
+    return "hash:" + content_key(sorted(trace.tool_schemas), first)
+
+
+def trace_key(trace: Trace) -> str:
+    """Content key of a trace; where it was read from does not count."""
+    return content_key("trace", trace.model_dump(mode="json", exclude={"source"}))

@@ -1,0 +1,103 @@
+"""Stage 3: which findings go on, and their hints spliced in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hintdistill.errors import HintdistillError
+from hintdistill.injection import Injector
+from hintdistill.pipeline import critique, read
+from hintdistill.pipeline.context import RunContext
+from hintdistill.rundir import content_key
+from hintdistill.types import Critique, Finding, Injection, Split, Trace
+
+
+@dataclass(frozen=True)
+class LoadedInjection:
+    """A current injection and where it belongs."""
+
+    key: str
+    """Content key of the injection itself, so that an unchanged one keeps its target."""
+    trace_key: str
+    injection: Injection
+    split: Split
+
+
+def select(found: Critique, max_per_trace: int, min_confidence: float) -> list[tuple[Finding, str | None]]:
+    """Every finding with None, or with why it goes no further: only root errors train, the earliest first."""
+    out: list[tuple[Finding, str | None]] = []
+    taken = 0
+    for finding in found.findings:
+        reason = None
+        if finding.caused_by is not None:
+            reason = "consequence"
+        elif finding.confidence < min_confidence:
+            reason = "low_confidence"
+        elif taken == max_per_trace:
+            reason = "over_max_per_trace"
+        else:
+            taken += 1
+        out.append((finding, reason))
+    return out
+
+
+def run(ctx: RunContext) -> None:
+    """Inject what is owed. A finding that cannot be injected is a row with its reason."""
+    config, store = ctx.config, ctx.rundir.store("injections")
+    critiques = critique.load(ctx)
+    done = store.by_key()
+    prompts = {n: ctx.library.hash(n) for n in ctx.library.names() if not n.startswith("critic/")}
+    ctx.rundir.note(prompts={n: ctx.library.hash(n) for n in ctx.library.names()}, model=vars(ctx.model_key))
+    settings = [ctx.renderer.key, config.inject.model_dump(mode="json"), config.rescore.placebos, content_key(prompts)]
+    injector = Injector(ctx.renderer, ctx.library, config.inject, config.rescore.placebos)
+    index: list[str] = []
+    traces = read.load(ctx)
+    with ctx.voice.progress("inject", len(traces)) as advance:
+        for trace_key, trace, _ in traces:
+            rows = []
+            for finding, skipped in select(
+                critiques[trace_key] if trace_key in critiques else Critique(trace_id=trace.id, verdict="abstain"),
+                config.critic.max_per_trace,
+                config.critic.min_confidence,
+            ):
+                key = content_key("inject", trace_key, finding.model_dump(mode="json"), skipped, *settings)
+                index.append(key)
+                if key not in done:
+                    rows.append({"key": key, "trace": trace_key, **_outcome(injector, trace, finding, skipped)})
+            store.extend(rows)
+            advance(1)
+    ctx.rundir.set_index("inject", index)
+    _summarise(ctx)
+
+
+def _outcome(injector: Injector, trace: Trace, finding: Finding, skipped: str | None) -> dict[str, Any]:
+    about = {"trace_id": trace.id, "finding": finding.model_dump(mode="json", exclude_defaults=True)}
+    if skipped is not None:
+        return {**about, "skipped": skipped}
+    try:
+        injection = injector.inject(trace, finding)
+    except HintdistillError as error:
+        return {**about, "failure": {"reason": error.reason, "message": error.message}}
+    return {"injection": injection.model_dump(mode="json", exclude_defaults=True)}
+
+
+def _summarise(ctx: RunContext) -> None:
+    rows = ctx.rundir.current("inject", "injections")
+    made = sum("injection" in r for r in rows)
+    failed = [r["failure"] for r in rows if "failure" in r]
+    ctx.voice.note(f"inject: {made} injections, {len(failed)} findings without a place, {len(rows) - made - len(failed)} left out")
+    for message in dict.fromkeys(f["message"] for f in failed[:3]):
+        ctx.voice.warn(message)
+
+
+def load(ctx: RunContext) -> list[LoadedInjection]:
+    """The current injections, in trace order."""
+    splits = {key: split for key, _, split in read.load(ctx)}
+    out = []
+    for row in ctx.rundir.current("inject", "injections"):
+        if "injection" in row:
+            key = content_key("injection", row["injection"])
+            injection = Injection.model_validate(row["injection"])
+            out.append(LoadedInjection(key, row["trace"], injection, splits[row["trace"]]))
+    return out

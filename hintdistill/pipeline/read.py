@@ -1,0 +1,66 @@
+"""Stage 1: every record becomes a row, a trace or a failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hintdistill.errors import EmptyFunnelError
+from hintdistill.pipeline.context import RunContext, trace_key
+from hintdistill.rundir import content_key
+from hintdistill.traces import Failure, read_traces
+from hintdistill.types import Split, Trace
+
+LoadedTrace = tuple[str, Trace, Split]
+"""Row key, trace, split."""
+
+
+def run(ctx: RunContext) -> None:
+    """Read all files.
+
+    Raises:
+        InputError: a path does not exist.
+        EmptyFunnelError: no usable trace.
+    """
+    store = ctx.rundir.store("traces")
+    have = store.by_key()
+    rows: dict[str, dict[str, Any]] = {}
+    limit, usable = ctx.config.traces.limit, 0
+    with ctx.voice.progress("read", None) as advance:
+        for outcome in read_traces(ctx.config.traces.path, ctx.read_options()):
+            advance(1)
+            row = _row(outcome)
+            usable += "trace" in row
+            rows[row["key"]] = row
+            if limit is not None and usable == limit:
+                break
+    store.extend([row for key, row in rows.items() if key not in have])
+    ctx.rundir.set_index("read", list(rows))
+    failures = [r["failure"] for r in rows.values() if "failure" in r]
+    ctx.voice.note(f"read: {usable} traces, {len(failures)} records that are none")
+    for failure in failures[:5]:
+        ctx.voice.warn(f"{failure['source']}: {failure['message']}")
+    if len(failures) > 5:
+        ctx.voice.warn(f"{len(failures) - 5} more records failed; all are in {store.path}")
+    if not usable:
+        raise EmptyFunnelError(
+            f"no usable trace in {', '.join(ctx.config.traces.path)}: "
+            + "; ".join(f"{f['source']}: {f['message']}" for f in failures[:3]),
+            hint="a trace is an object with `messages`, one of which is the student's; see docs/traces.md",
+        )
+
+
+def _row(outcome: Trace | Failure) -> dict[str, Any]:
+    if isinstance(outcome, Failure):
+        failure = {"source": str(outcome.source), "reason": outcome.reason, "message": outcome.message}
+        return {"key": content_key("failure", failure), "failure": failure}
+    return {"key": trace_key(outcome), "trace": outcome.model_dump(mode="json", exclude_defaults=True)}
+
+
+def load(ctx: RunContext) -> list[LoadedTrace]:
+    """The current traces, in reading order."""
+    out = []
+    for row in ctx.rundir.current("read", "traces"):
+        if "trace" in row:
+            trace = Trace.model_validate(row["trace"])
+            out.append((row["key"], trace, ctx.split_of(trace)))
+    return out

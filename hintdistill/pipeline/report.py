@@ -1,0 +1,177 @@
+"""Stage 6: measure what changed, then write the report."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hintdistill.errors import HintdistillError
+from hintdistill.movement import Movement, movement
+from hintdistill.pipeline import critique, read, rescore, train
+from hintdistill.pipeline.context import RunContext
+from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.html import render_html
+from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
+from hintdistill.rollouts.sampling import SamplingOptions
+from hintdistill.rundir import content_key, write_atomic
+from hintdistill.traces import read_traces
+from hintdistill.types import ScoreRequest, Target, Trace
+
+
+def run(ctx: RunContext) -> None:
+    """Measure what is owed and write report.json and report.html."""
+    write(ctx, measure=True)
+    ctx.rundir.set_index("report", [])
+
+
+def write(ctx: RunContext, measure: bool) -> dict[str, Any]:
+    """Write the report of what is there; without `measure`, nothing is evaluated for it."""
+    trained = ctx.rundir.index("train") is not None and ctx.student_folder.is_dir()
+    targets = rescore.load(ctx)
+    after = _after_view(ctx, targets) if trained and measure else {}
+    off_target = _off_target(ctx) if trained and measure else {}
+    evaluations = _evaluations(ctx, trained) if measure else {}
+    document = build(_collect(ctx, targets, after, off_target, evaluations, trained))
+    write_atomic(ctx.rundir.path / "report.json", dumps(document))
+    if ctx.config.report.html:
+        write_atomic(ctx.rundir.path / "report.html", render_html(document, ctx.config.report.max_findings))
+    return document
+
+
+def _student_key(ctx: RunContext) -> str:
+    keys = ctx.rundir.index("train")
+    assert keys
+    return keys[0]
+
+
+def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]:
+    """Plain log-probabilities of every scored step under the corrected student."""
+    store, student = ctx.rundir.store("after"), _student_key(ctx)
+    keys = {t.key: content_key("after", t.key, student) for t in targets if t.kind == "hint"}
+    done = store.by_key()
+    owed = [t for t in targets if t.kind == "hint" and keys[t.key] not in done]
+    with ctx.voice.progress("after", len(owed)) as advance:
+        for at in range(0, len(owed), 64):
+            batch = owed[at : at + 64]
+            requests = [
+                ScoreRequest(np.concatenate([t.context_ids, t.step_ids]), len(t.context_ids), len(t.context_ids) + len(t.step_ids))
+                for t in batch
+            ]
+            scores = ctx.engine(ctx.student_folder).score(requests, top_k=1)
+            store.extend(
+                [{"key": keys[t.key], "sampled": s.sampled.astype(float).tolist()} for t, s in zip(batch, scores, strict=True)]
+            )
+            advance(len(batch))
+    rows = store.by_key()
+    return {key: np.array(rows[k]["sampled"], np.float32) for key, k in keys.items()}
+
+
+def _off_target(ctx: RunContext) -> dict[str, Movement]:
+    store, student = ctx.rundir.store("off_target"), _student_key(ctx)
+    sets = _off_target_sets(ctx)
+    done, out = store.by_key(), {}
+    with ctx.voice.progress("off-target", len(sets)) as advance:
+        for name, requests in sets.items():
+            key = content_key("off_target", name, student, [content_key(r.ids.tolist(), r.start) for r in requests])
+            if key not in done:
+                found = movement(ctx.engine(ctx.model_folder), ctx.engine(ctx.student_folder), requests)
+                store.append({"key": key, "set": name, "movement": asdict(found) if found else None})
+                done = store.by_key()
+            if done[key]["movement"] is not None:
+                out[name] = Movement(**done[key]["movement"])
+            advance(1)
+    return out
+
+
+def _off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
+    """Steps that no loss and no anchor touched: other steps of held-out erring traces, held-out clean traces, user sets."""
+    critiques = critique.load(ctx)
+    chosen: dict[str, list[tuple[Trace, int]]] = {"heldout_other_steps": [], "heldout_clean": []}
+    for key, trace, split in read.load(ctx):
+        if split != "holdout" or key not in critiques:
+            continue
+        wrong = {f.step for f in critiques[key].findings}
+        name = "heldout_other_steps" if wrong else "heldout_clean"
+        chosen[name] += [(trace, k) for k in range(len(trace.step_indices)) if k not in wrong]
+    for name, path in ctx.config.report.off_target.items():
+        found = [t for t in read_traces([path], ctx.read_options()) if isinstance(t, Trace)]
+        chosen[name] = [(t, k) for t in found for k in range(len(t.step_indices))]
+    out = {}
+    for name, steps in chosen.items():
+        if len(steps) > ctx.config.report.off_target_steps:
+            steps = random.Random(f"{name}:{ctx.config.run.seed}").sample(steps, ctx.config.report.off_target_steps)
+        requests = [r for trace, k in steps if (r := _request(ctx, trace, k)) is not None]
+        if requests:
+            out[name] = requests
+    return out
+
+
+def _request(ctx: RunContext, trace: Trace, step: int) -> ScoreRequest | None:
+    try:
+        rendered = ctx.renderer.step(trace, step)
+    except HintdistillError as error:
+        ctx.voice.warn(f"off-target: {error.message}")
+        return None
+    ids = np.array(rendered.context_ids + rendered.step_ids, np.int64)
+    if len(ids) > ctx.engine(ctx.model_folder).max_length:
+        ctx.voice.warn(f"off-target: trace {trace.id}, step {step} is longer than the model's context")
+        return None
+    return ScoreRequest(ids, len(rendered.context_ids), len(ids))
+
+
+def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluation]]:
+    """Success in the environment, of the initial policy and of the student."""
+    section = ctx.config.rollout
+    if section.environment is None:
+        return {}
+    suite = load_suite(section.environment)
+    options = SamplingOptions(
+        temperature=section.temperature, max_new_tokens=section.max_new_tokens, max_steps=section.max_steps,
+        batch_size=section.batch_size, seed=ctx.config.run.seed, parser=section.parser,
+    )  # fmt: skip
+    store = ctx.rundir.store("evaluations")
+    done, out = store.by_key(), {}
+    whom: list[tuple[str, Path, str]] = [("before", ctx.model_folder, str(ctx.model_key))]
+    if trained:
+        whom.append(("after", ctx.student_folder, _student_key(ctx)))
+    for split in section.splits:
+        tasks = tasks_of(suite, split, section.limit)
+        for when, folder, weights in whom:
+            key = content_key("evaluation", weights, section.environment, split, tasks, asdict(options))
+            if key not in done:
+                with ctx.voice.progress(f"{split} {when}", len(tasks)) as advance:
+                    result = evaluate(ctx.engine(folder), ctx.renderer, suite, tasks, options, advance)
+                store.append({"key": key, "split": split, "when": when, "evaluation": asdict(result)})
+                done = store.by_key()
+            out.setdefault(split, {})[when] = Evaluation(**done[key]["evaluation"])
+    return out
+
+
+def _collect(
+    ctx: RunContext, targets: list[Target], after: Mapping[str, np.ndarray], off_target: dict[str, Movement],
+    evaluations: dict[str, dict[str, Evaluation]], trained: bool,
+) -> ReportInput:  # fmt: skip
+    by_target = {key: injection for key, injection, _ in rescore.hint_items(ctx)}
+    contexts = {}
+    for key, injection in by_target.items():
+        above = ctx.renderer.decode(injection.context_ids[: injection.insert_at][-400:])
+        contexts[key] = (above, ctx.renderer.decode(injection.context_ids[injection.insert_at :]))
+    from hintdistill.training.stage import read_summary
+
+    summary = read_summary(ctx.student_folder) if trained else None
+    return ReportInput(
+        manifest=ctx.rundir.manifest(), trace_rows=ctx.rundir.current("read", "traces"),
+        splits={key: split for key, _, split in read.load(ctx)},
+        critique_rows=ctx.rundir.current("critique", "critiques"), critiques=critique.load(ctx),
+        injection_rows=ctx.rundir.current("inject", "injections"),
+        failures=[ctx.rundir.store("failures").by_key()[k] for k in ctx.rundir.index("failures") or []],
+        targets=targets, injections=by_target, contexts=contexts,
+        trained=[t.key for t in train.selected(ctx)] if trained else [],
+        train_summary=asdict(summary) if summary else None, after=after, evaluations=evaluations, off_target=off_target,
+        warnings=ctx.voice.warnings,
+    )  # fmt: skip

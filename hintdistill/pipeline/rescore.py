@@ -1,0 +1,171 @@
+"""Stage 4: plain, hinted and placebo views of every injection, and the anchors; each a row in parquet."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from hintdistill.errors import ContextLengthError, EmptyFunnelError, HintdistillError
+from hintdistill.pipeline import critique, inject, read
+from hintdistill.pipeline.context import RunContext
+from hintdistill.rendering import RenderedStep
+from hintdistill.rundir import content_key
+from hintdistill.scoring import Scorer, decide, null_pass_rate
+from hintdistill.targets import TargetStore
+from hintdistill.types import Injection, Split, Target
+
+HintItem = tuple[str, Injection, Split]
+AnchorItem = tuple[str, str, int, RenderedStep, Split]
+
+
+def run(ctx: RunContext) -> None:
+    """Score what is owed."""
+    config = ctx.config
+    hints, anchors = hint_items(ctx), _anchor_items(ctx)
+    store = TargetStore(ctx.rundir.path / "targets")
+    done = store.keys()
+    failures: dict[str, dict[str, Any]] = {}
+    engine = ctx.engine(ctx.model_folder)
+    scorer = Scorer(engine, ctx.renderer, config.rescore)
+    work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
+    for items, score in ((hints, scorer.score), (anchors, scorer.anchors)):
+        owed = [i for i in items if i[0] not in done]
+        size = config.rescore.part_rows
+        work += [(owed[at : at + size], score) for at in range(0, len(owed), size)]
+    with ctx.voice.progress("rescore", len(hints) + len(anchors)) as advance:
+        advance(len(hints) + len(anchors) - sum(len(batch) for batch, _ in work))
+        for batch, score in work:
+            store.append(_score(batch, score, failures, engine.max_length))
+            advance(len(batch))
+    _record_failures(ctx, failures)
+    ctx.rundir.set_index("rescore", [i[0] for i in (*hints, *anchors) if i[0] not in failures])
+    _refresh_decisions(ctx, store)
+    _summarise(ctx)
+
+
+def _made_by(ctx: RunContext) -> list[Any]:
+    """What a target depends on besides its injection or step."""
+    return [ctx.model_key.weights, ctx.config.run.dtype, ctx.config.rescore.top_k]
+
+
+def hint_items(ctx: RunContext) -> list[HintItem]:
+    """The current injections with the keys of their targets."""
+    base = _made_by(ctx)
+    return [(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
+
+
+def _score(
+    batch: list[Any], score: Callable[[Any], list[Target]], failures: dict[str, dict[str, Any]], max_length: int
+) -> list[Target]:
+    """Score a batch; where it fails, one by one, so that one bad row costs itself."""
+    fitting = []
+    for item in batch:
+        if (longest := _longest(item)) > max_length:
+            text = f"step needs {longest} tokens with its hint, the model has {max_length} positions"
+            failures[item[0]] = _failure(item, ContextLengthError(text))
+        else:
+            fitting.append(item)
+    try:
+        return score(fitting) if fitting else []
+    except HintdistillError as error:
+        if len(fitting) == 1:
+            failures[fitting[0][0]] = _failure(fitting[0], error)
+            return []
+    return [t for item in fitting for t in _score([item], score, failures, max_length)]
+
+
+def _longest(item: HintItem | AnchorItem) -> int:
+    if isinstance(item[1], Injection):
+        blocks = [len(item[1].block_ids), *(len(p.block_ids) for p in item[1].placebos)]
+        return len(item[1].plain_ids) + max(blocks)
+    return len(item[3].context_ids) + len(item[3].step_ids)  # type: ignore[misc]
+
+
+def _failure(item: HintItem | AnchorItem, error: HintdistillError) -> dict[str, Any]:
+    injected = isinstance(item[1], Injection)
+    trace_id, step = (item[1].trace_id, item[1].finding.step) if injected else (item[1], item[2])  # type: ignore[union-attr]
+    return {"trace_id": trace_id, "step": step, "reason": error.reason, "message": error.message}
+
+
+def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> None:
+    store = ctx.rundir.store("failures")
+    have = store.by_key()
+    store.extend([{"key": k, "stage": "rescore", **f} for k, f in failures.items() if k not in have])
+    ctx.rundir.set_index("failures", list(failures))
+    for message in list(dict.fromkeys(f["message"] for f in failures.values()))[:3]:
+        ctx.voice.warn(message)
+
+
+def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
+    """Steps without a finding, a few per training trace, drawn by the seed and the trace alone."""
+    anchor = ctx.config.train.anchor
+    if not anchor.weight or not anchor.per_trace:
+        return []
+    base, critiques = _made_by(ctx), critique.load(ctx)
+    items: list[AnchorItem] = []
+    for key, trace, split in read.load(ctx):
+        if split != "train" or key not in critiques:
+            continue
+        wrong = {f.step for f in critiques[key].findings}
+        clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
+        rng = random.Random(f"anchor:{ctx.config.run.seed}:{key}")
+        for step in rng.sample(clean, min(anchor.per_trace, len(clean))):
+            try:
+                rendered = ctx.renderer.step(trace, step)
+            except HintdistillError as error:
+                ctx.voice.warn(f"no anchor: {error.message}")
+                continue
+            if rendered.fidelity in ctx.config.train.fidelity:
+                items.append((content_key("anchor", key, step, ctx.renderer.key, *base), trace.id, step, rendered, split))
+    return items
+
+
+def _refresh_decisions(ctx: RunContext, store: TargetStore) -> None:
+    """Where the gate changed since a row was written, write the rows again: the file is what a foreign trainer reads."""
+    for part in store.parts():
+        targets = list(store.read_part(part))
+        fresh = [decide(t, ctx.config.rescore.gate) for t in targets]
+        if any((a.accepted, a.reasons) != (b.accepted, b.reasons) for a, b in zip(targets, fresh, strict=True)):
+            # the same keys give the same name, so the new part takes the old one's place in one rename
+            store.append(fresh)
+
+
+def load(ctx: RunContext) -> list[Target]:
+    """The current targets, hints before anchors."""
+    keys = ctx.rundir.index("rescore") or []
+    stored = {t.key: t for t in TargetStore(ctx.rundir.path / "targets").read()}
+    return [decide(stored[k], ctx.config.rescore.gate) for k in keys]
+
+
+def _summarise(ctx: RunContext) -> None:
+    targets = [t for t in load(ctx) if t.kind == "hint"]
+    gate = ctx.config.rescore.gate
+    accepted = sum(t.accepted for t in targets)
+    reasons = Counter(r for t in targets if not t.accepted for r in t.reasons)
+    why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
+    ctx.voice.note(f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}")
+    null = null_pass_rate(targets, gate)
+    if null is not None and null > gate.max_null_pass_rate:
+        ctx.voice.warn(f"{null:.0%} of the placebos would pass the gate (bound {gate.max_null_pass_rate:.0%})")
+
+
+def require_accepted(ctx: RunContext) -> None:
+    """Stop before training where there is nothing to train on.
+
+    Raises:
+        EmptyFunnelError: no accepted hint, or most findings are errors this student would hardly make.
+    """
+    targets = [t for t in load(ctx) if t.kind == "hint"]
+    reasons = Counter(r for t in targets for r in t.reasons)
+    foreign = reasons["not_this_students_error"]
+    if targets and foreign > len(targets) / 2:
+        raise EmptyFunnelError(
+            f"{foreign} of {len(targets)} findings are errors this student would hardly make (decision token below "
+            f"{ctx.config.rescore.gate.min_student_probability:g})",
+            hint="the traces come from another model; train the model that made them, or sample fresh traces from this one",
+        )
+    if not any(t.accepted and t.split == "train" for t in targets):
+        why = ", ".join(f"{n} {r}" for r, n in reasons.most_common()) or "no finding reached the gate"
+        raise EmptyFunnelError(f"no accepted hint to train on ({why})", hint="`hintdistill show RUN` lists each with its reason")

@@ -1,0 +1,167 @@
+"""Find, lint and render the Jinja prompts.
+
+Prompts are for editing: a user's folder is searched before the shipped one, file by file, so that one edited prompt is
+enough. They render in a sandbox with strict undefined, are linted when loaded (file and line), and carry a hash that
+covers what they include, so that changing one recomputes exactly what depends on it.
+
+Kinds, by folder:
+
+* `critic/`   what an LLM critic reads; ends in the instructions, so that a server's prefix cache serves every edit
+* `hints/`    one file per error class: the remedial hint, from the finding's facts, no LLM needed
+* `placebo/`  hints that should do nothing, for the gate and the control arm
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from hintdistill.errors import PromptError
+
+VARIABLES: dict[str, frozenset[str]] = {
+    "critic": frozenset({"trace", "tools", "legal_steps", "checks", "error_classes", "schema", "answer", "problem"}),
+    "hints": frozenset(
+        {"wrong", "right", "tool", "tools", "argument", "arguments", "error", "quote", "step", "variant", "expected"}
+    ),
+    "placebo": frozenset({"variant"}),
+}
+"""What each kind of prompt may use. `docs/prompts.md` says what they hold."""
+
+
+def data_root() -> Path:
+    """Where the shipped prompts and configs are: inside the wheel, or the repository root of an editable install."""
+    package = Path(__file__).resolve().parent
+    packed = package / "_data"
+    return packed if packed.is_dir() else package.parent
+
+
+class PromptLibrary:
+    """The prompts of one run: a user's folder first, then the shipped one."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        shipped = data_root() / "prompts"
+        if folder is not None and not Path(folder).is_dir():
+            raise PromptError(f"no prompt folder at {folder}", hint="`hintdistill prompts eject DIR` makes one")
+        self.folders: tuple[Path, ...] = (*([Path(folder)] if folder is not None else []), shipped)
+        self._env = ImmutableSandboxedEnvironment(
+            loader=jinja2.FileSystemLoader([str(f) for f in self.folders]),
+            undefined=jinja2.StrictUndefined,
+            autoescape=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def names(self) -> list[str]:
+        """Every prompt name, `kind/file.jinja`, once."""
+        return sorted({p.relative_to(f).as_posix() for f in self.folders for p in f.rglob("*.jinja")})
+
+    def path(self, name: str) -> Path:
+        """The file that `name` resolves to. Raises PromptError naming the folders searched."""
+        for folder in self.folders:
+            if (folder / name).is_file():
+                return folder / name
+        searched = ", ".join(str(f) for f in self.folders)
+        raise PromptError(f"no prompt {name!r} in {searched}", hint="`hintdistill prompts list` shows what there is")
+
+    def has(self, name: str) -> bool:
+        """Whether a prompt of that name exists."""
+        return any((folder / name).is_file() for folder in self.folders)
+
+    def hash(self, name: str) -> str:
+        """Hash of the prompt's source and of everything it includes."""
+        digest = hashlib.sha256()
+        todo, seen = [name], set()
+        while todo:
+            current = todo.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            source = self._source(current)
+            digest.update(f"{current}\0{source}\0".encode())
+            todo += [t for t in meta.find_referenced_templates(self._parse(current, source)) if t is not None]
+        return digest.hexdigest()[:16]
+
+    def lint(self, name: str) -> list[str]:
+        """Problems of one prompt, `file:line: what`; empty when it is sound."""
+        path = self.path(name)
+        try:
+            tree = self._parse(name, self._source(name))
+        except PromptError as error:
+            return [error.message]
+        kind = name.split("/", 1)[0]
+        if kind not in VARIABLES:
+            return [f"{path}:1: unknown kind of prompt {kind!r}; the kinds are {', '.join(VARIABLES)}"]
+        unknown = meta.find_undeclared_variables(tree) - VARIABLES[kind]
+        return [
+            f"{path}:{_line_of(path, word)}: unknown variable {word!r}; known here: {', '.join(sorted(VARIABLES[kind]))}"
+            for word in sorted(unknown)
+        ]
+
+    def render(self, name: str, variables: Mapping[str, Any]) -> str:
+        """Render a prompt; the text is stripped of surrounding white space.
+
+        Raises:
+            PromptError: the prompt does not exist, does not lint, uses a variable that has no value, or is empty.
+        """
+        if problems := self._lint_once(name):
+            raise PromptError("; ".join(problems))
+        path = self.path(name)
+        try:
+            text = self._env.get_template(name).render(**variables).strip()
+        except jinja2.TemplateError as error:
+            raise PromptError(f"{path}: {error.message}") from error
+        except Exception as error:
+            raise PromptError(f"{path}: {type(error).__name__}: {error}") from error
+        if not text:
+            raise PromptError(f"{path} rendered to nothing")
+        return text
+
+    def _lint_once(self, name: str) -> list[str]:
+        if not hasattr(self, "_linted"):
+            self._linted: dict[str, list[str]] = {}
+        if name not in self._linted:
+            self._linted[name] = self.lint(name)
+        return self._linted[name]
+
+    def _source(self, name: str) -> str:
+        path = self.path(name)
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PromptError(f"{path} is not UTF-8: {error}") from error
+
+    def _parse(self, name: str, source: str) -> jinja2.nodes.Template:
+        try:
+            return self._env.parse(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise PromptError(f"{self.path(name)}:{error.lineno}: {error.message}") from error
+
+
+def _line_of(path: Path, word: str) -> int:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if word in line:
+            return number
+    return 1
+
+
+@lru_cache(maxsize=8)
+def shipped_library() -> PromptLibrary:
+    """The shipped prompts, no user folder."""
+    return PromptLibrary()
+
+
+def hint_name(error_class: str) -> str:
+    """The hint template of an error class."""
+    return f"hints/{error_class}.jinja"
+
+
+def hint_classes(library: PromptLibrary) -> Sequence[str]:
+    """The error classes that have a hint template."""
+    return [n.removeprefix("hints/").removesuffix(".jinja") for n in library.names() if n.startswith("hints/")]

@@ -1,0 +1,139 @@
+"""From a quote to tokens: where in a step's own text the wrong words stand.
+
+A step's text is the decoding of its ids, so that a character range maps to token indices exactly, whatever the
+tokenizer. A quote is looked for first as it is, then with white space and JSON escapes folded; `quote_in` and `call`
+narrow the search to a tool call's name or arguments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hintdistill.types import Finding, Message
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class CallRegion:
+    """Character ranges of one tool call inside the step's text; None where it is not printed verbatim."""
+
+    name: Span
+    arguments: Span | None
+
+
+def call_regions(text: str, message: Message) -> list[CallRegion | None]:
+    """Where each tool call of the message stands in the step's text, in order."""
+    regions: list[CallRegion | None] = []
+    cursor = 0
+    for call in message.tool_calls:
+        at = _find_word(text, call.name, cursor)
+        if at < 0:
+            regions.append(None)
+            continue
+        name = (at, at + len(call.name))
+        start = text.find(call.arguments_raw, name[1]) if call.arguments_raw.strip() else -1
+        arguments = (start, start + len(call.arguments_raw)) if start >= 0 else None
+        regions.append(CallRegion(name, arguments))
+        cursor = arguments[1] if arguments else name[1]
+    return regions
+
+
+def locate(finding: Finding, text: str, message: Message) -> tuple[Span, Literal["exact", "normalised"]] | None:
+    """Character range of the finding's quote in the step's text, or None where it is nowhere."""
+    quote = finding.quote
+    if not quote:
+        return None
+    for start, end in _regions(finding, text, message):
+        if finding.quote_in == "arguments":
+            # a key or a string value is meant with its quotation marks before it is meant inside a longer word
+            at = text.find(f'"{quote}"', start, end)
+            if at >= 0:
+                return (at + 1, at + 1 + len(quote)), "exact"
+        at = _find_word(text, quote, start, end)
+        if at < 0:
+            at = text.find(quote, start, end)
+        if at >= 0:
+            return (at, at + len(quote)), "exact"
+        folded = _find_folded(text[start:end], quote)
+        if folded is not None:
+            return (folded[0] + start, folded[1] + start), "normalised"
+    return None
+
+
+def tokens_in(span: Span, spans: Sequence[Span]) -> Span | None:
+    """Half-open range of the tokens that overlap a character range; None where no token does."""
+    hit = [i for i, (start, end) in enumerate(spans) if start < span[1] and end > span[0]]
+    return (hit[0], hit[-1] + 1) if hit else None
+
+
+def _regions(finding: Finding, text: str, message: Message) -> Iterator[Span]:
+    whole = (0, len(text))
+    if finding.quote_in in ("tool_name", "arguments") or finding.call is not None:
+        regions = call_regions(text, message)
+        wanted = regions if finding.call is None else regions[finding.call : finding.call + 1]
+        for region in wanted:
+            if region is None:
+                continue
+            if finding.quote_in == "tool_name":
+                yield region.name
+            elif region.arguments is not None:
+                yield region.arguments if finding.quote_in == "arguments" else (region.name[0], region.arguments[1])
+            else:
+                yield region.name[1], len(text)
+        return
+    yield whole
+
+
+def _find_word(text: str, word: str, start: int = 0, end: int | None = None) -> int:
+    """Like str.find, but not inside a longer word."""
+    end = len(text) if end is None else end
+    at = text.find(word, start, end)
+    while at >= 0:
+        before, after = text[at - 1 : at], text[at + len(word) : at + len(word) + 1]
+        if not (_wordy(before) and _wordy(word[:1])) and not (_wordy(after) and _wordy(word[-1:])):
+            return at
+        at = text.find(word, at + 1, end)
+    return -1
+
+
+def _wordy(char: str) -> bool:
+    return bool(char) and (char.isalnum() or char == "_")
+
+
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+_ESCAPED = {"n": " ", "t": " ", "r": " ", "b": " ", "f": " "}
+
+
+def _fold(text: str) -> tuple[str, list[int]]:
+    """JSON escapes undone, runs of white space made one blank; and where each kept character came from."""
+    out: list[str] = []
+    origin: list[int] = []
+    i = 0
+    while i < len(text):
+        match = _ESCAPE.match(text, i)
+        char, step = (text[i], 1) if match is None else (_unescape(match), match.end() - i)
+        if char.isspace():
+            char = " "
+        if char != " " or not out or out[-1] != " ":
+            out.append(char)
+            origin.append(i)
+        i += step
+    origin.append(len(text))
+    return "".join(out), origin
+
+
+def _unescape(match: re.Match[str]) -> str:
+    if match.group(1):
+        return chr(int(match.group(1), 16))
+    return _ESCAPED.get(match.group(2), match.group(2))
+
+
+def _find_folded(text: str, quote: str) -> Span | None:
+    haystack, origin = _fold(text)
+    needle = _fold(quote)[0].strip()
+    at = haystack.find(needle) if needle else -1
+    return None if at < 0 else (origin[at], origin[at + len(needle)])

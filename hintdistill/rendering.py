@@ -1,0 +1,318 @@
+"""Trace → token ids, token-faithfully, through the student's own chat template.
+
+The truth for a step is what the student saw: `context = template(messages before it, tools, generation prompt)`, and
+the step's ids as sampled. Where a trace carries ids they are used verbatim. Where it does not, the context is rendered
+once per step, so that a template that rewrites history (drops earlier thinking) is followed and not fought; the step is
+the difference between the render with and without it.
+
+Raw argument strings stay raw. Templates treat a string under `arguments` in three ways: print it, encode it a second
+time, or refuse it. For the last two the call is rendered with a placeholder object, and the raw text is put where the
+placeholder was printed (`raw_spliced`); a template that spells arguments out key by key gets the parsed object, and the
+step's fidelity is `reserialised`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hintdistill.errors import SpliceError, TemplateError
+from hintdistill.models import load_tokenizer
+from hintdistill.types import Fidelity, Message, ToolCall, Trace
+
+SENTINEL = "hdSENTINELhd"
+ArgumentsMode = Literal["raw", "raw_spliced", "reserialised"]
+
+
+@dataclass(frozen=True)
+class RenderedStep:
+    """A step and its context as token ids."""
+
+    context_ids: tuple[int, ...]
+    step_ids: tuple[int, ...]
+    header_ids: tuple[int, ...]
+    """The assistant header: the end of `context_ids` that the template's generation prompt added."""
+    fidelity: Fidelity
+    notes: tuple[str, ...] = ()
+
+
+class Renderer:
+    """A tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: Any, template_kwargs: dict[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template_kwargs = template_kwargs or {}
+        """Passed to the template, e.g. `enable_thinking`."""
+        # drawn anew each time, so that no text in a trace can pose as one
+        self._placeholder = f"hd_{secrets.token_hex(8)}_{{}}"
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Renderer:
+        """The renderer of a model folder. Raises ModelError; see `load_tokenizer`."""
+        return cls(load_tokenizer(Path(folder)))
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of tokenizer, template and template arguments."""
+        state = self.tokenizer.backend_tokenizer.to_str() + str(self.tokenizer.chat_template)
+        return hashlib.sha256((state + json.dumps(self.template_kwargs, sort_keys=True)).encode()).hexdigest()[:16]
+
+    # -- text and ids -------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of rendered text; nothing is added at either end."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids, and the character each token starts at."""
+        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return out["input_ids"], [start for start, _ in out["offset_mapping"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def token_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Text of `ids` and the character range [start, end) of each token in it.
+
+        Tokens that together make one character (bytes of a multi-byte one) share its range. Works on any id sequence,
+        also one that is not how the tokenizer would split its own text.
+        """
+        pieces: list[str] = []
+        spans: list[tuple[int, int]] = []
+        at, prefix, read, pending = 0, 0, 0, 0
+        for i in range(len(ids)):
+            known, text = self.decode(ids[prefix:read]), self.decode(ids[prefix : i + 1])
+            pending += 1
+            last = i == len(ids) - 1
+            if (len(text) > len(known) and not text.endswith("\ufffd")) or last:
+                piece = text[len(known) :]
+                spans += [(at, at + len(piece))] * pending
+                pieces.append(piece)
+                at, prefix, read, pending = at + len(piece), read, i + 1, 0
+        return "".join(pieces), spans
+
+    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Text of each token; of tokens that share a character, the last one carries it."""
+        text, spans = self.token_spans(ids)
+        return tuple("" if i + 1 < len(spans) and spans[i + 1] == s else text[s[0] : s[1]] for i, s in enumerate(spans))
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token text → id, for every id that decodes to whole characters; the lowest id where several do."""
+        ids = range(len(self.tokenizer))
+        texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        table: dict[str, int] = {}
+        for i, text in zip(ids, texts, strict=True):
+            if text and "\ufffd" not in text:
+                table.setdefault(text, i)
+        return table
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of tokens that text never turns into by itself."""
+        return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)
+
+    # -- the template -------------------------------------------------------------------------------------------
+
+    def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], header: bool) -> str:
+        """The conversation as the template prints it; `header` adds the generation prompt.
+
+        Raises:
+            TemplateError: the template refuses these messages.
+        """
+        raws: list[str] = []
+        mode = self.arguments_mode
+        conversation = [self._for_template(m, mode, raws) for m in messages]
+        text = self._apply(conversation, tools, header)
+        for i, raw in enumerate(raws):
+            text, count = self._placeholder_pattern(i).subn(lambda _, raw=raw: raw, text, count=1)  # type: ignore[misc]
+            if not count:
+                raise TemplateError("the template does not print the arguments of every tool call")
+        return text
+
+    def _apply(self, conversation: list[dict[str, Any]], tools: Sequence[dict[str, Any]], header: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                conversation,
+                tools=list(tools) or None,
+                add_generation_prompt=header,
+                tokenize=False,
+                **self.template_kwargs,
+            )
+        except Exception as error:
+            roles = " ".join(m["role"] for m in conversation[-4:])
+            raise TemplateError(f"the chat template refuses a conversation ending in [{roles}]: {error}") from error
+
+    def _for_template(self, message: Message, mode: ArgumentsMode, raws: list[str]) -> dict[str, Any]:
+        out: dict[str, Any] = {"role": message.role, "content": message.content or ""}
+        if message.reasoning:
+            out["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            out["tool_calls"] = [self._call_for_template(c, mode, raws) for c in message.tool_calls]
+        if message.tool_call_id:
+            out["tool_call_id"] = message.tool_call_id
+        if message.name:
+            out["name"] = message.name
+        return out
+
+    def _placeholder_pattern(self, i: int) -> re.Pattern[str]:
+        return re.compile(r"\{\s*\"" + self._placeholder.format(i) + r"\"\s*:\s*0\s*\}")
+
+    def _call_for_template(self, call: ToolCall, mode: ArgumentsMode, raws: list[str]) -> dict[str, Any]:
+        arguments: Any
+        if call.arguments_form == "object" or mode == "reserialised":
+            arguments = call.arguments if call.arguments is not None else call.arguments_raw
+        elif mode == "raw":
+            arguments = call.arguments_raw
+        else:
+            arguments = {self._placeholder.format(len(raws)): 0}
+            raws.append(call.arguments_raw)
+        out = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+        return out | ({"id": call.id} if call.id else {})
+
+    @cached_property
+    def arguments_mode(self) -> ArgumentsMode:
+        """What the template does with arguments, found out by rendering one call."""
+        raw = '{"hd_probe":  [1,2]}'
+        for mode, arguments in (("raw", raw), ("raw_spliced", {self._placeholder.format(0): 0})):
+            call = {"type": "function", "id": "call12345", "function": {"name": "hd_tool", "arguments": arguments}}
+            try:
+                text = self._apply(
+                    [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}], (), False
+                )
+            except TemplateError:
+                continue
+            if mode == "raw" and raw in text:
+                return "raw"
+            if mode == "raw_spliced" and self._placeholder_pattern(0).search(text):
+                return "raw_spliced"
+        return "reserialised"
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
+    def step(self, trace: Trace, k: int) -> RenderedStep:
+        """Context and ids of step `k`.
+
+        Raises:
+            TemplateError: the template refuses the conversation, or rewrites it so that the step cannot be told apart.
+            SpliceError: recorded ids that do not belong to this tokenizer or template.
+        """
+        message, before = trace.step(k), trace.before(k)
+        bare = self.render(before, trace.tools, header=False)
+        with_header = self.render(before, trace.tools, header=True)
+        if not with_header.startswith(bare):
+            raise TemplateError(f"trace {trace.id}, step {k}: the template's generation prompt rewrites the conversation")
+        header = with_header[len(bare) :]
+        if message.token_ids is not None:
+            return self._recorded(trace, k, message, with_header, header)
+        return self._rendered(trace, k, message, before, bare, with_header, header)
+
+    def _recorded(self, trace: Trace, k: int, message: Message, context: str, header: str) -> RenderedStep:
+        assert message.token_ids is not None
+        context_ids = message.prompt_token_ids or tuple(self.encode(context))
+        top = max(max(context_ids), max(message.token_ids))
+        if top >= len(self.tokenizer):
+            raise SpliceError(
+                f"trace {trace.id}, step {k}: recorded id {top} is outside this tokenizer's {len(self.tokenizer)} entries",
+                hint="the trace comes from another model; traces.token_ids=ignore renders it through this one's template",
+            )
+        header_ids = tuple(self.encode(header))
+        if header_ids and context_ids[-len(header_ids) :] != header_ids:
+            raise SpliceError(
+                f"trace {trace.id}, step {k}: the recorded context does not end in this template's assistant header",
+                hint="the trace was recorded under another template; traces.token_ids=ignore renders it anew",
+            )
+        said = message.content or (message.tool_calls[0].name if message.tool_calls else "")
+        if said.strip() and said.strip()[:40] not in self.decode(message.token_ids):
+            raise SpliceError(
+                f"trace {trace.id}, step {k}: the recorded ids decode to something else than the message",
+                hint="the trace comes from another tokenizer; traces.token_ids=ignore renders it through this one's template",
+            )
+        return RenderedStep(context_ids, message.token_ids, header_ids, "ids")
+
+    def _rendered(
+        self, trace: Trace, k: int, message: Message, before: tuple[Message, ...], bare: str, with_header: str, header: str
+    ) -> RenderedStep:
+        notes: list[str] = []
+        whole = self.render((*before, message), trace.tools, header=False)
+        context = with_header
+        if not whole.startswith(with_header):
+            # the template shows a finished step under another header than it asks for one
+            header = self._finished_header(trace, before, bare)
+            context = bare + header
+            notes.append("rewritten_history")
+            if not whole.startswith(context):
+                raise TemplateError(f"trace {trace.id}, step {k}: the template rewrites the messages before the step")
+        context_ids = self.encode(context)
+        tail = whole[len(context) :]
+        whole_ids = self.encode(whole)
+        if message.raw_text is not None:
+            step_ids = self.encode(message.raw_text) + self._end_of_turn(tail)
+        elif whole_ids[: len(context_ids)] == context_ids:
+            step_ids = self._without_scaffold(whole_ids[len(context_ids) :])
+        else:
+            # a merge across the header's end: the student could only start a new token there
+            notes.append("boundary_retokenised")
+            step_ids = self._without_scaffold(self.encode(tail))
+        if not step_ids:
+            raise TemplateError(f"trace {trace.id}, step {k}: the template prints nothing for this message")
+        fidelity = self._fidelity(message, tail) if "rewritten_history" not in notes else "reserialised"
+        return RenderedStep(tuple(context_ids), tuple(step_ids), tuple(self.encode(header)), fidelity, tuple(notes))
+
+    def _finished_header(self, trace: Trace, before: tuple[Message, ...], bare: str) -> str:
+        probe = self.render((*before, Message(role="assistant", content=SENTINEL)), trace.tools, header=False)
+        at = probe.find(SENTINEL)
+        if at < 0 or not probe.startswith(bare):
+            raise TemplateError(f"trace {trace.id}: the template rewrites earlier messages when a step follows them")
+        return probe[len(bare) : at]
+
+    def _fidelity(self, message: Message, tail: str) -> Fidelity:
+        if message.raw_text is not None:
+            return "raw_text"
+        if message.tool_calls:
+            raw = all(c.arguments_form == "string" for c in message.tool_calls) and self.arguments_mode != "reserialised"
+            return "raw_text" if raw else "reserialised"
+        verbatim = bool(message.content) and not message.reasoning and tail.startswith(message.content or "")
+        return "raw_text" if verbatim else "reserialised"
+
+    def _without_scaffold(self, ids: list[int]) -> list[int]:
+        """Drop what the template prints after the end-of-turn token: the student never sampled it."""
+        for i in range(len(ids) - 1, -1, -1):
+            if ids[i] in self.special_ids:
+                return ids[: i + 1] if not self.decode(ids[i + 1 :]).strip() else ids
+        return ids
+
+    def _end_of_turn(self, tail: str) -> list[int]:
+        """The special token that ends a step in this template, if any."""
+        ids = self._without_scaffold(self.encode(tail))
+        return ids[-1:] if ids and ids[-1] in self.special_ids else []
+
+    def splice_point(self, context_ids: Sequence[int], context: str, char: int) -> tuple[int, bool]:
+        """Where in `context_ids` a hint belonging at character `char` of the rendered `context` goes.
+
+        `context_ids` may be recorded ids; only their end has to agree with the render. Returns the index, and whether
+        it had to move to the next token boundary.
+
+        Raises:
+            SpliceError: the end of the recorded context is not what the template prints.
+        """
+        ids, starts = self.encode_with_starts(context)
+        at = int(np.searchsorted(starts, char, side="left"))
+        shifted = at < len(starts) and starts[at] != char
+        rest = tuple(ids[at:])
+        if rest and tuple(context_ids[-len(rest) :]) != rest:
+            raise SpliceError(
+                "the recorded context does not end as this template prints it, so the hint has no exact place",
+                hint="traces.token_ids=ignore renders the trace anew",
+            )
+        return len(context_ids) - len(rest), shifted

@@ -1,0 +1,249 @@
+"""Rows → the report document.
+
+The document is versioned and described in `docs/report.md`. Probabilities are of sampled tokens; effects are nats.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from hintdistill.config import GateSection
+from hintdistill.movement import Movement
+from hintdistill.rollouts.evaluate import Evaluation
+from hintdistill.scoring import null_pass_rate
+from hintdistill.types import Critique, Injection, Target
+
+REPORT_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ReportInput:
+    """Everything a report is made from; what a run has not produced is empty."""
+
+    manifest: Mapping[str, Any]
+    trace_rows: Sequence[Mapping[str, Any]]
+    splits: Mapping[str, str]
+    """Split by trace row key."""
+    critique_rows: Sequence[Mapping[str, Any]]
+    critiques: Mapping[str, Critique]
+    injection_rows: Sequence[Mapping[str, Any]]
+    failures: Sequence[Mapping[str, Any]]
+    targets: Sequence[Target]
+    injections: Mapping[str, Injection]
+    """Injection by target key."""
+    contexts: Mapping[str, tuple[str, str]]
+    """By target key, the end of the context's text above the hint, and what stands between hint and step."""
+    trained: Sequence[str]
+    """Keys of the targets trained on."""
+    train_summary: Mapping[str, Any] | None
+    after: Mapping[str, np.ndarray]
+    """By target key, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
+    evaluations: Mapping[str, Mapping[str, Evaluation]]
+    """By split, then `before` and `after`."""
+    off_target: Mapping[str, Movement]
+    warnings: Sequence[str] = field(default_factory=list)
+
+
+def build(data: ReportInput) -> dict[str, Any]:
+    """The report document; see `docs/report.md`."""
+    hints = [t for t in data.targets if t.kind == "hint"]
+    gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
+    first = next(iter(data.evaluations.values()), {})
+    tokens = sum(m.tokens for m in data.off_target.values())
+    kl = sum(m.kl_per_token * m.tokens for m in data.off_target.values()) / tokens if tokens else None
+    return {
+        "schema": REPORT_SCHEMA,
+        "run": {
+            "model": data.manifest["config"]["run"]["model"],
+            "critics": data.manifest["config"]["critic"]["use"],
+            "hint": data.manifest["config"]["inject"]["hint"],
+            "model_key": data.manifest.get("model"),
+            "prompts": data.manifest.get("prompts"),
+            "versions": data.manifest["versions"],
+            "config": data.manifest["config"],
+        },
+        "funnel": funnel(data, hints),
+        "environment": {
+            "before": asdict(first["before"]) if "before" in first else None,
+            "after": asdict(first["after"]) if "after" in first else None,
+            "splits": {s: {w: asdict(e) for w, e in by.items()} for s, by in data.evaluations.items()},
+        }
+        if data.evaluations
+        else None,
+        "off_target_kl_nats": kl,
+        "off_target": {name: asdict(m) for name, m in data.off_target.items()},
+        "effects": {
+            "all": effects(hints, data.after),
+            "accepted": effects([t for t in hints if t.accepted], data.after),
+            "rejected": effects([t for t in hints if not t.accepted], data.after),
+            "by_class": {c: effects([t for t in hints if t.error_class == c], data.after)
+                         for c in sorted({t.error_class or "" for t in hints})},
+            "by_split": {s: effects([t for t in hints if t.split == s], data.after) for s in ("train", "holdout")},
+        },
+        "gate": {"null_pass_rate": null_pass_rate(hints, gate), "bound": gate.max_null_pass_rate, **gate.model_dump()},
+        "weights": {
+            "recorded_gap_nats": _mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
+            "recorded_steps": sum(t.recorded_gap is not None for t in hints),
+            "engine_floor_nats": data.train_summary["engine_floor_nats"] if data.train_summary else None,
+        },
+        "train": dict(data.train_summary) if data.train_summary else None,
+        "warnings": list(data.warnings),
+        "findings": [_finding(t, data) for t in hints],
+        "unscored": [_unscored(r) for r in data.injection_rows if "injection" not in r],
+    }  # fmt: skip
+
+
+def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
+    """Counts by stage and reason."""
+    traces = [r for r in data.trace_rows if "trace" in r]
+    injections = [r["injection"] for r in data.injection_rows if "injection" in r]
+    notes = Counter(n.split(" ", 1)[0] for i in injections for n in i.get("notes", ()))
+    findings = [f for c in data.critiques.values() for f in c.findings]
+    rejected = [t for t in hints if not t.accepted]
+    trained = set(data.trained)
+    left = Counter(
+        "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}" for t in hints if t.accepted and t.key not in trained
+    )
+    return {
+        "read": {
+            "records": len(data.trace_rows),
+            "traces": len(traces),
+            "steps": sum(sum(m["role"] == "assistant" for m in r["trace"]["messages"]) for r in traces),
+            "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
+            "split": _count(data.splits.values()),
+        },
+        "critique": {
+            "verdicts": _count(c.verdict for c in data.critiques.values()),
+            "failed": _count(r["failure"]["reason"] for r in data.critique_rows if "failure" in r),
+            "findings": len(findings),
+            "by_class": _count(f.error_class for f in findings),
+            "usage": {name: sum(getattr(c.usage, name) for c in data.critiques.values())
+                      for name in ("requests", "prompt_tokens", "completion_tokens")},
+        },
+        "inject": {
+            "injections": len(injections),
+            "skipped": _count(r["skipped"] for r in data.injection_rows if "skipped" in r),
+            "failed": _count(r["failure"]["reason"] for r in data.injection_rows if "failure" in r),
+            "placements": _count("/".join(filter(None, (i["placement"], i.get("role")))) for i in injections),
+            "fidelity": _count(i["fidelity"] for i in injections),
+            "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
+            "notes": dict(notes),
+        },
+        "rescore": {
+            "scored": len(hints),
+            "failed": _count(f["reason"] for f in data.failures),
+            "accepted": len(hints) - len(rejected),
+            "rejected": len(rejected),
+            "reasons": _count(r for t in rejected for r in t.reasons),
+            "anchors": sum(t.kind == "anchor" for t in data.targets),
+        },
+        "train": {
+            "hints": sum(t.key in trained for t in hints),
+            "anchors": sum(t.key in trained for t in data.targets if t.kind == "anchor"),
+            "left_out": dict(left) if trained else {},
+        },
+    }  # fmt: skip
+
+
+def effects(targets: Sequence[Target], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What hints did at the decision token, over some findings; what training made of it where it is known."""
+    decided = [t for t in targets if t.decision is not None]
+    drops = [t.decision.effect for t in decided if t.decision]
+    known = [t for t in decided if t.key in after]
+    return {
+        "n": len(targets),
+        "with_decision": len(decided),
+        "accepted": sum(t.accepted for t in targets),
+        "decision_effect_mean_nats": _mean(drops),
+        "decision_effect_median_nats": float(np.median(drops)) if drops else None,
+        "specificity_mean_nats": _mean([t.specificity for t in targets if t.specificity is not None]),
+        "legal_mass_gain_mean": _mean([t.legal_mass_gain for t in targets if t.legal_mass_gain is not None]),
+        "error_probability": {
+            "before": _mean([float(np.exp(t.decision.logprob_plain)) for t in decided if t.decision]),
+            "hinted": _mean([float(np.exp(t.decision.logprob_hinted)) for t in decided if t.decision]),
+            "after": _mean([float(np.exp(after[t.key][t.decision.position])) for t in known if t.decision]),
+        },
+    }
+
+
+def _finding(t: Target, data: ReportInput) -> dict[str, Any]:
+    injection = data.injections.get(t.key)
+    above, below = data.contexts.get(t.key, ("", ""))
+    after = data.after.get(t.key)
+    decision = t.decision
+    return {
+        "key": t.key,
+        "trace": t.trace_id,
+        "step": t.step,
+        "split": t.split,
+        "error_class": t.error_class,
+        "quote": injection.finding.quote if injection else None,
+        "critic": injection.finding.critic if injection else None,
+        "evidence": injection.finding.evidence if injection else None,
+        "hint": t.hint,
+        "placement": "/".join(filter(None, (injection.placement, injection.role))) if injection else None,
+        "notes": list(injection.notes) if injection else [],
+        "fidelity": t.fidelity,
+        "accepted": t.accepted,
+        "reasons": list(t.reasons),
+        "guards": list(t.guards),
+        "trained": t.key in set(data.trained),
+        "decision": None if decision is None else {
+            "position": decision.position, "token": decision.token, "instead": decision.instead,
+            "before": float(np.exp(decision.logprob_plain)), "hinted": float(np.exp(decision.logprob_hinted)),
+            "after": None if after is None else float(np.exp(after[decision.position])), "effect_nats": decision.effect,
+        },
+        "specificity_nats": t.specificity,
+        "legal_mass_gain": t.legal_mass_gain,
+        "placebos": [{"kind": p.kind, "text": p.text, "passes": not p_reasons,
+                      "effect_nats": float(p.hint_effect[decision.position]) if decision else None}
+                     for p, p_reasons in _judged(t, data)],
+        "context_above": above,
+        "context_below": below,
+        "tokens": [
+            {"text": text, "quoted": t.span[0] <= i < t.span[1], "before": float(np.exp(t.plain_sampled[i])),
+             "hinted": float(np.exp(t.teacher_sampled[i])), "after": None if after is None else float(np.exp(after[i])),
+             "instead": t.instead[i]}
+            for i, text in enumerate(t.tokens)
+        ],
+    }  # fmt: skip
+
+
+def _judged(t: Target, data: ReportInput) -> list[tuple[Any, tuple[str, ...]]]:
+    from hintdistill.scoring import judge
+
+    gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
+    return [(p, judge(p.measurement, (), gate)) for p in t.placebos]
+
+
+def _unscored(row: Mapping[str, Any]) -> dict[str, Any]:
+    finding = row["finding"]
+    failure = row.get("failure", {})
+    return {
+        "trace": row["trace_id"],
+        "step": finding["step"],
+        "error_class": finding["error_class"],
+        "quote": finding.get("quote"),
+        "reason": row.get("skipped") or failure.get("reason"),
+        "message": failure.get("message"),
+    }
+
+
+def _count(items: Any) -> dict[str, int]:
+    return dict(sorted(Counter(items).items()))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def dumps(document: Mapping[str, Any]) -> str:
+    """The document as JSON; refuses NaN, which would not be JSON."""
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)

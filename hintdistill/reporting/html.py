@@ -1,0 +1,54 @@
+"""The report document as one self-contained HTML file: no script from elsewhere, no font, no image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hintdistill.reporting import printable
+
+
+def render_html(document: Mapping[str, Any], max_findings: int) -> str:
+    """The whole page. Trace text is escaped by the template engine, control characters are shown."""
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(safe_text=printable, pct=_percent, num=_number, heat=_heat)
+    findings = sorted(document["findings"], key=lambda f: (not f["accepted"], f["split"] != "holdout", f["trace"], f["step"]))
+    shown = _varied(findings, max_findings)
+    return env.get_template("report.html.jinja").render(doc=document, shown=shown)
+
+
+def _varied(findings: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """The first n, the error classes and the accepted/rejected in turn, so that a short list shows every kind."""
+    lanes: dict[tuple[bool, str], list[dict[str, Any]]] = {}
+    for finding in findings:
+        lanes.setdefault((finding["accepted"], finding["error_class"] or ""), []).append(finding)
+    out: list[dict[str, Any]] = []
+    while len(out) < n and any(lanes.values()):
+        for lane in lanes.values():
+            if lane and len(out) < n:
+                out.append(lane.pop(0))
+    return out
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _heat(probability: float | None) -> str:
+    """Background for a token: red where it is unlikely, clear where it is certain."""
+    if probability is None:
+        return "transparent"
+    return f"rgba(214, 51, 51, {0.75 * (1 - probability) ** 1.5:.3f})"

@@ -1,0 +1,86 @@
+"""The report document in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hintdistill.reporting import printable
+
+
+def show_summary(document: Mapping[str, Any], console: Console) -> None:
+    """Funnel, effects by class, environment, off-target movement."""
+    f, e = document["funnel"], document["effects"]
+    console.print(
+        f"[bold]{f['read']['traces']}[/] traces → [bold]{f['critique']['findings']}[/] findings → "
+        f"[bold]{f['inject']['injections']}[/] injections → [bold]{f['rescore']['accepted']}[/] accepted → "
+        f"[bold]{f['train']['hints']}[/] trained"
+    )
+    if f["rescore"]["reasons"]:
+        console.print("rejected: " + ", ".join(f"{n} {r}" for r, n in f["rescore"]["reasons"].items()))
+    table = Table("error class", "findings", "accepted", "before", "hinted", "after", title="probability of the error", title_justify="left")
+    for name, x in [*e["by_class"].items(), ("held-out traces", e["by_split"]["holdout"])]:
+        p = x["error_probability"]
+        table.add_row(escape(printable(name)), str(x["n"]), str(x["accepted"]), *(_number(p[k]) for k in ("before", "hinted", "after")))
+    console.print(table)
+    if document["environment"]:
+        table = Table("split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left")
+        for split, by in document["environment"]["splits"].items():
+            for when, x in by.items():
+                table.add_row(split, when, str(x["episodes"]), f"{x['success_rate']:.1%}", f"{x['error_rate']:.1%}")
+        console.print(table)
+    if document["off_target_kl_nats"] is not None:
+        console.print(f"off-target KL {document['off_target_kl_nats']:.5f} nats per token")
+    rate = document["gate"]["null_pass_rate"]
+    if rate is not None:
+        console.print(f"placebos that pass the gate: {rate:.1%}")
+    for warning in document["warnings"]:
+        console.print(f"[yellow]warning:[/] {escape(printable(warning))}")
+
+
+def show_finding(finding: Mapping[str, Any], console: Console) -> None:
+    """One finding: the hint in place, and the step's tokens before, under the hint and after."""
+    verdict = "[green]accepted[/]" if finding["accepted"] else f"[red]{', '.join(finding['reasons'])}[/]"
+    console.print(f"[bold]{escape(printable(finding['trace']))}:{finding['step']}[/] {escape(finding['error_class'] or '')} {verdict}")
+    console.print(Text("…" + printable(finding["context_above"]), style="dim"))
+    console.print(Text(printable(finding["hint"] or ""), style="black on yellow"))
+    console.print(Text(printable(finding["context_below"]), style="dim"))
+    for when in ("before", "hinted", "after"):
+        if not finding["tokens"] or finding["tokens"][0][when] is None:
+            continue
+        line = Text(f"{when:>7} ")
+        for token in finding["tokens"]:
+            style = "on red" if token[when] < 0.1 else "on dark_red" if token[when] < 0.5 else ""
+            line.append(printable(token["text"]), style=style + (" underline" if token["quoted"] else ""))
+        console.print(line)
+    decision = finding["decision"]
+    if decision:
+        after = "" if decision["after"] is None else f", {decision['after']:.4f} after training"
+        console.print(
+            f"decision token {escape(printable(repr(decision['token'])))}: {decision['before']:.4f} → "
+            f"{decision['hinted']:.4f} under the hint{after}; the teacher says {escape(printable(repr(decision['instead'])))}"
+        )
+
+
+def show_findings(document: Mapping[str, Any], console: Console) -> None:
+    """One line per finding."""
+    table = Table("trace:step", "class", "split", "before", "hinted", "after", "verdict")
+    for x in document["findings"]:
+        d = x["decision"] or {"before": None, "hinted": None, "after": None}
+        verdict = "accepted" if x["accepted"] else ", ".join(x["reasons"])
+        table.add_row(
+            escape(printable(f"{x['trace']}:{x['step']}")), escape(printable(x["error_class"] or "")), x["split"],
+            *(_number(d[k]) for k in ("before", "hinted", "after")), verdict,
+        )  # fmt: skip
+    for x in document["unscored"]:
+        table.add_row(escape(printable(f"{x['trace']}:{x['step']}")), escape(printable(x["error_class"])), "", "", "", "", x["reason"] or "")
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,1 @@
+"""Fresh traces from the current student, and its success in an environment."""

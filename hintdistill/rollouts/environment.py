@@ -1,0 +1,60 @@
+"""The Environment protocol: how an environment is asked for fresh traces and for success.
+
+An environment is small on purpose, so that a verifiers, OpenEnv or Gymnasium-style tool environment wraps in a few
+lines: `reset` gives the opening messages and the tool schemas, `step` takes one assistant message and gives the
+messages that answer it. A `TaskSuite` says which tasks exist; `check` is optional and only ever used to measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from hintdistill.types import Finding, Message, Trace
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the student sees first."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the environment answers to one assistant message. With `done`, `reward` says how the episode went."""
+
+    messages: tuple[Message, ...]
+    done: bool
+    reward: float | None = None
+
+
+class Environment(Protocol):
+    """One episode at a time. Not shared between threads."""
+
+    def reset(self, task: str) -> Start:
+        """Begin `task`. Raises ValueError for a task it does not know."""
+        ...
+
+    def step(self, message: Message) -> Reply:
+        """Answer one assistant message; `message.tool_calls` holds what was parsed from its text."""
+        ...
+
+
+@runtime_checkable
+class TaskSuite(Protocol):
+    """A set of tasks, split once and for all, and the environments to run them in."""
+
+    def splits(self) -> dict[str, Sequence[str]]:
+        """Task names by split, e.g. `train`, `validation`, `test`."""
+        ...
+
+    def make(self) -> Environment:
+        """A fresh environment."""
+        ...
+
+    def check(self, trace: Trace) -> Sequence[Finding]:
+        """The errors the environment itself can see in a trace. Measures; never selects what is trained on."""
+        ...
