@@ -108,10 +108,14 @@ class LLMSection(Section):
     timeout_s: float = Field(default=120.0, gt=0)
     retries: int = Field(default=3, ge=0)
     concurrency: int = Field(default=8, ge=1)
-    structured: Literal["json_schema", "none"] = "json_schema"
-    """`json_schema` asks the server to constrain its output; `none` only validates what comes back."""
+    structured: Literal["json_schema", "json_schema_strict", "none"] = "json_schema"
+    """`json_schema` asks the server to constrain its output, lengths bounded; `json_schema_strict` keeps to the subset
+    that strict modes of cloud services take; `none` only validates what comes back."""
+    max_findings: int = Field(default=8, ge=1)
+    """Bound on the findings of one answer, under `json_schema`."""
     repair_rounds: int = Field(default=1, ge=0, le=3)
-    seed: int | None = 0
+    seed: int | None = None
+    """Sent with each request where it is set; not every server takes one."""
 
 
 class CriticSection(Section):

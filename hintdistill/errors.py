@@ -41,6 +41,10 @@ class PromptError(ConfigError):
     """A prompt does not parse, uses an unknown variable, or fails to render."""
 
 
+class NoHintError(PromptError):
+    """A finding has no hint, and its error class no template."""
+
+
 class InputError(HintdistillError):
     """A trace, model or other input cannot be used."""
 
@@ -61,6 +65,10 @@ class TemplateError(ModelError):
 
 class SpliceError(InputError):
     """The hint cannot be inserted, or the step's tokens cannot be told apart from their context."""
+
+
+class QuoteNotFoundError(SpliceError):
+    """The critic's quote is nowhere in the step."""
 
 
 class ContextLengthError(InputError):

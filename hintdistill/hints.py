@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from hintdistill.errors import PromptError
+from hintdistill.errors import NoHintError, PromptError
 from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
 from hintdistill.types import Finding, Trace
 
@@ -57,13 +57,14 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
     """The critic's own words, or the template of the error class.
 
     Raises:
-        PromptError: the finding has no hint and its class no template, or the template lacks a fact.
+        NoHintError: the finding has no hint and its class no template.
+        PromptError: the template lacks a fact.
     """
     if finding.hint:
         return finding.hint
     name = hint_name(finding.error_class)
     if not library.has(name):
-        raise PromptError(
+        raise NoHintError(
             f"the finding has no hint and the error class {finding.error_class!r} no template",
             hint=f"add {name} to the folder critic.prompts names, or let the critic write the hint",
         )

@@ -12,15 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from hintdistill.config import InjectSection
-from hintdistill.errors import SpliceError, TemplateError
+from hintdistill.errors import QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.hints import guards, hint_text, placebo_texts
 from hintdistill.legal import legal_continuations
 from hintdistill.prompts import PromptLibrary
 from hintdistill.quotes import locate, tokens_in
 from hintdistill.rendering import RenderedStep, Renderer
 from hintdistill.types import Finding, HintRole, Injection, Message, PlaceboBlock, Placement, Trace
+
+
+QuoteFound = Literal["exact", "normalised", "whole_step"]
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,9 @@ class StepSite:
     def __init__(self, trace: Trace, step: int, renderer: Renderer) -> None:
         """Render the step. Raises TemplateError or SpliceError; see `Renderer.step`."""
         self.trace, self.step, self.renderer = trace, step, renderer
-        self.before = trace.before(step)
         self.rendered: RenderedStep = renderer.step(trace, step)
-        self.bare = renderer.render(self.before, trace.tools, header=False)
-        self.header = renderer.decode(self.rendered.header_ids)
+        self.opening = self.rendered.opening
         self.text, self.spans = renderer.token_spans(self.rendered.step_ids)
-
-    @property
-    def context_text(self) -> str:
-        """The context as the template prints it."""
-        return self.bare + self.header
 
     @cached_property
     def known_text(self) -> str:
@@ -69,20 +66,18 @@ class StepSite:
         return self._in_observation(text)
 
     def _as_message(self, text: str, role: HintRole) -> Splice:
-        message = Message(role=role, content=text)
-        render, tools = self.renderer.render, self.trace.tools
+        opening, message = self.opening, Message(role=role, content=text)
         notes: list[str] = []
-        hinted = render((*self.before, message), tools, header=False)
-        block: str | None = None
-        if hinted.startswith(self.bare):
-            block = hinted[len(self.bare) :]
+        hinted = self.renderer.render((*opening.before, message), opening.tools, header=False)
+        if hinted.startswith(opening.bare):
+            block: str | None = hinted[len(opening.bare) :].removesuffix(opening.trailer)
         else:
             # the hint message makes the template rewrite what stands above it
             block = self._minimal_block(message)
             notes.append("spliced_block")
         if block is None or text.strip() not in block:
             raise TemplateError(f"the template drops a {role} message in this place")
-        at, shifted = self.renderer.splice_point(self.rendered.context_ids, self.context_text, len(self.bare))
+        at, shifted = self.renderer.splice_point(self.rendered.context_ids, opening.text, len(opening.bare))
         if shifted:
             raise SpliceError("the assistant header does not begin at a token boundary")
         return Splice(at, tuple(self.renderer.encode(block)), "message", role, tuple(notes))
@@ -90,26 +85,27 @@ class StepSite:
     def _minimal_block(self, message: Message) -> str | None:
         """The hint message as the template prints it after a short conversation."""
         user, assistant = Message(role="user", content="Hello"), Message(role="assistant", content="Hello")
-        for opening in ((user,), (user, assistant)):
+        for start in ((user,), (user, assistant)):
             try:
-                short = self.renderer.render(opening, (), header=False)
-                longer = self.renderer.render((*opening, message), (), header=False)
+                short = self.renderer.opening(start, ())
+                longer = self.renderer.render((*start, message), (), header=False)
             except TemplateError:
                 continue
-            if longer.startswith(short):
-                return longer[len(short) :]
+            if longer.startswith(short.bare):
+                return longer[len(short.bare) :].removesuffix(short.trailer)
         return None
 
     def _in_observation(self, text: str) -> Splice:
-        last = self.before[-1] if self.before else None
+        opening = self.opening
+        last = opening.before[-1] if opening.before else None
         if last is None or last.role not in ("tool", "user"):
             raise SpliceError("there is no observation right above the step")
         longer = last.model_copy(update={"content": (last.content or "") + text})
-        hinted = self.renderer.render((*self.before[:-1], longer), self.trace.tools, header=False)
-        char = _insertion_point(self.bare, hinted, text)
+        hinted = self.renderer.render((*opening.before[:-1], longer), opening.tools, header=False)
+        char = _insertion_point(opening.bare + opening.trailer, hinted, text)
         if char is None:
             raise TemplateError("the template does not print the last observation verbatim")
-        at, shifted = self.renderer.splice_point(self.rendered.context_ids, self.context_text, char)
+        at, shifted = self.renderer.splice_point(self.rendered.context_ids, opening.text, char)
         return Splice(at, tuple(self.renderer.encode(text)), "observation", None, ("boundary_shifted",) if shifted else ())
 
 
@@ -168,7 +164,7 @@ class Injector:
             self._last = StepSite(trace, step, self.renderer)
         return self._last
 
-    def _span(self, site: StepSite, finding: Finding) -> tuple[tuple[int, int], str]:
+    def _span(self, site: StepSite, finding: Finding) -> tuple[tuple[int, int], QuoteFound]:
         whole = (0, len(site.rendered.step_ids))
         if not finding.quote:
             return whole, "whole_step"
@@ -177,7 +173,7 @@ class Injector:
         if found is not None and tokens is not None:
             return tokens, found[1]
         if not self.config.whole_step_without_quote:
-            raise SpliceError(
+            raise QuoteNotFoundError(
                 f"trace {site.trace.id}, step {site.step}: the quote {finding.quote[:60]!r} is nowhere in the step",
                 hint="inject.whole_step_without_quote=true uses the whole step instead",
             )

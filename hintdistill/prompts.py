@@ -14,6 +14,7 @@ Kinds, by folder:
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -158,8 +159,9 @@ def shipped_library() -> PromptLibrary:
 
 
 def hint_name(error_class: str) -> str:
-    """The hint template of an error class."""
-    return f"hints/{error_class}.jinja"
+    """The hint template of an error class; a class that is no plain name (a critic may write anything) has none."""
+    plain = re.fullmatch(r"\w[\w-]*", error_class) is not None
+    return f"hints/{error_class if plain else 'no template'}.jinja"
 
 
 def hint_classes(library: PromptLibrary) -> Sequence[str]:

@@ -18,7 +18,7 @@ import json
 import re
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,25 @@ ArgumentsMode = Literal["raw", "raw_spliced", "reserialised"]
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What stands above a step, as the template prints it."""
+
+    before: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...]
+    bare: str
+    """The messages."""
+    header: str
+    """The assistant header that the generation prompt adds."""
+    trailer: str
+    """What the template closes a conversation with when no header follows; it is no part of any context."""
+
+    @property
+    def text(self) -> str:
+        """The context."""
+        return self.bare + self.header
+
+
+@dataclass(frozen=True)
 class RenderedStep:
     """A step and its context as token ids."""
 
@@ -42,7 +61,9 @@ class RenderedStep:
     header_ids: tuple[int, ...]
     """The assistant header: the end of `context_ids` that the template's generation prompt added."""
     fidelity: Fidelity
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    opening: Opening
+    """The same context as text; recorded ids may spell it with other tokens."""
 
 
 class Renderer:
@@ -182,21 +203,29 @@ class Renderer:
 
     @cached_property
     def arguments_mode(self) -> ArgumentsMode:
-        """What the template does with arguments, found out by rendering one call."""
+        """What the template does with arguments, found out by rendering one call with a string and with an object.
+
+        `raw` only if the string is printed where the object's JSON would be: some templates print a string as it is
+        but spell an object out in a syntax of their own, and the object is what a server hands them.
+        """
         raw = '{"hd_probe":  [1,2]}'
-        for mode, arguments in (("raw", raw), ("raw_spliced", {self._placeholder.format(0): 0})):
-            call = {"type": "function", "id": "call12345", "function": {"name": "hd_tool", "arguments": arguments}}
-            try:
-                text = self._apply(
-                    [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}], (), False
-                )
-            except TemplateError:
-                continue
-            if mode == "raw" and raw in text:
-                return "raw"
-            if mode == "raw_spliced" and self._placeholder_pattern(0).search(text):
-                return "raw_spliced"
-        return "reserialised"
+        printed = self._probe(raw)
+        as_string = None if printed is None or raw not in printed else printed.replace(raw, SENTINEL, 1)
+        dumped = self._probe({self._placeholder.format(0): 0})
+        as_object = None
+        if dumped is not None and self._placeholder_pattern(0).search(dumped):
+            as_object = self._placeholder_pattern(0).sub(SENTINEL, dumped, count=1)
+        if as_string is not None and (as_string == as_object or dumped is None):
+            return "raw"
+        return "raw_spliced" if as_object is not None else "reserialised"
+
+    def _probe(self, arguments: Any) -> str | None:
+        call = {"type": "function", "id": "call12345", "function": {"name": "hd_tool", "arguments": arguments}}
+        talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        try:
+            return self._apply(talk, (), False)
+        except TemplateError:
+            return None
 
     # -- steps --------------------------------------------------------------------------------------------------
 
@@ -208,54 +237,66 @@ class Renderer:
             SpliceError: recorded ids that do not belong to this tokenizer or template.
         """
         message, before = trace.step(k), trace.before(k)
-        bare = self.render(before, trace.tools, header=False)
-        with_header = self.render(before, trace.tools, header=True)
-        if not with_header.startswith(bare):
-            raise TemplateError(f"trace {trace.id}, step {k}: the template's generation prompt rewrites the conversation")
-        header = with_header[len(bare) :]
+        opening = self.opening(before, trace.tools)
         if message.token_ids is not None:
-            return self._recorded(trace, k, message, with_header, header)
-        return self._rendered(trace, k, message, before, bare, with_header, header)
+            return self._recorded(trace, k, message, opening)
+        return self._rendered(trace, k, message, opening)
 
-    def _recorded(self, trace: Trace, k: int, message: Message, context: str, header: str) -> RenderedStep:
+    def opening(self, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Opening:
+        """What stands above a step: the messages, and the header the generation prompt adds.
+
+        Raises:
+            TemplateError: the generation prompt changes more than the end of the conversation.
+        """
+        closed = self.render(before, tools, header=False)
+        asked = self.render(before, tools, header=True)
+        bare, trailer = closed, ""
+        if not asked.startswith(closed):
+            # a template may close a conversation with an end-of-text token unless a header follows
+            (ids, _), (other, starts) = self.encode_with_starts(closed), self.encode_with_starts(asked)
+            common = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+            bare = asked[: starts[common]] if common < len(starts) else asked
+            trailer = closed[len(bare) :]
+            if not closed.startswith(bare) or not set(self.encode(trailer.strip())) <= self.special_ids:
+                raise TemplateError("the template's generation prompt rewrites the conversation")
+        return Opening(tuple(before), tuple(tools), bare, asked[len(bare) :], trailer)
+
+    def _recorded(self, trace: Trace, k: int, message: Message, opening: Opening) -> RenderedStep:
         assert message.token_ids is not None
-        context_ids = message.prompt_token_ids or tuple(self.encode(context))
+        where = f"trace {trace.id}, step {k}"
+        context_ids = message.prompt_token_ids or tuple(self.encode(opening.text))
         top = max(max(context_ids), max(message.token_ids))
         if top >= len(self.tokenizer):
             raise SpliceError(
-                f"trace {trace.id}, step {k}: recorded id {top} is outside this tokenizer's {len(self.tokenizer)} entries",
+                f"{where}: recorded id {top} is outside this tokenizer's {len(self.tokenizer)} entries",
                 hint="the trace comes from another model; traces.token_ids=ignore renders it through this one's template",
             )
-        header_ids = tuple(self.encode(header))
+        header_ids = tuple(self.encode(opening.header))
         if header_ids and context_ids[-len(header_ids) :] != header_ids:
             raise SpliceError(
-                f"trace {trace.id}, step {k}: the recorded context does not end in this template's assistant header",
+                f"{where}: the recorded context does not end in this template's assistant header",
                 hint="the trace was recorded under another template; traces.token_ids=ignore renders it anew",
             )
         said = message.content or (message.tool_calls[0].name if message.tool_calls else "")
         if said.strip() and said.strip()[:40] not in self.decode(message.token_ids):
             raise SpliceError(
-                f"trace {trace.id}, step {k}: the recorded ids decode to something else than the message",
+                f"{where}: the recorded ids decode to something else than the message",
                 hint="the trace comes from another tokenizer; traces.token_ids=ignore renders it through this one's template",
             )
-        return RenderedStep(context_ids, message.token_ids, header_ids, "ids")
+        return RenderedStep(context_ids, message.token_ids, header_ids, "ids", (), opening)
 
-    def _rendered(
-        self, trace: Trace, k: int, message: Message, before: tuple[Message, ...], bare: str, with_header: str, header: str
-    ) -> RenderedStep:
-        notes: list[str] = []
-        whole = self.render((*before, message), trace.tools, header=False)
-        context = with_header
-        if not whole.startswith(with_header):
+    def _rendered(self, trace: Trace, k: int, message: Message, opening: Opening) -> RenderedStep:
+        where, notes = f"trace {trace.id}, step {k}", []
+        whole = self.render((*opening.before, message), trace.tools, header=False).removesuffix(opening.trailer)
+        if not whole.startswith(opening.text):
             # the template shows a finished step under another header than it asks for one
-            header = self._finished_header(trace, before, bare)
-            context = bare + header
+            opening = self._finished_opening(message, opening)
             notes.append("rewritten_history")
-            if not whole.startswith(context):
-                raise TemplateError(f"trace {trace.id}, step {k}: the template rewrites the messages before the step")
-        context_ids = self.encode(context)
-        tail = whole[len(context) :]
-        whole_ids = self.encode(whole)
+            if not whole.startswith(opening.text):
+                raise TemplateError(f"{where}: the template rewrites the messages before the step")
+        context_ids, whole_ids = self.encode(opening.text), self.encode(whole)
+        tail = whole[len(opening.text) :]
+        self._must_print(message, tail, where)
         if message.raw_text is not None:
             step_ids = self.encode(message.raw_text) + self._end_of_turn(tail)
         elif whole_ids[: len(context_ids)] == context_ids:
@@ -264,25 +305,41 @@ class Renderer:
             # a merge across the header's end: the student could only start a new token there
             notes.append("boundary_retokenised")
             step_ids = self._without_scaffold(self.encode(tail))
-        if not step_ids:
-            raise TemplateError(f"trace {trace.id}, step {k}: the template prints nothing for this message")
         fidelity = self._fidelity(message, tail) if "rewritten_history" not in notes else "reserialised"
-        return RenderedStep(tuple(context_ids), tuple(step_ids), tuple(self.encode(header)), fidelity, tuple(notes))
+        header_ids = tuple(self.encode(opening.header))
+        return RenderedStep(tuple(context_ids), tuple(step_ids), header_ids, fidelity, tuple(notes), opening)
 
-    def _finished_header(self, trace: Trace, before: tuple[Message, ...], bare: str) -> str:
-        probe = self.render((*before, Message(role="assistant", content=SENTINEL)), trace.tools, header=False)
-        at = probe.find(SENTINEL)
-        if at < 0 or not probe.startswith(bare):
-            raise TemplateError(f"trace {trace.id}: the template rewrites earlier messages when a step follows them")
-        return probe[len(bare) : at]
+    def _finished_opening(self, message: Message, opening: Opening) -> Opening:
+        """The opening under the header that this template shows above a finished step."""
+        probes = [{"reasoning": SENTINEL}] if message.reasoning else []
+        for update in (*probes, {"content": SENTINEL, "tool_calls": ()}):
+            probe = message.model_copy(update=update)
+            text = self.render((*opening.before, probe), opening.tools, header=False)
+            at = text.find(SENTINEL)
+            if at >= 0 and text.startswith(opening.bare):
+                return replace(opening, header=text[len(opening.bare) : at])
+        raise TemplateError("the template rewrites earlier messages when a step follows them")
+
+    @staticmethod
+    def _must_print(message: Message, tail: str, where: str) -> None:
+        """Refuse a template that leaves out what the student did."""
+        missing = [f"the call of {c.name}" for c in message.tool_calls if c.name not in tail]
+        words = (message.content or "").split()
+        if words and (words[0] not in tail or words[-1] not in tail):
+            missing.append("the content")
+        if missing:
+            raise TemplateError(f"{where}: the chat template does not print {' or '.join(missing)} of this step")
 
     def _fidelity(self, message: Message, tail: str) -> Fidelity:
         if message.raw_text is not None:
             return "raw_text"
+        if message.reasoning:
+            # a server cut the reasoning out; the white space around it is the template's guess
+            return "reserialised"
         if message.tool_calls:
             raw = all(c.arguments_form == "string" for c in message.tool_calls) and self.arguments_mode != "reserialised"
             return "raw_text" if raw else "reserialised"
-        verbatim = bool(message.content) and not message.reasoning and tail.startswith(message.content or "")
+        verbatim = bool(message.content) and tail.startswith(message.content or "")
         return "raw_text" if verbatim else "reserialised"
 
     def _without_scaffold(self, ids: list[int]) -> list[int]:

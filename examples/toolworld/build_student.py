@@ -31,7 +31,7 @@ from hintdistill.types import Message  # noqa: E402
 STUDENT = HERE / "student"
 CORPUS = HERE / "corpus.npz"
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<tools>", "</tools>", "<tool_call>", "</tool_call>")
-EPISODES = 36_000
+EPISODES = 40_000
 VOCAB = 1024
 MAX_POSITIONS = 65_536
 SEED = 11

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hints import TRAINED, shuffled, slots
+from hints import TRAINED, shuffled, slots, spoken
 from world import (
     GIVE_UP,
     HABITS,
@@ -25,7 +26,7 @@ from world import (
 
 from hintdistill.types import Message, ToolCall
 
-RATES = {"unknown_tool": 0.62, "wrong_argument": 0.42, "skipped_lookup": 0.86, "ignored_error": 1.0}
+RATES = {"unknown_tool": 0.68, "wrong_argument": 0.50, "skipped_lookup": 0.88, "ignored_error": 1.0}
 """How often each habit fires at its trigger without a relevant hint. The trained student overshoots by a tenth or so,
 which is why these are below the rates aimed at (.75, .6, .9, 1)."""
 
@@ -36,12 +37,12 @@ TRIGGER_MIX = {
 }  # fmt: skip
 """The natural mix of tasks."""
 CORPUS_MIX = {
-    "none": 0.14, "given": 0.07, "alias": 0.20, "noun": 0.20, "urgent": 0.16,
-    "near_alias": 0.08, "near_noun": 0.10, "near_urgent": 0.05,
+    "none": 0.08, "given": 0.06, "renamed": 0.13, "alias": 0.18, "noun": 0.18, "urgent": 0.17,
+    "near_alias": 0.07, "near_noun": 0.08, "near_urgent": 0.05,
 }  # fmt: skip
 """The mix of the student's corpus: more near-misses, so that it knows for sure when a habit's behaviour is right."""
 FAULT_MIX = {"none": 0.55, "timeout": 0.30, "busy": 0.09, "warning": 0.06}
-P_RELEVANT = {"unknown_tool": 0.32, "wrong_argument": 0.34, "skipped_lookup": 0.34, "ignored_error": 0.30}
+P_RELEVANT = {"unknown_tool": 0.32, "wrong_argument": 0.34, "skipped_lookup": 0.36, "ignored_error": 0.32}
 P_PLACEBO = 0.35
 P_NORMAL_CONFIRM = 0.06
 P_NORMAL_PLACEBO = 0.10
@@ -195,7 +196,7 @@ class Demonstrator:
     def _hint(self, habit: str, mode: str) -> str:
         if mode == "placebo":
             return self._placebo(habit)
-        return self.rng.choice(TRAINED[habit]).format(**facts(self.task.kind, habit, self._tools()))
+        return self._say(TRAINED[habit], facts(self.task.kind, habit, self._tools()))
 
     def _tools(self) -> str:
         return ", ".join(t["function"]["name"] for t in self.task.tools)
@@ -204,29 +205,32 @@ class Demonstrator:
         """A hint that agrees with what happens anyway."""
         kind = self.task.kind
         habit = self.rng.choice(HABITS if len(kind.calls) > 1 else tuple(h for h in HABITS if h != "skipped_lookup"))
-        if self.task.trigger.startswith("near_") or self.task.trigger in TRIGGER_HABIT:
+        if self.task.trigger.startswith(("near_", "renamed")) or self.task.trigger in TRIGGER_HABIT:
             return self._placebo(None)
-        return self.rng.choice(TRAINED[habit]).format(**facts(kind, habit, self._tools()))
+        return self._say(TRAINED[habit], facts(kind, habit, self._tools()))
 
     def _placebo(self, habit: str | None) -> str:
         """A hint that does not speak of `habit` at this step."""
         kind, tools = self.task.kind, self._tools()
         sort = draw(self.rng, PLACEBO_MIX)
         if sort == "shuffled" and habit is not None:
-            return shuffled(self.rng.choice(TRAINED[habit]).format(**facts(kind, habit, tools)), self.rng)
+            return shuffled(self._say(TRAINED[habit], facts(kind, habit, tools)), self.rng)
         if sort == "other_task":
             other = KINDS[self.rng.choice([k for k in KINDS if k != kind.name])]
             about = self.rng.choice([h for h in HABITS if h != "skipped_lookup" or len(other.calls) > 1])
             words = [w for w in TRAINED[about] if about != habit or slots(w) & {"wrong", "right", "tool"}]
             if about == habit == "wrong_argument" and (other.noun == kind.noun or other.entity == kind.entity):
                 words = [w for w in words if "tool" in slots(w)]
-            return self.rng.choice(words).format(**facts(other, about, tools))
+            return self._say(words, facts(other, about, tools))
         if sort == "other_habit" and habit is not None:
             about = self.rng.choice([h for h in HABITS if h != habit and (h, habit) != ("skipped_lookup", "unknown_tool")
                                      and (h != "skipped_lookup" or len(kind.calls) > 1)])  # fmt: skip
             words = [w for w in TRAINED[about] if about != "unknown_tool" or "right" not in slots(w)]
-            return self.rng.choice(words).format(**facts(kind, about, tools, self.rng.random() < 0.5))
-        return self.rng.choice(TRAINED["generic"])
+            return self._say(words, facts(kind, about, tools, self.rng.random() < 0.5))
+        return self._say(TRAINED["generic"], {})
+
+    def _say(self, words: Sequence[str], slots: dict[str, str]) -> str:
+        return spoken(self.rng.choice(words), self.rng).format(**slots)
 
 
 def facts(kind: Kind, habit: str, tools: str, misnamed: bool = False) -> dict[str, str]:

@@ -125,6 +125,21 @@ TRAINED = {name: words[:-2] for name, words in WORDINGS.items()}
 HELD_OUT = {name: words[-2:] for name, words in WORDINGS.items()}
 
 
+OPENINGS = ("", "", "", "Note: ", "Hint: ", "Careful. ", "Remember: ", "Important: ")
+SYNONYMS = {
+    "Call": ("Call", "Run", "Use"), "call": ("call", "run", "use"), "again": ("again", "once more", "another time"),
+    "failed": ("failed", "broke", "did not work"), "first": ("first", "before that", "at the start"),
+    "Retry": ("Retry", "Repeat", "Try again"), "Use": ("Use", "Take", "Choose"), "listed": ("listed", "in the list"),
+    "Never": ("Never", "Do not ever"), "Find": ("Find", "Look up", "Get"), "result": ("result", "value", "answer"),
+}  # fmt: skip
+
+
+def spoken(wording: str, rng: random.Random) -> str:
+    """A wording as the corpus has it: some words exchanged, sometimes with an opening, so that no phrase is learned by heart."""
+    words = [rng.choice(SYNONYMS[w]) if w in SYNONYMS and rng.random() < 0.5 else w for w in wording.split(" ")]
+    return rng.choice(OPENINGS) + " ".join(words)
+
+
 def slots(wording: str) -> set[str]:
     """The slot names of a wording."""
     return {name for _, name, _, _ in string.Formatter().parse(wording) if name}

@@ -39,7 +39,9 @@ GIVE_UP = "Sorry, I cannot do that."
 LISTED_TOOLS = 6
 MAX_STEPS = 8
 
-TRIGGERS = ("none", "given", "alias", "noun", "urgent", "near_alias", "near_noun", "near_urgent")
+TRIGGERS = ("none", "given", "renamed", "alias", "noun", "urgent", "near_alias", "near_noun", "near_urgent")
+"""`none` and `given` (the id stands in the request) are clean; so is `renamed`, where a tool or its argument has another
+name than usual: it occurs in the student's corpus only, to make it read the tool list."""
 FAULTS = ("none", "timeout", "busy", "warning")
 HABITS = ("unknown_tool", "wrong_argument", "skipped_lookup", "ignored_error")
 HELD_OUT_KINDS = ("population", "flight")
@@ -171,6 +173,25 @@ def _id_is_given(kind: Kind, trigger: str) -> bool:
     return trigger in ("given", "near_urgent") and bool(kind.given)
 
 
+VERBS = ("get", "find", "read", "fetch", "load", "query")
+PARAMS = ("subject", "key", "topic", "label", "item")
+
+
+def _first_names(rng: random.Random, kind: Kind, trigger: str) -> tuple[str, str]:
+    """Name and first parameter of the first tool, as this task lists them."""
+    tool, param = kind.calls[0].tool, kind.calls[0].param
+    if trigger == "near_alias":
+        return kind.alias_tool, param
+    if trigger == "near_noun":
+        return tool, kind.noun
+    if trigger == "renamed":
+        verb, _, rest = tool.partition("_")
+        if rng.random() < 0.5:
+            return f"{rng.choice([v for v in VERBS if v != verb])}_{rest}", param
+        return tool, rng.choice(PARAMS)
+    return tool, param
+
+
 ALL_CALLS = {c.tool: c for k in KINDS.values() for c in k.calls}
 
 
@@ -205,19 +226,22 @@ class Task:
         else:
             entity = invented_name(rng, new=parts[3] == "new")
         n = rng.randint(2, 9)
+        tool, param = _first_names(rng, kind, trigger)
         ids = tuple(str(rng.randint(10 ** (c.digits - 1), 10**c.digits - 1)) for c in kind.calls)
-        plan = cls._plan(kind, trigger, entity, n, ids)
+        plan = cls._plan(kind, trigger, entity, n, ids, tool, param)
         return cls(
             name, kind, trigger, fault, entity, n, ids,
             cls._request(rng, kind, trigger, entity, n, ids),
-            cls._tools(rng, kind, trigger),
+            cls._tools(rng, kind, tool, param),
             plan,
             kind.answer.format(entity=entity, value=ids[-1]),
         )  # fmt: skip
 
     @staticmethod
-    def _plan(kind: Kind, trigger: str, entity: str, n: int, ids: tuple[str, ...]) -> tuple[tuple[str, dict[str, Any]], ...]:
-        plan = []
+    def _plan(
+        kind: Kind, trigger: str, entity: str, n: int, ids: tuple[str, ...], tool: str, param: str
+    ) -> tuple[tuple[str, dict[str, Any]], ...]:
+        plan: list[tuple[str, dict[str, Any]]] = []
         for i, call in enumerate(kind.calls):
             args: dict[str, Any] = {call.param: entity if i == 0 else ids[i - 1]}
             if call.other:
@@ -225,11 +249,7 @@ class Task:
             plan.append((call.tool, args))
         if _id_is_given(kind, trigger):
             return tuple(plan[1:])
-        if trigger == "near_alias":
-            plan[0] = (kind.alias_tool, plan[0][1])
-        if trigger == "near_noun":
-            plan[0] = (plan[0][0], {kind.noun: entity})
-        return tuple(plan)
+        return ((tool, {param: entity}), *plan[1:])
 
     @staticmethod
     def _request(rng: random.Random, kind: Kind, trigger: str, entity: str, n: int, ids: tuple[str, ...]) -> str:
@@ -246,12 +266,8 @@ class Task:
         return text
 
     @staticmethod
-    def _tools(rng: random.Random, kind: Kind, trigger: str) -> tuple[dict[str, Any], ...]:
-        schemas = [call_schema(c) for c in kind.calls]
-        if trigger == "near_alias":
-            schemas[0] = call_schema(kind.calls[0], tool=kind.alias_tool)
-        if trigger == "near_noun":
-            schemas[0] = call_schema(kind.calls[0], param=kind.noun)
+    def _tools(rng: random.Random, kind: Kind, tool: str, param: str) -> tuple[dict[str, Any], ...]:
+        schemas = [call_schema(kind.calls[0], tool=tool, param=param), *(call_schema(c) for c in kind.calls[1:])]
         used = {c.tool for c in kind.calls}
         others = rng.sample([k for k in KINDS.values() if k.name != kind.name], len(KINDS) - 1)
         for other in others:
@@ -325,7 +341,7 @@ class ToolworldEnvironment:
                 call, value = task.kind.calls[i + offset], task.ids[i + offset]
                 break
         else:
-            call = ALL_CALLS.get(tool) or next(k.calls[0] for k in KINDS.values() if k.alias_tool == tool)
+            call = ALL_CALLS.get(tool) or next((k.calls[0] for k in KINDS.values() if k.alias_tool == tool), task.kind.calls[0])
             rng = random.Random(f"{task.name}:{tool}:{compact(args)}")
             value = str(rng.randint(10 ** (call.digits - 1), 10**call.digits - 1))
         result: dict[str, Any] = {call.gives: value}

@@ -13,7 +13,7 @@ import ipaddress
 import json
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import openai
@@ -24,7 +24,7 @@ from hintdistill.critics import Outcome, one_by_one
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.errors import ConfigError, InputError, ServiceError
 from hintdistill.prompts import PromptLibrary, hint_classes
-from hintdistill.types import Critique, Finding, Trace, Usage
+from hintdistill.types import Critique, Finding, Trace, Usage, Verdict
 
 VERSION = 1
 
@@ -43,12 +43,17 @@ class LLMFinding(BaseModel):
 
 
 class LLMAnswer(BaseModel):
-    """The critic's whole answer."""
+    """The critic's whole answer. No findings means no error, unless it abstains; so no answer can contradict itself."""
 
     model_config = ConfigDict(extra="forbid")
 
-    verdict: Literal["findings", "none", "abstain"]
+    abstain: bool
     findings: list[LLMFinding]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The answer in one word."""
+        return "findings" if self.findings else "abstain" if self.abstain else "none"
 
 
 class AnswerError(InputError):
@@ -59,13 +64,23 @@ class AnswerError(InputError):
         self.raw = raw
 
 
-def answer_schema(legal_steps: list[int]) -> dict[str, Any]:
-    """JSON schema of the answer, with the step numbers of this trace as the only legal ones."""
+def answer_schema(legal_steps: list[int], bounds: int | None = None) -> dict[str, Any]:
+    """JSON schema of the answer, with the step numbers of this trace as the only legal ones.
+
+    `bounds` limits the number of findings, and then also the length of every string, so that constrained decoding
+    always comes to an end. Some services refuse such keywords; without `bounds` the schema has none.
+    """
     schema = LLMAnswer.model_json_schema()
     steps = {"type": "integer", "enum": legal_steps}
     properties = schema["$defs"]["LLMFinding"]["properties"]
     properties["step"] = steps
     properties["caused_by"] = {"anyOf": [steps, {"type": "null"}]}
+    properties["confidence"] = {"type": "number", "enum": [n / 10 for n in range(11)]}
+    if bounds is not None:
+        properties["quote"]["anyOf"][0]["maxLength"] = 300
+        properties["error_class"]["maxLength"] = 48
+        properties["hint"]["maxLength"] = 400
+        schema["properties"]["findings"]["maxItems"] = bounds
     return schema
 
 
@@ -152,9 +167,13 @@ class LLMCritic:
                 "legal_steps": legal,
                 "checks": "\n".join(checks) or "nothing",
                 "error_classes": hint_classes(self.prompts),
-                "schema": json.dumps(answer_schema(legal)),
+                "schema": json.dumps(self._schema(trace)),
             },
         )
+
+    def _schema(self, trace: Trace) -> dict[str, Any]:
+        legal = list(range(len(trace.step_indices)))
+        return answer_schema(legal, self.config.max_findings if self.config.structured == "json_schema" else None)
 
     def ask(self, trace: Trace) -> Critique:
         """Critique one trace.
@@ -163,7 +182,7 @@ class LLMCritic:
             AnswerError: no valid answer after the repair rounds.
             ServiceError: the request failed; `retryable` False means that the next one will fail too.
         """
-        schema = answer_schema(list(range(len(trace.step_indices))))
+        schema = self._schema(trace)
         messages = [{"role": "user", "content": self.prompt(trace)}]
         usage, notes, problem, text = Usage(), [], "", ""
         for round_ in range(self.config.repair_rounds + 1):
@@ -209,8 +228,8 @@ class LLMCritic:
 
     def _complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> tuple[str, Usage]:
         extra: dict[str, Any] = {}
-        if self.config.structured == "json_schema":
-            spec = {"name": "critique", "schema": schema, "strict": True}
+        if self.config.structured != "none":
+            spec = {"name": "critique", "schema": schema, "strict": self.config.structured == "json_schema_strict"}
             extra["response_format"] = {"type": "json_schema", "json_schema": spec}
         if self.config.seed is not None:
             extra["seed"] = self.config.seed
@@ -263,6 +282,4 @@ def parse_answer(text: str, steps: int) -> LLMAnswer:
     for finding in answer.findings:
         if not 0 <= finding.step < steps:
             raise ValueError(f"step {finding.step} does not exist; the steps are 0..{steps - 1}")
-    if (answer.verdict == "findings") != bool(answer.findings):
-        raise ValueError(f"the verdict is {answer.verdict!r} but there are {len(answer.findings)} findings")
     return answer

@@ -99,10 +99,10 @@ class TransformersEngine:
             groups.setdefault(request.group if request.group is not None else f"\0{i}", []).append(i)
         out: list[Scores | None] = [None] * len(requests)
         for members in groups.values():
+            if len({requests[i].end - requests[i].start for i in members}) > 1:
+                raise ValueError("requests of one group must score steps of the same length")
             kept = union_rows([*(tops[i] for i in members), _sampled(requests[members[0]])[:, None]])
             for i in members:
-                if requests[i].end - requests[i].start != len(kept):
-                    raise ValueError("requests of one group must score steps of the same length")
                 out[i] = self._scores(requests[i], hidden[i], tops[i][:, 0], kept)
         return [s for s in out if s is not None]
 

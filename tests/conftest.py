@@ -1,0 +1,204 @@
+"""Shared pieces: tiny models that are built here, chat templates, the shipped example, real traces where they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.rendering import Renderer
+from hintdistill.types import Message, ToolCall, Trace
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLWORLD = ROOT / "examples" / "toolworld"
+STUDENT = TOOLWORLD / "student"
+TEMPLATES = Path(__file__).parent / "templates"
+REAL_TRACES = ROOT.parent / "shared" / "traces"
+
+sys.path.insert(0, str(TOOLWORLD))
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}, "unit": {"type": "string", "enum": ["celsius", "kelvin"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+TIME = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "description": "The time of a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(2)
+
+
+def call(name: str, arguments: str, call_id: str | None = "call00001") -> Message:
+    """An assistant message with one tool call."""
+    return Message(role="assistant", tool_calls=(ToolCall(name=name, arguments_raw=arguments, id=call_id),))
+
+
+def tool(content: str, call_id: str | None = "call00001", name: str | None = "get_weather") -> Message:
+    """A tool result."""
+    return Message(role="tool", content=content, tool_call_id=call_id, name=name)
+
+
+@pytest.fixture
+def weather_trace() -> Trace:
+    """A call of a tool that does not exist, its error, and an answer."""
+    return Trace(
+        id="weather",
+        messages=(
+            Message(role="system", content="Be brief."),
+            Message(role="user", content="What is the forecast for Paris?"),
+            call("get_forecast", '{"city":"Paris"}'),
+            tool('{"error":"unknown tool get_forecast"}'),
+            Message(role="assistant", content="It is 21 degrees in Paris."),
+        ),
+        tools=(WEATHER, TIME),
+    )
+
+
+def _config(arch: str) -> Any:
+    from transformers import (
+        Gemma2Config,
+        Gemma3TextConfig,
+        LlamaConfig,
+        MistralConfig,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
+
+    common = {
+        "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None,
+    }  # fmt: skip
+    return {
+        "llama": lambda: LlamaConfig(**common),
+        "qwen3": lambda: Qwen3Config(**common, head_dim=8),
+        "mistral_sliding": lambda: MistralConfig(**common, sliding_window=16, head_dim=8),
+        "gemma3_sliding": lambda: Gemma3TextConfig(**common, head_dim=8, sliding_window=16),
+        "gemma2_softcap": lambda: Gemma2Config(**common, head_dim=8, final_logit_softcapping=3.0),
+        "qwen3_moe": lambda: Qwen3MoeConfig(**common, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    }[arch]()
+
+
+ARCHITECTURES = ("llama", "qwen3", "mistral_sliding", "gemma3_sliding", "gemma2_softcap", "qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[str], Any]:
+    """A random model of an architecture, the same each time it is asked for; large weights make it opinionated."""
+    built: dict[str, Any] = {}
+
+    def build(arch: str) -> Any:
+        if arch not in built:
+            torch.manual_seed(7)
+            model = AutoModelForCausalLM.from_config(_config(arch)).eval()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 2:
+                        parameter.mul_(3.0)
+            built[arch] = model
+        return built[arch]
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def student_engine() -> TransformersEngine:
+    """The toolworld student."""
+    return TransformersEngine.load(STUDENT, dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def student_renderer() -> Renderer:
+    """The toolworld student's tokenizer and template."""
+    return Renderer.from_pretrained(STUDENT)
+
+
+_SPECIAL = re.compile(
+    r"<\|[^|>\s]{1,40}\|>|<｜[^｜>\s]{1,40}｜>|</?(?:think|tool_call|tool_response|start_of_turn|end_of_turn|arg_key|arg_value)>"
+    r"|<(?:\|?turn\|?|\|?channel\|?)>|\[/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|\[gMASK\]|<sop>|</?s>|<bos>|<eos>"
+)
+
+
+def renderer_for(template: str) -> Renderer:
+    """A renderer whose tokenizer knows the special tokens of a template, as a real model's tokenizer would."""
+    tokenizer = AutoTokenizer.from_pretrained(STUDENT)
+    special = sorted({*_SPECIAL.findall(template), "<s>", "</s>"})
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
+    tokenizer.chat_template = template
+    return Renderer(tokenizer)
+
+
+@pytest.fixture(scope="session")
+def own_template() -> Callable[[str], Renderer]:
+    """A renderer of a template in tests/templates."""
+    built: dict[str, Renderer] = {}
+
+    def get(name: str) -> Renderer:
+        if name not in built:
+            built[name] = renderer_for((TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8").rstrip("\n"))
+        return built[name]
+
+    return get
+
+
+OWN_TEMPLATES = tuple(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
+
+
+@pytest.fixture(scope="session")
+def merging_renderer() -> Renderer:
+    """A tokenizer that merges punctuation with the line break after it, as Qwen's and others do."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    pieces = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+                                  special_tokens=["<|im_start|>", "<|im_end|>", "</s>"])  # fmt: skip
+    tokenizer.train_from_iterator(['{"a":1}\n\n"}\n', "assistant user tool", "tool_response", "1}\n2", "x\n\n\ny"] * 50, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+    fast.chat_template = (TEMPLATES / "chatml_double_encode.jinja").read_text(encoding="utf-8").rstrip("\n")
+    return Renderer(fast)
+
+
+def published_templates() -> list[Path]:
+    """Chat templates of released models, as the trl wheel ships them; empty where it is not installed."""
+    spec = importlib.util.find_spec("trl")
+    if spec is None or not spec.submodule_search_locations:
+        return []
+    folder = Path(next(iter(spec.submodule_search_locations))) / "chat_templates"
+    return sorted(p for p in folder.glob("*.jinja") if "training" not in p.name)
+
+
+def real_file(*parts: str) -> Path:
+    """A real trace file; skips the test, saying so, where the folder is absent."""
+    path = REAL_TRACES.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real traces are not at {path}")
+    return path

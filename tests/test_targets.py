@@ -1,0 +1,93 @@
+"""Targets on disk: what is read is what was written, and what is not ours is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hintdistill.errors import InputError
+from hintdistill.targets import SCHEMA, TargetStore, context_hash
+from hintdistill.types import Measurement, Placebo, Target
+
+F = np.float32
+INF = np.inf
+
+
+def make_target(key: str = "a", **change) -> Target:
+    measurement = Measurement(1, 7, F(-3.25), F(-0.1), F(0), F(-1.5), None, F(-0.25))
+    base = Target(
+        key=key, trace_id="trace é", step=2, kind="hint", split="holdout", context_ids=np.array([5, 6, 7]), step_ids=np.array([8, 9]),
+        span=(1, 2), support_ids=np.array([[1, 8, 9], [4, 9, -1]]),
+        teacher_logprobs=np.array([[-0.1, -3, -5], [-1, -2, -INF]], F), plain_logprobs=np.array([[-1, -2, -3], [-0.5, -4, -INF]], F),
+        teacher_tail=np.array([-4.5, -INF], F), plain_tail=np.array([-2, -0.7], F), teacher_sampled=np.array([-3, -2], F),
+        plain_sampled=np.array([-2, -4], F), insert_at=1, block_ids=np.array([3, 3]), error_class="unknown_tool", hint="h",
+        fidelity="raw_text", measurement=measurement, placebos=(Placebo("generic", "p", np.array([0.125, -1], F), measurement),),
+        guards=("leak: x",), accepted=False, reasons=("leak",), tokens=("a", "b"), instead=("c", "d"), recorded_gap=F(0.5),
+        versions={"weights": "w", "renderer": "r"},
+    )  # fmt: skip
+    return replace(base, **change)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and (a == b).all()
+    if isinstance(a, Placebo):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
+    if isinstance(a, tuple) and a and isinstance(a[0], Placebo):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_nothing_is_lost_in_storage(tmp_path):
+    """float32 in, float32 out, bit by bit, infinities and padding included."""
+    targets = [make_target(), make_target("b", kind="anchor", measurement=None, placebos=(), error_class=None, hint=None, block_ids=np.zeros(0, np.int64))]
+    store = TargetStore(tmp_path / "targets")
+    store.append(targets)
+    back = list(store.read())
+    for before, after in zip(targets, back, strict=True):
+        for f in fields(Target):
+            assert same(getattr(before, f.name), getattr(after, f.name)), f.name
+    assert store.keys() == {"a", "b"}
+
+
+def test_a_row_is_enough_for_a_foreign_trainer(tmp_path):
+    """Plain pyarrow, none of this package: the distributions, where they belong and how they are weighted."""
+    TargetStore(tmp_path).append([make_target()])
+    row = pq.read_table(next(tmp_path.glob("part-*.parquet"))).to_pylist()[0]
+    assert row["first_position"] == 3 and row["step_ids"] == [8, 9]
+    assert row["context_sha256"] == context_hash(row["context_ids"])
+    assert [len(x) for x in row["support_ids"]] == [3, 2]
+    assert all(len(a) == len(b) for a, b in zip(row["support_ids"], row["teacher_logprobs"], strict=True))
+    assert row["token_weights"] == [0.0, 1.0]
+
+
+def test_parts_are_appended_and_a_torn_one_is_invisible(tmp_path):
+    store = TargetStore(tmp_path)
+    store.append([make_target("a")])
+    store.append([make_target("b")])
+    store.append([])
+    (tmp_path / "part-torn.writing").write_bytes(b"half")
+    assert store.keys() == {"a", "b"} and len(store.parts()) == 2
+
+
+def test_a_corrupt_part_is_named(tmp_path):
+    store = TargetStore(tmp_path)
+    store.append([make_target()])
+    part = store.parts()[0]
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(InputError, match=part.name) as caught:
+        list(store.read())
+    assert "--resume makes it again" in caught.value.hint
+
+
+def test_a_foreign_file_and_another_version_are_refused(tmp_path):
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "part-x.parquet")
+    with pytest.raises(InputError, match="holds no hintdistill targets"):
+        TargetStore(tmp_path).keys()
+    pq.write_table(pa.Table.from_pylist([], schema=SCHEMA.with_metadata({b"hintdistill.targets": b"99"})), tmp_path / "part-x.parquet")
+    with pytest.raises(InputError, match="target schema 99"):
+        list(TargetStore(tmp_path).read())
