@@ -15,14 +15,14 @@ _EXPORTS = {
     "Finding": "types",
     "Injection": "types",
     "Message": "types",
-    "ScoreRequest": "types",
-    "Scores": "types",
-    "Target": "types",
+    "ScoreRequest": "scores",
+    "Scores": "scores",
+    "Target": "scores",
     "ToolCall": "types",
     "Trace": "types",
     "HintdistillError": "errors",
     "RunConfig": "config",
-    "load_config": "config",
+    "load_config": "config_file",
     "LoadedModel": "api",
     "load_engine": "api",
     "rescore": "api",
@@ -33,21 +33,13 @@ __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
     from hintdistill.api import LoadedModel, load_engine, rescore
-    from hintdistill.config import RunConfig, load_config
+    from hintdistill.config import RunConfig
+    from hintdistill.config_file import load_config
     from hintdistill.errors import HintdistillError
     from hintdistill.pipeline import run
+    from hintdistill.scores import ScoreRequest, Scores, Target
     from hintdistill.traces import read_traces
-    from hintdistill.types import (
-        Critique,
-        Finding,
-        Injection,
-        Message,
-        ScoreRequest,
-        Scores,
-        Target,
-        ToolCall,
-        Trace,
-    )
+    from hintdistill.types import Critique, Finding, Injection, Message, ToolCall, Trace
 
 
 def __getattr__(name: str) -> Any:

@@ -8,14 +8,16 @@ from typing import Any
 
 from hintdistill.config import InjectSection, RescoreSection
 from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.errors import TraceError
 from hintdistill.injection import Injector
 from hintdistill.models import resolve_model
 from hintdistill.prompts import shipped_library
 from hintdistill.rendering import Renderer
 from hintdistill.rundir import content_key
+from hintdistill.scores import Target
 from hintdistill.scoring import Scorer
 from hintdistill.traces import ReadOptions, openai_chat
-from hintdistill.types import Finding, Message, Placement, Source, Target, Trace
+from hintdistill.types import Finding, Message, Placement, Source, Trace
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def rescore(
         trace = trace.model_copy(update={"messages": _typed(messages, trace)})
     finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
     section = InjectSection(placements=(placement,))
-    trace.step(step)
+    if not 0 <= step < len(trace.step_indices):
+        raise TraceError(f"the messages hold steps 0..{len(trace.step_indices) - 1}, not {step}")
     injection = Injector(engine.renderer, shipped_library(), section, config.placebos).inject(trace, finding)
     key = content_key("call", injection.model_dump(mode="json"), engine.engine.key)
     return Scorer(engine.engine, engine.renderer, config).score([(key, injection, "train")])[0]

@@ -46,10 +46,16 @@ def _print_json(value: Any) -> None:
 
 
 def _stages(
-    config: Path, overrides: list[str] | None, until: str, resume: bool, quiet: bool, as_json: bool, limit: int | None = None
+    config: Path,
+    overrides: list[str] | None,
+    until: str,
+    resume: bool,
+    quiet: bool,
+    as_json: bool,
+    limit: int | None = None,
 ) -> None:
     from hintdistill import pipeline
-    from hintdistill.config import load_config
+    from hintdistill.config_file import load_config
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
     settings = load_config(config, [*(overrides or []), *extra])
@@ -79,7 +85,9 @@ def run(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
-    until: Annotated[str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")] = "report",
+    until: Annotated[
+        str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")
+    ] = "report",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N traces.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -91,7 +99,7 @@ def run(
     import dataclasses
 
     from hintdistill import pipeline
-    from hintdistill.config import load_config
+    from hintdistill.config_file import load_config
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
     plan = dataclasses.asdict(pipeline.plan(load_config(config, [*(overrides or []), *extra])))
@@ -124,7 +132,7 @@ def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_
 def report(run: RunArg, quiet: Quiet = False, as_json: Json = False) -> None:
     """Measure what is owed and write the report of a run again."""
     from hintdistill import pipeline
-    from hintdistill.config import validate
+    from hintdistill.config_file import validate
     from hintdistill.rundir import RunDir
 
     settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
@@ -135,7 +143,9 @@ def report(run: RunArg, quiet: Quiet = False, as_json: Json = False) -> None:
 @app.command()
 def show(
     run: RunArg,
-    which: Annotated[str | None, typer.Argument(metavar="[TRACE:STEP]", help="One finding.", show_default=False)] = None,
+    which: Annotated[
+        str | None, typer.Argument(metavar="[TRACE:STEP]", help="One finding.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The findings of a run, or one of them with its tokens before, under the hint and after."""
@@ -162,7 +172,9 @@ def show(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
+) -> None:
     """Write a config for your own traces, and the prompts to edit."""
     from hintdistill.scaffold import write_scaffold
 
@@ -243,7 +255,10 @@ def prompts_render(
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except HintdistillError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -68,7 +68,9 @@ def _device() -> Check:
 
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:
-        return Check("device", "warn", f"CPU only, {torch.get_num_threads()} threads", "fine for small models and for tests")
+        return Check(
+            "device", "warn", f"CPU only, {torch.get_num_threads()} threads", "fine for small models and for tests"
+        )
     return Check("device", "ok", str(device))
 
 
@@ -79,7 +81,9 @@ def _prompts() -> Check:
     except HintdistillError as error:
         return Check("prompts", "fail", error.message)
     if not library.names():
-        return Check("prompts", "fail", f"no prompts under {data_root()}", "the installation is incomplete; install again")
+        return Check(
+            "prompts", "fail", f"no prompts under {data_root()}", "the installation is incomplete; install again"
+        )
     detail = "; ".join(problems) if problems else f"{len(library.names())} prompts"
     return Check("prompts", "fail" if problems else "ok", detail)
 
@@ -88,7 +92,9 @@ def _vllm() -> Check:
     try:
         return Check("vllm", "ok", importlib.metadata.version("vllm"))
     except importlib.metadata.PackageNotFoundError:
-        return Check("vllm", "warn", "not installed here", "not needed: the LLM critic talks to any OpenAI-compatible server")
+        return Check(
+            "vllm", "warn", "not installed here", "not needed: the LLM critic talks to any OpenAI-compatible server"
+        )
 
 
 def _model(name: str) -> list[Check]:
@@ -102,9 +108,17 @@ def _model(name: str) -> list[Check]:
         return [Check("model", "fail", error.message, error.hint)]
     checks = [Check("model", "ok", str(Path(name)))]
     mode = renderer.arguments_mode
-    fix = "" if mode != "reserialised" else "steps with tool calls are left out of training unless train.fidelity allows it"
+    fix = (
+        ""
+        if mode != "reserialised"
+        else "steps with tool calls are left out of training unless train.fidelity allows it"
+    )
     checks.append(Check("tool arguments", "ok" if not fix else "warn", mode, fix))
-    talk = (Message(role="user", content="a"), Message(role="assistant", content="b"), Message(role="user", content="c"))
+    talk = (
+        Message(role="user", content="a"),
+        Message(role="assistant", content="b"),
+        Message(role="user", content="c"),
+    )
 
     def try_role(role: Literal["user", "system"]) -> None:
         text = renderer.render((*talk, Message(role=role, content="hint words")), (), header=True)

@@ -71,7 +71,9 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
     return library.render(name, hint_facts(trace, finding))
 
 
-def placebo_texts(trace: Trace, finding: Finding, hint: str, library: PromptLibrary, n: int) -> list[tuple[PlaceboKind, str]]:
+def placebo_texts(
+    trace: Trace, finding: Finding, hint: str, library: PromptLibrary, n: int
+) -> list[tuple[PlaceboKind, str]]:
     """`n` hints that should do nothing, the kinds in turn, no text twice and never the hint itself."""
     rng = random.Random(seed_of("placebo", trace.id, finding.step, hint))
     out: list[tuple[PlaceboKind, str]] = []
@@ -138,7 +140,9 @@ def differs_in_dialect(hint: str, trace: Trace, step: int) -> bool:
     style = _style([hint])
     if style is None:
         return False
-    own = _style([c.arguments_raw for k in range(step + 1) for c in trace.step(k).tool_calls if c.arguments_form == "string"])
+    own = _style(
+        [c.arguments_raw for k in range(step + 1) for c in trace.step(k).tool_calls if c.arguments_form == "string"]
+    )
     return own is not None and own != style
 
 

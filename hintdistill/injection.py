@@ -23,7 +23,6 @@ from hintdistill.quotes import locate, tokens_in
 from hintdistill.rendering import RenderedStep, Renderer
 from hintdistill.types import Finding, HintRole, Injection, Message, PlaceboBlock, Placement, Trace
 
-
 QuoteFound = Literal["exact", "normalised", "whole_step"]
 
 
@@ -106,7 +105,9 @@ class StepSite:
         if char is None:
             raise TemplateError("the template does not print the last observation verbatim")
         at, shifted = self.renderer.splice_point(self.rendered.context_ids, opening.text, char)
-        return Splice(at, tuple(self.renderer.encode(text)), "observation", None, ("boundary_shifted",) if shifted else ())
+        return Splice(
+            at, tuple(self.renderer.encode(text)), "observation", None, ("boundary_shifted",) if shifted else ()
+        )
 
 
 def _insertion_point(plain: str, hinted: str, block: str) -> int | None:
@@ -196,7 +197,8 @@ class Injector:
             notes = splice.notes + tuple(f"refused {r}" for r in refused)
             return Splice(splice.insert_at, splice.block_ids, splice.placement, splice.role, notes)
         raise TemplateError(
-            f"trace {site.trace.id}, step {site.step}: no placement for a hint in this chat template; " + "; ".join(refused),
+            f"trace {site.trace.id}, step {site.step}: no placement for a hint in this chat template; "
+            + "; ".join(refused),
             hint="inject.placements and inject.roles say what is tried, in order",
         )
 

@@ -16,7 +16,14 @@ from typing import Any
 from hintdistill.errors import ModelError
 
 WEIGHTS = (".safetensors", ".bin", ".pt")
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
@@ -45,7 +52,9 @@ def resolve_model(name: str) -> Path:
         return path
     looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix != ""
     if looks_like_path:
-        raise ModelError(f"no model folder at {name}", hint="run.model names a folder saved by save_pretrained, or a hub name")
+        raise ModelError(
+            f"no model folder at {name}", hint="run.model names a folder saved by save_pretrained, or a hub name"
+        )
     try:
         from huggingface_hub import snapshot_download
 
@@ -59,7 +68,9 @@ def resolve_model(name: str) -> Path:
 
 def model_key(folder: Path) -> ModelKey:
     """Content hashes of a model folder."""
-    weights = [p for p in sorted(folder.iterdir()) if p.suffix in WEIGHTS or p.name in ("config.json", "adapter_config.json")]
+    weights = [
+        p for p in sorted(folder.iterdir()) if p.suffix in WEIGHTS or p.name in ("config.json", "adapter_config.json")
+    ]
     return ModelKey(
         weights=_hash_files(weights),
         tokenizer=_hash_files([folder / n for n in TOKENIZER if (folder / n).is_file()]),

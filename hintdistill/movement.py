@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.types import ScoreRequest
+from hintdistill.scores import ScoreRequest
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,10 @@ class Renderer:
 
     def _probe(self, arguments: Any) -> str | None:
         call = {"type": "function", "id": "call12345", "function": {"name": "hd_tool", "arguments": arguments}}
-        talk = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        talk: list[dict[str, Any]] = [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
         try:
             return self._apply(talk, (), False)
         except TemplateError:
@@ -254,7 +257,9 @@ class Renderer:
         if not asked.startswith(closed):
             # a template may close a conversation with an end-of-text token unless a header follows
             (ids, _), (other, starts) = self.encode_with_starts(closed), self.encode_with_starts(asked)
-            common = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+            common = next(
+                (i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other))
+            )
             bare = asked[: starts[common]] if common < len(starts) else asked
             trailer = closed[len(bare) :]
             if not closed.startswith(bare) or not set(self.encode(trailer.strip())) <= self.special_ids:
@@ -311,7 +316,7 @@ class Renderer:
 
     def _finished_opening(self, message: Message, opening: Opening) -> Opening:
         """The opening under the header that this template shows above a finished step."""
-        probes = [{"reasoning": SENTINEL}] if message.reasoning else []
+        probes: list[dict[str, Any]] = [{"reasoning": SENTINEL}] if message.reasoning else []
         for update in (*probes, {"content": SENTINEL, "tool_calls": ()}):
             probe = message.model_copy(update=update)
             text = self.render((*opening.before, probe), opening.tools, header=False)
@@ -337,7 +342,9 @@ class Renderer:
             # a server cut the reasoning out; the white space around it is the template's guess
             return "reserialised"
         if message.tool_calls:
-            raw = all(c.arguments_form == "string" for c in message.tool_calls) and self.arguments_mode != "reserialised"
+            raw = (
+                all(c.arguments_form == "string" for c in message.tool_calls) and self.arguments_mode != "reserialised"
+            )
             return "raw_text" if raw else "reserialised"
         verbatim = bool(message.content) and tail.startswith(message.content or "")
         return "raw_text" if verbatim else "reserialised"

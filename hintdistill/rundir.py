@@ -122,7 +122,9 @@ class RunDir:
         if used and not run.is_run():
             raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
         if used and not resume:
-            raise ConfigError(f"{run.path} holds a run already", hint="--resume continues it; run.dir= puts this one elsewhere")
+            raise ConfigError(
+                f"{run.path} holds a run already", hint="--resume continues it; run.dir= puts this one elsewhere"
+            )
         run.path.mkdir(parents=True, exist_ok=True)
         run._acquire()
         run._write_manifest(config)
@@ -145,7 +147,9 @@ class RunDir:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"another process is working in {self.path}", hint="wait for it or choose another run.dir") from None
+            raise ConfigError(
+                f"another process is working in {self.path}", hint="wait for it or choose another run.dir"
+            ) from None
 
     def close(self) -> None:
         """Let other processes in."""
@@ -172,7 +176,9 @@ class RunDir:
         except FileNotFoundError:
             return {}
         if data.get("schema") != RUN_SCHEMA:
-            raise InputError(f"{self.path} was made by run schema {data.get('schema')}; this release reads {RUN_SCHEMA}")
+            raise InputError(
+                f"{self.path} was made by run schema {data.get('schema')}; this release reads {RUN_SCHEMA}"
+            )
         return data
 
     def note(self, **values: Any) -> None:

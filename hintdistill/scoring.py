@@ -17,7 +17,8 @@ import numpy as np
 from hintdistill.config import GateSection, RescoreSection
 from hintdistill.engines import Engine
 from hintdistill.rendering import RenderedStep, Renderer
-from hintdistill.types import Injection, Measurement, Placebo, ScoreRequest, Scores, Split, Target
+from hintdistill.scores import Measurement, Placebo, ScoreRequest, Scores, Target
+from hintdistill.types import Injection, Split
 
 NEGLIGIBLE = math.log(0.05)
 """A quoted token below this log-probability under the hint is not `raised`, whatever it was before."""

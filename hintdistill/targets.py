@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hintdistill.errors import InputError
-from hintdistill.types import Measurement, Placebo, Target
+from hintdistill.scores import Measurement, Placebo, Target
 
 TARGET_SCHEMA = 1
 _META = b"hintdistill.targets"
@@ -100,7 +100,9 @@ def _table(part: Path, columns: list[str] | None) -> pa.Table:
     try:
         schema = pq.read_schema(part)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{part} is not a readable parquet file: {error}", hint="delete it; --resume makes it again") from None
+        raise InputError(
+            f"{part} is not a readable parquet file: {error}", hint="delete it; --resume makes it again"
+        ) from None
     version = (schema.metadata or {}).get(_META)
     if version is None:
         raise InputError(f"{part} holds no hintdistill targets", hint="another program wrote it; move it away")

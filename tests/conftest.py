@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -53,6 +54,11 @@ def _threads() -> None:
     torch.set_num_threads(2)
 
 
+def examples(n: int) -> int:
+    """How many random examples a property test tries; `make fuzz` asks for more."""
+    return int(os.environ.get("HINTDISTILL_EXAMPLES", n))
+
+
 def call(name: str, arguments: str, call_id: str | None = "call00001") -> Message:
     """An assistant message with one tool call."""
     return Message(role="assistant", tool_calls=(ToolCall(name=name, arguments_raw=arguments, id=call_id),))
@@ -99,7 +105,9 @@ def _config(arch: str) -> Any:
         "mistral_sliding": lambda: MistralConfig(**common, sliding_window=16, head_dim=8),
         "gemma3_sliding": lambda: Gemma3TextConfig(**common, head_dim=8, sliding_window=16),
         "gemma2_softcap": lambda: Gemma2Config(**common, head_dim=8, final_logit_softcapping=3.0),
-        "qwen3_moe": lambda: Qwen3MoeConfig(**common, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+        "qwen3_moe": lambda: Qwen3MoeConfig(
+            **common, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+        ),
     }[arch]()
 
 
@@ -177,12 +185,18 @@ def merging_renderer() -> Renderer:
 
     tokenizer = Tokenizer(models.BPE())
     pieces = pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
                                   special_tokens=["<|im_start|>", "<|im_end|>", "</s>"])  # fmt: skip
-    tokenizer.train_from_iterator(['{"a":1}\n\n"}\n', "assistant user tool", "tool_response", "1}\n2", "x\n\n\ny"] * 50, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", additional_special_tokens=["<|im_start|>", "<|im_end|>"])
+    tokenizer.train_from_iterator(
+        ['{"a":1}\n\n"}\n', "assistant user tool", "tool_response", "1}\n2", "x\n\n\ny"] * 50, trainer
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="</s>", additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
     fast.chat_template = (TEMPLATES / "chatml_double_encode.jinja").read_text(encoding="utf-8").rstrip("\n")
     return Renderer(fast)
 

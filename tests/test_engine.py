@@ -7,14 +7,14 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintdistill.engines.forward import chunks, head_error, make_head
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.errors import ContextLengthError, ModelError, ScoreError
-from hintdistill.types import ScoreRequest
+from hintdistill.scores import ScoreRequest
 
 TOLERANCE = {"gemma3_sliding": 5e-5, "mistral_sliding": 5e-5}
 """float32, nats: 1e-5 on full-attention kinds, 5e-5 on sliding-window kinds."""
@@ -42,7 +42,9 @@ def requests(seed: int, n: int = 7) -> list[ScoreRequest]:
 def test_scores_equal_separate_forwards(arch, tiny_model):
     model, tolerance = tiny_model(arch), TOLERANCE.get(arch, 1e-5)
     asked = requests(3)
-    for request, score in zip(asked, TransformersEngine(model, "k", batch_tokens=200).score(asked, top_k=8), strict=True):
+    for request, score in zip(
+        asked, TransformersEngine(model, "k", batch_tokens=200).score(asked, top_k=8), strict=True
+    ):
         full = reference(model, request)
         step = torch.tensor(request.ids[request.start : request.end])
         assert np.abs(score.sampled - full.gather(1, step[:, None])[:, 0].numpy()).max() <= tolerance
@@ -121,7 +123,7 @@ def test_tokens_after_the_range_do_not_matter(tiny_model):
     assert (a.sampled == b.sampled).all()
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(k=st.integers(1, 1024))
 def test_any_top_k(tiny_model, k):
     score = TransformersEngine(tiny_model("llama"), "k").score([ScoreRequest(np.arange(6), 2, 6)], k)[0]

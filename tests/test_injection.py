@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import OWN_TEMPLATES, TIME, WEATHER, call, published_templates, renderer_for, tool
+from conftest import OWN_TEMPLATES, TIME, WEATHER, call, examples, published_templates, renderer_for, tool
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -24,9 +24,13 @@ def inject(renderer, trace, step=0, hint=HINT, **section):
 
 
 # text that a template or tokenizer treats as itself: no special tokens, no marks the templates are made of
-words = st.text(st.characters(codec="utf-8", exclude_characters="<>|[]\r\ufeff\u2028\x85", exclude_categories=("Cc", "Cs", "Cn", "Co")), min_size=1, max_size=24).filter(
-    lambda s: s == s.strip() and s
-)
+words = st.text(
+    st.characters(
+        codec="utf-8", exclude_characters="<>|[]\r\ufeff\u2028\x85", exclude_categories=("Cc", "Cs", "Cn", "Co")
+    ),
+    min_size=1,
+    max_size=24,
+).filter(lambda s: s == s.strip() and s)
 
 
 @st.composite
@@ -40,12 +44,14 @@ def conversations(draw):
         messages += [step.model_copy(update={"reasoning": reasoning}), tool(draw(words))]
         if draw(st.booleans()):
             messages += [Message(role="assistant", content=draw(words)), Message(role="user", content=draw(words))]
-    last = Message(role="assistant", content=draw(words)) if draw(st.booleans()) else call("get_time", '{"city":"Paris"}')
+    last = (
+        Message(role="assistant", content=draw(words)) if draw(st.booleans()) else call("get_time", '{"city":"Paris"}')
+    )
     return Trace(id="random", messages=(*messages, last), tools=(WEATHER, TIME))
 
 
 @pytest.mark.parametrize("name", [*OWN_TEMPLATES, "toolworld"])
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples(40))
 @given(trace=conversations(), hint=words, data=st.data())
 def test_the_hint_is_one_contiguous_insertion(name, own_template, student_renderer, trace, hint, data):
     renderer = student_renderer if name == "toolworld" else own_template(name)
@@ -70,7 +76,9 @@ def test_the_hint_is_one_contiguous_insertion(name, own_template, student_render
 def test_the_block_is_the_templates_own_render(weather_trace, student_renderer):
     made = inject(student_renderer, weather_trace)
     assert student_renderer.decode(made.block_ids) == f"<|im_start|>user\n{HINT}<|im_end|>\n"
-    own = student_renderer.render((*weather_trace.before(0), Message(role="user", content=HINT)), weather_trace.tools, header=True)
+    own = student_renderer.render(
+        (*weather_trace.before(0), Message(role="user", content=HINT)), weather_trace.tools, header=True
+    )
     assert made.hinted_context_ids == tuple(student_renderer.encode(own))
     assert (made.placement, made.role, made.notes) == ("message", "user", ())
 
@@ -85,10 +93,15 @@ def test_observation_placement_is_the_end_of_the_last_observation(weather_trace,
 def test_observation_moves_to_a_token_boundary_and_says_so(merging_renderer):
     """The observation's last character and the template's line break are one token: nothing can go in between."""
     r = merging_renderer
-    messages = (Message(role="user", content="x"), call("get_weather", "{}"), tool('{"a":1}'), Message(role="assistant", content="y"))
+    messages = (
+        Message(role="user", content="x"),
+        call("get_weather", "{}"),
+        tool('{"a":1}'),
+        Message(role="assistant", content="y"),
+    )
     made = inject(r, Trace(id="t", messages=messages), step=1, placements=("observation",))
     assert made.notes == ("boundary_shifted",)
-    assert f'}}\n\n\n{HINT}</tool_response>' in r.decode(made.hinted_context_ids)
+    assert f"}}\n\n\n{HINT}</tool_response>" in r.decode(made.hinted_context_ids)
     assert made.hinted_ids == made.plain_ids[: made.insert_at] + made.block_ids + made.plain_ids[made.insert_at :]
 
 
@@ -114,7 +127,9 @@ def test_fallbacks_in_the_stated_order_with_reasons(own_template):
 
 def test_no_placement_left_is_an_error_that_names_each(own_template):
     trace = Trace(id="t9", messages=(Message(role="user", content="x"), Message(role="assistant", content="y")))
-    with pytest.raises(TemplateError, match=r"trace t9, step 0: no placement .*message/user: .*turns must alternate") as caught:
+    with pytest.raises(
+        TemplateError, match=r"trace t9, step 0: no placement .*message/user: .*turns must alternate"
+    ) as caught:
         inject(own_template("strict_turns"), trace, placements=("message",))
     assert "inject.placements" in caught.value.hint
 
@@ -149,7 +164,10 @@ def test_recorded_context_is_spliced_verbatim(student_renderer):
     assert made.context_ids == context
     assert made.step_ids == step
     assert made.fidelity == "ids"
-    assert r.decode(made.hinted_ids) == r.render((*before, Message(role="user", content=HINT)), (WEATHER,), header=True) + "fine<|im_end|>"
+    assert (
+        r.decode(made.hinted_ids)
+        == r.render((*before, Message(role="user", content=HINT)), (WEATHER,), header=True) + "fine<|im_end|>"
+    )
 
 
 def test_quote_becomes_token_range(weather_trace, student_renderer):
@@ -196,7 +214,18 @@ def test_legal_continuations_stand_at_the_name(weather_trace, student_renderer):
 
 def test_injection_cannot_be_written_wrong():
     finding = Finding(step=0, error_class="x")
-    good = {"trace_id": "t", "finding": finding, "hint": "h", "context_ids": (1, 2), "insert_at": 1, "block_ids": (9,), "step_ids": (3, 4), "span": (0, 2), "fidelity": "ids", "placement": "message"}
+    good = {
+        "trace_id": "t",
+        "finding": finding,
+        "hint": "h",
+        "context_ids": (1, 2),
+        "insert_at": 1,
+        "block_ids": (9,),
+        "step_ids": (3, 4),
+        "span": (0, 2),
+        "fidelity": "ids",
+        "placement": "message",
+    }
     assert Injection(**good).hinted_ids == (1, 9, 2, 3, 4)
     for bad in ({"insert_at": 3}, {"block_ids": ()}, {"span": (0, 3)}, {"span": (1, 1)}, {"step_ids": ()}):
         with pytest.raises(ValidationError):
@@ -222,7 +251,9 @@ def test_published_templates_take_a_hint_or_say_why_not():
             except HintdistillError as error:
                 assert "trace t" in error.message or "refuses" in error.message, path.stem
                 continue
-            assert made.hinted_ids == made.plain_ids[: made.insert_at] + made.block_ids + made.plain_ids[made.insert_at :]
+            assert (
+                made.hinted_ids == made.plain_ids[: made.insert_at] + made.block_ids + made.plain_ids[made.insert_at :]
+            )
             assert HINT in renderer.decode(made.hinted_context_ids), path.stem
             taken += 1
     assert taken >= 70

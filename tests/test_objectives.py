@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ def pair(seed: int, shape=(3,)) -> tuple[torch.Tensor, torch.Tensor]:
 seeds = st.integers(0, 10_000)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(seeds, st.sampled_from(["fkl", "rkl", "jsd"]))
 def test_zero_and_flat_where_student_equals_target(seed, name):
     logits, _ = pair(seed)
@@ -32,7 +33,7 @@ def test_zero_and_flat_where_student_equals_target(seed, name):
     assert abs(loss.item()) < 1e-12 and logits.grad.abs().max() < 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(seeds)
 def test_against_the_definition(seed):
     logits, t = pair(seed)
@@ -57,7 +58,7 @@ def test_jsd_limits_symmetry_and_bound():
             jsd(s, t, alpha)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seeds)
 def test_reverse_kl_gradient(seed):
     """∇RKL = Σ S log(S/T) ∇log S, because Σ S ∇log S vanishes."""
@@ -69,7 +70,7 @@ def test_reverse_kl_gradient(seed):
     assert torch.allclose(logits.grad, expected, atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seeds, st.sampled_from(["fkl", "rkl", "jsd"]))
 def test_a_tail_never_exceeds_the_full_divergence_and_grows_with_k(seed, name):
     logits, t = pair(seed)
@@ -89,7 +90,9 @@ def test_gradients_by_finite_differences_with_tail_and_padding(name, k):
     logits, t = pair(5)
     ids = torch.cat([logits.detach().topk(k).indices, torch.full((3, 2), -1)], -1)
     target = gather_with_tail(t, ids)
-    check = torch.autograd.gradcheck(lambda x: divergence(name, gather_with_tail(x.log_softmax(-1), ids), target), (logits,))
+    check = torch.autograd.gradcheck(
+        lambda x: divergence(name, gather_with_tail(x.log_softmax(-1), ids), target), (logits,)
+    )
     assert check
     divergence(name, gather_with_tail(logits.log_softmax(-1), ids), target).sum().backward()
     assert torch.isfinite(logits.grad).all()
@@ -112,7 +115,7 @@ def test_one_small_step_lowers_the_sampled_error_token(name):
     assert after < logits.log_softmax(-1)[0, 3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.lists(st.integers(-1, 8), min_size=3, max_size=3), min_size=1, max_size=4))
 def test_union_holds_each_id_once(sets):
     got = union_of(*(torch.tensor([s]) for s in sets))[0].tolist()

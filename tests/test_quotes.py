@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,7 +10,11 @@ from hintdistill.quotes import call_regions, locate, tokens_in
 from hintdistill.types import Finding, Message, ToolCall
 
 RAW = '{"city":"place","place":"Paris \\"x\\"\\n  y"}'
-MESSAGE = Message(role="assistant", content="place first", tool_calls=(ToolCall(name="get", arguments_raw="{}"), ToolCall(name="place", arguments_raw=RAW)))
+MESSAGE = Message(
+    role="assistant",
+    content="place first",
+    tool_calls=(ToolCall(name="get", arguments_raw="{}"), ToolCall(name="place", arguments_raw=RAW)),
+)
 TEXT = 'place first <c>{"name":"get","arguments":{}}</c><c>{"name":"place","arguments":' + RAW + "}</c>"
 
 
@@ -46,7 +51,7 @@ def test_white_space_and_json_escapes_are_folded():
     assert locate(Finding(step=0, error_class="x"), TEXT, MESSAGE) is None
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(200))
 @given(data=st.data(), text=st.text(min_size=1, max_size=60).filter(lambda s: "\ufffd" not in s))
 def test_any_slice_of_any_text_is_found_and_covered(student_renderer, data, text):
     """Random unicode, multi-byte characters split over several byte-level tokens."""

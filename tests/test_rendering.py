@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from conftest import OWN_TEMPLATES, WEATHER, call, published_templates, renderer_for, tool
+from conftest import OWN_TEMPLATES, WEATHER, call, examples, published_templates, renderer_for, tool
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +28,9 @@ def test_arguments_mode_is_found_out(name, own_template):
 
 
 @pytest.mark.parametrize("name", [n for n in OWN_TEMPLATES if MODES[n] != "reserialised"])
-@pytest.mark.parametrize("raw", ['{"city":  "Paris"}', '{"city": "Par', '{"a":"\\u00e9\\"{}"}', "[1]", '{"hd_arguments_0": 0}'])
+@pytest.mark.parametrize(
+    "raw", ['{"city":  "Paris"}', '{"city": "Par', '{"a":"\\u00e9\\"{}"}', "[1]", '{"hd_arguments_0": 0}']
+)
 def test_raw_arguments_survive_byte_for_byte(name, raw, own_template):
     trace = Trace(id="t", messages=(Message(role="user", content="x"), call("get_weather", raw)), tools=(WEATHER,))
     step = own_template(name).step(trace, 0)
@@ -77,7 +81,9 @@ def test_history_that_is_rewritten_is_followed(own_template):
 
 def test_a_step_under_another_header_is_scored_there_and_says_so(own_template):
     renderer = own_template("other_header")
-    trace = Trace(id="t", messages=(Message(role="user", content="x"), Message(role="assistant", content="<thin answer")))
+    trace = Trace(
+        id="t", messages=(Message(role="user", content="x"), Message(role="assistant", content="<thin answer"))
+    )
     step = renderer.step(trace, 0)
     assert step.notes == ("rewritten_history",)
     assert step.fidelity == "reserialised"
@@ -94,16 +100,18 @@ def test_an_end_of_text_token_that_closes_a_conversation_is_no_part_of_it(own_te
 
 
 def test_a_template_that_drops_calls_is_refused():
-    renderer = renderer_for("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}")
+    renderer = renderer_for(
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
     trace = Trace(id="t7", messages=(Message(role="user", content="x"), call("get_weather", "{}")))
-    with pytest.raises(TemplateError, match="trace t7, step 0: .* does not print the call of get_weather"):
+    with pytest.raises(TemplateError, match=r"trace t7, step 0: .* does not print the call of get_weather"):
         renderer.step(trace, 0)
 
 
 def test_recorded_ids_are_used_verbatim(student_renderer):
     r = student_renderer
     text = r.render((Message(role="user", content="hello"),), (), header=True)
-    context, step = tuple(r.encode(text)), tuple([*r.encode("h"), *r.encode("i"), r.tokenizer.eos_token_id])
+    context, step = tuple(r.encode(text)), (*r.encode("h"), *r.encode("i"), r.tokenizer.eos_token_id)
     message = Message(role="assistant", content="hi", prompt_token_ids=context, token_ids=step)
     rendered = r.step(Trace(id="t", messages=(Message(role="user", content="hello"), message)), 0)
     assert (rendered.context_ids, rendered.step_ids, rendered.fidelity) == (context, step, "ids")
@@ -119,7 +127,12 @@ def test_recorded_ids_are_used_verbatim(student_renderer):
 )
 def test_foreign_ids_are_refused_with_what_to_do(ids, prompt, message, student_renderer):
     r = student_renderer
-    answer = Message(role="assistant", content="hello there", token_ids=ids or tuple(r.encode("hello there")), prompt_token_ids=prompt)
+    answer = Message(
+        role="assistant",
+        content="hello there",
+        token_ids=ids or tuple(r.encode("hello there")),
+        prompt_token_ids=prompt,
+    )
     trace = Trace(id="t", messages=(Message(role="user", content="x"), answer))
     with pytest.raises(SpliceError, match=message) as caught:
         r.step(trace, 0)
@@ -134,17 +147,17 @@ def test_raw_text_is_the_step(student_renderer):
     assert step.fidelity == "raw_text"
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(150))
 @given(st.text(max_size=60).filter(lambda s: "\r" not in s and "\ufffd" not in s))
 def test_token_spans_cover_the_text(student_renderer, text):
     ids = student_renderer.encode(text)
     decoded, spans = student_renderer.token_spans(ids)
     assert decoded == text == "".join(student_renderer.token_texts(ids))
     assert len(spans) == len(ids)
-    assert all(a[1] == b[0] or a == b for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] == b[0] or a == b for a, b in itertools.pairwise(spans))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(60))
 @given(st.lists(st.integers(7, 1023), min_size=1, max_size=30))
 def test_token_spans_of_any_ids(student_renderer, ids):
     decoded, spans = student_renderer.token_spans(ids)
@@ -182,7 +195,9 @@ def test_published_templates_give_exact_steps_or_a_named_error():
             assert said in renderer.decode(step.step_ids), path.stem
             assert said not in renderer.decode(step.context_ids[-3:]), path.stem
             if "rewritten_history" not in step.notes:
-                assert list(step.context_ids) == renderer.encode(renderer.render(trace.before(k), trace.tools, header=True))
+                assert list(step.context_ids) == renderer.encode(
+                    renderer.render(trace.before(k), trace.tools, header=True)
+                )
             exact += 1
     assert exact >= 90, refused
     # what is refused are templates without tools, or with parts lists instead of text

@@ -12,8 +12,9 @@ from conftest import TIME, WEATHER
 from hintdistill.config import GateSection, InjectSection, RescoreSection
 from hintdistill.injection import Injector
 from hintdistill.prompts import PromptLibrary
+from hintdistill.scores import Measurement
 from hintdistill.scoring import Scorer, _View, decide, judge, measure, null_pass_rate
-from hintdistill.types import Finding, Injection, Measurement, Message, Trace
+from hintdistill.types import Finding, Injection, Message, Trace
 
 GATE = GateSection()
 GOOD = Measurement(
@@ -59,12 +60,14 @@ def injection(**change) -> Injection:
     return Injection(**{**base, **change})
 
 
-def view(effect, top1=(10, 11, 99, 13), gathered=np.zeros((4, 0))) -> _View:
+NOTHING = np.zeros((4, 0))
+
+
+def view(effect, top1=(10, 11, 99, 13), gathered=NOTHING) -> _View:
     return _View(np.array(effect, np.float32), np.array(top1), np.asarray(gathered))
 
 
 PLAIN = np.log(np.array([0.9, 0.8, 0.7, 0.9], np.float32))
-NOTHING = np.zeros((4, 0))
 
 
 def test_the_decision_token_is_the_first_of_the_quote_that_the_teacher_leaves():
@@ -102,7 +105,9 @@ def scored(student_engine, student_renderer):
     """A real error of the student, with a real hint."""
     messages = (Message(role="system", content="You answer requests with tools."),
                 Message(role="user", content="Tell me the forecast of Paris."))  # fmt: skip
-    wrong = Message(role="assistant", raw_text='<tool_call>{"name":"get_forecast","arguments":{"city":"Paris"}}</tool_call>')
+    wrong = Message(
+        role="assistant", raw_text='<tool_call>{"name":"get_forecast","arguments":{"city":"Paris"}}</tool_call>'
+    )
     trace = Trace(id="t", messages=(*messages, wrong), tools=(WEATHER, TIME))
     finding = Finding(step=0, error_class="unknown_tool", quote="get_forecast",
                       hint="There is no tool get_forecast. The tools are get_weather, get_time.")  # fmt: skip
@@ -142,13 +147,15 @@ def test_placebos_are_measured_by_the_same_gate(scored):
     _, target = scored
     assert null_pass_rate([target], GATE) in {0.0, 1 / 3}
     assert null_pass_rate([], GATE) is None
-    lax = GateSection(min_drop_nats=0, max_raise_nats=99, require_legal_gain=False, require_specific=False, min_student_probability=0)
+    lax = GateSection(
+        min_drop_nats=0, max_raise_nats=99, require_legal_gain=False, require_specific=False, min_student_probability=0
+    )
     assert null_pass_rate([target], lax) >= null_pass_rate([target], GATE)
 
 
 def test_the_same_context_twice_is_no_effect(scored, student_engine, student_renderer):
     """Where nothing is inserted, teacher equals plain to the bit: a hint cannot seem to work by numerics."""
-    from hintdistill.types import ScoreRequest
+    from hintdistill.scores import ScoreRequest
 
     made, _ = scored
     ids = np.array(made.plain_ids)

@@ -10,15 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from hintdistill.errors import InputError
+from hintdistill.scores import Measurement, Placebo, Target
 from hintdistill.targets import SCHEMA, TargetStore, context_hash
-from hintdistill.types import Measurement, Placebo, Target
 
 F = np.float32
 INF = np.inf
 
 
 def make_target(key: str = "a", **change) -> Target:
-    measurement = Measurement(1, 7, F(-3.25), F(-0.1), F(0), F(-1.5), None, F(-0.25))
+    measurement = Measurement(1, 7, -3.25, -0.125, 0.0, -1.5, None, -0.25)
     base = Target(
         key=key, trace_id="trace é", step=2, kind="hint", split="holdout", context_ids=np.array([5, 6, 7]), step_ids=np.array([8, 9]),
         span=(1, 2), support_ids=np.array([[1, 8, 9], [4, 9, -1]]),
@@ -26,7 +26,7 @@ def make_target(key: str = "a", **change) -> Target:
         teacher_tail=np.array([-4.5, -INF], F), plain_tail=np.array([-2, -0.7], F), teacher_sampled=np.array([-3, -2], F),
         plain_sampled=np.array([-2, -4], F), insert_at=1, block_ids=np.array([3, 3]), error_class="unknown_tool", hint="h",
         fidelity="raw_text", measurement=measurement, placebos=(Placebo("generic", "p", np.array([0.125, -1], F), measurement),),
-        guards=("leak: x",), accepted=False, reasons=("leak",), tokens=("a", "b"), instead=("c", "d"), recorded_gap=F(0.5),
+        guards=("leak: x",), accepted=False, reasons=("leak",), tokens=("a", "b"), instead=("c", "d"), recorded_gap=0.5,
         versions={"weights": "w", "renderer": "r"},
     )  # fmt: skip
     return replace(base, **change)
@@ -44,7 +44,18 @@ def same(a, b) -> bool:
 
 def test_nothing_is_lost_in_storage(tmp_path):
     """float32 in, float32 out, bit by bit, infinities and padding included."""
-    targets = [make_target(), make_target("b", kind="anchor", measurement=None, placebos=(), error_class=None, hint=None, block_ids=np.zeros(0, np.int64))]
+    targets = [
+        make_target(),
+        make_target(
+            "b",
+            kind="anchor",
+            measurement=None,
+            placebos=(),
+            error_class=None,
+            hint=None,
+            block_ids=np.zeros(0, np.int64),
+        ),
+    ]
     store = TargetStore(tmp_path / "targets")
     store.append(targets)
     back = list(store.read())
@@ -88,6 +99,9 @@ def test_a_foreign_file_and_another_version_are_refused(tmp_path):
     pq.write_table(pa.table({"x": [1]}), tmp_path / "part-x.parquet")
     with pytest.raises(InputError, match="holds no hintdistill targets"):
         TargetStore(tmp_path).keys()
-    pq.write_table(pa.Table.from_pylist([], schema=SCHEMA.with_metadata({b"hintdistill.targets": b"99"})), tmp_path / "part-x.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([], schema=SCHEMA.with_metadata({b"hintdistill.targets": b"99"})),
+        tmp_path / "part-x.parquet",
+    )
     with pytest.raises(InputError, match="target schema 99"):
         list(TargetStore(tmp_path).read())

@@ -11,18 +11,26 @@ import pytest
 import torch
 from conftest import STUDENT, TOOLWORLD
 
-from hintdistill.config import CHECKS, AnchorSection, InjectSection, LoraSection, RescoreSection, RunSection, TrainSection
+from hintdistill.config import (
+    CHECKS,
+    AnchorSection,
+    InjectSection,
+    LoraSection,
+    RescoreSection,
+    RunSection,
+    TrainSection,
+)
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.engines.transformers import TransformersEngine, load_model
 from hintdistill.errors import EmptyFunnelError, TripwireError
 from hintdistill.injection import Injector
 from hintdistill.objectives import divergence, gather_with_tail
 from hintdistill.prompts import PromptLibrary
+from hintdistill.scores import Target
 from hintdistill.scoring import Scorer
 from hintdistill.traces import read_traces
 from hintdistill.training.rows import build_rows, loss_weights
 from hintdistill.training.stage import _trainer, read_summary, train
-from hintdistill.types import Target
 
 RUN = RunSection(model=str(STUDENT), device="cpu", dtype="float32")
 FAST = {"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "anchor": AnchorSection(weight=1.0)}
@@ -47,7 +55,9 @@ def targets(student_engine, student_renderer) -> list[Target]:
 def trainer_of(of, tmp_path, model=STUDENT, **config):
     section = TrainSection(**{**FAST, **config})
     device = torch.device("cpu")
-    return _trainer(load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path, device, None)
+    return _trainer(
+        load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path, device, None
+    )
 
 
 def gradient(trainer, batches) -> torch.Tensor:
@@ -83,7 +93,10 @@ def test_no_loss_and_no_gradient_where_the_target_is_the_student_itself(targets,
 
     empty = [replace(t, teacher_logprobs=t.plain_logprobs, teacher_tail=t.plain_tail) for t in targets]
     for name in ("jsd", "rkl", "fkl"):
-        nothing, something = trainer_of(empty, tmp_path, divergence=name), trainer_of(targets, tmp_path, divergence=name)
+        nothing, something = (
+            trainer_of(empty, tmp_path, divergence=name),
+            trainer_of(targets, tmp_path, divergence=name),
+        )
         rows = nothing.train_dataset.rows[:8]
         # what is left is the float32 rounding of two forwards in batches of other shapes
         assert abs(nothing.compute_loss(nothing.model, {"rows": rows}).item()) <= 1e-6
@@ -140,7 +153,9 @@ def test_loss_span(targets):
 def test_weights_average_to_the_coefficients(targets):
     for normalize in ("row", "token"):
         rows = build_rows(targets, TrainSection(normalize=normalize, anchor=AnchorSection(weight=2.0)))
-        sums = {k: sum(float(r.token_weights.sum()) for r in rows if r.kind == k) / len(rows) for k in ("hint", "anchor")}
+        sums = {
+            k: sum(float(r.token_weights.sum()) for r in rows if r.kind == k) / len(rows) for k in ("hint", "anchor")
+        }
         assert sums == pytest.approx({"hint": 1.0, "anchor": 2.0}, rel=1e-5)
 
 
@@ -156,7 +171,8 @@ def test_tokens_outside_the_loss_span_have_no_gradient(targets, tmp_path):
     quoted = [t for t in targets[:8] if t.span[0] > 0]
     assert quoted
     a, outside, inside = (
-        trainer_of(x, tmp_path, loss_span="quote") for x in (quoted, [spoil(t, 0) for t in quoted], [spoil(t, t.span[0]) for t in quoted])
+        trainer_of(x, tmp_path, loss_span="quote")
+        for x in (quoted, [spoil(t, 0) for t in quoted], [spoil(t, t.span[0]) for t in quoted])
     )
     reference = gradient(a, [a.train_dataset.rows])
     assert torch.equal(reference, gradient(outside, [outside.train_dataset.rows]))

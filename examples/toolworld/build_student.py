@@ -39,7 +39,9 @@ SEED = 11
 
 def openai(message: Message) -> dict[str, object]:
     """The message as the chat template wants it."""
-    calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments_raw}} for c in message.tool_calls]
+    calls = [
+        {"type": "function", "function": {"name": c.name, "arguments": c.arguments_raw}} for c in message.tool_calls
+    ]
     return {"role": message.role, "content": message.content or ""} | ({"tool_calls": calls} if calls else {})
 
 
@@ -56,7 +58,9 @@ def build_tokenizer() -> None:
         texts += [json.dumps(t) for t in episode.task.tools] + ["system user assistant tool", "name arguments"]
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"[A-Za-z]+|[^A-Za-z]"), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,
@@ -89,7 +93,9 @@ def build_corpus() -> None:
     ids, mask, lengths = [], [], []
     for _ in range(EPISODES):
         episode = Demonstrator(draw_task(rng, mix=CORPUS_MIX), rng).play()
-        text = tokenizer.apply_chat_template([openai(m) for m in episode.messages], tools=list(episode.task.tools), tokenize=False)
+        text = tokenizer.apply_chat_template(
+            [openai(m) for m in episode.messages], tools=list(episode.task.tools), tokenize=False
+        )
         row = tokenizer(text, add_special_tokens=False)["input_ids"]
         flags, inside, i = [0] * len(row), False, 0
         while i < len(row):
@@ -103,7 +109,9 @@ def build_corpus() -> None:
         ids += row
         mask += flags
         lengths.append(len(row))
-    np.savez_compressed(CORPUS, ids=np.array(ids, np.int16), mask=np.array(mask, np.int8), lengths=np.array(lengths, np.int32))
+    np.savez_compressed(
+        CORPUS, ids=np.array(ids, np.int16), mask=np.array(mask, np.int8), lengths=np.array(lengths, np.int32)
+    )
     print(f"corpus: {EPISODES} episodes, {len(ids):,} tokens, {sum(mask):,} by the assistant, longest {max(lengths)}")
 
 
@@ -202,7 +210,9 @@ def train(minutes: float | None, batch: int, lr: float) -> None:
             w[i, :n] = np.where(mask[offsets[r] : offsets[r] + n] == 1, 1.0, 0.1)
         x_t, w_t = torch.from_numpy(x), torch.from_numpy(w)[:, 1:]
         logits = model(input_ids=x_t[:, :-1]).logits
-        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x_t[:, 1:].flatten(), reduction="none").view_as(w_t)
+        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x_t[:, 1:].flatten(), reduction="none").view_as(
+            w_t
+        )
         loss = (nll * w_t).sum() / w_t.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -214,7 +224,10 @@ def train(minutes: float | None, batch: int, lr: float) -> None:
             assistant = w_t == 1.0
             running = 0.98 * running + 0.02 * float(nll[assistant].mean()) if step else float(nll[assistant].mean())
         if step % 100 == 0:
-            print(f"step {step}/{len(plan)} assistant loss {running:.4f} {seen / (time.time() - began):,.0f} tokens/s", flush=True)
+            print(
+                f"step {step}/{len(plan)} assistant loss {running:.4f} {seen / (time.time() - began):,.0f} tokens/s",
+                flush=True,
+            )
         if minutes and time.time() - began > 60 * minutes:
             break
     model.to(torch.bfloat16).save_pretrained(STUDENT)

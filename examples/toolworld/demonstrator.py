@@ -140,7 +140,9 @@ class Demonstrator:
             path.append((tool, next(iter(args)), call.other))
         return path[1:] if skip else path
 
-    def _call(self, calls: list[tuple[str, str, str | None]], at: int, value: str | None, error: str | None) -> dict[str, str]:
+    def _call(
+        self, calls: list[tuple[str, str, str | None]], at: int, value: str | None, error: str | None
+    ) -> dict[str, str]:
         tool, param, other = calls[at]
         if error == "unknown_tool":
             tool = self.task.kind.alias_tool

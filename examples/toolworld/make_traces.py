@@ -44,7 +44,11 @@ def make_splits() -> dict[str, list[str]]:
             out[draw_task(rng, names, of, **fixed)] = None
         return list(out)
 
-    clean = [t for t in draw(1200, "new", trigger="none") + draw(600, "new", trigger="given") if t.split(".")[2] in ("none", "busy")]
+    clean = [
+        t
+        for t in draw(1200, "new", trigger="none") + draw(600, "new", trigger="given")
+        if t.split(".")[2] in ("none", "busy")
+    ]
     return {
         "train": draw(1200, "old"),
         "validation": draw(200, "new"),
@@ -61,7 +65,9 @@ def make_splits() -> dict[str, list[str]]:
 def roll_out(tasks: list[str], temperature: float) -> list[Trace]:
     """The student's episodes on these tasks, in order; those that came to an end."""
     engine, renderer = TransformersEngine.load(STUDENT, dtype="float32"), Renderer.from_pretrained(STUDENT)
-    options = SamplingOptions(temperature=temperature, max_new_tokens=64, max_steps=8, batch_size=100, seed=SEED, logprobs=True)
+    options = SamplingOptions(
+        temperature=temperature, max_new_tokens=64, max_steps=8, batch_size=100, seed=SEED, logprobs=True
+    )
     episodes = Sampler(engine, renderer, options).episodes(Toolworld(), tasks)
     return [e.trace for e in episodes if e.failure is None]
 
@@ -76,7 +82,9 @@ def main() -> None:
     for name, tasks in splits.items():
         if name.startswith("near_miss_"):
             # the second half: the first is for measuring success
-            near += [t for t in roll_out(tasks[-2 * NEAR_MISS_TRACES :], temperature=0.0) if t.reward == 1.0][:NEAR_MISS_TRACES]
+            near += [t for t in roll_out(tasks[-2 * NEAR_MISS_TRACES :], temperature=0.0) if t.reward == 1.0][
+                :NEAR_MISS_TRACES
+            ]
     native.write(HERE / "near_misses.jsonl", near)
     with (HERE / "findings.jsonl").open("w", encoding="utf-8") as file:
         for trace in traces:
@@ -84,7 +92,9 @@ def main() -> None:
                 row = {"trace": trace.id, **finding.model_dump(mode="json", exclude_defaults=True)}
                 file.write(json.dumps(row, separators=(",", ":")) + "\n")
     classes = Counter(f.error_class for t in traces for f in label_steps(t) if f.caused_by is None)
-    print(f"{len(traces)} traces, {sum(t.reward or 0 for t in traces) / len(traces):.3f} successful, {len(near)} near-misses, {dict(classes)}")
+    print(
+        f"{len(traces)} traces, {sum(t.reward or 0 for t in traces) / len(traces):.3f} successful, {len(near)} near-misses, {dict(classes)}"
+    )
 
 
 if __name__ == "__main__":

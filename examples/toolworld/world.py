@@ -134,7 +134,64 @@ NAMES = {
 }
 """Entities the corpus knows. Half of all tasks use one; the other half an invented name."""
 
-_SYLLABLES = "ba be bi bo bu da de di do du fa fe fi fo ga go ha he ka ke ki ko la le li lo lu ma me mi mo na ne ni no pa pe po ra re ri ro sa se si so ta te ti to va ve vi vo za zo".split()
+_SYLLABLES = [
+    "ba",
+    "be",
+    "bi",
+    "bo",
+    "bu",
+    "da",
+    "de",
+    "di",
+    "do",
+    "du",
+    "fa",
+    "fe",
+    "fi",
+    "fo",
+    "ga",
+    "go",
+    "ha",
+    "he",
+    "ka",
+    "ke",
+    "ki",
+    "ko",
+    "la",
+    "le",
+    "li",
+    "lo",
+    "lu",
+    "ma",
+    "me",
+    "mi",
+    "mo",
+    "na",
+    "ne",
+    "ni",
+    "no",
+    "pa",
+    "pe",
+    "po",
+    "ra",
+    "re",
+    "ri",
+    "ro",
+    "sa",
+    "se",
+    "si",
+    "so",
+    "ta",
+    "te",
+    "ti",
+    "to",
+    "va",
+    "ve",
+    "vi",
+    "vo",
+    "za",
+    "zo",
+]
 
 
 def invented_name(rng: random.Random, new: bool) -> str:
@@ -298,7 +355,9 @@ class ToolworldEnvironment:
         self.progress = 0
         self.steps = 0
         self.fault_pending = self.task.fault != "none"
-        return Start((Message(role="system", content=SYSTEM), Message(role="user", content=self.task.request)), self.task.tools)
+        return Start(
+            (Message(role="system", content=SYSTEM), Message(role="user", content=self.task.request)), self.task.tools
+        )
 
     def step(self, message: Message) -> Reply:
         """Answer one assistant message; see `Environment`."""
@@ -341,7 +400,9 @@ class ToolworldEnvironment:
                 call, value = task.kind.calls[i + offset], task.ids[i + offset]
                 break
         else:
-            call = ALL_CALLS.get(tool) or next((k.calls[0] for k in KINDS.values() if k.alias_tool == tool), task.kind.calls[0])
+            call = ALL_CALLS.get(tool) or next(
+                (k.calls[0] for k in KINDS.values() if k.alias_tool == tool), task.kind.calls[0]
+            )
             rng = random.Random(f"{task.name}:{tool}:{compact(args)}")
             value = str(rng.randint(10 ** (call.digits - 1), 10**call.digits - 1))
         result: dict[str, Any] = {call.gives: value}

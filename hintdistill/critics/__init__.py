@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from hintdistill.errors import HintdistillError, ServiceError
-from hintdistill.types import Critique, Finding, Trace, Usage
+from hintdistill.types import Critique, Finding, Trace, Usage, Verdict
 
 Outcome = tuple[Trace, Critique | HintdistillError]
 
@@ -35,7 +35,9 @@ class Critic(Protocol):
         ...
 
 
-def one_by_one(critique: Callable[[Trace], Critique], traces: Iterable[Trace], concurrency: int = 1) -> Iterator[Outcome]:
+def one_by_one(
+    critique: Callable[[Trace], Critique], traces: Iterable[Trace], concurrency: int = 1
+) -> Iterator[Outcome]:
     """Run a per-trace critic over many traces, `concurrency` at a time, yielding as they finish.
 
     A `ServiceError` with `retryable` False stops the whole batch; any other declared error costs its own trace.
@@ -92,7 +94,8 @@ def merge(trace_id: str, critiques: Iterable[Critique]) -> Critique:
             elif finding.confidence > first.confidence:
                 findings[slot] = first.model_copy(update={"confidence": finding.confidence})
     ordered = tuple(sorted(findings.values(), key=lambda f: f.step))
-    verdict = "findings" if ordered else next((v for v in ("none", "not_student", "abstain") if v in verdicts), "abstain")
+    quiet: tuple[Verdict, ...] = ("none", "not_student", "abstain")
+    verdict: Verdict = "findings" if ordered else next((v for v in quiet if v in verdicts), "abstain")
     return Critique(
         trace_id=trace_id, verdict=verdict, findings=ordered, critics=tuple(names), usage=usage, notes=tuple(notes)
     )

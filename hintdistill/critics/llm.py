@@ -155,7 +155,9 @@ class LLMCritic:
     def prompt(self, trace: Trace) -> str:
         """What the critic reads about a trace."""
         checks = [
-            json.dumps({"step": f.step, "check": f.error_class, "quote": f.quote, "evidence": f.evidence}, ensure_ascii=False)
+            json.dumps(
+                {"step": f.step, "check": f.error_class, "quote": f.quote, "evidence": f.evidence}, ensure_ascii=False
+            )
             for f in self._rules.check(trace).findings
         ]
         legal = list(range(len(trace.step_indices)))
@@ -163,7 +165,8 @@ class LLMCritic:
             self.config.prompt,
             {
                 "trace": trace_lines(trace),
-                "tools": "\n".join(json.dumps(t.get("function", t), ensure_ascii=False) for t in trace.tools) or "none recorded",
+                "tools": "\n".join(json.dumps(t.get("function", t), ensure_ascii=False) for t in trace.tools)
+                or "none recorded",
                 "legal_steps": legal,
                 "checks": "\n".join(checks) or "nothing",
                 "error_classes": hint_classes(self.prompts),
@@ -206,7 +209,9 @@ class LLMCritic:
             if round_:
                 notes.append(f"repaired after {round_} round(s): {problem}")
             return self._critique(trace, answer, usage, text, tuple(notes))
-        raise AnswerError(f"trace {trace.id}: no usable answer after {self.config.repair_rounds + 1} rounds: {problem}", text)
+        raise AnswerError(
+            f"trace {trace.id}: no usable answer after {self.config.repair_rounds + 1} rounds: {problem}", text
+        )
 
     def _critique(self, trace: Trace, answer: LLMAnswer, usage: Usage, raw: str, notes: tuple[str, ...]) -> Critique:
         findings = tuple(

@@ -31,7 +31,9 @@ class RecordedCritic:
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise InputError(f"no recorded findings at {path}", hint="critic.recorded.path names a JSONL file") from None
+            raise InputError(
+                f"no recorded findings at {path}", hint="critic.recorded.path names a JSONL file"
+            ) from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
         for number, line in enumerate(text.splitlines(), 1):

@@ -33,7 +33,9 @@ ENVIRONMENT_FAULT = re.compile(
     r"|internal server|overload|\b50[0-4]\b|\b429\b",
     re.IGNORECASE,
 )
-ERROR_TEXT = re.compile(r"^\s*(?:error\b|\w*(?:error|exception)\s*:|traceback \(most recent call last\))", re.IGNORECASE)
+ERROR_TEXT = re.compile(
+    r"^\s*(?:error\b|\w*(?:error|exception)\s*:|traceback \(most recent call last\))", re.IGNORECASE
+)
 ADMITS = re.compile(
     r"\b(?:error|fail\w*|sorry|apolog\w*|unable|cannot|can't|could ?n[o']t|couldn't|not able|unavailable|problem|issue"
     r"|unfortunately|try again|timed? ?out|not found|did ?n[o']t|didn't|no result)\b",
@@ -64,7 +66,7 @@ def call_results(trace: Trace) -> list[CallResult]:
         by_id = {m.tool_call_id: m for m in results if m.tool_call_id}
         sound = len(by_id) == len(results) == len(calls) and {c.id for c in calls} == set(by_id)
         for i, call in enumerate(calls):
-            result = by_id[call.id] if sound else results[i] if i < len(results) else None
+            result = by_id[call.id] if sound and call.id else results[i] if i < len(results) else None
             paired.append(CallResult(step, i, call, None if result is None else result.content or ""))
     return paired
 
@@ -199,12 +201,12 @@ def _wrong_argument(trace: Trace, c: CallResult) -> Finding | None:
 
 
 def _expected(error: jsonschema.ValidationError) -> str:
+    wanted: Any = error.validator_value
     if error.validator == "type":
-        kinds = error.validator_value
-        return "of type " + (kinds if isinstance(kinds, str) else " or ".join(kinds))
+        return "of type " + (wanted if isinstance(wanted, str) else " or ".join(wanted))
     if error.validator == "enum":
-        return "one of " + ", ".join(json.dumps(v, ensure_ascii=False) for v in error.validator_value)
-    return f"valid under {error.validator} {json.dumps(error.validator_value, ensure_ascii=False)[:80]}"
+        return "one of " + ", ".join(json.dumps(v, ensure_ascii=False) for v in wanted)
+    return f"valid under {error.validator} {json.dumps(wanted, ensure_ascii=False)[:80]}"
 
 
 def _call_in_prose(step: int, message: Message) -> Finding | None:

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hintdistill.types import ScoreRequest, Scores
+from hintdistill.scores import ScoreRequest, Scores
 
 CAPABILITIES = frozenset({"gather", "full", "hidden"})
 """`gather`: log-probabilities of chosen ids; `full`: the whole vocabulary; `hidden`: hidden states."""
@@ -40,8 +40,8 @@ class Engine(Protocol):
         ...
 
 
-def union_rows(rows: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
-    """Per position, the ids of all rows, each once, ascending; padded with -1 to the longest. int64 [T, K]."""
+def union_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Per position, the ids of all arrays [T, K_i], each once, ascending; padded with -1 to the longest. int64 [T, K]."""
     merged = [np.unique(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
     width = max(len(m) for m in merged)
     out = np.full((len(merged), width), -1, np.int64)

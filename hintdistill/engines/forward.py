@@ -23,7 +23,9 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 @contextmanager
-def _intercept(model: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor, out: list[torch.Tensor]) -> Iterator[None]:
+def _intercept(
+    model: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor, out: list[torch.Tensor]
+) -> Iterator[None]:
     def take(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = args[0]
         out.append(hidden[rows.to(hidden.device), columns.to(hidden.device)])

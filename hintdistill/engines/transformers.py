@@ -18,7 +18,7 @@ from hintdistill.engines import union_rows
 from hintdistill.engines.forward import Head, chunks, head_error, hidden_at, make_head
 from hintdistill.errors import ContextLengthError, ModelError, ScoreError
 from hintdistill.models import model_key
-from hintdistill.types import ScoreRequest, Scores
+from hintdistill.scores import ScoreRequest, Scores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -84,7 +84,9 @@ class TransformersEngine:
             )
 
     @classmethod
-    def load(cls, folder: Path, dtype: str = "auto", device: str = "auto", batch_tokens: int = 16_384) -> TransformersEngine:
+    def load(
+        cls, folder: Path, dtype: str = "auto", device: str = "auto", batch_tokens: int = 16_384
+    ) -> TransformersEngine:
         """Load a model folder. Raises ModelError."""
         where = pick_device(device)
         model = load_model(folder, pick_dtype(dtype, where), where)
@@ -121,7 +123,9 @@ class TransformersEngine:
                     f"a sequence of {r.end} tokens is longer than the model's {self.max_length} positions",
                     hint="shorten the trace, or use a model with a longer context",
                 )
-            slots.setdefault((np.ascontiguousarray(r.ids[: r.end], dtype=np.int64).tobytes(), r.start, r.end), []).append(i)
+            slots.setdefault(
+                (np.ascontiguousarray(r.ids[: r.end], dtype=np.int64).tobytes(), r.start, r.end), []
+            ).append(i)
         order = sorted(slots, key=lambda slot: slot[2])
         out: list[torch.Tensor | None] = [None] * len(requests)
         with torch.inference_mode():

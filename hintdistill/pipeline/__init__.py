@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.config import RunConfig
-from hintdistill.errors import ConfigError
+from hintdistill.errors import ConfigError, PromptError
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
 from hintdistill.rundir import STAGES, RunDir
@@ -28,7 +28,9 @@ def run_folder(config: RunConfig, name: str) -> Path:
     return Path("runs") / f"{name}-{now}"
 
 
-def run(config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", voice: Voice | None = None) -> Path:
+def run(
+    config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", voice: Voice | None = None
+) -> Path:
     """Run the stages up to and including `until`; returns the run folder.
 
     Raises:
@@ -47,7 +49,9 @@ def run(config: RunConfig, folder: Path, *, resume: bool = False, until: str = "
     try:
         ctx = RunContext(config, rundir, voice)
         for stage in STAGES[: STAGES.index(until) + 1]:
+            voice.warnings.clear()
             _module(stage).run(ctx)
+            rundir.set_index(f"{stage}-warnings", voice.warnings)
         if until != "report":
             _module("report").write(ctx, measure=False)
     finally:
@@ -76,6 +80,9 @@ def check_inputs(config: RunConfig, until: str) -> None:
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
     trace_files(config.traces.path)
     ctx.read_options()
+    unsound = [p for n in ctx.library.names() if not n.startswith("critic/") for p in ctx.library.lint(n)]
+    if unsound:
+        raise PromptError("; ".join(unsound))
     critique.critics(ctx)
     if until not in ("read", "critique"):
         _ = ctx.renderer

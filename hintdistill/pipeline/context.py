@@ -60,7 +60,9 @@ class RunContext:
 
         run = self.config.run
         if folder not in self._engines:
-            self._engines[folder] = TransformersEngine.load(folder, run.dtype, run.device, self.config.rescore.batch_tokens)
+            self._engines[folder] = TransformersEngine.load(
+                folder, run.dtype, run.device, self.config.rescore.batch_tokens
+            )
         return self._engines[folder]
 
     def read_options(self) -> ReadOptions:

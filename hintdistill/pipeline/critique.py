@@ -43,7 +43,9 @@ def run(ctx: RunContext) -> None:
     done = {k for k, row in store.by_key().items() if not row.get("failure", {}).get("retryable")}
     index: list[str] = []
     for critic in critics(ctx):
-        keys = {id_: content_key("critique", key, critic.name, critic.key(trace)) for id_, (key, trace) in traces.items()}
+        keys = {
+            id_: content_key("critique", key, critic.name, critic.key(trace)) for id_, (key, trace) in traces.items()
+        }
         index += keys.values()
         owed = [traces[id_][1] for id_, key in keys.items() if key not in done]
         with ctx.voice.progress(f"critique ({critic.name})", len(traces)) as advance:
@@ -59,7 +61,9 @@ def run(ctx: RunContext) -> None:
     merged = load(ctx)
     findings = sum(len(c.findings) for c in merged.values())
     erring = sum(c.verdict == "findings" for c in merged.values())
-    ctx.voice.note(f"critique: {findings} findings in {erring} of {len(traces)} traces, by {', '.join(ctx.config.critic.use)}")
+    ctx.voice.note(
+        f"critique: {findings} findings in {erring} of {len(traces)} traces, by {', '.join(ctx.config.critic.use)}"
+    )
 
 
 def _row(key: str, trace_key: str, trace_id: str, critic: str, outcome: Critique | HintdistillError) -> dict[str, Any]:

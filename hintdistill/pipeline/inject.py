@@ -86,7 +86,9 @@ def _summarise(ctx: RunContext) -> None:
     rows = ctx.rundir.current("inject", "injections")
     made = sum("injection" in r for r in rows)
     failed = [r["failure"] for r in rows if "failure" in r]
-    ctx.voice.note(f"inject: {made} injections, {len(failed)} findings without a place, {len(rows) - made - len(failed)} left out")
+    ctx.voice.note(
+        f"inject: {made} injections, {len(failed)} findings without a place, {len(rows) - made - len(failed)} left out"
+    )
     for message in dict.fromkeys(f["message"] for f in failed[:3]):
         ctx.voice.warn(message)
 

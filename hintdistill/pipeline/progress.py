@@ -34,7 +34,13 @@ class Voice:
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:
         """A progress bar; call the yielded function with how much was done."""
-        columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description:>10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         hidden = self.quiet or not self.console.is_terminal
         with Progress(*columns, console=self.console, transient=True, disable=hidden) as bar:
             task = bar.add_task(escape(label), total=total)

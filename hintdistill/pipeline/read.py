@@ -41,12 +41,21 @@ def run(ctx: RunContext) -> None:
         ctx.voice.warn(f"{failure['source']}: {failure['message']}")
     if len(failures) > 5:
         ctx.voice.warn(f"{len(failures) - 5} more records failed; all are in {store.path}")
+    blind = sum(_calls_without_schemas(r["trace"]) for r in rows.values() if "trace" in r)
+    if blind:
+        ctx.voice.warn(
+            f"{blind} traces call tools but carry no tool schemas, so no call can be checked; traces.tools names a file"
+        )
     if not usable:
         raise EmptyFunnelError(
             f"no usable trace in {', '.join(ctx.config.traces.path)}: "
             + "; ".join(f"{f['source']}: {f['message']}" for f in failures[:3]),
             hint="a trace is an object with `messages`, one of which is the student's; see docs/traces.md",
         )
+
+
+def _calls_without_schemas(trace: dict[str, Any]) -> bool:
+    return not trace.get("tools") and any(m.get("tool_calls") for m in trace["messages"])
 
 
 def _row(outcome: Trace | Failure) -> dict[str, Any]:

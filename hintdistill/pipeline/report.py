@@ -18,9 +18,10 @@ from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
 from hintdistill.rollouts.sampling import SamplingOptions
-from hintdistill.rundir import content_key, write_atomic
+from hintdistill.rundir import STAGES, content_key, write_atomic
+from hintdistill.scores import ScoreRequest, Target
 from hintdistill.traces import read_traces
-from hintdistill.types import ScoreRequest, Target, Trace
+from hintdistill.types import Trace
 
 
 def run(ctx: RunContext) -> None:
@@ -52,21 +53,28 @@ def _student_key(ctx: RunContext) -> str:
 def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]:
     """Plain log-probabilities of every scored step under the corrected student."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
-    keys = {t.key: content_key("after", t.key, student) for t in targets if t.kind == "hint"}
+    hints = [t for t in targets if t.kind == "hint"]
+    keys = {t.key: content_key("after", t.key, student) for t in hints}
     done = store.by_key()
-    owed = [t for t in targets if t.kind == "hint" and keys[t.key] not in done]
-    with ctx.voice.progress("after", len(owed)) as advance:
-        for at in range(0, len(owed), 64):
-            batch = owed[at : at + 64]
+    with ctx.voice.progress("after", len(hints)) as advance:
+        for at in range(0, len(hints), 64):
+            batch = [t for t in hints[at : at + 64] if keys[t.key] not in done]
             requests = [
-                ScoreRequest(np.concatenate([t.context_ids, t.step_ids]), len(t.context_ids), len(t.context_ids) + len(t.step_ids))
+                ScoreRequest(
+                    np.concatenate([t.context_ids, t.step_ids]),
+                    len(t.context_ids),
+                    len(t.context_ids) + len(t.step_ids),
+                )
                 for t in batch
             ]
-            scores = ctx.engine(ctx.student_folder).score(requests, top_k=1)
+            scores = ctx.engine(ctx.student_folder).score(requests, top_k=1) if batch else []
             store.extend(
-                [{"key": keys[t.key], "sampled": s.sampled.astype(float).tolist()} for t, s in zip(batch, scores, strict=True)]
+                [
+                    {"key": keys[t.key], "sampled": s.sampled.astype(float).tolist()}
+                    for t, s in zip(batch, scores, strict=True)
+                ]
             )
-            advance(len(batch))
+            advance(len(hints[at : at + 64]))
     rows = store.by_key()
     return {key: np.array(rows[k]["sampled"], np.float32) for key, k in keys.items()}
 
@@ -74,7 +82,8 @@ def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]
 def _off_target(ctx: RunContext) -> dict[str, Movement]:
     store, student = ctx.rundir.store("off_target"), _student_key(ctx)
     sets = _off_target_sets(ctx)
-    done, out = store.by_key(), {}
+    out: dict[str, Movement] = {}
+    done = store.by_key()
     with ctx.voice.progress("off-target", len(sets)) as advance:
         for name, requests in sets.items():
             key = content_key("off_target", name, student, [content_key(r.ids.tolist(), r.start) for r in requests])
@@ -135,7 +144,8 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
         batch_size=section.batch_size, seed=ctx.config.run.seed, parser=section.parser,
     )  # fmt: skip
     store = ctx.rundir.store("evaluations")
-    done, out = store.by_key(), {}
+    out: dict[str, dict[str, Evaluation]] = {}
+    done = store.by_key()
     whom: list[tuple[str, Path, str]] = [("before", ctx.model_folder, str(ctx.model_key))]
     if trained:
         whom.append(("after", ctx.student_folder, _student_key(ctx)))
@@ -150,6 +160,12 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
                 done = store.by_key()
             out.setdefault(split, {})[when] = Evaluation(**done[key]["evaluation"])
     return out
+
+
+def _warnings(ctx: RunContext) -> list[str]:
+    """What every stage warned of, this one included."""
+    earlier = [w for stage in STAGES[:-1] for w in ctx.rundir.index(f"{stage}-warnings") or []]
+    return list(dict.fromkeys(earlier + ctx.voice.warnings))
 
 
 def _collect(
@@ -173,5 +189,5 @@ def _collect(
         targets=targets, injections=by_target, contexts=contexts,
         trained=[t.key for t in train.selected(ctx)] if trained else [],
         train_summary=asdict(summary) if summary else None, after=after, evaluations=evaluations, off_target=off_target,
-        warnings=ctx.voice.warnings,
+        warnings=_warnings(ctx),
     )  # fmt: skip

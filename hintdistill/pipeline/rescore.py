@@ -12,9 +12,10 @@ from hintdistill.pipeline import critique, inject, read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rendering import RenderedStep
 from hintdistill.rundir import content_key
+from hintdistill.scores import Target
 from hintdistill.scoring import Scorer, decide, null_pass_rate
 from hintdistill.targets import TargetStore
-from hintdistill.types import Injection, Split, Target
+from hintdistill.types import Injection, Split
 
 HintItem = tuple[str, Injection, Split]
 AnchorItem = tuple[str, str, int, RenderedStep, Split]
@@ -30,17 +31,21 @@ def run(ctx: RunContext) -> None:
     engine = ctx.engine(ctx.model_folder)
     scorer = Scorer(engine, ctx.renderer, config.rescore)
     work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
-    for items, score in ((hints, scorer.score), (anchors, scorer.anchors)):
-        owed = [i for i in items if i[0] not in done]
-        size = config.rescore.part_rows
-        work += [(owed[at : at + size], score) for at in range(0, len(owed), size)]
+    size = config.rescore.part_rows
+    kinds: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [(hints, scorer.score), (anchors, scorer.anchors)]
+    for items, score in kinds:
+        # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
+        for at in range(0, len(items), size):
+            work.append(([i for i in items[at : at + size] if i[0] not in done], score))
     with ctx.voice.progress("rescore", len(hints) + len(anchors)) as advance:
         advance(len(hints) + len(anchors) - sum(len(batch) for batch, _ in work))
         for batch, score in work:
             store.append(_score(batch, score, failures, engine.max_length))
             advance(len(batch))
     _record_failures(ctx, failures)
-    ctx.rundir.set_index("rescore", [i[0] for i in (*hints, *anchors) if i[0] not in failures])
+    ctx.rundir.set_index(
+        "rescore", [k for k in (*(h[0] for h in hints), *(a[0] for a in anchors)) if k not in failures]
+    )
     _refresh_decisions(ctx, store)
     _summarise(ctx)
 
@@ -80,12 +85,12 @@ def _longest(item: HintItem | AnchorItem) -> int:
     if isinstance(item[1], Injection):
         blocks = [len(item[1].block_ids), *(len(p.block_ids) for p in item[1].placebos)]
         return len(item[1].plain_ids) + max(blocks)
-    return len(item[3].context_ids) + len(item[3].step_ids)  # type: ignore[misc]
+    rendered: RenderedStep = item[3]
+    return len(rendered.context_ids) + len(rendered.step_ids)
 
 
 def _failure(item: HintItem | AnchorItem, error: HintdistillError) -> dict[str, Any]:
-    injected = isinstance(item[1], Injection)
-    trace_id, step = (item[1].trace_id, item[1].finding.step) if injected else (item[1], item[2])  # type: ignore[union-attr]
+    trace_id, step = (item[1].trace_id, item[1].finding.step) if isinstance(item[1], Injection) else (item[1], item[2])
     return {"trace_id": trace_id, "step": step, "reason": error.reason, "message": error.message}
 
 
@@ -118,7 +123,9 @@ def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
                 ctx.voice.warn(f"no anchor: {error.message}")
                 continue
             if rendered.fidelity in ctx.config.train.fidelity:
-                items.append((content_key("anchor", key, step, ctx.renderer.key, *base), trace.id, step, rendered, split))
+                items.append(
+                    (content_key("anchor", key, step, ctx.renderer.key, *base), trace.id, step, rendered, split)
+                )
     return items
 
 
@@ -145,7 +152,9 @@ def _summarise(ctx: RunContext) -> None:
     accepted = sum(t.accepted for t in targets)
     reasons = Counter(r for t in targets if not t.accepted for r in t.reasons)
     why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
-    ctx.voice.note(f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}")
+    ctx.voice.note(
+        f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
+    )
     null = null_pass_rate(targets, gate)
     if null is not None and null > gate.max_null_pass_rate:
         ctx.voice.warn(f"{null:.0%} of the placebos would pass the gate (bound {gate.max_null_pass_rate:.0%})")
@@ -168,4 +177,6 @@ def require_accepted(ctx: RunContext) -> None:
         )
     if not any(t.accepted and t.split == "train" for t in targets):
         why = ", ".join(f"{n} {r}" for r, n in reasons.most_common()) or "no finding reached the gate"
-        raise EmptyFunnelError(f"no accepted hint to train on ({why})", hint="`hintdistill show RUN` lists each with its reason")
+        raise EmptyFunnelError(
+            f"no accepted hint to train on ({why})", hint="`hintdistill show RUN` lists each with its reason"
+        )

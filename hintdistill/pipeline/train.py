@@ -5,7 +5,7 @@ from __future__ import annotations
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rundir import content_key
-from hintdistill.types import Target
+from hintdistill.scores import Target
 
 
 def selected(ctx: RunContext) -> list[Target]:
@@ -27,7 +27,12 @@ def run(ctx: RunContext) -> None:
     targets = selected(ctx)
     run = ctx.config.run
     key = content_key(
-        "train", sorted(t.key for t in targets), ctx.config.train.model_dump(mode="json"), str(ctx.model_key), run.seed, run.dtype
+        "train",
+        sorted(t.key for t in targets),
+        ctx.config.train.model_dump(mode="json"),
+        str(ctx.model_key),
+        run.seed,
+        run.dtype,
     )
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:

@@ -16,8 +16,9 @@ import numpy as np
 from hintdistill.config import GateSection
 from hintdistill.movement import Movement
 from hintdistill.rollouts.evaluate import Evaluation
+from hintdistill.scores import Target
 from hintdistill.scoring import null_pass_rate
-from hintdistill.types import Critique, Injection, Target
+from hintdistill.types import Critique, Injection
 
 REPORT_SCHEMA = 1
 
@@ -108,7 +109,9 @@ def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
     rejected = [t for t in hints if not t.accepted]
     trained = set(data.trained)
     left = Counter(
-        "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}" for t in hints if t.accepted and t.key not in trained
+        "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}"
+        for t in hints
+        if t.accepted and t.key not in trained
     )
     return {
         "read": {

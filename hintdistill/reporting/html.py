@@ -21,7 +21,9 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
         lstrip_blocks=True,
     )
     env.filters.update(safe_text=printable, pct=_percent, num=_number, heat=_heat)
-    findings = sorted(document["findings"], key=lambda f: (not f["accepted"], f["split"] != "holdout", f["trace"], f["step"]))
+    findings = sorted(
+        document["findings"], key=lambda f: (not f["accepted"], f["split"] != "holdout", f["trace"], f["step"])
+    )
     shown = _varied(findings, max_findings)
     return env.get_template("report.html.jinja").render(doc=document, shown=shown)
 

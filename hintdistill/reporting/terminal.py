@@ -23,13 +23,29 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
     )
     if f["rescore"]["reasons"]:
         console.print("rejected: " + ", ".join(f"{n} {r}" for r, n in f["rescore"]["reasons"].items()))
-    table = Table("error class", "findings", "accepted", "before", "hinted", "after", title="probability of the error", title_justify="left")
+    table = Table(
+        "error class",
+        "findings",
+        "accepted",
+        "before",
+        "hinted",
+        "after",
+        title="probability of the error",
+        title_justify="left",
+    )
     for name, x in [*e["by_class"].items(), ("held-out traces", e["by_split"]["holdout"])]:
         p = x["error_probability"]
-        table.add_row(escape(printable(name)), str(x["n"]), str(x["accepted"]), *(_number(p[k]) for k in ("before", "hinted", "after")))
+        table.add_row(
+            escape(printable(name)),
+            str(x["n"]),
+            str(x["accepted"]),
+            *(_number(p[k]) for k in ("before", "hinted", "after")),
+        )
     console.print(table)
     if document["environment"]:
-        table = Table("split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left")
+        table = Table(
+            "split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left"
+        )
         for split, by in document["environment"]["splits"].items():
             for when, x in by.items():
                 table.add_row(split, when, str(x["episodes"]), f"{x['success_rate']:.1%}", f"{x['error_rate']:.1%}")
@@ -46,7 +62,9 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
 def show_finding(finding: Mapping[str, Any], console: Console) -> None:
     """One finding: the hint in place, and the step's tokens before, under the hint and after."""
     verdict = "[green]accepted[/]" if finding["accepted"] else f"[red]{', '.join(finding['reasons'])}[/]"
-    console.print(f"[bold]{escape(printable(finding['trace']))}:{finding['step']}[/] {escape(finding['error_class'] or '')} {verdict}")
+    console.print(
+        f"[bold]{escape(printable(finding['trace']))}:{finding['step']}[/] {escape(finding['error_class'] or '')} {verdict}"
+    )
     console.print(Text("…" + printable(finding["context_above"]), style="dim"))
     console.print(Text(printable(finding["hint"] or ""), style="black on yellow"))
     console.print(Text(printable(finding["context_below"]), style="dim"))
@@ -78,7 +96,15 @@ def show_findings(document: Mapping[str, Any], console: Console) -> None:
             *(_number(d[k]) for k in ("before", "hinted", "after")), verdict,
         )  # fmt: skip
     for x in document["unscored"]:
-        table.add_row(escape(printable(f"{x['trace']}:{x['step']}")), escape(printable(x["error_class"])), "", "", "", "", x["reason"] or "")
+        table.add_row(
+            escape(printable(f"{x['trace']}:{x['step']}")),
+            escape(printable(x["error_class"])),
+            "",
+            "",
+            "",
+            "",
+            x["reason"] or "",
+        )
     console.print(table)
 
 

@@ -20,7 +20,8 @@ from hintdistill.hints import seed_of
 from hintdistill.rendering import Renderer
 from hintdistill.rollouts.environment import Environment, Reply, TaskSuite
 from hintdistill.rollouts.parsing import PARSERS
-from hintdistill.types import Message, ScoreRequest, Trace
+from hintdistill.scores import ScoreRequest
+from hintdistill.types import Message, Trace
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,9 @@ class Sampler:
         except HintdistillError as error:
             return _Running(task, index, environment, [], (), done=True, failure=str(error))
         except Exception as error:
-            return _Running(task, index, environment, [], (), done=True, failure=f"reset raised {type(error).__name__}: {error}")
+            return _Running(
+                task, index, environment, [], (), done=True, failure=f"reset raised {type(error).__name__}: {error}"
+            )
         return running
 
     def _turn(self, active: list[_Running], seed: int) -> None:

@@ -75,7 +75,11 @@ def _parse(record: Any, options: ReadOptions) -> Trace | Failure:
     if isinstance(record, Malformed):
         return Failure(record.source, record.reason, record.message)
     try:
-        reader = native if options.format == "native" or (options.format == "auto" and native.fits(record.value)) else openai_chat
+        reader = (
+            native
+            if options.format == "native" or (options.format == "auto" and native.fits(record.value))
+            else openai_chat
+        )
         trace = reader.parse(record.value, record.source, options)
     except TraceError as error:
         return Failure(record.source, getattr(error, "code", "not_a_trace"), error.message)

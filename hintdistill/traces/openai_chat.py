@@ -93,8 +93,8 @@ def _tool(value: Any) -> dict[str, Any]:
 def _message(value: Any, index: int, options: ReadOptions) -> Message:
     if not isinstance(value, Mapping):
         raise TraceError(f"message {index} is {_kind(value)}, not an object")
-    role = value.get("role")
-    role = "assistant" if role == options.student_role else ALIASES.get(str(role), role)
+    said = value.get("role")
+    role: Any = "assistant" if said == options.student_role else ALIASES.get(str(said), said)
     if role not in ROLES:
         raise TraceError(f"message {index} has the role {value.get('role')!r}; traces.student_role names the student's")
     calls = _calls(value, index)
@@ -197,4 +197,6 @@ def _number(value: Any) -> float | None:
 
 
 def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(type(value), type(value).__name__)
+    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(
+        type(value), type(value).__name__
+    )

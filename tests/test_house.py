@@ -1,0 +1,142 @@
+"""The shape of the code: data flows down, files stay readable, imports stay light, documents stay true."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "hintdistill"
+ORDER = (
+    "errors", "types", "scores", "config", "config_file", "rundir", "traces", "prompts", "critics", "models", "json_spans",
+    "rendering", "quotes", "legal", "hints", "injection", "engines", "scoring", "movement", "targets", "objectives", "training", "rollouts", "reporting", "pipeline",
+    "api", "doctor", "scaffold", "prompt_preview", "cli",
+)  # fmt: skip
+"""Top to bottom: no module imports one that stands below it."""
+
+
+def layer(module: str) -> str:
+    return module.removeprefix("hintdistill.").split(".")[0]
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hintdistill."):
+            found.add(layer(node.module))
+        elif isinstance(node, ast.ImportFrom) and node.module == "hintdistill":
+            found |= {a.name for a in node.names if a.name in ORDER}
+        elif isinstance(node, ast.Import):
+            found |= {layer(a.name) for a in node.names if a.name.startswith("hintdistill.")}
+    return found
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def test_every_module_has_its_place():
+    present = {layer(str(p.relative_to(ROOT).with_suffix("")).replace("/", ".")) for p in modules()} - {
+        "__init__",
+        "hintdistill",
+    }
+    assert present == set(ORDER)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_module_imports_one_below_it(path):
+    name = layer(str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."))
+    if name == "__init__":
+        return
+    below = {m for m in imports(path) if ORDER.index(m) > ORDER.index(name)}
+    assert not below, f"{path.name} imports {below}, which stand below it"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_stay_short(path):
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_public_things_are_documented(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), f"{path} has no docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            nested = any(
+                isinstance(p, ast.FunctionDef) and node in ast.walk(p) and p is not node for p in ast.walk(tree)
+            )
+            assert nested or ast.get_docstring(node), f"{path.name}: {node.name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import hintdistill",
+        "import hintdistill.types, hintdistill.config, hintdistill.errors",
+        "import hintdistill.cli",
+        "import sys; sys.argv[1:] = ['--help']\nimport hintdistill.cli as c\ntry:\n    c.main()\nexcept SystemExit:\n    pass",
+    ],
+)
+def test_import_and_help_load_no_torch(code):
+    heavy = "{'torch', 'transformers', 'peft', 'accelerate', 'pyarrow', 'openai', 'vllm'}"
+    check = f"{code}\nimport sys\nloaded = {heavy} & set(sys.modules)\nassert not loaded, loaded"
+    subprocess.run([sys.executable, "-c", check], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_public_names_resolve():
+    import hintdistill
+
+    for name in hintdistill.__all__:
+        assert getattr(hintdistill, name) is not None
+    assert set(hintdistill.__all__) <= set(dir(hintdistill))
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        hintdistill.nope  # noqa: B018
+
+
+def test_the_config_page_is_the_config():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from make_config_page import page
+
+    assert (ROOT / "docs" / "config.md").read_text() == page(), "run `make docs`"
+
+
+def test_the_readme_map_names_every_module():
+    readme = (ROOT / "README.md").read_text()
+    for path in modules():
+        relative = path.relative_to(PACKAGE)
+        if path.name != "__init__.py":
+            assert f"`{relative}`" in readme or f"{relative.name}" in readme, f"README's map lacks {relative}"
+
+
+def test_readme_links_exist():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_wheel_carries_prompts_configs_and_the_page(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    for folder in ("prompts", "configs"):
+        for path in (ROOT / folder).rglob("*.*"):
+            assert f"hintdistill/_data/{path.relative_to(ROOT)}" in names
+    assert "hintdistill/reporting/report.html.jinja" in names and "hintdistill/py.typed" in names
+    assert not any(n.startswith(("tests/", "examples/")) for n in names)

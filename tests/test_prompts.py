@@ -1,0 +1,146 @@
+"""Prompts are for editing: found in order, linted with file and line, sandboxed, hashed with what they include."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import TOOLWORLD
+
+from hintdistill.config import CHECKS
+from hintdistill.critics.rules import RulesCritic
+from hintdistill.errors import NoHintError, PromptError
+from hintdistill.hints import differs_in_dialect, guards, hint_text, leaks, placebo_texts
+from hintdistill.prompts import PromptLibrary, hint_classes
+from hintdistill.types import Finding, Message, ToolCall, Trace
+
+SHIPPED = PromptLibrary()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for kind in ("hints", "critic", "placebo"):
+        (tmp_path / kind).mkdir()
+    return tmp_path
+
+
+def test_shipped_prompts_are_sound():
+    for library in (SHIPPED, PromptLibrary(TOOLWORLD / "prompts")):
+        assert [p for n in library.names() for p in library.lint(n)] == []
+    assert set(CHECKS) <= set(hint_classes(SHIPPED)), "every check needs a hint"
+    for name in SHIPPED.names():
+        head = SHIPPED.path(name).read_text().split("-#}")[0]
+        assert head.startswith("{#-") and "Variables:" in head, f"{name} does not document its variables at the top"
+
+
+def test_a_users_file_comes_first_and_the_rest_stays(folder):
+    (folder / "hints" / "unknown_tool.jinja").write_text("Mine: {{ wrong }}")
+    library = PromptLibrary(folder)
+    assert library.render("hints/unknown_tool.jinja", {"wrong": "x"}) == "Mine: x"
+    assert library.hash("hints/unknown_tool.jinja") != SHIPPED.hash("hints/unknown_tool.jinja")
+    assert library.hash("hints/wrong_argument.jinja") == SHIPPED.hash("hints/wrong_argument.jinja")
+
+
+def test_lint_names_file_and_line(folder):
+    path = folder / "hints" / "bad.jinja"
+    path.write_text("fine\n{{ wrongg }}")
+    assert PromptLibrary(folder).lint("hints/bad.jinja")[0].startswith(f"{path}:2: unknown variable 'wrongg'")
+    path.write_text("a\nb {% if %}")
+    assert f"{path}:2" in PromptLibrary(folder).lint("hints/bad.jinja")[0]
+    with pytest.raises(PromptError, match=r"bad.jinja:2"):
+        PromptLibrary(folder).render("hints/bad.jinja", {})
+
+
+def test_strict_and_sandboxed(folder):
+    path = folder / "hints" / "x.jinja"
+    path.write_text("{{ wrong }}")
+    with pytest.raises(PromptError, match="'wrong' is undefined"):
+        PromptLibrary(folder).render("hints/x.jinja", {})
+    path.write_text("{{ wrong.__class__.__mro__ }}")
+    with pytest.raises(PromptError, match="unsafe"):
+        PromptLibrary(folder).render("hints/x.jinja", {"wrong": "x"})
+    path.write_text("{{ tools.append(1) }}")
+    with pytest.raises(PromptError):
+        PromptLibrary(folder).render("hints/x.jinja", {"tools": []})
+    path.write_text("  {# nothing #} ")
+    with pytest.raises(PromptError, match="rendered to nothing"):
+        PromptLibrary(folder).render("hints/x.jinja", {})
+
+
+def test_hash_covers_what_is_included(folder):
+    (folder / "hints" / "a.jinja").write_text("{% include 'hints/b.jinja' %}")
+    (folder / "hints" / "b.jinja").write_text("one")
+    before = PromptLibrary(folder).hash("hints/a.jinja")
+    (folder / "hints" / "b.jinja").write_text("two")
+    assert PromptLibrary(folder).hash("hints/a.jinja") != before
+
+
+def test_missing_folder_and_prompt(tmp_path):
+    with pytest.raises(PromptError, match="no prompt folder"):
+        PromptLibrary(tmp_path / "nowhere")
+    with pytest.raises(PromptError, match=r"no prompt 'hints/none.jinja'"):
+        SHIPPED.path("hints/none.jinja")
+
+
+def trace(*tool_calls) -> Trace:
+    return Trace(
+        id="t",
+        messages=(
+            Message(role="user", content="Weather in Paris on 2024-05-01?"),
+            Message(role="assistant", tool_calls=tool_calls),
+        ),
+    )
+
+
+def test_every_check_renders_its_hint(weather_trace):
+    (first, _) = RulesCritic(CHECKS).check(weather_trace).findings
+    text = hint_text(weather_trace, first, SHIPPED)
+    assert text == "There is no tool named get_forecast. The available tools are: get_weather, get_time."
+
+
+def test_the_critics_own_words_come_first_and_a_class_without_template_is_said(weather_trace):
+    assert hint_text(weather_trace, Finding(step=0, error_class="zzz", hint="own"), SHIPPED) == "own"
+    for error_class in ("zzz", "../../secrets", "a/b"):
+        with pytest.raises(NoHintError, match="no template"):
+            hint_text(weather_trace, Finding(step=0, error_class=error_class), SHIPPED)
+
+
+def test_placebos_differ_and_are_the_same_every_time(weather_trace):
+    finding = Finding(step=0, error_class="unknown_tool")
+    got = placebo_texts(weather_trace, finding, "one two three four", SHIPPED, 6)
+    assert got == placebo_texts(weather_trace, finding, "one two three four", SHIPPED, 6)
+    assert [k for k, _ in got] == ["generic", "shuffled", "other_class"] * 2
+    assert len({t for _, t in got}) == 6
+    # a hint of one word cannot be shuffled
+    assert [k for k, _ in placebo_texts(weather_trace, finding, "Stop.", SHIPPED, 3)] == [
+        "generic",
+        "generic",
+        "other_class",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hint", "leaked"),
+    [
+        ("Use the date 2024-05-01.", []),
+        ("Use the date 2024-06-02.", ["2024-06-02"]),
+        ('The answer is "forty two".', ["forty two"]),
+        ("Ask for old Wilson first.", ["Wilson"]),
+        ("Call find_hotel with H42.", ["find_hotel", "H42"]),
+        ("Mail bob@example.com now.", ["bob@example.com"]),
+        ("Use get_weather for Paris.", []),
+        ("Check the list of tools. Then call one.", []),
+    ],
+)
+def test_leak_guard(hint, leaked, weather_trace):
+    known = "Weather in Paris on 2024-05-01?"
+    assert leaks(hint, weather_trace, known) == leaked
+    assert [g.split(":")[0] for g in guards(hint, weather_trace, 0, known, "")] == ["leak"] * len(leaked)
+
+
+def test_dialect_guard():
+    compact = trace(ToolCall(name="f", arguments_raw='{"city":"Paris"}'))
+    assert differs_in_dialect('Call f with {"city": "Paris"}.', compact, 0)
+    assert not differs_in_dialect('Call f with {"city":"Paris"}.', compact, 0)
+    assert not differs_in_dialect("Call f with the city.", compact, 0)
+    # what a source re-serialised is not the student's dialect
+    lost = trace(ToolCall(name="f", arguments_raw='{"city":"Paris"}', arguments_form="object"))
+    assert not differs_in_dialect('Call f with {"city": "Paris"}.', lost, 0)
