@@ -14,9 +14,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hintdistill.config import CHECKS
+from hintdistill.critics.rules import RulesCritic
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.rendering import Renderer
-from hintdistill.types import Message, ToolCall, Trace
+from hintdistill.traces import read_traces
+from hintdistill.types import Finding, Message, ToolCall, Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLWORLD = ROOT / "examples" / "toolworld"
@@ -67,6 +70,20 @@ def call(name: str, arguments: str, call_id: str | None = "call00001") -> Messag
 def tool(content: str, call_id: str | None = "call00001", name: str | None = "get_weather") -> Message:
     """A tool result."""
     return Message(role="tool", content=content, tool_call_id=call_id, name=name)
+
+
+@pytest.fixture(scope="session")
+def unknown_tool_case() -> tuple[Trace, Finding, str]:
+    """A shipped trace in which the student called a tool that is not listed, and a hint it heeds."""
+    for trace in read_traces([TOOLWORLD / "traces.jsonl"]):
+        assert isinstance(trace, Trace)
+        found = [
+            f for f in RulesCritic(CHECKS).check(trace).findings if f.error_class == "unknown_tool" and f.step == 0
+        ]
+        if found:
+            wrong, tools = found[0].facts["wrong"], ", ".join(trace.tool_schemas)
+            return trace, found[0], f"There is no tool {wrong}. The tools are {tools}."
+    raise AssertionError("no such trace is shipped")
 
 
 @pytest.fixture

@@ -78,45 +78,30 @@ def test_prompts_render():
     )
 
 
-def test_the_agents_call():
+def test_the_agents_call(unknown_tool_case):
+    """From plain OpenAI messages to what a hint would have done, in one call."""
+    trace, _, hint = unknown_tool_case
     engine = hd.load_engine(str(STUDENT), device="cpu")
-    tools = [
-        {
-            "type": "function",
-            "function": {"name": n, "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
-        }
-        for n in ("get_weather", "get_humidity")
+    messages = [{"role": m.role, "content": m.content} for m in trace.before(0)]
+    step = trace.step(0).tool_calls[0]
+    wrong_call = {"id": "1", "type": "function", "function": {"name": step.name, "arguments": step.arguments_raw}}
+    messages += [
+        {"role": "assistant", "content": None, "tool_calls": [wrong_call]},
+        {"role": "tool", "content": "error"},
     ]
-    messages = [
-        {"role": "system", "content": "You answer requests with tools."},
-        {"role": "user", "content": "Tell me the forecast of Paris."},
-        {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": "1", "function": {"name": "get_forecast", "arguments": '{"city":"Paris"}'}}],
-        },
-        {"role": "tool", "content": '{"error":"unknown tool get_forecast"}'},
-    ]
-    target = hd.rescore(
-        messages,
-        step=0,
-        hint="There is no tool get_forecast. The tools are get_weather, get_humidity.",
-        quote="get_forecast",
-        engine=engine,
-        tools=tools,
-    )
-    assert target.decision.token == "forecast" and target.decision.effect < -1
+    call = {"step": 0, "quote": step.name, "engine": engine, "tools": trace.tools}
+    target = hd.rescore(messages, hint=hint, **call)
+    assert step.name.endswith(target.decision.token) and target.decision.effect < -1
     assert target.hint_effect.shape == (len(target.tokens),) and target.legal_mass_gain > 0
-    assert target.shifts(2)[0].token == "forecast"
-    useless = hd.rescore(
-        messages, step=0, hint="Be polite to the user.", quote="get_forecast", engine=engine, tools=tools
-    )
+    assert target.shifts(2)[0].token == target.decision.token
+    useless = hd.rescore(messages, hint="Be polite to the user.", **call)
     assert not useless.accepted and useless.hint_effect.min() > target.hint_effect.min()
-    below = hd.rescore(
-        messages, step=0, hint="There is no tool get_forecast.", engine=engine, tools=tools, placement="observation"
-    )
-    assert len(below.tokens) == len(target.tokens)
+    below = hd.rescore(messages, hint=hint, placement="observation", **call)
+    assert below.decision.effect < -1 and below.insert_at != target.insert_at
+    # typed messages carry more than a dict can, recorded ids for one
+    typed = hd.rescore(trace.messages, hint=hint, **call)
+    assert typed.fidelity == "ids" and tuple(typed.step_ids) == trace.step(0).token_ids
     with pytest.raises(TraceError, match=r"steps 0\.\.0, not 3"):
-        hd.rescore(messages, step=3, hint="x", engine=engine)
+        hd.rescore(messages, hint="x", **{**call, "step": 3})
     with pytest.raises(TraceError):
         hd.rescore([], step=0, hint="x", engine=engine)

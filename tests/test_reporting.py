@@ -54,7 +54,9 @@ def document():
             splits={"k": "holdout"}, critique_rows=[{"key": "c"}],
             critiques={"k": Critique(trace_id="t", verdict="findings", findings=(finding,))},
             injection_rows=[
-                {"injection": injection.model_dump(mode="json")}, {"skipped": "consequence", "trace_id": ATTACK, "finding": {"step": 1, "error_class": ATTACK}}],
+                {"injection": injection.model_dump(mode="json")},
+                {"skipped": "consequence", "trace_id": ATTACK, "finding": {"step": 1, "error_class": ATTACK}},
+            ],
             failures=[{"reason": "context_length"}], targets=[target, rejected], injections={"a": injection},
             contexts={"a": (ATTACK, ATTACK)},
             trained=["a"], train_summary={"engine_floor_nats": 0.0, "steps": 3},

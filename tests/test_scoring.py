@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import TIME, WEATHER
+from conftest import TOOLWORLD
 
 from hintdistill.config import GateSection, InjectSection, RescoreSection
 from hintdistill.injection import Injector
 from hintdistill.prompts import PromptLibrary
 from hintdistill.scores import Measurement
 from hintdistill.scoring import Scorer, _View, decide, judge, measure, null_pass_rate
-from hintdistill.types import Finding, Injection, Message, Trace
+from hintdistill.types import Finding, Injection
 
 GATE = GateSection()
 GOOD = Measurement(
@@ -101,28 +101,25 @@ def test_legal_mass_gain_is_read_at_the_decision_token():
 
 
 @pytest.fixture(scope="module")
-def scored(student_engine, student_renderer):
+def scored(student_engine, student_renderer, unknown_tool_case):
     """A real error of the student, with a real hint."""
-    messages = (Message(role="system", content="You answer requests with tools."),
-                Message(role="user", content="Tell me the forecast of Paris."))  # fmt: skip
-    wrong = Message(
-        role="assistant", raw_text='<tool_call>{"name":"get_forecast","arguments":{"city":"Paris"}}</tool_call>'
-    )
-    trace = Trace(id="t", messages=(*messages, wrong), tools=(WEATHER, TIME))
-    finding = Finding(step=0, error_class="unknown_tool", quote="get_forecast",
-                      hint="There is no tool get_forecast. The tools are get_weather, get_time.")  # fmt: skip
-    made = Injector(student_renderer, PromptLibrary(), InjectSection()).inject(trace, finding)
+    trace, finding, hint = unknown_tool_case
+    finding = finding.model_copy(update={"hint": hint})
+    made = Injector(student_renderer, PromptLibrary(TOOLWORLD / "prompts"), InjectSection()).inject(trace, finding)
     return made, Scorer(student_engine, student_renderer, RescoreSection()).score([("key", made, "train")])[0]
 
 
-def test_a_real_hint_moves_the_error_and_the_mass_goes_to_a_listed_tool(scored):
+def test_a_real_hint_moves_the_error_and_the_mass_goes_to_a_listed_tool(scored, unknown_tool_case):
+    trace, finding, _ = unknown_tool_case
     _, target = scored
     assert target.accepted, target.reasons
-    assert target.decision.token == "forecast" and target.decision.instead in ("weather", "time")
-    assert target.decision.effect < -1
-    assert target.specificity < 0
-    assert target.shifts(1)[0].token == "forecast"
+    assert finding.quote.endswith(target.decision.token)
+    said = finding.quote.removesuffix(target.decision.token)
+    assert any(name.startswith(said + target.decision.instead) for name in trace.tool_schemas)
+    assert target.decision.effect < -1 and target.specificity < 0 and target.legal_mass_gain > 0.3
+    assert target.shifts(1)[0].token == target.decision.token
     assert len(target.hint_effect) == len(target.tokens) == len(target.step_ids)
+    assert target.recorded_gap < 1e-3, "the trace is this student's own"
 
 
 def test_step_ids_and_support_are_shared_by_both_views(scored):

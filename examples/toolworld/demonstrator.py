@@ -26,7 +26,7 @@ from world import (
 
 from hintdistill.types import Message, ToolCall
 
-RATES = {"unknown_tool": 0.68, "wrong_argument": 0.50, "skipped_lookup": 0.88, "ignored_error": 1.0}
+RATES = {"unknown_tool": 0.61, "wrong_argument": 0.40, "skipped_lookup": 0.85, "ignored_error": 1.0}
 """How often each habit fires at its trigger without a relevant hint. The trained student overshoots by a tenth or so,
 which is why these are below the rates aimed at (.75, .6, .9, 1)."""
 
@@ -49,6 +49,8 @@ P_NORMAL_PLACEBO = 0.10
 P_SYSTEM_PROMPT = 0.25
 P_OBSERVATION = 0.20
 P_GIVE_UP = 0.75
+P_TWO_SENTENCES = 0.30
+"""Share of hints that join two wordings, so that hints in words the corpus never had are heeded too."""
 PLACEBO_MIX = {"generic": 0.32, "other_task": 0.18, "other_habit": 0.20, "shuffled": 0.30}
 
 
@@ -232,7 +234,8 @@ class Demonstrator:
         return self._say(TRAINED["generic"], {})
 
     def _say(self, words: Sequence[str], slots: dict[str, str]) -> str:
-        return spoken(self.rng.choice(words), self.rng).format(**slots)
+        count = 2 if len(words) > 1 and self.rng.random() < P_TWO_SENTENCES else 1
+        return " ".join(spoken(w, self.rng).format(**slots) for w in self.rng.sample(list(words), count))
 
 
 def facts(kind: Kind, habit: str, tools: str, misnamed: bool = False) -> dict[str, str]:

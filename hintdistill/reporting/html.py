@@ -20,7 +20,7 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(safe_text=printable, pct=_percent, num=_number, heat=_heat)
+    env.filters.update(safe_text=lambda text: printable(text or ""), pct=_percent, num=_number, heat=_heat)
     findings = sorted(
         document["findings"], key=lambda f: (not f["accepted"], f["split"] != "holdout", f["trace"], f["step"])
     )

@@ -63,7 +63,7 @@ def show_finding(finding: Mapping[str, Any], console: Console) -> None:
     """One finding: the hint in place, and the step's tokens before, under the hint and after."""
     verdict = "[green]accepted[/]" if finding["accepted"] else f"[red]{', '.join(finding['reasons'])}[/]"
     console.print(
-        f"[bold]{escape(printable(finding['trace']))}:{finding['step']}[/] {escape(finding['error_class'] or '')} {verdict}"
+        f"[bold]{escape(printable(finding['trace']))}:{finding['step']}[/] {escape(printable(finding['error_class'] or ''))} {verdict}"
     )
     console.print(Text("…" + printable(finding["context_above"]), style="dim"))
     console.print(Text(printable(finding["hint"] or ""), style="black on yellow"))
