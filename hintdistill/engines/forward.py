@@ -23,9 +23,11 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 @contextmanager
-def _intercept(
+def intercept(
     model: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor, out: list[torch.Tensor]
 ) -> Iterator[None]:
+    """Take the hidden states at (row, column) places out of the next forward pass, and spare the head the rest."""
+
     def take(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = args[0]
         out.append(hidden[rows.to(hidden.device), columns.to(hidden.device)])
@@ -54,21 +56,19 @@ def hidden_at(
     rows = torch.cat([torch.full((len(p),), i, dtype=torch.long) for i, p in enumerate(positions)])
     columns = torch.cat([torch.arange(p.start, p.stop) for p in positions])
     out: list[torch.Tensor] = []
-    with _intercept(owner if owner is not None else model, rows, columns, out):
+    with intercept(owner if owner is not None else model, rows, columns, out):
         model(input_ids=ids.to(device), use_cache=False)
     return list(out[0].split([len(p) for p in positions]))
 
 
-def make_head(model: Any) -> Head:
-    """The function hidden states → logits (float32), soft cap and scale included."""
+def make_squash(model: Any) -> Head:
+    """What a model does to its logits after the matrix product: scale, then soft cap."""
     config = model.config.get_text_config()
-    embedding = model.get_output_embeddings()
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None)
     scaling = getattr(config, "logits_scaling", None)
 
-    def head(hidden: torch.Tensor) -> torch.Tensor:
-        logits = embedding(hidden).float()
+    def squash(logits: torch.Tensor) -> torch.Tensor:
         if scale is not None:
             logits = logits * scale
         if scaling is not None:
@@ -76,6 +76,16 @@ def make_head(model: Any) -> Head:
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    return squash
+
+
+def make_head(model: Any) -> Head:
+    """The function hidden states → logits (float32), soft cap and scale included."""
+    embedding, squash = model.get_output_embeddings(), make_squash(model)
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        return squash(embedding(hidden).float())
 
     return head
 
