@@ -40,6 +40,39 @@ def intercept(
         handle.remove()
 
 
+@contextmanager
+def last_feed_forward_on(model: Any, columns: torch.Tensor) -> Iterator[None]:
+    """Let the last layer's feed-forward block see only these columns of the one row in the batch.
+
+    After the last attention nothing mixes positions any more, so the others' outputs are never read; they come out zero.
+    Models whose last layer has no `mlp` that maps a tensor to a tensor compute everything, as usual.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = getattr(getattr(base, "model", None), "layers", None)
+    block = getattr(layers[-1], "mlp", None) if layers is not None and len(layers) else None
+    if not isinstance(block, torch.nn.Module):
+        yield
+        return
+    widths: list[int] = []
+
+    def narrow(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        widths.append(args[0].shape[1])
+        return (args[0][:, columns.to(args[0].device)], *args[1:])
+
+    def widen(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: Any) -> Any:
+        some = out[0] if isinstance(out, tuple) else out
+        whole = some.new_zeros(some.shape[0], widths.pop(), some.shape[2])
+        whole[:, columns.to(some.device)] = some
+        return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+    handles = [block.register_forward_pre_hook(narrow), block.register_forward_hook(widen)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def hidden_at(
     model: Any, sequences: Sequence[Any], positions: Sequence[range], pad: int, *, owner: Any = None
 ) -> list[torch.Tensor]:

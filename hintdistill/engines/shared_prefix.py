@@ -15,6 +15,7 @@ gradient through the branches; attention sinks as in gpt-oss; soft caps as in Ge
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from hintdistill.engines.forward import intercept
+from hintdistill.engines.forward import intercept, last_feed_forward_on
 from hintdistill.engines.prefix_tree import ROOT, Piece, PrefixTree, grow
 
 ATTENTION = "hintdistill_shared_prefix"
@@ -43,6 +44,8 @@ class Rule:
     softcap: float | None
     sinks: Tensor | None
     """[query heads]: an extra logit per head that takes part in the softmax and has no value."""
+    last: bool = False
+    """Whether no later layer attends: then only rows whose hidden states are wanted are owed an output."""
 
     @property
     def plain(self) -> bool:
@@ -87,6 +90,8 @@ class PackedCall:
         self.offsets = np.cumsum([0, *(p.length for p in pieces)]).tolist()
         self.layers: set[int] = set()
         """Attention layers that came through here."""
+        self.rows: dict[int, range] | None = None
+        """Piece → the rows of it that the last layer owes an output, where only those are wanted; None for all."""
         self._masks: dict[tuple[Any, ...], Tensor] = {}
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -113,30 +118,43 @@ class PackedCall:
                 chain = self.tree.chains[piece.chain]
                 room = self.tree.depths[piece.chain] if chain.parent == ROOT else len(chain.ids)
                 self.memory.write(layer, piece.chain, piece.start - chain.at, room, k, v)
-        out = [self._attend_piece(layer, piece, *qkv, rule) for piece, qkv in zip(self.pieces, parts, strict=True)]
+        out = []
+        for i, (piece, qkv) in enumerate(zip(self.pieces, parts, strict=True)):
+            every = range(piece.length)
+            rows = self.rows.get(i, range(0)) if self.rows is not None and rule.last else every
+            some = self._attend_piece(layer, piece, *qkv, rule, rows) if rows else value.new_zeros(query.shape[1], 0, 1)
+            if rows != every:
+                whole = value.new_zeros(query.shape[1], piece.length, value.shape[3])
+                whole[:, rows.start : rows.stop] = some
+                some = whole
+            out.append(some)
         return torch.cat(out, dim=1).transpose(0, 1)[None].contiguous()
 
     def _is_kept(self, piece: Piece) -> bool:
         chain = self.tree.chains[piece.chain]
         return piece.chain in self.tree.parents or piece.length < len(chain.ids) or self.keep_trunks
 
-    def _attend_piece(self, layer: int, piece: Piece, q: Tensor, k: Tensor, v: Tensor, rule: Rule) -> Tensor:
+    def _attend_piece(
+        self, layer: int, piece: Piece, q: Tensor, k: Tensor, v: Tensor, rule: Rule, rows: range
+    ) -> Tensor:
+        """Output [H, rows, Dv] of some rows of a piece."""
+        if piece.start == 0 and len(rows) == piece.length and rule.plain and not (rule.window or 1 << 60) < len(rows):
+            return _causal(q, k, v, rule.scale)
+        q, first, stop = q[:, rows.start : rows.stop], piece.start + rows.start, piece.start + rows.stop
         if piece.start == 0:
-            if rule.plain and (rule.window is None or piece.length <= rule.window):
-                return _causal(q, k, v, rule.scale)
-            return self._in_blocks(q, k, v, 0, rule)
+            return self._in_blocks(q, k[:, :stop], v[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
             raise NotImplementedError("only whole trunks carry a gradient: what was kept of their past is detached")
         path = self.tree.path(piece.chain, piece.stop)
         keys, values = self.memory.read(layer, path[0].chain, piece.stop)
         if len(path) == 1:
-            return self._in_blocks(q, keys[:, : piece.stop], values[:, : piece.stop], piece.start, rule)
+            return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
         tail_k, tail_v = self._tail(layer, path[1:], piece, k, v)
         fork = path[0].stop
         # the tail is laid over the trunk's own continuation for a moment: copying the trunk instead would cost as much
         # memory traffic as the attention itself
         with _borrowed(keys, fork, tail_k), _borrowed(values, fork, tail_v):
-            return self._in_blocks(q, keys[:, : piece.stop], values[:, : piece.stop], piece.start, rule)
+            return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
 
     def _tail(self, layer: int, path: Sequence[Piece], piece: Piece, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values between the trunk and the end of the piece."""
@@ -229,12 +247,13 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("position_bias") is not None:
         raise NotImplementedError("position biases are not shared between branches")
-    scale = kwargs.get("scaling")
+    scale, config = kwargs.get("scaling"), getattr(module, "config", None)
     rule = Rule(
         scale if scale is not None else query.shape[-1] ** -0.5,
         kwargs.get("sliding_window") or None,
         kwargs.get("softcap"),
         kwargs.get("s_aux"),
+        getattr(module, "layer_idx", None) == getattr(config, "num_hidden_layers", 0) - 1,
     )
     return tree.attend(id(module), query, key, value, rule), None
 
@@ -259,7 +278,11 @@ def shared_attention(model: Any) -> Iterator[None]:
 def run_call(model: Any, call: PackedCall, columns: Sequence[int]) -> Tensor:
     """Run one call; hidden states [len(columns), H] at these places of the packed row."""
     out: list[Tensor] = []
-    with intercept(model, torch.zeros(len(columns), dtype=torch.long), torch.tensor(columns, dtype=torch.long), out):
+    places = torch.tensor(columns, dtype=torch.long)
+    with contextlib.ExitStack() as stack:
+        if call.rows is not None and columns:
+            stack.enter_context(last_feed_forward_on(model, places))
+        stack.enter_context(intercept(model, torch.zeros_like(places), places, out))
         model(**call.inputs(next(model.parameters()).device))
     return out[0]
 
@@ -289,11 +312,13 @@ def shared_hidden(
     with shared_attention(model):
         for pieces in tree.calls(budget):
             call, columns = PackedCall(tree, pieces, memory), []
-            for piece, offset in zip(pieces, call.offsets, strict=False):
-                for position in wanted.get(piece.chain, ()):
-                    if piece.start <= position < piece.stop:
-                        rows[piece.chain, position] = len(rows)
-                        columns.append(offset + position - piece.start)
+            call.rows = {}
+            for i, piece in enumerate(pieces):
+                here = [p for p in wanted.get(piece.chain, ()) if piece.start <= p < piece.stop]
+                if here:
+                    call.rows[i] = range(here[0] - piece.start, here[-1] - piece.start + 1)
+                columns += [call.offsets[i] + p - piece.start for p in here]
+                rows.update({(piece.chain, p): len(rows) + n for n, p in enumerate(here)})
             found.append(run_call(model, call, columns))
             if not call.layers:
                 raise NotImplementedError("its attention does not go through transformers' AttentionInterface")
@@ -314,7 +339,9 @@ class Trunk:
         tree, memory = grow([ids]), Memory()
         with shared_attention(model):
             for pieces in tree.calls(budget):
-                run_call(model, PackedCall(tree, pieces, memory, keep_trunks=True), [])
+                call = PackedCall(tree, pieces, memory, keep_trunks=True)
+                call.rows = {}
+                run_call(model, call, [])
         return cls(ids, memory)
 
     @classmethod

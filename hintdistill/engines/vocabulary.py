@@ -55,13 +55,14 @@ class Vocabulary:
         parts: list[tuple[Tensor, ...]] = []
         for c in chunks(len(hidden), self.size):
             logits = self.head(hidden[c])
-            normaliser = logits.logsumexp(-1)
-            at = logits.gather(1, ids[c, None])[:, 0] - normaliser
+            at = logits.gather(1, ids[c, None])[:, 0]
             top = logits.topk(k, dim=-1)
             # the sum of what is left, not one minus what is kept: no cancellation when almost nothing is left
-            logits.scatter_(1, top.indices, -torch.inf)
-            rest = logits.logsumexp(-1) - normaliser
-            parts.append((normaliser, at, top.indices, top.values - normaliser[:, None], rest))
+            rest = logits.scatter_(1, top.indices, -torch.inf).logsumexp(-1)
+            normaliser = torch.logaddexp(rest, top.values.logsumexp(-1))
+            parts.append(
+                (normaliser, at - normaliser, top.indices, top.values - normaliser[:, None], rest - normaliser)
+            )
         return Reading(hidden, *(torch.cat(p) for p in zip(*parts, strict=True)))
 
     def logprobs(self, hidden: Tensor) -> Tensor:
