@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -83,7 +84,7 @@ class ServerEngine:
             tables = list(pool.map(lambda u: self._ask(u, top_k), todo))
         for unit, table in zip(todo, tables, strict=True):
             for i in unit.members:
-                out[i] = scores(requests[i], top_k, None, lambda p, t=table: t[p] if p < len(t) else None)
+                out[i] = scores(requests[i], top_k, None, partial(_at, table))
         return [s for s in out if s is not None]
 
     def _ask(self, unit: Unit, top_k: int) -> list[Position | None]:
@@ -141,3 +142,7 @@ class ServerEngine:
                     hint=f"start vLLM with --max-logprobs {top_k}, or lower rescore.top_k",
                 ) from None
             raise ServiceError(f"{self.base_url} answered {error.status_code}: {error.message}") from None
+
+
+def _at(table: Sequence[Position | None], position: int) -> Position | None:
+    return table[position] if position < len(table) else None

@@ -126,12 +126,17 @@ class TransformersEngine:
 
     @classmethod
     def load(
-        cls, folder: Path, dtype: str = "auto", device: str = "auto", batch_tokens: int = 16_384
+        cls,
+        folder: Path,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_tokens: int = 16_384,
+        sharing: Sharing | None = None,
     ) -> TransformersEngine:
         """Load a model folder. Raises ModelError."""
         where = pick_device(device)
         model = load_model(folder, pick_dtype(dtype, where), where)
-        return cls(model, model_key(folder).weights, batch_tokens)
+        return cls(model, model_key(folder).weights, batch_tokens, sharing=sharing)
 
     def view(self, weights: str) -> TransformersEngine:
         """An engine of the same model with other weights: `live`, `initial` (every adapter off), or an adapter's name.

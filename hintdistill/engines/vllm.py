@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class VLLMEngine:
             for some in ([u for u in todo if u.is_trunk], [u for u in todo if not u.is_trunk]):
                 for unit, answer in zip(some, self._answers(some, top_k, reuse), strict=True):
                     for i in unit.members:
-                        out[i] = scores(requests[i], top_k, self.vocab_size, lambda p, a=answer: _position(a, p))
+                        out[i] = scores(requests[i], top_k, self.vocab_size, partial(_position, answer))
         return [s for s in out if s is not None]
 
     def warm(self, requests: Sequence[ScoreRequest]) -> None:
