@@ -30,6 +30,15 @@ MIXED = ["sliding_attention", "full_attention"] * 2
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """A second thread costs more than it does on models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def _config(kind: str):
     import transformers as t
 
