@@ -199,6 +199,12 @@ class TransformersEngine:
             return Trunk.read(self.model, ids, self.batch_tokens)
 
     @contextlib.contextmanager
+    def hold(self) -> Iterator[Any]:
+        """The model for oneself, e.g. to generate with it: scoring hooks into it, so other threads wait meanwhile."""
+        with self._lock:
+            yield self.model
+
+    @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
         """One thread at a time, no gradients, the right weights."""
         with self._lock, torch.inference_mode(), contextlib.ExitStack() as stack:
