@@ -127,6 +127,9 @@ class InjectSection(Section):
     """Roles tried for a hint message of its own."""
     message_format: str = "{hint}"
     observation_format: str = "\n\n{hint}"
+    system_format: str = "\n\n{hint}"
+    turn_format: str = "{hint}\n"
+    """Around a hint inside the assistant's own turn."""
     hint: Literal["critic", "placebo"] = "critic"
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
@@ -134,7 +137,7 @@ class InjectSection(Section):
 
     @model_validator(mode="after")
     def _formats(self) -> InjectSection:
-        for name in ("message_format", "observation_format"):
+        for name in ("message_format", "observation_format", "system_format", "turn_format"):
             if "{hint}" not in getattr(self, name):
                 raise ValueError(f"{name} must contain {{hint}}")
         return self

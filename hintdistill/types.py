@@ -18,7 +18,7 @@ TRACE_SCHEMA = 1
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Fidelity = Literal["ids", "raw_text", "reserialised"]
-Placement = Literal["message", "observation"]
+Placement = Literal["message", "observation", "system_prompt", "assistant_turn"]
 HintRole = Literal["user", "system"]
 QuoteField = Literal["content", "reasoning", "tool_name", "arguments"]
 Verdict = Literal["findings", "none", "not_student", "abstain"]
@@ -205,6 +205,8 @@ class Injection(Record):
     insert_at: int
     block_ids: tuple[int, ...] = Field(min_length=1)
     step_ids: tuple[int, ...] = Field(min_length=1)
+    step_offset: int = Field(default=0, ge=0)
+    """Tokens of the step that stand above the hint, hence in the context; above zero only for `assistant_turn`."""
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
     quote_found: Literal["exact", "normalised", "whole_step"] = "whole_step"
