@@ -27,7 +27,28 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from hintdistill.errors import PromptError
 
 VARIABLES: dict[str, frozenset[str]] = {
-    "critic": frozenset({"trace", "tools", "legal_steps", "checks", "error_classes", "schema", "answer", "problem"}),
+    "critic": frozenset(
+        {
+            "trace",
+            "tools",
+            "signatures",
+            "legal_steps",
+            "checks",
+            "error_classes",
+            "schema",
+            "window",
+            "windows",
+            "step",
+            "first",
+            "second",
+            "answer",
+            "problem",
+            "hint",
+            "reason",
+            "error_class",
+            "quote",
+        }
+    ),
     "hints": frozenset(
         {"wrong", "right", "tool", "tools", "argument", "arguments", "error", "quote", "step", "variant", "expected"}
     ),
@@ -58,6 +79,7 @@ class PromptLibrary:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._mentions: dict[tuple[str, str], bool] = {}
 
     def names(self) -> list[str]:
         """Every prompt name, `kind/file.jinja`, once."""
@@ -88,6 +110,13 @@ class PromptLibrary:
             digest.update(f"{current}\0{source}\0".encode())
             todo += [t for t in meta.find_referenced_templates(self._parse(current, source)) if t is not None]
         return digest.hexdigest()[:16]
+
+    def mentions(self, name: str, variable: str) -> bool:
+        """Whether a prompt uses a variable. Raises PromptError where it does not parse."""
+        if (name, variable) not in self._mentions:
+            tree = self._parse(name, self._source(name))
+            self._mentions[name, variable] = variable in meta.find_undeclared_variables(tree)
+        return self._mentions[name, variable]
 
     def lint(self, name: str) -> list[str]:
         """Problems of one prompt, `file:line: what`; empty when it is sound."""

@@ -207,7 +207,7 @@ class Injection(Record):
     step_ids: tuple[int, ...] = Field(min_length=1)
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
-    quote_found: Literal["exact", "normalised", "whole_step"] = "whole_step"
+    quote_found: Literal["exact", "normalised", "fuzzy", "whole_step"] = "whole_step"
     fidelity: Fidelity
     placement: Placement
     role: HintRole | None = None

@@ -112,7 +112,7 @@ class Plan:
     train_traces: int
     holdout_traces: int
     critics: dict[str, dict[str, int]]
-    """Per critic, requests and characters of prompt."""
+    """Per critic, requests and prompt tokens, at most; a server without critic.llm.tokenizer is counted at three bytes a token."""
     tool_schemas: int
     recorded_ids: int
     """Steps whose token ids are recorded."""
@@ -138,10 +138,10 @@ def plan(config: RunConfig) -> Plan:
             break
     asked = {}
     for critic in critique.critics(ctx):
-        is_llm = isinstance(critic, LLMCritic)
+        each = [critic.estimate(t) for t in traces] if isinstance(critic, LLMCritic) else []
         asked[critic.name] = {
-            "requests": len(traces) if is_llm else 0,
-            "prompt_characters": sum(len(critic.prompt(t)) for t in traces) if isinstance(critic, LLMCritic) else 0,
+            "requests": sum(e.requests for e in each),
+            "prompt_tokens": sum(e.prompt_tokens for e in each),
         }
     splits = [ctx.split_of(t) for t in traces]
     return Plan(
