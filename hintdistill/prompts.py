@@ -187,6 +187,23 @@ def shipped_library() -> PromptLibrary:
     return PromptLibrary()
 
 
+def eject(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Copy shipped prompts into a folder; returns what was written.
+
+    Raises:
+        PromptError: a prompt does not exist, or something of its name is there already; nothing is written then.
+    """
+    library = shipped_library()
+    chosen = {name: library.path(name) for name in names or library.names()}
+    for name in chosen:
+        if (folder / name).exists():
+            raise PromptError(f"{folder / name} is there already", hint="choose another folder; nothing was written")
+    for name, path in chosen.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(path.read_bytes())
+    return [folder / name for name in chosen]
+
+
 def hint_name(error_class: str) -> str:
     """The hint template of an error class; a class that is no plain name (a critic may write anything) has none."""
     plain = re.fullmatch(r"\w[\w-]*", error_class) is not None

@@ -10,12 +10,14 @@ trace text that spells a template's turn marker stays text.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from hintdistill.critics.backends import Reply, Request
 from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
@@ -154,50 +156,60 @@ class LocalBackend:
 
     @torch.inference_mode()
     def _decode(self, prompts: Sequence[list[int]], requests: Sequence[Request]) -> list[Reply]:
-        """Decode a batch: `ids` [B, S] left-padded, one grammar per row; a row that is done is padded."""
+        """Decode a batch, one grammar per row. What the grammar forces is not asked of the model where that saves a pass:
+        the opening of the answer goes into the prefill, and a row of which only the ending is left is done."""
+        rows = [
+            _Row(i, r, self._llguidance.LLMatcher(self._token_table, self._grammar(r))) for i, r in enumerate(requests)
+        ]
+        inputs = [[*prompt, *row.force()] for row, prompt in zip(rows, prompts, strict=True)]
         device, pad = self.model.device, int(self.tokenizer.pad_token_id or 0)
-        width = max(map(len, prompts))
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        matchers = [self._llguidance.LLMatcher(self._token_table, self._grammar(r)) for r in requests]
-        vocab = int(self.model.get_output_embeddings().weight.shape[0])
-        bitmask = self._llguidance.torch.allocate_token_bitmask(len(prompts), vocab)
-        draws = [torch.Generator().manual_seed(_seed(r)) for r in requests]
-        answers: list[list[int]] = [[] for _ in prompts]
+        width = max(map(len, inputs))
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in inputs], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in inputs], device=device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        past, live = None, list(range(len(prompts)))
-        for _ in range(self.max_tokens):
+        cache = DynamicCache(config=self.model.config)
+        live = list(rows)
+        while live:
             output = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=past,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            past, logits = output.past_key_values, output.logits[:, -1].float().cpu()
-            for i in live:
-                self._llguidance.torch.fill_next_token_bitmask(matchers[i], bitmask, i)
-            logits.masked_fill_(~_allowed(bitmask, vocab), float("-inf"))
-            picked = [pad] * len(prompts)
-            for i in list(live):
-                picked[i] = _pick(logits[i], requests[i].temperature, draws[i])
-                if picked[i] in self._ends or not matchers[i].consume_token(picked[i]):
-                    live.remove(i)
-                    continue
-                answers[i].append(picked[i])
-                if matchers[i].is_stopped():
-                    live.remove(i)
-            if not live:
+                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
+                **{self._cache_argument: cache},
+            )  # fmt: skip
+            picked = self._pick(live, output.logits[:, -1].float().cpu())
+            going = [n for n, row in enumerate(live) if row.take(picked[n], self._ends, self.max_tokens)]
+            if not going:
                 break
+            if len(going) < len(live):
+                keep = torch.tensor(going, device=device)
+                cache.batch_select_indices(keep)
+                mask, positions = mask[keep], positions[keep]
+                live, picked = [live[n] for n in going], [picked[n] for n in going]
             ids = torch.tensor(picked, device=device)[:, None]
-            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+            mask = torch.cat([mask, mask.new_ones(len(live), 1)], 1)
             positions = positions[:, -1:] + 1
         return [
-            Reply(self.tokenizer.decode(a, skip_special_tokens=False),
-                  Usage(requests=1, prompt_tokens=len(p), completion_tokens=len(a)))
-            for p, a in zip(prompts, answers, strict=True)
-        ]  # fmt: skip
+            Reply(
+                self.tokenizer.decode(row.answer, skip_special_tokens=False),
+                Usage(requests=1, prompt_tokens=len(prompt), completion_tokens=len(row.answer)),
+            )
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+
+    def _pick(self, live: Sequence[_Row], logits: torch.Tensor) -> list[int]:
+        """The next token of each row, among those its grammar allows; `logits` is float32 [B, V]."""
+        bitmask = self._llguidance.torch.allocate_token_bitmask(len(live), logits.shape[1])
+        for n, row in enumerate(live):
+            self._llguidance.torch.fill_next_token_bitmask(row.matcher, bitmask, n)
+        logits.masked_fill_(~_allowed(bitmask, logits.shape[1]), float("-inf"))
+        best = logits.argmax(-1).tolist()
+        return [
+            best[n] if row.request.temperature == 0.0 else _draw(logits[n] / row.request.temperature, row.draw)
+            for n, row in enumerate(live)
+        ]
+
+    @cached_property
+    def _cache_argument(self) -> str:
+        """What this release of transformers calls it."""
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
     @cached_property
     def _ends(self) -> frozenset[int]:
@@ -212,11 +224,42 @@ def _allowed(bitmask: torch.Tensor, vocab: int) -> torch.Tensor:
     return bits.flatten(1)[:, :vocab].bool()
 
 
-def _pick(logits: torch.Tensor, temperature: float, draw: torch.Generator) -> int:
-    if temperature == 0.0:
-        return int(logits.argmax())
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=draw))
+def _draw(logits: torch.Tensor, draw: torch.Generator) -> int:
+    return int(torch.multinomial(logits.softmax(-1), 1, generator=draw))
 
 
 def _seed(request: Request) -> int:
     return int.from_bytes(hashlib.sha256(request.key.encode()).digest()[:6], "big")
+
+
+class _Row:
+    """One answer in the making."""
+
+    def __init__(self, at: int, request: Request, matcher: Any) -> None:
+        self.at, self.request, self.matcher = at, request, matcher
+        self.draw = torch.Generator().manual_seed(_seed(request))
+        self.answer: list[int] = []
+
+    def force(self) -> list[int]:
+        """Take the tokens that the grammar leaves no choice about."""
+        forced = list(self.matcher.compute_ff_tokens())
+        if forced and not self.matcher.consume_tokens(forced):
+            return []
+        self.answer += forced
+        return forced
+
+    def take(self, token: int, ends: frozenset[int], limit: int) -> bool:
+        """Append a token; whether the model has to be asked again."""
+        if token in ends or not self.matcher.consume_token(token):
+            return False
+        self.answer.append(token)
+        if self.matcher.is_stopped() or len(self.answer) >= limit:
+            return False
+        forced = list(self.matcher.compute_ff_tokens())
+        if not forced or len(self.answer) + len(forced) > limit:
+            return True
+        if self.matcher.consume_tokens(forced) and self.matcher.is_stopped():
+            self.answer += forced
+            return False
+        self.matcher.rollback(len(forced))
+        return True

@@ -118,14 +118,14 @@ class Plan:
     """Steps whose token ids are recorded."""
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig, until: str = "report") -> Plan:
     """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises."""
     from hintdistill.critics.llm import LLMCritic
     from hintdistill.pipeline import critique
     from hintdistill.traces import read_traces
     from hintdistill.types import Trace
 
-    check_inputs(config, "report")
+    check_inputs(config, until)
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
     traces: list[Trace] = []
     failures = 0
