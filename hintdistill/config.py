@@ -212,6 +212,8 @@ class GateSection(Section):
     require_specific: bool = True
     check_leak: bool = True
     check_dialect: bool = True
+    check_words: bool = True
+    """Refuse hints that propose a call no schema allows (`illegal`) or say nothing (`vacuous`)."""
     max_null_pass_rate: float = Field(default=0.10, ge=0.0, le=1.0)
     """Placebos that pass the gate above this rate raise a warning."""
 

@@ -178,7 +178,11 @@ class LLMCritic:
             else:
                 halves = {"first": list(record.steps), "second": []}
                 one = count(asker.question(self.config.half_prompt, record, schema, halves))
-                asked = [one] * ((max(1, n) - 1).bit_length() + 1)
+                last = [
+                    count(asker.question(self.config.step_prompt, record, schema, {"step": s}))
+                    for s in record.steps[-1:]
+                ]
+                asked = [one] * (max(1, n) - 1).bit_length() + last
             requests, tokens = requests + len(asked), tokens + sum(asked)
         return Estimate(requests * self.config.votes, tokens * self.config.votes)
 

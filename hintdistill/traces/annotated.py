@@ -4,7 +4,7 @@
 |---|---|---|
 | Who&When (ag2ai) | `history` of messages whose speaker is `name`, else `role` | `mistake_step`: a string, from 0, into `history` |
 | AgentProcessBench | OpenAI `messages` | `step_labels` by message index from 0; the first −1 is the error, none is a clean run |
-| AgentRx (Microsoft) | a ground-truth record; its trajectory is another file | `step_number` from 1, over all messages; `root_cause` names one |
+| AgentRx | a ground-truth record; its trajectory is another file | `step_number` from 1; `root_cause` names one |
 
 A label points at a message; it becomes a step where that message is the student's, and the verdict `not_student` where it
 is not (9 of 29 root causes of AgentRx tau are the simulated user's). In the two multi-agent sets every agent is the
