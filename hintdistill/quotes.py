@@ -137,8 +137,10 @@ def _wordy(char: str) -> bool:
     return bool(char) and (char.isalnum() or char == "_")
 
 
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
-_ESCAPED = {"n": " ", "t": " ", "r": " ", "b": " ", "f": " "}
+_ESCAPE = re.compile(
+    r"\\u([dD][89abAB][\da-fA-F]{2})\\u([dD][c-fC-F][\da-fA-F]{2})|\\(?:u([\da-fA-F]{4})|(.))", re.DOTALL
+)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
@@ -160,9 +162,9 @@ def _fold(text: str) -> tuple[str, list[int]]:
 
 
 def _unescape(match: re.Match[str]) -> str:
-    if match.group(1):
-        return chr(int(match.group(1), 16))
-    return _ESCAPED.get(match.group(2), match.group(2))
+    if match[1]:
+        return chr(0x10000 + ((int(match[1], 16) - 0xD800) << 10) + int(match[2], 16) - 0xDC00)
+    return chr(int(match[3], 16)) if match[3] else _ESCAPED.get(match[4], match[4])
 
 
 def _find_folded(text: str, quote: str) -> Span | None:
@@ -176,8 +178,11 @@ def _find_fuzzy(text: str, quote: str, offset: int, threshold: float) -> tuple[f
     """Best match of the folded quote in the folded text: its share of matching characters, and its range."""
     haystack, origin = _fold(text)
     needle = _fold(quote)[0].strip()
-    if threshold >= 1.0 or len(needle) < SHORTEST_FUZZY or len(needle) > len(haystack):
+    if threshold >= 1.0 or len(needle) < SHORTEST_FUZZY or not haystack.strip():
         return None
+    if len(needle) > len(haystack):
+        score = fuzz.ratio(needle, haystack)
+        return (score, (offset, offset + len(text))) if score >= 100 * threshold else None
     match = fuzz.partial_ratio_alignment(needle, haystack, score_cutoff=100 * threshold)
     if match is None or match.dest_end <= match.dest_start:
         return None
