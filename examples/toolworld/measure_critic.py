@@ -75,7 +75,7 @@ def score(critic: LLMCritic, labelled: Sequence[Labelled]) -> dict[str, Any]:
 def demonstrations(n: int, seed: int) -> list[Labelled]:
     """Held-out demonstrated episodes with names that no corpus has."""
     rng = random.Random(seed)
-    return [episode(rng, f"held-out-{i}", "new") for i in range(n)]
+    return [episode(rng, f"held-out-{i}", "new", stumbling=0.0) for i in range(n)]
 
 
 def own_traces() -> list[Labelled]:
@@ -149,8 +149,11 @@ def measure(load: Callable[..., LLMCritic]) -> None:
     began = time.time()
     held_out, own = demonstrations(DEMONSTRATIONS, SEED + 1), own_traces()
     some = held_out[:200]
+    rng = random.Random(SEED + 4)
+    stumbling = [episode(rng, f"stumbling-{i}", "new", stumbling=1.0) for i in range(200)]
     results: dict[str, Any] = {
         "held_out": score(load(), held_out),
+        "stumbling": score(load(), stumbling),
         "student": score(load(), own),
         "edited": {name: score(edited(load, text), some) for name, text in EDITS.items()},
         "new_tools": score(load(), with_new_tools(some)),
@@ -195,6 +198,8 @@ def card(m: dict[str, Any]) -> str:
     )
     edits = row("none (for comparison)", m["as_usual"]) + "".join(row(name, r) for name, r in m["edited"].items())
     held, usual = m["held_out"], m["student"]
+    trained = (row("held-out demonstrations", held) + row("held-out episodes that err anywhere", m["stumbling"])
+               + row("the student's own rollouts", usual))  # fmt: skip
     unused = (f"Answers that could not be used: {held['failed']} and {usual['failed']}. Findings dropped because their quote is not in "
               f"the step: {held['dropped_quotes']} and {usual['dropped_quotes']}.")  # fmt: skip
     strange = (row("listed tools renamed to unseen words", m["new_tools"])
@@ -217,7 +222,7 @@ critic, so that the default run has a model at every place where a real run has 
 
 ## Where it was trained to work
 
-{head}{row("held-out demonstrations", m["held_out"])}{row("the student's own rollouts", usual)}
+{head}{trained}
 Rates are on traces, with 95 % Wilson intervals. Exact step: the earliest root error named is the labelled one. Quote and hint are
 counted where the step is right; hints of the student's own rollouts have no reference. {unused}
 
