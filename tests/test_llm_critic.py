@@ -180,6 +180,33 @@ def test_hosts_outside_this_machine_must_be_allowed(weather_trace):
         assert not critic(local).scan
 
 
+def test_the_servers_context_decides_on_windows(weather_trace):
+    """vLLM and SGLang say how long their context is; a trace beyond it is read in windows, nothing is cut."""
+    long = weather_trace.model_copy(
+        update={"messages": (*weather_trace.messages[:-1], Message(role="assistant", content="word " * 3000))}
+    )
+    long = Trace.model_validate(long.model_dump())
+    with scripted_server(NONE) as server:
+        server.max_model_len = 4096
+        got = critic(server.url, context_tokens=None, max_tokens=256).ask(long)
+        sent = [r["messages"][0]["content"] for r in server.received]
+    assert len(sent) > 1 and any(n.startswith(f"read in {len(sent)} windows") for n in got.notes)
+    assert all(len(text) / 3 <= 4096 - 256 for text in sent)
+    assert sum(text.count("word ") for text in sent) >= 3000
+    with scripted_server(NONE) as server:
+        assert critic(server.url, context_tokens=None).ask(long).usage.requests == 1, (
+            "a server that does not say is trusted"
+        )
+
+
+def test_a_truncated_stream_and_a_wrong_schema_are_one_failed_record(weather_trace):
+    with scripted_server(
+        '{"verdict": "findings", "findings": [{"step": 0, "quote": "get_for', '{"answer": 42}'
+    ) as server:
+        ((_, outcome),) = critic(server.url).critique([weather_trace])
+    assert isinstance(outcome, AnswerError) and outcome.raw == '{"answer": 42}' and outcome.usage.requests == 2
+
+
 def test_key_depends_on_what_the_answer_depends_on(weather_trace, tmp_path):
     base = critic("http://localhost:1/v1")
     assert base.key(weather_trace) == critic("http://localhost:1/v1", timeout_s=9, concurrency=1).key(weather_trace)

@@ -50,7 +50,7 @@ from hintdistill.types import Finding, Message, ToolCall, Trace  # noqa: E402
 
 STUDENT, CRITIC = HERE / "student", HERE / "critic"
 PROMPT = "critic/toolworld.jinja"
-EPISODES = 5000
+EPISODES = 3200
 SEED = 23
 RATES = {"unknown_tool": 0.5, "wrong_argument": 0.5, "skipped_lookup": 0.6, "ignored_error": 0.7}
 """About half the triggers err, so that right and wrong steps in the same place are both seen often."""
@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="+", choices=["train", "measure"])
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--student", type=Path, default=STUDENT, help="whose weights to start from")
     args = parser.parse_args()
     if "train" in args.stages:
