@@ -14,7 +14,7 @@ from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.errors import ConfigError, InputError, ServiceError
 from hintdistill.prompts import PromptLibrary
-from hintdistill.types import Critique, Message
+from hintdistill.types import Critique, Message, Trace
 
 FOUND = {
     "step": 0,
