@@ -111,9 +111,53 @@ def run(
 
 
 @app.command()
-def critique(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def critique(
+    config: Config,
+    overrides: Overrides = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Score the critic on labelled traces: Who&When, AgentProcessBench, AgentRx, or findings."),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="The same traces under two critics or prompts: run folders, configs or key=value."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """Read and critique; continues the run in run.dir."""
-    _stages(config, overrides, "critique", True, quiet, as_json)
+    if labels is None and compare is None and not dry_run:
+        _stages(config, overrides, "critique", True, quiet, as_json)
+        return
+    from hintdistill import pipeline
+    from hintdistill.config_file import load_config
+
+    settings, voice = load_config(config, overrides or []), pipeline.Voice(quiet=quiet or as_json)
+    if dry_run:
+        asked = pipeline.plan(settings, until="critique").critics
+        text = [
+            f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
+        ]
+        _print_json(asked) if as_json else print("\n".join(text))
+        return
+    if labels is not None:
+        from hintdistill.critics.evaluation import lines
+        from hintdistill.pipeline.labels import score_critics
+
+        folder = pipeline.run_folder(settings, f"{config.stem}-labels")
+        result = score_critics(settings, labels, folder, voice)
+        _print_json(result) if as_json else print(
+            "\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"])
+        )
+        return
+    from hintdistill.pipeline.compare import compare_lines, run_comparison
+
+    assert compare is not None
+    found = run_comparison(config, overrides or [], compare, voice)
+    _print_json(found) if as_json else print("\n".join(compare_lines(found)))
 
 
 @app.command()
@@ -231,6 +275,18 @@ def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
         print("\n".join(problems) if problems else f"{len(library.names())} prompts, no problems")
     if problems:
         raise typer.Exit(2)
+
+
+@prompts_app.command("eject")
+def prompts_eject(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
+    names: Annotated[list[str] | None, typer.Argument(help="Only these prompts.", show_default=False)] = None,
+) -> None:
+    """Copy the shipped prompts to edit; name the folder in critic.prompts."""
+    from hintdistill.prompts import eject
+
+    for path in eject(folder, names or []):
+        print(path)
 
 
 @prompts_app.command("render")

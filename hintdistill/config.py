@@ -81,32 +81,77 @@ class RecordedSection(Section):
 
 
 class LLMSection(Section):
-    """Any OpenAI-compatible server."""
+    """An LLM critic: who answers, how it is asked, and what may be spent."""
 
+    backend: Literal["server", "vllm", "local"] = "server"
+    """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
+    decoding constrained by llguidance."""
     base_url: str | None = None
     model: str | None = None
+    """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
+    strategy: Literal["all_at_once", "step_by_step", "binary_search"] = "all_at_once"
+    """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
+    mistake; `binary_search`: which half holds the first mistake, until one step is left."""
     prompt: str = "critic/all_at_once.jinja"
+    """Instructions of `all_at_once`."""
+    step_prompt: str = "critic/step.jinja"
+    """Instructions about one step, of the other two strategies."""
+    half_prompt: str = "critic/half.jinja"
+    """Instructions of `binary_search`."""
+    votes: int = Field(default=1, ge=1)
+    """How often a trace is judged; the share of votes that name a step becomes its confidence. Needs a temperature."""
+    min_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Findings that fewer of the votes name are dropped, and counted."""
     temperature: float = Field(default=0.0, ge=0.0)
     max_tokens: int = Field(default=1024, ge=1)
+    context_tokens: int | None = Field(default=None, ge=64)
+    """Context of the critic. A longer trace is read in windows. Default: what the model or the server says it has."""
+    overlap: int = Field(default=2, ge=0)
+    """Messages that neighbouring windows share."""
+    tokenizer: str | None = None
+    """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
     retries: int = Field(default=3, ge=0)
     concurrency: int = Field(default=8, ge=1)
+    """Traces in flight at a server; traces per batch with `vllm` and `local`."""
     structured: Literal["json_schema", "json_schema_strict", "none"] = "json_schema"
     """`json_schema` asks the server to constrain its output, lengths bounded; `json_schema_strict` keeps to the subset
-    that strict modes of cloud services take; `none` only validates what comes back."""
+    that strict modes of cloud services take; `none` only validates what comes back. `vllm` and `local` always constrain."""
     max_findings: int = Field(default=8, ge=1)
     """Bound on the findings of one answer, under `json_schema`."""
     repair_rounds: int = Field(default=1, ge=0, le=3)
+    drop_unfound_quotes: bool = False
+    """Drop findings whose quote is not in the step, already here: for critics that invent quotes."""
     seed: int | None = None
-    """Sent with each request where it is set; not every server takes one."""
+    """Sent with each request where it is set; not every server takes one. Vote n is sent seed + n."""
+    price_in: float | None = Field(default=None, ge=0.0)
+    """Price of a million prompt tokens, for the report."""
+    price_out: float | None = Field(default=None, ge=0.0)
+    """Price of a million answer tokens."""
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> LLMSection:
+        if self.votes > 1 and self.temperature == 0.0:
+            raise ValueError(f"{self.votes} votes at temperature 0 are one vote; set a temperature, e.g. 0.7")
+        return self
+
+
+Escalation = Literal["failed", "disagreement", "failed_runs"]
 
 
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Literal["rules", "recorded", "llm", "strong"], ...] = Field(default=("rules",), min_length=1)
+    """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
+    all others, and its word replaces theirs."""
+    escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")
+    """When `strong` is asked: another critic failed or abstained; two of them name different steps; the run's reward is
+    below `pass_reward` and nobody found anything."""
+    pass_reward: float = 1.0
+    """Runs with at least this reward did not fail."""
     max_per_trace: int = Field(default=3, ge=1)
     """At most this many root findings of a trace go on."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -114,9 +159,18 @@ class CriticSection(Section):
     """Folder whose prompts and hint templates come before the shipped ones."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
+    secret_scan: Literal["outside", "always", "off"] = "outside"
+    """Whether a trace with keys, tokens or e-mail addresses is refused before anything of it is sent: `outside` for
+    servers that are not this machine."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
+    cache: str | None = None
+    """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
     llm: LLMSection = LLMSection()
+    strong: LLMSection = LLMSection()
+    """A second LLM critic, with the keys of `llm`."""
 
 
 class InjectSection(Section):
@@ -134,6 +188,9 @@ class InjectSection(Section):
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
     """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
+    min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)
+    """A quote that is not found as it is, nor up to white space and JSON escapes, is taken to be its best match in the
+    step if at least this share of its characters fits; 1 turns that off."""
 
     @model_validator(mode="after")
     def _formats(self) -> InjectSection:
@@ -158,6 +215,8 @@ class GateSection(Section):
     require_specific: bool = True
     check_leak: bool = True
     check_dialect: bool = True
+    check_words: bool = True
+    """Refuse hints that propose a call no schema allows (`illegal`) or say nothing (`vacuous`)."""
     max_null_pass_rate: float = Field(default=0.10, ge=0.0, le=1.0)
     """Placebos that pass the gate above this rate raise a warning."""
 
@@ -284,6 +343,9 @@ class RunConfig(Section):
     def _across(self) -> RunConfig:
         if "recorded" in self.critic.use and not self.critic.recorded.path:
             raise ValueError("critic.use names `recorded`, but critic.recorded.path is not set")
-        if "llm" in self.critic.use and not (self.critic.llm.base_url and self.critic.llm.model):
-            raise ValueError("critic.use names `llm`, but critic.llm.base_url or critic.llm.model is not set")
+        for name, llm in (("llm", self.critic.llm), ("strong", self.critic.strong)):
+            if name in self.critic.use and llm.backend == "server" and not (llm.base_url and llm.model):
+                raise ValueError(
+                    f"critic.use names `{name}`, but critic.{name}.base_url or critic.{name}.model is not set"
+                )
         return self

@@ -25,7 +25,7 @@ from hintdistill.quotes import locate, tokens_in
 from hintdistill.rendering import RenderedStep, Renderer
 from hintdistill.types import Finding, HintRole, Injection, Message, PlaceboBlock, Placement, Trace
 
-QuoteFound = Literal["exact", "normalised", "whole_step"]
+QuoteFound = Literal["exact", "normalised", "fuzzy", "whole_step"]
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class Injector:
         whole = (0, len(site.rendered.step_ids))
         if not finding.quote:
             return whole, "whole_step"
-        found = locate(finding, site.text, site.trace.step(site.step))
+        found = locate(finding, site.text, site.trace.step(site.step), self.config.min_quote_match)
         tokens = tokens_in(found[0], site.spans) if found else None
         if found is not None and tokens is not None:
             return tokens, found[1]

@@ -198,6 +198,8 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
         reasons.append("leak")
     if gate.check_dialect and any(g.startswith("dialect") for g in guards):
         reasons.append("dialect")
+    if gate.check_words:
+        reasons += [name for name in ("illegal", "vacuous") if any(g.startswith(name) for g in guards)]
     if m.position is None:
         return (*reasons, "no_effect")
     if math.exp(m.plain_logprob) < gate.min_student_probability:

@@ -209,7 +209,7 @@ class Injection(Record):
     """Tokens of the step that stand above the hint, hence in the context; above zero only for `assistant_turn`."""
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
-    quote_found: Literal["exact", "normalised", "whole_step"] = "whole_step"
+    quote_found: Literal["exact", "normalised", "fuzzy", "whole_step"] = "whole_step"
     fidelity: Fidelity
     placement: Placement
     role: HintRole | None = None
