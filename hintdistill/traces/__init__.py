@@ -5,28 +5,22 @@ Every record met becomes a `Trace` or a `Failure` with file, position and reason
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hintdistill.errors import InputError, TraceError
-from hintdistill.traces import native, openai_chat
-from hintdistill.traces.files import Malformed, read_records, trace_files
-from hintdistill.traces.options import ReadOptions
+from hintdistill.traces import openai_chat
+from hintdistill.traces.archives import ZIP_ERRORS
+from hintdistill.traces.files import TraceFile, all_files
+from hintdistill.traces.options import Failure, ReadOptions, Record
+from hintdistill.traces.records import read_values
+from hintdistill.traces.registry import TraceFormat, format_named, recognise
+from hintdistill.traces.repeats import Repeats
 from hintdistill.types import Source, Trace
 
-__all__ = ["Failure", "ReadOptions", "load_tools", "read_traces"]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A record that is not a usable trace, and why."""
-
-    source: Source
-    reason: str
-    """Short name for the funnel counts."""
-    message: str
+__all__ = ["Failure", "ReadOptions", "load_tools", "read_file", "read_traces"]
 
 
 def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -53,43 +47,102 @@ def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
 
 
 def read_traces(paths: Sequence[str | Path], options: ReadOptions = ReadOptions()) -> Iterator[Trace | Failure]:
-    """Read every record of every file, in a stable order.
+    """Read every record of every file, in a stable order. A turn that stands in several records is the student's in one.
 
     Raises:
         InputError: a path does not exist, or a folder holds no trace file.
+        ConfigError: `options.format` is no format.
     """
-    seen: dict[str, Source] = {}
-    for file in trace_files(paths):
-        for record in read_records(file):
-            outcome = _parse(record, options)
-            if isinstance(outcome, Trace):
-                if outcome.id in seen:
-                    text = f"trace id {outcome.id!r} was already read from {seen[outcome.id]}"
-                    outcome = Failure(record.source, "duplicate_id", text)
-                else:
-                    seen[outcome.id] = record.source
-            yield outcome
+    keep = Keeper()
+    for file in all_files(paths):
+        if not file.foreign:
+            for outcome in read_file(file, options):
+                yield keep.check(outcome)
 
 
-def _parse(record: Any, options: ReadOptions) -> Trace | Failure:
-    if isinstance(record, Malformed):
-        return Failure(record.source, record.reason, record.message)
+class Keeper:
+    """What must hold across the files of one reading: ids once, turns once."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, str] = {}
+        self._repeats = Repeats()
+
+    def check(self, outcome: Trace | Failure) -> Trace | Failure:
+        """The outcome, or a failure where its id or all its turns were read before."""
+        if isinstance(outcome, Failure):
+            return outcome
+        assert outcome.source is not None
+        if outcome.id in self._seen:
+            text = f"trace id {outcome.id!r} was already read from {self._seen[outcome.id]}"
+            return Failure(outcome.source, "duplicate_id", text)
+        checked = self._repeats.check(outcome)
+        if isinstance(checked, Trace):
+            self._seen[outcome.id] = str(outcome.source)
+        return checked
+
+
+def read_file(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator[Trace | Failure]:
+    """Read every record of one file; what cannot be opened or unpacked is one failure.
+
+    Raises:
+        ConfigError: `options.format` is no format.
+    """
+    forced = None if options.format == "auto" else format_named(options.format)
+    if file.refused is not None:
+        yield file.refused
+        return
     try:
-        reader = (
-            native
-            if options.format == "native" or (options.format == "auto" and native.fits(record.value))
-            else openai_chat
-        )
-        trace = reader.parse(record.value, record.source, options)
+        with file.open() as stream:
+            for outcome in _outcomes(read_values(stream, file.name, options.max_record_bytes), forced, options):
+                yield _usable(outcome)
+    except (OSError, *ZIP_ERRORS) as error:
+        yield Failure(Source(file=file.name, position="file"), "unreadable", f"cannot be read to its end: {error}")
+
+
+def _outcomes(
+    values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions
+) -> Iterator[Trace | Failure]:
+    """Records to traces: one by one, or together where the format is spread over the file's lines."""
+    for value in values:
+        if isinstance(value, Failure):
+            yield value
+            continue
+        found = forced or recognise(value.value)
+        if found is not None and found.SCOPE == "file":
+            yield from _together(found, value, values, options)
+            return
+        yield from _parse(found, value, options)
+
+
+def _together(
+    found: TraceFormat, first: Record, values: Iterator[Record | Failure], options: ReadOptions
+) -> Iterator[Trace | Failure]:
+    gathered: list[Any] = []
+    for value in chain((first,), values):
+        if isinstance(value, Failure):
+            yield value
+        else:
+            gathered.append(value.value)
+    yield from _parse(found, Record(gathered, Source(file=first.source.file, position="record 1")), options)
+
+
+def _parse(found: TraceFormat | None, record: Record, options: ReadOptions) -> Iterable[Trace | Failure]:
+    try:
+        # the generic reader says of an unknown record what it lacks
+        yield from (found or openai_chat).traces(record, options)
     except TraceError as error:
-        return Failure(record.source, getattr(error, "code", "not_a_trace"), error.message)
+        yield Failure.of(record.source, error)
     except RecursionError:
-        return Failure(record.source, "too_deep", "the record is nested too deeply")
-    if not trace.step_indices:
-        roles = ", ".join(sorted({m.role for m in trace.messages})) or "none"
-        return Failure(
-            record.source,
-            "no_assistant_step",
-            f"no message of the student (roles present: {roles}); traces.student_role says which role it is",
-        )
-    return trace
+        yield Failure(record.source, "too_deep", "the record is nested too deeply")
+
+
+def _usable(outcome: Trace | Failure) -> Trace | Failure:
+    if isinstance(outcome, Failure) or outcome.step_indices:
+        return outcome
+    assert outcome.source is not None
+    roles = ", ".join(sorted({m.role for m in outcome.messages})) or "none"
+    return Failure(
+        outcome.source,
+        "no_assistant_step",
+        f"no message of the student (roles present: {roles}); traces.student_role says which role it is",
+    )
