@@ -123,6 +123,7 @@ def plan(config: RunConfig) -> Plan:
     from hintdistill.critics.llm import LLMCritic
     from hintdistill.pipeline import critique
     from hintdistill.traces import read_traces
+    from hintdistill.traces.groups import group_traces
     from hintdistill.types import Trace
 
     check_inputs(config, "report")
@@ -143,7 +144,7 @@ def plan(config: RunConfig) -> Plan:
             "requests": len(traces) if is_llm else 0,
             "prompt_characters": sum(len(critic.prompt(t)) for t in traces) if isinstance(critic, LLMCritic) else 0,
         }
-    splits = [ctx.split_of(t) for t in traces]
+    splits = [ctx.split_of(group) for group in group_traces(traces)]
     return Plan(
         traces=len(traces),
         failures=failures,

@@ -17,7 +17,8 @@ from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.records import read_values
 from hintdistill.traces.registry import TraceFormat, format_named, recognise
-from hintdistill.traces.repeats import Repeats
+from hintdistill.traces.repeats import Repeats, marks_of
+from hintdistill.traces.turns import trace_id
 from hintdistill.types import Source, Trace
 
 __all__ = ["Failure", "ReadOptions", "load_tools", "read_file", "read_traces"]
@@ -56,33 +57,59 @@ def read_traces(paths: Sequence[str | Path], options: ReadOptions = ReadOptions(
     keep = Keeper()
     for file in all_files(paths):
         if not file.foreign:
-            for outcome in read_file(file, options):
-                yield keep.check(outcome)
+            yield from read_file(file, options, keep)
 
 
 class Keeper:
     """What must hold across the files of one reading: ids once, turns once."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, str] = {}
+        self.formats: dict[str, str] = {}
+        """The format of each file's records; the last one where a file mixes them."""
+        self._seen: dict[str, tuple[str, int]] = {}
         self._repeats = Repeats()
 
-    def check(self, outcome: Trace | Failure) -> Trace | Failure:
-        """The outcome, or a failure where its id or all its turns were read before."""
-        if isinstance(outcome, Failure):
-            return outcome
+    def check(self, outcome: Trace | Failure, calls: bool = False) -> Trace | Failure:
+        """The outcome, or a failure where it or all its turns were read before.
+
+        Args:
+            outcome: what a format made of a record.
+            calls: whether the format logs single calls, whose earlier turns other records hold as well.
+        """
+        if isinstance(outcome, Failure) or not outcome.step_indices:
+            return outcome if isinstance(outcome, Failure) else _without_step(outcome)
         assert outcome.source is not None
+        marks = marks_of(outcome.messages)
+        said = hash((marks[-1], outcome.reward))
         if outcome.id in self._seen:
-            text = f"trace id {outcome.id!r} was already read from {self._seen[outcome.id]}"
-            return Failure(outcome.source, "duplicate_id", text)
-        checked = self._repeats.check(outcome)
+            where, before = self._seen[outcome.id]
+            if before == said:
+                text = f"trace id {outcome.id!r} was already read from {where}, with the same messages"
+                return Failure(outcome.source, "duplicate_id", text)
+            # ids that a source did not keep unique cost no trace
+            outcome = outcome.model_copy(update={"id": self._renamed(outcome, where)})
+        checked = self._repeats.check(outcome, marks, calls)
         if isinstance(checked, Trace):
-            self._seen[outcome.id] = str(outcome.source)
+            self._seen[outcome.id] = str(outcome.source), said
         return checked
 
+    def _renamed(self, trace: Trace, where: str) -> str:
+        assert trace.source is not None
+        name, n = f"{trace.id}@{trace_id({}, trace.source)}", 1
+        while (made := name if n == 1 else f"{name}.{n}") in self._seen:
+            n += 1
+        return made
 
-def read_file(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator[Trace | Failure]:
+
+def read_file(
+    file: TraceFile, options: ReadOptions = ReadOptions(), keep: Keeper | None = None
+) -> Iterator[Trace | Failure]:
     """Read every record of one file; what cannot be opened or unpacked is one failure.
+
+    Args:
+        file: from `files.all_files`.
+        options: how to read.
+        keep: what was read before; ids and turns are kept apart from it.
 
     Raises:
         ConfigError: `options.format` is no format.
@@ -93,14 +120,15 @@ def read_file(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator
         return
     try:
         with file.open() as stream:
-            for outcome in _outcomes(read_values(stream, file.name, options.max_record_bytes), forced, options):
-                yield _usable(outcome)
+            yield from _outcomes(
+                read_values(stream, file.name, options.max_record_bytes), forced, options, keep or Keeper()
+            )
     except (OSError, *ZIP_ERRORS) as error:
         yield Failure(Source(file=file.name, position="file"), "unreadable", f"cannot be read to its end: {error}")
 
 
 def _outcomes(
-    values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions
+    values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions, keep: Keeper
 ) -> Iterator[Trace | Failure]:
     """Records to traces: one by one, or together where the format is spread over the file's lines."""
     for value in values:
@@ -109,13 +137,13 @@ def _outcomes(
             continue
         found = forced or recognise(value.value)
         if found is not None and found.SCOPE == "file":
-            yield from _together(found, value, values, options)
+            yield from _together(found, value, values, options, keep)
             return
-        yield from _parse(found, value, options)
+        yield from _parse(found, value, options, keep)
 
 
 def _together(
-    found: TraceFormat, first: Record, values: Iterator[Record | Failure], options: ReadOptions
+    found: TraceFormat, first: Record, values: Iterator[Record | Failure], options: ReadOptions, keep: Keeper
 ) -> Iterator[Trace | Failure]:
     gathered: list[Any] = []
     for value in chain((first,), values):
@@ -123,26 +151,27 @@ def _together(
             yield value
         else:
             gathered.append(value.value)
-    yield from _parse(found, Record(gathered, Source(file=first.source.file, position="record 1")), options)
+    yield from _parse(found, Record(gathered, Source(file=first.source.file, position="record 1")), options, keep)
 
 
-def _parse(found: TraceFormat | None, record: Record, options: ReadOptions) -> Iterable[Trace | Failure]:
+def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep: Keeper) -> Iterable[Trace | Failure]:
     try:
         # the generic reader says of an unknown record what it lacks
-        yield from (found or openai_chat).traces(record, options)
+        if found is not None:
+            keep.formats[record.source.file] = found.NAME
+        for outcome in (found or openai_chat).traces(record, options):
+            yield keep.check(outcome, getattr(found, "CALLS", False))
     except TraceError as error:
         yield Failure.of(record.source, error)
     except RecursionError:
         yield Failure(record.source, "too_deep", "the record is nested too deeply")
 
 
-def _usable(outcome: Trace | Failure) -> Trace | Failure:
-    if isinstance(outcome, Failure) or outcome.step_indices:
-        return outcome
-    assert outcome.source is not None
-    roles = ", ".join(sorted({m.role for m in outcome.messages})) or "none"
+def _without_step(trace: Trace) -> Failure:
+    assert trace.source is not None
+    roles = ", ".join(sorted({m.role for m in trace.messages})) or "none"
     return Failure(
-        outcome.source,
+        trace.source,
         "no_assistant_step",
         f"no message of the student (roles present: {roles}); traces.student_role says which role it is",
     )

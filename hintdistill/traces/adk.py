@@ -25,7 +25,12 @@ def fits(value: Any) -> bool:
     if isinstance(value.get("eval_cases"), list):
         return True
     events = value.get("events")
-    return isinstance(events, list) and bool(events) and isinstance(events[0], dict) and {"author", "content"} <= set(events[0])
+    return (
+        isinstance(events, list)
+        and bool(events)
+        and isinstance(events[0], dict)
+        and {"author", "content"} <= set(events[0])
+    )
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from hintdistill.errors import TraceError
-from hintdistill.traces.openai_chat import given
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.turns import build_trace, kind, text_of
 from hintdistill.types import Trace
 
 NAME = "anthropic"
 SCOPE: Literal["record"] = "record"
+CALLS = True
+"""Each record repeats the conversation so far; see `repeats.py`."""
 BLOCKS = {"tool_use", "tool_result", "thinking", "redacted_thinking", "server_tool_use"}
 
 
@@ -52,7 +53,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     known = {"messages", "system", "tools", "id", "trace_id", "task_id", "reward", "model"}
     answer = value.get("response")
     if _is_answer(answer):
-        messages = [*given(messages), *split(answer, len(messages))]
+        messages += split(answer, len(messages))
         known.add("response")
     yield build_trace(
         value, messages, record.source, options, known=known, tools=value.get("tools"), reward=value.get("reward"),

@@ -6,6 +6,7 @@ compression that promises or delivers far more than it should, entries that over
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
 import zlib
@@ -23,7 +24,7 @@ FREE_BYTES = 16 * 2**20
 """Below this size a high ratio harms nobody."""
 MAX_MEMBERS = 100_000
 SYMLINK, TYPE_MASK = 0o120000, 0o170000
-ZIP_ERRORS: tuple[type[Exception], ...] = (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError)
+ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError)
 """What reading a damaged archive raises."""
 
 
@@ -50,14 +51,17 @@ class _Raw(io.RawIOBase):
         self._file = self._archive.open(info)
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Unpack into the buffer; returns how many bytes."""
         data = self._file.read(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
+        """Close the member and its archive."""
         if not self.closed:
             self._file.close()
             self._archive.close()
@@ -65,10 +69,8 @@ class _Raw(io.RawIOBase):
 
 
 def _open(path: Path) -> zipfile.ZipFile:
-    try:
+    with contextlib.suppress(ImportError):
         import zipfile_zstd  # noqa: F401  teaches zipfile the compression of recent Inspect logs
-    except ImportError:
-        pass
     return zipfile.ZipFile(path)
 
 
@@ -127,7 +129,10 @@ def _one(info: zipfile.ZipInfo, suffixes: tuple[str, ...]) -> tuple[str, str] | 
     if path.suffix.lower() in (".zip", ".eval", ".gz", ".tar", ".zst"):
         return "nested_archive", "an archive inside an archive; unpack it first"
     if path.suffix.lower() in suffixes and not _can_unpack(info.compress_type):
-        return "compression", f"compressed by method {info.compress_type}; zstd needs: pip install 'hintdistill[inspect]'"
+        return (
+            "compression",
+            f"compressed by method {info.compress_type}; zstd needs: pip install 'hintdistill[inspect]'",
+        )
     return None
 
 

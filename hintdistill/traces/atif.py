@@ -54,7 +54,9 @@ def _validated(value: Any) -> tuple[Any, dict[str, Any]]:
             first = next((e for e in error.errors() if e["type"] != "extra_forbidden"), None)
             if first is not None or unknown or not foreign:
                 first = first or error.errors()[0]
-                raise TraceError(f"invalid ATIF: {'.'.join(map(str, first['loc'])) or 'trajectory'}: {first['msg']}") from None
+                raise TraceError(
+                    f"invalid ATIF: {'.'.join(map(str, first['loc'])) or 'trajectory'}: {first['msg']}"
+                ) from None
             value = copy.deepcopy(value)
             for path in foreign:
                 at = value
@@ -69,25 +71,20 @@ def _traces(t: Any, unknown: dict[str, Any], record: Record, options: ReadOption
     kept = t.model_dump(mode="json", exclude_none=True, exclude={"steps", "subagent_trajectories"})
     kept["agent"].pop("tool_definitions", None)
     messages = [m for step in t.steps for m in _step(step)]
-    key = t.trajectory_id or t.session_id
+    key = t.trajectory_id  # a session's id is shared by its segments and siblings
     yield build_trace(
         {**kept, **({"unknown": unknown} if unknown else {}), **({"trace_id": key} if key else {})}, messages, record.source,
-        options, known={"trace_id", "trajectory_id", "session_id"} if key and suffix == "" else {"trace_id"},
-        tools=t.agent.tool_definitions, suffix=suffix + _segment(t), model=t.agent.model_name,
+        options, known={"trace_id", "trajectory_id"}, tools=t.agent.tool_definitions, suffix=suffix, model=t.agent.model_name,
         reward=(t.extra or {}).get("reward"), task_id=(t.extra or {}).get("task_id"),
     )  # fmt: skip
     for n, sub in enumerate(t.subagent_trajectories or (), 1):
         yield from _traces(sub, {}, record, options, f"{suffix}/sub{n}")
 
 
-def _segment(t: Any) -> str:
-    """Segments of one session share its id; the continuation's number tells them apart."""
-    index = (t.agent.extra or {}).get("continuation_index")
-    return f"/cont{index}" if isinstance(index, int) else ""
-
-
 def _step(step: Any) -> list[dict[str, Any]]:
-    kept = step.model_dump(mode="json", exclude_none=True, include={"step_id", "timestamp", "extra", "model_name", "llm_call_count"})
+    kept = step.model_dump(
+        mode="json", exclude_none=True, include={"step_id", "timestamp", "extra", "model_name", "llm_call_count"}
+    )
     message: dict[str, Any] = {**kept, "role": ROLES[step.source], "content": _text(step.message)}
     if step.source != "agent":
         results = step.observation.results if step.observation else ()

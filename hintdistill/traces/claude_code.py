@@ -19,7 +19,16 @@ from hintdistill.types import Source, Trace
 
 NAME = "claude_code"
 SCOPE: Literal["file"] = "file"
-NOTES = {"summary", "file-history-snapshot", "queue-operation", "system", "progress", "attachment", "ai-title", "last-prompt"}
+NOTES = {
+    "summary",
+    "file-history-snapshot",
+    "queue-operation",
+    "system",
+    "progress",
+    "attachment",
+    "ai-title",
+    "last-prompt",
+}
 Line = Mapping[str, Any]
 
 
@@ -56,13 +65,20 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     skipped: Counter[str] = Counter()
     said: list[Line] = []
     for line in record.value:
-        if not isinstance(line, Mapping) or not isinstance(line.get("message"), Mapping) or line.get("type") not in ("user", "assistant"):
-            starts = isinstance(line, Mapping) and line.get("subtype") == "compact_boundary"
-            skipped[str(line.get("type")) if isinstance(line, Mapping) else "?"] += 1
-            if starts:
-                said.append(line)
-        else:
+        what = line.get("type") if isinstance(line, Mapping) else None
+        if what in ("user", "assistant") and isinstance(line.get("message"), Mapping):
             said.append(line)
+        elif what in ("user", "assistant") or not isinstance(what, str):
+            place = line.get("uuid") if isinstance(line, Mapping) else None
+            yield Failure(
+                Source(file=record.source.file, position=f"uuid {place}"),
+                "not_a_trace",
+                f"a line of type {what!r} without a message",
+            )
+        else:
+            skipped[what] += 1
+            if line.get("subtype") == "compact_boundary":
+                said.append(line)
     groups = _groups(said)
     if not groups:
         raise TraceError(f"no turn in the session (lines: {dict(skipped)})")

@@ -47,7 +47,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
         raise TraceError("no response_item in the rollout")
     filled = [s for s in segments if s[1]]
     for n, (held, items) in enumerate(filled, 1):
-        source = Source(file=record.source.file, position=record.source.position if len(filled) == 1 else f"context {n}")
+        source = Source(
+            file=record.source.file, position=record.source.position if len(filled) == 1 else f"context {n}"
+        )
         suffix = f"/{n}" if len(filled) > 1 else ""
         try:
             yield _trace(meta, held, items, model, source, options, suffix)
@@ -56,7 +58,13 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
 
 
 def _trace(
-    meta: Mapping[str, Any], held: list[Any], items: list[Any], model: str | None, source: Source, options: ReadOptions, suffix: str
+    meta: Mapping[str, Any],
+    held: list[Any],
+    items: list[Any],
+    model: str | None,
+    source: Source,
+    options: ReadOptions,
+    suffix: str,
 ) -> Trace:
     told = meta.get("base_instructions", meta.get("instructions"))
     told = told.get("text") if isinstance(told, Mapping) else told
@@ -71,5 +79,10 @@ def _trace(
 def _shell(item: Any) -> Any:
     """A call of the built-in shell is a call like any other."""
     if isinstance(item, Mapping) and item.get("type") == "local_shell_call":
-        return {"type": "function_call", "call_id": item.get("call_id"), "name": "local_shell", "arguments": item.get("action")}
+        return {
+            "type": "function_call",
+            "call_id": item.get("call_id"),
+            "name": "local_shell",
+            "arguments": item.get("action"),
+        }
     return item

@@ -17,9 +17,13 @@ def fits(value: Any) -> bool:
     """One message, or one Responses item."""
     if not isinstance(value, dict) or "messages" in value:
         return False
-    if value.get("type") in openai_responses.ITEM_TYPES and ("content" in value or "call_id" in value or "summary" in value):
+    if value.get("type") in openai_responses.ITEM_TYPES and (
+        "content" in value or "call_id" in value or "summary" in value
+    ):
         return True
-    return isinstance(value.get("role"), str) and ("content" in value or "tool_calls" in value or "function_call" in value)
+    return isinstance(value.get("role"), str) and (
+        "content" in value or "tool_calls" in value or "function_call" in value
+    )
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:

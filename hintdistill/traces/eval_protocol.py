@@ -27,7 +27,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
         if fits(line):
             episodes.setdefault(str(line["env_index"]), []).append(line)
         else:
-            yield Failure(record.source, "not_a_trace", "a line without env_index, step and messages among those of episodes")
+            yield Failure(
+                record.source, "not_a_trace", "a line without env_index, step and messages among those of episodes"
+            )
     for index, lines in episodes.items():
         source = Source(file=record.source.file, position=f"episode {index}")
         conversations = chains([line["messages"] for line in lines])

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hintdistill.errors import TraceError
-from hintdistill.traces.observed import Messages
+from hintdistill.traces.observed import MISSING, Messages, as_text, schema_in
+from hintdistill.traces.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions
 from hintdistill.traces.repeats import chains
-from hintdistill.traces.turns import build_trace
+from hintdistill.traces.turns import GIVEN, build_trace, mapping
 from hintdistill.types import Source, Trace
 
 
@@ -45,24 +46,72 @@ class ToolRun:
     arguments: Any = None
 
 
-def conversations(exchanges: Sequence[Exchange], runs: Sequence[ToolRun] = ()) -> list[tuple[Messages, list[Any], str | None]]:
+def conversations(
+    exchanges: Sequence[Exchange], runs: Sequence[ToolRun] = ()
+) -> list[tuple[Messages, list[Any], str | None]]:
     """Messages, tool schemas and model of each conversation, in the order in which they began."""
+    for e in exchanges:
+        e.tools = [*e.tools, *(s for m in e.read if (s := schema_in(m)))]
+        e.read = [m for m in e.read if schema_in(m) is None]
     usable = [e for e in exchanges if any(m.get("role") in ("assistant", "model", "ai") for m in e.said)]
     calls = [e for e in usable if e.is_call]
-    chosen = sorted(_once(calls or usable), key=lambda e: (str(type(e.start)), e.start))
-    joined = _join(chosen, sorted(runs, key=lambda r: (str(type(r.start)), r.start)))
+    chosen = sorted(_once(calls or usable), key=_when)
+    joined = _join(chosen, sorted(runs, key=_when))
+    by_id = {e.id: e for e in exchanges}
     found = []
     for messages in chains([c for c, _ in joined]):
         # the schemas of any call of the chain; a later one may have been shown more tools
         own = [e for c, e in joined if len(c) <= len(messages) and _starts(c, messages)]
-        tools = max((e.tools for e in own), key=len, default=[])
-        found.append((messages, tools, next((e.model for e in reversed(own) if e.model), None)))
+        tools = max((e.tools or _above(e, by_id) for e in own), key=len, default=[])
+        found.append((_marked(messages, joined), tools, next((e.model for e in reversed(own) if e.model), None)))
     return found
 
 
+def _when(item: Exchange | ToolRun) -> tuple[str, Any]:
+    start = item.start
+    return ("number", start) if isinstance(start, int | float) else ("text", str(start))
+
+
+def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
+    """The schemas that the agent's span around a call carries."""
+    at, hops = by_id.get(e.parent or ""), 0
+    while at is not None and hops <= len(by_id):
+        if at.tools:
+            return at.tools
+        at, hops = by_id.get(at.parent or ""), hops + 1
+    return []
+
+
+def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Messages:
+    """A turn that a recorded call of another conversation said is given here."""
+    said_here = {len(c) - 1 for c, _ in joined if len(c) <= len(messages) and _starts(c, messages)}
+    elsewhere = {_turn(m) for _, e in joined for m in e.said}
+    calls = {c for _, e in joined for m in e.said for c in _turn(m)[1]}
+    out = []
+    for i, m in enumerate(messages):
+        text, made = _turn(m)
+        known = (text, made) in elsewhere or bool(made and set(made) <= calls)
+        out.append({**m, GIVEN: True} if m.get("role") == "assistant" and i not in said_here and known else m)
+    return out
+
+
+def _turn(message: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    text, _ = _said_key(message)
+    made = []
+    for c in message.get("tool_calls") or ():
+        if isinstance(c, Mapping):
+            function = mapping(c.get("function")) or c
+            made.append((str(function.get("name")), as_text(loads(function.get("arguments")))))
+    return text, tuple(made)
+
+
+def _name(call: Mapping[str, Any]) -> Any:
+    function = call.get("function")
+    return function.get("name") if isinstance(function, Mapping) else call.get("name") or function
+
+
 def _said_key(message: Mapping[str, Any]) -> Any:
-    calls = message.get("tool_calls") or ()
-    names = [c.get("name") or (c.get("function") or {}).get("name") for c in calls if isinstance(c, Mapping)]
+    names = [_name(c) for c in message.get("tool_calls") or () if isinstance(c, Mapping)]
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping))
@@ -77,7 +126,9 @@ def _once(calls: list[Exchange]) -> list[Exchange]:
         above, hops = by_id.get(e.parent or ""), 0
         while above is not None and hops < len(calls):
             if [_said_key(m) for m in above.said] == [_said_key(m) for m in e.said]:
-                dropped.add(e.id if _detail(above) >= _detail(e) else above.id)
+                less, more = (e, above) if _detail(above) >= _detail(e) else (above, e)
+                dropped.add(less.id)
+                more.tools = more.tools or less.tools
             above, hops = by_id.get(above.parent or ""), hops + 1
     return [e for e in calls if e.id not in dropped]
 
@@ -90,7 +141,7 @@ def _join(calls: list[Exchange], runs: list[ToolRun]) -> list[tuple[Messages, Ex
     """Each call's whole conversation; where a call was shown only what is new (state kept by a server), the one before goes on."""
     out: list[tuple[Messages, Exchange]] = []
     for e in calls:
-        read = e.read
+        read = _filled(e.read, out[-1][0] if out else [])
         if out and (not read or all(m.get("role") == "tool" for m in read)):
             before = out[-1][0]
             pending = _open_calls(before)
@@ -100,6 +151,15 @@ def _join(calls: list[Exchange], runs: list[ToolRun]) -> list[tuple[Messages, Ex
                 read = before
         out.append(([*read, *e.said], e))
     return out
+
+
+def _filled(read: Messages, before: Messages) -> Messages:
+    """Gaps of a flattened log filled from the conversation that it repeats."""
+    return [
+        before[i] if MISSING in m else m
+        for i, m in enumerate(read)
+        if MISSING not in m or (i < len(before) and before[i].get("role") == "assistant")
+    ]
 
 
 def _open_calls(messages: Messages) -> list[Mapping[str, Any]]:
@@ -113,7 +173,7 @@ def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:
     left = list(runs)
     out: Messages = []
     for call in pending:
-        name = call.get("name") or (call.get("function") or {}).get("name")
+        name = _name(call)
         run = next((r for r in left if r.call_id is not None and r.call_id == call.get("id")), None)
         run = run or next((r for r in left if r.name == name and r.arguments == call.get("arguments")), None)
         run = run or next((r for r in left if r.name == name), None)
@@ -143,7 +203,15 @@ def traces_of(
         suffix = f"/{n}" if len(found) > 1 else ""
         try:
             yield build_trace(
-                record, messages, source, options, known={"trace_id"}, tools=tools, suffix=suffix, model=model, reward=reward
+                record,
+                messages,
+                source,
+                options,
+                known={"trace_id"},
+                tools=tools,
+                suffix=suffix,
+                model=model,
+                reward=reward,
             )
         except TraceError as error:
             yield Failure.of(source, error)

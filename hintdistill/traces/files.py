@@ -37,7 +37,7 @@ class TraceFile:
 
     def open(self) -> IO[bytes]:
         """The file's bytes, from the start. Raises OSError; BadZipFile where an archive is damaged."""
-        return self.member.open() if self.member else self.path.open("rb")
+        return self.member.open() if self.member else self.path.open("rb", buffering=1 << 20)
 
 
 def trace_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -81,7 +81,7 @@ def _expand(given: str | Path) -> list[Path]:
     if path.is_dir() or path.is_file():
         return [path]
     if glob.has_magic(str(given)):
-        found = sorted(p for p in map(Path, glob.glob(str(given), recursive=True)) if p.is_file() or p.is_dir())
+        found = sorted(p for p in map(Path, glob.glob(str(given), recursive=True)) if p.is_file() or p.is_dir())  # noqa: PTH207
         if not found:
             raise InputError(f"nothing matches {given}", hint="quote the pattern, so that the shell leaves it alone")
         # a folder that a pattern matches beside its own files would only name them again
@@ -95,11 +95,7 @@ def _folder(folder: Path) -> list[TraceFile]:
     for where, folders, names in os.walk(folder, followlinks=False):
         links = [name for name in folders if (Path(where) / name).is_symlink()]
         found += [_look(Path(where) / name, root) for name in (*names, *links)]
-    if not any(not f.foreign and f.refused is None for f in found):
-        if refused := [f.refused for f in found if f.refused]:
-            raise InputError(
-                f"no trace files in {folder}: " + "; ".join(f"{r.source.file}: {r.message}" for r in refused[:3])
-            )
+    if all(f.foreign for f in found):
         endings = ", ".join("*" + s for s in SUFFIXES + ARCHIVES)
         raise InputError(f"no trace files in {folder}", hint=f"looked for {endings}")
     return sorted(found, key=lambda f: f.path)

@@ -55,7 +55,11 @@ def _sample(sample: Any, header: Any, source: Source, options: ReadOptions) -> T
     raw = _raw_arguments(events)
     messages = [_message(_resolve(m, attached), raw) for m in sample["messages"]]
     key = sample.get("uuid") or (f"{sample.get('id')}/{sample.get('epoch')}" if "id" in sample else None)
-    kept = {k: sample[k] for k in ("id", "epoch", "target", "scores", "metadata", "error", "limit") if sample.get(k) is not None}
+    kept = {
+        k: sample[k]
+        for k in ("id", "epoch", "target", "scores", "metadata", "error", "limit")
+        if sample.get(k) is not None
+    }
     run = {k: header[k] for k in ("task", "run_id", "model") if isinstance(header, Mapping) and header.get(k)}
     output = sample.get("output")
     model = output.get("model") if isinstance(output, Mapping) else None
@@ -139,7 +143,11 @@ def _call(value: Any, raw: Mapping[str, list[str]]) -> Any:
     for text in raw.get(str(value.get("id")), ()):
         if value.get("parse_error") or loads(text) == parsed:
             return {**value, "arguments": text}
-    return {**value, "arguments": parsed if isinstance(parsed, str) else json.dumps(parsed or {})} if value.get("parse_error") else value
+    return (
+        {**value, "arguments": parsed if isinstance(parsed, str) else json.dumps(parsed or {})}
+        if value.get("parse_error")
+        else value
+    )
 
 
 def _score(scores: Any) -> float | None:

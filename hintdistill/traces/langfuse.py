@@ -39,7 +39,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     extra = {k: head[k] for k in ("name", "sessionId", "tags", "release", "version", "userId") if head.get(k)}
     scores = [s for s in head.get("scores") or () if isinstance(s, Mapping)]
     if scores:
-        extra["scores"] = [{k: s.get(k) for k in ("name", "value", "stringValue", "comment") if s.get(k) is not None} for s in scores]
+        extra["scores"] = [
+            {k: s.get(k) for k in ("name", "value", "stringValue", "comment") if s.get(k) is not None} for s in scores
+        ]
     yield from traces_of(str(head.get("id") or record.source.position), exchanges, runs, record.source, options, extra)
 
 

@@ -42,7 +42,11 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
         by_trace.setdefault(str(run.get("trace_id") or run["id"]), []).append(run)
     for key, listed in by_trace.items():
         source = Source(file=record.source.file, position=f"trace {key}")
-        done = [ToolRun(str(r.get("start_time")), None, r.get("name"), as_text(_result(r))) for r in listed if r.get("run_type") == "tool"]
+        done = [
+            ToolRun(str(r.get("start_time")), None, r.get("name"), as_text(_result(r)))
+            for r in listed
+            if r.get("run_type") == "tool"
+        ]
         try:
             yield from traces_of(key, [_exchange(r) for r in listed], done, source, options, {"run_count": len(listed)})
         except TraceError as error:
@@ -58,8 +62,13 @@ def _exchange(run: Mapping[str, Any]) -> Exchange:
     extra = run.get("extra")
     asked = extra.get("invocation_params") if isinstance(extra, Mapping) else None
     inputs, outputs = run.get("inputs"), run.get("outputs")
-    tools = next(
-        (p["tools"] for p in (asked, inputs) if isinstance(p, Mapping) and isinstance(p.get("tools"), list) and p["tools"]), []
+    tools: list[Any] = next(
+        (
+            p["tools"]
+            for p in (asked, inputs)
+            if isinstance(p, Mapping) and isinstance(p.get("tools"), list) and p["tools"]
+        ),
+        [],
     )
     metadata = extra.get("metadata") if isinstance(extra, Mapping) else None
     model = metadata.get("ls_model_name") if isinstance(metadata, Mapping) else None

@@ -1,4 +1,7 @@
-"""NeMo Gym rollouts: `{responses_create_params, response: {output}, reward}`, with token ids on the items where kept."""
+"""NeMo Gym rollouts: `{responses_create_params, response: {output}, reward}`, with token ids on the items where kept.
+
+What stands in `responses_create_params.input` is the task: its assistant turns were given. A record's `id` names its task.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     if not isinstance(response, Mapping):
         raise TraceError("a rollout without a response: the run failed or is still going")
     asked = {k: v for k, v in asked.items() if v not in (None, [], {})}
-    flat = {**{k: v for k, v in value.items() if k != "responses_create_params"}, "request": asked}
+    rest = {("record_id" if k == "id" else k): v for k, v in value.items() if k != "responses_create_params"}
+    flat = {**rest, "request": asked}
     if isinstance(asked.get("instructions"), str):
         flat["instructions"] = asked["instructions"]
     used = frozenset({"request"} if set(asked) <= {"input", "tools", "instructions"} else ())
@@ -37,6 +41,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     yield from openai_responses.conversation(
         flat, value["responses_create_params"].get("input"), response, record.source, options,
         reward=value.get("reward"), task_id=_task(value), used=used, tools=value["responses_create_params"].get("tools"),
+        prompted=True,
     )  # fmt: skip
 
 

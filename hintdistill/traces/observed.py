@@ -17,6 +17,8 @@ from hintdistill.traces import anthropic, openai_responses
 
 Messages = list[dict[str, Any]]
 LANGCHAIN = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "AIMessageChunk": "assistant"}
+MISSING = "missing"
+"""Key of an assistant message whose place is known and whose words the log left out."""
 SPOKEN = re.compile(r"^(system|developer|user|assistant|tool): ", re.MULTILINE)
 
 
@@ -54,10 +56,13 @@ def _text(text: str, role: str) -> Messages:
     if role == "user" and SPOKEN.match(text):
         starts = [*SPOKEN.finditer(text)]
         ends = [m.start() for m in starts[1:]] + [len(text)]
-        return [
-            {"role": m.group(1), "content": text[m.end() : end].rstrip("\n")} for m, end in zip(starts, ends, strict=True)
-        ]
-    return [{"role": role, "content": text}]
+        return [_spoken(m.group(1), text[m.end() : end].rstrip("\n")) for m, end in zip(starts, ends, strict=True)]
+    # a printed None is an answer without text, whose calls the exporter did not print
+    return [{"role": role, "content": text}] if text != "None" or role != "assistant" else []
+
+
+def _spoken(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, MISSING: True} if (role, text) == ("assistant", "None") else {"role": role, "content": text}
 
 
 def _listed(items: list[Any], role: str) -> Messages:
@@ -100,7 +105,11 @@ def _object(value: Mapping[str, Any], role: str) -> Messages:
         return _message(value, role)
     if isinstance(value.get("content"), Mapping | list):
         # ADK's answer: `{content: {parts, role}}`; or blocks without a role
-        return messages_in(value["content"], role) if isinstance(value["content"], Mapping) else _message({**value, "role": role}, role)
+        return (
+            messages_in(value["content"], role)
+            if isinstance(value["content"], Mapping)
+            else _message({**value, "role": role}, role)
+        )
     if isinstance(value.get("prompt"), str):
         system = [{"role": "system", "content": value["system"]}] if isinstance(value.get("system"), str) else []
         return [*system, {"role": role, "content": value["prompt"]}]
@@ -109,13 +118,17 @@ def _object(value: Mapping[str, Any], role: str) -> Messages:
 
 def _gemini(value: Mapping[str, Any]) -> Messages:
     config = value.get("config") if isinstance(value.get("config"), Mapping) else {}
-    system = value.get("system_instruction") or (config.get("system_instruction") if isinstance(config, Mapping) else None)
+    system = value.get("system_instruction") or (
+        config.get("system_instruction") if isinstance(config, Mapping) else None
+    )
     found = messages_in(system, "system") if not isinstance(system, str) else [{"role": "system", "content": system}]
     return [*[{**m, "role": "system"} for m in found], *_listed(value["contents"], "user")]
 
 
 def _is_langchain(value: Mapping[str, Any]) -> bool:
-    return value.get("type") in LANGCHAIN or (isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list))
+    return value.get("type") in LANGCHAIN or (
+        isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list)
+    )
 
 
 def _message(value: Mapping[str, Any], role: str) -> Messages:
@@ -133,6 +146,9 @@ def _message(value: Mapping[str, Any], role: str) -> Messages:
         if any(b.get("type") in anthropic.BLOCKS for b in content):
             return anthropic.split({**value, "role": value.get("role", role), "content": content}, 0)
         return [{**value, "role": value.get("role", role), "content": content}]
+    extra = value.get("additional_kwargs")
+    if isinstance(extra, Mapping) and extra.get("tool_calls") and not value.get("tool_calls"):
+        value = {**{k: v for k, v in value.items() if k != "additional_kwargs"}, "tool_calls": extra["tool_calls"]}
     if "role" not in value and not any(k in value for k in ("content", "tool_calls")):
         return []
     return [{**value, "role": value.get("role", role)}]
@@ -144,7 +160,9 @@ def _class_role(path: list[Any]) -> str:
 
 
 def _langchain(value: Mapping[str, Any]) -> Messages:
-    rest = {k: v for k, v in value.items() if k not in ("type", "tool_calls", "content") and v not in (None, "", [], {})}
+    rest = {
+        k: v for k, v in value.items() if k not in ("type", "tool_calls", "content") and v not in (None, "", [], {})
+    }
     made: dict[str, Any] = {**rest, "role": LANGCHAIN[value["type"]], "content": value.get("content")}
     kwargs = value.get("additional_kwargs")
     raw = kwargs.get("tool_calls") if isinstance(kwargs, Mapping) else None
@@ -171,7 +189,10 @@ def _parts(value: Mapping[str, Any], role: str) -> Messages:
     for part in value["parts"]:
         if not isinstance(part, Mapping):
             continue
-        call, answer = part.get("function_call", part.get("functionCall")), part.get("function_response", part.get("functionResponse"))
+        call, answer = (
+            part.get("function_call", part.get("functionCall")),
+            part.get("function_response", part.get("functionResponse")),
+        )
         if part.get("type") == "tool_call" or isinstance(call, Mapping):
             call = call if isinstance(call, Mapping) else part
             arguments = call.get("arguments", call.get("args"))
@@ -179,7 +200,14 @@ def _parts(value: Mapping[str, Any], role: str) -> Messages:
         elif part.get("type") == "tool_call_response" or isinstance(answer, Mapping):
             answer = answer if isinstance(answer, Mapping) else part
             result = answer.get("response", answer.get("result", answer.get("content")))
-            out.append({"role": "tool", "tool_call_id": answer.get("id"), "content": as_text(result), "name": answer.get("name")})
+            out.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": answer.get("id"),
+                    "content": as_text(result),
+                    "name": answer.get("name"),
+                }
+            )
         elif part.get("type") in ("reasoning", "thinking") or part.get("thought"):
             thinking.append(str(part.get("content", part.get("text")) or ""))
         else:
@@ -198,7 +226,8 @@ def _vercel(value: Mapping[str, Any], content: list[Any]) -> Messages:
     results = [b for b in content if b.get("type") == "tool-result"]
     if results:
         return [
-            {"role": "tool", "tool_call_id": b.get("toolCallId"), "content": as_text(b.get("output", b.get("result")))} for b in results
+            {"role": "tool", "tool_call_id": b.get("toolCallId"), "content": as_text(b.get("output", b.get("result")))}
+            for b in results
         ]
     texts = [b for b in content if b.get("type") not in ("tool-call", "reasoning")]
     calls = [_vercel_call(b) for b in content if b.get("type") == "tool-call"]
@@ -206,7 +235,19 @@ def _vercel(value: Mapping[str, Any], content: list[Any]) -> Messages:
 
 
 def _vercel_call(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {"id": item.get("toolCallId"), "name": item.get("toolName"), "arguments": item.get("input", item.get("args"))}
+    return {
+        "id": item.get("toolCallId"),
+        "name": item.get("toolName"),
+        "arguments": item.get("input", item.get("args")),
+    }
+
+
+def schema_in(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The tool schema that some exporters log as a message of a tool, or None."""
+    value = unwrap(message.get("content")) if message.get("role") == "tool" else None
+    if isinstance(value, Mapping) and value.get("type") == "function" and isinstance(value.get("function"), Mapping):
+        return value
+    return None
 
 
 def as_text(value: Any) -> str | None:

@@ -13,13 +13,23 @@ from typing import Any, Literal
 from hintdistill.errors import TraceError
 from hintdistill.traces.openai_chat import given
 from hintdistill.traces.options import ReadOptions, Record
+from hintdistill.traces.repeats import chains
 from hintdistill.traces.turns import TOKEN_KEYS, build_trace, kind, number, text_of
 from hintdistill.types import Source, Trace
 
 NAME = "openai_responses"
 SCOPE: Literal["record"] = "record"
-ITEM_TYPES = {"message", "reasoning", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"}
-CALLS = {"function_call": "arguments", "custom_tool_call": "input"}
+CALLS = True
+"""Each record repeats the conversation so far; see `repeats.py`."""
+ITEM_TYPES = {
+    "message",
+    "reasoning",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+}
+CALL_TYPES = {"function_call": "arguments", "custom_tool_call": "input"}
 OUTPUTS = {"function_call_output", "custom_tool_call_output"}
 
 
@@ -52,9 +62,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 def conversation(
     record: Mapping[str, Any], read: Any, response: Mapping[str, Any], source: Source, options: ReadOptions,
-    *, reward: Any = None, task_id: Any = None, used: frozenset[str] = frozenset(), tools: Any = None,
+    *, reward: Any = None, task_id: Any = None, used: frozenset[str] = frozenset(), tools: Any = None, prompted: bool = False,
 ) -> Iterator[Trace]:  # fmt: skip
-    """The traces of what was read and answered; an output of lists is one trace per list (aviary).
+    """The traces of what was read and answered; an output of lists (aviary) is folded into its longest chains.
 
     Args:
         record: the whole record; its keys outside `used` are kept.
@@ -62,6 +72,7 @@ def conversation(
         response: the response body: `output`, `instructions`, `tools`, `model`.
         source, options: as for every format.
         reward, task_id, used, tools: what the caller knows of the record.
+        prompted: whether assistant turns in `read` belong to the task, not to the run.
 
     Raises:
         TraceError: no output, or a malformed item.
@@ -69,7 +80,9 @@ def conversation(
     output = response.get("output")
     if not isinstance(output, list):
         raise TraceError(f"`output` is {kind(output)}, not a list of items")
-    runs = output if output and all(isinstance(i, list) for i in output) else [output]
+    # a list of lists: an environment's transitions, each the state so far and what was done in it
+    nested = bool(output) and all(isinstance(i, list) for i in output)
+    runs = chains([turns(i) for i in output]) if nested else [turns(output)]
     schemas = tools or response.get("tools") or record.get("tools")
     instructions = record.get("instructions") or response.get("instructions")
     prefix = [{"role": "system", "content": instructions}] if isinstance(instructions, str) else []
@@ -79,9 +92,10 @@ def conversation(
     known |= {"response.output", "response.tools", "response.instructions", "response.model"}
     # an id of the response is the run's own only where the record has none
     for n, run in enumerate(runs, 1):
-        read_messages = given(turns(read)) if read is not None else []
+        read_messages = turns(read) if read is not None else []
+        read_messages = given(read_messages) if prompted else read_messages
         yield build_trace(
-            keep, [*prefix, *read_messages, *turns(run)], source, options, known=known, tools=schemas,
+            keep, [*prefix, *read_messages, *run], source, options, known=known, tools=schemas,
             suffix=f"/{n}" if len(runs) > 1 else "", reward=reward if reward is not None else number(record.get("reward")),
             task_id=task_id if task_id is not None else record.get("task_id"), model=response.get("model") or record.get("model"),
         )  # fmt: skip
@@ -102,11 +116,13 @@ def turns(items: Any) -> list[dict[str, Any]]:
     for index, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise TraceError(f"item {index} is {kind(item)}, not an object")
-        if item.get("type", "message") == "message" and item.get("role") != "assistant" or item.get("type") in OUTPUTS:
+        if (item.get("type", "message") == "message" and item.get("role") != "assistant") or item.get(
+            "type"
+        ) in OUTPUTS:
             turn = None
             out.append(_read(item, index))
             continue
-        if turn is None or _starts_anew(turn, item, index):
+        if turn is None or _starts_anew(turn, items, index):
             turn = {"role": "assistant", "content": None, "tool_calls": []}
             out.append(turn)
         _add(turn, item, index)
@@ -122,15 +138,17 @@ def _read(item: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {"role": "tool", "content": text_of(item.get("output"), index), "tool_call_id": item.get("call_id"), **rest}
 
 
-def _starts_anew(turn: Mapping[str, Any], item: Mapping[str, Any], index: int) -> bool:
-    """Whether an item opens another turn although nothing was read in between."""
-    begun = bool(turn["tool_calls"]) or bool(turn["content"])
+def _starts_anew(turn: Mapping[str, Any], items: list[Any], index: int) -> bool:
+    """Whether an item opens another turn although nothing was read in between: a second text, or a second list of ids."""
+    item = items[index]
     if any(item.get(n) for n in TOKEN_KEYS["token_ids"]) and any(turn.get(n) for n in TOKEN_KEYS["token_ids"]):
         return True
-    if item.get("type") == "reasoning":
-        return begun
-    # text that follows text is another answer; text after calls is a remark on them
-    return item.get("type", "message") == "message" and bool(turn["content"]) and bool(text_of(item.get("content"), index))
+    if turn["tool_calls"] or not turn["content"]:
+        return False  # calls wait for their results, whatever is noted beside them
+    after = next((i for i in items[index:] if not (isinstance(i, Mapping) and i.get("type") == "reasoning")), None)
+    if not isinstance(after, Mapping) or after.get("type", "message") != "message" or after.get("role") != "assistant":
+        return False
+    return bool(text_of(_texts(after.get("content")), index))
 
 
 def _add(turn: dict[str, Any], item: Mapping[str, Any], index: int) -> None:
@@ -148,8 +166,12 @@ def _add(turn: dict[str, Any], item: Mapping[str, Any], index: int) -> None:
         turn["reasoning_content"] = "\n".join(t for t in (turn.get("reasoning_content"), text) if t)
         if item.get("encrypted_content"):
             turn["encrypted_reasoning"] = item["encrypted_content"]
-    elif what in CALLS:
-        call = {"id": item.get("call_id") or item.get("id"), "name": item.get("name"), "arguments": item.get(CALLS[what])}
+    elif what in CALL_TYPES:
+        call = {
+            "id": item.get("call_id") or item.get("id"),
+            "name": item.get("name"),
+            "arguments": item.get(CALL_TYPES[what]),
+        }
         turn["tool_calls"].append(call)
     else:
         # calls of tools the server runs itself (`web_search_call`, …): nothing the student wrote as a call of ours

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hintdistill.errors import TraceError
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import build_trace
+from hintdistill.traces.turns import build_trace, mapping
 from hintdistill.types import Trace
 
 NAME = "openhands"
@@ -20,7 +20,12 @@ SCOPE: Literal["record"] = "record"
 
 def is_event(value: Any) -> bool:
     """An action or an observation with its source."""
-    return isinstance(value, dict) and "source" in value and "timestamp" in value and ("action" in value or "observation" in value)
+    return (
+        isinstance(value, dict)
+        and "source" in value
+        and "timestamp" in value
+        and ("action" in value or "observation" in value)
+    )
 
 
 def fits(value: Any) -> bool:
@@ -52,13 +57,20 @@ def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | No
             raise TraceError(f"event {index} is no object")
         meta = event.get("tool_call_metadata")
         response = meta.get("model_response") if isinstance(meta, Mapping) else None
-        args = event.get("args") if isinstance(event.get("args"), Mapping) else {}
+        args = mapping(event.get("args"))
         if event.get("action") == "system":
             tools = args.get("tools")
             out.append({"role": "system", "content": args.get("content")})
         elif "observation" in event:
             if isinstance(meta, Mapping):
-                out.append({"role": "tool", "tool_call_id": meta.get("tool_call_id"), "name": meta.get("function_name"), "content": event.get("content")})
+                out.append(
+                    {
+                        "role": "tool",
+                        "tool_call_id": meta.get("tool_call_id"),
+                        "name": meta.get("function_name"),
+                        "content": event.get("content"),
+                    }
+                )
             elif event.get("content"):
                 out.append({"role": "user", "content": event["content"], "observation": event["observation"]})
         elif event.get("source") == "user":
@@ -70,7 +82,18 @@ def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | No
             if key not in answered:  # parallel calls are so many actions of one answer
                 answered.add(key)
                 out.append(_answer(response, index))
-        elif event.get("action") in ("message", "finish", "run", "edit", "read", "write", "browse", "think", "delegate", "reject"):
+        elif event.get("action") in (
+            "message",
+            "finish",
+            "run",
+            "edit",
+            "read",
+            "write",
+            "browse",
+            "think",
+            "delegate",
+            "reject",
+        ):
             out.append({"role": "assistant", "content": _said(event, args), "action": event["action"]})
     return out, tools, model
 

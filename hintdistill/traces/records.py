@@ -18,7 +18,6 @@ from hintdistill.types import Source
 CHUNK = 1 << 16
 TAIL = 16
 """An error this close to the end of the window may be a value cut by it; no JSON literal is longer."""
-HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 SPACE = " \t\r\n"
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -46,7 +45,7 @@ class _Decoder:
         if self._odd:
             why = f"holds the number {self._odd[0]}, which is not finite or too large for a float"
             return Failure(source, "not_finite", why), end
-        if HALF_PAIR.search(text, at, end) and not _encodes(value):
+        if (text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0) and not _encodes(value):
             return Failure(source, "lone_surrogate", "holds half of a surrogate pair, which is no text"), end
         return Record(value, source), end
 
@@ -247,7 +246,9 @@ def _document(stream: _Stream, file: str, max_bytes: int) -> Iterator[Record | F
         if isinstance(outcome, Failure) and outcome.reason in BROKEN and not window.resume():
             return
     if inside:
-        yield Failure(Source(file=file, position=f"line {window.here}"), "not_json", "the list is not closed: truncated")
+        yield Failure(
+            Source(file=file, position=f"line {window.here}"), "not_json", "the list is not closed: truncated"
+        )
 
 
 BROKEN = ("not_json", "too_deep", "number_too_large", "too_large")

@@ -27,14 +27,15 @@ class Repeats:
     def __init__(self, window: int = WINDOW) -> None:
         self._inner: dict[Mark, str] = {}
         self._ends: dict[Mark, str] = {}
+        self._called: dict[Mark, str] = {}
         self._window = window
 
-    def check(self, trace: Trace) -> Trace | Failure:
+    def check(self, trace: Trace, marks: Sequence[Mark], calls: bool = False) -> Trace | Failure:
         """The trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them all.
 
-        Two traces that are equal from end to end are two samples, and stay.
+        Two traces that are equal from end to end are two samples, and so are two that part after a common beginning, unless
+        one of them is the log of a single call (`calls`): what such a log holds before its answer was said in another call.
         """
-        marks = _marks(trace.messages)
         steps = trace.step_indices
         if not steps:
             return trace
@@ -43,11 +44,16 @@ class Repeats:
             text = f"every message stands at the start of trace {self._inner[last]!r}, which goes on; that one is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
-        until = max((i for i, m in enumerate(marks[:-1]) if m in self._ends), default=-1)
-        for mark in marks[steps[0] : -1]:
-            self._inner.setdefault(mark, trace.id)
+        held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
+        until = -1
+        if any(not h.keys().isdisjoint(marks) for h in held):
+            until = max((i for i, m in enumerate(marks[:-1]) if any(m in h for h in held)), default=-1)
+        inner = dict.fromkeys(marks[steps[0] : -1], trace.id)
+        self._inner.update(inner)
+        if calls:
+            self._called.update(inner)
         self._ends.setdefault(last, trace.id)
-        for kept in (self._inner, self._ends):
+        for kept in (self._inner, self._ends, self._called):
             while len(kept) > self._window:
                 del kept[next(iter(kept))]
         if until < steps[0]:
@@ -59,11 +65,12 @@ class Repeats:
         return trace.model_copy(update={"messages": tuple(messages)})
 
 
-def _marks(messages: Sequence[Message]) -> list[Mark]:
+def marks_of(messages: Sequence[Message]) -> list[Mark]:
     """A running hash over what each message says; 64 bits, so that a million messages collide once in ten million runs."""
     out, mark = [], 0
     for m in messages:
-        mark = hash((mark, m.role, m.content, m.reasoning, tuple((c.name, c.arguments_raw) for c in m.tool_calls)))
+        calls = tuple([(c.name, c.arguments_raw) for c in m.tool_calls]) if m.tool_calls else None
+        mark = hash((mark, m.role, m.content, m.reasoning, calls))
         out.append(mark)
     return out
 
@@ -116,7 +123,9 @@ def _key(message: Any) -> Any:
     """What a message says, whatever else a log notes of it."""
     if not isinstance(message, Mapping):
         return repr(message)
-    calls = [_call_key(c) for c in message.get("tool_calls") or ()] if isinstance(message.get("tool_calls"), list) else ()
+    calls = (
+        [_call_key(c) for c in message.get("tool_calls") or ()] if isinstance(message.get("tool_calls"), list) else ()
+    )
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(str(p.get("text", p)) if isinstance(p, Mapping) else str(p) for p in content)

@@ -20,8 +20,12 @@ SCOPE: Literal["record"] = "record"
 
 def fits(value: Any) -> bool:
     """An episode with trajectories, or one trajectory, of steps with chat completions."""
-    return isinstance(value, dict) and any(
-        isinstance(s, dict) and "chat_completions" in s for t in _trajectories(value) for s in t.get("steps") or ()
+    return (
+        isinstance(value, dict)
+        and ("trajectories" in value or "steps" in value)
+        and any(
+            isinstance(s, dict) and "chat_completions" in s for t in _trajectories(value) for s in t.get("steps") or ()
+        )
     )
 
 
@@ -66,7 +70,11 @@ def _conversation(step: Any, index: int) -> list[dict[str, Any]]:
         messages.append({"role": "assistant", "content": step.get("model_response")})
     last = messages[-1]
     if step.get("response_ids"):
-        last |= {"prompt_token_ids": step.get("prompt_ids"), "token_ids": step["response_ids"], "logprobs": step.get("logprobs")}
+        last |= {
+            "prompt_token_ids": step.get("prompt_ids"),
+            "token_ids": step["response_ids"],
+            "logprobs": step.get("logprobs"),
+        }
     if isinstance(step.get("thought"), str) and step["thought"]:
         last.setdefault("reasoning_content", step["thought"])
     return messages

@@ -39,7 +39,12 @@ def _kind(value: Any) -> str | None:
         return "codex-exec"
     if isinstance(what, str) and (what.startswith(("session.", "assistant.")) or what == "user.message"):
         return "copilot-cli"
-    if value.get("role") in ("user", "assistant") and isinstance(message, dict) and "role" not in message and "content" in message:
+    if (
+        value.get("role") in ("user", "assistant")
+        and isinstance(message, dict)
+        and "role" not in message
+        and "content" in message
+    ):
         return "cursor-agent-transcript"
     return None
 

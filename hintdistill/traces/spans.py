@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from hintdistill.errors import TraceError
 from hintdistill.traces.exchanges import Exchange, ToolRun, traces_of
-from hintdistill.traces.observed import Messages, as_text, messages_in, unwrap
+from hintdistill.traces.observed import MISSING, Messages, as_text, messages_in, unwrap
 from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.types import Source, Trace
 
@@ -52,7 +52,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
         source = Source(file=record.source.file, position=f"trace {key}")
         try:
             extra = {"span_count": len(spans)}
-            yield from traces_of(key, [_exchange(s) for s in spans], [r for s in spans if (r := _run(s))], source, options, extra)
+            yield from traces_of(
+                key, [_exchange(s) for s in spans], [r for s in spans if (r := _run(s))], source, options, extra
+            )
         except TraceError as error:
             yield Failure.of(source, error)
 
@@ -62,7 +64,9 @@ def _spans(value: Any) -> Iterator[Span]:
     if not isinstance(value, Mapping):
         return
     for resource in value.get("resourceSpans") or value.get("resource_spans") or ():
-        for scope in (resource.get("scopeSpans") or resource.get("scope_spans") or ()) if isinstance(resource, Mapping) else ():
+        for scope in (
+            (resource.get("scopeSpans") or resource.get("scope_spans") or ()) if isinstance(resource, Mapping) else ()
+        ):
             for span in (scope.get("spans") or ()) if isinstance(scope, Mapping) else ():
                 if isinstance(span, Mapping):
                     yield span
@@ -86,7 +90,9 @@ def _id(span: Span, what: str) -> Any:
 def attributes(value: Any) -> dict[str, Any]:
     """Attributes as a flat mapping; OTLP's list of typed values is unwrapped."""
     if isinstance(value, list):
-        return {a["key"]: _typed(a.get("value")) for a in value if isinstance(a, Mapping) and isinstance(a.get("key"), str)}
+        return {
+            a["key"]: _typed(a.get("value")) for a in value if isinstance(a, Mapping) and isinstance(a.get("key"), str)
+        }
     return dict(value) if isinstance(value, Mapping) else {}
 
 
@@ -111,8 +117,12 @@ def _exchange(span: Span) -> Exchange:
     operation = own.get("gen_ai.operation.name") or own.get("llm.request.type")
     is_call = kind == "LLM" or operation in CALL_OPERATIONS or (kind is None and operation is None and bool(said))
     parent = next((span[k] for k in ("parent_span_id", "parentSpanId", "parent_id", "parentId") if span.get(k)), None)
-    start = next((span[k] for k in ("start_time", "startTimeUnixNano", "start_time_unix_nano", "startTime") if k in span), "")
-    model = next((own[k] for k in ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name") if own.get(k)), None)
+    start = next(
+        (span[k] for k in ("start_time", "startTimeUnixNano", "start_time_unix_nano", "startTime") if k in span), ""
+    )
+    model = next(
+        (own[k] for k in ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name") if own.get(k)), None
+    )
     return Exchange(
         id=str(_id(span, "span")), parent=str(parent) if parent else None,
         start=int(start) if isinstance(start, str) and start.isdigit() else start, read=read, said=said, is_call=is_call,
@@ -165,14 +175,21 @@ def _add_event(by_message: dict[str, list[Any]], name: str, own: Mapping[str, An
 def exchanged(own: Mapping[str, Any]) -> tuple[Messages, Messages]:
     """What a model read and said, from a span's attributes: the first dialect that shows an answer."""
     sides: tuple[tuple[Messages, Messages], ...] = (
-        (messages_in(own.get("gen_ai.input.messages"), "user"), messages_in(own.get("gen_ai.output.messages"), "assistant")),
+        (
+            messages_in(own.get("gen_ai.input.messages"), "user"),
+            messages_in(own.get("gen_ai.output.messages"), "assistant"),
+        ),
         (_indexed(own, "llm.input_messages", "message."), _indexed(own, "llm.output_messages", "message.")),
         (_indexed(own, "gen_ai.prompt", ""), _indexed(own, "gen_ai.completion", "")),
-        (messages_in(own.get("gcp.vertex.agent.llm_request"), "user"), messages_in(own.get("gcp.vertex.agent.llm_response"), "assistant")),
+        (
+            messages_in(own.get("gcp.vertex.agent.llm_request"), "user"),
+            messages_in(own.get("gcp.vertex.agent.llm_response"), "assistant"),
+        ),
         (messages_in(own.get("ai.prompt.messages") or own.get("ai.prompt"), "user"), _vercel(own)),
         (messages_in(own.get("input.value"), "user"), messages_in(own.get("output.value"), "assistant")),
     )
-    read, said = next((s for s in sides if _answers(s[1])), next((s for s in sides if s[0]), ([], [])))
+    read, said = next((s for s in sides if _answers(s[1])), ([], []))
+    read = read or next((s[0] for s in sides if s[0]), [])
     said = said[: 1 + max((i for i, m in enumerate(said) if m.get("role") in ("assistant", "model")), default=-1)]
     system = own.get("gen_ai.system_instructions")
     if system and not any(m.get("role") in ("system", "developer") for m in read):
@@ -205,8 +222,12 @@ def _indexed(own: Mapping[str, Any], prefix: str, inner: str) -> Messages:
                 at = at.setdefault(step, {}) if isinstance(at.get(step, {}), dict) else {}
             at[last] = value
     out: Messages = []
-    for index in sorted((k for k in tree if k.isdigit()), key=int):
-        node = tree[index]
+    found = sorted(int(k) for k in tree if k.isdecimal() and len(k) < 5)
+    for index in range(found[-1] + 1 if found else 0):
+        node = tree.get(str(index))
+        if node is None:
+            out.append({"role": "assistant", MISSING: True})
+            continue
         node = node.get("message", node) if inner and isinstance(node, dict) else node
         if isinstance(node, dict):
             out.append(_flat_message(node))
@@ -221,7 +242,11 @@ def _flat_message(node: Mapping[str, Any]) -> dict[str, Any]:
         made["content"] = "".join(t for t in texts if isinstance(t, str)) or None
     calls = []
     listed = node.get("tool_calls")
-    for _, item in sorted(listed.items(), key=lambda p: int(p[0]) if p[0].isdigit() else 0) if isinstance(listed, dict) else ():
+    for _, item in (
+        sorted(listed.items(), key=lambda p: int(p[0]) if p[0].isdecimal() and len(p[0]) < 9 else 0)
+        if isinstance(listed, dict)
+        else ()
+    ):
         call = item.get("tool_call", item) if isinstance(item, dict) else {}
         function = call.get("function", call) if isinstance(call, dict) else {}
         if isinstance(function, dict):
@@ -261,4 +286,6 @@ def _run(span: Span) -> ToolRun | None:
     result = own.get("gen_ai.tool.call.result", own.get("output.value"))
     start = span.get("start_time", span.get("startTimeUnixNano", ""))
     name = own.get("gen_ai.tool.name", own.get("tool.name"))
-    return ToolRun(start, own.get("gen_ai.tool.call.id"), name, as_text(result), unwrap(own.get("gen_ai.tool.call.arguments")))
+    return ToolRun(
+        start, own.get("gen_ai.tool.call.id"), name, as_text(result), unwrap(own.get("gen_ai.tool.call.arguments"))
+    )

@@ -37,7 +37,13 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     info = value.get("info")
     task = value.get("instance_id") or (info.get("instance_id") if isinstance(info, dict) else None)
     yield build_trace(
-        value, [_message(m) for m in value[key]], record.source, options, known=known, tools=value.get("tools"), task_id=task
+        value,
+        [_message(m) for m in value[key]],
+        record.source,
+        options,
+        known=known,
+        tools=value.get("tools"),
+        task_id=task,
     )
 
 

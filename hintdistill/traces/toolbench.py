@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hintdistill.errors import TraceError
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.repeats import chains
-from hintdistill.traces.turns import build_trace, parse_tools
+from hintdistill.traces.turns import build_trace
 from hintdistill.types import Trace
 
 NAME = "toolbench"
@@ -22,7 +22,11 @@ SCOPE: Literal["record"] = "record"
 
 def fits(value: Any) -> bool:
     """An answer with a tree or tries."""
-    return isinstance(value, dict) and isinstance(value.get("answer_generation"), dict) and ("tree" in value or "trys" in value)
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("answer_generation"), dict)
+        and ("tree" in value or "trys" in value)
+    )
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
@@ -37,7 +41,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     rest |= {"answer_generation": {k: v for k, v in answer.items() if k not in ("train_messages", "function", "chain")}}
     for n, messages in enumerate(found, 1):
         yield build_trace(
-            rest, messages, record.source, options, known=set(), tools=parse_tools(answer.get("function") or []),
+            rest, messages, record.source, options, known=set(), tools=answer.get("function"),
             suffix=f"/{n}" if len(found) > 1 else "", task_id=answer.get("query"), reward=value.get("win"),
         )  # fmt: skip
 

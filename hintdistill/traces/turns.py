@@ -19,9 +19,11 @@ from pydantic import ValidationError
 
 from hintdistill.errors import TraceError
 from hintdistill.traces.options import ReadOptions
-from hintdistill.types import Message, Source, ToolCall, Trace
+from hintdistill.types import Source, Trace
 
-ROLES = {"system", "developer", "user", "assistant", "tool"}
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_PLAIN = {"role", "content"}
+_TEXTS = ("tool_call_id", "name", "raw_text")
 ALIASES = {
     "function": "tool", "ipython": "tool", "observation": "tool", "toolresult": "tool", "tool_result": "tool",
     "human": "user", "gpt": "assistant", "model": "assistant", "ai": "assistant", "bot": "assistant",
@@ -86,78 +88,102 @@ def build_trace(
             extra[key] = value
     if record.get("trace_id") and "id" in record and "id" in known:
         extra["id"] = record["id"]
-    schemas = parse_tools(tools) if tools else ()
     check_plain(extra, "extra")
-    check_plain(list(schemas), "tools")
+    fields: dict[str, Any] = {
+        "id": trace_id(record, source) + suffix,
+        "messages": [_message(m, i, options) for i, m in enumerate(messages)],
+        "tools": _TOOLS.parse(tools) if tools else (),
+        "reward": found,
+        "task_id": str(task_id) if task_id is not None else None,
+        "model": model if isinstance(model, str) and model else None,
+        "source": source,
+        "extra": extra,
+    }
+    fields["tools"] = fields["tools"] or options.tools
     try:
-        return Trace(
-            id=trace_id(record, source) + suffix,
-            messages=read_messages(messages, options),
-            tools=schemas or options.tools,
-            reward=found,
-            task_id=str(task_id) if task_id is not None else None,
-            model=model if isinstance(model, str) and model else None,
-            source=source,
-            extra=extra,
-        )
+        # one call for the trace and all its messages: validation is most of what reading costs
+        return Trace.model_validate(fields)
     except ValidationError as error:
-        raise TraceError(str(error.errors()[0]["msg"])) from None
+        first = error.errors()[0]
+        where = list(first["loc"])
+        place = f"message {where[1]}, " if where[0] == "messages" and len(where) > 1 else ""
+        raise TraceError(f"{place}{'.'.join(map(str, where[2:] if place else where))}: {first['msg']}") from None
 
 
-def read_messages(values: Sequence[Any], options: ReadOptions) -> tuple[Message, ...]:
-    """Chat messages to Messages, in order. Raises TraceError naming the first malformed one."""
-    return tuple(_message(m, i, options) for i, m in enumerate(values))
+class _LastTools:
+    """The schemas parsed last: most traces of a file carry the same ones."""
+
+    def __init__(self) -> None:
+        self._given: Any = None
+        self._parsed: tuple[dict[str, Any], ...] = ()
+
+    def parse(self, value: Any) -> tuple[dict[str, Any], ...]:
+        if type(value) is not type(self._given) or value != self._given:
+            parsed = parse_tools(value)
+            check_plain(list(parsed), "tools")
+            self._given, self._parsed = value, parsed
+        return self._parsed
 
 
-def _role(value: Mapping[str, Any], index: int, student: str) -> Any:
+_TOOLS = _LastTools()
+
+
+def _role(value: dict[str, Any], index: int, student: str) -> Any:
     said = value.get("role")
     if student == "assistant":
-        role = said if said in ROLES else ALIASES.get(str(said).lower())
+        role = said if said in _ROLES else ALIASES.get(str(said).lower())
     elif said == student or (value.get("name") == student and said != "tool"):
         return "assistant"
     else:
-        role = said if said in ROLES and said != "assistant" else ALIASES.get(str(said).lower(), "user")
+        role = said if said in _ROLES and said != "assistant" else ALIASES.get(str(said).lower(), "user")
         role = "user" if role == "assistant" else role
     if role is None:
         raise TraceError(f"message {index} has the role {said!r}; traces.student_role names the student's")
     return role
 
 
-def _message(value: Any, index: int, options: ReadOptions) -> Message:
-    if not isinstance(value, Mapping):
-        raise TraceError(f"message {index} is {kind(value)}, not an object")
+def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
+    """The fields of one Message."""
+    if type(value) is not dict:
+        if not isinstance(value, Mapping):
+            raise TraceError(f"message {index} is {kind(value)}, not an object")
+        value = dict(value)
     said, role = value.get("role"), _role(value, index, options.student_role)
-    extra = {k: v for k, v in value.items() if k not in _USED}
-    fields: dict[str, Any] = {}
+    content = value.get("content")
+    fields: dict[str, Any] = {"role": role}
+    if content is not None:
+        fields["content"] = content if type(content) is str else text_of(content, index)
+    if value.keys() <= _PLAIN:
+        return fields
+    extra = {} if value.keys() <= _USED else {k: v for k, v in value.items() if k not in _USED}
     if not _ALL_TOKEN_KEYS.isdisjoint(value):
-        fields, kept = _tokens(value, index, options)
+        tokens, kept = _tokens(value, index, options)
+        fields |= tokens
         extra |= kept
-    calls = _calls(value, index)
-    for key in ("tool_call_id", "name", "raw_text"):
-        if isinstance(value.get(key), str):
-            fields[key] = value[key]
-        elif value.get(key) is not None:
-            extra[key] = value[key]
-    reasoning = value.get("reasoning_content") or value.get("reasoning")
-    if reasoning is not None:
+    if calls := _calls(value, index):
+        fields["tool_calls"] = calls
+    for key in _TEXTS:
+        if (text := value.get(key)) is not None:
+            (fields if type(text) is str else extra)[key] = text
+    if (reasoning := value.get("reasoning_content") or value.get("reasoning")) is not None:
         if isinstance(reasoning, str):
             fields["reasoning"] = reasoning
         else:
             extra["reasoning"] = reasoning
-    if calls:
-        fields["tool_calls"] = calls
     if value.get(GIVEN):
         fields["given"] = True
-    if role == "user" and said != "user" and isinstance(said, str) and "name" not in fields and said.lower() not in ALIASES:
+    if (
+        role == "user"
+        and said != "user"
+        and isinstance(said, str)
+        and "name" not in fields
+        and said.lower() not in ALIASES
+    ):
         fields["name"] = said
     if extra:
         check_plain(extra, f"message {index}")
         fields["extra"] = extra
-    try:
-        return Message(role=role, content=text_of(value.get("content"), index), **fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TraceError(f"message {index}, {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return fields
 
 
 def _tokens(value: Mapping[str, Any], index: int, options: ReadOptions) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -211,31 +237,33 @@ def text_of(value: Any, index: int) -> str | None:
     return "".join(texts)
 
 
-def _calls(value: Mapping[str, Any], index: int) -> tuple[ToolCall, ...]:
+def _calls(value: dict[str, Any], index: int) -> list[dict[str, Any]]:
     raw = value.get("tool_calls")
     if raw is None and isinstance(value.get("function_call"), Mapping):
         raw = [{"function": value["function_call"]}]
     if not raw:
-        return ()
+        return []
     if not isinstance(raw, list):
         raise TraceError(f"message {index}: `tool_calls` must be a list, not {kind(raw)}")
-    return tuple(_call(c, index) for c in raw)
+    return [_call(c, index) for c in raw]
 
 
-def _call(value: Any, index: int) -> ToolCall:
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    if isinstance(function, str) and isinstance(value, Mapping):
+def _call(value: Any, index: int) -> dict[str, Any]:
+    """The fields of one ToolCall."""
+    function = value.get("function", value) if isinstance(value, dict) else None
+    if isinstance(function, str):
         function = {"name": function, "arguments": value.get("arguments")}
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise TraceError(f"message {index}: a tool call without a function name")
     arguments = function.get("arguments")
     call_id = value.get("id")
-    return ToolCall(
-        name=function["name"],
-        arguments_raw=arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False),
-        arguments_form="string" if isinstance(arguments, str) else "object",
-        id=call_id if isinstance(call_id, str) else None,
-    )
+    fields: dict[str, Any] = {"name": function["name"], "arguments_raw": arguments}
+    if not isinstance(arguments, str):
+        fields["arguments_raw"] = json.dumps(arguments or {}, ensure_ascii=False)
+        fields["arguments_form"] = "object"
+    if isinstance(call_id, str):
+        fields["id"] = call_id
+    return fields
 
 
 def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
@@ -274,7 +302,11 @@ def _tool(value: Any) -> dict[str, Any]:
             return {"type": "function", "function": _schema(function), **rest}
         if "function" not in value and isinstance(value.get("type"), str) and value["type"] != "function":
             # a tool the server itself runs, e.g. `web_search`: its type is all the name it has
-            return {"type": "function", "function": {"name": value["type"]}, **{k: v for k, v in value.items() if k != "type"}}
+            return {
+                "type": "function",
+                "function": {"name": value["type"]},
+                **{k: v for k, v in value.items() if k != "type"},
+            }
     raise TraceError(f"a tool schema without a name: {json.dumps(value, default=str)[:80]}")
 
 
@@ -335,6 +367,11 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
         for item in value:
             if isinstance(item, dict | list):
                 check_plain(item, where, depth + 1)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """The value where it is an object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def kind(value: Any) -> str:

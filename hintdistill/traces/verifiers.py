@@ -35,7 +35,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         raise TraceError("`prompt` and `completion` must be messages or text")
     known = {"prompt", "completion", "reward", "example_id", "tools", "oai_tools", "id", "trace_id", "task_id", "model"}
     info = value.get("info")
-    tools = value.get("oai_tools") or value.get("tools") or (info.get("oai_tools") if isinstance(info, Mapping) else None)
+    tools = (
+        value.get("oai_tools") or value.get("tools") or (info.get("oai_tools") if isinstance(info, Mapping) else None)
+    )
     yield build_trace(
         value, [*given(prompt), *_with_tokens(answer, value.get("trajectory"))], record.source, options, known=known,
         tools=tools, reward=value.get("reward"), task_id=value.get("task_id", value["example_id"]), model=value.get("model"),

@@ -22,7 +22,12 @@ Node = Mapping[str, Any]
 def fits(value: Any) -> bool:
     """A list of nodes with a parent and a message."""
     nodes = value.get("nodes") if isinstance(value, dict) else None
-    return isinstance(nodes, list) and bool(nodes) and isinstance(nodes[0], dict) and {"parent", "message"} <= set(nodes[0])
+    return (
+        isinstance(nodes, list)
+        and bool(nodes)
+        and isinstance(nodes[0], dict)
+        and {"parent", "message"} <= set(nodes[0])
+    )
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:

@@ -18,6 +18,8 @@ from hintdistill.types import Trace
 
 NAME = "vllm"
 SCOPE: Literal["record"] = "record"
+CALLS = True
+"""Each record repeats the conversation so far; see `repeats.py`."""
 REQUESTS = ("request", "body", "input", "request_body")
 RESPONSES = ("response", "output", "response_body")
 
@@ -51,10 +53,29 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     read = request.get("messages", [])
     if not isinstance(read, list):
         raise TraceError(f"`messages` is {kind(read)}, not a list")
-    known = {"choices", "prompt_token_ids", "messages", "tools", "request", "response", "id", "trace_id", "model", "task_id"}
-    kept = {k: v for k, v in request.items() if k not in ("messages", "tools", "model", *RESPONSES)} if request is not value else {}
+    known = {
+        "choices",
+        "prompt_token_ids",
+        "messages",
+        "tools",
+        "request",
+        "response",
+        "id",
+        "trace_id",
+        "model",
+        "task_id",
+    }
+    kept = (
+        {k: v for k, v in request.items() if k not in ("messages", "tools", "model", *RESPONSES)}
+        if request is not value
+        else {}
+    )
     said = {k: v for k, v in response.items() if k not in ("choices", "prompt_token_ids", "model")}
-    extra = {**value, **({"request_options": kept} if kept else {}), **({"response_body": said} if response is not value else {})}
+    extra = {
+        **value,
+        **({"request_options": kept} if kept else {}),
+        **({"response_body": said} if response is not value else {}),
+    }
     choices = response["choices"]
     for n, choice in enumerate(choices, 1):
         yield build_trace(
