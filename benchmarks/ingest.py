@@ -2,10 +2,10 @@
 
     python benchmarks/ingest.py [--megabytes 1000] [--repeats 3]
 
-The file is made here: OpenAI chat conversations of a support agent, twenty-five messages each, every text drawn anew, so that
-no line repeats another; a dozen tool schemas, the same for all, as in the files of one agent. Reading and parsing alternate; processor time, the best of the
-repeats. Aim: 50 MB/s on one core, and at most 2.5 times the time of `json.loads`. Memory is the highest resident
-size of the reading process, for this file and for one a tenth of its size.
+The file is made here: OpenAI chat conversations of a support agent, twenty-five messages each, every text drawn anew, so
+that no line repeats another; a dozen tool schemas, the same for all, as in the files of one agent. Reading and parsing
+alternate; processor time, the best of the repeats. Aim: 50 MB/s on one core, and at most 2.5 times the time of
+`json.loads`. Memory is the highest resident size of the reading process, for this file and for one a tenth of its size.
 
 Last line: one JSON object.
 """

@@ -52,6 +52,7 @@ class _Group:
             parent.children += 1
 
     def path(self) -> list[_Group]:
+        """From the root to here."""
         out: list[_Group] = []
         at: _Group | None = self
         while at is not None:

@@ -106,6 +106,7 @@ class _Stream:
         self._stream, self._head = stream, head
 
     def read(self, size: int) -> bytes:
+        """What was read ahead, then what the stream gives."""
         if self._head:
             head, self._head = self._head, b""
             return head
@@ -262,9 +263,9 @@ def _next(window: _Window, decoder: _Decoder, source: Source, max_bytes: int) ->
             outcome, end = decoder.decode(window.text, window.at, source)
         except (ValueError, RecursionError) as error:
             if _may_be_cut(window, error):
-                if len(window.text) > max_bytes:
+                if len(window.text) - window.at > max_bytes:
                     return _too_large(source, max_bytes)
-                window.more(max(CHUNK, len(window.text)))
+                window.more(max(CHUNK, len(window.text) - window.at))
                 continue
             place = window.here
             if isinstance(error, json.JSONDecodeError):

@@ -129,7 +129,8 @@ def _key(message: Any) -> Any:
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(str(p.get("text", p)) if isinstance(p, Mapping) else str(p) for p in content)
-    return (str(message.get("role")), str(content) if content else "", tuple(calls))
+    legacy = _call_key(message["function_call"]) if message.get("function_call") else None
+    return (str(message.get("role")), str(content) if content else "", tuple(calls), legacy)
 
 
 def _call_key(call: Any) -> tuple[str, str]:

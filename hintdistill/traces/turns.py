@@ -118,6 +118,7 @@ class _LastTools:
         self._parsed: tuple[dict[str, Any], ...] = ()
 
     def parse(self, value: Any) -> tuple[dict[str, Any], ...]:
+        """As `parse_tools`. Raises TraceError."""
         if type(value) is not type(self._given) or value != self._given:
             parsed = parse_tools(value)
             check_plain(list(parsed), "tools")
@@ -153,7 +154,7 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
     fields: dict[str, Any] = {"role": role}
     if content is not None:
         fields["content"] = content if type(content) is str else text_of(content, index)
-    if value.keys() <= _PLAIN:
+    if said == role and value.keys() <= _PLAIN:
         return fields
     extra = {} if value.keys() <= _USED else {k: v for k, v in value.items() if k not in _USED}
     if not _ALL_TOKEN_KEYS.isdisjoint(value):
