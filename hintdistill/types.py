@@ -80,7 +80,7 @@ class Message(Record):
     @field_validator("prompt_token_ids", "token_ids", "logprobs", mode="before")
     @classmethod
     def _empty_means_absent(cls, value: Any) -> Any:
-        return None if value is not None and len(value) == 0 else value
+        return None if isinstance(value, list | tuple) and len(value) == 0 else value
 
     @model_validator(mode="after")
     def _lengths(self) -> Message:

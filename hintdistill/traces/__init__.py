@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.errors import InputError, TraceError
-from hintdistill.traces import openai_chat
+from hintdistill.traces import native, openai_chat
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.options import Failure, ReadOptions, Record
@@ -156,15 +156,32 @@ def _together(
 
 def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep: Keeper) -> Iterable[Trace | Failure]:
     try:
-        # the generic reader says of an unknown record what it lacks
+        if found is not None and options.format != "auto":
+            _check_forced(found, record)
         if found is not None:
             keep.formats[record.source.file] = found.NAME
+        # the generic reader says of an unknown record what it lacks
         for outcome in (found or openai_chat).traces(record, options):
             yield keep.check(outcome, getattr(found, "CALLS", False))
     except TraceError as error:
         yield Failure.of(record.source, error)
     except RecursionError:
         yield Failure(record.source, "too_deep", "the record is nested too deeply")
+    except Exception as error:
+        # a reader, ours or an extension's, met what it did not expect: this record is lost, loudly, and the run goes on
+        name = found.NAME if found is not None else openai_chat.NAME
+        yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
+
+
+READER_ERROR = "reader_error"
+"""Reason of a failure that is a fault of a reader; please report it."""
+
+
+def _check_forced(found: TraceFormat, record: Record) -> None:
+    """Formats may rely on what they fit. The two that say best what is missing say it themselves."""
+    first = record.value[0] if found.SCOPE == "file" else record.value
+    if found.NAME not in (native.NAME, openai_chat.NAME) and not found.fits(first):
+        raise TraceError(f"not in the format {found.NAME}, which traces.format asks for")
 
 
 def _without_step(trace: Trace) -> Failure:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from hintdistill.errors import TraceError
 from hintdistill.traces.observed import Messages, messages_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import build_trace
+from hintdistill.traces.turns import build_trace, listed
 from hintdistill.types import Source, Trace
 
 NAME = "adk"
@@ -79,11 +79,11 @@ def _case(case: Any, source: Source, options: ReadOptions) -> Trace:
         messages += messages_in(turn.get("user_content"), "user")
         data = turn.get("intermediate_data")
         data = data if isinstance(data, Mapping) else {}
-        uses = [u for u in data.get("tool_uses") or () if isinstance(u, Mapping)]
+        uses = [u for u in listed(data.get("tool_uses")) if isinstance(u, Mapping)]
         if uses:
             calls = [{"id": u.get("id"), "name": u.get("name"), "arguments": u.get("args")} for u in uses]
             messages.append({"role": "assistant", "content": None, "tool_calls": calls})
-        for said in data.get("tool_responses") or ():
+        for said in listed(data.get("tool_responses")):
             if isinstance(said, Mapping):
                 messages += messages_in({"role": "user", "parts": [{"function_response": said}]}, "user")
         messages += messages_in(turn.get("final_response"), "assistant")

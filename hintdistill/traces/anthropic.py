@@ -18,7 +18,13 @@ NAME = "anthropic"
 SCOPE: Literal["record"] = "record"
 CALLS = True
 """Each record repeats the conversation so far; see `repeats.py`."""
-BLOCKS = {"tool_use", "tool_result", "thinking", "redacted_thinking", "server_tool_use"}
+BLOCKS = (
+    "tool_use",
+    "tool_result",
+    "thinking",
+    "redacted_thinking",
+    "server_tool_use",
+)
 
 
 def fits(value: Any) -> bool:
@@ -27,8 +33,7 @@ def fits(value: Any) -> bool:
     if not isinstance(messages, list) or not messages:
         return False
     if isinstance(value, dict) and ("system" in value or _is_answer(value.get("response"))):
-        roles = {m.get("role") for m in messages if isinstance(m, dict)}
-        if roles <= {"user", "assistant"}:
+        if all(m.get("role") in ("user", "assistant") for m in messages if isinstance(m, dict)):
             return True
     return any(
         isinstance(block, dict) and block.get("type") in BLOCKS

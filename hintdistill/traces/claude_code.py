@@ -19,7 +19,7 @@ from hintdistill.types import Source, Trace
 
 NAME = "claude_code"
 SCOPE: Literal["file"] = "file"
-NOTES = {
+NOTES = (
     "summary",
     "file-history-snapshot",
     "queue-operation",
@@ -28,7 +28,7 @@ NOTES = {
     "attachment",
     "ai-title",
     "last-prompt",
-}
+)
 Line = Mapping[str, Any]
 
 
@@ -107,13 +107,17 @@ def _groups(lines: list[Line]) -> list[_Group]:
         if "message" not in line:
             boundary = True
             continue
-        lane = (line.get("sessionId"), bool(line.get("isSidechain")), line.get("agentId"))
+        lane = (str(line.get("sessionId")), bool(line.get("isSidechain")), str(line.get("agentId")))
         parent = by_uuid.get(str(line.get("parentUuid")))
         fresh = boundary or line.get("isCompactSummary")
         if parent is None and not fresh:
             parent = last.get(lane)  # logs without a tree are in order
         boundary = False
-        key = (lane, line["message"].get("id")) if line["type"] == "assistant" and line["message"].get("id") else None
+        key = (
+            (lane, str(line["message"].get("id")))
+            if line["type"] == "assistant" and line["message"].get("id")
+            else None
+        )
         group = by_answer.get(key) if key else None
         if group is None and parent is not None and _is_result(line):
             group = results.get(id(parent))

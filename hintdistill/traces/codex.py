@@ -14,8 +14,21 @@ from hintdistill.types import Source, Trace
 
 NAME = "codex"
 SCOPE: Literal["file"] = "file"
-ENVELOPES = {"session_meta", "response_item", "event_msg", "turn_context", "compacted"}
-HELD = {"message", "reasoning", "function_call", "function_call_output", "custom_tool_call", "custom_tool_call_output"}
+ENVELOPES = (
+    "session_meta",
+    "response_item",
+    "event_msg",
+    "turn_context",
+    "compacted",
+)
+HELD = (
+    "message",
+    "reasoning",
+    "function_call",
+    "function_call_output",
+    "custom_tool_call",
+    "custom_tool_call_output",
+)
 
 
 def fits(value: Any) -> bool:
@@ -41,7 +54,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
             held = payload.get("replacement_history")
             summary = [{"type": "message", "role": "user", "content": payload.get("message")}]
             segments.append((held if isinstance(held, list) else summary, []))
-        elif what == "response_item" and payload.get("type") in HELD | {"local_shell_call", "web_search_call"}:
+        elif what == "response_item" and payload.get("type") in (*HELD, "local_shell_call", "web_search_call"):
             segments[-1][1].append(payload)
     if not any(items for _, items in segments):
         raise TraceError("no response_item in the rollout")

@@ -16,7 +16,7 @@ from hintdistill.traces.observed import MISSING, Messages, as_text, schema_in
 from hintdistill.traces.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions
 from hintdistill.traces.repeats import chains
-from hintdistill.traces.turns import GIVEN, build_trace, mapping
+from hintdistill.traces.turns import GIVEN, build_trace, listed, mapping
 from hintdistill.types import Source, Trace
 
 
@@ -98,7 +98,7 @@ def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Mess
 def _turn(message: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     text, _ = _said_key(message)
     made = []
-    for c in message.get("tool_calls") or ():
+    for c in listed(message.get("tool_calls")):
         if isinstance(c, Mapping):
             function = mapping(c.get("function")) or c
             made.append((str(function.get("name")), as_text(loads(function.get("arguments")))))
@@ -111,11 +111,11 @@ def _name(call: Mapping[str, Any]) -> Any:
 
 
 def _said_key(message: Mapping[str, Any]) -> Any:
-    names = [_name(c) for c in message.get("tool_calls") or () if isinstance(c, Mapping)]
+    names = [_name(c) for c in listed(message.get("tool_calls")) if isinstance(c, Mapping)]
     content = message.get("content")
     if isinstance(content, list):
         content = "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping))
-    return (content or "", tuple(map(str, names)))
+    return (content if isinstance(content, str) else as_text(content) or "", tuple(map(str, names)))
 
 
 def _once(calls: list[Exchange]) -> list[Exchange]:
@@ -165,7 +165,7 @@ def _filled(read: Messages, before: Messages) -> Messages:
 def _open_calls(messages: Messages) -> list[Mapping[str, Any]]:
     last = messages[-1] if messages else {}
     calls = last.get("tool_calls") if last.get("role") == "assistant" else None
-    return [c for c in calls or () if isinstance(c, Mapping)]
+    return [c for c in listed(calls) if isinstance(c, Mapping)]
 
 
 def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from hintdistill.errors import TraceError
 from hintdistill.traces.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import GIVEN, build_trace
+from hintdistill.traces.turns import GIVEN, build_trace, listed
 from hintdistill.types import Source, Trace
 
 NAME = "inspect"
@@ -51,7 +51,7 @@ def _sample(sample: Any, header: Any, source: Source, options: ReadOptions) -> T
     if not isinstance(sample, Mapping) or not isinstance(sample.get("messages"), list):
         raise TraceError("a sample without messages")
     attached = sample.get("attachments") if isinstance(sample.get("attachments"), Mapping) else {}
-    events = [e for e in sample.get("events") or () if isinstance(e, Mapping) and e.get("event") == "model"]
+    events = [e for e in listed(sample.get("events")) if isinstance(e, Mapping) and e.get("event") == "model"]
     raw = _raw_arguments(events)
     messages = [_message(_resolve(m, attached), raw) for m in sample["messages"]]
     key = sample.get("uuid") or (f"{sample.get('id')}/{sample.get('epoch')}" if "id" in sample else None)
@@ -118,7 +118,7 @@ def _message(value: Any, raw: Mapping[str, list[str]]) -> Any:
     if message.get("role") == "assistant":
         if message.get("source") == "input":
             message[GIVEN] = True
-        message["tool_calls"] = [_call(c, raw) for c in message.get("tool_calls") or ()]
+        message["tool_calls"] = [_call(c, raw) for c in listed(message.get("tool_calls"))]
         message |= _split_reasoning(message.get("content"))
     return message
 

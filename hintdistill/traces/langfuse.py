@@ -13,6 +13,7 @@ from hintdistill.traces.exchanges import Exchange, ToolRun, traces_of
 from hintdistill.traces.observed import Messages, as_text, messages_in, unwrap
 from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.spans import exchanged, tools_in
+from hintdistill.traces.turns import listed
 from hintdistill.types import Trace
 
 NAME = "langfuse"
@@ -23,26 +24,30 @@ def fits(value: Any) -> bool:
     """A trace with its observations, together or side by side."""
     if not isinstance(value, dict):
         return False
-    listed = value.get("observations")
-    return isinstance(listed, list) and bool(listed) and isinstance(listed[0], dict) and "type" in listed[0]
+    found = value.get("observations")
+    return isinstance(found, list) and bool(found) and isinstance(found[0], dict) and "type" in found[0]
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     """The traces of one export. Raises TraceError where no observation shows an answer of a model."""
     value = record.value
     head = value["trace"] if isinstance(value.get("trace"), Mapping) else value
-    listed = [o for o in value["observations"] if isinstance(o, Mapping)]
-    exchanges = [_exchange(o) for o in listed]
+    observed = [o for o in value["observations"] if isinstance(o, Mapping)]
+    exchanges = [_exchange(o) for o in observed]
     # the trace itself, where only it says what went in and came out
     exchanges.append(Exchange("trace", None, "", *_sides(head.get("input"), head.get("output")), is_call=False))
-    runs = [_run(o) for o in listed if o.get("type") == "TOOL"]
+    runs = [_run(o) for o in observed if o.get("type") == "TOOL"]
     extra = {k: head[k] for k in ("name", "sessionId", "tags", "release", "version", "userId") if head.get(k)}
-    scores = [s for s in head.get("scores") or () if isinstance(s, Mapping)]
+    scores = [s for s in listed(head.get("scores")) if isinstance(s, Mapping)]
     if scores:
         extra["scores"] = [
             {k: s.get(k) for k in ("name", "value", "stringValue", "comment") if s.get(k) is not None} for s in scores
         ]
     yield from traces_of(str(head.get("id") or record.source.position), exchanges, runs, record.source, options, extra)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _sides(read: Any, said: Any) -> tuple[Messages, Messages]:
@@ -63,9 +68,9 @@ def _exchange(observation: Mapping[str, Any]) -> Exchange:
     read = [m for m in read if not (m.get("content") == "role" and "tool_calls" not in m)]
     tools = tools_in(own) or _own_tools(observation, metadata)
     return Exchange(
-        id=str(observation.get("id")), parent=observation.get("parentObservationId"), start=str(observation.get("startTime")),
+        id=str(observation.get("id")), parent=_text(observation.get("parentObservationId")), start=str(observation.get("startTime")),
         read=read, said=[m for m in said if m.get("role") not in ("tool", "user")], is_call=observation.get("type") == "GENERATION",
-        tools=tools, model=observation.get("model"),
+        tools=tools, model=_text(observation.get("model")),
     )  # fmt: skip
 
 
@@ -75,8 +80,7 @@ def _own_tools(observation: Mapping[str, Any], metadata: Any) -> list[Any]:
             config = place.get("config") if isinstance(place.get("config"), Mapping) else place
             found = unwrap(config.get("tools")) if isinstance(config, Mapping) else None
             if isinstance(found, list) and found:
-                listed = [unwrap(t) for t in found]
-                return [t for t in listed if isinstance(t, Mapping)]
+                return [t for t in map(unwrap, found) if isinstance(t, Mapping)]
     return []
 
 

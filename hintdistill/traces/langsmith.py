@@ -9,6 +9,7 @@ from hintdistill.errors import TraceError
 from hintdistill.traces.exchanges import Exchange, ToolRun, traces_of
 from hintdistill.traces.observed import as_text, messages_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
+from hintdistill.traces.turns import listed
 from hintdistill.types import Source, Trace
 
 NAME = "langsmith"
@@ -30,7 +31,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     """The traces of a file, by trace id; a batch's patches complete its posts."""
     runs: dict[str, dict[str, Any]] = {}
     for value in record.value:
-        batch = [*(value.get("post") or ()), *(value.get("patch") or ())] if isinstance(value, Mapping) else []
+        batch = [*listed(value.get("post")), *listed(value.get("patch"))] if isinstance(value, Mapping) else []
         for run in batch if batch else [value]:
             if _is_run(run):
                 held = runs.setdefault(str(run["id"]), {})
@@ -40,15 +41,17 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     by_trace: dict[str, list[dict[str, Any]]] = {}
     for run in runs.values():
         by_trace.setdefault(str(run.get("trace_id") or run["id"]), []).append(run)
-    for key, listed in by_trace.items():
+    for key, held_runs in by_trace.items():
         source = Source(file=record.source.file, position=f"trace {key}")
         done = [
             ToolRun(str(r.get("start_time")), None, r.get("name"), as_text(_result(r)))
-            for r in listed
+            for r in held_runs
             if r.get("run_type") == "tool"
         ]
         try:
-            yield from traces_of(key, [_exchange(r) for r in listed], done, source, options, {"run_count": len(listed)})
+            yield from traces_of(
+                key, [_exchange(r) for r in held_runs], done, source, options, {"run_count": len(held_runs)}
+            )
         except TraceError as error:
             yield Failure.of(source, error)
 
@@ -74,7 +77,7 @@ def _exchange(run: Mapping[str, Any]) -> Exchange:
     model = metadata.get("ls_model_name") if isinstance(metadata, Mapping) else None
     said_by = outputs.get("model") if isinstance(outputs, Mapping) else None
     return Exchange(
-        id=str(run["id"]), parent=run.get("parent_run_id"), start=str(run.get("start_time")), read=messages_in(inputs, "user"),
+        id=str(run["id"]), parent=str(run.get("parent_run_id")), start=str(run.get("start_time")), read=messages_in(inputs, "user"),
         said=messages_in(outputs, "assistant"), is_call=run.get("run_type") == "llm", tools=list(tools),
         model=said_by if isinstance(said_by, str) else model,
     )  # fmt: skip

@@ -73,7 +73,7 @@ def _listed(items: list[Any], role: str) -> Messages:
         return []
     if all("toolName" in i for i in items):
         return [{"role": "assistant", "content": None, "tool_calls": [_vercel_call(i) for i in items]}]
-    if any(i.get("type") in openai_responses.ITEM_TYPES - {"message"} for i in items):
+    if any(i.get("type") in openai_responses.ITEM_TYPES[1:] for i in items):
         try:
             return openai_responses.turns([_typed(i) for i in items])
         except TraceError:
@@ -126,7 +126,7 @@ def _gemini(value: Mapping[str, Any]) -> Messages:
 
 
 def _is_langchain(value: Mapping[str, Any]) -> bool:
-    return value.get("type") in LANGCHAIN or (
+    return value.get("type") in tuple(LANGCHAIN) or (
         isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list)
     )
 
@@ -135,7 +135,7 @@ def _message(value: Mapping[str, Any], role: str) -> Messages:
     """One message of any framework; results in it become messages of their own."""
     if isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list):
         value = {"type": _class_role(value["id"]), **value["kwargs"]}
-    if value.get("type") in LANGCHAIN and "role" not in value:
+    if value.get("type") in tuple(LANGCHAIN) and "role" not in value:
         return _langchain(value)
     if isinstance(value.get("parts"), list):
         return _parts(value, role)

@@ -21,22 +21,25 @@ NAME = "openai_responses"
 SCOPE: Literal["record"] = "record"
 CALLS = True
 """Each record repeats the conversation so far; see `repeats.py`."""
-ITEM_TYPES = {
+ITEM_TYPES = (
     "message",
     "reasoning",
     "function_call",
     "function_call_output",
     "custom_tool_call",
     "custom_tool_call_output",
-}
+)
 CALL_TYPES = {"function_call": "arguments", "custom_tool_call": "input"}
-OUTPUTS = {"function_call_output", "custom_tool_call_output"}
+OUTPUTS = (
+    "function_call_output",
+    "custom_tool_call_output",
+)
 
 
 def fits(value: Any) -> bool:
     """A list of items, or an object with one as the output of a response."""
     if isinstance(value, list):
-        return _items(value) and any(i.get("type") in ITEM_TYPES for i in value)
+        return _items(value) and any(isinstance(i, dict) and i.get("type") in ITEM_TYPES for i in value)
     if not isinstance(value, dict):
         return False
     response = value.get("response")
@@ -166,7 +169,7 @@ def _add(turn: dict[str, Any], item: Mapping[str, Any], index: int) -> None:
         turn["reasoning_content"] = "\n".join(t for t in (turn.get("reasoning_content"), text) if t)
         if item.get("encrypted_content"):
             turn["encrypted_reasoning"] = item["encrypted_content"]
-    elif what in CALL_TYPES:
+    elif what in tuple(CALL_TYPES):
         call = {
             "id": item.get("call_id") or item.get("id"),
             "name": item.get("name"),

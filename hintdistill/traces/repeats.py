@@ -85,9 +85,11 @@ def chains(conversations: Sequence[list[dict[str, Any]]]) -> list[list[dict[str,
         Every conversation that no other continues. Token ids recorded with a call stand on its turn in the chain that
         goes on; a turn that stands in an earlier chain already is marked as given.
     """
+    conversations = [c for c in conversations if isinstance(c, list)]
     marks = [_running(c) for c in conversations]
     prefixes = {m for run in marks for m in run[:-1]}
-    tokens = {run[-1]: _tokens(c[-1]) for run, c in zip(marks, conversations, strict=True) if run}
+    ended = [(run[-1], c[-1]) for run, c in zip(marks, conversations, strict=True) if run]
+    tokens = {mark: _tokens(last) for mark, last in ended if isinstance(last, dict)}
     kept: list[list[dict[str, Any]]] = []
     seen: set[Mark] = set()
     for run, conversation in zip(marks, conversations, strict=True):

@@ -14,12 +14,19 @@ from hintdistill.errors import TraceError
 from hintdistill.traces.exchanges import Exchange, ToolRun, traces_of
 from hintdistill.traces.observed import MISSING, Messages, as_text, messages_in, unwrap
 from hintdistill.traces.options import Failure, ReadOptions, Record
+from hintdistill.traces.turns import listed, mapping
 from hintdistill.types import Source, Trace
 
 NAME = "spans"
 SCOPE: Literal["file"] = "file"
 Span = Mapping[str, Any]
-CALL_OPERATIONS = {"chat", "text_completion", "generate_content", "completion", "responses"}
+CALL_OPERATIONS = (
+    "chat",
+    "text_completion",
+    "generate_content",
+    "completion",
+    "responses",
+)
 INDEXED = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -29,8 +36,7 @@ def fits(value: Any) -> bool:
         return False
     if any(k in value for k in ("resourceSpans", "resource_spans")):
         return True
-    listed = value.get("spans")
-    one = listed[0] if isinstance(listed, list) and listed else value
+    one = next(iter(listed(value.get("spans"))), value)
     return isinstance(one, dict) and _is_span(one)
 
 
@@ -63,18 +69,21 @@ def _spans(value: Any) -> Iterator[Span]:
     """Flat spans of any container."""
     if not isinstance(value, Mapping):
         return
-    for resource in value.get("resourceSpans") or value.get("resource_spans") or ():
-        for scope in (
-            (resource.get("scopeSpans") or resource.get("scope_spans") or ()) if isinstance(resource, Mapping) else ()
-        ):
-            for span in (scope.get("spans") or ()) if isinstance(scope, Mapping) else ():
-                if isinstance(span, Mapping):
-                    yield span
+    for resource in _within([value], "resourceSpans", "resource_spans"):
+        for scope in _within([resource], "scopeSpans", "scope_spans"):
+            yield from _within([scope], "spans")
     if isinstance(value.get("spans"), list):
         for span in value["spans"]:
             yield from _spans(span)
     elif _is_span(value):
         yield value
+
+
+def _within(holders: list[Any], *names: str) -> Iterator[Span]:
+    """The objects in the lists that the holders have under one of the names."""
+    for holder in holders:
+        for name in names:
+            yield from (item for item in listed(mapping(holder).get(name)) if isinstance(item, Mapping))
 
 
 def _id(span: Span, what: str) -> Any:
@@ -102,7 +111,7 @@ def _typed(value: Any) -> Any:
         return value
     if "arrayValue" in value:
         inner = value["arrayValue"]
-        return [_typed(v) for v in (inner.get("values") or ())] if isinstance(inner, Mapping) else []
+        return [_typed(v) for v in (listed(inner.get("values")))] if isinstance(inner, Mapping) else []
     if "kvlistValue" in value:
         return attributes((value["kvlistValue"] or {}).get("values"))
     return next(iter(value.values()), None)
@@ -125,7 +134,7 @@ def _exchange(span: Span) -> Exchange:
     )
     return Exchange(
         id=str(_id(span, "span")), parent=str(parent) if parent else None,
-        start=int(start) if isinstance(start, str) and start.isdigit() else start, read=read, said=said, is_call=is_call,
+        start=int(start) if isinstance(start, str) and start.isdecimal() and len(start) < 40 else start, read=read, said=said, is_call=is_call,
         tools=tools_in(own), model=model if isinstance(model, str) else None,
     )  # fmt: skip
 
@@ -133,10 +142,7 @@ def _exchange(span: Span) -> Exchange:
 def _events(span: Span) -> Iterator[dict[str, Any]]:
     """Content that instrumentations put on events: under the names of attributes, as bodies, or one event per message."""
     by_message: dict[str, list[Any]] = {}
-    listed = [e for key in ("span_events", "events") for e in (span.get(key) or ()) if isinstance(span.get(key), list)]
-    for event in listed:
-        if not isinstance(event, Mapping):
-            continue
+    for event in _within([span], "span_events", "events"):
         own = attributes(event.get("attributes"))
         body = unwrap(event.get("body"))
         if isinstance(body, Mapping) and ("input" in body or "output" in body):
@@ -241,11 +247,9 @@ def _flat_message(node: Mapping[str, Any]) -> dict[str, Any]:
         texts = [c.get("message_content", {}).get("text") for _, c in sorted(contents.items()) if isinstance(c, dict)]
         made["content"] = "".join(t for t in texts if isinstance(t, str)) or None
     calls = []
-    listed = node.get("tool_calls")
-    for _, item in (
-        sorted(listed.items(), key=lambda p: int(p[0]) if p[0].isdecimal() and len(p[0]) < 9 else 0)
-        if isinstance(listed, dict)
-        else ()
+    by_index = node.get("tool_calls")
+    for _, item in sorted(
+        mapping(by_index).items(), key=lambda p: int(p[0]) if p[0].isdecimal() and len(p[0]) < 9 else 0
     ):
         call = item.get("tool_call", item) if isinstance(item, dict) else {}
         function = call.get("function", call) if isinstance(call, dict) else {}

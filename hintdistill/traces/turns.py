@@ -375,6 +375,11 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def listed(value: Any) -> list[Any]:
+    """The value where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def kind(value: Any) -> str:
     """What a JSON value is, in words."""
     return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hintdistill.errors import TraceError
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import GIVEN, build_trace, kind
+from hintdistill.traces.turns import GIVEN, build_trace, kind, listed
 from hintdistill.types import Trace
 
 NAME = "verifiers_v1"
@@ -92,7 +92,7 @@ def _messages(nodes: list[Node], path: list[int], done: set[int]) -> list[dict[s
     for i in path:
         node = nodes[i]
         message = {k: v for k, v in node["message"].items() if v is not None}
-        ids, mask, logprobs = (node.get(k) or [] for k in ("token_ids", "mask", "logprobs"))
+        ids, mask, logprobs = (listed(node.get(k)) for k in ("token_ids", "mask", "logprobs"))
         sampled = bool(node.get("sampled")) or any(mask)
         if message.get("role") == "assistant" and (i in done or ("sampled" in node and not sampled)):
             message[GIVEN] = True
