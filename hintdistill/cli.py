@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
+traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)
+app.add_typer(traces_app, name="traces")
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
@@ -306,6 +308,66 @@ def prompts_render(
         _print_json({"name": name, "texts": texts})
     else:
         print("\n\n".join(texts))
+
+
+TracePaths = Annotated[
+    list[str], typer.Argument(metavar="PATH...", help="Files, folders, globs or zips.", show_default=False)
+]
+FormatOption = Annotated[str, typer.Option("--format", help="A name in docs/traces.md; recognised by default.")]
+StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker's name of the student.")]
+TokenIds = Annotated[bool, typer.Option(help="Keep recorded token ids.")]
+ToolsFile = Annotated[Path | None, typer.Option("--tools", help="Tool schemas, for traces without any.")]
+
+
+def _read_options(name: str, role: str, tools: Path | None, token_ids: bool = True) -> Any:
+    from hintdistill.traces import ReadOptions, load_tools
+
+    ids = "use" if token_ids else "ignore"
+    return ReadOptions(format=name, student_role=role, token_ids=ids, tools=load_tools(tools) if tools else ())
+
+
+@traces_app.command("inspect")
+def traces_inspect(
+    paths: TracePaths, format: FormatOption = "auto", student_role: StudentRole = "assistant", tools: ToolsFile = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Counts per file: traces, steps, tool calls, schemas, token ids, rewards, deterministic-check hits, failures."""
+    from hintdistill import inspection
+
+    found = inspection.inspect_files(paths, _read_options(format, student_role, tools))
+    if as_json:
+        reports = list(found)
+        _print_json(inspection.as_json(reports))
+    else:
+        from rich.console import Console
+
+        from hintdistill.reporting.terminal import show_files
+
+        reports = list(found)
+        show_files(reports, Console())
+    if not any(r.traces for r in reports):
+        raise typer.Exit(3)
+
+
+@app.command()
+def convert(
+    paths: TracePaths, out: Annotated[Path, typer.Option("--out", "-o", help="File to write (JSON lines).")],
+    format: FormatOption = "auto", student_role: StudentRole = "assistant", tools: ToolsFile = None, token_ids: TokenIds = True,
+    allow_empty_files: Annotated[bool, typer.Option("--allow-empty-files", help="Go on where a file yields no step.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write traces of any format in the native one; what could not be read is listed."""
+    from hintdistill import inspection
+
+    options = _read_options(format, student_role, tools, token_ids)
+    done = inspection.convert(paths, out, options, allow_empty_files=allow_empty_files)
+    failures = [{"source": str(f.source), "reason": f.reason, "message": f.message} for f in done.failures]
+    if as_json:
+        _print_json({"path": done.path, "traces": done.traces, "failures": failures})
+        return
+    for failure in failures:
+        print(f"{failure['source']}: {failure['reason']}: {failure['message']}", file=sys.stderr)
+    print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")
 
 
 def main() -> None:

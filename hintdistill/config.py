@@ -40,12 +40,17 @@ class TracesSection(Section):
     """1. read: which files, and how."""
 
     path: tuple[str, ...] = Field(min_length=1)
-    """A file, a folder, or several of them."""
+    """A file, a folder, a glob or a zip, or several of them."""
     tools: str | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
-    format: Literal["auto", "openai_chat", "native"] = "auto"
+    format: str = "auto"
+    """`auto` recognises the format record by record; or a name in docs/traces.md, or that of an installed extension."""
     student_role: str = "assistant"
-    """Which role of the source is the student."""
+    """Which role, or which speaker's name, of the source is the student."""
+    allow_empty_files: bool = False
+    """Whether a file that yields no step of the student is a warning instead of an error."""
+    max_record_mb: int = Field(default=256, ge=1)
+    """A larger record is refused; memory is bounded by this, whatever the size of the files. Megabytes (2^20 bytes)."""
     token_ids: Literal["use", "ignore"] = "use"
     """Whether recorded token ids are the truth; `ignore` renders every step through the chat template."""
     holdout: float = Field(default=0.2, ge=0.0, lt=1.0)

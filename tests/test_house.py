@@ -14,8 +14,8 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "hintdistill"
 ORDER = (
-    "errors", "types", "scores", "config", "config_file", "rundir", "traces", "models", "engines", "prompts", "quotes",
-    "critics", "json_spans", "rendering", "legal", "hints", "injection", "scoring", "movement", "targets", "objectives",
+    "errors", "types", "scores", "config", "config_file", "rundir", "json_spans", "traces", "models", "engines", "prompts",
+    "quotes", "critics", "inspection", "rendering", "legal", "hints", "injection", "scoring", "movement", "targets", "objectives",
     "training", "rollouts", "reporting", "pipeline", "api", "doctor", "scaffold", "prompt_preview", "cli",
 )  # fmt: skip
 """Top to bottom: no module imports one that stands below it."""

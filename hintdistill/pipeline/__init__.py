@@ -123,6 +123,7 @@ def plan(config: RunConfig, until: str = "report") -> Plan:
     from hintdistill.critics.llm import LLMCritic
     from hintdistill.pipeline import critique
     from hintdistill.traces import read_traces
+    from hintdistill.traces.groups import group_traces
     from hintdistill.types import Trace
 
     check_inputs(config, until)
@@ -143,7 +144,7 @@ def plan(config: RunConfig, until: str = "report") -> Plan:
             "requests": sum(e.requests for e in each),
             "prompt_tokens": sum(e.prompt_tokens for e in each),
         }
-    splits = [ctx.split_of(t) for t in traces]
+    splits = [ctx.split_of(group) for group in group_traces(traces)]
     return Plan(
         traces=len(traces),
         failures=failures,

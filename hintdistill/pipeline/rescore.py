@@ -113,7 +113,7 @@ def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
     for key, trace, split in read.load(ctx):
         if split != "train" or key not in critiques:
             continue
-        wrong = {f.step for f in critiques[key].findings}
+        wrong = {f.step for f in critiques[key].findings} | trace.given_steps
         clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
         rng = random.Random(f"anchor:{ctx.config.run.seed}:{key}")
         for step in rng.sample(clean, min(anchor.per_trace, len(clean))):
