@@ -42,7 +42,7 @@ def _varied(findings: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
 
 
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def _number(value: float | None, digits: int = 2) -> str:
