@@ -171,7 +171,7 @@ class HintTrainer(Trainer):
             if row.decision >= 0:
                 token = row.ids[-row.length + row.decision]
                 self._sums["decision_rows"] += 1
-                self._sums["decision"] += float(logprobs[row.decision, token].exp())
+                self._sums["decision"] += float(logprobs[row.decision, token].detach().exp())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last log."""
