@@ -275,7 +275,7 @@ def _policy_gradient(
     advantage = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
     if p.get("baseline") == "value":
         k = p.get("baseline_k")
-        ids = student.detach().topk(int(k)).indices if k else None
+        ids = student.detach().topk(min(int(k), student.shape[-1])).indices if k else None
         advantage = signals.value_baseline(advantage, student, target, ids)
     behaviour = p.get("behaviour")
     return signals.policy_gradient(

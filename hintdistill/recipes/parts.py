@@ -85,7 +85,8 @@ SPANS = ("step", "quote", "quote_weighted", "suffix")
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean …?)`, or nothing where no known word is spelled alike."""
-    found = difflib.get_close_matches(word, list(known), 1, 0.5)
+    words = list(known)
+    found = [k for k in words if k.lower() == word.lower()] or difflib.get_close_matches(word, words, 1, 0.5)
     return f" (did you mean `{found[0]}`?)" if found else ""
 
 
