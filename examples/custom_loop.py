@@ -23,6 +23,7 @@ class Student(torch.nn.Module):
         self.embed = torch.nn.Embedding(64, 48)
         self.body = torch.nn.GRU(48, 48, batch_first=True)
         self.head = torch.nn.Linear(48, 64)
+        self.head.weight.data.mul_(12)  # opinionated, so that a hint changes something
 
     def forward(self, ids, last):
         return self.head(self.body(self.embed(ids))[0])[:, -last - 1 : -1].flatten(0, 1).log_softmax(-1)
