@@ -181,6 +181,10 @@ class AnchorSection(Section):
     """Short for `train.recipe.terms.anchor.coef`; a recipe without an anchor gets the default recipe's, 0 takes it away."""
     per_trace: int = Field(default=1, ge=0)
     """Clean steps per trace, drawn at random."""
+    min_probability: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Short for `train.recipe.terms.anchor.min_probability`: tokens that the initial policy gave less than this carry no anchor
+    loss, because where it wavered, what it did not say may be the very habit that is corrected on other steps. .35 in the
+    default recipe."""
 
 
 class LoraSection(Section):
@@ -290,18 +294,19 @@ class TrainSection(Section):
                 terms.setdefault(name, {})["quote_weight"] = self.quote_weight
             if self.normalize is not None:
                 terms.setdefault(name, {})["normalize"] = "per_row" if self.normalize == "row" else "kept"
-        if self.anchor.weight is not None:
+        if self.anchor.weight is not None or self.anchor.min_probability is not None:
             self._anchor(recipe, terms)
         out: dict[str, Any] = {"terms": terms} if terms else {}
         return out | ({"teacher": {"update": self.teacher}} if self.teacher is not None else {})
 
     def _anchor(self, recipe: Recipe, terms: dict[str, Any]) -> None:
-        if not self.anchor.weight:
+        if self.anchor.weight == 0:
             terms |= {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}
             return
         default = load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        own = terms.get("anchor", {})
-        terms["anchor"] = {**({} if "anchor" in recipe.terms else default), **own, "coef": self.anchor.weight}
+        given = {"coef": self.anchor.weight, "min_probability": self.anchor.min_probability}
+        own = {k: v for k, v in given.items() if v is not None}
+        terms["anchor"] = {**({} if "anchor" in recipe.terms else default), **terms.get("anchor", {}), **own}
 
 
 class RolloutSection(Section):

@@ -179,6 +179,9 @@ class Term(Part):
     span: str = "step"
     """Loss span: the whole step, the quote, the quote weighted up within the step, or from the quote to the end."""
     quote_weight: float = Field(default=4.0, gt=0.0)
+    min_probability: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of an anchor: tokens that the initial policy gave less than this carry no loss. Where it wavered, what it did not say
+    may be the very habit that is corrected on other steps."""
     student_view: str = "student"
     temperature: float = Field(default=1.0, gt=0.0)
     """Of student and target alike."""
@@ -281,6 +284,8 @@ class Recipe(Part):
             self._check_views(name, term)
             if term.rows == "anchor" and (term.weights or term.student_view != "student"):
                 raise ValueError(f"terms.{name}: an anchor holds the plain student to the initial policy; no weights")
+            if term.rows == "hint" and term.min_probability:
+                raise ValueError(f"terms.{name}: min_probability is of anchors; on hints use a weight of `surprisal`")
             if term.divergence.signal == "advantage" and term.divergence.kind == "pg" and term.rows != "hint":
                 raise ValueError(f"terms.{name}: anchors have no advantage")
         known = {w.id for t in self.terms.values() for w in t.weights if w.id}

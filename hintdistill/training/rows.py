@@ -73,9 +73,11 @@ class RowDataset(Dataset[TrainRow]):
 
 
 def loss_weights(target: Target, term: Term) -> np.ndarray:
-    """Weight of each step token before normalisation, float32 [T]: the term's loss span."""
+    """Weight of each step token before normalisation, float32 [T]: the term's loss span, and what it takes out of an anchor."""
+    if target.kind == "anchor":
+        return (np.exp(target.plain_sampled) >= term.min_probability).astype(np.float32)
     weights = np.ones(len(target.step_ids), np.float32)
-    if target.kind == "anchor" or term.span == "step":
+    if term.span == "step":
         return weights
     start, end = target.span
     if term.span == "quote_weighted":
@@ -89,20 +91,20 @@ def loss_weights(target: Target, term: Term) -> np.ndarray:
 def build_rows(targets: Sequence[Target], config: TrainSection) -> list[TrainRow]:
     """Rows of accepted targets; the weights of each term average to one over the whole data set.
 
-    Targets of a kind that no term of the recipe reads make no row.
+    Targets that no term of the recipe reads make no row: those of a kind it has no term for, and anchors on which the
+    initial policy wavered at every token.
     """
     terms = config.objective.terms
-    used = {t.rows for t in terms.values()}
-    kept = [t for kind in ("hint", "anchor") if kind in used for t in targets if t.kind == kind]
-    weights: list[dict[str, np.ndarray]] = [{} for _ in kept]
+    raw = [{n: loss_weights(t, term) for n, term in terms.items() if term.rows == t.kind} for t in targets]
+    pairs = [(t, w) for t, w in zip(targets, raw, strict=True) if any(x.any() for x in w.values())]
+    pairs.sort(key=lambda pair: pair[0].kind == "anchor")
     for name, term in terms.items():
-        members = [i for i, t in enumerate(kept) if t.kind == term.rows]
-        raw = [loss_weights(kept[i], term) for i in members]
-        total = sum(float(w.sum()) for w in raw)
-        for i, own in zip(members, raw, strict=True):
-            share = 1.0 / own.sum() if term.normalize == "per_row" else len(members) / total
-            weights[i][name] = own * np.float32(share * len(kept) / len(members))
-    return [_row(t, w) for t, w in zip(kept, weights, strict=True)]
+        members = [w for _, w in pairs if name in w and w[name].any()]
+        total = sum(float(w[name].sum()) for w in members)
+        for weights in members:
+            share = 1.0 / weights[name].sum() if term.normalize == "per_row" else len(members) / total
+            weights[name] = weights[name] * np.float32(share * len(pairs) / len(members))
+    return [_row(t, w) for t, w in pairs]
 
 
 def _row(target: Target, weights: dict[str, np.ndarray]) -> TrainRow:
