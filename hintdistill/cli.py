@@ -28,6 +28,8 @@ prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_a
 app.add_typer(prompts_app, name="prompts")
 traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)
 app.add_typer(traces_app, name="traces")
+recipes_app = typer.Typer(help="List the published objectives and show one of them.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
@@ -368,6 +370,33 @@ def convert(
     for failure in failures:
         print(f"{failure['source']}: {failure['reason']}: {failure['message']}", file=sys.stderr)
     print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")
+@recipes_app.command("list")
+def recipes_list(as_json: Json = False) -> None:
+    """Every recipe: name, verdict, how sure we are of it, title, and what it needs beyond a hint and a student."""
+    from hintdistill.recipes import load_recipe, recipe_names
+    from hintdistill.recipes.describe import summary
+
+    rows = [summary(load_recipe(name)) for name in recipe_names()]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        wanted = f"  [{', '.join(row['needs'])}]" if row["needs"] else ""
+        print(f"{row['name']:<20} {row['verdict']:<9} {row['confidence']:<4} {row['title']}{wanted}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="Recipe name or YAML file.", show_default=False)], as_json: Json = False
+) -> None:
+    """Formula, source, confidence, what is published and what is ours, what it needs, and every key."""
+    from hintdistill.recipes import describe, load_recipe
+
+    recipe = load_recipe(name)
+    if as_json:
+        _print_json(describe.document(recipe))
+    else:
+        print(describe.text(recipe))
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hintdistill.errors import PromptError
+from hintdistill.shipped import data_root
 
 VARIABLES: dict[str, frozenset[str]] = {
     "critic": frozenset(
@@ -55,13 +56,6 @@ VARIABLES: dict[str, frozenset[str]] = {
     "placebo": frozenset({"variant"}),
 }
 """What each kind of prompt may use. `docs/prompts.md` says what they hold."""
-
-
-def data_root() -> Path:
-    """Where the shipped prompts and configs are: inside the wheel, or the repository root of an editable install."""
-    package = Path(__file__).resolve().parent
-    packed = package / "_data"
-    return packed if packed.is_dir() else package.parent
 
 
 class PromptLibrary:

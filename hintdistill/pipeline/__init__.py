@@ -15,6 +15,7 @@ from hintdistill.config import RunConfig
 from hintdistill.errors import ConfigError, PromptError
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
+from hintdistill.recipes import require_met
 from hintdistill.rundir import STAGES, RunDir
 
 __all__ = ["STAGES", "Plan", "RunContext", "Voice", "plan", "report_only", "run", "run_folder"]
@@ -76,6 +77,7 @@ def check_inputs(config: RunConfig, until: str) -> None:
     """
     from hintdistill.pipeline import critique
     from hintdistill.traces.files import trace_files
+    from hintdistill.training.capabilities import available
 
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
     trace_files(config.traces.path)
@@ -84,6 +86,8 @@ def check_inputs(config: RunConfig, until: str) -> None:
     if unsound:
         raise PromptError("; ".join(unsound))
     critique.critics(ctx)
+    if until in ("train", "report"):
+        require_met(config.train.objective, available(config.train))
     if until not in ("read", "critique"):
         _ = ctx.renderer
     if until == "report":

@@ -106,7 +106,8 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Steps without a finding, a few per training trace, drawn by the seed and the trace alone."""
     anchor = ctx.config.train.anchor
-    if not anchor.weight or not anchor.per_trace:
+    wanted = any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
+    if not wanted or not anchor.per_trace:
         return []
     base, critiques = _made_by(ctx), critique.load(ctx)
     items: list[AnchorItem] = []
