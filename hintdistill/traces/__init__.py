@@ -115,14 +115,17 @@ def read_file(
         ConfigError: `options.format` is no format.
     """
     forced = None if options.format == "auto" else format_named(options.format)
+    yield from _outcomes(read_records(file, options), forced, options, keep or Keeper())
+
+
+def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator[Record | Failure]:
+    """The JSON values of one file, before any format is recognised; what cannot be opened or unpacked is one failure."""
     if file.refused is not None:
         yield file.refused
         return
     try:
         with file.open() as stream:
-            yield from _outcomes(
-                read_values(stream, file.name, options.max_record_bytes), forced, options, keep or Keeper()
-            )
+            yield from read_values(stream, file.name, options.max_record_bytes)
     except (OSError, *ZIP_ERRORS) as error:
         yield Failure(Source(file=file.name, position="file"), "unreadable", f"cannot be read to its end: {error}")
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.errors import InputError, TraceError
-from hintdistill.traces import Failure, openai_chat
-from hintdistill.traces.files import Malformed, Record, read_records, trace_files
-from hintdistill.traces.options import ReadOptions
+from hintdistill.traces import openai_chat, read_records
+from hintdistill.traces.files import all_files
+from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.types import Message, Source, Trace, Verdict
 from hintdistill.types import Record as FrozenRecord
 
@@ -57,12 +57,12 @@ def read_annotated(paths: Sequence[str | Path], options: ReadOptions = ReadOptio
     Raises:
         InputError: a path does not exist.
     """
-    records = [r for file in trace_files(paths) for r in read_records(file)]
+    records = [r for file in all_files(paths) if not file.foreign for r in read_records(file, options)]
     truths = [r for r in records if isinstance(r, Record) and _is_truth(r.value)]
     labelled_elsewhere = {str(r.value["trajectory_id"]) for r in truths}
     for record in records:
-        if isinstance(record, Malformed):
-            yield Failure(record.source, record.reason, record.message)
+        if isinstance(record, Failure):
+            yield record
             continue
         value = record.value
         try:
@@ -153,25 +153,29 @@ def _agentrx(value: Mapping[str, Any], source: Source, options: ReadOptions) -> 
     )  # fmt: skip
 
 
+def _records(path: Path, options: ReadOptions) -> Iterator[Record]:
+    """The readable records of a file."""
+    for file in all_files([path]):
+        for record in read_records(file, options):
+            if isinstance(record, Record):
+                yield record
+
+
 def _trajectory(wanted: str, truth: Path, options: ReadOptions) -> Trace:
     """The trajectory of a ground-truth record: a file of its name, else a record of its task id, beside or below it."""
     named = sorted(p for p in truth.parent.rglob(f"{wanted}.json") if p != truth)
     for path in named:
-        for record in read_records(path):
-            if isinstance(record, Record) and isinstance(record.value, list):
-                messages = tuple(_spoken(m, options) for m in record.value)
-                return Trace(id=wanted, messages=messages, reward=0.0, source=record.source)
+        # the elements of a JSON array are read one by one
+        records = list(_records(path, options))
+        if records and all(isinstance(r.value, Mapping) and ("role" in r.value or "name" in r.value) for r in records):
+            messages = tuple(_spoken(r.value, options) for r in records)
+            return Trace(id=wanted, messages=messages, reward=0.0, source=records[0].source)
     for path in sorted(truth.parent.glob("*.json")):
         if path == truth:
             continue
-        for record in read_records(path):
-            if (
-                isinstance(record, Record)
-                and isinstance(record.value, Mapping)
-                and str(record.value.get("task_id")) == wanted
-            ):
-                if _is_truth(record.value):
-                    continue
-                trace = openai_chat.parse(record.value, record.source, options)
+        for record in _records(path, options):
+            value = record.value
+            if isinstance(value, Mapping) and str(value.get("task_id")) == wanted and not _is_truth(value):
+                trace = openai_chat.parse(value, record.source, options)
                 return trace.model_copy(update={"id": f"{path.stem}-{wanted}"})
     raise InputError(f"{truth} labels the trajectory {wanted}, which is nowhere beside or below it")
