@@ -74,6 +74,7 @@ def main() -> None:
             error = max(
                 error, *(float(np.abs(a.sampled - b.sampled).max()) for a, b in zip(plain, shared, strict=True))
             )
+        engine.close()
         print(json.dumps({"vllm_vs_default_2k_n4": round(min(default) / min(ours), 2), "default_s": round(min(default), 3),
                           "ours_s": round(min(ours), 3), "cached_tokens": cached, "max_abs_dlogp": error}))  # fmt: skip
 

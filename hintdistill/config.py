@@ -233,7 +233,7 @@ class RescoreSection(Section):
 
     top_k: int = Field(default=64, ge=1)
     batch_tokens: int = Field(default=16_384, ge=1)
-    """Padded tokens per forward pass."""
+    """Tokens per forward pass."""
     placebos: int = Field(default=3, ge=3, le=9)
     """At least three, of the kinds generic, shuffled and other_class in turn."""
     part_rows: int = Field(default=64, ge=1)

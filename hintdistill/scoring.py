@@ -135,7 +135,7 @@ class Scorer:
         return tuple(self.renderer.decode([int(i)]) for i in _top1(score))
 
     def _versions(self) -> dict[str, str]:
-        return {"weights": self.engine.key, "renderer": self.renderer.key}
+        return {"weights": self.engine.key, "renderer": self.renderer.key, "engine": type(self.engine).__name__}
 
 
 def on_common_ids(a: Scores, b: Scores) -> tuple[Scores, Scores]:

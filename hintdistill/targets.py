@@ -93,7 +93,12 @@ class TargetStore:
 
     def read_part(self, part: Path) -> Iterator[Target]:
         """The targets of one part; see `read`."""
-        yield from (_target(row) for row in _table(part, None).to_pylist())
+        for row in _table(part, None).to_pylist():
+            if problem := _problem(row):
+                raise InputError(
+                    f"{part}: row {row['key']}: {problem}", hint="delete the part; --resume makes it again"
+                )
+            yield _target(row)
 
 
 def _table(part: Path, columns: list[str] | None) -> pa.Table:
@@ -112,6 +117,25 @@ def _table(part: Path, columns: list[str] | None) -> pa.Table:
         return pq.read_table(part, columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part} is damaged: {error}", hint="delete it; --resume makes it again") from None
+
+
+def _problem(row: dict[str, Any]) -> str | None:
+    """Why a row cannot be a target; None if it can."""
+    steps = len(row["step_ids"])
+    per_token = (
+        "support_ids", "teacher_logprobs", "plain_logprobs", "teacher_tail", "plain_tail", "teacher_sampled", "plain_sampled",
+    )  # fmt: skip
+    for name in per_token:
+        if len(row[name]) != steps:
+            return f"{name} speaks of {len(row[name])} tokens, the step has {steps}"
+    for t, ids in enumerate(row["support_ids"]):
+        if not len(ids) == len(row["teacher_logprobs"][t]) == len(row["plain_logprobs"][t]):
+            return f"the support and the log-probabilities of token {t} differ in length"
+    if not np.isfinite(row["teacher_sampled"] + row["plain_sampled"]).all():
+        return "a log-probability of a sampled token is missing or not finite"
+    if row["context_sha256"] != context_hash(row["context_ids"]):
+        return "the context is not the one its hash was taken of"
+    return None
 
 
 def _ragged(values: np.ndarray, ids: np.ndarray) -> list[list[Any]]:

@@ -105,3 +105,47 @@ def test_a_foreign_file_and_another_version_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match="target schema 99"):
         list(TargetStore(tmp_path).read())
+
+
+def _rewrite(part, **change):
+    """A part whose first row says something else, as a careless writer would leave it."""
+    rows = pq.read_table(part).to_pylist()
+    rows[0].update(change)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), part)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher_sampled": [-1.0]}, "teacher_sampled speaks of 1 tokens, the step has 2"),
+        ({"plain_logprobs": [[-1.0], [-2.0]]}, "the log-probabilities of token 0 differ in length"),
+        ({"plain_sampled": [-1.0, float("nan")]}, "missing or not finite"),
+        ({"context_ids": [5, 6, 8]}, "not the one its hash was taken of"),
+    ],
+)
+def test_a_row_that_is_no_target_is_named(tmp_path, change, message):
+    store = TargetStore(tmp_path)
+    store.append([make_target("the-key")])
+    _rewrite(store.parts()[0], **change)
+    with pytest.raises(InputError, match=f"row the-key: .*{message}") as caught:
+        list(store.read())
+    assert store.parts()[0].name in caught.value.message
+
+
+def test_precision_lost_by_storage_is_none():
+    """float32 to parquet and back, over the whole range an engine may give: the largest difference is exactly zero."""
+    import tempfile
+    from pathlib import Path
+
+    rng = np.random.default_rng(0)
+    values = -np.exp(rng.uniform(-20, 5, (64, 32))).astype(F)
+    target = make_target(
+        step_ids=np.arange(64), span=(0, 64), support_ids=np.sort(rng.permuted(np.tile(np.arange(200), (64, 1)), axis=1)[:, :32], axis=1),
+        teacher_logprobs=values, plain_logprobs=values[::-1].copy(), teacher_tail=values[:, 0], plain_tail=values[:, 1],
+        teacher_sampled=values[:, 2], plain_sampled=values[:, 3], tokens=("a",) * 64, instead=("b",) * 64,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        TargetStore(Path(folder)).append([target])
+        back = next(TargetStore(Path(folder)).read())
+    assert float(np.abs(back.teacher_logprobs - target.teacher_logprobs).max()) == 0.0
+    assert float(np.abs(back.hint_effect - target.hint_effect).max()) == 0.0

@@ -147,6 +147,7 @@ class _Check:
         return self.head(torch.cat(list(hidden))).log_softmax(-1)[:, :512]
 
     def trial(self, way: Sharing) -> Trial:
+        """One way against the separate passes."""
         try:
             with torch.inference_mode():
                 hidden = hidden_states(way, self.model, self.tree, self.sequences, self.positions, 48)

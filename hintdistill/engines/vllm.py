@@ -99,6 +99,10 @@ class VLLMEngine:
                         out[i] = scores(requests[i], top_k, self.vocab_size, partial(_position, answer))
         return [s for s in out if s is not None]
 
+    def close(self) -> None:
+        """Stop vLLM's own process; the engine cannot be used afterwards."""
+        self.llm.llm_engine.engine_core.shutdown()
+
     def warm(self, requests: Sequence[ScoreRequest]) -> None:
         """Serve what is above the scored ranges, as an agent's own turns would have."""
         from vllm import SamplingParams

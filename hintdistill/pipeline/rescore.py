@@ -42,6 +42,8 @@ def run(ctx: RunContext) -> None:
         for batch, score in work:
             store.append(_score(batch, score, failures, engine.max_length))
             advance(len(batch))
+    if engine.saved.asked:
+        ctx.voice.note(f"rescore: {engine.saved}")
     _record_failures(ctx, failures)
     ctx.rundir.set_index(
         "rescore", [k for k in (*(h[0] for h in hints), *(a[0] for a in anchors)) if k not in failures]

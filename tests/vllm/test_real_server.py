@@ -157,6 +157,59 @@ def test_transformers_and_vllm_agree_on_the_plain_view(server):
     assert np.abs(ours - np.array(theirs)).max() <= 1e-4
 
 
+def test_the_server_engine_agrees_with_transformers_in_both_dialects(server):
+    """prompt_logprobs and echo, over HTTP: the same numbers, whatever the order, and bad input named."""
+    import numpy as np
+
+    from hintdistill.engines.server import ServerEngine
+    from hintdistill.engines.transformers import TransformersEngine
+    from hintdistill.errors import ConfigError, ContextLengthError, ServiceError
+    from hintdistill.scores import ScoreRequest
+    from hintdistill.traces import read_traces
+
+    trace = next(iter(read_traces([ROOT / "examples" / "toolworld" / "traces.jsonl"])))
+    message = trace.step(0)
+    context, step = list(message.prompt_token_ids), list(message.token_ids)
+    asked = []
+    for block in ((), context[:9], context[3:20]):
+        ids = np.array([*context[:-4], *block, *context[-4:], *step])
+        asked.append(ScoreRequest(ids, len(ids) - len(step), len(ids)))
+    truth = TransformersEngine.load(STUDENT, dtype="float32").score(asked, 8)
+    for dialect in ("prompt_logprobs", "echo"):
+        engine = ServerEngine(server.url, "critic", dialect=dialect)
+        assert engine.max_length == 16_383
+        scores = engine.score(asked, 8)
+        backwards = engine.score(asked[::-1], 8)[::-1]
+        for ours, again, theirs in zip(scores, backwards, truth, strict=True):
+            assert np.abs(ours.sampled - theirs.sampled).max() <= 1e-4
+            assert np.abs(ours.sampled - again.sampled).max() <= 1e-4
+            assert (ours.top1 == theirs.top1).mean() >= 0.9
+            mass = np.exp(ours.topk_logprobs.astype(np.float64)).sum(1) + np.exp(ours.tail_logprob.astype(np.float64))
+            assert np.abs(mass - 1).max() <= 1e-5
+        with pytest.raises(ContextLengthError, match="longer than the 16383 the server takes"):
+            engine.score([ScoreRequest(np.full(17_000, 5), 3, 17_000)], 8)
+    with pytest.raises(ConfigError, match="--max-logprobs 65"):
+        ServerEngine(server.url, "critic").score(asked[:1], 65)
+    with pytest.raises(ServiceError, match="does not serve nope"):
+        ServerEngine(server.url, "nope")
+    with pytest.raises(ServiceError, match="cannot reach the engine"):
+        ServerEngine("http://127.0.0.1:9/v1", "critic", retries=0)
+
+
+def test_the_agents_call_against_a_server(server):
+    """connect_engine: only tokenizer and template are read here; the target is of the same kind."""
+    import hintdistill as hd
+
+    remote = hd.connect_engine(str(STUDENT), server.url, "critic")
+    local = hd.load_engine(str(STUDENT), dtype="float32")
+    trace = next(iter(hd.read_traces([ROOT / "examples" / "toolworld" / "traces.jsonl"])))
+    call = {"step": 0, "hint": f"The tools are {', '.join(trace.tool_schemas)}.", "tools": trace.tools}
+    ours, theirs = hd.rescore(trace.messages, engine=remote, **call), hd.rescore(trace.messages, engine=local, **call)
+    assert abs(ours.hint_effect - theirs.hint_effect).max() <= 2e-4
+    assert ours.legal_mass_gain is None, "a server cannot be asked about chosen ids"
+    assert (ours.decision is None) == (theirs.decision is None)
+
+
 def test_zz_a_server_killed_in_the_middle(server, tmp_path):
     """Last, because it kills the server: what was answered is kept, the error names the URL, the exit code is 5."""
     folder = tmp_path / "run"
