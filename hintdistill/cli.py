@@ -177,8 +177,20 @@ def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_
 
 
 @app.command()
-def report(run: RunArg, quiet: Quiet = False, as_json: Json = False) -> None:
+def report(
+    run: RunArg,
+    share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """Measure what is owed and write the report of a run again."""
+    if share:
+        from hintdistill.reporting.share import write_shared
+        from hintdistill.rundir import RunDir
+
+        written = write_shared(RunDir.open(run).path)
+        print(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
+        return
     from hintdistill import pipeline
     from hintdistill.config_file import validate
     from hintdistill.rundir import RunDir

@@ -169,6 +169,8 @@ class CriticSection(Section):
     secret_scan: Literal["outside", "always", "off"] = "outside"
     """Whether a trace with keys, tokens or e-mail addresses is refused before anything of it is sent: `outside` for
     servers that are not this machine."""
+    revise: bool = False
+    """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
     cache: str | None = None

@@ -162,6 +162,8 @@ class Finding(Record):
     critic: str = "unknown"
     evidence: str | None = None
     """Why the critic thinks so, in a sentence."""
+    revised_from: str | None = None
+    """The hint that the gate rejected before the critic wrote this one."""
     facts: dict[str, Any] = Field(default_factory=dict)
     """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
 

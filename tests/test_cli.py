@@ -67,7 +67,7 @@ def test_prompts(tmp_path):
 def test_prompts_render():
     traces = ["--traces", str(TOOLWORLD / "traces.jsonl")]
     text = hintdistill("prompts", "render", "critic/all_at_once.jinja", *traces).stdout
-    assert '"step": 0' in text and "the steps are" in text
+    assert '"step":0' in text and "the steps are" in text
     ids = [json.loads(line)["id"] for line in (TOOLWORLD / "traces.jsonl").read_text().splitlines()]
     alias = next(i for i in ids if ".alias." in i)
     done = hintdistill("prompts", "render", "placebo/generic.jinja", *traces, "--trace", alias, "--json")

@@ -134,3 +134,21 @@ def test_render_shows_what_the_critic_reads(name):
     text = run("prompts", "render", name, "--traces", TOOLWORLD / "traces.jsonl")
     assert '{"role":"system"' in text and '{"step":0,' in text
     assert text.startswith("The following lines are the record") == (name != "critic/toolworld.jinja")
+
+
+def test_a_shared_report_holds_no_trace_text(config, tmp_path):
+    """Every message of every trace, every hint and quote: nowhere in what is shared, though it is in the report."""
+    run("run", config, "--until", "rescore", "traces.limit=4", "-q")
+    folder = tmp_path / "run"
+    shared = [folder / "report-share.json", folder / "report-share.html"]
+    assert run("report", folder, "--share").split() == [str(p) for p in shared]
+    full = json.loads((folder / "report.json").read_text())
+    secret = {f["hint"] for f in full["findings"]} | {f["trace"] for f in full["findings"]}
+    secret |= {f["quote"] for f in full["findings"] if f["quote"]}
+    for line in (folder / "traces.jsonl").read_text().splitlines():
+        secret |= {m["content"] for m in json.loads(line)["trace"]["messages"] if m.get("content")}
+    assert len(secret) > 10
+    for path in shared:
+        text = path.read_text()
+        assert [s for s in secret if s in text or json.dumps(s)[1:-1] in text] == []
+    assert json.loads(shared[0].read_text())["effects"] == full["effects"]

@@ -1,7 +1,7 @@
 """Train the tiny toolworld critic: an LLM that names the erring step, quotes it and writes the hint. A few minutes on one core.
 
-    python examples/toolworld/build_critic.py train      # writes critic/, starting from the student's weights
-    python examples/toolworld/build_critic.py measure    # and its card
+    python examples/toolworld/build_critic.py train sharpen    # writes critic/, starting from the student's weights
+    python examples/toolworld/build_critic.py measure          # and its card
 
 It learns from played episodes that the world's own checker labels, in the words of the compact prompt
 `prompts/critic/toolworld.jinja`, and answers with the critic's JSON. It never sees a trace that the student produced.
@@ -51,6 +51,8 @@ from hintdistill.types import Finding, Message, ToolCall, Trace  # noqa: E402
 STUDENT, CRITIC = HERE / "student", HERE / "critic"
 PROMPT = "critic/toolworld.jinja"
 EPISODES = 3200
+SHARPEN = 800
+"""Episodes of the second, shorter pass, half of them with two errors or a late one."""
 SEED = 23
 RATES = {"unknown_tool": 0.5, "wrong_argument": 0.5, "skipped_lookup": 0.6, "ignored_error": 0.7}
 """About half the triggers err, so that right and wrong steps in the same place are both seen often."""
@@ -133,12 +135,14 @@ class Stumbler:
         return [*self.messages, Message(role="assistant", content=text)]
 
 
-def episode(rng: random.Random, name: str, names: str = "old", stumbling: float = 0.5) -> tuple[Trace, list[Finding]]:
+def episode(
+    rng: random.Random, name: str, names: str = "old", stumbling: float = 0.5, hard: float = 0.0
+) -> tuple[Trace, list[Finding]]:
     """An episode as a trace, and what the world's checker says of it, each finding with its hint.
 
-    `stumbling` is the share of episodes by the Stumbler; the demonstrator plays the others.
+    `stumbling` is the share of episodes by the Stumbler, the demonstrator plays the others; `hard` the share of `hard_task`s.
     """
-    task_name = draw_task(rng, names, mix=CORPUS_MIX)
+    task_name = draw_task(rng, names, mix=CORPUS_MIX) if rng.random() >= hard else hard_task(rng, names)
     if rng.random() < stumbling:
         player = Stumbler(task_name, rng)
         messages, task = player.play(), player.task
@@ -148,6 +152,13 @@ def episode(rng: random.Random, name: str, names: str = "old", stumbling: float 
     trace = Trace(id=name, messages=tuple(messages), tools=task.tools)
     found = [f.model_copy(update={"hint": hint(trace, task, f)}) for f in label_steps(trace)]
     return trace, found
+
+
+def hard_task(rng: random.Random, names: str) -> str:
+    """A task that may bring two errors, or a late one: urgent with a time-out, or three calls with one."""
+    if rng.random() < 0.6:
+        return draw_task(rng, names, trigger="urgent", fault="timeout")
+    return draw_task(rng, names, ("refund",), mix=CORPUS_MIX, fault=rng.choice(("timeout", "timeout", "none")))
 
 
 def hint(trace: Trace, task: Task, finding: Finding) -> str:
@@ -198,13 +209,13 @@ class _Unasked:
         raise AssertionError
 
 
-def build_rows(tokenizer: object, n: int) -> tuple[list[list[int]], list[int]]:
+def build_rows(tokenizer: object, n: int, seed: int, hard: float) -> tuple[list[list[int]], list[int]]:
     """Token ids of question and answer, and where the answer begins, of `n` episodes."""
     asking = LLMCritic(LLMSection(backend="local", prompt=PROMPT), PromptLibrary(), _Unasked())  # type: ignore[arg-type]
-    rng = random.Random(SEED)
+    rng = random.Random(seed)
     rows, starts = [], []
     for i in range(n):
-        trace, found = episode(rng, f"demo-{i}")
+        trace, found = episode(rng, f"demo-{i}", hard=hard)
         question = question_ids(tokenizer, [{"role": "user", "content": asking.prompt(trace)}])
         reply = tokenizer(answer(found), add_special_tokens=False)["input_ids"]  # type: ignore[operator]
         rows.append([*question, *reply, tokenizer.eos_token_id])  # type: ignore[attr-defined]
@@ -212,15 +223,15 @@ def build_rows(tokenizer: object, n: int) -> tuple[list[list[int]], list[int]]:
     return rows, starts
 
 
-def train(episodes: int, batch: int, lr: float, student: Path) -> None:
-    """One epoch from the student's weights: Muon for the matrices, AdamW for embeddings and norms, cosine schedule."""
+def train(episodes: int, batch: int, lr: float, student: Path, seed: int = SEED, hard: float = 0.0) -> None:
+    """One epoch from the given weights: Muon for the matrices, AdamW for embeddings and norms, cosine schedule."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(student)
     model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32).train()
-    rows, starts = build_rows(tokenizer, episodes)
+    rows, starts = build_rows(tokenizer, episodes, seed, hard)
     lengths = np.array([len(r) for r in rows])
     erring = sum(len(r) - begin > 40 for r, begin in zip(rows, starts, strict=True))
     print(f"{episodes} episodes, {erring} erring, {lengths.sum():,} tokens, longest {lengths.max()}", flush=True)
@@ -273,7 +284,7 @@ def load_critic(prompt: str = PROMPT, library: PromptLibrary | None = None, **se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=["train", "measure"])
+    parser.add_argument("stages", nargs="+", choices=["train", "sharpen", "measure"])
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -281,6 +292,8 @@ def main() -> None:
     args = parser.parse_args()
     if "train" in args.stages:
         train(args.episodes, args.batch, args.lr, args.student)
+    if "sharpen" in args.stages:
+        train(SHARPEN, args.batch, args.lr / 2, CRITIC, SEED + 10, hard=0.5)
     if "measure" in args.stages:
         from measure_critic import measure
 

@@ -27,7 +27,7 @@ from hintdistill.types import Critique, Finding, Message, ToolCall, Trace
 
 HERE = Path(__file__).resolve().parent
 Labelled = tuple[Trace, list[Finding]]
-DEMONSTRATIONS = 300
+DEMONSTRATIONS = 200
 EDITS = {
     "other words": '{{ signatures }}\n{{ trace }}\nName the step of {{ legal_steps | join(",") }} that is a mistake, if there is one.',
     "instructions first": 'Which of the steps {{ legal_steps | join(",") }} is wrong?\n{{ signatures }}\n{{ trace }}',
@@ -148,17 +148,17 @@ def measure(load: Callable[..., LLMCritic]) -> None:
     """Measure and write critic/measurements.json and critic/README.md."""
     began = time.time()
     held_out, own = demonstrations(DEMONSTRATIONS, SEED + 1), own_traces()
-    some = held_out[:100]
+    some = held_out[:50]
     rng = random.Random(SEED + 4)
-    stumbling = [episode(rng, f"stumbling-{i}", "new", stumbling=1.0) for i in range(150)]
+    stumbling = [episode(rng, f"stumbling-{i}", "new", stumbling=1.0) for i in range(100)]
     results: dict[str, Any] = {
         "held_out": score(load(), held_out),
         "stumbling": score(load(), stumbling),
         "student": score(load(), own),
         "edited": {name: score(edited(load, text), some) for name, text in EDITS.items()},
         "new_tools": score(load(), with_new_tools(some)),
-        "unseen_misread": score(load(), unseen_class(60, SEED + 2)),
-        "unseen_repeat": score(load(), repeated_calls(60, SEED + 3)),
+        "unseen_misread": score(load(), unseen_class(40, SEED + 2)),
+        "unseen_repeat": score(load(), repeated_calls(40, SEED + 3)),
         "as_usual": score(load(), some),
     }
     results["seconds"] = round(time.time() - began, 1)
@@ -229,7 +229,7 @@ counted where the step is right; hints of the student's own rollouts have no ref
 | error class, student's own | exact step | class too |
 |---|---|---|
 {classes}
-## When the prompt is edited (100 held-out demonstrations)
+## When the prompt is edited (50 held-out demonstrations)
 
 {head}{edits}
 It was trained on one layout. Reworded instructions are a test of that, not a supported use; edit the prompt of a real critic instead.

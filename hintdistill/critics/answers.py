@@ -64,6 +64,12 @@ class HalfAnswer(Answer):
     half: Literal["first", "second", "none", "not_student", "abstain"]
 
 
+class HintAnswer(Answer):
+    """Another hint for a finding whose first one did not do."""
+
+    hint: str
+
+
 class AnswerError(InputError):
     """The critic's answer cannot be used, after the repair rounds."""
 
@@ -124,6 +130,14 @@ def step_schema(bounded: bool) -> dict[str, Any]:
 def half_schema() -> dict[str, Any]:
     """JSON schema of a `HalfAnswer`."""
     return HalfAnswer.model_json_schema()
+
+
+def hint_schema(bounded: bool) -> dict[str, Any]:
+    """JSON schema of a `HintAnswer`."""
+    schema = HintAnswer.model_json_schema()
+    if bounded:
+        schema["properties"]["hint"]["maxLength"] = HINT_LENGTH
+    return schema
 
 
 def _finding_schema(schema: dict[str, Any], bounded: bool) -> dict[str, Any]:

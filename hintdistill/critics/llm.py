@@ -27,6 +27,7 @@ from hintdistill.critics.strategies import (
     Asking,
     Judgement,
     agree,
+    another_hint,
     merge_windows,
     tool_lines,
 )
@@ -98,6 +99,23 @@ class LLMCritic:
             ServiceError: the request failed; `retryable` False means that the next one will fail too.
         """
         asking = self._judge(trace)
+        reply: Reply | HintdistillError | None = None
+        while True:
+            try:
+                request = asking.send(reply)  # type: ignore[arg-type]
+            except StopIteration as done:
+                return done.value
+            (reply,) = self._metered.complete([request])
+
+    def revise(self, trace: Trace, finding: Finding, reasons: str) -> str:
+        """Another hint for a finding of this critic, given why the gate rejected the first.
+
+        Raises:
+            HintdistillError: what `ask` raises.
+        """
+        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        record = next(r for r in self.records(asker) if finding.step in r.steps).until(finding.step)
+        asking = another_hint(asker, record, finding, reasons)
         reply: Reply | HintdistillError | None = None
         while True:
             try:

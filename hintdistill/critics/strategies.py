@@ -25,11 +25,13 @@ from hintdistill.critics.answers import (
     Answer,
     AnswerError,
     HalfAnswer,
+    HintAnswer,
     LLMAnswer,
     LLMFinding,
     StepAnswer,
     answer_schema,
     half_schema,
+    hint_schema,
     parse,
     step_schema,
 )
@@ -44,6 +46,7 @@ A = TypeVar("A", bound=Answer)
 Asking = Generator[Request, Reply | HintdistillError, T]
 """Yields questions, is sent replies, returns T."""
 RECORD = "critic/record.jinja"
+REVISE = "critic/revise.jinja"
 
 
 @dataclass(frozen=True)
@@ -207,6 +210,15 @@ def _one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMF
     if not answer.mistake:
         return None
     return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake"}))
+
+
+def another_hint(asker: Asker, record: Record, finding: Finding, reasons: str) -> Asking[str]:
+    """A second hint for a finding, given why the first was rejected; `record` ends with its step."""
+    answer = yield from asker.ask(
+        HintAnswer, REVISE, record, hint_schema(asker.bounds is not None), 0, step=finding.step, hint=finding.hint,
+        reason=reasons, error_class=finding.error_class, quote=finding.quote or "",
+    )  # fmt: skip
+    return answer.hint.strip()
 
 
 STRATEGIES: dict[str, Callable[[Asker, Record, int], Asking[Judgement]]] = {

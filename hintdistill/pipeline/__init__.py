@@ -52,6 +52,9 @@ def run(
         for stage in STAGES[: STAGES.index(until) + 1]:
             voice.warnings.clear()
             _module(stage).run(ctx)
+            if stage == "rescore" and config.critic.revise and _module("revise").run(ctx):
+                _module("inject").run(ctx)
+                _module("rescore").run(ctx)
             rundir.set_index(f"{stage}-warnings", voice.warnings)
         if until != "report":
             _module("report").write(ctx, measure=False)

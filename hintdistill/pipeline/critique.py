@@ -13,7 +13,7 @@ from hintdistill.errors import HintdistillError, ServiceError
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rundir import content_key
-from hintdistill.types import Critique, Trace
+from hintdistill.types import Critique, Finding, Trace
 
 
 def critics(ctx: RunContext) -> list[Critic]:
@@ -99,4 +99,23 @@ def load(ctx: RunContext) -> dict[str, Critique]:
     for row in ctx.rundir.current("critique", "critiques"):
         if "critique" in row:
             said.setdefault(row["trace"], []).append(Critique.model_validate(row["critique"]))
-    return {key: settle(critiques[0].trace_id, critiques) for key, critiques in said.items()}
+    revised = {r["finding"]: r["hint"] for r in ctx.rundir.current("revise", "revisions") if "hint" in r}
+    return {key: _revised(key, settle(critiques[0].trace_id, critiques), revised) for key, critiques in said.items()}
+
+
+def finding_key(trace_key: str, finding: Finding) -> str:
+    """Content key of a finding as its critic made it."""
+    return content_key("finding", trace_key, finding.model_dump(mode="json", exclude={"revised_from"}))
+
+
+def _revised(trace_key: str, critique: Critique, revised: dict[str, str]) -> Critique:
+    """The critique with the second hints of findings whose first the gate rejected."""
+    if not revised:
+        return critique
+    findings = tuple(
+        f
+        if (hint := revised.get(finding_key(trace_key, f))) is None
+        else f.model_copy(update={"hint": hint, "revised_from": f.hint})
+        for f in critique.findings
+    )
+    return critique.model_copy(update={"findings": findings})

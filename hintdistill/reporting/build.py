@@ -147,6 +147,8 @@ def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
             "rejected": len(rejected),
             "reasons": _count(r for t in rejected for r in t.reasons),
             "anchors": sum(t.kind == "anchor" for t in data.targets),
+            "revised": {"scored": sum(_is_revised(t, data) for t in hints),
+                        "accepted": sum(t.accepted and _is_revised(t, data) for t in hints)},
         },
         "train": {
             "hints": sum(t.key in trained for t in hints),
@@ -218,6 +220,11 @@ def _finding(t: Target, data: ReportInput) -> dict[str, Any]:
             for i, text in enumerate(t.tokens)
         ],
     }  # fmt: skip
+
+
+def _is_revised(t: Target, data: ReportInput) -> bool:
+    """Whether the hint is the critic's second, after the gate had rejected the first."""
+    return t.key in data.injections and data.injections[t.key].finding.revised_from is not None
 
 
 def _judged(t: Target, data: ReportInput) -> list[tuple[Any, tuple[str, ...]]]:

@@ -1,0 +1,72 @@
+"""Between rescore and train, if `critic.revise` is on: rejected hints go back to the LLM that wrote them, once.
+
+What the gate measured is said in words. The second hint takes the first one's place in the critique, so that it is injected
+and scored like any other, against placebos drawn afresh for it; the report counts what is accepted that way apart.
+"""
+
+from __future__ import annotations
+
+from hintdistill.critics.llm import LLMCritic
+from hintdistill.errors import HintdistillError, ServiceError
+from hintdistill.hints import is_vacuous
+from hintdistill.pipeline import critique, read, rescore
+from hintdistill.pipeline.context import RunContext
+from hintdistill.rundir import content_key
+
+SAID = {
+    "no_effect": "no_effect: the wrong words stayed as likely as without it",
+    "primed": "primed: it made some of the wrong words more likely; do not name them",
+    "leak": "leak: it names something that the agent could not know at that step",
+    "mass_to_illegal": "mass_to_illegal: what became likely instead is not allowed by the tool schemas either",
+    "illegal": "illegal: it proposes a call that the tool schemas do not allow",
+    "vacuous": "vacuous: it says nothing about this step",
+}
+"""Reasons that another hint may cure, in the critic's words."""
+
+
+def run(ctx: RunContext) -> int:
+    """Ask for what is owed; how many findings have a new hint.
+
+    Raises:
+        ServiceError: the critic's server is gone; what it answered before is kept.
+    """
+    critics = {c.name: c for c in critique.critics(ctx) if isinstance(c, LLMCritic)}
+    store, traces = ctx.rundir.store("revisions"), {t.id: (key, t) for key, t, _ in read.load(ctx)}
+    rows, index, new = store.by_key(), list(ctx.rundir.index("revise") or []), 0
+    injections = {key: injection for key, injection, _ in rescore.hint_items(ctx)}
+    rejected = [t for t in rescore.load(ctx) if t.kind == "hint" and not t.accepted and t.key in injections]
+    for target in rejected:
+        finding, reasons = injections[target.key].finding, [SAID[r] for r in target.reasons if r in SAID]
+        critic = critics.get(finding.critic)
+        if critic is None or finding.hint is None or finding.revised_from is not None or not reasons:
+            continue
+        trace_key, trace = traces[target.trace_id]
+        of = critique.finding_key(trace_key, finding)
+        key = content_key("revise", of, reasons, critic.key(trace), ctx.library.hash("critic/revise.jinja"))
+        if key not in rows:
+            row: dict[str, object] = {
+                "key": key,
+                "finding": of,
+                "trace_id": trace.id,
+                "step": finding.step,
+                "reasons": reasons,
+            }
+            try:
+                hint = critic.revise(trace, finding, "\n".join(reasons))
+                row |= (
+                    {"failure": "the same hint again"} if hint == finding.hint or is_vacuous(hint) else {"hint": hint}
+                )
+            except ServiceError as error:
+                if not error.retryable:
+                    raise
+                row["failure"] = error.message
+            except HintdistillError as error:
+                row["failure"] = error.message
+            store.append(row)
+            rows[key] = row
+        if key not in index:
+            index.append(key)
+            new += "hint" in rows[key]
+    ctx.rundir.set_index("revise", index)
+    ctx.voice.note(f"revise: {len(rejected)} rejected hints, {new} written anew")
+    return new
