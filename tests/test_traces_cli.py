@@ -7,9 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import WEATHER
+from conftest import ROOT, WEATHER
 from test_pipeline import hintdistill, rows
 
+from hintdistill import pipeline
+from hintdistill.config_file import load_config
+from hintdistill.errors import ConfigError
 from hintdistill.traces import read_traces
 from hintdistill.types import Trace
 
@@ -62,7 +65,9 @@ def test_inspect_has_an_entry_for_every_file(folder):
     assert (
         "leads out of the archive" in files["more.zip!/../b.jsonl"]["reason"] and ".md" in files["notes.md"]["reason"]
     )
-    assert files["chat.jsonl"]["checks"] == {"unknown_tool": 1, "ignored_error": 1} and files["chat.jsonl"]["rewards"] == 1
+    assert (
+        files["chat.jsonl"]["checks"] == {"unknown_tool": 1, "ignored_error": 1} and files["chat.jsonl"]["rewards"] == 1
+    )
     assert document["totals"]["traces"] == 3 and document["totals"]["failures"] == 3
     shown = hintdistill("traces", "inspect", str(folder)).stdout
     assert (
@@ -97,24 +102,29 @@ def test_convert(folder, tmp_path):
     assert [isinstance(t, Trace) for t in traces] == [True] * 3
 
 
+def run(folder: Path, until: str, *overrides: str) -> None:
+    """A run in this process."""
+    common = ["critic.use=[rules]", "traces.tools=null", f"run.dir={folder}"]
+    pipeline.run(
+        load_config(ROOT / "configs" / "quickstart.yaml", [*common, *overrides]),
+        folder,
+        until=until,
+        voice=pipeline.Voice(quiet=True),
+    )
+
+
 def test_a_run_stops_at_a_file_without_a_step_unless_told_otherwise(folder, tmp_path):
     (folder / "more.zip").unlink()
-    run = [
-        "run",
-        "configs/quickstart.yaml",
-        "-q",
-        "critic.use=[rules]",
-        f"traces.path={folder}",
-        "traces.tools=null",
-        "--until",
-    ]
-    done = hintdistill(*run, "read", f"run.dir={tmp_path / 'a'}", expect=3)
+    config = ["configs/quickstart.yaml", "-q", "critic.use=[rules]", f"traces.path={folder}", "traces.tools=null"]
+    done = hintdistill("run", *config, "--until", "read", f"run.dir={tmp_path / 'a'}", expect=3)
     assert (
         "1 files yielded no step" in done.stderr and "tools.json" in done.stderr and "allow_empty_files" in done.stderr
     )
-    hintdistill(*run, "critique", f"run.dir={tmp_path / 'b'}", "traces.allow_empty_files=true")
+    run(tmp_path / "b", "critique", f"traces.path={folder}", "traces.allow_empty_files=true")
     assert sum("trace" in r for r in rows(tmp_path / "b", "traces")) == 2
-    hintdistill(*run, "read", f"run.dir={tmp_path / 'c'}", f"traces.tools={folder / 'tools.json'}")
+    run(tmp_path / "c", "read", f"traces.path={folder}", f"traces.tools={folder / 'tools.json'}")
+    with pytest.raises(ConfigError, match="no trace format 'nope'"):
+        run(tmp_path / "d", "read", f"traces.path={folder}", "traces.format=nope")
 
 
 def test_a_given_turn_is_never_injected(tmp_path):
@@ -123,18 +133,7 @@ def test_a_given_turn_is_never_injected(tmp_path):
     record = {"prompt": [USER, WRONG, RESULT, USER], "completion": [WRONG, RESULT, ANSWER], "tools": [WEATHER]}
     path.write_text(json.dumps(record))
     folder = tmp_path / "run"
-    hintdistill(
-        "run",
-        "configs/quickstart.yaml",
-        "-q",
-        "critic.use=[rules]",
-        "critic.rules.checks=[unknown_tool]",
-        "traces.holdout=0",
-        f"traces.path={path}",
-        f"run.dir={folder}",
-        "--until",
-        "inject",
-    )
+    run(folder, "inject", "critic.rules.checks=[unknown_tool]", "traces.holdout=0", f"traces.path={path}")
     made = rows(folder, "injections")
     assert [r.get("skipped") for r in made if r.get("finding", {}).get("step") == 0] == ["given_step"]
     assert [r["injection"]["finding"]["step"] for r in made if "injection" in r] == [1]
