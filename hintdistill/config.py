@@ -183,6 +183,9 @@ class AnchorSection(Section):
     weight: float = Field(default=2.0, ge=0.0)
     per_trace: int = Field(default=1, ge=0)
     """Clean steps per trace, drawn at random."""
+    min_probability: float = Field(default=0.35, ge=0.0, lt=1.0)
+    """Tokens that the initial policy gave less than this carry no anchor loss: where it wavered, what it did not say may
+    be the very habit that is corrected on other steps."""
 
 
 class LoraSection(Section):

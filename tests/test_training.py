@@ -159,6 +159,23 @@ def test_weights_average_to_the_coefficients(targets):
         assert sums == pytest.approx({"hint": 1.0, "anchor": 2.0}, rel=1e-5)
 
 
+def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
+    from dataclasses import replace
+
+    anchor = next(t for t in targets if t.kind == "anchor")
+    wavered = np.array(anchor.plain_sampled)
+    wavered[0] = np.log(0.2)
+    config = TrainSection(anchor=AnchorSection(min_probability=0.35))
+    sure = (np.exp(wavered) >= 0.35).tolist()
+    assert not sure[0] and any(sure)
+    assert loss_weights(replace(anchor, plain_sampled=wavered), config).tolist() == [float(x) for x in sure]
+    assert loss_weights(anchor, TrainSection(anchor=AnchorSection(min_probability=0.0))).all()
+    # nothing to hold: the row is left out, and the others still average to the coefficient
+    nowhere = replace(anchor, key="nowhere", plain_sampled=np.full_like(wavered, np.log(0.2)))
+    rows = build_rows([*targets, nowhere], config)
+    assert len(rows) == len(targets) and "nowhere" not in {r.key for r in rows}
+
+
 def test_tokens_outside_the_loss_span_have_no_gradient(targets, tmp_path):
     """Changing the target of a token that carries no weight changes nothing; of one that does, it does."""
     from dataclasses import replace

@@ -112,7 +112,9 @@ class TransformersEngine:
         """Log-probabilities of the whole vocabulary, float32 [T, V], one request at a time (capability `full`)."""
         for hidden in self._hidden(requests):
             with torch.inference_mode():
-                yield torch.cat([self.head(hidden[c]).log_softmax(-1) for c in chunks(len(hidden), self.vocab_size)])
+                parts = [self.head(hidden[c]).log_softmax(-1) for c in chunks(len(hidden), self.vocab_size)]
+            # outside: two of these generators read in turn would restore each other's mode
+            yield torch.cat(parts)
 
     def _hidden(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
         """Hidden states [T, H] per request; equal requests share theirs."""

@@ -58,7 +58,9 @@ class RowDataset(Dataset[TrainRow]):
 def loss_weights(target: Target, config: TrainSection) -> np.ndarray:
     """Weight of each step token before normalisation, float32 [T]: the loss span."""
     weights = np.ones(len(target.step_ids), np.float32)
-    if target.kind == "anchor" or config.loss_span == "step":
+    if target.kind == "anchor":
+        return (np.exp(target.plain_sampled) >= config.anchor.min_probability).astype(np.float32)
+    if config.loss_span == "step":
         return weights
     start, end = target.span
     if config.loss_span == "quote":
@@ -71,6 +73,8 @@ def loss_weights(target: Target, config: TrainSection) -> np.ndarray:
 
 def build_rows(targets: Sequence[Target], config: TrainSection) -> list[TrainRow]:
     """Rows of accepted targets; hints and anchors each average to their coefficient over the whole data set."""
+    # an anchor on which the initial policy wavered at every token holds nothing
+    targets = [t for t in targets if loss_weights(t, config).any()]
     kinds = {kind: [t for t in targets if t.kind == kind] for kind in ("hint", "anchor")}
     coefficient = {"hint": 1.0, "anchor": config.anchor.weight}
     rows = []
