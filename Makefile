@@ -23,8 +23,11 @@ test-full: install
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
 
+# property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
 fuzz: install
-	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/test_injection.py tests/test_rendering.py tests/test_quotes.py tests/test_traces.py tests/test_objectives.py
+	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/test_injection.py tests/test_rendering.py tests/test_quotes.py tests/test_traces.py tests/test_traces_contract.py tests/test_traces_files.py tests/test_objectives.py
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[fuzz]"
+	$(BIN)/python tests/fuzz/fuzz_traces.py --seconds 600
 
 lint: install
 	$(BIN)/ruff check .
@@ -39,10 +42,12 @@ docs: install
 	$(BIN)/python docs/make_config_page.py
 	$(BIN)/python docs/make_templates_page.py
 	$(BIN)/python docs/make_recipes_page.py
+	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
 
 bench: install
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/quickstart.py
 
 install: $(VENV)/.installed

@@ -27,7 +27,7 @@ def test_every_format_has_seeds_and_is_recognised_by_them(tmp_path):
         scope = next(f.SCOPE for f in formats() if name == f.NAME)
         for seed in seeds if scope == "record" else seeds[:1]:
             found = recognise(seed)
-            assert found is not None and found.NAME == name, f"{name}: {json.dumps(seed)[:60]}"
+            assert found is not None and name == found.NAME, f"{name}: {json.dumps(seed)[:60]}"
         path = tmp_path / f"{name}.jsonl"
         path.write_text("\n".join(map(json.dumps, seeds)))
         if name != "sessions":

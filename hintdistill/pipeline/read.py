@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hintdistill.errors import EmptyFunnelError
@@ -67,7 +68,10 @@ def _check_files(ctx: RunContext, by_file: dict[str, list[dict[str, Any]]]) -> N
         InputError: such a file, where traces.allow_empty_files is not set.
     """
     empty = []
-    for rows in by_file.values():
+    tools = ctx.config.traces.tools
+    for name, rows in by_file.items():
+        if tools is not None and Path(name).resolve() == Path(tools).resolve():
+            continue  # the schemas may lie beside the traces
         lost = [r["failure"] for r in rows if "failure" in r and r["failure"]["reason"] not in HELD_ELSEWHERE]
         if lost and not any("trace" in r for r in rows):
             empty.append(f"{lost[0]['source']}: {lost[0]['message']}")

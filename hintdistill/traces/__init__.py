@@ -163,9 +163,13 @@ def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep
             _check_forced(found, record)
         if found is not None:
             keep.formats[record.source.file] = found.NAME
+        empty = True
         # the generic reader says of an unknown record what it lacks
         for outcome in (found or openai_chat).traces(record, options):
+            empty = False
             yield keep.check(outcome, getattr(found, "CALLS", False))
+        if empty:
+            yield Failure(record.source, "empty_record", "holds no conversation")
     except TraceError as error:
         yield Failure.of(record.source, error)
     except RecursionError:

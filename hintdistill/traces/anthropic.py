@@ -32,9 +32,9 @@ def fits(value: Any) -> bool:
     messages = value if isinstance(value, list) else value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list) or not messages:
         return False
-    if isinstance(value, dict) and ("system" in value or _is_answer(value.get("response"))):
-        if all(m.get("role") in ("user", "assistant") for m in messages if isinstance(m, dict)):
-            return True
+    told = isinstance(value, dict) and ("system" in value or _is_answer(value.get("response")))
+    if told and all(m.get("role") in ("user", "assistant") for m in messages if isinstance(m, dict)):
+        return True
     return any(
         isinstance(block, dict) and block.get("type") in BLOCKS
         for m in messages

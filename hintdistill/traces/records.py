@@ -179,8 +179,9 @@ class _Window:
         data = self._stream.read(size)
         self.ended = not data
         self.drop()
-        self.text += self._decoder.decode(data, final=self.ended)
-        return not self.ended
+        grown = self._decoder.decode(data, final=self.ended)
+        self.text += grown
+        return bool(grown) or not self.ended
 
     def drop(self) -> None:
         """Forget what was read past."""
@@ -226,24 +227,22 @@ class _Window:
 
 def _document(stream: _Stream, file: str, max_bytes: int) -> Iterator[Record | Failure]:
     """An array's elements, or the values of a file one after another."""
-    window, decoder, count, inside = _Window(stream), _Decoder(), 0, False
+    window, decoder, count, inside, after = _Window(stream), _Decoder(), 0, False, False
     while (char := window.peek()) != "":
         if not inside and char == "[":
             window.at += 1
-            inside = True
+            inside, after = True, False
             if window.peek() == "]":
                 yield Failure(Source(file=file, position=f"line {window.here}"), "empty_file", "the list is empty")
             continue
-        if inside and char in ",]":
-            inside = char == ","
+        if inside and (char == "]" or (char == "," and after)):
             window.at += 1
-            # after a comma the array goes on; after a bracket another value may follow
-            inside = char != "]"
+            inside, after = char == ",", False  # after a bracket another value may follow
             continue
         count += 1
-        source = Source(file=file, position=f"record {count}")
-        outcome = _next(window, decoder, source, max_bytes)
+        outcome = _next(window, decoder, Source(file=file, position=f"record {count}"), max_bytes)
         yield outcome
+        after = True
         if isinstance(outcome, Failure) and outcome.reason in BROKEN and not window.resume():
             return
     if inside:

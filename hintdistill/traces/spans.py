@@ -132,9 +132,11 @@ def _exchange(span: Span) -> Exchange:
     model = next(
         (own[k] for k in ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name") if own.get(k)), None
     )
+    if isinstance(start, str) and start.isdecimal() and len(start) < 40:
+        start = int(start)
     return Exchange(
         id=str(_id(span, "span")), parent=str(parent) if parent else None,
-        start=int(start) if isinstance(start, str) and start.isdecimal() and len(start) < 40 else start, read=read, said=said, is_call=is_call,
+        start=start, read=read, said=said, is_call=is_call,
         tools=tools_in(own), model=model if isinstance(model, str) else None,
     )  # fmt: skip
 

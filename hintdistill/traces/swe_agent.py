@@ -25,6 +25,8 @@ def fits(value: Any) -> bool:
     if isinstance(value.get("trajectory_format"), str) and value["trajectory_format"].startswith("mini-swe-agent"):
         return isinstance(value.get("messages"), list)
     history = value.get("history")
+    if "mistake_agent" in value:
+        return False  # Who&When, whose roles are agents
     return isinstance(history, list) and bool(history) and isinstance(history[0], dict) and "role" in history[0]
 
 

@@ -153,7 +153,8 @@ def main() -> None:
         f"-max_total_time={arguments.seconds}",
         "-timeout=20",
         "-rss_limit_mb=3000",
-        "-max_len=6000",
+        "-max_len=2000",
+        "-len_control=0",
         "-print_final_stats=1",
     ]
     atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={arguments.crashes}/", str(arguments.corpus)], one_input)
