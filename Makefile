@@ -24,7 +24,7 @@ test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
 
 fuzz: install
-	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/test_injection.py tests/test_rendering.py tests/test_quotes.py tests/test_traces.py tests/test_objectives.py
+	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/test_injection.py tests/test_rendering.py tests/test_quotes.py tests/test_traces.py tests/test_objectives.py tests/test_objectives_parts.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -42,6 +42,7 @@ docs: install
 
 bench: install
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/quickstart.py
 
 install: $(VENV)/.installed

@@ -60,7 +60,13 @@ def dense(x: Tensors, kind: str) -> torch.Tensor:
     s = torch.nn.functional.linear(x["hidden"], x["weight"]).log_softmax(-1)
     with torch.no_grad():
         t = torch.nn.functional.linear(x["target"], x["weight"]).log_softmax(-1)
-    return divergence(kind, s, t).mean()
+    # written out, without the care for padding that `divergence` takes and pays for
+    if kind == "rkl":
+        return (s.exp() * (s - t)).sum(-1).mean()
+    if kind == "fkl":
+        return (t.exp() * (t - s)).sum(-1).mean()
+    m = torch.logaddexp(s, t) - 0.6931471805599453
+    return 0.5 * ((s.exp() * (s - m)).sum(-1) + (t.exp() * (t - m)).sum(-1)).mean()
 
 
 def ours(x: Tensors, kind: str) -> torch.Tensor:
