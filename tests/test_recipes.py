@@ -456,7 +456,7 @@ def test_recipes_are_checked_without_torch():
 
 def test_objectives_need_torch_alone():
     """Not even what the rest of the package depends on."""
-    blocked = "pydantic yaml jinja2 transformers peft pyarrow rich typer openai".split()
+    blocked = ["pydantic", "yaml", "jinja2", "transformers", "peft", "pyarrow", "rich", "typer", "openai"]
     modules = ", ".join(f"hintdistill.objectives.{m}" for m in ("chunked", "compose", "controllers", "diagnostics"))
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {modules}"
     subprocess.run([sys.executable, "-c", code], check=True)
