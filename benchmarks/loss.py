@@ -186,13 +186,16 @@ def spawn(args: argparse.Namespace, name: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def dense_form(name: str) -> str:
+    """The dense form of the same loss."""
+    return {"stored_topk": "dense_stored_topk", "hint_sd": "dense_hint_sd"}.get(name.partition("_")[2], "dense")
+
+
 def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Each variant against the dense form of the same loss."""
     out = {}
     for name, r in results.items():
-        base = results[
-            {"stored_topk": "dense_stored_topk", "hint_sd": "dense_hint_sd"}.get(name.partition("_")[2], "dense")
-        ]
+        base = results[dense_form(name)]
         a, b = (torch.tensor(y["probe"], dtype=torch.float64) for y in (r, base))
         out[name] = {"cpu_s": round(r["cpu_s"], 2), "peak_mb": round(r["peak_mb"], 1),
                      "time_ratio": round(r["cpu_s"] / base["cpu_s"], 3), "peak_ratio": round(r["peak_mb"] / base["peak_mb"], 3),
@@ -208,14 +211,15 @@ def main() -> None:
     parser.add_argument("--kind", choices=("fkl", "rkl", "jsd"), default="jsd")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--train-head", action="store_true")
-    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these and the dense forms")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these and their dense forms")
     parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args)))
         return
     absent = [n for n, m in PEERS.items() if importlib.util.find_spec(m.partition(".")[0]) is None]
-    names = [n for n in VARIANTS if n not in absent and (not args.only or n in args.only or n.startswith("dense"))]
+    wanted = set(args.only or VARIANTS) - set(absent)
+    names = [n for n in VARIANTS if n in wanted | {dense_form(w) for w in wanted}]
     results: dict[str, dict[str, Any]] = {}
     for name in names:
         results[name] = spawn(args, name)
