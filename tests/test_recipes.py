@@ -454,6 +454,24 @@ def test_recipes_are_checked_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_objectives_need_torch_alone():
+    """Not even what the rest of the package depends on."""
+    blocked = ["pydantic", "yaml", "jinja2", "transformers", "peft", "pyarrow", "rich", "typer", "openai"]
+    modules = ", ".join(f"hintdistill.objectives.{m}" for m in ("chunked", "compose", "controllers", "diagnostics"))
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import {modules}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_custom_loop_runs():
+    for recipe in ("targeted", "hint_sd"):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples" / "custom_loop.py"), recipe], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        losses = [float(x) for x in re.findall(r"loss (\S+)", done.stdout)]
+        assert losses[-1] < losses[0] / 3
+
+
 def cli(*arguments: str) -> str:
     done = CliRunner().invoke(app, list(arguments))
     assert done.exit_code == 0, done.output
