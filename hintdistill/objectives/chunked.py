@@ -105,6 +105,7 @@ class _LinearDivergence(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, target_hidden: Tensor,
         target_head: HeadSpec, weights: Tensor, how: _How,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Loss and per-position values; the gradients are computed here and kept."""
         wants = [bool(x) for x in ctx.needs_input_grad[:3]]
         own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
         gradients: list[Tensor | None] = [
@@ -129,6 +130,7 @@ class _LinearDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients, scaled by the loss's own."""
         scale = gradients[0]
         return (*(None if g is None else g * scale for g in ctx.kept), None, None, None, None, None)
 
@@ -221,6 +223,7 @@ class _Chunked(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec,
         loss: Callable[[Tensor, slice], Tensor], positions: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Loss and per-position values; the gradients are computed here and kept."""
         wants = [bool(x) for x in ctx.needs_input_grad[:3]]
         own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
         gradients: list[Tensor | None] = [
@@ -247,5 +250,6 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients, scaled by the loss's own."""
         scale = gradients[0]
         return (*(None if g is None else g * scale for g in ctx.kept), None, None, None)

@@ -1,0 +1,129 @@
+"""2. critique: settings of the critics, their backends and strategies."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from pydantic import Field, model_validator
+
+from hintdistill.config.base import Section
+
+Check = Literal[
+    "unknown_tool",
+    "unparsable_call",
+    "wrong_argument",
+    "call_in_prose",
+    "ignored_error",
+    "call_error",
+    "repeated_failing_call",
+]
+CHECKS: tuple[Check, ...] = get_args(Check)
+
+
+class RulesSection(Section):
+    """The deterministic checks."""
+
+    checks: tuple[Check, ...] = CHECKS
+
+
+class RecordedSection(Section):
+    """Findings from a file: human labels, another tool, an environment's own checker."""
+
+    path: str | None = None
+    error_classes: tuple[str, ...] | None = None
+    """Take only findings of these classes."""
+
+
+class LLMSection(Section):
+    """An LLM critic: who answers, how it is asked, and what may be spent."""
+
+    backend: Literal["server", "vllm", "local"] = "server"
+    """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
+    decoding constrained by llguidance."""
+    base_url: str | None = None
+    model: str | None = None
+    """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
+    strategy: Literal["all_at_once", "step_by_step", "binary_search"] = "all_at_once"
+    """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
+    mistake; `binary_search`: which half holds the first mistake, until one step is left."""
+    prompt: str = "critic/all_at_once.jinja"
+    """Instructions of `all_at_once`."""
+    step_prompt: str = "critic/step.jinja"
+    """Instructions about one step, of the other two strategies."""
+    half_prompt: str = "critic/half.jinja"
+    """Instructions of `binary_search`."""
+    votes: int = Field(default=1, ge=1)
+    """How often a trace is judged; the share of votes that name a step becomes its confidence. Needs a temperature."""
+    min_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Findings that fewer of the votes name are dropped, and counted."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    max_tokens: int = Field(default=1024, ge=1)
+    context_tokens: int | None = Field(default=None, ge=64)
+    """Context of the critic. A longer trace is read in windows. Default: what the model or the server says it has."""
+    overlap: int = Field(default=2, ge=0)
+    """Messages that neighbouring windows share."""
+    tokenizer: str | None = None
+    """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    retries: int = Field(default=3, ge=0)
+    concurrency: int = Field(default=8, ge=1)
+    """Traces in flight at a server; traces per batch with `vllm` and `local`."""
+    structured: Literal["json_schema", "json_schema_strict", "none"] = "json_schema"
+    """`json_schema` asks the server to constrain its output, lengths bounded; `json_schema_strict` keeps to the subset
+    that strict modes of cloud services take; `none` only validates what comes back. `vllm` and `local` always constrain."""
+    max_findings: int = Field(default=8, ge=1)
+    """Bound on the findings of one answer, under `json_schema`."""
+    repair_rounds: int = Field(default=1, ge=0, le=3)
+    drop_unfound_quotes: bool = False
+    """Drop findings whose quote is not in the step, already here: for critics that invent quotes."""
+    seed: int | None = None
+    """Sent with each request where it is set; not every server takes one. Vote n is sent seed + n."""
+    price_in: float | None = Field(default=None, ge=0.0)
+    """Price of a million prompt tokens, for the report."""
+    price_out: float | None = Field(default=None, ge=0.0)
+    """Price of a million answer tokens."""
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> LLMSection:
+        if self.votes > 1 and self.temperature == 0.0:
+            raise ValueError(f"{self.votes} votes at temperature 0 are one vote; set a temperature, e.g. 0.7")
+        return self
+
+
+Escalation = Literal["failed", "disagreement", "failed_runs"]
+
+
+class CriticSection(Section):
+    """2. critique: who finds the errors, and how many of them are used."""
+
+    use: tuple[Literal["rules", "recorded", "llm", "strong"], ...] = Field(default=("rules",), min_length=1)
+    """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
+    all others, and its word replaces theirs."""
+    escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")
+    """When `strong` is asked: another critic failed or abstained; two of them name different steps; the run's reward is
+    below `pass_reward` and nobody found anything."""
+    pass_reward: float = 1.0
+    """Runs with at least this reward did not fail."""
+    max_per_trace: int = Field(default=3, ge=1)
+    """At most this many root findings of a trace go on."""
+    min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
+    prompts: str | None = None
+    """Folder whose prompts and hint templates come before the shipped ones."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts outside this machine that may receive trace text."""
+    secret_scan: Literal["outside", "always", "off"] = "outside"
+    """Whether a trace with keys, tokens or e-mail addresses is refused before anything of it is sent: `outside` for
+    servers that are not this machine."""
+    revise: bool = False
+    """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
+    cache: str | None = None
+    """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
+    rules: RulesSection = RulesSection()
+    recorded: RecordedSection = RecordedSection()
+    llm: LLMSection = LLMSection()
+    strong: LLMSection = LLMSection()
+    """A second LLM critic, with the keys of `llm`."""
