@@ -68,7 +68,8 @@ def score(critic: LLMCritic, labelled: Sequence[Labelled]) -> dict[str, Any]:
         "erring": len([c for c in cases if c[1].verdict == "findings"]), "clean": len([c for c in cases if c[1].verdict == "none"]),
         "exact_step": result["erring"]["exact"], "class": result["erring"]["class"], "missed": result["erring"]["missed"],
         "false_alarm": result["clean"]["false_alarm"], "failed": result["failed"]["hits"],
-        "quote_right": share(quotes), "quote_in_step": share(verbatim), "hint_right": share(right) if referenced else None, "dropped_quotes": dropped,
+        "quote_right": share(quotes), "quote_in_step": share(verbatim), "hint_right": share(right) if referenced else None,
+        "dropped_quotes": dropped,
         "by_class": {c: {"exact": r["exact"], "class": r["class"]} for c, r in result["by_class"].items()},
     }  # fmt: skip
 
