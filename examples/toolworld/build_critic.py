@@ -284,7 +284,7 @@ def load_critic(prompt: str = PROMPT, library: PromptLibrary | None = None, **se
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=["train", "sharpen", "measure"])
+    parser.add_argument("stages", nargs="+", choices=["train", "sharpen", "measure", "card"])
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1.5e-3)
@@ -298,6 +298,10 @@ def main() -> None:
         from measure_critic import measure
 
         measure(load_critic)
+    elif "card" in args.stages:
+        from measure_critic import write_card
+
+        write_card()
 
 
 if __name__ == "__main__":

@@ -61,13 +61,15 @@ def score(critic: LLMCritic, labelled: Sequence[Labelled]) -> dict[str, Any]:
         quotes += mine.quote == true.quote
         verbatim += is_in_step(mine, trace.step(mine.step))
         right += mine.hint == true.hint if true.hint else 0
+    referenced = any(f.hint for _, found in labelled for f in found)
     dropped = sum(n.startswith("dropped:") for _, _, c in cases if c for n in c.notes)
     share = lambda n: n / total if total else None  # noqa: E731
     return {
         "erring": len([c for c in cases if c[1].verdict == "findings"]), "clean": len([c for c in cases if c[1].verdict == "none"]),
         "exact_step": result["erring"]["exact"], "class": result["erring"]["class"], "missed": result["erring"]["missed"],
         "false_alarm": result["clean"]["false_alarm"], "failed": result["failed"]["hits"],
-        "quote_right": share(quotes), "quote_in_step": share(verbatim), "hint_right": share(right), "dropped_quotes": dropped,
+        "quote_right": share(quotes), "quote_in_step": share(verbatim), "hint_right": share(right) if referenced else None,
+        "dropped_quotes": dropped,
         "by_class": {c: {"exact": r["exact"], "class": r["class"]} for c, r in result["by_class"].items()},
     }  # fmt: skip
 
@@ -163,6 +165,12 @@ def measure(load: Callable[..., LLMCritic]) -> None:
     }
     results["seconds"] = round(time.time() - began, 1)
     (CRITIC / "measurements.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_card()
+
+
+def write_card() -> None:
+    """Write critic/README.md from critic/measurements.json."""
+    results = json.loads((CRITIC / "measurements.json").read_text(encoding="utf-8"))
     (CRITIC / "README.md").write_text(card(results), encoding="utf-8")
     print((CRITIC / "README.md").read_text(encoding="utf-8"))
 
@@ -189,9 +197,9 @@ def card(m: dict[str, Any]) -> str:
     )
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
 
-    def row(name: str, r: dict[str, Any]) -> str:
+    def row(name: str, r: dict[str, Any], hints: bool = True) -> str:
         return (f"| {name} | {r['erring']} / {r['clean']} | {_rate(r['exact_step'])} | {_rate(r['class'])} | {_rate(r['missed'])} | "
-                f"{_rate(r['false_alarm'])} | {_share(r['quote_right'])} | {_share(r['hint_right'])} |\n")  # fmt: skip
+                f"{_rate(r['false_alarm'])} | {_share(r['quote_right'])} | {_share(r['hint_right'] if hints else None)} |\n")  # fmt: skip
 
     classes = "".join(
         f"| {c} | {_rate(r['exact'])} | {_rate(r['class'])} |\n" for c, r in m["student"]["by_class"].items()
@@ -199,10 +207,10 @@ def card(m: dict[str, Any]) -> str:
     edits = row("none (for comparison)", m["as_usual"]) + "".join(row(name, r) for name, r in m["edited"].items())
     held, usual = m["held_out"], m["student"]
     trained = (row("held-out demonstrations", held) + row("held-out episodes that err anywhere", m["stumbling"])
-               + row("the student's own rollouts", usual))  # fmt: skip
+               + row("the student's own rollouts", usual, hints=False))  # fmt: skip
     unused = (f"Answers that could not be used: {held['failed']} and {usual['failed']}. Findings dropped because their quote is not in "
               f"the step: {held['dropped_quotes']} and {usual['dropped_quotes']}.")  # fmt: skip
-    strange = (row("listed tools renamed to unseen words", m["new_tools"])
+    strange = (row("listed tools renamed to unseen words", m["new_tools"], hints=False)
                + row("final answer misstates the result (class never seen)", m["unseen_misread"])
                + row("a successful call made twice (class never seen)", m["unseen_repeat"]))  # fmt: skip
     return f"""---
@@ -214,7 +222,7 @@ pipeline_tag: text-generation
 # The toolworld critic
 
 An LLM of the student's architecture (0.9 M parameters, bfloat16), trained from the student's weights by `build_critic.py` on
-demonstrated episodes that the world's own checker labels: it reads a trace under the compact prompt
+played episodes that the world's own checker labels: it reads a trace under the compact prompt
 `prompts/critic/toolworld.jinja` and answers with the critic's JSON (verdict, step, quote, error class, hint). It is the quickstart's
 critic, so that the default run has a model at every place where a real run has one.
 
@@ -237,5 +245,5 @@ It was trained on one layout. Reworded instructions are a test of that, not a su
 ## When a tool is new, or an error
 
 {head}{strange}
-An error class that it never saw is not found, or is given the name of one that it knows.
+An error class that it never saw is not found. Hints have no reference where the column is empty.
 """

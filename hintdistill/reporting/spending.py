@@ -13,13 +13,13 @@ def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accep
     by_critic: dict[str, dict[str, int]] = {}
     for row in rows:
         usage = (row.get("critique") or row.get("failure") or {}).get("usage") or {}
-        mine = by_critic.setdefault(row["critic"], dict.fromkeys(PARTS, 0))
+        mine = by_critic.setdefault(row.get("critic", "unknown"), dict.fromkeys(PARTS, 0))
         for part in PARTS:
             mine[part] += usage.get(part, 0)
     total = {part: sum(u[part] for u in by_critic.values()) for part in PARTS}
     money: float | None = 0.0
     for name, usage in by_critic.items():
-        prices = config["critic"].get(name) or {}
+        prices = config.get("critic", {}).get(name) or {}
         if not usage["requests"]:
             continue
         if money is None or prices.get("price_in") is None or prices.get("price_out") is None:
