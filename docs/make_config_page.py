@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from hintdistill import config as module
+from hintdistill import config, config_rollout
 from hintdistill.config import RunConfig, Section
 from hintdistill.config_file import section_of
 
@@ -26,7 +26,7 @@ An unknown key is an error that names the nearest known one.
 def descriptions() -> dict[str, dict[str, str]]:
     """The string under each field, by class and field."""
     out: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(module)).body:
+    for node in [n for module in (config, config_rollout) for n in ast.parse(inspect.getsource(module)).body]:
         if isinstance(node, ast.ClassDef):
             fields: dict[str, str] = {}
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):

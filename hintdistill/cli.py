@@ -72,6 +72,12 @@ def _finish(folder: Path, as_json: bool) -> None:
         return
     from rich.console import Console
 
+    if (folder / "rounds.json").is_file():
+        from hintdistill.reporting.rounds import show_rounds
+
+        show_rounds(json.loads(report.read_text(encoding="utf-8")), Console())
+        print(f"report: {report}")
+        return
     from hintdistill.reporting.terminal import show_summary
 
     show_summary(json.loads(report.read_text(encoding="utf-8")), Console())

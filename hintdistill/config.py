@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from hintdistill.config_rollout import AblateSection, RolloutSection, Section, ServerSection
 from hintdistill.types import HintRole, Placement
 
+__all__ = ["AblateSection", "RolloutSection", "RunConfig", "Section", "ServerSection"]
+
 CONFIG_SCHEMA = 1
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RunSection(Section):
@@ -34,13 +31,18 @@ class RunSection(Section):
     """Precision of the weights; `auto` is float32 on a CPU and bfloat16 on an accelerator."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
+    rounds: int | None = Field(default=None, ge=1)
+    """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
+    traces. Default: no loop, `traces.path` is read."""
+    initial: str | None = None
+    """The policy the run starts from, where `model` is a later one. The loop sets it."""
 
 
 class TracesSection(Section):
     """1. read: which files, and how."""
 
-    path: tuple[str, ...] = Field(min_length=1)
-    """A file, a folder, or several of them."""
+    path: tuple[str, ...] = ()
+    """A file, a folder, or several of them; needed unless `run.rounds` is set."""
     tools: str | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: Literal["auto", "openai_chat", "native"] = "auto"
@@ -106,7 +108,7 @@ class LLMSection(Section):
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Literal["rules", "recorded", "llm", "checker"], ...] = Field(default=("rules",), min_length=1)
     max_per_trace: int = Field(default=3, ge=1)
     """At most this many root findings of a trace go on."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -114,6 +116,8 @@ class CriticSection(Section):
     """Folder whose prompts and hint templates come before the shipped ones."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
+    checker: str | None = None
+    """`path/to/file.py:function` or `package.module:function`: your own rules, Trace → list of Finding."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
     llm: LLMSection = LLMSection()
@@ -233,23 +237,6 @@ class TrainSection(Section):
         return self
 
 
-class RolloutSection(Section):
-    """The environment in which success is measured before and after; none by default."""
-
-    environment: str | None = None
-    """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
-    splits: tuple[str, ...] = ("test",)
-    """The first one gives `environment.before` and `environment.after`; all are in the report."""
-    limit: int | None = Field(default=None, ge=1)
-    """Tasks per split."""
-    temperature: float = Field(default=0.0, ge=0.0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    max_steps: int = Field(default=16, ge=1)
-    batch_size: int = Field(default=64, ge=1)
-    parser: Literal["hermes"] = "hermes"
-    """How tool calls are read from the student's text."""
-
-
 class ReportSection(Section):
     """6. report."""
 
@@ -266,18 +253,33 @@ class RunConfig(Section):
     """The whole configuration of a run."""
 
     run: RunSection
-    traces: TracesSection
+    traces: TracesSection = TracesSection()
     critic: CriticSection = CriticSection()
     inject: InjectSection = InjectSection()
     rescore: RescoreSection = RescoreSection()
     train: TrainSection = TrainSection()
     rollout: RolloutSection = RolloutSection()
     report: ReportSection = ReportSection()
+    ablate: AblateSection = AblateSection()
+
+    @model_validator(mode="after")
+    def _traces_or_rounds(self) -> RunConfig:
+        if self.run.rounds is None and not self.traces.path:
+            raise ValueError("traces.path is not set; name a trace file, or set run.rounds to sample fresh traces")
+        if self.run.rounds is not None and self.traces.path:
+            raise ValueError("run.rounds samples its own traces; leave traces.path empty (traces.path=[])")
+        if self.run.rounds is not None and not self.rollout.environment:
+            raise ValueError("run.rounds needs rollout.environment to sample in")
+        if self.run.rounds is not None and "recorded" in self.critic.use:
+            raise ValueError("recorded findings say nothing of fresh traces; use another critic with run.rounds")
+        return self
 
     @model_validator(mode="after")
     def _across(self) -> RunConfig:
         if "recorded" in self.critic.use and not self.critic.recorded.path:
             raise ValueError("critic.use names `recorded`, but critic.recorded.path is not set")
+        if "checker" in self.critic.use and not self.critic.checker:
+            raise ValueError("critic.use names `checker`, but critic.checker is not set")
         if "llm" in self.critic.use and not (self.critic.llm.base_url and self.critic.llm.model):
             raise ValueError("critic.use names `llm`, but critic.llm.base_url or critic.llm.model is not set")
         return self

@@ -111,8 +111,10 @@ class TransformersEngine:
     def logprobs(self, requests: Sequence[ScoreRequest]) -> Iterator[torch.Tensor]:
         """Log-probabilities of the whole vocabulary, float32 [T, V], one request at a time (capability `full`)."""
         for hidden in self._hidden(requests):
+            # not around the yield: of two interleaved generators, the second would leave inference mode on for good
             with torch.inference_mode():
-                yield torch.cat([self.head(hidden[c]).log_softmax(-1) for c in chunks(len(hidden), self.vocab_size)])
+                logp = torch.cat([self.head(hidden[c]).log_softmax(-1) for c in chunks(len(hidden), self.vocab_size)])
+            yield logp
 
     def _hidden(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
         """Hidden states [T, H] per request; equal requests share theirs."""

@@ -24,6 +24,11 @@ def critics(ctx: RunContext) -> list[Critic]:
         elif name == "recorded":
             assert section.recorded.path is not None
             out.append(RecordedCritic(section.recorded.path, section.recorded.error_classes))
+        elif name == "checker":
+            from hintdistill.critics.checker import CheckerCritic
+
+            assert section.checker is not None
+            out.append(CheckerCritic(section.checker))
         else:
             from hintdistill.critics.llm import LLMCritic
 
