@@ -11,6 +11,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from markupsafe import escape
 from rich.console import Console
 from test_targets import make_target
 
@@ -87,11 +88,9 @@ def test_trace_text_is_never_markup(document):
 
 
 def test_the_page_is_self_contained(document):
-    page = render_html(document, 10)
-    assert (
-        not re.search(r"(?:src|href)\s*=|@import|url\(", page.replace(printable(ATTACK), ""), re.IGNORECASE)
-        or "src=x" in page
-    )
+    page = render_html(document, 10).replace(str(escape(printable(ATTACK))), "")
+    assert "src=" not in page
+    assert not re.search(r"(?:src|href)\s*=|@import|url\(", page, re.IGNORECASE)
     assert "http://" not in page and "https://" not in page
 
 
