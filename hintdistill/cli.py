@@ -135,6 +135,53 @@ def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_
 
 
 @app.command()
+def ablate(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Do what is owed of the ablation in run.dir.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Four arms, two seeds, fewer tasks.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Regimes, critic noise and further arms as well.")] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Table and figure of what is finished; runs no job.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The same loop as controlled arms over seeds: one table, one figure, intervals."""
+    from hintdistill import pipeline
+    from hintdistill.config_file import load_config
+    from hintdistill.evidence import ablate as evidence
+    from hintdistill.evidence.scale import scaled
+
+    settings = scaled(load_config(config, overrides or []), quick=quick, full=full)
+    folder = pipeline.run_folder(settings, config.stem)
+    if summary:
+        document = evidence.summarise_again(folder)
+    else:
+        document = evidence.ablate(settings, folder, resume=resume, voice=pipeline.Voice(quiet=quiet or as_json))
+    if as_json:
+        _print_json(document)
+        return
+    print((folder / "evidence.md").read_text(encoding="utf-8"))
+    print(f"evidence: {folder / 'evidence.md'}")
+
+
+@app.command()
+def preflight(run: RunArg, as_json: Json = False) -> None:
+    """What training would repair, by error class, predicted from a run's rescored hints."""
+    import dataclasses
+
+    from hintdistill.evidence.preflight import predict_run
+
+    predictions = predict_run(run)
+    if as_json:
+        _print_json([dataclasses.asdict(p) for p in predictions])
+        return
+    for p in predictions:
+        print(f"{p.error_class}: predicted repair {p.repair}, from {p.findings} findings")
+
+
+@app.command()
 def report(run: RunArg, quiet: Quiet = False, as_json: Json = False) -> None:
     """Measure what is owed and write the report of a run again."""
     from hintdistill import pipeline

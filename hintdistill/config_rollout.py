@@ -94,6 +94,8 @@ class AblateSection(Section):
     """One-thread processes."""
     regimes: dict[str, tuple[str, ...]] = {"all": ("*",)}
     """Name → patterns of task names, for training and for the splits measured in that regime."""
+    further_regimes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Regimes that only `--full` adds."""
     rows: int = Field(default=128, ge=1)
     """At most this many rows with a loss of their own per round and arm, and as many anchors."""
     steps: int = Field(default=24, ge=1)
@@ -109,6 +111,8 @@ class AblateSection(Section):
     temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
     limit: int | None = Field(default=None, ge=1)
     """Tasks per split."""
+    limits: dict[str, int] = Field(default_factory=dict)
+    """Tasks of single splits, by name, where that differs from `limit`."""
     noise: tuple[str, ...] = ()
     """Critic noise, each an arm: `step:50` a wrong step in half of the findings, `alarm:10` a false alarm on a tenth of the
     clean traces, `hint:25` a wrong hint text in a quarter; `+gate` appended: with the gate on."""

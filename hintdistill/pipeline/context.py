@@ -28,7 +28,7 @@ class RunContext:
     ) -> None:
         """`engines` are those already loaded, by folder; new ones are added to it."""
         self.config, self.rundir, self.voice = config, rundir, voice
-        self._engines: dict[Path, TransformersEngine] = {} if engines is None else engines
+        self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
 
     @cached_property
     def library(self) -> PromptLibrary:
@@ -73,11 +73,11 @@ class RunContext:
         from hintdistill.engines.transformers import TransformersEngine
 
         run = self.config.run
-        if folder not in self._engines:
-            self._engines[folder] = TransformersEngine.load(
+        if folder not in self.engines:
+            self.engines[folder] = TransformersEngine.load(
                 folder, run.dtype, run.device, self.config.rescore.batch_tokens
             )
-        return self._engines[folder]
+        return self.engines[folder]
 
     def read_options(self) -> ReadOptions:
         """How traces are read. Raises InputError where traces.tools cannot be read."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +80,7 @@ class Loop:
             self.rundir.set_index("rounds", current)
             row = rows[key]
             if row["trained"] and not row["tripwire"]:
-                student = self._folder(number) / "run" / "student"
+                student = self.round_folder(number) / "run" / "student"
             self._write(student)
             self._say(row)
             if row["tripwire"]:
@@ -112,7 +112,7 @@ class Loop:
                 "tripwire": True,
                 "stop": f"collapse: {len(failed)} of {len(episodes)} episodes came to nothing",
             }
-        rundir = RunDir.create(self._folder(number) / "run", self._round_config(number, student), resume=True)
+        rundir = RunDir.create(self.round_folder(number) / "run", self.round_config(number, student), resume=True)
         try:
             return self._stages(number, RunContext(rundir_config(rundir), rundir, self.voice, self.engines), row)
         finally:
@@ -167,12 +167,13 @@ class Loop:
 
     # -- episodes --------------------------------------------------------------------------------------------------------
 
-    def _folder(self, number: int) -> Path:
+    def round_folder(self, number: int) -> Path:
+        """Where a round lies."""
         return self.rundir.path / "rounds" / f"{number:02d}"
 
     def episodes(self, number: int, student: Path) -> list[Episode]:
         """The round's episodes; those that are there already are not played again."""
-        folder, sample, seed = self._folder(number), self.config.rollout.sample, self.config.run.seed
+        folder, sample, seed = self.round_folder(number), self.config.rollout.sample, self.config.run.seed
         folder.mkdir(parents=True, exist_ok=True)
         tasks = draw_tasks(tasks_of(self.suite, sample.split, None, sample.tasks), sample.episodes, number, seed)
         options = options_of(self.config.rollout, sample.temperature, seed * 1000 + number, logprobs=True)
@@ -190,9 +191,9 @@ class Loop:
                 advance(len(tasks) - sum(len(keys[at : at + size]) for at in owed))
                 for at in owed:
                     played = list(sampler.episodes(self.suite, tasks[at : at + size], advance, first=at))
-                    store.extend([_episode_row(k, e) for k, e in zip(keys[at : at + size], played, strict=True)])
+                    store.extend([episode_row(k, e) for k, e in zip(keys[at : at + size], played, strict=True)])
             have = store.by_key()
-        episodes = [_episode(have[k]) for k in keys]
+        episodes = [episode_of(have[k]) for k in keys]
         native.write(folder / "rollouts.jsonl", (e.trace for e in episodes if e.failure is None))
         return episodes
 
@@ -217,13 +218,14 @@ class Loop:
             out.append(self.top.renderer.encode(self.top.renderer.render(start.messages, start.tools, header=True)))
         return out
 
-    def _round_config(self, number: int, student: Path) -> RunConfig:
+    def round_config(self, number: int, student: Path) -> RunConfig:
+        """The configuration of a round's own run folder."""
         data = self.config.model_dump(mode="json")
         data["run"] |= {
             "model": str(student), "initial": str(self.top.initial_folder), "rounds": None,
-            "dir": str(self._folder(number) / "run"),
+            "dir": str(self.round_folder(number) / "run"),
         }  # fmt: skip
-        data["traces"]["path"] = [str(self._folder(number) / "rollouts.jsonl")]
+        data["traces"]["path"] = [str(self.round_folder(number) / "rollouts.jsonl")]
         return RunConfig.model_validate(data)
 
     # -- measuring -------------------------------------------------------------------------------------------------------
@@ -238,9 +240,11 @@ class Loop:
         """Success and error rates by setting; outcomes by task are rows."""
         return {s.name: asdict(summarise(self.outcomes(student, s))) for s in self.settings()}
 
-    def outcomes(self, student: Path, setting: Setting) -> list[Outcome]:
+    def outcomes(
+        self, student: Path, setting: Setting, patterns: Sequence[str] = ("*",), limit: int | None = None
+    ) -> list[Outcome]:
         """How every task of a setting went with these weights; played where it is not known."""
-        tasks = tasks_of(self.suite, setting.split, self.config.rollout.limit)
+        tasks = tasks_of(self.suite, setting.split, limit or self.config.rollout.limit, patterns)
         options = options_of(self.config.rollout, setting.temperature, self.config.run.seed)
         key = content_key(
             "outcomes", model_key(student).weights, self.config.rollout.environment, tasks, describe(options)
@@ -267,9 +271,9 @@ class Loop:
         if len(have) != len(tasks):
             sampler = Sampler(self.top.engine(self.top.model_folder), self.top.renderer, options)
             played = sampler.episodes(self.suite, tasks)
-            store.extend([_episode_row(f"{key}-{i}", e) for i, e in enumerate(played)])
+            store.extend([episode_row(f"{key}-{i}", e) for i, e in enumerate(played)])
             have = store.by_key()
-        episodes = [_episode(have[f"{key}-{i}"]) for i in range(len(tasks))]
+        episodes = [episode_of(have[f"{key}-{i}"]) for i in range(len(tasks))]
         limit = self.config.report.off_target_steps
         return off_target_sets(self.suite, self.top.renderer, episodes, limit, self.config.run.seed)
 
@@ -333,12 +337,14 @@ def draw_tasks(tasks: list[str], n: int, number: int, seed: int) -> list[str]:
     return out
 
 
-def _episode_row(key: str, episode: Episode) -> dict[str, Any]:
+def episode_row(key: str, episode: Episode) -> dict[str, Any]:
+    """An episode as a row."""
     trace = episode.trace.model_dump(mode="json", exclude_defaults=True)
     return {"key": key, "task": episode.task, "trace": trace, "failure": episode.failure}
 
 
-def _episode(row: Mapping[str, Any]) -> Episode:
+def episode_of(row: Mapping[str, Any]) -> Episode:
+    """A row as an episode."""
     return Episode(row["task"], Trace.model_validate(row["trace"]), row["failure"])
 
 
