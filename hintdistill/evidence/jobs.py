@@ -10,6 +10,7 @@ import json
 import math
 import random
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -121,9 +122,11 @@ def run_job(config: RunConfig, root: Path, job: Job) -> Path:
     """Do a job that is owed; returns its result file."""
     result = root / job.name / "result.json"
     if not result.is_file():
+        began = time.process_time()
         bench = Bench(config, root, job, Voice(quiet=True))
         try:
             document = run_shared(bench) if job.arm == "shared" else run_arm(bench)
+            document["cpu_seconds"] = time.process_time() - began
             write_atomic(result, json.dumps({**asdict(job), **document}, ensure_ascii=False, allow_nan=False))
         finally:
             bench.close()
@@ -272,6 +275,9 @@ def _episodes(bench: Bench, number: int, student: Path) -> list[Episode]:
         own.mkdir(parents=True, exist_ok=True)
         for name in ("episodes.jsonl", "rollouts.jsonl"):
             shutil.copy2(shared / name, own / name)
+        # what the initial policy's critiques and targets are is known already
+        if (shared / "run").is_dir() and not (own / "run").exists():
+            shutil.copytree(shared / "run", own / "run")
         return bench.loop.episodes(number, bench.initial)
     return bench.loop.episodes(number, student)
 
