@@ -37,6 +37,8 @@ format: install
 
 docs: install
 	$(BIN)/python docs/make_config_page.py
+	$(BIN)/python docs/make_templates_page.py
+	$(BIN)/python docs/make_recipes_page.py
 	$(BIN)/python docs/make_map.py
 
 bench: install

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from html import escape
 from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).resolve().parent / "idea.svg"
-WIDTH, LEFT, CHAR, LINE = 960, 190, 8.4, 22
+WIDTH, LEFT, CHAR, LINE = 1000, 210, 8.4, 22
 STYLE = """
 text { font: 14px ui-monospace, Menlo, Consolas, monospace; fill: #1d2330; }
 .label { font: 600 13px system-ui, sans-serif; fill: #5b6475; }
@@ -23,9 +24,9 @@ text { font: 14px ui-monospace, Menlo, Consolas, monospace; fill: #1d2330; }
 .note { font: 13px system-ui, sans-serif; fill: #5b6475; }
 """
 ROWS = (
-    ("before", "1  the step as sampled"),
-    ("hinted", "3  same weights, with hint"),
-    ("after", "4  trained, no hint"),
+    ("before", "the step, as sampled"),
+    ("hinted", "same weights, with hint"),
+    ("after", "after training, no hint"),
 )
 
 
@@ -85,24 +86,22 @@ def draw(finding: dict[str, Any], student: str) -> str:
     for line in above:
         parts.append(text(LEFT, y, line if len(line) < 88 else line[:87] + "…"))
         y += LINE
-    hint = finding["hint"]
-    parts.append(
-        f'<rect x="{LEFT - 8}" y="{y - 15:.0f}" width="{WIDTH - LEFT - 12}" height="26" rx="4" fill="#fff4ce" stroke="#d9a400"/>'
-    )
-    parts += [
-        text(20, y + 3, "2  the hint, spliced in", "label"),
-        text(LEFT, y + 3, hint if len(hint) < 88 else hint[:87] + "…"),
-    ]
-    y += 50
+    lines = textwrap.wrap(finding["hint"], 88)
+    box = f'x="{LEFT - 8}" y="{y - 15:.0f}" width="{WIDTH - LEFT - 12}" height="{LINE * len(lines) + 4}" rx="4"'
+    parts.append(f'<rect {box} fill="#fff4ce" stroke="#d9a400"/>')
+    parts.append(text(20, y + 3, "the hint, spliced in", "label"))
+    parts += [text(LEFT, y + 3 + LINE * i, line) for i, line in enumerate(lines)]
+    y += LINE * len(lines) + 30
     for when, label in ROWS:
         row, mark = token_row(finding, when, y)
         parts += [text(20, y, label, "label"), *row]
         parts.append(text(mark - 60, y + 22, f"P = {decision[when]:.3f}", "note"))
         y += 52
-    parts.append(text(20, y, f"Colour: probability of each sampled token. Outlined: the decision token; the teacher would go on with "
-                             f"{decision['instead']!r}.", "note"))  # fmt: skip
-    parts.append(text(20, y + 20, f"Held-out trace {finding['trace']}, step {finding['step']}; student {student}. "
-                                  "Row 4 is the trained student without any hint.", "note"))  # fmt: skip
+    notes = (
+        f"Colour: probability of each sampled token. Outlined: the decision token; the teacher would go on with {decision['instead']!r}.",
+        f"Held-out trace {finding['trace']}, step {finding['step']}; student {student}.",
+    )
+    parts += [text(20, y + 20 * i, note, "note") for i, note in enumerate(notes)]
     height = y + 40
     body = "\n".join(parts)
     return (

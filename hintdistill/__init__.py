@@ -24,15 +24,29 @@ _EXPORTS = {
     "RunConfig": "config",
     "load_config": "config_file",
     "LoadedModel": "api",
+    "RankedHint": "api",
+    "connect_engine": "api",
     "load_engine": "api",
+    "rank_hints": "api",
+    "rank_hints_async": "api",
     "rescore": "api",
+    "rescore_async": "api",
     "read_traces": "traces",
     "run": "pipeline",
 }
 __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
-    from hintdistill.api import LoadedModel, load_engine, rescore
+    from hintdistill.api import (
+        LoadedModel,
+        RankedHint,
+        connect_engine,
+        load_engine,
+        rank_hints,
+        rank_hints_async,
+        rescore,
+        rescore_async,
+    )
     from hintdistill.config import RunConfig
     from hintdistill.config_file import load_config
     from hintdistill.errors import HintdistillError

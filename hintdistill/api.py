@@ -1,14 +1,21 @@
-"""The call an agent makes: messages in, what a hint would have done out."""
+"""The calls an agent makes: messages in, what a hint would have done out.
+
+In process (`load_engine`) or against a running server (`connect_engine`). Engines take calls from several threads; the
+async twins run in a thread, so that an agent's loop goes on meanwhile.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from hintdistill.config import InjectSection, RescoreSection
+from hintdistill.engines import Engine
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import TraceError
+from hintdistill.errors import ConfigError, SpliceError, TraceError
 from hintdistill.injection import Injector
 from hintdistill.models import resolve_model
 from hintdistill.prompts import shipped_library
@@ -17,49 +24,103 @@ from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 from hintdistill.scoring import Scorer
 from hintdistill.traces import ReadOptions, openai_chat
-from hintdistill.types import Finding, Message, Placement, Source, Trace
+from hintdistill.types import Finding, Injection, Message, Placement, Source, Trace
+
+MessageLike = Message | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """An engine and the renderer that belongs to it."""
 
-    engine: TransformersEngine
+    engine: Engine
     renderer: Renderer
+    lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+    """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
 
 
-def load_engine(name: str, *, dtype: str = "auto", device: str = "auto", batch_tokens: int = 16_384) -> LoadedModel:
-    """Load a model folder (or hub name) for rescoring.
+@dataclass(frozen=True)
+class RankedHint:
+    """One hint of several and what it would have done."""
+
+    hint: str
+    target: Target
+
+    @property
+    def effect(self) -> float:
+        """Hint effect at its decision token, nats; 0.0 where the hint changes no token's first choice."""
+        return self.target.decision.effect if self.target.decision is not None else 0.0
+
+
+def load_engine(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int = 16_384,
+    backend: Literal["transformers", "vllm"] = "transformers",
+    **kwargs: Any,
+) -> LoadedModel:
+    """Load a model folder (or hub name) for rescoring; further keywords go to `VLLMEngine.load`.
 
     Raises:
-        ModelError: the folder, its tokenizer or its chat template cannot be used.
+        ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
+        ConfigError: no such backend.
     """
     folder = resolve_model(name)
     renderer = Renderer.from_pretrained(folder)
-    return LoadedModel(TransformersEngine.load(folder, dtype, device, batch_tokens), renderer)
+    if backend == "transformers":
+        return LoadedModel(TransformersEngine.load(folder, dtype, device, batch_tokens, **kwargs), renderer)
+    if backend != "vllm":
+        raise ConfigError(f"no backend {backend!r}; there are transformers and vllm")
+    from hintdistill.engines.vllm import VLLMEngine
+
+    return LoadedModel(VLLMEngine.load(folder, dtype, **kwargs), renderer)
+
+
+def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs: Any) -> LoadedModel:
+    """Rescore through a running server.
+
+    Args:
+        name: folder or hub name of what it serves; only the tokenizer and the chat template are read.
+        base_url: up to and including `/v1`.
+        model: the name it serves the weights under, default `name`.
+        kwargs: further arguments of `ServerEngine`.
+
+    Raises:
+        ModelError: the tokenizer or its chat template cannot be used.
+        ServiceError: the server cannot be reached or does not serve the model.
+    """
+    from hintdistill.engines.server import ServerEngine
+
+    renderer = Renderer.from_pretrained(resolve_model(name))
+    if kwargs.get("dialect") == "echo":
+        kwargs.setdefault("id_of", renderer.vocabulary.get)
+    return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer)
 
 
 def rescore(
-    messages: Sequence[Message | Mapping[str, Any]],
+    messages: Sequence[MessageLike],
     *,
     step: int,
-    hint: str,
+    hint: str | None,
     engine: LoadedModel,
     quote: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     placement: Placement = "message",
     config: RescoreSection = RescoreSection(),
 ) -> Target:
-    """What `hint`, put right above a step, would have done to it. One prefill per view, no decoding.
+    """What `hint`, put right above a step, would have done to it. Every token is read once, nothing is decoded.
 
     Args:
         messages: an OpenAI-style conversation that contains the step; later messages are ignored.
         step: which assistant message, counted from 0 over assistant messages only.
-        hint: the hint's words.
-        engine: from `load_engine`.
+        hint: the hint's words; None inserts nothing, and the hint effect is exactly zero.
+        engine: from `load_engine` or `connect_engine`.
         quote: the wrong words of the step, where they are known.
         tools: OpenAI function schemas the agent had.
-        placement: a message of its own above the step, or the end of the last observation.
+        placement: a message of its own above the step, the end of the last observation, the system prompt, or inside
+            the assistant turn right before the quote (the target then begins at the quote).
 
     Returns:
         The target: `hint_effect` [T] in nats, `decision`, `specificity`, `legal_mass_gain`, `shifts()`, and the
@@ -67,25 +128,86 @@ def rescore(
 
     Raises:
         TraceError: the messages are malformed or hold no such step.
-        TemplateError, SpliceError: the chat template has no exact place for the hint.
+        TemplateError, SpliceError: the chat template has no exact place for the hint, the quote is not in the step, or
+            the hint tokenises to nothing.
         ContextLengthError: the step is beyond the model's context.
+        ScoreError: a log-probability is missing or not finite.
     """
+    if hint is not None:
+        return rank_hints(
+            messages,
+            step=step,
+            hints=(hint,),
+            engine=engine,
+            quote=quote,
+            tools=tools,
+            placement=placement,
+            config=config,
+        )[0].target
+    trace = _trace(messages, step, tools)
+    with engine.lock:
+        rendered = engine.renderer.step(trace, step)
+    key = content_key("call", rendered.context_ids, rendered.step_ids, engine.engine.key)
+    return Scorer(engine.engine, engine.renderer, config).unhinted(key, trace.id, step, rendered)
+
+
+def rank_hints(
+    messages: Sequence[MessageLike],
+    *,
+    step: int,
+    hints: Sequence[str],
+    engine: LoadedModel,
+    quote: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    placement: Placement = "message",
+    config: RescoreSection = RescoreSection(),
+) -> list[RankedHint]:
+    """Several hints for one step, best first, in one call of the engine: what they share is read once.
+
+    Accepted hints come first (see `scoring.judge`), then those that the gate rejects; within each, the one that lowers
+    the step's decision token most. Arguments and errors are those of `rescore`.
+    """
+    trace = _trace(messages, step, tools)
+    injector = Injector(engine.renderer, shipped_library(), InjectSection(placements=(placement,)), config.placebos)
+    items: list[tuple[str, Injection, Literal["train", "holdout"]]] = []
+    for hint in hints:
+        if not hint.strip():
+            raise SpliceError(
+                f"the hint {hint!r} tokenises to nothing", hint="hint=None scores the step without a hint"
+            )
+        finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
+        with engine.lock:
+            injection = injector.inject(trace, finding)
+        items.append((content_key("call", injection.model_dump(mode="json"), engine.engine.key), injection, "train"))
+    targets = Scorer(engine.engine, engine.renderer, config).score(items)
+    ranked = [RankedHint(hint, target) for hint, target in zip(hints, targets, strict=True)]
+    return sorted(ranked, key=lambda r: (not r.target.accepted, r.effect))
+
+
+async def rescore_async(messages: Sequence[MessageLike], **kwargs: Any) -> Target:
+    """`rescore` in a thread, for an agent's event loop; the arguments are the same."""
+    return await asyncio.to_thread(rescore, messages, **kwargs)
+
+
+async def rank_hints_async(messages: Sequence[MessageLike], **kwargs: Any) -> list[RankedHint]:
+    """`rank_hints` in a thread, for an agent's event loop; the arguments are the same."""
+    return await asyncio.to_thread(rank_hints, messages, **kwargs)
+
+
+def _trace(messages: Sequence[MessageLike], step: int, tools: Sequence[Mapping[str, Any]] | None) -> Trace:
+    """The messages as a trace. Raises TraceError where they are malformed or hold no such step."""
     record = {"messages": [_plain(m) for m in messages], "tools": list(tools or ())}
     trace = openai_chat.parse(record, Source(file="call", position="record 1"), ReadOptions())
     if any(isinstance(m, Message) for m in messages):
         trace = trace.model_copy(update={"messages": _typed(messages, trace)})
-    finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
-    section = InjectSection(placements=(placement,))
     if not 0 <= step < len(trace.step_indices):
         raise TraceError(f"the messages hold steps 0..{len(trace.step_indices) - 1}, not {step}")
-    injection = Injector(engine.renderer, shipped_library(), section, config.placebos).inject(trace, finding)
-    key = content_key("call", injection.model_dump(mode="json"), engine.engine.key)
-    return Scorer(engine.engine, engine.renderer, config).score([(key, injection, "train")])[0]
+    return trace
 
 
-def _plain(message: Message | Mapping[str, Any]) -> Mapping[str, Any]:
+def _plain(message: MessageLike) -> Mapping[str, Any]:
     return {"role": message.role, "content": message.content} if isinstance(message, Message) else message
 
 
-def _typed(messages: Sequence[Message | Mapping[str, Any]], trace: Trace) -> tuple[Message, ...]:
+def _typed(messages: Sequence[MessageLike], trace: Trace) -> tuple[Message, ...]:
     return tuple(m if isinstance(m, Message) else t for m, t in zip(messages, trace.messages, strict=True))

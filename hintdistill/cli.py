@@ -26,6 +26,10 @@ app = typer.Typer(
 )
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
 app.add_typer(prompts_app, name="prompts")
+traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)
+app.add_typer(traces_app, name="traces")
+recipes_app = typer.Typer(help="List the published objectives and show one of them.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
@@ -117,9 +121,53 @@ def run(
 
 
 @app.command()
-def critique(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def critique(
+    config: Config,
+    overrides: Overrides = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Score the critic on labelled traces: Who&When, AgentProcessBench, AgentRx, or findings."),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B", help="The same traces under two critics or prompts: run folders, configs or key=value."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
     """Read and critique; continues the run in run.dir."""
-    _stages(config, overrides, "critique", True, quiet, as_json)
+    if labels is None and compare is None and not dry_run:
+        _stages(config, overrides, "critique", True, quiet, as_json)
+        return
+    from hintdistill import pipeline
+    from hintdistill.config_file import load_config
+
+    settings, voice = load_config(config, overrides or []), pipeline.Voice(quiet=quiet or as_json)
+    if dry_run:
+        asked = pipeline.plan(settings, until="critique").critics
+        text = [
+            f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
+        ]
+        _print_json(asked) if as_json else print("\n".join(text))
+        return
+    if labels is not None:
+        from hintdistill.critics.evaluation import lines
+        from hintdistill.pipeline.labels import score_critics
+
+        folder = pipeline.run_folder(settings, f"{config.stem}-labels")
+        result = score_critics(settings, labels, folder, voice)
+        _print_json(result) if as_json else print(
+            "\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"])
+        )
+        return
+    from hintdistill.pipeline.compare import compare_lines, run_comparison
+
+    assert compare is not None
+    found = run_comparison(config, overrides or [], compare, voice)
+    _print_json(found) if as_json else print("\n".join(compare_lines(found)))
 
 
 @app.command()
@@ -286,6 +334,18 @@ def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
         raise typer.Exit(2)
 
 
+@prompts_app.command("eject")
+def prompts_eject(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
+    names: Annotated[list[str] | None, typer.Argument(help="Only these prompts.", show_default=False)] = None,
+) -> None:
+    """Copy the shipped prompts to edit; name the folder in critic.prompts."""
+    from hintdistill.prompts import eject
+
+    for path in eject(folder, names or []):
+        print(path)
+
+
 @prompts_app.command("render")
 def prompts_render(
     name: Annotated[str, typer.Argument(help="Prompt name, e.g. critic/all_at_once.jinja.", show_default=False)],
@@ -303,6 +363,93 @@ def prompts_render(
         _print_json({"name": name, "texts": texts})
     else:
         print("\n\n".join(texts))
+
+
+TracePaths = Annotated[
+    list[str], typer.Argument(metavar="PATH...", help="Files, folders, globs or zips.", show_default=False)
+]
+FormatOption = Annotated[str, typer.Option("--format", help="A name in docs/traces.md; recognised by default.")]
+StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker's name of the student.")]
+TokenIds = Annotated[bool, typer.Option(help="Keep recorded token ids.")]
+ToolsFile = Annotated[Path | None, typer.Option("--tools", help="Tool schemas, for traces without any.")]
+
+
+def _read_options(name: str, role: str, tools: Path | None, token_ids: bool = True) -> Any:
+    from hintdistill.traces import ReadOptions, load_tools
+
+    ids = "use" if token_ids else "ignore"
+    return ReadOptions(format=name, student_role=role, token_ids=ids, tools=load_tools(tools) if tools else ())
+
+
+@traces_app.command("inspect")
+def traces_inspect(
+    paths: TracePaths, format: FormatOption = "auto", student_role: StudentRole = "assistant", tools: ToolsFile = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Counts per file: traces, steps, tool calls, schemas, token ids, rewards, deterministic-check hits, failures."""
+    from hintdistill import inspection
+
+    found = inspection.inspect_files(paths, _read_options(format, student_role, tools))
+    if as_json:
+        reports = list(found)
+        _print_json(inspection.as_json(reports))
+    else:
+        from rich.console import Console
+
+        from hintdistill.reporting.terminal import show_files
+
+        reports = list(found)
+        show_files(reports, Console())
+    if not any(r.traces for r in reports):
+        raise typer.Exit(3)
+
+
+@app.command()
+def convert(
+    paths: TracePaths, out: Annotated[Path, typer.Option("--out", "-o", help="File to write (JSON lines).")],
+    format: FormatOption = "auto", student_role: StudentRole = "assistant", tools: ToolsFile = None, token_ids: TokenIds = True,
+    allow_empty_files: Annotated[bool, typer.Option("--allow-empty-files", help="Go on where a file yields no step.")] = False,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write traces of any format in the native one; what could not be read is listed."""
+    from hintdistill import inspection
+
+    options = _read_options(format, student_role, tools, token_ids)
+    done = inspection.convert(paths, out, options, allow_empty_files=allow_empty_files)
+    failures = [{"source": str(f.source), "reason": f.reason, "message": f.message} for f in done.failures]
+    if as_json:
+        _print_json({"path": done.path, "traces": done.traces, "failures": failures})
+        return
+    for failure in failures:
+        print(f"{failure['source']}: {failure['reason']}: {failure['message']}", file=sys.stderr)
+    print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")
+@recipes_app.command("list")
+def recipes_list(as_json: Json = False) -> None:
+    """Every recipe: name, verdict, how sure we are of it, title, and what it needs beyond a hint and a student."""
+    from hintdistill.recipes import load_recipe, recipe_names
+    from hintdistill.recipes.describe import summary
+
+    rows = [summary(load_recipe(name)) for name in recipe_names()]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        wanted = f"  [{', '.join(row['needs'])}]" if row["needs"] else ""
+        print(f"{row['name']:<20} {row['verdict']:<9} {row['confidence']:<4} {row['title']}{wanted}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    name: Annotated[str, typer.Argument(help="Recipe name or YAML file.", show_default=False)], as_json: Json = False
+) -> None:
+    """Formula, source, confidence, what is published and what is ours, what it needs, and every key."""
+    from hintdistill.recipes import describe, load_recipe
+
+    recipe = load_recipe(name)
+    if as_json:
+        _print_json(describe.document(recipe))
+    else:
+        print(describe.text(recipe))
 
 
 def main() -> None:

@@ -6,11 +6,13 @@ no say. `config_file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from hintdistill.config_rollout import AblateSection, RolloutSection, Section, ServerSection
+from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.types import HintRole, Placement
 
 __all__ = ["AblateSection", "RolloutSection", "RunConfig", "Section", "ServerSection"]
@@ -42,12 +44,17 @@ class TracesSection(Section):
     """1. read: which files, and how."""
 
     path: tuple[str, ...] = ()
-    """A file, a folder, or several of them; needed unless `run.rounds` is set."""
+    """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
     tools: str | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
-    format: Literal["auto", "openai_chat", "native"] = "auto"
+    format: str = "auto"
+    """`auto` recognises the format record by record; or a name in docs/traces.md, or that of an installed extension."""
     student_role: str = "assistant"
-    """Which role of the source is the student."""
+    """Which role, or which speaker's name, of the source is the student."""
+    allow_empty_files: bool = False
+    """Whether a file that yields no step of the student is a warning instead of an error."""
+    max_record_mb: int = Field(default=256, ge=1)
+    """A larger record is refused; memory is bounded by this, whatever the size of the files. Megabytes (2^20 bytes)."""
     token_ids: Literal["use", "ignore"] = "use"
     """Whether recorded token ids are the truth; `ignore` renders every step through the chat template."""
     holdout: float = Field(default=0.2, ge=0.0, lt=1.0)
@@ -83,32 +90,77 @@ class RecordedSection(Section):
 
 
 class LLMSection(Section):
-    """Any OpenAI-compatible server."""
+    """An LLM critic: who answers, how it is asked, and what may be spent."""
 
+    backend: Literal["server", "vllm", "local"] = "server"
+    """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
+    decoding constrained by llguidance."""
     base_url: str | None = None
     model: str | None = None
+    """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
+    strategy: Literal["all_at_once", "step_by_step", "binary_search"] = "all_at_once"
+    """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
+    mistake; `binary_search`: which half holds the first mistake, until one step is left."""
     prompt: str = "critic/all_at_once.jinja"
+    """Instructions of `all_at_once`."""
+    step_prompt: str = "critic/step.jinja"
+    """Instructions about one step, of the other two strategies."""
+    half_prompt: str = "critic/half.jinja"
+    """Instructions of `binary_search`."""
+    votes: int = Field(default=1, ge=1)
+    """How often a trace is judged; the share of votes that name a step becomes its confidence. Needs a temperature."""
+    min_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
+    """Findings that fewer of the votes name are dropped, and counted."""
     temperature: float = Field(default=0.0, ge=0.0)
     max_tokens: int = Field(default=1024, ge=1)
+    context_tokens: int | None = Field(default=None, ge=64)
+    """Context of the critic. A longer trace is read in windows. Default: what the model or the server says it has."""
+    overlap: int = Field(default=2, ge=0)
+    """Messages that neighbouring windows share."""
+    tokenizer: str | None = None
+    """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
     retries: int = Field(default=3, ge=0)
     concurrency: int = Field(default=8, ge=1)
+    """Traces in flight at a server; traces per batch with `vllm` and `local`."""
     structured: Literal["json_schema", "json_schema_strict", "none"] = "json_schema"
     """`json_schema` asks the server to constrain its output, lengths bounded; `json_schema_strict` keeps to the subset
-    that strict modes of cloud services take; `none` only validates what comes back."""
+    that strict modes of cloud services take; `none` only validates what comes back. `vllm` and `local` always constrain."""
     max_findings: int = Field(default=8, ge=1)
     """Bound on the findings of one answer, under `json_schema`."""
     repair_rounds: int = Field(default=1, ge=0, le=3)
+    drop_unfound_quotes: bool = False
+    """Drop findings whose quote is not in the step, already here: for critics that invent quotes."""
     seed: int | None = None
-    """Sent with each request where it is set; not every server takes one."""
+    """Sent with each request where it is set; not every server takes one. Vote n is sent seed + n."""
+    price_in: float | None = Field(default=None, ge=0.0)
+    """Price of a million prompt tokens, for the report."""
+    price_out: float | None = Field(default=None, ge=0.0)
+    """Price of a million answer tokens."""
+
+    @model_validator(mode="after")
+    def _votes_differ(self) -> LLMSection:
+        if self.votes > 1 and self.temperature == 0.0:
+            raise ValueError(f"{self.votes} votes at temperature 0 are one vote; set a temperature, e.g. 0.7")
+        return self
+
+
+Escalation = Literal["failed", "disagreement", "failed_runs"]
 
 
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm", "checker"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Literal["rules", "recorded", "llm", "strong", "checker"], ...] = Field(default=("rules",), min_length=1)
+    """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
+    all others, and its word replaces theirs."""
+    escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")
+    """When `strong` is asked: another critic failed or abstained; two of them name different steps; the run's reward is
+    below `pass_reward` and nobody found anything."""
+    pass_reward: float = 1.0
+    """Runs with at least this reward did not fail."""
     max_per_trace: int = Field(default=3, ge=1)
     """At most this many root findings of a trace go on."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -118,9 +170,18 @@ class CriticSection(Section):
     """Hosts outside this machine that may receive trace text."""
     checker: str | None = None
     """`path/to/file.py:function` or `package.module:function`: your own rules, Trace → list of Finding."""
+    secret_scan: Literal["outside", "always", "off"] = "outside"
+    """Whether a trace with keys, tokens or e-mail addresses is refused before anything of it is sent: `outside` for
+    servers that are not this machine."""
+    budget_tokens: int | None = Field(default=None, ge=1)
+    """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
+    cache: str | None = None
+    """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
     llm: LLMSection = LLMSection()
+    strong: LLMSection = LLMSection()
+    """A second LLM critic, with the keys of `llm`."""
 
 
 class InjectSection(Section):
@@ -131,14 +192,20 @@ class InjectSection(Section):
     """Roles tried for a hint message of its own."""
     message_format: str = "{hint}"
     observation_format: str = "\n\n{hint}"
+    system_format: str = "\n\n{hint}"
+    turn_format: str = "{hint}\n"
+    """Around a hint inside the assistant's own turn."""
     hint: Literal["critic", "placebo"] = "critic"
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
     """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
+    min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)
+    """A quote that is not found as it is, nor up to white space and JSON escapes, is taken to be its best match in the
+    step if at least this share of its characters fits; 1 turns that off."""
 
     @model_validator(mode="after")
     def _formats(self) -> InjectSection:
-        for name in ("message_format", "observation_format"):
+        for name in ("message_format", "observation_format", "system_format", "turn_format"):
             if "{hint}" not in getattr(self, name):
                 raise ValueError(f"{name} must contain {{hint}}")
         return self
@@ -159,6 +226,8 @@ class GateSection(Section):
     require_specific: bool = True
     check_leak: bool = True
     check_dialect: bool = True
+    check_words: bool = True
+    """Refuse hints that propose a call no schema allows (`illegal`) or say nothing (`vacuous`)."""
     max_null_pass_rate: float = Field(default=0.10, ge=0.0, le=1.0)
     """Placebos that pass the gate above this rate raise a warning."""
 
@@ -179,9 +248,14 @@ class RescoreSection(Section):
 class AnchorSection(Section):
     """KL to the initial policy on steps without a finding."""
 
-    weight: float = Field(default=2.0, ge=0.0)
+    weight: float | None = Field(default=None, ge=0.0)
+    """Short for `train.recipe.terms.anchor.coef`; a recipe without an anchor gets the default recipe's, 0 takes it away."""
     per_trace: int = Field(default=1, ge=0)
     """Clean steps per trace, drawn at random."""
+    min_probability: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Short for `train.recipe.terms.anchor.min_probability`: tokens that the initial policy gave less than this carry no anchor
+    loss, because where it wavered, what it did not say may be the very habit that is corrected on other steps. .35 in the
+    default recipe."""
 
 
 class LoraSection(Section):
@@ -194,21 +268,30 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    """5. train: divergence × support × weights, teacher rule, optimiser."""
+    """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
-    divergence: Literal["jsd", "rkl", "fkl"] = "jsd"
-    jsd_alpha: float = Field(default=0.5, gt=0.0, lt=1.0)
-    support: Literal["union_topk", "full"] = "union_topk"
-    """`union_topk`: student top-k ∪ teacher top-k ∪ {sampled id} plus tail; `full`: the whole vocabulary."""
-    top_k: int = Field(default=64, ge=1)
-    teacher: Literal["initial", "live"] = "initial"
-    targets: Literal["stored", "in_step"] = "stored"
-    """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step."""
-    loss_span: Literal["step", "quote", "quote_weighted"] = "step"
-    quote_weight: float = Field(default=4.0, gt=0.0)
-    """Weight of quoted tokens under `quote_weighted`; the step's other tokens weigh 1."""
-    normalize: Literal["row", "token"] = "row"
-    """`row`: equal weight per injection; `token`: equal weight per step token."""
+    recipe: str | dict[str, Any] = DEFAULT
+    """Name of a recipe (`hintdistill recipes list`), a YAML file, or a mapping: `preset` and the keys to change in it."""
+    divergence: Literal["jsd", "rkl", "fkl"] | None = None
+    """Short for `train.recipe.terms.distill.divergence.kind`; the shorts default to what the recipe says."""
+    jsd_alpha: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Short for `train.recipe.terms.distill.divergence.alpha`."""
+    support: Literal["union_topk", "full"] | None = None
+    """Short for `train.recipe.terms.distill.support.kind`; `union_topk`: student top-k ∪ teacher top-k ∪ {sampled id} plus
+    tail; `full`: the whole vocabulary."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Short for `train.recipe.terms.distill.support.k`; stored targets hold what `rescore.top_k` kept."""
+    teacher: Literal["initial", "live"] | None = None
+    """Short for `train.recipe.teacher.update`."""
+    targets: Literal["stored", "in_step"] | None = None
+    """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
+    the recipe can."""
+    loss_span: Literal["step", "quote", "quote_weighted"] | None = None
+    """Short for the `span` of the recipe's hint terms."""
+    quote_weight: float | None = Field(default=None, gt=0.0)
+    """Weight of quoted tokens under `quote_weighted`; the step's other tokens weigh 1. Recipe default 4."""
+    normalize: Literal["row", "token"] | None = None
+    """Short for the `normalize` of the recipe's terms. `row`: equal weight per injection; `token`: equal weight per step token."""
     anchor: AnchorSection = AnchorSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
     lora: LoraSection | None = None
@@ -228,13 +311,73 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
-        if self.targets == "stored" and self.teacher == "live":
-            raise ValueError("a live teacher has no stored targets; set train.targets=in_step")
-        if self.targets == "stored" and self.support == "full":
-            raise ValueError("stored targets hold top-k entries, not the full vocabulary; set train.targets=in_step")
+        update = self.objective.teacher.update
+        if self.targets == "stored" and update != "initial":
+            raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
+        if self.targets == "stored" and (why := self._beyond_stored):
+            raise ValueError(
+                f"stored targets hold top-k entries, not the full vocabulary ({why}); set train.targets=in_step"
+            )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self
+
+    @cached_property
+    def objective(self) -> Recipe:
+        """The recipe with its overrides and shorts. Raises ConfigError; see `recipes.load_recipe`."""
+        recipe = load_recipe(self.recipe)
+        shorts = self._shorts(recipe)
+        return load_recipe(self.recipe, shorts) if shorts else recipe
+
+    @property
+    def target_source(self) -> Literal["stored", "in_step"]:
+        """Where targets come from: as configured, else the store wherever the recipe can do with it."""
+        return self.targets or ("in_step" if self._beyond_stored else "stored")
+
+    @property
+    def _beyond_stored(self) -> str | None:
+        """Why stored targets do not do for the recipe; None where they do."""
+        wanted = (n.why for n in needs(self.objective) if n.name in ("in_step_teacher", "full_vocabulary"))
+        return next(wanted, None)
+
+    def _shorts(self, recipe: Recipe) -> dict[str, Any]:
+        """The shorts as overrides of the recipe. Raises ValueError where the recipe has no such place."""
+        distill: dict[str, dict[str, Any]] = {"divergence": {}, "support": {}}
+        if self.divergence is not None:
+            distill["divergence"]["kind"] = self.divergence
+        if self.jsd_alpha is not None:
+            distill["divergence"]["alpha"] = self.jsd_alpha
+        if self.support is not None:
+            distill["support"]["kind"] = "union" if self.support == "union_topk" else "full"
+        if self.top_k is not None:
+            distill["support"]["k"] = self.top_k
+        given = {k: v for k, v in distill.items() if v}
+        if given and "distill" not in recipe.terms:
+            raise ValueError(
+                f"the recipe {recipe.name} has no term `distill` that train.divergence, jsd_alpha, support or top_k could "
+                f"change; its terms are {', '.join(recipe.terms)}"
+            )
+        terms: dict[str, Any] = {"distill": given} if given else {}
+        for name, term in recipe.terms.items():
+            if term.rows == "hint" and self.loss_span is not None:
+                terms.setdefault(name, {})["span"] = self.loss_span
+            if term.rows == "hint" and self.quote_weight is not None:
+                terms.setdefault(name, {})["quote_weight"] = self.quote_weight
+            if self.normalize is not None:
+                terms.setdefault(name, {})["normalize"] = "per_row" if self.normalize == "row" else "kept"
+        if self.anchor.weight is not None or self.anchor.min_probability is not None:
+            self._anchor(recipe, terms)
+        out: dict[str, Any] = {"terms": terms} if terms else {}
+        return out | ({"teacher": {"update": self.teacher}} if self.teacher is not None else {})
+
+    def _anchor(self, recipe: Recipe, terms: dict[str, Any]) -> None:
+        if self.anchor.weight == 0:
+            terms |= {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}
+            return
+        default = load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        given = {"coef": self.anchor.weight, "min_probability": self.anchor.min_probability}
+        own = {k: v for k, v in given.items() if v is not None}
+        terms["anchor"] = {**({} if "anchor" in recipe.terms else default), **terms.get("anchor", {}), **own}
 
 
 class ReportSection(Section):
@@ -257,7 +400,7 @@ class RunConfig(Section):
     critic: CriticSection = CriticSection()
     inject: InjectSection = InjectSection()
     rescore: RescoreSection = RescoreSection()
-    train: TrainSection = TrainSection()
+    train: TrainSection = Field(default_factory=TrainSection)
     rollout: RolloutSection = RolloutSection()
     report: ReportSection = ReportSection()
     ablate: AblateSection = AblateSection()
@@ -280,6 +423,9 @@ class RunConfig(Section):
             raise ValueError("critic.use names `recorded`, but critic.recorded.path is not set")
         if "checker" in self.critic.use and not self.critic.checker:
             raise ValueError("critic.use names `checker`, but critic.checker is not set")
-        if "llm" in self.critic.use and not (self.critic.llm.base_url and self.critic.llm.model):
-            raise ValueError("critic.use names `llm`, but critic.llm.base_url or critic.llm.model is not set")
+        for name, llm in (("llm", self.critic.llm), ("strong", self.critic.strong)):
+            if name in self.critic.use and llm.backend == "server" and not (llm.base_url and llm.model):
+                raise ValueError(
+                    f"critic.use names `{name}`, but critic.{name}.base_url or critic.{name}.model is not set"
+                )
         return self

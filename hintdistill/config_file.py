@@ -73,6 +73,9 @@ def _apply(data: dict[str, Any], override: str) -> None:
     node = data
     for i, part in enumerate(parents):
         child = node.get(part)
+        if isinstance(child, str) and [*parents[:i], part] == ["train", "recipe"]:
+            # a recipe's name, of which a key is now changed
+            child = node[part] = {"preset": child}
         if child is None:
             child = node[part] = {}
         if not isinstance(child, dict):

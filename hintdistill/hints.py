@@ -1,8 +1,10 @@
 """The words of a hint: from the critic or from the template of its error class, the placebos beside it, the guards.
 
-The two guards look at text alone. A hint leaks when it names a literal (number, id, date, quoted string, name) that the
-student could not have read above the step; it speaks another dialect when it shows JSON spaced unlike the student's
-own, because the gradient would then teach white space.
+The guards look at text alone. A hint leaks when it names a literal (number, id, date, quoted string, name) that the
+student could not have read above the step; it is illegal when it tells the student to call a tool that is not listed, or
+a listed one with an argument it does not have; it is vacuous when it says nothing that could change one step rather than
+another; it speaks another dialect when it shows JSON spaced unlike the student's own, because the gradient would then
+teach white space.
 """
 
 from __future__ import annotations
@@ -26,7 +28,32 @@ _LITERALS = re.compile(
     r"\"(?P<double>[^\"\n]{1,80})\"|`(?P<tick>[^`\n]{1,80})`|(?<!\w)'(?P<single>[^'\n]{1,80})'(?!\w)"
     r"|(?P<word>[\w.+-]+@[\w-]+\.[\w.]+|https?://\S+|\w*\d[\w./:-]*|\w+_\w+)"
 )
-_NAME = re.compile(r"(?<=[a-z,;)] )[A-Z][a-z]+\b")
+_NUMBER_WORDS = re.compile(
+    r"\b(?:eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-\w+)?|hundred"
+    r"|thousand|million)\b",
+    re.IGNORECASE,
+)
+_PROPOSES = re.compile(
+    r"(?<!not )(?<!never )(?<!n't )(?<!of )(?<!cannot )\b(?:call|use|run|invoke|try|retry|choose|take|pick|start with|begin with)\s+"
+    r"(?:the\s+)?(?:tool\s+|function\s+)?[`\"']?(?P<name>[A-Za-z_][\w-]*)[`\"']?(?P<call>\s*\()?",
+    re.IGNORECASE,
+)
+_SHOWN_CALL = re.compile(
+    r"\{\s*\"name\"\s*:\s*\"(?P<name>[\w.-]+)\"\s*,\s*\"(?:arguments|parameters)\"\s*:\s*(?P<arguments>\{[^{}]*\})"
+)
+_EMPTY_WORDS = """a again all always and answer attention avoid be before being best better by careful carefully check
+correct correctly do double-check error errors every everything fine friendly good hard harder in is it just kind make
+mistake mistakes more no not now of ok okay pay please polite possible precise proceed properly really remember reply
+response right step steps sure take task that the there think this thoroughly time to try user very well with work you
+your"""
+_EMPTY = frozenset(_EMPTY_WORDS.split())
+"""Words that a hint without any other says nothing with."""
+_NAME = re.compile(
+    r"(?<=[a-z,;)] )[A-Z][a-z]+\b|\b[A-Z][a-z]+(?= [A-Z][a-z])|(?<=[A-Z][a-z] )[A-Z][a-z]+|\b[A-Z][a-z]+(?='s\b)|\b[A-Z]{2,}\b"
+)
+_ABBREVIATIONS = frozenset(
+    {"API", "CSV", "DD", "ID", "ISO", "JSON", "MM", "NOT", "OK", "SQL", "URL", "UTC", "XML", "YYYY"}
+)
 _SPACED = re.compile(r"\"\s*:\s")
 _COMPACT = re.compile(r"\"\s*:[^\s]")
 
@@ -121,18 +148,62 @@ def _placebo(
 def guards(hint: str, trace: Trace, step: int, context: str, step_text: str) -> tuple[str, ...]:
     """Text-level reasons against a hint; empty when there are none."""
     reasons = [f"leak: {word!r} is not in the step's context" for word in leaks(hint, trace, context + step_text)[:3]]
+    reasons += [f"illegal: {what}" for what in illegal_actions(hint, trace)[:3]]
+    if is_vacuous(hint):
+        reasons.append("vacuous: the hint says nothing about this step")
     if differs_in_dialect(hint, trace, step):
         reasons.append("dialect: the hint spaces JSON unlike the student does")
     return tuple(reasons)
 
 
 def leaks(hint: str, trace: Trace, known: str) -> list[str]:
-    """Literals of the hint that neither the known text nor a tool schema contains."""
+    """Literals of the hint that neither the known text nor a tool schema contains.
+
+    Digits count as known only as whole numbers: a hint that names 42 is not excused by an order 1420.
+    """
     text = (known + json.dumps(trace.tools, ensure_ascii=False)).casefold()
     found = [next(g for g in m.groups() if g is not None) for m in _LITERALS.finditer(hint)]
-    found += [m.group(0) for m in _NAME.finditer(hint)]
+    found += [m.group(0) for m in _NAME.finditer(hint) if m.group(0) not in _ABBREVIATIONS]
+    found += [m.group(0) for m in _NUMBER_WORDS.finditer(hint)]
     words = (w.strip(".,:;!?()") for w in found)
-    return [w for w in dict.fromkeys(words) if w and w.casefold() not in text]
+    return [w for w in dict.fromkeys(words) if w and not _known(w.casefold(), text)]
+
+
+def _known(word: str, text: str) -> bool:
+    if not word[0].isdigit() and not word[-1].isdigit():
+        return word in text
+    before, after = r"(?<![\w.])" if word[0].isdigit() else "", r"(?!\w)" if word[-1].isdigit() else ""
+    return re.search(before + re.escape(word) + after, text) is not None
+
+
+def illegal_actions(hint: str, trace: Trace) -> list[str]:
+    """What the hint tells the student to call that the tool schemas do not have; nothing where there are no schemas."""
+    schemas = trace.tool_schemas
+    if not schemas:
+        return []
+    called = {c.name for k in range(len(trace.step_indices)) for c in trace.step(k).tool_calls}
+    out = []
+    for match in _PROPOSES.finditer(hint):
+        name, is_call = match["name"], match["call"] is not None
+        if name in schemas or not ("_" in name or is_call or name in called):
+            continue
+        arguments = {a for schema in schemas.values() for a in schema.get("properties", {})}
+        if name not in arguments:
+            out.append(f"it proposes {name}, which is not a listed tool")
+    for match in _SHOWN_CALL.finditer(hint):
+        name = match["name"]
+        shown = re.findall(r"\"(\w+)\"\s*:", match["arguments"])
+        if name not in schemas:
+            out.append(f"it shows a call of {name}, which is not a listed tool")
+        elif (declared := schemas[name].get("properties")) is not None:
+            out += [f"it shows {name} with {a}, which it does not have" for a in shown if a not in declared]
+    return list(dict.fromkeys(out))
+
+
+def is_vacuous(hint: str) -> bool:
+    """Whether a hint is too short to say anything, or made of encouragement and caution alone."""
+    words = re.findall(r"[^\W_][\w'-]*", hint.casefold())
+    return len(hint.strip()) <= 10 or all(w in _EMPTY for w in words)
 
 
 def differs_in_dialect(hint: str, trace: Trace, step: int) -> bool:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+import numpy as np
+
 from hintdistill.config import InjectSection
 from hintdistill.errors import QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.hints import guards, hint_text, placebo_texts
@@ -23,7 +25,7 @@ from hintdistill.quotes import locate, tokens_in
 from hintdistill.rendering import RenderedStep, Renderer
 from hintdistill.types import Finding, HintRole, Injection, Message, PlaceboBlock, Placement, Trace
 
-QuoteFound = Literal["exact", "normalised", "whole_step"]
+QuoteFound = Literal["exact", "normalised", "fuzzy", "whole_step"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class StepSite:
         """Everything the student had read, as text."""
         return self.renderer.decode(self.rendered.context_ids)
 
-    def splice(self, text: str, placement: Placement, role: HintRole | None) -> Splice:
-        """Tokens and place of one hint.
+    def splice(self, text: str, placement: Placement, role: HintRole | None, offset: int = 0) -> Splice:
+        """Tokens and place of one hint; `offset` is the step token that `assistant_turn` puts it above.
 
         Raises:
             TemplateError: the template refuses this placement, or would drop the hint's words.
@@ -62,6 +64,11 @@ class StepSite:
         if placement == "message":
             assert role is not None
             return self._as_message(text, role)
+        if placement == "system_prompt":
+            return self._in_system_prompt(text)
+        if placement == "assistant_turn":
+            at = len(self.rendered.context_ids) + offset
+            return Splice(at, tuple(self.renderer.encode(text)), "assistant_turn", None)
         return self._in_observation(text)
 
     def _as_message(self, text: str, role: HintRole) -> Splice:
@@ -109,6 +116,28 @@ class StepSite:
             at, tuple(self.renderer.encode(text)), "observation", None, ("boundary_shifted",) if shifted else ()
         )
 
+    def _in_system_prompt(self, text: str) -> Splice:
+        opening = self.opening
+        first = opening.before[0] if opening.before else None
+        if first is not None and first.role in ("system", "developer"):
+            longer = first.model_copy(update={"content": (first.content or "") + text})
+            hinted = self.renderer.render((longer, *opening.before[1:]), opening.tools, header=True)
+        else:
+            own = Message(role="system", content=text.strip())
+            hinted = self.renderer.render((own, *opening.before), opening.tools, header=True)
+        try:
+            at, block, shifted = insertion(self.renderer, self.rendered.context_ids, opening.text, hinted, text.strip())
+        except TemplateError:
+            owner = (
+                "does not print the system prompt verbatim"
+                if first is not None and first.role == "system"
+                else ("replaces a system prompt of its own, or rewrites messages, where one is given")
+            )
+            raise TemplateError(f"the template {owner}") from None
+        return Splice(
+            at, tuple(self.renderer.encode(block)), "system_prompt", None, ("boundary_shifted",) if shifted else ()
+        )
+
 
 def _insertion_point(plain: str, hinted: str, block: str) -> int | None:
     """Where `hinted` has `block` that `plain` has not, all else equal; None where they differ otherwise."""
@@ -121,6 +150,48 @@ def _insertion_point(plain: str, hinted: str, block: str) -> int | None:
         if hinted[at : at + len(block)] == block and hinted[at + len(block) :] == plain[at:]:
             return at
     return None
+
+
+def insertion(
+    renderer: Renderer, context_ids: Sequence[int], context: str, hinted: str, text: str
+) -> tuple[int, str, bool]:
+    """Where a render with a hint in it differs from the one without, which has to be by one insertion.
+
+    Both renders begin alike, so the place may be ambiguous by a few characters; the one at which the ids of the
+    hinted render are the plain ids with a stretch put in is taken, else the first one at a token's start.
+
+    Returns:
+        The index into `context_ids`, what is inserted there, and whether it had to move to a token boundary.
+
+    Raises:
+        TemplateError: the render with the hint is something else than the render without plus one insertion.
+        SpliceError: the beginning of the recorded context is not what the template prints.
+    """
+    extra = len(hinted) - len(context)
+    common = next((i for i, (a, b) in enumerate(zip(context, hinted, strict=False)) if a != b), len(context))
+    places = [
+        at
+        for at in range(max(0, common - max(extra, 0)), common + 1)
+        if text in hinted[at : at + extra] and hinted[at + extra :] == context[at:]
+    ]
+    if extra <= 0 or not places:
+        raise TemplateError("the template changes more than the place of the hint")
+    ids, starts = renderer.encode_with_starts(context)
+    index = {start: i for i, start in enumerate(starts)} | {len(context): len(ids)}
+    whole = renderer.encode(hinted)
+    exact = [
+        at
+        for at in places
+        if at in index and ids[: index[at]] + renderer.encode(hinted[at : at + extra]) + ids[index[at] :] == whole
+    ]
+    char = next(iter((*exact, *(at for at in places if at in index), places[-1])))
+    at = index.get(char, int(np.searchsorted(starts, char, side="left")))
+    if tuple(context_ids[:at]) != tuple(ids[:at]):
+        raise SpliceError(
+            "the recorded context does not begin as this template prints it, so the hint has no exact place",
+            hint="traces.token_ids=ignore renders the trace anew",
+        )
+    return at, hinted[char : char + extra], char not in index
 
 
 class Injector:
@@ -144,19 +215,24 @@ class Injector:
         pairs = placebo_texts(trace, finding, hint, self.library, self.placebos + 1)
         if self.config.hint == "placebo":
             hint, pairs = pairs[0][1], pairs[1:]
-        splice = self._place(site, hint)
+        splice = self._place(site, hint, span[0])
         placebos = []
         for kind, text in pairs[: self.placebos]:
-            other = site.splice(self._formatted(text, splice.placement), splice.placement, splice.role)
+            words = self._formatted(text, splice.placement)
+            other = site.splice(words, splice.placement, splice.role, span[0])
             placebos.append(PlaceboBlock(kind=kind, text=text, insert_at=other.insert_at, block_ids=other.block_ids))
-        rendered = site.rendered
+        rendered, message = site.rendered, trace.step(finding.step)
+        # a hint inside the turn has the step's beginning above it: those tokens are read, not scored
+        above = span[0] if splice.placement == "assistant_turn" else 0
+        legal = legal_continuations(trace, message, self.renderer, rendered.step_ids, site.text, site.spans)
         return Injection(
-            trace_id=trace.id, finding=finding, hint=hint, context_ids=rendered.context_ids, insert_at=splice.insert_at,
-            block_ids=splice.block_ids, step_ids=rendered.step_ids, span=span, quote_found=quote_found,
-            fidelity=rendered.fidelity, placement=splice.placement, role=splice.role, notes=rendered.notes + splice.notes,
+            trace_id=trace.id, finding=finding, hint=hint, context_ids=rendered.context_ids + rendered.step_ids[:above],
+            insert_at=splice.insert_at, block_ids=splice.block_ids, step_ids=rendered.step_ids[above:], step_offset=above,
+            span=(span[0] - above, span[1] - above), quote_found=quote_found, fidelity=rendered.fidelity,
+            placement=splice.placement, role=splice.role, notes=rendered.notes + splice.notes,
             guards=guards(hint, trace, finding.step, site.known_text, site.text), placebos=tuple(placebos),
-            recorded_logprobs=trace.step(finding.step).logprobs,
-            legal=legal_continuations(trace, trace.step(finding.step), self.renderer, rendered.step_ids, site.text, site.spans),
+            recorded_logprobs=message.logprobs[above:] if message.logprobs else None,
+            legal={t - above: ids for t, ids in legal.items() if t >= above},
         )  # fmt: skip
 
     def _site(self, trace: Trace, step: int) -> StepSite:
@@ -169,7 +245,7 @@ class Injector:
         whole = (0, len(site.rendered.step_ids))
         if not finding.quote:
             return whole, "whole_step"
-        found = locate(finding, site.text, site.trace.step(site.step))
+        found = locate(finding, site.text, site.trace.step(site.step), self.config.min_quote_match)
         tokens = tokens_in(found[0], site.spans) if found else None
         if found is not None and tokens is not None:
             return tokens, found[1]
@@ -181,19 +257,22 @@ class Injector:
         return whole, "whole_step"
 
     def _formatted(self, hint: str, placement: Placement) -> str:
-        form = self.config.message_format if placement == "message" else self.config.observation_format
-        return form.replace("{hint}", hint)
+        forms = {
+            "message": self.config.message_format, "observation": self.config.observation_format,
+            "system_prompt": self.config.system_format, "assistant_turn": self.config.turn_format,
+        }  # fmt: skip
+        return forms[placement].replace("{hint}", hint)
 
-    def _place(self, site: StepSite, hint: str) -> Splice:
+    def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
+        if not self.renderer.encode(hint.strip()):
+            raise SpliceError(f"the hint {hint[:40]!r} tokenises to nothing")
         refused: list[str] = []
         for placement, role in self._options():
             try:
-                splice = site.splice(self._formatted(hint, placement), placement, role)
+                splice = site.splice(self._formatted(hint, placement), placement, role, offset)
             except (TemplateError, SpliceError) as error:
                 refused.append(f"{placement}{f'/{role}' if role else ''}: {error.message}")
                 continue
-            if not splice.block_ids:
-                raise SpliceError(f"the hint {hint[:40]!r} tokenises to nothing")
             notes = splice.notes + tuple(f"refused {r}" for r in refused)
             return Splice(splice.insert_at, splice.block_ids, splice.placement, splice.role, notes)
         raise TemplateError(

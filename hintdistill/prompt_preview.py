@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hintdistill.config import CHECKS, LLMSection
+from hintdistill.critics.backends import Reply, Request, by_bytes
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.rules import RulesCritic
-from hintdistill.errors import InputError
+from hintdistill.errors import HintdistillError, InputError
 from hintdistill.hints import hint_facts, seed_of
 from hintdistill.prompts import PromptLibrary
 from hintdistill.traces import ReadOptions, load_tools, read_traces
 from hintdistill.types import Trace
+
+_NOT_ASKED = ("record.jinja", "repair.jinja", "revise.jinja")
+
+
+class _Nobody:
+    """A backend that is only there to be counted with."""
+
+    key, together, context_tokens = "preview", False, None
+
+    def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
+        """See `Backend.complete`; nothing is ever asked."""
+        raise AssertionError("a preview asks nothing")
+
+    def count(self, text: str) -> int:
+        """See `Backend.count`."""
+        return by_bytes(text)
 
 
 def preview(name: str, traces: Path, trace_id: str | None, tools: Path | None, folder: str | None) -> list[str]:
@@ -26,8 +44,12 @@ def preview(name: str, traces: Path, trace_id: str | None, tools: Path | None, f
     trace = _trace(traces, trace_id, ReadOptions(tools=load_tools(tools) if tools else ()))
     kind, _, file = name.partition("/")
     if kind == "critic":
+        if file in _NOT_ASKED:
+            raise InputError(
+                f"{name} is part of other prompts", hint="render critic/all_at_once.jinja to see it in place"
+            )
         section = LLMSection(base_url="http://localhost", model="preview", prompt=name)
-        return [LLMCritic(section, library).prompt(trace)]
+        return [LLMCritic(section, library, _Nobody()).prompt(trace, name)]
     if kind == "placebo":
         return [library.render(name, {"variant": seed_of(trace.id)})]
     error_class = file.removesuffix(".jinja")

@@ -25,22 +25,37 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hintdistill.errors import PromptError
+from hintdistill.shipped import data_root
 
 VARIABLES: dict[str, frozenset[str]] = {
-    "critic": frozenset({"trace", "tools", "legal_steps", "checks", "error_classes", "schema", "answer", "problem"}),
+    "critic": frozenset(
+        {
+            "trace",
+            "tools",
+            "signatures",
+            "legal_steps",
+            "checks",
+            "error_classes",
+            "schema",
+            "window",
+            "windows",
+            "step",
+            "first",
+            "second",
+            "answer",
+            "problem",
+            "hint",
+            "reason",
+            "error_class",
+            "quote",
+        }
+    ),
     "hints": frozenset(
         {"wrong", "right", "tool", "tools", "argument", "arguments", "error", "quote", "step", "variant", "expected"}
     ),
     "placebo": frozenset({"variant"}),
 }
 """What each kind of prompt may use. `docs/prompts.md` says what they hold."""
-
-
-def data_root() -> Path:
-    """Where the shipped prompts and configs are: inside the wheel, or the repository root of an editable install."""
-    package = Path(__file__).resolve().parent
-    packed = package / "_data"
-    return packed if packed.is_dir() else package.parent
 
 
 class PromptLibrary:
@@ -58,6 +73,7 @@ class PromptLibrary:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        self._mentions: dict[tuple[str, str], bool] = {}
 
     def names(self) -> list[str]:
         """Every prompt name, `kind/file.jinja`, once."""
@@ -88,6 +104,13 @@ class PromptLibrary:
             digest.update(f"{current}\0{source}\0".encode())
             todo += [t for t in meta.find_referenced_templates(self._parse(current, source)) if t is not None]
         return digest.hexdigest()[:16]
+
+    def mentions(self, name: str, variable: str) -> bool:
+        """Whether a prompt uses a variable. Raises PromptError where it does not parse."""
+        if (name, variable) not in self._mentions:
+            tree = self._parse(name, self._source(name))
+            self._mentions[name, variable] = variable in meta.find_undeclared_variables(tree)
+        return self._mentions[name, variable]
 
     def lint(self, name: str) -> list[str]:
         """Problems of one prompt, `file:line: what`; empty when it is sound."""
@@ -156,6 +179,23 @@ def _line_of(path: Path, word: str) -> int:
 def shipped_library() -> PromptLibrary:
     """The shipped prompts, no user folder."""
     return PromptLibrary()
+
+
+def eject(folder: Path, names: Sequence[str] = ()) -> list[Path]:
+    """Copy shipped prompts into a folder; returns what was written.
+
+    Raises:
+        PromptError: a prompt does not exist, or something of its name is there already; nothing is written then.
+    """
+    library = shipped_library()
+    chosen = {name: library.path(name) for name in names or library.names()}
+    for name in chosen:
+        if (folder / name).exists():
+            raise PromptError(f"{folder / name} is there already", hint="choose another folder; nothing was written")
+    for name, path in chosen.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(path.read_bytes())
+    return [folder / name for name in chosen]
 
 
 def hint_name(error_class: str) -> str:

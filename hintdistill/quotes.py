@@ -1,8 +1,9 @@
 """From a quote to tokens: where in a step's own text the wrong words stand.
 
 A step's text is the decoding of its ids, so that a character range maps to token indices exactly, whatever the
-tokenizer. A quote is looked for first as it is, then with white space and JSON escapes folded; `quote_in` and `call`
-narrow the search to a tool call's name or arguments.
+tokenizer. A quote is looked for first as it is, then with white space and JSON escapes folded, then by its best match
+where that is close enough (rapidfuzz: share of matching characters, indel distance); `quote_in` and `call` narrow the
+search to a tool call's name or arguments, or to the reasoning.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rapidfuzz import fuzz
+
 from hintdistill.types import Finding, Message
 
 Span = tuple[int, int]
+QuoteMatch = Literal["exact", "normalised", "fuzzy"]
+SHORTEST_FUZZY = 8
+"""Characters; a shorter quote resembles too much by chance."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,17 @@ def call_regions(text: str, message: Message) -> list[CallRegion | None]:
     return regions
 
 
-def locate(finding: Finding, text: str, message: Message) -> tuple[Span, Literal["exact", "normalised"]] | None:
-    """Character range of the finding's quote in the step's text, or None where it is nowhere."""
+def locate(finding: Finding, text: str, message: Message, threshold: float = 1.0) -> tuple[Span, QuoteMatch] | None:
+    """Character range of the finding's quote in the step's text, or None where it is nowhere.
+
+    Args:
+        threshold: least share of matching characters for a fuzzy match, 0 to 1; at 1 there is none.
+    """
     quote = finding.quote
     if not quote:
         return None
-    for start, end in _regions(finding, text, message):
+    regions = list(_regions(finding, text, message))
+    for start, end in regions:
         if finding.quote_in == "arguments":
             # a key or a string value is meant with its quotation marks before it is meant inside a longer word
             at = text.find(f'"{quote}"', start, end)
@@ -58,10 +69,27 @@ def locate(finding: Finding, text: str, message: Message) -> tuple[Span, Literal
             at = text.find(quote, start, end)
         if at >= 0:
             return (at, at + len(quote)), "exact"
+    for start, end in regions:
         folded = _find_folded(text[start:end], quote)
         if folded is not None:
             return (folded[0] + start, folded[1] + start), "normalised"
-    return None
+    found = [m for start, end in regions if (m := _find_fuzzy(text[start:end], quote, start, threshold)) is not None]
+    return (max(found)[1], "fuzzy") if found else None
+
+
+def is_in_step(finding: Finding, message: Message) -> bool:
+    """Whether the quote stands in the step, verbatim or up to white space and JSON escapes; a finding without one does."""
+    if not finding.quote:
+        return True
+    parts = [message.reasoning, message.content, message.raw_text]
+    for call in message.tool_calls:
+        parts += [
+            call.name,
+            call.arguments_raw,
+            f"{call.name} {call.arguments_raw}",
+            f"{call.name}({call.arguments_raw})",
+        ]
+    return any(finding.quote in p or _find_folded(p, finding.quote) is not None for p in parts if p)
 
 
 def tokens_in(span: Span, spans: Sequence[Span]) -> Span | None:
@@ -85,6 +113,11 @@ def _regions(finding: Finding, text: str, message: Message) -> Iterator[Span]:
             else:
                 yield region.name[1], len(text)
         return
+    part = {"reasoning": message.reasoning, "content": message.content}.get(finding.quote_in or "")
+    at = text.find(part) if part and part.strip() else -1
+    # where the template prints that part verbatim the quote is looked for there first, and then anywhere
+    if part is not None and at >= 0:
+        yield at, at + len(part)
     yield whole
 
 
@@ -104,8 +137,10 @@ def _wordy(char: str) -> bool:
     return bool(char) and (char.isalnum() or char == "_")
 
 
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
-_ESCAPED = {"n": " ", "t": " ", "r": " ", "b": " ", "f": " "}
+_ESCAPE = re.compile(
+    r"\\u([dD][89abAB][\da-fA-F]{2})\\u([dD][c-fC-F][\da-fA-F]{2})|\\(?:u([\da-fA-F]{4})|(.))", re.DOTALL
+)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 def _fold(text: str) -> tuple[str, list[int]]:
@@ -127,9 +162,9 @@ def _fold(text: str) -> tuple[str, list[int]]:
 
 
 def _unescape(match: re.Match[str]) -> str:
-    if match.group(1):
-        return chr(int(match.group(1), 16))
-    return _ESCAPED.get(match.group(2), match.group(2))
+    if match[1]:
+        return chr(0x10000 + ((int(match[1], 16) - 0xD800) << 10) + int(match[2], 16) - 0xDC00)
+    return chr(int(match[3], 16)) if match[3] else _ESCAPED.get(match[4], match[4])
 
 
 def _find_folded(text: str, quote: str) -> Span | None:
@@ -137,3 +172,24 @@ def _find_folded(text: str, quote: str) -> Span | None:
     needle = _fold(quote)[0].strip()
     at = haystack.find(needle) if needle else -1
     return None if at < 0 else (origin[at], origin[at + len(needle)])
+
+
+def _find_fuzzy(text: str, quote: str, offset: int, threshold: float) -> tuple[float, Span] | None:
+    """Best match of the folded quote in the folded text: its share of matching characters, and its range."""
+    haystack, origin = _fold(text)
+    needle = _fold(quote)[0].strip()
+    if threshold >= 1.0 or len(needle) < SHORTEST_FUZZY or not haystack.strip():
+        return None
+    if len(needle) > len(haystack):
+        score = fuzz.ratio(needle, haystack)
+        return (score, (offset, offset + len(text))) if score >= 100 * threshold else None
+    match = fuzz.partial_ratio_alignment(needle, haystack, score_cutoff=100 * threshold)
+    if match is None or match.dest_end <= match.dest_start:
+        return None
+    start, end = match.dest_start, match.dest_end
+    # the window has the quote's length; a word it cuts in two is taken whole
+    while start > 0 and _wordy(haystack[start - 1]) and _wordy(haystack[start]):
+        start -= 1
+    while end < len(haystack) and _wordy(haystack[end - 1]) and _wordy(haystack[end]):
+        end += 1
+    return match.score, (origin[start] + offset, origin[end] + offset)

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from hintdistill.errors import ConfigError
-from hintdistill.prompts import data_root
+from hintdistill.shipped import data_root
 
 
 def write_scaffold(folder: Path) -> list[Path]:

@@ -66,6 +66,16 @@ class Scorer:
             for item, score in zip(items, self.engine.score(requests, self.config.top_k), strict=True)
         ]
 
+    def unhinted(self, key: str, trace_id: str, step: int, rendered: RenderedStep) -> Target:
+        """The target of no hint at all: teacher and plain are two requests of the same tokens, bit-identical."""
+        request = self._request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), key, None)
+        plain, teacher = self.engine.score([request, request], self.config.top_k)
+        anchor = self._anchor((key, trace_id, step, rendered, "train"), plain)
+        return replace(
+            anchor, teacher_logprobs=teacher.topk_logprobs, teacher_tail=teacher.tail_logprob,
+            teacher_sampled=teacher.sampled, insert_at=len(rendered.context_ids),
+        )  # fmt: skip
+
     def _anchor(self, item: tuple[str, str, int, RenderedStep, Split], score: Scores) -> Target:
         key, trace_id, step, rendered, split = item
         return Target(
@@ -97,7 +107,10 @@ class Scorer:
         self, key: str, injection: Injection, split: Split, plain: Scores, teacher: Scores, placebos: list[Scores]
     ) -> Target:
         base = _gathered(plain)
-        views = [_View(s.sampled - plain.sampled, _top1(s), _gathered(s)) for s in (teacher, *placebos)]
+        top1 = teacher
+        if not np.array_equal(plain.topk_ids, teacher.topk_ids):
+            plain, teacher = on_common_ids(plain, teacher)
+        views = [_View(s.sampled - plain.sampled, _top1(s), _gathered(s)) for s in (top1, *placebos)]
         measurements = [
             measure(injection, plain.sampled, base, view, [v for v in views[1:] if v is not view]) for view in views
         ]
@@ -113,7 +126,7 @@ class Scorer:
                 Placebo(p.kind, p.text, view.effect, m)
                 for p, view, m in zip(injection.placebos, views[1:], measurements[1:], strict=True)
             ),
-            guards=injection.guards, tokens=self.renderer.token_texts(injection.step_ids), instead=self._names(teacher),
+            guards=injection.guards, tokens=self.renderer.token_texts(injection.step_ids), instead=self._names(top1),
             recorded_gap=_recorded_gap(injection, plain.sampled), versions=self._versions(),
         )  # fmt: skip
         return decide(target, self.config.gate)
@@ -123,6 +136,31 @@ class Scorer:
 
     def _versions(self) -> dict[str, str]:
         return {"weights": self.engine.key, "renderer": self.renderer.key}
+
+
+def on_common_ids(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+    """Two views of one step on the ids both know, for engines without `gather`; what only one knows joins its tail.
+
+    A probability the other view did not give is never guessed: the support shrinks instead. The sampled id is always
+    known to both.
+    """
+    shared = [np.intersect1d(x[x >= 0], y[y >= 0]) for x, y in zip(a.topk_ids, b.topk_ids, strict=True)]
+    ids = np.full((len(shared), max(map(len, shared))), -1, np.int64)
+    for t, row in enumerate(shared):
+        ids[t, : len(row)] = row
+    return _restricted(a, ids), _restricted(b, ids)
+
+
+def _restricted(score: Scores, ids: np.ndarray) -> Scores:
+    logprobs = np.full(ids.shape, -np.inf, np.float32)
+    tails = np.empty(len(ids), np.float32)
+    for t, row in enumerate(ids):
+        keep = np.isin(score.topk_ids[t], row[row >= 0])
+        order = np.argsort(score.topk_ids[t][keep])
+        logprobs[t, : keep.sum()] = score.topk_logprobs[t][keep][order]
+        left = np.concatenate([score.topk_logprobs[t][~keep], score.tail_logprob[t : t + 1]]).astype(np.float64)
+        tails[t] = np.logaddexp.reduce(left)
+    return replace(score, topk_ids=ids, topk_logprobs=logprobs, tail_logprob=tails, top1=_top1(score))
 
 
 def measure(
@@ -160,6 +198,8 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
         reasons.append("leak")
     if gate.check_dialect and any(g.startswith("dialect") for g in guards):
         reasons.append("dialect")
+    if gate.check_words:
+        reasons += [name for name in ("illegal", "vacuous") if any(g.startswith(name) for g in guards)]
     if m.position is None:
         return (*reasons, "no_effect")
     if math.exp(m.plain_logprob) < gate.min_student_probability:
@@ -203,7 +243,8 @@ def _legal_ids(injection: Injection) -> np.ndarray | None:
 
 def _legal_gain(injection: Injection, position: int | None, plain: np.ndarray, hinted: np.ndarray) -> float | None:
     allowed = injection.legal.get(position) if position is not None else None
-    if not allowed:
+    if not allowed or not hinted.shape[1]:
+        # no schema speaks of this position, or the engine cannot be asked about chosen ids
         return None
     ids = _legal_ids(injection)
     assert ids is not None

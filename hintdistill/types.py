@@ -18,7 +18,7 @@ TRACE_SCHEMA = 1
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Fidelity = Literal["ids", "raw_text", "reserialised"]
-Placement = Literal["message", "observation"]
+Placement = Literal["message", "observation", "system_prompt", "assistant_turn"]
 HintRole = Literal["user", "system"]
 QuoteField = Literal["content", "reasoning", "tool_name", "arguments"]
 Verdict = Literal["findings", "none", "not_student", "abstain"]
@@ -46,6 +46,9 @@ class ToolCall(Record):
         """The parsed arguments, or None where the raw string is not a JSON object."""
         try:
             value = json.loads(self.arguments_raw)
+            if isinstance(value, str):
+                # a server that found a string where an object belongs wrote it out as a JSON string once more
+                value = json.loads(value)
         except (ValueError, RecursionError):
             return None
         return value if isinstance(value, dict) else None
@@ -68,13 +71,16 @@ class Message(Record):
     """Log-probability of each sampled token at the time of sampling, nats; same length as `token_ids`."""
     raw_text: str | None = None
     """The text as generated, before any server parsed it, without the end-of-turn token."""
+    given: bool = False
+    """An assistant turn that was read here, not produced here: earlier turns of a prompt, a demonstration, a copied context, a
+    turn that another trace already holds. It is context; nothing is trained or measured on it."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Whatever else the source said of this message."""
 
     @field_validator("prompt_token_ids", "token_ids", "logprobs", mode="before")
     @classmethod
     def _empty_means_absent(cls, value: Any) -> Any:
-        return None if value is not None and len(value) == 0 else value
+        return None if isinstance(value, list | tuple) and len(value) == 0 else value
 
     @model_validator(mode="after")
     def _lengths(self) -> Message:
@@ -120,6 +126,11 @@ class Trace(Record):
         if not 0 <= k < len(self.step_indices):
             raise IndexError(f"trace {self.id} has steps 0..{len(self.step_indices) - 1}, not {k}")
         return self.messages[self.step_indices[k]]
+
+    @cached_property
+    def given_steps(self) -> frozenset[int]:
+        """Steps that are context only; see `Message.given`."""
+        return frozenset(k for k, i in enumerate(self.step_indices) if self.messages[i].given)
 
     def before(self, k: int) -> tuple[Message, ...]:
         """The messages the student had read when it produced step `k`."""
@@ -205,9 +216,11 @@ class Injection(Record):
     insert_at: int
     block_ids: tuple[int, ...] = Field(min_length=1)
     step_ids: tuple[int, ...] = Field(min_length=1)
+    step_offset: int = Field(default=0, ge=0)
+    """Tokens of the step that stand above the hint, hence in the context; above zero only for `assistant_turn`."""
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
-    quote_found: Literal["exact", "normalised", "whole_step"] = "whole_step"
+    quote_found: Literal["exact", "normalised", "fuzzy", "whole_step"] = "whole_step"
     fidelity: Fidelity
     placement: Placement
     role: HintRole | None = None

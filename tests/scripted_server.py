@@ -21,6 +21,7 @@ class ScriptedServer(ThreadingHTTPServer):
     def __init__(self, script: list[Any]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script, self.received, self.lock = list(script), [], threading.Lock()
+        self.max_model_len: int | None = None
 
     @property
     def url(self) -> str:
@@ -33,6 +34,17 @@ class ScriptedServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        """The list of models, as vLLM gives it, where the test said how long the context is; else nothing."""
+        length = self.server.max_model_len  # type: ignore[attr-defined]
+        card = {"id": "m", "object": "model", "created": 0, "owned_by": "x", "max_model_len": length}
+        data = json.dumps({"object": "list", "data": [card]}).encode() if length else b"{}"
+        self.send_response(200 if length else 404)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         act = self.server.next(body)  # type: ignore[attr-defined]

@@ -165,3 +165,11 @@ def test_chunks_cover_every_row_once():
     for rows, vocab in ((1, 10), (1000, 1 << 22), (5, 1 << 30)):
         slices = list(chunks(rows, vocab))
         assert [i for c in slices for i in range(rows)[c]] == list(range(rows))
+
+
+def test_reading_two_sets_of_weights_in_turn_leaves_gradients_on(student_engine):
+    request = ScoreRequest(np.arange(8, 20), 4, 12)
+    for a, b in zip(student_engine.logprobs([request]), student_engine.logprobs([request]), strict=True):
+        assert torch.equal(a, b)
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()

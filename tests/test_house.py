@@ -14,10 +14,10 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "hintdistill"
 ORDER = (
-    "errors", "types", "scores", "config_rollout", "config", "config_file", "rundir", "traces", "prompts", "importing",
-    "critics", "models", "json_spans",
-    "rendering", "quotes", "legal", "hints", "injection", "engines", "scoring", "movement", "targets", "objectives",
-    "training", "rollouts", "reporting", "pipeline", "evidence", "api", "doctor", "scaffold", "prompt_preview", "cli",
+    "errors", "shipped", "types", "scores", "recipes", "config_rollout", "config", "config_file", "rundir", "json_spans",
+    "traces", "models", "engines", "importing", "prompts", "quotes", "critics", "inspection", "rendering", "legal",
+    "hints", "injection", "scoring", "movement", "targets", "objectives", "training", "rollouts", "reporting",
+    "pipeline", "evidence", "api", "doctor", "scaffold", "prompt_preview", "cli",
 )  # fmt: skip
 """Top to bottom: no module imports one that stands below it."""
 

@@ -122,7 +122,7 @@ def test_placebos_differ_and_are_the_same_every_time(weather_trace):
     [
         ("Use the date 2024-05-01.", []),
         ("Use the date 2024-06-02.", ["2024-06-02"]),
-        ('The answer is "forty two".', ["forty two"]),
+        ('The answer is "forty two".', ["forty two", "forty"]),
         ("Ask for old Wilson first.", ["Wilson"]),
         ("Call find_hotel with H42.", ["find_hotel", "H42"]),
         ("Mail bob@example.com now.", ["bob@example.com"]),
@@ -133,7 +133,8 @@ def test_placebos_differ_and_are_the_same_every_time(weather_trace):
 def test_leak_guard(hint, leaked, weather_trace):
     known = "Weather in Paris on 2024-05-01?"
     assert leaks(hint, weather_trace, known) == leaked
-    assert [g.split(":")[0] for g in guards(hint, weather_trace, 0, known, "")] == ["leak"] * len(leaked)
+    found = [g for g in guards(hint, weather_trace, 0, known, "") if g.startswith("leak")]
+    assert len(found) == len(leaked)
 
 
 def test_dialect_guard():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from conftest import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hintdistill.quotes import call_regions, locate, tokens_in
+from hintdistill.quotes import call_regions, is_in_step, locate, tokens_in
 from hintdistill.types import Finding, Message, ToolCall
 
 RAW = '{"city":"place","place":"Paris \\"x\\"\\n  y"}'
@@ -68,3 +70,101 @@ def test_any_slice_of_any_text_is_found_and_covered(student_renderer, data, text
     assert quote in covered
     # no token more than needed on either side
     assert spans[tokens[0]][1] > found[0][0] and spans[tokens[1] - 1][0] < found[0][1]
+
+
+def near(quote, threshold=0.9, text=TEXT, message=MESSAGE, **where):
+    found = locate(Finding(step=0, error_class="x", quote=quote, **where), text, message, threshold)
+    return None if found is None else (text[slice(*found[0])], found[1])
+
+
+def test_a_close_quote_is_its_best_match():
+    text = "The total of the three invoices comes to 1,204.50 dollars before tax."
+    plain = Message(role="assistant", content=text)
+    assert near("the three invoces comes to 1,204.50 dollars", text=text, message=plain) == (
+        "the three invoices comes to 1,204.50 dollars", "fuzzy",
+    )  # fmt: skip
+    assert near("the three invoces comes to 1,204.50 dollars", 1.0, text, plain) is None, "1 turns it off"
+    assert near("a sentence that stands nowhere in the step", text=text, message=plain) is None
+    assert near("invoces", text=text, message=plain) is None, "short quotes resemble too much by chance"
+    # inside the arguments of a call, and nowhere else
+    arguments = '{"query":"opening hours of the museum of modern art","limit":3}'
+    call = Message(role="assistant", content="I look.", tool_calls=(ToolCall(name="search", arguments_raw=arguments),))
+    printed = f'I look.<c>{{"name":"search","arguments":{arguments}}}</c>'
+    assert near("opening hour of the museum of modern art", text=printed, message=call, quote_in="arguments", call=0) == (
+        "opening hours of the museum of modern art", "fuzzy",
+    )  # fmt: skip
+    assert (
+        near("opening hour of the museum of modern art", text=printed, message=call, quote_in="tool_name", call=0)
+        is None
+    )
+
+
+def test_reasoning_is_looked_at_first_where_the_quote_is_in_it():
+    text = "<think>It is Paris.</think>It is Paris."
+    message = Message(role="assistant", content="It is Paris.", reasoning="It is Paris.")
+    assert locate(Finding(step=0, error_class="x", quote="Paris", quote_in="reasoning"), text, message)[0] == (13, 18)
+    # the content is printed verbatim after the reasoning; its own occurrence would be the first of an equal text
+    other = Message(role="assistant", content="So Paris.", reasoning="Hm Paris.")
+    found = locate(
+        Finding(step=0, error_class="x", quote="Paris", quote_in="content"), "<t>Hm Paris.</t>So Paris.", other
+    )
+    assert found[0][0] == 19
+
+
+@settings(deadline=None, max_examples=examples(60))
+@given(
+    words=st.lists(
+        st.text(alphabet=st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12), min_size=4, max_size=20
+    ),
+    data=st.data(),
+)
+def test_a_quote_with_a_typo_is_found(words, data):
+    """One character changed in a long slice of any text is found."""
+    text = " ".join(words)
+    a = data.draw(st.integers(0, max(0, len(text) - 20)))
+    b = min(len(text), a + 40)
+    at = data.draw(st.integers(a, b - 1))
+    typo = text[a:at] + "\u2603" + text[at + 1 : b]
+    found = locate(Finding(step=0, error_class="x", quote=typo), text, Message(role="assistant"), 0.7)
+    if len(typo.strip()) >= 20 and len(set(typo)) > 10:
+        assert found is not None
+    if found is not None:
+        (start, end), kind = found
+        assert 0 <= start < end <= len(text) and kind in ("exact", "normalised", "fuzzy")
+        assert (start < b + 15 and end > a - 15) or text[start:end] != text[a:b]
+
+
+@settings(deadline=None, max_examples=examples(200))
+@given(text=st.text(max_size=60), quote=st.text(min_size=1, max_size=40), threshold=st.floats(0.5, 1.0))
+def test_locating_never_fails_and_stays_inside(text, quote, threshold):
+    found = locate(Finding(step=0, error_class="x", quote=quote), text, Message(role="assistant"), threshold)
+    if found is not None:
+        assert 0 <= found[0][0] < found[0][1] <= len(text)
+    if quote in text:
+        assert found is not None and found[1] == "exact"
+    assert is_in_step(Finding(step=0, error_class="x", quote=quote), Message(role="assistant", content=text)) >= (
+        quote in text
+    )
+
+
+@settings(deadline=None, max_examples=examples(100))
+@given(
+    value=st.dictionaries(st.text(min_size=1, max_size=8), st.text(max_size=20), min_size=1, max_size=3), data=st.data()
+)
+def test_a_value_inside_arguments_is_found_however_it_is_escaped(value, data):
+    """Arguments are printed escaped; a critic quotes them unescaped."""
+    raw = json.dumps(value, ensure_ascii=data.draw(st.booleans()))
+    key = data.draw(st.sampled_from(sorted(value)))
+    quote = value[key]
+    message = Message(role="assistant", tool_calls=(ToolCall(name="f", arguments_raw=raw),))
+    text = f'<tool_call>{{"name":"f","arguments":{raw}}}</tool_call>'
+    found = (
+        locate(Finding(step=0, error_class="x", quote=quote, quote_in="arguments", call=0), text, message)
+        if quote
+        else None
+    )
+    # white space alone folds to nothing, and a backslash in a value reads as an escape of its own
+    if quote.strip() and "\\" not in quote:
+        assert found is not None
+        inside = text[slice(*found[0])]
+        assert json.dumps(quote)[1:-1].strip()[:1] in json.dumps(inside) or inside

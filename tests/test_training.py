@@ -144,19 +144,44 @@ def test_loss_span(targets):
     (start, end), n = target.span, len(target.step_ids)
     assert 0 < start < end < n
     quoted = [1.0 if start <= i < end else 0.0 for i in range(n)]
-    assert loss_weights(target, TrainSection()).tolist() == [1.0] * n
-    assert loss_weights(target, TrainSection(loss_span="quote")).tolist() == quoted
-    weighted = loss_weights(target, TrainSection(loss_span="quote_weighted", quote_weight=3))
+
+    def weights(**config):
+        return loss_weights(target, TrainSection(**config).objective.terms["distill"])
+
+    assert weights().tolist() == [1.0] * n
+    assert weights(loss_span="quote").tolist() == quoted
+    suffix = weights(recipe={"terms": {"distill": {"span": "suffix"}}})
+    assert suffix.tolist() == [1.0 if i >= start else 0.0 for i in range(n)]
+    weighted = weights(loss_span="quote_weighted", quote_weight=3)
     assert weighted.tolist() == [1.0 + 2.0 * q for q in quoted]
 
 
-def test_weights_average_to_the_coefficients(targets):
+def test_static_weights_average_to_one(targets):
     for normalize in ("row", "token"):
         rows = build_rows(targets, TrainSection(normalize=normalize, anchor=AnchorSection(weight=2.0)))
         sums = {
             k: sum(float(r.token_weights.sum()) for r in rows if r.kind == k) / len(rows) for k in ("hint", "anchor")
         }
-        assert sums == pytest.approx({"hint": 1.0, "anchor": 2.0}, rel=1e-5)
+        assert sums == pytest.approx({"hint": 1.0, "anchor": 1.0}, rel=1e-5)
+
+
+def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
+    from dataclasses import replace
+
+    anchor = next(t for t in targets if t.kind == "anchor")
+    wavered = np.array(anchor.plain_sampled)
+    wavered[0] = np.log(0.2)
+    config = TrainSection(anchor=AnchorSection(min_probability=0.35))
+    term = config.objective.terms["anchor"]
+    sure = (np.exp(wavered) >= 0.35).tolist()
+    assert not sure[0] and any(sure)
+    assert loss_weights(replace(anchor, plain_sampled=wavered), term).tolist() == [float(x) for x in sure]
+    everything = TrainSection(anchor=AnchorSection(min_probability=0.0)).objective.terms["anchor"]
+    assert loss_weights(anchor, everything).all()
+    # nothing to hold: the row is left out, and the others still average to the coefficient
+    nowhere = replace(anchor, key="nowhere", plain_sampled=np.full_like(wavered, np.log(0.2)))
+    rows = build_rows([*targets, nowhere], config)
+    assert len(rows) == len(targets) and "nowhere" not in {r.key for r in rows}
 
 
 def test_tokens_outside_the_loss_span_have_no_gradient(targets, tmp_path):

@@ -1,221 +1,205 @@
-"""An LLM critic behind any OpenAI-compatible server.
+"""An LLM critic: a backend that answers, a strategy that asks, prompts that can be edited.
 
-The prompt is a Jinja file; the answer is JSON that a pydantic model defines: constrained by the server where it can,
-validated here always, with one round in which the model is told what was wrong with its answer. The trace goes in as
-one JSON object per line, so that no text inside it can end the record or pose as the prompt: a line break or a quote in
-a message is an escape in its line.
+The prompt is a Jinja file; the answer is JSON that a pydantic model defines: constrained by the backend where it can,
+validated here always, with one round in which the model is told what was wrong with its answer. Answers are kept by
+content as they come in, so that a kill costs the questions in flight and nothing that was paid for.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
-import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
-
-import openai
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hintdistill.config import LLMSection
 from hintdistill.critics import Outcome, one_by_one
+from hintdistill.critics import secrets as secret_scan
+from hintdistill.critics.answers import AnswerError, answer_schema
+from hintdistill.critics.backends import AnswerCache, Backend, Budget, Metered, Reply, Request
+from hintdistill.critics.record import Record, note, whole, windows
 from hintdistill.critics.rules import RulesCritic
-from hintdistill.errors import ConfigError, InputError, ServiceError
-from hintdistill.prompts import PromptLibrary, hint_classes
-from hintdistill.types import Critique, Finding, Trace, Usage, Verdict
+from hintdistill.critics.strategies import (
+    RECORD,
+    STRATEGIES,
+    Asker,
+    Asking,
+    Judgement,
+    agree,
+    merge_windows,
+    tool_lines,
+)
+from hintdistill.errors import ConfigError, HintdistillError, ServiceError
+from hintdistill.prompts import PromptLibrary
+from hintdistill.quotes import is_in_step
+from hintdistill.types import Critique, Finding, Trace
 
-VERSION = 1
-
-
-class LLMFinding(BaseModel):
-    """One mistake, as the critic states it."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    step: int
-    quote: str | None
-    error_class: str
-    hint: str
-    confidence: float
-    caused_by: int | None
-
-
-class LLMAnswer(BaseModel):
-    """The critic's whole answer. No findings means no error, unless it abstains; so no answer can contradict itself."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    abstain: bool
-    findings: list[LLMFinding]
-
-    @property
-    def verdict(self) -> Verdict:
-        """The answer in one word."""
-        return "findings" if self.findings else "abstain" if self.abstain else "none"
+VERSION = 2
+"""Raised when the same prompts and settings would lead to other critiques."""
+NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price_in", "price_out", "tokenizer"}
+EVIDENCE = ("unknown_tool", "unparsable_call", "wrong_argument", "call_in_prose", "ignored_error", "call_error",
+            "repeated_failing_call")  # fmt: skip
 
 
-class AnswerError(InputError):
-    """The critic's answer cannot be used, after the repair rounds."""
+@dataclass(frozen=True)
+class Estimate:
+    """What critiquing would take, at most: questions without repair rounds, prompt tokens as the backend counts them."""
 
-    def __init__(self, message: str, raw: str) -> None:
-        super().__init__(message, hint="the raw answer is in the failure row")
-        self.raw = raw
-
-
-def answer_schema(legal_steps: list[int], bounds: int | None = None) -> dict[str, Any]:
-    """JSON schema of the answer, with the step numbers of this trace as the only legal ones.
-
-    `bounds` limits the number of findings, and then also the length of every string, so that constrained decoding
-    always comes to an end. Some services refuse such keywords; without `bounds` the schema has none.
-    """
-    schema = LLMAnswer.model_json_schema()
-    steps = {"type": "integer", "enum": legal_steps}
-    properties = schema["$defs"]["LLMFinding"]["properties"]
-    properties["step"] = steps
-    properties["caused_by"] = {"anyOf": [steps, {"type": "null"}]}
-    properties["confidence"] = {"type": "number", "enum": [n / 10 for n in range(11)]}
-    if bounds is not None:
-        properties["quote"]["anyOf"][0]["maxLength"] = 300
-        properties["error_class"]["maxLength"] = 48
-        properties["hint"]["maxLength"] = 400
-        schema["properties"]["findings"]["maxItems"] = bounds
-    return schema
-
-
-def trace_lines(trace: Trace) -> str:
-    """The trace as one JSON object per line; lines of the student carry their step number."""
-    lines, step = [], 0
-    for message in trace.messages:
-        line: dict[str, Any] = {}
-        if message.role == "assistant":
-            line["step"] = step
-            step += 1
-        line["role"] = message.role
-        if message.reasoning:
-            line["reasoning"] = message.reasoning
-        if message.content is not None:
-            line["content"] = message.content
-        if message.tool_calls:
-            line["tool_calls"] = [{"name": c.name, "arguments": c.arguments_raw} for c in message.tool_calls]
-        lines.append(json.dumps(line, ensure_ascii=False))
-    return "\n".join(lines)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    requests: int = 0
+    prompt_tokens: int = 0
 
 
 class LLMCritic:
-    """Asks a chat-completions server about each trace."""
+    """Asks an LLM about each trace."""
 
-    name = "llm"
-
-    def __init__(self, config: LLMSection, prompts: PromptLibrary, allow_hosts: Iterable[str] = ()) -> None:
-        """Set up the client.
+    def __init__(
+        self, config: LLMSection, prompts: PromptLibrary, backend: Backend, *, name: str = "llm",
+        cache: AnswerCache | None = None, budget: Budget | None = None, scan: bool = False,
+    ) -> None:  # fmt: skip
+        """Put a critic together.
 
         Raises:
-            ConfigError: the server is outside this machine and its host is not allowed.
-            PromptError: the prompt does not lint.
+            ConfigError: a prompt does not lint, or the secret scan is asked for and not installed.
         """
-        assert config.base_url is not None and config.model is not None
-        host = urlsplit(config.base_url).hostname or ""
-        if not is_loopback(host) and host not in set(allow_hosts):
-            raise ConfigError(
-                f"the critic at {config.base_url} is outside this machine",
-                hint=f"traces may hold private data; to send them there, set critic.allow_hosts=[{host}]",
-            )
-        if problems := prompts.lint(config.prompt):
+        self.name, self.config, self.library, self.backend, self.scan = name, config, prompts, backend, scan
+        if problems := [p for n in self.prompts_used() for p in prompts.lint(n)]:
             raise ConfigError("; ".join(problems))
-        self.config, self.prompts = config, prompts
-        self._rules = RulesCritic(("unknown_tool", "unparsable_call", "wrong_argument", "call_in_prose", "ignored_error",
-                                   "call_error", "repeated_failing_call"))  # fmt: skip
-        self._client = openai.OpenAI(
-            base_url=config.base_url,
-            api_key=os.environ.get(config.api_key_env) or "none",
-            timeout=config.timeout_s,
-            max_retries=config.retries,
-        )
+        if scan:
+            secret_scan.require()
+        self._rules = RulesCritic(EVIDENCE)
+        self._metered = Metered(backend, cache or AnswerCache(None), budget or Budget(None), config.max_tokens)
+
+    def prompts_used(self) -> list[str]:
+        """The prompts this critic's answers depend on."""
+        names = {"all_at_once": [self.config.prompt], "step_by_step": [self.config.step_prompt],
+                 "binary_search": [self.config.half_prompt, self.config.step_prompt]}[self.config.strategy]  # fmt: skip
+        return [RECORD, *names, "critic/repair.jinja"]
 
     def key(self, trace: Trace) -> str:
-        """Hash of the settings and prompts; the key in the environment is not part of it."""
-        settings = self.config.model_dump(mode="json", exclude={"timeout_s", "retries", "concurrency", "api_key_env"})
-        hashes = [self.prompts.hash(n) for n in (self.config.prompt, "critic/repair.jinja")]
-        return hashlib.sha256(json.dumps([VERSION, settings, hashes, self._rules.key(trace)]).encode()).hexdigest()
+        """See `Critic.key`: settings, prompts and backend; the key in the environment is not part of it."""
+        settings = self.config.model_dump(mode="json", exclude=NOT_IN_KEY)
+        hashes = [self.library.hash(n) for n in self.prompts_used()]
+        parts = [VERSION, settings, hashes, self.backend.key, self._rules.key(trace)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
         """See `Critic.critique`."""
-        return one_by_one(self.ask, traces, self.config.concurrency)
-
-    def prompt(self, trace: Trace) -> str:
-        """What the critic reads about a trace."""
-        checks = [
-            json.dumps(
-                {"step": f.step, "check": f.error_class, "quote": f.quote, "evidence": f.evidence}, ensure_ascii=False
-            )
-            for f in self._rules.check(trace).findings
-        ]
-        legal = list(range(len(trace.step_indices)))
-        return self.prompts.render(
-            self.config.prompt,
-            {
-                "trace": trace_lines(trace),
-                "tools": "\n".join(json.dumps(t.get("function", t), ensure_ascii=False) for t in trace.tools)
-                or "none recorded",
-                "legal_steps": legal,
-                "checks": "\n".join(checks) or "nothing",
-                "error_classes": hint_classes(self.prompts),
-                "schema": json.dumps(self._schema(trace)),
-            },
-        )
-
-    def _schema(self, trace: Trace) -> dict[str, Any]:
-        legal = list(range(len(trace.step_indices)))
-        return answer_schema(legal, self.config.max_findings if self.config.structured == "json_schema" else None)
+        if not self.backend.together:
+            return one_by_one(self.ask, traces, self.config.concurrency)
+        return self._in_step(traces)
 
     def ask(self, trace: Trace) -> Critique:
         """Critique one trace.
 
         Raises:
             AnswerError: no valid answer after the repair rounds.
+            SecretError: the trace holds a secret and may not be sent.
             ServiceError: the request failed; `retryable` False means that the next one will fail too.
         """
-        schema = self._schema(trace)
-        messages = [{"role": "user", "content": self.prompt(trace)}]
-        usage, notes, problem, text = Usage(), [], "", ""
-        for round_ in range(self.config.repair_rounds + 1):
-            text, spent = self._complete(messages, schema)
-            usage = Usage(
-                requests=usage.requests + 1,
-                prompt_tokens=usage.prompt_tokens + spent.prompt_tokens,
-                completion_tokens=usage.completion_tokens + spent.completion_tokens,
-            )
+        asking = self._judge(trace)
+        reply: Reply | HintdistillError | None = None
+        while True:
             try:
-                answer = parse_answer(text, len(trace.step_indices))
-            except ValueError as error:
-                problem = str(error)
-                repair = {"answer": text, "problem": problem, "schema": json.dumps(schema)}
-                messages = [
-                    messages[0],
-                    {"role": "assistant", "content": text},
-                    {"role": "user", "content": self.prompts.render("critic/repair.jinja", repair)},
-                ]
-                continue
-            if round_:
-                notes.append(f"repaired after {round_} round(s): {problem}")
-            return self._critique(trace, answer, usage, text, tuple(notes))
-        raise AnswerError(
-            f"trace {trace.id}: no usable answer after {self.config.repair_rounds + 1} rounds: {problem}", text
-        )
+                request = asking.send(reply)  # type: ignore[arg-type]
+            except StopIteration as done:
+                return done.value
+            (reply,) = self._metered.complete([request])
 
-    def _critique(self, trace: Trace, answer: LLMAnswer, usage: Usage, raw: str, notes: tuple[str, ...]) -> Critique:
-        findings = tuple(
-            Finding(
+    def _in_step(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
+        """Many traces at once: one question of each goes into every batch."""
+        todo = iter(traces)
+        waiting: list[tuple[Trace, Asking[Critique], Request]] = []
+        while True:
+            while len(waiting) < self.config.concurrency and (trace := next(todo, None)) is not None:
+                asking = self._judge(trace)
+                outcome = _advance(asking, None)
+                if isinstance(outcome, Request):
+                    waiting.append((trace, asking, outcome))
+                else:
+                    yield trace, outcome
+            if not waiting:
+                return
+            replies = self._metered.complete([request for _, _, request in waiting])
+            asked, waiting = waiting, []
+            for (trace, asking, _), reply in zip(asked, replies, strict=True):
+                outcome = _advance(asking, reply)
+                if isinstance(outcome, Request):
+                    waiting.append((trace, asking, outcome))
+                else:
+                    yield trace, outcome
+
+    def _judge(self, trace: Trace) -> Asking[Critique]:
+        """Every window under every vote; see `strategies`."""
+        if self.scan:
+            lines = [(f"message {line.message}", line.text) for line in whole(trace).lines]
+            secret_scan.refuse(trace.id, [*lines, ("tools", tool_lines(trace))])
+        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        records = self.records(asker)
+        run = STRATEGIES[self.config.strategy]
+        votes: list[Judgement] = []
+        for vote in range(self.config.votes):
+            judged = []
+            for record in records:
+                judged.append((yield from run(asker, record, vote)))
+            votes.append(judged[0] if len(judged) == 1 else merge_windows(judged))
+        return self._critique(asker, agree(votes, self.config.min_agreement), note(records))
+
+    def records(self, asker: Asker) -> list[Record]:
+        """The windows a trace is read in: what the context leaves beside instructions, tools, schema and answer."""
+        context = self.backend.context_tokens
+        if context is None:
+            return [whole(asker.trace)]
+        steps = tuple(range(len(asker.trace.step_indices)))
+        empty = Record(())
+        schema = answer_schema(steps, asker.bounds)
+        more = {"step": 0, "first": list(steps), "second": list(steps), "legal_steps": list(steps)}
+        around = max(
+            self.backend.count(asker.question(n, empty, schema, more))
+            for n in self.prompts_used() if n not in (RECORD, "critic/repair.jinja")
+        )  # fmt: skip
+        room = context - self.config.max_tokens - around - 32
+        return windows(asker.trace, self.backend.count, room, self.config.overlap)
+
+    def estimate(self, trace: Trace) -> Estimate:
+        """What one trace would take at most; nothing is asked."""
+        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        requests = tokens = 0
+        for record in self.records(asker):
+            schema = answer_schema(record.steps, asker.bounds)
+            count, n = self.backend.count, len(record.steps)
+            if self.config.strategy == "all_at_once":
+                asked = [count(asker.question(self.config.prompt, record, schema, {}))]
+            elif self.config.strategy == "step_by_step":
+                asked = [
+                    count(asker.question(self.config.step_prompt, record.until(s), schema, {"step": s}))
+                    for s in record.steps
+                ]
+            else:
+                halves = {"first": list(record.steps), "second": []}
+                one = count(asker.question(self.config.half_prompt, record, schema, halves))
+                last = [
+                    count(asker.question(self.config.step_prompt, record, schema, {"step": s}))
+                    for s in record.steps[-1:]
+                ]
+                asked = [one] * (max(1, n) - 1).bit_length() + last
+            requests, tokens = requests + len(asked), tokens + sum(asked)
+        return Estimate(requests * self.config.votes, tokens * self.config.votes)
+
+    def prompt(self, trace: Trace, name: str | None = None) -> str:
+        """What the critic reads about a trace under one of its prompts; where the trace has windows, the first."""
+        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        record, steps = self.records(asker)[0], tuple(range(len(trace.step_indices)))
+        half = len(steps) // 2
+        last: dict[str, Any] = {"first": list(steps[:half]), "second": list(steps[half:])}
+        if name is not None and self.library.mentions(name, "step"):
+            last["step"], record = steps[0], record.until(steps[0])
+        return asker.question(name or self.config.prompt, record, answer_schema(record.steps, asker.bounds), last)
+
+    def _critique(self, asker: Asker, judgement: Judgement, read: tuple[str, ...]) -> Critique:
+        findings, notes = [], [*read, *asker.notes, *judgement.notes]
+        for f in judgement.findings:
+            finding = Finding(
                 step=f.step,
                 error_class=f.error_class.strip() or "other",
                 quote=f.quote or None,
@@ -224,67 +208,31 @@ class LLMCritic:
                 caused_by=f.caused_by if f.caused_by is not None and f.caused_by < f.step else None,
                 critic=self.name,
             )
-            for f in sorted(answer.findings, key=lambda f: f.step)
-        )
+            if self.config.drop_unfound_quotes and not is_in_step(finding, asker.trace.step(f.step)):
+                notes.append(f"dropped: step {f.step}, quote not in the step: {(f.quote or '')[:60]!r}")
+                continue
+            findings.append(finding)
+        verdict = judgement.verdict
+        if verdict == "findings" and not findings:
+            verdict = "abstain"
         return Critique(
-            trace_id=trace.id, verdict=answer.verdict, findings=findings, critics=(self.name,), usage=usage,
-            raw_answer=raw, notes=notes,
+            trace_id=asker.trace.id, verdict=verdict, findings=tuple(findings), critics=(self.name,),
+            usage=asker.usage, raw_answer="\n".join(asker.raw), notes=tuple(notes),
         )  # fmt: skip
 
-    def _complete(self, messages: list[dict[str, str]], schema: dict[str, Any]) -> tuple[str, Usage]:
-        extra: dict[str, Any] = {}
-        if self.config.structured != "none":
-            spec = {"name": "critique", "schema": schema, "strict": self.config.structured == "json_schema_strict"}
-            extra["response_format"] = {"type": "json_schema", "json_schema": spec}
-        if self.config.seed is not None:
-            extra["seed"] = self.config.seed
-        try:
-            response = self._client.chat.completions.create(
-                model=self.config.model or "",
-                messages=messages,  # type: ignore[arg-type]
-                temperature=self.config.temperature,
-                max_tokens=self.config.max_tokens,
-                **extra,
-            )
-        except openai.APIError as error:
-            raise self._service_error(error) from error
-        if not response.choices:
-            return "", Usage(requests=1)
-        spent = response.usage
-        return response.choices[0].message.content or "", Usage(
-            requests=1,
-            prompt_tokens=spent.prompt_tokens if spent else 0,
-            completion_tokens=spent.completion_tokens if spent else 0,
-        )
 
-    def _service_error(self, error: openai.APIError) -> ServiceError:
-        url = self.config.base_url
-        if isinstance(error, openai.APITimeoutError):
-            return ServiceError(f"{url} gave no answer within {self.config.timeout_s:g} s, {self.config.retries + 1} times",
-                                hint="raise critic.llm.timeout_s, or lower critic.llm.concurrency")  # fmt: skip
-        if isinstance(error, openai.APIConnectionError):
-            failure = ServiceError(f"cannot reach the critic at {url} ({self.config.retries + 1} attempts): {error.__cause__ or error}",
-                                   hint="start the server or correct critic.llm.base_url; --resume keeps what was done")  # fmt: skip
-            failure.retryable = False
-            return failure
-        failure = ServiceError(f"{url} refused: {error.message[:500]}")
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
-            failure.hint = f"check critic.llm.model ({self.config.model}) and the key in ${self.config.api_key_env}"
-            failure.retryable = False
-        return failure
-
-
-def parse_answer(text: str, steps: int) -> LLMAnswer:
-    """Validate an answer. Raises ValueError saying what is wrong with it, in words a model can act on."""
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        raise ValueError("it holds no JSON object")
+def _advance(asking: Asking[Critique], reply: Reply | HintdistillError | None) -> Request | Critique | HintdistillError:
+    """The next question, or how it ended. An error that ends the whole batch is raised."""
     try:
-        answer = LLMAnswer.model_validate_json(text[start : end + 1])
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the object'}: {first['msg']}") from None
-    for finding in answer.findings:
-        if not 0 <= finding.step < steps:
-            raise ValueError(f"step {finding.step} does not exist; the steps are 0..{steps - 1}")
-    return answer
+        return asking.send(reply)  # type: ignore[arg-type]
+    except StopIteration as done:
+        return done.value
+    except ServiceError as error:
+        if not error.retryable:
+            raise
+        return error
+    except HintdistillError as error:
+        return error
+
+
+__all__ = ["AnswerError", "Estimate", "LLMCritic"]

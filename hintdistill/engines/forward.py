@@ -23,9 +23,11 @@ CHUNK_ELEMENTS = 1 << 24
 
 
 @contextmanager
-def _intercept(
+def intercept(
     model: torch.nn.Module, rows: torch.Tensor, columns: torch.Tensor, out: list[torch.Tensor]
 ) -> Iterator[None]:
+    """Take the hidden states at (row, column) places out of the next forward pass, and spare the head the rest."""
+
     def take(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = args[0]
         out.append(hidden[rows.to(hidden.device), columns.to(hidden.device)])
@@ -36,6 +38,39 @@ def _intercept(
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def last_feed_forward_on(model: Any, columns: torch.Tensor) -> Iterator[None]:
+    """Let the last layer's feed-forward block see only these columns of the one row in the batch.
+
+    After the last attention nothing mixes positions any more, so the others' outputs are never read; they come out zero.
+    Models whose last layer has no `mlp` that maps a tensor to a tensor compute everything, as usual.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = getattr(getattr(base, "model", None), "layers", None)
+    block = getattr(layers[-1], "mlp", None) if layers is not None and len(layers) else None
+    if not isinstance(block, torch.nn.Module):
+        yield
+        return
+    widths: list[int] = []
+
+    def narrow(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        widths.append(args[0].shape[1])
+        return (args[0][:, columns.to(args[0].device)], *args[1:])
+
+    def widen(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: Any) -> Any:
+        some = out[0] if isinstance(out, tuple) else out
+        whole = some.new_zeros(some.shape[0], widths.pop(), some.shape[2])
+        whole[:, columns.to(some.device)] = some
+        return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+    handles = [block.register_forward_pre_hook(narrow), block.register_forward_hook(widen)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def hidden_at(
@@ -54,21 +89,19 @@ def hidden_at(
     rows = torch.cat([torch.full((len(p),), i, dtype=torch.long) for i, p in enumerate(positions)])
     columns = torch.cat([torch.arange(p.start, p.stop) for p in positions])
     out: list[torch.Tensor] = []
-    with _intercept(owner if owner is not None else model, rows, columns, out):
+    with intercept(owner if owner is not None else model, rows, columns, out):
         model(input_ids=ids.to(device), use_cache=False)
     return list(out[0].split([len(p) for p in positions]))
 
 
-def make_head(model: Any) -> Head:
-    """The function hidden states → logits (float32), soft cap and scale included."""
+def make_squash(model: Any) -> Head:
+    """What a model does to its logits after the matrix product: scale, then soft cap."""
     config = model.config.get_text_config()
-    embedding = model.get_output_embeddings()
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", None)
     scaling = getattr(config, "logits_scaling", None)
 
-    def head(hidden: torch.Tensor) -> torch.Tensor:
-        logits = embedding(hidden).float()
+    def squash(logits: torch.Tensor) -> torch.Tensor:
         if scale is not None:
             logits = logits * scale
         if scaling is not None:
@@ -76,6 +109,16 @@ def make_head(model: Any) -> Head:
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits
+
+    return squash
+
+
+def make_head(model: Any) -> Head:
+    """The function hidden states → logits (float32), soft cap and scale included."""
+    embedding, squash = model.get_output_embeddings(), make_squash(model)
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        return squash(embedding(hidden).float())
 
     return head
 

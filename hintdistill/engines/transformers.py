@@ -1,21 +1,30 @@
-"""The transformers engine: one prefill per distinct sequence, cut after the last scored token, no decoding.
+"""The transformers engine: every distinct token is read once, cut after the last scored one, no decoding.
 
-Requests are sorted by length and packed into right-padded batches under a token budget; a sequence that is asked for
-twice is computed once, so that a view without a hint is bit-identical to the plain one. Hidden states of scored
-positions are kept until every request of a group knows its top-k; then the head is applied again on the union.
+The requests of a call become a prefix tree (`prefix_tree`), which is read the way that is exact for the model
+(`sharing`). A sequence that is asked for twice is the same place of the tree, so a view without a hint is bit-identical
+to the plain one. Hidden states of scored positions are kept until every request of a group knows its top-k; then the
+ids of the other views are scored too, without a second pass (`vocabulary`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hintdistill.engines import union_rows
-from hintdistill.engines.forward import Head, chunks, head_error, hidden_at, make_head
+from hintdistill.engines.forward import head_error, hidden_at
+from hintdistill.engines.prefix_tree import PrefixTree, batches, grow
+from hintdistill.engines.shared_prefix import Trunk, shared_hidden
+from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_states
+from hintdistill.engines.vocabulary import Reading, Vocabulary
 from hintdistill.errors import ContextLengthError, ModelError, ScoreError
 from hintdistill.models import model_key
 from hintdistill.scores import ScoreRequest, Scores
@@ -63,124 +72,229 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     return model.to(device).eval()
 
 
+@dataclass
+class Savings:
+    """What sharing has saved since an engine was made, tokens."""
+
+    asked: int = 0
+    """Tokens that separate forward passes, cut after the last scored token, would have read."""
+    computed: int = 0
+
+    def __str__(self) -> str:
+        times = self.asked / max(self.computed, 1)
+        return f"{self.asked:,} tokens asked, {self.computed:,} computed ({times:.1f}× fewer)"
+
+
 class TransformersEngine:
-    """Scores with a transformers causal language model; see `Engine`."""
+    """Scores with a transformers causal language model; see `Engine`. Calls from several threads take turns."""
 
     capabilities = frozenset({"gather", "full"})
 
-    def __init__(self, model: Any, key: str, batch_tokens: int = 16_384) -> None:
-        """Wrap a model. Raises ModelError where its logits cannot be reproduced from its hidden states."""
+    def __init__(
+        self, model: Any, key: str, batch_tokens: int = 16_384, *, sharing: Sharing | None = None, view: str = "live"
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            batch_tokens: tokens per forward call.
+            sharing: how prefixes are shared; None finds out at first use (see `sharing`).
+            view: `live`, `initial` (adapter off), or the name of an adapter; see `view`.
+
+        Raises:
+            ModelError: its logits cannot be reproduced from its hidden states.
+        """
+        if sharing is not None and sharing not in WAYS:
+            raise ValueError(f"sharing is one of {', '.join(WAYS)}, not {sharing!r}")
         self.model, self.key, self.batch_tokens = model, key, batch_tokens
         config = model.config.get_text_config()
         self.max_length = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
-        self.vocab_size = int(model.get_output_embeddings().weight.shape[0])
+        self.vocabulary = Vocabulary(model)
+        self.vocab_size = self.vocabulary.size
         self.pad = int(config.pad_token_id or 0)
-        self.head: Head = make_head(model)
-        error, bound = head_error(model, self.head), 1e-3 if model.dtype == torch.float32 else 0.25
+        self.sharing, self.trials = sharing, list[Trial]()
+        self.plans: list[PrefixTree] = []
+        """The trees of the last call of `score`; printed, each says what it saved."""
+        self.saved = Savings()
+        self._view = view
+        self._lock = threading.RLock()
+        error, bound = head_error(model, self.vocabulary.head), 1e-3 if model.dtype == torch.float32 else 0.25
         if not error <= bound:
             raise ModelError(
                 f"{type(model).__name__} changes its logits in a way its config does not say (off by {error:.3g})",
-                hint="this architecture needs an entry in engines/forward.py:make_head",
+                hint="this architecture needs an entry in engines/forward.py:make_squash",
             )
 
     @classmethod
     def load(
-        cls, folder: Path, dtype: str = "auto", device: str = "auto", batch_tokens: int = 16_384
+        cls,
+        folder: Path,
+        dtype: str = "auto",
+        device: str = "auto",
+        batch_tokens: int = 16_384,
+        sharing: Sharing | None = None,
     ) -> TransformersEngine:
         """Load a model folder. Raises ModelError."""
         where = pick_device(device)
         model = load_model(folder, pick_dtype(dtype, where), where)
-        return cls(model, model_key(folder).weights, batch_tokens)
+        return cls(model, model_key(folder).weights, batch_tokens, sharing=sharing)
 
-    def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
-        """See `Engine.score`."""
-        hidden = self._hidden(requests)
-        tops = [self._top(h, min(top_k, self.vocab_size)) for h in hidden]
-        groups: dict[str, list[int]] = {}
-        for i, request in enumerate(requests):
-            groups.setdefault(request.group if request.group is not None else f"\0{i}", []).append(i)
-        out: list[Scores | None] = [None] * len(requests)
-        for members in groups.values():
-            if len({requests[i].end - requests[i].start for i in members}) > 1:
-                raise ValueError("requests of one group must score steps of the same length")
-            kept = union_rows([*(tops[i] for i in members), _sampled(requests[members[0]])[:, None]])
-            for i in members:
-                out[i] = self._scores(requests[i], hidden[i], tops[i][:, 0], kept)
-        return [s for s in out if s is not None]
+    def view(self, weights: str) -> TransformersEngine:
+        """An engine of the same model with other weights: `live`, `initial` (every adapter off), or an adapter's name.
 
-    def logprobs(self, requests: Sequence[ScoreRequest]) -> Iterator[torch.Tensor]:
+        Raises:
+            ModelError: the model carries no such adapter.
+        """
+        adapters = getattr(self.model, "peft_config", {})
+        if weights != "live" and (not adapters or (weights != "initial" and weights not in adapters)):
+            raise ModelError(
+                f"the model has no view {weights!r}",
+                hint=f"views: live, initial, {', '.join(adapters) or 'no adapters'}",
+            )
+        other = TransformersEngine(
+            self.model, f"{self.key}:{weights}", self.batch_tokens, sharing=self.sharing, view=weights
+        )
+        other._lock = self._lock
+        return other
+
+    def score(self, requests: Sequence[ScoreRequest], top_k: int, trunk: Trunk | None = None) -> list[Scores]:
+        """See `Engine.score`. `trunk` was read by `read_trunk`; what the requests share with it is not read again."""
+        with self._at_work():
+            hidden = self._hidden(requests, trunk)
+            readings = [
+                self.vocabulary.read(h, _sampled(r), min(top_k, self.vocab_size))
+                for h, r in zip(hidden, requests, strict=True)
+            ]
+            groups: dict[str, list[int]] = {}
+            for i, request in enumerate(requests):
+                groups.setdefault(request.group if request.group is not None else f"\0{i}", []).append(i)
+            out: list[Scores | None] = [None] * len(requests)
+            for members in groups.values():
+                if len({requests[i].end - requests[i].start for i in members}) > 1:
+                    raise ValueError("requests of one group must score steps of the same length")
+                tops = [readings[i].top_ids.cpu().numpy() for i in members]
+                ids = union_rows([*tops, _sampled(requests[members[0]])[:, None]])
+                for i in members:
+                    out[i] = self._scores(requests[i], readings[i], ids)
+            return [s for s in out if s is not None]
+
+    def logprobs(self, requests: Sequence[ScoreRequest]) -> Iterator[Tensor]:
         """Log-probabilities of the whole vocabulary, float32 [T, V], one request at a time (capability `full`)."""
-        for hidden in self._hidden(requests):
-            # not around the yield: of two interleaved generators, the second would leave inference mode on for good
+        with self._at_work():
+            hidden = self._hidden(requests, None)
+        for h in hidden:
             with torch.inference_mode():
-                logp = torch.cat([self.head(hidden[c]).log_softmax(-1) for c in chunks(len(hidden), self.vocab_size)])
-            yield logp
+                logprobs = self.vocabulary.logprobs(h)
+            # outside: two of these generators read in turn would restore each other's mode
+            yield logprobs
 
-    def _hidden(self, requests: Sequence[ScoreRequest]) -> list[torch.Tensor]:
-        """Hidden states [T, H] per request; equal requests share theirs."""
-        slots: dict[tuple[bytes, int, int], list[int]] = {}
-        for i, r in enumerate(requests):
-            if r.end > self.max_length:
-                raise ContextLengthError(
-                    f"a sequence of {r.end} tokens is longer than the model's {self.max_length} positions",
-                    hint="shorten the trace, or use a model with a longer context",
-                )
-            slots.setdefault(
-                (np.ascontiguousarray(r.ids[: r.end], dtype=np.int64).tobytes(), r.start, r.end), []
-            ).append(i)
-        order = sorted(slots, key=lambda slot: slot[2])
-        out: list[torch.Tensor | None] = [None] * len(requests)
-        with torch.inference_mode():
-            for batch in self._batches(order):
-                firsts = [requests[slots[slot][0]] for slot in batch]
-                # the last scored token itself need not be read
-                sequences = [r.ids[: r.end - 1] for r in firsts]
-                found = hidden_at(self.model, sequences, [range(r.start - 1, r.end - 1) for r in firsts], self.pad)
-                for slot, hidden in zip(batch, found, strict=True):
-                    for i in slots[slot]:
-                        out[i] = hidden
+    def read_trunk(self, ids: np.ndarray) -> Trunk:
+        """Read a trace once and keep its keys and values, for `score(…, trunk=…)`.
+
+        Raises:
+            ModelError: this model's prefixes are not shared through keys and values.
+            ContextLengthError: the trunk is longer than the model takes.
+        """
+        self._fits(len(ids))
+        with self._at_work():
+            if self._way() != "shared_prefix":
+                raise ModelError(f"a trunk cannot be kept: this model's prefixes are shared by {self.sharing}")
+            return Trunk.read(self.model, ids, self.batch_tokens)
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Any]:
+        """The model for oneself, e.g. to generate with it: scoring hooks into it, so other threads wait meanwhile."""
+        with self._lock:
+            yield self.model
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """One thread at a time, no gradients, the right weights."""
+        with self._lock, torch.inference_mode(), contextlib.ExitStack() as stack:
+            if self._view == "initial":
+                stack.enter_context(self.model.disable_adapter())
+            elif self._view != "live":
+                before = self.model.active_adapter
+                self.model.set_adapter(self._view)
+                stack.callback(self.model.set_adapter, before)
+            yield
+
+    def _way(self) -> Sharing:
+        if self.sharing is None:
+            self.sharing, self.trials = choose(self.model, self.vocabulary.head, self.vocab_size)
+        return self.sharing
+
+    def _fits(self, length: int) -> None:
+        if length > self.max_length:
+            raise ContextLengthError(
+                f"a sequence of {length} tokens is longer than the model's {self.max_length} positions",
+                hint="shorten the trace, or use a model with a longer context",
+            )
+
+    def _hidden(self, requests: Sequence[ScoreRequest], trunk: Trunk | None) -> list[Tensor]:
+        """Hidden states [T, H] per request."""
+        for r in requests:
+            self._fits(r.end)
+        way = self._way()
+        # the last scored token itself need not be read
+        sequences = [np.ascontiguousarray(r.ids[: r.end - 1], dtype=np.int64) for r in requests]
+        positions = [range(r.start - 1, r.end - 1) for r in requests]
+        self.plans = []
+        if way == "separate":
+            return self._separate(sequences, positions)
+        out: list[Tensor | None] = [None] * len(requests)
+        for batch in [list(range(len(requests)))] if trunk else batches(sequences, self.batch_tokens):
+            some, places = [sequences[i] for i in batch], [positions[i] for i in batch]
+            tree = grow(some, [trunk.ids] if trunk else [])
+            self._note(tree)
+            if trunk:
+                found = shared_hidden(self.model, tree, places, self.batch_tokens, trunk.memory)
+            else:
+                found = hidden_states(way, self.model, tree, some, places, self.batch_tokens)
+            for i, hidden in zip(batch, found, strict=True):
+                out[i] = hidden
         return [h for h in out if h is not None]
 
-    def _batches(self, order: Sequence[tuple[bytes, int, int]]) -> Iterator[list[tuple[bytes, int, int]]]:
-        batch: list[tuple[bytes, int, int]] = []
-        for slot in order:
-            if batch and (len(batch) + 1) * slot[2] > self.batch_tokens:
+    def _note(self, tree: PrefixTree) -> None:
+        self.plans.append(tree)
+        self.saved.asked += tree.asked
+        self.saved.computed += tree.computed
+
+    def _separate(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
+        """Every distinct sequence by itself, in right-padded batches of similar length."""
+        slots: dict[tuple[bytes, range], list[int]] = {}
+        for i, (sequence, wanted) in enumerate(zip(sequences, positions, strict=True)):
+            slots.setdefault((sequence.tobytes(), wanted), []).append(i)
+        firsts = sorted((members[0] for members in slots.values()), key=lambda i: len(sequences[i]))
+        out: list[Tensor | None] = [None] * len(sequences)
+        self.saved.asked += sum(map(len, sequences))
+        for batch in self._batches(firsts, sequences):
+            self.saved.computed += sum(len(sequences[i]) for i in batch)
+            found = hidden_at(self.model, [sequences[i] for i in batch], [positions[i] for i in batch], self.pad)
+            for first, hidden in zip(batch, found, strict=True):
+                for i in slots[sequences[first].tobytes(), positions[first]]:
+                    out[i] = hidden
+        return [h for h in out if h is not None]
+
+    def _batches(self, order: Sequence[int], sequences: Sequence[np.ndarray]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for i in order:
+            if batch and (len(batch) + 1) * len(sequences[i]) > self.batch_tokens:
                 yield batch
                 batch = []
-            batch.append(slot)
+            batch.append(i)
         if batch:
             yield batch
 
-    def _top(self, hidden: torch.Tensor, k: int) -> np.ndarray:
-        with torch.inference_mode():
-            parts = [self.head(hidden[c]).topk(k, dim=-1).indices for c in chunks(len(hidden), self.vocab_size)]
-            return torch.cat(parts).cpu().numpy()
-
-    def _scores(self, request: ScoreRequest, hidden: torch.Tensor, top1: np.ndarray, kept: np.ndarray) -> Scores:
-        ids = torch.from_numpy(kept).to(hidden.device)
-        sampled = torch.from_numpy(_sampled(request)).to(hidden.device)
+    def _scores(self, request: ScoreRequest, reading: Reading, ids: np.ndarray) -> Scores:
+        values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(reading, ids))
+        sampled = reading.sampled.cpu().numpy()
         wanted = request.gather_ids
-        gather = None if wanted is None else torch.from_numpy(np.asarray(wanted, np.int64)).to(hidden.device)
-        columns: list[list[torch.Tensor]] = [[], [], [], []]
-        with torch.inference_mode():
-            for c in chunks(len(hidden), self.vocab_size):
-                logp = self.head(hidden[c]).log_softmax(-1)
-                here = ids[c]
-                values = logp.gather(1, here.clamp(min=0)).masked_fill(here < 0, -torch.inf)
-                columns[0].append(logp.gather(1, sampled[c, None])[:, 0])
-                columns[1].append(values)
-                if gather is not None:
-                    columns[3].append(logp[:, gather])
-                # sum of what is left, not one minus what is kept: no cancellation when almost nothing is left
-                rest = logp.scatter(1, torch.where(here < 0, here[:, :1].clamp(min=0), here), -torch.inf)
-                columns[2].append(rest.logsumexp(-1))
-        sampled_lp, top_lp, tail = (torch.cat(c).cpu().numpy() for c in columns[:3])
-        gathered = torch.cat(columns[3]).cpu().numpy() if gather is not None else None
-        if not np.isfinite(sampled_lp).all() or np.isnan(top_lp).any() or np.isnan(tail).any():
-            at = int(np.argmin(np.isfinite(sampled_lp)))
-            raise ScoreError(f"log-probability {sampled_lp[at]} at position {at} of a step ({request.group or 'no group'})",
+        gathered = None if wanted is None else self.vocabulary.logprobs_of(reading, wanted).cpu().numpy()
+        if not np.isfinite(sampled).all() or np.isnan(values).any() or np.isnan(tail).any():
+            at = int(np.argmin(np.isfinite(sampled)))
+            raise ScoreError(f"log-probability {sampled[at]} at position {at} of a step ({request.group or 'no group'})",
                              hint="the weights or the precision overflow; try run.dtype=float32")  # fmt: skip
-        return Scores(sampled_lp, kept, top_lp, tail, gathered, top1)
+        return Scores(sampled, ids, values, tail, gathered, reading.top_ids[:, 0].cpu().numpy())
 
 
 def _sampled(request: ScoreRequest) -> np.ndarray:

@@ -293,9 +293,10 @@ def draw_rows(targets: Sequence[Target], rows: int, salt: str) -> list[Target]:
 
 def train_rows(bench: Bench, targets: list[Target], student: Path, out: Path, work: Path) -> int:
     """Train `student` on the rows for the arm's fixed number of steps; returns the steps taken."""
+    from hintdistill.training.rows import build_rows
     from hintdistill.training.stage import read_summary, train
 
-    per_epoch = math.ceil(len(targets) / bench.config.train.batch_size)
+    per_epoch = math.ceil(len(build_rows(targets, bench.config.train)) / bench.config.train.batch_size)
     # half a step less, because the number of steps is rounded up
     settings = bench.config.train.model_dump() | {"epochs": (bench.ablate.steps - 0.5) / per_epoch, "save_steps": 10**6}
     config = TrainSection.model_validate(settings)

@@ -1,10 +1,19 @@
 """5. train: pure tensor functions, usable alone with torch only.
 
-`supports` says which vocabulary entries are compared, `divergences` how; both work on log-probabilities and know
-nothing of models, traces or files.
+`targets` says what to match, `supports` which vocabulary entries are compared, `divergences` and `signals` how, `scorebank`
+and `shapes` how much each token counts, `couplings` how a reward enters, `compose` puts a recipe's terms together, and
+`chunked` does it without a dense `[N, V]`. They work on log-probabilities and know nothing of models, traces or files.
 """
 
+from hintdistill.objectives.compose import Batch, TermValue, objective, span_weights, term
 from hintdistill.objectives.divergences import DIVERGENCES, divergence, fkl, jsd, rkl
-from hintdistill.objectives.supports import gather_with_tail, union_of
+from hintdistill.objectives.schedules import scheduled
+from hintdistill.objectives.scorebank import ScoreBank
+from hintdistill.objectives.signals import policy_gradient
+from hintdistill.objectives.supports import gather_with_tail, restrict, select, union_of
+from hintdistill.objectives.targets import log_linear
 
-__all__ = ["DIVERGENCES", "divergence", "fkl", "gather_with_tail", "jsd", "rkl", "union_of"]
+__all__ = [
+    "DIVERGENCES", "Batch", "ScoreBank", "TermValue", "divergence", "fkl", "gather_with_tail", "jsd", "log_linear",
+    "objective", "policy_gradient", "restrict", "rkl", "scheduled", "select", "span_weights", "term", "union_of",
+]  # fmt: skip

@@ -1,8 +1,8 @@
 """Divergences between a student and a target on a common support, per position, in nats.
 
-Both arguments are log-probabilities [..., K] whose last axis sums to one (a full vocabulary, or kept entries plus a
-tail). Entries of -inf on both sides (padding) contribute nothing. Gradients flow through the student only where the
-caller detached the target.
+Both arguments are log-probabilities [..., K] whose last axis sums to one (a full vocabulary, kept entries plus a tail, or
+kept entries renormalised) or, for truncated supports, to less. Entries of -inf on both sides (padding) contribute
+nothing. Gradients flow through the student only where the caller detached the target.
 
 Direction names are a trap across the field's code bases; here `fkl` is KL(target ‖ student) and `rkl` is
 KL(student ‖ target).
@@ -10,19 +10,39 @@ KL(student ‖ target).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from hintdistill.objectives.checks import between, same_shape
 
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p ‖ q) over the last axis, from log-probabilities; 0·log 0 = 0."""
+
+def _entries(p: Tensor, q: Tensor) -> Tensor:
+    """p·log(p/q) of each entry, from log-probabilities; 0·log 0 = 0."""
     present = p > -torch.inf
     # masked before the product, not after: -inf times zero would poison the gradient
     difference = torch.where(present, p, 0.0) - torch.where(present, q, 0.0)
-    return (torch.where(present, p.exp(), 0.0) * difference).sum(-1)
+    return torch.where(present, p.exp(), 0.0) * difference
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return _entries(p, q).sum(-1)
+
+
+def _mixture(student: Tensor, target: Tensor, alpha: float) -> Tensor:
+    """log((1-α)S + αT); padding stays -inf."""
+    # padding is -inf on both sides; logaddexp of two -inf has no gradient, so a finite stand-in takes its place
+    present = (student > -torch.inf) | (target > -torch.inf)
+    s, t = (torch.where(present, x, 0.0) for x in (student, target))
+    return torch.where(present, torch.logaddexp(s + math.log1p(-alpha), t + math.log(alpha)), -torch.inf)
+
+
+def _open_unit(alpha: float) -> None:
+    if not 0.0 < alpha < 1.0:
+        raise ValueError(f"alpha must lie strictly between 0 and 1, not {alpha}")
 
 
 def fkl(student: Tensor, target: Tensor) -> Tensor:
@@ -40,20 +60,115 @@ def jsd(student: Tensor, target: Tensor, alpha: float = 0.5) -> Tensor:
 
     `alpha` is the target's share. As α→0, jsd/α → fkl; as α→1, jsd/(1-α) → rkl. GKD (arXiv 2306.13649) eq. 3.
     """
-    if not 0.0 < alpha < 1.0:
-        raise ValueError(f"alpha must lie strictly between 0 and 1, not {alpha}")
-    # padding is -inf on both sides; logaddexp of two -inf has no gradient, so a finite stand-in takes its place
-    present = (student > -torch.inf) | (target > -torch.inf)
-    s, t = (torch.where(present, x, 0.0) for x in (student, target))
-    mixture = torch.where(present, torch.logaddexp(s + math.log1p(-alpha), t + math.log(alpha)), -torch.inf)
+    _open_unit(alpha)
+    mixture = _mixture(student, target, alpha)
     return (1 - alpha) * _kl(student, mixture) + alpha * _kl(target, mixture)
 
 
-DIVERGENCES: dict[str, Callable[..., Tensor]] = {"fkl": fkl, "rkl": rkl, "jsd": jsd}
+def skew(student: Tensor, target: Tensor, alpha: float = 0.1) -> Tensor:
+    """Skew KL, KL(T ‖ αT + (1-α)S) [...]; bounded by log 1/α, and → fkl as α→0. DistiLLM (arXiv 2402.03898) eq. 4."""
+    _open_unit(alpha)
+    return _kl(target, _mixture(student, target, alpha))
 
 
-def divergence(name: str, student: Tensor, target: Tensor, *, jsd_alpha: float = 0.5) -> Tensor:
-    """The divergence of that name, per position [...], nats. Raises KeyError for an unknown name."""
-    if name == "jsd":
-        return jsd(student, target, jsd_alpha)
-    return DIVERGENCES[name](student, target)
+def skew_rkl(student: Tensor, target: Tensor, alpha: float = 0.1) -> Tensor:
+    """Skew reverse KL, KL(S ‖ (1-α)T + αS) [...]; bounded by log 1/α. DistiLLM (arXiv 2402.03898) eq. 5."""
+    _open_unit(alpha)
+    return _kl(student, _mixture(target, student, alpha))
+
+
+def mix(student: Tensor, target: Tensor, lam: float = 0.5) -> Tensor:
+    """λ·RKL + (1-λ)·FKL [...]. Decoupling prefix source and direction (arXiv 2605.16826)."""
+    between(0, 1, lam=lam)
+    return lam * rkl(student, target) + (1 - lam) * fkl(student, target)
+
+
+def rkl_sg(student: Tensor, target: Tensor) -> Tensor:
+    """Σ S·(sg[log S] - log T) [...]: its gradient is that of the full reverse KL, truncated to the kept entries.
+
+    Plain reverse KL on kept entries alone has the further gradient ∇Σ S(kept), so the optimiser lowers their mass.
+    Many Faces of OPD (arXiv 2605.11182), stop-gradient top-k.
+    """
+    present = student > -torch.inf
+    s, t = torch.where(present, student, 0.0), torch.where(present, target, 0.0)
+    return torch.where(present, s.exp() * (s.detach() - t.detach()), 0.0).sum(-1)
+
+
+def ce_topk(student: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy -Σ T log S on the kept entries [...]; the gradient of fkl there, without its entropy term."""
+    present = target > -torch.inf
+    return -(torch.where(present, target.exp(), 0.0) * torch.where(present, student, 0.0)).sum(-1)
+
+
+DIVERGENCES: dict[str, Callable[..., Tensor]] = {
+    "fkl": fkl, "rkl": rkl, "jsd": jsd, "skew": skew, "skew_rkl": skew_rkl, "mix": mix, "rkl_sg": rkl_sg, "ce_topk": ce_topk,
+}  # fmt: skip
+
+
+def divergence(
+    name: str, student: Tensor, target: Tensor, *, pointwise_clip: float | None = None, token_clip: float | None = None,
+    **parameters: float,
+) -> Tensor:  # fmt: skip
+    """The divergence of that name, per position [...], nats. Raises KeyError for an unknown name.
+
+    Args:
+        pointwise_clip: bound τ on each entry's share, Σ_v min(ℓ_v, τ). OPSD (arXiv 2601.18734): τ = .05 with fkl.
+        token_clip: bound κ on each position, min(ℓ_t, κ). UniSD (arXiv 2605.06597).
+        parameters: of the divergence, e.g. `alpha` of jsd.
+    """
+    same_shape(student=student, target=target)
+    function = DIVERGENCES[name]
+    if pointwise_clip is None:
+        value = function(student, target, **parameters)
+    else:
+        # an axis of one entry turns the sum over entries into the entry itself
+        value = function(student[..., None], target[..., None], **parameters).clamp(max=pointwise_clip).sum(-1)
+    return value if token_clip is None else value.clamp(max=token_clip)
+
+
+def parameters_of(function: Callable[..., Tensor]) -> dict[str, float]:
+    """The named parameters of a part that have a default, with it."""
+    return {
+        n: p.default
+        for n, p in inspect.signature(function).parameters.items()
+        if p.default is not inspect.Parameter.empty
+    }
+
+
+def nll(student_sampled: Tensor) -> Tensor:
+    """Negative log-likelihood of the sampled tokens, -log S(y) [N]; the teacher acts through the weights alone."""
+    return -student_sampled
+
+
+def hidden_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over layers of (1/D)·‖h_S - sg h_T‖² per token: [L, N, D] → [N]. OPRD (arXiv 2606.06021)."""
+    same_shape(student=student, teacher=teacher)
+    return (student - teacher.detach()).square().mean(-1).mean(0)
+
+
+def token_preference(
+    student: Tensor, reference: Tensor, target: Tensor, sampled: Tensor, beta: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """-log σ(β[(log S(v⁺) - log R(v⁺)) - (log S(y) - log R(y))]) with v⁺ = argmax T, where v⁺ ≠ y: [N, V] → [N], bool [N].
+
+    The prefill-only, token-level form of PBSD (arXiv 2605.05040); this form is ours, the paper's compares sequences. The
+    second value says where the teacher prefers another token; elsewhere the first is zero.
+    """
+    same_shape(student=student, reference=reference, target=target)
+    better = target.argmax(-1, keepdim=True)
+    ratio = student - reference.detach()
+    margin = ratio.gather(-1, better) - ratio.gather(-1, sampled[:, None])
+    active = better[:, 0] != sampled
+    return torch.where(active, -torch.nn.functional.logsigmoid(beta * margin[:, 0]), 0.0), active
+
+
+def sequence_preference(chosen: Tensor, rejected: Tensor, beta: float = 1.0) -> Tensor:
+    """-log σ(β(log-ratio of y⁺ - log-ratio of y⁻)) per pair [R], from Σ_t log π_θ/π_ref of each. PBSD (arXiv 2605.05040)."""
+    same_shape(chosen=chosen, rejected=rejected)
+    return -torch.nn.functional.logsigmoid(beta * (chosen - rejected))
+
+
+def unpaired_bco(log_ratio: Tensor, good: Tensor, delta: float) -> Tensor:
+    """-log σ(r̃ - δ) where good, -log σ(-(r̃ - δ)) where not [R]; r̃ = β·log q_φ/π_θ. VPD's E-step (arXiv 2605.15113)."""
+    same_shape(log_ratio=log_ratio, good=good)
+    return -torch.nn.functional.logsigmoid(torch.where(good, log_ratio - delta, delta - log_ratio))

@@ -15,6 +15,7 @@ from hintdistill.config import RunConfig
 from hintdistill.errors import ConfigError, PromptError
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
+from hintdistill.recipes import require_met
 from hintdistill.rundir import STAGES, RunDir
 
 __all__ = ["STAGES", "Plan", "RunContext", "Voice", "plan", "report_only", "run", "run_folder"]
@@ -83,6 +84,7 @@ def check_inputs(config: RunConfig, until: str) -> None:
     """
     from hintdistill.pipeline import critique
     from hintdistill.traces.files import trace_files
+    from hintdistill.training.capabilities import available
 
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
     if config.run.rounds is None:
@@ -92,6 +94,8 @@ def check_inputs(config: RunConfig, until: str) -> None:
     if unsound:
         raise PromptError("; ".join(unsound))
     critique.critics(ctx)
+    if until in ("train", "report"):
+        require_met(config.train.objective, available(config.train))
     if until not in ("read", "critique"):
         _ = ctx.renderer
     if until == "report":
@@ -122,20 +126,21 @@ class Plan:
     train_traces: int
     holdout_traces: int
     critics: dict[str, dict[str, int]]
-    """Per critic, requests and characters of prompt."""
+    """Per critic, requests and prompt tokens, at most; a server without critic.llm.tokenizer is counted at three bytes a token."""
     tool_schemas: int
     recorded_ids: int
     """Steps whose token ids are recorded."""
 
 
-def plan(config: RunConfig) -> Plan:
+def plan(config: RunConfig, until: str = "report") -> Plan:
     """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises."""
     from hintdistill.critics.llm import LLMCritic
     from hintdistill.pipeline import critique
     from hintdistill.traces import read_traces
+    from hintdistill.traces.groups import group_traces
     from hintdistill.types import Trace
 
-    check_inputs(config, "report")
+    check_inputs(config, until)
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
     traces: list[Trace] = []
     failures = 0
@@ -148,12 +153,12 @@ def plan(config: RunConfig) -> Plan:
             break
     asked = {}
     for critic in critique.critics(ctx):
-        is_llm = isinstance(critic, LLMCritic)
+        each = [critic.estimate(t) for t in traces] if isinstance(critic, LLMCritic) else []
         asked[critic.name] = {
-            "requests": len(traces) if is_llm else 0,
-            "prompt_characters": sum(len(critic.prompt(t)) for t in traces) if isinstance(critic, LLMCritic) else 0,
+            "requests": sum(e.requests for e in each),
+            "prompt_tokens": sum(e.prompt_tokens for e in each),
         }
-    splits = [ctx.split_of(t) for t in traces]
+    splits = [ctx.split_of(group) for group in group_traces(traces)]
     return Plan(
         traces=len(traces),
         failures=failures,

@@ -13,6 +13,7 @@ from hintdistill.pipeline.progress import Voice
 from hintdistill.prompts import PromptLibrary
 from hintdistill.rundir import RunDir, content_key
 from hintdistill.traces import ReadOptions, load_tools
+from hintdistill.traces.registry import format_named
 from hintdistill.types import Split, Trace
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class RunContext:
     @property
     def teacher_folder(self) -> Path:
         """Whose plain and hinted views the targets are made from."""
-        return self.initial_folder if self.config.train.teacher == "initial" else self.model_folder
+        return self.initial_folder if self.config.train.objective.teacher.update == "initial" else self.model_folder
 
     @cached_property
     def model_key(self) -> ModelKey:
@@ -80,28 +81,23 @@ class RunContext:
         return self.engines[folder]
 
     def read_options(self) -> ReadOptions:
-        """How traces are read. Raises InputError where traces.tools cannot be read."""
+        """How traces are read. Raises InputError where traces.tools cannot be read, ConfigError for an unknown format."""
         section = self.config.traces
+        if section.format != "auto":
+            format_named(section.format)
         return ReadOptions(
             format=section.format,
             student_role=section.student_role,
             token_ids=section.token_ids,
             tools=load_tools(section.tools) if section.tools else (),
+            max_record_bytes=section.max_record_mb * 2**20,
         )
 
-    def split_of(self, trace: Trace) -> Split:
-        """`holdout` for a fixed share of tasks, decided by the task and the seed alone."""
+    def split_of(self, group: str) -> Split:
+        """`holdout` for a fixed share of tasks, decided by the task (`traces.groups`) and the seed alone."""
         share = self.config.traces.holdout
-        draw = random.Random(f"{self.config.run.seed}:{group_of(trace)}").random()
+        draw = random.Random(f"{self.config.run.seed}:{group}").random()
         return "holdout" if draw < share else "train"
-
-
-def group_of(trace: Trace) -> str:
-    """Traces of one task share a group: the task id, else the tools and the first user message."""
-    if trace.task_id is not None:
-        return f"task:{trace.task_id}"
-    first = next((m.content or "" for m in trace.messages if m.role == "user"), "")
-    return "hash:" + content_key(sorted(trace.tool_schemas), first)
 
 
 def trace_key(trace: Trace) -> str:

@@ -1,39 +1,26 @@
-"""Stage 2: every critic in use reads every trace; what they said is kept apart and merged when it is used."""
+"""Stage 2: every critic in use reads every trace, the strong one those that the others leave open; what they said is kept
+apart and put together when it is used."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from hintdistill.critics import Critic, merge
-from hintdistill.critics.recorded import RecordedCritic
-from hintdistill.critics.rules import RulesCritic
-from hintdistill.errors import HintdistillError
+from hintdistill.critics import Critic
+from hintdistill.critics.build import make_critics
+from hintdistill.critics.cascade import Said, escalation, settle
+from hintdistill.errors import HintdistillError, ServiceError
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rundir import content_key
-from hintdistill.types import Critique
+from hintdistill.types import Critique, Trace
 
 
 def critics(ctx: RunContext) -> list[Critic]:
     """The critics in use, in order. Raises ConfigError, PromptError or InputError."""
-    section = ctx.config.critic
-    out: list[Critic] = []
-    for name in section.use:
-        if name == "rules":
-            out.append(RulesCritic(section.rules.checks))
-        elif name == "recorded":
-            assert section.recorded.path is not None
-            out.append(RecordedCritic(section.recorded.path, section.recorded.error_classes))
-        elif name == "checker":
-            from hintdistill.critics.checker import CheckerCritic
-
-            assert section.checker is not None
-            out.append(CheckerCritic(section.checker))
-        else:
-            from hintdistill.critics.llm import LLMCritic
-
-            out.append(LLMCritic(section.llm, ctx.library, section.allow_hosts))
-    return out
+    # before there is a run folder the critics are only put together to see whether they can be
+    cache = ctx.rundir.path / "answers.jsonl" if ctx.rundir.is_run() else None
+    return make_critics(ctx.config.critic, ctx.config.run, ctx.library, cache)
 
 
 def run(ctx: RunContext) -> None:
@@ -44,30 +31,55 @@ def run(ctx: RunContext) -> None:
     """
     traces = {trace.id: (key, trace) for key, trace, _ in read.load(ctx)}
     store = ctx.rundir.store("critiques")
-    # an answer that a second try may give is still owed
-    done = {k for k, row in store.by_key().items() if not row.get("failure", {}).get("retryable")}
     index: list[str] = []
+    said: dict[str, list[Said]] = {id_: [] for id_ in traces}
     for critic in critics(ctx):
+        asked = {id_: t for id_, (_, t) in traces.items() if critic.name != "strong" or _open(ctx, t, said[id_])}
         keys = {
-            id_: content_key("critique", key, critic.name, critic.key(trace)) for id_, (key, trace) in traces.items()
+            id_: content_key("critique", traces[id_][0], critic.name, critic.key(trace)) for id_, trace in asked.items()
         }
         index += keys.values()
-        owed = [traces[id_][1] for id_, key in keys.items() if key not in done]
-        with ctx.voice.progress(f"critique ({critic.name})", len(traces)) as advance:
-            advance(len(traces) - len(owed))
+        # an answer that a second try may give is still owed
+        rows = {k: r for k, r in store.by_key().items() if not r.get("failure", {}).get("retryable")}
+        owed = [trace for id_, trace in asked.items() if keys[id_] not in rows]
+        for id_ in asked:
+            if keys[id_] in rows:
+                said[id_].append(_said(rows[keys[id_]]))
+        with ctx.voice.progress(f"critique ({critic.name})", len(asked)) as advance:
+            advance(len(asked) - len(owed))
             for trace, outcome in critic.critique(owed):
                 store.append(_row(keys[trace.id], traces[trace.id][0], trace.id, critic.name, outcome))
+                said[trace.id].append(outcome)
                 advance(1)
     ctx.rundir.set_index("critique", index)
+    _summarise(ctx, len(traces))
+
+
+def _open(ctx: RunContext, trace: Trace, said: list[Said]) -> str | None:
+    return escalation(ctx.config.critic, trace, said)
+
+
+def _said(row: dict[str, Any]) -> Said:
+    if "critique" in row:
+        return Critique.model_validate(row["critique"])
+    return ServiceError(row["failure"]["message"])
+
+
+def _summarise(ctx: RunContext, traces: int) -> None:
     rows = ctx.rundir.current("critique", "critiques")
-    failed = [r for r in rows if "failure" in r]
-    if failed:
-        ctx.voice.warn(f"{len(failed)} critiques failed; the first: {failed[0]['failure']['message']}")
+    failed = [r["failure"] for r in rows if "failure" in r]
+    for reason, n in Counter(f["reason"] for f in failed).most_common():
+        first = next(f for f in failed if f["reason"] == reason)
+        ctx.voice.warn(f"{n} critiques failed ({reason}); the first: {first['message']}")
     merged = load(ctx)
     findings = sum(len(c.findings) for c in merged.values())
     erring = sum(c.verdict == "findings" for c in merged.values())
+    dropped = sum(n.startswith("dropped:") for c in merged.values() for n in c.notes)
+    split = sum(n.startswith("read in ") for c in merged.values() for n in c.notes)
+    more = [f"{dropped} findings dropped"] * (dropped > 0) + [f"{split} traces read in windows"] * (split > 0)
     ctx.voice.note(
-        f"critique: {findings} findings in {erring} of {len(traces)} traces, by {', '.join(ctx.config.critic.use)}"
+        f"critique: {findings} findings in {erring} of {traces} traces, by {', '.join(ctx.config.critic.use)}"
+        + (f" ({', '.join(more)})" if more else "")
     )
 
 
@@ -77,14 +89,14 @@ def _row(key: str, trace_key: str, trace_id: str, critic: str, outcome: Critique
         return row | {"critique": outcome.model_dump(mode="json", exclude_defaults=True)}
     failure = {"reason": outcome.reason, "message": outcome.message, "retryable": outcome.retryable}
     if hasattr(outcome, "raw"):
-        failure["raw_answer"] = outcome.raw
+        failure |= {"raw_answer": outcome.raw, "usage": outcome.usage.model_dump()}  # type: ignore[attr-defined]
     return row | {"failure": failure}
 
 
 def load(ctx: RunContext) -> dict[str, Critique]:
-    """The merged critique of each trace, by trace row key. Traces that no critic could read are absent."""
+    """The critique of each trace, by trace row key. Traces that no critic could read are absent."""
     said: dict[str, list[Critique]] = {}
     for row in ctx.rundir.current("critique", "critiques"):
         if "critique" in row:
             said.setdefault(row["trace"], []).append(Critique.model_validate(row["critique"]))
-    return {key: merge(critiques[0].trace_id, critiques) for key, critiques in said.items()}
+    return {key: settle(critiques[0].trace_id, critiques) for key, critiques in said.items()}

@@ -61,6 +61,8 @@ def run(ctx: RunContext) -> None:
                 config.critic.max_per_trace,
                 config.critic.min_confidence,
             ):
+                if finding.step in trace.given_steps:
+                    skipped = skipped or "given_step"
                 key = content_key("inject", trace_key, finding.model_dump(mode="json"), skipped, *settings)
                 index.append(key)
                 if key not in done:

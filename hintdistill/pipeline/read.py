@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from hintdistill.errors import EmptyFunnelError
+from hintdistill.inspection import HELD_ELSEWHERE, empty_files_error
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.rundir import content_key
 from hintdistill.traces import Failure, read_traces
+from hintdistill.traces.groups import group_traces
 from hintdistill.types import Split, Trace
 
 LoadedTrace = tuple[str, Trace, Split]
@@ -24,6 +26,7 @@ def run(ctx: RunContext) -> None:
     store = ctx.rundir.store("traces")
     have = store.by_key()
     rows: dict[str, dict[str, Any]] = {}
+    by_file: dict[str, list[dict[str, Any]]] = {}
     limit, usable = ctx.config.traces.limit, 0
     with ctx.voice.progress("read", None) as advance:
         for outcome in read_traces(ctx.config.traces.path, ctx.read_options()):
@@ -31,6 +34,8 @@ def run(ctx: RunContext) -> None:
             row = _row(outcome)
             usable += "trace" in row
             rows[row["key"]] = row
+            if outcome.source is not None:
+                by_file.setdefault(outcome.source.file, []).append(row)
             if limit is not None and usable == limit:
                 break
     store.extend([row for key, row in rows.items() if key not in have])
@@ -52,6 +57,24 @@ def run(ctx: RunContext) -> None:
             + "; ".join(f"{f['source']}: {f['message']}" for f in failures[:3]),
             hint="a trace is an object with `messages`, one of which is the student's; see docs/traces.md",
         )
+    _check_files(ctx, by_file)
+
+
+def _check_files(ctx: RunContext, by_file: dict[str, list[dict[str, Any]]]) -> None:
+    """A file without a step is an error unless told otherwise: nine of ten files read is no success.
+
+    Raises:
+        InputError: such a file, where traces.allow_empty_files is not set.
+    """
+    empty = []
+    for rows in by_file.values():
+        lost = [r["failure"] for r in rows if "failure" in r and r["failure"]["reason"] not in HELD_ELSEWHERE]
+        if lost and not any("trace" in r for r in rows):
+            empty.append(f"{lost[0]['source']}: {lost[0]['message']}")
+    if empty and not ctx.config.traces.allow_empty_files:
+        raise empty_files_error(empty)
+    if empty:
+        ctx.voice.warn(f"{len(empty)} files yielded no step of the student; the first: {empty[0]}")
 
 
 def _calls_without_schemas(trace: dict[str, Any]) -> bool:
@@ -67,9 +90,7 @@ def _row(outcome: Trace | Failure) -> dict[str, Any]:
 
 def load(ctx: RunContext) -> list[LoadedTrace]:
     """The current traces, in reading order."""
-    out = []
-    for row in ctx.rundir.current("read", "traces"):
-        if "trace" in row:
-            trace = Trace.model_validate(row["trace"])
-            out.append((row["key"], trace, ctx.split_of(trace)))
-    return out
+    rows = [row for row in ctx.rundir.current("read", "traces") if "trace" in row]
+    traces = [Trace.model_validate(row["trace"]) for row in rows]
+    groups = group_traces(traces)
+    return [(row["key"], t, ctx.split_of(g)) for row, t, g in zip(rows, traces, groups, strict=True)]

@@ -106,10 +106,10 @@ def _off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
             continue
         wrong = {f.step for f in critiques[key].findings}
         name = "heldout_other_steps" if wrong else "heldout_clean"
-        chosen[name] += [(trace, k) for k in range(len(trace.step_indices)) if k not in wrong]
+        chosen[name] += [(trace, k) for k in range(len(trace.step_indices)) if k not in wrong | trace.given_steps]
     for name, path in ctx.config.report.off_target.items():
         found = [t for t in read_traces([path], ctx.read_options()) if isinstance(t, Trace)]
-        chosen[name] = [(t, k) for t in found for k in range(len(t.step_indices))]
+        chosen[name] = [(t, k) for t in found for k in range(len(t.step_indices)) if k not in t.given_steps]
     out = {}
     for name, steps in chosen.items():
         if len(steps) > ctx.config.report.off_target_steps:

@@ -107,14 +107,15 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Steps without a finding, a few per training trace, drawn by the seed and the trace alone."""
     anchor = ctx.config.train.anchor
-    if not anchor.weight or not anchor.per_trace:
+    wanted = any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
+    if not wanted or not anchor.per_trace:
         return []
     base, critiques = _made_by(ctx), critique.load(ctx)
     items: list[AnchorItem] = []
     for key, trace, split in read.load(ctx):
         if split != "train" or key not in critiques:
             continue
-        wrong = {f.step for f in critiques[key].findings}
+        wrong = {f.step for f in critiques[key].findings} | trace.given_steps
         clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
         rng = random.Random(f"anchor:{ctx.config.run.seed}:{key}")
         for step in rng.sample(clean, min(anchor.per_trace, len(clean))):

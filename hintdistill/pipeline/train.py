@@ -30,6 +30,7 @@ def run(ctx: RunContext) -> None:
         "train",
         sorted(t.key for t in targets),
         ctx.config.train.model_dump(mode="json"),
+        ctx.config.train.objective.model_dump(mode="json"),
         str(ctx.model_key),
         run.seed,
         run.dtype,

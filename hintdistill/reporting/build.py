@@ -15,6 +15,7 @@ import numpy as np
 
 from hintdistill.config import GateSection
 from hintdistill.movement import Movement
+from hintdistill.reporting.spending import spending
 from hintdistill.rollouts.evaluate import Evaluation
 from hintdistill.scores import Target
 from hintdistill.scoring import null_pass_rate
@@ -126,8 +127,9 @@ def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
             "failed": _count(r["failure"]["reason"] for r in data.critique_rows if "failure" in r),
             "findings": len(findings),
             "by_class": _count(f.error_class for f in findings),
-            "usage": {name: sum(getattr(c.usage, name) for c in data.critiques.values())
-                      for name in ("requests", "prompt_tokens", "completion_tokens")},
+            "usage": spending(data.critique_rows, data.manifest["config"], sum(t.accepted for t in hints)),
+            "dropped": sum(n.startswith("dropped:") for c in data.critiques.values() for n in c.notes),
+            "in_windows": sum(n.startswith("read in ") for c in data.critiques.values() for n in c.notes),
         },
         "inject": {
             "injections": len(injections),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hintdistill.inspection import FileReport
 from hintdistill.reporting import printable
 
 
@@ -110,3 +111,23 @@ def show_findings(document: Mapping[str, Any], console: Console) -> None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
+
+
+def show_files(reports: Sequence[FileReport], console: Console) -> None:
+    """A few lines per trace file: what it holds, what the checks say, what was not read and why."""
+    for r in reports:
+        console.print(f"[bold]{escape(printable(r.path))}[/]" + (f"  ({r.format})" if r.format else ""), soft_wrap=True)
+        if r.traces:
+            given = f" ({r.given_steps} given)" if r.given_steps else ""
+            held = f"schemas in {r.schemas}, token ids on {r.token_ids} steps, rewards in {r.rewards}"
+            console.print(
+                f"  {r.traces} traces, {r.steps} steps{given}, {r.tool_calls} tool calls; {held}", soft_wrap=True
+            )
+        if r.checks:
+            hits = ", ".join(f"{n} {name}" for name, n in r.checks.items())
+            console.print(f"  checks: {hits}", soft_wrap=True)
+        if r.reason:
+            text = escape(printable(r.reason))
+            console.print(f"  [yellow]{text}[/]" if r.failures else f"  {text}", soft_wrap=True, highlight=False)
+    steps, failed = sum(r.steps for r in reports), sum(r.failures for r in reports)
+    console.print(f"{len(reports)} files, {sum(r.traces for r in reports)} traces, {steps} steps, {failed} failures")

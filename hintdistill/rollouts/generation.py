@@ -86,9 +86,10 @@ class TransformersGenerator:
             ids[i, width - len(context) :] = torch.tensor(context)
             mask[i, width - len(context) :] = 1
         sample = options.temperature > 0
-        with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]), torch.inference_mode():
+        rng = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
+        with self.engine.hold() as model, rng, torch.inference_mode():
             torch.manual_seed(seed)
-            return self.engine.model.generate(
+            return model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), do_sample=sample,
                 temperature=options.temperature if sample else None, top_k=0 if sample else None,
                 top_p=1.0 if sample else None, max_new_tokens=options.max_new_tokens,

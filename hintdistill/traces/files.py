@@ -1,117 +1,122 @@
-"""Paths to records: JSON lines, a JSON array, one JSON object.
+"""Paths to files: a file, a folder, a glob, a zip. What may not be read is named, never followed.
 
-A broken record costs itself: one bad line is one failure with its number, and the rest of the file is read.
+Folders are untrusted: a symbolic link is read only where it stays inside its folder, anything that is no regular file
+(a pipe would block for ever) is refused. Archives are in `archives.py`.
 """
 
 from __future__ import annotations
 
-import json
+import glob
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from hintdistill.errors import InputError
+from hintdistill.traces.archives import Member, members
+from hintdistill.traces.options import Failure
 from hintdistill.types import Source
 
-SUFFIXES = (".jsonl", ".json", ".ndjson")
+SUFFIXES = (".jsonl", ".json", ".ndjson", ".traj", ".har")
+ARCHIVES = (".zip", ".eval")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One decoded JSON value and where it stood."""
+class TraceFile:
+    """A file to read, or the reason why it is not read."""
 
-    value: Any
-    source: Source
+    name: str
+    """Path, with `!/member` for a file in an archive."""
+    path: Path
+    member: Member | None = None
+    refused: Failure | None = None
+    foreign: bool = False
+    """Not read because its ending is none of the known ones: reported, but no failure."""
 
-
-@dataclass(frozen=True)
-class Malformed:
-    """Bytes that are not a JSON value."""
-
-    source: Source
-    reason: str
-    message: str
+    def open(self) -> IO[bytes]:
+        """The file's bytes, from the start. Raises OSError; BadZipFile where an archive is damaged."""
+        return self.member.open() if self.member else self.path.open("rb", buffering=1 << 20)
 
 
 def trace_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The trace files under `paths`, folders searched recursively, in sorted order.
+    """The trace files and archives under `paths`, in order, without opening any.
 
     Raises:
         InputError: a path does not exist, or a folder holds no file with a known ending.
     """
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-            if not found:
-                raise InputError(f"no trace files in {path}", hint=f"looked for {', '.join('*' + s for s in SUFFIXES)}")
-            files += found
-        elif path.is_file():
-            files.append(path)
+    return [file.path for file in _walk_all(paths) if not file.foreign]
+
+
+def all_files(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
+    """Every file under `paths`, archives opened, in a stable order; those that are not read say why.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no file with a known ending.
+    """
+    for file in _walk_all(paths):
+        if file.refused is None and not file.foreign and file.path.suffix.lower() in ARCHIVES:
+            for member in members(file.path, SUFFIXES):
+                if isinstance(member, Failure):
+                    yield TraceFile(member.source.file, file.path, refused=member)
+                else:
+                    beside = file.path.suffix.lower() == ".eval" and not member.info.filename.startswith("samples/")
+                    yield TraceFile(member.name, file.path, member=member, foreign=member.foreign or beside)
         else:
-            raise InputError(f"no such file or folder: {path}", hint="traces.path names the traces to read")
-    return files
+            yield file
 
 
-def read_records(file: Path) -> Iterator[Record | Malformed]:
-    """Every record of one file. An empty file is one failure."""
-    data = file.read_bytes()
-    if not data.strip():
-        yield Malformed(Source(file=str(file), position="line 1"), "empty_file", "the file is empty")
-        return
-    if file.suffix == ".json":
-        yield from _json_document(file, data)
-    else:
-        yield from _json_lines(file, data)
+def _walk_all(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
+    seen: set[Path] = set()
+    for path in (found for given in paths for found in _expand(given)):
+        for file in [TraceFile(str(path), path)] if path.is_file() else _folder(path):
+            if file.path not in seen:
+                seen.add(file.path)
+                yield file
 
 
-def _json_document(file: Path, data: bytes) -> Iterator[Record | Malformed]:
+def _expand(given: str | Path) -> list[Path]:
+    path = Path(given)
+    if path.is_dir() or path.is_file():
+        return [path]
+    if glob.has_magic(str(given)):
+        found = sorted(p for p in map(Path, glob.glob(str(given), recursive=True)) if p.is_file() or p.is_dir())  # noqa: PTH207
+        if not found:
+            raise InputError(f"nothing matches {given}", hint="quote the pattern, so that the shell leaves it alone")
+        # a folder that a pattern matches beside its own files would only name them again
+        return [p for p in found if not any(q in found for q in p.parents)]
+    raise InputError(f"no such file or folder: {path}", hint="traces.path names the traces to read")
+
+
+def _folder(folder: Path) -> list[TraceFile]:
+    root = folder.resolve()
+    found: list[TraceFile] = []
+    for where, folders, names in os.walk(folder, followlinks=False):
+        links = [name for name in folders if (Path(where) / name).is_symlink()]
+        found += [_look(Path(where) / name, root) for name in (*names, *links)]
+    if all(f.foreign for f in found):
+        endings = ", ".join("*" + s for s in SUFFIXES + ARCHIVES)
+        raise InputError(f"no trace files in {folder}", hint=f"looked for {endings}")
+    return sorted(found, key=lambda f: f.path)
+
+
+def _look(path: Path, root: Path) -> TraceFile:
+    """One directory entry: read, foreign or refused."""
+
+    def refuse(reason: str, message: str) -> TraceFile:
+        return TraceFile(str(path), path, refused=Failure(Source(file=str(path), position="file"), reason, message))
+
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(root):
+            return refuse("symlink", f"a symbolic link out of the folder, to {target}: not followed")
+        if not target.is_file():
+            return refuse("symlink", "a symbolic link to something that is no file: not followed")
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        # many a `.json` is JSON lines; a file whose first line parses alone is read as such
-        first = data.split(b"\n", 1)[0]
-        if b"\n" in data.strip() and _loads(first) is not None:
-            yield from _json_lines(file, data)
-            return
-        yield Malformed(Source(file=str(file), position=_place(error)), "not_json", f"not valid JSON: {error}")
-        return
-    if isinstance(value, list) and not _is_conversation(value):
-        if not value:
-            yield Malformed(Source(file=str(file), position="line 1"), "empty_file", "the list is empty")
-        for i, item in enumerate(value, 1):
-            yield Record(item, Source(file=str(file), position=f"record {i}"))
-    else:
-        yield Record(value, Source(file=str(file), position="record 1"))
-
-
-def _json_lines(file: Path, data: bytes) -> Iterator[Record | Malformed]:
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        source = Source(file=str(file), position=f"line {number}")
-        try:
-            yield Record(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8")), source)
-        except UnicodeDecodeError as error:
-            yield Malformed(source, "not_utf8", f"not valid UTF-8: {error.reason} at byte {error.start}")
-        except ValueError as error:
-            yield Malformed(source, "not_json", f"not valid JSON: {error}")
-        except RecursionError:
-            yield Malformed(source, "too_deep", "nested too deeply")
-
-
-def _is_conversation(value: list[Any]) -> bool:
-    """A bare list of chat messages is one trace, not many records."""
-    return bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _loads(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _place(error: Exception) -> str:
-    return f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "line 1"
+        mode = path.stat().st_mode
+    except OSError as error:
+        return refuse("unreadable", f"cannot be read: {error.strerror}")
+    if not stat.S_ISREG(mode):
+        return refuse("not_a_file", "neither a regular file nor a folder: not opened")
+    return TraceFile(str(path), path, foreign=path.suffix.lower() not in SUFFIXES + ARCHIVES)

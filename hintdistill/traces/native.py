@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from hintdistill.errors import TraceError
-from hintdistill.traces.options import ReadOptions
+from hintdistill.traces.options import ReadOptions, Record
+from hintdistill.traces.turns import check_plain
 from hintdistill.types import TRACE_SCHEMA, Source, Trace
 
+NAME = "native"
+SCOPE: Literal["record"] = "record"
 MARK = "hintdistill_trace"
 
 
 def fits(value: Any) -> bool:
     """Whether a record says it is in this format."""
     return isinstance(value, dict) and MARK in value
+
+
+def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
+    """The one trace of a record. Raises TraceError."""
+    yield parse(record.value, record.source, options)
 
 
 def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
@@ -32,6 +40,8 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
     except ValidationError as error:
         first = error.errors()[0]
         raise TraceError(f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from None
+    for place in (trace.extra, list(trace.tools), *(m.extra for m in trace.messages)):
+        check_plain(place, "extra")
     update: dict[str, Any] = {"source": source}
     if not trace.tools and options.tools:
         update["tools"] = options.tools

@@ -1,33 +1,45 @@
 """OpenAI chat messages, in the variants real files have.
 
-A record is an object with `messages` (or `traj`, tau-bench), or a bare list of messages. What is handled, all seen in
-real files: `arguments` as a string (kept byte for byte), an object, or null; call ids missing or reused (never used as
-a map: results are paired by order); null, empty or part-list content; the legacy `function_call`; `reasoning_content`;
-rewards as number or string; token ids and log-probabilities under the names of vLLM and NeMo Gym. Keys that mean
-nothing to us are kept in `extra`.
+A record is an object with `messages` (or `traj`, tau-bench), or a bare list of messages; a dataset of prompts and
+completions (TRL) is one too. What a message may look like is in `turns.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from hintdistill.errors import TraceError
-from hintdistill.traces.options import ReadOptions
-from hintdistill.types import Message, Source, ToolCall, Trace
+from hintdistill.traces.options import ReadOptions, Record
+from hintdistill.traces.turns import GIVEN, build_trace, kind, parse_tools
+from hintdistill.types import Source, Trace
 
+NAME = "openai_chat"
+SCOPE: Literal["record"] = "record"
 MESSAGE_KEYS = ("messages", "traj")
-ROLES = {"system", "developer", "user", "assistant", "tool"}
-ALIASES = {"function": "tool"}
-TOKEN_KEYS = {
-    "prompt_token_ids": ("prompt_token_ids",),
-    "token_ids": ("token_ids", "generation_token_ids", "completion_token_ids"),
-    "logprobs": ("logprobs", "generation_log_probs"),
-}
+TOOL_KEYS = ("tools", "functions", "tools_json")
+
+__all__ = ["NAME", "SCOPE", "fits", "parse", "parse_tools", "traces"]
+
+
+def fits(value: Any) -> bool:
+    """A bare list of messages, or an object with one under a known key."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+    return isinstance(value, dict) and (
+        any(isinstance(value.get(k), list) for k in MESSAGE_KEYS)
+        or (_messages(value.get("prompt")) and (_messages(value.get("completion")) or _messages(value.get("chosen"))))
+    )
+
+
+def _messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
+    """The one trace of a record. Raises TraceError."""
+    yield parse(record.value, record.source, options)
 
 
 def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
@@ -38,165 +50,39 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
     """
     record: Mapping[str, Any] = {"messages": value} if isinstance(value, list) else value
     if not isinstance(record, Mapping):
-        raise TraceError(f"a record must be an object or a list of messages, not {_kind(value)}")
+        raise TraceError(f"a record must be an object or a list of messages, not {kind(value)}")
+    messages, used = _conversation(record)
+    known = {*used, *TOOL_KEYS, "id", "trace_id", "task_id", "model", "reward"}
+    scored = next((k for k in ("reward", "score") if k in record), None)
+    return build_trace(
+        record, messages, source, options, known=known, tools=next((record[k] for k in TOOL_KEYS if record.get(k)), None),
+        reward=record[scored] if scored else None, task_id=record.get("task_id"), model=record.get("model"),
+    )  # fmt: skip
+
+
+def _conversation(record: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
+    """The messages of a record and the keys they stand under."""
     key = next((k for k in MESSAGE_KEYS if isinstance(record.get(k), list)), None)
-    if key is None:
-        found = ", ".join(list(record)[:8]) or "none"
-        raise TraceError(f"no list under {' or '.join(map(repr, MESSAGE_KEYS))} (keys present: {found})")
-    messages = tuple(_message(m, i, options) for i, m in enumerate(record[key]))
-    if not messages:
-        raise TraceError("the list of messages is empty")
-    tools = parse_tools(record["tools"]) if record.get("tools") else options.tools
-    reward = _number(next((record[k] for k in ("reward", "score") if k in record), None))
-    known = {key, "tools", "id", "trace_id", "task_id", "model"} | ({"reward"} if reward is not None else set())
+    if key is not None:
+        return record[key], {key}
+    prompt, answer = record.get("prompt"), record.get("completion", record.get("chosen"))
+    if isinstance(prompt, list) and isinstance(answer, list):
+        used = {"prompt", "completion" if "completion" in record else "chosen"}
+        return [*given(prompt), *answer], used
+    found = ", ".join(list(map(str, record))[:8]) or "none"
+    raise TraceError(f"no list under {' or '.join(map(repr, MESSAGE_KEYS))} (keys present: {found})")
+
+
+def given(messages: list[Any]) -> list[Any]:
+    """Messages of a prompt: their assistant turns were read here, not produced here."""
+    return [{**m, GIVEN: True} if isinstance(m, dict) and m.get("role") == "assistant" else m for m in messages]
+
+
+def loads(text: Any) -> Any:
+    """The value of a JSON string, or the value itself where it is none."""
+    if not isinstance(text, str):
+        return text
     try:
-        return Trace(
-            id=_trace_id(record, source),
-            messages=messages,
-            tools=tools,
-            reward=reward,
-            task_id=str(record["task_id"]) if record.get("task_id") is not None else None,
-            model=record["model"] if isinstance(record.get("model"), str) else None,
-            source=source,
-            extra={k: v for k, v in record.items() if k not in known},
-        )
-    except ValidationError as error:
-        raise TraceError(str(error.errors()[0]["msg"])) from None
-
-
-def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """Tool schemas from a list (wrapped, bare or names only), a dict by name, or a JSON string of one of those."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise TraceError("`tools` is a string that is not JSON") from None
-    if isinstance(value, Mapping):
-        value = [{"name": k, **v} if isinstance(v, Mapping) and "name" not in v else v for k, v in value.items()]
-    if not isinstance(value, list):
-        raise TraceError(f"`tools` must be a list, not {_kind(value)}")
-    return tuple(_tool(t) for t in value)
-
-
-def _tool(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"type": "function", "function": {"name": value}}
-    if isinstance(value, Mapping):
-        function = value.get("function", value)
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-            if "function" in value:
-                return {"type": "function", **value}
-            return {"type": "function", "function": {k: v for k, v in value.items() if k != "type"}}
-    raise TraceError(f"a tool schema without a name: {json.dumps(value, default=str)[:80]}")
-
-
-def _message(value: Any, index: int, options: ReadOptions) -> Message:
-    if not isinstance(value, Mapping):
-        raise TraceError(f"message {index} is {_kind(value)}, not an object")
-    said = value.get("role")
-    role: Any = "assistant" if said == options.student_role else ALIASES.get(str(said), said)
-    if role not in ROLES:
-        raise TraceError(f"message {index} has the role {value.get('role')!r}; traces.student_role names the student's")
-    calls = _calls(value, index)
-    used = {"role", "content", "tool_calls", "function_call", "tool_call_id", "name", "raw_text"}
-    used |= {"reasoning_content", "reasoning"}
-    tokens: dict[str, Any] = {}
-    for field, names in TOKEN_KEYS.items():
-        name = next((n for n in names if value.get(n)), None)
-        used |= set(names)
-        if name is not None and options.token_ids == "use":
-            tokens[field] = _logprobs(value[name], index) if field == "logprobs" else value[name]
-    if "token_ids" not in tokens and tokens.pop("logprobs", None) is not None:
-        # log-probabilities of a server that keeps its token ids to itself cannot be paired with anything
-        used -= set(TOKEN_KEYS["logprobs"])
-    reasoning = value.get("reasoning_content") or value.get("reasoning")
-    try:
-        return Message(
-            role=role,
-            content=_content(value.get("content"), index),
-            reasoning=reasoning if isinstance(reasoning, str) else None,
-            tool_calls=calls,
-            tool_call_id=value["tool_call_id"] if isinstance(value.get("tool_call_id"), str) else None,
-            name=value["name"] if isinstance(value.get("name"), str) else None,
-            raw_text=value["raw_text"] if isinstance(value.get("raw_text"), str) else None,
-            extra={k: v for k, v in value.items() if k not in used},
-            **tokens,
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise TraceError(f"message {index}, {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
-
-def _content(value: Any, index: int) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, Mapping):
-        return json.dumps(value, ensure_ascii=False)
-    if not isinstance(value, list):
-        raise TraceError(f"message {index} has content of type {_kind(value)}")
-    texts = []
-    for part in value:
-        if isinstance(part, str):
-            texts.append(part)
-            continue
-        text = part.get("text", part.get("content")) if isinstance(part, Mapping) else None
-        if not isinstance(text, str):
-            kind = part.get("type") if isinstance(part, Mapping) else _kind(part)
-            raise TraceError(f"message {index} has a content part of type {kind!r}; only text can be rendered")
-        texts.append(text)
-    return "".join(texts)
-
-
-def _calls(value: Mapping[str, Any], index: int) -> tuple[ToolCall, ...]:
-    raw = value.get("tool_calls")
-    if raw is None and isinstance(value.get("function_call"), Mapping):
-        raw = [{"function": value["function_call"]}]
-    if not raw:
-        return ()
-    if not isinstance(raw, list):
-        raise TraceError(f"message {index}: `tool_calls` must be a list, not {_kind(raw)}")
-    return tuple(_call(c, index) for c in raw)
-
-
-def _call(value: Any, index: int) -> ToolCall:
-    function = value.get("function", value) if isinstance(value, Mapping) else None
-    if isinstance(function, str) and isinstance(value, Mapping):
-        function = {"name": function, "arguments": value.get("arguments")}
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise TraceError(f"message {index}: a tool call without a function name")
-    arguments = function.get("arguments")
-    call_id = value.get("id")
-    return ToolCall(
-        name=function["name"],
-        arguments_raw=arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False),
-        arguments_form="string" if isinstance(arguments, str) else "object",
-        id=call_id if isinstance(call_id, str) else None,
-    )
-
-
-def _logprobs(value: Any, index: int) -> list[float]:
-    """A list of numbers, or OpenAI's `{"content": [{"token", "logprob"}]}`."""
-    items = value.get("content") if isinstance(value, Mapping) else value
-    if not isinstance(items, list):
-        raise TraceError(f"message {index}: log-probabilities of type {_kind(value)}")
-    return [i["logprob"] if isinstance(i, Mapping) and "logprob" in i else i for i in items]
-
-
-def _trace_id(record: Mapping[str, Any], source: Source) -> str:
-    for key in ("trace_id", "id"):
-        if isinstance(record.get(key), str | int) and str(record[key]):
-            return str(record[key])
-    return f"{Path(source.file).stem}#{source.position.rpartition(' ')[2]}"
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, int | float | str) else None
-    except ValueError:
-        return None
-
-
-def _kind(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(
-        type(value), type(value).__name__
-    )
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

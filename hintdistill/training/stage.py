@@ -72,7 +72,7 @@ def train(
     model, trainable = _student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
-    trainer = _trainer(model, rows, run, config, work, device, progress)
+    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config))
     floor = _floor(trainer, rows, work)
     last = _last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -105,7 +105,7 @@ def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.
 
 def _trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (),
 ) -> Any:  # fmt: skip
     from transformers import TrainerCallback, TrainingArguments
 
@@ -117,6 +117,8 @@ def _trainer(
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if trainer.follower is not None:
+                trainer.follower.after_step(state.global_step)
             if progress:
                 progress(state.global_step, state.max_steps)
 
@@ -132,10 +134,20 @@ def _trainer(
         bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
     )  # fmt: skip
     trainer = HintTrainer(
-        model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()]
-    )
+        model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
+        special_ids=special_ids,
+    )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _special_ids(folder: Path, config: TrainSection) -> list[int]:
+    """The tokenizer's special tokens, where the recipe takes them out of a support."""
+    if not any(t.support.drop_special for t in config.objective.terms.values()):
+        return []
+    from transformers import AutoTokenizer
+
+    return sorted(AutoTokenizer.from_pretrained(folder).all_special_ids)
 
 
 def _silence(trainer: Any) -> None:

@@ -1,0 +1,222 @@
+"""Time and peak memory of the loss at the head: dense, this toolkit's chunks, TRL's chunked kernel, Liger's chunked JSD.
+
+    python benchmarks/loss.py [--positions 512] [--width 1024] [--vocab 152064] [--kind jsd] [--repeats 3] [--train-head]
+
+From hidden states of student and teacher to the gradient of the student's hidden states, float32, one thread, the head
+frozen (as with adapters) unless --train-head. Each variant runs in a process of its own, in turns; peers that are not
+installed are left out and named. `stored_topk` trains on stored top-64 targets with a tail, `hint_sd` is that recipe's term
+(reverse KL, student top-100 and tail), both through `chunked`, beside dense forms of the same loss.
+
+Last line: one JSON object with, per variant, CPU seconds (least of the repeats), peak MB above what was there before,
+the ratio of both to the dense form, and the relative error of the gradient. Aim, frozen head at 512 × 152k: at most 0.15 of the
+dense peak and 1.3 of its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hintdistill.objectives import divergence, gather_with_tail, union_of
+from hintdistill.objectives.chunked import HeadSpec, chunked, linear_divergence
+
+VARIANTS = (
+    "dense",
+    "chunked",
+    "trl",
+    "liger",
+    "dense_stored_topk",
+    "chunked_stored_topk",
+    "dense_hint_sd",
+    "chunked_hint_sd",
+)
+PEERS = {"trl": "trl.kernels.chunked_divergence", "liger": "liger_kernel.chunked_loss"}
+Tensors = dict[str, torch.Tensor]
+
+
+def tensors(args: argparse.Namespace) -> Tensors:
+    """The same numbers in every process."""
+    g = torch.Generator().manual_seed(0)
+    shape = (args.positions, args.width)
+    h = torch.randn(shape, generator=g)
+    t = h + 0.5 * torch.randn(shape, generator=g)
+    weight = torch.randn(args.vocab, args.width, generator=g).mul_(2.0 / args.width**0.5)
+    return {"hidden": h.requires_grad_(), "target": t, "weight": weight.requires_grad_(args.train_head)}
+
+
+def dense(x: Tensors, kind: str) -> torch.Tensor:
+    """Both `[N, V]` at once, differentiated by autograd."""
+    s = torch.nn.functional.linear(x["hidden"], x["weight"]).log_softmax(-1)
+    with torch.no_grad():
+        t = torch.nn.functional.linear(x["target"], x["weight"]).log_softmax(-1)
+    return divergence(kind, s, t).mean()
+
+
+def ours(x: Tensors, kind: str) -> torch.Tensor:
+    """`linear_divergence`."""
+    n = len(x["hidden"])
+    head, target = HeadSpec(x["weight"]), HeadSpec(x["weight"].detach())
+    return linear_divergence(x["hidden"], head, x["target"], target, torch.full((n,), 1 / n), kind)[0]
+
+
+def trl(x: Tensors, kind: str) -> torch.Tensor:
+    """TRL's `ChunkedDivergenceFunction`."""
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+    beta = {"fkl": 0.0, "jsd": 0.5, "rkl": 1.0}[kind]
+    weight = x["weight"]
+    return ChunkedDivergenceFunction.apply(x["hidden"], weight, None, x["target"], weight.detach(), None, beta)[
+        0
+    ].mean()
+
+
+def liger(x: Tensors, kind: str) -> torch.Tensor:
+    """Liger's chunked linear JSD, soft loss alone, uncompiled."""
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    beta = {"fkl": 0.0, "jsd": 0.5, "rkl": 1.0}[kind]
+    loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False, chunk_size=64)
+    labels = torch.zeros(len(x["hidden"]), dtype=torch.long)
+    return loss(x["hidden"], x["weight"], x["target"], x["weight"].detach(), labels)
+
+
+def stored(x: Tensors, kind: str) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """The loss on stored top-64 targets; what is stored is made before anything is measured."""
+    ids, targets = [], []
+    with torch.no_grad():
+        for h, t in zip(x["hidden"].split(32), x["target"].split(32), strict=True):
+            s, q = (torch.nn.functional.linear(y, x["weight"]).log_softmax(-1) for y in (h, t))
+            ids.append(union_of(s.topk(64).indices, q.topk(64).indices))
+            targets.append(gather_with_tail(q, ids[-1]))
+    kept, target = torch.cat(ids), torch.cat(targets)
+
+    def loss(logprobs: torch.Tensor, at: slice) -> torch.Tensor:
+        return divergence(kind, gather_with_tail(logprobs, kept[at]), target[at]) / len(kept)
+
+    return loss
+
+
+def hint_sd(x: Tensors) -> Callable[[torch.Tensor, slice], torch.Tensor]:
+    """HINT-SD's term; the teacher's logits are made chunk by chunk too."""
+    weight, targets = x["weight"].detach(), x["target"]
+
+    def loss(logprobs: torch.Tensor, at: slice) -> torch.Tensor:
+        with torch.no_grad():
+            t = torch.nn.functional.linear(targets[at], weight).log_softmax(-1)
+            kept = logprobs.topk(100).indices
+        return divergence("rkl", gather_with_tail(logprobs, kept), gather_with_tail(t, kept)) / len(targets)
+
+    return loss
+
+
+def variant(name: str, x: Tensors, kind: str) -> Callable[[], torch.Tensor]:
+    """The loss to measure, ready to run."""
+    if name in PEERS:
+        # what an import takes is no part of the loss
+        importlib.import_module(PEERS[name])
+    if name in ("dense", "chunked", "trl", "liger"):
+        function = {"dense": dense, "chunked": ours, "trl": trl, "liger": liger}[name]
+        return lambda: function(x, kind)
+    form, _, what = name.partition("_")
+    loss = stored(x, kind) if what == "stored_topk" else hint_sd(x)
+    if form == "chunked":
+        return lambda: chunked(x["hidden"], HeadSpec(x["weight"]), loss)[0]
+    return lambda: loss(torch.nn.functional.linear(x["hidden"], x["weight"]).log_softmax(-1), slice(None)).sum()
+
+
+def resident_mb(key: str) -> float:
+    """A figure of this process from the kernel, MB."""
+    text = Path("/proc/self/status").read_text()
+    return int(next(line for line in text.splitlines() if line.startswith(key)).split()[1]) / 1024
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Peak of the first run, CPU seconds of the best of the others, and the gradient's summary."""
+    torch.set_num_threads(1)
+    x = tensors(args)
+    run = variant(args.one, x, args.kind)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident_mb("VmRSS")
+    seconds = []
+    peak = 0.0
+    for i in range(args.repeats + 1):
+        x["hidden"].grad = x["weight"].grad = None
+        began = time.process_time()
+        loss = run()
+        loss.backward()
+        seconds.append(time.process_time() - began)
+        if i == 0:
+            peak = resident_mb("VmHWM") - before
+    gradient = x["hidden"].grad
+    assert gradient is not None
+    probe = gradient.double() @ torch.randn(
+        args.width, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
+    scale = float(loss.detach())
+    return {"cpu_s": min(seconds[1:]), "peak_mb": peak, "loss": scale, "probe": (probe / probe.norm()).flatten().tolist(),
+            "total_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # fmt: skip
+
+
+def spawn(args: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Measure one variant in a fresh process."""
+    command = [sys.executable, __file__, "--one", name]
+    for key in ("positions", "width", "vocab", "kind", "repeats"):
+        command += [f"--{key}", str(getattr(args, key))]
+    command += ["--train-head"] if args.train_head else []
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each variant against the dense form of the same loss."""
+    out = {}
+    for name, r in results.items():
+        base = results[
+            {"stored_topk": "dense_stored_topk", "hint_sd": "dense_hint_sd"}.get(name.partition("_")[2], "dense")
+        ]
+        a, b = (torch.tensor(y["probe"], dtype=torch.float64) for y in (r, base))
+        out[name] = {"cpu_s": round(r["cpu_s"], 2), "peak_mb": round(r["peak_mb"], 1),
+                     "time_ratio": round(r["cpu_s"] / base["cpu_s"], 3), "peak_ratio": round(r["peak_mb"] / base["peak_mb"], 3),
+                     "gradient_error": float(f"{float((a - b).norm() / b.norm()):.2g}")}  # fmt: skip
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--positions", type=int, default=512)
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--vocab", type=int, default=152_064)
+    parser.add_argument("--kind", choices=("fkl", "rkl", "jsd"), default="jsd")
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--train-head", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=VARIANTS, help="these and the dense forms")
+    parser.add_argument("--one", choices=VARIANTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args)))
+        return
+    absent = [n for n, m in PEERS.items() if importlib.util.find_spec(m.partition(".")[0]) is None]
+    names = [n for n in VARIANTS if n not in absent and (not args.only or n in args.only or n.startswith("dense"))]
+    results: dict[str, dict[str, Any]] = {}
+    for name in names:
+        results[name] = spawn(args, name)
+        print(f"{name:>20} {results[name]['cpu_s']:7.2f} s {results[name]['peak_mb']:8.1f} MB", flush=True)
+    shape = {k: getattr(args, k) for k in ("positions", "width", "vocab", "kind", "train_head")}
+    print(json.dumps({**shape, "absent": absent, "variants": ratios(results)}))
+
+
+if __name__ == "__main__":
+    main()

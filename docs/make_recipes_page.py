@@ -1,0 +1,108 @@
+"""Write docs/recipes.md from the recipes themselves: `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hintdistill.config import TrainSection
+from hintdistill.recipes import load_recipe, missing, needs, parts, recipe_names
+from hintdistill.recipes.describe import CONFIDENCE, PROMISE
+from hintdistill.training.capabilities import available
+
+HEAD = """# Recipes
+
+Written by `make docs` from `configs/recipes/`; do not edit.
+
+A recipe is a named objective with its teacher rule, as data: `L = Σ_terms coef · N⁻¹ Σ_t W_t · ℓ(S_t, q_t; support)`, where S is the
+un-hinted student, q a log-linear combination of views (weights × context), W a product of shapes of scores.
+
+```
+hintdistill recipes list                      every recipe
+hintdistill recipes show rlcsd                formula, source, what is published and what is ours, needs, every key
+hintdistill run CONFIG train.recipe=hint_sd   train with it
+hintdistill run CONFIG train.recipe=hint_sd train.recipe.terms.distill.support.k=50 train.recipe.teacher.rate=0.01
+```
+
+In YAML, `train.recipe` is a name, a file (`my-recipe.yaml`, which may start from another by `preset: NAME`), or a mapping with `preset`
+and the keys to change. `null` takes a term away. A scalar may be a schedule: `coef: {from: 0.5, to: 0.0, start: 10, steps: 30}`.
+The flat keys `train.divergence`, `jsd_alpha`, `support`, `top_k`, `teacher`, `loss_span`, `normalize` and `train.anchor.weight` are shorts
+for keys of the recipe. What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
+
+`hint_sd` and most others need the teacher in the training step; `train.targets` then is `in_step` by itself. Rollouts "as published" are
+recorded: a run trains on the recorded steps of this student, located by the critic, whatever the method's own rollouts and locator were.
+
+`hintdistill.objectives` (torch only) computes all of it: `objective(load_recipe("hint_sd"), Batch(views, sampled, lengths))`;
+`examples/custom_loop.py` is a whole loop.
+
+## What each is, and what it needs
+
+*Class*: the best source read: {classes}. *Error token*: whether one step lowers a sampled error token which the
+teacher lowers (tested on a tabular model). *Runs*: `yes`, or what a run lacks today.
+
+| recipe | what | source | class | verdict | error token | runs |
+|---|---|---|---|---|---|---|
+"""
+
+TAIL = """
+## What is not here, and why
+
+| method | why | what is |
+|---|---|---|
+| OmniOPD's chunk agreement, TOPD-OT's transported soft labels, LGR's look-ahead | the teacher must write, or be asked K more times a token, inside training; a hint's teacher only reads | peak-entropy selection (`H_S` → `top_frac`), the anchor, `diagnostics.fidelity_by_position`, the fact `lookahead` for whoever computes it |
+| DPCA's alignment of two tokenizers | self-distillation has one; an external teacher must share it | nothing |
+| π-Distill's and SD-Zero's training of the teacher, VPD's alternation | the recipe is one objective, these alternate two | the student's side as a recipe, VPD's E-step as `divergences.unpaired_bco` |
+| PBSD by sequence | y⁺ is decoded from the teacher | `divergences.sequence_preference`, and two forms by token: `pbsd_token`, `pbsd_tilt` |
+| Noisy-expert theory | a theorem, no algorithm in the abstract | the reason why runs train on the student's own steps |
+| SG-OPD, reading (b) | the notes do not say on which base the extrapolation stands | reading (a), and `extrapolate_guarded` |
+| OPHSD's draw of tokens without replacement | off in its own default | `H_S` → `bernoulli` is near it |
+| Rock tokens' context window | not in the code that was read | `freeze` by token id |
+| SC-GRPO's diversity pseudo-advantage | needs a random reference rollout | the weight |
+| TrOPD's term on the teacher's prefix | recorded traces have no such prefix | its two other terms |
+| KAT's buffer, CGTR, ADWIN, TRB, Decoupling's curriculum inside a run | controllers that watch a training | each as a class or function in `objectives.controllers` and `objectives.targets`, for a loop of your own |
+| AntiSD's bounded inverse, SDPG's positive-advantage gate, UniSD's agreement over auxiliary contexts | one line each in a survey, no formula read | `threshold` of `advantage` is SDPG's gate; `disagree` is near UniSD's agreement; UniSD's clip is `token_clip` |
+
+## Parts
+
+| part | kinds |
+|---|---|
+"""  # noqa: E501
+
+
+def runs(name: str) -> str:
+    """`yes`, what is missing, or what it is instead of an objective."""
+    recipe = load_recipe(name)
+    if recipe.kind != "objective":
+        return f"a {recipe.kind}"
+    lacking = missing(recipe, available(TrainSection(recipe=name)))
+    return "needs " + ", ".join(f"`{n.name}`" for n in lacking) if lacking else "yes"
+
+
+def page() -> str:
+    """The whole page."""
+    lines = []
+    for name in recipe_names():
+        r = load_recipe(name)
+        promise = PROMISE[r.lowers_error]
+        lines.append(f"| `{name}` | {r.title} | {r.source} | {r.confidence} | {r.verdict} | {promise} | {runs(name)} |")
+    classes = "; ".join(f"{k} {v}" for k, v in CONFIDENCE.items())
+    tables = {
+        "supports": parts.SUPPORTS, "remainders": parts.RESTS, "divergences": parts.DIVERGENCES, "signals of `pg`": parts.SIGNALS,
+        "scores": parts.SCORES, "facts a caller supplies": parts.FACTS, "shapes": parts.SHAPES, "normalisers": parts.NORMALISERS,
+        "loss spans": parts.SPANS, "contexts": parts.CONTEXTS, "couplings": parts.COUPLINGS, "controllers": parts.CONTROLLERS,
+        "teacher updates": ("initial", "live", "ema", "periodic", "cgtr", "external"), "hint kinds": parts.HINTS,
+    }  # fmt: skip
+    takes = ("divergences", "signals of `pg`", "shapes")
+    rows = []
+    for part, kinds in tables.items():
+        words = [
+            f"`{k}`" + (f" ({', '.join(kinds[k])})" if part in takes and isinstance(kinds, dict) and kinds[k] else "")
+            for k in kinds
+        ]
+        rows.append(f"| {part} | {', '.join(words)} |")
+    known = sorted({n.name for name in recipe_names() for n in needs(load_recipe(name))})
+    foot = "\n\nNeeds that appear above: " + ", ".join(f"`{n}`" for n in known) + ".\n"
+    return HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + TAIL + "\n".join(rows) + foot
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "recipes.md").write_text(page(), encoding="utf-8")

@@ -1,0 +1,136 @@
+"""What an LLM critic may answer: three small JSON objects, their schemas, and their validation.
+
+Each schema is made for one question, with the step numbers of the record as the only legal ones. Where decoding is
+constrained, an answer cannot contradict itself: the verdict `findings` comes with findings, every other verdict without.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from hintdistill.errors import InputError
+from hintdistill.types import Usage, Verdict
+
+QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH = 300, 48, 400
+"""Bounds on strings, characters, so that constrained decoding always comes to an end."""
+
+
+class Answer(BaseModel):
+    """An answer that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class LLMFinding(Answer):
+    """One mistake, as the critic states it."""
+
+    step: int
+    quote: str | None
+    error_class: str
+    hint: str
+    confidence: float
+    caused_by: int | None
+
+
+class LLMAnswer(Answer):
+    """The answer about a whole record."""
+
+    verdict: Verdict
+    findings: list[LLMFinding]
+
+    @model_validator(mode="after")
+    def _fits(self) -> LLMAnswer:
+        if (self.verdict == "findings") != bool(self.findings):
+            raise ValueError(f"the verdict {self.verdict!r} does not go with {len(self.findings)} findings")
+        return self
+
+
+class StepAnswer(Answer):
+    """The answer about one step; the other fields count only where it is a mistake."""
+
+    mistake: bool
+    quote: str | None
+    error_class: str
+    hint: str
+    confidence: float
+
+
+class HalfAnswer(Answer):
+    """Which half of a range of steps holds the first mistake."""
+
+    half: Literal["first", "second", "none", "not_student", "abstain"]
+
+
+class AnswerError(InputError):
+    """The critic's answer cannot be used, after the repair rounds."""
+
+    def __init__(self, message: str, raw: str) -> None:
+        super().__init__(message, hint="the raw answer is in the failure row")
+        self.raw = raw
+        self.usage = Usage()
+
+
+A = TypeVar("A", bound=Answer)
+
+
+def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
+    """Validate an answer. Raises ValueError saying what is wrong with it, in words a model can act on."""
+    start, end = text.find("{"), text.rfind("}")
+    if start < 0 or end < start:
+        raise ValueError("it holds no JSON object")
+    try:
+        answer = kind.model_validate_json(text[start : end + 1])
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the object'}: {first['msg']}") from None
+    if isinstance(answer, LLMAnswer):
+        for finding in answer.findings:
+            if finding.step not in legal_steps:
+                shown = ", ".join(map(str, legal_steps[:40]))
+                raise ValueError(f"step {finding.step} does not exist; the steps are {shown}")
+    return answer
+
+
+def answer_schema(legal_steps: tuple[int, ...], bounds: int | None = None) -> dict[str, Any]:
+    """JSON schema of an `LLMAnswer`.
+
+    `bounds` limits the number of findings, and then also the length of every string, and ties verdict and findings
+    together. Strict modes of some services refuse such keywords; without `bounds` the schema has none.
+    """
+    schema = LLMAnswer.model_json_schema()
+    steps = {"type": "integer", "enum": list(legal_steps)}
+    finding = _finding_schema(schema.pop("$defs")["LLMFinding"], bounds is not None)
+    finding["properties"]["step"] = steps
+    finding["properties"]["caused_by"] = {"anyOf": [steps, {"type": "null"}]}
+    schema["properties"]["findings"]["items"] = finding
+    if bounds is None:
+        return schema
+    found, nothing = schema, copy.deepcopy(schema)
+    found["properties"]["verdict"] = {"type": "string", "enum": ["findings"]}
+    found["properties"]["findings"] |= {"minItems": 1, "maxItems": bounds}
+    nothing["properties"]["verdict"] = {"type": "string", "enum": ["none", "not_student", "abstain"]}
+    nothing["properties"]["findings"] = {"type": "array", "items": {"type": "null"}, "maxItems": 0}
+    return {"anyOf": [found, nothing] if legal_steps else [nothing]}
+
+
+def step_schema(bounded: bool) -> dict[str, Any]:
+    """JSON schema of a `StepAnswer`."""
+    return _finding_schema(StepAnswer.model_json_schema(), bounded)
+
+
+def half_schema() -> dict[str, Any]:
+    """JSON schema of a `HalfAnswer`."""
+    return HalfAnswer.model_json_schema()
+
+
+def _finding_schema(schema: dict[str, Any], bounded: bool) -> dict[str, Any]:
+    properties = schema["properties"]
+    properties["confidence"] = {"type": "number", "enum": [n / 10 for n in range(11)]}
+    if bounded:
+        properties["quote"]["anyOf"][0]["maxLength"] = QUOTE_LENGTH
+        properties["error_class"]["maxLength"] = CLASS_LENGTH
+        properties["hint"]["maxLength"] = HINT_LENGTH
+    return schema

@@ -1,0 +1,165 @@
+"""Who answers an LLM critic's questions, behind one protocol; answers already paid for; what may still be spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hintdistill.errors import HintdistillError
+from hintdistill.rundir import JsonlStore
+from hintdistill.types import Usage
+
+BYTES_PER_TOKEN = 3
+"""What a token is taken to be where no tokenizer is known; English text has four or more."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question: chat messages, the JSON schema of the answer, and how to sample it."""
+
+    messages: tuple[dict[str, str], ...]
+    schema: dict[str, Any]
+    temperature: float = 0.0
+    seed: int | None = None
+    vote: int = 0
+
+    @property
+    def key(self) -> str:
+        """Content hash; two votes are two questions."""
+        parts = [self.messages, self.schema, self.temperature, self.seed, self.vote]
+        return hashlib.sha256(
+            json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")
+        ).hexdigest()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer's text and what it cost."""
+
+    text: str
+    usage: Usage
+
+
+class Backend(Protocol):
+    """Answers questions."""
+
+    key: str
+    """What answers depend on besides the question: server and model, or the hash of the weights."""
+    together: bool
+    """Whether `complete` is best given many questions at once (in-process models) or one per thread (servers)."""
+
+    def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
+        """One reply per question, in order.
+
+        Raises:
+            ServiceError: no question can be answered any more (`retryable` False).
+        """
+        ...
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, exact where the tokenizer is known."""
+        ...
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Tokens of question and answer together that fit, where known."""
+        ...
+
+
+class BudgetError(HintdistillError):
+    """The token budget is spent; the trace is still owed."""
+
+    exit_code = 5
+    retryable = True
+
+
+class Budget:
+    """Tokens that may be spent; safe to share between threads. `limit` None means no limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit, self.spent = limit, 0
+        self._lock = threading.Lock()
+
+    def reserve(self, tokens: int) -> None:
+        """Set tokens aside before a question is sent. Raises BudgetError where they are not there."""
+        with self._lock:
+            if self.limit is not None and self.spent + tokens > self.limit:
+                raise BudgetError(
+                    f"the budget of {self.limit} tokens is spent ({self.spent} used or in flight, {tokens} wanted)",
+                    hint="raise critic.budget_tokens and continue with --resume; answers already paid for are kept",
+                )
+            self.spent += tokens
+
+    def settle(self, reserved: int, usage: Usage) -> None:
+        """Put what the question really cost in the place of what was set aside."""
+        with self._lock:
+            self.spent += usage.prompt_tokens + usage.completion_tokens - reserved
+
+
+class AnswerCache:
+    """Answers by content of the question and of who answered, on disk as they come in."""
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._store = None if path is None else JsonlStore(Path(path))
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        if self._store is not None:
+            self._store.path.parent.mkdir(parents=True, exist_ok=True)
+            self._rows = self._store.by_key()
+
+    def get(self, key: str) -> Reply | None:
+        """The reply, or None."""
+        row = self._rows.get(key)
+        return None if row is None else Reply(row["text"], Usage.model_validate(row["usage"]))
+
+    def put(self, key: str, reply: Reply) -> None:
+        """Keep a reply; it is on disk when this returns."""
+        row = {"key": key, "text": reply.text, "usage": reply.usage.model_dump()}
+        with self._lock:
+            self._rows[key] = row
+            if self._store is not None:
+                self._store.append(row)
+
+
+class Metered:
+    """A backend with a cache before it and a budget around it. Cached answers cost nothing."""
+
+    def __init__(self, backend: Backend, cache: AnswerCache, budget: Budget, answer_tokens: int) -> None:
+        self.backend, self.cache, self.budget, self.answer_tokens = backend, cache, budget, answer_tokens
+
+    def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
+        """See `Backend.complete`; a question beyond the budget is answered by a BudgetError."""
+        keys = [f"{self.backend.key}:{r.key}" for r in requests]
+        out: list[Reply | HintdistillError | None] = [self.cache.get(k) for k in keys]
+        owed: list[int] = []
+        reserved: dict[int, int] = {}
+        for i, request in enumerate(requests):
+            if out[i] is not None:
+                continue
+            tokens = 0
+            if self.budget.limit is not None:
+                tokens = sum(self.backend.count(m["content"]) for m in request.messages) + self.answer_tokens
+            try:
+                self.budget.reserve(tokens)
+            except BudgetError as error:
+                out[i] = error
+                continue
+            reserved[i] = tokens
+            owed.append(i)
+        replies = self.backend.complete([requests[i] for i in owed]) if owed else []
+        for i, reply in zip(owed, replies, strict=True):
+            out[i] = reply
+            self.budget.settle(reserved[i], reply.usage if isinstance(reply, Reply) else Usage())
+            if isinstance(reply, Reply):
+                self.cache.put(keys[i], reply)
+        return [r for r in out if r is not None]
+
+
+def by_bytes(text: str) -> int:
+    """Tokens of a text where no tokenizer is known."""
+    return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)

@@ -1,0 +1,53 @@
+"""When the strong critic is asked, and whose word counts then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hintdistill.config import CriticSection
+from hintdistill.critics import merge
+from hintdistill.errors import HintdistillError
+from hintdistill.types import Critique, Trace
+
+Said = Critique | HintdistillError
+
+
+def escalation(section: CriticSection, trace: Trace, said: Sequence[Said]) -> str | None:
+    """Why the strong critic should read this trace after what the others said, or None."""
+    spoken = [s for s in said if isinstance(s, Critique)]
+    if "failed" in section.escalate and (len(spoken) < len(said) or any(c.verdict == "abstain" for c in spoken)):
+        return "failed"
+    named = {roots(c) for c in spoken}
+    # the deterministic checks see few errors, so that their silence contradicts nobody
+    if any(c.critics == ("rules",) for c in spoken):
+        loud = [c for c in spoken if c.critics != ("rules",) or c.findings]
+        named = {roots(c) for c in loud} or {frozenset()}
+    if "disagreement" in section.escalate and len(named) > 1:
+        return "disagreement"
+    failed_run = trace.reward is not None and trace.reward < section.pass_reward
+    if "failed_runs" in section.escalate and failed_run and not any(c.findings for c in spoken):
+        return "failed_runs"
+    return None
+
+
+def roots(critique: Critique) -> frozenset[int]:
+    """The steps of a critique's root errors."""
+    return frozenset(f.step for f in critique.findings if f.caused_by is None)
+
+
+def settle(trace_id: str, said: Sequence[Critique]) -> Critique:
+    """What several critics say of one trace, as one critique: all of them merged, or the strong one's word alone.
+
+    What the others cost and noted is kept either way.
+    """
+    strong = [c for c in said if c.critics == ("strong",) and c.verdict != "abstain"]
+    if not strong:
+        return merge(trace_id, said)
+    everything = merge(trace_id, said)
+    others = len([c for c in said if c.critics != ("strong",) and c.findings])
+    notes = (
+        (*everything.notes, f"the strong critic's word replaced that of {others} others")
+        if others
+        else everything.notes
+    )
+    return strong[-1].model_copy(update={"usage": everything.usage, "critics": everything.critics, "notes": notes})

@@ -1,0 +1,171 @@
+"""The trace as a critic reads it: one JSON object per line, in windows where it is longer than the critic's context.
+
+A line is JSON, so no text inside it can end the record or pose as the prompt: a line break or a quote in a message is an
+escape in its line. Two things JSON lets through are escaped as well: control characters (terminal sequences, Unicode line
+ends, bidirectional overrides) and the turn markers of chat templates, which a server would take for the end of the
+prompt. Undoing JSON escapes gives every message back exactly.
+
+Nothing is ever left out. A record that does not fit is read in windows that overlap by whole messages, each opening
+with the system prompt and the first request; a message that does not fit a window is split into numbered parts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hintdistill.errors import ContextLengthError
+from hintdistill.types import Message, Trace
+
+Count = Callable[[str], int]
+"""Tokens of a text."""
+
+_MARKER = re.compile(
+    r"<\|[^|>\s]{1,40}\|?>|<｜[^｜>\s]{1,40}｜>|</?(?:start_of_turn|end_of_turn|s|bos|eos|turn|channel)>|\[/?INST\]|<</?SYS>>|\[gMASK\]|<sop>"
+)
+_CONTROL = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a record and what it stands for."""
+
+    text: str
+    message: int
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a critic reads at once: lines, and the steps it may name."""
+
+    lines: tuple[Line, ...]
+    window: int = 0
+    windows: int = 1
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The step numbers in it, each once, in order."""
+        return tuple(dict.fromkeys(line.step for line in self.lines if line.step is not None))
+
+    @property
+    def text(self) -> str:
+        """The lines as one text."""
+        return "\n".join(line.text for line in self.lines)
+
+    def until(self, step: int) -> Record:
+        """The record up to and including a step: a prefix of the whole, byte by byte."""
+        last = max(i for i, line in enumerate(self.lines) if line.step == step)
+        return Record(self.lines[: last + 1], self.window, self.windows)
+
+
+def encode(value: Any) -> str:
+    """Compact JSON on one line that no terminal and no chat template will act on."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
+    return _MARKER.sub(lambda m: f"\\u{ord(m.group()[0]):04x}{m.group()[1:]}", text)
+
+
+def _shown(message: Message, step: int | None) -> dict[str, Any]:
+    line: dict[str, Any] = {} if step is None else {"step": step}
+    line["role"] = message.role
+    if message.reasoning:
+        line["reasoning"] = message.reasoning
+    if message.content is not None:
+        line["content"] = message.content
+    if message.tool_calls:
+        line["tool_calls"] = [{"name": c.name, "arguments": c.arguments_raw} for c in message.tool_calls]
+    return line
+
+
+def whole(trace: Trace) -> Record:
+    """The whole trace; lines of the student carry their step number."""
+    steps = {at: k for k, at in enumerate(trace.step_indices)}
+    return Record(tuple(Line(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages)))
+
+
+def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[Record]:
+    """The trace in as many records as it takes, each of at most `room` tokens; `room` None means all at once.
+
+    Raises:
+        ContextLengthError: the room is too small to read anything in.
+    """
+    record = whole(trace)
+    if room is None or count(record.text) <= room:
+        return [record]
+    if room < 64:
+        raise ContextLengthError(
+            f"trace {trace.id}: {room} tokens are left for it beside instructions, tools and answer",
+            hint="a critic with a longer context, fewer tools, or a lower critic.llm.max_tokens",
+        )
+    size = room // 3
+    lines = [part for line in record.lines for part in _parts(line, count, size)]
+    opening = _opening(lines, trace, count, size)
+    budget = room - sum(_cost(line, count) for line in opening)
+    bodies: list[tuple[Line, ...]] = []
+    at = 0
+    while at < len(lines):
+        end, used = at, 0
+        while end < len(lines) and (end == at or used + _cost(lines[end], count) <= budget):
+            used += _cost(lines[end], count)
+            end += 1
+        bodies.append(tuple(lines[at:end]))
+        if end == len(lines):
+            break
+        # whole messages are shared, as long as the window still moves on and they leave room for something new
+        back = end
+        while (
+            back > at + 1
+            and end - back < overlap
+            and sum(_cost(x, count) for x in lines[back - 1 : end]) <= budget // 2
+        ):
+            back -= 1
+        at = back
+    records = []
+    for n, body in enumerate(bodies):
+        head = tuple(line for line in opening if line not in body)
+        records.append(Record(head + body, n, len(bodies)))
+    return records
+
+
+def note(records: list[Record]) -> tuple[str, ...]:
+    """How a trace was read, where it was not read at once."""
+    if len(records) == 1:
+        return ()
+    ranges = ", ".join(f"{r.lines[-1].message}" for r in records)
+    return (f"read in {len(records)} windows, ending at messages {ranges}",)
+
+
+def _cost(line: Line, count: Count) -> int:
+    return count(line.text) + 1
+
+
+def _opening(lines: list[Line], trace: Trace, count: Count, room: int) -> list[Line]:
+    """The system prompt and the first request, as far as they fit."""
+    out: list[Line] = []
+    for line in lines:
+        role = trace.messages[line.message].role
+        if role not in ("system", "developer", "user") or sum(_cost(x, count) for x in [*out, line]) > room:
+            break
+        out.append(line)
+        if role == "user":
+            break
+    return out
+
+
+def _parts(line: Line, count: Count, room: int) -> Iterator[Line]:
+    """The line itself, or its message in numbered parts of about `room` tokens."""
+    if count(line.text) <= room:
+        yield line
+        return
+    value = json.loads(line.text)
+    fields = [("reasoning", value.pop("reasoning", None)), ("content", value.pop("content", None))]
+    fields += [("tool_call", f"{c['name']} {c['arguments']}") for c in value.pop("tool_calls", ())]
+    per_token = max(1, len(line.text) // max(1, count(line.text)))
+    width = max(1, (room - count(encode(value)) - 16) * per_token // 2)
+    pieces = [(name, text[i : i + width]) for name, text in fields if text for i in range(0, len(text), width)]
+    for n, (name, text) in enumerate(pieces, 1):
+        yield Line(encode({**value, "part": f"{n}/{len(pieces)}", name: text}), line.message, line.step)

@@ -1,0 +1,151 @@
+"""Any OpenAI-compatible server: vLLM, SGLang, cloud services.
+
+Rate limits and passing errors are retried by the client with growing pauses, a bounded number of times. What stays is
+told apart by whether the next question would fail as well: an unreachable server, a wrong key or a wrong model name
+stop the batch; anything else costs its own trace.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+
+from hintdistill.config import LLMSection
+from hintdistill.critics.backends import Reply, Request, by_bytes
+from hintdistill.errors import ConfigError, HintdistillError, ServiceError
+from hintdistill.types import Usage
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_outside(base_url: str | None) -> bool:
+    """Whether a server is not this machine."""
+    return base_url is not None and not is_loopback(urlsplit(base_url).hostname or "")
+
+
+class ServerBackend:
+    """A chat-completions server; see `Backend`."""
+
+    together = False
+
+    def __init__(self, config: LLMSection, allow_hosts: Iterable[str] = (), section: str = "llm") -> None:
+        """Set up the client.
+
+        Raises:
+            ConfigError: the server is outside this machine and its host is not allowed.
+            ModelError: the tokenizer that should count tokens cannot be loaded.
+        """
+        assert config.base_url is not None and config.model is not None
+        host = urlsplit(config.base_url).hostname or ""
+        if not is_loopback(host) and host not in set(allow_hosts):
+            raise ConfigError(
+                f"the critic at {config.base_url} is outside this machine",
+                hint=f"traces may hold private data; to send them there, set critic.allow_hosts=[{host}]",
+            )
+        self.config, self.section = config, section
+        self.key = f"{config.base_url} {config.model} {config.max_tokens} {config.structured}"
+        self._client = openai.OpenAI(
+            base_url=config.base_url,
+            api_key=os.environ.get(config.api_key_env) or "none",
+            timeout=config.timeout_s,
+            max_retries=config.retries,
+        )
+        self._count: Callable[[str], int] = by_bytes
+        if config.tokenizer is not None:
+            from hintdistill.models import load_tokenizer
+
+            tokenizer = load_tokenizer(Path(config.tokenizer))
+            self._count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self._context: int | None = config.context_tokens
+        self._asked = config.context_tokens is not None
+        self._lock = threading.Lock()
+
+    def count(self, text: str) -> int:
+        """See `Backend.count`."""
+        return self._count(text)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """From the config, else what the server says of its model (vLLM and SGLang do), else None."""
+        with self._lock:
+            if not self._asked:
+                self._asked = True
+                try:
+                    models = self._client.with_options(max_retries=0, timeout=5.0).models.list()
+                    named = [m for m in models.data if m.id == self.config.model]
+                    value = getattr(named[0], "max_model_len", None) if named else None
+                    self._context = value if isinstance(value, int) else None
+                except (openai.OpenAIError, AttributeError, TypeError):
+                    self._context = None
+        return self._context
+
+    def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
+        """See `Backend.complete`."""
+        out: list[Reply | HintdistillError] = []
+        for request in requests:
+            try:
+                out.append(self._one(request))
+            except ServiceError as error:
+                if not error.retryable:
+                    raise
+                out.append(error)
+        return out
+
+    def _one(self, request: Request) -> Reply:
+        extra: dict[str, Any] = {}
+        if self.config.structured != "none":
+            strict = self.config.structured == "json_schema_strict"
+            spec = {"name": "critique", "schema": request.schema, "strict": strict}
+            extra["response_format"] = {"type": "json_schema", "json_schema": spec}
+        if request.seed is not None:
+            extra["seed"] = request.seed
+        try:
+            response = self._client.chat.completions.create(
+                model=self.config.model or "",
+                messages=list(request.messages),  # type: ignore[arg-type]
+                temperature=request.temperature,
+                max_tokens=self.config.max_tokens,
+                **extra,
+            )
+        except openai.APIError as error:
+            raise self._service_error(error) from error
+        spent = response.usage
+        usage = Usage(
+            requests=1,
+            prompt_tokens=spent.prompt_tokens if spent else 0,
+            completion_tokens=spent.completion_tokens if spent else 0,
+        )
+        return Reply((response.choices[0].message.content or "") if response.choices else "", usage)
+
+    def _service_error(self, error: openai.APIError) -> ServiceError:
+        url, tries, where = self.config.base_url, self.config.retries + 1, f"critic.{self.section}"
+        if isinstance(error, openai.APITimeoutError):
+            return ServiceError(
+                f"{url} gave no answer within {self.config.timeout_s:g} s, {tries} times",
+                hint=f"raise {where}.timeout_s, or lower {where}.concurrency",
+            )
+        if isinstance(error, openai.APIConnectionError):
+            failure = ServiceError(
+                f"cannot reach the critic at {url} ({tries} attempts): {error.__cause__ or error}",
+                hint=f"start the server or correct {where}.base_url; --resume keeps what was done",
+            )
+            failure.retryable = False
+            return failure
+        failure = ServiceError(f"{url} refused: {error.message[:500]}")
+        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
+            failure.hint = f"check {where}.model ({self.config.model}) and the key in ${self.config.api_key_env}"
+            failure.retryable = False
+        return failure

@@ -1,0 +1,263 @@
+"""How an LLM critic is led to a verdict: strategies as data.
+
+A strategy is a generator that asks questions (`Request`) and is sent the replies; it knows neither server nor model, so
+that the same code runs one trace per thread against a server and hundreds in step inside one process.
+
+| strategy | questions per record of n steps | reads |
+|---|---|---|
+| all_at_once   | 1               | the whole record |
+| step_by_step  | 1 to n          | a record that grows by a step, a prefix of the whole, until the first mistake |
+| binary_search | ⌈log2 n⌉ + 1    | the whole record, then the record up to the step found |
+
+Every question opens with the record and ends with instructions and schema (`Asker.question`), so that a server's prefix
+cache serves the strategies, the votes and edited prompts alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from hintdistill.config import LLMSection
+from hintdistill.critics.answers import (
+    Answer,
+    AnswerError,
+    HalfAnswer,
+    LLMAnswer,
+    LLMFinding,
+    StepAnswer,
+    answer_schema,
+    half_schema,
+    parse,
+    step_schema,
+)
+from hintdistill.critics.backends import Reply, Request
+from hintdistill.critics.record import Record, encode
+from hintdistill.errors import HintdistillError
+from hintdistill.prompts import PromptLibrary, hint_classes
+from hintdistill.types import Finding, Trace, Usage, Verdict
+
+T = TypeVar("T")
+A = TypeVar("A", bound=Answer)
+Asking = Generator[Request, Reply | HintdistillError, T]
+"""Yields questions, is sent replies, returns T."""
+RECORD = "critic/record.jinja"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one reading of one record came to."""
+
+    verdict: Verdict
+    findings: tuple[LLMFinding, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Asker:
+    """Puts questions about one trace and keeps count."""
+
+    trace: Trace
+    config: LLMSection
+    library: PromptLibrary
+    checks: tuple[Finding, ...]
+    usage: Usage = field(default_factory=Usage)
+    notes: list[str] = field(default_factory=list)
+    raw: list[str] = field(default_factory=list)
+
+    def question(self, name: str, record: Record, schema: Mapping[str, Any], more: Mapping[str, Any]) -> str:
+        """The text of a question: the record, then instructions, legal steps and schema."""
+        steps = record.steps
+        values = {
+            "tools": tool_lines(self.trace),
+            "signatures": signatures(self.trace),
+            "trace": record.text,
+            "legal_steps": list(steps),
+            "checks": self._checks(more.get("step"), steps),
+            "error_classes": hint_classes(self.library),
+            "schema": json.dumps(schema),
+            "window": record.window + 1,
+            "windows": record.windows,
+            **more,
+        }
+        body = self.library.render(name, values)
+        if self.library.mentions(name, "trace"):
+            return body
+        return f"{self.library.render(RECORD, values)}\n\n{body}"
+
+    def _checks(self, step: int | None, steps: tuple[int, ...]) -> str:
+        wanted = set(steps) if step is None else {step}
+        rows = [
+            encode({"step": f.step, "check": f.error_class, "quote": f.quote, "evidence": f.evidence})
+            for f in self.checks
+            if f.step in wanted
+        ]
+        return "\n".join(rows) or "nothing"
+
+    def ask(
+        self, kind: type[A], name: str, record: Record, schema: dict[str, Any], vote: int, **more: Any
+    ) -> Asking[A]:
+        """Ask, and where the answer does not validate, say why and ask again.
+
+        Raises:
+            AnswerError: no valid answer after the repair rounds.
+            HintdistillError: what kept the question from being answered.
+        """
+        messages = [{"role": "user", "content": self.question(name, record, schema, more)}]
+        problem, text = "", ""
+        seed = None if self.config.seed is None else self.config.seed + vote
+        for round_ in range(self.config.repair_rounds + 1):
+            reply = yield Request(tuple(messages), schema, self.config.temperature, seed, vote)
+            if isinstance(reply, HintdistillError):
+                raise reply
+            text, self.usage = reply.text, add(self.usage, reply.usage)
+            self.raw.append(text)
+            try:
+                answer = parse(kind, text, record.steps)
+            except ValueError as error:
+                problem = str(error)
+                repair = {"answer": text, "problem": problem, "schema": json.dumps(schema)}
+                ask_again = self.library.render("critic/repair.jinja", repair)
+                messages = [
+                    messages[0], {"role": "assistant", "content": text}, {"role": "user", "content": ask_again},
+                ]  # fmt: skip
+                continue
+            if round_:
+                self.notes.append(f"repaired after {round_} round(s): {problem}")
+            return answer
+        failure = AnswerError(
+            f"trace {self.trace.id}: no usable answer after {self.config.repair_rounds + 1} rounds: {problem}", text
+        )
+        failure.usage = self.usage
+        raise failure
+
+    @property
+    def bounds(self) -> int | None:
+        """Bound on the findings of an answer, where the backend takes such keywords."""
+        constrained = self.config.backend != "server" or self.config.structured == "json_schema"
+        return self.config.max_findings if constrained else None
+
+
+def add(a: Usage, b: Usage) -> Usage:
+    """Two costs as one."""
+    return Usage(
+        requests=a.requests + b.requests,
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        completion_tokens=a.completion_tokens + b.completion_tokens,
+    )
+
+
+def tool_lines(trace: Trace) -> str:
+    """The tool schemas, one JSON object per line."""
+    return "\n".join(encode(t.get("function", t)) for t in trace.tools) or "no tools recorded"
+
+
+def signatures(trace: Trace) -> str:
+    """The tools in short, one per line: `name(argument:type,...)`, as one line of JSON would have it escaped."""
+    lines = []
+    for name, schema in trace.tool_schemas.items():
+        arguments = ",".join(
+            f"{n}:{spec.get('type', 'any') if isinstance(spec, dict) else 'any'}"
+            for n, spec in (schema.get("properties") or {}).items()
+        )
+        lines.append(encode(f"{name}({arguments})")[1:-1])
+    return "\n".join(lines)
+
+
+def all_at_once(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
+    """The whole record, one answer."""
+    schema = answer_schema(record.steps, asker.bounds)
+    answer = yield from asker.ask(LLMAnswer, asker.config.prompt, record, schema, vote)
+    return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
+
+
+def step_by_step(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
+    """Each step with what stood above it, until the first mistake."""
+    for step in record.steps:
+        finding = yield from _one_step(asker, record, step, vote)
+        if finding is not None:
+            unread = len(record.steps) - record.steps.index(step) - 1
+            notes = (f"stopped at the first mistake, {unread} steps unread",) if unread else ()
+            return Judgement("findings", (finding,), notes)
+    return Judgement("none")
+
+
+def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
+    """Halve the steps until one is left, then judge that one."""
+    steps = record.steps
+    while len(steps) > 1:
+        first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
+        answer = yield from asker.ask(
+            HalfAnswer, asker.config.half_prompt, record, half_schema(), vote, first=list(first), second=list(second)
+        )
+        if answer.half in ("none", "not_student", "abstain"):
+            return Judgement(answer.half)
+        steps = first if answer.half == "first" else second
+    if not steps:
+        return Judgement("none")
+    finding = yield from _one_step(asker, record, steps[0], vote)
+    return Judgement("none") if finding is None else Judgement("findings", (finding,))
+
+
+def _one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMFinding | None]:
+    schema = step_schema(asker.bounds is not None)
+    answer = yield from asker.ask(StepAnswer, asker.config.step_prompt, record.until(step), schema, vote, step=step)
+    if not answer.mistake:
+        return None
+    return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake"}))
+
+
+STRATEGIES: dict[str, Callable[[Asker, Record, int], Asking[Judgement]]] = {
+    "all_at_once": all_at_once,
+    "step_by_step": step_by_step,
+    "binary_search": binary_search,
+}
+
+
+def merge_windows(judgements: list[Judgement]) -> Judgement:
+    """What was found in any window; where two windows name one error class at one step, the surer one stands."""
+    found: dict[tuple[int, str], LLMFinding] = {}
+    for judgement in judgements:
+        for f in judgement.findings:
+            slot = (f.step, f.error_class)
+            if slot not in found or found[slot].confidence < f.confidence:
+                found[slot] = f
+    notes = tuple(n for j in judgements for n in j.notes)
+    if found:
+        return Judgement("findings", tuple(found[s] for s in sorted(found)), notes)
+    order: tuple[Verdict, ...] = ("abstain", "not_student", "none")
+    verdicts = [j.verdict for j in judgements]
+    return Judgement(next((v for v in order if v in verdicts), "none"), (), notes)
+
+
+def agree(votes: list[Judgement], least: float) -> Judgement:
+    """Votes as one judgement: a step's confidence is the share of votes that name it.
+
+    Of the findings at a step, the first of its most frequent error class stands. Steps below `least` are dropped and
+    noted; where that leaves nothing, the most frequent other verdict stands, or `abstain` where most votes found
+    something and could not agree on what.
+    """
+    if len(votes) == 1:
+        return votes[0]
+    notes = [n for v in votes for n in v.notes]
+    by_step: dict[int, list[LLMFinding]] = {}
+    for vote in votes:
+        for f in {f.step: f for f in reversed(vote.findings)}.values():
+            by_step.setdefault(f.step, []).append(f)
+    kept = []
+    for step, found in sorted(by_step.items()):
+        share = len(found) / len(votes)
+        if share < least:
+            notes.append(f"dropped: step {step} was named by {len(found)} of {len(votes)} votes")
+            continue
+        classes = [f.error_class for f in found]
+        common = max(dict.fromkeys(classes), key=classes.count)
+        kept.append(next(f for f in found if f.error_class == common).model_copy(update={"confidence": share}))
+    if kept:
+        return Judgement("findings", tuple(kept), tuple(notes))
+    quiet: list[Verdict] = [v.verdict for v in votes if v.verdict != "findings"]
+    if 2 * len(quiet) <= len(votes):
+        return Judgement("abstain", (), (*notes, "the votes disagree"))
+    return Judgement(max(dict.fromkeys(quiet), key=quiet.count), (), tuple(notes))

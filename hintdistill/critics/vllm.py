@@ -1,0 +1,119 @@
+"""vLLM in this process, its output constrained by its structured outputs, its prefix cache shared by all questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hintdistill.critics.backends import Reply, Request
+from hintdistill.critics.local import question_ids
+from hintdistill.errors import ConfigError, ContextLengthError, HintdistillError, ServiceError
+from hintdistill.models import load_tokenizer, model_key
+from hintdistill.types import Usage
+
+
+class VLLMBackend:
+    """A model folder served by vLLM's offline engine; see `Backend`."""
+
+    together = True
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_tokens: int,
+        context_tokens: int | None = None,
+        dtype: str = "auto",
+        engine: Any = None,
+    ) -> None:
+        """Name the model; the engine starts with the first question.
+
+        Args:
+            engine: a running `vllm.LLM` to share.
+
+        Raises:
+            ConfigError: vLLM is not installed.
+        """
+        try:
+            import vllm  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                f"critic.llm.backend=vllm needs vLLM, which is not here: {error}",
+                hint="pip install 'hintdistill[vllm]', or use critic.llm.backend=server or local",
+            ) from None
+        self.folder, self.max_tokens, self.dtype = folder, max_tokens, dtype
+        self.key = f"{model_key(folder)} {max_tokens}"
+        self._context_tokens, self._given = context_tokens, engine
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer. Raises ModelError."""
+        return load_tokenizer(self.folder)
+
+    @cached_property
+    def engine(self) -> Any:
+        """The running engine. Raises ServiceError where it does not start."""
+        if self._given is not None:
+            return self._given
+        from vllm import LLM
+
+        try:
+            return LLM(
+                model=str(self.folder), dtype=self.dtype, max_model_len=self._context_tokens, enable_prefix_caching=True,
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+            )  # fmt: skip
+        except Exception as error:
+            failure = ServiceError(
+                f"vLLM did not start on {self.folder}: {error}", hint="critic.llm.context_tokens bounds its memory"
+            )
+            failure.retryable = False
+            raise failure from error
+
+    def count(self, text: str) -> int:
+        """See `Backend.count`."""
+        return len(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The engine's context."""
+        if self._context_tokens is None:
+            self._context_tokens = int(self.engine.llm_engine.model_config.max_model_len)
+        return self._context_tokens
+
+    def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
+        """See `Backend.complete`."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
+
+        out: list[Reply | HintdistillError] = [ContextLengthError("not asked")] * len(requests)
+        prompts: list[Any] = []
+        params: list[Any] = []
+        asked: list[int] = []
+        for i, request in enumerate(requests):
+            try:
+                ids = question_ids(self.tokenizer, request.messages)
+            except HintdistillError as error:
+                out[i] = error
+                continue
+            if len(ids) + self.max_tokens > (self.context_tokens or 1 << 30):
+                out[i] = ContextLengthError(
+                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; "
+                    f"the critic has {self.context_tokens}"
+                )
+                continue
+            asked.append(i)
+            prompts.append({"prompt_token_ids": ids})
+            params.append(
+                SamplingParams(temperature=request.temperature, max_tokens=self.max_tokens, seed=request.seed,
+                               structured_outputs=StructuredOutputsParams(json=request.schema))
+            )  # fmt: skip
+        for i, done in zip(asked, self.engine.generate(prompts, params, use_tqdm=False) if asked else [], strict=True):
+            usage = Usage(
+                requests=1,
+                prompt_tokens=len(done.prompt_token_ids),
+                completion_tokens=len(done.outputs[0].token_ids),
+            )
+            out[i] = Reply(done.outputs[0].text, usage)
+        return out

@@ -1,0 +1,187 @@
+"""Sequences → a prefix tree over token ids, in which every distinct token stands once. Torch-free.
+
+The tree is kept as chains: a chain is a stretch of tokens that leaves another chain (its parent) at a position, or that
+begins a sequence (a trunk). The longest sequence is laid down first, so a trunk is as long as anything that leaves it.
+Nothing here knows views, hints or steps: that K hints at one place share what stands above them, that hints share their
+first words, and that a template which rewrote history makes two trunks of one trace, all follows from the ids.
+
+Tokens computed equal the longest-common-prefix bound of the set: Σ length − (tokens shared with the neighbour in sorted
+order). Positions are absolute, counted from the start of the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+ROOT = -1
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A stretch of tokens that is computed once."""
+
+    parent: int
+    """Index of the chain it leaves, `ROOT` for a trunk."""
+    trunk: int
+    """Index of the trunk it descends from; its own for a trunk."""
+    at: int
+    """Position of its first token."""
+    ids: np.ndarray
+    """int64 [n]"""
+
+    @property
+    def end(self) -> int:
+        """Position after its last token."""
+        return self.at + len(self.ids)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens [start, stop) of one chain, read in one forward call."""
+
+    chain: int
+    start: int
+    stop: int
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """The chains of a set of sequences, and where each sequence ends."""
+
+    chains: tuple[Chain, ...]
+    """Parents before their children."""
+    leaves: tuple[int, ...]
+    """Per sequence, the chain its last token is in."""
+    lengths: tuple[int, ...]
+    """Per sequence, its tokens."""
+    given: int = 0
+    """The first so many chains are trunks that were read before; they cost nothing."""
+
+    @property
+    def asked(self) -> int:
+        """Tokens that separate forward passes would read."""
+        return sum(self.lengths)
+
+    @property
+    def computed(self) -> int:
+        """Tokens that are read."""
+        return sum(len(c.ids) for c in self.chains[self.given :])
+
+    @cached_property
+    def parents(self) -> frozenset[int]:
+        """Chains that another one leaves."""
+        return frozenset(c.parent for c in self.chains if c.parent != ROOT)
+
+    @cached_property
+    def depths(self) -> dict[int, int]:
+        """Per trunk, the position after the last token of anything that descends from it."""
+        out: dict[int, int] = {}
+        for chain in self.chains:
+            out[chain.trunk] = max(out.get(chain.trunk, 0), chain.end)
+        return out
+
+    def path(self, chain: int, stop: int) -> list[Piece]:
+        """The pieces that spell the sequence up to position `stop` of a chain, from the trunk down."""
+        out: list[Piece] = []
+        while chain != ROOT:
+            out.append(Piece(chain, self.chains[chain].at, stop))
+            stop, chain = self.chains[chain].at, self.chains[chain].parent
+        return out[::-1]
+
+    def places(self, sequence: int, positions: range) -> list[tuple[int, int]]:
+        """(chain, position) of each position of a sequence."""
+        path = self.path(self.leaves[sequence], self.lengths[sequence])
+        out: list[tuple[int, int]] = []
+        for piece in path:
+            first, last = max(positions.start, piece.start), min(positions.stop, piece.stop)
+            out += [(piece.chain, p) for p in range(first, last)]
+        return out
+
+    def calls(self, budget: int) -> list[list[Piece]]:
+        """Forward calls of at most `budget` tokens, in an order in which every token's past is read before it."""
+        out: list[list[Piece]] = []
+        room = 0
+        for index, chain in enumerate(self.chains[self.given :], self.given):
+            start = chain.at
+            while start < chain.end:
+                if room == 0:
+                    out.append([])
+                    room = budget
+                piece = Piece(index, start, min(chain.end, start + room))
+                out[-1].append(piece)
+                start, room = piece.stop, room - piece.length
+        return out
+
+    def __str__(self) -> str:
+        times = self.asked / max(self.computed, 1)
+        trunks = sum(c.parent == ROOT for c in self.chains)
+        return (
+            f"{len(self.leaves)} sequences, {self.asked:,} tokens asked, {self.computed:,} computed ({times:.1f}× fewer): "
+            f"{trunks} trunks, {len(self.chains) - trunks} branches"
+        )
+
+
+def shared_length(a: np.ndarray, b: np.ndarray) -> int:
+    """Tokens that two id arrays have in common from their start."""
+    n = min(len(a), len(b))
+    differ = a[:n] != b[:n]
+    return int(differ.argmax()) if differ.any() else n
+
+
+def grow(sequences: Sequence[np.ndarray], trunks: Sequence[np.ndarray] = ()) -> PrefixTree:
+    """The prefix tree of sequences, each int64 [S_i], not empty. `trunks` are laid down first and count as read."""
+    chains: list[Chain] = []
+    children: dict[tuple[int, int, int], int] = {}
+
+    def insert(ids: np.ndarray) -> int:
+        parent, depth = ROOT, 0
+        while depth < len(ids):
+            key = (parent, depth, int(ids[depth]))
+            chain = children.get(key)
+            if chain is None:
+                chain = len(chains)
+                children[key] = chain
+                chains.append(Chain(parent, chains[parent].trunk if parent != ROOT else chain, depth, ids[depth:]))
+                return chain
+            depth += shared_length(ids[depth:], chains[chain].ids[depth - chains[chain].at :])
+            parent = chain
+        return parent
+
+    for trunk in trunks:
+        insert(np.asarray(trunk, np.int64))
+    given = len(chains)
+    if given != len(trunks):
+        raise ValueError("a given trunk begins like another one")
+    leaves = [ROOT] * len(sequences)
+    for i in sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i].tobytes())):
+        leaves[i] = insert(np.asarray(sequences[i], np.int64))
+    return PrefixTree(tuple(chains), tuple(leaves), tuple(len(s) for s in sequences), given)
+
+
+def batches(sequences: Sequence[np.ndarray], budget: int) -> list[list[int]]:
+    """Indices of sequences that are worth one tree: neighbours in sorted order until `budget` distinct tokens are there.
+
+    Sequences that share most of their tokens stay together whatever the budget, because parting them would compute the
+    shared part twice; `PrefixTree.calls` keeps each forward call within the budget.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: np.asarray(sequences[i], ">i8").tobytes())
+    out: list[list[int]] = []
+    distinct = 0
+    for previous, i in zip([None, *order], order, strict=False):
+        shared = 0 if previous is None else shared_length(sequences[previous], sequences[i])
+        fresh = len(sequences[i]) - shared
+        if not out or (distinct + fresh > budget and 2 * shared < len(sequences[i])):
+            out.append([])
+            distinct, fresh = 0, len(sequences[i])
+        out[-1].append(i)
+        distinct += fresh
+    return out

@@ -1,0 +1,357 @@
+"""Every distinct token of a set of sequences in one pass: trunk keys and values are kept, branches attend to them.
+
+All pieces of a call lie packed in one row of tokens, each at its own positions. An attention function registered with
+transformers' `AttentionInterface` splits the row again: it keeps the keys and values of chains that others leave, and
+lets each piece attend to its own stretch of them and to itself. So the model's own code runs (norms, rotary embedding,
+adapters, experts), and no mask is larger than a block of queries times the keys it may see.
+
+The keys and values are captured in the attention function and not in a cache of transformers', because that one is
+silently empty under gradient checkpointing, and because cropping it is refused or wrong on sliding layers. They are
+detached copies: a training step's own forward can leave its trunk behind for the teacher's branches.
+
+Sources: prefix sharing as in PrefixGrouper (arXiv 2506.05433) and Tree Training (arXiv 2511.00413), without their
+gradient through the branches; attention sinks as in gpt-oss; soft caps as in Gemma 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from hintdistill.engines.forward import intercept, last_feed_forward_on
+from hintdistill.engines.prefix_tree import ROOT, Piece, PrefixTree, grow
+
+ATTENTION = "hintdistill_shared_prefix"
+BLOCK = 256
+"""Queries per block where a mask is needed; a mask has at most this many rows (times the query heads per key head)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one layer attends."""
+
+    scale: float
+    window: int | None
+    """Keys a query may see, itself included; None for all."""
+    softcap: float | None
+    sinks: Tensor | None
+    """[query heads]: an extra logit per head that takes part in the softmax and has no value."""
+    last: bool = False
+    """Whether no later layer attends: then only rows whose hidden states are wanted are owed an output."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether torch's fused attention computes it."""
+        return self.softcap is None and self.sinks is None
+
+
+class Memory:
+    """Keys and values of chains that others leave, per attention layer."""
+
+    def __init__(self) -> None:
+        self._stored: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def write(self, layer: int, chain: int, at: int, room: int, key: Tensor, value: Tensor) -> None:
+        """Keep key [Hk, n, D] and value [Hk, n, Dv] from offset `at` on, in a buffer of `room` tokens."""
+        slot = (layer, chain)
+        if slot not in self._stored:
+            self._stored[slot] = (
+                key.new_empty(key.shape[0], room, key.shape[2]),
+                value.new_empty(value.shape[0], room, value.shape[2]),
+            )
+        for buffer, new in zip(self._stored[slot], (key, value), strict=True):
+            buffer[:, at : at + new.shape[1]] = new.detach()
+
+    def read(self, layer: int, chain: int, room: int = 0) -> tuple[Tensor, Tensor]:
+        """The buffers of a chain, grown to `room` tokens where they are smaller."""
+        slot = (layer, chain)
+        if self._stored[slot][0].shape[1] < room:
+            grown = tuple(b.new_empty(b.shape[0], room, b.shape[2]) for b in self._stored[slot])
+            for new, old in zip(grown, self._stored[slot], strict=True):
+                new[:, : old.shape[1]] = old
+            self._stored[slot] = (grown[0], grown[1])
+        return self._stored[slot]
+
+
+class PackedCall:
+    """One forward call: which piece lies where in the packed row, and how attention splits it again."""
+
+    def __init__(self, tree: PrefixTree, pieces: Sequence[Piece], memory: Memory, keep_trunks: bool = False) -> None:
+        """`keep_trunks`: keep the keys and values of trunks that nothing in this tree leaves."""
+        self.tree, self.pieces, self.memory, self.keep_trunks = tree, pieces, memory, keep_trunks
+        self.offsets = np.cumsum([0, *(p.length for p in pieces)]).tolist()
+        self.layers: set[int] = set()
+        """Attention layers that came through here."""
+        self.rows: dict[int, range] | None = None
+        """Piece → the rows of it that the last layer owes an output, where only those are wanted; None for all."""
+        self._masks: dict[tuple[Any, ...], Tensor] = {}
+
+    def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """What the model is called with."""
+        chains = self.tree.chains
+        ids = np.concatenate([chains[p.chain].ids[p.start - chains[p.chain].at :][: p.length] for p in self.pieces])
+        positions = np.concatenate([np.arange(p.start, p.stop) for p in self.pieces])
+        return {
+            "input_ids": torch.from_numpy(ids)[None].to(device),
+            "position_ids": torch.from_numpy(positions)[None].to(device),
+            "use_cache": False,
+            "tree": self,
+        }
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        """Attention output [1, N, H, Dv] of the packed row: query [1, H, N, D], key [1, Hk, N, D], value [1, Hk, N, Dv]."""
+        self.layers.add(layer)
+        parts = [
+            (query[0, :, a:b], key[0, :, a:b], value[0, :, a:b])
+            for a, b in zip(self.offsets, self.offsets[1:], strict=False)
+        ]
+        for piece, (_, k, v) in zip(self.pieces, parts, strict=True):
+            if self._is_kept(piece):
+                chain = self.tree.chains[piece.chain]
+                room = self.tree.depths[piece.chain] if chain.parent == ROOT else len(chain.ids)
+                self.memory.write(layer, piece.chain, piece.start - chain.at, room, k, v)
+        out = []
+        for i, (piece, qkv) in enumerate(zip(self.pieces, parts, strict=True)):
+            every = range(piece.length)
+            rows = self.rows.get(i, range(0)) if self.rows is not None and rule.last else every
+            some = self._attend_piece(layer, piece, *qkv, rule, rows) if rows else value.new_zeros(query.shape[1], 0, 1)
+            if rows != every:
+                whole = value.new_zeros(query.shape[1], piece.length, value.shape[3])
+                whole[:, rows.start : rows.stop] = some
+                some = whole
+            out.append(some)
+        return torch.cat(out, dim=1).transpose(0, 1)[None].contiguous()
+
+    def _is_kept(self, piece: Piece) -> bool:
+        chain = self.tree.chains[piece.chain]
+        return piece.chain in self.tree.parents or piece.length < len(chain.ids) or self.keep_trunks
+
+    def _attend_piece(
+        self, layer: int, piece: Piece, q: Tensor, k: Tensor, v: Tensor, rule: Rule, rows: range
+    ) -> Tensor:
+        """Output [H, rows, Dv] of some rows of a piece."""
+        if piece.start == 0 and len(rows) == piece.length and rule.plain and not (rule.window or 1 << 60) < len(rows):
+            return _causal(q, k, v, rule.scale)
+        q, first, stop = q[:, rows.start : rows.stop], piece.start + rows.start, piece.start + rows.stop
+        if piece.start == 0:
+            return self._in_blocks(q, k[:, :stop], v[:, :stop], first, rule)
+        if torch.is_grad_enabled() and q.requires_grad:
+            raise NotImplementedError("only whole trunks carry a gradient: what was kept of their past is detached")
+        path = self.tree.path(piece.chain, piece.stop)
+        keys, values = self.memory.read(layer, path[0].chain, piece.stop)
+        if len(path) == 1:
+            return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
+        tail_k, tail_v = self._tail(layer, path[1:], piece, k, v)
+        fork = path[0].stop
+        # the tail is laid over the trunk's own continuation for a moment: copying the trunk instead would cost as much
+        # memory traffic as the attention itself
+        with _borrowed(keys, fork, tail_k), _borrowed(values, fork, tail_v):
+            return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
+
+    def _tail(self, layer: int, path: Sequence[Piece], piece: Piece, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values between the trunk and the end of the piece."""
+        stretches = [(p.chain, p.stop) for p in path[:-1]]
+        if piece.start > path[-1].start:
+            stretches.append((piece.chain, piece.start))
+        pairs = []
+        for chain, stop in stretches:
+            kept_k, kept_v = self.memory.read(layer, chain)
+            n = stop - self.tree.chains[chain].at
+            pairs.append((kept_k[:, :n], kept_v[:, :n]))
+        if not pairs:
+            return k, v
+        return torch.cat([*(p[0] for p in pairs), k], dim=1), torch.cat([*(p[1] for p in pairs), v], dim=1)
+
+    def _in_blocks(self, q: Tensor, keys: Tensor, values: Tensor, first: int, rule: Rule) -> Tensor:
+        """Queries [H, n, D] at positions `first`… over keys at positions 0…first+n."""
+        out = []
+        for i in range(0, q.shape[1], BLOCK):
+            part = q[:, i : i + BLOCK]
+            start, stop = first + i, first + i + part.shape[1]
+            low = 0 if rule.window is None else max(0, start - rule.window + 1)
+            mask = self._mask(start, stop, low, rule.window, q.shape[0] // keys.shape[0], q)
+            out.append(_masked(part, keys[:, low:stop], values[:, low:stop], mask, rule))
+        return out[0] if len(out) == 1 else torch.cat(out, dim=1)
+
+    def _mask(self, start: int, stop: int, low: int, window: int | None, groups: int, like: Tensor) -> Tensor:
+        """0 where query [start, stop) may see key [low, stop), else -inf: [groups · queries, keys]; all layers share it."""
+        slot = (start, stop, low, window, groups, like.device, like.dtype)
+        if slot not in self._masks:
+            rows = torch.arange(start, stop, device=like.device)[:, None]
+            columns = torch.arange(low, stop, device=like.device)[None]
+            hidden = columns > rows
+            if window is not None:
+                hidden |= columns <= rows - window
+            mask = torch.zeros(hidden.shape, device=like.device, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
+            self._masks[slot] = mask.repeat(groups, 1)
+        return self._masks[slot]
+
+
+@contextmanager
+def _borrowed(buffer: Tensor, at: int, tail: Tensor) -> Iterator[None]:
+    """`buffer` with `tail` laid over it from `at` on, put back afterwards."""
+    stop = at + tail.shape[1]
+    before = buffer[:, at:stop].clone()
+    buffer[:, at:stop] = tail
+    try:
+        yield
+    finally:
+        buffer[:, at:stop] = before
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    groups = q.shape[0] // k.shape[0]
+    fused = k.shape[-1] == v.shape[-1] <= 256
+    if groups > 1 and not fused:
+        k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
+    return scaled_dot_product_attention(
+        q[None], k[None], v[None], is_causal=True, scale=scale, enable_gqa=groups > 1 and fused
+    )[0]
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor:
+    """Attention of queries [H, n, D] over keys [Hk, S, D]; the query heads of one key head are stacked as further rows."""
+    heads, n, width = q.shape
+    stacked = q.reshape(k.shape[0], -1, width)
+    if rule.plain:
+        out = scaled_dot_product_attention(stacked[None], k[None], v[None], attn_mask=mask, scale=rule.scale)[0]
+        return out.reshape(heads, n, -1)
+    logits = torch.matmul(stacked, k.transpose(1, 2)).float() * rule.scale
+    if rule.softcap is not None:
+        logits = torch.tanh(logits / rule.softcap) * rule.softcap
+    logits = (logits + mask).reshape(heads, n, -1)
+    if rule.sinks is not None:
+        sinks = rule.sinks.float().reshape(-1, 1, 1).expand(heads, n, 1)
+        weights = torch.cat([logits, sinks], dim=-1).softmax(-1)[..., :-1]
+    else:
+        weights = logits.softmax(-1)
+    return torch.matmul(weights.to(v.dtype).reshape(k.shape[0], -1, k.shape[1]), v).reshape(heads, n, -1)
+
+
+def _attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """What transformers calls in place of its own attention. Without a `tree` it is scaled-dot-product attention."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    tree: PackedCall | None = kwargs.pop("tree", None)
+    if tree is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if kwargs.get("position_bias") is not None:
+        raise NotImplementedError("position biases are not shared between branches")
+    scale, config = kwargs.get("scaling"), getattr(module, "config", None)
+    rule = Rule(
+        scale if scale is not None else query.shape[-1] ** -0.5,
+        kwargs.get("sliding_window") or None,
+        kwargs.get("softcap"),
+        kwargs.get("s_aux"),
+        getattr(module, "layer_idx", None) == getattr(config, "num_hidden_layers", 0) - 1,
+    )
+    return tree.attend(id(module), query, key, value, rule), None
+
+
+@contextmanager
+def shared_attention(model: Any) -> Iterator[None]:
+    """The model with the shared-prefix attention in place, its own put back afterwards.
+
+    A training step with gradient checkpointing stays inside until its backward pass is done.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def run_call(model: Any, call: PackedCall, columns: Sequence[int]) -> Tensor:
+    """Run one call; hidden states [len(columns), H] at these places of the packed row."""
+    out: list[Tensor] = []
+    places = torch.tensor(columns, dtype=torch.long)
+    with contextlib.ExitStack() as stack:
+        if call.rows is not None and columns:
+            stack.enter_context(last_feed_forward_on(model, places))
+        stack.enter_context(intercept(model, torch.zeros_like(places), places, out))
+        model(**call.inputs(next(model.parameters()).device))
+    return out[0]
+
+
+def shared_hidden(
+    model: Any, tree: PrefixTree, positions: Sequence[range], budget: int, memory: Memory | None = None
+) -> list[Tensor]:
+    """Hidden states [T_i, H] at each sequence's positions, every distinct token read once.
+
+    Args:
+        tree: of the sequences, in their order.
+        budget: tokens per forward call.
+        memory: of the tree's given trunks, where it has any.
+
+    Raises:
+        ValueError: a wanted position lies on a given trunk, whose hidden states are gone.
+    """
+    memory = memory if memory is not None else Memory()
+    places = [tree.places(i, p) for i, p in enumerate(positions)]
+    wanted: dict[int, list[int]] = {}
+    for chain, position in sorted({place for some in places for place in some}):
+        wanted.setdefault(chain, []).append(position)
+    if any(chain < tree.given for chain in wanted):
+        raise ValueError("a scored position lies on a given trunk; score it in the pass that reads the trunk")
+    rows: dict[tuple[int, int], int] = {}
+    found: list[Tensor] = []
+    with shared_attention(model):
+        for pieces in tree.calls(budget):
+            call, columns = PackedCall(tree, pieces, memory), []
+            call.rows = {}
+            for i, piece in enumerate(pieces):
+                here = [p for p in wanted.get(piece.chain, ()) if piece.start <= p < piece.stop]
+                if here:
+                    call.rows[i] = range(here[0] - piece.start, here[-1] - piece.start + 1)
+                columns += [call.offsets[i] + p - piece.start for p in here]
+                rows.update({(piece.chain, p): len(rows) + n for n, p in enumerate(here)})
+            found.append(run_call(model, call, columns))
+            if not call.layers:
+                raise NotImplementedError("its attention does not go through transformers' AttentionInterface")
+    hidden = torch.cat(found)
+    return [hidden[torch.tensor([rows[p] for p in some], device=hidden.device)] for some in places]
+
+
+class Trunk:
+    """A sequence whose keys and values are kept, so that branches can leave it in later calls."""
+
+    def __init__(self, ids: np.ndarray, memory: Memory) -> None:
+        self.ids, self.memory = ids, memory
+
+    @classmethod
+    def read(cls, model: Any, ids: np.ndarray, budget: int) -> Trunk:
+        """Read int64 ids [S] through the model, at most `budget` tokens per forward call."""
+        ids = np.ascontiguousarray(ids, np.int64)
+        tree, memory = grow([ids]), Memory()
+        with shared_attention(model):
+            for pieces in tree.calls(budget):
+                call = PackedCall(tree, pieces, memory, keep_trunks=True)
+                call.rows = {}
+                run_call(model, call, [])
+        return cls(ids, memory)
+
+    @classmethod
+    def call(cls, ids: np.ndarray) -> tuple[Trunk, dict[str, Any]]:
+        """A trunk and what to call a model with, inside `shared_attention`, so that its own forward pass fills it.
+
+        That is how a training step leaves the student's keys and values behind for its teacher: gradients flow through
+        the forward pass as ever, what is kept is a detached copy.
+        """
+        ids = np.ascontiguousarray(ids, np.int64)
+        tree, memory = grow([ids]), Memory()
+        call = PackedCall(tree, [Piece(0, 0, len(ids))], memory, keep_trunks=True)
+        return cls(ids, memory), call.inputs()

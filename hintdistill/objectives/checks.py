@@ -1,0 +1,29 @@
+"""Shape checks that name what is wrong. Legend of the package: N tokens of a batch (rows one after another), R rows,
+K kept entries, V vocabulary, L layers, D width. Log-probabilities and advantages are in nats."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def same_shape(**tensors: Tensor | None) -> None:
+    """Raises ValueError naming two tensors whose shapes differ; None is left out."""
+    given = {name: tuple(t.shape) for name, t in tensors.items() if t is not None}
+    first, *others = given.items()
+    for name, shape in others:
+        if shape != first[1]:
+            raise ValueError(f"{name} has shape {list(shape)}, {first[0]} has {list(first[1])}")
+
+
+def dimensions(n: int, **tensors: Tensor) -> None:
+    """Raises ValueError naming a tensor that has not `n` axes."""
+    for name, tensor in tensors.items():
+        if tensor.ndim != n:
+            raise ValueError(f"{name} must have {n} axes, has shape {list(tensor.shape)}")
+
+
+def between(low: float, high: float, **numbers: float) -> None:
+    """Raises ValueError naming a number outside [low, high]."""
+    for name, number in numbers.items():
+        if not low <= number <= high:
+            raise ValueError(f"{name} must lie between {low:g} and {high:g}, not {number:g}")

@@ -1,0 +1,251 @@
+"""The loss without a dense `[N, V]`: chunked over positions and vocabulary, its gradient computed in the forward pass.
+
+Dense losses keep several `[N, V]` tensors alive from the forward to the backward pass (512 positions × 152k entries are 311 MB
+each). Here a chunk of positions is projected onto the vocabulary, its share of the loss and the gradient with respect to its
+hidden states are taken at once, and the chunk is forgotten; what the backward pass needs is `[N, H]`. The head's weight gets
+a gradient only where it is trained. Logits are scaled and soft-capped as the model does it.
+
+`linear_divergence` is for one divergence of two full distributions, in closed form and in place over tiles of the vocabulary;
+`chunked` is for anything that is a sum over positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hintdistill.objectives.checks import dimensions, same_shape
+
+POSITIONS = 32
+"""Positions at once: on two CPU cores fewer make the product slow, more make it large."""
+TILE = 1 << 15
+"""Vocabulary entries at once, in what follows the product."""
+CLOSED = ("fkl", "rkl", "jsd", "mix")
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What turns hidden states into logits: cap·tanh(scale·(h W^T + b)/cap)."""
+
+    weight: Tensor
+    """[V, H]"""
+    bias: Tensor | None = None
+    """[V]"""
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        dimensions(2, weight=self.weight)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, H] → float32 [N, V]."""
+        raw = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        return self.shaped(raw)
+
+    def shaped(self, raw: Tensor) -> Tensor:
+        """Scale and soft cap, in place."""
+        if self.scale != 1.0:
+            raw = raw.mul_(self.scale)
+        if self.softcap is not None:
+            raw = raw.div_(self.softcap).tanh_().mul_(self.softcap)
+        return raw
+
+    def unshaped_(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """Gradient with respect to h W^T + b from that with respect to the shaped logits, in place."""
+        if self.softcap is not None:
+            gradient.addcmul_(gradient, logits.div(self.softcap).square_(), value=-1.0)
+        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+
+
+def linear_divergence(
+    hidden: Tensor, head: HeadSpec, target_hidden: Tensor, target_head: HeadSpec, weights: Tensor, kind: str = "rkl", *,
+    alpha: float = 0.5, lam: float = 0.5, positions: int = POSITIONS, tile: int = TILE,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Σ_t w_t·D(S_t, T_t) over full distributions, a scalar with gradient, and the per-position divergence [N], nats.
+
+    Args:
+        hidden: the student's hidden states [N, H], with gradient.
+        target_hidden, target_head: the target's, without; the width may differ, the vocabulary may not.
+        weights: [N], static.
+        kind: fkl, rkl, jsd (alpha: the target's share) or mix (lam: the share of rkl).
+
+    Raises ValueError for another kind, or for shapes that do not fit.
+    """
+    dimensions(2, hidden=hidden, target_hidden=target_hidden)
+    dimensions(1, weights=weights)
+    if kind not in CLOSED:
+        raise ValueError(
+            f"no closed form for {kind!r}; there are {', '.join(CLOSED)}, and `chunked` takes any function"
+        )
+    if len(weights) != len(hidden) or len(target_hidden) != len(hidden) or len(head.weight) != len(target_head.weight):
+        raise ValueError("student, target and weights must have the same positions and the same vocabulary")
+    how = _How(kind, alpha, lam, positions, tile)
+    return _LinearDivergence.apply(hidden, head.weight, head.bias, head, target_hidden, target_head, weights, how)
+
+
+@dataclass(frozen=True)
+class _How:
+    kind: str
+    alpha: float
+    lam: float
+    positions: int
+    tile: int
+
+
+class _LinearDivergence(torch.autograd.Function):
+    """The gradient is taken in the forward pass; the backward pass scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, target_hidden: Tensor,
+        target_head: HeadSpec, weights: Tensor, how: _How,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        wants = [bool(x) for x in ctx.needs_input_grad[:3]]
+        own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
+        gradients: list[Tensor | None] = [
+            torch.zeros_like(x) if x is not None and w else None
+            for x, w in zip((hidden, weight, bias), wants, strict=True)
+        ]
+        per_position = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), how.positions):
+            at = slice(start, start + how.positions)
+            chunk = hidden[at].detach()
+            s, t = own.logits(chunk), target_head.logits(target_hidden[at].detach())
+            capped = s.clone() if head.softcap is not None and any(wants) else s
+            value = _value_and_gradient_(s, t, how)
+            per_position[at] = value
+            if not any(wants):
+                continue
+            g = own.unshaped_(s.mul_(weights[at].to(s)[:, None]), capped).to(weight.dtype)
+            _spread(gradients, at, chunk, g, own.weight)
+        ctx.kept = gradients
+        ctx.mark_non_differentiable(per_position)
+        return (per_position * weights.to(per_position)).sum(), per_position
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradients[0]
+        return (*(None if g is None else g * scale for g in ctx.kept), None, None, None, None, None)
+
+
+def _spread(gradients: Sequence[Tensor | None], at: slice, hidden: Tensor, g: Tensor, weight: Tensor) -> None:
+    """Chunk gradient of the raw logits [n, V] → hidden states, weight, bias."""
+    to_hidden, to_weight, to_bias = gradients
+    if to_hidden is not None:
+        to_hidden[at] = g @ weight
+    if to_weight is not None:
+        to_weight.addmm_(g.T, hidden.to(g.dtype))
+    if to_bias is not None:
+        to_bias.add_(g.sum(0))
+
+
+def _value_and_gradient_(s: Tensor, t: Tensor, how: _How) -> Tensor:
+    """Logits [n, V] → divergence [n]; `s` becomes the gradient with respect to the student's logits, `t` is used up."""
+    lse_s, lse_t = s.logsumexp(-1, keepdim=True), t.logsumexp(-1, keepdim=True)
+    s.sub_(lse_s)
+    t.sub_(lse_t)
+    vocab = s.shape[-1]
+    tiles = [slice(v, min(v + how.tile, vocab)) for v in range(0, vocab, how.tile)]
+    forward, reverse = s.new_zeros(len(s)), s.new_zeros(len(s))
+    for v in tiles:
+        a, b = _shares(s[:, v], t[:, v], how)
+        reverse += a
+        forward += b
+    for v in tiles:
+        _gradient_(s[:, v], t[:, v], reverse[:, None], how)
+    if how.kind == "fkl":
+        return forward
+    if how.kind == "rkl":
+        return reverse
+    share = how.lam if how.kind == "mix" else 1 - how.alpha
+    return share * reverse + (1 - share) * forward
+
+
+def _mixture(s: Tensor, t: Tensor, how: _How) -> Tensor:
+    return torch.logaddexp(s + math.log1p(-how.alpha), t + math.log(how.alpha))
+
+
+def _shares(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
+    """A tile's Σ S·log(S/Q) and Σ T·log(T/Q), where Q is the other distribution, or the mixture for jsd; [n] each."""
+    none = s.new_zeros(())
+    if how.kind == "jsd":
+        m = _mixture(s, t, how)
+        return (s.exp() * (s - m)).sum(-1), (t.exp() * (t - m)).sum(-1)
+    gap = s - t
+    reverse = (s.exp() * gap).sum(-1) if how.kind != "fkl" else none
+    return reverse, (-(t.exp() * gap).sum(-1) if how.kind != "rkl" else none)
+
+
+def _gradient_(s: Tensor, t: Tensor, reverse: Tensor, how: _How) -> None:
+    """A tile's gradient with respect to the student's logits, into `s`.
+
+    rkl: S·(log S/T - KL(S ‖ T));  fkl: S - T;  jsd: (1-α)·S·(log S/M - KL(S ‖ M)), because M's own terms cancel.
+    """
+    p = s.exp()
+    if how.kind == "fkl":
+        s.copy_(p.sub_(t.exp()))
+        return
+    if how.kind == "jsd":
+        s.sub_(_mixture(s, t, how)).sub_(reverse).mul_(p).mul_(1 - how.alpha)
+        return
+    other = p - t.exp() if how.kind == "mix" else None
+    s.sub_(t).sub_(reverse).mul_(p)
+    if other is not None:
+        s.mul_(how.lam).add_(other, alpha=1 - how.lam)
+
+
+def chunked(
+    hidden: Tensor, head: HeadSpec, loss: Callable[[Tensor, slice], Tensor], *, positions: int = POSITIONS
+) -> tuple[Tensor, Tensor]:
+    """Σ_t loss_t, a scalar with gradient, and the per-position values [N], for any loss that is a sum over positions.
+
+    Args:
+        hidden: [N, H], with gradient.
+        loss: log-probabilities [n, V] of a slice of positions → weighted loss [n]; it may gather, renormalise, clip, read
+            stored targets by the slice. What it takes from the whole batch (quantiles, normalisers) must be made before.
+
+    The head's weight and bias get a gradient where they require one.
+    """
+    dimensions(2, hidden=hidden)
+    return _Chunked.apply(hidden, head.weight, head.bias, head, loss, positions)
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec,
+        loss: Callable[[Tensor, slice], Tensor], positions: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        wants = [bool(x) for x in ctx.needs_input_grad[:3]]
+        own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
+        gradients: list[Tensor | None] = [
+            torch.zeros_like(x) if x is not None and w else None
+            for x, w in zip((hidden, weight, bias), wants, strict=True)
+        ]
+        out = []
+        for start in range(0, len(hidden), positions):
+            at = slice(start, min(start + positions, len(hidden)))
+            chunk = hidden[at].detach()
+            logits = own.logits(chunk)
+            with torch.enable_grad():
+                leaf = logits.requires_grad_()
+                value = loss(leaf.log_softmax(-1), at)
+                same_shape(loss=value, positions=chunk[:, 0])
+                g = torch.autograd.grad(value.sum(), leaf)[0] if any(wants) and value.requires_grad else None
+            out.append(value.detach())
+            if g is not None:
+                _spread(gradients, at, chunk, own.unshaped_(g, logits.detach()).to(weight.dtype), own.weight)
+        ctx.kept = gradients
+        per_position = torch.cat(out) if out else hidden.new_zeros(0)
+        ctx.mark_non_differentiable(per_position)
+        return per_position.sum(), per_position
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scale = gradients[0]
+        return (*(None if g is None else g * scale for g in ctx.kept), None, None, None)

@@ -1,0 +1,306 @@
+"""Parts → one number: L = Σ_terms coef · N⁻¹ Σ_t W_t · ℓ(S_t, q_t; support).
+
+A recipe's terms are read by their attributes alone, so this file knows nothing of where recipes come from. What a training
+loop must supply is a `Batch`: log-probabilities of each view at the scored positions, and the sampled ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hintdistill.objectives import couplings, shapes, signals
+from hintdistill.objectives.checks import dimensions, same_shape
+from hintdistill.objectives.divergences import divergence, hidden_mse, nll, token_preference
+from hintdistill.objectives.schedules import scheduled
+from hintdistill.objectives.scorebank import ScoreBank, at
+from hintdistill.objectives.supports import restrict, select
+from hintdistill.objectives.targets import log_linear
+
+if TYPE_CHECKING:
+    from hintdistill.recipes.schema import Coupling, Recipe, Term, WeightSpec
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Scored spans, one after another: N tokens in R rows.
+
+    Raises ValueError where shapes do not fit.
+    """
+
+    views: Mapping[str, Tensor]
+    """Log-probabilities [N, V] by view name; `student` carries the gradient."""
+    sampled: Tensor
+    """int64 [N]: the tokens that were sampled (their column, where the views hold kept entries only)."""
+    lengths: Sequence[int]
+    """Tokens of each row."""
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scores that no view can give, [N] or [R]; see `scorebank.FACTS`."""
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    """Hidden states [L, N, D] by view name, for hidden_mse."""
+    special_ids: Sequence[int] = ()
+    """Tokens that `drop_special` takes out of the support."""
+    restricted: bool = False
+    """Whether the columns are already the kept entries of each position and their tail (stored targets)."""
+
+    def __post_init__(self) -> None:
+        dimensions(2, **self.views)
+        same_shape(**self.views)
+        if sum(self.lengths) != len(self.sampled) or any(len(v) != len(self.sampled) for v in self.views.values()):
+            raise ValueError(f"{len(self.sampled)} sampled ids, rows of {sum(self.lengths)} tokens in all, views of "
+                             f"{sorted({len(v) for v in self.views.values()})} positions")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TermValue:
+    """One term of one batch."""
+
+    value: Tensor
+    """Scalar, the coefficient included."""
+    per_token: Tensor
+    """ℓ_t [N], before weights."""
+    weights: Tensor
+    """W_t [N], detached, without the base weights."""
+    metrics: dict[str, float]
+
+
+def objective(
+    recipe: Recipe, batch: Batch, *, rows: str = "hint", step: int = 0, base: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """The recipe's terms on rows of one kind: a scalar and metrics named `term/metric`.
+
+    Args:
+        rows: `hint` or `anchor`.
+        step: optimiser step, for schedules.
+        base: static weights [N] by term, such that the value is their sum over tokens divided by R; by default the term's
+            loss span and normaliser, over this batch.
+        generator: for shapes that draw.
+
+    Raises:
+        KeyError: a view or fact that the recipe reads is not in the batch; it is named.
+    """
+    total = batch.views["student"].new_zeros(())
+    metrics: dict[str, float] = {}
+    masks: dict[str, Tensor] = {}
+    for name, spec in recipe.terms.items():
+        if spec.rows != rows:
+            continue
+        own = None if base is None else base.get(name)
+        out = term(spec, batch, coupling=recipe.coupling, step=step, base=own, masks=masks, generator=generator)
+        total = total + out.value
+        metrics |= {f"{name}/{k}": v for k, v in out.metrics.items()}
+        metrics[name] = float(out.value.detach())
+    return total, metrics
+
+
+def term(
+    spec: Term, batch: Batch, *, coupling: Coupling | None = None, step: int = 0, base: Tensor | None = None,
+    masks: dict[str, Tensor] | None = None, generator: torch.Generator | None = None,
+) -> TermValue:  # fmt: skip
+    """One term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
+    masks = {} if masks is None else masks
+    views = batch.views
+    if spec.temperature != 1.0:
+        views = {n: (v / spec.temperature).log_softmax(-1) for n, v in views.items()}
+    student = views[spec.student_view]
+    target, metrics = _target(spec, views, batch, step)
+    bank = ScoreBank(views, target, batch.sampled, batch.lengths, batch.facts, student=spec.student_view)
+    base = span_weights(spec, batch) if base is None else base
+    weights = _weights(spec.weights, bank, base != 0, masks, generator)
+    per_token, more = _per_token(spec, batch, views, student, target, bank, coupling, step)
+    metrics |= more
+    factor, kept = _renormalised(spec.normalize, base, weights, batch.lengths)
+    coefficient = scheduled(_plain(spec.coef), step)
+    # positions without weight may hold an infinite divergence, which zero times would not remove
+    weighted = torch.where(base * weights != 0, per_token, 0.0) * (base * weights * factor)
+    value = coefficient * torch.stack([w.sum() for w in weighted.split(list(batch.lengths))]).sum() / len(batch.lengths)
+    metrics |= {
+        "mean": float(per_token.detach()[base != 0].mean()) if (base != 0).any() else 0.0,
+        "kept_fraction": kept,
+    }
+    return TermValue(value, per_token, weights, metrics)
+
+
+def _plain(number: object) -> float | dict[str, object]:
+    """A schedule as a mapping, a number as it is."""
+    if isinstance(number, int | float):
+        return float(number)
+    return number.model_dump(by_alias=True)  # type: ignore[attr-defined]
+
+
+def _target(spec: Term, views: Mapping[str, Tensor], batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+    of = spec.target
+    tilt: Tensor | float = scheduled(_plain(of.tilt), step)
+    if of.tilt_sign == "advantage":
+        sign = batch.facts["advantage"].sign()
+        spread = sign if len(sign) == len(batch.sampled) else sign.repeat_interleave(
+            torch.tensor(batch.lengths, device=sign.device))  # fmt: skip
+        tilt = spread * tilt
+    coefficients = {n: scheduled(_plain(a), step) for n, a in of.loglin.items()}
+    return log_linear(
+        views, coefficients, anchor=of.anchor, residual_clip=of.residual_clip, temperature=of.temperature, tilt=tilt,
+        sampled=batch.sampled, mixture=of.mixture,
+    )  # fmt: skip
+
+
+def span_weights(spec: Term, batch: Batch) -> Tensor:
+    """Base weights [N] of the term's loss span, normalised over this batch: Σ base · ℓ / R is the mean that is wanted.
+
+    `quote` spans read the fact `in_quote`, `suffix` the fact `since_error`.
+    """
+    weights = batch.views["student"].detach().new_ones(len(batch.sampled))
+    if spec.rows == "hint" and spec.span != "step":
+        weights = span_mask(spec, batch.facts)
+    rows = weights.split(list(batch.lengths))
+    if spec.normalize == "per_row":
+        return torch.cat([r / r.sum().clamp(min=1e-12) for r in rows])
+    return weights * (len(rows) / weights.sum().clamp(min=1e-12))
+
+
+def span_mask(spec: Term, facts: Mapping[str, Tensor]) -> Tensor:
+    """Weight of each token by the loss span alone [N], before any normalisation."""
+    if spec.span == "suffix":
+        return (facts["since_error"] >= 0).float()
+    quoted = facts["in_quote"].float()
+    return quoted if spec.span == "quote" else 1.0 + (spec.quote_weight - 1.0) * quoted
+
+
+def _weights(
+    specs: Sequence[WeightSpec], bank: ScoreBank, valid: Tensor, masks: dict[str, Tensor],
+    generator: torch.Generator | None,
+) -> Tensor:  # fmt: skip
+    """Product of the weights [N], detached."""
+    out = torch.ones_like(bank.s[:, 0])
+    for spec in specs:
+        out = out * _weight(spec, bank, valid, masks, generator)
+    return out
+
+
+def _weight(
+    spec: WeightSpec, bank: ScoreBank, valid: Tensor, masks: dict[str, Tensor], generator: torch.Generator | None
+) -> Tensor:
+    context = {"valid": valid, "lengths": bank.lengths, "generator": generator}
+    if spec.ref:
+        weight = masks[spec.ref]
+    elif spec.soft_or:
+        weight = shapes.soft_or(*(_weight(w, bank, valid, masks, generator) for w in spec.soft_or))
+    elif spec.product:
+        weight = _weights(spec.product, bank, valid, masks, generator)
+    else:
+        score = bank[spec.score] * (bank["adv_sign"] if spec.times_sign else 1.0)
+        weight = shapes.apply(spec.shape, score, spec.parameters, **context)
+    for after in spec.then:
+        weight = shapes.apply(after.shape, weight, after.parameters, **context)
+    if spec.invert:
+        weight = 1 - weight
+    if spec.id:
+        masks[spec.id] = weight
+    return weight
+
+
+def _renormalised(
+    normalize: str, base: Tensor, weights: Tensor, lengths: Sequence[int]
+) -> tuple[Tensor | float, float]:
+    """Factor that makes a gate no change of the learning rate, and the share of base weight that is kept."""
+    kept = base * (weights != 0)
+    share = float(kept.sum() / base.sum().clamp(min=1e-12))
+    if normalize == "all" or bool((weights == 1).all()):
+        return 1.0, share
+    if normalize == "per_row":
+        pairs = zip(base.split(list(lengths)), kept.split(list(lengths)), strict=True)
+        return torch.cat([(b.sum() / k.sum().clamp(min=1e-12) * (k.sum() > 0)).expand(len(b)) for b, k in pairs]), share
+    counted = base * weights if normalize == "mean1" else kept
+    total = float(counted.sum())
+    return (float(base.sum()) / total if total > 0 else 0.0), share
+
+
+def _per_token(
+    spec: Term, batch: Batch, views: Mapping[str, Tensor], student: Tensor, target: Tensor, bank: ScoreBank,
+    coupling: Coupling | None, step: int,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """ℓ_t [N] and metrics."""
+    how, parameters = spec.divergence, spec.divergence.parameters
+    if how.kind == "hidden_mse":
+        layers = parameters.get("layers")
+        ours, theirs = batch.hidden[spec.student_view], batch.hidden["teacher"]
+        if layers is not None:
+            ours, theirs = ours[list(layers)], theirs[list(layers)]
+        return hidden_mse(ours, theirs), {}
+    if how.kind == "token_preference":
+        reference = views[str(parameters.get("reference", "initial"))]
+        value, active = token_preference(student, reference, target, batch.sampled, float(parameters.get("beta", 1.0)))
+        return value, {"active": float(active.float().mean())}
+    if how.kind in ("pg", "nll"):
+        own = at(student, batch.sampled)
+        if how.kind == "nll":
+            return nll(own), {}
+        value, metrics = _policy_gradient(spec, batch, views, own, student, target, bank, coupling, step)
+        return (value if how.token_clip is None else value.clamp(max=how.token_clip)), metrics
+    ids = _support(spec, batch, student, target)
+    rest = spec.support.rest
+    ours, theirs = restrict(student, ids, rest), restrict(target, ids, rest)
+    value = divergence(
+        how.kind, ours, theirs, pointwise_clip=how.pointwise_clip, token_clip=how.token_clip, **parameters
+    )
+    metrics = {}
+    if ids is not None:
+        metrics["empty_support"] = float((ids < 0).all(-1).float().mean())
+    return value, metrics
+
+
+def _support(spec: Term, batch: Batch, student: Tensor, target: Tensor) -> Tensor | None:
+    of = spec.support
+    if batch.restricted:
+        # the columns are the union that was stored, with its tail
+        if spec.rows == "hint" and (of.kind != "union" or of.drop_special):
+            raise ValueError(f"stored targets hold the union support, not {of.kind}")
+        return None
+    return select(
+        of.kind, student, target, batch.sampled, k=of.k, token_ids=of.token_ids,
+        removed=batch.special_ids if of.drop_special else (), include_sampled=of.include_sampled,
+    )  # fmt: skip
+
+
+def _policy_gradient(
+    spec: Term, batch: Batch, views: Mapping[str, Tensor], own: Tensor, student: Tensor, target: Tensor, bank: ScoreBank,
+    coupling: Coupling | None, step: int,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    p = spec.divergence.parameters
+    theirs = at(target, batch.sampled)
+    advantage = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
+    if p.get("baseline") == "value":
+        k = p.get("baseline_k")
+        ids = student.detach().topk(min(int(k), student.shape[-1])).indices if k else None
+        advantage = signals.value_baseline(advantage, student, target, ids)
+    behaviour = p.get("behaviour")
+    return signals.policy_gradient(
+        own, advantage, None if behaviour is None else at(views[behaviour], batch.sampled), clip_low=p.get("clip_low"),
+        clip_high=p.get("clip_high"), cap=p.get("cap"), lengths=batch.lengths if p.get("ratio") == "row" else None,
+    )  # fmt: skip
+
+
+def _advantage(
+    spec: Term, s: Tensor, t: Tensor, bank: ScoreBank, batch: Batch, coupling: Coupling | None, step: int
+) -> Tensor:
+    """The signal of each token [N], detached."""
+    name, p = spec.divergence.signal, spec.divergence.parameters
+    if name in signals.SIGNALS:
+        own = {k: p[k] for k in signals.SIGNALS[name].__code__.co_varnames[2:] if k in p}
+        return signals.SIGNALS[name](s, t, **own)
+    if name == "tanh_contrast":
+        return signals.tanh_contrast(bank["contrast"], **{k: p[k] for k in ("tau", "scale") if k in p})
+    if name == "returns":
+        return signals.returns(t - s, batch.lengths, float(p.get("gamma", 0.0)))
+    advantage = bank["advantage"]
+    if coupling is None or coupling.kind not in ("adv_mul", "adv_add"):
+        return advantage
+    credit = _weights(coupling.credit, bank, torch.ones_like(advantage, dtype=torch.bool), {}, None)
+    if coupling.kind == "adv_mul":
+        return couplings.advantage_multiply(advantage, credit, scheduled(_plain(coupling.lam), step))
+    beta = scheduled(_plain(coupling.beta), step)
+    return couplings.advantage_add(advantage, credit, beta, coupling.keep_sign)

@@ -1,0 +1,71 @@
+"""Diagnostics without a gradient: what to look at beside the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hintdistill.objectives.checks import same_shape
+from hintdistill.objectives.scorebank import at
+
+
+def preflight_gap(plain: Tensor, hinted: Tensor, sampled: Tensor, right: Tensor | None = None) -> dict[str, float]:
+    """What hints can teach at most, on recorded error tokens [N, V], no decoding. Predictive law (arXiv 2605.30070).
+
+    Returns how often a right continuation (top-1 in the bool mask `right` [N, V]; without it, top-1 ≠ the error) is chosen
+    with and without the hint, and the gap. Near zero, the hints cannot teach anything.
+    """
+    same_shape(plain=plain, hinted=hinted)
+    rates = []
+    for view in (plain, hinted):
+        top = view.argmax(-1)
+        good = right.gather(-1, top[:, None])[:, 0] if right is not None else top != sampled
+        rates.append(float(good.float().mean()))
+    return {"repair_plain": rates[0], "repair_hinted": rates[1], "repair_gap": rates[1] - rates[0]}
+
+
+def harm_rate(right_without: Sequence[bool], right_with: Sequence[bool]) -> float:
+    """P(wrong with the context | right without it). NCA (arXiv 2606.11627). NaN where nothing was right without it."""
+    pairs = [b for a, b in zip(right_without, right_with, strict=True) if a]
+    return sum(not b for b in pairs) / len(pairs) if pairs else float("nan")
+
+
+def fidelity_by_position(teacher: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Mean of the teacher's largest probability at each position of a row [max length]. LGR (arXiv 2605.30833)."""
+    best = teacher.max(-1).values.exp()
+    total, count = (torch.zeros(max(lengths), dtype=best.dtype, device=best.device) for _ in range(2))
+    for row in best.split(list(lengths)):
+        total[: len(row)] += row
+        count[: len(row)] += 1
+    return total / count
+
+
+def rock_tokens(sampled: Tensor, divergence: Tensor, n: int = 100, skip: int = 5) -> list[int]:
+    """Ids with the largest frequency × mean divergence, after the `skip` most frequent. Rock tokens (arXiv 2605.09253)."""
+    ids, inverse, counts = sampled.unique(return_inverse=True, return_counts=True)
+    total = torch.zeros(len(ids), dtype=divergence.dtype, device=divergence.device).index_add_(0, inverse, divergence)
+    total[counts.argsort(descending=True)[:skip]] = -torch.inf
+    order = total.argsort(descending=True)[: min(n, max(0, len(ids) - skip))]
+    return [int(i) for i in ids[order]]
+
+
+def update_geometry(before: Tensor, after: Tensor) -> dict[str, float]:
+    """Share of entries that change in bfloat16, and the stable rank ‖Δ‖_F²/‖Δ‖₂² of the update. arXiv 2606.07082."""
+    same_shape(before=before, after=after)
+    change = (after - before).double()
+    changed = (after.bfloat16() != before.bfloat16()).float().mean()
+    top = torch.linalg.matrix_norm(change, ord=2) if change.ndim == 2 else change.norm()
+    rank = float(change.square().sum() / top.square()) if float(top) > 0 else 0.0
+    return {"changed_fraction": float(changed), "stable_rank": rank}
+
+
+def error_probability(logprobs: Tensor, sampled: Tensor) -> float:
+    """Mean probability of the sampled error tokens: the one number that must fall."""
+    return float(at(logprobs, sampled).exp().mean())
+
+
+def length_tail(lengths: Sequence[int]) -> float:
+    """Longest over mean length; CGTR (arXiv 2606.03532) holds it below 3.2."""
+    return max(lengths) / (sum(lengths) / len(lengths))

@@ -1,0 +1,160 @@
+"""The score bank: what is known about each token, from the views of one batch. Detached, computed once, on demand.
+
+Every published token weighting is a shape of one of these scores. The names are those of the methods: S student,
+T target of the term (the teacher, where the target is the teacher), y the sampled token. Scores that no view can give
+(a reward, a group's accuracy, the distance from the error) are facts which the caller supplies under the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hintdistill.objectives.divergences import rkl
+from hintdistill.objectives.supports import gather_with_tail, restrict, union_of
+
+
+def entropy(logprobs: Tensor) -> Tensor:
+    """Entropy [..., V] → [...], nats."""
+    present = logprobs > -torch.inf
+    return -torch.where(present, logprobs.exp() * torch.where(present, logprobs, 0.0), 0.0).sum(-1)
+
+
+def at(logprobs: Tensor, sampled: Tensor) -> Tensor:
+    """Log-probability of the sampled ids [N, V], [N] → [N]."""
+    return logprobs.gather(-1, sampled[:, None])[:, 0]
+
+
+def compat(student: Tensor, target: Tensor, k: int) -> Tensor:
+    """Σ of T over the student's top-k: how teachable a position is. TA-OPD (arXiv 2605.26844)."""
+    return target.gather(-1, student.topk(min(k, student.shape[-1])).indices).exp().sum(-1)
+
+
+def overlap(student: Tensor, target: Tensor, k: int) -> Tensor:
+    """|top-k of S ∩ top-k of T| / k. Prune-OPD (arXiv 2605.07804)."""
+    k = min(k, student.shape[-1])
+    a, b = student.topk(k).indices, target.topk(k).indices
+    return (a[..., :, None] == b[..., None, :]).any(-1).float().mean(-1)
+
+
+def disagreement(views: Sequence[Tensor], sampled: Tensor) -> Tensor:
+    """Standard deviation over teacher views of log T(y), nats. After RAPS-DA (arXiv 2606.30518), which names no formula."""
+    return torch.stack([at(v, sampled) for v in views]).std(0, unbiased=False)
+
+
+class ScoreBank:
+    """Scores [N] of one batch and one term, each computed when it is first asked for."""
+
+    def __init__(
+        self, views: Mapping[str, Tensor], target: Tensor, sampled: Tensor, lengths: Sequence[int],
+        facts: Mapping[str, Tensor] | None = None, *, student: str = "student", k: int = 16, position: int = 1,
+    ) -> None:  # fmt: skip
+        """`k` is for the scores that look at a top-k (published: 16); `position` is the first index counted (1)."""
+        self.views = {n: v.detach() for n, v in views.items()}
+        self.s, self.t = self.views[student], target.detach()
+        self.y, self.lengths, self.k, self.facts = sampled, list(lengths), k, dict(facts or {})
+        self.first = position
+        self._known: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The score [N]. Raises KeyError for a name that is neither computed nor a fact."""
+        if name not in self._known:
+            if name in self.facts:
+                value = self.per_token(self.facts[name])
+            elif name in SCORES:
+                value = SCORES[name](self)
+            else:
+                raise KeyError(
+                    f"no score {name!r}: not computed, and not among the facts {', '.join(self.facts) or '-'}"
+                )
+            self._known[name] = value.detach().to(self.s.dtype)
+        return self._known[name]
+
+    def per_token(self, value: Tensor) -> Tensor:
+        """A fact per row [R] spread over its tokens; one per token [N] as it is."""
+        if len(value) == len(self.y):
+            return value
+        if len(value) != len(self.lengths):
+            raise ValueError(
+                f"a fact has {len(value)} values; the batch has {len(self.lengths)} rows, {len(self.y)} tokens"
+            )
+        return value.repeat_interleave(torch.tensor(self.lengths, device=value.device))
+
+    def row_mean(self, value: Tensor) -> Tensor:
+        """Mean over each row, spread over its tokens [N]."""
+        return torch.cat([v.mean().expand(len(v)) for v in value.split(self.lengths)])
+
+    def index(self) -> Tensor:
+        """Position within the row, counted from 1 [N]."""
+        return torch.cat([torch.arange(self.first, n + self.first, device=self.y.device) for n in self.lengths])
+
+    def view(self, name: str) -> Tensor:
+        """A view by name. Raises KeyError naming it."""
+        if name not in self.views:
+            raise KeyError(f"this score needs the view {name!r}")
+        return self.views[name]
+
+    def numbered(self, stem: str) -> list[Tensor]:
+        """Views `stem`, `stem_1`, `stem_2`, …: several hints of one kind."""
+        return [v for n, v in self.views.items() if n == stem or n.startswith(f"{stem}_")]
+
+
+def _contrast(b: ScoreBank) -> Tensor:
+    """e = log T(y|right) - mean_k log T(y|wrong_k). RLCSD (arXiv 2606.11709)."""
+    wrong = b.numbered("wrong")
+    if not wrong:
+        raise KeyError("the score `contrast` needs views `wrong` or `wrong_1`, `wrong_2`, …")
+    return at(b.view("teacher"), b.y) - torch.stack([at(w, b.y) for w in wrong]).mean(0)
+
+
+def _union_divergence(b: ScoreBank) -> Tensor:
+    """KL(T̄ ‖ S̄) on the union of both top-k, renormalised. TA-OPD (arXiv 2605.26844)."""
+    k = min(b.k, b.s.shape[-1])
+    ids = union_of(b.s.topk(k).indices, b.t.topk(k).indices)
+    return rkl(restrict(b.t, ids, "renorm"), restrict(b.s, ids, "renorm"))
+
+
+def _rolling_divergence(b: ScoreBank) -> Tensor:
+    """Reverse KL on the student's top-64 with a tail, as the agreement-trap gate reads it. KAT (arXiv 2606.09471)."""
+    ids = b.s.topk(min(64, b.s.shape[-1])).indices
+    return rkl(gather_with_tail(b.s, ids), gather_with_tail(b.t, ids))
+
+
+SCORES: dict[str, Callable[[ScoreBank], Tensor]] = {
+    "one": lambda b: torch.ones_like(b.s[:, 0]),
+    "importance": lambda b: (at(b.s, b.y) - at(b.view("initial"), b.y)).clamp(-20, 20).exp(),
+    "adv_sign": lambda b: b["advantage"].sign(),
+    "H_S": lambda b: entropy(b.s),
+    "H_T": lambda b: entropy(b.t),
+    "gap": lambda b: at(b.t, b.y) - at(b.s, b.y),
+    "ratio": lambda b: (at(b.t, b.y) - at(b.s, b.y)).exp(),
+    "surprisal": lambda b: -at(b.s, b.y),
+    "evidence": lambda b: at(b.view("teacher"), b.y) - at(b.view("plain"), b.y),
+    "contrast": _contrast,
+    "div": lambda b: rkl(b.s, b.t),
+    "div_forward": lambda b: rkl(b.t, b.s),
+    "div_union": _union_divergence,
+    "div_tail64": _rolling_divergence,
+    "compat": lambda b: compat(b.s, b.t, b.k),
+    "overlap": lambda b: overlap(b.s, b.t, b.k),
+    "accept": lambda b: (b.t.topk(min(5, b.t.shape[-1])).indices == b.y[:, None]).any(-1),
+    "disagree": lambda b: disagreement(b.numbered("teacher"), b.y),
+    "teacher_max": lambda b: b.t.max(-1).values.exp(),
+    "pos": lambda b: (b.index() - 0.5) / b.per_token(torch.tensor(b.lengths, device=b.y.device)),
+    "index": lambda b: b.index(),
+    "token_id": lambda b: b.y,
+    "mean_logT": lambda b: b.row_mean(at(b.t, b.y)),
+    "ppl_S": lambda b: b.row_mean(-at(b.s, b.y)).exp(),
+    "ppl_T": lambda b: b.row_mean(-at(b.t, b.y)).exp(),
+}
+"""`importance` takes the initial policy for the one that sampled: true of recorded traces of this student. Entropies and
+divergences in nats, `pos` in (0, 1), `index` from 1; the rest as their functions say."""
+
+FACTS = (
+    "turn_is_target", "in_quote", "since_error", "advantage", "reward", "group_acc", "confidence", "tag",
+    "lookahead", "lagged", "key_span", "error_span", "on_policy",
+)  # fmt: skip
+"""What only the caller knows: [N] or [R]. `since_error` counts from the first quoted token (negative before it); `tag` is 1
+on the tokens of an action; `lagged` is a controller's threshold; `lookahead` a reward from further queries (LGR)."""

@@ -1,0 +1,243 @@
+"""Shapes: score [N] → weight [N]. A hard gate is a weight in {0, 1}; nothing here carries a gradient.
+
+`valid` [N] says which tokens count for quantiles and maxima; `lengths` are the rows of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hintdistill.objectives.checks import between
+
+
+def _some(x: Tensor, valid: Tensor | None) -> Tensor:
+    picked = x if valid is None else x[valid]
+    return picked if len(picked) else x
+
+
+def threshold(x: Tensor, at: float = 0.0, below: bool = False, otherwise: float = 0.0) -> Tensor:
+    """1 where x > at (or x < at with `below`), else `otherwise`. SelecTKD: accept → 1, else .01; EDGE-OPD: evidence > 0."""
+    return torch.where((x < at) if below else (x > at), 1.0, otherwise).to(x)
+
+
+def threshold_abs(x: Tensor, at: float = 0.0) -> Tensor:
+    """1 where |x| > at. RLCSD (arXiv 2606.11709): .02; for error spans also of the evidence (ours)."""
+    return (x.abs() > at).to(x)
+
+
+def equals(x: Tensor, value: float = 1.0) -> Tensor:
+    """1 where x = value."""
+    return (x == value).to(x)
+
+
+def top_frac(x: Tensor, rho: float = 0.2, *, valid: Tensor | None = None) -> Tensor:
+    """1 on the ceil(ρn) largest, of the valid tokens; ties go to the earlier token. TA-OPD .05, TIP .5, Revisiting .2."""
+    between(0, 1, rho=rho)
+    valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
+    n = math.ceil(rho * int(valid.sum()))
+    order = x.masked_fill(~valid, -torch.inf).argsort(descending=True, stable=True)[:n]
+    return torch.zeros_like(x).index_fill(0, order, 1.0)
+
+
+def quantile_below(x: Tensor, q: float = 0.2, *, valid: Tensor | None = None) -> Tensor:
+    """0 below the q-quantile, 1 from there on. FiRe (arXiv 2606.02684) on rows: mean log T at or above its P20."""
+    return (x >= _some(x, valid).quantile(q)).to(x)
+
+
+def bernoulli(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """1 with probability min(1, x). TrOPD (arXiv 2606.01249) on T(y)/S(y)."""
+    return torch.bernoulli(x.clamp(0, 1), generator=generator)
+
+
+def sigmoid(x: Tensor, beta: float = 1.0) -> Tensor:
+    """σ(βx). SDAR (arXiv 2605.15155): β = 5 on the gap."""
+    return (beta * x).sigmoid()
+
+
+def exp_clip(x: Tensor, low: float = 0.8, high: float = 1.2) -> Tensor:
+    """exp(x) within [low, high]. RLSD (arXiv 2604.03128)."""
+    return x.exp().clamp(low, high)
+
+
+def sigmoid_clip(x: Tensor, alpha: float = 0.2) -> Tensor:
+    """2σ(x) within 1±α. StepOPSD (arXiv 2605.27140)."""
+    return (2 * x.sigmoid()).clamp(1 - alpha, 1 + alpha)
+
+
+def saturate(x: Tensor, c: float | None = None, *, valid: Tensor | None = None) -> Tensor:
+    """x/(x+c), within [0, 1) and ½ at x = c; c = max(P75, 1e-4) by default. SC-GRPO (arXiv 2606.18810)."""
+    c = c if c is not None else max(float(_some(x, valid).quantile(0.75)), 1e-4)
+    return x / (x + c)
+
+
+def affine(x: Tensor, alpha: float = 1.0, flip: bool = False, *, valid: Tensor | None = None) -> Tensor:
+    """1 + α·x/max x, or 1 + α·(1 - x/max x) with `flip`. FiRe (arXiv 2606.02684)."""
+    share = x / _some(x, valid).max().clamp(min=1e-12)
+    return 1 + alpha * (1 - share if flip else share)
+
+
+def robust01(x: Tensor, low: float = 0.05, high: float = 0.95, *, valid: Tensor | None = None) -> Tensor:
+    """x scaled so that its low and high quantiles become 0 and 1, clamped. TA-OPD (arXiv 2605.26844)."""
+    a, b = _some(x, valid).quantile(low), _some(x, valid).quantile(high)
+    return ((x - a) / (b - a).clamp(min=1e-12)).clamp(0, 1)
+
+
+def minmax01(x: Tensor, *, valid: Tensor | None = None) -> Tensor:
+    """x scaled to [0, 1] by its least and greatest value. TIP (arXiv 2604.14084)."""
+    some = _some(x, valid)
+    return ((x - some.min()) / (some.max() - some.min()).clamp(min=1e-12)).clamp(0, 1)
+
+
+def soft_or(a: Tensor, b: Tensor) -> Tensor:
+    """a + b - ab, for a and b in [0, 1]. TIP (arXiv 2604.14084)."""
+    return a + b - a * b
+
+
+def tanh(x: Tensor, tau: float = 1.0, scale: float = 1.0) -> Tensor:
+    """scale·tanh(x/τ). RLCSD (arXiv 2606.11709): τ = .02, scale .5."""
+    return scale * (x / tau).tanh()
+
+
+def low_entropy_sign(x: Tensor, q: float = 0.2, *, valid: Tensor | None = None) -> Tensor:
+    """tanh((P_q(x) - x)/mean |x - mean x|): positive below the q-quantile, negative above. DASD (arXiv 2605.22263) on H_S."""
+    some = _some(x, valid)
+    spread = (some - some.mean()).abs().mean().clamp(min=1e-12)
+    return ((some.quantile(q) - x) / spread).tanh()
+
+
+def median_sigmoid(x: Tensor, shift: float = 1.0, eps: float = 1e-6, *, valid: Tensor | None = None) -> Tensor:
+    """σ(|x|/(median |x| + ε) - shift). DASD (arXiv 2605.22263) on the gap."""
+    return (x.abs() / (_some(x, valid).abs().median() + eps) - shift).sigmoid()
+
+
+def median_scale(x: Tensor, eps: float = 1e-6, *, valid: Tensor | None = None) -> Tensor:
+    """x/(median |x| + ε). DASD (arXiv 2605.22263) on the gap, there per trajectory."""
+    return x / (_some(x, valid).abs().median() + eps)
+
+
+def geom(x: Tensor, gamma: float = 0.8) -> Tensor:
+    """γ^x from the error on, 1 before it (x negative). Draft-OPD (arXiv 2605.29343), γ = .8."""
+    return gamma ** x.clamp(min=0)
+
+
+def logistic_pos(x: Tensor, w_min: float = 0.25, centre: float = 0.30, scale: float = 0.10) -> Tensor:
+    """w_min + (1 - w_min)·σ((x - centre)/scale) of the position in (0, 1). PW-OPSD: late tokens count more."""
+    return w_min + (1 - w_min) * ((x - centre) / scale).sigmoid()
+
+
+def cum_drop(x: Tensor, below: float = 0.7, step: float = 0.01, base: float = 0.5, *, lengths: Sequence[int]) -> Tensor:
+    """clip(1 - step·(events so far in the row), 0, 1) + base; an event is x < below. Prune-OPD (arXiv 2605.07804)."""
+    events = torch.cat([(v < below).cumsum(0) for v in x.split(list(lengths))])
+    return ((1 - step * events).clamp(0, 1) + base).to(x)
+
+
+def first_n(x: Tensor, n: float = 100) -> Tensor:
+    """1 where the index (from 1) is at most n. ESR (arXiv 2605.27028): 100; ADWIN's window."""
+    return (x <= n).to(x)
+
+
+def skip_n(x: Tensor, n: float = 0) -> Tensor:
+    """0 on the first n tokens of a row. SDFT (arXiv 2601.19897)."""
+    return (x > n).to(x)
+
+
+def rolling_stop(
+    x: Tensor, window: int = 64, level: float | None = None, eta: float = 0.3, patience: int = 4, skip: int = 16,
+    *, lengths: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """0 from the first of `patience` windows in a row whose mean lies below the level. KAT (arXiv 2606.09471).
+
+    The level is the (1-η)-quantile of each row's lowest window mean, over this batch, unless it is given (KAT keeps a buffer
+    of 4096; see `controllers.KatBuffer`). The first `skip` tokens are exempt.
+    """
+    means = [_rolling_mean(row, window) for row in x.split(list(lengths))]
+    if level is None:
+        lowest = torch.stack([m[skip:].min() if len(m) > skip else m.min() for m in means])
+        level = float(lowest.quantile(1 - eta))
+    out = []
+    for mean in means:
+        keep, run = torch.ones_like(mean), 0
+        for i in range(skip, len(mean)):
+            run = run + 1 if mean[i] < level else 0
+            if run == patience:
+                keep[i - patience + 1 :] = 0
+                break
+        out.append(keep)
+    return torch.cat(out)
+
+
+def _rolling_mean(x: Tensor, window: int) -> Tensor:
+    total = torch.cat([x.new_zeros(1), x.cumsum(0)])
+    ends = torch.arange(1, len(x) + 1, device=x.device)
+    starts = (ends - window).clamp(min=0)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def freeze(x: Tensor, ids: Sequence[int] = (), weight: float = 0.0) -> Tensor:
+    """`weight` on the listed token ids, 1 elsewhere. Rock tokens (arXiv 2605.09253); special tokens likewise."""
+    hit = torch.isin(x.long(), torch.tensor(list(ids), dtype=torch.long, device=x.device))
+    return torch.where(hit, weight, 1.0).to(x)
+
+
+def sign_gate(x: Tensor, agree: float = 1.8, disagree: float = 1.0) -> Tensor:
+    """`agree` where x > 0 (teacher and verifier of one sign), `disagree` elsewhere. SG-OPD (arXiv 2606.09304), reading (a)."""
+    return torch.where(x > 0, agree, disagree).to(x)
+
+
+def rank_softmax(x: Tensor, tau: float = 1.0, *, lengths: Sequence[int]) -> Tensor:
+    """x^(1/τ)/Σ over rows times the number of rows; x is one value per row, spread. SCOPE (arXiv 2604.10688) on ppl.
+
+    τ < 0 prefers small values: ppl_T^(-1/τ) is `tau: -1`.
+    """
+    ends = torch.tensor(list(lengths), device=x.device).cumsum(0) - 1
+    share = (x[ends].log() / tau).softmax(0) * len(ends)
+    return share.repeat_interleave(torch.tensor(list(lengths), device=x.device))
+
+
+def exp_decay(x: Tensor, kappa: float = 2.0) -> Tensor:
+    """min(1, exp(-(x - κ))): plausible tokens count, spikes fade. Ours, after Pedagogical RL's surprisal gate."""
+    return (-(x - kappa).clamp(min=0)).exp()
+
+
+def frontier(x: Tensor) -> Tensor:
+    """4p(1-p) of the group's accuracy. SSOPD."""
+    return 4 * x * (1 - x)
+
+
+def frontier_root(x: Tensor) -> Tensor:
+    """√(p(1-p)) of the group's accuracy. SC-SDPO."""
+    return (x * (1 - x)).clamp(min=0).sqrt()
+
+
+def clamp(x: Tensor, low: float = 0.0, high: float = 2.0) -> Tensor:
+    """x within [low, high]. Importance weights: SDPO at most 2, HERO (arXiv 2606.11559) within [.4, 10]."""
+    return x.clamp(low, high)
+
+
+def identity(x: Tensor, power: float = 1.0) -> Tensor:
+    """x^power."""
+    return x**power
+
+
+SHAPES: dict[str, Callable[..., Tensor]] = {
+    f.__name__: f
+    for f in (
+        threshold, threshold_abs, equals, top_frac, quantile_below, bernoulli, sigmoid, exp_clip, sigmoid_clip, saturate,
+        affine, robust01, minmax01, tanh, low_entropy_sign, median_sigmoid, median_scale, geom, logistic_pos, cum_drop, first_n, skip_n,
+        rolling_stop, freeze, sign_gate, rank_softmax, exp_decay, frontier, frontier_root, identity, clamp,
+    )
+}  # fmt: skip
+CONTEXT = ("valid", "lengths", "generator")
+"""What the batch supplies, not the recipe."""
+
+
+def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> Tensor:
+    """The shape of that name on a score [N]; `context` holds `valid`, `lengths` and `generator` where it asks for them."""
+    function = SHAPES[name]
+    wanted = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
+    return function(x, **parameters, **{k: v for k, v in context.items() if k in wanted})

@@ -1,0 +1,164 @@
+"""`hintdistill critique --compare A B`: the same traces under two critics or two prompts.
+
+Both sides run as far as rescoring, so that what is compared is not only what was said but what it did: findings gained,
+lost and moved, hints accepted, specificity, tokens spent. Differences are B − A, paired by trace; their 95 % intervals
+are percentiles of 2,000 resamples of the traces (Efron 1979), so that the variation between traces cancels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hintdistill import pipeline
+from hintdistill.config import RunConfig
+from hintdistill.config_file import load_config, validate
+from hintdistill.errors import InputError
+from hintdistill.pipeline import critique, read
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Voice
+from hintdistill.rundir import RunDir
+from hintdistill.types import Critique
+
+RESAMPLES = 2000
+
+
+def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str], voice: Voice) -> dict[str, Any]:
+    """Run what has not been run and compare. A side is a run folder, a config, or `key=value` on top of `config`.
+
+    Raises:
+        ConfigError, InputError: a side is none of these, or a run folder has no critique.
+        HintdistillError: whatever stopped a side.
+    """
+    base = pipeline.run_folder(load_config(config, list(overrides)), f"{config.stem}-compare")
+    folders = []
+    for name, side in zip("ab", sides, strict=True):
+        if RunDir(side).is_run():
+            folders.append(Path(side))
+            continue
+        settings = _settings(config, overrides, side)
+        voice.note(f"{name}: {side}")
+        folders.append(pipeline.run(settings, base / name, resume=True, until="rescore", voice=voice))
+    return compare_runs(*folders)
+
+
+def _settings(config: Path, overrides: Sequence[str], side: str) -> RunConfig:
+    if "=" in side:
+        return load_config(config, [*overrides, side])
+    if not Path(side).is_file():
+        raise InputError(
+            f"{side} is no run folder, no config and no key=value", hint="e.g. critic.llm.prompt=critic/mine.jinja"
+        )
+    return load_config(Path(side), list(overrides))
+
+
+def compare_runs(a: Path, b: Path) -> dict[str, Any]:
+    """Compare two run folders on the traces both have.
+
+    Raises:
+        InputError: a folder holds no run, or the two share no critiqued trace.
+    """
+    said_a, said_b = _said(a), _said(b)
+    shared = [key for key in said_a if key in said_b]
+    if not shared:
+        raise InputError(f"{a} and {b} share no critiqued trace", hint="both sides have to read the same traces")
+    gained, lost, moved, same = _differences(said_a, said_b, shared)
+    scored_a, scored_b = _scored(a), _scored(b)
+    ids = {key: said_a[key].trace_id for key in shared}
+
+    def paired(value: Callable[[Mapping[str, list[dict[str, Any]]], Mapping[str, Critique], str], float | None]) -> Any:
+        pairs = [(value(scored_a, said_a, k), value(scored_b, said_b, k)) for k in shared]
+        return _paired([p for p in pairs if p[0] is not None and p[1] is not None])  # type: ignore[misc]
+
+    return {
+        "a": str(a), "b": str(b), "traces": len(shared), "left_out": len(said_a) + len(said_b) - 2 * len(shared),
+        "findings": {"same": same, "gained": gained, "lost": lost, "moved": moved},
+        "accepted": paired(lambda scored, _, k: float(sum(f["accepted"] for f in scored.get(ids[k], ())))),
+        "acceptance": paired(lambda scored, _, k: _mean([float(f["accepted"]) for f in scored.get(ids[k], ())])),
+        "specificity_nats": paired(
+            lambda scored, _, k: _mean([f["specificity_nats"] for f in scored.get(ids[k], ()) if f["specificity_nats"] is not None])
+        ),
+        "tokens": paired(lambda _, said, k: float(said[k].usage.prompt_tokens + said[k].usage.completion_tokens)),
+        "requests": paired(lambda _, said, k: float(said[k].usage.requests)),
+    }  # fmt: skip
+
+
+def _said(folder: Path) -> dict[str, Critique]:
+    run = RunDir.open(folder)
+    config = validate(run.manifest()["config"], str(folder / "manifest.json"))
+    ctx = RunContext(config, run, Voice(quiet=True))
+    keys = {key for key, _, _ in read.load(ctx)}
+    return {key: c for key, c in critique.load(ctx).items() if key in keys}
+
+
+def _scored(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    path = folder / "report.json"
+    if not path.is_file():
+        return {}
+    out: dict[str, list[dict[str, Any]]] = {}
+    for finding in json.loads(path.read_text(encoding="utf-8"))["findings"]:
+        out.setdefault(finding["trace"], []).append(finding)
+    return out
+
+
+def _differences(
+    a: Mapping[str, Critique], b: Mapping[str, Critique], shared: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]], int]:
+    gained: list[dict[str, Any]] = []
+    lost: list[dict[str, Any]] = []
+    moved: list[dict[str, Any]] = []
+    same = 0
+    for key in shared:
+        of_a = {f.step: f.error_class for f in a[key].findings}
+        of_b = {f.step: f.error_class for f in b[key].findings}
+        same += len(of_a.keys() & of_b.keys())
+        new = {s: c for s, c in of_b.items() if s not in of_a}
+        old = {s: c for s, c in of_a.items() if s not in of_b}
+        for step, error_class in list(old.items()):
+            to = next((s for s, c in new.items() if c == error_class), None)
+            if to is not None:
+                moved.append({"trace": a[key].trace_id, "from": step, "to": to, "error_class": error_class})
+                del old[step], new[to]
+        gained += [{"trace": a[key].trace_id, "step": s, "error_class": c} for s, c in new.items()]
+        lost += [{"trace": a[key].trace_id, "step": s, "error_class": c} for s, c in old.items()]
+    return gained, lost, moved, same
+
+
+def _paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Means of both sides and of their difference, with its interval."""
+    if not pairs:
+        return {"a": None, "b": None, "difference": None, "low": None, "high": None, "n": 0}
+    values = np.array(pairs, float)
+    gaps = values[:, 1] - values[:, 0]
+    rng = np.random.default_rng(0)
+    means = np.array([gaps[rng.integers(0, len(gaps), len(gaps))].mean() for _ in range(RESAMPLES)])
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"a": float(values[:, 0].mean()), "b": float(values[:, 1].mean()), "difference": float(gaps.mean()),
+            "low": float(low), "high": float(high), "n": len(pairs)}  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def compare_lines(found: Mapping[str, Any]) -> list[str]:
+    """The comparison as lines for a terminal."""
+    f = found["findings"]
+    out = [
+        f"A {found['a']}", f"B {found['b']}",
+        f"{found['traces']} traces in both; {f['same']} findings the same, {len(f['gained'])} gained, {len(f['lost'])} lost, "
+        f"{len(f['moved'])} moved",
+    ]  # fmt: skip
+    for name in ("accepted", "acceptance", "specificity_nats", "tokens", "requests"):
+        p = found[name]
+        if p["n"]:
+            out.append(f"  {name:<18} A {p['a']:.3f}  B {p['b']:.3f}  B−A {p['difference']:+.3f} "
+                       f"[{p['low']:+.3f}, {p['high']:+.3f}] per trace, {p['n']} traces")  # fmt: skip
+    for label in ("gained", "lost"):
+        out += [f"  {label}: {x['trace']}, step {x['step']}, {x['error_class']}" for x in f[label][:10]]
+    out += [f"  moved: {x['trace']}, step {x['from']} → {x['to']}, {x['error_class']}" for x in f["moved"][:10]]
+    return out

@@ -1,0 +1,77 @@
+"""A recipe in words: formula, source, confidence, needs, and what it promises of the error token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hintdistill.recipes.needs import needs
+from hintdistill.recipes.schema import Recipe
+
+CONFIDENCE = {
+    "P": "the paper was read", "R": "the released code was read", "R*": "a third party's code was read", "W": "the web page was read",
+    "S": "secondary notes were read; the formula is plausible, not checked", "A": "only the abstract was read; the formula is derived",
+    "P+R": "the paper and the released code were read", "ours": "this toolkit's own",
+}  # fmt: skip
+PROMISE = {
+    "yes": "yes", "conditional": "under a condition", "no": "not by the teacher's doing", "n/a": "it trains nothing",
+}  # fmt: skip
+
+
+def summary(recipe: Recipe) -> dict[str, Any]:
+    """One line's worth of a recipe."""
+    return {"name": recipe.name, "verdict": recipe.verdict, "confidence": recipe.confidence, "kind": recipe.kind,
+            "title": recipe.title, "needs": [n.name for n in needs(recipe)]}  # fmt: skip
+
+
+def document(recipe: Recipe) -> dict[str, Any]:
+    """Everything about a recipe, as plain data."""
+    return {
+        **summary(recipe),
+        "formula": recipe.formula,
+        "source": recipe.source,
+        "confidence_means": CONFIDENCE[recipe.confidence],
+        "published": recipe.published,
+        "ours": recipe.ours,
+        "lowers_error": recipe.lowers_error,
+        "lowers_error_why": recipe.lowers_error_why,
+        "note": recipe.note,
+        "mechanism": [f"hintdistill.{m}" for m in recipe.mechanism],
+        "needs": [{"name": n.name, "why": n.why, "how": n.how} for n in needs(recipe)],
+        "recipe": settings(recipe),
+    }
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """The keys that can be set under `train.recipe`, as the recipe has them."""
+    keys = {"data", "views", "teacher", "terms", "coupling", "controllers", "diagnostics"}
+    return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
+
+
+def text(recipe: Recipe) -> str:
+    """A recipe as a page of text."""
+    import yaml
+
+    lines = [f"{recipe.name}: {recipe.title}", ""]
+    promise = PROMISE[recipe.lowers_error] + (f": {recipe.lowers_error_why}" if recipe.lowers_error_why else "")
+    rows = [
+        ("formula", recipe.formula),
+        ("source", recipe.source),
+        ("confidence", f"{recipe.confidence}: {CONFIDENCE[recipe.confidence]}"),
+        ("verdict", recipe.verdict),
+        ("published", recipe.published),
+        ("ours", recipe.ours),
+        ("lowers a sampled error token", promise),
+        ("note", recipe.note),
+        ("where", ", ".join(f"hintdistill.{m}" for m in recipe.mechanism)),
+    ]
+    lines += [f"{name}: {value}" for name, value in rows if value]
+    wanted = needs(recipe)
+    lines += ["", "needs:" if wanted else "needs: a hint and a student, nothing else"]
+    lines += [f"  {n.name}: {n.why}\n    → {n.how}" for n in wanted]
+    data = settings(recipe)
+    if data:
+        lines += ["", f"train.recipe={recipe.name}, any key below can be set as train.recipe.KEY=VALUE:"]
+        lines += [
+            "  " + line for line in yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110).splitlines()
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,123 @@
+"""Recipe files: find, merge with overrides, validate. `configs/recipes/NAME.yaml`, one recipe a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from hintdistill.errors import ConfigError
+from hintdistill.recipes import data as data_schema
+from hintdistill.recipes import schema
+from hintdistill.recipes.parts import nearest
+from hintdistill.recipes.schema import Recipe
+from hintdistill.shipped import data_root
+
+DEFAULT = "targeted"
+"""The recipe of a run that names none."""
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are."""
+    return data_root() / "configs" / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The shipped recipes."""
+    return sorted(p.stem for p in recipe_folder().glob("*.yaml"))
+
+
+def load_recipe(what: str | Mapping[str, Any] = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """A recipe by name, by file (`*.yaml`), or as a mapping whose `preset` names what it starts from.
+
+    Overrides are merged into it, key by key; null takes a term or view away, and a divergence of another kind leaves the old
+    one's parameters behind.
+
+    Raises:
+        ConfigError: no such recipe, an unknown part or key (with the nearest name), or a contradiction (with the reason).
+    """
+    data, name = _resolved(what)
+    merged = _merge(data, dict(overrides or {}))
+    merged.setdefault("name", name)
+    return validate(merged, f"recipe {name}")
+
+
+def validate(data: Mapping[str, Any], where: str) -> Recipe:
+    """Plain data → Recipe. Raises ConfigError naming every offending key."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_line(e) for e in error.errors()]
+        raise ConfigError(
+            f"{where}: " + "; ".join(dict.fromkeys(lines)), hint="docs/recipes.md lists parts and keys"
+        ) from None
+
+
+def _line(error: Any) -> str:
+    # the branches of a union (number or schedule) are of no interest to the reader
+    place = [str(p) for p in error["loc"] if p not in ("float", "Schedule")]
+    where = ".".join(place) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key `{where}`{nearest(place[-1], _all_keys())}"
+    return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+
+
+@lru_cache(maxsize=1)
+def _all_keys() -> tuple[str, ...]:
+    found = [*vars(schema).values(), *vars(data_schema).values()]
+    classes = [c for c in found if isinstance(c, type) and issubclass(c, schema.BaseModel)]
+    return tuple(sorted({f.alias or n for c in classes for n, f in c.model_fields.items()}))
+
+
+def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    if isinstance(what, Mapping):
+        start, name = _resolved(what.get("preset") or DEFAULT)
+        own = {k: v for k, v in what.items() if k != "preset"}
+        return _merge(start, own), str(own.get("name", name))
+    path = Path(what) if what.endswith((".yaml", ".yml")) else recipe_folder() / f"{what}.yaml"
+    if not path.is_file():
+        if path == Path(what):
+            raise ConfigError(f"no recipe file at {path}")
+        raise ConfigError(
+            f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
+        )
+    data = _read(path)
+    if data.get("preset"):
+        start, _ = _resolved(str(data["preset"]))
+        data = _merge(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem})
+    return data, path.stem
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping")
+    return data
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        if value is None:
+            out.pop(key, None)
+        elif (
+            key == "divergence" and isinstance(old, Mapping) and isinstance(value, Mapping) and _other_kind(old, value)
+        ):
+            out[key] = dict(value)
+        elif isinstance(old, Mapping) and isinstance(value, Mapping):
+            out[key] = _merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def _other_kind(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return "kind" in new and new["kind"] != old.get("kind", "rkl")

@@ -1,0 +1,149 @@
+"""What a recipe needs beyond a hint and a student, and what of it is missing where it is to run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from hintdistill.errors import ConfigError
+from hintdistill.recipes import parts
+from hintdistill.recipes.schema import Recipe, Term
+
+HOW = {
+    "in_step_teacher": "set train.targets=in_step (the default where the recipe needs it)",
+    "full_vocabulary": "set train.targets=in_step; stored targets hold top-k entries",
+    "union_support": "score with an engine that can gather (transformers)",
+    "wrong_hints": "plausible wrong hints for each finding, scored beside the right one",
+    "partial_hints": "a shortened form of each hint, scored beside the whole one",
+    "several_rollouts": "several traces of each task, grouped",
+    "reward": "a reward on each trace",
+    "confidence": "a confidence per teacher",
+    "hidden_states": "hidden states of student and teacher at the step's tokens",
+    "external_teacher": "another model with the same tokenizer; or set train.recipe.teacher.update=initial",
+    "second_adapter": "one adapter per error class",
+    "live_rollouts": "fresh rollouts; or set train.recipe.data.rollout.source=traces to train on the recorded ones",
+    "decoding": "generation inside training",
+    "reference_solutions": "a solution per task; or set train.recipe.data.hint.kind=feedback to use the critic's hints",
+    "demonstrations": "a demonstration per task; or set train.recipe.data.hint.kind=feedback to use the critic's hints",
+    "harness_context": "the output of a harness; or set train.recipe.data.hint.kind=feedback",
+    "debate_context": "a debate of several teachers; or set train.recipe.data.hint.kind=feedback",
+    "clean_context": "a context with something taken out; hints only add",
+    "activation_steering": "a steering vector in the teacher's residual stream",
+    "action_tags": "action tags in the step's text",
+    "success_spans": "spans of successful steps to reinforce",
+    "lookahead": "further teacher queries per token",
+    "token_set": "set train.recipe.terms.<term>.support.token_ids",
+    "teacher_training": "a training of the teacher itself",
+    "controllers": "controllers in the training loop",
+}
+"""What to do about each need."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """One thing that a recipe needs."""
+
+    name: str
+    why: str
+
+    @property
+    def how(self) -> str:
+        """What would meet it."""
+        return HOW[self.name]
+
+
+def needs(recipe: Recipe) -> list[Need]:
+    """Everything the recipe needs, each once, with the key that asks for it."""
+    found: dict[str, str] = {}
+
+    def add(names: Collection[str], why: str) -> None:
+        for name in names:
+            found.setdefault(name, why)
+
+    for name in recipe.extra_needs:
+        add([name], recipe.title)
+    add(parts.HINTS[recipe.data.hint.kind], f"data.hint.kind is {recipe.data.hint.kind}")
+    source = recipe.data.rollout.source
+    if source in ("guided", "teacher_prefix", "blend", "retry"):
+        add(["live_rollouts"], f"data.rollout.source is {source}")
+    if source == "resample_suffix":
+        add(["decoding"], "data.rollout.source is resample_suffix")
+    if recipe.teacher.update in ("live", "ema", "periodic", "cgtr"):
+        add(["in_step_teacher"], f"teacher.update is {recipe.teacher.update}")
+    if recipe.teacher.update == "external":
+        add(["external_teacher"], "teacher.update is external")
+    if recipe.teacher.update == "cgtr" or recipe.controllers:
+        add(["controllers"], f"controllers: {', '.join(recipe.controllers) or recipe.teacher.update}")
+    if recipe.coupling.kind != "none":
+        add(["reward"], f"coupling.kind is {recipe.coupling.kind}")
+        if recipe.coupling.kind in ("adv_mul", "adv_add"):
+            add(["several_rollouts"], "an advantage compares the rollouts of one task")
+    for rows in ("hint", "anchor"):
+        for name, view in recipe.used_views(rows).items():
+            add(parts.CONTEXTS[view.context], f"view {name} reads {view.context}")
+            if view.weights == "external":
+                add(["external_teacher"], f"view {name} has external weights")
+            if rows == "hint" and (view.weights, view.context) == ("live", "hint"):
+                add(["in_step_teacher"], f"view {name} is the student itself under the hint")
+    for name, term in recipe.terms.items():
+        _term_needs(name, term, add)
+    for weight in recipe.coupling.credit:
+        _score_needs("coupling.credit", weight.scores(), add)
+    return [Need(n, w) for n, w in found.items()]
+
+
+def _term_needs(name: str, term: Term, add: object) -> None:
+    assert callable(add)
+    kind, support = term.divergence.kind, term.support
+    if kind == "hidden_mse":
+        add(["hidden_states"], f"terms.{name}.divergence is hidden_mse")
+        return
+    if kind == "pg" and term.divergence.signal == "advantage":
+        add(["reward", "several_rollouts"], f"terms.{name} has the advantage as its signal")
+    if kind == "pg" and term.divergence.parameters.get("baseline") is not None:
+        add(["full_vocabulary"], f"terms.{name}.divergence.baseline")
+    if term.target.tilt_sign == "advantage":
+        add(["reward", "several_rollouts"], f"terms.{name}.target is tilted by the advantage")
+    if kind in parts.DISTRIBUTIONS and term.rows == "hint":
+        if support.kind == "union" and not support.drop_special:
+            add(["union_support"], f"terms.{name}.support is union")
+        else:
+            add(["full_vocabulary"], f"terms.{name}.support is {support.kind}")
+    if support.kind == "token_set" and not support.token_ids:
+        add(["token_set"], f"terms.{name}.support is token_set without token_ids")
+    if kind == "token_preference":
+        add(["full_vocabulary"], f"terms.{name} compares with the teacher's best token")
+    if term.temperature != 1 or term.target.temperature != 1:
+        add(["full_vocabulary"], f"terms.{name} has a temperature")
+    for weight in term.weights:
+        _score_needs(f"terms.{name}.weights", weight.scores(), add)
+
+
+def _score_needs(where: str, scores: set[str], add: object) -> None:
+    assert callable(add)
+    for score in sorted(scores):
+        facts = parts.FACTS["advantage"] if score == "adv_sign" else parts.FACTS.get(score, ())
+        add(facts, f"{where} reads {score}")
+        if score in parts.FULL_VOCABULARY_SCORES:
+            add(["full_vocabulary"], f"{where} reads {score}")
+
+
+def missing(recipe: Recipe, available: Collection[str]) -> list[Need]:
+    """The needs that are not among what is available."""
+    return [n for n in needs(recipe) if n.name not in available]
+
+
+def require_met(recipe: Recipe, available: Collection[str]) -> None:
+    """Raises ConfigError naming every missing piece, why it is needed and what would meet it."""
+    if recipe.kind != "objective":
+        raise ConfigError(
+            f"the recipe {recipe.name} is a {recipe.kind} and trains nothing",
+            hint=f"`hintdistill recipes show {recipe.name}` says where it is used",
+        )
+    lacking = missing(recipe, available)
+    if lacking:
+        text = "; ".join(f"{n.name} ({n.why}): {n.how}" for n in lacking)
+        raise ConfigError(
+            f"the recipe {recipe.name} needs what this run does not have: {text}",
+            hint=f"`hintdistill recipes show {recipe.name}` lists all it needs; any key of it can be set under train.recipe",
+        )

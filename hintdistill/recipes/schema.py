@@ -1,0 +1,340 @@
+"""A recipe as data: views, teacher, terms, coupling. Frozen, and contradictions are refused when it is made.
+
+The keys are those of the objective `L = Σ_terms coef · N⁻¹ Σ_t W_t · ℓ(S_t, q_t; support)`: a term is a target × support ×
+divergence × token weights × schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from hintdistill.recipes import parts
+from hintdistill.recipes.data import IMPLICIT_VIEWS, Data, Part, TeacherRule, View
+from hintdistill.recipes.parts import require
+
+
+class Schedule(Part):
+    """A scalar that moves with the optimiser step."""
+
+    start_value: float = Field(alias="from")
+    to: float
+    steps: int = Field(ge=1)
+    start: int = Field(default=0, ge=0)
+    kind: Literal["linear", "cosine"] = "linear"
+
+
+Number = float | Schedule
+
+
+def _the_teacher() -> dict[str, Number]:
+    return {"teacher": 1.0}
+
+
+class TargetSpec(Part):
+    """The distribution to match; see `objectives.targets.log_linear`."""
+
+    loglin: dict[str, Number] = Field(default_factory=_the_teacher)
+    anchor: str | None = None
+    residual_clip: float | None = Field(default=None, gt=0.0)
+    temperature: float = Field(default=1.0, gt=0.0)
+    tilt: Number = 0.0
+    tilt_sign: Literal["none", "advantage"] = "none"
+    mixture: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sound(self) -> TargetSpec:
+        if self.residual_clip is not None and self.anchor is None:
+            raise ValueError("residual_clip bounds the distance from an anchor view, and none is named")
+        if not 0 <= sum(self.mixture.values()) < 1:
+            raise ValueError("the shares of a mixture must sum to less than 1")
+        return self
+
+
+class SupportSpec(Part):
+    """Which vocabulary entries are compared; see `objectives.supports.select`."""
+
+    kind: str = "student_topk"
+    k: int = Field(default=100, ge=1)
+    rest: str = "tail"
+    token_ids: tuple[int, ...] = ()
+    drop_special: bool = False
+    include_sampled: bool = False
+    accept_bias: bool = False
+    """Take a truncated divergence whose gradient lowers the kept mass, as published."""
+
+    @field_validator("kind")
+    @classmethod
+    def _kind(cls, value: str) -> str:
+        return require(value, parts.SUPPORTS, "support")
+
+    @field_validator("rest", mode="before")
+    @classmethod
+    def _rest(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            raise ValueError(
+                f"the remainder is one of {', '.join(parts.RESTS)}, not {' with '.join(map(str, value))}: renormalised "
+                "entries sum to one, and a tail beside them would count the rest twice"
+            )
+        return require(str(value), parts.RESTS, "remainder")
+
+
+class DivergenceSpec(BaseModel):
+    """How student and target are compared; the parameters of the kind stand beside it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: str = "rkl"
+    pointwise_clip: float | None = Field(default=None, gt=0.0)
+    token_clip: float | None = Field(default=None, gt=0.0)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the kind (and of its signal)."""
+        return dict(self.model_extra or {})
+
+    @property
+    def signal(self) -> str:
+        """The policy gradient's signal; `log` by default."""
+        return str(self.parameters.get("signal", "log"))
+
+    @model_validator(mode="after")
+    def _sound(self) -> DivergenceSpec:
+        require(self.kind, parts.DIVERGENCES, "divergence")
+        known = set(parts.DIVERGENCES[self.kind])
+        if self.kind == "pg":
+            known |= set(parts.SIGNALS[require(self.signal, parts.SIGNALS, "signal")])
+        for key in self.parameters:
+            if key not in known:
+                raise ValueError(
+                    f"unknown key `{key}` of divergence {self.kind}{parts.nearest(key, [*known, *parts.CLIPS])}; "
+                    f"it takes {', '.join(sorted(known)) or 'none'}"
+                )
+        if self.kind == "jsd" and not 0 < float(self.parameters.get("alpha", 0.5)) < 1:
+            raise ValueError("alpha of jsd must lie strictly between 0 and 1; its ends are fkl and rkl")
+        if self.kind not in parts.DISTRIBUTIONS and self.pointwise_clip is not None:
+            raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
+        if "cap" in self.parameters and self.parameters.get("behaviour") is None:
+            raise ValueError("cap bounds an importance ratio, which needs `behaviour: initial`")
+        return self
+
+
+class WeightSpec(BaseModel):
+    """One factor of a token's weight: a shape of a score, a soft-or or product of such, or another term's mask."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    score: str = "one"
+    shape: str = "identity"
+    invert: bool = False
+    """1 - weight."""
+    times_sign: bool = False
+    """The score times the sign of the advantage."""
+    id: str | None = None
+    """A name under which the mask can be used again."""
+    ref: str | None = None
+    """The mask of that name."""
+    soft_or: tuple[WeightSpec, ...] = ()
+    product: tuple[WeightSpec, ...] = ()
+    then: tuple[WeightSpec, ...] = ()
+    """Shapes applied to this weight in turn; their scores are not read."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the shape."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _sound(self) -> WeightSpec:
+        require(self.score, [*parts.SCORES, *parts.FACTS], "score")
+        require(self.shape, parts.SHAPES, "shape")
+        known = parts.SHAPES[self.shape]
+        for key in self.parameters:
+            if key not in known:
+                raise ValueError(
+                    f"unknown key `{key}` of shape {self.shape}{parts.nearest(key, [*known, *WeightSpec.model_fields])}; "
+                    f"it takes {', '.join(known) or 'none'}"
+                )
+        if self.soft_or and len(self.soft_or) != 2:
+            raise ValueError("soft_or joins two weights")
+        return self
+
+    def scores(self) -> set[str]:
+        """Every score that this weight reads."""
+        own = set() if self.ref or self.soft_or or self.product else {self.score}
+        own |= {"adv_sign"} if self.times_sign else set()
+        return own.union(*(w.scores() for w in (*self.soft_or, *self.product)))
+
+
+class Term(Part):
+    """One term of the objective."""
+
+    target: TargetSpec = TargetSpec()
+    support: SupportSpec = SupportSpec()
+    divergence: DivergenceSpec = DivergenceSpec()
+    weights: tuple[WeightSpec, ...] = ()
+    normalize: str = "kept"
+    coef: Number = 1.0
+    rows: Literal["hint", "anchor"] = "hint"
+    """`hint`: the located steps; `anchor`: steps without a finding, whose target is the initial policy."""
+    span: str = "step"
+    """Loss span: the whole step, the quote, the quote weighted up within the step, or from the quote to the end."""
+    quote_weight: float = Field(default=4.0, gt=0.0)
+    min_probability: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Of an anchor: tokens that the initial policy gave less than this carry no loss. Where it wavered, what it did not say
+    may be the very habit that is corrected on other steps."""
+    student_view: str = "student"
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Of student and target alike."""
+
+    @field_validator("normalize")
+    @classmethod
+    def _normalize(cls, value: str) -> str:
+        return require(value, parts.NORMALISERS, "normaliser")
+
+    @field_validator("span")
+    @classmethod
+    def _span(cls, value: str) -> str:
+        return require(value, parts.SPANS, "loss span")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Term:
+        kind, support = self.divergence.kind, self.support
+        if kind in parts.DISTRIBUTIONS:
+            if support.kind == "sampled":
+                raise ValueError(
+                    f"{kind} compares distributions, and the support `sampled` holds one token; use divergence `pg`, or a "
+                    "top-k support"
+                )
+            biased = kind not in ("rkl_sg", "fkl", "ce_topk")
+            if support.rest == "drop" and support.kind != "full" and biased and not support.accept_bias:
+                raise ValueError(
+                    f"{kind} on a truncated support without its rest lowers the mass of the kept entries; use rest `tail` or "
+                    "`renorm`, divergence `rkl_sg`, or support.accept_bias=true"
+                )
+            if kind in ("rkl_sg", "ce_topk") and support.rest == "renorm" and kind == "ce_topk":
+                raise ValueError("ce_topk is a one-sided sum; renormalised it is fkl")
+        elif support.kind != "sampled" and kind in ("pg", "nll"):
+            raise ValueError(f"{kind} reads the sampled token alone; set support.kind to `sampled`")
+        if support.kind == "token_set" and not support.token_ids and kind in parts.DISTRIBUTIONS:
+            # a recipe may leave the set to the user; `needs` names it
+            return self
+        return self
+
+
+class Coupling(Part):
+    """How an outcome reward enters; see `objectives.couplings`."""
+
+    kind: str = "none"
+    credit: tuple[WeightSpec, ...] = ()
+    """The weight (adv_mul) or the signal (adv_add), a product of shapes."""
+    lam: Number = 1.0
+    beta: Number = 1.0
+    keep_sign: bool = True
+    weight: Number = 0.5
+
+    @model_validator(mode="after")
+    def _sound(self) -> Coupling:
+        require(self.kind, parts.COUPLINGS, "coupling")
+        if self.kind in ("adv_mul", "adv_add") and not self.credit:
+            raise ValueError(f"the coupling {self.kind} needs a credit: the weights that meet the advantage")
+        return self
+
+
+class Recipe(Part):
+    """A named objective with its teacher rule, where it comes from, and how sure we are of it."""
+
+    name: str
+    title: str
+    kind: Literal["objective", "diagnostic", "filter", "data", "rationale"] = "objective"
+    formula: str
+    source: str
+    confidence: str
+    """The best source read: P paper, R released code (R* third-party), W web page, S secondary, A abstract only; ours."""
+    verdict: Literal["CORE", "OPTION", "CARRY", "BASELINE", "NEIGHBOUR", "OURS"]
+    published: str
+    """Which figures are published."""
+    ours: str
+    """Which figures or forms are ours."""
+    lowers_error: Literal["yes", "conditional", "no", "n/a"]
+    """Whether one step lowers a sampled error token that the teacher lowers: wherever it is sampled, only under a condition, or
+    not by the teacher's doing. The reason stands in `lowers_error_why`."""
+    lowers_error_why: str = ""
+    note: str = ""
+    mechanism: tuple[str, ...] = ()
+    """For what is carried over: where it lives, as `module.name`."""
+    extra_needs: tuple[str, ...] = ()
+    """Needs that no key shows, e.g. `teacher_training`; the names of `recipes.needs.HOW`."""
+    data: Data = Data()
+    views: dict[str, View] = Field(default_factory=dict)
+    teacher: TeacherRule = TeacherRule()
+    terms: dict[str, Term] = Field(default_factory=dict)
+    coupling: Coupling = Coupling()
+    controllers: tuple[str, ...] = ()
+    diagnostics: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Recipe:
+        for name in self.controllers:
+            require(name, parts.CONTROLLERS, "controller")
+        for name in self.diagnostics:
+            require(name, parts.DIAGNOSTICS, "diagnostic")
+        if self.kind == "objective" and not self.terms:
+            raise ValueError("an objective needs at least one term")
+        for name, term in self.terms.items():
+            self._check_views(name, term)
+            if term.rows == "anchor" and (term.weights or term.student_view != "student"):
+                raise ValueError(f"terms.{name}: an anchor holds the plain student to the initial policy; no weights")
+            if term.rows == "hint" and term.min_probability:
+                raise ValueError(f"terms.{name}: min_probability is of anchors; on hints use a weight of `surprisal`")
+            if term.divergence.signal == "advantage" and term.divergence.kind == "pg" and term.rows != "hint":
+                raise ValueError(f"terms.{name}: anchors have no advantage")
+        known = {w.id for t in self.terms.values() for w in t.weights if w.id}
+        for name, term in self.terms.items():
+            for weight in term.weights:
+                if weight.ref and weight.ref not in known:
+                    raise ValueError(f"terms.{name}: no mask `{weight.ref}`{parts.nearest(weight.ref, known)}")
+        return self
+
+    def _check_views(self, name: str, term: Term) -> None:
+        known = set(self.all_views())
+        wanted = [*term.target.loglin, *term.target.mixture, term.student_view]
+        wanted += [term.target.anchor] if term.target.anchor else []
+        for view in wanted:
+            if view not in known:
+                raise ValueError(f"terms.{name}: unknown view `{view}`{parts.nearest(view, known)}")
+        if not self.all_views()[term.student_view].grad:
+            raise ValueError(f"terms.{name}: the student view `{term.student_view}` has no gradient")
+        if term.divergence.kind == "hidden_mse" and term.rows == "anchor":
+            raise ValueError(f"terms.{name}: an anchor compares distributions")
+
+    def all_views(self) -> dict[str, View]:
+        """The declared views and the implicit ones."""
+        return {**IMPLICIT_VIEWS, **self.views}
+
+    def used_views(self, rows: str = "hint") -> dict[str, View]:
+        """The views that the terms on these rows read, by name; several contexts of a kind under numbered names."""
+        names: dict[str, None] = {}
+        for term in self.terms.values():
+            if term.rows == rows:
+                names |= dict.fromkeys(_views_of(term))
+        if rows == "hint":
+            for weight in self.coupling.credit:
+                names |= dict.fromkeys(v for s in weight.scores() for v in parts.SCORES.get(s, ()))
+        views = self.all_views()
+        wanted = {n: views[n] for n in names if n in views}
+        return {
+            (name if view.n == 1 else f"{name}_{i + 1}"): view for name, view in wanted.items() for i in range(view.n)
+        }
+
+
+def _views_of(term: Term) -> list[str]:
+    names = [term.student_view, *term.target.loglin, *term.target.mixture]
+    names += [term.target.anchor] if term.target.anchor else []
+    names += [v for w in term.weights for s in w.scores() for v in parts.SCORES.get(s, ())]
+    names += ["initial"] if term.divergence.parameters.get("behaviour") == "initial" else []
+    names += (
+        [str(term.divergence.parameters.get("reference", "initial"))]
+        if term.divergence.kind == "token_preference"
+        else []
+    )
+    return names

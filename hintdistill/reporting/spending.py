@@ -1,0 +1,36 @@
+"""What the critics cost: tokens as their servers counted them, money where the config names a price, per accepted finding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+PARTS = ("requests", "prompt_tokens", "completion_tokens")
+
+
+def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accepted: int) -> dict[str, Any]:
+    """Usage by critic, failed critiques included, and in all; `money` is None where a critic that asked has no price."""
+    by_critic: dict[str, dict[str, int]] = {}
+    for row in rows:
+        usage = (row.get("critique") or row.get("failure") or {}).get("usage") or {}
+        mine = by_critic.setdefault(row["critic"], dict.fromkeys(PARTS, 0))
+        for part in PARTS:
+            mine[part] += usage.get(part, 0)
+    total = {part: sum(u[part] for u in by_critic.values()) for part in PARTS}
+    money: float | None = 0.0
+    for name, usage in by_critic.items():
+        prices = config["critic"].get(name) or {}
+        if not usage["requests"]:
+            continue
+        if money is None or prices.get("price_in") is None or prices.get("price_out") is None:
+            money = None
+            continue
+        money += (usage["prompt_tokens"] * prices["price_in"] + usage["completion_tokens"] * prices["price_out"]) / 1e6
+    tokens = total["prompt_tokens"] + total["completion_tokens"]
+    return {
+        "by_critic": by_critic,
+        **total,
+        "money": money,
+        "tokens_per_accepted_finding": tokens / accepted if accepted else None,
+        "money_per_accepted_finding": money / accepted if accepted and money is not None else None,
+    }

@@ -1,0 +1,103 @@
+"""Which traces are of one task, so that a task is trained on or held out, never both.
+
+A trace belongs to the task its source names; without a name, to everything with the same tools and first user message. First
+messages that differ in little (a date, white space, a typo mended) are one task: their words in runs of three overlap by
+MinHash (Broder 1997), found by banding and confirmed exactly. Runs that most of the tasks share are a prompt's template and
+count for nothing, or all tasks of an environment would be one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from hintdistill.types import Trace
+
+SIMILAR = 0.8
+"""Jaccard overlap from which two first messages are one task."""
+SHARED = 0.5
+"""A run of words in more than this share of the tasks is template."""
+BANDS, ROWS = 24, 4
+RUN = 3
+_WORD = re.compile(r"\w+|[^\w\s]")
+_MERSENNE = (1 << 61) - 1
+
+
+def group_key(trace: Trace) -> str:
+    """The task a trace names, else a hash of its tools and its first user message."""
+    if trace.task_id is not None:
+        return f"task:{trace.task_id}"
+    parts = [sorted(trace.tool_schemas), first_message(trace)]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "hash:" + hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def first_message(trace: Trace) -> str:
+    """What the task was, as far as the trace says: the first user message, else the system prompt."""
+    for role in ("user", "system"):
+        found = next((m.content for m in trace.messages if m.role == role and m.content), None)
+        if found is not None:
+            return found
+    return ""
+
+
+def group_traces(traces: Sequence[Trace]) -> list[str]:
+    """The group of each trace; near-duplicates of tasks without a name share the smallest of their keys."""
+    keys = [group_key(t) for t in traces]
+    unnamed = {k: t for k, t in zip(keys, traces, strict=True) if k.startswith("hash:")}
+    merged = _merge({k: _runs(t) for k, t in sorted(unnamed.items())})
+    return [merged.get(k, k) for k in keys]
+
+
+def _runs(trace: Trace) -> frozenset[str]:
+    words = _WORD.findall(first_message(trace).casefold())
+    tools = "\0".join(sorted(trace.tool_schemas))
+    return frozenset(tools + "\1" + " ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1)))
+
+
+def _merge(runs: dict[str, frozenset[str]]) -> dict[str, str]:
+    """Key → smallest key of its near-duplicates."""
+    common = Counter(r for found in runs.values() for r in found)
+    template = {r for r, n in common.items() if n > max(2, SHARED * len(runs))}
+    told = {k: own if (own := found - template) else found for k, found in runs.items()}
+    parent = {k: k for k in runs}
+
+    def root(key: str) -> str:
+        while parent[key] != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    buckets: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for key, found in told.items():
+        signature = _minhash(found)
+        for band in range(BANDS):
+            buckets.setdefault((band, signature[band * ROWS : (band + 1) * ROWS]), []).append(key)
+    for keys in buckets.values():
+        for other in keys[1:]:
+            a, b = root(keys[0]), root(other)
+            if a != b and _overlap(told[keys[0]], told[other]) >= SIMILAR:
+                parent[max(a, b)] = min(a, b)
+    return {k: root(k) for k in runs}
+
+
+def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
+    return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def _minhash(found: frozenset[str]) -> tuple[int, ...]:
+    """The smallest of each of BANDS × ROWS hashes, one linear map of a fixed digest each; the same in every process."""
+    digests = [int.from_bytes(hashlib.blake2b(r.encode(), digest_size=7).digest(), "big") for r in found]
+    return tuple(min((a * d + b) % _MERSENNE for d in digests) for a, b in _MAPS)
+
+
+_MAPS = [
+    (
+        int.from_bytes(hashlib.blake2b(f"a{i}".encode(), digest_size=7).digest(), "big") | 1,
+        int.from_bytes(hashlib.blake2b(f"b{i}".encode(), digest_size=7).digest(), "big"),
+    )
+    for i in range(BANDS * ROWS)
+]

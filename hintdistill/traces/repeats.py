@@ -1,0 +1,143 @@
+"""One turn, one place: prefixes that a log repeats are found, and only their longest form is trained.
+
+Two situations. A format whose records are calls of a growing conversation is folded into its longest chains (`chains`).
+Across records and files, where traces are yielded as they are read, a trace that another one continues is marked: its
+turns are `given` in the longer one, or the shorter one is left out where it comes second (`Repeats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hintdistill.traces.options import Failure
+from hintdistill.traces.turns import GIVEN, TOKEN_KEYS
+from hintdistill.types import Message, Trace
+
+Mark = int
+
+
+WINDOW = 200_000
+"""How many messages back a repetition is found; what repeats stands close together."""
+
+
+class Repeats:
+    """What was read last, as one number per message."""
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._inner: dict[Mark, str] = {}
+        self._ends: dict[Mark, str] = {}
+        self._called: dict[Mark, str] = {}
+        self._window = window
+
+    def check(self, trace: Trace, marks: Sequence[Mark], calls: bool = False) -> Trace | Failure:
+        """The trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them all.
+
+        Two traces that are equal from end to end are two samples, and so are two that part after a common beginning, unless
+        one of them is the log of a single call (`calls`): what such a log holds before its answer was said in another call.
+        """
+        steps = trace.step_indices
+        if not steps:
+            return trace
+        last = marks[-1]
+        if last in self._inner:
+            text = f"every message stands at the start of trace {self._inner[last]!r}, which goes on; that one is kept"
+            assert trace.source is not None
+            return Failure(trace.source, "repeated_prefix", text)
+        held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
+        until = -1
+        if any(not h.keys().isdisjoint(marks) for h in held):
+            until = max((i for i, m in enumerate(marks[:-1]) if any(m in h for h in held)), default=-1)
+        inner = dict.fromkeys(marks[steps[0] : -1], trace.id)
+        self._inner.update(inner)
+        if calls:
+            self._called.update(inner)
+        self._ends.setdefault(last, trace.id)
+        for kept in (self._inner, self._ends, self._called):
+            while len(kept) > self._window:
+                del kept[next(iter(kept))]
+        if until < steps[0]:
+            return trace
+        messages = [
+            m.model_copy(update={"given": True}) if m.role == "assistant" and i <= until else m
+            for i, m in enumerate(trace.messages)
+        ]
+        return trace.model_copy(update={"messages": tuple(messages)})
+
+
+def marks_of(messages: Sequence[Message]) -> list[Mark]:
+    """A running hash over what each message says; 64 bits, so that a million messages collide once in ten million runs."""
+    out, mark = [], 0
+    for m in messages:
+        calls = tuple([(c.name, c.arguments_raw) for c in m.tool_calls]) if m.tool_calls else None
+        mark = hash((mark, m.role, m.content, m.reasoning, calls))
+        out.append(mark)
+    return out
+
+
+def chains(conversations: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """The longest conversations of a log of calls, in the order in which they began.
+
+    Args:
+        conversations: chat messages of each call, its answer last; later calls repeat what earlier ones said.
+
+    Returns:
+        Every conversation that no other continues. Token ids recorded with a call stand on its turn in the chain that
+        goes on; a turn that stands in an earlier chain already is marked as given.
+    """
+    conversations = [c for c in conversations if isinstance(c, list)]
+    marks = [_running(c) for c in conversations]
+    prefixes = {m for run in marks for m in run[:-1]}
+    ended = [(run[-1], c[-1]) for run, c in zip(marks, conversations, strict=True) if run]
+    tokens = {mark: _tokens(last) for mark, last in ended if isinstance(last, dict)}
+    kept: list[list[dict[str, Any]]] = []
+    seen: set[Mark] = set()
+    for run, conversation in zip(marks, conversations, strict=True):
+        if not run or run[-1] in prefixes or run[-1] in seen:
+            continue
+        made = []
+        for mark, message in zip(run, conversation, strict=True):
+            if not isinstance(message, dict):
+                made.append(message)
+                continue
+            message = {**message, **tokens.get(mark, {})}
+            if message.get("role") == "assistant" and mark in seen:
+                message[GIVEN] = True
+            made.append(message)
+        seen.update(run)
+        kept.append(made)
+    return kept
+
+
+def _running(messages: Sequence[Any]) -> list[Mark]:
+    out, mark = [], 0
+    for message in messages:
+        mark = hash((mark, _key(message)))
+        out.append(mark)
+    return out
+
+
+def _tokens(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: message[n] for names in TOKEN_KEYS.values() for n in names if message.get(n)}
+
+
+def _key(message: Any) -> Any:
+    """What a message says, whatever else a log notes of it."""
+    if not isinstance(message, Mapping):
+        return repr(message)
+    calls = (
+        [_call_key(c) for c in message.get("tool_calls") or ()] if isinstance(message.get("tool_calls"), list) else ()
+    )
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(p.get("text", p)) if isinstance(p, Mapping) else str(p) for p in content)
+    legacy = _call_key(message["function_call"]) if message.get("function_call") else None
+    return (str(message.get("role")), str(content) if content else "", tuple(calls), legacy)
+
+
+def _call_key(call: Any) -> tuple[str, str]:
+    if not isinstance(call, Mapping):
+        return ("", str(call))
+    function = call.get("function", call)
+    function = function if isinstance(function, Mapping) else {"name": function, "arguments": call.get("arguments")}
+    return (str(function.get("name")), str(function.get("arguments")))

@@ -1,0 +1,12 @@
+"""What the training stage can give a recipe; what is not listed here stops a run before it starts. Torch-free."""
+
+from __future__ import annotations
+
+from hintdistill.config import TrainSection
+
+
+def available(config: TrainSection) -> frozenset[str]:
+    """The needs (names of `recipes.needs.HOW`) that a training with these settings meets."""
+    if config.target_source == "stored":
+        return frozenset({"union_support"})
+    return frozenset({"union_support", "in_step_teacher", "full_vocabulary"})
