@@ -150,7 +150,7 @@ def test_a_server_that_is_gone_or_cannot_reload(server, engine, renderer, tmp_pa
     from hintdistill.rollouts.generation import SamplingOptions
     from hintdistill.rollouts.server import ServerGenerator
 
-    with pytest.raises(ServiceError, match="cannot reach the rollout server at http://127.0.0.1:9/v1"):
+    with pytest.raises(ServiceError, match=r"cannot reach the rollout server at http://127\.0\.0\.1:9/v1"):
         ServerGenerator(section("http://127.0.0.1:9/v1", retries=0), 4096)
     wrong = ServerGenerator(section(server, model="nope"), 4096)
     with pytest.raises(ServiceError, match="answered 404"):
