@@ -423,6 +423,8 @@ def convert(
     for failure in failures:
         print(f"{failure['source']}: {failure['reason']}: {failure['message']}", file=sys.stderr)
     print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")
+
+
 @recipes_app.command("list")
 def recipes_list(as_json: Json = False) -> None:
     """Every recipe: name, verdict, how sure we are of it, title, and what it needs beyond a hint and a student."""
