@@ -9,7 +9,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-full test-vllm fuzz lint format docs bench install install-vllm clean
+.PHONY: run test test-full test-vllm evidence-quick evidence-full fuzz lint format docs bench install install-vllm clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -44,6 +44,13 @@ docs: install
 	$(BIN)/python docs/make_recipes_page.py
 	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
+
+evidence-quick: install
+	$(BIN)/hintdistill ablate configs/ablate.yaml --quick
+
+evidence-full: install
+	$(BIN)/python examples/toolworld/make_foreign.py
+	$(BIN)/hintdistill ablate configs/ablate.yaml --full
 
 bench: install
 	$(BIN)/python benchmarks/startup.py

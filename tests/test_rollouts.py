@@ -58,6 +58,21 @@ def test_same_seed_same_episodes_other_seed_others(student_engine, student_rende
     assert play(1) == play(1) != play(2)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_kept_between_turns_changes_nothing(temperature, student_engine, student_renderer):
+    from hintdistill.rollouts.generation import TransformersGenerator
+
+    tasks = tasks_of(Toolworld(), "validation", 16)
+    options = SamplingOptions(temperature=temperature, max_new_tokens=64, max_steps=8, batch_size=8, seed=4)
+    played = []
+    for reuse in (True, False):
+        generator = TransformersGenerator(student_engine, reuse)
+        assert generator.reuse == reuse
+        episodes = Sampler(generator, student_renderer, options).episodes(Toolworld(), tasks)
+        played.append([[m.token_ids for m in e.trace.messages if m.role == "assistant"] for e in episodes])
+    assert played[0] == played[1]
+
+
 class Suite:
     """Toolworld with a fault."""
 

@@ -21,12 +21,14 @@ from hintdistill.config.critic import (
     RecordedSection,
     RulesSection,
 )
+from hintdistill.config.rollout import AblateSection, RolloutSection, ServerSection
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.types import HintRole, Placement
 
 __all__ = [
     "CHECKS",
     "CONFIG_SCHEMA",
+    "AblateSection",
     "AnchorSection",
     "Check",
     "CriticSection",
@@ -43,6 +45,7 @@ __all__ = [
     "RunConfig",
     "RunSection",
     "Section",
+    "ServerSection",
     "TracesSection",
     "TrainSection",
 ]
@@ -63,13 +66,18 @@ class RunSection(Section):
     """Precision of the weights; `auto` is float32 on a CPU and bfloat16 on an accelerator."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
+    rounds: int | None = Field(default=None, ge=1)
+    """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
+    traces. Default: no loop, `traces.path` is read."""
+    initial: str | None = None
+    """The policy the run starts from, where `model` is a later one. The loop sets it."""
 
 
 class TracesSection(Section):
     """1. read: which files, and how."""
 
-    path: tuple[str, ...] = Field(min_length=1)
-    """A file, a folder, a glob or a zip, or several of them."""
+    path: tuple[str, ...] = ()
+    """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
     tools: str | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: str = "auto"
@@ -284,23 +292,6 @@ class TrainSection(Section):
         terms["anchor"] = {**({} if "anchor" in recipe.terms else default), **terms.get("anchor", {}), **own}
 
 
-class RolloutSection(Section):
-    """The environment in which success is measured before and after; none by default."""
-
-    environment: str | None = None
-    """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
-    splits: tuple[str, ...] = ("test",)
-    """The first one gives `environment.before` and `environment.after`; all are in the report."""
-    limit: int | None = Field(default=None, ge=1)
-    """Tasks per split."""
-    temperature: float = Field(default=0.0, ge=0.0)
-    max_new_tokens: int = Field(default=256, ge=1)
-    max_steps: int = Field(default=16, ge=1)
-    batch_size: int = Field(default=64, ge=1)
-    parser: Literal["hermes"] = "hermes"
-    """How tool calls are read from the student's text."""
-
-
 class ReportSection(Section):
     """6. report."""
 
@@ -317,18 +308,33 @@ class RunConfig(Section):
     """The whole configuration of a run."""
 
     run: RunSection
-    traces: TracesSection
+    traces: TracesSection = TracesSection()
     critic: CriticSection = CriticSection()
     inject: InjectSection = InjectSection()
     rescore: RescoreSection = RescoreSection()
     train: TrainSection = Field(default_factory=TrainSection)
     rollout: RolloutSection = RolloutSection()
     report: ReportSection = ReportSection()
+    ablate: AblateSection = AblateSection()
+
+    @model_validator(mode="after")
+    def _traces_or_rounds(self) -> RunConfig:
+        if self.run.rounds is None and not self.traces.path:
+            raise ValueError("traces.path is not set; name a trace file, or set run.rounds to sample fresh traces")
+        if self.run.rounds is not None and self.traces.path:
+            raise ValueError("run.rounds samples its own traces; leave traces.path empty (traces.path=[])")
+        if self.run.rounds is not None and not self.rollout.environment:
+            raise ValueError("run.rounds needs rollout.environment to sample in")
+        if self.run.rounds is not None and "recorded" in self.critic.use:
+            raise ValueError("recorded findings say nothing of fresh traces; use another critic with run.rounds")
+        return self
 
     @model_validator(mode="after")
     def _across(self) -> RunConfig:
         if "recorded" in self.critic.use and not self.critic.recorded.path:
             raise ValueError("critic.use names `recorded`, but critic.recorded.path is not set")
+        if "checker" in self.critic.use and not self.critic.checker:
+            raise ValueError("critic.use names `checker`, but critic.checker is not set")
         for name, llm in (("llm", self.critic.llm), ("strong", self.critic.strong)):
             if name in self.critic.use and llm.backend == "server" and not (llm.base_url and llm.model):
                 raise ValueError(

@@ -98,7 +98,7 @@ Escalation = Literal["failed", "disagreement", "failed_runs"]
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm", "strong"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Literal["rules", "recorded", "llm", "strong", "checker"], ...] = Field(default=("rules",), min_length=1)
     """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
     all others, and its word replaces theirs."""
     escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")
@@ -124,6 +124,8 @@ class CriticSection(Section):
     """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
+    checker: str | None = None
+    """`path/to/file.py:function` or `package.module:function`: your own rules, Trace → list of Finding."""
     llm: LLMSection = LLMSection()
     strong: LLMSection = LLMSection()
     """A second LLM critic, with the keys of `llm`."""

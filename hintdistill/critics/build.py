@@ -36,6 +36,11 @@ def make_critics(
         elif name == "recorded":
             assert section.recorded.path is not None
             out.append(RecordedCritic(section.recorded.path, section.recorded.error_classes))
+        elif name == "checker":
+            from hintdistill.critics.checker import CheckerCritic
+
+            assert section.checker is not None
+            out.append(CheckerCritic(section.checker))
         else:
             answers = answers or AnswerCache(section.cache or cache)
             config = section.llm if name == "llm" else section.strong

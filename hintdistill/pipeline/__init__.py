@@ -46,8 +46,15 @@ def run(
 
         torch.set_num_threads(config.run.threads)
     check_inputs(config, until)
+    if config.run.rounds is not None and until != "report":
+        raise ConfigError(f"run.rounds is a loop over all stages and cannot end at {until!r}", hint="unset run.rounds")
     rundir = RunDir.create(folder, config, resume=resume)
     try:
+        if config.run.rounds is not None:
+            from hintdistill.pipeline.rounds import run_rounds
+
+            run_rounds(config, rundir, voice)
+            return folder
         ctx = RunContext(config, rundir, voice)
         for stage in STAGES[: STAGES.index(until) + 1]:
             voice.warnings.clear()
@@ -83,7 +90,8 @@ def check_inputs(config: RunConfig, until: str) -> None:
     from hintdistill.training.capabilities import available
 
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
-    trace_files(config.traces.path)
+    if config.run.rounds is None:
+        trace_files(config.traces.path)
     ctx.read_options()
     unsound = [p for n in ctx.library.names() if not n.startswith("critic/") for p in ctx.library.lint(n)]
     if unsound:
@@ -101,6 +109,8 @@ def check_inputs(config: RunConfig, until: str) -> None:
             suite = load_suite(config.rollout.environment)
             for split in config.rollout.splits:
                 tasks_of(suite, split, None)
+            if config.run.rounds is not None:
+                tasks_of(suite, config.rollout.sample.split, None, config.rollout.sample.tasks)
 
 
 def _module(stage: str) -> Any:

@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 class RunContext:
     """One run in progress."""
 
-    def __init__(self, config: RunConfig, rundir: RunDir, voice: Voice) -> None:
+    def __init__(
+        self, config: RunConfig, rundir: RunDir, voice: Voice, engines: dict[Path, TransformersEngine] | None = None
+    ) -> None:
+        """`engines` are those already loaded, by folder; new ones are added to it."""
         self.config, self.rundir, self.voice = config, rundir, voice
-        self._engines: dict[Path, TransformersEngine] = {}
+        self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
 
     @cached_property
     def library(self) -> PromptLibrary:
@@ -35,12 +38,23 @@ class RunContext:
 
     @cached_property
     def model_folder(self) -> Path:
-        """The initial student. Raises ModelError."""
+        """The student as this run starts. Raises ModelError."""
         return resolve_model(self.config.run.model)
 
     @cached_property
+    def initial_folder(self) -> Path:
+        """The initial policy: `run.initial` where the loop set it, else the same as `model_folder`. Raises ModelError."""
+        initial = self.config.run.initial
+        return self.model_folder if initial is None else resolve_model(initial)
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Whose plain and hinted views the targets are made from."""
+        return self.initial_folder if self.config.train.objective.teacher.update == "initial" else self.model_folder
+
+    @cached_property
     def model_key(self) -> ModelKey:
-        """Content key of the initial student."""
+        """Content key of the student as this run starts."""
         return model_key(self.model_folder)
 
     @cached_property
@@ -60,11 +74,11 @@ class RunContext:
         from hintdistill.engines.transformers import TransformersEngine
 
         run = self.config.run
-        if folder not in self._engines:
-            self._engines[folder] = TransformersEngine.load(
+        if folder not in self.engines:
+            self.engines[folder] = TransformersEngine.load(
                 folder, run.dtype, run.device, self.config.rescore.batch_tokens
             )
-        return self._engines[folder]
+        return self.engines[folder]
 
     def read_options(self) -> ReadOptions:
         """How traces are read. Raises InputError where traces.tools cannot be read, ConfigError for an unknown format."""

@@ -88,7 +88,7 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
         for name, requests in sets.items():
             key = content_key("off_target", name, student, [content_key(r.ids.tolist(), r.start) for r in requests])
             if key not in done:
-                found = movement(ctx.engine(ctx.model_folder), ctx.engine(ctx.student_folder), requests)
+                found = movement(ctx.engine(ctx.initial_folder), ctx.engine(ctx.student_folder), requests)
                 store.append({"key": key, "set": name, "movement": asdict(found) if found else None})
                 done = store.by_key()
             if done[key]["movement"] is not None:
@@ -142,6 +142,7 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     options = SamplingOptions(
         temperature=section.temperature, max_new_tokens=section.max_new_tokens, max_steps=section.max_steps,
         batch_size=section.batch_size, seed=ctx.config.run.seed, parser=section.parser,
+        timeout_s=section.timeout_s,
     )  # fmt: skip
     store = ctx.rundir.store("evaluations")
     out: dict[str, dict[str, Evaluation]] = {}

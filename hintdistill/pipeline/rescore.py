@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hintdistill.errors import ContextLengthError, EmptyFunnelError, HintdistillError
+from hintdistill.models import model_key
 from hintdistill.pipeline import critique, inject, read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rendering import RenderedStep
@@ -28,7 +29,7 @@ def run(ctx: RunContext) -> None:
     store = TargetStore(ctx.rundir.path / "targets")
     done = store.keys()
     failures: dict[str, dict[str, Any]] = {}
-    engine = ctx.engine(ctx.model_folder)
+    engine = ctx.engine(ctx.teacher_folder)
     scorer = Scorer(engine, ctx.renderer, config.rescore)
     work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
     size = config.rescore.part_rows
@@ -54,7 +55,7 @@ def run(ctx: RunContext) -> None:
 
 def _made_by(ctx: RunContext) -> list[Any]:
     """What a target depends on besides its injection or step."""
-    return [ctx.model_key.weights, ctx.config.run.dtype, ctx.config.rescore.top_k]
+    return [model_key(ctx.teacher_folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
+import fnmatch
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.errors import ConfigError, EnvironmentFailure
+from hintdistill.importing import load_object
 from hintdistill.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
-from hintdistill.rollouts.sampling import Sampler, SamplingOptions
+from hintdistill.rollouts.sampling import Episode, Sampler, SamplingOptions
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one episode went; what paired comparisons are made of."""
+
+    task: str
+    success: bool
+    errors: tuple[str, ...]
+    """Classes of the root errors that the environment's own checker sees."""
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,45 +46,55 @@ def load_suite(spec: str) -> TaskSuite:
     Raises:
         ConfigError: the module or the name does not exist, or is no TaskSuite.
     """
-    where, sep, name = spec.rpartition(":")
-    if not sep:
-        raise ConfigError(f"rollout.environment={spec!r} is not of the form path/to/file.py:Name")
-    try:
-        module = _module_of(where)
-        suite = getattr(module, name)
-        suite = suite() if isinstance(suite, type) else suite
-    except FileNotFoundError:
-        raise ConfigError(f"no environment file at {where}") from None
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"cannot load the environment {spec}: {error}") from error
+    suite = load_object(spec, "rollout.environment", "environment")
+    suite = suite() if isinstance(suite, type) else suite
     if not isinstance(suite, TaskSuite):
         raise ConfigError(f"{spec} is no TaskSuite", hint="it needs splits(), make() and check(trace)")
     return suite
 
 
-def _module_of(where: str) -> Any:
-    if not where.endswith(".py"):
-        return importlib.import_module(where)
-    path = Path(where).resolve()
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    name = f"hintdistill_environment_{path.stem}"
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up while it is being executed
-    spec.loader.exec_module(module)
-    return module
+def tasks_of(suite: TaskSuite, split: str, limit: int | None = None, patterns: Sequence[str] = ("*",)) -> list[str]:
+    """The tasks of a split whose names match one of the shell-style patterns.
 
-
-def tasks_of(suite: TaskSuite, split: str, limit: int | None) -> list[str]:
-    """The tasks of a split. Raises ConfigError naming the splits there are."""
+    Raises:
+        ConfigError: there is no such split (the error names those there are), or no task matches.
+    """
     splits = suite.splits()
     if split not in splits:
         raise ConfigError(f"the environment has no split {split!r}", hint=f"it has {', '.join(splits)}")
-    return list(splits[split])[:limit]
+    found = [t for t in splits[split] if any(fnmatch.fnmatchcase(t, p) for p in patterns)]
+    if not found:
+        raise ConfigError(f"no task of the split {split!r} matches {', '.join(patterns)}")
+    return found[:limit]
+
+
+def outcome_of(suite: TaskSuite, episode: Episode) -> Outcome:
+    """Judge a finished episode."""
+    classes = sorted({f.error_class for f in suite.check(episode.trace) if f.caused_by is None})
+    success = episode.failure is None and (episode.trace.reward or 0.0) > 0.5
+    return Outcome(episode.task, success, tuple(classes), episode.failure)
+
+
+def summarise(outcomes: Iterable[Outcome]) -> Evaluation:
+    """Rates over outcomes.
+
+    Raises:
+        EnvironmentFailure: not a single episode came to an end.
+    """
+    played = list(outcomes)
+    failures = Counter(o.failure for o in played if o.failure)
+    if played and sum(failures.values()) == len(played):
+        reason, count = failures.most_common(1)[0]
+        raise EnvironmentFailure(f"all {len(played)} episodes failed; {count} of them: {reason}")
+    n = max(1, len(played))
+    by_class = Counter(c for o in played for c in o.errors)
+    return Evaluation(
+        episodes=len(played),
+        success_rate=sum(o.success for o in played) / n,
+        error_rate=sum(bool(o.errors) for o in played) / n,
+        errors={k: v / n for k, v in sorted(by_class.items())},
+        failures=dict(failures.most_common(5)),
+    )
 
 
 def evaluate(
@@ -87,29 +105,6 @@ def evaluate(
     options: SamplingOptions,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
-    """Play every task once and count.
-
-    Raises:
-        EnvironmentFailure: not a single episode came to an end.
-    """
-    success, erring = 0, 0
-    by_class: Counter[str] = Counter()
-    failures: Counter[str] = Counter()
-    for episode in Sampler(engine, renderer, options).episodes(suite, tasks, progress):
-        if episode.failure:
-            failures[episode.failure] += 1
-        success += int((episode.trace.reward or 0.0) > 0.5)
-        classes = {f.error_class for f in suite.check(episode.trace) if f.caused_by is None}
-        erring += bool(classes)
-        by_class.update(classes)
-    n = len(tasks)
-    if n and sum(failures.values()) == n:
-        reason, count = failures.most_common(1)[0]
-        raise EnvironmentFailure(f"all {n} episodes failed; {count} of them: {reason}")
-    return Evaluation(
-        episodes=n,
-        success_rate=success / n if n else 0.0,
-        error_rate=erring / n if n else 0.0,
-        errors={k: v / n for k, v in sorted(by_class.items())},
-        failures=dict(failures.most_common(5)),
-    )
+    """Play every task once and count. Raises EnvironmentFailure where not a single episode came to an end."""
+    episodes = Sampler(engine, renderer, options).episodes(suite, tasks, progress)
+    return summarise(outcome_of(suite, e) for e in episodes)

@@ -1,0 +1,137 @@
+"""The parts of the configuration that speak of environments: rollouts, the on-policy loop, the ablation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from hintdistill.config.base import Section
+
+
+class ServerSection(Section):
+    """A vLLM server that samples the rollouts and is handed the new weights each round."""
+
+    base_url: str | None = None
+    """E.g. `http://localhost:8000/v1`. Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights."""
+    model: str | None = None
+    """The server's name of the model; default: the only one it serves."""
+    api_key_env: str = "OPENAI_API_KEY"
+    timeout_s: float = Field(default=300.0, gt=0)
+    retries: int = Field(default=3, ge=0)
+    concurrency: int = Field(default=64, ge=1)
+    """Steps in flight."""
+    max_gap_nats: float = Field(default=0.02, gt=0)
+    """After a hand-over, mean |log p server − log p here| per token above this means that it serves other weights."""
+
+
+class SampleSection(Section):
+    """The fresh episodes of each round of the loop."""
+
+    split: str = "train"
+    tasks: tuple[str, ...] = ("*",)
+    """Only tasks whose name matches one of these patterns (shell style)."""
+    episodes: int = Field(default=192, ge=1)
+    """Episodes per round; tasks are drawn without replacement, anew each round, and repeat where there are too few."""
+    temperature: float = Field(default=1.0, ge=0.0)
+    backend: Literal["transformers", "server"] = "transformers"
+    server: ServerSection = ServerSection()
+
+
+class StopSection(Section):
+    """When the loop ends before its last round."""
+
+    min_findings: int = Field(default=1, ge=1)
+    """Fewer findings than this in a round: no findings are left."""
+    min_effect_nats: float = Field(default=0.5, ge=0.0)
+    """A median drop of the decision token below this: the hint's effect is gone."""
+    max_off_target_kl: float | None = Field(default=0.1, gt=0.0)
+    """Tripwire: KL(initial ‖ student) off target above this, nats per token. The student before it is kept."""
+    max_failed_share: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Tripwire: more than this share of a round's episodes came to nothing (cut steps, endless episodes)."""
+
+
+class RolloutSection(Section):
+    """The environment in which fresh traces are sampled and success is measured; none by default."""
+
+    environment: str | None = None
+    """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
+    splits: tuple[str, ...] = ("test",)
+    """The first one gives `environment.before` and `environment.after`; all are in the report."""
+    limit: int | None = Field(default=None, ge=1)
+    """Tasks per split."""
+    temperature: float = Field(default=0.0, ge=0.0)
+    max_new_tokens: int = Field(default=256, ge=1)
+    max_steps: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    parser: Literal["hermes"] = "hermes"
+    """How tool calls are read from the student's text."""
+    timeout_s: float | None = Field(default=60.0, gt=0.0)
+    """Time the environment has for one answer; a hang costs the episode."""
+    sample: SampleSection = SampleSection()
+    stop: StopSection = StopSection()
+
+
+Arm = Literal[
+    "hint", "placebo", "wrong_hint", "random_step", "full_trace", "sft_success", "sft_corrected", "none", "stale", "foreign",
+    "llm_critic",
+]  # fmt: skip
+MAIN_ARMS: tuple[Arm, ...] = (
+    "hint", "placebo", "wrong_hint", "random_step", "full_trace", "sft_success", "sft_corrected", "none",
+)  # fmt: skip
+
+
+class AblateSection(Section):
+    """`hintdistill ablate`: the same loop as controlled arms over seeds; see docs/evidence.md for what each arm is."""
+
+    arms: tuple[Arm, ...] = MAIN_ARMS
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+    processes: int = Field(default=2, ge=1)
+    """One-thread processes."""
+    regimes: dict[str, tuple[str, ...]] = Field(default_factory=lambda: {"all": ("*",)})
+    """Name → patterns of task names, for training and for the splits measured in that regime."""
+    further_regimes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Regimes that only `--full` adds."""
+    rows: int = Field(default=128, ge=1)
+    """At most this many rows with a loss of their own per round and arm, and as many anchors."""
+    steps: int = Field(default=24, ge=1)
+    """Optimiser steps per round, the same in every arm."""
+    test_split: str = "test"
+    """Where success and error rates are reported."""
+    clean_split: str | None = None
+    """Tasks without a trigger, for retention."""
+    near_splits: tuple[str, ...] = ()
+    """Tasks in which the present behaviour is right; success there, and movement on their steps."""
+    transfer_split: str | None = None
+    """Task kinds never trained on."""
+    temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    """Tasks per split."""
+    limits: dict[str, int] = Field(default_factory=dict)
+    """Tasks of single splits, by name, where that differs from `limit`."""
+    noise: tuple[str, ...] = ()
+    """Critic noise, each an arm: `step:50` a wrong step in half of the findings, `alarm:10` a false alarm on a tenth of the
+    clean traces, `hint:25` a wrong hint text in a quarter; `+gate` appended: with the gate on."""
+    foreign_traces: tuple[str, ...] = ()
+    """Trace files of another policy, for the arm `foreign`."""
+    llm_critic: dict[str, Any] = Field(default_factory=dict)
+    """The `critic` section of the arm `llm_critic`, where it differs from `critic`."""
+    train: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Arm → keys of the `train` section in which it differs, e.g. a learning rate chosen on validation tasks."""
+    bootstrap: int = Field(default=4000, ge=100)
+    """Resamples for the intervals."""
+
+    @model_validator(mode="after")
+    def _noise_reads(self) -> AblateSection:
+        for spec in self.noise:
+            parse_noise(spec)
+        return self
+
+
+def parse_noise(spec: str) -> tuple[str, float, bool]:
+    """`step:50+gate` → (`step`, 0.5, True). Raises ValueError for another form."""
+    body, _, gate = spec.partition("+")
+    kind, _, percent = body.partition(":")
+    if kind not in ("step", "alarm", "hint") or not percent.isdigit() or int(percent) > 100 or gate not in ("", "gate"):
+        raise ValueError(f"noise {spec!r} is not of the form step|alarm|hint:PERCENT[+gate]")
+    return kind, int(percent) / 100, gate == "gate"

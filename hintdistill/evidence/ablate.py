@@ -1,0 +1,161 @@
+"""`hintdistill ablate`: every arm on every seed, in one-thread processes, resumable job by job; then table and figure."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from hintdistill.config import RunConfig
+from hintdistill.errors import ConfigError, HintdistillError
+from hintdistill.evidence.jobs import Job, run_job
+from hintdistill.pipeline.progress import Voice
+from hintdistill.rundir import RunDir
+
+
+def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
+    """What is shared by the arms of a seed, and the arms; the seeds of an arm stand together last, so that a run that is
+    stopped half-way has every arm on its first seeds.
+
+    Raises:
+        ConfigError: the configuration cannot be ablated.
+    """
+    a = config.ablate
+    if config.run.rounds is None:
+        raise ConfigError("an ablation is a set of loops; set run.rounds")
+    if config.train.objective.teacher.update != "initial" or config.train.target_source != "stored":
+        raise ConfigError(
+            "arms are rows of stored targets of the initial teacher; leave train.teacher and train.targets"
+        )
+    if "foreign" in a.arms and not a.foreign_traces:
+        raise ConfigError("the arm `foreign` needs ablate.foreign_traces")
+    if "llm_critic" in a.arms and not a.llm_critic:
+        raise ConfigError("the arm `llm_critic` needs ablate.llm_critic, the critic section it uses")
+    first = next(iter(a.regimes))
+    arms = [(r, arm) for r in a.regimes for arm in (*a.arms, *(a.noise if r == first else ())) if arm != "none"]
+    shared = [Job(regime, "shared", seed) for seed in a.seeds for regime in a.regimes]
+    return shared, [Job(regime, arm, seed) for seed in a.seeds for regime, arm in arms]
+
+
+def ablate(config: RunConfig, folder: Path, *, resume: bool = False, voice: Voice | None = None) -> dict[str, Any]:
+    """Run all jobs that are owed, then write evidence.json, evidence.md and the figure; returns the document.
+
+    Raises:
+        ConfigError: see `plan_jobs`; or the folder is in use.
+        HintdistillError: a job failed; the others were finished first and are kept.
+    """
+    from hintdistill.evidence.pages import write_evidence
+    from hintdistill.evidence.table import summarise_jobs
+    from hintdistill.pipeline import check_inputs
+
+    voice = voice or Voice()
+    shared, arms = plan_jobs(config)
+    check_inputs(config, "report")
+    rundir = RunDir.create(folder, config, resume=resume)
+    began = time.monotonic()
+    try:
+        for label, jobs in (("shared", shared), ("arms", arms)):
+            _run_all(config, folder, jobs, label, voice)
+        seconds = time.monotonic() - began
+        log = rundir.store("sessions")
+        log.append({"key": f"session-{len(list(log.rows()))}", "seconds": seconds, **about_this_machine(config)})
+        results = [json.loads((folder / j.name / "result.json").read_text(encoding="utf-8")) for j in (*shared, *arms)]
+        document = summarise_jobs(config, results, list(log.rows()))
+        write_evidence(document, folder)
+        return document
+    finally:
+        rundir.close()
+
+
+def summarise_again(folder: Path) -> dict[str, Any]:
+    """Table and figure of the jobs that are there, e.g. of an ablation still running. Raises ConfigError for none."""
+    from hintdistill.evidence.pages import write_evidence
+    from hintdistill.evidence.table import summarise_jobs
+
+    rundir = RunDir.open(folder)
+    config = RunConfig.model_validate(rundir.manifest()["config"])
+    shared, arms = plan_jobs(config)
+    found = [folder / j.name / "result.json" for j in (*shared, *arms)]
+    results = [json.loads(p.read_text(encoding="utf-8")) for p in found if p.is_file()]
+    if not any(r["arm"] != "shared" for r in results):
+        raise ConfigError(f"no job of {folder} is finished yet")
+    document = summarise_jobs(config, results, list(rundir.store("sessions").rows()))
+    write_evidence(document, folder)
+    return document
+
+
+def _run_all(config: RunConfig, folder: Path, jobs: Sequence[Job], label: str, voice: Voice) -> None:
+    owed = [j for j in jobs if not (folder / j.name / "result.json").is_file()]
+    with voice.progress(label, len(jobs)) as advance:
+        advance(len(jobs) - len(owed))
+
+        def done(job: Job, seconds: float) -> None:
+            advance(1)
+            voice.note(f"{job.name}: {seconds:.0f} s")
+
+        if owed:
+            _in_processes(config, folder, owed, done)
+
+
+def _in_processes(config: RunConfig, folder: Path, owed: Sequence[Job], done: Callable[[Job, float], object]) -> None:
+    """Each job in one of `ablate.processes` processes of one thread; a failure waits until the others are done."""
+    # read when the child imports torch; two threads on a busy machine are ten times slower than one
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+    failed: list[tuple[Job, HintdistillError]] = []
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(config.ablate.processes, len(owed)), mp_context=context) as pool:
+            futures = {pool.submit(_timed, config.model_dump(mode="json"), folder, job): job for job in owed}
+            for future in as_completed(futures):
+                job = futures[future]
+                try:
+                    done(job, future.result())
+                except HintdistillError as error:
+                    failed.append((job, error))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    if failed:
+        job, first = failed[0]
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise type(first)(f"job {job.name}{more}: {first.message}", hint="--resume does what is owed")
+
+
+def _timed(config: dict[str, Any], folder: Path, job: Job) -> float:
+    import torch
+
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    run_job(RunConfig.model_validate(config), folder, job)
+    return time.monotonic() - began
+
+
+def about_this_machine(config: RunConfig) -> dict[str, Any]:
+    """What a reader needs to judge the times: processor, processes, commit."""
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
+            cwd=Path(__file__).parent,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    return {"processor": _processor(), "cores": os.cpu_count(), "processes": config.ablate.processes, "commit": commit}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), platform.processor())

@@ -1,0 +1,34 @@
+"""`--quick` and `--full`: the same ablation smaller or larger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hintdistill.config import RunConfig
+from hintdistill.errors import ConfigError
+
+QUICK: dict[str, Any] = {
+    "arms": ["hint", "placebo", "random_step", "sft_success", "none"], "noise": [], "regimes": {"all": ["*"]},
+    "limit": 100, "limits": {}, "near_splits": [], "transfer_split": None,
+}  # fmt: skip
+"""Four arms and the initial policy."""
+
+NOISE = ("step:25", "step:50", "step:75", "step:100", "alarm:10", "alarm:30", "hint:25", "hint:50")
+FULL_NOISE = [f"{spec}{gate}" for spec in NOISE for gate in ("", "+gate")] + ["step:0"]
+"""`step:0` is the true critic with the gate off; the true critic with the gate on is the arm `hint`."""
+
+
+def scaled(config: RunConfig, *, quick: bool, full: bool) -> RunConfig:
+    """The configuration of the ablation asked for. Raises ConfigError for both at once."""
+    if quick and full:
+        raise ConfigError("--quick and --full exclude each other")
+    data = config.model_dump(mode="json")
+    if quick:
+        data["ablate"] |= QUICK | {"seeds": list(config.ablate.seeds[:2])}
+    if full:
+        extra = ["stale", *(["foreign"] if config.ablate.foreign_traces else [])]
+        extra += ["llm_critic"] if config.ablate.llm_critic else []
+        data["ablate"]["arms"] = [*data["ablate"]["arms"], *(a for a in extra if a not in data["ablate"]["arms"])]
+        data["ablate"]["regimes"] |= data["ablate"]["further_regimes"]
+        data["ablate"]["noise"] = data["ablate"]["noise"] or FULL_NOISE
+    return RunConfig.model_validate(data)

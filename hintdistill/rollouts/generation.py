@@ -1,0 +1,198 @@
+"""How one step is sampled: by the weights in this process, or by a server that serves them.
+
+Both take token ids and give token ids, so that nothing the student sampled is ever tokenised again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.scores import ScoreRequest
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How episodes are sampled."""
+
+    temperature: float = 1.0
+    """0 is greedy."""
+    max_new_tokens: int = 256
+    """Tokens per step."""
+    max_steps: int = 16
+    batch_size: int = 64
+    seed: int = 0
+    parser: str = "hermes"
+    logprobs: bool = False
+    """Whether to keep the log-probability of every sampled token (in process: one more prefill per step)."""
+    timeout_s: float | None = 60.0
+    """Time an environment has for one answer; None waits for ever."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One sampled step; the end-of-turn token is kept where it was sampled."""
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None = None
+    """Log-probability of each id at temperature 1, nats."""
+
+
+class Generator(Protocol):
+    """Samples one step after each of many contexts."""
+
+    key: str
+    """Key of the weights."""
+    max_length: int
+
+    def generate(
+        self, contexts: Sequence[Sequence[int]], stop: Sequence[int], options: SamplingOptions, seed: int
+    ) -> list[Sampled]:
+        """One step per context, at most `options.max_new_tokens` ids, ending with the first id of `stop`.
+
+        Raises:
+            ServiceError: a server did not answer.
+        """
+        ...
+
+
+@dataclass
+class _Kept:
+    """What was read and written in the last call: S columns, of which the model's keys and values hold all but the last."""
+
+    sequences: list[tuple[int, ...]]
+    """Context and sampled ids of each row."""
+    ids: torch.Tensor
+    """int64 [B, S]"""
+    mask: torch.Tensor
+    """int64 [B, S]; 0 at padding, which after a step that ended early is in the middle."""
+    cache: Any
+
+
+class TransformersGenerator:
+    """Batched sampling with `model.generate`.
+
+    The next turn of an episode begins with the context and step of this one, so their keys and values are kept, and only what
+    the environment added is read. Where a context does not continue the one before it, or the model's attention is not
+    full attention throughout (padding in the middle would count against a window, and would enter a recurrent state),
+    everything is read again.
+    """
+
+    def __init__(self, engine: TransformersEngine, reuse: bool = True) -> None:
+        self.engine, self.key, self.max_length = engine, engine.key, engine.max_length
+        self.reuse = reuse and _full_attention(engine.model.config.get_text_config())
+        self._kept: _Kept | None = None
+
+    def generate(
+        self, contexts: Sequence[Sequence[int]], stop: Sequence[int], options: SamplingOptions, seed: int
+    ) -> list[Sampled]:
+        """See `Generator.generate`."""
+        rows = self._rows(contexts, stop, options, seed)
+        logprobs = self._logprobs(contexts, rows) if options.logprobs else [None] * len(rows)
+        return [Sampled(tuple(row), lp) for row, lp in zip(rows, logprobs, strict=True)]
+
+    def _rows(
+        self, contexts: Sequence[Sequence[int]], stop: Sequence[int], options: SamplingOptions, seed: int
+    ) -> list[list[int]]:
+        device = next(self.engine.model.parameters()).device
+        ids, mask, cache = self._continued(contexts) or (*self._padded(contexts, device), None)
+        sample = options.temperature > 0
+        rng = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
+        with self.engine.hold() as model, rng, torch.inference_mode():
+            torch.manual_seed(seed)
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, do_sample=sample,
+                temperature=options.temperature if sample else None, top_k=0 if sample else None,
+                top_p=1.0 if sample else None, max_new_tokens=options.max_new_tokens,
+                eos_token_id=list(stop), pad_token_id=self.engine.pad, return_dict_in_generate=True,
+                **({} if cache is None else {_cache_name(model): cache}),
+            )  # fmt: skip
+        rows = [_cut(row, stop) for row in out.sequences[:, ids.shape[1] :].tolist()]
+        if self.reuse:
+            self._keep(contexts, rows, out, mask)
+        return rows
+
+    def _padded(self, contexts: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(len(c) for c in contexts)
+        ids = torch.full((len(contexts), width), self.engine.pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, context in enumerate(contexts):
+            if len(context):
+                ids[i, width - len(context) :] = torch.tensor(context)
+                mask[i, width - len(context) :] = 1
+        return ids.to(device), mask.to(device)
+
+    def _continued(self, contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, Any] | None:
+        """The kept columns and what is new, or None where some context does not continue a kept row (in their order)."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return None
+        at: list[int] = []
+        rest: list[tuple[int, ...]] = []
+        for context in (tuple(c) for c in contexts):
+            row = at[-1] + 1 if at else 0
+            while row < len(kept.sequences) and context[: len(kept.sequences[row])] != kept.sequences[row]:
+                row += 1
+            if row == len(kept.sequences) or len(context) == len(kept.sequences[row]):
+                return None
+            at.append(row)
+            rest.append(context[len(kept.sequences[row]) :])
+        chosen = torch.tensor(at, device=kept.ids.device)
+        new_ids, new_mask = self._padded(rest, kept.ids.device)
+        with torch.inference_mode():
+            kept.cache.batch_select_indices(chosen)
+        return torch.cat([kept.ids[chosen], new_ids], 1), torch.cat([kept.mask[chosen], new_mask], 1), kept.cache
+
+    def _keep(self, contexts: Sequence[Sequence[int]], rows: list[list[int]], out: Any, mask: torch.Tensor) -> None:
+        width, total = mask.shape[1], out.sequences.shape[1]
+        longer = torch.zeros((len(rows), total), dtype=mask.dtype, device=mask.device)
+        longer[:, :width] = mask
+        for i, row in enumerate(rows):
+            longer[i, width : width + len(row)] = 1
+        sequences = [(*context, *row) for context, row in zip(contexts, rows, strict=True)]
+        self._kept = _Kept(sequences, out.sequences, longer, _cache_of(out))
+
+    def forget(self) -> None:
+        """Let go of what was kept, e.g. between batches."""
+        self._kept = None
+
+    def _logprobs(self, contexts: Sequence[Sequence[int]], rows: list[list[int]]) -> list[tuple[float, ...] | None]:
+        requests = [
+            ScoreRequest(np.array([*context, *ids]), len(context), len(context) + len(ids))
+            for context, ids in zip(contexts, rows, strict=True)
+        ]
+        scores = self.engine.score(requests, top_k=1)
+        return [tuple(round(float(x), 6) for x in s.sampled) for s in scores]
+
+
+def _cut(row: list[int], stop: Sequence[int]) -> list[int]:
+    for i, token in enumerate(row):
+        if token in stop:
+            return row[: i + 1]
+    return row
+
+
+def _full_attention(config: Any) -> bool:
+    """Whether every layer attends to everything before it through plain keys and values."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return set(kinds) == {"full_attention"}
+    window = getattr(config, "sliding_window", None)
+    return window is None and not any(
+        hasattr(config, n) for n in ("linear_num_key_heads", "ssm_cfg", "state_size", "mamba_d_state")
+    )
+
+
+def _cache_name(model: Any) -> str:
+    """The argument was called `past_key_values` before transformers 5.24 or so."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def _cache_of(out: Any) -> Any:
+    return out.cache if "cache" in out else out.past_key_values

@@ -1,0 +1,109 @@
+"""What keeps an environment from costing more than its own episode.
+
+Each episode's environment lives in a thread of its own: it is made, reset, stepped and closed there, so that one that
+is bound to its thread works, and one that hangs is left behind when its time is up. What it returns is checked before
+anything is built on it.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from hintdistill.errors import EnvironmentFailure, HintdistillError
+from hintdistill.rollouts.environment import Environment, Reply, Start
+from hintdistill.types import Message
+
+ANSWERING = ("system", "developer", "user", "tool")
+
+
+class GuardedEnvironment:
+    """An environment whose every call ends: with a checked answer, or with an EnvironmentFailure that says why not."""
+
+    def __init__(self, make: Callable[[], Environment], timeout_s: float | None) -> None:
+        self.timeout_s = timeout_s
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._environment: Environment | None = None
+        self._make = make
+        # a daemon, because a hanging call can be left behind but not stopped
+        threading.Thread(target=self._serve, daemon=True, name="environment").start()
+
+    def reset(self, task: str) -> Start:
+        """Make the environment and begin `task`."""
+
+        def begin() -> Start:
+            self._environment = self._make()
+            return self._environment.reset(task)
+
+        start = self._bounded("reset", begin)
+        if not isinstance(start, Start):
+            raise EnvironmentFailure(f"reset returned {type(start).__name__}, not a Start")
+        _check_messages("reset", start.messages)
+        if not start.messages:
+            raise EnvironmentFailure("reset gave no message to answer")
+        if not all(isinstance(t, dict) for t in start.tools):
+            raise EnvironmentFailure("reset gave tools that are no objects")
+        return start
+
+    def step(self, message: Message) -> Reply:
+        """Hand over one assistant message."""
+        environment = self._environment
+        assert environment is not None
+        reply = self._bounded("step", lambda: environment.step(message))
+        if not isinstance(reply, Reply):
+            raise EnvironmentFailure(f"step returned {type(reply).__name__}, not a Reply")
+        _check_messages("step", reply.messages)
+        if not isinstance(reply.done, bool):
+            raise EnvironmentFailure(f"step returned done={reply.done!r}")
+        if reply.reward is not None and not _is_number(reply.reward):
+            raise EnvironmentFailure(f"step returned the reward {reply.reward!r}, not a finite number")
+        if not reply.done and not reply.messages:
+            raise EnvironmentFailure("step answered nothing and did not end the episode")
+        return reply
+
+    def close(self) -> None:
+        """Let the environment go; its own `close` is called where it has one."""
+        close = getattr(self._environment, "close", None)
+        if callable(close):
+            self._calls.put((close, Future()))
+        self._calls.put(None)
+
+    def _bounded(self, name: str, call: Callable[[], Any]) -> Any:
+        future: Future[Any] = Future()
+        self._calls.put((call, future))
+        try:
+            return future.result(self.timeout_s)
+        except HintdistillError:
+            raise
+        except TimeoutError as error:
+            if future.done():  # the environment's own
+                raise EnvironmentFailure(f"{name} raised TimeoutError: {error}") from error
+            raise EnvironmentFailure(f"{name} did not return within {self.timeout_s:g} s") from None
+        except Exception as error:
+            raise EnvironmentFailure(f"{name} raised {type(error).__name__}: {error}") from error
+
+    def _serve(self) -> None:
+        while (item := self._calls.get()) is not None:
+            call, future = item
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+
+def _check_messages(where: str, messages: Any) -> None:
+    if not isinstance(messages, tuple | list):
+        raise EnvironmentFailure(f"{where} returned messages of type {type(messages).__name__}")
+    for message in messages:
+        if not isinstance(message, Message):
+            raise EnvironmentFailure(f"{where} returned {type(message).__name__}, not a Message")
+        if message.role not in ANSWERING:
+            raise EnvironmentFailure(f"{where} returned a message of role {message.role}, which is the student's")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
