@@ -10,7 +10,8 @@ import pytest
 from conftest import CHECKS, TIME, WEATHER, RulesCritic
 
 from hintdistill.traces import Failure, ReadOptions, read_traces
-from hintdistill.types import Message, Trace
+from hintdistill.traces.repeats import Repeats, marks_of
+from hintdistill.types import Message, Source, Trace
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 USER = {"role": "user", "content": "Weather in Paris?"}
@@ -299,6 +300,26 @@ def test_10_a_branch_of_call_logs_trains_only_what_is_new(read):
     }
     a, b = read(first, other)
     assert (a.given_steps, b.given_steps) == (frozenset(), frozenset({0}))
+
+
+def test_10_what_is_remembered_of_repetitions_is_bounded():
+    """A window back a repetition is found, and no more than two windows are held, however much was read."""
+    repeats = Repeats(window=50)
+    messages = (Message(role="user", content="q"), Message(role="assistant", content="a"))
+    source = Source(file="f", position="line 1")
+    made = [
+        Trace(id=str(i), source=source, messages=(Message(role="system", content=str(i)), *messages * 3))
+        for i in range(60)
+    ]
+    for trace in made:
+        assert repeats.check(trace, marks_of(trace.messages)) == trace
+    held = repeats._inner
+    assert len(held._young) + len(held._old) <= 2 * 60
+    (late, early) = (Trace(id="p", source=source, messages=t.messages[:3]) for t in (made[-1], made[0]))
+    assert (
+        isinstance(repeats.check(late, marks_of(late.messages)), Failure)
+        and repeats.check(early, marks_of(early.messages)) == early
+    )
 
 
 def test_10_independent_samples_are_no_repetition(read):

@@ -18,17 +18,41 @@ Mark = int
 
 
 WINDOW = 200_000
-"""How many messages back a repetition is found; what repeats stands close together."""
+"""At least so many messages back a repetition is found; what repeats stands close together."""
+
+
+class _Recent:
+    """What was noted last: two generations of at most `WINDOW` marks, of which the older is dropped whole.
+
+    Deleting a dict's oldest entries one by one takes quadratic time.
+    """
+
+    def __init__(self, window: int) -> None:
+        self._window = window
+        self._young: dict[Mark, str] = {}
+        self._old: dict[Mark, str] = {}
+
+    def note(self, marks: Sequence[Mark], trace_id: str) -> None:
+        """Remember that these marks are of that trace."""
+        self._young.update(dict.fromkeys(marks, trace_id))
+        if len(self._young) >= self._window:
+            self._old, self._young = self._young, {}
+
+    def any_of(self, marks: Sequence[Mark]) -> bool:
+        """Whether one of the marks was noted."""
+        return not self._young.keys().isdisjoint(marks) or not self._old.keys().isdisjoint(marks)
+
+    def get(self, mark: Mark) -> str | None:
+        """The trace that a mark was noted for."""
+        found = self._young.get(mark)
+        return self._old.get(mark) if found is None else found
 
 
 class Repeats:
     """What was read last, as one number per message."""
 
     def __init__(self, window: int = WINDOW) -> None:
-        self._inner: dict[Mark, str] = {}
-        self._ends: dict[Mark, str] = {}
-        self._called: dict[Mark, str] = {}
-        self._window = window
+        self._inner, self._ends, self._called = _Recent(window), _Recent(window), _Recent(window)
 
     def check(self, trace: Trace, marks: Sequence[Mark], calls: bool = False) -> Trace | Failure:
         """The trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them all.
@@ -40,22 +64,19 @@ class Repeats:
         if not steps:
             return trace
         last = marks[-1]
-        if last in self._inner:
-            text = f"every message stands at the start of trace {self._inner[last]!r}, which goes on; that one is kept"
+        if (longer := self._inner.get(last)) is not None:
+            text = f"every message stands at the start of trace {longer!r}, which goes on; that one is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
         held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
         until = -1
-        if any(not h.keys().isdisjoint(marks) for h in held):
-            until = max((i for i, m in enumerate(marks[:-1]) if any(m in h for h in held)), default=-1)
-        inner = dict.fromkeys(marks[steps[0] : -1], trace.id)
-        self._inner.update(inner)
+        if any(h.any_of(marks) for h in held):
+            until = max((i for i, m in enumerate(marks[:-1]) if any(h.get(m) is not None for h in held)), default=-1)
+        inner = marks[steps[0] : -1]
+        self._inner.note(inner, trace.id)
         if calls:
-            self._called.update(inner)
-        self._ends.setdefault(last, trace.id)
-        for kept in (self._inner, self._ends, self._called):
-            while len(kept) > self._window:
-                del kept[next(iter(kept))]
+            self._called.note(inner, trace.id)
+        self._ends.note([last], trace.id)
         if until < steps[0]:
             return trace
         messages = [
