@@ -100,15 +100,16 @@ def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
     return answer
 
 
-def answer_schema(legal_steps: tuple[int, ...], bounds: int | None = None) -> dict[str, Any]:
+def answer_schema(legal_steps: tuple[int, ...], bounds: int | None = None, ranged: bool = False) -> dict[str, Any]:
     """JSON schema of an `LLMAnswer`.
 
     `bounds` limits the number of findings, and then also the length of every string, and ties verdict and findings
-    together. Strict modes of some services refuse such keywords; without `bounds` the schema has none.
+    together. Strict modes of some services refuse such keywords; without `bounds` the schema has none. `ranged` states the
+    confidence as a range and not as the numbers 0.0, 0.1, …: xgrammar, which vLLM uses, would spell 0.9 as 0.90000000000000002.
     """
     schema = LLMAnswer.model_json_schema()
     steps = {"type": "integer", "enum": list(legal_steps)}
-    finding = _finding_schema(schema.pop("$defs")["LLMFinding"], bounds is not None)
+    finding = _finding_schema(schema.pop("$defs")["LLMFinding"], bounds is not None, ranged)
     finding["properties"]["step"] = steps
     finding["properties"]["caused_by"] = {"anyOf": [steps, {"type": "null"}]}
     schema["properties"]["findings"]["items"] = finding
@@ -122,9 +123,9 @@ def answer_schema(legal_steps: tuple[int, ...], bounds: int | None = None) -> di
     return {"anyOf": [found, nothing] if legal_steps else [nothing]}
 
 
-def step_schema(bounded: bool) -> dict[str, Any]:
-    """JSON schema of a `StepAnswer`."""
-    return _finding_schema(StepAnswer.model_json_schema(), bounded)
+def step_schema(bounded: bool, ranged: bool = False) -> dict[str, Any]:
+    """JSON schema of a `StepAnswer`; see `answer_schema`."""
+    return _finding_schema(StepAnswer.model_json_schema(), bounded, ranged)
 
 
 def half_schema() -> dict[str, Any]:
@@ -140,9 +141,10 @@ def hint_schema(bounded: bool) -> dict[str, Any]:
     return schema
 
 
-def _finding_schema(schema: dict[str, Any], bounded: bool) -> dict[str, Any]:
+def _finding_schema(schema: dict[str, Any], bounded: bool, ranged: bool) -> dict[str, Any]:
     properties = schema["properties"]
-    properties["confidence"] = {"type": "number", "enum": [n / 10 for n in range(11)]}
+    steps = {"minimum": 0, "maximum": 1} if ranged else {"enum": [n / 10 for n in range(11)]}
+    properties["confidence"] = {"type": "number"} | steps
     if bounded:
         properties["quote"]["anyOf"][0]["maxLength"] = QUOTE_LENGTH
         properties["error_class"]["maxLength"] = CLASS_LENGTH

@@ -170,7 +170,7 @@ class LLMCritic:
             return [whole(asker.trace)]
         steps = tuple(range(len(asker.trace.step_indices)))
         empty = Record(())
-        schema = answer_schema(steps, asker.bounds)
+        schema = answer_schema(steps, asker.bounds, asker.ranged)
         more = {"step": 0, "first": list(steps), "second": list(steps), "legal_steps": list(steps)}
         around = max(
             self.backend.count(asker.question(n, empty, schema, more))
@@ -184,7 +184,7 @@ class LLMCritic:
         asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
         requests = tokens = 0
         for record in self.records(asker):
-            schema = answer_schema(record.steps, asker.bounds)
+            schema = answer_schema(record.steps, asker.bounds, asker.ranged)
             count, n = self.backend.count, len(record.steps)
             if self.config.strategy == "all_at_once":
                 asked = [count(asker.question(self.config.prompt, record, schema, {}))]
@@ -212,7 +212,9 @@ class LLMCritic:
         last: dict[str, Any] = {"first": list(steps[:half]), "second": list(steps[half:])}
         if name is not None and self.library.mentions(name, "step"):
             last["step"], record = steps[0], record.until(steps[0])
-        return asker.question(name or self.config.prompt, record, answer_schema(record.steps, asker.bounds), last)
+        return asker.question(
+            name or self.config.prompt, record, answer_schema(record.steps, asker.bounds, asker.ranged), last
+        )
 
     def _critique(self, asker: Asker, judgement: Judgement, read: tuple[str, ...]) -> Critique:
         findings, notes = [], [*read, *asker.notes, *judgement.notes]

@@ -142,6 +142,11 @@ class Asker:
         constrained = self.config.backend != "server" or self.config.structured == "json_schema"
         return self.config.max_findings if constrained else None
 
+    @property
+    def ranged(self) -> bool:
+        """Whether the backend spells a listed number its own way, so that a range is asked for; see `answer_schema`."""
+        return self.bounds is not None and self.config.backend != "local"
+
 
 def add(a: Usage, b: Usage) -> Usage:
     """Two costs as one."""
@@ -171,7 +176,7 @@ def signatures(trace: Trace) -> str:
 
 def all_at_once(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
     """The whole record, one answer."""
-    schema = answer_schema(record.steps, asker.bounds)
+    schema = answer_schema(record.steps, asker.bounds, asker.ranged)
     answer = yield from asker.ask(LLMAnswer, asker.config.prompt, record, schema, vote)
     return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
 
@@ -205,7 +210,7 @@ def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
 
 
 def _one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMFinding | None]:
-    schema = step_schema(asker.bounds is not None)
+    schema = step_schema(asker.bounds is not None, asker.ranged)
     answer = yield from asker.ask(StepAnswer, asker.config.step_prompt, record.until(step), schema, vote, step=step)
     if not answer.mistake:
         return None

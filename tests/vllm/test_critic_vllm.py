@@ -20,7 +20,9 @@ def backend():
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from hintdistill.critics.vllm import VLLMBackend
 
-    return VLLMBackend(CRITIC, max_tokens=320, context_tokens=8192, dtype="float32")
+    made = VLLMBackend(CRITIC, max_tokens=320, context_tokens=8192, dtype="float32")
+    yield made
+    made.engine.llm_engine.engine_core.shutdown()
 
 
 def traces(n: int):
@@ -63,7 +65,7 @@ def test_votes_and_an_edited_prompt_reuse_the_record(backend, tmp_path):
     from hintdistill.types import Message, Trace
 
     messages = []
-    for k in range(60):
+    for k in range(40):
         messages += [Message(role="user", content=f"Request {k}: " + "book the hotel of Paris. " * 4),
                      Message(role="assistant", content=f"Done with {k}. " + "Booked with code 123. " * 4)]  # fmt: skip
     trace = Trace(id="long", messages=tuple(messages))
