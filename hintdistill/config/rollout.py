@@ -88,7 +88,7 @@ class AblateSection(Section):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
     processes: int = Field(default=2, ge=1)
     """One-thread processes."""
-    regimes: dict[str, tuple[str, ...]] = Field(default_factory=lambda: {"all": ("*",)})
+    regimes: dict[str, tuple[str, ...]] = Field(default={"all": ("*",)})
     """Name → patterns of task names, for training and for the splits measured in that regime."""
     further_regimes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Regimes that only `--full` adds."""
