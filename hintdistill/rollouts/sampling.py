@@ -78,6 +78,10 @@ class Sampler:
         self._parse = PARSERS[options.parser]
         self._eos = _stop_ids(weights, renderer)
 
+    def generate(self, contexts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
+        """Sample one step after each context, no environment; the end-of-turn token is kept where it was sampled."""
+        return [list(s.ids) for s in self.generator.generate(contexts, self._eos, self.options, seed)]
+
     def episodes(
         self, suite: TaskSuite, tasks: Sequence[str], progress: Callable[[int], None] | None = None, first: int = 0
     ) -> Iterator[Episode]:
