@@ -64,6 +64,7 @@ class _Running:
     failure: str | None = None
 
     def fail(self, why: str) -> None:
+        """End this episode as one that came to nothing."""
         self.done, self.failure = True, why
 
 
