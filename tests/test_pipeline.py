@@ -469,6 +469,8 @@ def test_interrupt_is_130(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # a test run in the background of a script ignores the signal, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "run" / "critiques.jsonl").exists():
         time.sleep(0.01)
