@@ -177,7 +177,7 @@ def test_quick_and_full_plans():
     [
         (["ablate.noise=step:200"], "is not of the form"),
         (["ablate.noise=steps:20"], "is not of the form"),
-        (["ablate.arms=[foreign]", "ablate.foreign_traces=null"], "needs ablate.foreign_traces"),
+        (["ablate.arms=[foreign]", "ablate.foreign_traces=[]"], "needs ablate.foreign_traces"),
         (["ablate.arms=[llm_critic]"], "needs ablate.llm_critic"),
         (["run.rounds=", "traces.path=x"], "set run.rounds"),
         (["train.teacher=live", "train.targets=in_step"], "stored targets of the initial teacher"),
