@@ -50,8 +50,8 @@ from hintdistill.types import Finding, Message, ToolCall, Trace  # noqa: E402
 
 STUDENT, CRITIC = HERE / "student", HERE / "critic"
 PROMPT = "critic/toolworld.jinja"
-EPISODES = 3200
-SHARPEN = 800
+EPISODES = 5000
+SHARPEN = 2000
 """Episodes of the second, shorter pass, half of them with two errors or a late one."""
 SEED = 23
 RATES = {"unknown_tool": 0.5, "wrong_argument": 0.5, "skipped_lookup": 0.6, "ignored_error": 0.7}
