@@ -15,6 +15,7 @@ import typer
 
 from hintdistill import __version__
 from hintdistill.commands import Json, convert, print_json, prompts_app, recipes_app, traces_app
+from hintdistill.commands_evidence import ablate, preflight
 from hintdistill.errors import ConfigError, HintdistillError
 
 app = typer.Typer(
@@ -29,6 +30,8 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
 app.command()(convert)
+app.command()(ablate)
+app.command()(preflight)
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
@@ -174,53 +177,6 @@ def rescore(config: Config, overrides: Overrides = None, quiet: Quiet = False, a
 def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
     """Everything up to the trained student; continues the run in run.dir."""
     _stages(config, overrides, "train", True, quiet, as_json)
-
-
-@app.command()
-def ablate(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Do what is owed of the ablation in run.dir.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Four arms, two seeds, fewer tasks.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Regimes, critic noise and further arms as well.")] = False,
-    summary: Annotated[
-        bool, typer.Option("--summary", help="Table and figure of what is finished; runs no job.")
-    ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """The same loop as controlled arms over seeds: one table, one figure, intervals."""
-    from hintdistill import pipeline
-    from hintdistill.config_file import load_config
-    from hintdistill.evidence import ablate as evidence
-    from hintdistill.evidence.scale import scaled
-
-    settings = scaled(load_config(config, overrides or []), quick=quick, full=full)
-    folder = pipeline.run_folder(settings, config.stem)
-    if summary:
-        document = evidence.summarise_again(folder)
-    else:
-        document = evidence.ablate(settings, folder, resume=resume, voice=pipeline.Voice(quiet=quiet or as_json))
-    if as_json:
-        print_json(document)
-        return
-    print((folder / "evidence.md").read_text(encoding="utf-8"))
-    print(f"evidence: {folder / 'evidence.md'}")
-
-
-@app.command()
-def preflight(run: RunArg, as_json: Json = False) -> None:
-    """What training would repair, by error class, predicted from a run's rescored hints."""
-    import dataclasses
-
-    from hintdistill.evidence.preflight import predict_run
-
-    predictions = predict_run(run)
-    if as_json:
-        print_json([dataclasses.asdict(p) for p in predictions])
-        return
-    for p in predictions:
-        print(f"{p.error_class}: predicted repair {p.repair}, from {p.findings} findings")
 
 
 @app.command()

@@ -81,6 +81,10 @@ MAIN_ARMS: tuple[Arm, ...] = (
 )  # fmt: skip
 
 
+def _everything() -> dict[str, tuple[str, ...]]:
+    return {"all": ("*",)}
+
+
 class AblateSection(Section):
     """`hintdistill ablate`: the same loop as controlled arms over seeds; see docs/evidence.md for what each arm is."""
 
@@ -88,7 +92,7 @@ class AblateSection(Section):
     seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
     processes: int = Field(default=2, ge=1)
     """One-thread processes."""
-    regimes: dict[str, tuple[str, ...]] = Field(default={"all": ("*",)})
+    regimes: dict[str, tuple[str, ...]] = Field(default_factory=_everything)
     """Name → patterns of task names, for training and for the splits measured in that regime."""
     further_regimes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Regimes that only `--full` adds."""

@@ -82,6 +82,12 @@ class Bench:
             out[s.name] = [asdict(o) for o in self.loop.outcomes(student, s, patterns, limit)]
         return out
 
+    def between_rounds(self, student: Path) -> dict[str, list[dict[str, Any]]]:
+        """A look at the test split before the next round, on at most 150 tasks."""
+        setting = Setting(self.ablate.test_split, max(self.ablate.temperatures))
+        limit = min(150, self.ablate.limits.get(setting.split, self.ablate.limit) or 150)
+        return {setting.name: [asdict(o) for o in self.loop.outcomes(student, setting, self.patterns, limit)]}
+
     @contextmanager
     def context(self, number: int, student: Path, critic: Mapping[str, Any] | None = None) -> Iterator[RunContext]:
         """The round's run folder, open."""
@@ -217,9 +223,7 @@ def run_arm(bench: Bench) -> dict[str, Any]:
         if row["tripwire"]:
             break
         if number < bench.config.run.rounds:
-            row["outcomes"] = bench.outcomes(
-                student, [Setting(bench.ablate.test_split, max(bench.ablate.temperatures))]
-            )
+            row["outcomes"] = bench.between_rounds(student)
     return {
         "rounds": rows,
         "predicted": predicted,
@@ -338,6 +342,9 @@ def _play_off_target(bench: Bench) -> dict[str, list[ScoreRequest]]:
     sets = off_target_sets(
         loop.suite, loop.top.renderer, list(sampler.episodes(loop.suite, tasks)), limit, bench.job.seed
     )
+    if bench.ablate.clean_split:
+        quiet = sampler.episodes(loop.suite, tasks_of(loop.suite, bench.ablate.clean_split, 48))
+        sets["clean_tasks"] = step_requests(loop.top.renderer, list(quiet), limit, bench.job.seed)
     near: list[Episode] = []
     for split in bench.ablate.near_splits:
         near += sampler.episodes(loop.suite, tasks_of(loop.suite, split, 24))
