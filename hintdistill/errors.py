@@ -59,6 +59,15 @@ class ModelError(InputError):
     """The model folder, its tokenizer or its template cannot be used."""
 
 
+class SharingError(ModelError):
+    """This model's prefixes cannot be shared this way. The self-check turns it into the next slower way."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message, hint="sharing='separate' reads every sequence by itself, which is exact for any model"
+        )
+
+
 class TemplateError(ModelError):
     """The chat template refuses these messages or cannot be rendered token-faithfully."""
 

@@ -18,7 +18,7 @@ from hintdistill.engines import shared_prefix, sharing
 from hintdistill.engines.shared_prefix import Trunk, shared_attention, shared_hidden
 from hintdistill.engines.sharing import SharingWarning, candidates
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import ModelError
+from hintdistill.errors import ModelError, SharingError
 from hintdistill.scores import ScoreRequest
 
 VOCAB = 512
@@ -30,13 +30,7 @@ MIXED = ["sliding_attention", "full_attention"] * 2
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """A second thread costs more than it does on models this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def _config(kind: str):
@@ -250,7 +244,7 @@ def test_a_students_own_forward_leaves_the_trunk_and_its_gradient_alone(checkpoi
 def test_branches_refuse_a_gradient():
     model = model_of("llama")
     tree = shared_prefix.grow([np.arange(3, 20), np.array([3, 4, 5, 99, 98])])
-    with pytest.raises(NotImplementedError, match="only whole trunks carry a gradient"):
+    with pytest.raises(SharingError, match="only whole trunks carry a gradient"):
         shared_hidden(model, tree, [range(16), range(4)], 4096)
 
 

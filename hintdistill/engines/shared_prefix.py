@@ -28,6 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from hintdistill.engines.forward import intercept, last_feed_forward_on
 from hintdistill.engines.prefix_tree import ROOT, Piece, PrefixTree, grow
+from hintdistill.errors import SharingError
 
 ATTENTION = "hintdistill_shared_prefix"
 BLOCK = 256
@@ -144,7 +145,7 @@ class PackedCall:
         if piece.start == 0:
             return self._in_blocks(q, k[:, :stop], v[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
-            raise NotImplementedError("only whole trunks carry a gradient: what was kept of their past is detached")
+            raise SharingError("only whole trunks carry a gradient: what was kept of their past is detached")
         path = self.tree.path(piece.chain, piece.stop)
         keys, values = self.memory.read(layer, path[0].chain, piece.stop)
         if len(path) == 1:
@@ -246,7 +247,7 @@ def _attention(
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("position_bias") is not None:
-        raise NotImplementedError("position biases are not shared between branches")
+        raise SharingError("position biases are not shared between branches")
     scale, config = kwargs.get("scaling"), getattr(module, "config", None)
     rule = Rule(
         scale if scale is not None else query.shape[-1] ** -0.5,
@@ -321,7 +322,7 @@ def shared_hidden(
                 rows.update({(piece.chain, p): len(rows) + n for n, p in enumerate(here)})
             found.append(run_call(model, call, columns))
             if not call.layers:
-                raise NotImplementedError("its attention does not go through transformers' AttentionInterface")
+                raise SharingError("its attention does not go through transformers' AttentionInterface")
     hidden = torch.cat(found)
     return [hidden[torch.tensor([rows[p] for p in some], device=hidden.device)] for some in places]
 

@@ -68,7 +68,7 @@ def hidden_states(
     """Hidden states [T_i, H] at each sequence's positions, the given way.
 
     Raises:
-        NotImplementedError: the model cannot be read this way.
+        SharingError: the model cannot be read this way.
     """
     if way == "shared_prefix":
         return shared_hidden(model, tree, positions, budget)

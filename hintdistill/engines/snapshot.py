@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hintdistill.engines.forward import intercept
 from hintdistill.engines.prefix_tree import ROOT, PrefixTree
+from hintdistill.errors import SharingError
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What releases of transformers call the state a model takes and gives back."""
@@ -39,11 +40,11 @@ class Walk:
         """`by_token`: continue from a state one token at a time.
 
         Raises:
-            NotImplementedError: the model takes no state.
+            SharingError: the model takes no state.
         """
         name = cache_name(model)
         if name is None:
-            raise NotImplementedError("it takes no cache")
+            raise SharingError("it takes no cache")
         self.model, self.tree, self.wanted, self.by_token, self.name = model, tree, wanted, by_token, name
         self.device = next(model.parameters()).device
         self.found: dict[tuple[int, int], Tensor] = {}
@@ -87,7 +88,7 @@ class Walk:
         self.found.update({(index, p): h for p, h in zip(positions, out[0], strict=True)})
         after = getattr(answer, self.name, None)
         if after is None:
-            raise NotImplementedError("it gives no state back")
+            raise SharingError("it gives no state back")
         return after
 
 
