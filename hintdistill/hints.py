@@ -13,7 +13,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 from hintdistill.errors import NoHintError, PromptError
@@ -131,6 +131,13 @@ def _placebo(
         first = rng.randrange(1 << 16)
         texts = (library.render(GENERIC, {"variant": first + i}) for i in range(32))
         return next((t for t in texts if t not in taken), None)
+    return other_class_hint(trace, finding, library, rng, taken)
+
+
+def other_class_hint(
+    trace: Trace, finding: Finding, library: PromptLibrary, rng: random.Random, taken: Collection[str] = ()
+) -> str | None:
+    """Another error class's hint about the same step, not one of `taken`; None where no other template can be filled."""
     classes = [c for c in hint_classes(library) if c != finding.error_class]
     rng.shuffle(classes)
     facts = {"right": "value", "wrong": "value", "argument": "value", "error": "timeout", "expected": "of type string",

@@ -8,9 +8,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from hintdistill.errors import PromptError
-from hintdistill.hints import hint_facts, hint_text, seed_of
-from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
+from hintdistill.hints import hint_facts, hint_text, other_class_hint, seed_of
+from hintdistill.prompts import PromptLibrary, hint_name
 from hintdistill.types import Critique, Finding, Trace
 
 Found = list[tuple[Trace, Finding]]
@@ -34,17 +33,7 @@ def erring_steps(critiques: Mapping[str, Critique]) -> dict[str, set[int]]:
 
 def other_hint(trace: Trace, finding: Finding, library: PromptLibrary, salt: str) -> str | None:
     """Another error class's hint about the same step; None where no other template can be filled."""
-    rng = random.Random(seed_of("other hint", salt, trace.id, finding.step))
-    classes = [c for c in hint_classes(library) if c != finding.error_class]
-    rng.shuffle(classes)
-    facts = {"right": "value", "wrong": "value", "argument": "value", "error": "timeout", "expected": "of type string",
-             "tool": "the tool", "arguments": ["value"]} | hint_facts(trace, finding)  # fmt: skip
-    for error_class in classes:
-        try:
-            return library.render(hint_name(error_class), facts)
-        except PromptError:
-            continue
-    return None
+    return other_class_hint(trace, finding, library, random.Random(seed_of("other hint", salt, trace.id, finding.step)))
 
 
 def wrong_hints(found: Found, library: PromptLibrary, share: float, salt: str) -> Found:
