@@ -97,6 +97,24 @@ class _How:
     tile: int
 
 
+def _begin(
+    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec
+) -> tuple[HeadSpec, bool, list[Tensor | None]]:
+    """The head without its graph, whether any gradient is wanted, and room for those of hidden, weight and bias."""
+    wants = [bool(x) for x in ctx.needs_input_grad[:3]]
+    own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
+    room = [
+        torch.zeros_like(x) if x is not None and w else None for x, w in zip((hidden, weight, bias), wants, strict=True)
+    ]
+    return own, any(wants), room
+
+
+def _scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+    """What a backward pass returns: the kept gradients, scaled, and None for every further input of the forward pass."""
+    kept = [None if g is None else g * scale for g in ctx.kept]
+    return (*kept, *[None] * (len(ctx.needs_input_grad) - len(kept)))
+
+
 class _LinearDivergence(torch.autograd.Function):
     """The gradient is taken in the forward pass; the backward pass scales it."""
 
@@ -106,21 +124,16 @@ class _LinearDivergence(torch.autograd.Function):
         target_head: HeadSpec, weights: Tensor, how: _How,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Loss and per-position values; the gradients are computed here and kept."""
-        wants = [bool(x) for x in ctx.needs_input_grad[:3]]
-        own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
-        gradients: list[Tensor | None] = [
-            torch.zeros_like(x) if x is not None and w else None
-            for x, w in zip((hidden, weight, bias), wants, strict=True)
-        ]
+        own, wants, gradients = _begin(ctx, hidden, weight, bias, head)
         per_position = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), how.positions):
             at = slice(start, start + how.positions)
             chunk = hidden[at].detach()
             s, t = own.logits(chunk), target_head.logits(target_hidden[at].detach())
-            capped = s.clone() if head.softcap is not None and any(wants) else s
+            capped = s.clone() if head.softcap is not None and wants else s
             value = _value_and_gradient_(s, t, how)
             per_position[at] = value
-            if not any(wants):
+            if not wants:
                 continue
             g = own.unshaped_(s.mul_(weights[at].to(s)[:, None]), capped).to(weight.dtype)
             _spread(gradients, at, chunk, g, own.weight)
@@ -131,8 +144,7 @@ class _LinearDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients, scaled by the loss's own."""
-        scale = gradients[0]
-        return (*(None if g is None else g * scale for g in ctx.kept), None, None, None, None, None)
+        return _scaled(ctx, gradients[0])
 
 
 def _spread(gradients: Sequence[Tensor | None], at: slice, hidden: Tensor, g: Tensor, weight: Tensor) -> None:
@@ -224,12 +236,7 @@ class _Chunked(torch.autograd.Function):
         loss: Callable[[Tensor, slice], Tensor], positions: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Loss and per-position values; the gradients are computed here and kept."""
-        wants = [bool(x) for x in ctx.needs_input_grad[:3]]
-        own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
-        gradients: list[Tensor | None] = [
-            torch.zeros_like(x) if x is not None and w else None
-            for x, w in zip((hidden, weight, bias), wants, strict=True)
-        ]
+        own, wants, gradients = _begin(ctx, hidden, weight, bias, head)
         out = []
         for start in range(0, len(hidden), positions):
             at = slice(start, min(start + positions, len(hidden)))
@@ -239,7 +246,7 @@ class _Chunked(torch.autograd.Function):
                 leaf = logits.requires_grad_()
                 value = loss(leaf.log_softmax(-1), at)
                 same_shape(loss=value, positions=chunk[:, 0])
-                g = torch.autograd.grad(value.sum(), leaf)[0] if any(wants) and value.requires_grad else None
+                g = torch.autograd.grad(value.sum(), leaf)[0] if wants and value.requires_grad else None
             out.append(value.detach())
             if g is not None:
                 _spread(gradients, at, chunk, own.unshaped_(g, logits.detach()).to(weight.dtype), own.weight)
@@ -251,5 +258,4 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients, scaled by the loss's own."""
-        scale = gradients[0]
-        return (*(None if g is None else g * scale for g in ctx.kept), None, None, None)
+        return _scaled(ctx, gradients[0])
