@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from hintdistill.config import LLMSection
 from hintdistill.critics import Outcome, one_by_one
@@ -35,6 +35,8 @@ from hintdistill.errors import ConfigError, HintdistillError, ServiceError
 from hintdistill.prompts import PromptLibrary
 from hintdistill.quotes import is_in_step
 from hintdistill.types import Critique, Finding, Trace
+
+Answered = TypeVar("Answered")
 
 VERSION = 2
 """Raised when the same prompts and settings would lead to other critiques."""
@@ -98,14 +100,7 @@ class LLMCritic:
             SecretError: the trace holds a secret and may not be sent.
             ServiceError: the request failed; `retryable` False means that the next one will fail too.
         """
-        asking = self._judge(trace)
-        reply: Reply | HintdistillError | None = None
-        while True:
-            try:
-                request = asking.send(reply)  # type: ignore[arg-type]
-            except StopIteration as done:
-                return done.value
-            (reply,) = self._metered.complete([request])
+        return self._converse(self._judge(trace))
 
     def revise(self, trace: Trace, finding: Finding, reasons: str) -> str:
         """Another hint for a finding of this critic, given why the gate rejected the first.
@@ -113,9 +108,12 @@ class LLMCritic:
         Raises:
             HintdistillError: what `ask` raises.
         """
-        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        asker = self._asker(trace)
         record = next(r for r in self.records(asker) if finding.step in r.steps).until(finding.step)
-        asking = another_hint(asker, record, finding, reasons)
+        return self._converse(another_hint(asker, record, finding, reasons))
+
+    def _converse(self, asking: Asking[Answered]) -> Answered:
+        """Put the questions one after the other. Raises what the asking or the backend raises."""
         reply: Reply | HintdistillError | None = None
         while True:
             try:
@@ -147,12 +145,15 @@ class LLMCritic:
                 else:
                     yield trace, outcome
 
+    def _asker(self, trace: Trace) -> Asker:
+        return Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+
     def _judge(self, trace: Trace) -> Asking[Critique]:
         """Every window under every vote; see `strategies`."""
         if self.scan:
             lines = [(f"message {line.message}", line.text) for line in whole(trace).lines]
             secret_scan.refuse(trace.id, [*lines, ("tools", tool_lines(trace))])
-        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        asker = self._asker(trace)
         records = self.records(asker)
         run = STRATEGIES[self.config.strategy]
         votes: list[Judgement] = []
@@ -181,7 +182,7 @@ class LLMCritic:
 
     def estimate(self, trace: Trace) -> Estimate:
         """What one trace would take at most; nothing is asked."""
-        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        asker = self._asker(trace)
         requests = tokens = 0
         for record in self.records(asker):
             schema = answer_schema(record.steps, asker.bounds, asker.ranged)
@@ -206,7 +207,7 @@ class LLMCritic:
 
     def prompt(self, trace: Trace, name: str | None = None) -> str:
         """What the critic reads about a trace under one of its prompts; where the trace has windows, the first."""
-        asker = Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        asker = self._asker(trace)
         record, steps = self.records(asker)[0], tuple(range(len(trace.step_indices)))
         half = len(steps) // 2
         last: dict[str, Any] = {"first": list(steps[:half]), "second": list(steps[half:])}

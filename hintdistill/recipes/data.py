@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hintdistill.recipes import parts
 from hintdistill.recipes.parts import require
+
+
+def one_of(known: Iterable[str], what: str) -> Any:
+    """A validator that refuses a word that is not among `known`, with the nearest one."""
+    words = tuple(known)
+    return AfterValidator(lambda value: require(value, words, what))
 
 
 class Part(BaseModel):
@@ -20,36 +27,21 @@ class Rollout(Part):
     """Who produced the tokens, as published. Further keys are the method's own figures."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    source: str = "traces"
-
-    @field_validator("source")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return require(value, parts.ROLLOUTS, "rollout source")
+    source: Annotated[str, one_of(parts.ROLLOUTS, "rollout source")] = "traces"
 
 
 class Locator(Part):
     """Which steps or spans are scored, as published."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: str = "top_k_turns"
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return require(value, parts.LOCATORS, "locator")
+    kind: Annotated[str, one_of(parts.LOCATORS, "locator")] = "top_k_turns"
 
 
 class HintKind(Part):
     """What the teacher has read that the student has not."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    kind: str = "feedback"
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return require(value, parts.HINTS, "hint kind")
+    kind: Annotated[str, one_of(parts.HINTS, "hint kind")] = "feedback"
 
 
 class Data(Part):
@@ -64,18 +56,13 @@ class View(Part):
     """Weights × context: who predicts, having read what."""
 
     weights: Literal["live", "teacher", "initial", "external"] = "teacher"
-    context: str = "hint"
+    context: Annotated[str, one_of(parts.CONTEXTS, "context")] = "hint"
     n: int = Field(default=1, ge=1)
     """How many contexts of this kind; several become `name_1`, `name_2`, …"""
     rho: float = Field(default=0.5, gt=0.0, lt=1.0)
     """The share of the hint that a `partial` context shows."""
     grad: bool = False
     """Whether a term trains through this view."""
-
-    @field_validator("context")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return require(value, parts.CONTEXTS, "context")
 
 
 IMPLICIT_VIEWS = {

@@ -21,14 +21,6 @@ ENVELOPES = (
     "turn_context",
     "compacted",
 )
-HELD = (
-    "message",
-    "reasoning",
-    "function_call",
-    "function_call_output",
-    "custom_tool_call",
-    "custom_tool_call_output",
-)
 
 
 def fits(value: Any) -> bool:
@@ -54,7 +46,11 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
             held = payload.get("replacement_history")
             summary = [{"type": "message", "role": "user", "content": payload.get("message")}]
             segments.append((held if isinstance(held, list) else summary, []))
-        elif what == "response_item" and payload.get("type") in (*HELD, "local_shell_call", "web_search_call"):
+        elif what == "response_item" and payload.get("type") in (
+            *openai_responses.ITEM_TYPES,
+            "local_shell_call",
+            "web_search_call",
+        ):
             segments[-1][1].append(payload)
     if not any(items for _, items in segments):
         raise TraceError("no response_item in the rollout")
