@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,15 @@ def call(name: str, arguments: str, call_id: str | None = "call00001") -> Messag
 def tool(content: str, call_id: str | None = "call00001", name: str | None = "get_weather") -> Message:
     """A tool result."""
     return Message(role="tool", content=content, tool_call_id=call_id, name=name)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For modules of tiny models and tensors, where a second thread only waits: `pytestmark = usefixtures("one_thread")`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,7 @@ from hintdistill.objectives.chunked import HeadSpec, chunked, linear_divergence
 N, H, V = 13, 6, 37
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:

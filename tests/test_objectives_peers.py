@@ -18,12 +18,7 @@ N, V, K = 12, 40, 7
 KINDS = {0.0: ("fkl", {}), 1.0: ("rkl", {}), 0.5: ("jsd", {"alpha": 0.5}), 0.2: ("jsd", {"alpha": 0.2})}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def peer(module: str):

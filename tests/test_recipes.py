@@ -67,13 +67,7 @@ CARRY = """recoverable_hint omni_chunk resample_suffix lgr guided_surprisal bcq_
 BASELINES = ["eopd", "reopold", "aopd"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors of a few entries: a second thread would only wait."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_every_method_of_the_catalogue_is_a_recipe():

@@ -21,12 +21,7 @@ RUNNABLE = [n for n in recipe_names() if load_recipe(n).kind == "objective"]
 RUNNABLE = [n for n in RUNNABLE if not missing(load_recipe(n), available(TrainSection(recipe=n)))]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(seed: int = 3):
