@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import sys
 import time
@@ -23,7 +22,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from build_student import Muon, batches  # noqa: E402
+from build_student import Updates, batches  # noqa: E402
 from demonstrator import CORPUS_MIX, Demonstrator, draw_task  # noqa: E402
 from hints import TRAINED  # noqa: E402
 from world import (  # noqa: E402
@@ -235,18 +234,10 @@ def train(episodes: int, batch: int, lr: float, student: Path, seed: int = SEED,
     lengths = np.array([len(r) for r in rows])
     erring = sum(len(r) - begin > 40 for r, begin in zip(rows, starts, strict=True))
     print(f"{episodes} episodes, {erring} erring, {lengths.sum():,} tokens, longest {lengths.max()}", flush=True)
-    named = list(model.named_parameters())
-    matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    rest = [p for n, p in named if p.ndim != 2 or "embed" in n or "lm_head" in n]
-    optimizers = [Muon(matrices, lr=lr), torch.optim.AdamW(rest, lr=1.5 * lr, betas=(0.9, 0.98), weight_decay=0.0)]
-    base = [[g["lr"] for g in o.param_groups] for o in optimizers]
     plan = batches(lengths, batch, np.random.default_rng(SEED))
+    updates = Updates(model, lr, len(plan), warmup=20)
     began, running = time.time(), 0.0
     for step, chosen in enumerate(plan):
-        scale = min(1.0, (step + 1) / 20) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / len(plan))))
-        for optimizer, rates in zip(optimizers, base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * scale
         width = int(lengths[chosen].max())
         ids = torch.full((len(chosen), width), tokenizer.pad_token_id)
         weight = torch.zeros(len(chosen), width)
@@ -259,10 +250,7 @@ def train(episodes: int, batch: int, lr: float, student: Path, seed: int = SEED,
         weight = weight[:, 1:].flatten()
         loss = (loss * weight).sum() / weight.sum()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        updates.step()
         running = 0.98 * running + 0.02 * float(loss) if step else float(loss)
         if step % 50 == 0:
             print(f"step {step}/{len(plan)} loss {running:.4f} after {time.time() - began:.0f} s", flush=True)

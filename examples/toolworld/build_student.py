@@ -165,6 +165,34 @@ def orthogonalise(g: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
+class Updates:
+    """Muon for the matrices, AdamW for embeddings and norms; warm-up, then a cosine to 5 %; gradients clipped to norm 1."""
+
+    def __init__(self, model: torch.nn.Module, lr: float, steps: int, warmup: int) -> None:
+        self.model, self.steps, self.warmup, self.done = model, steps, warmup, 0
+        named = list(model.named_parameters())
+        inner = {n for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
+        self.optimizers = [
+            Muon([p for n, p in named if n in inner], lr=lr),
+            torch.optim.AdamW(
+                [p for n, p in named if n not in inner], lr=lr * 1.5, betas=(0.9, 0.98), weight_decay=0.0
+            ),
+        ]
+        self.base = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+
+    def step(self) -> None:
+        """One update from the gradients that are there; clears them."""
+        cosine = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * self.done / self.steps))
+        scale = min(1.0, (self.done + 1) / self.warmup) * cosine
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer, rates in zip(self.optimizers, self.base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.done += 1
+
+
 def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Shuffled batches of episodes of similar length."""
     order = rng.permutation(len(lengths))
@@ -187,20 +215,10 @@ def train(minutes: float | None, batch: int, lr: float) -> None:
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     model = new_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     print(f"student: {sum(p.numel() for p in model.parameters()):,} parameters")
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n or "lm_head" in n]
-    optimizers = [
-        Muon(matrices, lr=lr),
-        torch.optim.AdamW(rest, lr=lr * 1.5, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    base = [[g["lr"] for g in o.param_groups] for o in optimizers]
     plan = batches(lengths, batch, np.random.default_rng(SEED))
+    updates = Updates(model, lr, len(plan), warmup=50)
     began, seen, running = time.time(), 0, 0.0
     for step, rows in enumerate(plan):
-        scale = min(1.0, (step + 1) / 50) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / len(plan))))
-        for optimizer, rates in zip(optimizers, base, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * scale
         width = int(lengths[rows].max())
         x = np.full((len(rows), width), tokenizer.pad_token_id, np.int64)
         w = np.zeros((len(rows), width), np.float32)
@@ -215,10 +233,7 @@ def train(minutes: float | None, batch: int, lr: float) -> None:
         )
         loss = (nll * w_t).sum() / w_t.sum()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        updates.step()
         seen += int(lengths[rows].sum())
         with torch.no_grad():
             assistant = w_t == 1.0
