@@ -7,6 +7,7 @@ Runs configs/quickstart.yaml twice; `--readme` writes the table into README.md. 
   error_rate_before, error_rate_after    share of episodes with a habit error
   error_rate_cut                         before / after
   clean_success_before, clean_success_after   on tasks without a trigger
+  near_miss_success_before, …_after      by habit: tasks that look like its trigger where its behaviour is right
   off_target_kl_nats                     KL(initial ‖ student) per token on steps that nothing trained
   error_probability_*                    of held-out decision tokens: before, under the hint, after; after placebo training
   placebo_share                          fall of that probability under placebo training / under targeted training
@@ -32,6 +33,7 @@ from hintdistill.targets import TargetStore
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quickstart.yaml"
+HABITS = ("unknown_tool", "wrong_argument", "skipped_lookup", "ignored_error")
 BEGIN, END = "<!-- numbers: made by benchmarks/quickstart.py --readme -->", "<!-- end of numbers -->"
 
 
@@ -61,12 +63,23 @@ ROWS = (
     ("task success, held-out tasks, greedy, no hint in context", "success_before", "success_after", ".3f", "≥ 0.85"),
     ("share of episodes with a habit error", "error_rate_before", "error_rate_after", ".3f", "cut ≥ 5×"),
     ("task success, clean tasks", "clean_success_before", "clean_success_after", ".3f", ""),
+    *((f"task success, near-misses of {h}", f"near_miss_{h}_success_before", f"near_miss_{h}_success_after", ".3f", "")
+      for h in HABITS),
     ("probability of held-out decision tokens", "error_probability_before", "error_probability_after", ".4f", ""),
     ("the same after placebo training", "error_probability_before", "error_probability_after_placebo", ".4f", "< ¼ of the fall"),
     ("off-target KL, nats per token", None, "off_target_kl_nats", ".5f", "≤ 0.005"),
     ("share of the targeted fall that placebo training achieves", None, "placebo_share", ".3f", "< 0.25"),
     ("placebos that pass the gate", None, "null_pass_rate", ".3f", "≤ 0.10"),
 )  # fmt: skip
+
+
+def near_misses(splits: dict[str, Any]) -> dict[str, float]:
+    """Success on the near-miss tasks of each habit, before and after."""
+    return {
+        f"near_miss_{habit}_success_{when}": splits[f"near_miss_{habit}"][when]["success_rate"]
+        for habit in HABITS
+        for when in ("before", "after")
+    }
 
 
 def write_readme(figures: dict[str, Any]) -> None:
@@ -114,6 +127,7 @@ def main() -> None:
         "error_rate_cut": cut,
         "clean_success_before": clean["before"]["success_rate"],
         "clean_success_after": clean["after"]["success_rate"],
+        **near_misses(env["splits"]),
         "off_target_kl_nats": targeted["off_target_kl_nats"],
         "error_probability_before": before,
         "error_probability_hinted": hinted,

@@ -121,6 +121,17 @@ def test_the_readme_map_is_the_code():
     assert readme == with_map(readme), "run `make docs`"
 
 
+def test_the_readme_counts_what_is_there():
+    from hintdistill.recipes import recipe_names
+    from hintdistill.traces.registry import formats
+
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"[{len(formats())} formats](docs/traces.md)" in readme
+    assert f"{len(recipe_names())} published methods, references and variants" in readme
+    traces = (ROOT / "examples" / "toolworld" / "traces.jsonl").read_text().count("\n")
+    assert f"takes the {traces} traces" in readme
+
+
 def test_readme_links_exist():
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):

@@ -435,8 +435,8 @@ def test_shorts_change_the_recipe():
     distill, anchor = section.objective.terms["distill"], section.objective.terms["anchor"]
     assert (distill.divergence.kind, distill.support.k, distill.normalize, distill.span) == ("rkl", 9, "kept", "quote")
     assert anchor.coef == 0.5 and anchor.normalize == "kept" and anchor.span == "step"
-    assert default.terms["anchor"].min_probability == 0.35
-    assert TrainSection(anchor={"min_probability": 0.5}).objective.terms["anchor"].min_probability == 0.5
+    assert default.terms["anchor"].min_probability == 0.5
+    assert TrainSection(anchor={"min_probability": 0.2}).objective.terms["anchor"].min_probability == 0.2
     assert "anchor" not in TrainSection(anchor={"weight": 0}).objective.terms
     added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).objective
     assert added.terms["anchor"].coef == 1.5 and added.terms["anchor"].divergence.kind == "fkl"

@@ -184,6 +184,38 @@ def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
     assert len(rows) == len(targets) and "nowhere" not in {r.key for r in rows}
 
 
+def test_the_least_sure_clean_steps_are_the_anchors(targets):
+    """By the least sure token that carries loss; a step whose tokens all lie below the bound comes last."""
+    from dataclasses import replace
+
+    from hintdistill.pipeline.train import chosen_anchors
+
+    model = next(t for t in targets if t.kind == "anchor")
+    sure = np.full(len(model.plain_sampled), np.log(0.99), np.float32)
+
+    def candidate(key: str, lowest: float, trace: str = "a") -> Target:
+        plain = sure.copy()
+        plain[1] = np.log(lowest)
+        return replace(model, key=key, trace_id=trace, plain_sampled=plain)
+
+    wavered = replace(model, key="wavered", trace_id="a", plain_sampled=np.full_like(sure, np.log(0.3)))
+    some = [
+        candidate("sure", 0.98),
+        candidate("least", 0.6),
+        candidate("lucky", 0.4),
+        wavered,
+        candidate("b", 0.9, "b"),
+    ]
+    config = TrainSection(anchor=AnchorSection(min_probability=0.5))
+    assert [t.key for t in chosen_anchors(some, config, 0)] == ["least", "b"]
+    two = TrainSection(anchor=AnchorSection(min_probability=0.5, per_trace=2))
+    assert {t.key for t in chosen_anchors(some, two, 0)} == {"least", "sure", "b"}
+    assert [t.key for t in chosen_anchors([wavered], config, 0)] == ["wavered"]
+    drawn = TrainSection(anchor=AnchorSection(choose="random"))
+    assert {chosen_anchors(some, drawn, seed)[0].key for seed in range(20)} == {"sure", "least", "lucky", "wavered"}
+    assert chosen_anchors(some, drawn, 3) == chosen_anchors(some, drawn, 3)
+
+
 def test_tokens_outside_the_loss_span_have_no_gradient(targets, tmp_path):
     """Changing the target of a token that carries no weight changes nothing; of one that does, it does."""
     from dataclasses import replace

@@ -163,10 +163,15 @@ class AnchorSection(Section):
     weight: float | None = Field(default=None, ge=0.0)
     """Short for `train.recipe.terms.anchor.coef`; a recipe without an anchor gets the default recipe's, 0 takes it away."""
     per_trace: int = Field(default=1, ge=0)
-    """Clean steps per trace, drawn at random."""
+    """Clean steps per trace that are trained on."""
+    candidates: int = Field(default=4, ge=1)
+    """Clean steps per trace that are scored and stored, drawn at random; `choose` picks among them."""
+    choose: Literal["least_sure", "random"] = "least_sure"
+    """`least_sure`: the steps with the least sure token that still carries loss, because there the policy was right by a
+    small margin and drift undoes it first; `random`: any."""
     min_probability: float | None = Field(default=None, ge=0.0, lt=1.0)
     """Short for `train.recipe.terms.anchor.min_probability`: tokens that the initial policy gave less than this carry no anchor
-    loss, because where it wavered, what it did not say may be the very habit that is corrected on other steps. .35 in the
+    loss, because where it wavered, what it did not say may be the very habit that is corrected on other steps. .5 in the
     default recipe."""
 
 

@@ -107,7 +107,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 
 
 def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
-    """Steps without a finding, a few per training trace, drawn by the seed and the trace alone."""
+    """Steps without a finding, a few candidates per training trace, drawn by the seed and the trace alone."""
     anchor = ctx.config.train.anchor
     wanted = any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
     if not wanted or not anchor.per_trace:
@@ -120,7 +120,7 @@ def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
         wrong = {f.step for f in critiques[key].findings} | trace.given_steps
         clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
         rng = random.Random(f"anchor:{ctx.config.run.seed}:{key}")
-        for step in rng.sample(clean, min(anchor.per_trace, len(clean))):
+        for step in rng.sample(clean, min(max(anchor.candidates, anchor.per_trace), len(clean))):
             try:
                 rendered = ctx.renderer.step(trace, step)
             except HintdistillError as error:

