@@ -295,3 +295,28 @@ def test_convert_is_streamed_whole_or_not_at_all(tmp_path):
         convert([tmp_path / "in"], out)
     assert out.read_bytes() == before and [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
     assert convert([tmp_path / "in"], out, allow_empty_files=True).traces == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (
+            {
+                "mistake_step": "3",
+                "history": [{"role": "assistant", "name": "Expert", "content": "x"}],
+                "mistake_agent": "Expert",
+            },
+            "labelled Who&When record",
+        ),
+        ({"trajectory_id": "a", "failures": []}, "AgentRx labels"),
+        ({"type": "function", "function": {"name": "look", "parameters": {}}}, "schema of the tool 'look'"),
+        ({"name": "look", "parameters": {}}, "schema of the tool 'look'"),
+        ({"anything": 1}, "keys present: anything"),
+    ],
+)
+def test_what_is_often_beside_traces_is_refused_by_name(tmp_path, value, says):
+    path = tmp_path / "beside.json"
+    path.write_text(json.dumps(value))
+    (failure,) = read_traces([path])
+    assert isinstance(failure, Failure) and failure.reason == "not_a_trace"
+    assert says in failure.message

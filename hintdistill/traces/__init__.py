@@ -16,6 +16,7 @@ from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.records import read_values
+from hintdistill.traces.refusals import not_a_trace
 from hintdistill.traces.registry import TraceFormat, format_named, recognise
 from hintdistill.traces.repeats import Repeats, marks_of
 from hintdistill.traces.turns import trace_id
@@ -163,6 +164,8 @@ def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep
             _check_forced(found, record)
         if found is not None:
             keep.formats[record.source.file] = found.NAME
+        elif (reason := not_a_trace(record.value)) is not None:
+            raise TraceError(reason)
         empty = True
         # the generic reader says of an unknown record what it lacks
         for outcome in (found or openai_chat).traces(record, options):
