@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
     began = time.perf_counter()
+    # the control asks the critic nothing that was answered before
+    args.overrides.append(f"critic.cache={args.dir / 'answers'}")
     targeted = run(args.dir / "targeted", args.overrides)
     seconds = time.perf_counter() - began
     placebo = run(args.dir / "placebo", ["inject.hint=placebo", "rescore.gate.enabled=false", *args.overrides])

@@ -11,7 +11,7 @@ import json
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 TRACE_SCHEMA = 1
 """Version of the native trace format; raised whenever a stored field changes its meaning."""
@@ -82,13 +82,14 @@ class Message(Record):
     def _empty_means_absent(cls, value: Any) -> Any:
         return None if isinstance(value, list | tuple) and len(value) == 0 else value
 
-    @model_validator(mode="after")
-    def _lengths(self) -> Message:
-        if self.logprobs is not None and len(self.logprobs) != len(self.token_ids or ()):
-            raise ValueError(
-                f"{len(self.logprobs)} log-probabilities for {len(self.token_ids or ())} token ids: they must pair up"
-            )
-        return self
+    @field_validator("logprobs")
+    @classmethod
+    def _lengths(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        # called only where the field is set, which a validator of the whole message would not be
+        ids = info.data.get("token_ids")
+        if value is not None and "token_ids" in info.data and len(value) != len(ids or ()):
+            raise ValueError(f"{len(value)} log-probabilities for {len(ids or ())} token ids: they must pair up")
+        return value
 
 
 class Source(Record):

@@ -22,8 +22,10 @@ from hintdistill.targets import TargetStore
 
 COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
 ENV = {**os.environ, "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+# the shipped critic LLM has a test of its own below; what is tested here does not depend on who reads
+RULES = "critic.use=[rules,recorded]"
 SMALL = [
-    "traces.limit=90", "traces.holdout=0.3", "train.epochs=1", "train.batch_size=8", "train.save_steps=2", "rescore.part_rows=10",
+    RULES, "traces.limit=90", "traces.holdout=0.3", "train.epochs=1", "train.batch_size=8", "train.save_steps=2", "rescore.part_rows=10",
     "rollout.splits=[validation]", "rollout.limit=8", "report.max_findings=5",
 ]  # fmt: skip
 
@@ -282,7 +284,7 @@ def test_placebo_hints_by_force(tmp_path):
 
 def fails(tmp_path, code: int, *overrides: str, config="configs/quickstart.yaml", says=()):
     folder = tmp_path / "run"
-    done = hintdistill("run", str(config), "-q", f"run.dir={folder}", *overrides, expect=code)
+    done = hintdistill("run", str(config), "-q", f"run.dir={folder}", RULES, *overrides, expect=code)
     assert done.stderr.startswith("error: ") or "\nerror: " in done.stderr, done.stderr
     for words in says:
         assert words in done.stderr, done.stderr
@@ -333,11 +335,30 @@ def test_a_broken_line_is_a_row_and_the_rest_goes_on(tmp_path):
     folder = tmp_path / "run"
     lines = (TOOLWORLD / "traces.jsonl").read_text().splitlines()[:6]
     override = write(tmp_path, "\n".join([*lines, '{"broken', ""]))
-    done = hintdistill("run", "configs/quickstart.yaml", "--until", "critique", "--json", f"run.dir={folder}", override)
+    done = hintdistill(
+        "run", "configs/quickstart.yaml", "--until", "critique", "--json", f"run.dir={folder}", RULES, override
+    )
     assert "line 7: not valid JSON" in done.stderr
     assert json.loads(done.stdout)["funnel"]["read"]["failed"] == {"not_json": 1}
     failed = [r for r in rows(folder, "traces") if "failure" in r]
     assert failed[0]["failure"]["source"].endswith("traces.jsonl, line 7")
+
+
+def test_the_critic_of_the_quickstart_is_a_model(tmp_path):
+    folder = tmp_path / "run"
+    done = hintdistill("critique", "configs/quickstart.yaml", "--json", "-q", f"run.dir={folder}", "traces.limit=40")
+    funnel = json.loads(done.stdout)["funnel"]["critique"]
+    assert sum(funnel["verdicts"].values()) == 40 and funnel["failed"] == {}
+    critiques = {r["trace_id"]: r["critique"] for r in rows(folder, "critiques")}
+    found = {t: min(f["step"] for f in c["findings"]) for t, c in critiques.items() if c["verdict"] == "findings"}
+    labels: dict[str, int] = {}
+    for line in (TOOLWORLD / "findings.jsonl").read_text().splitlines():
+        label = json.loads(line)
+        if label["trace"] in critiques:
+            labels[label["trace"]] = min(label["step"], labels.get(label["trace"], 99))
+    # its card says .994 and .004 on all 600
+    assert sum(found.get(trace) == step for trace, step in labels.items()) >= 0.95 * len(labels) > 10
+    assert len(found.keys() - labels.keys()) <= 1
 
 
 def test_no_findings_stop_training_but_not_rescoring(tmp_path):
@@ -382,6 +403,7 @@ def test_a_step_beyond_the_context_is_a_failure_row(tmp_path):
         "--json",
         f"run.dir={tmp_path / 'run'}",
         f"run.model={folder}",
+        RULES,
         "traces.limit=30",
     )
     f = json.loads(out.stdout)["funnel"]["rescore"]
@@ -452,6 +474,7 @@ def test_an_unreachable_critic(tmp_path):
     folder = fails(
         tmp_path,
         5,
+        "critic.use=[llm]",
         "critic.llm.base_url=http://127.0.0.1:9/v1",
         "critic.llm.retries=0",
         "traces.limit=3",
@@ -463,7 +486,7 @@ def test_an_unreachable_critic(tmp_path):
 
 def test_interrupt_is_130(tmp_path):
     process = subprocess.Popen(
-        [*COMMAND, "run", "configs/quickstart.yaml", "-q", f"run.dir={tmp_path / 'run'}"],
+        [*COMMAND, "run", "configs/quickstart.yaml", "-q", f"run.dir={tmp_path / 'run'}", RULES],
         env=ENV,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,

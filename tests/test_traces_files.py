@@ -21,7 +21,7 @@ from hintdistill.traces import Failure, ReadOptions, read_traces, records
 from hintdistill.traces.files import all_files
 from hintdistill.traces.options import Record
 from hintdistill.traces.records import read_values
-from hintdistill.types import Trace
+from hintdistill.types import Source, Trace
 
 RECORD = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
 LINE = json.dumps(RECORD)
@@ -320,3 +320,23 @@ def test_what_is_often_beside_traces_is_refused_by_name(tmp_path, value, says):
     (failure,) = read_traces([path])
     assert isinstance(failure, Failure) and failure.reason == "not_a_trace"
     assert says in failure.message
+
+
+PIECES = st.sampled_from(
+    ['"', "\\u", "d8", "D8", "dc", "DC", "00", "3d", "e9", "[", "]", "{", "}", ":", ",", "1", "-", "0", ".", "e", "E", "+",
+     "9" * 30, "9" * 400, "true", "null", "NaN", "Infinity", " ", "\t", "\\n", "\\/", "\\x", '"a"', "é", "1e308", "1e309",
+     "5e-324", "2.5e-400", "\\ud83d\\ude00", "\\ud83d", "\\ude00"]
+)  # fmt: skip
+
+
+@settings(max_examples=examples(400))
+@given(pieces=st.lists(PIECES, min_size=1, max_size=8), quoted=st.booleans())
+def test_the_fast_decoder_takes_nothing_that_the_slow_one_reads_differently(pieces, quoted):
+    text = f'"{"".join(pieces)}"' if quoted else "".join(pieces)
+    decoder, source = records._Decoder(), Source(file="f", position="line 1")
+    fast = decoder.whole(text.encode(), source)
+    if fast is None:
+        return
+    slow, end = decoder.decode(text, records._skip(text, 0), source)
+    assert isinstance(slow, Record) and not text[end:].strip()
+    assert json.dumps(fast.value) == json.dumps(slow.value)

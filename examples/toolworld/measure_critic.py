@@ -224,7 +224,7 @@ pipeline_tag: text-generation
 An LLM of the student's architecture (0.9 M parameters, bfloat16), trained from the student's weights by `build_critic.py` on
 played episodes that the world's own checker labels: it reads a trace under the compact prompt
 `prompts/critic/toolworld.jinja` and answers with the critic's JSON (verdict, step, quote, error class, hint). It is the critic
-of `configs/quickstart-critic.yaml`, where a model stands at every place where a real run has one.
+of `configs/quickstart.yaml`, where a model stands at every place where a real run has one.
 
 **This is no evidence about real traces.** Errors here are systematic, and the labels come from the generator of the training data.
 

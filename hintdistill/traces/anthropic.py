@@ -35,12 +35,9 @@ def fits(value: Any) -> bool:
     told = isinstance(value, dict) and ("system" in value or _is_answer(value.get("response")))
     if told and all(m.get("role") in ("user", "assistant") for m in messages if isinstance(m, dict)):
         return True
-    return any(
-        isinstance(block, dict) and block.get("type") in BLOCKS
-        for m in messages
-        if isinstance(m, dict) and isinstance(m.get("content"), list)
-        for block in m["content"]
-    )
+    # every record of every file is asked this: most of its messages hold plain text
+    listed = [c for m in messages if type(m) is dict and type(c := m.get("content")) is list]
+    return any(isinstance(block, dict) and block.get("type") in BLOCKS for content in listed for block in content)
 
 
 def _is_answer(value: Any) -> bool:

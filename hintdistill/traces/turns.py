@@ -22,7 +22,7 @@ from hintdistill.traces.options import ReadOptions
 from hintdistill.types import Source, Trace
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_PLAIN = {"role", "content"}
+_PLAIN = {"role", "content", "tool_call_id"}
 _TEXTS = ("tool_call_id", "name", "raw_text")
 ALIASES = {
     "function": "tool", "ipython": "tool", "observation": "tool", "toolresult": "tool", "tool_result": "tool",
@@ -155,7 +155,11 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
     if content is not None:
         fields["content"] = content if type(content) is str else text_of(content, index)
     if said == role and value.keys() <= _PLAIN:
-        return fields
+        answered = value.get("tool_call_id")
+        if type(answered) is str:
+            fields["tool_call_id"] = answered
+        if answered is None or type(answered) is str:
+            return fields
     extra = {} if value.keys() <= _USED else {k: v for k, v in value.items() if k not in _USED}
     if not _ALL_TOKEN_KEYS.isdisjoint(value):
         tokens, kept = _tokens(value, index, options)
