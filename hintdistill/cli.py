@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from hintdistill import __version__
-from hintdistill.commands import Json, convert, print_json, prompts_app, recipes_app, traces_app
+from hintdistill.commands import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.commands_evidence import ablate, preflight
 from hintdistill.errors import ConfigError, HintdistillError
 
@@ -69,7 +69,7 @@ def _finish(folder: Path, as_json: bool) -> None:
     """Print what the run came to; the last line says where the report is."""
     report = folder / "report.json"
     if as_json:
-        print(report.read_text(encoding="utf-8"))
+        say(report.read_text(encoding="utf-8"))
         return
     from rich.console import Console
 
@@ -156,15 +156,13 @@ def critique(
 
         folder = pipeline.run_folder(settings, f"{config.stem}-labels")
         result = score_critics(settings, labels, folder, voice)
-        print_json(result) if as_json else print(
-            "\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"])
-        )
+        print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
         return
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 
     assert compare is not None
     found = run_comparison(config, overrides or [], compare, voice)
-    print_json(found) if as_json else print("\n".join(compare_lines(found)))
+    print_json(found) if as_json else say("\n".join(compare_lines(found)))
 
 
 @app.command()
@@ -192,7 +190,7 @@ def report(
         from hintdistill.rundir import RunDir
 
         written = write_shared(RunDir.open(run).path)
-        print(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
+        say(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
         return
     from hintdistill import pipeline
     from hintdistill.config_file import validate
@@ -272,7 +270,7 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except HintdistillError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; --resume continues", file=sys.stderr)

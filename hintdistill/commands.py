@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hintdistill.reporting import printable
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
 traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)
@@ -17,7 +19,12 @@ recipes_app = typer.Typer(help="List the published objectives and show one of th
 
 def print_json(value: Any) -> None:
     """One document on standard output."""
-    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+    say(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """A text that may hold a trace's words, on the terminal: control characters are shown and not obeyed."""
+    print(printable(text), file=sys.stderr if error else sys.stdout)
 
 
 PromptFolder = Annotated[str | None, typer.Option("--prompts", help="Your prompt folder (critic.prompts).")]
@@ -66,9 +73,14 @@ def prompts_eject(
 
 @prompts_app.command("render")
 def prompts_render(
-    name: Annotated[str, typer.Argument(help="Prompt name, e.g. critic/all_at_once.jinja.", show_default=False)],
-    traces: Annotated[Path, typer.Option(help="A file with traces.")],
-    trace: Annotated[str | None, typer.Option(help="Trace id; the first one by default.")] = None,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE", help="A prompt file, or its name: critic/all_at_once.jinja.", show_default=False
+        ),
+    ],
+    traces: Annotated[Path | None, typer.Option(help="A file with traces.")] = None,
+    trace: Annotated[str | None, typer.Option(help="Trace id, the first by default; without --traces, a file.")] = None,
     tools: Annotated[Path | None, typer.Option(help="Tool schemas, for traces without any.")] = None,
     prompts: PromptFolder = None,
     as_json: Json = False,
@@ -80,7 +92,7 @@ def prompts_render(
     if as_json:
         print_json({"name": name, "texts": texts})
     else:
-        print("\n\n".join(texts))
+        say("\n\n".join(texts))
 
 
 TracePaths = Annotated[
@@ -138,7 +150,7 @@ def convert(
         print_json({"path": done.path, "traces": done.traces, "failures": failures})
         return
     for failure in failures:
-        print(f"{failure['source']}: {failure['reason']}: {failure['message']}", file=sys.stderr)
+        say(f"{failure['source']}: {failure['reason']}: {failure['message']}", error=True)
     print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")
 
 

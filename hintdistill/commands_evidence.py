@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hintdistill.commands import Json, print_json
+from hintdistill.commands import Json, print_json, say
 
 
 def ablate(
@@ -37,7 +37,7 @@ def ablate(
     if as_json:
         print_json(document)
         return
-    print((folder / "evidence.md").read_text(encoding="utf-8"))
+    say((folder / "evidence.md").read_text(encoding="utf-8"))
     print(f"evidence: {folder / 'evidence.md'}")
 
 
@@ -54,4 +54,4 @@ def preflight(
         print_json([dataclasses.asdict(p) for p in predictions])
         return
     for p in predictions:
-        print(f"{p.error_class}: predicted repair {p.repair}, from {p.findings} findings")
+        say(f"{p.error_class}: predicted repair {p.repair}, from {p.findings} findings")

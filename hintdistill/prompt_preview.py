@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from hintdistill.config import CHECKS, LLMSection
 from hintdistill.critics.backends import Reply, Request, by_bytes
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.rules import RulesCritic
-from hintdistill.errors import HintdistillError, InputError
+from hintdistill.errors import HintdistillError, InputError, PromptError
 from hintdistill.hints import hint_facts, seed_of
 from hintdistill.prompts import PromptLibrary
 from hintdistill.traces import ReadOptions, load_tools, read_traces
-from hintdistill.types import Trace
+from hintdistill.types import Finding, Trace
 
 _NOT_ASKED = ("record.jinja", "repair.jinja", "revise.jinja")
 
@@ -32,13 +33,23 @@ class _Nobody:
         return by_bytes(text)
 
 
-def preview(name: str, traces: Path, trace_id: str | None, tools: Path | None, folder: str | None) -> list[str]:
+def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | None, folder: str | None) -> list[str]:
     """The rendered texts: one for a critic or placebo prompt, one per matching finding for a hint.
+
+    Args:
+        name: a prompt's name, or the path of its file; its folder is then the one searched first.
+        traces: a file with traces; without it `trace_id` is the path of such a file, and its first trace is taken.
 
     Raises:
         InputError: no such trace, or no finding of the hint's class in it.
         PromptError: the prompt cannot be rendered.
     """
+    if traces is None:
+        if trace_id is None:
+            raise InputError("no trace to render for", hint="--trace FILE, or --traces FILE and --trace ID")
+        traces, trace_id = Path(trace_id), None
+    if folder is None and Path(name).is_file():
+        folder, name = str(Path(name).resolve().parents[1]), "/".join(Path(name).resolve().parts[-2:])
     library = PromptLibrary(folder)
     library.path(name)
     trace = _trace(traces, trace_id, ReadOptions(tools=load_tools(tools) if tools else ()))
@@ -48,13 +59,23 @@ def preview(name: str, traces: Path, trace_id: str | None, tools: Path | None, f
             raise InputError(
                 f"{name} is part of other prompts", hint="render critic/all_at_once.jinja to see it in place"
             )
-        section = LLMSection(base_url="http://localhost", model="preview", prompt=name)
+        place, strategy = "prompt", "all_at_once"
+        if library.mentions(name, "first"):
+            place, strategy = "half_prompt", "binary_search"
+        elif library.mentions(name, "step"):
+            place, strategy = "step_prompt", "step_by_step"
+        section = LLMSection.model_validate(
+            {"base_url": "http://localhost", "model": "preview", "strategy": strategy, place: name}
+        )
         return [LLMCritic(section, library, _Nobody()).prompt(trace, name)]
     if kind == "placebo":
         return [library.render(name, {"variant": seed_of(trace.id)})]
     error_class = file.removesuffix(".jinja")
     found = [f for f in RulesCritic(CHECKS).check(trace).findings if f.error_class == error_class]
     if not found:
+        with contextlib.suppress(PromptError):
+            # some hints need no facts of a finding
+            return [library.render(name, hint_facts(trace, Finding(step=0, error_class=error_class)))]
         raise InputError(
             f"the deterministic checks find no {error_class} in trace {trace.id}, so the hint has no facts",
             hint="name a trace that has one with --trace",

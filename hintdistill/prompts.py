@@ -21,35 +21,31 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hintdistill.errors import PromptError
 from hintdistill.shipped import data_root
 
+_ASKED = frozenset(
+    {"trace", "tools", "signatures", "legal_steps", "checks", "error_classes", "schema", "window", "windows"}
+)
+ROLES: dict[str, frozenset[str]] = {
+    # nothing that differs between two questions about one trace, so that the bytes above every instruction are the same
+    "record": frozenset({"trace", "tools", "signatures"}),
+    "prompt": _ASKED,
+    "step_prompt": _ASKED | {"step"},
+    "half_prompt": _ASKED | {"first", "second"},
+    "repair": frozenset({"answer", "problem", "schema"}),
+    "revise": _ASKED | {"step", "hint", "reason", "error_class", "quote"},
+}
+"""What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the three with a fixed name."""
+_ROLE_OF = {
+    "critic/record.jinja": "record", "critic/all_at_once.jinja": "prompt", "critic/step.jinja": "step_prompt",
+    "critic/half.jinja": "half_prompt", "critic/repair.jinja": "repair", "critic/revise.jinja": "revise",
+}  # fmt: skip
 VARIABLES: dict[str, frozenset[str]] = {
-    "critic": frozenset(
-        {
-            "trace",
-            "tools",
-            "signatures",
-            "legal_steps",
-            "checks",
-            "error_classes",
-            "schema",
-            "window",
-            "windows",
-            "step",
-            "first",
-            "second",
-            "answer",
-            "problem",
-            "hint",
-            "reason",
-            "error_class",
-            "quote",
-        }
-    ),
+    "critic": frozenset().union(*ROLES.values()),
     "hints": frozenset(
         {"wrong", "right", "tool", "tools", "argument", "arguments", "error", "quote", "step", "variant", "expected"}
     ),
@@ -94,26 +90,35 @@ class PromptLibrary:
     def hash(self, name: str) -> str:
         """Hash of the prompt's source and of everything it includes."""
         digest = hashlib.sha256()
-        todo, seen = [name], set()
+        for current in self._parts(name):
+            digest.update(f"{current}\0{self._source(current)}\0".encode())
+        return digest.hexdigest()[:16]
+
+    def _parts(self, name: str) -> list[str]:
+        """A prompt and everything it includes, each once. Raises PromptError where one is missing or does not parse."""
+        todo, seen = [name], {}
         while todo:
             current = todo.pop()
             if current in seen:
                 continue
-            seen.add(current)
-            source = self._source(current)
-            digest.update(f"{current}\0{source}\0".encode())
-            todo += [t for t in meta.find_referenced_templates(self._parse(current, source)) if t is not None]
-        return digest.hexdigest()[:16]
+            seen[current] = True
+            tree = self._parse(current, self._source(current))
+            todo += [t for t in meta.find_referenced_templates(tree) if t is not None]
+        return list(seen)
 
     def mentions(self, name: str, variable: str) -> bool:
-        """Whether a prompt uses a variable. Raises PromptError where it does not parse."""
+        """Whether a prompt, or what it includes, uses a variable. Raises PromptError where it does not parse."""
         if (name, variable) not in self._mentions:
-            tree = self._parse(name, self._source(name))
-            self._mentions[name, variable] = variable in meta.find_undeclared_variables(tree)
+            used = (meta.find_undeclared_variables(self._parse(n, self._source(n))) for n in self._parts(name))
+            self._mentions[name, variable] = any(variable in names for names in used)
         return self._mentions[name, variable]
 
-    def lint(self, name: str) -> list[str]:
-        """Problems of one prompt, `file:line: what`; empty when it is sound."""
+    def lint(self, name: str, role: str | None = None) -> list[str]:
+        """Problems of one prompt, `file:line: what`; empty when it is sound.
+
+        Args:
+            role: the place a critic prompt is used in, a key of `ROLES`; by default the one its name says.
+        """
         path = self.path(name)
         try:
             tree = self._parse(name, self._source(name))
@@ -122,9 +127,11 @@ class PromptLibrary:
         kind = name.split("/", 1)[0]
         if kind not in VARIABLES:
             return [f"{path}:1: unknown kind of prompt {kind!r}; the kinds are {', '.join(VARIABLES)}"]
-        unknown = meta.find_undeclared_variables(tree) - VARIABLES[kind]
+        role = role or _ROLE_OF.get(name)
+        known = VARIABLES[kind] if role is None else ROLES[role]
+        unknown = meta.find_undeclared_variables(tree) - known - _asked_for(tree)
         return [
-            f"{path}:{_line_of(path, word)}: unknown variable {word!r}; known here: {', '.join(sorted(VARIABLES[kind]))}"
+            f"{path}:{_line_of(tree, word)}: unknown variable {word!r}; known here: {', '.join(sorted(known))}"
             for word in sorted(unknown)
         ]
 
@@ -161,18 +168,22 @@ class PromptLibrary:
         except UnicodeDecodeError as error:
             raise PromptError(f"{path} is not UTF-8: {error}") from error
 
-    def _parse(self, name: str, source: str) -> jinja2.nodes.Template:
+    def _parse(self, name: str, source: str) -> nodes.Template:
         try:
             return self._env.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(f"{self.path(name)}:{error.lineno}: {error.message}") from error
 
 
-def _line_of(path: Path, word: str) -> int:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if word in line:
-            return number
-    return 1
+def _asked_for(tree: nodes.Template) -> set[str]:
+    """Variables of some other prompt that this one may use as well, because it asks first: `{% if step is defined %}`."""
+    everything = frozenset().union(*VARIABLES.values())
+    tests = (test for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined"))
+    return {test.node.name for test in tests if isinstance(test.node, nodes.Name)} & everything
+
+
+def _line_of(tree: nodes.Template, word: str) -> int:
+    return next((name.lineno for name in tree.find_all(nodes.Name) if name.name == word), 1)
 
 
 @lru_cache(maxsize=8)

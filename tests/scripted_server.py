@@ -1,7 +1,9 @@
 """A small OpenAI-compatible chat server that plays a script: what a healthy server will not do on request.
 
-Each request takes the next entry of the script: a string is an answer's text; an int is an HTTP status; `stall` never
-answers in time; `empty` is an answer without choices. The last entry repeats. Everything received is kept.
+Each request takes the next entry of the script: a string is an answer's text; an int is an HTTP status; a pair is a status
+and its `retry-after`; bytes are the body of a response, whatever they hold; `stall` never answers in time, `stall body`
+stops in the middle of the answer, `cut` closes the connection there; `empty` is an answer without choices. The last entry
+repeats. Everything received is kept.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ class ScriptedServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script, self.received, self.lock = list(script), [], threading.Lock()
         self.max_model_len: int | None = None
+        self.prompt_tokens = 7
 
     @property
     def url(self) -> str:
@@ -53,6 +56,19 @@ class _Handler(BaseHTTPRequestHandler):
         if act == "stall":
             time.sleep(3)
             act = ""
+        if act in ("cut", "stall body"):
+            self._begin(200, 500)
+            self.wfile.write(b'{"id": "x", "choices": [{"ind')
+            self.wfile.flush()
+            if act == "stall body":
+                time.sleep(3)
+            self.close_connection = True
+            return
+        if isinstance(act, bytes):
+            self._begin(200, len(act))
+            self.wfile.write(act)
+            return
+        act, pause = act if isinstance(act, tuple) else (act, "0")
         status, choices = (
             (act, [])
             if isinstance(act, int)
@@ -61,17 +77,18 @@ class _Handler(BaseHTTPRequestHandler):
         if act == "empty":
             choices = []
         answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices,
-                                  "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}}  # fmt: skip
+                                  "usage": {"prompt_tokens": self.server.prompt_tokens, "completion_tokens": 3}}  # fmt: skip
         if status != 200:
             answer = {"error": {"message": f"scripted {status}"}}
         data = json.dumps(answer).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        if status == 429:
-            self.send_header("retry-after", "0")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
+        self._begin(status, len(data), {"retry-after": pause} if status == 429 else {})
         self.wfile.write(data)
+
+    def _begin(self, status: int, length: int, more: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"content-type": "application/json", "content-length": str(length), **(more or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
 
     def log_message(self, *args: Any) -> None:
         pass

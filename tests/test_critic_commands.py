@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 from conftest import STUDENT, TOOLWORLD, real_file
@@ -11,7 +13,8 @@ from scripted_server import scripted_server
 from typer.testing import CliRunner
 
 from hintdistill.cli import app
-from hintdistill.errors import HintdistillError, PromptError
+from hintdistill.errors import HintdistillError, InputError, PromptError
+from hintdistill.prompts import PromptLibrary
 from hintdistill.reporting.spending import spending
 
 NONE = json.dumps({"verdict": "none", "findings": []})
@@ -55,6 +58,125 @@ def test_labels_of_published_sets(config):
     assert result["traces"] == {"erring": 177, "clean": 58, "not_student": 4} and result["unread"] == 0
     assert result["guessing"]["constant"].startswith("always step")
     assert len(result["cases"]) == 239 and result["failed"]["hits"] == 0
+
+
+SECRETS = ["AKIA" + "IOSFODNN7EXAMPLQ", "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "maria.lopez@example.com",
+           "hunter2secret!", "sk-proj-" + "aB3dE5fG7hI9jK1lM3nO5"]  # fmt: skip
+
+
+def test_a_recording_server_never_sees_a_planted_secret(config, tmp_path):
+    """Keys, a password and an e-mail address, each in a message, in call arguments, in a result: the traces that hold one
+    are failed rows that say what stands where, the others are asked about, and the run goes on."""
+    traces = []
+    for secret in SECRETS:
+        said = f'password = "{secret}"' if "hunter2" in secret else secret
+        arguments = json.dumps({"password": secret, "note": said})
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        for n, messages in enumerate((
+            [{"role": "user", "content": f"Here:\n{said}"}, {"role": "assistant", "content": "Thanks."}],
+            [{"role": "user", "content": "Go."}, {"role": "assistant", "content": None, "tool_calls": [call]}],
+            [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "I look."},
+             {"role": "tool", "content": json.dumps({"data": json.dumps({"api_key": secret, "text": said})})}],
+        )):  # fmt: skip
+            traces.append({"id": f"{len(traces)}-{n}", "messages": messages})
+    traces += [{"id": f"clean-{i}", "messages": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": f"Gone {i}."}]}
+               for i in range(3)]  # fmt: skip
+    path = tmp_path / "secrets.jsonl"
+    path.write_text("".join(json.dumps(t) + "\n" for t in traces))
+    with scripted_server(NONE) as server:
+        settings = [f"traces.path={path}", "traces.limit=null", "critic.use=[llm]", "critic.secret_scan=always",
+                    f"critic.llm.base_url={server.url}", "critic.llm.model=m", "critic.llm.context_tokens=16000"]  # fmt: skip
+        text = run("critique", config, *settings, "-q", "--json")
+        received = json.dumps(server.received, ensure_ascii=False)
+        assert len(server.received) == 3 and "Gone 2." in received
+    assert [s for s in SECRETS if s in received] == []
+    rows = [json.loads(line) for line in (tmp_path / "run" / "critiques.jsonl").read_text().splitlines()]
+    failed = [r["failure"] for r in rows if "failure" in r]
+    assert len(failed) == 3 * len(SECRETS) and all("was not sent: message " in f["message"] for f in failed)
+    assert [s for s in SECRETS if any(s in f["message"] for f in failed) or s in text] == []
+
+
+def test_every_prompts_hash_is_in_the_run_folder(config, tmp_path):
+    run("critique", config, "-q")
+    library = PromptLibrary(TOOLWORLD / "prompts")
+    noted = json.loads((tmp_path / "run" / "manifest.json").read_text())["prompts"]
+    assert noted == {name: library.hash(name) for name in library.names()} and "critic/step.jinja" in noted
+
+
+EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e<script>alert(1)</script>[bold red]"
+
+
+@pytest.fixture
+def hostile(tmp_path, config):
+    """A config whose traces call a tool, and whose critic names classes, that would clear the screen."""
+    tool = {"type": "function", "function": {"name": "get", "parameters": {"type": "object", "properties": {}}}}
+    call = {"id": "1", "type": "function", "function": {"name": EVIL, "arguments": "{}"}}
+    path = tmp_path / "hostile.jsonl"
+    path.write_text(json.dumps({"id": f"t{EVIL}", "tools": [tool], "messages": [
+        {"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL, "tool_calls": [call]},
+        {"role": "tool", "content": EVIL}, {"role": "assistant", "content": EVIL}]}) + "\n")  # fmt: skip
+    return [config, f"traces.path={path}", "traces.limit=null", "traces.holdout=0"], path
+
+
+def is_quiet(text: str) -> bool:
+    return not any(c in text for c in "\x1b\x07\x9b\u202e")
+
+
+def test_nothing_of_a_trace_or_an_answer_reaches_the_terminal_raw(hostile, tmp_path):
+    (config, *settings), path = hostile
+    finding = {
+        "step": 1,
+        "quote": EVIL,
+        "error_class": EVIL,
+        "hint": f"Say {EVIL} or not.",
+        "confidence": 0.9,
+        "caused_by": None,
+    }
+    with scripted_server(json.dumps({"verdict": "findings", "findings": [finding]})) as server:
+        llm = [
+            "critic.use=[llm]",
+            f"critic.llm.base_url={server.url}",
+            "critic.llm.model=m",
+            "critic.llm.context_tokens=16000",
+        ]
+        said = CliRunner().invoke(app, ["critique", str(config), *settings, *llm])
+        assert said.exit_code == 0 and is_quiet(said.output) and is_quiet(said.stderr)
+        as_json = run("critique", config, *settings, *llm, "--json")
+        compared = run("critique", config, *settings, "--compare", "critic.use=[rules]", *llm)
+    assert is_quiet(as_json) and json.loads(as_json)["funnel"]["critique"]["findings"] == 1
+    assert "\\u001b[2J" in compared and is_quiet(compared)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert is_quiet(page) and "<script>alert" not in page
+    rendered = run("prompts", "render", "hints/unknown_tool.jinja", "--traces", path)
+    assert rendered.startswith("There is no tool named \\u001b[2J") and is_quiet(rendered)
+    again = json.loads(run("prompts", "render", "hints/unknown_tool.jinja", "--traces", path, "--json"))
+    assert EVIL in again["texts"][0], "in JSON the same text, escaped"
+    assert is_quiet(run("prompts", "render", "critic/all_at_once.jinja", "--traces", path))
+
+
+def test_an_error_message_quotes_no_raw_control_characters(tmp_path):
+    """As a process, because the message is printed by the entry point."""
+    path = tmp_path / "f.jsonl"
+    path.write_text(
+        json.dumps({"id": "a", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]})
+    )
+    done = subprocess.run([sys.executable, "-m", "hintdistill.cli", "prompts", "render", "hints/unknown_tool.jinja", "--traces", str(path),
+                           "--trace", EVIL.replace("\x00", "")], capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 3 and "no trace \\u001b[2J" in done.stderr and is_quiet(done.stderr)
+
+
+def test_a_budget_stops_the_command_cleanly(config, tmp_path):
+    """What was done is kept and the rest is owed; a second call with more to spend asks only for that."""
+    with scripted_server(NONE) as server:
+        llm = ("critic.use=[llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m", "critic.llm.context_tokens=16000",
+               "critic.llm.concurrency=1", "critic.llm.max_tokens=100")  # fmt: skip
+        server.prompt_tokens = 1500
+        first = json.loads(run("critique", config, *llm, "critic.budget_tokens=9000", "--json"))
+        asked = len(server.received)
+        assert 0 < asked < 12 and first["funnel"]["critique"]["usage"]["requests"] == asked
+        assert any("the budget of 9000 tokens is spent" in w for w in first["warnings"])
+        second = json.loads(run("critique", config, *llm, "--json"))
+        assert len(server.received) == 12 and second["funnel"]["critique"]["usage"]["requests"] == 12
 
 
 def test_a_dry_run_asks_nothing(config):
@@ -134,6 +256,25 @@ def test_render_shows_what_the_critic_reads(name):
     text = run("prompts", "render", name, "--traces", TOOLWORLD / "traces.jsonl")
     assert '{"role":"system"' in text and '{"step":0,' in text
     assert text.startswith("The following lines are the record") == (name != "critic/toolworld.jinja")
+    for role in ("half", "step"):
+        asked = f'"{"half" if role == "half" else "mistake"}"'
+        assert (asked in text.splitlines()[-1]) == (name == f"critic/{role}.jinja"), "the schema of the question it is"
+
+
+def test_render_takes_files_and_says_what_is_missing(tmp_path):
+    run("prompts", "eject", tmp_path, "critic/step.jinja", "hints/policy_violation.jinja")
+    mine = tmp_path / "critic" / "step.jinja"
+    mine.write_text("Is step {{ step }} of {{ legal_steps }} wrong?")
+    traces = TOOLWORLD / "traces.jsonl"
+    assert run("prompts", "render", mine, "--trace", traces).rstrip().endswith("Is step 0 of [0] wrong?")
+    # a hint without facts needs no finding
+    assert run("prompts", "render", "hints/policy_violation.jinja", "--trace", traces).startswith(
+        "The instructions at the beginning"
+    )
+    assert "find no skipped_lookup" in run(
+        "prompts", "render", "hints/skipped_lookup.jinja", "--trace", traces, expect=InputError
+    )
+    assert "no trace to render for" in run("prompts", "render", "critic/step.jinja", expect=InputError)
 
 
 def test_a_shared_report_holds_no_trace_text(config, tmp_path):

@@ -15,7 +15,7 @@ from hintdistill.critics.record import encode, note, whole, windows
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.critics.strategies import tool_lines
 from hintdistill.errors import ContextLengthError
-from hintdistill.quotes import is_in_step
+from hintdistill.quotes import is_in_step, locate, tokens_in
 from hintdistill.traces.annotated import Labelled, read_annotated
 from hintdistill.types import Finding, Message, ToolCall, Trace
 
@@ -110,11 +110,12 @@ def test_too_little_room_is_an_error():
         windows(conversation("a" * 1000, "b"), by_bytes, 10, 2)
 
 
-def test_every_labelled_step_of_the_annotated_traces_is_addressable():
+def test_every_labelled_step_of_the_annotated_traces_is_addressable(student_renderer):
     if not REAL_TRACES.exists():
         pytest.skip(f"real traces are not at {REAL_TRACES}")
     labelled = [x for x in read_annotated([REAL_TRACES / "annotated"]) if isinstance(x, Labelled)]
     assert len(labelled) == 239
+    located = 0
     for item in labelled:
         trace, label = item.trace, item.label
         steps = range(len(trace.step_indices))
@@ -126,5 +127,17 @@ def test_every_labelled_step_of_the_annotated_traces_is_addressable():
         for step in label.steps:
             message = trace.step(step)
             text = message.content or "".join(c.arguments_raw for c in message.tool_calls)
-            if text.strip():
-                assert is_in_step(Finding(step=step, error_class="x", quote=text.strip()[:80]), message)
+            if not text.strip():
+                continue
+            quote = text.strip()[:80]
+            finding = Finding(step=step, error_class="x", quote=quote)
+            assert is_in_step(finding, message)
+            # as a step is printed: the quote becomes a character span, and the span tokens of a byte-level tokenizer
+            printed = (message.content or "") + "".join(f"<call>{c.name}{c.arguments_raw}" for c in message.tool_calls)
+            decoded, spans = student_renderer.token_spans(student_renderer.encode(printed))
+            found = locate(finding, decoded, message)
+            assert found is not None and decoded[slice(*found[0])] == quote
+            tokens = tokens_in(found[0], spans)
+            assert tokens is not None and quote in decoded[spans[tokens[0]][0] : spans[tokens[1] - 1][1]]
+            located += 1
+    assert located > 150

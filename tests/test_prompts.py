@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from conftest import TOOLWORLD
+from jinja2 import Environment, meta
 
-from hintdistill.config import CHECKS
+from hintdistill.config import CHECKS, LLMSection
+from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.rules import RulesCritic
-from hintdistill.errors import NoHintError, PromptError
+from hintdistill.critics.server import ServerBackend
+from hintdistill.errors import ConfigError, NoHintError, PromptError
 from hintdistill.hints import differs_in_dialect, guards, hint_text, leaks, placebo_texts
 from hintdistill.prompts import PromptLibrary, hint_classes
 from hintdistill.types import Finding, Message, ToolCall, Trace
@@ -26,9 +31,63 @@ def test_shipped_prompts_are_sound():
     for library in (SHIPPED, PromptLibrary(TOOLWORLD / "prompts")):
         assert [p for n in library.names() for p in library.lint(n)] == []
     assert set(CHECKS) <= set(hint_classes(SHIPPED)), "every check needs a hint"
-    for name in SHIPPED.names():
-        head = SHIPPED.path(name).read_text().split("-#}")[0]
+
+
+@pytest.mark.parametrize("library", [SHIPPED, PromptLibrary(TOOLWORLD / "prompts")], ids=["shipped", "toolworld"])
+def test_every_prompt_documents_its_variables_at_the_top(library):
+    for name in library.names():
+        head, _, body = library.path(name).read_text().partition("-#}")
         assert head.startswith("{#-") and "Variables:" in head, f"{name} does not document its variables at the top"
+        said = set(re.findall(r"\w+", head.split("Variables:")[1]))
+        used = meta.find_undeclared_variables(Environment().parse(body))
+        assert used <= said, f"{name} uses {used - said}, which its head does not name"
+
+
+CLASSES = {"unknown_tool", "wrong_argument", "wrong_argument_type", "unparsable_call", "call_in_prose", "repeated_failing_call",
+           "ignored_error", "skipped_lookup", "premature_finish", "policy_violation", "wrong_answer"}  # fmt: skip
+
+
+def test_every_error_class_has_a_hint_that_needs_no_model(weather_trace):
+    """From facts that a finding or its step has; nothing vacuous, nothing that names what the student cannot know."""
+    assert set(hint_classes(SHIPPED)) >= CLASSES
+    facts = {
+        "wrong": "city_name",
+        "right": "city",
+        "argument": "city",
+        "expected": "of type string",
+        "error": "no such city",
+    }
+    known = "Weather in Paris? no such city, city_name"
+    for error_class in hint_classes(SHIPPED):
+        text = hint_text(weather_trace, Finding(step=0, error_class=error_class, facts=facts, call=0), SHIPPED)
+        assert len(text) > 20 and guards(text, weather_trace, 0, known, "get_forecast") == (), (error_class, text)
+
+
+def test_a_critic_prompt_is_linted_for_its_place(folder):
+    """A variable that only another question has is found before anything is asked, not trace by trace."""
+    mine = folder / "critic" / "mine.jinja"
+    mine.write_text("{#- first: a word of the head -#}\nWhich half, {{ legal_steps }}:\n{{ first }}?")
+    library = PromptLibrary(folder)
+    assert library.lint("critic/mine.jinja") == [], "some question may have it"
+    assert library.lint("critic/mine.jinja", "half_prompt") == []
+    (problem,) = library.lint("critic/mine.jinja", "prompt")
+    assert problem.startswith(f"{mine}:3: unknown variable 'first'")
+    backend = ServerBackend(LLMSection(base_url="http://localhost:1", model="m"))
+    with pytest.raises(ConfigError, match=r"mine.jinja:3: unknown variable 'first'"):
+        LLMCritic(LLMSection(prompt="critic/mine.jinja"), library, backend)
+    mine.write_text("{% if step is defined %}Step {{ step }}.{% endif %} {{ legal_steps }}")
+    assert [
+        p for role in ("prompt", "step_prompt") for p in PromptLibrary(folder).lint("critic/mine.jinja", role)
+    ] == []
+    (folder / "critic" / "record.jinja").write_text("{{ tools }}\n{{ trace }}\n{{ legal_steps }}")
+    with pytest.raises(ConfigError, match=r"record.jinja:3: unknown variable 'legal_steps'"):
+        LLMCritic(LLMSection(), PromptLibrary(folder), backend)
+
+
+def test_what_is_included_counts_as_mentioned(folder):
+    (folder / "critic" / "whole.jinja").write_text("{% include 'critic/record.jinja' %}\n{{ legal_steps }}")
+    library = PromptLibrary(folder)
+    assert library.mentions("critic/whole.jinja", "trace") and not library.mentions("critic/whole.jinja", "step")
 
 
 def test_a_users_file_comes_first_and_the_rest_stays(folder):

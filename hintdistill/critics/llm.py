@@ -11,17 +11,19 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hintdistill.config import LLMSection
 from hintdistill.critics import Outcome, one_by_one
 from hintdistill.critics import secrets as secret_scan
-from hintdistill.critics.answers import AnswerError, answer_schema
+from hintdistill.critics.answers import AnswerError, answer_schema, half_schema, step_schema
 from hintdistill.critics.backends import AnswerCache, Backend, Budget, Metered, Reply, Request
 from hintdistill.critics.record import Record, note, whole, windows
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.critics.strategies import (
     RECORD,
+    REPAIR,
+    REVISE,
     STRATEGIES,
     Asker,
     Asking,
@@ -32,7 +34,7 @@ from hintdistill.critics.strategies import (
     tool_lines,
 )
 from hintdistill.errors import ConfigError, HintdistillError, ServiceError
-from hintdistill.prompts import PromptLibrary
+from hintdistill.prompts import PromptLibrary, hint_classes
 from hintdistill.quotes import is_in_step
 from hintdistill.types import Critique, Finding, Trace
 
@@ -41,6 +43,8 @@ Answered = TypeVar("Answered")
 VERSION = 2
 """Raised when the same prompts and settings would lead to other critiques."""
 NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price_in", "price_out", "tokenizer"}
+PLACES = ("prompt", "step_prompt", "half_prompt")
+"""Keys of `critic.llm` that name a prompt."""
 EVIDENCE = ("unknown_tool", "unparsable_call", "wrong_argument", "call_in_prose", "ignored_error", "call_error",
             "repeated_failing_call")  # fmt: skip
 
@@ -66,7 +70,7 @@ class LLMCritic:
             ConfigError: a prompt does not lint, or the secret scan is asked for and not installed.
         """
         self.name, self.config, self.library, self.backend, self.scan = name, config, prompts, backend, scan
-        if problems := [p for n in self.prompts_used() for p in prompts.lint(n)]:
+        if problems := [p for n, role in self._roles().items() for p in prompts.lint(n, role)]:
             raise ConfigError("; ".join(problems))
         if scan:
             secret_scan.require()
@@ -75,15 +79,30 @@ class LLMCritic:
 
     def prompts_used(self) -> list[str]:
         """The prompts this critic's answers depend on."""
-        names = {"all_at_once": [self.config.prompt], "step_by_step": [self.config.step_prompt],
-                 "binary_search": [self.config.half_prompt, self.config.step_prompt]}[self.config.strategy]  # fmt: skip
-        return [RECORD, *names, "critic/repair.jinja"]
+        names = self._instructions()
+        record = [] if all(self.library.mentions(n, "trace") for n in names) else [RECORD]
+        return [*record, *names, *([REPAIR] if self.config.repair_rounds else [])]
+
+    def _instructions(self) -> list[str]:
+        return [n for n, role in self._roles().items() if role in PLACES]
+
+    def _roles(self) -> dict[str, str]:
+        """The prompts that may be asked for, and the place of each."""
+        places = {
+            "all_at_once": ["prompt"],
+            "step_by_step": ["step_prompt"],
+            "binary_search": ["half_prompt", "step_prompt"],
+        }
+        named = {getattr(self.config, place): place for place in places[self.config.strategy]}
+        return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise"}
 
     def key(self, trace: Trace) -> str:
         """See `Critic.key`: settings, prompts and backend; the key in the environment is not part of it."""
         settings = self.config.model_dump(mode="json", exclude=NOT_IN_KEY)
         hashes = [self.library.hash(n) for n in self.prompts_used()]
         parts = [VERSION, settings, hashes, self.backend.key, self._rules.key(trace)]
+        if any(self.library.mentions(n, "error_classes") for n in self._instructions()):
+            parts.append(list(hint_classes(self.library)))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
@@ -108,6 +127,7 @@ class LLMCritic:
         Raises:
             HintdistillError: what `ask` raises.
         """
+        self._refuse_secrets(trace)
         asker = self._asker(trace)
         record = next(r for r in self.records(asker) if finding.step in r.steps).until(finding.step)
         return self._converse(another_hint(asker, record, finding, reasons))
@@ -148,11 +168,14 @@ class LLMCritic:
     def _asker(self, trace: Trace) -> Asker:
         return Asker(trace, self.config, self.library, self._rules.check(trace).findings)
 
-    def _judge(self, trace: Trace) -> Asking[Critique]:
-        """Every window under every vote; see `strategies`."""
+    def _refuse_secrets(self, trace: Trace) -> None:
         if self.scan:
             lines = [(f"message {line.message}", line.text) for line in whole(trace).lines]
             secret_scan.refuse(trace.id, [*lines, ("tools", tool_lines(trace))])
+
+    def _judge(self, trace: Trace) -> Asking[Critique]:
+        """Every window under every vote; see `strategies`."""
+        self._refuse_secrets(trace)
         asker = self._asker(trace)
         records = self.records(asker)
         run = STRATEGIES[self.config.strategy]
@@ -175,7 +198,7 @@ class LLMCritic:
         more = {"step": 0, "first": list(steps), "second": list(steps), "legal_steps": list(steps)}
         around = max(
             self.backend.count(asker.question(n, empty, schema, more))
-            for n in self.prompts_used() if n not in (RECORD, "critic/repair.jinja")
+            for n in self._instructions()
         )  # fmt: skip
         room = context - self.config.max_tokens - around - 32
         return windows(asker.trace, self.backend.count, room, self.config.overlap)
@@ -207,15 +230,17 @@ class LLMCritic:
 
     def prompt(self, trace: Trace, name: str | None = None) -> str:
         """What the critic reads about a trace under one of its prompts; where the trace has windows, the first."""
+        name = name or self._instructions()[0]
         asker = self._asker(trace)
-        record, steps = self.records(asker)[0], tuple(range(len(trace.step_indices)))
-        half = len(steps) // 2
-        last: dict[str, Any] = {"first": list(steps[:half]), "second": list(steps[half:])}
-        if name is not None and self.library.mentions(name, "step"):
-            last["step"], record = steps[0], record.until(steps[0])
-        return asker.question(
-            name or self.config.prompt, record, answer_schema(record.steps, asker.bounds, asker.ranged), last
-        )
+        record = self.records(asker)[0]
+        steps = list(record.steps)
+        if self._roles()[name] == "half_prompt":
+            halves = {"first": steps[: len(steps) // 2], "second": steps[len(steps) // 2 :]}
+            return asker.question(name, record, half_schema(), halves)
+        if self._roles()[name] == "step_prompt":
+            schema = step_schema(asker.bounds is not None, asker.ranged)
+            return asker.question(name, record.until(steps[0]), schema, {"step": steps[0]})
+        return asker.question(name, record, answer_schema(record.steps, asker.bounds, asker.ranged), {})
 
     def _critique(self, asker: Asker, judgement: Judgement, read: tuple[str, ...]) -> Critique:
         findings, notes = [], [*read, *asker.notes, *judgement.notes]

@@ -64,7 +64,11 @@ class Record:
 
 def encode(value: Any) -> str:
     """Compact JSON on one line that no terminal and no chat template will act on."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return harmless(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+
+
+def harmless(text: str) -> str:
+    """Text whose control characters and turn markers are spelled as JSON escapes; line breaks stay."""
     text = _CONTROL.sub(lambda m: f"\\u{ord(m.group()):04x}", text)
     return _MARKER.sub(lambda m: f"\\u{ord(m.group()[0]):04x}{m.group()[1:]}", text)
 

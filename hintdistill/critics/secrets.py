@@ -1,13 +1,15 @@
 """Whether text may leave this machine: keys and tokens by detect-secrets, e-mail addresses by their shape.
 
-Nothing found is ever repeated: a refusal says which message holds what kind of secret.
+A trace is read as it is sent and with its JSON escapes undone, one level after the other: a password in the arguments of a
+call stands in quotation marks that the record escapes, and behind the backslashes no detector sees it. Nothing found is
+ever repeated: a refusal says which message holds what kind of secret.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -24,6 +26,13 @@ DETECTORS = (
 """Every detector of the library that looks for the shape of a key; not the two that measure entropy, to which every
 order number of a trace is a secret."""
 
+MODEL_KEYS = re.compile(
+    r"(?<![A-Za-z0-9])(?:sk-(?:proj|svcacct|admin|ant|or)-[\w-]{16,}|hf_[A-Za-z0-9]{30,}|AIza[\w-]{35}|npm_[A-Za-z0-9]{36}|gsk_[A-Za-z0-9]{40,})"
+)
+"""Keys of model and package hubs that are younger than the library's release."""
+DEPTH = 4
+"""Levels of JSON inside JSON that are undone."""
+_ESCAPE = re.compile(r"\\(?:u([\da-fA-F]{4})|(.))", re.DOTALL)
 _LOCK = threading.Lock()
 _ALLOW = re.compile(r"pragma:\s*(?:allow|white)list\S*(?:\s+\S*secret)?", re.IGNORECASE)
 
@@ -50,14 +59,29 @@ def require() -> None:
     _library()
 
 
+def _readings(text: str) -> Iterator[str]:
+    """The text, and what it is with JSON escapes undone, level by level."""
+    for _ in range(DEPTH):
+        yield text
+        plain = _ESCAPE.sub(
+            lambda m: chr(int(m[1], 16)) if m[1] else {"n": "\n", "r": "\n", "t": "\t"}.get(m[2], m[2]), text
+        )
+        if plain == text:
+            return
+        text = plain
+    yield text
+
+
 def kinds(text: str) -> list[str]:
     """What kinds of secrets a text holds, each once."""
     scan_line, transient_settings = _library()
-    found = ["e-mail address"] if EMAIL.search(text) else []
+    readings = list(_readings(text))
+    found = ["e-mail address"] if any(EMAIL.search(r) for r in readings) else []
+    found += ["key of a model or package hub"] if any(MODEL_KEYS.search(r) for r in readings) else []
     # a trace must not be able to wave itself through: the library's allow-list comments are taken out first
     settings = {"plugins_used": [{"name": name} for name in DETECTORS]}
     with _LOCK, transient_settings(settings):
-        for line in _ALLOW.sub(" ", text).splitlines():
+        for line in dict.fromkeys(line for r in readings for line in _ALLOW.sub(" ", r).splitlines()):
             found += [secret.type for secret in scan_line(line)]
     return list(dict.fromkeys(found))
 

@@ -8,6 +8,7 @@ stop the batch; anything else costs its own trace.
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,11 @@ from hintdistill.critics.backends import Reply, Request, by_bytes
 from hintdistill.errors import ConfigError, HintdistillError, ServiceError
 from hintdistill.types import Usage
 
+CONNECT_S = 20.0
+"""Seconds after which a server that does not take the connection counts as unreachable."""
+RAW_LENGTH = 20_000
+"""Characters of an unusable answer that are kept."""
+
 
 def is_loopback(host: str) -> bool:
     """Whether `host` is this machine."""
@@ -34,6 +40,17 @@ def is_loopback(host: str) -> bool:
 def is_outside(base_url: str | None) -> bool:
     """Whether a server is not this machine."""
     return base_url is not None and not is_loopback(urlsplit(base_url).hostname or "")
+
+
+class NoCompletionError(ServiceError):
+    """A server's answer that is no chat completion: a proxy's page, half a body, another format."""
+
+    def __init__(self, url: str, what: str, body: str) -> None:
+        super().__init__(
+            f"{url} answered with something that is no chat completion: {what}",
+            hint="is it an OpenAI-compatible server, and the URL complete up to /v1? What it said is in the failure row",
+        )
+        self.raw, self.usage = body[:RAW_LENGTH], Usage(requests=1)
 
 
 class ServerBackend:
@@ -60,7 +77,7 @@ class ServerBackend:
         self._client = openai.OpenAI(
             base_url=config.base_url,
             api_key=os.environ.get(config.api_key_env) or "none",
-            timeout=config.timeout_s,
+            timeout=openai.Timeout(config.timeout_s, connect=min(config.timeout_s, CONNECT_S)),
             max_retries=config.retries,
         )
         self._count: Callable[[str], int] = by_bytes
@@ -113,7 +130,7 @@ class ServerBackend:
         if request.seed is not None:
             extra["seed"] = request.seed
         try:
-            response = self._client.chat.completions.create(
+            response = self._client.chat.completions.with_raw_response.create(
                 model=self.config.model or "",
                 messages=list(request.messages),  # type: ignore[arg-type]
                 temperature=request.temperature,
@@ -122,24 +139,24 @@ class ServerBackend:
             )
         except openai.APIError as error:
             raise self._service_error(error) from error
-        spent = response.usage
-        usage = Usage(
-            requests=1,
-            prompt_tokens=spent.prompt_tokens if spent else 0,
-            completion_tokens=spent.completion_tokens if spent else 0,
-        )
-        return Reply((response.choices[0].message.content or "") if response.choices else "", usage)
+        return read_reply(response.text, self.config.base_url or "")
 
     def _service_error(self, error: openai.APIError) -> ServiceError:
         url, tries, where = self.config.base_url, self.config.retries + 1, f"critic.{self.section}"
-        if isinstance(error, openai.APITimeoutError):
+        # by name: the client's HTTP library is httpx in some of its releases and httpx2 in others
+        cause = error.__cause__
+        what = type(cause).__name__
+        if isinstance(error, openai.APITimeoutError) and what != "ConnectTimeout":
             return ServiceError(
                 f"{url} gave no answer within {self.config.timeout_s:g} s, {tries} times",
                 hint=f"raise {where}.timeout_s, or lower {where}.concurrency",
             )
+        if what in ("ReadError", "RemoteProtocolError"):
+            # it took the question; whether it is gone the next question tells
+            return ServiceError(f"{url} cut the connection in the middle of an answer, {tries} times: {cause}")
         if isinstance(error, openai.APIConnectionError):
             failure = ServiceError(
-                f"cannot reach the critic at {url} ({tries} attempts): {error.__cause__ or error}",
+                f"cannot reach the critic at {url} ({tries} attempts): {cause or error}",
                 hint=f"start the server or correct {where}.base_url; --resume keeps what was done",
             )
             failure.retryable = False
@@ -148,4 +165,33 @@ class ServerBackend:
         if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
             failure.hint = f"check {where}.model ({self.config.model}) and the key in ${self.config.api_key_env}"
             failure.retryable = False
+        elif isinstance(error, openai.BadRequestError):
+            failure.hint = (
+                f"if it takes no JSON schema, {where}.structured=none; if the question is too long for it, "
+                f"{where}.context_tokens, and {where}.tokenizer to count exactly"
+            )
         return failure
+
+
+def read_reply(body: str, url: str) -> Reply:
+    """The answer in a response's body. Raises NoCompletionError where it is none; no choices at all are an empty answer."""
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise NoCompletionError(url, f"no JSON ({error})", body) from None
+    choices = data.get("choices") if isinstance(data, dict) else None
+    if not isinstance(choices, list):
+        raise NoCompletionError(url, "no list of choices", body)
+    message = choices[0].get("message") if choices and isinstance(choices[0], dict) else {}
+    if not isinstance(message, dict):
+        raise NoCompletionError(url, "a choice without a message", body)
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
+    spent = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+    counted = {
+        n: v if isinstance(v := spent.get(n), int) and v >= 0 else 0 for n in ("prompt_tokens", "completion_tokens")
+    }
+    # half of a surrogate pair cannot be stored
+    text = content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
+    return Reply(text, Usage(requests=1, **counted))

@@ -36,7 +36,7 @@ from hintdistill.critics.answers import (
     step_schema,
 )
 from hintdistill.critics.backends import Reply, Request
-from hintdistill.critics.record import Record, encode
+from hintdistill.critics.record import Record, encode, harmless
 from hintdistill.errors import HintdistillError
 from hintdistill.prompts import PromptLibrary, hint_classes
 from hintdistill.types import Finding, Trace, Usage, Verdict
@@ -46,6 +46,7 @@ A = TypeVar("A", bound=Answer)
 Asking = Generator[Request, Reply | HintdistillError, T]
 """Yields questions, is sent replies, returns T."""
 RECORD = "critic/record.jinja"
+REPAIR = "critic/repair.jinja"
 REVISE = "critic/revise.jinja"
 
 
@@ -80,7 +81,7 @@ class Asker:
             "legal_steps": list(steps),
             "checks": self._checks(more.get("step"), steps),
             "error_classes": hint_classes(self.library),
-            "schema": json.dumps(schema),
+            "schema": shown(schema),
             "window": record.window + 1,
             "windows": record.windows,
             **more,
@@ -121,10 +122,12 @@ class Asker:
                 answer = parse(kind, text, record.steps)
             except ValueError as error:
                 problem = str(error)
-                repair = {"answer": text, "problem": problem, "schema": json.dumps(schema)}
-                ask_again = self.library.render("critic/repair.jinja", repair)
+                # an answer may repeat the trace, and with it a turn marker that the record spells out
+                said = harmless(text)
+                repair = {"answer": said, "problem": harmless(problem), "schema": shown(schema)}
+                ask_again = self.library.render(REPAIR, repair)
                 messages = [
-                    messages[0], {"role": "assistant", "content": text}, {"role": "user", "content": ask_again},
+                    messages[0], {"role": "assistant", "content": said}, {"role": "user", "content": ask_again},
                 ]  # fmt: skip
                 continue
             if round_:
@@ -155,6 +158,24 @@ def add(a: Usage, b: Usage) -> Usage:
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,
         completion_tokens=a.completion_tokens + b.completion_tokens,
     )
+
+
+def shown(schema: Any) -> str:
+    """A schema as a prompt prints it: one line, without titles and descriptions, and a row of numbers as its range.
+
+    The instructions list the legal steps already; listed twice more they would be most of what a long trace computes anew.
+    """
+
+    def bare(value: Any) -> Any:
+        if isinstance(value, dict):
+            said = {k: v for k, v in value.items() if not (k in ("title", "description") and isinstance(v, str))}
+            steps = said.get("enum")
+            if said.get("type") == "integer" and steps and steps == list(range(steps[0], steps[-1] + 1)):
+                return {"type": "integer", "minimum": steps[0], "maximum": steps[-1]}
+            return {k: bare(v) for k, v in said.items()}
+        return [bare(v) for v in value] if isinstance(value, list) else value
+
+    return json.dumps(bare(schema), separators=(",", ":"))
 
 
 def tool_lines(trace: Trace) -> str:
@@ -220,8 +241,8 @@ def _one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMF
 def another_hint(asker: Asker, record: Record, finding: Finding, reasons: str) -> Asking[str]:
     """A second hint for a finding, given why the first was rejected; `record` ends with its step."""
     answer = yield from asker.ask(
-        HintAnswer, REVISE, record, hint_schema(asker.bounds is not None), 0, step=finding.step, hint=finding.hint,
-        reason=reasons, error_class=finding.error_class, quote=finding.quote or "",
+        HintAnswer, REVISE, record, hint_schema(asker.bounds is not None), 0, step=finding.step, hint=encode(finding.hint),
+        reason=reasons, error_class=encode(finding.error_class), quote=encode(finding.quote) if finding.quote else "",
     )  # fmt: skip
     return answer.hint.strip()
 

@@ -30,6 +30,7 @@ def run(ctx: RunContext) -> None:
         ServiceError: a critic's server is gone; what it answered before is kept.
     """
     traces = {trace.id: (key, trace) for key, trace, _ in read.load(ctx)}
+    ctx.rundir.note(prompts={n: ctx.library.hash(n) for n in ctx.library.names()})
     store = ctx.rundir.store("critiques")
     index: list[str] = []
     said: dict[str, list[Said]] = {id_: [] for id_ in traces}

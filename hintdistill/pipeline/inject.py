@@ -48,7 +48,7 @@ def run(ctx: RunContext) -> None:
     critiques = critique.load(ctx)
     done = store.by_key()
     prompts = {n: ctx.library.hash(n) for n in ctx.library.names() if not n.startswith("critic/")}
-    ctx.rundir.note(prompts={n: ctx.library.hash(n) for n in ctx.library.names()}, model=vars(ctx.model_key))
+    ctx.rundir.note(model=vars(ctx.model_key))
     settings = [ctx.renderer.key, config.inject.model_dump(mode="json"), config.rescore.placebos, content_key(prompts)]
     injector = Injector(ctx.renderer, ctx.library, config.inject, config.rescore.placebos)
     index: list[str] = []

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hintdistill.reporting import printable
+
 Advance = Callable[[int], None]
 
 
@@ -23,13 +25,13 @@ class Voice:
     def note(self, text: str) -> None:
         """A line for the reader."""
         if not self.quiet:
-            self.console.print(escape(text), soft_wrap=True)
+            self.console.print(escape(printable(text)), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """A line for the reader that is also kept for the report."""
         if text not in self.warnings:
             self.warnings.append(text)
-            self.console.print(f"[yellow]warning:[/] {escape(text)}", soft_wrap=True)
+            self.console.print(f"[yellow]warning:[/] {escape(printable(text))}", soft_wrap=True)
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:

@@ -6,9 +6,22 @@ by the template engine, in the terminal by `printable`.
 
 from __future__ import annotations
 
+import json
+import re
 import unicodedata
+
+_PERHAPS = re.compile(r"[^\n\t -~]")
 
 
 def printable(text: str) -> str:
-    """Text whose control characters (terminal sequences, bidirectional overrides) are shown instead of obeyed."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else f"\\u{ord(c):04x}" for c in text)
+    """Text whose control characters (terminal sequences, bidirectional overrides) are shown instead of obeyed.
+
+    They become JSON escapes, so that a JSON document stays the same document.
+    """
+    return _PERHAPS.sub(lambda m: _shown(m.group()), text)
+
+
+def _shown(char: str) -> str:
+    if unicodedata.category(char)[0] != "C":
+        return char
+    return f"\\u{ord(char):04x}" if ord(char) <= 0xFFFF else json.dumps(char)[1:-1]
