@@ -60,6 +60,38 @@ def test_labels_of_published_sets(config):
     assert len(result["cases"]) == 239 and result["failed"]["hits"] == 0
 
 
+def test_labels_that_are_not_there(config):
+    said = run("critique", config, "--labels", "nowhere.jsonl", expect=InputError)
+    assert "no labels at nowhere.jsonl" in said and "--labels" in said
+
+
+def test_a_cascade_is_one_config(config, tmp_path):
+    """Rules, a cheap critic, and a strong one that is asked only where the others leave something open."""
+    finding = {"step": 0, "quote": None, "error_class": "wrong_answer", "hint": "Read the last result once more.", "confidence": 0.9,
+               "caused_by": None}  # fmt: skip
+    found = json.dumps({"verdict": "findings", "findings": [finding]})
+    with scripted_server(NONE) as cheap, scripted_server(found) as strong:
+        settings = ["critic.use=[strong,rules,llm]", "critic.escalate=[disagreement]"]
+        for name, server in (("llm", cheap), ("strong", strong)):
+            settings += [
+                f"critic.{name}.base_url={server.url}",
+                f"critic.{name}.model=m",
+                f"critic.{name}.context_tokens=16000",
+            ]
+        document = json.loads(run("critique", config, *settings, "--json"))
+        assert len(cheap.received) == 12 and 0 < len(strong.received) < 12
+    rows = [json.loads(line) for line in (tmp_path / "run" / "critiques.jsonl").read_text().splitlines()]
+    said = {
+        name: {r["trace_id"]: r["critique"]["verdict"] for r in rows if r["critic"] == name}
+        for name in ("rules", "llm", "strong")
+    }
+    assert set(said["strong"]) == {t for t, verdict in said["rules"].items() if verdict == "findings"}, (
+        "the cheap one says none"
+    )
+    assert document["funnel"]["critique"]["findings"] == len(said["strong"]), "its word replaces theirs"
+    assert document["funnel"]["critique"]["by_class"].keys() == {"wrong_answer"}
+
+
 SECRETS = ["AKIA" + "IOSFODNN7EXAMPLQ", "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "maria.lopez@example.com",
            "hunter2secret!", "sk-proj-" + "aB3dE5fG7hI9jK1lM3nO5"]  # fmt: skip
 

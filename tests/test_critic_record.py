@@ -87,6 +87,10 @@ def test_windows_lose_nothing_and_fit(texts, room, overlap):
         parts.sort(key=lambda p: int(p.get("part", "1/1").split("/")[0]))
         assert "".join(p.get("content", "") for p in parts) == text, "a message in parts is the message"
     assert (note(records) == ()) == (len(records) == 1)
+    split = {i for i in range(len(texts)) if len({t for m, t in said if m == i}) > 1}
+    assert {i for i in range(len(texts)) if f"message {i} in " in "".join(note(records))} == split, (
+        "the record says how it was read"
+    )
 
 
 def test_windows_overlap_and_open_with_the_request():

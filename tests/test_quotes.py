@@ -168,3 +168,36 @@ def test_a_value_inside_arguments_is_found_however_it_is_escaped(value, data):
         assert found is not None
         inside = text[slice(*found[0])]
         assert json.dumps(quote)[1:-1].strip()[:1] in json.dumps(inside) or inside
+
+
+@settings(deadline=None, max_examples=examples(150))
+@given(
+    data=st.data(),
+    reasoning=st.text(min_size=1, max_size=30),
+    content=st.text(min_size=1, max_size=30),
+    name=st.text(alphabet="abcdefg_é中", min_size=1, max_size=12),
+    key=st.text(min_size=1, max_size=10),
+)
+def test_a_quote_of_any_part_becomes_tokens_of_that_part(student_renderer, data, reasoning, content, name, key):
+    """Reasoning, plain text, a call's name and its arguments: a character span inside the part, then the tokens that cover it."""
+    raw = json.dumps({key: content}, ensure_ascii=data.draw(st.booleans()))
+    message = Message(
+        role="assistant", content=content, reasoning=reasoning, tool_calls=(ToolCall(name=name, arguments_raw=raw),)
+    )
+    parts = {"reasoning": reasoning, "content": content, "tool_name": name, "arguments": raw}
+    where = data.draw(st.sampled_from(sorted(parts)))
+    part = parts[where]
+    a = 0 if where == "tool_name" else data.draw(st.integers(0, len(part) - 1))
+    quote = part if where == "tool_name" else part[a : data.draw(st.integers(a + 1, len(part)))]
+    pieces = ["<think>", reasoning, "</think>", content, '<call>{"name":"', name, '","arguments":', raw, "}</call>"]
+    text, spans = student_renderer.token_spans(student_renderer.encode("".join(pieces)))
+    call = 0 if where in ("tool_name", "arguments") else None
+    found = locate(Finding(step=0, error_class="x", quote=quote, quote_in=where, call=call), text, message)
+    assert found is not None and found[1] == "exact" and text[slice(*found[0])] == quote
+    tokens = tokens_in(found[0], spans)
+    assert tokens is not None
+    assert spans[tokens[0]][0] <= found[0][0] and spans[tokens[1] - 1][1] >= found[0][1]
+    assert spans[tokens[0]][1] > found[0][0] and spans[tokens[1] - 1][0] < found[0][1], "no token too many"
+    if "".join(pieces).count(part) == 1:
+        start = text.index(part)
+        assert start <= found[0][0] and found[0][1] <= start + len(part)

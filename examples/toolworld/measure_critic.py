@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from build_critic import CRITIC, RATES, SEED, episode
 from demonstrator import Demonstrator, draw_task
-from world import label_steps
+from world import KINDS, label_steps
 
-from hintdistill.critics.evaluation import evaluate, named_step
+from hintdistill.critics.evaluation import evaluate, named_step, rate
 from hintdistill.critics.llm import LLMCritic
+from hintdistill.hints import illegal_actions
 from hintdistill.prompts import PromptLibrary
 from hintdistill.quotes import is_in_step
 from hintdistill.traces import read_traces
@@ -52,6 +55,7 @@ def score(critic: LLMCritic, labelled: Sequence[Labelled]) -> dict[str, Any]:
     cases = [(t, label(f), o if isinstance(o := said[t.id], Critique) else None) for t, f in labelled]
     result = evaluate(cases)
     quotes = verbatim = right = total = 0
+    hints: dict[str, Counter[str]] = {}
     for (trace, found), (_, truth, critique) in zip(labelled, cases, strict=True):
         if critique is None or truth.step is None or named_step(critique) != truth.step:
             continue
@@ -61,6 +65,13 @@ def score(critic: LLMCritic, labelled: Sequence[Labelled]) -> dict[str, Any]:
         quotes += mine.quote == true.quote
         verbatim += is_in_step(mine, trace.step(mine.step))
         right += mine.hint == true.hint if true.hint else 0
+        if mine.error_class == true.error_class:
+            counts = hints.setdefault(true.error_class, Counter())
+            names = reference(trace, true)
+            counts["n"] += 1
+            counts["illegal"] += bool(illegal_actions(mine.hint or "", trace))
+            counts["referenced"] += bool(names)
+            counts["names"] += any(re.search(rf"\b{n}\b", mine.hint or "") is not None for n in names)
     referenced = any(f.hint for _, found in labelled for f in found)
     dropped = sum(n.startswith("dropped:") for _, _, c in cases if c for n in c.notes)
     share = lambda n: n / total if total else None  # noqa: E731
@@ -71,7 +82,23 @@ def score(critic: LLMCritic, labelled: Sequence[Labelled]) -> dict[str, Any]:
         "quote_right": share(quotes), "quote_in_step": share(verbatim), "hint_right": share(right) if referenced else None,
         "dropped_quotes": dropped,
         "by_class": {c: {"exact": r["exact"], "class": r["class"]} for c, r in result["by_class"].items()},
+        "hints": {c: {"names_right": rate(n["names"], n["referenced"]), "illegal": rate(n["illegal"], n["n"])}
+                  for c, n in sorted(hints.items())},
     }  # fmt: skip
+
+
+def reference(trace: Trace, found: Finding) -> set[str]:
+    """Names of which the hint of a finding has to say one, whatever its words; none where the world has no such reference.
+
+    For an unknown tool the listed tool of the same kind of task; for a wrong argument the arguments that the tool has and
+    the call lacks; for a skipped look-up the tool that would have looked it up.
+    """
+    if found.error_class == "unknown_tool":
+        return {k.calls[0].tool for k in KINDS.values() if k.alias_tool == found.quote} & set(trace.tool_schemas)
+    if found.error_class == "wrong_argument":
+        call = trace.step(found.step).tool_calls[found.call or 0]
+        return set(trace.tool_schemas[call.name].get("properties", {})) - set(call.arguments or {})
+    return {found.facts["tool"]} if found.error_class == "skipped_lookup" else set()
 
 
 def demonstrations(n: int, seed: int) -> list[Labelled]:
@@ -201,8 +228,10 @@ def card(m: dict[str, Any]) -> str:
         return (f"| {name} | {r['erring']} / {r['clean']} | {_rate(r['exact_step'])} | {_rate(r['class'])} | {_rate(r['missed'])} | "
                 f"{_rate(r['false_alarm'])} | {_share(r['quote_right'])} | {_share(r['hint_right'] if hints else None)} |\n")  # fmt: skip
 
+    said = m["student"]["hints"]
     classes = "".join(
-        f"| {c} | {_rate(r['exact'])} | {_rate(r['class'])} |\n" for c, r in m["student"]["by_class"].items()
+        f"| {c} | {_rate(r['exact'])} | {_rate(r['class'])} | {_rate(said[c]['names_right'])} | {_rate(said[c]['illegal'])} |\n"
+        for c, r in m["student"]["by_class"].items()
     )
     edits = row("none (for comparison)", m["as_usual"]) + "".join(row(name, r) for name, r in m["edited"].items())
     held, usual = m["held_out"], m["student"]
@@ -232,11 +261,16 @@ of `configs/quickstart.yaml`, where a model stands at every place where a real r
 
 {head}{trained}
 Rates are on traces, with 95 % Wilson intervals. Exact step: the earliest root error named is the labelled one. Quote and hint are
-counted where the step is right; hints of the student's own rollouts have no reference. {unused}
+counted where the step is right; hints of the student's own rollouts have no reference text, so the table below asks of each what it
+has to name. {unused}
 
-| error class, student's own | exact step | class too |
-|---|---|---|
+| error class, student's own | exact step | class too | hint names what is right | hint proposes an illegal call |
+|---|---|---|---|---|
 {classes}
+What is right: of an unknown tool the listed tool that does the task, of a wrong argument one that the tool has, of a skipped look-up
+the tool that looks it up. An illegal call is one of a tool that is not listed ("The tool find_wallet does not exist. Use
+find_wallet."): the guard `illegal` refuses such a hint before it trains anything.
+
 ## When the prompt is edited (50 held-out demonstrations)
 
 {head}{edits}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,9 @@ def note(records: list[Record]) -> tuple[str, ...]:
     if len(records) == 1:
         return ()
     ranges = ", ".join(f"{r.lines[-1].message}" for r in records)
-    return (f"read in {len(records)} windows, ending at messages {ranges}",)
+    parts = Counter(message for message, _ in {(line.message, line.text) for r in records for line in r.lines})
+    split = [f"message {m} in {n} parts" for m, n in sorted(parts.items()) if n > 1]
+    return ("; ".join((f"read in {len(records)} windows, ending at messages {ranges}", *split)),)
 
 
 def _cost(line: Line, count: Count) -> int:

@@ -12,7 +12,7 @@ from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.critics.evaluation import Case, evaluate
 from hintdistill.critics.recorded import RecordedCritic
-from hintdistill.errors import EmptyFunnelError
+from hintdistill.errors import EmptyFunnelError, InputError
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
 from hintdistill.rundir import RunDir, write_atomic
@@ -28,9 +28,14 @@ def score_critics(config: RunConfig, labels: Path, folder: Path, voice: Voice) -
     traces.path names. Answers are kept in the folder, so that a second call asks nothing twice.
 
     Raises:
+        InputError: nothing at `labels`.
         EmptyFunnelError: no labelled trace.
         ServiceError: a critic's server is gone; what it answered before is kept.
     """
+    if not labels.exists():
+        raise InputError(
+            f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
+        )
     ctx = RunContext(config, RunDir(folder), voice)
     labelled, failures = _read(ctx, labels)
     limit = config.traces.limit
