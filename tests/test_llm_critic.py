@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from scripted_server import scripted_server
@@ -236,6 +237,38 @@ def test_many_in_flight_answers_go_to_their_trace(weather_trace):
         got = {t.id: c for t, c in critic(server.url, concurrency=8).critique(traces)}
     assert len(got) == 20
     assert all(isinstance(c, Critique) and c.findings[0].hint == f"{int(i[1:]):02d}" for i, c in got.items())
+
+
+def test_requests_are_in_flight_together(weather_trace):
+    """No answer before four questions wait at once."""
+    gate = threading.Barrier(4)
+
+    def together(request):
+        gate.wait(timeout=20)
+        return NONE
+
+    traces = [weather_trace.model_copy(update={"id": f"t{i}"}) for i in range(8)]
+    with scripted_server(together) as server:
+        got = [o for _, o in critic(server.url, concurrency=4, timeout_s=30).critique(traces)]
+    assert len(got) == 8 and all(isinstance(o, Critique) for o in got)
+
+
+@pytest.mark.parametrize("structured", ["json_schema", "json_schema_strict", "none"])
+def test_what_a_server_is_asked_to_constrain(weather_trace, structured):
+    """Where it constrains nothing, the schema is in the prompt, and the answer is validated all the same."""
+    with scripted_server('{"verdict": "maybe"}', GOOD) as server:
+        got = critic(server.url, structured=structured).ask(weather_trace)
+        request = server.received[0]
+    prompt = request["messages"][0]["content"]
+    assert got.verdict == "findings" and got.usage.requests == 2 and "verdict" in got.notes[0]
+    if structured == "none":
+        assert "response_format" not in request
+    else:
+        spec = request["response_format"]["json_schema"]
+        assert spec["strict"] == (structured == "json_schema_strict")
+        assert ("maxItems" in json.dumps(spec["schema"])) == (structured == "json_schema")
+    asked = json.loads(prompt.splitlines()[-1])
+    assert ("anyOf" in asked) == (structured == "json_schema") and "error_class" in json.dumps(asked)
 
 
 def test_hosts_outside_this_machine_must_be_allowed(weather_trace):

@@ -220,6 +220,16 @@ def test_the_card_states_what_was_measured():
         )
 
 
+def test_the_critics_card_is_made_of_its_measurements():
+    from measure_critic import card
+
+    measured = json.loads((TOOLWORLD / "critic" / "measurements.json").read_text())
+    assert (TOOLWORLD / "critic" / "README.md").read_text() == card(measured)
+    own = measured["student"]
+    assert own["exact_step"]["rate"] >= 0.97 and own["false_alarm"]["rate"] <= 0.02, "what the example aims at"
+    assert own["hints"]["unknown_tool"]["illegal"]["n"] > 100
+
+
 def test_native_files_round_trip(shipped):
     for trace in shipped[::100]:
         assert json.loads(native.dump(trace))["hintdistill_trace"] == 1
