@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hintdistill.cli import app
 from hintdistill.errors import HintdistillError, InputError, PromptError
 from hintdistill.prompts import PromptLibrary
-from hintdistill.reporting.spending import spending
+from hintdistill.reporting.spending import spending, spent
 
 NONE = json.dumps({"verdict": "none", "findings": []})
 
@@ -224,12 +224,14 @@ def test_a_dry_run_asks_nothing(config):
 
 def test_usage_and_money_are_in_the_report(config, tmp_path):
     with scripted_server(NONE) as server:
-        run("critique", config, "critic.use=[llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m",
+        said = run("critique", config, "critic.use=[llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m",
             "critic.llm.context_tokens=16000", "critic.llm.price_in=2", "critic.llm.price_out=10", "-q")  # fmt: skip
         assert len(server.received) == 12
     usage = json.loads((tmp_path / "run" / "report.json").read_text())["funnel"]["critique"]["usage"]
     assert usage["requests"] == 12 and usage["prompt_tokens"] == 84
     assert usage["money"] == pytest.approx((84 * 2 + 36 * 10) / 1e6)
+    line = "critics: 12 requests, 84 prompt and 36 answer tokens; cost 0.0005"
+    assert line in said and line in (tmp_path / "run" / "report.html").read_text()
     assert len((tmp_path / "run" / "answers.jsonl").read_text().splitlines()) == 12
 
 
@@ -239,6 +241,10 @@ def test_spending_per_accepted_finding():
             {"critic": "rules", "critique": {}}]  # fmt: skip
     got = spending(rows, {"critic": {"llm": {"price_in": 1.0, "price_out": 2.0}}}, accepted=4)
     assert (got["requests"], got["tokens_per_accepted_finding"], got["money"]) == (3, 80.0, pytest.approx(340e-6))
+    assert spent(got) == (
+        "critics: 3 requests, 300 prompt and 20 answer tokens, 80 per accepted finding; cost 0.0003, 0.000085 per accepted finding"
+    )
+    assert spent(spending(rows[2:], {"critic": {}}, accepted=4)) is None, "rules cost nothing"
     assert spending(rows, {"critic": {"llm": {}}}, accepted=4)["money"] is None
     assert spending(rows, {"critic": {"llm": {}}}, accepted=0)["tokens_per_accepted_finding"] is None
 

@@ -18,6 +18,7 @@ from hintdistill.critics.record import encode, whole
 from hintdistill.critics.secrets import SecretError, kinds
 from hintdistill.critics.strategies import Judgement, agree
 from hintdistill.errors import ServiceError
+from hintdistill.pipeline.inject import select
 from hintdistill.prompts import PromptLibrary
 from hintdistill.types import Critique, Finding, Message, ToolCall, Trace, Usage
 
@@ -336,6 +337,16 @@ def test_the_strong_critics_word_replaces_the_others():
     assert [f.step for f in settle("t", [said(1), said(2, by="strong", verdict="findings")]).findings] == [2]
     assert settle("t", [said(1), said(by="strong")]).verdict == "none"
     assert [f.step for f in settle("t", [said(1), said(by="strong", verdict="abstain")]).findings] == [1]
+
+
+def test_roots_go_on_and_only_so_many():
+    """The earliest first; a consequence and an unsure finding take no root's place."""
+    found = Critique(trace_id="t", verdict="findings", findings=tuple(
+        Finding(step=s, error_class="x", caused_by=by, confidence=c)
+        for s, by, c in ((0, None, 0.9), (1, 0, 0.9), (2, None, 0.2), (3, None, 0.9), (4, None, 0.9), (5, 4, 0.9)))
+    )  # fmt: skip
+    reasons = [reason for _, reason in select(found, 2, 0.5)]
+    assert reasons == [None, "consequence", "low_confidence", None, "over_max_per_trace", "consequence"]
 
 
 def test_prompts_of_a_strategy_are_in_the_key(tmp_path, weather_trace):

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from hintdistill.reporting import printable
+from hintdistill.reporting.spending import spent
 
 
 def render_html(document: Mapping[str, Any], max_findings: int) -> str:
@@ -25,7 +26,9 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
         document["findings"], key=lambda f: (not f["accepted"], f["split"] != "holdout", f["trace"], f["step"])
     )
     shown = _varied(findings, max_findings)
-    return env.get_template("report.html.jinja").render(doc=document, shown=shown)
+    return env.get_template("report.html.jinja").render(
+        doc=document, shown=shown, spent=spent(document["funnel"]["critique"].get("usage"))
+    )
 
 
 def _varied(findings: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:

@@ -34,3 +34,17 @@ def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accep
         "tokens_per_accepted_finding": tokens / accepted if accepted else None,
         "money_per_accepted_finding": money / accepted if accepted and money is not None else None,
     }
+
+
+def spent(usage: Mapping[str, Any] | None) -> str | None:
+    """What `spending` found as a line for a reader; None where no critic asked anybody."""
+    if not usage or not usage["requests"]:
+        return None
+    line = f"critics: {usage['requests']:,} requests, {usage['prompt_tokens']:,} prompt and {usage['completion_tokens']:,} answer tokens"
+    if usage["tokens_per_accepted_finding"] is not None:
+        line += f", {usage['tokens_per_accepted_finding']:,.0f} per accepted finding"
+    if usage["money"] is not None:
+        line += f"; cost {usage['money']:,.4f}"
+        if usage["money_per_accepted_finding"] is not None:
+            line += f", {usage['money_per_accepted_finding']:,.6f} per accepted finding"
+    return line

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from hintdistill.inspection import FileReport
 from hintdistill.reporting import printable
+from hintdistill.reporting.spending import spent
 
 
 def show_summary(document: Mapping[str, Any], console: Console) -> None:
@@ -22,6 +23,8 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         f"[bold]{f['inject']['injections']}[/] injections → [bold]{f['rescore']['accepted']}[/] accepted → "
         f"[bold]{f['train']['hints']}[/] trained"
     )
+    if line := spent(f["critique"].get("usage")):
+        console.print(line, highlight=False, soft_wrap=True)
     if f["rescore"]["reasons"]:
         console.print("rejected: " + ", ".join(f"{n} {r}" for r, n in f["rescore"]["reasons"].items()))
     table = Table(
