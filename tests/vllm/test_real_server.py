@@ -7,9 +7,6 @@ requests are in flight, and that a server which dies costs nothing that was done
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,57 +15,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, STUDENT
 
 vllm = pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).resolve().parents[2]
-STUDENT = ROOT / "examples" / "toolworld" / "student"
 COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
-
-
-class Server:
-    """The OpenAI-compatible server in a process group of its own."""
-
-    def __init__(self, log: Path) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{self.port}/v1", log
-        arguments = ["--model", str(STUDENT), "--served-model-name", "critic", "--port", str(self.port), "--host", "127.0.0.1",
-                     "--max-model-len", "16384", "--dtype", "float32", "--max-logprobs", "64",
-                     "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']  # fmt: skip
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
-                env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-
-    def wait(self) -> None:
-        for _ in range(600):
-            if self.process.poll() is not None:
-                break
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        raise RuntimeError(f"vLLM did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    served = Server(tmp_path_factory.mktemp("vllm") / "log")
-    try:
-        served.wait()
-        yield served
-    finally:
-        served.kill()
 
 
 def run(server, folder, *args: str, expect: int = 0) -> subprocess.CompletedProcess:
@@ -210,7 +162,7 @@ def test_the_agents_call_against_a_server(server):
     assert (ours.decision is None) == (theirs.decision is None)
 
 
-def test_zz_a_server_killed_in_the_middle(server, tmp_path):
+def test_a_server_killed_in_the_middle(server, tmp_path):
     """Last, because it kills the server: what was answered is kept, the error names the URL, the exit code is 5."""
     folder = tmp_path / "run"
     settings = [f"run.dir={folder}", f"critic.llm.base_url={server.url}", "critic.llm.max_findings=2", "critic.llm.max_tokens=3000",
