@@ -115,7 +115,7 @@ def term(
     per_token, more = _per_token(spec, batch, views, student, target, bank, coupling, step)
     metrics |= more
     factor, kept = _renormalised(spec.normalize, base, weights, batch.lengths)
-    coefficient = scheduled(_plain(spec.coef), step)
+    coefficient = scheduled(spec.coef, step)
     # positions without weight may hold an infinite divergence, which zero times would not remove
     weighted = torch.where(base * weights != 0, per_token, 0.0) * (base * weights * factor)
     value = coefficient * torch.stack([w.sum() for w in weighted.split(list(batch.lengths))]).sum() / len(batch.lengths)
@@ -126,22 +126,15 @@ def term(
     return TermValue(value, per_token, weights, metrics)
 
 
-def _plain(number: object) -> float | dict[str, object]:
-    """A schedule as a mapping, a number as it is."""
-    if isinstance(number, int | float):
-        return float(number)
-    return number.model_dump(by_alias=True)  # type: ignore[attr-defined]
-
-
 def _target(spec: Term, views: Mapping[str, Tensor], batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
     of = spec.target
-    tilt: Tensor | float = scheduled(_plain(of.tilt), step)
+    tilt: Tensor | float = scheduled(of.tilt, step)
     if of.tilt_sign == "advantage":
         sign = batch.facts["advantage"].sign()
         spread = sign if len(sign) == len(batch.sampled) else sign.repeat_interleave(
             torch.tensor(batch.lengths, device=sign.device))  # fmt: skip
         tilt = spread * tilt
-    coefficients = {n: scheduled(_plain(a), step) for n, a in of.loglin.items()}
+    coefficients = {n: scheduled(a, step) for n, a in of.loglin.items()}
     return log_linear(
         views, coefficients, anchor=of.anchor, residual_clip=of.residual_clip, temperature=of.temperature, tilt=tilt,
         sampled=batch.sampled, mixture=of.mixture,
@@ -301,6 +294,6 @@ def _advantage(
         return advantage
     credit = _weights(coupling.credit, bank, torch.ones_like(advantage, dtype=torch.bool), {}, None)
     if coupling.kind == "adv_mul":
-        return couplings.advantage_multiply(advantage, credit, scheduled(_plain(coupling.lam), step))
-    beta = scheduled(_plain(coupling.beta), step)
+        return couplings.advantage_multiply(advantage, credit, scheduled(coupling.lam, step))
+    beta = scheduled(coupling.beta, step)
     return couplings.advantage_add(advantage, credit, beta, coupling.keep_sign)

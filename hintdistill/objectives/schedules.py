@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def scheduled(value: float | Mapping[str, Any], step: int) -> float:
-    """The scalar at an optimiser step (from 0): a number, or {from, to, start, steps, kind}.
+def scheduled(value: Any, step: int) -> float:
+    """The scalar at an optimiser step (from 0): a number, or {from, to, start, steps, kind}, as a mapping or a recipe's part.
 
     `kind` is `linear` (the default) or `cosine`. Before `start` it is `from`, after `start + steps` it is `to`. Published:
     TRACE .5 → 0 over steps 10 to 40; RLSD .5 → 0 and StepOPSD .2 → 0 in 50; Veto's β .8 → 0.
     """
-    if not isinstance(value, Mapping):
+    if isinstance(value, int | float):
         return float(value)
+    if not isinstance(value, Mapping):
+        value = value.model_dump(by_alias=True)
     first, last, steps = float(value["from"]), float(value["to"]), int(value["steps"])
     share = min(1.0, max(0.0, (step - int(value.get("start", 0))) / steps))
     if value.get("kind", "linear") == "cosine":

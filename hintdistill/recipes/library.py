@@ -89,6 +89,10 @@ def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if data.get("preset"):
         start, _ = _resolved(str(data["preset"]))
         data = _merge(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem})
+    for term in (data.get("terms") or {}).values():
+        # said, so that an override of one coefficient leaves the teacher's where it was
+        if isinstance(term, dict) and term.get("divergence"):
+            term["target"] = {"loglin": {"teacher": 1.0}} | dict(term.get("target") or {})
     return data, path.stem
 
 
@@ -112,8 +116,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             key == "divergence" and isinstance(old, Mapping) and isinstance(value, Mapping) and _other_kind(old, value)
         ):
             out[key] = dict(value)
-        elif isinstance(old, Mapping) and isinstance(value, Mapping):
-            out[key] = _merge(old, value)
+        elif isinstance(value, Mapping):
+            out[key] = _merge(old if isinstance(old, Mapping) else {}, value)
         else:
             out[key] = value
     return out
