@@ -22,3 +22,18 @@ def scheduled(value: Any, step: int) -> float:
     if value.get("kind", "linear") == "cosine":
         share = (1 - math.cos(math.pi * share)) / 2
     return first + (last - first) * share
+
+
+def moved(value: Any) -> bool:
+    """Whether a value is a schedule."""
+    return isinstance(value, Mapping) or hasattr(value, "model_dump")
+
+
+def at_step(values: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Parameters at an optimiser step: schedules become numbers, everything else stays."""
+    return {n: scheduled(v, step) if moved(v) else v for n, v in values.items()}
+
+
+def bound(value: Any, step: int) -> float | None:
+    """A clip at an optimiser step; None stays none."""
+    return None if value is None else scheduled(value, step)

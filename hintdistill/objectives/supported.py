@@ -34,7 +34,7 @@ from hintdistill.objectives.chunked import (
     spread,
 )
 from hintdistill.objectives.divergences import DIVERGENCES, divergence
-from hintdistill.objectives.schedules import scheduled
+from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.supports import RESTS, select
 from hintdistill.objectives.targets import log_linear
 
@@ -207,7 +207,7 @@ def linear_term(
     for name in _target_views(spec):
         if name not in views:
             raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
-    tau = spec.temperature
+    tau = scheduled(spec.temperature, step)
     warm = {n: (h, replace(v, temperature=v.temperature * tau)) for n, (h, v) in views.items()}
     own = replace(head, temperature=head.temperature * tau)
     value, each = _compared(spec, hidden, own, warm, sampled, weights, step, special_ids, positions, tile)
@@ -229,7 +229,7 @@ def _compared(
     clipped = how.pointwise_clip is not None or how.token_clip is not None
     whole = support.kind == "full" and not (support.drop_special and special_ids)
     if whole and single and how.kind in CLOSED and not clipped:
-        numbers = {k: float(v) for k, v in how.parameters.items()}
+        numbers = {k: float(v) for k, v in at_step(how.parameters, step).items()}
         target, of = views[single]
         return linear_divergence(
             hidden,
@@ -251,14 +251,15 @@ def _compared(
         coefficients = {n: scheduled(a, step) for n, a in spec.target.loglin.items()}
         return log_linear(
             {n: z.log_softmax(-1) for n, z in logits.items()}, coefficients, anchor=spec.target.anchor,
-            residual_clip=spec.target.residual_clip, temperature=spec.target.temperature,
-            tilt=scheduled(spec.target.tilt, step), sampled=sampled[at], mixture=spec.target.mixture,
+            residual_clip=bound(spec.target.residual_clip, step), temperature=scheduled(spec.target.temperature, step),
+            tilt=scheduled(spec.target.tilt, step), sampled=sampled[at], mixture=at_step(spec.target.mixture, step),
         )[0]  # fmt: skip
 
     def compare(student: Tensor, target: Tensor) -> Tensor:
         return divergence(
-            how.kind, student, target, pointwise_clip=how.pointwise_clip, token_clip=how.token_clip, **how.parameters
-        )
+            how.kind, student, target, pointwise_clip=bound(how.pointwise_clip, step), token_clip=bound(how.token_clip, step),
+            **at_step(how.parameters, step),
+        )  # fmt: skip
 
     if whole:
         each: list[Tensor] = []
@@ -291,4 +292,4 @@ def _single(spec: Term, step: int) -> str | None:
     named = [n for n, a in of.loglin.items() if scheduled(a, step)]
     if len(named) != 1 or scheduled(of.loglin[named[0]], step) != 1 or of.anchor or of.mixture:
         return None
-    return named[0] if of.temperature == 1 and not scheduled(of.tilt, step) else None
+    return named[0] if scheduled(of.temperature, step) == 1 and not scheduled(of.tilt, step) else None
