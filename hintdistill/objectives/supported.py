@@ -13,7 +13,7 @@ the divergence, its clips and its remainder are; it keeps nothing of that size f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hintdistill.objectives.checks import dimensions, same_shape
 from hintdistill.objectives.chunked import (
+    ANY_LOSS_POSITIONS,
     CLOSED,
     POSITIONS,
     TILE,
@@ -208,9 +209,13 @@ def linear_term(
         if name not in views:
             raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
     tau = scheduled(spec.temperature, step)
-    warm = {n: (h, replace(v, temperature=v.temperature * tau)) for n, (h, v) in views.items()}
+    warm = {
+        n: (views[n][0].detach(), replace(views[n][1], temperature=views[n][1].temperature * tau))
+        for n in _target_views(spec)
+    }
     own = replace(head, temperature=head.temperature * tau)
-    value, each = _compared(spec, hidden, own, warm, sampled, weights, step, special_ids, positions, tile)
+    at_once = _AtStep(spec, step, warm, sampled, tuple(special_ids) if spec.support.drop_special else (), tile)
+    value, each = at_once.over(hidden, own, weights, positions)
     return scheduled(spec.coef, step) * value, each
 
 
@@ -219,71 +224,74 @@ def _target_views(spec: Term) -> list[str]:
     return [*of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
 
 
-def _compared(
-    spec: Term, hidden: Tensor, head: HeadSpec, views: Mapping[str, View], sampled: Tensor, weights: Tensor, step: int,
-    special_ids: Sequence[int], positions: int, tile: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The closed form of whole distributions, the kept entries of a support, or any loss of the whole vocabulary."""
-    how, support = spec.divergence, spec.support
-    single = _single(spec, step)
-    clipped = how.pointwise_clip is not None or how.token_clip is not None
-    whole = support.kind == "full" and not (support.drop_special and special_ids)
-    if whole and single and how.kind in CLOSED and not clipped:
-        numbers = {k: float(v) for k, v in at_step(how.parameters, step).items()}
-        target, of = views[single]
-        return linear_divergence(
-            hidden,
-            head,
-            target,
-            of,
-            weights,
-            how.kind,
-            positions=positions,
-            tile=tile,
-            **numbers,
-        )
+@dataclass(frozen=True)
+class _AtStep:
+    """A term at an optimiser step, with the hidden states of the views its target reads."""
 
-    def targets(at: slice) -> Tensor:
-        logits = {n: v.logits(h[at].detach()) for n, (h, v) in views.items() if n in _target_views(spec)}
-        if single:
-            # not normalised yet: a support does that with the few entries it keeps
-            return logits[single]
-        coefficients = {n: scheduled(a, step) for n, a in spec.target.loglin.items()}
-        return log_linear(
-            {n: z.log_softmax(-1) for n, z in logits.items()}, coefficients, anchor=spec.target.anchor,
-            residual_clip=bound(spec.target.residual_clip, step), temperature=scheduled(spec.target.temperature, step),
-            tilt=scheduled(spec.target.tilt, step), sampled=sampled[at], mixture=at_step(spec.target.mixture, step),
-        )[0]  # fmt: skip
+    spec: Term
+    step: int
+    views: Mapping[str, View]
+    sampled: Tensor
+    removed: tuple[int, ...]
+    tile: int
 
-    def compare(student: Tensor, target: Tensor) -> Tensor:
-        return divergence(
-            how.kind, student, target, pointwise_clip=bound(how.pointwise_clip, step), token_clip=bound(how.token_clip, step),
-            **at_step(how.parameters, step),
-        )  # fmt: skip
-
-    if whole:
+    def over(self, hidden: Tensor, head: HeadSpec, weights: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+        """Σ_t w_t·ℓ_t and ℓ_t [N]: in closed form, on a support, or as any loss of the whole vocabulary."""
+        how, support = self.spec.divergence, self.spec.support
+        if support.kind != "full" or self.removed:
+            return linear_support(
+                hidden, head, weights, self.choose, rest=support.rest, positions=positions, tile=self.tile
+            )
+        single = _single(self.spec, self.step)
+        if single and how.kind in CLOSED and how.pointwise_clip is None and how.token_clip is None:
+            numbers = {k: float(v) for k, v in at_step(how.parameters, self.step).items()}
+            target, of = self.views[single]
+            return linear_divergence(
+                hidden, head, target, of, weights, how.kind, positions=positions, tile=self.tile, **numbers
+            )
         each: list[Tensor] = []
 
         def loss(logprobs: Tensor, at: slice) -> Tensor:
-            value = compare(logprobs, targets(at).log_softmax(-1))
+            value = self.compare(logprobs, self.target(at).log_softmax(-1))
             each.append(value.detach())
             return torch.where(weights[at] != 0, value * weights[at].to(value), 0.0)
 
-        total, _ = chunked(hidden, head, loss, positions=min(positions, POSITIONS // 2))
+        total, _ = chunked(hidden, head, loss, positions=min(positions, ANY_LOSS_POSITIONS))
         return total, torch.cat(each) if each else hidden.new_zeros(0)
 
-    def choose(logits: Tensor, at: slice) -> tuple[Tensor, Loss]:
-        target = targets(at)
+    def target(self, at: slice) -> Tensor:
+        """The target at a slice of positions [n, V]: a view's logits where it is that view, else log-probabilities."""
+        of = self.spec.target
+        logits = {n: head.logits(hidden[at]) for n, (hidden, head) in self.views.items()}
+        if single := _single(self.spec, self.step):
+            # not normalised yet: a support does that with the few entries it keeps
+            return logits[single]
+        coefficients = {n: scheduled(a, self.step) for n, a in of.loglin.items()}
+        return log_linear(
+            {n: z.log_softmax(-1) for n, z in logits.items()}, coefficients, anchor=of.anchor,
+            residual_clip=bound(of.residual_clip, self.step), temperature=scheduled(of.temperature, self.step),
+            tilt=scheduled(of.tilt, self.step), sampled=self.sampled[at], mixture=at_step(of.mixture, self.step),
+        )[0]  # fmt: skip
+
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """ℓ [n] of log-probabilities on the same entries."""
+        how = self.spec.divergence
+        return divergence(
+            how.kind, student, target, pointwise_clip=bound(how.pointwise_clip, self.step),
+            token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
+        )  # fmt: skip
+
+    def choose(self, logits: Tensor, at: slice) -> tuple[Tensor, Loss]:
+        """The support at a slice of positions, and the divergence from the target on it."""
+        support, target = self.spec.support, self.target(at)
         ids = select(
-            support.kind, logits, target, sampled[at], k=support.k, token_ids=support.token_ids,
-            removed=special_ids if support.drop_special else (), include_sampled=support.include_sampled,
+            support.kind, logits, target, self.sampled[at], k=support.k, token_ids=support.token_ids, removed=self.removed,
+            include_sampled=support.include_sampled,
         )  # fmt: skip
         assert ids is not None
-        values = _Restricted(target, ids, support.rest, tile).values
+        values = _Restricted(target, ids, support.rest, self.tile).values
         theirs = _conditional(values) if support.rest == "renorm" else values
-        return ids, lambda ours: compare(ours, theirs)
-
-    return linear_support(hidden, head, weights, choose, rest=support.rest, positions=positions, tile=tile)
+        return ids, lambda ours: self.compare(ours, theirs)
 
 
 def _single(spec: Term, step: int) -> str | None:
