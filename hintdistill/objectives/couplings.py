@@ -12,6 +12,8 @@ from hintdistill.objectives.checks import between, same_shape
 
 def group_advantage(rewards: Tensor, groups: Sequence[object], eps: float = 1e-6, normalise: bool = True) -> Tensor:
     """(R - mean of the group)/(std + ε) per rollout [R]. GRPO (arXiv 2402.03300); zero where all of a group are alike."""
+    if len(groups) != len(rewards):
+        raise ValueError(f"{len(groups)} groups for {len(rewards)} rewards")
     out = torch.zeros_like(rewards)
     for group in dict.fromkeys(groups):
         at = torch.tensor([g == group for g in groups], device=rewards.device)

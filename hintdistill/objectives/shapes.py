@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hintdistill.objectives.checks import between
+from hintdistill.objectives.checks import between, dimensions, rows_fill, same_shape
 
 
 def _some(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -95,6 +95,7 @@ def minmax01(x: Tensor, *, valid: Tensor | None = None) -> Tensor:
 
 def soft_or(a: Tensor, b: Tensor) -> Tensor:
     """a + b - ab, for a and b in [0, 1]. TIP (arXiv 2604.14084)."""
+    same_shape(a=a, b=b)
     return a + b - a * b
 
 
@@ -139,6 +140,11 @@ def cum_drop(x: Tensor, below: float = 0.7, step: float = 0.01, base: float = 0.
 def first_n(x: Tensor, n: float = 100) -> Tensor:
     """1 where the index (from 1) is at most n. ESR (arXiv 2605.27028): 100; ADWIN's window."""
     return (x <= n).to(x)
+
+
+def last_n(x: Tensor, n: float = 100, *, lengths: Sequence[int]) -> Tensor:
+    """1 on the last n tokens of each row, whatever the score. OPRD (arXiv 2606.06021) on hidden states."""
+    return torch.cat([(torch.arange(len(v), 0, -1, device=x.device) <= n) for v in x.split(list(lengths))]).to(x)
 
 
 def skip_n(x: Tensor, n: float = 0) -> Tensor:
@@ -228,8 +234,8 @@ SHAPES: dict[str, Callable[..., Tensor]] = {
     f.__name__: f
     for f in (
         threshold, threshold_abs, equals, top_frac, quantile_below, bernoulli, sigmoid, exp_clip, sigmoid_clip, saturate,
-        affine, robust01, minmax01, tanh, low_entropy_sign, median_sigmoid, median_scale, geom, logistic_pos, cum_drop, first_n, skip_n,
-        rolling_stop, freeze, sign_gate, rank_softmax, exp_decay, frontier, frontier_root, identity, clamp,
+        affine, robust01, minmax01, tanh, low_entropy_sign, median_sigmoid, median_scale, geom, logistic_pos, cum_drop, first_n,
+        last_n, skip_n, rolling_stop, freeze, sign_gate, rank_softmax, exp_decay, frontier, frontier_root, identity, clamp,
     )
 }  # fmt: skip
 CONTEXT = ("valid", "lengths", "generator")
@@ -237,7 +243,14 @@ CONTEXT = ("valid", "lengths", "generator")
 
 
 def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> Tensor:
-    """The shape of that name on a score [N]; `context` holds `valid`, `lengths` and `generator` where it asks for them."""
+    """The shape of that name on a score [N]; `context` holds `valid`, `lengths` and `generator` where it asks for them.
+
+    Raises KeyError for an unknown name, ValueError where the score, `valid` and `lengths` do not fit each other.
+    """
     function = SHAPES[name]
+    dimensions(1, score=x)
+    same_shape(score=x, valid=context.get("valid"))
+    if context.get("lengths") is not None:
+        rows_fill(len(x), context["lengths"])
     wanted = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
     return function(x, **parameters, **{k: v for k, v in context.items() if k in wanted})
