@@ -590,16 +590,24 @@ def test_parts_check_the_shapes_they_are_given():
 
 def test_couplings():
     a, r = draw(1, 30), draw(2, 30)
-    total = c.advantage_add(a, r, 5.0)
+    total, metrics = c.advantage_add(a, r, 5.0)
+    assert 0 < metrics["sign_held"] == float((total == 0).float().mean()) < 1
     assert ((total.sign() == a.sign()) | (total == 0)).all()
-    assert torch.allclose(c.advantage_add(a, r, 0.1, keep_sign=False), a + 0.1 * r)
-    assert torch.allclose(c.advantage_multiply(a, torch.full_like(a, 1.2), 0.5), a * 1.1)
-    assert c.additive(torch.tensor(2.0), torch.tensor(4.0), 0.25) == 2.5
+    assert torch.allclose(c.advantage_add(a, r, 0.1, keep_sign=False)[0], a + 0.1 * r)
+    scaled, metrics = c.advantage_multiply(a, torch.full_like(a, 1.2), 0.5)
+    assert torch.allclose(scaled, a * 1.1) and metrics["advantage_factor"] == pytest.approx(1.1)
+    mixed, metrics = c.additive(torch.tensor(2.0), torch.tensor(4.0), 0.25)
+    assert mixed == 2.5 and metrics == {"reward_loss": 2.0, "distill_loss": 4.0}
     rewards = torch.tensor([1.0, 0, 0, 1, 1], dtype=F64)
     group = c.group_advantage(rewards, ["x", "x", "x", "y", "y"])
     assert group[3:].abs().max() < 1e-9 and group[0] > 0 > group[1] and abs(group[:3].sum()) < 1e-9
     one = torch.ones(2)
-    assert c.row_gate(torch.tensor([1.0, -1.0]), one, one - 0.5).tolist() == [1, 0]
+    gate, metrics = c.row_gate(torch.tensor([1.0, -1.0]), one, one - 0.5)
+    assert gate.tolist() == [1, 0] and metrics == {"rows_open": 0.5}
+    kept, metrics = sh.apply(
+        "threshold", torch.tensor([0.2, 0.8, 0.9, 0.1]), {"at": 0.5}, valid=torch.tensor([True, True, True, False])
+    )
+    assert kept.tolist() == [0, 1, 1, 0] and metrics == pytest.approx({"weight_mean": 2 / 3, "weight_zero": 1 / 3})
     assert sum(c.confidence_shares([90, 10])) == pytest.approx(1) and c.confidence_shares([50, 50]) == [0.5, 0.5]
 
 

@@ -326,8 +326,9 @@ def test_rlcsd_never_crosses_the_sign_of_the_advantage():
         facts = {**batch.facts, "advantage": torch.full((2,), a)}
         bank = ScoreBank(batch.views, batch.views["teacher"], y, batch.lengths, facts)
         spec = recipe.terms["kept"]
-        got = _advantage(spec, bank["surprisal"], bank["surprisal"], bank, batch, recipe.coupling, 0)
+        got, coupled = _advantage(spec, bank["surprisal"], bank["surprisal"], bank, batch, recipe.coupling, 0)
         assert ((got.sign() == math.copysign(1, a)) | (got == 0)).all() and (got != a).any()
+        assert "sign_held" in coupled
 
 
 # needs, overrides, contradictions

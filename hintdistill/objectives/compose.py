@@ -101,7 +101,8 @@ def objective(
         metrics |= {f"{name}/{k}": v for k, v in out.metrics.items()}
         metrics[name] = float(out.value.detach())
     if reward_loss is not None:
-        total = couplings.additive(reward_loss, total, scheduled(recipe.coupling.weight, step))
+        total, mixed = couplings.additive(reward_loss, total, scheduled(recipe.coupling.weight, step))
+        metrics |= mixed
     return total, metrics
 
 
@@ -199,9 +200,9 @@ def _weight(
         weight = _weights(spec.product, bank, valid, masks, generator, step)
     else:
         score = bank[spec.score] * (bank["adv_sign"] if spec.times_sign else 1.0)
-        weight = shapes.apply(spec.shape, score, at_step(spec.parameters, step), **context)
+        weight, _ = shapes.apply(spec.shape, score, at_step(spec.parameters, step), **context)
     for after in spec.then:
-        weight = shapes.apply(after.shape, weight, at_step(after.parameters, step), **context)
+        weight, _ = shapes.apply(after.shape, weight, at_step(after.parameters, step), **context)
     if spec.invert:
         weight = 1 - weight
     if spec.id:
@@ -283,33 +284,34 @@ def _policy_gradient(
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     p = at_step(spec.divergence.parameters, step)
     theirs = at(target, batch.sampled)
-    advantage = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
+    advantage, coupled = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
     if p.get("baseline") == "value":
         k = p.get("baseline_k")
         ids = student.detach().topk(min(int(k), student.shape[-1])).indices if k else None
         advantage = signals.value_baseline(advantage, student, target, ids)
     behaviour = p.get("behaviour")
-    return signals.policy_gradient(
+    loss, metrics = signals.policy_gradient(
         own, advantage, None if behaviour is None else at(views[behaviour], batch.sampled), clip_low=p.get("clip_low"),
         clip_high=p.get("clip_high"), cap=p.get("cap"), lengths=batch.lengths if p.get("ratio") == "row" else None,
     )  # fmt: skip
+    return loss, metrics | coupled
 
 
 def _advantage(
     spec: Term, s: Tensor, t: Tensor, bank: ScoreBank, batch: Batch, coupling: Coupling | None, step: int
-) -> Tensor:
-    """The signal of each token [N], detached."""
+) -> tuple[Tensor, dict[str, float]]:
+    """The signal of each token [N], detached, and what a coupling did to it."""
     name, p = spec.divergence.signal, at_step(spec.divergence.parameters, step)
     if name in signals.SIGNALS:
         own = {k: p[k] for k in signals.SIGNALS[name].__code__.co_varnames[2:] if k in p}
-        return signals.SIGNALS[name](s, t, **own)
+        return signals.SIGNALS[name](s, t, **own), {}
     if name == "tanh_contrast":
-        return signals.tanh_contrast(bank["contrast"], **{k: p[k] for k in ("tau", "scale") if k in p})
+        return signals.tanh_contrast(bank["contrast"], **{k: p[k] for k in ("tau", "scale") if k in p}), {}
     if name == "returns":
-        return signals.returns(t - s, batch.lengths, float(p.get("gamma", 0.0)))
+        return signals.returns(t - s, batch.lengths, float(p.get("gamma", 0.0))), {}
     advantage = bank["advantage"]
     if coupling is None or coupling.kind not in ("adv_mul", "adv_add"):
-        return advantage
+        return advantage, {}
     credit = _weights(coupling.credit, bank, torch.ones_like(advantage, dtype=torch.bool), {}, None, step)
     if coupling.kind == "adv_mul":
         return couplings.advantage_multiply(advantage, credit, scheduled(coupling.lam, step))

@@ -242,8 +242,11 @@ CONTEXT = ("valid", "lengths", "generator")
 """What the batch supplies, not the recipe."""
 
 
-def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> Tensor:
+def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> tuple[Tensor, dict[str, float]]:
     """The shape of that name on a score [N]; `context` holds `valid`, `lengths` and `generator` where it asks for them.
+
+    Returns:
+        Weights [N], and metrics over the valid tokens: `weight_mean`, and `weight_zero`, the share it silences.
 
     Raises KeyError for an unknown name, ValueError where the score, `valid` and `lengths` do not fit each other.
     """
@@ -253,4 +256,8 @@ def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> T
     if context.get("lengths") is not None:
         rows_fill(len(x), context["lengths"])
     wanted = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
-    return function(x, **parameters, **{k: v for k, v in context.items() if k in wanted})
+    weight = function(x, **parameters, **{k: v for k, v in context.items() if k in wanted})
+    of = _some(weight.detach(), context.get("valid"))
+    if not of.numel():
+        return weight, {"weight_mean": 0.0, "weight_zero": 0.0}
+    return weight, {"weight_mean": float(of.mean()), "weight_zero": float((of == 0).float().mean())}
