@@ -148,6 +148,42 @@ def test_the_server_engine_agrees_with_transformers_in_both_dialects(server):
         ServerEngine("http://127.0.0.1:9/v1", "critic", retries=0)
 
 
+def test_the_rescore_stage_through_a_server(server, tmp_path):
+    """The same hints, scored by vLLM over HTTP and by transformers: the same effects, and the union is said to be missing."""
+    import numpy as np
+
+    from hintdistill.targets import TargetStore
+
+    command = [
+        *COMMAND,
+        "rescore",
+        "configs/quickstart.yaml",
+        "-q",
+        "critic.use=[rules,recorded]",
+        "traces.limit=24",
+        "run.dtype=float32",
+    ]
+    through = ["rescore.engine.backend=server", f"rescore.engine.base_url={server.url}", "rescore.engine.model=critic"]
+    stored = {}
+    for name, more in (("server", through), ("here", [])):
+        done = subprocess.run([*command, f"run.dir={tmp_path / name}", *more], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        targets = TargetStore(tmp_path / name / "targets").read()
+        stored[name] = {(t.trace_id, t.step, t.error_class, t.kind): t for t in targets}
+    assert stored["server"].keys() == stored["here"].keys() and len(stored["here"]) > 20
+    for key, ours in stored["server"].items():
+        theirs = stored["here"][key]
+        assert np.abs(ours.teacher_sampled - theirs.teacher_sampled).max() <= 2e-4
+        assert ours.versions["engine"] == "ServerEngine" and ours.versions["weights"] == theirs.versions["weights"]
+    done = subprocess.run(
+        [*COMMAND, "run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'train'}", *through],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2 and "union_support" in done.stderr and not (tmp_path / "train").exists()
+
+
 def test_the_agents_call_against_a_server(server):
     """connect_engine: only tokenizer and template are read here; the target is of the same kind."""
     import hintdistill as hd
