@@ -4,8 +4,8 @@
 
 From hidden states of student and teacher to the gradient of the student's hidden states, float32, one thread, the head
 frozen (as with adapters) unless --train-head. Each variant runs in a process of its own, in turns; peers that are not
-installed are left out and named. `stored_topk` trains on stored top-64 targets with a tail, `hint_sd` is that recipe's term
-(reverse KL, student top-100 and tail), both through `chunked`, beside dense forms of the same loss.
+installed are left out and named. `stored_topk` trains on stored top-64 targets with a tail through `linear_support`, `hint_sd`
+is that recipe's term (reverse KL, student top-100 and tail) through `linear_term`, beside dense forms of the same loss.
 
 Last line: one JSON object with, per variant, CPU seconds (least of the repeats), peak MB above what was there before,
 the ratio of both to the dense form, and the relative error of the gradient. Aim, frozen head at 512 × 152k: at most 0.15 of the
@@ -15,6 +15,8 @@ dense peak and 1.3 of its time.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib
 import importlib.util
 import json
@@ -29,7 +31,9 @@ from typing import Any
 import torch
 
 from hintdistill.objectives import divergence, gather_with_tail, union_of
-from hintdistill.objectives.chunked import HeadSpec, chunked, linear_divergence
+from hintdistill.objectives.chunked import HeadSpec, linear_divergence
+from hintdistill.objectives.supported import linear_support, linear_term
+from hintdistill.recipes import load_recipe
 
 VARIANTS = (
     "dense",
@@ -97,48 +101,64 @@ def liger(x: Tensors, kind: str) -> torch.Tensor:
     return loss(x["hidden"], x["weight"], x["target"], x["weight"].detach(), labels)
 
 
-def stored(x: Tensors, kind: str) -> Callable[[torch.Tensor, slice], torch.Tensor]:
-    """The loss on stored top-64 targets; what is stored is made before anything is measured."""
+def stored_targets(x: Tensors) -> Tensors:
+    """What the rescore stage would have stored: entries [N, K] and log-probabilities with a tail [N, K+1]."""
     ids, targets = [], []
     with torch.no_grad():
         for h, t in zip(x["hidden"].split(32), x["target"].split(32), strict=True):
             s, q = (torch.nn.functional.linear(y, x["weight"]).log_softmax(-1) for y in (h, t))
             ids.append(union_of(s.topk(64).indices, q.topk(64).indices))
             targets.append(gather_with_tail(q, ids[-1]))
-    kept, target = torch.cat(ids), torch.cat(targets)
-
-    def loss(logprobs: torch.Tensor, at: slice) -> torch.Tensor:
-        return divergence(kind, gather_with_tail(logprobs, kept[at]), target[at]) / len(kept)
-
-    return loss
+    return {"kept": torch.cat(ids), "stored": torch.cat(targets)}
 
 
-def hint_sd(x: Tensors) -> Callable[[torch.Tensor, slice], torch.Tensor]:
-    """HINT-SD's term; the teacher's logits are made chunk by chunk too."""
-    weight, targets = x["weight"].detach(), x["target"]
+def dense_stored_topk(x: Tensors, kind: str) -> torch.Tensor:
+    """Log-probabilities of the vocabulary, then those of the stored entries."""
+    s = torch.nn.functional.linear(x["hidden"], x["weight"]).log_softmax(-1)
+    return divergence(kind, gather_with_tail(s, x["kept"]), x["stored"]).mean()
 
-    def loss(logprobs: torch.Tensor, at: slice) -> torch.Tensor:
-        with torch.no_grad():
-            t = torch.nn.functional.linear(targets[at], weight).log_softmax(-1)
-            kept = logprobs.topk(100).indices
-        return divergence("rkl", gather_with_tail(logprobs, kept), gather_with_tail(t, kept)) / len(targets)
 
-    return loss
+def our_stored_topk(x: Tensors, kind: str) -> torch.Tensor:
+    """`linear_support` on the stored entries."""
+    n = len(x["hidden"])
+    return linear_support(
+        x["hidden"], HeadSpec(x["weight"]), torch.full((n,), 1 / n),
+        lambda logits, at: (x["kept"][at], lambda ours: divergence(kind, ours, x["stored"][at])),
+    )[0]  # fmt: skip
+
+
+def dense_hint_sd(x: Tensors, kind: str) -> torch.Tensor:
+    """HINT-SD's term on log-probabilities of the vocabulary."""
+    s = torch.nn.functional.linear(x["hidden"], x["weight"]).log_softmax(-1)
+    with torch.no_grad():
+        t = torch.nn.functional.linear(x["target"], x["weight"]).log_softmax(-1)
+        kept = s.topk(100).indices
+    return divergence("rkl", gather_with_tail(s, kept), gather_with_tail(t, kept)).mean()
+
+
+def our_hint_sd(x: Tensors, kind: str) -> torch.Tensor:
+    """The recipe's own term through `linear_term`."""
+    n = len(x["hidden"])
+    views = {"teacher": (x["target"], HeadSpec(x["weight"].detach()))}
+    term, sampled = load_recipe("hint_sd").terms["distill"], torch.zeros(n, dtype=torch.long)
+    return linear_term(term, x["hidden"], HeadSpec(x["weight"]), views, sampled, torch.full((n,), 1 / n))[0]
+
+
+FORMS: dict[str, Callable[[Tensors, str], torch.Tensor]] = {
+    "dense": dense, "chunked": ours, "trl": trl, "liger": liger, "dense_stored_topk": dense_stored_topk,
+    "chunked_stored_topk": our_stored_topk, "dense_hint_sd": dense_hint_sd, "chunked_hint_sd": our_hint_sd,
+}  # fmt: skip
 
 
 def variant(name: str, x: Tensors, kind: str) -> Callable[[], torch.Tensor]:
-    """The loss to measure, ready to run."""
+    """The loss to measure, ready to run; what is stored is made, and what is imported is there, before anything is measured."""
     if name in PEERS:
-        # what an import takes is no part of the loss
         importlib.import_module(PEERS[name])
-    if name in ("dense", "chunked", "trl", "liger"):
-        function = {"dense": dense, "chunked": ours, "trl": trl, "liger": liger}[name]
-        return lambda: function(x, kind)
-    form, _, what = name.partition("_")
-    loss = stored(x, kind) if what == "stored_topk" else hint_sd(x)
-    if form == "chunked":
-        return lambda: chunked(x["hidden"], HeadSpec(x["weight"]), loss)[0]
-    return lambda: loss(torch.nn.functional.linear(x["hidden"], x["weight"]).log_softmax(-1), slice(None)).sum()
+    if name.endswith("stored_topk"):
+        x |= stored_targets(x)
+    if name.endswith("hint_sd"):
+        load_recipe("hint_sd")
+    return lambda: FORMS[name](x, kind)
 
 
 def resident_mb(key: str) -> float:
@@ -152,6 +172,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     x = tensors(args)
     run = variant(args.one, x, args.kind)
+    gc.collect()
+    # what the preparation freed goes back to the system, or a run would use it again and seem to need nothing
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = resident_mb("VmRSS")
     seconds = []

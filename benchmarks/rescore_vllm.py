@@ -1,4 +1,4 @@
-"""The vLLM section of `rescore.py`: needs the interpreter that has vLLM. Four hints of one 2k trace, 6 layers × 512.
+"""The vLLM section of `rescore.py`: needs the interpreter that has vLLM. Four hints of one 2k trace, 8 layers × 512.
 
     .venv-vllm/bin/python benchmarks/rescore_vllm.py [--quick]
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), 2 if args.quick else 6)
+        save_model(Path(folder), 2 if args.quick else 8)
         engine = VLLMEngine.load(Path(folder), dtype="float32", max_logprobs=TOP_K, max_length=4096, tokenizer=False)
         default, ours, cached, error = [], [], [], 0.0
         for repeat in range(1 if args.quick else args.repeats):

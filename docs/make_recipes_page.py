@@ -24,7 +24,9 @@ hintdistill run CONFIG train.recipe=hint_sd train.recipe.terms.distill.support.k
 ```
 
 In YAML, `train.recipe` is a name, a file (`my-recipe.yaml`, which may start from another by `preset: NAME`), or a mapping with `preset`
-and the keys to change. `null` takes a term away. A scalar may be a schedule: `coef: {from: 0.5, to: 0.0, start: 10, steps: 30}`.
+and the keys to change. `null` takes a term away. Any scalar of a term (coefficients, temperatures, clips, and the parameters of
+divergences, signals and shapes) may be a schedule: `coef: {from: 0.5, to: 0.0, start: 10, steps: 30}`. Static per row, and so no schedules:
+`quote_weight`, `min_probability`. A view beside the teacher, `target.loglin.plain=-0.5`, leaves the teacher's coefficient 1 where it is.
 The flat keys `train.divergence`, `jsd_alpha`, `support`, `top_k`, `teacher`, `loss_span`, `normalize` and `train.anchor.weight` are shorts
 for keys of the recipe. What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
 
@@ -32,7 +34,8 @@ for keys of the recipe. What a recipe needs and the run lacks stops the run befo
 recorded: a run trains on the recorded steps of this student, located by the critic, whatever the method's own rollouts and locator were.
 
 `hintdistill.objectives` (torch only) computes all of it: `objective(load_recipe("hint_sd"), Batch(views, sampled, lengths))`;
-`examples/custom_loop.py` is a whole loop.
+`examples/custom_loop.py` is a whole loop. `objectives.supported.linear_term` is a term from hidden states, without a dense `[N, V]`. A
+recipe whose coupling is additive adds the loss of your reward where `objective(…, reward_loss=…)` gets one.
 
 ## What each is, and what it needs
 
@@ -58,7 +61,7 @@ TAIL = """
 | Rock tokens' context window | not in the code that was read | `freeze` by token id |
 | SC-GRPO's diversity pseudo-advantage | needs a random reference rollout | the weight |
 | TrOPD's term on the teacher's prefix | recorded traces have no such prefix | its two other terms |
-| KAT's buffer, CGTR, ADWIN, TRB, Decoupling's curriculum inside a run | controllers that watch a training | each as a class or function in `objectives.controllers` and `objectives.targets`, for a loop of your own |
+| KAT's buffer, CGTR, ADWIN, TRB, Prune-OPD's budget, the cliff guard, Decoupling's curriculum inside a run | controllers that watch a training | each as a class or function in `objectives.controllers` and `objectives.targets`, for a loop of your own |
 | AntiSD's bounded inverse, SDPG's positive-advantage gate, UniSD's agreement over auxiliary contexts | one line each in a survey, no formula read | `threshold` of `advantage` is SDPG's gate; `disagree` is near UniSD's agreement; UniSD's clip is `token_clip` |
 
 ## Parts

@@ -9,6 +9,7 @@ Kinds, by folder:
 * `critic/`   what an LLM critic reads; ends in the instructions, so that a server's prefix cache serves every edit
 * `hints/`    one file per error class: the remedial hint, from the finding's facts, no LLM needed
 * `placebo/`  hints that should do nothing, for the gate and the control arm
+* `attempts/` contexts made of other attempts at a task, one right beside one wrong (`bcq`) or all wrong (`ncq`)
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ VARIABLES: dict[str, frozenset[str]] = {
         {"wrong", "right", "tool", "tools", "argument", "arguments", "error", "quote", "step", "variant", "expected"}
     ),
     "placebo": frozenset({"variant"}),
+    "attempts": frozenset({"attempts"}),
 }
 """What each kind of prompt may use. `docs/prompts.md` says what they hold."""
 
@@ -207,6 +209,24 @@ def eject(folder: Path, names: Sequence[str] = ()) -> list[Path]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(path.read_bytes())
     return [folder / name for name in chosen]
+
+
+def attempts_context(library: PromptLibrary, right: Sequence[str], wrong: Sequence[str], seed: int = 0) -> str:
+    """The context that shows a hard task's attempts: a `bcq` of one right and one wrong one, or an `ncq` where none is right.
+
+    ZPPO (arXiv 2606.18216). The order of a `bcq` hangs on the texts and the seed, so that it tells nothing.
+
+    Raises:
+        PromptError: no failed attempt is given.
+    """
+    if not wrong:
+        raise PromptError("a task without a failed attempt is not hard; there is nothing to tell apart")
+    if not right:
+        return library.render("attempts/ncq.jinja", {"attempts": list(wrong)})
+    pair = [right[0], wrong[0]]
+    digest = hashlib.sha256(f"{seed}\0{min(pair)}\0{max(pair)}".encode()).digest()
+    pair.sort(reverse=bool(digest[0] % 2))
+    return library.render("attempts/bcq.jinja", {"attempts": pair})
 
 
 def hint_name(error_class: str) -> str:

@@ -9,7 +9,7 @@ share of placebos that would pass is the gate's null pass rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from hintdistill.config import GateSection, RescoreSection
 from hintdistill.engines import Engine
 from hintdistill.rendering import RenderedStep, Renderer
 from hintdistill.scores import Measurement, Placebo, ScoreRequest, Scores, Target
-from hintdistill.types import Injection, Split
+from hintdistill.types import Finding, Injection, Split
 
 NEGLIGIBLE = math.log(0.05)
 """A quoted token below this log-probability under the hint is not `raised`, whatever it was before."""
@@ -36,8 +36,15 @@ class _View:
 class Scorer:
     """Turns injections into targets with one engine."""
 
-    def __init__(self, engine: Engine, renderer: Renderer, config: RescoreSection) -> None:
-        self.engine, self.renderer, self.config = engine, renderer, config
+    def __init__(
+        self,
+        engine: Engine,
+        renderer: Renderer,
+        config: RescoreSection,
+        prompts: Callable[[Finding], Mapping[str, str]] | None = None,
+    ) -> None:
+        """`prompts` says which prompts a finding came from, for the targets' `versions`."""
+        self.engine, self.renderer, self.config, self._prompts = engine, renderer, config, prompts
 
     def score(self, items: Sequence[tuple[str, Injection, Split]]) -> list[Target]:
         """Score (key, injection, split) triples in one call of the engine.
@@ -127,15 +134,16 @@ class Scorer:
                 for p, view, m in zip(injection.placebos, views[1:], measurements[1:], strict=True)
             ),
             guards=injection.guards, tokens=self.renderer.token_texts(injection.step_ids), instead=self._names(top1),
-            recorded_gap=_recorded_gap(injection, plain.sampled), versions=self._versions(),
+            recorded_gap=_recorded_gap(injection, plain.sampled), versions=self._versions(injection.finding),
         )  # fmt: skip
         return decide(target, self.config.gate)
 
     def _names(self, score: Scores) -> tuple[str, ...]:
         return tuple(self.renderer.decode([int(i)]) for i in _top1(score))
 
-    def _versions(self) -> dict[str, str]:
-        return {"weights": self.engine.key, "renderer": self.renderer.key, "engine": type(self.engine).__name__}
+    def _versions(self, finding: Finding | None = None) -> dict[str, str]:
+        made = {"weights": self.engine.key, "renderer": self.renderer.key, "engine": type(self.engine).__name__}
+        return made if finding is None or self._prompts is None else {**made, **self._prompts(finding)}
 
 
 def on_common_ids(a: Scores, b: Scores) -> tuple[Scores, Scores]:

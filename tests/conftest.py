@@ -242,3 +242,37 @@ def real_file(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"real traces are not at {path}")
     return path
+
+
+def pytest_collection_modifyitems(items):
+    """Of the real vLLM: first what leaves its server as it is, then what hands it other weights, then what kills it."""
+    items.sort(key=lambda item: ("killed_in_the_middle" in item.name, "test_rollouts_vllm" in item.nodeid))
+
+
+@pytest.fixture(scope="session")
+def vllm_engine():
+    """vLLM in this process on the tiny critic, for all tests: it scores (engine tests) and answers (critic tests)."""
+    from served import CONTEXT, CRITIC
+
+    from hintdistill.engines.vllm import VLLMEngine
+
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    engine = VLLMEngine.load(
+        CRITIC, dtype="float32", max_logprobs=16, max_length=CONTEXT,
+        structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+    )  # fmt: skip
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """The one vLLM server."""
+    from served import Server
+
+    running = Server(tmp_path_factory.mktemp("vllm") / "log")
+    try:
+        running.wait()
+        yield running
+    finally:
+        running.kill()

@@ -28,19 +28,25 @@ from hintdistill.objectives import shapes as sh
 from hintdistill.objectives import signals as sg
 from hintdistill.objectives.controllers import (
     AdwinWindow,
+    BlendBudget,
     Cgtr,
+    CliffGuard,
     HardPromptReplay,
     KatBuffer,
     LengthCurriculum,
+    PruneLength,
     cliff_lambda,
 )
 from hintdistill.objectives.diagnostics import (
     error_probability,
     fidelity_by_position,
     harm_rate,
+    kept_fraction,
     length_tail,
+    locality,
     preflight_gap,
     rock_tokens,
+    top_k_mass,
     update_geometry,
 )
 from hintdistill.objectives.divergences import (
@@ -505,6 +511,7 @@ def test_shapes_as_published():
     assert sh.threshold(torch.tensor([-1.0, 1.0]), 0.0, below=True).tolist() == [1, 0]
     assert sh.threshold_abs(torch.tensor([-1.0, 0.01]), 0.02).tolist() == [1, 0]
     assert sh.geom(torch.tensor([-2.0, 0.0, 2.0]), 0.8).tolist() == pytest.approx([1, 1, 0.64])
+    assert sh.last_n(torch.zeros(5), 2, lengths=[3, 2]).tolist() == [0, 1, 1, 1, 1]
     assert sh.first_n(torch.tensor([1.0, 2, 3]), 2).tolist() == [1, 1, 0] and sh.skip_n(
         torch.tensor([1.0, 2]), 1
     ).tolist() == [0, 1]
@@ -556,21 +563,51 @@ def test_shape_checks_of_a_batch():
         Batch({"student": s[None]}, ids(1), [N])
 
 
+def test_parts_check_the_shapes_they_are_given():
+    s, y = dist(1), ids(2)
+    for call, message in (
+        (lambda: select("student_topk", s, s, y[:2]), r"sampled has shape \[2, 1\]"),
+        (lambda: restrict(s, y[:2, None]), r"ids has shape \[2, 1\], logprobs has"),
+        (lambda: intersection_of(y[:2, None], y[:, None]), "b has shape"),
+        (lambda: sh.apply("sigmoid", s, {}), "score must have 1 axes"),
+        (lambda: sh.apply("cum_drop", s[:, 0], {}, lengths=[1, 2]), "rows of 3 tokens in all, values of 4"),
+        (lambda: sh.apply("top_frac", s[:, 0], {}, valid=torch.ones(3, dtype=torch.bool)), "valid has shape"),
+        (lambda: sh.soft_or(s[:, 0], s[0]), "b has shape"),
+        (lambda: sg.returns(s[:, 0], [9], 0.5), "rows of 9 tokens"),
+        (lambda: sg.importance_ratio(s[:, 0], s[:, 0], lengths=[1]), "rows of 1 tokens"),
+        (lambda: sg.value_baseline(s[:, 0], s, s[:2]), "target has shape"),
+        (lambda: c.group_advantage(torch.ones(3), ["x"]), "1 groups for 3 rewards"),
+        (lambda: fidelity_by_position(s, [1]), "rows of 1 tokens"),
+        (lambda: locality(s, s[:2]), "student has shape"),
+        (lambda: top_k_mass(s, s[:2]), "teacher has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 # couplings, controllers, schedules, diagnostics
 
 
 def test_couplings():
     a, r = draw(1, 30), draw(2, 30)
-    total = c.advantage_add(a, r, 5.0)
+    total, metrics = c.advantage_add(a, r, 5.0)
+    assert 0 < metrics["sign_held"] == float((total == 0).float().mean()) < 1
     assert ((total.sign() == a.sign()) | (total == 0)).all()
-    assert torch.allclose(c.advantage_add(a, r, 0.1, keep_sign=False), a + 0.1 * r)
-    assert torch.allclose(c.advantage_multiply(a, torch.full_like(a, 1.2), 0.5), a * 1.1)
-    assert c.additive(torch.tensor(2.0), torch.tensor(4.0), 0.25) == 2.5
+    assert torch.allclose(c.advantage_add(a, r, 0.1, keep_sign=False)[0], a + 0.1 * r)
+    scaled, metrics = c.advantage_multiply(a, torch.full_like(a, 1.2), 0.5)
+    assert torch.allclose(scaled, a * 1.1) and metrics["advantage_factor"] == pytest.approx(1.1)
+    mixed, metrics = c.additive(torch.tensor(2.0), torch.tensor(4.0), 0.25)
+    assert mixed == 2.5 and metrics == {"reward_loss": 2.0, "distill_loss": 4.0}
     rewards = torch.tensor([1.0, 0, 0, 1, 1], dtype=F64)
     group = c.group_advantage(rewards, ["x", "x", "x", "y", "y"])
     assert group[3:].abs().max() < 1e-9 and group[0] > 0 > group[1] and abs(group[:3].sum()) < 1e-9
     one = torch.ones(2)
-    assert c.row_gate(torch.tensor([1.0, -1.0]), one, one - 0.5).tolist() == [1, 0]
+    gate, metrics = c.row_gate(torch.tensor([1.0, -1.0]), one, one - 0.5)
+    assert gate.tolist() == [1, 0] and metrics == {"rows_open": 0.5}
+    kept, metrics = sh.apply(
+        "threshold", torch.tensor([0.2, 0.8, 0.9, 0.1]), {"at": 0.5}, valid=torch.tensor([True, True, True, False])
+    )
+    assert kept.tolist() == [0, 1, 1, 0] and metrics == pytest.approx({"weight_mean": 2 / 3, "weight_zero": 1 / 3})
     assert sum(c.confidence_shares([90, 10])) == pytest.approx(1) and c.confidence_shares([50, 50]) == [0.5, 0.5]
 
 
@@ -613,6 +650,15 @@ def test_controllers():
     for task, accuracy in (("a", 0.2), ("b", 0.9), ("c", 0.4), ("d", 0.0), ("c", 0.5)):
         replay.update(task, accuracy)
     assert replay.tasks() == ["d"]
+    prune = PruneLength(budget=300)
+    assert [prune.update(h) for h in (0.2, 0.0, 0.3, 0.1, 0.2)] == [300, 300, 300, 300, 400]
+    assert [prune.update(0.0) for _ in range(12)][-1] == 100
+    blend = BlendBudget(0.02, 10)
+    assert [blend.budget(k) for k in (0, 5, 10, 99)] == pytest.approx([0.02, 0.01, 0, 0])
+    guard = CliffGuard()
+    assert guard.check(1.2, 0.9993, 0.81) == pytest.approx(1.2769, abs=5e-5)
+    with pytest.raises(ValueError, match=r"λ = 1.3 is not below λ\* = 1.277"):
+        guard.check(1.3, 0.9993, 0.81)
 
 
 def test_schedules():
@@ -640,3 +686,9 @@ def test_diagnostics():
     assert geometry["changed_fraction"] == pytest.approx(1 / 8) and geometry["stable_rank"] == pytest.approx(8)
     assert error_probability(plain, y) == pytest.approx(float(plain.max(-1).values.exp().mean()))
     assert length_tail([1, 1, 4]) == 2
+    near = locality(plain, plain)
+    assert near == {"kl_mean": 0, "kl_p99": 0, "top1_flips": 0}
+    far = locality(plain, hinted)
+    assert far["kl_mean"] == pytest.approx(float(rkl(plain, hinted).mean())) and 0 < far["top1_flips"] <= 1
+    assert top_k_mass(plain, hinted, V) == pytest.approx(1) and 0 < top_k_mass(plain, hinted, 2) < 1
+    assert kept_fraction(torch.tensor([0.0, 0.5, 2.0, 0.0])) == 0.5

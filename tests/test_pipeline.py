@@ -484,6 +484,24 @@ def test_an_unreachable_critic(tmp_path):
     assert (folder / "traces.jsonl").exists()
 
 
+def test_an_engine_that_is_gone_or_may_not_be_asked(tmp_path):
+    server = ["rescore.engine.backend=server", "rescore.engine.model=m", "traces.limit=6", "--until", "rescore"]
+    gone = "rescore.engine.base_url=http://127.0.0.1:9/v1"
+    folder = fails(
+        tmp_path,
+        5,
+        *server,
+        gone,
+        "rescore.engine.retries=0",
+        says=["cannot reach the engine at http://127.0.0.1:9/v1"],
+    )
+    assert (folder / "injections.jsonl").exists()
+    away = "rescore.engine.base_url=http://engine.example.com/v1"
+    fails(tmp_path / "b", 2, *server, away, says=["rescore.engine.allow_hosts=[engine.example.com]"])
+    assert not (tmp_path / "b" / "run").exists()
+    fails(tmp_path / "c", 2, "rescore.engine.backend=server", says=["needs base_url and model"])
+
+
 def test_interrupt_is_130(tmp_path):
     process = subprocess.Popen(
         [*COMMAND, "run", "configs/quickstart.yaml", "-q", f"run.dir={tmp_path / 'run'}", RULES],

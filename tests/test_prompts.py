@@ -14,7 +14,7 @@ from hintdistill.critics.rules import RulesCritic
 from hintdistill.critics.server import ServerBackend
 from hintdistill.errors import ConfigError, NoHintError, PromptError
 from hintdistill.hints import differs_in_dialect, guards, hint_text, leaks, placebo_texts
-from hintdistill.prompts import PromptLibrary, hint_classes
+from hintdistill.prompts import PromptLibrary, attempts_context, hint_classes
 from hintdistill.types import Finding, Message, ToolCall, Trace
 
 SHIPPED = PromptLibrary()
@@ -204,3 +204,16 @@ def test_dialect_guard():
     # what a source re-serialised is not the student's dialect
     lost = trace(ToolCall(name="f", arguments_raw='{"city":"Paris"}', arguments_form="object"))
     assert not differs_in_dialect('Call f with {"city": "Paris"}.', lost, 0)
+
+
+def test_attempts_of_a_hard_task_are_told_apart_by_the_reader():
+    """ZPPO's contexts: the order says nothing, and depends on nothing but texts and seed."""
+    right, wrong = [f"right {i}" for i in range(40)], [f"failed {i}" for i in range(40)]
+    texts = [attempts_context(SHIPPED, [a], [b, "another"]) for a, b in zip(right, wrong, strict=True)]
+    first = [t.index(a) < t.index(b) for t, a, b in zip(texts, right, wrong, strict=True)]
+    assert 8 < sum(first) < 32 and all("another" not in t for t in texts)
+    assert texts[0] == attempts_context(SHIPPED, right[:1], wrong[:1])
+    none = attempts_context(SHIPPED, [], ["x", "y"])
+    assert "2 earlier attempts" in none and none.index("Attempt 1:\nx") < none.index("Attempt 2:\ny")
+    with pytest.raises(PromptError, match="nothing to tell apart"):
+        attempts_context(SHIPPED, ["x"], [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import json
@@ -23,6 +24,8 @@ from hintdistill.errors import ConfigError
 from hintdistill.objectives import Batch, objective
 from hintdistill.objectives import shapes as shape_functions
 from hintdistill.objectives import signals as signal_functions
+from hintdistill.objectives.controllers import CONTROLLERS
+from hintdistill.objectives.diagnostics import DIAGNOSTICS as DIAGNOSED
 from hintdistill.objectives.divergences import DIVERGENCES
 from hintdistill.objectives.scorebank import FACTS, SCORES
 from hintdistill.objectives.supports import RESTS, SUPPORTS
@@ -133,6 +136,9 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
         own = logits.detach() + 0.3 * torch.randn(n, v, generator=g, dtype=F64)
         if not plain:
             own[0, wrong], own[0, right] = (-6.0 if outside else -0.5), 4.0
+        if name.startswith("teacher_") and outside:
+            # specialists that disagree about the error
+            own[0, wrong] += 2.0
         views[name] = own.log_softmax(-1)
     live = {n: v for n, v in recipe.used_views("hint").items() if v.grad}
     for i, name in enumerate(live):
@@ -320,8 +326,9 @@ def test_rlcsd_never_crosses_the_sign_of_the_advantage():
         facts = {**batch.facts, "advantage": torch.full((2,), a)}
         bank = ScoreBank(batch.views, batch.views["teacher"], y, batch.lengths, facts)
         spec = recipe.terms["kept"]
-        got = _advantage(spec, bank["surprisal"], bank["surprisal"], bank, batch, recipe.coupling, 0)
+        got, coupled = _advantage(spec, bank["surprisal"], bank["surprisal"], bank, batch, recipe.coupling, 0)
         assert ((got.sign() == math.copysign(1, a)) | (got == 0)).all() and (got != a).any()
+        assert "sign_held" in coupled
 
 
 # needs, overrides, contradictions
@@ -389,7 +396,27 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.terms.distill.target.residual_clip=5", "no.* is named|none is named"),
         ("train.recipe.coupling.kind=adv_mul", "needs a credit"),
         ("train.recipe.terms={distill: null, anchor: null}", "an objective needs at least one term"),
-        ("train.recipe.teacher.update=emma", "'initial', 'live', 'ema'"),
+        ("train.recipe.teacher.update=emma", r"unknown word `emma` \(did you mean `ema`\?\)"),
+        ("train.recipe.data.rollout.sourse=student", r"unknown key `data.rollout.sourse` \(did you mean `source`\?\)"),
+        ("train.recipe.terms.distil.support.k=3", r"no term `distil` \(did you mean `distill`\?\)"),
+        ("train.recipe.views.techer.context=plain", r"nothing reads the view `techer` \(did you mean `teacher`\?\)"),
+        ("train.recipe.terms.distill.target.tilt_sign=advantge", r"unknown word `advantge` \(did you mean `advantage`\?\)"),
+        ("train.recipe.terms.distill.divergence={kind: skew, alpha: 1}", "alpha of skew must lie strictly between 0 and 1"),
+        ("train.recipe.terms.distill.divergence={kind: mix, lam: 1.5}", "lam of mix must lie between 0 and 1, not 1.5"),
+        ("train.recipe.terms.distill.divergence.alpha={from: .5, to: 1, steps: 9}", "alpha of jsd must lie strictly"),
+        ("train.recipe.terms.distill.divergence.alpha=half", "alpha of jsd is a number or a schedule, not 'half'"),
+        ("train.recipe.terms.distill.temperature={from: 0, to: 1, steps: 9}", "greater than 0, at both ends"),
+        ("train.recipe.terms.distill.target.mixture={initial: 1.0}", "must be positive and sum to less than 1"),
+        ("train.recipe.terms.distill.weights=[{score: gap, shape: top_frac, rho: 2}]", "rho of top_frac must lie between 0 and 1"),
+        ("train.recipe.terms.distill.weights=[{score: contrast, shape: tanh}]", "unknown view `wrong`"),
+        ("train={recipe: {preset: power, terms: {distill: {divergence: {signal: fdiv, of: klf}}}}}", r"unknown `of` of fdiv `klf` \(did"),
+        ("train={recipe: {preset: power, terms: {distill: {divergence: {alpha: 0}}}}}", "alpha of power must lie above 0, not 0"),
+        ("train={recipe: {preset: power, terms: {distill: {divergence: {clip_low: .2}}}}}", "clip_low is of an importance ratio"),
+        ("train={recipe: {preset: tm_opd, terms: {distill: {divergence: {behaviour: inital}}}}}", r"unknown view `inital` \(did you"),
+        ("train={recipe: {preset: fire, terms: {distill: {divergence: {clip_low: .2}}}}}", "both bound the importance ratio"),
+        ("train={recipe: {preset: vopd, terms: {distill: {divergence: {baseline: null}}}}}", "baseline_k is of a baseline"),
+        ("train={recipe: {preset: contrast_target, views: {wrong: {n: 2}}}}", "the view `wrong` is 2 contexts"),
+
         ("train.recipe.controllers=[catgr]", "unknown controller `catgr`"),
         ("train.recipe.data.hint.kind=feedbak", r"unknown hint kind `feedbak` \(did you mean `feedback`\?\)"),
         ("train={recipe: hint_sd, targets: stored}", "a teacher that is ema has no stored targets"),
@@ -401,6 +428,104 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
 def test_mistakes_are_refused_at_load(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, [*BASE, override])
+
+
+def test_a_coefficient_beside_the_teachers_leaves_the_teachers():
+    """The default target is said, so that adding a view to it does not take the teacher away."""
+    added = load_recipe("hint_sd", {"terms": {"distill": {"target": {"loglin": {"plain": -0.5}}}}})
+    assert added.terms["distill"].target.loglin == {"teacher": 1.0, "plain": -0.5}
+    gone = load_recipe("hint_sd", {"terms": {"distill": {"target": {"loglin": {"plain": 1.0, "teacher": None}}}}})
+    assert gone.terms["distill"].target.loglin == {"plain": 1.0}
+
+
+def test_any_scalar_of_a_term_moves_with_the_step():
+    """A schedule at the step where it is v gives what the number v gives."""
+
+    def ramp(first, last):
+        return {"from": first, "to": last, "steps": 10}
+
+    for name, keys, first, last in (
+        ("hint_sd", ("temperature",), 1.0, 3.0),
+        ("hint_sd", ("target", "temperature"), 1.0, 3.0),
+        ("ar_opd", ("target", "residual_clip"), 0.1, 2.0),
+        ("ar_opd", ("target", "mixture", "initial"), 0.01, 0.4),
+        ("hint_sd", ("target", "loglin", "initial"), 0.0, 0.5),
+        ("decouple", ("divergence", "lam"), 0.0, 1.0),
+        ("opsd", ("divergence", "pointwise_clip"), 0.01, 0.5),
+        ("hint_sd", ("divergence", "token_clip"), 0.01, 2.0),
+        ("power", ("divergence", "alpha"), 0.5, 3.0),
+        ("hint_sd", ("coef",), 1.0, 0.0),
+    ):
+
+        def made(value, name=name, keys=keys):
+            change = value
+            for key in reversed(keys):
+                change = {key: change}
+            return load_recipe(name, {"terms": {"distill": change}})
+
+        _, batch, _ = batch_for(made(first))
+        for step, share in ((0, 0.0), (4, 0.4), (10, 1.0), (50, 1.0)):
+            moving, _ = objective(made(ramp(first, last)), batch, step=step)
+            still, _ = objective(made(first + share * (last - first)), batch)
+            assert torch.allclose(moving, still), (name, keys, step)
+        assert not torch.allclose(objective(made(first), batch)[0], objective(made(last), batch)[0]), (name, keys)
+    window = {
+        "terms": {"distill": {"weights": [{"score": "index", "shape": "first_n", "n": ramp(1, 3)}], "normalize": "all"}}
+    }
+    _, batch, _ = batch_for(RECIPES["hint_sd"])
+    kept = [objective(load_recipe("hint_sd", window), batch, step=s)[1]["distill/kept_fraction"] for s in (0, 5, 10)]
+    assert kept == pytest.approx([2 / 6, 4 / 6, 1.0])
+
+
+def test_an_additive_coupling_adds_the_callers_reward_loss():
+    recipe = load_recipe("pi_distill", {"coupling": {"weight": {"from": 0.5, "to": 0.0, "steps": 10}}})
+    logits, batch, _ = batch_for(recipe)
+    reward = logits.square().mean()
+    for step, w in ((0, 0.5), (5, 0.25), (10, 0.0)):
+        both, _ = objective(recipe, batch, step=step, reward_loss=reward)
+        alone, _ = objective(recipe, batch, step=step)
+        assert torch.allclose(both, (1 - w) * reward + w * alone)
+    with pytest.raises(ValueError, match="the coupling none adds no reward loss"):
+        objective(RECIPES["hint_sd"], batch, reward_loss=reward)
+
+
+def test_terms_measure_what_they_leave_out():
+    """Tail mass of both sides, what a clip bound, and views of several teachers."""
+    recipe = shrunk("hint_sd")
+    _, batch, _ = batch_for(recipe)
+    _, metrics = objective(recipe, batch)
+    s, t = batch.views["student"].detach(), batch.views["teacher"]
+    kept = s.topk(3).indices
+    assert metrics["distill/tail_student"] == pytest.approx(float(1 - s.gather(-1, kept).exp().sum(-1).mean()))
+    assert metrics["distill/tail_target"] == pytest.approx(float((1 - t.gather(-1, kept).exp().sum(-1)).mean()))
+    _, batch, _ = batch_for(RECIPES["opsd"])
+    s, t = batch.views["student"].detach(), batch.views["teacher"]
+    _, metrics = objective(RECIPES["opsd"], batch)
+    share = ((t.exp() * (t - s)) > 0.05).double().mean()
+    assert metrics["distill/clipped_entries"] == pytest.approx(float(share)) and share > 0
+    assert set(RECIPES["regime_route"].used_views()) == {"student", "teacher", "teacher_other"}
+    assert "wrong_hints" in {n.name for n in needs(load_recipe("hint_sd", {
+        "views": {"wrong": {"context": "wrong", "n": 2}},
+        "terms": {"distill": {"support": {"kind": "sampled"}, "divergence": {"kind": "pg", "signal": "tanh_contrast"}}},
+    }))}  # fmt: skip
+
+
+def test_controllers_and_diagnostics_that_recipes_name_are_there():
+    assert set(CONTROLLERS) == set(parts.CONTROLLERS) and set(DIAGNOSED) == set(parts.DIAGNOSTICS)
+
+
+def test_hidden_states_of_the_last_tokens():
+    """OPRD's last-k positions are a weight; hidden states that are missing are named."""
+    last = {"terms": {"distill": None, "hidden": {"weights": [{"score": "index", "shape": "last_n", "n": 1}]}}}
+    recipe = load_recipe("oprd", last)
+    logits, batch, _ = batch_for(recipe)
+    value, _ = objective(recipe, batch)
+    (gradient,) = torch.autograd.grad(value, logits)
+    moved = (gradient != 0).any(-1).tolist()
+    assert moved == [False, False, True, False, False, True]
+    bare = Batch(batch.views, batch.sampled, batch.lengths, batch.facts)
+    with pytest.raises(KeyError, match="hidden_mse needs hidden states of student, teacher; given: -"):
+        objective(recipe, bare)
 
 
 def test_any_key_can_be_overridden(tmp_path):
@@ -417,6 +542,9 @@ def test_any_key_can_be_overridden(tmp_path):
     changed = load_recipe("targeted", over)
     assert changed.terms["distill"].divergence.parameters == {} and list(changed.terms) == ["distill"]
     assert changed.terms["distill"].coef.to == 0
+    # so does another signal
+    signal = load_recipe("power", {"terms": {"distill": {"divergence": {"signal": "floor", "lam": 0.2}}}})
+    assert signal.terms["distill"].divergence.parameters == {"signal": "floor", "lam": 0.2}
     # a file of one's own, from a preset
     mine = tmp_path / "mine.yaml"
     mine.write_text("preset: sdpo\ntitle: mine\ndata: {hint: {kind: feedback}}\n")
@@ -457,10 +585,14 @@ def test_objectives_need_torch_alone():
 
 
 def test_the_custom_loop_runs():
-    for recipe in ("targeted", "hint_sd"):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "examples" / "custom_loop.py"), recipe], capture_output=True, text=True
-        )
+    """About forty lines, with torch alone; with a recipe's name on that recipe."""
+    loop = ROOT / "examples" / "custom_loop.py"
+    body = ast.parse(loop.read_text()).body[1:]
+    assert sum(bool(line.strip()) for node in body for line in ast.unparse(node).splitlines()) <= 45
+    blocked = ["pydantic", "yaml", "jinja2", "transformers", "peft", "pyarrow", "rich", "typer", "openai"]
+    alone = f"import runpy, sys; sys.modules.update(dict.fromkeys({blocked})); sys.argv = ['loop']; runpy.run_path({str(loop)!r})"
+    for command in (["-c", alone], [str(loop), "targeted"], [str(loop), "hint_sd"]):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         losses = [float(x) for x in re.findall(r"loss (\S+)", done.stdout)]
         assert losses[-1] < losses[0] / 3

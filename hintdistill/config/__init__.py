@@ -21,6 +21,7 @@ from hintdistill.config.critic import (
     RecordedSection,
     RulesSection,
 )
+from hintdistill.config.engine import EngineSection
 from hintdistill.config.rollout import AblateSection, RolloutSection, ServerSection
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.types import HintRole, Placement
@@ -32,6 +33,7 @@ __all__ = [
     "AnchorSection",
     "Check",
     "CriticSection",
+    "EngineSection",
     "Escalation",
     "GateSection",
     "InjectSection",
@@ -154,6 +156,7 @@ class RescoreSection(Section):
     """At least three, of the kinds generic, shuffled and other_class in turn."""
     part_rows: int = Field(default=64, ge=1)
     """Targets per parquet part; a kill loses at most one part."""
+    engine: EngineSection = EngineSection()
     gate: GateSection = GateSection()
 
 

@@ -85,6 +85,11 @@ class LLMSection(Section):
     price_out: float | None = Field(default=None, ge=0.0)
     """Price of a million answer tokens."""
 
+    @property
+    def asked_prompt(self) -> str:
+        """The prompt whose answer names the step and writes the hint, by `strategy`."""
+        return self.prompt if self.strategy == "all_at_once" else self.step_prompt
+
     @model_validator(mode="after")
     def _votes_differ(self) -> LLMSection:
         if self.votes > 1 and self.temperature == 0.0:

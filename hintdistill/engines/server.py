@@ -43,6 +43,7 @@ class ServerEngine:
         concurrency: int = 8,
         timeout_s: float = 600.0,
         retries: int = 2,
+        key: str | None = None,
     ) -> None:
         """Point at a server.
 
@@ -51,6 +52,7 @@ class ServerEngine:
             model: the name it serves the weights under.
             max_length: longest prompt it takes, tokens; None asks the server.
             id_of: the id of a token's text, for the `echo` dialect where the server writes text.
+            key: key of the weights it serves, where the caller knows them; default: its address and their name there.
 
         Raises:
             ServiceError: the server cannot be reached or does not serve the model.
@@ -58,7 +60,7 @@ class ServerEngine:
         from openai import OpenAI
 
         self.base_url, self.model, self.dialect, self.id_of = base_url, model, dialect, id_of
-        self.concurrency, self.key = concurrency, f"{base_url}:{model}"
+        self.concurrency, self.key = concurrency, key or f"{base_url}:{model}"
         self._client = OpenAI(
             base_url=base_url, api_key=os.environ.get(api_key_env) or "none", timeout=timeout_s, max_retries=retries
         )
@@ -141,6 +143,9 @@ class ServerEngine:
                     f"{self.base_url} refuses {top_k} log-probabilities: {error.message}",
                     hint=f"start vLLM with --max-logprobs {top_k}, or lower rescore.top_k",
                 ) from None
+            if error.status_code in (400, 422):
+                # the fault of this prompt, not of the server
+                raise ScoreError(f"{self.base_url} refuses the prompt: {error.message}") from None
             raise ServiceError(f"{self.base_url} answered {error.status_code}: {error.message}") from None
 
 

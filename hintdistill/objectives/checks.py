@@ -3,6 +3,8 @@ K kept entries, V vocabulary, L layers, D width. Log-probabilities and advantage
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 
@@ -13,6 +15,20 @@ def same_shape(**tensors: Tensor | None) -> None:
     for name, shape in others:
         if shape != first[1]:
             raise ValueError(f"{name} has shape {list(shape)}, {first[0]} has {list(first[1])}")
+
+
+def rows_alike(**tensors: Tensor) -> None:
+    """Raises ValueError naming two tensors that differ in more than their last axis."""
+    first, *others = tensors.items()
+    for name, tensor in others:
+        if tensor.shape[:-1] != first[1].shape[:-1]:
+            raise ValueError(f"{name} has shape {list(tensor.shape)}, {first[0]} has {list(first[1].shape)}")
+
+
+def rows_fill(n: int, lengths: Sequence[int]) -> None:
+    """Raises ValueError where rows of these lengths are not `n` tokens."""
+    if sum(lengths) != n:
+        raise ValueError(f"rows of {sum(lengths)} tokens in all, values of {n}")
 
 
 def dimensions(n: int, **tensors: Tensor) -> None:

@@ -6,14 +6,15 @@ hidden states are taken at once, and the chunk is forgotten; what the backward p
 a gradient only where it is trained. Logits are scaled and soft-capped as the model does it.
 
 `linear_divergence` is for one divergence of two full distributions, in closed form and in place over tiles of the vocabulary;
-`chunked` is for anything that is a sum over positions.
+`supported.linear_support` is for any loss on a support, and `supported.linear_term` for a recipe's term; `chunked` is for
+anything that is a sum over positions.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,16 +22,18 @@ from torch import Tensor
 
 from hintdistill.objectives.checks import dimensions, same_shape
 
-POSITIONS = 32
+POSITIONS = 96
 """Positions at once: on two CPU cores fewer make the product slow, more make it large."""
-TILE = 1 << 15
-"""Vocabulary entries at once, in what follows the product."""
+ANY_LOSS_POSITIONS = 32
+"""The same where autograd keeps several `[n, V]` of a chunk."""
+TILE = 1 << 13
+"""Vocabulary entries at once, in what follows the product: what a tile needs stays in the cache."""
 CLOSED = ("fkl", "rkl", "jsd", "mix")
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What turns hidden states into logits: cap·tanh(scale·(h W^T + b)/cap)."""
+    """What turns hidden states into logits: cap·tanh(scale·(h W^T + b)/cap)/temperature."""
 
     weight: Tensor
     """[V, H]"""
@@ -38,28 +41,36 @@ class HeadSpec:
     """[V]"""
     scale: float = 1.0
     softcap: float | None = None
+    temperature: float = 1.0
+    """Of the distribution, so it comes after the soft cap."""
 
     def __post_init__(self) -> None:
         dimensions(2, weight=self.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] → float32 [N, V]."""
-        raw = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
-        return self.shaped(raw)
+        """[N, H] → [N, V] in float32, or float64 where the head has it."""
+        raw = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        return self.shaped(raw if raw.dtype == torch.float64 else raw.float())
 
     def shaped(self, raw: Tensor) -> Tensor:
-        """Scale and soft cap, in place."""
+        """Scale, soft cap and temperature, in place."""
         if self.scale != 1.0:
             raw = raw.mul_(self.scale)
         if self.softcap is not None:
             raw = raw.div_(self.softcap).tanh_().mul_(self.softcap)
-        return raw
+        return raw.div_(self.temperature) if self.temperature != 1.0 else raw
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """d(shaped logit)/d(h W^T + b) at the shaped logits, of their shape; a number where it is one."""
+        factor = self.scale / self.temperature
+        if self.softcap is None:
+            return factor
+        return (logits * (self.temperature / self.softcap)).square_().neg_().add_(1.0).mul_(factor)
 
     def unshaped_(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """Gradient with respect to h W^T + b from that with respect to the shaped logits, in place."""
-        if self.softcap is not None:
-            gradient.addcmul_(gradient, logits.div(self.softcap).square_(), value=-1.0)
-        return gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+        slope = self.slope(logits)
+        return gradient if isinstance(slope, float) and slope == 1.0 else gradient.mul_(slope)
 
 
 def linear_divergence(
@@ -97,19 +108,19 @@ class _How:
     tile: int
 
 
-def _begin(
+def begin(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec
 ) -> tuple[HeadSpec, bool, list[Tensor | None]]:
     """The head without its graph, whether any gradient is wanted, and room for those of hidden, weight and bias."""
     wants = [bool(x) for x in ctx.needs_input_grad[:3]]
-    own = HeadSpec(weight.detach(), None if bias is None else bias.detach(), head.scale, head.softcap)
+    own = replace(head, weight=weight.detach(), bias=None if bias is None else bias.detach())
     room = [
         torch.zeros_like(x) if x is not None and w else None for x, w in zip((hidden, weight, bias), wants, strict=True)
     ]
     return own, any(wants), room
 
 
-def _scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
     """What a backward pass returns: the kept gradients, scaled, and None for every further input of the forward pass."""
     kept = [None if g is None else g * scale for g in ctx.kept]
     return (*kept, *[None] * (len(ctx.needs_input_grad) - len(kept)))
@@ -124,8 +135,8 @@ class _LinearDivergence(torch.autograd.Function):
         target_head: HeadSpec, weights: Tensor, how: _How,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Loss and per-position values; the gradients are computed here and kept."""
-        own, wants, gradients = _begin(ctx, hidden, weight, bias, head)
-        per_position = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        own, wants, gradients = begin(ctx, hidden, weight, bias, head)
+        per_position = torch.empty(len(hidden), dtype=precision(hidden), device=hidden.device)
         for start in range(0, len(hidden), how.positions):
             at = slice(start, start + how.positions)
             chunk = hidden[at].detach()
@@ -136,7 +147,9 @@ class _LinearDivergence(torch.autograd.Function):
             if not wants:
                 continue
             g = own.unshaped_(s.mul_(weights[at].to(s)[:, None]), capped).to(weight.dtype)
-            _spread(gradients, at, chunk, g, own.weight)
+            spread(gradients, at, chunk, g, own.weight)
+            # gone before the next chunk's are made
+            del s, t, capped, g
         ctx.kept = gradients
         ctx.mark_non_differentiable(per_position)
         return (per_position * weights.to(per_position)).sum(), per_position
@@ -144,10 +157,21 @@ class _LinearDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients, scaled by the loss's own."""
-        return _scaled(ctx, gradients[0])
+        return scaled(ctx, gradients[0])
 
 
-def _spread(gradients: Sequence[Tensor | None], at: slice, hidden: Tensor, g: Tensor, weight: Tensor) -> None:
+def precision(hidden: Tensor) -> torch.dtype:
+    """What losses of these hidden states are summed in."""
+    return torch.float64 if hidden.dtype == torch.float64 else torch.float32
+
+
+def logsumexp(logits: Tensor, tile: int = TILE) -> Tensor:
+    """[n, V] → [n, 1], a tile of the vocabulary at a time: nothing of the logits' own size is made."""
+    tiles = [part.logsumexp(-1, keepdim=True) for part in logits.split(tile, dim=-1)]
+    return torch.cat(tiles, -1).logsumexp(-1, keepdim=True)
+
+
+def spread(gradients: Sequence[Tensor | None], at: slice, hidden: Tensor, g: Tensor, weight: Tensor) -> None:
     """Chunk gradient of the raw logits [n, V] → hidden states, weight, bias."""
     to_hidden, to_weight, to_bias = gradients
     if to_hidden is not None:
@@ -160,20 +184,22 @@ def _spread(gradients: Sequence[Tensor | None], at: slice, hidden: Tensor, g: Te
 
 def _value_and_gradient_(s: Tensor, t: Tensor, how: _How) -> Tensor:
     """Logits [n, V] → divergence [n]; `s` becomes the gradient with respect to the student's logits, `t` is used up."""
-    lse_s, lse_t = s.logsumexp(-1, keepdim=True), t.logsumexp(-1, keepdim=True)
-    s.sub_(lse_s)
-    t.sub_(lse_t)
-    vocab = s.shape[-1]
-    tiles = [slice(v, min(v + how.tile, vocab)) for v in range(0, vocab, how.tile)]
+    lse_s, lse_t = logsumexp(s, how.tile), logsumexp(t, how.tile)
+    tiles = [(a.sub_(lse_s), b.sub_(lse_t)) for a, b in zip(s.split(how.tile, -1), t.split(how.tile, -1), strict=True)]
     forward, reverse = s.new_zeros(len(s)), s.new_zeros(len(s))
-    for v in tiles:
-        a, b = _shares(s[:, v], t[:, v], how)
-        reverse += a
-        forward += b
-    for v in tiles:
-        _gradient_(s[:, v], t[:, v], reverse[:, None], how)
     if how.kind == "fkl":
+        for a, b in tiles:
+            # its gradient S - T waits for no sum over the vocabulary
+            p, q = a.exp(), b.exp()
+            forward += (b.sub_(a).mul_(q)).sum(-1)
+            a.copy_(p.sub_(q))
         return forward
+    for a, b in tiles:
+        toward, back = _shares(a, b, how)
+        reverse += toward
+        forward += back
+    for a, b in tiles:
+        _gradient_(a, b, reverse[:, None], how)
     if how.kind == "rkl":
         return reverse
     share = how.lam if how.kind == "mix" else 1 - how.alpha
@@ -184,15 +210,21 @@ def _mixture(s: Tensor, t: Tensor, how: _How) -> Tensor:
     return torch.logaddexp(s + math.log1p(-how.alpha), t + math.log(how.alpha))
 
 
-def _shares(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
-    """A tile's Σ S·log(S/Q) and Σ T·log(T/Q), where Q is the other distribution, or the mixture for jsd; [n] each."""
-    none = s.new_zeros(())
+def _shares(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor | float]:
+    """A tile's Σ S·log(S/Q) and Σ T·log(T/Q), where Q is the other distribution, or the mixture for jsd; [n] each.
+
+    For rkl `s` becomes S·log(S/T) and `t` becomes S, which its gradient is made of.
+    """
     if how.kind == "jsd":
         m = _mixture(s, t, how)
         return (s.exp() * (s - m)).sum(-1), (t.exp() * (t - m)).sum(-1)
+    if how.kind == "rkl":
+        p = s.exp()
+        s.sub_(t).mul_(p)
+        t.copy_(p)
+        return s.sum(-1), 0.0
     gap = s - t
-    reverse = (s.exp() * gap).sum(-1) if how.kind != "fkl" else none
-    return reverse, (-(t.exp() * gap).sum(-1) if how.kind != "rkl" else none)
+    return (s.exp() * gap).sum(-1), -(t.exp() * gap).sum(-1)
 
 
 def _gradient_(s: Tensor, t: Tensor, reverse: Tensor, how: _How) -> None:
@@ -200,21 +232,19 @@ def _gradient_(s: Tensor, t: Tensor, reverse: Tensor, how: _How) -> None:
 
     rkl: S·(log S/T - KL(S ‖ T));  fkl: S - T;  jsd: (1-α)·S·(log S/M - KL(S ‖ M)), because M's own terms cancel.
     """
-    p = s.exp()
-    if how.kind == "fkl":
-        s.copy_(p.sub_(t.exp()))
+    if how.kind == "rkl":
+        s.addcmul_(t, reverse, value=-1.0)
         return
+    p = s.exp()
     if how.kind == "jsd":
         s.sub_(_mixture(s, t, how)).sub_(reverse).mul_(p).mul_(1 - how.alpha)
         return
-    other = p - t.exp() if how.kind == "mix" else None
-    s.sub_(t).sub_(reverse).mul_(p)
-    if other is not None:
-        s.mul_(how.lam).add_(other, alpha=1 - how.lam)
+    other = p - t.exp()
+    s.sub_(t).sub_(reverse).mul_(p).mul_(how.lam).add_(other, alpha=1 - how.lam)
 
 
 def chunked(
-    hidden: Tensor, head: HeadSpec, loss: Callable[[Tensor, slice], Tensor], *, positions: int = POSITIONS
+    hidden: Tensor, head: HeadSpec, loss: Callable[[Tensor, slice], Tensor], *, positions: int = ANY_LOSS_POSITIONS
 ) -> tuple[Tensor, Tensor]:
     """Σ_t loss_t, a scalar with gradient, and the per-position values [N], for any loss that is a sum over positions.
 
@@ -236,20 +266,27 @@ class _Chunked(torch.autograd.Function):
         loss: Callable[[Tensor, slice], Tensor], positions: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Loss and per-position values; the gradients are computed here and kept."""
-        own, wants, gradients = _begin(ctx, hidden, weight, bias, head)
+        own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         out = []
         for start in range(0, len(hidden), positions):
             at = slice(start, min(start + positions, len(hidden)))
             chunk = hidden[at].detach()
-            logits = own.logits(chunk)
+            logprobs = own.logits(chunk)
+            lse = logsumexp(logprobs)
+            logprobs.sub_(lse)
             with torch.enable_grad():
-                leaf = logits.requires_grad_()
-                value = loss(leaf.log_softmax(-1), at)
+                leaf = logprobs.requires_grad_()
+                value = loss(leaf, at)
                 same_shape(loss=value, positions=chunk[:, 0])
                 g = torch.autograd.grad(value.sum(), leaf)[0] if wants and value.requires_grad else None
             out.append(value.detach())
             if g is not None:
-                _spread(gradients, at, chunk, own.unshaped_(g, logits.detach()).to(weight.dtype), own.weight)
+                # through the softmax by hand: autograd would keep logits beside log-probabilities
+                s, total = logprobs.detach(), g.sum(-1, keepdim=True)
+                g = g.sub(s.exp().mul_(total))
+                spread(gradients, at, chunk, own.unshaped_(g, s.add_(lse)).to(weight.dtype), own.weight)
+                del s
+            del g, leaf, logprobs
         ctx.kept = gradients
         per_position = torch.cat(out) if out else hidden.new_zeros(0)
         ctx.mark_non_differentiable(per_position)
@@ -258,4 +295,4 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients, scaled by the loss's own."""
-        return _scaled(ctx, gradients[0])
+        return scaled(ctx, gradients[0])

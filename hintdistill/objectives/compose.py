@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hintdistill.objectives import couplings, shapes, signals
 from hintdistill.objectives.checks import dimensions, same_shape
-from hintdistill.objectives.divergences import divergence, hidden_mse, nll, token_preference
-from hintdistill.objectives.schedules import scheduled
+from hintdistill.objectives.divergences import compared, hidden_mse, nll, token_preference
+from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.scorebank import ScoreBank, at
 from hintdistill.objectives.supports import restrict, select
 from hintdistill.objectives.targets import log_linear
@@ -70,7 +70,7 @@ class TermValue:
 
 def objective(
     recipe: Recipe, batch: Batch, *, rows: str = "hint", step: int = 0, base: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | None = None, reward_loss: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """The recipe's terms on rows of one kind: a scalar and metrics named `term/metric`.
 
@@ -80,10 +80,15 @@ def objective(
         base: static weights [N] by term, such that the value is their sum over tokens divided by R; by default the term's
             loss span and normaliser, over this batch.
         generator: for shapes that draw.
+        reward_loss: the caller's own loss of the outcome reward, a scalar, for a recipe whose coupling is additive:
+            (1-w)·reward_loss + w·terms. Without it the value is the terms alone.
 
     Raises:
         KeyError: a view or fact that the recipe reads is not in the batch; it is named.
+        ValueError: a reward loss is given and the recipe's coupling is not additive.
     """
+    if reward_loss is not None and recipe.coupling.kind != "additive":
+        raise ValueError(f"the coupling {recipe.coupling.kind} adds no reward loss; set coupling.kind to additive")
     total = batch.views["student"].new_zeros(())
     metrics: dict[str, float] = {}
     masks: dict[str, Tensor] = {}
@@ -95,6 +100,9 @@ def objective(
         total = total + out.value
         metrics |= {f"{name}/{k}": v for k, v in out.metrics.items()}
         metrics[name] = float(out.value.detach())
+    if reward_loss is not None:
+        total, mixed = couplings.additive(reward_loss, total, scheduled(recipe.coupling.weight, step))
+        metrics |= mixed
     return total, metrics
 
 
@@ -105,17 +113,18 @@ def term(
     """One term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
     masks = {} if masks is None else masks
     views = batch.views
-    if spec.temperature != 1.0:
-        views = {n: (v / spec.temperature).log_softmax(-1) for n, v in views.items()}
+    temperature = scheduled(spec.temperature, step)
+    if temperature != 1.0:
+        views = {n: (v / temperature).log_softmax(-1) for n, v in views.items()}
     student = views[spec.student_view]
     target, metrics = _target(spec, views, batch, step)
     bank = ScoreBank(views, target, batch.sampled, batch.lengths, batch.facts, student=spec.student_view)
     base = span_weights(spec, batch) if base is None else base
-    weights = _weights(spec.weights, bank, base != 0, masks, generator)
+    weights = _weights(spec.weights, bank, base != 0, masks, generator, step)
     per_token, more = _per_token(spec, batch, views, student, target, bank, coupling, step)
     metrics |= more
     factor, kept = _renormalised(spec.normalize, base, weights, batch.lengths)
-    coefficient = scheduled(_plain(spec.coef), step)
+    coefficient = scheduled(spec.coef, step)
     # positions without weight may hold an infinite divergence, which zero times would not remove
     weighted = torch.where(base * weights != 0, per_token, 0.0) * (base * weights * factor)
     value = coefficient * torch.stack([w.sum() for w in weighted.split(list(batch.lengths))]).sum() / len(batch.lengths)
@@ -126,25 +135,18 @@ def term(
     return TermValue(value, per_token, weights, metrics)
 
 
-def _plain(number: object) -> float | dict[str, object]:
-    """A schedule as a mapping, a number as it is."""
-    if isinstance(number, int | float):
-        return float(number)
-    return number.model_dump(by_alias=True)  # type: ignore[attr-defined]
-
-
 def _target(spec: Term, views: Mapping[str, Tensor], batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
     of = spec.target
-    tilt: Tensor | float = scheduled(_plain(of.tilt), step)
+    tilt: Tensor | float = scheduled(of.tilt, step)
     if of.tilt_sign == "advantage":
         sign = batch.facts["advantage"].sign()
         spread = sign if len(sign) == len(batch.sampled) else sign.repeat_interleave(
             torch.tensor(batch.lengths, device=sign.device))  # fmt: skip
         tilt = spread * tilt
-    coefficients = {n: scheduled(_plain(a), step) for n, a in of.loglin.items()}
+    coefficients = {n: scheduled(a, step) for n, a in of.loglin.items()}
     return log_linear(
-        views, coefficients, anchor=of.anchor, residual_clip=of.residual_clip, temperature=of.temperature, tilt=tilt,
-        sampled=batch.sampled, mixture=of.mixture,
+        views, coefficients, anchor=of.anchor, residual_clip=bound(of.residual_clip, step),
+        temperature=scheduled(of.temperature, step), tilt=tilt, sampled=batch.sampled, mixture=at_step(of.mixture, step),
     )  # fmt: skip
 
 
@@ -172,30 +174,35 @@ def span_mask(spec: Term, facts: Mapping[str, Tensor]) -> Tensor:
 
 def _weights(
     specs: Sequence[WeightSpec], bank: ScoreBank, valid: Tensor, masks: dict[str, Tensor],
-    generator: torch.Generator | None,
+    generator: torch.Generator | None, step: int,
 ) -> Tensor:  # fmt: skip
     """Product of the weights [N], detached."""
     out = torch.ones_like(bank.s[:, 0])
     for spec in specs:
-        out = out * _weight(spec, bank, valid, masks, generator)
+        out = out * _weight(spec, bank, valid, masks, generator, step)
     return out
 
 
 def _weight(
-    spec: WeightSpec, bank: ScoreBank, valid: Tensor, masks: dict[str, Tensor], generator: torch.Generator | None
+    spec: WeightSpec,
+    bank: ScoreBank,
+    valid: Tensor,
+    masks: dict[str, Tensor],
+    generator: torch.Generator | None,
+    step: int,
 ) -> Tensor:
     context = {"valid": valid, "lengths": bank.lengths, "generator": generator}
     if spec.ref:
         weight = masks[spec.ref]
     elif spec.soft_or:
-        weight = shapes.soft_or(*(_weight(w, bank, valid, masks, generator) for w in spec.soft_or))
+        weight = shapes.soft_or(*(_weight(w, bank, valid, masks, generator, step) for w in spec.soft_or))
     elif spec.product:
-        weight = _weights(spec.product, bank, valid, masks, generator)
+        weight = _weights(spec.product, bank, valid, masks, generator, step)
     else:
         score = bank[spec.score] * (bank["adv_sign"] if spec.times_sign else 1.0)
-        weight = shapes.apply(spec.shape, score, spec.parameters, **context)
+        weight, _ = shapes.apply(spec.shape, score, at_step(spec.parameters, step), **context)
     for after in spec.then:
-        weight = shapes.apply(after.shape, weight, after.parameters, **context)
+        weight, _ = shapes.apply(after.shape, weight, at_step(after.parameters, step), **context)
     if spec.invert:
         weight = 1 - weight
     if spec.id:
@@ -224,9 +231,14 @@ def _per_token(
     coupling: Coupling | None, step: int,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
     """ℓ_t [N] and metrics."""
-    how, parameters = spec.divergence, spec.divergence.parameters
+    how, parameters = spec.divergence, at_step(spec.divergence.parameters, step)
+    token_clip = bound(how.token_clip, step)
     if how.kind == "hidden_mse":
         layers = parameters.get("layers")
+        if missing := {spec.student_view, "teacher"} - set(batch.hidden):
+            raise KeyError(
+                f"hidden_mse needs hidden states of {', '.join(sorted(missing))}; given: {', '.join(batch.hidden) or '-'}"
+            )
         ours, theirs = batch.hidden[spec.student_view], batch.hidden["teacher"]
         if layers is not None:
             ours, theirs = ours[list(layers)], theirs[list(layers)]
@@ -240,14 +252,14 @@ def _per_token(
         if how.kind == "nll":
             return nll(own), {}
         value, metrics = _policy_gradient(spec, batch, views, own, student, target, bank, coupling, step)
-        return (value if how.token_clip is None else value.clamp(max=how.token_clip)), metrics
+        return (value if token_clip is None else value.clamp(max=token_clip)), metrics
     ids = _support(spec, batch, student, target)
     rest = spec.support.rest
     ours, theirs = restrict(student, ids, rest), restrict(target, ids, rest)
-    value = divergence(
-        how.kind, ours, theirs, pointwise_clip=how.pointwise_clip, token_clip=how.token_clip, **parameters
-    )
-    metrics = {}
+    value, metrics = compared(
+        how.kind, ours, theirs, rest=rest if ids is not None or batch.restricted else None,
+        pointwise_clip=bound(how.pointwise_clip, step), token_clip=token_clip, **parameters,
+    )  # fmt: skip
     if ids is not None:
         metrics["empty_support"] = float((ids < 0).all(-1).float().mean())
     return value, metrics
@@ -270,37 +282,38 @@ def _policy_gradient(
     spec: Term, batch: Batch, views: Mapping[str, Tensor], own: Tensor, student: Tensor, target: Tensor, bank: ScoreBank,
     coupling: Coupling | None, step: int,
 ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
-    p = spec.divergence.parameters
+    p = at_step(spec.divergence.parameters, step)
     theirs = at(target, batch.sampled)
-    advantage = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
+    advantage, coupled = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
     if p.get("baseline") == "value":
         k = p.get("baseline_k")
         ids = student.detach().topk(min(int(k), student.shape[-1])).indices if k else None
         advantage = signals.value_baseline(advantage, student, target, ids)
     behaviour = p.get("behaviour")
-    return signals.policy_gradient(
+    loss, metrics = signals.policy_gradient(
         own, advantage, None if behaviour is None else at(views[behaviour], batch.sampled), clip_low=p.get("clip_low"),
         clip_high=p.get("clip_high"), cap=p.get("cap"), lengths=batch.lengths if p.get("ratio") == "row" else None,
     )  # fmt: skip
+    return loss, metrics | coupled
 
 
 def _advantage(
     spec: Term, s: Tensor, t: Tensor, bank: ScoreBank, batch: Batch, coupling: Coupling | None, step: int
-) -> Tensor:
-    """The signal of each token [N], detached."""
-    name, p = spec.divergence.signal, spec.divergence.parameters
+) -> tuple[Tensor, dict[str, float]]:
+    """The signal of each token [N], detached, and what a coupling did to it."""
+    name, p = spec.divergence.signal, at_step(spec.divergence.parameters, step)
     if name in signals.SIGNALS:
         own = {k: p[k] for k in signals.SIGNALS[name].__code__.co_varnames[2:] if k in p}
-        return signals.SIGNALS[name](s, t, **own)
+        return signals.SIGNALS[name](s, t, **own), {}
     if name == "tanh_contrast":
-        return signals.tanh_contrast(bank["contrast"], **{k: p[k] for k in ("tau", "scale") if k in p})
+        return signals.tanh_contrast(bank["contrast"], **{k: p[k] for k in ("tau", "scale") if k in p}), {}
     if name == "returns":
-        return signals.returns(t - s, batch.lengths, float(p.get("gamma", 0.0)))
+        return signals.returns(t - s, batch.lengths, float(p.get("gamma", 0.0))), {}
     advantage = bank["advantage"]
     if coupling is None or coupling.kind not in ("adv_mul", "adv_add"):
-        return advantage
-    credit = _weights(coupling.credit, bank, torch.ones_like(advantage, dtype=torch.bool), {}, None)
+        return advantage, {}
+    credit = _weights(coupling.credit, bank, torch.ones_like(advantage, dtype=torch.bool), {}, None, step)
     if coupling.kind == "adv_mul":
-        return couplings.advantage_multiply(advantage, credit, scheduled(_plain(coupling.lam), step))
-    beta = scheduled(_plain(coupling.beta), step)
+        return couplings.advantage_multiply(advantage, credit, scheduled(coupling.lam, step))
+    beta = scheduled(coupling.beta, step)
     return couplings.advantage_add(advantage, credit, beta, coupling.keep_sign)

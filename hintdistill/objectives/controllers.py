@@ -103,6 +103,60 @@ class AdwinWindow:
 
 
 @dataclass
+class PruneLength:
+    """How long rollouts may be, by how many are still worth their tokens at the end. Prune-OPD (arXiv 2605.07804): ±100
+    tokens, hit ratio .1, patience 3; that hits lengthen and their absence shortens is our reading.
+
+    A rollout hits the budget where it is that long and its overlap weight (`shapes.cum_drop`) has not run down.
+    """
+
+    budget: int = 1000
+    change: int = 100
+    ratio: float = 0.1
+    patience: int = 3
+    least: int = 100
+    run: int = 0
+
+    def update(self, hits: float) -> int:
+        """One batch's share of rollouts that hit the budget; returns the budget to use, tokens."""
+        direction = 1 if hits >= self.ratio else -1
+        self.run = self.run + direction if self.run * direction >= 0 else direction
+        if abs(self.run) == self.patience:
+            self.budget, self.run = max(self.least, self.budget + direction * self.change), 0
+        return self.budget
+
+
+@dataclass
+class BlendBudget:
+    """The KL that a blended behaviour may spend at a step, nats per token: ε_k = ε₀·(1 - k/K). TRB (arXiv 2605.31159): ε₀ of
+    .001 to .05, K of 15 to 50; `targets.bridge_beta` spends it."""
+
+    first: float = 0.01
+    steps: int = 25
+
+    def budget(self, step: int) -> float:
+        """ε at an optimiser step, from 0."""
+        return self.first * max(0.0, 1 - step / self.steps)
+
+
+@dataclass
+class CliffGuard:
+    """Refuses an extrapolation that breaks syntax: λ must stay below λ*(p, b, c). arXiv 2605.08737; the margin is ours."""
+
+    clip: float = 5.0
+    margin: float = 0.0
+
+    def check(self, lam: float, p: float, b: float) -> float:
+        """λ*, from modal probabilities at structural tokens. Raises ValueError naming both where λ is not below it."""
+        star = cliff_lambda(p, b, self.clip)
+        if lam >= star - self.margin:
+            raise ValueError(
+                f"λ = {lam:g} is not below λ* = {star:.4g}; structural tokens would leave the clip-safe region"
+            )
+        return star
+
+
+@dataclass
 class LengthCurriculum:
     """The next training length once the held-out entropy has recovered. Decoupling (arXiv 2605.16826)."""
 
@@ -137,3 +191,10 @@ class HardPromptReplay:
     def tasks(self) -> list[Hashable]:
         """The tasks to replay, the oldest first."""
         return list(self.accuracy)
+
+
+CONTROLLERS = {
+    "cgtr": Cgtr, "kat_buffer": KatBuffer, "adwin_window": AdwinWindow, "prune_length": PruneLength,
+    "entropy_length_curriculum": LengthCurriculum, "trb_budget": BlendBudget, "lambda_cliff_guard": CliffGuard,
+}  # fmt: skip
+"""What the controllers a recipe names are."""

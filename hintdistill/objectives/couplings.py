@@ -1,4 +1,7 @@
-"""Couplings of the distillation to an outcome reward. Advantages are [N] per token or spread from rows."""
+"""Couplings of the distillation to an outcome reward. Advantages are [N] per token or spread from rows.
+
+What enters a loss returns its value and metrics, shares between 0 and 1 or nats, which a trainer logs.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from hintdistill.objectives.checks import between, same_shape
 
 def group_advantage(rewards: Tensor, groups: Sequence[object], eps: float = 1e-6, normalise: bool = True) -> Tensor:
     """(R - mean of the group)/(std + ε) per rollout [R]. GRPO (arXiv 2402.03300); zero where all of a group are alike."""
+    if len(groups) != len(rewards):
+        raise ValueError(f"{len(groups)} groups for {len(rewards)} rewards")
     out = torch.zeros_like(rewards)
     for group in dict.fromkeys(groups):
         at = torch.tensor([g == group for g in groups], device=rewards.device)
@@ -20,31 +25,55 @@ def group_advantage(rewards: Tensor, groups: Sequence[object], eps: float = 1e-6
     return out
 
 
-def additive(reward_loss: Tensor, distill_loss: Tensor, weight: float) -> Tensor:
-    """(1-w)·L_RL + w·L_D. SDPO (arXiv 2601.20802): .1 of distillation, which helped weak models only."""
+def additive(reward_loss: Tensor, distill_loss: Tensor, weight: float) -> tuple[Tensor, dict[str, float]]:
+    """(1-w)·L_RL + w·L_D. SDPO (arXiv 2601.20802): .1 of distillation, which helped weak models only.
+
+    Metrics: both losses before they are mixed.
+    """
     between(0, 1, weight=weight)
-    return (1 - weight) * reward_loss + weight * distill_loss
+    metrics = {"reward_loss": float(reward_loss.detach()), "distill_loss": float(distill_loss.detach())}
+    return (1 - weight) * reward_loss + weight * distill_loss, metrics
 
 
-def advantage_multiply(advantage: Tensor, weight: Tensor, lam: float = 1.0) -> Tensor:
-    """A·((1-λ) + λ·w): the verifier gives the direction, the teacher the size. RLSD (arXiv 2604.03128), StepOPSD."""
+def advantage_multiply(advantage: Tensor, weight: Tensor, lam: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+    """A·((1-λ) + λ·w): the verifier gives the direction, the teacher the size. RLSD (arXiv 2604.03128), StepOPSD.
+
+    Metrics: `advantage_factor`, the mean of what A is multiplied by.
+    """
     same_shape(advantage=advantage, weight=weight)
-    return advantage * ((1 - lam) + lam * weight)
+    factor = (1 - lam) + lam * weight
+    return advantage * factor, {"advantage_factor": _mean(factor)}
 
 
-def advantage_add(advantage: Tensor, signal: Tensor, beta: float = 1.0, keep_sign: bool = True) -> Tensor:
-    """A + β·r; with `keep_sign` never beyond zero on the other side of A. DASD (arXiv 2605.22263); RLCSD (2606.11709)."""
+def advantage_add(
+    advantage: Tensor, signal: Tensor, beta: float = 1.0, keep_sign: bool = True
+) -> tuple[Tensor, dict[str, float]]:
+    """A + β·r; with `keep_sign` never beyond zero on the other side of A. DASD (arXiv 2605.22263); RLCSD (2606.11709).
+
+    Metrics: `sign_held`, the share of tokens that `keep_sign` stopped at zero.
+    """
     same_shape(advantage=advantage, signal=signal)
     total = advantage + beta * signal
     if not keep_sign:
-        return total
-    return torch.where(advantage > 0, total.clamp(min=0), torch.where(advantage < 0, total.clamp(max=0), total))
+        return total, {"sign_held": 0.0}
+    held = torch.where(advantage > 0, total.clamp(min=0), torch.where(advantage < 0, total.clamp(max=0), total))
+    return held, {"sign_held": _mean((held != total).float())}
 
 
-def row_gate(advantage: Tensor, teacher: Tensor, student: Tensor, delta: float = 0.0) -> Tensor:
-    """1 where A > 0 and L_T > L_S + δ, or A ≤ 0 and L_T < L_S - δ; summed log-probabilities per row [R]. RG-OPD."""
+def row_gate(
+    advantage: Tensor, teacher: Tensor, student: Tensor, delta: float = 0.0
+) -> tuple[Tensor, dict[str, float]]:
+    """1 where A > 0 and L_T > L_S + δ, or A ≤ 0 and L_T < L_S - δ; summed log-probabilities per row [R]. RG-OPD.
+
+    Metrics: `rows_open`, the share of rows that pass.
+    """
     same_shape(advantage=advantage, teacher=teacher, student=student)
-    return torch.where(advantage > 0, teacher > student + delta, teacher < student - delta).to(advantage)
+    gate = torch.where(advantage > 0, teacher > student + delta, teacher < student - delta).to(advantage)
+    return gate, {"rows_open": _mean(gate)}
+
+
+def _mean(x: Tensor) -> float:
+    return float(x.detach().mean()) if x.numel() else 0.0
 
 
 def decayed_rewards(rewards: Sequence[Sequence[float]]) -> list[list[float]]:

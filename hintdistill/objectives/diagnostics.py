@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from hintdistill.objectives.checks import same_shape
-from hintdistill.objectives.scorebank import at
+from hintdistill.objectives.checks import rows_fill, same_shape
+from hintdistill.objectives.controllers import cliff_lambda
+from hintdistill.objectives.divergences import rkl
+from hintdistill.objectives.scorebank import at, compat
 
 
 def preflight_gap(plain: Tensor, hinted: Tensor, sampled: Tensor, right: Tensor | None = None) -> dict[str, float]:
@@ -34,6 +36,7 @@ def harm_rate(right_without: Sequence[bool], right_with: Sequence[bool]) -> floa
 
 def fidelity_by_position(teacher: Tensor, lengths: Sequence[int]) -> Tensor:
     """Mean of the teacher's largest probability at each position of a row [max length]. LGR (arXiv 2605.30833)."""
+    rows_fill(len(teacher), lengths)
     best = teacher.max(-1).values.exp()
     total, count = (torch.zeros(max(lengths), dtype=best.dtype, device=best.device) for _ in range(2))
     for row in best.split(list(lengths)):
@@ -66,6 +69,36 @@ def error_probability(logprobs: Tensor, sampled: Tensor) -> float:
     return float(at(logprobs, sampled).exp().mean())
 
 
+def locality(initial: Tensor, student: Tensor) -> dict[str, float]:
+    """Off-target KL(initial ‖ student) at tokens that no loss touched [N, V]: mean and p99, nats per token, top-1 flip rate.
+
+    What no method may buy its correction with; Composer 2.5's targeted feedback leaves the rest of the trace in place.
+    """
+    same_shape(initial=initial, student=student)
+    kl = rkl(initial, student).double()
+    flips = (initial.argmax(-1) != student.argmax(-1)).double().mean()
+    return {"kl_mean": float(kl.mean()), "kl_p99": float(kl.quantile(0.99)), "top1_flips": float(flips)}
+
+
+def top_k_mass(student: Tensor, teacher: Tensor, k: int = 16) -> float:
+    """Mean mass that the teacher gives the student's top-k [N, V]: how teachable the tokens are. TA-OPD (arXiv 2605.26844)."""
+    same_shape(student=student, teacher=teacher)
+    return float(compat(student, teacher, k).mean())
+
+
 def length_tail(lengths: Sequence[int]) -> float:
     """Longest over mean length; CGTR (arXiv 2606.03532) holds it below 3.2."""
     return max(lengths) / (sum(lengths) / len(lengths))
+
+
+def kept_fraction(weights: Tensor) -> float:
+    """Share of tokens that a gate keeps, of weights [N]. EDGE-OPD (arXiv 2605.23493) logs it beside the loss."""
+    return float((weights != 0).float().mean())
+
+
+DIAGNOSTICS: dict[str, Callable[..., object]] = {
+    "preflight_gap": preflight_gap, "locality": locality, "error_token_prob": error_probability, "harm_rate": harm_rate,
+    "length_tail": length_tail, "kept_fraction": kept_fraction, "geometry": update_geometry,
+    "fidelity_by_position": fidelity_by_position, "lambda_cliff": cliff_lambda, "top_k_mass": top_k_mass,
+}  # fmt: skip
+"""What the diagnostics a recipe names are."""

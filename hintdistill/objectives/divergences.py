@@ -116,14 +116,44 @@ def divergence(
         token_clip: bound κ on each position, min(ℓ_t, κ). UniSD (arXiv 2605.06597).
         parameters: of the divergence, e.g. `alpha` of jsd.
     """
-    same_shape(student=student, target=target)
-    function = DIVERGENCES[name]
     if pointwise_clip is None:
-        value = function(student, target, **parameters)
+        same_shape(student=student, target=target)
+        value = DIVERGENCES[name](student, target, **parameters)
     else:
-        # an axis of one entry turns the sum over entries into the entry itself
-        value = function(student[..., None], target[..., None], **parameters).clamp(max=pointwise_clip).sum(-1)
+        value = entries_of(name, student, target, **parameters).clamp(max=pointwise_clip).sum(-1)
     return value if token_clip is None else value.clamp(max=token_clip)
+
+
+def entries_of(name: str, student: Tensor, target: Tensor, **parameters: float) -> Tensor:
+    """Each entry's share of the divergence of that name [..., K], nats; they sum to it. Padding has none."""
+    same_shape(student=student, target=target)
+    # an axis of one entry turns the sum over entries into the entry itself
+    return DIVERGENCES[name](student[..., None], target[..., None], **parameters)
+
+
+def compared(
+    name: str, student: Tensor, target: Tensor, *, rest: str | None = None, pointwise_clip: float | None = None,
+    token_clip: float | None = None, **parameters: float,
+) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    """`divergence` with what to watch beside it: value [N] and metrics.
+
+    `clipped_entries`, `clipped_tokens`: shares that a clip bound, and so have no gradient. With `rest` tail, the last entry of
+    both: `tail_student`, `tail_target`, mean mass outside the support; with `drop`, the mass that was dropped.
+    """
+    value = divergence(name, student, target, pointwise_clip=pointwise_clip, token_clip=token_clip, **parameters)
+    metrics: dict[str, float] = {}
+    with torch.no_grad():
+        if pointwise_clip is not None:
+            there = student > -torch.inf
+            over = (entries_of(name, student, target, **parameters) > pointwise_clip) & there
+            metrics["clipped_entries"] = float(over.sum() / there.sum().clamp(min=1))
+        if token_clip is not None and len(value):
+            metrics["clipped_tokens"] = float((value >= token_clip).float().mean())
+        if rest in ("tail", "drop") and len(value):
+            for side, logprobs in (("student", student), ("target", target)):
+                mass = logprobs[..., -1].exp() if rest == "tail" else (1 - logprobs.exp().sum(-1)).clamp(min=0)
+                metrics[f"tail_{side}"] = float(mass.mean())
+    return value, metrics
 
 
 def parameters_of(function: Callable[..., Tensor]) -> dict[str, float]:

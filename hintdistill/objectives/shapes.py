@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hintdistill.objectives.checks import between
+from hintdistill.objectives.checks import between, dimensions, rows_fill, same_shape
 
 
 def _some(x: Tensor, valid: Tensor | None) -> Tensor:
@@ -95,6 +95,7 @@ def minmax01(x: Tensor, *, valid: Tensor | None = None) -> Tensor:
 
 def soft_or(a: Tensor, b: Tensor) -> Tensor:
     """a + b - ab, for a and b in [0, 1]. TIP (arXiv 2604.14084)."""
+    same_shape(a=a, b=b)
     return a + b - a * b
 
 
@@ -139,6 +140,11 @@ def cum_drop(x: Tensor, below: float = 0.7, step: float = 0.01, base: float = 0.
 def first_n(x: Tensor, n: float = 100) -> Tensor:
     """1 where the index (from 1) is at most n. ESR (arXiv 2605.27028): 100; ADWIN's window."""
     return (x <= n).to(x)
+
+
+def last_n(x: Tensor, n: float = 100, *, lengths: Sequence[int]) -> Tensor:
+    """1 on the last n tokens of each row, whatever the score. OPRD (arXiv 2606.06021) on hidden states."""
+    return torch.cat([(torch.arange(len(v), 0, -1, device=x.device) <= n) for v in x.split(list(lengths))]).to(x)
 
 
 def skip_n(x: Tensor, n: float = 0) -> Tensor:
@@ -228,16 +234,30 @@ SHAPES: dict[str, Callable[..., Tensor]] = {
     f.__name__: f
     for f in (
         threshold, threshold_abs, equals, top_frac, quantile_below, bernoulli, sigmoid, exp_clip, sigmoid_clip, saturate,
-        affine, robust01, minmax01, tanh, low_entropy_sign, median_sigmoid, median_scale, geom, logistic_pos, cum_drop, first_n, skip_n,
-        rolling_stop, freeze, sign_gate, rank_softmax, exp_decay, frontier, frontier_root, identity, clamp,
+        affine, robust01, minmax01, tanh, low_entropy_sign, median_sigmoid, median_scale, geom, logistic_pos, cum_drop, first_n,
+        last_n, skip_n, rolling_stop, freeze, sign_gate, rank_softmax, exp_decay, frontier, frontier_root, identity, clamp,
     )
 }  # fmt: skip
 CONTEXT = ("valid", "lengths", "generator")
 """What the batch supplies, not the recipe."""
 
 
-def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> Tensor:
-    """The shape of that name on a score [N]; `context` holds `valid`, `lengths` and `generator` where it asks for them."""
+def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> tuple[Tensor, dict[str, float]]:
+    """The shape of that name on a score [N]; `context` holds `valid`, `lengths` and `generator` where it asks for them.
+
+    Returns:
+        Weights [N], and metrics over the valid tokens: `weight_mean`, and `weight_zero`, the share it silences.
+
+    Raises KeyError for an unknown name, ValueError where the score, `valid` and `lengths` do not fit each other.
+    """
     function = SHAPES[name]
+    dimensions(1, score=x)
+    same_shape(score=x, valid=context.get("valid"))
+    if context.get("lengths") is not None:
+        rows_fill(len(x), context["lengths"])
     wanted = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]
-    return function(x, **parameters, **{k: v for k, v in context.items() if k in wanted})
+    weight = function(x, **parameters, **{k: v for k, v in context.items() if k in wanted})
+    of = _some(weight.detach(), context.get("valid"))
+    if not of.numel():
+        return weight, {"weight_mean": 0.0, "weight_zero": 0.0}
+    return weight, {"weight_mean": float(of.mean()), "weight_zero": float((of == 0).float().mean())}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hintdistill.objectives.checks import between, same_shape
+from hintdistill.objectives.checks import between, rows_fill, same_shape
 
 
 def log_signal(s: Tensor, t: Tensor) -> Tensor:
@@ -79,6 +79,7 @@ SIGNALS: dict[str, Callable[..., Tensor]] = {
 
 def value_baseline(gap: Tensor, student: Tensor, target: Tensor, ids: Tensor | None = None) -> Tensor:
     """Δ + KL(S ‖ T), the KL on kept ids [N, K] or the full vocabulary: less variance, the same expectation. vOPD."""
+    same_shape(student=student, target=target)
     s, t = student.detach(), target.detach()
     if ids is not None:
         keep = ids >= 0
@@ -97,6 +98,7 @@ def tanh_contrast(contrast: Tensor, tau: float = 0.02, scale: float = 0.5) -> Te
 def returns(gap: Tensor, lengths: Sequence[int], gamma: float) -> Tensor:
     """Σ_{t'≥t} γ^(t'-t)·Δ_t' within each row [N]. MiniLLM (arXiv 2306.08543); γ = 0 is the norm elsewhere."""
     between(0, 1, gamma=gamma)
+    rows_fill(len(gap), lengths)
     out = gap.clone()
     start = 0
     for length in lengths:
@@ -116,6 +118,7 @@ def importance_ratio(
     same_shape(student=student, behaviour=behaviour)
     ratio = (student - behaviour.detach()).clamp(-clamp, clamp)
     if lengths is not None:
+        rows_fill(len(ratio), lengths)
         ratio = torch.cat([r.mean().expand(len(r)) for r in ratio.split(list(lengths))])
     return ratio.exp()
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hintdistill.objectives.checks import same_shape
+from hintdistill.objectives.checks import rows_alike, same_shape
 
 
 def gather_with_tail(logprobs: Tensor, ids: Tensor) -> Tensor:
@@ -24,6 +24,7 @@ def gather_with_tail(logprobs: Tensor, ids: Tensor) -> Tensor:
 
     Where the whole vocabulary is kept the tail is -inf and has no gradient.
     """
+    rows_alike(logprobs=logprobs, ids=ids)
     pads = ids < 0
     kept = logprobs.gather(-1, ids.clamp(min=0)).masked_fill(pads, -torch.inf)
     # a pad points at its row's first id, which is kept anyway
@@ -46,6 +47,7 @@ def union_of(*sets: Tensor) -> Tensor:
 
 def intersection_of(a: Tensor, b: Tensor) -> Tensor:
     """Per row, the ids of both sets, in the order of the first, padded with -1 at the end: [..., K_a]."""
+    rows_alike(a=a, b=b)
     both = (a[..., :, None] == b[..., None, :]).any(-1) & (a >= 0)
     return _pads_last(a.masked_fill(~both, -1))
 
@@ -79,6 +81,7 @@ def select(
         include_sampled: keep the sampled token too, so that an error the teacher has no place for is still lowered.
     """
     same_shape(student=student, target=target)
+    rows_alike(student=student, sampled=sampled[:, None])
     vocab = student.shape[-1]
     k = min(k, vocab)
     own = sampled[:, None]
@@ -116,6 +119,7 @@ def restrict(logprobs: Tensor, ids: Tensor | None, rest: str = "tail") -> Tensor
     """
     if ids is None:
         return logprobs
+    rows_alike(logprobs=logprobs, ids=ids)
     pads = ids < 0
     if rest == "tail":
         nothing = pads.all(-1, keepdim=True)

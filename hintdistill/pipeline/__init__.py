@@ -98,9 +98,11 @@ def check_inputs(config: RunConfig, until: str) -> None:
         raise PromptError("; ".join(unsound))
     critique.critics(ctx)
     if until in ("train", "report"):
-        require_met(config.train.objective, available(config.train))
+        require_met(config.train.objective, available(config.train, config.rescore.engine.backend))
     if until not in ("read", "critique"):
         _ = ctx.renderer
+    if until in ("rescore", "train", "report"):
+        ctx.check_scoring_engine()
     if until == "report":
         trace_files(list(config.report.off_target.values()))
         if config.rollout.environment is not None:

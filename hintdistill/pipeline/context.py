@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from hintdistill.config import RunConfig
+from hintdistill.errors import ConfigError
 from hintdistill.models import ModelKey, model_key, resolve_model
 from hintdistill.pipeline.progress import Voice
 from hintdistill.prompts import PromptLibrary
@@ -17,6 +21,7 @@ from hintdistill.traces.registry import format_named
 from hintdistill.types import Split, Trace
 
 if TYPE_CHECKING:
+    from hintdistill.engines import Engine
     from hintdistill.engines.transformers import TransformersEngine
     from hintdistill.rendering import Renderer
 
@@ -79,6 +84,50 @@ class RunContext:
                 folder, run.dtype, run.device, self.config.rescore.batch_tokens
             )
         return self.engines[folder]
+
+    def check_scoring_engine(self) -> None:
+        """Raises ConfigError where `rescore.engine` names a server outside this machine that may not be asked."""
+        from hintdistill.critics.server import is_outside
+
+        engine = self.config.rescore.engine
+        host = urlsplit(engine.base_url or "").hostname or ""
+        if engine.backend == "server" and is_outside(engine.base_url) and host not in engine.allow_hosts:
+            raise ConfigError(
+                f"the engine at {engine.base_url} is outside this machine",
+                hint=f"traces may hold private data; to send them there, set rescore.engine.allow_hosts=[{host}]",
+            )
+
+    @contextmanager
+    def scoring_engine(self) -> Iterator[Engine]:
+        """The engine of the rescore stage, on the teacher's weights; vLLM is stopped at the end.
+
+        Raises:
+            ConfigError, ServiceError, ModelError: it may not be asked, cannot be reached, or does not load.
+        """
+        section, top_k = self.config.rescore.engine, self.config.rescore.top_k
+        if section.backend == "transformers":
+            yield self.engine(self.teacher_folder)
+        elif section.backend == "server":
+            from hintdistill.engines.server import ServerEngine
+
+            self.check_scoring_engine()
+            assert section.base_url is not None and section.model is not None
+            # the run says whose weights are served; how far they are from the trainer's is measured (`engine_floor`)
+            yield ServerEngine(
+                section.base_url, section.model, max_length=section.max_length, dialect=section.dialect,
+                id_of=self.renderer.vocabulary.get, api_key_env=section.api_key_env, concurrency=section.concurrency,
+                timeout_s=section.timeout_s, retries=section.retries, key=model_key(self.teacher_folder).weights,
+            )  # fmt: skip
+        else:
+            from hintdistill.engines.vllm import VLLMEngine
+
+            engine = VLLMEngine.load(
+                self.teacher_folder, self.config.run.dtype, max_logprobs=top_k, max_length=section.max_length
+            )
+            try:
+                yield engine
+            finally:
+                engine.close()
 
     def read_options(self) -> ReadOptions:
         """How traces are read. Raises InputError where traces.tools cannot be read, ConfigError for an unknown format."""

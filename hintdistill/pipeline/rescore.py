@@ -7,44 +7,51 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hintdistill.errors import ContextLengthError, EmptyFunnelError, HintdistillError
+from hintdistill.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
 from hintdistill.models import model_key
 from hintdistill.pipeline import critique, inject, read
 from hintdistill.pipeline.context import RunContext
+from hintdistill.prompts import hint_name
 from hintdistill.rendering import RenderedStep
 from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 from hintdistill.scoring import Scorer, decide, null_pass_rate
 from hintdistill.targets import TargetStore
-from hintdistill.types import Injection, Split
+from hintdistill.types import Finding, Injection, Split
 
 HintItem = tuple[str, Injection, Split]
 AnchorItem = tuple[str, str, int, RenderedStep, Split]
 
 
 def run(ctx: RunContext) -> None:
-    """Score what is owed."""
-    config = ctx.config
+    """Score what is owed.
+
+    Raises:
+        ServiceError: the engine's server is gone; the parts written before are kept.
+    """
     hints, anchors = hint_items(ctx), _anchor_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
-    done = store.keys()
     failures: dict[str, dict[str, Any]] = {}
-    engine = ctx.engine(ctx.teacher_folder)
-    scorer = Scorer(engine, ctx.renderer, config.rescore)
-    work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
-    size = config.rescore.part_rows
-    kinds: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [(hints, scorer.score), (anchors, scorer.anchors)]
-    for items, score in kinds:
-        # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
-        for at in range(0, len(items), size):
-            work.append(([i for i in items[at : at + size] if i[0] not in done], score))
-    with ctx.voice.progress("rescore", len(hints) + len(anchors)) as advance:
-        advance(len(hints) + len(anchors) - sum(len(batch) for batch, _ in work))
-        for batch, score in work:
-            store.append(_score(batch, score, failures, engine.max_length))
-            advance(len(batch))
-    if engine.saved.asked:
-        ctx.voice.note(f"rescore: {engine.saved}")
+    done, size = store.keys(), ctx.config.rescore.part_rows
+    with ctx.scoring_engine() as engine:
+        scorer = Scorer(engine, ctx.renderer, ctx.config.rescore, _prompt_versions(ctx))
+        work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
+        kinds: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [
+            (hints, scorer.score),
+            (anchors, scorer.anchors),
+        ]
+        for items, score in kinds:
+            # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
+            for at in range(0, len(items), size):
+                work.append(([i for i in items[at : at + size] if i[0] not in done], score))
+        with ctx.voice.progress("rescore", len(hints) + len(anchors)) as advance:
+            advance(len(hints) + len(anchors) - sum(len(batch) for batch, _ in work))
+            for batch, score in work:
+                store.append(_score(batch, score, failures, engine.max_length))
+                advance(len(batch))
+        saved = getattr(engine, "saved", None)
+        if saved is not None and saved.asked:
+            ctx.voice.note(f"rescore: {saved}")
     _record_failures(ctx, failures)
     ctx.rundir.set_index(
         "rescore", [k for k in (*(h[0] for h in hints), *(a[0] for a in anchors)) if k not in failures]
@@ -53,9 +60,26 @@ def run(ctx: RunContext) -> None:
     _summarise(ctx)
 
 
+def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
+    """The prompts a finding's hint came from, each with its hash: the critic's, and the template where it gave no words."""
+    sections = {"llm": ctx.config.critic.llm, "strong": ctx.config.critic.strong}
+
+    def versions(finding: Finding) -> dict[str, str]:
+        names = {}
+        if finding.critic in sections:
+            names["critic_prompt"] = sections[finding.critic].asked_prompt
+        if finding.hint is None:
+            names["hint_template"] = hint_name(finding.error_class)
+        return {what: f"{name} {ctx.library.hash(name)}" for what, name in names.items() if ctx.library.has(name)}
+
+    return versions
+
+
 def _made_by(ctx: RunContext) -> list[Any]:
     """What a target depends on besides its injection or step."""
-    return [model_key(ctx.teacher_folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k]
+    engine = ctx.config.rescore.engine
+    other = [] if engine.backend == "transformers" else [engine.backend, engine.base_url, engine.model, engine.dialect]
+    return [model_key(ctx.teacher_folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
@@ -77,6 +101,9 @@ def _score(
             fitting.append(item)
     try:
         return score(fitting) if fitting else []
+    except (ServiceError, ConfigError):
+        # not this batch's fault: what was written is kept, and the rest is owed
+        raise
     except HintdistillError as error:
         if len(fitting) == 1:
             failures[fitting[0][0]] = _failure(fitting[0], error)

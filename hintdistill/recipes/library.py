@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from hintdistill.errors import ConfigError
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
-from hintdistill.recipes.parts import nearest
+from hintdistill.recipes.parts import SIGNALS, nearest
 from hintdistill.recipes.schema import Recipe
 from hintdistill.shipped import data_root
 
@@ -34,8 +35,8 @@ def recipe_names() -> list[str]:
 def load_recipe(what: str | Mapping[str, Any] = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """A recipe by name, by file (`*.yaml`), or as a mapping whose `preset` names what it starts from.
 
-    Overrides are merged into it, key by key; null takes a term or view away, and a divergence of another kind leaves the old
-    one's parameters behind.
+    Overrides are merged into it, key by key; null takes a term or view away, and a divergence of another kind, or another
+    signal, leaves the old one's parameters behind.
 
     Raises:
         ConfigError: no such recipe, an unknown part or key (with the nearest name), or a contradiction (with the reason).
@@ -43,7 +44,21 @@ def load_recipe(what: str | Mapping[str, Any] = DEFAULT, overrides: Mapping[str,
     data, name = _resolved(what)
     merged = _merge(data, dict(overrides or {}))
     merged.setdefault("name", name)
-    return validate(merged, f"recipe {name}")
+    terms = merged.get("terms")
+    terms = terms if isinstance(terms, Mapping) else {}
+    for term, keys in terms.items():
+        if isinstance(keys, Mapping) and "divergence" not in keys:
+            raise ConfigError(
+                f"recipe {name}: no term `{term}`{nearest(str(term), [t for t in terms if t != term])}",
+                hint="a term of your own must name its divergence",
+            )
+    recipe = validate(merged, f"recipe {name}")
+    shipped = _resolved(recipe.name)[0].get("views") or {} if recipe.name in recipe_names() else {}
+    read = [*recipe.used_names("hint"), *recipe.used_names("anchor")]
+    for view in recipe.views:
+        if view not in shipped and view not in read:
+            raise ConfigError(f"recipe {name}: nothing reads the view `{view}`{nearest(view, read)}")
+    return recipe
 
 
 def validate(data: Mapping[str, Any], where: str) -> Recipe:
@@ -59,10 +74,13 @@ def validate(data: Mapping[str, Any], where: str) -> Recipe:
 
 def _line(error: Any) -> str:
     # the branches of a union (number or schedule) are of no interest to the reader
-    place = [str(p) for p in error["loc"] if p not in ("float", "Schedule")]
+    place = [str(p) for p in error["loc"] if p not in ("float", "Schedule") and "[" not in str(p)]
     where = ".".join(place) or "recipe"
     if error["type"] == "extra_forbidden":
         return f"unknown key `{where}`{nearest(place[-1], _all_keys())}"
+    if error["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+        return f"{where}: unknown word `{error['input']}`{nearest(str(error['input']), known)}; there are {', '.join(known)}"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
@@ -89,6 +107,10 @@ def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     if data.get("preset"):
         start, _ = _resolved(str(data["preset"]))
         data = _merge(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem})
+    for term in (data.get("terms") or {}).values():
+        # said, so that an override of one coefficient leaves the teacher's where it was
+        if isinstance(term, dict) and term.get("divergence"):
+            term["target"] = {"loglin": {"teacher": 1.0}} | dict(term.get("target") or {})
     return data, path.stem
 
 
@@ -112,8 +134,12 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             key == "divergence" and isinstance(old, Mapping) and isinstance(value, Mapping) and _other_kind(old, value)
         ):
             out[key] = dict(value)
-        elif isinstance(old, Mapping) and isinstance(value, Mapping):
-            out[key] = _merge(old, value)
+        elif key == "divergence" and isinstance(old, Mapping) and isinstance(value, Mapping) and "signal" in value:
+            # another signal, or the same: what the old one took is left behind, what is new is checked
+            mine = SIGNALS.get(str(old.get("signal", "log")), ()) if value["signal"] != old.get("signal", "log") else ()
+            out[key] = _merge({k: v for k, v in old.items() if k not in mine}, value)
+        elif isinstance(value, Mapping):
+            out[key] = _merge(old if isinstance(old, Mapping) else {}, value)
         else:
             out[key] = value
     return out

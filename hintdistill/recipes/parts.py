@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 DIVERGENCES: dict[str, tuple[str, ...]] = {
     "fkl": (), "rkl": (), "jsd": ("alpha",), "skew": ("alpha",), "skew_rkl": ("alpha",), "mix": ("lam",), "rkl_sg": (),
-    "ce_topk": (), "nll": (), "hidden_mse": ("layers", "last_k"), "token_preference": ("beta", "reference"),
+    "ce_topk": (), "nll": (), "hidden_mse": ("layers",), "token_preference": ("beta", "reference"),
     "pg": ("signal", "behaviour", "clip_low", "clip_high", "cap", "ratio", "baseline", "baseline_k"),
 }  # fmt: skip
 """`pg` takes its signal's parameters as well."""
@@ -31,7 +31,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "quantile_below": ("q",), "bernoulli": (), "sigmoid": ("beta",), "exp_clip": ("low", "high"), "sigmoid_clip": ("alpha",),
     "saturate": ("c",), "affine": ("alpha", "flip"), "robust01": ("low", "high"), "minmax01": (), "tanh": ("tau", "scale"),
     "low_entropy_sign": ("q",), "median_sigmoid": ("shift", "eps"), "median_scale": ("eps",), "geom": ("gamma",),
-    "logistic_pos": ("w_min", "centre", "scale"), "cum_drop": ("below", "step", "base"), "first_n": ("n",), "skip_n": ("n",),
+    "logistic_pos": ("w_min", "centre", "scale"), "cum_drop": ("below", "step", "base"), "first_n": ("n",), "last_n": ("n",),
+    "skip_n": ("n",),
     "rolling_stop": ("window", "level", "eta", "patience", "skip"), "freeze": ("ids", "weight"),
     "sign_gate": ("agree", "disagree"), "rank_softmax": ("tau",), "exp_decay": ("kappa",), "frontier": (),
     "frontier_root": (), "identity": ("power",), "clamp": ("low", "high"),

@@ -10,22 +10,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hintdistill.recipes import parts
+from hintdistill.recipes import parts, values
 from hintdistill.recipes.data import IMPLICIT_VIEWS, Data, Part, TeacherRule, View
 from hintdistill.recipes.parts import require
+from hintdistill.recipes.values import Number, Positive, Schedule
 
-
-class Schedule(Part):
-    """A scalar that moves with the optimiser step."""
-
-    start_value: float = Field(alias="from")
-    to: float
-    steps: int = Field(ge=1)
-    start: int = Field(default=0, ge=0)
-    kind: Literal["linear", "cosine"] = "linear"
-
-
-Number = float | Schedule
+__all__ = [
+    "Coupling", "DivergenceSpec", "Number", "Recipe", "Schedule", "SupportSpec", "TargetSpec", "Term", "WeightSpec",
+]  # fmt: skip
 
 
 def _the_teacher() -> dict[str, Number]:
@@ -37,18 +29,19 @@ class TargetSpec(Part):
 
     loglin: dict[str, Number] = Field(default_factory=_the_teacher)
     anchor: str | None = None
-    residual_clip: float | None = Field(default=None, gt=0.0)
-    temperature: float = Field(default=1.0, gt=0.0)
+    residual_clip: Positive | None = None
+    temperature: Positive = 1.0
     tilt: Number = 0.0
     tilt_sign: Literal["none", "advantage"] = "none"
-    mixture: dict[str, float] = Field(default_factory=dict)
+    mixture: dict[str, Number] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _sound(self) -> TargetSpec:
         if self.residual_clip is not None and self.anchor is None:
             raise ValueError("residual_clip bounds the distance from an anchor view, and none is named")
-        if not 0 <= sum(self.mixture.values()) < 1:
-            raise ValueError("the shares of a mixture must sum to less than 1")
+        shares = [values.ends(w) for w in self.mixture.values()]
+        if any(min(s) <= 0 for s in shares) or sum(max(s) for s in shares) >= 1:
+            raise ValueError("the shares of a mixture must be positive and sum to less than 1")
         return self
 
 
@@ -85,8 +78,8 @@ class DivergenceSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str = "rkl"
-    pointwise_clip: float | None = Field(default=None, gt=0.0)
-    token_clip: float | None = Field(default=None, gt=0.0)
+    pointwise_clip: Positive | None = None
+    token_clip: Positive | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -101,21 +94,26 @@ class DivergenceSpec(BaseModel):
     @model_validator(mode="after")
     def _sound(self) -> DivergenceSpec:
         require(self.kind, parts.DIVERGENCES, "divergence")
-        known = set(parts.DIVERGENCES[self.kind])
+        known = dict.fromkeys(parts.DIVERGENCES[self.kind], self.kind)
         if self.kind == "pg":
-            known |= set(parts.SIGNALS[require(self.signal, parts.SIGNALS, "signal")])
-        for key in self.parameters:
+            known |= dict.fromkeys(parts.SIGNALS[require(self.signal, parts.SIGNALS, "signal")], self.signal)
+        for key, value in self.parameters.items():
             if key not in known:
                 raise ValueError(
                     f"unknown key `{key}` of divergence {self.kind}{parts.nearest(key, [*known, *parts.CLIPS])}; "
                     f"it takes {', '.join(sorted(known)) or 'none'}"
                 )
-        if self.kind == "jsd" and not 0 < float(self.parameters.get("alpha", 0.5)) < 1:
-            raise ValueError("alpha of jsd must lie strictly between 0 and 1; its ends are fkl and rkl")
+            if key != "signal":
+                values.check(known[key], key, value)
         if self.kind not in parts.DISTRIBUTIONS and self.pointwise_clip is not None:
             raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
-        if "cap" in self.parameters and self.parameters.get("behaviour") is None:
-            raise ValueError("cap bounds an importance ratio, which needs `behaviour: initial`")
+        bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
+        if bounds and self.parameters.get("behaviour") is None:
+            raise ValueError(f"{bounds[0]} is of an importance ratio, which needs `behaviour: initial`")
+        if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
+            raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
+        if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:
+            raise ValueError("baseline_k is of a baseline, which needs `baseline: value`")
         return self
 
 
@@ -148,12 +146,13 @@ class WeightSpec(BaseModel):
         require(self.score, [*parts.SCORES, *parts.FACTS], "score")
         require(self.shape, parts.SHAPES, "shape")
         known = parts.SHAPES[self.shape]
-        for key in self.parameters:
+        for key, value in self.parameters.items():
             if key not in known:
                 raise ValueError(
                     f"unknown key `{key}` of shape {self.shape}{parts.nearest(key, [*known, *WeightSpec.model_fields])}; "
                     f"it takes {', '.join(known) or 'none'}"
                 )
+            values.check(self.shape, key, value)
         if self.soft_or and len(self.soft_or) != 2:
             raise ValueError("soft_or joins two weights")
         return self
@@ -183,7 +182,7 @@ class Term(Part):
     """Of an anchor: tokens that the initial policy gave less than this carry no loss. Where it wavered, what it did not say
     may be the very habit that is corrected on other steps."""
     student_view: str = "student"
-    temperature: float = Field(default=1.0, gt=0.0)
+    temperature: Positive = 1.0
     """Of student and target alike."""
 
     @field_validator("normalize")
@@ -288,6 +287,9 @@ class Recipe(Part):
                 raise ValueError(f"terms.{name}: min_probability is of anchors; on hints use a weight of `surprisal`")
             if term.divergence.signal == "advantage" and term.divergence.kind == "pg" and term.rows != "hint":
                 raise ValueError(f"terms.{name}: anchors have no advantage")
+        for view in (v for w in self.coupling.credit for s in sorted(w.scores()) for v in parts.SCORES.get(s, ())):
+            if view not in self.all_views():
+                raise ValueError(f"coupling.credit: unknown view `{view}`{parts.nearest(view, self.all_views())}")
         known = {w.id for t in self.terms.values() for w in t.weights if w.id}
         for name, term in self.terms.items():
             for weight in term.weights:
@@ -296,12 +298,15 @@ class Recipe(Part):
         return self
 
     def _check_views(self, name: str, term: Term) -> None:
-        known = set(self.all_views())
-        wanted = [*term.target.loglin, *term.target.mixture, term.student_view]
-        wanted += [term.target.anchor] if term.target.anchor else []
-        for view in wanted:
+        known = self.all_views()
+        for view in _views_of(term):
             if view not in known:
                 raise ValueError(f"terms.{name}: unknown view `{view}`{parts.nearest(view, known)}")
+        for view in _named_views(term):
+            if known[view].n > 1:
+                raise ValueError(
+                    f"terms.{name}: the view `{view}` is {known[view].n} contexts, which scores read together; name one by n: 1"
+                )
         if not self.all_views()[term.student_view].grad:
             raise ValueError(f"terms.{name}: the student view `{term.student_view}` has no gradient")
         if term.divergence.kind == "hidden_mse" and term.rows == "anchor":
@@ -313,6 +318,13 @@ class Recipe(Part):
 
     def used_views(self, rows: str = "hint") -> dict[str, View]:
         """The views that the terms on these rows read, by name; several contexts of a kind under numbered names."""
+        wanted = {n: self.all_views()[n] for n in self.used_names(rows)}
+        return {
+            (name if view.n == 1 else f"{name}_{i + 1}"): view for name, view in wanted.items() for i in range(view.n)
+        }
+
+    def used_names(self, rows: str = "hint") -> list[str]:
+        """The names of the views that the terms on these rows read, as declared."""
         names: dict[str, None] = {}
         for term in self.terms.values():
             if term.rows == rows:
@@ -320,21 +332,23 @@ class Recipe(Part):
         if rows == "hint":
             for weight in self.coupling.credit:
                 names |= dict.fromkeys(v for s in weight.scores() for v in parts.SCORES.get(s, ()))
-        views = self.all_views()
-        wanted = {n: views[n] for n in names if n in views}
-        return {
-            (name if view.n == 1 else f"{name}_{i + 1}"): view for name, view in wanted.items() for i in range(view.n)
-        }
+        if any("disagree" in w.scores() for t in self.terms.values() if t.rows == rows for w in t.weights):
+            names |= dict.fromkeys(n for n in self.views if n.startswith("teacher_"))
+        return list(names)
+
+
+def _named_views(term: Term) -> list[str]:
+    """Views that a term reads by their name, one distribution each."""
+    of, parameters = term.target, term.divergence.parameters
+    names = [term.student_view, *of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
+    names += [str(parameters["behaviour"])] if parameters.get("behaviour") is not None else []
+    if term.divergence.kind == "token_preference":
+        names.append(str(parameters.get("reference", "initial")))
+    return names
 
 
 def _views_of(term: Term) -> list[str]:
-    names = [term.student_view, *term.target.loglin, *term.target.mixture]
-    names += [term.target.anchor] if term.target.anchor else []
-    names += [v for w in term.weights for s in w.scores() for v in parts.SCORES.get(s, ())]
-    names += ["initial"] if term.divergence.parameters.get("behaviour") == "initial" else []
-    names += (
-        [str(term.divergence.parameters.get("reference", "initial"))]
-        if term.divergence.kind == "token_preference"
-        else []
-    )
-    return names
+    """Every view that a term reads, the views of its scores included."""
+    scores = [s for w in term.weights for s in sorted(w.scores())]
+    scores += ["contrast"] if term.divergence.kind == "pg" and term.divergence.signal == "tanh_contrast" else []
+    return [*_named_views(term), *(v for s in scores for v in parts.SCORES.get(s, ()))]

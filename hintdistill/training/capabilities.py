@@ -5,8 +5,11 @@ from __future__ import annotations
 from hintdistill.config import TrainSection
 
 
-def available(config: TrainSection) -> frozenset[str]:
-    """The needs (names of `recipes.needs.HOW`) that a training with these settings meets."""
+def available(config: TrainSection, engine: str = "transformers") -> frozenset[str]:
+    """The needs (names of `recipes.needs.HOW`) that a training with these settings meets.
+
+    `engine` is `rescore.engine.backend`: stored targets hold what the engine that made them could be asked.
+    """
     if config.target_source == "stored":
-        return frozenset({"union_support"})
+        return frozenset({"union_support"}) if engine == "transformers" else frozenset()
     return frozenset({"union_support", "in_step_teacher", "full_vocabulary"})

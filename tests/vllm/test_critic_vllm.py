@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
+from served import CONTEXT, CRITIC, TOOLWORLD
 
 vllm = pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOLWORLD = ROOT / "examples" / "toolworld"
-CRITIC = TOOLWORLD / "critic"
-
 
 @pytest.fixture(scope="module")
-def backend():
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+def backend(vllm_engine):
     from hintdistill.critics.vllm import VLLMBackend
 
-    made = VLLMBackend(CRITIC, max_tokens=320, context_tokens=8192, dtype="float32")
-    yield made
-    made.engine.llm_engine.engine_core.shutdown()
+    return VLLMBackend(CRITIC, max_tokens=320, context_tokens=CONTEXT, dtype="float32", engine=vllm_engine.llm)
 
 
 def traces(n: int):
@@ -84,7 +75,7 @@ def test_votes_and_an_edited_prompt_reuse_the_record(backend, tmp_path):
         from hintdistill.critics.vllm import VLLMBackend
 
         # one finding of bounded length at most, so that whatever so small a model says of so long a trace comes to an end
-        patient = VLLMBackend(CRITIC, max_tokens=1000, context_tokens=8192, engine=backend.engine)
+        patient = VLLMBackend(CRITIC, max_tokens=1000, context_tokens=CONTEXT, engine=backend.engine)
         settings = {"backend": "vllm", "max_tokens": 1000, "max_findings": 1, "repair_rounds": 0}
         record = backend.count(whole(trace).text)
         LLMCritic(section(**settings), PromptLibrary(), patient).ask(trace)

@@ -1,19 +1,15 @@
 """The vLLM engine in process: the same numbers as transformers, with the prefix cache read and guarded.
 
-One engine for all tests, on a tiny random model; the server's tests are in test_real_server.py.
+On the tiny critic, over random ids; the server's tests are in test_real_server.py.
 """
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from served import CRITIC
 
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.engines.vllm import VLLMEngine
 from hintdistill.errors import ConfigError, ContextLengthError, ScoreError
 from hintdistill.scores import ScoreRequest
 
@@ -24,33 +20,8 @@ VOCAB = 512
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(7)
-    config = Qwen3Config(
-        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=32, max_position_embeddings=2048, pad_token_id=0, eos_token_id=2, bos_token_id=1,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(2.0)
-    path = tmp_path_factory.mktemp("model")
-    model.save_pretrained(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def vllm_engine(folder):
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    engine = VLLMEngine.load(folder, dtype="float32", max_logprobs=16, max_length=1024, tokenizer=False)
-    yield engine
-    engine.close()
-
-
-@pytest.fixture(scope="module")
-def reference(folder):
-    return TransformersEngine.load(folder, dtype="float32", device="cpu")
+def reference():
+    return TransformersEngine.load(CRITIC, dtype="float32", device="cpu")
 
 
 def views(seed: int, tokens: int = 640) -> list[ScoreRequest]:
@@ -128,9 +99,9 @@ def test_default_and_reuse_agree(vllm_engine):
 def test_bad_input_is_named(vllm_engine):
     with pytest.raises(ConfigError, match=r"top_k 17 is above the 16"):
         vllm_engine.score(views(5), 17)
-    long = np.random.default_rng(0).integers(3, VOCAB, 1200)
-    with pytest.raises(ContextLengthError, match="1200 tokens is longer than the 1023"):
-        vllm_engine.score([ScoreRequest(long, 10, 1200)], 4)
+    long = np.random.default_rng(0).integers(3, VOCAB, 9000)
+    with pytest.raises(ContextLengthError, match="9000 tokens is longer than the 8191"):
+        vllm_engine.score([ScoreRequest(long, 10, 9000)], 4)
 
 
 def test_a_missing_log_probability_is_an_error_never_a_number(vllm_engine, monkeypatch):

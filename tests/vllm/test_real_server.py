@@ -7,9 +7,6 @@ requests are in flight, and that a server which dies costs nothing that was done
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,57 +15,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, STUDENT
 
 vllm = pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
 pytestmark = pytest.mark.vllm
 
-ROOT = Path(__file__).resolve().parents[2]
-STUDENT = ROOT / "examples" / "toolworld" / "student"
 COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
-
-
-class Server:
-    """The OpenAI-compatible server in a process group of its own."""
-
-    def __init__(self, log: Path) -> None:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.url, self.log = f"http://127.0.0.1:{self.port}/v1", log
-        arguments = ["--model", str(STUDENT), "--served-model-name", "critic", "--port", str(self.port), "--host", "127.0.0.1",
-                     "--max-model-len", "16384", "--dtype", "float32", "--max-logprobs", "64",
-                     "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']  # fmt: skip
-        with log.open("wb") as out:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
-                env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-
-    def wait(self) -> None:
-        for _ in range(600):
-            if self.process.poll() is not None:
-                break
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2):
-                    return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        raise RuntimeError(f"vLLM did not start:\n{self.log.read_text(errors='replace')[-3000:]}")
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    served = Server(tmp_path_factory.mktemp("vllm") / "log")
-    try:
-        served.wait()
-        yield served
-    finally:
-        served.kill()
 
 
 def run(server, folder, *args: str, expect: int = 0) -> subprocess.CompletedProcess:
@@ -196,6 +148,42 @@ def test_the_server_engine_agrees_with_transformers_in_both_dialects(server):
         ServerEngine("http://127.0.0.1:9/v1", "critic", retries=0)
 
 
+def test_the_rescore_stage_through_a_server(server, tmp_path):
+    """The same hints, scored by vLLM over HTTP and by transformers: the same effects, and the union is said to be missing."""
+    import numpy as np
+
+    from hintdistill.targets import TargetStore
+
+    command = [
+        *COMMAND,
+        "rescore",
+        "configs/quickstart.yaml",
+        "-q",
+        "critic.use=[rules,recorded]",
+        "traces.limit=24",
+        "run.dtype=float32",
+    ]
+    through = ["rescore.engine.backend=server", f"rescore.engine.base_url={server.url}", "rescore.engine.model=critic"]
+    stored = {}
+    for name, more in (("server", through), ("here", [])):
+        done = subprocess.run([*command, f"run.dir={tmp_path / name}", *more], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+        targets = TargetStore(tmp_path / name / "targets").read()
+        stored[name] = {(t.trace_id, t.step, t.error_class, t.kind): t for t in targets}
+    assert stored["server"].keys() == stored["here"].keys() and len(stored["here"]) > 20
+    for key, ours in stored["server"].items():
+        theirs = stored["here"][key]
+        assert np.abs(ours.teacher_sampled - theirs.teacher_sampled).max() <= 2e-4
+        assert ours.versions["engine"] == "ServerEngine" and ours.versions["weights"] == theirs.versions["weights"]
+    done = subprocess.run(
+        [*COMMAND, "run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'train'}", *through],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 2 and "union_support" in done.stderr and not (tmp_path / "train").exists()
+
+
 def test_the_agents_call_against_a_server(server):
     """connect_engine: only tokenizer and template are read here; the target is of the same kind."""
     import hintdistill as hd
@@ -210,7 +198,7 @@ def test_the_agents_call_against_a_server(server):
     assert (ours.decision is None) == (theirs.decision is None)
 
 
-def test_zz_a_server_killed_in_the_middle(server, tmp_path):
+def test_a_server_killed_in_the_middle(server, tmp_path):
     """Last, because it kills the server: what was answered is kept, the error names the URL, the exit code is 5."""
     folder = tmp_path / "run"
     settings = [f"run.dir={folder}", f"critic.llm.base_url={server.url}", "critic.llm.max_findings=2", "critic.llm.max_tokens=3000",

