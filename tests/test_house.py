@@ -14,7 +14,7 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "hintdistill"
 ORDER = (
-    "errors", "shipped", "types", "scores", "recipes", "config", "config_file", "rundir", "json_spans", "traces", "models",
+    "errors", "hosts", "shipped", "types", "scores", "recipes", "config", "config_file", "rundir", "json_spans", "traces", "models",
     "engines", "importing", "prompts", "quotes", "critics", "inspection", "rendering", "legal", "hints", "injection", "scoring",
     "movement", "targets", "objectives", "training", "rollouts", "reporting", "pipeline", "evidence", "api", "doctor", "scaffold",
     "prompt_preview", "commands", "commands_evidence", "cli",

@@ -10,6 +10,7 @@ from hintdistill.critics import Critic
 from hintdistill.critics.backends import AnswerCache, Backend, Budget
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.critics.rules import RulesCritic
+from hintdistill.hosts import is_outside
 from hintdistill.prompts import PromptLibrary
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def make_llm(
 ) -> LLMCritic:  # fmt: skip
     """One LLM critic. Raises what `make_critics` raises."""
     from hintdistill.critics.llm import LLMCritic
-    from hintdistill.critics.server import is_outside
 
     backend = make_backend(name, config, section, run)
     sent_away = config.backend == "server" and is_outside(config.base_url)

@@ -7,39 +7,25 @@ stop the batch; anything else costs its own trace.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 
 from hintdistill.config import LLMSection
 from hintdistill.critics.backends import Reply, Request, by_bytes
-from hintdistill.errors import ConfigError, HintdistillError, ServiceError
+from hintdistill.errors import HintdistillError, ServiceError
+from hintdistill.hosts import require_allowed
 from hintdistill.types import Usage
 
 CONNECT_S = 20.0
 """Seconds after which a server that does not take the connection counts as unreachable."""
 RAW_LENGTH = 20_000
 """Characters of an unusable answer that are kept."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def is_outside(base_url: str | None) -> bool:
-    """Whether a server is not this machine."""
-    return base_url is not None and not is_loopback(urlsplit(base_url).hostname or "")
 
 
 class NoCompletionError(ServiceError):
@@ -66,12 +52,7 @@ class ServerBackend:
             ModelError: the tokenizer that should count tokens cannot be loaded.
         """
         assert config.base_url is not None and config.model is not None
-        host = urlsplit(config.base_url).hostname or ""
-        if not is_loopback(host) and host not in set(allow_hosts):
-            raise ConfigError(
-                f"the critic at {config.base_url} is outside this machine",
-                hint=f"traces may hold private data; to send them there, set critic.allow_hosts=[{host}]",
-            )
+        require_allowed("the critic", config.base_url, allow_hosts, "critic.allow_hosts")
         self.config, self.section = config, section
         self.key = f"{config.base_url} {config.model} {config.max_tokens} {config.structured}"
         self._client = openai.OpenAI(

@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from hintdistill.config import RunConfig
-from hintdistill.errors import ConfigError
+from hintdistill.hosts import require_allowed
 from hintdistill.models import ModelKey, model_key, resolve_model
 from hintdistill.pipeline.progress import Voice
 from hintdistill.prompts import PromptLibrary
@@ -87,15 +86,9 @@ class RunContext:
 
     def check_scoring_engine(self) -> None:
         """Raises ConfigError where `rescore.engine` names a server outside this machine that may not be asked."""
-        from hintdistill.critics.server import is_outside
-
         engine = self.config.rescore.engine
-        host = urlsplit(engine.base_url or "").hostname or ""
-        if engine.backend == "server" and is_outside(engine.base_url) and host not in engine.allow_hosts:
-            raise ConfigError(
-                f"the engine at {engine.base_url} is outside this machine",
-                hint=f"traces may hold private data; to send them there, set rescore.engine.allow_hosts=[{host}]",
-            )
+        if engine.backend == "server" and engine.base_url is not None:
+            require_allowed("the engine", engine.base_url, engine.allow_hosts, "rescore.engine.allow_hosts")
 
     @contextmanager
     def scoring_engine(self) -> Iterator[Engine]:
