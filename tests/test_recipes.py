@@ -10,6 +10,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -630,3 +631,13 @@ def test_the_page_names_every_recipe():
 
     assert page == made(), "run `make docs`"
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(RECIPES)
+
+
+def test_what_a_weight_does_is_measured():
+    """The metrics of shapes and of a coupling come out beside those of the term."""
+    recipe = RECIPES["rlcsd"]
+    _, batch, _ = batch_for(recipe)
+    batch = replace(batch, facts={**batch.facts, "advantage": torch.full((2,), 0.3)})
+    metrics = objective(recipe, batch)[1]
+    zero = [v for k, v in metrics.items() if k.endswith("/weight_zero")]
+    assert zero and all(0 <= v <= 1 for v in zero) and "kept/sign_held" in metrics

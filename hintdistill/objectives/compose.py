@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -120,7 +120,8 @@ def term(
     target, metrics = _target(spec, views, batch, step)
     bank = ScoreBank(views, target, batch.sampled, batch.lengths, batch.facts, student=spec.student_view)
     base = span_weights(spec, batch) if base is None else base
-    weights = _weights(spec.weights, bank, base != 0, masks, generator, step)
+    weighing = _Weighing(bank, base != 0, masks, generator, step, metrics)
+    weights = _weights(spec.weights, weighing)
     per_token, more = _per_token(spec, batch, views, student, target, bank, coupling, step)
     metrics |= more
     factor, kept = _renormalised(spec.normalize, base, weights, batch.lengths)
@@ -172,41 +173,49 @@ def span_mask(spec: Term, facts: Mapping[str, Tensor]) -> Tensor:
     return quoted if spec.span == "quote" else 1.0 + (spec.quote_weight - 1.0) * quoted
 
 
-def _weights(
-    specs: Sequence[WeightSpec], bank: ScoreBank, valid: Tensor, masks: dict[str, Tensor],
-    generator: torch.Generator | None, step: int,
-) -> Tensor:  # fmt: skip
+@dataclass(frozen=True)
+class _Weighing:
+    """What weights are made of, and where the metrics of their shapes go."""
+
+    bank: ScoreBank
+    valid: Tensor
+    masks: dict[str, Tensor]
+    generator: torch.Generator | None
+    step: int
+    metrics: dict[str, float]
+
+    def shaped(self, shape: str, score: Tensor, parameters: Mapping[str, Any]) -> Tensor:
+        """A score [N] under a shape at this step."""
+        context = {"valid": self.valid, "lengths": self.bank.lengths, "generator": self.generator}
+        weight, metrics = shapes.apply(shape, score, at_step(parameters, self.step), **context)
+        self.metrics.update({f"{shape}/{k}": v for k, v in metrics.items()})
+        return weight
+
+
+def _weights(specs: Sequence[WeightSpec], of: _Weighing) -> Tensor:
     """Product of the weights [N], detached."""
-    out = torch.ones_like(bank.s[:, 0])
+    out = torch.ones_like(of.bank.s[:, 0])
     for spec in specs:
-        out = out * _weight(spec, bank, valid, masks, generator, step)
+        out = out * _weight(spec, of)
     return out
 
 
-def _weight(
-    spec: WeightSpec,
-    bank: ScoreBank,
-    valid: Tensor,
-    masks: dict[str, Tensor],
-    generator: torch.Generator | None,
-    step: int,
-) -> Tensor:
-    context = {"valid": valid, "lengths": bank.lengths, "generator": generator}
+def _weight(spec: WeightSpec, of: _Weighing) -> Tensor:
     if spec.ref:
-        weight = masks[spec.ref]
+        weight = of.masks[spec.ref]
     elif spec.soft_or:
-        weight = shapes.soft_or(*(_weight(w, bank, valid, masks, generator, step) for w in spec.soft_or))
+        weight = shapes.soft_or(*(_weight(w, of) for w in spec.soft_or))
     elif spec.product:
-        weight = _weights(spec.product, bank, valid, masks, generator, step)
+        weight = _weights(spec.product, of)
     else:
-        score = bank[spec.score] * (bank["adv_sign"] if spec.times_sign else 1.0)
-        weight, _ = shapes.apply(spec.shape, score, at_step(spec.parameters, step), **context)
+        score = of.bank[spec.score] * (of.bank["adv_sign"] if spec.times_sign else 1.0)
+        weight = of.shaped(spec.shape, score, spec.parameters)
     for after in spec.then:
-        weight, _ = shapes.apply(after.shape, weight, at_step(after.parameters, step), **context)
+        weight = of.shaped(after.shape, weight, after.parameters)
     if spec.invert:
         weight = 1 - weight
     if spec.id:
-        masks[spec.id] = weight
+        of.masks[spec.id] = weight
     return weight
 
 
@@ -312,8 +321,11 @@ def _advantage(
     advantage = bank["advantage"]
     if coupling is None or coupling.kind not in ("adv_mul", "adv_add"):
         return advantage, {}
-    credit = _weights(coupling.credit, bank, torch.ones_like(advantage, dtype=torch.bool), {}, None, step)
+    everywhere = torch.ones_like(advantage, dtype=torch.bool)
+    metrics: dict[str, float] = {}
+    credit = _weights(coupling.credit, _Weighing(bank, everywhere, {}, None, step, metrics))
     if coupling.kind == "adv_mul":
-        return couplings.advantage_multiply(advantage, credit, scheduled(coupling.lam, step))
-    beta = scheduled(coupling.beta, step)
-    return couplings.advantage_add(advantage, credit, beta, coupling.keep_sign)
+        value, more = couplings.advantage_multiply(advantage, credit, scheduled(coupling.lam, step))
+    else:
+        value, more = couplings.advantage_add(advantage, credit, scheduled(coupling.beta, step), coupling.keep_sign)
+    return value, metrics | more
