@@ -28,6 +28,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from hintdistill.errors import PromptError
 from hintdistill.shipped import data_root
 
+REVISE = "critic/revise.jinja"
+"""What asks for a second hint."""
 _ASKED = frozenset(
     {"trace", "tools", "signatures", "legal_steps", "checks", "error_classes", "schema", "window", "windows"}
 )
@@ -43,7 +45,7 @@ ROLES: dict[str, frozenset[str]] = {
 """What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the three with a fixed name."""
 _ROLE_OF = {
     "critic/record.jinja": "record", "critic/all_at_once.jinja": "prompt", "critic/step.jinja": "step_prompt",
-    "critic/half.jinja": "half_prompt", "critic/repair.jinja": "repair", "critic/revise.jinja": "revise",
+    "critic/half.jinja": "half_prompt", "critic/repair.jinja": "repair", REVISE: "revise",
 }  # fmt: skip
 VARIABLES: dict[str, frozenset[str]] = {
     "critic": frozenset().union(*ROLES.values()),

@@ -180,6 +180,7 @@ def test_quick_and_full_plans():
         (["ablate.arms=[foreign]", "ablate.foreign_traces=[]"], "needs ablate.foreign_traces"),
         (["ablate.arms=[llm_critic]"], "needs ablate.llm_critic"),
         (["run.rounds=", "traces.path=x"], "set run.rounds"),
+        (["rescore.engine.backend=vllm"], "scored by transformers"),
         (["train.teacher=live", "train.targets=in_step"], "stored targets of the initial teacher"),
     ],
 )

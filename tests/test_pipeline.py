@@ -50,6 +50,16 @@ def report(straight) -> dict:
     return json.loads((straight / "report.json").read_text())
 
 
+def test_targets_name_the_prompts_they_came_from(straight):
+    hints = [t for t in TargetStore(straight / "targets").read() if t.kind == "hint"]
+    templates = {t.error_class: t.versions["hint_template"] for t in hints}
+    for error_class, said in templates.items():
+        name, digest = said.split()
+        assert name == f"hints/{error_class}.jinja" and len(digest) == 16
+    assert len(set(templates.values())) == len(templates) > 2
+    assert all("critic_prompt" not in t.versions for t in hints), "no LLM took part"
+
+
 def test_the_documented_keys(report):
     assert {
         "schema",
@@ -500,6 +510,9 @@ def test_an_engine_that_is_gone_or_may_not_be_asked(tmp_path):
     fails(tmp_path / "b", 2, *server, away, says=["rescore.engine.allow_hosts=[engine.example.com]"])
     assert not (tmp_path / "b" / "run").exists()
     fails(tmp_path / "c", 2, "rescore.engine.backend=server", says=["needs base_url and model"])
+    says = ["changes with the rounds", "train.teacher=initial"]
+    moving = [*server[:2], gone, "critic.use=[rules]", "train.teacher=live"]
+    fails(tmp_path / "d", 2, *moving, config="configs/rounds.yaml", says=says)
 
 
 def test_interrupt_is_130(tmp_path):

@@ -23,7 +23,6 @@ from hintdistill.critics.rules import RulesCritic
 from hintdistill.critics.strategies import (
     RECORD,
     REPAIR,
-    REVISE,
     STRATEGIES,
     Asker,
     Asking,
@@ -34,7 +33,7 @@ from hintdistill.critics.strategies import (
     tool_lines,
 )
 from hintdistill.errors import ConfigError, HintdistillError, ServiceError
-from hintdistill.prompts import PromptLibrary, hint_classes
+from hintdistill.prompts import REVISE, PromptLibrary, hint_classes
 from hintdistill.quotes import is_in_step
 from hintdistill.types import Critique, Finding, Trace
 

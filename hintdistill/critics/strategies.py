@@ -38,7 +38,7 @@ from hintdistill.critics.answers import (
 from hintdistill.critics.backends import Reply, Request
 from hintdistill.critics.record import Record, encode, harmless
 from hintdistill.errors import HintdistillError
-from hintdistill.prompts import PromptLibrary, hint_classes
+from hintdistill.prompts import REVISE, PromptLibrary, hint_classes
 from hintdistill.types import Finding, Trace, Usage, Verdict
 
 T = TypeVar("T")
@@ -47,7 +47,6 @@ Asking = Generator[Request, Reply | HintdistillError, T]
 """Yields questions, is sent replies, returns T."""
 RECORD = "critic/record.jinja"
 REPAIR = "critic/repair.jinja"
-REVISE = "critic/revise.jinja"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
         raise ConfigError(
             "arms are rows of stored targets of the initial teacher; leave train.teacher and train.targets"
         )
+    if config.rescore.engine.backend != "transformers":
+        raise ConfigError("arms are scored by transformers, on the union of the views' top k; leave rescore.engine")
     if "foreign" in a.arms and not a.foreign_traces:
         raise ConfigError("the arm `foreign` needs ablate.foreign_traces")
     if "llm_critic" in a.arms and not a.llm_critic:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hintdistill.config import RunConfig
+from hintdistill.errors import ConfigError
 from hintdistill.hosts import require_allowed
 from hintdistill.models import ModelKey, model_key, resolve_model
 from hintdistill.pipeline.progress import Voice
@@ -85,8 +86,13 @@ class RunContext:
         return self.engines[folder]
 
     def check_scoring_engine(self) -> None:
-        """Raises ConfigError where `rescore.engine` names a server outside this machine that may not be asked."""
-        engine = self.config.rescore.engine
+        """Raises ConfigError where `rescore.engine` names a server that may not be asked, or that cannot follow the teacher."""
+        engine, teacher = self.config.rescore.engine, self.config.train.objective.teacher.update
+        if engine.backend == "server" and self.config.run.rounds is not None and teacher != "initial":
+            raise ConfigError(
+                f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
+                hint="set train.teacher=initial, or rescore.engine.backend=vllm or transformers",
+            )
         if engine.backend == "server" and engine.base_url is not None:
             require_allowed("the engine", engine.base_url, engine.allow_hosts, "rescore.engine.allow_hosts")
 

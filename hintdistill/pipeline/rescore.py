@@ -11,7 +11,7 @@ from hintdistill.errors import ConfigError, ContextLengthError, EmptyFunnelError
 from hintdistill.models import model_key
 from hintdistill.pipeline import critique, inject, read
 from hintdistill.pipeline.context import RunContext
-from hintdistill.prompts import hint_name
+from hintdistill.prompts import REVISE, hint_name
 from hintdistill.rendering import RenderedStep
 from hintdistill.rundir import content_key
 from hintdistill.scores import Target
@@ -67,7 +67,8 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
     def versions(finding: Finding) -> dict[str, str]:
         names = {}
         if finding.critic in sections:
-            names["critic_prompt"] = sections[finding.critic].asked_prompt
+            revised = finding.revised_from is not None
+            names["critic_prompt"] = REVISE if revised else sections[finding.critic].asked_prompt
         if finding.hint is None:
             names["hint_template"] = hint_name(finding.error_class)
         return {what: f"{name} {ctx.library.hash(name)}" for what, name in names.items() if ctx.library.has(name)}
