@@ -14,8 +14,9 @@ export TOKENIZERS_PARALLELISM := false
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
 
+# one process per core, each on one thread: two torch threads of two processes would wait for one another
 test: install lint
-	$(BIN)/pytest -m "not slow and not vllm"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm" -n 2 --dist loadfile
 
 test-full: install
 	$(BIN)/pytest -m "slow"

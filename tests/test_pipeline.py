@@ -21,7 +21,7 @@ from hintdistill.scores import Target
 from hintdistill.targets import TargetStore
 
 COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
-ENV = {**os.environ, "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 # the shipped critic LLM has a test of its own below; what is tested here does not depend on who reads
 RULES = "critic.use=[rules,recorded]"
 SMALL = [
