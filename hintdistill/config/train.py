@@ -69,9 +69,13 @@ class TrainSection(Section):
     learning_rate: float = Field(default=2e-4, gt=0.0)
     epochs: float = Field(default=3.0, gt=0.0)
     batch_size: int = Field(default=16, ge=1)
-    """Rows per optimiser step."""
+    """Rows (traces with their accepted injections) per optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass; the rest is accumulated. Default: `batch_size`."""
+    branch_tokens: int = Field(default=16_384, ge=1)
+    """Tokens per forward pass of a teacher in the step."""
+    gradient_checkpointing: bool = False
+    """Compute each layer's activations again in the backward pass: less memory, about a third more time."""
     warmup_steps: int = Field(default=5, ge=0)
     schedule: str = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0.0)
