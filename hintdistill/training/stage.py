@@ -16,7 +16,7 @@ from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
 from hintdistill.errors import EmptyFunnelError
 from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.scores import Target
-from hintdistill.training.rows import RowDataset, build_rows
+from hintdistill.training.rows import RowDataset, TraceRow, build_rows
 
 SUMMARY = "hintdistill.json"
 
@@ -28,6 +28,8 @@ class TrainSummary:
     key: str
     hint_rows: int
     anchor_rows: int
+    rows: int
+    """Traces that were read; hints and anchors are their steps."""
     steps: int
     engine_floor_nats: float
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
@@ -77,7 +79,7 @@ def train(
     last = _last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     summary = TrainSummary(
-        key=key, hint_rows=len(hints), anchor_rows=len(rows) - len(hints), steps=trainer.state.global_step,
+        key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         engine_floor_nats=floor, trainable_parameters=trainable, parameters=sum(p.numel() for p in model.parameters()),
     )  # fmt: skip
     _save(trainer, folder, out, summary)
@@ -123,6 +125,8 @@ def _trainer(
                 progress(state.global_step, state.max_steps)
 
     micro = config.micro_batch_size or config.batch_size
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
         output_dir=str(work), per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // micro,
@@ -139,6 +143,10 @@ def _trainer(
     )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _count(rows: Sequence[TraceRow], kind: str) -> int:
+    return sum(s.kind == kind for r in rows for s in r.slots)
 
 
 def _special_ids(folder: Path, config: TrainSection) -> list[int]:

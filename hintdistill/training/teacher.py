@@ -35,7 +35,7 @@ class Follower:
                 if mine.dtype != torch.float32:
                     mine = self.weights[name] = mine.float()
                 mine.lerp_(self._live[name].detach().float(), self.rule.rate)
-        elif step % self.rule.every == 0:
+        elif self.rule.update == "periodic" and step % self.rule.every == 0:
             for name, mine in self.weights.items():
                 mine.copy_(self._live[name])
 
