@@ -13,9 +13,7 @@ between them holds them there. `LOOSE` and `PINNED` are measured (`benchmarks/pl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
-
+from dataclasses import dataclass
 from hintdistill.engines.prefix_tree import Piece, PrefixTree
 from hintdistill.planning.shape import ModelShape
 
@@ -35,7 +33,13 @@ LOGIT_CHUNK = 1 << 24
 MASK_ROWS = 256
 """Queries per masked block; `engines.shared_prefix.BLOCK`."""
 ENTRY = 100
-"""Bytes that a kept entry takes while it is written: Python objects of its id and two log-probabilities."""
+"""Bytes that a kept entry takes while it is written or read: Python objects of its id and two log-probabilities."""
+HEAP = 1.0
+"""What the heap holds while an engine scores, of the blocks below `MAPPED` that are alive: about as much again."""
+ITEM = 160
+"""Bytes per token of an injection or a rendered step while it waits as Python objects."""
+STAGE = 25_000_000
+"""What loading a model and a stage's own machinery need beside everything that is counted."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,12 @@ class Setup:
     branch_tokens: int = 16_384
     other_weights: int = 0
     """Bytes of models that earlier stages left loaded."""
+    stored: int = 0
+    """Kept entries of all targets of the run."""
+    used: int = 0
+    """Kept entries of the targets that are trained on."""
+    part: int = 0
+    """Kept entries of one parquet part."""
 
     @property
     def trains_head(self) -> bool:
@@ -99,11 +109,7 @@ class Load:
 
     tokens: int
     scored: int
-    rows: int = 1
     branch_tokens: int = 0
-    longest: int = 0
-    """Tokens of its longest row; 0: all rows alike."""
-    widths: tuple[int, ...] = field(default=())
 
 
 def layer_floats(shape: ModelShape, rank: int = 0) -> list[int]:
@@ -144,6 +150,18 @@ def forward_bytes(shape: ModelShape, tokens: int, width: int) -> int:
     """What a pass without gradient holds at most beside keys and values: one layer's tensors, `width` bytes each entry."""
     h, a, k, i = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
     return tokens * width * max(2 * h + 3 * i, 2 * h + 4 * a + 3 * k)
+
+
+def _small(shape: ModelShape, tokens: int, width: int) -> int:
+    """Of `forward_bytes`, what is in blocks that the heap keeps."""
+    feed = [(2, shape.hidden), (3, shape.intermediate)]
+    attention = [(2, shape.hidden), (4, shape.query_width), (3, shape.key_width)]
+    worst = max(feed, attention, key=lambda some: sum(n * w for n, w in some))
+    return sum(
+        n * w * tokens * width
+        for n, w in (attention if tokens * shape.intermediate * width >= MAPPED else worst)
+        if tokens * w * width < MAPPED
+    )
 
 
 def cache_bytes(shape: ModelShape, tokens: int, width: int) -> int:
@@ -191,6 +209,8 @@ def train_peak(shape: ModelShape, setup: Setup, load: Load) -> Peak:
         "optimizer moments": 2 * setup.trained * FLOAT,
         "frozen copies": setup.copies * shape.parameters * setup.weight_bytes + (gradients if setup.follower else 0),
         "other models": setup.other_weights,
+        # an id and two log-probabilities each, once more with tails for what is trained on; a part while it is read
+        "rows": 16 * (setup.stored + setup.used) + ENTRY * setup.part // 3 + STAGE,
         **worst,
         "allocator": _loose(shape, setup, load, gradients) if setup.on_cpu else 0,
     }
@@ -241,44 +261,43 @@ def kept_tokens(tree: PrefixTree) -> int:
     )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One tree that an engine reads, as far as memory goes."""
-
-    kept: int
-    """Tokens whose keys and values are kept."""
-    largest_call: int
-    masks: int
-    """Bytes, of the call that has most."""
-    scored: int
-    """Scored positions of all its sequences."""
-
-
-def rescore_peak(
-    shape: ModelShape, reading: Reading, *, weight_bytes: int, top_k: int, step: int, part_entries: int, on_cpu: bool = True,
-    device: Literal["same"] | None = None,
+def scoring_peak(
+    shape: ModelShape, *, kept: int, call: int, masks: int, together: int, weight_bytes: int, step: int, top_k: int,
+    written: int = 0, other_weights: int = 0, on_cpu: bool = True,
 ) -> Peak:  # fmt: skip
     """Peak of scoring: keys and values, one call's tensors, masks, a chunk of logits, and the part that is written.
 
     Args:
+        kept: tokens whose keys and values are there at once.
+        call: tokens of the largest forward call.
+        masks: entries of its masks.
+        together: scored positions whose hidden states are there at once.
         step: tokens of the longest step.
-        part_entries: kept entries of one parquet part.
+        written: kept entries of one parquet part.
+        waiting: tokens of all injections and steps that are to be scored.
+        other_weights: bytes of another model that is loaded.
     """
     width = weight_bytes
-    chunk = min(step * shape.vocab, LOGIT_CHUNK)
     reads = {
-        "keys and values": cache_bytes(shape, reading.kept, width),
-        "activations": forward_bytes(shape, reading.largest_call, width),
-        "masks": reading.masks,
-        "logits": 0,
+        "keys and values": cache_bytes(shape, kept, width),
+        "activations": forward_bytes(shape, call, width),
+        "masks": masks * width,
     }
-    rows = min(step, max(1, LOGIT_CHUNK // (2 * top_k * shape.hidden)))
-    heads = {"logits": 3 * chunk * FLOAT + 2 * rows * 2 * top_k * shape.hidden * width, "targets": part_entries * ENTRY}
+    chunk, rows = min(step * shape.vocab, LOGIT_CHUNK), min(step, max(1, LOGIT_CHUNK // (2 * top_k * shape.hidden)))
+    heads = {"logits": 3 * chunk * FLOAT + 2 * rows * 2 * top_k * shape.hidden * width, "targets": written * ENTRY}
     worst = reads if sum(reads.values()) > sum(heads.values()) else heads
+    hidden = 3 * together * shape.hidden * width
+    # keys and values and masks are many blocks, one layer's tensors are few
+    inside = sum(worst.values()) + hidden
+    if worst is reads:
+        inside -= reads["activations"] - _small(shape, call, width)
     parts = {
         "program": PROGRAM if on_cpu else 0,
         "weights": shape.parameters * weight_bytes,
+        "other models": other_weights,
         **worst,
-        "hidden states": 3 * reading.scored * shape.hidden * width,
+        "hidden states": hidden,
+        "rows": waiting * ITEM + STAGE,
+        "allocator": HEAP * inside if on_cpu else 0,
     }
     return Peak({k: int(v) for k, v in parts.items() if v})
