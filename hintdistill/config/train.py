@@ -70,7 +70,7 @@ class TrainSection(Section):
     lora: LoraSection | None = None
     learning_rate: float = Field(default=2e-4, gt=0.0)
     epochs: float = Field(default=3.0, gt=0.0)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Rows (traces with their accepted injections) per optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass; the rest is accumulated. Default: `batch_size`."""
