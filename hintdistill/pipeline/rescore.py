@@ -30,7 +30,7 @@ def run(ctx: RunContext) -> None:
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
-    hints, anchors = hint_items(ctx), _anchor_items(ctx)
+    hints, anchors = hint_items(ctx), anchor_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
     done, size = store.keys(), ctx.config.rescore.part_rows
@@ -138,7 +138,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
         ctx.voice.warn(message)
 
 
-def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
+def anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Steps without a finding, a few candidates per training trace, drawn by the seed and the trace alone."""
     anchor = ctx.config.train.anchor
     wanted = any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())

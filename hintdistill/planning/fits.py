@@ -76,9 +76,7 @@ def longest_trace(shape: ModelShape, setup: Setup, like: Load, available: int) -
     return min(largest(fits), shape.max_length)
 
 
-def require_fits(
-    rows: Sequence[RowLength], shape: ModelShape, config: RunConfig, where: Room | None = None
-) -> None:
+def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig, where: Room | None = None) -> None:
     """Stop before the first training step where a micro-batch cannot fit, whatever the order of the rows.
 
     Cheap: nothing is measured and no model is loaded. What is counted is scaled down by `DOUBT`, and the allocator's own

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
 from hintdistill.engines.prefix_tree import Piece, PrefixTree
 from hintdistill.planning.shape import ModelShape
 
@@ -263,7 +264,7 @@ def kept_tokens(tree: PrefixTree) -> int:
 
 def scoring_peak(
     shape: ModelShape, *, kept: int, call: int, masks: int, together: int, weight_bytes: int, step: int, top_k: int,
-    written: int = 0, other_weights: int = 0, on_cpu: bool = True,
+    written: int = 0, waiting: int = 0, other_weights: int = 0, on_cpu: bool = True,
 ) -> Peak:  # fmt: skip
     """Peak of scoring: keys and values, one call's tensors, masks, a chunk of logits, and the part that is written.
 

@@ -112,7 +112,9 @@ def operations(shape: ModelShape, tokens: int, keys: int, scored: int) -> float:
     return 2.0 * shape.body * tokens + attention + 2.0 * shape.head * scored
 
 
-def train_operations(shape: ModelShape, tokens: int, keys: int, scored: int, *, full: bool, checkpointing: bool) -> float:
+def train_operations(
+    shape: ModelShape, tokens: int, keys: int, scored: int, *, full: bool, checkpointing: bool
+) -> float:
     """Of a student's pass with its backward pass.
 
     Backward: 4 per body parameter and token (2 where the weights are frozen beside adapters), 2.5 times the attention's

@@ -80,11 +80,11 @@ def train(
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     set_seed(run.seed)
     device = pick_device(run.device)
-    model, trainable = _student(folder, run, config, device)
+    model, trainable = student_model(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
     others = Others.load(folder, run, config, device, initial, heldout)
-    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config), others)
+    trainer = make_trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config), others)
     floor = _floor(trainer, rows, work)
     last = _last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -96,7 +96,8 @@ def train(
     return summary
 
 
-def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.device) -> tuple[Any, int]:
+def student_model(folder: Path, run: RunSection, config: TrainSection, device: torch.device) -> tuple[Any, int]:
+    """The model as it is trained, and how many of its parameters are. Raises ModelError."""
     # full weights are trained in float32, so that small updates are not rounded away
     dtype = pick_dtype(run.dtype, device) if config.lora else torch.float32
     model = load_model(folder, dtype, device)
@@ -115,10 +116,11 @@ def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.
     return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _trainer(
+def make_trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
     progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
 ) -> Any:  # fmt: skip
+    """The trainer of these rows; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback, TrainingArguments
 
     from hintdistill.training.trainer import HintTrainer
