@@ -18,6 +18,7 @@ Last line: one JSON object. `peak_error` and `time_error`: the largest relative 
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -25,6 +26,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any

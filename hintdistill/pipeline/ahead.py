@@ -48,8 +48,8 @@ class Ahead:
     targets: int
     waiting: int
     """Tokens of all that is to be scored."""
-    entries: tuple[int, int, int]
-    """Kept entries: of all targets, of those trained on, of the largest parquet part."""
+    entries: tuple[int, int]
+    """Kept entries: of all targets, of the largest parquet part."""
     rows: list[RowLength]
     after: list[list[ScoreRequest]]
     """Report: scored steps once more under the corrected student."""
@@ -179,11 +179,7 @@ def _slots(ctx: RunContext, targets: Sequence[Target]) -> list[Slot]:
     allowed = {t.key for t in train.selected(ctx)}
     chosen = sorted((t for t in targets if t.key in allowed), key=lambda t: t.key)
     carried = {s.key for row in build_rows(chosen, ctx.config.train) for s in row.slots}
-    return [
-        Slot(t.trace_id, t.context_ids.tolist(), t.step_ids.tolist(), t.insert_at, t.block_ids.tolist())
-        for t in chosen
-        if t.key in carried
-    ]
+    return [Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in chosen if t.key in carried]
 
 
 def _all_slots(ctx: RunContext) -> list[Slot]:
@@ -204,20 +200,16 @@ def _all_slots(ctx: RunContext) -> list[Slot]:
 
 def _entries(
     ctx: RunContext, targets: Sequence[Target] | None, hints: Sequence[Sequence[ScoreRequest]], anchors: Sequence[ScoreRequest]
-) -> tuple[int, int, int]:  # fmt: skip
-    """Kept entries of all targets, of those trained on, of the largest part; stored ones are counted."""
+) -> tuple[int, int]:  # fmt: skip
+    """Kept entries of all targets and of the largest part; stored ones are counted."""
     k, size = ctx.config.rescore.top_k, ctx.config.rescore.part_rows
     if targets is not None:
-        chosen = {t.key for t in train.selected(ctx)}
         each = [t.support_ids.size for t in targets]
-        used = sum(t.support_ids.size for t in targets if t.key in chosen)
     else:
         # two views' top entries overlap: between k and 2 k, a third more than one's in the traces that were looked at
-        each = [(some[0].end - some[0].start) * k * 4 // 3 for some in hints] + [
-            (r.end - r.start) * (k + 1) for r in anchors
-        ]
-        used = sum(each)
-    return sum(each), used, max((sum(each[at : at + size]) for at in range(0, len(each), size)), default=0)
+        each = [(some[0].end - some[0].start) * k * 4 // 3 for some in hints]
+        each += [(r.end - r.start) * (k + 1) for r in anchors]
+    return sum(each), max((sum(each[at : at + size]) for at in range(0, len(each), size)), default=0)
 
 
 def rollout_tokens(config: RunConfig, lengths: dict[str, Histogram], steps: float) -> dict[str, Any] | None:

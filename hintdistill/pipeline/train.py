@@ -11,6 +11,9 @@ from hintdistill.config import TrainSection
 from hintdistill.models import model_key, resolve_model
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.planning.fits import require_fits
+from hintdistill.planning.histogram import RowLength, Slot, rows
+from hintdistill.planning.shape import ModelShape
 from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 
@@ -51,6 +54,7 @@ def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained on exactly this.
 
     Raises:
+        DoesNotFitError: a trace is longer than the memory allows; said before the model is loaded.
         EmptyFunnelError: nothing to train on.
         TripwireError: the loss is not finite.
     """
@@ -72,6 +76,7 @@ def run(ctx: RunContext) -> None:
     )
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
+        require_fits(_rows(targets), ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.voice.progress("train", None) as advance:
             summary = train(
                 ctx.model_folder, targets, run, ctx.config.train, ctx.rundir.path / "train" / key, ctx.student_folder, key,
@@ -81,3 +86,8 @@ def run(ctx: RunContext) -> None:
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
     )
+
+
+def _rows(targets: Sequence[Target]) -> list[RowLength]:
+    """How long the rows of these targets are."""
+    return rows(Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets)

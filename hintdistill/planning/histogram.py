@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Ids = Sequence[int] | np.ndarray
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
 
@@ -57,10 +58,10 @@ class Slot:
     """One injection or anchor, as ids: what a row is made of."""
 
     trace_id: str
-    context: Sequence[int]
-    step: Sequence[int]
+    context: Ids
+    step: Ids
     insert_at: int = 0
-    block: Sequence[int] = ()
+    block: Ids = ()
     """Empty for an anchor."""
 
 

@@ -37,6 +37,8 @@ ENTRY = 100
 """Bytes that a kept entry takes while it is written or read: Python objects of its id and two log-probabilities."""
 HEAP = 1.0
 """What the heap holds while an engine scores, of the blocks below `MAPPED` that are alive: about as much again."""
+STORED = 50
+"""Bytes that a stored entry takes in all where targets are read: an id and two log-probabilities, and what reading leaves behind."""
 ITEM = 160
 """Bytes per token of an injection or a rendered step while it waits as Python objects."""
 STAGE = 25_000_000
@@ -93,10 +95,6 @@ class Setup:
     """Bytes of models that earlier stages left loaded."""
     stored: int = 0
     """Kept entries of all targets of the run."""
-    used: int = 0
-    """Kept entries of the targets that are trained on."""
-    part: int = 0
-    """Kept entries of one parquet part."""
 
     @property
     def trains_head(self) -> bool:
@@ -210,8 +208,7 @@ def train_peak(shape: ModelShape, setup: Setup, load: Load) -> Peak:
         "optimizer moments": 2 * setup.trained * FLOAT,
         "frozen copies": setup.copies * shape.parameters * setup.weight_bytes + (gradients if setup.follower else 0),
         "other models": setup.other_weights,
-        # an id and two log-probabilities each, once more with tails for what is trained on; a part while it is read
-        "rows": 16 * (setup.stored + setup.used) + ENTRY * setup.part // 3 + STAGE,
+        "rows": STORED * setup.stored + STAGE,
         **worst,
         "allocator": _loose(shape, setup, load, gradients) if setup.on_cpu else 0,
     }

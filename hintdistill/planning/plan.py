@@ -11,7 +11,7 @@ from hintdistill.config import RunConfig
 from hintdistill.planning.fits import load_of, longest_trace, options, setup_of, weight_bytes
 from hintdistill.planning.histogram import Histogram, RowLength, by_length
 from hintdistill.planning.machine import Room
-from hintdistill.planning.memory import ENTRY, FLOAT, PROGRAM, STAGE, Peak, Setup, scoring_peak, train_peak
+from hintdistill.planning.memory import FLOAT, PROGRAM, STAGE, STORED, Peak, Setup, scoring_peak, train_peak
 from hintdistill.planning.reading import Reading, operations
 from hintdistill.planning.shape import ModelShape
 from hintdistill.planning.speed import SAVED_PER_SECOND, Speed, row_operations
@@ -53,7 +53,7 @@ class Work:
     score_calls: int
     targets: int
     waiting: int
-    entries: tuple[int, int, int]
+    entries: tuple[int, int]
     rows: Sequence[RowLength]
     after: Reading
     off_target: Reading
@@ -108,7 +108,7 @@ def make_plan(
     """
     setup = dataclasses.replace(
         setup_of(shape, config.run, config.train, where.on_cpu), other_weights=_engine_weights(config, shape, where),
-        stored=work.entries[0], used=work.entries[1], part=work.entries[2],
+        stored=work.entries[0],
     )  # fmt: skip
     stages = (
         *_critique(work),
@@ -178,7 +178,7 @@ def _rescore(config: RunConfig, shape: ModelShape, work: Work, where: Room, spee
     if config.rescore.engine.backend != "transformers":
         return StagePlan("rescore", read.asked, None, {}, None, True, f"read by {config.rescore.engine.backend}")
     peak = _scoring(
-        config, shape, read, work, where, step=work.lengths["step"].longest, written=work.entries[2], other=0
+        config, shape, read, work, where, step=work.lengths["step"].longest, written=work.entries[1], other=0
     )
     seconds = None
     if speed is not None:
@@ -236,7 +236,7 @@ def _report(config: RunConfig, shape: ModelShape, work: Work, where: Room, speed
         for read, other in ((work.after, stored), (both, stored))
     ]
     peak = max(peaks, key=lambda p: p.total)
-    parts = dict(peak.parts) | {"rows": 16 * work.entries[0] + ENTRY * work.entries[2] // 3 + STAGE}
+    parts = dict(peak.parts) | {"rows": STORED * work.entries[0] + STAGE}
     seconds = None
     if speed is not None:
         counted = operations(shape, tokens, work.after.pairs + 2 * both.pairs, work.after.scored + 2 * both.scored)
