@@ -42,7 +42,11 @@ def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dic
     wanted = {
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
         "trackio": {"TRACKIO_DIR": str(folder / "trackio")},
-        "wandb": {"WANDB_DIR": str(folder / "wandb"), "WANDB_PROJECT": PROJECT, "WANDB_RUN_ID": name, "WANDB_RESUME": "allow"},
+        # wandb makes its own folder in there, and would send what is printed, which may hold names of traces
+        "wandb": {
+            "WANDB_DIR": str(folder), "WANDB_PROJECT": PROJECT, "WANDB_CONSOLE": "off", "WANDB_RUN_ID": name,
+            "WANDB_RESUME": "allow",
+        },
     }  # fmt: skip
     if os.environ.get("WANDB_MODE") in OFFLINE:
         # offline there is nothing to look the run up in
