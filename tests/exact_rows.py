@@ -12,12 +12,12 @@ from model_kinds import VOCAB
 from torch.overrides import TorchFunctionMode
 
 from hintdistill.config import RunSection, TrainSection
-from hintdistill.objectives import objective
+from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.scores import Target
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows
 from hintdistill.training.stage import _trainer
-from hintdistill.training.views import base, restricted, whole
+from hintdistill.training.views import base, restricted, supports, whole
 
 KEPT = 12
 PLAN = {
@@ -124,7 +124,7 @@ def reference(trainer, model, teacher, initial, rows=None) -> tuple[float, torch
             for name, view in names.items():
                 if name != "student":
                     who = initial if view.weights == "initial" else teacher
-                    with torch.no_grad(), who() as judge:
+                    with torch.set_grad_enabled(view.grad), who() as judge:
                         read = [
                             logprobs(judge, row.hinted(s) if view.context == "hint" else row.plain(s), s.length)
                             for row, s in placed
@@ -132,9 +132,6 @@ def reference(trainer, model, teacher, initial, rows=None) -> tuple[float, torch
                     views[name] = torch.cat(read)
             batch = whole(slots, views, [0, 1, 2])
         else:
-            from hintdistill.objectives import gather_with_tail
-            from hintdistill.training.views import supports
-
             batch = restricted(slots, gather_with_tail(student, supports(slots, student.device)))
         value, _ = objective(trainer.recipe, batch, rows=kind, base=base(slots, student.device))
         total = total + value * len(slots)
