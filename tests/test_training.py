@@ -241,6 +241,26 @@ def test_tokens_outside_the_loss_span_have_no_gradient(targets, tmp_path):
     assert not torch.equal(reference, gradient(inside, [inside.train_dataset.rows]))
 
 
+def test_each_epoch_reads_every_row_once_in_an_order_of_its_own(targets, tmp_path):
+    """And the rows of one optimiser step come in order of length, so that those of a micro-batch are alike."""
+    trainer = trainer_of(targets, tmp_path, epochs=2, batch_size=4, micro_batch_size=2)
+    rows, seen = trainer.train_dataset.rows, []
+    own = trainer.compute_loss
+
+    def watched(model, inputs, **kwargs):
+        seen.append([r.key for r in inputs["rows"]])
+        return own(model, inputs, **kwargs)
+
+    trainer.compute_loss = watched
+    trainer.train()
+    half = len(seen) // 2
+    first, second = ([k for batch in part for k in batch] for part in (seen[:half], seen[half:]))
+    assert sorted(first) == sorted(second) == sorted(r.key for r in rows) and first != second
+    length = {r.key: len(r.ids) for r in rows}
+    steps = [first[i : i + 4] for i in range(0, len(first), 4)]
+    assert all([length[k] for k in s] == sorted((length[k] for k in s), reverse=True) for s in steps)
+
+
 def weights(folder) -> dict[str, torch.Tensor]:
     return load_model(folder, torch.float32, torch.device("cpu")).state_dict()
 
