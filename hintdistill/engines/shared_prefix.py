@@ -87,9 +87,18 @@ class Memory:
 class PackedCall:
     """One forward call: which piece lies where in the packed row, and how attention splits it again."""
 
-    def __init__(self, tree: PrefixTree, pieces: Sequence[Piece], memory: Memory, keep_trunks: bool = False) -> None:
-        """`keep_trunks`: keep the keys and values of trunks that nothing in this tree leaves."""
+    def __init__(
+        self, tree: PrefixTree, pieces: Sequence[Piece], memory: Memory, keep_trunks: bool = False, windows: bool = False
+    ) -> None:
+        """Of one call.
+
+        Args:
+            keep_trunks: keep the keys and values of trunks that nothing in this tree leaves.
+            windows: pieces that begin within a trunk carry a gradient of their own; what lies before them in the memory is
+                attended to and has none. Without it such a piece refuses a gradient, which would be cut short unseen.
+        """
         self.tree, self.pieces, self.memory, self.keep_trunks = tree, pieces, memory, keep_trunks
+        self.windows = windows
         self.offsets = np.cumsum([0, *(p.length for p in pieces)]).tolist()
         self.layers: set[int] = set()
         """Attention layers that came through here."""
@@ -146,6 +155,11 @@ class PackedCall:
         q, first, stop = q[:, rows.start : rows.stop], piece.start + rows.start, piece.start + rows.stop
         if piece.start == 0:
             return self._in_blocks(q, k[:, :stop], v[:, :stop], first, rule)
+        if self.windows and self.tree.chains[piece.chain].parent == ROOT:
+            past_k, past_v = (x[:, : piece.start] for x in self.memory.read(layer, piece.chain))
+            # copied, because the backward pass needs both parts as they are now
+            keys, values = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
+            return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
             raise SharingError("only whole trunks carry a gradient: what was kept of their past is detached")
         path = self.tree.path(piece.chain, piece.stop)

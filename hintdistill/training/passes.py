@@ -8,6 +8,7 @@ branches of that. Models whose prefixes cannot be shared are read padded, every 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from hintdistill.engines.forward import hidden_at, intercept, last_feed_forward_on
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow
 from hintdistill.engines.shared_prefix import Memory, PackedCall, shared_hidden
-from hintdistill.engines.sharing import Sharing, hidden_states
+from hintdistill.engines.sharing import Sharing, SharingWarning, hidden_states
 from hintdistill.training.rows import Slot, TraceRow
 
 Placed = tuple[TraceRow, Slot]
@@ -79,6 +80,14 @@ class Passes:
         self.pad = int(owner.config.get_text_config().pad_token_id or 0)
         self.rides = way == "shared_prefix" and not _drops(owner)
         """Whether a teacher with the student's weights can use the student's keys and values: not under dropout."""
+        if way in ("snapshots", "snapshots_by_token"):
+            base = owner.get_base_model() if hasattr(owner, "get_base_model") else owner
+            warnings.warn(
+                f"{type(base).__name__}: its layers keep a state, so rows are read padded and every teacher reads each trace "
+                f"by itself ({way}), which is exact and slower",
+                SharingWarning,
+                stacklevel=3,
+            )
 
     def student(self, model: Any, rows: Sequence[TraceRow], *, ride: bool) -> StudentPass:
         """One pass over whole rows, with gradient. `ride`: keep keys and values, and lay out branches for hinted slots."""

@@ -32,6 +32,8 @@ class TrainSummary:
     rows: int
     """Traces that were read; hints and anchors are their steps."""
     steps: int
+    way: str
+    """How prefixes were shared, a word of `engines.sharing`; `shared_prefix` is the fastest, all are exact."""
     engine_floor_nats: float
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
@@ -95,7 +97,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
-        engine_floor_nats=floor, trainable_parameters=student.trainable,
+        way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
         parameters=sum(p.numel() for p in student.model.parameters()),
         arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
