@@ -52,8 +52,10 @@ class TrainSection(Section):
     tail; `full`: the whole vocabulary."""
     top_k: int | None = Field(default=None, ge=1)
     """Short for `train.recipe.terms.distill.support.k`; stored targets hold what `rescore.top_k` kept."""
-    teacher: Literal["initial", "live"] | None = None
+    teacher: Literal["initial", "round_start", "live", "ema", "periodic", "cgtr", "external"] | None = None
     """Short for `train.recipe.teacher.update`."""
+    teacher_model: str | None = None
+    """Short for `train.recipe.teacher.model`: folder (or hub name) of an external teacher."""
     targets: Literal["stored", "in_step"] | None = None
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
     the recipe can."""
@@ -87,7 +89,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
         update = self.objective.teacher.update
-        if self.targets == "stored" and update != "initial":
+        if self.targets == "stored" and update not in ("initial", "round_start"):
             raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
         if self.targets == "stored" and (why := self._beyond_stored):
             raise ValueError(
@@ -143,7 +145,9 @@ class TrainSection(Section):
         if self.anchor.weight is not None or self.anchor.min_probability is not None:
             self._anchor(recipe, terms)
         out: dict[str, Any] = {"terms": terms} if terms else {}
-        return out | ({"teacher": {"update": self.teacher}} if self.teacher is not None else {})
+        teacher = {"update": self.teacher, "model": self.teacher_model}
+        given_teacher = {k: v for k, v in teacher.items() if v is not None}
+        return out | ({"teacher": given_teacher} if given_teacher else {})
 
     def _anchor(self, recipe: Recipe, terms: dict[str, Any]) -> None:
         if self.anchor.weight == 0:

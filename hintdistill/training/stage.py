@@ -16,6 +16,7 @@ from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
 from hintdistill.errors import EmptyFunnelError
 from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.scores import Target
+from hintdistill.training.others import Others
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
 
 SUMMARY = "hintdistill.json"
@@ -54,14 +55,22 @@ def train(
     out: Path,
     key: str,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    initial: Path | None = None,
+    heldout: Sequence[Target] = (),
 ) -> TrainSummary:
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
 
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
     same weights.
 
+    Args:
+        initial: the folder of the initial policy, where the model of `folder` is a later one.
+        heldout: accepted hints of held-out tasks, which a `cgtr` teacher is read on.
+
     Raises:
-        EmptyFunnelError: no accepted hint among the targets.
+        EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
         TripwireError: the loss is not finite.
     """
     from transformers import set_seed
@@ -74,7 +83,8 @@ def train(
     model, trainable = _student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
-    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config))
+    others = Others.load(folder, run, config, device, initial, heldout)
+    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config), others)
     floor = _floor(trainer, rows, work)
     last = _last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -107,7 +117,7 @@ def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.
 
 def _trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
-    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (),
+    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
 ) -> Any:  # fmt: skip
     from transformers import TrainerCallback, TrainingArguments
 
@@ -139,7 +149,7 @@ def _trainer(
     )  # fmt: skip
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
-        special_ids=special_ids,
+        special_ids=special_ids, **(others or Others()).arguments(),
     )  # fmt: skip
     _silence(trainer)
     return trainer
