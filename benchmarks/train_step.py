@@ -41,7 +41,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -65,7 +65,10 @@ def gradient(model: Any) -> torch.Tensor:
 
 
 def work(job: dict[str, Any], answers: TextIO) -> None:
-    """One variant: made at once, then a step for each line of standard input, which names a file for the gradient or nothing."""
+    """One variant: made at once, then a step for each line of standard input.
+
+    A line is a JSON object: `gradient` names the file that gets the step's gradient, `changed` asks for another hint.
+    """
     torch.set_num_threads(1)
     case = Case(**job["case"])
     model = build(small(job["layers"], case.vocab))
@@ -75,6 +78,8 @@ def work(job: dict[str, Any], answers: TextIO) -> None:
     print("ready", file=answers, flush=True)
     first = True
     for line in sys.stdin:
+        asked = json.loads(line)
+        run = VARIANTS[job["name"]](model, replace(case, changed=True)) if asked["changed"] else step
         model.zero_grad(set_to_none=True)
         gc.collect()
         if first:
@@ -84,12 +89,12 @@ def work(job: dict[str, Any], answers: TextIO) -> None:
             Path("/proc/self/clear_refs").write_text("5")
             before = resident_mb("VmRSS")
         began = time.process_time()
-        loss = step()
+        loss = run()
         seconds = time.process_time() - began
         if first:
             peak, first = resident_mb("VmHWM") - before, False
-        if line.strip():
-            torch.save(gradient(model), line.strip())
+        if asked["gradient"]:
+            torch.save(gradient(model), asked["gradient"])
         print(json.dumps({"s": seconds, "mb": peak, "loss": loss}), file=answers, flush=True)
 
 
@@ -120,13 +125,14 @@ class Worker:
         """Wait until the model is there."""
         self._answer()
 
-    def step(self, gradient: str = "") -> None:
-        """Run one step; `gradient`: the file that gets it."""
+    def step(self, gradient: str = "", changed: bool = False) -> None:
+        """Run one step; `gradient`: the file that gets it; `changed`: under another hint, and not counted."""
         assert self.process.stdin is not None
-        self.process.stdin.write(gradient + "\n")
+        self.process.stdin.write(json.dumps({"gradient": gradient, "changed": changed}) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self._answer())
-        self.best, self.mb, self.loss = min(self.best, answer["s"]), answer["mb"], answer["loss"]
+        if not changed:
+            self.best, self.mb, self.loss = min(self.best, answer["s"]), answer["mb"], answer["loss"]
 
     def stop(self) -> None:
         """End the process."""
@@ -134,40 +140,36 @@ class Worker:
         self.errors.close()
 
 
-def measure(case: Case, names: list[str], layers: int, repeats: int) -> dict[str, Worker]:
-    """Best seconds and peak of each variant, taking turns."""
+def measure(
+    case: Case, names: list[str], layers: int, repeats: int, compare: bool = False
+) -> tuple[dict[str, Worker], dict[str, float]]:
+    """Best seconds and peak of each variant, taking turns; and, to `compare`, errors of their gradients to trl_style's."""
     workers = {n: Worker(n, case, layers) for n in names}
     for w in workers.values():
         w.ready()
-    for _ in range(repeats):
-        for w in workers.values():
-            w.step()
-    what = f"N={case.errors}, vocabulary {case.vocab}"
-    for w in workers.values():
-        w.stop()
-        print(f"  {what:26} {w.name:>12} {w.best:8.2f} s {w.mb:7.0f} MB   loss {w.loss:.6f}", flush=True)
-    return workers
-
-
-def gradient_errors(case: Case, names: list[str], layers: int) -> dict[str, float]:
-    """|g - g'|/|g'| of each variant, and of ours with another hint (`control`), to trl_style."""
-    from dataclasses import replace
-
-    errors, reference = {}, None
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "gradient.pt")
-        for name in ("trl_style", *names, "control"):
-            of = replace(case, changed=name == "control")
-            worker = Worker("ours" if name == "control" else name, of, layers)
-            worker.ready()
-            worker.step(path)
-            worker.stop()
-            g = torch.load(path).double()
-            if reference is None:
-                reference = g
-            else:
-                errors[name] = float((g - reference).norm() / reference.norm())
-                print(f"  gradient of {name:>12}, relative error to trl_style: {errors[name]:.2e}", flush=True)
+        files = {n: str(Path(folder) / n) if compare and n not in ("student_only", "default") else "" for n in names}
+        for turn in range(repeats):
+            for n, w in workers.items():
+                w.step("" if turn else files[n])
+        if compare:
+            files["control"] = str(Path(folder) / "control")
+            workers["ours"].step(files["control"], changed=True)
+        for w in workers.values():
+            w.stop()
+            what = f"N={case.errors}, vocabulary {case.vocab}"
+            print(f"  {what:26} {w.name:>12} {w.best:8.2f} s {w.mb:7.0f} MB   loss {w.loss:.6f}", flush=True)
+        return workers, gradient_errors({n: f for n, f in files.items() if f})
+
+
+def gradient_errors(files: dict[str, str]) -> dict[str, float]:
+    """|g - g'|/|g'| of each variant to trl_style."""
+    if "trl_style" not in files:
+        return {}
+    reference, errors = torch.load(files.pop("trl_style")).double(), {}
+    for name, file in files.items():
+        errors[name] = float((torch.load(file).double() - reference).norm() / reference.norm())
+        print(f"  gradient of {name:>12}, relative error to trl_style: {errors[name]:.2e}", flush=True)
     return errors
 
 
@@ -175,10 +177,11 @@ def cpu(args: argparse.Namespace) -> dict[str, Any]:
     """All cases, each against its own row of variants."""
     layers, repeats = (2, 1) if args.quick else (args.layers, args.repeats)
     reason = "" if importlib.util.find_spec("trl") else "trl is not installed"
-    trl = [] if reason or args.no_trl else ["trl_sdft"]
+    trl = [] if reason or args.quick or args.no_trl else ["trl_sdft"]
     four = Case(TOKENS, 4, 32_000)
-    n4 = measure(four, ["trl_style", "ours", "student_only", "default", *trl], layers, repeats)
-    wide = measure(Case(TOKENS, 4, 150_000), ["naive", "ours", *([] if args.quick else ["student_only"])], layers, repeats)
+    n4, errors = measure(four, ["trl_style", "ours", "student_only", "default", *trl], layers, repeats, compare=True)
+    alone = [] if args.quick else ["student_only"]
+    wide, _ = measure(replace(four, vocab=150_000), ["naive", "ours", *alone], layers, repeats)
     ratios = {
         "vs_trl_style_4k_n4": n4["trl_style"].best / n4["ours"].best,
         "vs_trl_style_4k_n8": None,
@@ -189,11 +192,10 @@ def cpu(args: argparse.Namespace) -> dict[str, Any]:
         "vs_trl_sdft_4k_n4": n4["trl_sdft"].best / n4["ours"].best if trl else None,
     }
     if not args.quick:
-        n8 = measure(Case(TOKENS, 8, 32_000), ["trl_style", "ours", "student_only"], layers, repeats)
+        n8, _ = measure(replace(four, errors=8), ["trl_style", "ours", "student_only"], layers, repeats)
         ratios["vs_trl_style_4k_n8"] = n8["trl_style"].best / n8["ours"].best
         ratios["vs_student_only_4k_n8"] = n8["ours"].best / n8["student_only"].best
         ratios["vs_student_only_150k_4k_n4"] = wide["ours"].best / wide["student_only"].best
-    errors = gradient_errors(four, ["ours", *([] if args.quick else trl)], layers)
     return {
         **{k: None if v is None else round(v, 3) for k, v in ratios.items()},
         "grad_rel_err": errors["ours"],
@@ -293,7 +295,9 @@ def cuda(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="N = 4 only, two layers, one repetition")
+    parser.add_argument(
+        "--quick", action="store_true", help="N = 4 only, two layers, one repetition, without TRL's trainer"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=None, help="8, or 28 on a CUDA device")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL's own trainer out")
