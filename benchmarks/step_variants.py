@@ -93,6 +93,11 @@ def build(config: PretrainedConfig, device: str = "cpu", dtype: torch.dtype = to
     return model.train()
 
 
+def checkpoints(model: Any) -> bool:
+    """Whether activations are computed again in the backward pass."""
+    return any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
+
+
 class Plain:
     """What the variants without this toolkit have in common."""
 
@@ -164,7 +169,7 @@ class Ours:
         from hintdistill.training.trainer import HintTrainer
 
         model.set_attn_implementation("sdpa")
-        section = TrainSection(**config)
+        section = TrainSection(**config, gradient_checkpointing=checkpoints(model))
         targets = _stored(model, case) if section.target_source == "stored" else _unscored(case)
         self.rows = build_rows(targets, section)
         arguments = TrainingArguments(
@@ -194,7 +199,7 @@ class TRLTrainer:
         words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, "<pad>"))
         arguments = SDFTConfig(
             output_dir=tempfile.gettempdir(), use_cpu=model.device.type == "cpu", report_to="none", bf16=False,
-            gradient_checkpointing=model.is_gradient_checkpointing, teacher_model_kind="live", distillation_mode="full_logits",
+            gradient_checkpointing=checkpoints(model), teacher_model_kind="live", distillation_mode="full_logits",
             distillation_alpha=1.0, num_generations=1, per_device_train_batch_size=1, log_level="error",
         )  # fmt: skip
         self.trainer = SDFTTrainer(

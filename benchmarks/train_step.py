@@ -46,7 +46,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from step_variants import LIVE, VARIANTS, Case, Ours, StudentOnly, TRLStyle, build, seven_billion, small
+from step_variants import VARIANTS, Case, Ours, build, seven_billion, small
 
 from hintdistill.objectives.chunked import POSITIONS, logsumexp
 
@@ -102,7 +102,7 @@ class Worker:
     """A variant in a process of its own."""
 
     def __init__(self, name: str, case: Case, layers: int) -> None:
-        self.name, self.errors = name, tempfile.TemporaryFile("w+")
+        self.name, self.errors = name, tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in `stop`
         self.best, self.mb, self.loss = float("inf"), 0.0, 0.0
         job = {"name": name, "case": asdict(case), "layers": layers}
         # a wider machine's memory pools would hide what a step takes
@@ -224,7 +224,7 @@ def seconds(step: Any, model: Any, repeats: int) -> float:
 
 
 class Inside:
-    """What the teacher takes of our step, and the loss of the memory: both measured in one step of their own."""
+    """What the teacher takes of our step, and the memory of the loss: both measured in one step of their own."""
 
     def __init__(self, ours: Ours, model: Any) -> None:
         self.teacher_s, self.loss_mb = 0.0, 0.0
@@ -273,10 +273,9 @@ def cuda(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {"device": torch.cuda.get_device_name(), "layers": config.num_hidden_layers}
     for errors in (4, 8):
         case, s, mb = Case(16_384, errors, config.vocab_size, 64, 128), {}, {}
-        live = {**LIVE, "gradient_checkpointing": True}
-        makers = {"trl_style": TRLStyle, "student_only": StudentOnly, "ours": lambda m, c: Ours(m, c, **live)}
-        for name, make in makers.items():
-            step = make(model, case)
+        for name in ("trl_style", "student_only", "ours"):
+            # the last one stays for what is measured inside of it
+            step = VARIANTS[name](model, case)
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             s[name] = seconds(step, model, args.repeats)
@@ -302,6 +301,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=None, help="8, or 28 on a CUDA device")
     parser.add_argument("--no-trl", action="store_true", help="leave TRL's own trainer out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--gpu", action="store_const", dest="device", const="cuda", help="short for --device cuda")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
