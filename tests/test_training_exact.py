@@ -53,7 +53,7 @@ def quiet_trainer(*args, **kwargs):
 
 
 def differences(kind, tmp_path, dtype=torch.float32, judge=None, **config) -> tuple[float, float]:
-    """Of the loss, relative where it is not near zero, and of the gradient. `judge`: makes the reference's teacher from trainer and model."""
+    """Of loss (relative where it is not near zero) and gradient. `judge`: the reference's teacher from trainer and model."""
     model = student_of(kind, dtype)
     trainer = quiet_trainer(model, targets_of(model), tmp_path, **config)
     who = judge(trainer, model) if judge else lambda: as_it_is(model)

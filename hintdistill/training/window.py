@@ -76,7 +76,7 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
         if trunks:
             call = PackedCall(tree, trunks, memory, keep_trunks=True)
             # of the last layer only keys and values are wanted; one row, because some kinds take no empty ones
-            call.rows = {0: range(1)}
+            call.rows = {0: [range(1)]}
             run_call(passes.owner, call, [0])
     memory.closed = True
     call = PackedCall(tree, pieces, memory, windows=True)
