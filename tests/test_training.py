@@ -29,6 +29,7 @@ from hintdistill.prompts import PromptLibrary
 from hintdistill.scores import Target
 from hintdistill.scoring import Scorer
 from hintdistill.traces import read_traces
+from hintdistill.training import passes
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows, loss_weights
 from hintdistill.training.stage import _trainer, read_summary, train
@@ -88,6 +89,21 @@ def test_eight_at_once_equals_eight_accumulated(targets, tmp_path):
     rows = trainer.train_dataset.rows[:8]
     whole, parts = gradient(trainer, [rows]), gradient(trainer, [[r] for r in rows])
     assert float((whole - parts).norm() / whole.norm()) <= 2e-6
+
+
+def test_the_last_layer_attends_only_where_it_is_read(targets, tmp_path, monkeypatch):
+    trainer = trainer_of(targets, tmp_path, targets="in_step", teacher="live", support="full")
+    rows, found = trainer.train_dataset.rows, {}
+    for many in (1, 10**6):
+        monkeypatch.setattr(passes, "MANY", many)
+        found[many] = gradient(trainer, [rows])
+    assert float((found[1] - found[10**6]).norm() / found[10**6].norm()) <= 2e-6
+
+
+def test_stretches_of_scored_positions():
+    assert passes.stretches([range(5, 8), range(2, 4), range(7, 10)], 100) == [range(2, 4), range(5, 10)]
+    assert passes.stretches([range(2, 5), range(5, 8)], 24) == [range(2, 8)]
+    assert passes.stretches([range(2, 5), range(5, 8)], 23) == [range(23)]
 
 
 def test_no_loss_and_no_gradient_where_the_target_is_the_student_itself(targets, tmp_path):
