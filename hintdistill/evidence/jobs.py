@@ -93,6 +93,7 @@ class Bench:
         """The round's run folder, open."""
         data = self.loop.round_config(number, student).model_dump(mode="json")
         data["train"]["anchor"]["per_trace"] = 0  # arms take their anchors from one place
+        data["train"]["watch"]["every"] = 0  # and what is watched would pass for anchors
         data["traces"]["holdout"] = 0.0
         data["critic"] |= critic or {}
         config = RunConfig.model_validate(data)
