@@ -32,7 +32,7 @@ from hintdistill.traces import read_traces
 from hintdistill.training import passes
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows, loss_weights
-from hintdistill.training.stage import _trainer, read_summary, train
+from hintdistill.training.stage import make_trainer, read_summary, train
 
 RUN = RunSection(model=str(STUDENT), device="cpu", dtype="float32")
 FAST = {"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "anchor": AnchorSection(weight=1.0)}
@@ -57,7 +57,7 @@ def targets(student_engine, student_renderer) -> list[Target]:
 def trainer_of(of, tmp_path, model=STUDENT, **config):
     section = TrainSection(**{**FAST, **config})
     device = torch.device("cpu")
-    return _trainer(
+    return make_trainer(
         load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path, device, None
     )
 

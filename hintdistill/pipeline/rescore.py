@@ -31,7 +31,7 @@ def run(ctx: RunContext) -> None:
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
-    hints, anchors = hint_items(ctx), _anchor_items(ctx)
+    hints, anchors = hint_items(ctx), anchor_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
     done, size = store.keys(), ctx.config.rescore.part_rows
@@ -139,7 +139,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
         ctx.voice.warn(message)
 
 
-def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
+def anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Steps without a finding: candidates for anchors of each training trace, and what is only read while training."""
     anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
     wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())

@@ -12,6 +12,9 @@ from hintdistill.config import OUTPUT_KEYS, TrainSection
 from hintdistill.models import model_key, resolve_model
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.planning.fits import require_fits
+from hintdistill.planning.histogram import RowLength, Slot, rows
+from hintdistill.planning.shape import ModelShape
 from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 
@@ -79,6 +82,7 @@ def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained on exactly this.
 
     Raises:
+        DoesNotFitError: a trace is longer than the memory allows; said before the model is loaded.
         EmptyFunnelError: nothing to train on.
         InputError: targets that other weights or another tokenizer made.
         TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `student/` is as it was.
@@ -105,6 +109,7 @@ def run(ctx: RunContext) -> None:
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
+        require_fits(_rows(targets), ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.voice.progress("train", None) as advance:
             summary = train(
                 ctx.model_folder, targets, run, section, work, ctx.student_folder, key,
@@ -115,3 +120,8 @@ def run(ctx: RunContext) -> None:
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
     )
+
+
+def _rows(targets: Sequence[Target]) -> list[RowLength]:
+    """How long the rows of these targets are."""
+    return rows(Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets)

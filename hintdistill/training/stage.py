@@ -97,7 +97,7 @@ def train(
     rows = build_rows(ordered, config)
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
-        trainer = _trainer(
+        trainer = make_trainer(
             student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers,
             watch=watch, warn=warn,
         )  # fmt: skip
@@ -115,11 +115,12 @@ def train(
     return summary
 
 
-def _trainer(
+def make_trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
     progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
     trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
+    """The trainer of these rows; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback, TrainingArguments
 
     from hintdistill.training.trainer import HintTrainer
