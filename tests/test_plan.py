@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -303,7 +304,7 @@ print(json.dumps({"peak": figure("VmHWM") - before}))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
+@pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_takes_the_memory_that_is_counted(checkpointing):
     """Resident memory of two real steps, within 15 %, under an allocator that gives freed blocks back at once."""
