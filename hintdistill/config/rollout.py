@@ -33,9 +33,17 @@ class SampleSection(Section):
     """Only tasks whose name matches one of these patterns (shell style)."""
     episodes: int = Field(default=192, ge=1)
     """Episodes per round; tasks are drawn without replacement, anew each round, and repeat where there are too few."""
+    per_task: int = Field(default=1, ge=1)
+    """Episodes of each task drawn: the group that an outcome reward's advantage compares (`training/reward.py`)."""
     temperature: float = Field(default=1.0, ge=0.0)
     backend: Literal["transformers", "server"] = "transformers"
     server: ServerSection = ServerSection()
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> SampleSection:
+        if self.episodes % self.per_task:
+            raise ValueError(f"{self.episodes} episodes are no whole number of groups of {self.per_task} per task")
+        return self
 
 
 class StopSection(Section):

@@ -175,7 +175,8 @@ class Loop:
         """The round's episodes; those that are there already are not played again."""
         folder, sample, seed = self.round_folder(number), self.config.rollout.sample, self.config.run.seed
         folder.mkdir(parents=True, exist_ok=True)
-        tasks = draw_tasks(tasks_of(self.suite, sample.split, None, sample.tasks), sample.episodes, number, seed)
+        known = tasks_of(self.suite, sample.split, None, sample.tasks)
+        tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
         options = options_of(self.config.rollout, sample.temperature, seed * 1000 + number, logprobs=True)
         # the seed draws a batch at a time, so a batch is the unit that is played again
         base = content_key("episode", model_key(student).weights, self.config.rollout.environment, describe(options),
@@ -326,15 +327,15 @@ def rundir_config(rundir: RunDir) -> RunConfig:
     return RunConfig.model_validate(rundir.manifest()["config"])
 
 
-def draw_tasks(tasks: list[str], n: int, number: int, seed: int) -> list[str]:
-    """`n` tasks for a round, anew each round; every task once before any comes again."""
+def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int = 1) -> list[str]:
+    """`n` tasks for a round, anew each round; every task once before any comes again, `per_task` in a row of each."""
     rng = random.Random(f"round:{number}:{seed}")
     out: list[str] = []
-    while len(out) < n:
+    while len(out) < n // per_task:
         deck = list(tasks)
         rng.shuffle(deck)
-        out += deck[: n - len(out)]
-    return out
+        out += deck[: n // per_task - len(out)]
+    return [task for task in out for _ in range(per_task)]
 
 
 def episode_row(key: str, episode: Episode) -> dict[str, Any]:
