@@ -15,7 +15,7 @@ from hintdistill.evidence.jobs import Job, family, job_config, job_key, result_o
 from hintdistill.evidence.one_arm import draw_rows
 from hintdistill.evidence.pages import write_evidence
 from hintdistill.evidence.scale import scaled
-from hintdistill.evidence.sweep import chosen_settings, swept_arms, sweep_config, sweep_jobs, with_chosen
+from hintdistill.evidence.sweep import chosen_settings, sweep_config, sweep_jobs, swept_arms, with_chosen
 from hintdistill.evidence.table import summarise_jobs
 
 SETTINGS = ("test@0", "test@1", "test_clean@1", "transfer@1", "near_miss_unknown_tool@0")
@@ -162,7 +162,10 @@ def result(arm: str, seed: int, success: float, left: float, repair: float) -> d
                 "effects": {"all": [-2.0, -3.0], "accepted": [-3.0], "placebo": []}}  # fmt: skip
     between = {"test@1": played["test@1"][:20]}
     return {"regime": "common", "arm": arm, "seed": seed, "cpu_seconds": 6.0, "outcomes": played, "predicted": predicted,
-            "rounds": [counts | {"round": 1, "tripwire": None, "outcomes": between}, counts | {"round": 2, "tripwire": "collapse: 9 of 9" if arm == "placebo" else None}],
+            "rounds": [
+                counts | {"round": 1, "tripwire": None, "outcomes": between},
+                counts | {"round": 2, "tripwire": "collapse: 9 of 9" if arm == "placebo" else None},
+            ],
             "off_target": {n: {"kl_per_token": 0.002, "kl_p99": 0.1, "top1_flip_rate": 0.001} for n in ("clean", "near_misses")},
             "train": {"learning_rate": 1e-4}}  # fmt: skip
 

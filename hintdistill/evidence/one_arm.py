@@ -38,7 +38,8 @@ def run_arm(bench: Bench) -> dict[str, Any]:
         row, targets, student = _round(bench, number, students)
         rows.append(row)
         if number == 1 and bench.job.arm not in NO_PREDICTION:
-            predicted = [asdict(p) for p in predict(targets)]
+            # of what it trains on: of gated arms, what was accepted
+            predicted = [asdict(p) for p in predict(t for t in targets if t.accepted)]
         if row["collapsed"] and number > 1:
             students.pop()  # it is the student that played who collapsed
         if row["tripwire"]:
