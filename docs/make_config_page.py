@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from hintdistill import config
-from hintdistill.config import RunConfig, Section, critic, engine, rollout
+from hintdistill.config import RunConfig, Section, critic, engine, rollout, train
 from hintdistill.config_file import section_of
 
 HEAD = """# Configuration
@@ -26,7 +26,9 @@ An unknown key is an error that names the nearest known one.
 def descriptions() -> dict[str, dict[str, str]]:
     """The string under each field, by class and field."""
     out: dict[str, dict[str, str]] = {}
-    for node in [n for module in (config, critic, engine, rollout) for n in ast.parse(inspect.getsource(module)).body]:
+    for node in [
+        n for module in (config, critic, engine, rollout, train) for n in ast.parse(inspect.getsource(module)).body
+    ]:
         if isinstance(node, ast.ClassDef):
             fields: dict[str, str] = {}
             for field, after in zip(node.body, [*node.body[1:], None], strict=True):

@@ -153,6 +153,8 @@ class Target:
     """The step's tokens as text."""
     instead: tuple[str, ...] = ()
     """What the teacher would say at each position, as text."""
+    legal_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [G]: the ids that the tool schemas allow at the decision token; empty where they say nothing."""
     recorded_gap: float | None = None
     """Mean |log p recorded - log p now| over the step, where the trace recorded log-probabilities; nats per token."""
     versions: Mapping[str, str] = field(default_factory=dict)

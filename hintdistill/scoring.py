@@ -121,6 +121,7 @@ class Scorer:
         measurements = [
             measure(injection, plain.sampled, base, view, [v for v in views[1:] if v is not view]) for view in views
         ]
+        at = measurements[0].position
         target = Target(
             key=key, trace_id=injection.trace_id, step=injection.finding.step, kind="hint", split=split,
             context_ids=np.array(injection.context_ids, np.int64), step_ids=np.array(injection.step_ids, np.int64),
@@ -134,6 +135,7 @@ class Scorer:
                 for p, view, m in zip(injection.placebos, views[1:], measurements[1:], strict=True)
             ),
             guards=injection.guards, tokens=self.renderer.token_texts(injection.step_ids), instead=self._names(top1),
+            legal_ids=np.array(injection.legal.get(at, ()) if at is not None else (), np.int64),
             recorded_gap=_recorded_gap(injection, plain.sampled), versions=self._versions(injection.finding),
         )  # fmt: skip
         return decide(target, self.config.gate)

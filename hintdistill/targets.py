@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from hintdistill.errors import InputError
 from hintdistill.scores import Measurement, Placebo, Target
 
-TARGET_SCHEMA = 1
+TARGET_SCHEMA = 2
 _META = b"hintdistill.targets"
 
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
         ("token_weights", _FLOATS), ("support_ids", pa.list_(_IDS)), ("teacher_logprobs", pa.list_(_FLOATS)),
         ("plain_logprobs", pa.list_(_FLOATS)), ("teacher_tail", _FLOATS), ("plain_tail", _FLOATS),
         ("teacher_sampled", _FLOATS), ("plain_sampled", _FLOATS), ("tokens", pa.list_(pa.string())),
-        ("instead", pa.list_(pa.string())), ("recorded_gap", pa.float32()), ("measurement", pa.struct(_MEASUREMENT)),
+        ("instead", pa.list_(pa.string())), ("legal_ids", _IDS), ("recorded_gap", pa.float32()), ("measurement", pa.struct(_MEASUREMENT)),
         ("placebos", pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("hint_effect", _FLOATS),
                                          ("measurement", pa.struct(_MEASUREMENT))]))),
         ("versions", pa.string()),
@@ -155,7 +155,7 @@ def _row(t: Target) -> dict[str, Any]:
         "plain_logprobs": _ragged(t.plain_logprobs, t.support_ids), "teacher_tail": t.teacher_tail.tolist(),
         "plain_tail": t.plain_tail.tolist(), "teacher_sampled": t.teacher_sampled.tolist(),
         "plain_sampled": t.plain_sampled.tolist(), "tokens": list(t.tokens), "instead": list(t.instead),
-        "recorded_gap": t.recorded_gap, "measurement": asdict(t.measurement) if t.measurement else None,
+        "legal_ids": t.legal_ids.tolist(), "recorded_gap": t.recorded_gap, "measurement": asdict(t.measurement) if t.measurement else None,
         "placebos": [{"kind": p.kind, "text": p.text, "hint_effect": p.hint_effect.tolist(),
                       "measurement": asdict(p.measurement)} for p in t.placebos],
         "versions": json.dumps(dict(t.versions), sort_keys=True),
@@ -187,5 +187,6 @@ def _target(row: dict[str, Any]) -> Target:
         placebos=tuple(Placebo(p["kind"], p["text"], _floats(p["hint_effect"]), Measurement(**p["measurement"]))
                        for p in row["placebos"]),
         guards=tuple(row["guards"]), accepted=row["accepted"], reasons=tuple(row["reasons"]), tokens=tuple(row["tokens"]),
-        instead=tuple(row["instead"]), recorded_gap=row["recorded_gap"], versions=json.loads(row["versions"]),
+        instead=tuple(row["instead"]), legal_ids=np.array(row["legal_ids"], np.int64), recorded_gap=row["recorded_gap"],
+        versions=json.loads(row["versions"]),
     )  # fmt: skip

@@ -12,6 +12,7 @@ from hintdistill.recipes import load_recipe, missing, recipe_names
 from hintdistill.recipes.schema import TeacherRule
 from hintdistill.scores import Target
 from hintdistill.training.capabilities import available
+from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows
 from hintdistill.training.stage import _last_checkpoint, _trainer
 from hintdistill.training.teacher import Follower
@@ -124,8 +125,8 @@ def test_a_recipe_in_the_trainer_is_the_recipe_alone(targets, tmp_path):
     trainer = trainer_of(targets, tmp_path, recipe="hint_sd", teacher="live", top_k=9)
     loss, _ = loss_and_gradient(trainer)
     total, tokens = 0.0, 0
-    for row in trainer.train_dataset.rows:
-        s, t = logprobs(trainer.model, row.ids, 7), logprobs(trainer.model, row.hinted_ids, 7)
+    for row, slot in places(trainer.train_dataset.rows):
+        s, t = logprobs(trainer.owner, row.plain(slot), 7), logprobs(trainer.owner, row.hinted(slot), 7)
         kept = s.topk(9).indices
         ours, theirs = s.gather(-1, kept), t.gather(-1, kept)
         tail_s, tail_t = (torch.log1p(-x.exp().sum(-1)) for x in (ours, theirs))

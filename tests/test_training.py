@@ -29,6 +29,7 @@ from hintdistill.prompts import PromptLibrary
 from hintdistill.scores import Target
 from hintdistill.scoring import Scorer
 from hintdistill.traces import read_traces
+from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows, loss_weights
 from hintdistill.training.stage import _trainer, read_summary, train
 
@@ -62,8 +63,9 @@ def trainer_of(of, tmp_path, model=STUDENT, **config):
 
 def gradient(trainer, batches) -> torch.Tensor:
     trainer.model.zero_grad()
+    count = trainer._get_num_items_in_batch([{"rows": b} for b in batches], torch.device("cpu"))
     for batch in batches:
-        (trainer.compute_loss(trainer.model, {"rows": batch}) / len(batches)).backward()
+        trainer.compute_loss(trainer.model, {"rows": batch}, num_items_in_batch=count).backward()
     return torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None])
 
 
@@ -73,12 +75,12 @@ def test_the_loss_is_the_divergence_of_separate_forwards(targets, tmp_path):
     loss = trainer.compute_loss(trainer.model, {"rows": rows}).item()
     expected = 0.0
     with torch.no_grad():
-        for row in rows:
-            logits = trainer.model(input_ids=row.ids[None], use_cache=False).logits[0].float().log_softmax(-1)
-            ours = gather_with_tail(logits[-row.length - 1 : -1], row.support_ids)
-            name = "rkl" if row.kind == "hint" else "fkl"
-            expected += float((divergence(name, ours, row.target) * row.token_weights).sum())
-    assert loss == pytest.approx(expected / len(rows), rel=1e-5)
+        for row, slot in places(rows):
+            logits = trainer.owner(input_ids=row.plain(slot)[None], use_cache=False).logits[0].float().log_softmax(-1)
+            ours = gather_with_tail(logits[-slot.length - 1 : -1], slot.support_ids)
+            name = "rkl" if slot.kind == "hint" else "fkl"
+            expected += float((divergence(name, ours, slot.target) * slot.token_weights).sum())
+    assert loss == pytest.approx(expected / len(places(rows)), rel=1e-5)
 
 
 def test_eight_at_once_equals_eight_accumulated(targets, tmp_path):
@@ -91,17 +93,18 @@ def test_eight_at_once_equals_eight_accumulated(targets, tmp_path):
 def test_no_loss_and_no_gradient_where_the_target_is_the_student_itself(targets, tmp_path):
     from dataclasses import replace
 
-    empty = [replace(t, teacher_logprobs=t.plain_logprobs, teacher_tail=t.plain_tail) for t in targets]
+    hints = targets[:8]
+    empty = [replace(t, teacher_logprobs=t.plain_logprobs, teacher_tail=t.plain_tail) for t in hints]
     for name in ("jsd", "rkl", "fkl"):
         nothing, something = (
             trainer_of(empty, tmp_path, divergence=name),
-            trainer_of(targets, tmp_path, divergence=name),
+            trainer_of(hints, tmp_path, divergence=name),
         )
-        rows = nothing.train_dataset.rows[:8]
+        rows = nothing.train_dataset.rows
         # what is left is the float32 rounding of two forwards in batches of other shapes
         assert abs(nothing.compute_loss(nothing.model, {"rows": rows}).item()) <= 1e-6
-        real = gradient(something, [something.train_dataset.rows[:8]]).norm()
-        assert float(gradient(nothing, [rows]).norm() / real) <= 1e-5
+        real = gradient(something, [something.train_dataset.rows]).norm()
+        assert float(gradient(nothing, [rows]).norm() / real) <= 3e-5
 
 
 @pytest.mark.parametrize(("name", "bound"), [("rkl", 1e-8), ("fkl", 1e-8), ("jsd", 1e-7)])
@@ -120,13 +123,13 @@ def test_an_empty_hint_in_step_is_nothing(name, bound, targets, tmp_path):
 
 def test_in_step_teacher_gives_the_stored_targets(targets, tmp_path):
     """Before the first update, the initial teacher in the step says what the rescore stage stored."""
-    stored = trainer_of(targets, tmp_path, divergence="jsd", top_k=20)
-    rows = stored.train_dataset.rows[:8]
+    stored = trainer_of(targets[:8], tmp_path, divergence="jsd", top_k=20)
+    rows = stored.train_dataset.rows
     a = stored.compute_loss(stored.model, {"rows": rows}).item()
     for teacher in ("initial", "live"):
-        in_step = trainer_of(targets, tmp_path, divergence="jsd", top_k=20, targets="in_step", teacher=teacher)
+        in_step = trainer_of(targets[:8], tmp_path, divergence="jsd", top_k=20, targets="in_step", teacher=teacher)
         assert in_step.compute_loss(in_step.model, {"rows": rows}).item() == pytest.approx(a, rel=1e-4)
-    full = trainer_of(targets, tmp_path, divergence="jsd", targets="in_step", support="full")
+    full = trainer_of(targets[:8], tmp_path, divergence="jsd", targets="in_step", support="full")
     # a coarser support never exceeds the full one
     assert full.compute_loss(full.model, {"rows": rows}).item() >= a - 1e-6
 
@@ -159,8 +162,9 @@ def test_loss_span(targets):
 def test_static_weights_average_to_one(targets):
     for normalize in ("row", "token"):
         rows = build_rows(targets, TrainSection(normalize=normalize, anchor=AnchorSection(weight=2.0)))
+        slots = [s for _, s in places(rows)]
         sums = {
-            k: sum(float(r.token_weights.sum()) for r in rows if r.kind == k) / len(rows) for k in ("hint", "anchor")
+            k: sum(float(s.token_weights.sum()) for s in slots if s.kind == k) / len(slots) for k in ("hint", "anchor")
         }
         assert sums == pytest.approx({"hint": 1.0, "anchor": 1.0}, rel=1e-5)
 
@@ -180,8 +184,8 @@ def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
     assert loss_weights(anchor, everything).all()
     # nothing to hold: the row is left out, and the others still average to the coefficient
     nowhere = replace(anchor, key="nowhere", plain_sampled=np.full_like(wavered, np.log(0.2)))
-    rows = build_rows([*targets, nowhere], config)
-    assert len(rows) == len(targets) and "nowhere" not in {r.key for r in rows}
+    slots = [s for _, s in places(build_rows([*targets, nowhere], config))]
+    assert len(slots) == len(targets) and "nowhere" not in {s.key for s in slots}
 
 
 def test_the_least_sure_clean_steps_are_the_anchors(targets):
@@ -243,7 +247,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
 def test_training_lowers_the_error_and_a_resumed_run_is_bit_equal(targets, tmp_path):
     config = TrainSection(**{**FAST, "epochs": 4, "save_steps": 3, "learning_rate": 5e-5})
     straight = train(STUDENT, targets, RUN, config, tmp_path / "a", tmp_path / "student_a", "k")
-    assert straight.hint_rows == 8 and straight.anchor_rows == 4 and straight.steps == 12
+    assert straight.hint_rows == 8 and straight.anchor_rows == 4 and straight.steps == 4 * -(-straight.rows // 4)
     assert straight.engine_floor_nats < 1e-6
     assert read_summary(tmp_path / "student_a") == straight
 

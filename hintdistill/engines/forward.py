@@ -94,18 +94,21 @@ def hidden_at(
     return list(out[0].split([len(p) for p in positions]))
 
 
+def squash_numbers(model: Any) -> tuple[float, float | None]:
+    """The factor on a model's logits after the matrix product, and its soft cap."""
+    config = model.config.get_text_config()
+    scale, scaling = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    factor = (1.0 if scale is None else float(scale)) / (1.0 if scaling is None else float(scaling))
+    return factor, getattr(config, "final_logit_softcapping", None)
+
+
 def make_squash(model: Any) -> Head:
     """What a model does to its logits after the matrix product: scale, then soft cap."""
-    config = model.config.get_text_config()
-    cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None)
-    scaling = getattr(config, "logits_scaling", None)
+    factor, cap = squash_numbers(model)
 
     def squash(logits: torch.Tensor) -> torch.Tensor:
-        if scale is not None:
-            logits = logits * scale
-        if scaling is not None:
-            logits = logits / scaling
+        if factor != 1.0:
+            logits = logits * factor
         if cap is not None:
             logits = torch.tanh(logits / cap) * cap
         return logits

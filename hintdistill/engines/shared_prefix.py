@@ -59,6 +59,8 @@ class Memory:
 
     def __init__(self) -> None:
         self._stored: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.closed = False
+        """Whether trunks are complete: writing them once more, as gradient checkpointing would, is passed over."""
 
     def write(self, layer: int, chain: int, at: int, room: int, key: Tensor, value: Tensor) -> None:
         """Keep key [Hk, n, D] and value [Hk, n, Dv] from offset `at` on, in a buffer of `room` tokens."""
@@ -115,8 +117,8 @@ class PackedCall:
             for a, b in zip(self.offsets, self.offsets[1:], strict=False)
         ]
         for piece, (_, k, v) in zip(self.pieces, parts, strict=True):
-            if self._is_kept(piece):
-                chain = self.tree.chains[piece.chain]
+            chain = self.tree.chains[piece.chain]
+            if self._is_kept(piece) and not (self.memory.closed and chain.parent == ROOT):
                 room = self.tree.depths[piece.chain] if chain.parent == ROOT else len(chain.ids)
                 self.memory.write(layer, piece.chain, piece.start - chain.at, room, k, v)
         out = []
@@ -259,16 +261,24 @@ def _attention(
     return tree.attend(id(module), query, key, value, rule), None
 
 
+def register() -> None:
+    """Make the attention known to transformers, under the name `ATTENTION`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, _attention)
+
+
 @contextmanager
 def shared_attention(model: Any) -> Iterator[None]:
     """The model with the shared-prefix attention in place, its own put back afterwards.
 
     A training step with gradient checkpointing stays inside until its backward pass is done.
     """
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ATTENTION, _attention)
     before = model.config._attn_implementation
+    if before == ATTENTION:
+        yield
+        return
+    register()
     model.set_attn_implementation(ATTENTION)
     try:
         yield

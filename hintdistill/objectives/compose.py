@@ -117,7 +117,7 @@ def term(
     if temperature != 1.0:
         views = {n: (v / temperature).log_softmax(-1) for n, v in views.items()}
     student = views[spec.student_view]
-    target, metrics = _target(spec, views, batch, step)
+    target, metrics = target_of(spec, views, batch, step)
     bank = ScoreBank(views, target, batch.sampled, batch.lengths, batch.facts, student=spec.student_view)
     base = span_weights(spec, batch) if base is None else base
     weighing = _Weighing(bank, base != 0, masks, generator, step, metrics)
@@ -136,7 +136,8 @@ def term(
     return TermValue(value, per_token, weights, metrics)
 
 
-def _target(spec: Term, views: Mapping[str, Tensor], batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+def target_of(spec: Term, views: Mapping[str, Tensor], batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
+    """A term's target [N, V] at an optimiser step, from its views, and metrics."""
     of = spec.target
     tilt: Tensor | float = scheduled(of.tilt, step)
     if of.tilt_sign == "advantage":

@@ -122,6 +122,63 @@ class _Restricted:
         return self.logits
 
 
+KEEP_ELEMENTS = 1 << 24
+"""Logits that `linear_kept` holds on to until the backward pass; beyond, it makes them again there. 64 MB in float32."""
+
+
+def linear_kept(hidden: Tensor, head: HeadSpec, ids: Tensor, *, positions: int = POSITIONS, tile: int = TILE) -> Tensor:
+    """Log-probabilities of kept entries and of all the rest, with gradient, from hidden states: [N, K+1], nats.
+
+    `gather_with_tail` of the whole log-probabilities, without keeping `[N, V]`: a chunk's logits are made again in the
+    backward pass where there are too many to hold. For losses that need every position before any gradient, as weights that
+    are quantiles of scores do; a loss that is a sum over positions is cheaper through `linear_support`.
+
+    Args:
+        hidden: [N, H], with gradient.
+        ids: int64 [N, K], each once per row, -1 for padding; at least one per row.
+    """
+    dimensions(2, hidden=hidden, ids=ids)
+    return _LinearKept.apply(hidden, head.weight, head.bias, head, ids, positions, tile)
+
+
+class _LinearKept(torch.autograd.Function):
+    """Forward: values; backward: ∂/∂logits written over the logits, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, ids: Tensor, positions: int, tile: int
+    ) -> Tensor:  # fmt: skip
+        """The values; chunks are kept where they are few."""
+        ctx.save_for_backward(hidden, weight, bias, ids)
+        ctx.head, ctx.positions, ctx.tile = head, positions, tile
+        own = replace(head, weight=weight.detach(), bias=None if bias is None else bias.detach())
+        hold = any(ctx.needs_input_grad[:3]) and len(hidden) * len(weight) <= KEEP_ELEMENTS
+        out, ctx.kept = [], {}
+        for start in range(0, len(hidden), positions):
+            at = slice(start, min(start + positions, len(hidden)))
+            on = _Restricted(own.logits(hidden[at].detach()), ids[at], "tail", tile)
+            out.append(on.values)
+            if hold:
+                ctx.kept[start] = on
+        return torch.cat(out) if out else hidden.new_zeros(0, ids.shape[1] + 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of hidden states, weight and bias."""
+        hidden, weight, bias, ids = ctx.saved_tensors
+        own, _, found = begin(ctx, hidden, weight, bias, ctx.head)
+        for start in range(0, len(hidden), ctx.positions):
+            at = slice(start, min(start + ctx.positions, len(hidden)))
+            chunk = hidden[at].detach()
+            on = ctx.kept.pop(start, None)
+            if on is None:
+                on = _Restricted(own.logits(chunk), ids[at], "tail", ctx.tile)
+            g = on.gradient_(gradients[0][at], own)
+            spread(found, at, chunk, g.to(weight.dtype), own.weight)
+            del on, g
+        return (*found, None, None, None, None)
+
+
 def _conditional(values: Tensor) -> Tensor:
     """Kept log-probabilities → those given that one of them is it; rows that keep nothing stay -inf."""
     empty = (values == -torch.inf).all(-1, keepdim=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hintdistill.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
@@ -35,10 +36,13 @@ def run(ctx: RunContext) -> None:
     done, size = store.keys(), ctx.config.rescore.part_rows
     with ctx.scoring_engine() as engine:
         scorer = Scorer(engine, ctx.renderer, ctx.config.rescore, _prompt_versions(ctx))
+        # an anchor holds the student to the initial policy, whoever the teacher is
+        other = ctx.initial_folder != ctx.teacher_folder
+        holder = Scorer(ctx.engine(ctx.initial_folder), ctx.renderer, ctx.config.rescore) if other else scorer
         work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
         kinds: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [
             (hints, scorer.score),
-            (anchors, scorer.anchors),
+            (anchors, holder.anchors),
         ]
         for items, score in kinds:
             # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
@@ -76,16 +80,16 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
     return versions
 
 
-def _made_by(ctx: RunContext) -> list[Any]:
-    """What a target depends on besides its injection or step."""
+def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
+    """What a target depends on besides its injection or step; `folder` has the weights that score it."""
     engine = ctx.config.rescore.engine
     other = [] if engine.backend == "transformers" else [engine.backend, engine.base_url, engine.model, engine.dialect]
-    return [model_key(ctx.teacher_folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
+    return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
     """The current injections with the keys of their targets."""
-    base = _made_by(ctx)
+    base = _made_by(ctx, ctx.teacher_folder)
     return [(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
 
 
@@ -140,7 +144,7 @@ def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
     wanted = any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
     if not wanted or not anchor.per_trace:
         return []
-    base, critiques = _made_by(ctx), critique.load(ctx)
+    base, critiques = _made_by(ctx, ctx.initial_folder), critique.load(ctx)
     items: list[AnchorItem] = []
     for key, trace, split in read.load(ctx):
         if split != "train" or key not in critiques:

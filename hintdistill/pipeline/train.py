@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hintdistill.config import TrainSection
+from hintdistill.models import model_key, resolve_model
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rundir import content_key
@@ -20,6 +21,11 @@ def selected(ctx: RunContext) -> list[Target]:
     usable = [t for t in rescore.load(ctx) if t.accepted and t.split == "train" and t.fidelity in allowed]
     anchors = chosen_anchors([t for t in usable if t.kind == "anchor"], ctx.config.train, ctx.config.run.seed)
     return [t for t in usable if t.kind == "hint"] + anchors
+
+
+def held_out(ctx: RunContext) -> list[Target]:
+    """Accepted hints of held-out tasks: never trained on, and what a gated teacher is read on."""
+    return [t for t in rescore.load(ctx) if t.accepted and t.split == "holdout" and t.kind == "hint"]
 
 
 def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int) -> list[Target]:
@@ -53,12 +59,14 @@ def run(ctx: RunContext) -> None:
     rescore.require_accepted(ctx)
     targets = selected(ctx)
     run = ctx.config.run
+    external = ctx.config.train.objective.teacher.model
     key = content_key(
         "train",
         sorted(t.key for t in targets),
         ctx.config.train.model_dump(mode="json"),
         ctx.config.train.objective.model_dump(mode="json"),
-        str(ctx.model_key),
+        [str(ctx.model_key), model_key(ctx.initial_folder).weights],
+        None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
         run.dtype,
     )
@@ -67,7 +75,7 @@ def run(ctx: RunContext) -> None:
         with ctx.voice.progress("train", None) as advance:
             summary = train(
                 ctx.model_folder, targets, run, ctx.config.train, ctx.rundir.path / "train" / key, ctx.student_folder, key,
-                progress=lambda done, total: advance(1),
+                progress=lambda done, total: advance(1), initial=ctx.initial_folder, heldout=held_out(ctx),
             )  # fmt: skip
     ctx.rundir.set_index("train", [key])
     ctx.voice.note(

@@ -1,19 +1,22 @@
-"""Targets → training rows with static weights.
+"""Targets → training rows: whole traces with all their accepted injections, and static weights.
 
-A batch's loss is the mean over its rows of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. The static
+A row is the student's own sequence of one trace, cut after the last scored token; its slots are the steps that carry loss.
+One student pass reads the row once and covers all of them. Where a template rewrote history, a trace makes several rows.
+
+A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. The static
 weights (loss span and normaliser) are fixed over the whole data set before training starts, so that eight rows at once and
 eight rows accumulated give the same gradient; what a recipe weighs by the views themselves (W) comes on top.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from hintdistill.config import TrainSection
 from hintdistill.recipes import Term
@@ -21,19 +24,23 @@ from hintdistill.scores import Target
 
 
 @dataclass(frozen=True)
-class TrainRow:
-    """One step to train on: T scored tokens, K kept entries."""
+class Slot:
+    """One step of a row that carries loss: T scored tokens, K kept entries."""
 
     key: str
     kind: Literal["hint", "anchor"]
-    ids: torch.Tensor
-    """int64 [C + T]: context and step, no hint."""
-    hinted_ids: torch.Tensor
-    """int64 [C + H + T]: what an in-step teacher reads."""
+    start: int
+    """Position of the step's first token in the row."""
     length: int
     """T"""
+    insert_at: int
+    """Position in the row at which the hint's tokens stand for the teacher."""
+    block: torch.Tensor
+    """int64 [H]: the hint's tokens; empty for an anchor."""
+    sampled: torch.Tensor
+    """int64 [T]: the step's tokens."""
     weights: dict[str, torch.Tensor]
-    """float32 [T] by term: its loss span, normalised over all rows of its kind."""
+    """float32 [T] by term: its loss span, normalised over all slots of its kind."""
     span: tuple[int, int]
     """Quoted tokens, half-open."""
     support_ids: torch.Tensor
@@ -44,14 +51,27 @@ class TrainRow:
     """float32 [T, K+1]: stored plain log-probabilities and tail."""
     decision: int
     """Index of the decision token, -1 where there is none."""
+    error_class: str | None = None
+    legal_ids: torch.Tensor | None = None
+    """int64 [G]: what the tool schemas allow at the decision token; None where they say nothing."""
 
     @property
     def token_weights(self) -> torch.Tensor:
-        """float32 [T]: the weights of the first term on this row."""
+        """float32 [T]: the weights of the first term on this slot."""
         return next(iter(self.weights.values()))
 
+    @property
+    def positions(self) -> range:
+        """Positions of the row whose next token is scored."""
+        return range(self.start - 1, self.start + self.length - 1)
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """int64 [T]: where in the support the sampled token stands; it always does."""
+        return (self.support_ids == self.sampled[:, None]).int().argmax(-1)
+
     def facts(self) -> dict[str, torch.Tensor]:
-        """What the recipe's weights may ask of a row, [T] each."""
+        """What the recipe's weights may ask of a slot, [T] each."""
         start, end = self.span
         index = torch.arange(self.length)
         quoted = ((index >= start) & (index < end)).float()
@@ -59,17 +79,60 @@ class TrainRow:
                 "turn_is_target": torch.ones(self.length)}  # fmt: skip
 
 
-class RowDataset(Dataset[TrainRow]):
+@dataclass(frozen=True)
+class TraceRow:
+    """One trace to train on."""
+
+    key: str
+    """The trace's id; where history was rewritten, with the number of the row."""
+    ids: torch.Tensor
+    """int64 [L]: the student's own tokens, no hint, up to the last scored one."""
+    slots: tuple[Slot, ...]
+
+    def hinted(self, slot: Slot) -> torch.Tensor:
+        """int64: what a teacher reads for a slot, up to the slot's last token; without a hint the plain sequence."""
+        stop = slot.start + slot.length
+        return torch.cat([self.ids[: slot.insert_at], slot.block, self.ids[slot.insert_at : stop]])
+
+    def plain(self, slot: Slot) -> torch.Tensor:
+        """int64: what the student read for a slot, up to the slot's last token."""
+        return self.ids[: slot.start + slot.length]
+
+
+class RowDataset(Dataset[TraceRow]):
     """Rows in a fixed order."""
 
-    def __init__(self, rows: Sequence[TrainRow]) -> None:
+    def __init__(self, rows: Sequence[TraceRow]) -> None:
         self.rows = list(rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> TrainRow:
+    def __getitem__(self, index: int) -> TraceRow:
         return self.rows[index]
+
+
+class LengthSampler(Sampler[int]):
+    """A fresh order of the rows for each epoch, in which the rows of one optimiser step are sorted by length.
+
+    So the micro-batches of a step hold rows of like length, while which rows meet in a step stays random.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """`batch_size`: rows of one optimiser step, over all processes."""
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Epoch, from 0; the Trainer calls it, on a resumed run too."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths)).tolist()
+        for at in range(0, len(order), self.batch_size):
+            yield from sorted(order[at : at + self.batch_size], key=lambda i: (-self.lengths[i], i))
 
 
 def loss_weights(target: Target, term: Term) -> np.ndarray:
@@ -88,43 +151,64 @@ def loss_weights(target: Target, term: Term) -> np.ndarray:
     return weights
 
 
-def build_rows(targets: Sequence[Target], config: TrainSection) -> list[TrainRow]:
-    """Rows of accepted targets; the weights of each term average to one over the whole data set.
+def build_rows(targets: Sequence[Target], config: TrainSection) -> list[TraceRow]:
+    """Rows of accepted targets; the weights of each term average to one over all slots.
 
-    Targets that no term of the recipe reads make no row: those of a kind it has no term for, and anchors on which the
+    Targets that no term of the recipe reads make no slot: those of a kind it has no term for, and anchors on which the
     initial policy wavered at every token.
     """
     terms = config.objective.terms
     raw = [{n: loss_weights(t, term) for n, term in terms.items() if term.rows == t.kind} for t in targets]
     pairs = [(t, w) for t, w in zip(targets, raw, strict=True) if any(x.any() for x in w.values())]
-    pairs.sort(key=lambda pair: pair[0].kind == "anchor")
     for name, term in terms.items():
         members = [w for _, w in pairs if name in w and w[name].any()]
         total = sum(float(w[name].sum()) for w in members)
         for weights in members:
             share = 1.0 / weights[name].sum() if term.normalize == "per_row" else len(members) / total
             weights[name] = weights[name] * np.float32(share * len(pairs) / len(members))
-    return [_row(t, w) for t, w in pairs]
+    return trace_rows([(t, _slot(t, w)) for t, w in pairs])
 
 
-def _row(target: Target, weights: dict[str, np.ndarray]) -> TrainRow:
-    context, step = target.context_ids, target.step_ids
-    hinted = np.concatenate([context[: target.insert_at], target.block_ids, context[target.insert_at :]])
-    return TrainRow(
-        key=target.key,
-        kind=target.kind,
-        ids=torch.from_numpy(np.concatenate([context, step])),
-        hinted_ids=torch.from_numpy(np.concatenate([hinted, step])),
-        length=len(step),
-        weights={n: torch.from_numpy(w) for n, w in weights.items()},
-        span=target.span,
-        support_ids=torch.from_numpy(target.support_ids),
-        target=_with_tail(target.teacher_logprobs, target.teacher_tail),
-        plain=_with_tail(target.plain_logprobs, target.plain_tail),
-        decision=-1
-        if target.measurement is None or target.measurement.position is None
-        else target.measurement.position,
-    )
+def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
+    """Rows of steps that are looked at and never trained on: their slots carry no weight."""
+    return trace_rows([(t, _slot(t, {})) for t in targets])
+
+
+def trace_rows(pairs: Sequence[tuple[Target, Slot]]) -> list[TraceRow]:
+    """Slots of one trace share a row wherever one's sequence begins the other's, token for token."""
+    by_trace: dict[str, list[tuple[Target, Slot]]] = {}
+    for target, slot in pairs:
+        by_trace.setdefault(target.trace_id, []).append((target, slot))
+    rows: list[TraceRow] = []
+    for trace_id, members in by_trace.items():
+        trunks: list[tuple[np.ndarray, list[Slot]]] = []
+        for target, slot in sorted(members, key=lambda p: -(p[1].start + p[1].length)):
+            ids = np.concatenate([target.context_ids, target.step_ids])
+            home = next((slots for trunk, slots in trunks if np.array_equal(trunk[: len(ids)], ids)), None)
+            if home is None:
+                trunks.append((ids, [slot]))
+            else:
+                home.append(slot)
+        for n, (ids, slots) in enumerate(trunks):
+            slots.sort(key=lambda s: (s.start, s.key))
+            key = trace_id if n == 0 else f"{trace_id}#{n + 1}"
+            rows.append(TraceRow(key, torch.from_numpy(ids.astype(np.int64)), tuple(slots)))
+    return rows
+
+
+def _slot(target: Target, weights: dict[str, np.ndarray]) -> Slot:
+    legal = target.legal_ids
+    at = None if target.measurement is None else target.measurement.position
+    return Slot(
+        key=target.key, kind=target.kind, start=len(target.context_ids), length=len(target.step_ids),
+        # without a hint nothing is inserted, wherever that would be
+        insert_at=target.insert_at if len(target.block_ids) else len(target.context_ids),
+        block=torch.from_numpy(target.block_ids.astype(np.int64)), sampled=torch.from_numpy(target.step_ids.astype(np.int64)),
+        weights={n: torch.from_numpy(w) for n, w in weights.items()}, span=target.span,
+        support_ids=torch.from_numpy(target.support_ids), target=_with_tail(target.teacher_logprobs, target.teacher_tail),
+        plain=_with_tail(target.plain_logprobs, target.plain_tail), decision=-1 if at is None else at,
+        error_class=target.error_class, legal_ids=torch.from_numpy(legal) if len(legal) else None,
+    )  # fmt: skip
 
 
 def _with_tail(kept: np.ndarray, tail: np.ndarray) -> torch.Tensor:

@@ -16,7 +16,8 @@ from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
 from hintdistill.errors import EmptyFunnelError
 from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.scores import Target
-from hintdistill.training.rows import RowDataset, build_rows
+from hintdistill.training.others import Others
+from hintdistill.training.rows import RowDataset, TraceRow, build_rows
 
 SUMMARY = "hintdistill.json"
 
@@ -28,6 +29,8 @@ class TrainSummary:
     key: str
     hint_rows: int
     anchor_rows: int
+    rows: int
+    """Traces that were read; hints and anchors are their steps."""
     steps: int
     engine_floor_nats: float
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
@@ -52,14 +55,22 @@ def train(
     out: Path,
     key: str,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    initial: Path | None = None,
+    heldout: Sequence[Target] = (),
 ) -> TrainSummary:
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
 
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
     same weights.
 
+    Args:
+        initial: the folder of the initial policy, where the model of `folder` is a later one.
+        heldout: accepted hints of held-out tasks, which a `cgtr` teacher is read on.
+
     Raises:
-        EmptyFunnelError: no accepted hint among the targets.
+        EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
         TripwireError: the loss is not finite.
     """
     from transformers import set_seed
@@ -72,12 +83,13 @@ def train(
     model, trainable = _student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
-    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config))
+    others = Others.load(folder, run, config, device, initial, heldout)
+    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config), others)
     floor = _floor(trainer, rows, work)
     last = _last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     summary = TrainSummary(
-        key=key, hint_rows=len(hints), anchor_rows=len(rows) - len(hints), steps=trainer.state.global_step,
+        key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         engine_floor_nats=floor, trainable_parameters=trainable, parameters=sum(p.numel() for p in model.parameters()),
     )  # fmt: skip
     _save(trainer, folder, out, summary)
@@ -105,7 +117,7 @@ def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.
 
 def _trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
-    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (),
+    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
 ) -> Any:  # fmt: skip
     from transformers import TrainerCallback, TrainingArguments
 
@@ -123,6 +135,8 @@ def _trainer(
                 progress(state.global_step, state.max_steps)
 
     micro = config.micro_batch_size or config.batch_size
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
         output_dir=str(work), per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // micro,
@@ -135,10 +149,14 @@ def _trainer(
     )  # fmt: skip
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
-        special_ids=special_ids,
+        special_ids=special_ids, **(others or Others()).arguments(),
     )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _count(rows: Sequence[TraceRow], kind: str) -> int:
+    return sum(s.kind == kind for r in rows for s in r.slots)
 
 
 def _special_ids(folder: Path, config: TrainSection) -> list[int]:

@@ -1,7 +1,7 @@
 """A small subclass of `transformers.Trainer`: only the loss is ours.
 
-A batch's loss is the recipe's terms over its rows. The student reads the context without the hint; the other views are what
-the rescore stage stored, or what their weights say in this very step. Anchor rows always have stored targets.
+A batch's loss is the recipe's terms over the slots of its rows. The student reads each row once, without a hint; the other
+views are what the rescore stage stored, or what their weights say in this very step. Anchors always have stored targets.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,134 +18,205 @@ from torch import Tensor
 from transformers import Trainer
 
 from hintdistill.config import TrainSection
-from hintdistill.engines.forward import Head, hidden_at, make_head
+from hintdistill.engines.shared_prefix import ATTENTION, register
+from hintdistill.engines.sharing import choose
 from hintdistill.errors import TripwireError
-from hintdistill.objectives import fkl, gather_with_tail, objective
+from hintdistill.objectives import fkl
 from hintdistill.recipes.schema import View
-from hintdistill.training.rows import TrainRow
-from hintdistill.training.teacher import Follower
-from hintdistill.training.views import base, restricted, whole
+from hintdistill.training.losses import Made, OutputHead, Terms
+from hintdistill.training.passes import Passes, Placed, StudentPass, places
+from hintdistill.training.rows import LengthSampler, TraceRow
+from hintdistill.training.teacher import Follower, Reading
+from hintdistill.training.views import supports, wide
 
 
-def collate(rows: Sequence[TrainRow]) -> dict[str, Any]:
-    """Rows stay rows; padding happens in the forward pass."""
+def collate(rows: Sequence[TraceRow]) -> dict[str, Any]:
+    """Rows stay rows; they are packed in the forward pass."""
     return {"rows": list(rows)}
 
 
 class HintTrainer(Trainer):
     """Trains a student towards hinted targets."""
 
-    def __init__(self, *args: Any, objective: TrainSection, special_ids: Sequence[int] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, objective: TrainSection, special_ids: Sequence[int] = (), initial: Any = None, external: Any = None,
+        heldout: Sequence[TraceRow] = (), **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """Beside the Trainer's own arguments:
+
+        Args:
+            objective: the training section of a run.
+            special_ids: what `drop_special` takes out of supports.
+            initial: the initial policy as a model, where the student no longer is it as this training starts.
+            external: the external teacher as a model, where the recipe has one.
+            heldout: rows of held-out findings, which a `cgtr` teacher is read on.
+        """
         super().__init__(*args, data_collator=collate, **kwargs)
-        self.config, self.recipe, self.special_ids = objective, objective.objective, tuple(special_ids)
-        # rows carry static weights, so the loss of a batch is a plain mean and accumulation divides by its steps
-        self.model_accepts_loss_kwargs = False
-        self._student = self.accelerator.unwrap_model(self.model)
-        self._pad = int(self._student.config.get_text_config().pad_token_id or 0)
+        self.config, self.recipe = objective, objective.objective
+        # the loss is normalised by what `_get_num_items_in_batch` counts over the accumulated batch
+        self.model_accepts_loss_kwargs = True
+        self.owner = self.accelerator.unwrap_model(self.model)
+        self.head = OutputHead(self.owner)
+        self.terms = Terms(self.recipe, special_ids, self.args.seed)
+        way, self.trials = choose(self.owner.eval(), lambda h: self.head.logprobs(h), self._vocabulary())
+        if way == "shared_prefix":
+            register()
+            self.owner.set_attn_implementation(ATTENTION)
+        self.passes = Passes(self.owner, way, objective.branch_tokens, narrow=not objective.gradient_checkpointing)
         self._views = self.recipe.used_views("hint") if objective.target_source == "in_step" else {}
         weights = {self._weights_of(v) for v in self._views.values()}
-        self._initial: Any = None
-        if "initial" in weights and not hasattr(self._student, "disable_adapter"):
-            self._initial = copy.deepcopy(self._student).eval().requires_grad_(False)
-        self.follower = Follower(self._student, self.recipe.teacher) if weights & {"ema", "periodic"} else None
+        self._initial, self._external = initial, external
+        if weights & {"initial", "round_start"} and initial is None and not hasattr(self.owner, "disable_adapter"):
+            self._initial = copy.deepcopy(self.owner).eval().requires_grad_(False)
+        self._heldout = list(heldout)
+        following = weights & {"ema", "periodic", "cgtr"}
+        self.follower = Follower(self.owner, self.recipe.teacher, self._reading) if following else None
         self._sums: defaultdict[str, float] = defaultdict(float)
 
+    def _vocabulary(self) -> int:
+        return int(self.owner.get_output_embeddings().weight.shape[0])
+
     def _weights_of(self, view: View) -> str:
-        """`live`, `initial`, `ema` or `periodic`."""
+        """Whose weights a view has: `live`, `initial`, `ema`, `periodic`, …"""
         return self.recipe.teacher.update if view.weights == "teacher" else view.weights
+
+    # -- what the Trainer asks for -------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
+        rows = self.train_dataset.rows
+        return LengthSampler([len(r.ids) for r in rows], self.config.batch_size, self.args.data_seed or self.args.seed)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Slots of the accumulated batch over all processes: each injection weighs the same, wherever it was read."""
+        count = torch.tensor(sum(len(r.slots) for b in batch_samples for r in b["rows"]), device=device)
+        return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The recipe's terms, mean over rows.
+        """The recipe's terms, mean over the slots of the accumulated batch.
 
         Raises:
             TripwireError: the loss is not finite; names the rows.
         """
-        rows: list[TrainRow] = inputs["rows"]
-        student = self._logprobs(model, rows, hinted=False)
-        loss = student[0].new_zeros(())
+        rows: list[TraceRow] = inputs["rows"]
+        done = self.passes.student(model, rows, ride=self._ride)
+        loss = next(iter(done.hidden.values())).new_zeros((), dtype=torch.float32)
         for kind in ("hint", "anchor"):
-            at = [i for i, r in enumerate(rows) if r.kind == kind]
-            if at:
-                part = self._part(model, kind, [rows[i] for i in at], [student[i] for i in at])
-                loss = loss + part * (len(at) / len(rows))
+            placed = places(rows, kind)
+            if placed:
+                loss = loss + self._part(model, kind, placed, done)
+        count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
+        # gradients are averaged over the processes, and the count is that of all of them
+        loss = loss * (self.args.world_size / count)
         if not torch.isfinite(loss):
-            bad = [r.key for r, s in zip(rows, student, strict=True) if not torch.isfinite(s).all()] or [
-                r.key for r in rows
-            ]
-            raise TripwireError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; rows {', '.join(bad[:5])}",
-                hint="the last checkpoint is kept; lower train.learning_rate or use run.dtype=float32",
-            )
+            self._not_finite(loss, rows, done)
         return (loss, {}) if return_outputs else loss
 
-    def _part(self, model: Any, kind: str, rows: Sequence[TrainRow], student: Sequence[Tensor]) -> Tensor:
-        """The terms of one kind of row."""
-        if kind == "hint" and self._views:
-            batch = whole(rows, self._in_step(model, rows, torch.cat(list(student))), self.special_ids)
-        else:
-            batch = restricted(rows, student)
-        device = student[0].device
-        seed = self.args.seed * 1_000_003 + self.state.global_step
-        generator = torch.Generator(device).manual_seed(seed)
-        value, metrics = objective(
-            self.recipe, batch, rows=kind, step=self.state.global_step, base=base(rows, device), generator=generator
+    @property
+    def _ride(self) -> bool:
+        """Whether a view has the student's weights and reads the hint, and may use the student's keys and values."""
+        return self.passes.rides and any(
+            (self._weights_of(v), v.context, v.grad) == ("live", "hint", False) for v in self._views.values()
         )
-        self._measure(kind, rows, student, metrics)
+
+    def _not_finite(self, loss: Tensor, rows: Sequence[TraceRow], done: StudentPass) -> None:
+        bad = [r.key for r in rows if not all(torch.isfinite(done.hidden[s.key]).all() for s in r.slots)]
+        raise TripwireError(
+            f"the loss is {loss.item()} at step {self.state.global_step}; rows {', '.join((bad or [r.key for r in rows])[:5])}",
+            hint="the last checkpoint is kept; lower train.learning_rate or use run.dtype=float32",
+        )
+
+    # -- one kind of slot ----------------------------------------------------------------------------------------------
+
+    def _part(self, model: Any, kind: str, placed: Sequence[Placed], done: StudentPass) -> Tensor:
+        """The terms of one kind of slot, summed over slots."""
+        slots, step = [s for _, s in placed], self.state.global_step
+        hidden = torch.cat([done.hidden[s.key] for s in slots])
+        if kind == "hint" and self._views:
+            made = self._in_step(model, placed, done, hidden)
+            value, metrics = self.terms.in_step(slots, hidden, self.head, made, step)
+        else:
+            value, metrics = self.terms.stored(kind, slots, hidden, self.head, step)
+        self._measure(kind, placed, hidden.detach(), metrics)
         return value
 
-    def _logprobs(self, model: Any, rows: Sequence[TrainRow], hinted: bool) -> list[Tensor]:
-        """Log-probabilities of the whole vocabulary at the step's tokens, float32 [T, V] per row."""
-        owner = self.accelerator.unwrap_model(model)
-        sequences = [(r.hinted_ids if hinted else r.ids) for r in rows]
-        positions = [range(len(s) - r.length - 1, len(s) - 1) for s, r in zip(sequences, rows, strict=True)]
-        hidden = hidden_at(model, [s[:-1] for s in sequences], positions, self._pad, owner=owner)
-        head: Head = make_head(owner)
-        # one product for the batch, split afterwards
-        logprobs = head(torch.cat(hidden)).log_softmax(-1)
-        return list(logprobs.split([r.length for r in rows]))
-
-    def _in_step(self, model: Any, rows: Sequence[TrainRow], student: Tensor) -> dict[str, Tensor]:
-        """The views that the recipe reads, float32 [ΣT, V]; one forward for each pair of weights and context."""
-        made: dict[tuple[str, str, bool], Tensor] = {}
-        out = {"student": student}
+    def _in_step(self, model: Any, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, Made]:
+        """The views that the recipe reads; one pass for each pair of weights and context."""
+        made: dict[tuple[str, str, bool], Made] = {}
+        own = Made(hidden, self.head.spec)
+        out: dict[str, Made] = {"student": own}
         for name, view in self._views.items():
             weights = self._weights_of(view)
             if (weights, view.context) == ("live", "plain"):
-                out[name] = student
+                out[name] = own
                 continue
             key = (weights, view.context, view.grad)
             if key not in made:
-                hinted = view.context == "hint"
-                if view.grad:
-                    made[key] = torch.cat(self._logprobs(model, rows, hinted))
-                else:
-                    with torch.no_grad(), self._as(model, weights) as teacher:
-                        made[key] = torch.cat(self._logprobs(teacher, rows, hinted))
+                made[key] = self._view(model, placed, done, weights, view)
             out[name] = made[key]
         return out
 
+    def _view(self, model: Any, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> Made:
+        hinted = view.context == "hint"
+        if view.grad:
+            found = self.passes.with_gradient(model, placed, hinted)
+            return Made(torch.cat([found[s.key] for _, s in placed]), self.head.spec)
+        with torch.no_grad(), self._as(weights) as teacher:
+            if weights == "live" and self._ride and hinted:
+                found = self.passes.riding(teacher, done, placed)
+            else:
+                found = self.passes.apart(teacher, placed, hinted)
+            hidden, head = torch.cat([found[s.key] for _, s in placed]), OutputHead(teacher)
+            spec = head.spec
+            if spec is None or not self.terms.chunked["hint"]:
+                # here, while the weights are in place
+                return Made(hidden, None, head.logprobs(hidden))
+            # a following teacher's weights leave their place again; what is detached keeps them
+            bias = None if spec.bias is None else spec.bias.detach()
+            return Made(hidden, type(spec)(spec.weight.detach(), bias, spec.scale, spec.softcap))
+
     @contextlib.contextmanager
-    def _as(self, model: Any, weights: str) -> Iterator[Any]:
-        """A view's weights: the frozen copy, the student without its adapter, a follower of it, or the student as it is."""
-        if weights == "initial" and self._initial is not None:
+    def _as(self, weights: str) -> Iterator[Any]:
+        """A view's weights: a model of its own, the student without its adapter, a follower of it, or the student as it is."""
+        if weights == "external":
+            yield self._external
+            return
+        if weights in ("initial", "round_start") and self._initial is not None:
             yield self._initial
             return
-        was_training = model.training
-        model.eval()
+        was_training = self.owner.training
+        self.owner.eval()
         try:
-            if weights == "initial":
-                with self._student.disable_adapter():
-                    yield model
-            elif weights in ("ema", "periodic"):
+            if weights in ("initial", "round_start"):
+                with self.owner.disable_adapter():
+                    yield self.owner
+            elif weights in ("ema", "periodic", "cgtr"):
                 assert self.follower is not None
                 with self.follower.in_place():
-                    yield model
+                    yield self.owner
             else:
-                yield model
+                yield self.owner
         finally:
-            model.train(was_training)
+            self.owner.train(was_training)
+
+    @torch.no_grad()
+    def _reading(self) -> Reading:
+        """The student on held-out findings."""
+        training = self.owner.training
+        self.owner.eval()
+        errors, ends = [], []
+        for row in self._heldout:
+            done = self.passes.student(self.owner, [row], ride=False)
+            for slot in (s for s in row.slots if s.decision >= 0):
+                at = [slot.decision, slot.length - 1]
+                logprobs = self.head.kept(done.hidden[slot.key][at], slot.sampled[at, None].to(self.args.device))[:, 0]
+                errors.append(float(logprobs[0].exp()))
+                ends.append(float((-logprobs[1]).exp()))
+        self.owner.train(training)
+        return Reading(1.0 - sum(errors) / len(errors), sum(ends) / len(ends))
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # here, because a checkpoint counts as whole once what is written after this is there
@@ -155,23 +227,30 @@ class HintTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.follower is not None and checkpoint is not None:
-            self.follower.load(checkpoint)
+            self.follower.load(Path(checkpoint))
 
-    def _measure(
-        self, kind: str, rows: Sequence[TrainRow], student: Sequence[Tensor], metrics: Mapping[str, float]
-    ) -> None:
+    # -- what is measured ----------------------------------------------------------------------------------------------
+
+    def _measure(self, kind: str, placed: Sequence[Placed], hidden: Tensor, metrics: dict[str, float]) -> None:
+        """Sums since the last log: the terms' own metrics, and the student's probability of decision tokens."""
         first = next(n for n, t in self.recipe.terms.items() if t.rows == kind)
-        self._sums[f"{kind}_rows"] += len(rows)
+        self._sums[f"{kind}_rows"] += len(placed)
         for name, value in metrics.items():
             if name == f"{first}/mean":
-                self._sums[kind] += value * len(rows)
+                self._sums[kind] += value * len(placed)
             elif kind == "hint":
-                self._sums[f"own:{name}"] += value * len(rows)
-        for row, logprobs in zip(rows, student, strict=True):
-            if row.decision >= 0:
-                token = row.ids[-row.length + row.decision]
-                self._sums["decision_rows"] += 1
-                self._sums["decision"] += float(logprobs[row.decision, token].detach().exp())
+                self._sums[f"own:{name}"] += value * len(placed)
+        at, offset = [], 0
+        for _, slot in placed:
+            if slot.decision >= 0:
+                at.append((offset + slot.decision, int(slot.sampled[slot.decision])))
+            offset += slot.length
+        if at:
+            index, ids = (torch.tensor(x, device=hidden.device) for x in zip(*at, strict=True))
+            with torch.no_grad():
+                kept = self.head.kept(hidden[index], ids[:, None])
+            self._sums["decision_rows"] += len(at)
+            self._sums["decision"] += float(kept[:, 0].exp().sum())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last log."""
@@ -182,20 +261,20 @@ class HintTrainer(Trainer):
         logs |= {n.removeprefix("own:"): v / sums["hint_rows"] for n, v in sums.items() if n.startswith("own:")}
         super().log(logs, start_time)
 
-    def engine_floor(self, rows: Sequence[TrainRow]) -> float:
+    @torch.no_grad()
+    def engine_floor(self, rows: Sequence[TraceRow]) -> float:
         """Mean KL(stored plain ‖ this model, plain), nats per token: the mismatch of rescoring and training engines.
 
         Only meaningful before the first update.
         """
-        total, tokens = 0.0, 0
         training = self.model.training
         self.model.eval()
-        with torch.no_grad():
-            for row in rows:
-                ours = gather_with_tail(
-                    self._logprobs(self.model, [row], hinted=False)[0], row.support_ids.to(self.args.device)
-                )
-                total += float(fkl(ours, row.plain.to(ours.device)).sum())
-                tokens += row.length
+        total, tokens = 0.0, 0
+        for row in rows:
+            done = self.passes.student(self.owner, [row], ride=False)
+            hidden = torch.cat([done.hidden[s.key] for s in row.slots])
+            ours = self.head.kept(hidden, supports(row.slots, hidden.device))
+            stored = wide([s.plain for s in row.slots], -torch.inf).to(ours.device)
+            total, tokens = total + float(fkl(ours, stored).sum()), tokens + len(hidden)
         self.model.train(training)
         return total / tokens

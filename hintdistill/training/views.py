@@ -1,4 +1,4 @@
-"""Rows → the batches that the objectives take: views at the scored positions, sampled tokens, facts.
+"""Slots → the batches that the objectives take: views at the scored positions, sampled tokens, facts.
 
 Stored targets hold kept entries and a tail, so their batches are *restricted*: the columns are those entries, the same for
 every view. Views that a model makes in the step cover the vocabulary.
@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hintdistill.objectives import Batch, gather_with_tail
-from hintdistill.training.rows import TrainRow
+from hintdistill.objectives import Batch
+from hintdistill.training.rows import Slot
 
 
-def _wide(parts: Sequence[Tensor], fill: float) -> Tensor:
-    """Rows of different widths under each other [N, max K]; the last column is the tail and stays last."""
+def wide(parts: Sequence[Tensor], fill: float) -> Tensor:
+    """Slots of different widths under each other [N, max K]; the last column is the tail and stays last."""
     width = max(p.shape[-1] for p in parts)
     out = []
     for part in parts:
@@ -25,39 +25,46 @@ def _wide(parts: Sequence[Tensor], fill: float) -> Tensor:
     return torch.cat(out)
 
 
-def restricted(rows: Sequence[TrainRow], student: Sequence[Tensor]) -> Batch:
-    """A batch of stored targets; `student` are log-probabilities of the vocabulary, [T, V] per row."""
-    device = student[0].device
-    supports = [r.support_ids.to(device) for r in rows]
-    ours = [gather_with_tail(s, ids) for s, ids in zip(student, supports, strict=True)]
-    teacher, plain = ([x.to(device) for x in side] for side in ([r.target for r in rows], [r.plain for r in rows]))
-    # the sampled id is always in a stored support
-    sampled = [
-        (ids == r.ids[-r.length :, None].to(device)).int().argmax(-1) for r, ids in zip(rows, supports, strict=True)
-    ]
-    before = _wide(plain, -torch.inf)
+def supports(slots: Sequence[Slot], device: torch.device) -> Tensor:
+    """The stored supports under each other, int64 [N, max K], -1 pads."""
+    width = max(s.support_ids.shape[1] for s in slots)
+    each = [torch.nn.functional.pad(s.support_ids, (0, width - s.support_ids.shape[1]), value=-1) for s in slots]
+    return torch.cat(each).to(device)
+
+
+def restricted(slots: Sequence[Slot], student: Tensor) -> Batch:
+    """A batch of stored targets; `student` are log-probabilities of the stored entries and the rest, [N, max K + 1]."""
+    device = student.device
+    before = wide([s.plain for s in slots], -torch.inf).to(device)
     return Batch(
         # the run has trained nothing when targets are made, so the plain view is the initial policy's
-        views={"student": _wide(ours, -torch.inf), "teacher": _wide(teacher, -torch.inf), "plain": before, "initial": before},
-        sampled=torch.cat(sampled), lengths=[r.length for r in rows], facts=facts(rows, device), restricted=True,
+        views={"student": student, "teacher": wide([s.target for s in slots], -torch.inf).to(device),
+               "plain": before, "initial": before},
+        sampled=torch.cat([s.columns for s in slots]).to(device), lengths=[s.length for s in slots],
+        facts=facts(slots, device), restricted=True,
     )  # fmt: skip
 
 
-def whole(rows: Sequence[TrainRow], views: Mapping[str, Tensor], special_ids: Sequence[int]) -> Batch:
-    """A batch of views over the vocabulary, [ΣT, V] each."""
+def whole(slots: Sequence[Slot], views: Mapping[str, Tensor], special_ids: Sequence[int]) -> Batch:
+    """A batch of views over the vocabulary, [N, V] each."""
     device = views["student"].device
     return Batch(
-        views=views, sampled=torch.cat([r.ids[-r.length :] for r in rows]).to(device), lengths=[r.length for r in rows],
-        facts=facts(rows, device), special_ids=special_ids,
+        views=views, sampled=sampled(slots, device), lengths=[s.length for s in slots], facts=facts(slots, device),
+        special_ids=special_ids,
     )  # fmt: skip
 
 
-def facts(rows: Sequence[TrainRow], device: torch.device) -> dict[str, Tensor]:
-    """The rows' facts under each other, [ΣT] each."""
-    each = [r.facts() for r in rows]
+def sampled(slots: Sequence[Slot], device: torch.device) -> Tensor:
+    """The sampled ids under each other, int64 [N]."""
+    return torch.cat([s.sampled for s in slots]).to(device)
+
+
+def facts(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
+    """The slots' facts under each other, [N] each."""
+    each = [s.facts() for s in slots]
     return {name: torch.cat([f[name] for f in each]).to(device) for name in each[0]}
 
 
-def base(rows: Sequence[TrainRow], device: torch.device) -> dict[str, Tensor]:
-    """The rows' static weights by term, [ΣT] each."""
-    return {name: torch.cat([r.weights[name] for r in rows]).to(device) for name in rows[0].weights}
+def base(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
+    """The slots' static weights by term, [N] each."""
+    return {name: torch.cat([s.weights[name] for s in slots]).to(device) for name in slots[0].weights}

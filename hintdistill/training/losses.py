@@ -1,0 +1,192 @@
+"""A recipe's terms on slots, from hidden states: in chunks wherever a term is a sum over positions, else through views.
+
+Whole distributions of a large vocabulary are the largest thing in a training step, so `[N, V]` is made only for terms
+whose weights read every position before any of them has a gradient (quantiles, row means) and whose targets are not stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hintdistill.engines.forward import make_head, squash_numbers
+from hintdistill.objectives import gather_with_tail, objective
+from hintdistill.objectives.chunked import HeadSpec
+from hintdistill.objectives.compose import target_of
+from hintdistill.objectives.divergences import DIVERGENCES, compared
+from hintdistill.objectives.schedules import at_step, bound, scheduled
+from hintdistill.objectives.supported import linear_kept, linear_support, linear_term
+from hintdistill.recipes import Recipe, Term
+from hintdistill.training.rows import Slot
+from hintdistill.training.views import base, restricted, sampled, supports, whole
+
+
+class OutputHead:
+    """What turns a model's hidden states into log-probabilities."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    @property
+    def spec(self) -> HeadSpec | None:
+        """The head as a matrix, sharing the model's present weights; None where it is more than that (an adapter on it)."""
+        module = self.model.get_output_embeddings()
+        if type(module).__name__ not in ("Linear", "FSDPLinear"):
+            return None
+        factor, cap = squash_numbers(self.model)
+        return HeadSpec(module.weight, module.bias, factor, None if cap is None else float(cap))
+
+    def logprobs(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities of the whole vocabulary, float32 [N, V]."""
+        out: Tensor = make_head(self.model)(hidden).log_softmax(-1)
+        return out
+
+    def kept(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Log-probabilities of ids [N, K] and of all the rest, [N, K+1], with gradient."""
+        spec = self.spec
+        return gather_with_tail(self.logprobs(hidden), ids) if spec is None else linear_kept(hidden, spec, ids)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A view that was made in the step: its hidden states and head, or its log-probabilities [N, V] where the head is gone."""
+
+    hidden: Tensor
+    """[N, H]"""
+    spec: HeadSpec | None = None
+    logprobs: Tensor | None = None
+
+
+class Terms:
+    """The terms of a recipe."""
+
+    def __init__(self, recipe: Recipe, special_ids: Sequence[int], seed: int) -> None:
+        self.recipe, self.special_ids, self.seed = recipe, tuple(special_ids), seed
+        self.chunked = {kind: self._chunked(kind) for kind in ("hint", "anchor")}
+        """By kind, whether every term on it is a sum over positions."""
+
+    def _chunked(self, kind: str) -> bool:
+        terms = [t for t in self.recipe.terms.values() if t.rows == kind]
+        return self.recipe.coupling.kind == "none" and all(_sum_over_positions(t) for t in terms)
+
+    def stored(
+        self, kind: str, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Σ over slots of the terms on stored targets, and metrics; `hidden` [N, H] are the student's."""
+        ids, spec = supports(slots, hidden.device), head.spec
+        if self.chunked[kind] and spec is not None and all(_plain_union(t) for t in self._of(kind).values()):
+            return self._on_supports(kind, slots, hidden, spec, ids, step)
+        return self._through_views(kind, restricted(slots, head.kept(hidden, ids)), slots, step)
+
+    def in_step(
+        self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, Made], step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Σ over hint slots of the terms on views made in this step; `hidden` [N, H] are the student's."""
+        spec = head.spec
+        if self.chunked["hint"] and spec is not None and all(v.spec is not None for v in views.values()):
+            pairs = {n: (v.hidden, v.spec) for n, v in views.items() if v.spec is not None}
+            return self._in_chunks(slots, hidden, spec, pairs, step)
+        student = head.logprobs(hidden)
+        made = {"student": student}
+        for name, view in views.items():
+            if view.hidden is hidden:
+                made[name] = student
+            elif view.logprobs is not None:
+                made[name] = view.logprobs
+            else:
+                assert view.spec is not None
+                made[name] = view.spec.logits(view.hidden).log_softmax(-1)
+        return self._through_views("hint", whole(slots, made, self.special_ids), slots, step)
+
+    def _of(self, kind: str) -> dict[str, Term]:
+        return {n: t for n, t in self.recipe.terms.items() if t.rows == kind}
+
+    def _through_views(
+        self, kind: str, batch: Any, slots: Sequence[Slot], step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        device = batch.sampled.device
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + step)
+        value, metrics = objective(
+            self.recipe, batch, rows=kind, step=step, base=base(slots, device), generator=generator
+        )
+        return value * len(slots), metrics
+
+    def _on_supports(
+        self, kind: str, slots: Sequence[Slot], hidden: Tensor, spec: HeadSpec, ids: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Stored targets: the support is given, the divergence compares with the stored numbers."""
+        weights = base(slots, hidden.device)
+        total, metrics = hidden.new_zeros((), dtype=torch.float32), dict[str, float]()
+        # nothing of these terms reads the student's place in the batch
+        batch = restricted(slots, torch.zeros(len(hidden), ids.shape[1] + 1, device=hidden.device))
+        for name, term in self._of(kind).items():
+            compare = _Compare(term, target_of(term, batch.views, batch, step)[0], ids, step)
+            value, each = linear_support(hidden, spec, weights[name], compare, rest="tail")
+            value = scheduled(term.coef, step) * value
+            total = total + value
+            metrics |= _metrics(name, value, each, weights[name], len(slots))
+        return total, metrics
+
+    def _in_chunks(
+        self, slots: Sequence[Slot], hidden: Tensor, spec: HeadSpec, views: Mapping[str, tuple[Tensor, HeadSpec]], step: int
+    ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+        weights, ids = base(slots, hidden.device), sampled(slots, hidden.device)
+        total, metrics = hidden.new_zeros((), dtype=torch.float32), dict[str, float]()
+        for name, term in self._of("hint").items():
+            value, each = linear_term(
+                term, hidden, spec, views, ids, weights[name], step=step, special_ids=self.special_ids
+            )
+            total = total + value
+            metrics |= _metrics(name, value, each, weights[name], len(slots))
+        return total, metrics
+
+
+def _metrics(name: str, value: Tensor, each: Tensor, weights: Tensor, slots: int) -> dict[str, float]:
+    carried = weights != 0
+    mean = float(each[carried].mean()) if bool(carried.any()) else 0.0
+    return {f"{name}/mean": mean, f"{name}/kept_fraction": 1.0, name: float(value.detach()) / slots}
+
+
+def _sum_over_positions(term: Term) -> bool:
+    """Whether each position's loss is its own affair: then it is taken in chunks, and nothing of size [N, V] is kept."""
+    return (
+        term.divergence.kind in DIVERGENCES
+        and not term.weights
+        and term.target.tilt_sign == "none"
+        and term.student_view == "student"
+    )
+
+
+def _plain_union(term: Term) -> bool:
+    """Whether a term reads a stored support as it is, and a target that the student's own view is no part of."""
+    of = term.target
+    return term.support.rest == "tail" and "student" not in (*of.loglin, *of.mixture, of.anchor)
+
+
+@dataclass(frozen=True)
+class _Compare:
+    """What `linear_support` asks for: the stored support of a slice of positions, and the divergence on it."""
+
+    term: Term
+    target: Tensor
+    """[N, K+1]"""
+    ids: Tensor
+    """[N, K]"""
+    step: int
+
+    def __call__(self, logits: Tensor, at: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Support ids [n, K] and the loss of the student's log-probabilities on them."""
+        how, theirs = self.term.divergence, self.target[at]
+
+        def loss(ours: Tensor) -> Tensor:
+            value, _ = compared(
+                how.kind, ours, theirs, rest=self.term.support.rest, pointwise_clip=bound(how.pointwise_clip, self.step),
+                token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
+            )  # fmt: skip
+            return value
+
+        return self.ids[at], loss

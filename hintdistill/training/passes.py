@@ -1,0 +1,175 @@
+"""Forward passes of a training step: one of the student over whole rows, and what a teacher still has to read.
+
+The rows of a micro-batch lie packed in one row of tokens, without padding; each attends to itself alone. Where the teacher
+has the student's own weights, its branches (hint and step) ride on the keys and values that the student's pass leaves
+behind, before the backward pass: each costs its own tokens and nothing else. Other weights read each trace once, and the
+branches of that. Models whose prefixes cannot be shared are read padded, every hinted sequence by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hintdistill.engines.forward import hidden_at, intercept, last_feed_forward_on
+from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow
+from hintdistill.engines.shared_prefix import Memory, PackedCall, shared_hidden
+from hintdistill.engines.sharing import Sharing, hidden_states
+from hintdistill.training.rows import Slot, TraceRow
+
+Placed = tuple[TraceRow, Slot]
+"""A slot and the row it is in."""
+
+
+@dataclass
+class StudentPass:
+    """What the student's pass over a micro-batch left behind."""
+
+    hidden: dict[str, Tensor]
+    """Hidden states [T, H] by slot key, with gradient."""
+    tree: PrefixTree | None
+    """The rows as trunks and the hinted slots as branches of them; None where nothing is shared."""
+    memory: Memory
+    """Detached keys and values of the trunks, where there are branches."""
+    branches: dict[str, int]
+    """Number of a slot's branch among the tree's sequences, by slot key."""
+
+
+def places(rows: Sequence[TraceRow], kind: str | None = None) -> list[Placed]:
+    """Every slot with its row, in order; of one kind, or of all."""
+    return [(row, slot) for row in rows for slot in row.slots if kind is None or slot.kind == kind]
+
+
+def forest(rows: Sequence[TraceRow], branched: Sequence[tuple[int, Slot]]) -> PrefixTree:
+    """Each row a trunk of its own, even where two begin alike, because each carries its gradient; branches leave them.
+
+    A row's last token is scored and never read. The trunks count as given: the student's pass reads them.
+    """
+    chains = [Chain(ROOT, i, 0, row.ids[:-1].numpy()) for i, row in enumerate(rows)]
+    lengths = []
+    for i, slot in branched:
+        stop = slot.start + slot.length
+        ids = torch.cat([slot.block, rows[i].ids[slot.insert_at : stop - 1]]).numpy()
+        chains.append(Chain(i, i, slot.insert_at, ids))
+        lengths.append(slot.insert_at + len(ids))
+    leaves = range(len(rows), len(chains))
+    return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), given=len(rows))
+
+
+class Passes:
+    """Reads rows with the student, and hinted or plain sequences with whoever is the teacher."""
+
+    def __init__(self, owner: Any, way: Sharing, budget: int, *, narrow: bool = True, link: bool = False) -> None:
+        """Of one model.
+
+        Args:
+            owner: the model itself, where the trainer's is a wrapper around it.
+            way: how prefixes are shared, see `engines.sharing`.
+            budget: tokens per forward call without gradient.
+            narrow: let the last layer's feed-forward block see scored positions only; not under gradient checkpointing,
+                whose second forward would see the others.
+            link: hang the logits on the hidden states (times zero), so that hooks on a wrapper's outputs are reached.
+        """
+        self.owner, self.way, self.budget, self.narrow, self.link = owner, way, budget, narrow, link
+        self.pad = int(owner.config.get_text_config().pad_token_id or 0)
+        self.rides = way == "shared_prefix" and not _drops(owner)
+        """Whether a teacher with the student's weights can use the student's keys and values: not under dropout."""
+
+    def student(self, model: Any, rows: Sequence[TraceRow], *, ride: bool) -> StudentPass:
+        """One pass over whole rows, with gradient. `ride`: keep keys and values, and lay out branches for hinted slots."""
+        if self.way != "shared_prefix":
+            return StudentPass(self._padded(model, rows), None, Memory(), {})
+        branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
+        tree, memory = forest(rows, branched), Memory()
+        call = PackedCall(tree, [Piece(i, 0, len(tree.chains[i].ids)) for i in range(len(rows))], memory)
+        columns = torch.cat([torch.arange(s.positions.start, s.positions.stop) + call.offsets[i]
+                             for i, row in enumerate(rows) for s in row.slots])  # fmt: skip
+        hidden = self._run(model, call.inputs(self.device), columns)
+        slots = [s for row in rows for s in row.slots]
+        split = hidden.split([s.length for s in slots])
+        # what a second forward of gradient checkpointing reads again is not kept again
+        memory.closed = True
+        return StudentPass(
+            {s.key: h for s, h in zip(slots, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)}
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.owner.parameters()).device
+
+    def _run(self, model: Any, inputs: dict[str, Any], columns: Tensor) -> Tensor:
+        """Hidden states [len(columns), H] of the one packed row."""
+        out: list[Tensor] = []
+        with intercept(self.owner, torch.zeros_like(columns), columns, out):
+            if self.narrow and not self.link:
+                with last_feed_forward_on(self.owner, columns.unique()):
+                    answer = model(**inputs)
+            else:
+                answer = model(**inputs)
+        return out[0] + 0.0 * answer.logits.float().sum() if self.link else out[0]
+
+    def _padded(self, model: Any, rows: Sequence[TraceRow]) -> dict[str, Tensor]:
+        """The same where nothing is shared: rows padded on the right."""
+        every = [torch.tensor([p for s in row.slots for p in s.positions]) for row in rows]
+        width = max(len(row.ids) for row in rows) - 1
+        ids = torch.full((len(rows), width), self.pad, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids) - 1] = row.ids[:-1]
+        where = torch.cat([torch.full_like(c, i) for i, c in enumerate(every)])
+        out: list[Tensor] = []
+        with intercept(self.owner, where, torch.cat(every), out):
+            answer = model(input_ids=ids.to(self.device), use_cache=False)
+        hidden = out[0] + 0.0 * answer.logits.float().sum() if self.link else out[0]
+        slots = [s for row in rows for s in row.slots]
+        return {s.key: h for s, h in zip(slots, hidden.split([s.length for s in slots]), strict=True)}
+
+    @torch.no_grad()
+    def riding(self, model: Any, done: StudentPass, placed: Sequence[Placed]) -> dict[str, Tensor]:
+        """Hidden states [T, H] under the hint, by slot key, on the student's own keys and values; no gradient.
+
+        A slot without a hint has the student's own: the same numbers, bit for bit.
+        """
+        assert done.tree is not None
+        positions = [range(0)] * len(done.tree.leaves)
+        for _, slot in placed:
+            if slot.key in done.branches:
+                shift = len(slot.block)
+                positions[done.branches[slot.key]] = range(slot.positions.start + shift, slot.positions.stop + shift)
+        found = shared_hidden(model, done.tree, positions, self.budget, done.memory) if done.branches else []
+        return {
+            s.key: found[done.branches[s.key]] if s.key in done.branches else done.hidden[s.key].detach() for _, s in placed
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def apart(self, model: Any, placed: Sequence[Placed], hinted: bool) -> dict[str, Tensor]:
+        """Hidden states [T, H] by slot key with other weights: each trace once, then the branches of it; no gradient."""
+        sequences, positions = _sequences(placed, hinted)
+        found = hidden_states(self.way, model, grow(sequences), sequences, positions, self.budget)
+        return {s.key: h for (_, s), h in zip(placed, found, strict=True)}
+
+    def with_gradient(self, model: Any, placed: Sequence[Placed], hinted: bool) -> dict[str, Tensor]:
+        """Hidden states [T, H] by slot key of a view that a term trains through: each sequence a row of its own."""
+        sequences, positions = _sequences(placed, hinted)
+        found = hidden_at(model, sequences, positions, self.pad, owner=self.owner)
+        return {s.key: h for (_, s), h in zip(placed, found, strict=True)}
+
+
+def _sequences(placed: Sequence[Placed], hinted: bool) -> tuple[list[np.ndarray], list[range]]:
+    """What is read for each slot, up to the token before its last, and the positions whose next token is scored."""
+    ids = [(row.hinted(slot) if hinted else row.plain(slot)).numpy() for row, slot in placed]
+    return [x[:-1] for x in ids], [
+        range(len(x) - s.length - 1, len(x) - 1) for x, (_, s) in zip(ids, placed, strict=True)
+    ]
+
+
+def _drops(model: Any) -> bool:
+    """Whether any part of the model drops activations while it trains."""
+    dropouts = (m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
+    config = model.config.get_text_config()
+    return any(p > 0 for p in dropouts) or bool(getattr(config, "attention_dropout", 0.0))
