@@ -154,7 +154,8 @@ def result(arm: str, seed: int, success: float, left: float, repair: float) -> d
         for c in errors
     ]
     counts = dict.fromkeys(
-        ("episodes", "failed", "findings", "candidates", "rejected", "rows", "distinct", "anchors", "steps"), 7
+        ("episodes", "failed", "findings", "candidates", "rejected", "rows", "distinct", "anchors", "traces", "steps"),
+        7,
     )
     if arm == "shared":
         return {"regime": "common", "arm": arm, "seed": seed, "cpu_seconds": 5.0, "initial": played, "success_in_rollouts": 0.4,
@@ -249,7 +250,7 @@ def test_the_page_shows_every_table(document, tmp_path):
     ):
         assert heading in page
     assert (
-        "Tripwire in placebo hint, seed 1, round 2: collapse: 9 of 9" in page and "128 rows and as many anchors" in page
+        "Tripwire in placebo hint, seed 1, round 2: collapse: 9 of 9" in page and "128 rows (steps of a trace" in page
     )
     assert "near_miss_unknown_tool@0" in page and "nan" not in page
     assert json.loads((tmp_path / "evidence.json").read_text())["schema"] == 2

@@ -132,7 +132,7 @@ class AblateSection(Section):
     further_regimes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Regimes that only `--full` adds."""
     rows: int = Field(default=128, ge=1)
-    """Rows with a loss of their own per round and arm, and as many anchors."""
+    """Steps with a loss of their own per round and arm, and as many anchors."""
     fill: bool = True
     """Whether an arm with fewer distinct rows has them repeated, none a third time before all twice, so that every arm trains
     on equally many; without it `rows` is a bound."""

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hintdistill.config import TrainSection
 from hintdistill.errors import EmptyFunnelError, TripwireError
@@ -24,6 +24,9 @@ from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 from hintdistill.traces import ReadOptions, native, read_traces
 from hintdistill.types import Trace
+
+if TYPE_CHECKING:
+    from hintdistill.training.stage import TrainSummary
 
 NO_PREDICTION = ("sft_success", "sft_corrected", "random_step", "none")
 """Arms without a hint at the erring step."""
@@ -62,7 +65,8 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
     failed = sum(e.failure is not None for e in episodes)
     row: dict[str, Any] = {
         "round": number, "episodes": len(episodes), "failed": failed, "findings": 0, "candidates": 0, "rejected": 0, "rows": 0,
-        "distinct": 0, "anchors": 0, "steps": 0, "tripwire": collapsed(failed, len(episodes), bench.config), "collapsed": False,
+        "distinct": 0, "anchors": 0, "traces": 0, "steps": 0,
+        "tripwire": collapsed(failed, len(episodes), bench.config), "collapsed": False,
     }  # fmt: skip
     if row["tripwire"]:
         return row | {"collapsed": True}, [], student
@@ -81,7 +85,8 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
         return row, targets, student
     out = bench.loop.round_folder(number) / "student"
     try:
-        row["steps"] = train_rows(bench, chosen, student, out, bench.loop.round_folder(number) / "train")
+        summary = train_rows(bench, chosen, student, out, bench.loop.round_folder(number) / "train")
+        row |= {"steps": summary.steps, "traces": summary.rows}
     except TripwireError as error:
         return row | {"tripwire": error.message}, targets, student
     return row, targets, out
@@ -131,8 +136,8 @@ def draw_rows(
     return out, distinct
 
 
-def train_rows(bench: Bench, targets: list[Target], student: Path, out: Path, work: Path) -> int:
-    """Train `student` on the rows for the arm's fixed number of steps; returns the steps taken."""
+def train_rows(bench: Bench, targets: list[Target], student: Path, out: Path, work: Path) -> TrainSummary:
+    """Train `student` on the steps for the arm's fixed number of optimiser steps."""
     from hintdistill.training.rows import build_rows
     from hintdistill.training.stage import read_summary, train
 
@@ -144,10 +149,10 @@ def train_rows(bench: Bench, targets: list[Target], student: Path, out: Path, wo
     summary = read_summary(out)
     if summary is None or summary.key != key:
         shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
-        summary = train(student, targets, bench.config.run, config, work, out, key)
+        summary = train(student, targets, bench.config.run, config, work, out, key, initial=bench.initial)
     if summary.steps != bench.ablate.steps:
         raise EmptyFunnelError(f"{bench.job.name}: {summary.steps} optimiser steps instead of {bench.ablate.steps}")
-    return summary.steps
+    return summary
 
 
 def off_target(bench: Bench, student: Path) -> dict[str, Any]:

@@ -151,14 +151,25 @@ def _budget(document: Mapping[str, Any]) -> str:
     )
     return (
         f"Every arm and round: {document['episodes_per_round']} episodes, {document['steps_per_round']} optimiser steps of "
-        f"{document['batch_size']} rows, {document['rows_per_round']} rows and as many anchors{filled}. An arm without a single row "
-        "in a round does not train in it. Means over seeds:"
+        f"{document['batch_size']} traces, {document['rows_per_round']} rows (steps of a trace with a loss of their own) and as many "
+        f"anchors{filled}. An arm without a single row in a round does not train in it. Means over seeds:"
     )
 
 
 def round_table(data: Mapping[str, Any]) -> str:
-    """Counts, means over seeds; `distinct` are different rows among those trained on."""
-    names = ("episodes", "failed", "findings", "candidates", "rejected", "distinct", "rows", "anchors", "steps")
+    """Counts, means over seeds; `distinct` are different rows among those trained on, `traces` what they and the anchors lie in."""
+    names = (
+        "episodes",
+        "failed",
+        "findings",
+        "candidates",
+        "rejected",
+        "distinct",
+        "rows",
+        "anchors",
+        "traces",
+        "steps",
+    )
     rows = [
         [NAMES.get(arm, arm), str(i + 1), *(f"{r[n]:.0f}" for n in names)]
         for arm, e in main_arms(data)

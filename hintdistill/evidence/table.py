@@ -166,7 +166,7 @@ def _arm(
     return out
 
 
-COUNTS = ("episodes", "failed", "findings", "candidates", "rejected", "rows", "distinct", "anchors", "steps")
+COUNTS = ("episodes", "failed", "findings", "candidates", "rejected", "rows", "distinct", "anchors", "traces", "steps")
 
 
 def _rounds(seeds: Seeds, ks: Sequence[int]) -> list[dict[str, Any]]:
