@@ -13,10 +13,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from hintdistill.config import RunConfig
+from pydantic import ValidationError
+
+from hintdistill.config import CriticSection, RunConfig
 from hintdistill.errors import ConfigError, HintdistillError
-from hintdistill.evidence.jobs import Job, result_of, run_job
-from hintdistill.evidence.sweep import chosen_settings, sweep_config, sweep_jobs, with_chosen
+from hintdistill.evidence.jobs import Job, job_config, result_of, run_job
+from hintdistill.evidence.sweep import chosen_settings, sweep_config, sweep_jobs, swept_arms, with_chosen
 from hintdistill.pipeline.progress import Voice
 from hintdistill.rundir import JsonlStore, RunDir, write_atomic
 
@@ -41,6 +43,7 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
         raise ConfigError("the arm `foreign` needs ablate.foreign_traces")
     if "llm_critic" in a.arms and not a.llm_critic:
         raise ConfigError("the arm `llm_critic` needs ablate.llm_critic, the critic section it uses")
+    _check_settings(config)
     first = next(iter(a.regimes))
     # whose traces, and how good a critic, are questions of the first regime alone
     arms = [
@@ -51,6 +54,28 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
     ]
     shared = [Job(regime, "shared", seed) for seed in a.seeds for regime in a.regimes]
     return shared, [Job(regime, arm, seed) for seed in a.seeds for regime, arm in arms]
+
+
+def _check_settings(config: RunConfig) -> None:
+    """Raises ConfigError where what an arm changes is no setting, before hours are spent on the arms before it."""
+    a, regime = config.ablate, next(iter(config.ablate.regimes))
+    tried = [Job(regime, arm, a.seeds[0], i) for arm in swept_arms(config) for i in range(len(a.sweep.settings))]
+    for job in (*(Job(regime, arm, a.seeds[0]) for arm in dict.fromkeys((*a.arms, *a.train))), *tried):
+        try:
+            job_config(config, job, Path())
+        except ValidationError as error:
+            where = (
+                f"ablate.train.{job.arm}"
+                if job.setting is None
+                else f"ablate.sweep, setting {job.setting} of {job.arm}"
+            )
+            raise ConfigError(
+                f"{where}: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})"
+            ) from None
+    try:
+        CriticSection.model_validate(config.critic.model_dump(mode="json") | a.llm_critic)
+    except ValidationError as error:
+        raise ConfigError(f"ablate.llm_critic: {error.errors()[0]['msg']} ({error.errors()[0]['loc'][0]})") from None
 
 
 def ablate(config: RunConfig, folder: Path, *, resume: bool = False, voice: Voice | None = None) -> dict[str, Any]:
