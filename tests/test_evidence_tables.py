@@ -256,3 +256,34 @@ def test_the_page_shows_every_table(document, tmp_path):
     assert json.loads((tmp_path / "evidence.json").read_text())["schema"] == 2
     svg = tmp_path / "evidence.svg"
     assert not svg.exists() or "measured repair" in svg.read_text() or svg.stat().st_size > 1000
+
+
+# -- the whole thing, tiny -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_tiny_ablation_with_a_sweep_is_resumed_job_by_job(tmp_path):
+    """Sweep, two arms and critic noise; a second start does only what was taken away."""
+    from hintdistill.evidence.ablate import ablate
+
+    settings = load_config(
+        "configs/ablate.yaml",
+        ["ablate.seeds=[0]", "ablate.arms=[hint,llm_critic,none]", "ablate.noise=[step:50]", "ablate.sweep.use=true",
+         "ablate.limits={}",
+         "ablate.limit=4", "ablate.sweep.limit=4", "ablate.sweep.own={}",
+         "ablate.sweep.settings=[{learning_rate: 1.0e-4}]", "ablate.steps=2",
+         "ablate.rows=6", "ablate.bootstrap=100", "ablate.processes=1", "rollout.sample.episodes=16", "report.off_target_steps=6"],
+    )  # fmt: skip
+    folder = tmp_path / "run"
+    document = ablate(settings, folder)
+    arms = document["regimes"]["common"]["arms"]
+    assert set(arms) == {"hint", "llm_critic", "step:50"} and document["sweep"]["hint"]["chosen"] == 0
+    assert all(r["steps"] == 2 and r["rows"] == r["anchors"] == 6 for r in arms["hint"]["rounds"])
+    assert document["regimes"]["common"]["effects"]["system_prompt"]["n"] > 0
+    again = folder / "common" / "hint" / "seed-0" / "result.json"
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}
+    again.unlink()
+    repeated = ablate(settings, folder, resume=True)
+    assert {p for p, t in before.items() if p.stat().st_mtime_ns != t} == {again}
+    ours, theirs = (d["regimes"]["common"]["arms"]["hint"]["settings"] for d in (repeated, document))
+    assert ours == theirs and repeated["sessions"][-1]["jobs"] == 1

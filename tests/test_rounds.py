@@ -125,6 +125,18 @@ def config(folder: Path, *overrides: str):
     return load_config(ROOT / "configs" / "rounds.yaml", [f"run.dir={folder}", "run.rounds=1", *SMALL, *overrides])
 
 
+@pytest.mark.slow
+def test_rounds_with_the_critic_model_have_a_curve_of_their_own(tmp_path):
+    """No rule, no label, no checker: the critic is a model, and a success label only measures."""
+    folder = tmp_path / "run"
+    loop("-q", f"run.dir={folder}", *SMALL, "critic.use=[llm]", "critic.checker=", "rollout.limit=4")
+    got = document(folder)
+    assert got["critics"] == ["llm"] and [r["trained"] for r in got["rounds"]] == [True, True]
+    assert all(set(r["environment"]) == {"validation@0", "validation@1"} for r in got["rounds"])
+    rows = [json.loads(x) for x in (folder / "rounds" / "02" / "run" / "critiques.jsonl").read_text().splitlines()]
+    assert {r["critic"] for r in rows} == {"llm"}
+
+
 def test_no_findings_left_ends_the_loop_in_peace(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     settings = config(tmp_path / "run", "rollout.sample.episodes=8", "rollout.limit=2", "rollout.stop.min_findings=100")
