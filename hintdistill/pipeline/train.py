@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hintdistill.config import TrainSection
+from hintdistill.config import OUTPUT_KEYS, TrainSection
 from hintdistill.models import model_key, resolve_model
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
@@ -63,7 +63,7 @@ def run(ctx: RunContext) -> None:
     key = content_key(
         "train",
         sorted(t.key for t in targets),
-        ctx.config.train.model_dump(mode="json"),
+        ctx.config.train.model_dump(mode="json", exclude=set(OUTPUT_KEYS)),
         ctx.config.train.objective.model_dump(mode="json"),
         [str(ctx.model_key), model_key(ctx.initial_folder).weights],
         None if external is None else model_key(resolve_model(external)).weights,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from hintdistill.config import RunSection, TrainSection
-from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
+from hintdistill.engines.transformers import pick_device
 from hintdistill.errors import EmptyFunnelError
-from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.scores import Target
 from hintdistill.training.others import Others
+from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
-
-SUMMARY = "hintdistill.json"
+from hintdistill.training.students import Student, load_student
+from hintdistill.training.trackers import tracking
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,14 @@ class TrainSummary:
     rows: int
     """Traces that were read; hints and anchors are their steps."""
     steps: int
+    way: str
+    """How prefixes were shared, a word of `engines.sharing`; `shared_prefix` is the fastest, all are exact."""
     engine_floor_nats: float
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
     parameters: int
+    arrived: dict[str, str] | None = None
+    """The adapter the student came as, and what became of it; see `students.Arrived`."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -80,44 +84,31 @@ def train(
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     set_seed(run.seed)
     device = pick_device(run.device)
-    model, trainable = _student(folder, run, config, device)
+    student = load_student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
     others = Others.load(folder, run, config, device, initial, heldout)
-    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config), others)
-    floor = _floor(trainer, rows, work)
-    last = _last_checkpoint(work)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with tracking(config, work, key) as trackers:
+        trainer = _trainer(
+            student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers
+        )
+        floor = _floor(trainer, rows, work)
+        last = _last_checkpoint(work)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
-        engine_floor_nats=floor, trainable_parameters=trainable, parameters=sum(p.numel() for p in model.parameters()),
+        way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
+        parameters=sum(p.numel() for p in student.model.parameters()),
+        arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
-    _save(trainer, folder, out, summary)
+    _save(trainer, student, folder, run, config, out, summary)
     return summary
-
-
-def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.device) -> tuple[Any, int]:
-    # full weights are trained in float32, so that small updates are not rounded away
-    dtype = pick_dtype(run.dtype, device) if config.lora else torch.float32
-    model = load_model(folder, dtype, device)
-    model.config.use_cache = False
-    if config.lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        modules = config.lora.target_modules
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, task_type="CAUSAL_LM",
-                target_modules=modules if isinstance(modules, str) else list(modules),
-            ),
-        )  # fmt: skip
-    return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def _trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
     progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
+    trackers: Mapping[str, Any] | None = None,
 ) -> Any:  # fmt: skip
     from transformers import TrainerCallback, TrainingArguments
 
@@ -143,7 +134,7 @@ def _trainer(
         learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
         seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, report_to="none",
+        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **(trackers or {"report_to": "none"}),
         remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
         bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
     )  # fmt: skip
@@ -198,19 +189,15 @@ def _last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _save(trainer: Any, folder: Path, out: Path, summary: TrainSummary) -> None:
-    """Write the student aside and move it into place when it is whole; adapters are merged and kept beside it."""
-    aside = out.with_name(out.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
+def _save(
+    trainer: Any,
+    student: Student,
+    folder: Path,
+    run: RunSection,
+    config: TrainSection,
+    out: Path,
+    summary: TrainSummary,
+) -> None:
+    """Write the student's folder; see `output.write_student`."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(aside / "adapter")
-        model = model.merge_and_unload()
-    model.config.use_cache = True
-    model.save_pretrained(aside)
-    for name in (*TOKENIZER, *TEMPLATES, "generation_config.json"):
-        if (folder / name).is_file() and not (aside / name).exists():
-            shutil.copy2(folder / name, aside / name)
-    (aside / SUMMARY).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    write_student(out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived)
