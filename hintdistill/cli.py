@@ -235,6 +235,24 @@ def show(
 
 
 @app.command()
+def push(
+    run: RunArg,
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="Repository on the hub, e.g. me/my-student.", show_default=False)
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+) -> None:
+    """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
+    from hintdistill import pipeline
+    from hintdistill.config_file import validate
+    from hintdistill.rundir import RunDir
+
+    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
+    train = settings.train.model_copy(update={"push_private": not public})
+    print(pipeline.push(settings.model_copy(update={"train": train}), run, pipeline.Voice(quiet=True), repository))
+
+
+@app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
 ) -> None:

@@ -191,7 +191,11 @@ def _all_slots(ctx: RunContext) -> list[Slot]:
         if split == "train" and i.fidelity in config.fidelity
     ]
     taken: dict[str, int] = {}
-    for _, trace_id, _, rendered, _ in rescore.anchor_items(ctx):
+    anchored = any(t.rows == "anchor" for t in config.objective.terms.values())
+    for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
+        if split != "train" or not anchored:
+            # stored to be looked at while training
+            continue
         taken[trace_id] = taken.get(trace_id, 0) + 1
         if taken[trace_id] <= config.anchor.per_trace:
             out.append(Slot(trace_id, rendered.context_ids, rendered.step_ids))

@@ -31,17 +31,34 @@ def run(ctx: RunContext) -> None:
 
 
 def write(ctx: RunContext, measure: bool) -> dict[str, Any]:
-    """Write the report of what is there; without `measure`, nothing is evaluated for it."""
-    trained = ctx.rundir.index("train") is not None and ctx.student_folder.is_dir()
-    targets = rescore.load(ctx)
-    after = _after_view(ctx, targets) if trained and measure else {}
-    off_target = _off_target(ctx) if trained and measure else {}
-    evaluations = _evaluations(ctx, trained) if measure else {}
-    document = build(_collect(ctx, targets, after, off_target, evaluations, trained))
+    """Write the report of what is there, and the student's card; without `measure`, nothing is evaluated for it."""
+    document = _document(ctx, measure)
     write_atomic(ctx.rundir.path / "report.json", dumps(document))
     if ctx.config.report.html:
         write_atomic(ctx.rundir.path / "report.html", render_html(document, ctx.config.report.max_findings))
+    if _trained(ctx):
+        card(ctx, document)
     return document
+
+
+def card(ctx: RunContext, document: Mapping[str, Any] | None = None) -> None:
+    """Write the student's card from the report document; without one, with what is known before anything is measured."""
+    from hintdistill.training.card import write_card
+
+    formats = ctx.rundir.manifest().get("formats", {})
+    write_card(ctx.student_folder, document or _document(ctx, measure=False), formats, ctx.initial_folder)
+
+
+def _trained(ctx: RunContext) -> bool:
+    return ctx.rundir.index("train") is not None and ctx.student_folder.is_dir()
+
+
+def _document(ctx: RunContext, measure: bool) -> dict[str, Any]:
+    trained, targets = _trained(ctx), rescore.load(ctx)
+    after = _after_view(ctx, targets) if trained and measure else {}
+    off_target = _off_target(ctx) if trained and measure else {}
+    evaluations = _evaluations(ctx, trained) if measure else {}
+    return build(_collect(ctx, targets, after, off_target, evaluations, trained))
 
 
 def _student_key(ctx: RunContext) -> str:

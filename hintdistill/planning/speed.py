@@ -148,7 +148,8 @@ def _train(
 ) -> tuple[Line | None, tuple[str, ...]]:  # fmt: skip
     """Forward and backward passes of the real trainer, on random ids in rows of the run's lengths."""
     from hintdistill.training.rows import build_rows
-    from hintdistill.training.stage import make_trainer, student_model
+    from hintdistill.training.stage import make_trainer
+    from hintdistill.training.students import load_student
 
     each = config.train.micro_batch_size or config.train.batch_size
     order = sorted(rows, key=lambda r: r.tokens)
@@ -164,7 +165,7 @@ def _train(
     device = pick_device(config.run.device)
     points: list[tuple[float, float, float]] = []
     with TemporaryDirectory(prefix="hintdistill-plan-") as work:
-        model, _ = student_model(folder, config.run, config.train, device)
+        model = load_student(folder, config.run, config.train, device).model
         made = [build_rows(_targets(b, shape, config.rescore.top_k), config.train) for b in batches]
         trainer = make_trainer(model, made[0], config.run, config.train, Path(work), device, None)
         model.train()
