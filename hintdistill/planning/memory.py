@@ -37,7 +37,7 @@ MASK_ROWS = 256
 """Queries per masked block; `engines.shared_prefix.BLOCK`."""
 ENTRY = 100
 """Bytes that a kept entry takes while it is written or read: Python objects of its id and two log-probabilities."""
-HEAP = 0.7
+HEAP = 0.5
 """What the heap holds while an engine scores beside the blocks below `MAPPED` that are alive, as a share of them."""
 STORED = 50
 """Bytes that a stored entry takes in all where targets are read: an id and two log-probabilities, and what reading leaves behind."""
