@@ -42,6 +42,35 @@ OUTPUT_KEYS = frozenset({"push", "push_private", "trackers"})
 """Settings of `TrainSection` that change no weight."""
 
 
+class WatchSection(Section):
+    """Steps that nothing trains on, read while training: how far the student has moved from the weights that scored them."""
+
+    steps: int = Field(default=16, ge=1)
+    """Steps in each of the two sets, drawn by the seed: off target (clean steps of training traces that are no anchors) and
+    held-out clean traces. The rescore stage scores and stores them."""
+    every: int | None = Field(default=None, ge=0)
+    """Optimiser steps between readings, which are taken at logging steps and after the last step; `null`: at each logging
+    step; 0: never, and no tripwire that reads them fires."""
+
+
+class TripwireSection(Section):
+    """Bounds on what is read while training. `null` takes one away. A reading that is not finite always stops."""
+
+    action: Literal["stop", "warn"] = "warn"
+    """`stop`: end the training without a student; the last checkpoint is kept. `warn`: say it once per bound and go on."""
+    max_off_target_kl: float | None = Field(default=0.5, gt=0.0)
+    """`off_target_kl` above this, nats per token."""
+    max_heldout_kl: float | None = Field(default=0.5, gt=0.0)
+    """`heldout_kl` above this, nats per token."""
+    min_entropy_ratio: float | None = Field(default=0.1, gt=0.0, lt=1.0)
+    """Entropy collapse: the student's entropy off target has fallen below this share of what it was before the first step."""
+    max_end_drop: float | None = Field(default=0.2, gt=0.0, lt=1.0)
+    """Length tail: the probability of ending a step where it ended has fallen by more than this, off target."""
+    min_hint_effect: float | None = Field(default=None, gt=0.0)
+    """The hint lowers decision tokens by less than this, nats: nothing is left to learn. For teachers that follow the
+    student; a stored teacher's effect stays what it was."""
+
+
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
@@ -101,6 +130,8 @@ class TrainSection(Section):
     """Whether a repository that `push` makes is private."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers beside `metrics.jsonl`, which is always written; see docs/outputs.md for where each keeps its files."""
+    watch: WatchSection = WatchSection()
+    tripwires: TripwireSection = TripwireSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:

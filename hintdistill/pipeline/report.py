@@ -98,7 +98,7 @@ def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]
 
 def _off_target(ctx: RunContext) -> dict[str, Movement]:
     store, student = ctx.rundir.store("off_target"), _student_key(ctx)
-    sets = _off_target_sets(ctx)
+    sets = off_target_sets(ctx)
     out: dict[str, Movement] = {}
     done = store.by_key()
     with ctx.voice.progress("off-target", len(sets)) as advance:
@@ -114,7 +114,7 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
     return out
 
 
-def _off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
+def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
     """Steps that no loss and no anchor touched: other steps of held-out erring traces, held-out clean traces, user sets."""
     critiques = critique.load(ctx)
     chosen: dict[str, list[tuple[Trace, int]]] = {"heldout_other_steps": [], "heldout_clean": []}

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
 from hintdistill.training.students import Student, load_student
 from hintdistill.training.trackers import tracking
+from hintdistill.training.tripwires import Crossing, Tripwires, unread
+from hintdistill.training.watch import NOTHING, Watch, WatchSets
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,13 @@ def train(
     *,
     initial: Path | None = None,
     heldout: Sequence[Target] = (),
+    watch: WatchSets = NOTHING,
+    warn: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
 
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
-    same weights.
+    same weights. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
 
     Args:
         initial: the folder of the initial policy, where the model of `folder` is a later one.
@@ -75,7 +82,8 @@ def train(
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
         ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
-        TripwireError: the loss is not finite.
+        TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
+            stays as it was, and so does the last checkpoint.
     """
     from transformers import set_seed
 
@@ -89,12 +97,14 @@ def train(
     rows = build_rows(ordered, config)
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
-        trainer = _trainer(
-            student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers
-        )
+        trainer = make_trainer(
+            student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers,
+            watch=watch, warn=warn,
+        )  # fmt: skip
         floor = _floor(trainer, rows, work)
         last = _last_checkpoint(work)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.require_finite()
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
@@ -105,19 +115,19 @@ def train(
     return summary
 
 
-def _trainer(
+def make_trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
     progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
-    trackers: Mapping[str, Any] | None = None,
+    trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
+    """The trainer of these rows; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback, TrainingArguments
 
     from hintdistill.training.trainer import HintTrainer
 
     class Metrics(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            with (work / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+            _write_row(work, {"step": state.global_step, **(logs or {})})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -140,10 +150,36 @@ def _trainer(
     )  # fmt: skip
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
-        special_ids=special_ids, **(others or Others()).arguments(),
+        special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
+        watch=_watch(watch, config, run.seed, warn), tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
     )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _write_row(work: Path, row: dict[str, Any]) -> None:
+    with (work / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
+    watch = Watch(sets, config.watch, config.logging_steps, config.branch_tokens, seed)
+    # who wants to be stopped should know what cannot stop the run
+    if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
+        warn(
+            f"nothing is read for train.tripwires.{', '.join(names)}: no step to watch (see train.watch, traces.holdout)"
+        )
+    return watch
+
+
+def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) -> None:
+    """A crossed bound under `action: warn`: a row among the metrics, and a word to whoever listens, once for all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return
+    _write_row(work, {"step": crossing.step, "tripwire": crossing.wire.name, "value": crossing.value,
+                      "bound": crossing.bound, "message": str(crossing)})  # fmt: skip
+    if warn is not None:
+        warn(f"{crossing}; {crossing.wire.advice}")
 
 
 def _count(rows: Sequence[TraceRow], kind: str) -> int:
