@@ -19,7 +19,7 @@ from hintdistill.scores import Measurement, Target
 from hintdistill.training.passes import places
 from hintdistill.training.provenance import require_same
 from hintdistill.training.rows import build_rows, watch_rows
-from hintdistill.training.stage import _trainer, train
+from hintdistill.training.stage import make_trainer, train
 from hintdistill.training.tripwires import WIRES, Tripwires
 from hintdistill.training.watch import Watch, WatchSets, subsample
 
@@ -77,7 +77,7 @@ def folder(tmp_path_factory):
 
 def trainer_of(of, tmp_path, watch=None, **config):
     section = TrainSection(**{**FAST, **config})
-    return _trainer(
+    return make_trainer(
         tiny(),
         build_rows(of, section),
         RUN,
@@ -394,8 +394,8 @@ def test_weights_that_are_not_finite_make_no_checkpoint_and_no_student(data, fol
     from hintdistill.training import stage
 
     made = []
-    trainer_of_stage = stage._trainer
-    monkeypatch.setattr(stage, "_trainer", lambda *a, **k: made.append(trainer_of_stage(*a, **k)) or made[-1])
+    trainer_of_stage = stage.make_trainer
+    monkeypatch.setattr(stage, "make_trainer", lambda *a, **k: made.append(trainer_of_stage(*a, **k)) or made[-1])
 
     def overflow(step: int, total: int) -> None:
         if step == 4:

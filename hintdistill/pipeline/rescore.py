@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hintdistill.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
@@ -30,16 +31,19 @@ def run(ctx: RunContext) -> None:
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
-    hints, anchors = hint_items(ctx), _anchor_items(ctx)
+    hints, anchors = hint_items(ctx), anchor_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
     done, size = store.keys(), ctx.config.rescore.part_rows
     with ctx.scoring_engine() as engine:
         scorer = Scorer(engine, ctx.renderer, ctx.config.rescore, _prompt_versions(ctx))
+        # an anchor holds the student to the initial policy, whoever the teacher is
+        other = ctx.initial_folder != ctx.teacher_folder
+        holder = Scorer(ctx.engine(ctx.initial_folder), ctx.renderer, ctx.config.rescore) if other else scorer
         work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
         kinds: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [
             (hints, scorer.score),
-            (anchors, scorer.anchors),
+            (anchors, holder.anchors),
         ]
         for items, score in kinds:
             # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
@@ -77,16 +81,16 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
     return versions
 
 
-def _made_by(ctx: RunContext) -> list[Any]:
-    """What a target depends on besides its injection or step."""
+def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
+    """What a target depends on besides its injection or step; `folder` has the weights that score it."""
     engine = ctx.config.rescore.engine
     other = [] if engine.backend == "transformers" else [engine.backend, engine.base_url, engine.model, engine.dialect]
-    return [model_key(ctx.teacher_folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
+    return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
     """The current injections with the keys of their targets."""
-    base = _made_by(ctx)
+    base = _made_by(ctx, ctx.teacher_folder)
     return [(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
 
 
@@ -135,11 +139,11 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
         ctx.voice.warn(message)
 
 
-def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
+def anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Steps without a finding: candidates for anchors of each training trace, and what is only read while training."""
     anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
     wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
-    clean, base, seed = _clean_steps(ctx), _made_by(ctx), ctx.config.run.seed
+    clean, base, seed = _clean_steps(ctx), _made_by(ctx, ctx.initial_folder), ctx.config.run.seed
     chosen: list[CleanStep] = []
     if wanted:
         by_trace: dict[str, list[CleanStep]] = {}

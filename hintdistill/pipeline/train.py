@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hintdistill.config import TrainSection
-from hintdistill.models import model_key
+from hintdistill.config import OUTPUT_KEYS, TrainSection
+from hintdistill.models import model_key, resolve_model
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.planning.fits import require_fits
+from hintdistill.planning.histogram import RowLength, Slot, rows
+from hintdistill.planning.shape import ModelShape
 from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 
@@ -25,6 +28,11 @@ def selected(ctx: RunContext) -> list[Target]:
     usable = [t for t in rescore.load(ctx) if t.accepted and t.split == "train" and t.fidelity in allowed]
     anchors = chosen_anchors([t for t in usable if t.kind == "anchor"], ctx.config.train, ctx.config.run.seed)
     return [t for t in usable if t.kind == "hint"] + anchors
+
+
+def held_out(ctx: RunContext) -> list[Target]:
+    """Accepted hints of held-out tasks: never trained on, and what a gated teacher is read on."""
+    return [t for t in rescore.load(ctx) if t.accepted and t.split == "holdout" and t.kind == "hint"]
 
 
 def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int) -> list[Target]:
@@ -60,27 +68,40 @@ def watched(ctx: RunContext, trained: Sequence[Target]) -> WatchSets:
     )  # fmt: skip
 
 
+def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets) -> None:
+    """Hints were scored by the teacher, everything else by the initial policy. Raises ModelError."""
+    from hintdistill.training.provenance import require_same
+
+    hints = [t for t in targets if t.kind == "hint"]
+    others = [t for t in targets if t.kind != "hint"]
+    require_same(hints, model_key(ctx.teacher_folder).weights, ctx.renderer.key)
+    require_same([*others, *watch.off_target, *watch.heldout], model_key(ctx.initial_folder).weights, ctx.renderer.key)
+
+
 def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained on exactly this.
 
     Raises:
+        DoesNotFitError: a trace is longer than the memory allows; said before the model is loaded.
         EmptyFunnelError: nothing to train on.
         InputError: targets that other weights or another tokenizer made.
         TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `student/` is as it was.
     """
-    from hintdistill.training.provenance import require_same
     from hintdistill.training.stage import read_summary, train
 
     rescore.require_accepted(ctx)
     targets = selected(ctx)
     watch, run, section = watched(ctx, targets), ctx.config.run, ctx.config.train
-    require_same([*targets, *watch.off_target, *watch.heldout], model_key(ctx.teacher_folder).weights, ctx.renderer.key)
+    _check_targets(ctx, targets, watch)
+    external = section.objective.teacher.model
     made_of = [
         sorted(t.key for t in targets),
-        # what is read and what bounds it decide whether there is a student, not which: they do not start a training over
-        section.model_dump(mode="json", exclude={"watch", "tripwires"}),
+        # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
+        # start a training over
+        section.model_dump(mode="json", exclude={"watch", "tripwires", *OUTPUT_KEYS}),
         section.objective.model_dump(mode="json"),
-        str(ctx.model_key),
+        [str(ctx.model_key), model_key(ctx.initial_folder).weights],
+        None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
         run.dtype,
     ]
@@ -88,12 +109,19 @@ def run(ctx: RunContext) -> None:
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
+        require_fits(_rows(targets), ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.voice.progress("train", None) as advance:
             summary = train(
                 ctx.model_folder, targets, run, section, work, ctx.student_folder, key,
-                progress=lambda done, total: advance(1), watch=watch, warn=ctx.voice.warn,
+                progress=lambda done, total: advance(1), initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch,
+                warn=ctx.voice.warn,
             )  # fmt: skip
     ctx.rundir.set_index("train", [key])
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
     )
+
+
+def _rows(targets: Sequence[Target]) -> list[RowLength]:
+    """How long the rows of these targets are."""
+    return rows(Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,17 @@ from typing import Any
 import torch
 
 from hintdistill.config import RunSection, TrainSection
-from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
+from hintdistill.engines.transformers import pick_device
 from hintdistill.errors import EmptyFunnelError
-from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.scores import Target
+from hintdistill.training.others import Others
+from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
+from hintdistill.training.students import Student, load_student
+from hintdistill.training.trackers import tracking
 from hintdistill.training.tripwires import Crossing, Tripwires, unread
 from hintdistill.training.watch import NOTHING, Watch, WatchSets
 
-SUMMARY = "hintdistill.json"
 METRICS = "metrics.jsonl"
 
 
@@ -35,10 +37,14 @@ class TrainSummary:
     rows: int
     """Traces that were read; hints and anchors are their steps."""
     steps: int
+    way: str
+    """How prefixes were shared, a word of `engines.sharing`; `shared_prefix` is the fastest, all are exact."""
     engine_floor_nats: float
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
     parameters: int
+    arrived: dict[str, str] | None = None
+    """The adapter the student came as, and what became of it; see `students.Arrived`."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -59,6 +65,8 @@ def train(
     key: str,
     progress: Callable[[int, int], None] | None = None,
     *,
+    initial: Path | None = None,
+    heldout: Sequence[Target] = (),
     watch: WatchSets = NOTHING,
     warn: Callable[[str], None] | None = None,
 ) -> TrainSummary:
@@ -67,8 +75,13 @@ def train(
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
     same weights. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
 
+    Args:
+        initial: the folder of the initial policy, where the model of `folder` is a later one.
+        heldout: accepted hints of held-out tasks, which a `cgtr` teacher is read on.
+
     Raises:
-        EmptyFunnelError: no accepted hint among the targets.
+        EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
             stays as it was, and so does the last checkpoint.
     """
@@ -79,48 +92,35 @@ def train(
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     set_seed(run.seed)
     device = pick_device(run.device)
-    model, trainable = _student(folder, run, config, device)
+    student = load_student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
-    trainer = _trainer(
-        model, rows, run, config, work, device, progress, _special_ids(folder, config), watch=watch, warn=warn
-    )
-    floor = _floor(trainer, rows, work)
-    last = _last_checkpoint(work)
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    others = Others.load(folder, run, config, device, initial, heldout)
+    with tracking(config, work, key) as trackers:
+        trainer = make_trainer(
+            student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers,
+            watch=watch, warn=warn,
+        )  # fmt: skip
+        floor = _floor(trainer, rows, work)
+        last = _last_checkpoint(work)
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
-        engine_floor_nats=floor, trainable_parameters=trainable, parameters=sum(p.numel() for p in model.parameters()),
+        way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
+        parameters=sum(p.numel() for p in student.model.parameters()),
+        arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
-    _save(trainer, folder, out, summary)
+    _save(trainer, student, folder, run, config, out, summary)
     return summary
 
 
-def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.device) -> tuple[Any, int]:
-    # full weights are trained in float32, so that small updates are not rounded away
-    dtype = pick_dtype(run.dtype, device) if config.lora else torch.float32
-    model = load_model(folder, dtype, device)
-    model.config.use_cache = False
-    if config.lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        modules = config.lora.target_modules
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, task_type="CAUSAL_LM",
-                target_modules=modules if isinstance(modules, str) else list(modules),
-            ),
-        )  # fmt: skip
-    return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _trainer(
+def make_trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
-    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), *, watch: WatchSets = NOTHING,
-    warn: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
+    trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
+    """The trainer of these rows; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback, TrainingArguments
 
     from hintdistill.training.trainer import HintTrainer
@@ -144,14 +144,14 @@ def _trainer(
         learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
         seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, report_to="none",
+        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **(trackers or {"report_to": "none"}),
         remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
         bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
     )  # fmt: skip
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
-        special_ids=special_ids, from_initial=watch.from_initial, watch=_watch(watch, config, run.seed, warn),
-        tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
+        special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
+        watch=_watch(watch, config, run.seed, warn), tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
     )  # fmt: skip
     _silence(trainer)
     return trainer
@@ -225,19 +225,15 @@ def _last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _save(trainer: Any, folder: Path, out: Path, summary: TrainSummary) -> None:
-    """Write the student aside and move it into place when it is whole; adapters are merged and kept beside it."""
-    aside = out.with_name(out.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
+def _save(
+    trainer: Any,
+    student: Student,
+    folder: Path,
+    run: RunSection,
+    config: TrainSection,
+    out: Path,
+    summary: TrainSummary,
+) -> None:
+    """Write the student's folder; see `output.write_student`."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(aside / "adapter")
-        model = model.merge_and_unload()
-    model.config.use_cache = True
-    model.save_pretrained(aside)
-    for name in (*TOKENIZER, *TEMPLATES, "generation_config.json"):
-        if (folder / name).is_file() and not (aside / name).exists():
-            shutil.copy2(folder / name, aside / name)
-    (aside / SUMMARY).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    write_student(out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived)

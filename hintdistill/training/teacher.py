@@ -1,4 +1,5 @@
-"""A teacher that follows the student: a running average (`ema`) or a copy every so many steps (`periodic`).
+"""A teacher that follows the student: a running average (`ema`), a copy every so many steps (`periodic`), or a copy when
+it has earned it (`cgtr`).
 
 Only what is trained is kept twice, so that with adapters the base weights are shared. The teacher's tensors take the
 student's place for one forward pass without gradient; autograd holds on to the student's own storages meanwhile.
@@ -7,24 +8,43 @@ student's place for one forward pass without gradient; autograd holds on to the 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hintdistill.objectives.controllers import Cgtr
 from hintdistill.recipes.schema import TeacherRule
 
 FILE = "teacher.safetensors"
+GATE = "teacher_gate.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the student does on held-out findings, no hint in its context."""
+
+    repaired: float
+    """Mean 1 - p(decision token)."""
+    length: float
+    """Mean 1 / p(last token of the step): how many times as long a step may be expected to go on."""
 
 
 class Follower:
     """The following teacher's trained parameters."""
 
-    def __init__(self, model: Any, rule: TeacherRule) -> None:
-        self.rule = rule
+    def __init__(self, model: Any, rule: TeacherRule, read: Callable[[], Reading] | None = None) -> None:
+        """`read` takes a reading of the student, for `cgtr`."""
+        self.rule, self.read = rule, read
         self._live = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.weights = {n: p.detach().clone() for n, p in self._live.items()}
+        self.gate = Cgtr(isolation=rule.isolation, margin=rule.margin, tail=rule.tail, every=rule.every)
+        self.first: Reading | None = None
+        self.copies = 0
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -35,9 +55,18 @@ class Follower:
                 if mine.dtype != torch.float32:
                     mine = self.weights[name] = mine.float()
                 mine.lerp_(self._live[name].detach().float(), self.rule.rate)
-        elif self.rule.update == "periodic" and step % self.rule.every == 0:
+        elif step % self.rule.every == 0 and (self.rule.update == "periodic" or self._earned(step)):
+            self.copies += 1
             for name, mine in self.weights.items():
                 mine.copy_(self._live[name])
+
+    def _earned(self, step: int) -> bool:
+        """CGTR (arXiv 2606.03532). Repair on held-out findings stands for the reward, and the expected overrun of a step,
+        against that at the first reading, for the tail of lengths: both are ours, since nothing is sampled here."""
+        assert self.read is not None
+        now = self.read()
+        self.first = self.first or now
+        return self.gate.refresh(step, now.repaired, now.length, self.first.length)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -52,14 +81,22 @@ class Follower:
                 parameter.data = own[name]
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights beside a checkpoint."""
+        """Write the weights, and what the gate has seen, beside a checkpoint."""
         from safetensors.torch import save_file
 
         save_file({n: w.contiguous() for n, w in self.weights.items()}, str(Path(folder) / FILE))
+        gate = {**asdict(self.gate), "recent": list(self.gate.recent)}
+        state = {"gate": gate, "first": asdict(self.first) if self.first else None, "copies": self.copies}
+        (Path(folder) / GATE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str | Path) -> None:
-        """Take the weights of a checkpoint up again. Raises FileNotFoundError where it has none."""
+        """Take the state of a checkpoint up again. Raises FileNotFoundError where it has none."""
         from safetensors.torch import load_file
 
         stored = load_file(str(Path(folder) / FILE))
         self.weights = {n: stored[n].to(w.device) for n, w in self.weights.items()}
+        state = json.loads((Path(folder) / GATE).read_text(encoding="utf-8"))
+        recent = deque(state["gate"].pop("recent"), maxlen=self.gate.recent.maxlen)
+        self.gate = Cgtr(**state["gate"], recent=recent)
+        self.first = Reading(**state["first"]) if state["first"] else None
+        self.copies = state["copies"]

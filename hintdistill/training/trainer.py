@@ -27,7 +27,7 @@ from hintdistill.training.losses import Made, OutputHead, Terms
 from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
 from hintdistill.training.rows import LengthSampler, TraceRow
-from hintdistill.training.teacher import Follower
+from hintdistill.training.teacher import Follower, Reading
 from hintdistill.training.tripwires import Tripwires, kept
 from hintdistill.training.views import supports, wide
 from hintdistill.training.watch import Watch
@@ -43,7 +43,8 @@ class HintTrainer(Trainer):
 
     def __init__(
         self, *args: Any, objective: TrainSection, special_ids: Sequence[int] = (), initial: Any = None, external: Any = None,
-        watch: Watch | None = None, tripwires: Tripwires | None = None, from_initial: bool = True, **kwargs: Any,
+        heldout: Sequence[TraceRow] = (), watch: Watch | None = None, tripwires: Tripwires | None = None,
+        from_initial: bool = True, **kwargs: Any,
     ) -> None:  # fmt: skip
         """Beside the Trainer's own arguments:
 
@@ -52,6 +53,7 @@ class HintTrainer(Trainer):
             special_ids: what `drop_special` takes out of supports.
             initial: the initial policy as a model, where the student no longer is it as this training starts.
             external: the external teacher as a model, where the recipe has one.
+            heldout: rows of held-out findings, which a `cgtr` teacher is read on.
             watch: steps that are read while training; none where it is None.
             tripwires: bounds on what is read.
             from_initial: whether the stored plain views are the initial policy's.
@@ -73,7 +75,9 @@ class HintTrainer(Trainer):
         self._initial, self._external = initial, external
         if weights & {"initial", "round_start"} and initial is None and not hasattr(self.owner, "disable_adapter"):
             self._initial = copy.deepcopy(self.owner).eval().requires_grad_(False)
-        self.follower = Follower(self.owner, self.recipe.teacher) if weights & {"ema", "periodic", "cgtr"} else None
+        self._heldout = list(heldout)
+        following = weights & {"ema", "periodic", "cgtr"}
+        self.follower = Follower(self.owner, self.recipe.teacher, self._reading) if following else None
         self.meter = Meter(self.recipe, self.head, self.args.logging_steps, from_initial)
         self.watch, self.tripwires = watch, tripwires
         self._batch: list[TraceRow] = []
@@ -245,6 +249,22 @@ class HintTrainer(Trainer):
                 yield self.owner
         finally:
             self.owner.train(was_training)
+
+    @torch.no_grad()
+    def _reading(self) -> Reading:
+        """The student on held-out findings."""
+        training = self.owner.training
+        self.owner.eval()
+        errors, ends = [], []
+        for row in self._heldout:
+            done = self.passes.student(self.owner, [row], ride=False)
+            for slot in (s for s in row.slots if s.decision >= 0):
+                at = [slot.decision, slot.length - 1]
+                logprobs = self.head.kept(done.hidden[slot.key][at], slot.sampled[at, None].to(self.args.device))[:, 0]
+                errors.append(float(logprobs[0].exp()))
+                ends.append(float((-logprobs[1]).exp()))
+        self.owner.train(training)
+        return Reading(1.0 - sum(errors) / len(errors), sum(ends) / len(ends))
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
