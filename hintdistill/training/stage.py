@@ -163,7 +163,7 @@ def _write_row(work: Path, row: dict[str, Any]) -> None:
 
 
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
-    watch = Watch(sets, config.watch, config.logging_steps, config.branch_tokens, seed)
+    watch = Watch(sets, config.watch, config.logging_steps, seed)
     # who wants to be stopped should know what cannot stop the run
     if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
         warn(
