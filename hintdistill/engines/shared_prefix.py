@@ -88,7 +88,12 @@ class PackedCall:
     """One forward call: which piece lies where in the packed row, and how attention splits it again."""
 
     def __init__(
-        self, tree: PrefixTree, pieces: Sequence[Piece], memory: Memory, keep_trunks: bool = False, windows: bool = False
+        self,
+        tree: PrefixTree,
+        pieces: Sequence[Piece],
+        memory: Memory,
+        keep_trunks: bool = False,
+        windows: bool = False,
     ) -> None:
         """Of one call.
 

@@ -98,7 +98,7 @@ class Passes:
         call = PackedCall(tree, [Piece(i, 0, len(tree.chains[i].ids)) for i in range(len(rows))], memory)
         columns = torch.cat([torch.arange(s.positions.start, s.positions.stop) + call.offsets[i]
                              for i, row in enumerate(rows) for s in row.slots])  # fmt: skip
-        hidden = self._run(model, call.inputs(self.device), columns)
+        hidden = self.run(model, call.inputs(self.device), columns)
         slots = [s for row in rows for s in row.slots]
         split = hidden.split([s.length for s in slots])
         # what a second forward of gradient checkpointing reads again is not kept again
@@ -112,7 +112,7 @@ class Passes:
         """Where the model is."""
         return next(self.owner.parameters()).device
 
-    def _run(self, model: Any, inputs: dict[str, Any], columns: Tensor) -> Tensor:
+    def run(self, model: Any, inputs: dict[str, Any], columns: Tensor) -> Tensor:
         """Hidden states [len(columns), H] of the one packed row."""
         out: list[Tensor] = []
         with intercept(self.owner, torch.zeros_like(columns), columns, out):

@@ -38,6 +38,8 @@ class TrainSummary:
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
     parameters: int
+    grad_window_cosine: float | None = None
+    """The least cosine between truncated and exact gradient that was measured, with `train.grad_window`."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -72,7 +74,8 @@ def train(
 
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
-        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another; `train.grad_window` on a
+            model whose layers do not all attend.
         TripwireError: the loss is not finite.
     """
     from transformers import set_seed
@@ -92,7 +95,9 @@ def train(
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
-        way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=trainable, parameters=sum(p.numel() for p in model.parameters()),
+        way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=trainable,
+        parameters=sum(p.numel() for p in model.parameters()),
+        grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
     )  # fmt: skip
     _save(trainer, folder, out, summary)
     return summary

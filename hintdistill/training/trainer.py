@@ -28,6 +28,7 @@ from hintdistill.training.passes import Passes, Placed, StudentPass, places
 from hintdistill.training.rows import LengthSampler, TraceRow
 from hintdistill.training.teacher import Follower, Reading
 from hintdistill.training.views import supports, wide
+from hintdistill.training.window import WindowProbe, require_window, windowed
 
 
 def collate(rows: Sequence[TraceRow]) -> dict[str, Any]:
@@ -72,6 +73,11 @@ class HintTrainer(Trainer):
         following = weights & {"ema", "periodic", "cgtr"}
         self.follower = Follower(self.owner, self.recipe.teacher, self._reading) if following else None
         self._sums: defaultdict[str, float] = defaultdict(float)
+        self.probe: WindowProbe | None = None
+        """What measures a truncated gradient, where it is one."""
+        if objective.grad_window is not None:
+            require_window(self.passes)
+            self.probe = WindowProbe(objective.grad_window_every, self.args.output_dir)
 
     def _vocabulary(self) -> int:
         return int(self.owner.get_output_embeddings().weight.shape[0])
@@ -100,18 +106,37 @@ class HintTrainer(Trainer):
             TripwireError: the loss is not finite; names the rows.
         """
         rows: list[TraceRow] = inputs["rows"]
-        done = self.passes.student(model, rows, ride=self._ride)
-        loss = next(iter(done.hidden.values())).new_zeros((), dtype=torch.float32)
-        for kind in ("hint", "anchor"):
-            placed = places(rows, kind)
-            if placed:
-                loss = loss + self._part(model, kind, placed, done)
+        if self.probe is not None and self.probe.due(self.state.global_step) and model.training:
+            self._measure_window(self.probe, rows)
+        loss, done = self._summed(model, rows, self.config.grad_window)
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
         # gradients are averaged over the processes, and the count is that of all of them
         loss = loss * (self.args.world_size / count)
         if not torch.isfinite(loss):
             self._not_finite(loss, rows, done)
         return (loss, {}) if return_outputs else loss
+
+    def _summed(self, model: Any, rows: Sequence[TraceRow], window: int | None) -> tuple[Tensor, StudentPass]:
+        """The recipe's terms, summed over slots; with a window its gradient is truncated."""
+        if window is None:
+            done = self.passes.student(model, rows, ride=self._ride)
+        else:
+            done = windowed(self.passes, model, rows, window, self._ride)
+        loss = next(iter(done.hidden.values())).new_zeros((), dtype=torch.float32)
+        for kind in ("hint", "anchor"):
+            placed = places(rows, kind)
+            if placed:
+                loss = loss + self._part(model, kind, placed, done)
+        return loss, done
+
+    def _measure_window(self, probe: WindowProbe, rows: Sequence[TraceRow]) -> None:
+        """Both gradients of this micro-batch, aside: neither is trained on, and nothing of them is logged."""
+        sums = self._sums
+        for cut in (self.config.grad_window, None):
+            self._sums = defaultdict(float)
+            probe.take(self.owner, self._summed(self.owner, rows, cut)[0])
+        self._sums = sums
+        probe.done(self.state.global_step)
 
     @property
     def _ride(self) -> bool:
@@ -259,6 +284,8 @@ class HintTrainer(Trainer):
             if sums[f"{kind}_rows"]:
                 logs[name] = sums[kind] / sums[f"{kind}_rows"]
         logs |= {n.removeprefix("own:"): v / sums["hint_rows"] for n, v in sums.items() if n.startswith("own:")}
+        if self.probe is not None and self.probe.fresh is not None:
+            logs["grad_window_cosine"], self.probe.fresh = self.probe.fresh, None
         super().log(logs, start_time)
 
     @torch.no_grad()
