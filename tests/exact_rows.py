@@ -16,7 +16,7 @@ from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.scores import Target
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows
-from hintdistill.training.stage import _trainer
+from hintdistill.training.stage import make_trainer
 from hintdistill.training.views import base, restricted, supports, whole
 
 KEPT = 12
@@ -80,7 +80,7 @@ def trainer_of(model, stored, tmp_path, **config):
     own.config.use_cache = False
     run = RunSection(model="tiny", device="cpu", dtype="float32")
     rows = build_rows(stored, section)
-    return _trainer(own, rows, run, section, tmp_path, torch.device("cpu"), None, special_ids=[0, 1, 2])
+    return make_trainer(own, rows, run, section, tmp_path, torch.device("cpu"), None, special_ids=[0, 1, 2])
 
 
 def flat(model) -> torch.Tensor:

@@ -29,9 +29,10 @@ from hintdistill.prompts import PromptLibrary
 from hintdistill.scores import Target
 from hintdistill.scoring import Scorer
 from hintdistill.traces import read_traces
+from hintdistill.training import passes
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows, loss_weights
-from hintdistill.training.stage import _trainer, read_summary, train
+from hintdistill.training.stage import make_trainer, read_summary, train
 
 RUN = RunSection(model=str(STUDENT), device="cpu", dtype="float32")
 FAST = {"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "anchor": AnchorSection(weight=1.0)}
@@ -56,7 +57,7 @@ def targets(student_engine, student_renderer) -> list[Target]:
 def trainer_of(of, tmp_path, model=STUDENT, **config):
     section = TrainSection(**{**FAST, **config})
     device = torch.device("cpu")
-    return _trainer(
+    return make_trainer(
         load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path, device, None
     )
 
@@ -88,6 +89,21 @@ def test_eight_at_once_equals_eight_accumulated(targets, tmp_path):
     rows = trainer.train_dataset.rows[:8]
     whole, parts = gradient(trainer, [rows]), gradient(trainer, [[r] for r in rows])
     assert float((whole - parts).norm() / whole.norm()) <= 2e-6
+
+
+def test_the_last_layer_attends_only_where_it_is_read(targets, tmp_path, monkeypatch):
+    trainer = trainer_of(targets, tmp_path, targets="in_step", teacher="live", support="full")
+    rows, found = trainer.train_dataset.rows, {}
+    for many in (1, 10**6):
+        monkeypatch.setattr(passes, "MANY", many)
+        found[many] = gradient(trainer, [rows])
+    assert float((found[1] - found[10**6]).norm() / found[10**6].norm()) <= 2e-6
+
+
+def test_stretches_of_scored_positions():
+    assert passes.stretches([range(5, 8), range(2, 4), range(7, 10)], 100) == [range(2, 4), range(5, 10)]
+    assert passes.stretches([range(2, 5), range(5, 8)], 24) == [range(2, 8)]
+    assert passes.stretches([range(2, 5), range(5, 8)], 23) == [range(23)]
 
 
 def test_no_loss_and_no_gradient_where_the_target_is_the_student_itself(targets, tmp_path):

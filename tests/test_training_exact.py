@@ -1,6 +1,6 @@
 """The shared path is exact: loss and gradient of a training batch against separate forward passes of every sequence.
 
-Bounds on ‖g - g'‖/‖g'‖ in float32: 2e-6. Mamba's and Qwen3-Next's is 5e-6, because their scans over a padded batch sum in
+Bounds on ‖g - g'‖/‖g'‖ in float32: 2e-6. Qwen3-Next's is 5e-6 and Mamba's 1e-5, because their scans over a padded batch sum in
 another order than over one sequence, and states carry the rounding on. So is that of adapters with a teacher of other weights or
 stored targets: the gradient is small there, and the separate forwards themselves are 4e-6 off the float64 result. That nothing
 but rounding is in it shows in float64, where every difference is below 1e-10.
@@ -28,7 +28,7 @@ LIVE = {"targets": "in_step", "teacher": "live", "support": "full", "anchor": {"
 
 
 def bound(kind: str) -> float:
-    return 5e-6 if kind in ("mamba", "qwen3_next") else 2e-6
+    return {"mamba": 1e-5, "qwen3_next": 5e-6}.get(kind, 2e-6)
 
 
 def student_of(kind: str, dtype=torch.float32):
@@ -150,7 +150,7 @@ def test_where_sharing_is_not_valid_the_slower_way_is_taken_and_said(kind, tmp_p
     assert trainer.passes.way == way
     wanted, g = reference(trainer, model, lambda: as_it_is(model), lambda: as_it_is(model))
     loss, found = loss_and_gradient(trainer)
-    assert abs(loss - wanted) <= 1e-6 and error(found, g) <= 5e-6
+    assert abs(loss - wanted) <= 1e-6 and error(found, g) <= bound(kind)
 
 
 def train_one_step(tmp_path, micro: int, **config) -> torch.Tensor:

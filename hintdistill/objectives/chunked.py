@@ -120,8 +120,17 @@ def begin(
 
 
 def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-    """What a backward pass returns: the kept gradients, scaled, and None for every further input of the forward pass."""
-    kept = [None if g is None else g * scale for g in ctx.kept]
+    """What a backward pass returns: the kept gradients, scaled, and None for every further input of the forward pass.
+
+    They are scaled in place and given away, because a second one of the head's size would be the largest thing in a step.
+    Raises RuntimeError where they were given away before.
+    """
+    if ctx.kept is None:
+        raise RuntimeError(
+            "a loss in chunks takes its gradient in the forward pass and gives it away once; compute it again for a second "
+            "backward pass"
+        )
+    kept, ctx.kept = [None if g is None else g.mul_(scale) for g in ctx.kept], None
     return (*kept, *[None] * (len(ctx.needs_input_grad) - len(kept)))
 
 

@@ -1,10 +1,11 @@
-"""Stage 4: plain, hinted and placebo views of every injection, and the anchors; each a row in parquet."""
+"""Stage 4: plain, hinted and placebo views of every injection, anchors, and what is only watched; each a row in parquet."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 from hintdistill.scoring import Scorer, decide, null_pass_rate
 from hintdistill.targets import TargetStore
-from hintdistill.types import Finding, Injection, Split
+from hintdistill.types import Finding, Injection, Split, Trace
 
 HintItem = tuple[str, Injection, Split]
 AnchorItem = tuple[str, str, int, RenderedStep, Split]
@@ -30,7 +31,7 @@ def run(ctx: RunContext) -> None:
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
-    hints, anchors = hint_items(ctx), _anchor_items(ctx)
+    hints, anchors = hint_items(ctx), anchor_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
     done, size = store.keys(), ctx.config.rescore.part_rows
@@ -138,31 +139,75 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
         ctx.voice.warn(message)
 
 
-def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
-    """Steps without a finding, a few candidates per training trace, drawn by the seed and the trace alone."""
-    anchor = ctx.config.train.anchor
-    wanted = any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
-    if not wanted or not anchor.per_trace:
-        return []
-    base, critiques = _made_by(ctx, ctx.initial_folder), critique.load(ctx)
-    items: list[AnchorItem] = []
-    for key, trace, split in read.load(ctx):
-        if split != "train" or key not in critiques:
-            continue
-        wrong = {f.step for f in critiques[key].findings} | trace.given_steps
-        clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
-        rng = random.Random(f"anchor:{ctx.config.run.seed}:{key}")
-        for step in rng.sample(clean, min(max(anchor.candidates, anchor.per_trace), len(clean))):
-            try:
-                rendered = ctx.renderer.step(trace, step)
-            except HintdistillError as error:
-                ctx.voice.warn(f"no anchor: {error.message}")
-                continue
-            if rendered.fidelity in ctx.config.train.fidelity:
-                items.append(
-                    (content_key("anchor", key, step, ctx.renderer.key, *base), trace.id, step, rendered, split)
-                )
+def anchor_items(ctx: RunContext) -> list[AnchorItem]:
+    """Steps without a finding: candidates for anchors of each training trace, and what is only read while training."""
+    anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
+    wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
+    clean, base, seed = _clean_steps(ctx), _made_by(ctx, ctx.initial_folder), ctx.config.run.seed
+    chosen: list[CleanStep] = []
+    if wanted:
+        by_trace: dict[str, list[CleanStep]] = {}
+        for step in clean:
+            if step.split == "train":
+                by_trace.setdefault(step.key, []).append(step)
+        for key, steps in by_trace.items():
+            rng = random.Random(f"anchor:{seed}:{key}")
+            chosen += rng.sample(steps, min(max(anchor.candidates, anchor.per_trace), len(steps)))
+    items = [item for step in chosen if (item := _anchor_item(ctx, step, base)) is not None]
+    if watch.every != 0:
+        held_out = [s for s in clean if s.split == "holdout" and not s.erring]
+        items += _watch_items(ctx, held_out, base)
+        if not wanted:
+            # nothing is anchored, so nothing of it is there to be watched
+            items += _watch_items(ctx, [s for s in clean if s.split == "train"], base)
     return items
+
+
+@dataclass(frozen=True)
+class CleanStep:
+    """A step of a trace's own without a finding."""
+
+    key: str
+    trace: Trace
+    split: Split
+    step: int
+    erring: bool
+    """Whether another step of the trace has a finding."""
+
+
+def _clean_steps(ctx: RunContext) -> list[CleanStep]:
+    critiques, out = critique.load(ctx), list[CleanStep]()
+    for key, trace, split in read.load(ctx):
+        if key not in critiques:
+            continue
+        wrong = {f.step for f in critiques[key].findings}
+        steps = [k for k in range(len(trace.step_indices)) if k not in wrong | trace.given_steps]
+        out += [CleanStep(key, trace, split, k, bool(wrong)) for k in steps]
+    return out
+
+
+def _watch_items(ctx: RunContext, steps: Sequence[CleanStep], base: Sequence[Any]) -> list[AnchorItem]:
+    """`train.watch.steps` of them, trace by trace, drawn by the seed and each trace alone."""
+    seed, items = ctx.config.run.seed, list[AnchorItem]()
+    for step in sorted(steps, key=lambda s: (random.Random(f"watch:{seed}:{s.key}").random(), s.key, s.step)):
+        if len(items) == ctx.config.train.watch.steps:
+            break
+        if (item := _anchor_item(ctx, step, base)) is not None:
+            items.append(item)
+    return items
+
+
+def _anchor_item(ctx: RunContext, step: CleanStep, base: Sequence[Any]) -> AnchorItem | None:
+    """What is scored of a clean step; None where it cannot be rendered or is not known exactly enough to train on."""
+    try:
+        rendered = ctx.renderer.step(step.trace, step.step)
+    except HintdistillError as error:
+        ctx.voice.warn(f"no anchor: {error.message}")
+        return None
+    if rendered.fidelity not in ctx.config.train.fidelity:
+        return None
+    key = content_key("anchor", step.key, step.step, ctx.renderer.key, *base)
+    return key, step.trace.id, step.step, rendered, step.split
 
 
 def _refresh_decisions(ctx: RunContext, store: TargetStore) -> None:

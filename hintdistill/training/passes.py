@@ -25,6 +25,8 @@ from hintdistill.training.rows import Slot, TraceRow
 
 Placed = tuple[TraceRow, Slot]
 """A slot and the row it is in."""
+MANY = 4
+"""The last layer attends at scored positions only, where they are at most one in this many."""
 
 
 @dataclass
@@ -62,6 +64,20 @@ def forest(rows: Sequence[TraceRow], branched: Sequence[tuple[int, Slot]]) -> Pr
     return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), given=len(rows))
 
 
+def stretches(wanted: Sequence[range], length: int) -> list[range]:
+    """Where a row's last layer attends: positions that are scored, overlapping ones once; all of them where they are many.
+
+    Few rows are attended under a mask, which is slower per row than torch's causal attention over all of them.
+    """
+    out: list[range] = []
+    for r in sorted(wanted, key=lambda r: r.start):
+        if out and r.start <= out[-1].stop:
+            out[-1] = range(out[-1].start, max(out[-1].stop, r.stop))
+        else:
+            out.append(r)
+    return out if MANY * sum(map(len, out)) <= length else [range(length)]
+
+
 class Passes:
     """Reads rows with the student, and hinted or plain sequences with whoever is the teacher."""
 
@@ -96,6 +112,7 @@ class Passes:
         branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
         tree, memory = forest(rows, branched), Memory()
         call = PackedCall(tree, [Piece(i, 0, len(tree.chains[i].ids)) for i in range(len(rows))], memory)
+        call.rows = {i: stretches([s.positions for s in row.slots], len(row.ids) - 1) for i, row in enumerate(rows)}
         columns = torch.cat([torch.arange(s.positions.start, s.positions.stop) + call.offsets[i]
                              for i, row in enumerate(rows) for s in row.slots])  # fmt: skip
         hidden = self.run(model, call.inputs(self.device), columns)
