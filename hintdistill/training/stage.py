@@ -43,10 +43,10 @@ class TrainSummary:
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
     parameters: int
-    arrived: dict[str, str] | None = None
-    """The adapter the student came as, and what became of it; see `students.Arrived`."""
     grad_window_cosine: float | None = None
     """The least cosine between truncated and exact gradient that was measured, with `train.grad_window`."""
+    arrived: dict[str, str] | None = None
+    """The adapter the student came as, and what became of it; see `students.Arrived`."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -112,8 +112,8 @@ def train(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
         parameters=sum(p.numel() for p in student.model.parameters()),
-        arrived=student.arrived.record() if student.arrived else None,
         grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
+        arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
     _save(trainer, student, folder, run, config, out, summary)
     return summary

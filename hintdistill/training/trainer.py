@@ -86,7 +86,9 @@ class HintTrainer(Trainer):
         """What measures a truncated gradient, where it is one."""
         if objective.grad_window is not None:
             require_window(self.passes)
-            self.probe = WindowProbe(objective.grad_window_every, self.args.output_dir)
+            self.probe = WindowProbe(
+                objective.grad_window_every, self.args.output_dir, writes=self.args.process_index == 0
+            )
 
     def _vocabulary(self) -> int:
         return int(self.owner.get_output_embeddings().weight.shape[0])
@@ -118,7 +120,7 @@ class HintTrainer(Trainer):
         rows: list[TraceRow] = inputs["rows"]
         if self.probe is not None and self.probe.due(self.state.global_step) and model.training:
             self._measure_window(self.probe, rows)
-        loss = self._loss(model, rows, self.config.grad_window)
+        loss = self._loss(model, rows)
         self.meter.rows(rows, self.state.global_step)
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
         # gradients are averaged over the processes, and the count is that of all of them
@@ -127,12 +129,12 @@ class HintTrainer(Trainer):
             self._not_finite(f"the loss is {loss.item()}", rows, gradients=False)
         return (loss, {}) if return_outputs else loss
 
-    def _loss(self, model: Any, rows: Sequence[TraceRow], window: int | None) -> Tensor:
-        """The recipe's terms, summed over slots; with a window its gradient is truncated."""
-        if window is None:
+    def _loss(self, model: Any, rows: Sequence[TraceRow], *, exact: bool = False) -> Tensor:
+        """The recipe's terms, summed over slots; `exact`: with their whole gradient whatever `grad_window` is."""
+        if self.config.grad_window is None or exact:
             done = self.passes.student(model, rows, ride=self._ride)
         else:
-            done = windowed(self.passes, model, rows, window, self._ride)
+            done = windowed(self.passes, model, rows, self.config.grad_window, self._ride)
         loss = next(iter(done.hidden.values())).new_zeros((), dtype=torch.float32)
         for kind in ("hint", "anchor"):
             placed = places(rows, kind)
@@ -142,10 +144,10 @@ class HintTrainer(Trainer):
 
     def _measure_window(self, probe: WindowProbe, rows: Sequence[TraceRow]) -> None:
         """Both gradients of this micro-batch, aside: neither is trained on, and nothing of them is logged."""
-        self.meter.paused = True
-        for cut in (self.config.grad_window, None):
-            probe.take(self.owner, self._loss(self.owner, rows, cut))
-        self.meter.paused = False
+        meter, self.meter = self.meter, Meter(self.recipe, self.head, logging_steps=1 << 62)
+        for exact in (False, True):
+            probe.take(self.owner, self._loss(self.owner, rows, exact=exact))
+        self.meter = meter
         probe.done(self.state.global_step)
 
     @property
@@ -167,7 +169,7 @@ class HintTrainer(Trainer):
         """Whether a row by itself has a finite loss, and finite gradients."""
         self.model.zero_grad()
         with torch.set_grad_enabled(gradients):
-            loss = self._loss(self.model, [row], None)
+            loss = self._loss(self.model, [row])
             if gradients:
                 loss.backward()
         found = [p.grad for p in self.model.parameters() if p.grad is not None] if gradients else []

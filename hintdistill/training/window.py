@@ -93,9 +93,12 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
 class WindowProbe:
     """The cosine between the truncated and the exact gradient of a batch, at the first step and every so many."""
 
-    def __init__(self, every: int, folder: str | Path) -> None:
-        """`every`: optimiser steps between two measurements. A resumed run takes the earlier ones up again."""
-        self.every, self.file = every, Path(folder) / FILE
+    def __init__(self, every: int, folder: str | Path, *, writes: bool = True) -> None:
+        """`every`: optimiser steps between two measurements; `writes`: whether this process keeps the file.
+
+        A resumed run takes the earlier measurements up again. Of several processes each measures its own rows.
+        """
+        self.every, self.file, self.writes = every, Path(folder) / FILE, writes
         self.measured: dict[int, float] = {}
         if self.file.is_file():
             self.measured = {int(k): float(v) for k, v in json.loads(self.file.read_text(encoding="utf-8")).items()}
@@ -117,8 +120,9 @@ class WindowProbe:
         """The cosine of the two gradients that were taken, written down."""
         self.fresh = self.measured[step] = cosine(*self._taken)
         self._done, self._taken = step, []
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.measured), encoding="utf-8")
+        if self.writes:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self.measured), encoding="utf-8")
         return self.fresh
 
     @property
