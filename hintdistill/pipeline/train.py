@@ -48,6 +48,7 @@ def run(ctx: RunContext) -> None:
         EmptyFunnelError: nothing to train on.
         TripwireError: the loss is not finite.
     """
+    from hintdistill.training.processes import together
     from hintdistill.training.stage import read_summary, train
 
     rescore.require_accepted(ctx)
@@ -65,9 +66,9 @@ def run(ctx: RunContext) -> None:
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
         with ctx.voice.progress("train", None) as advance:
-            summary = train(
-                ctx.model_folder, targets, run, ctx.config.train, ctx.rundir.path / "train" / key, ctx.student_folder, key,
-                progress=lambda done, total: advance(1),
+            summary = together(
+                train, ctx.model_folder, targets, run, ctx.config.train, ctx.rundir.path / "train" / key,
+                ctx.student_folder, key, progress=lambda done, total: advance(1),
             )  # fmt: skip
     ctx.rundir.set_index("train", [key])
     ctx.voice.note(

@@ -16,6 +16,7 @@ from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
 from hintdistill.errors import EmptyFunnelError
 from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.scores import Target
+from hintdistill.training import processes
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
 
 SUMMARY = "hintdistill.json"
@@ -58,10 +59,12 @@ def train(
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
 
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
-    same weights.
+    same weights. Where there are several processes, each of them calls this with the same arguments; the main one measures
+    and writes.
 
     Raises:
         EmptyFunnelError: no accepted hint among the targets.
+        ConfigError: the processes cannot share the rows, or cannot read the checkpoint.
         TripwireError: the loss is not finite.
     """
     from transformers import set_seed
@@ -69,20 +72,24 @@ def train(
     hints = [t for t in targets if t.kind == "hint"]
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
+    processes.check_launch()
     set_seed(run.seed)
     device = pick_device(run.device)
+    processes.join(device)
     model, trainable = _student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
     trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config))
-    floor = _floor(trainer, rows, work)
-    last = _last_checkpoint(work)
+    floor = processes.from_main(lambda: _floor(trainer, rows, work))
+    last = processes.from_main(lambda: _last_checkpoint(work))
+    parameters = sum(p.numel() for p in model.parameters())
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
-        engine_floor_nats=floor, trainable_parameters=trainable, parameters=sum(p.numel() for p in model.parameters()),
+        engine_floor_nats=floor, trainable_parameters=trainable, parameters=parameters,
     )  # fmt: skip
-    _save(trainer, folder, out, summary)
+    whole = _gathered(trainer, lambda: _student(folder, run, config, torch.device("cpu"))[0])
+    processes.from_main(lambda: _save(whole, folder, out, summary))
     return summary
 
 
@@ -114,7 +121,14 @@ def _trainer(
     from hintdistill.training.trainer import HintTrainer
 
     class Metrics(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            processes.keep_head_whole(trainer.owner)
+            if trainer.follower is not None:
+                trainer.follower.bind()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            if not processes.is_main():
+                return
             with (work / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
@@ -124,12 +138,13 @@ def _trainer(
             if progress:
                 progress(state.global_step, state.max_steps)
 
-    micro = config.micro_batch_size or config.batch_size
+    micro, world = processes.rows_per_pass(config.batch_size, config.micro_batch_size), processes.world()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // micro,
+        output_dir=str(work), per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * world),
         learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
         seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
@@ -138,8 +153,8 @@ def _trainer(
         bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
     )  # fmt: skip
     trainer = HintTrainer(
-        model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
-        special_ids=special_ids,
+        model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
+        callbacks=[Metrics()], special_ids=special_ids,
     )  # fmt: skip
     _silence(trainer)
     return trainer
@@ -188,11 +203,22 @@ def _last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _save(trainer: Any, folder: Path, out: Path, summary: TrainSummary) -> None:
+def _gathered(trainer: Any, fresh: Callable[[], Any]) -> Any:
+    """The trained model; where it is sharded, its weights in a fresh one on the main process, and None on the others."""
+    if not processes.is_sharded(trainer.owner):
+        return trainer.owner
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not processes.is_main():
+        return None
+    model = fresh()
+    model.load_state_dict(state)
+    return model
+
+
+def _save(model: Any, folder: Path, out: Path, summary: TrainSummary) -> None:
     """Write the student aside and move it into place when it is whole; adapters are merged and kept beside it."""
     aside = out.with_name(out.name + ".writing")
     shutil.rmtree(aside, ignore_errors=True)
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(aside / "adapter")
         model = model.merge_and_unload()

@@ -25,6 +25,7 @@ from hintdistill.objectives import fkl
 from hintdistill.recipes.schema import View
 from hintdistill.training.losses import Made, OutputHead, Terms
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
+from hintdistill.training.processes import is_sharded, lockstep, summed
 from hintdistill.training.rows import LengthSampler, TraceRow
 from hintdistill.training.teacher import Follower
 from hintdistill.training.views import supports, wide
@@ -61,7 +62,8 @@ class HintTrainer(Trainer):
         if way == "shared_prefix":
             register()
             self.owner.set_attn_implementation(ATTENTION)
-        self.passes = Passes(self.owner, way, objective.branch_tokens, narrow=not objective.gradient_checkpointing)
+        self.passes = Passes(self.owner, way, objective.branch_tokens, narrow=not objective.gradient_checkpointing,
+                             link=self.args.world_size > 1)  # fmt: skip
         self._views = self.recipe.used_views("hint") if objective.target_source == "in_step" else {}
         weights = {self._weights_of(v) for v in self._views.values()}
         self._initial, self._external = initial, external
@@ -80,8 +82,8 @@ class HintTrainer(Trainer):
     # -- what the Trainer asks for -------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
-        rows = self.train_dataset.rows
-        return LengthSampler([len(r.ids) for r in rows], self.config.batch_size, self.args.data_seed or self.args.seed)
+        data, seed = self.train_dataset, self.args.data_seed or self.args.seed
+        return LengthSampler([len(r.ids) for r in data.rows], self.config.batch_size, seed, data.fill)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Slots of the accumulated batch over all processes: each injection weighs the same, wherever it was read."""
@@ -98,11 +100,14 @@ class HintTrainer(Trainer):
         """
         rows: list[TraceRow] = inputs["rows"]
         done = self.passes.student(model, rows, ride=self._ride)
-        loss = next(iter(done.hidden.values())).new_zeros((), dtype=torch.float32)
+        # a process without a slot takes part all the same
+        loss = done.nothing if self.args.world_size > 1 else done.nothing.detach()
         for kind in ("hint", "anchor"):
             placed = places(rows, kind)
             if placed:
-                loss = loss + self._part(model, kind, placed, done)
+                loss = loss + self._part(kind, placed, done)
+            elif kind == "hint" and is_sharded(self.owner):
+                loss = loss + self._accompany()
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
         # gradients are averaged over the processes, and the count is that of all of them
         loss = loss * (self.args.world_size / count)
@@ -126,19 +131,19 @@ class HintTrainer(Trainer):
 
     # -- one kind of slot ----------------------------------------------------------------------------------------------
 
-    def _part(self, model: Any, kind: str, placed: Sequence[Placed], done: StudentPass) -> Tensor:
+    def _part(self, kind: str, placed: Sequence[Placed], done: StudentPass) -> Tensor:
         """The terms of one kind of slot, summed over slots."""
         slots, step = [s for _, s in placed], self.state.global_step
         hidden = torch.cat([done.hidden[s.key] for s in slots])
         if kind == "hint" and self._views:
-            made = self._in_step(model, placed, done, hidden)
+            made = self._in_step(placed, done, hidden)
             value, metrics = self.terms.in_step(slots, hidden, self.head, made, step)
         else:
             value, metrics = self.terms.stored(kind, slots, hidden, self.head, step)
         self._measure(kind, placed, hidden.detach(), metrics)
         return value
 
-    def _in_step(self, model: Any, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, Made]:
+    def _in_step(self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, Made]:
         """The views that the recipe reads; one pass for each pair of weights and context."""
         made: dict[tuple[str, str, bool], Made] = {}
         own = Made(hidden, self.head.spec)
@@ -150,28 +155,47 @@ class HintTrainer(Trainer):
                 continue
             key = (weights, view.context, view.grad)
             if key not in made:
-                made[key] = self._view(model, placed, done, weights, view)
+                made[key] = self._view(placed, done, weights, view)
             out[name] = made[key]
         return out
 
-    def _view(self, model: Any, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> Made:
+    def _view(self, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> Made:
         hinted = view.context == "hint"
         if view.grad:
-            found = self.passes.with_gradient(model, placed, hinted)
+            # the model itself: DistributedDataParallel counts its own forward passes, one for each backward pass
+            found = self.passes.with_gradient(self.owner, placed, hinted)
             return Made(torch.cat([found[s.key] for _, s in placed]), self.head.spec)
         with torch.no_grad(), self._as(weights) as teacher:
-            if weights == "live" and self._ride and hinted:
-                found = self.passes.riding(teacher, done, placed)
-            else:
-                found = self.passes.apart(teacher, placed, hinted)
+            with lockstep(teacher):
+                if weights == "live" and self._ride and hinted:
+                    found = self.passes.riding(teacher, done, placed)
+                else:
+                    found = self.passes.apart(teacher, placed, hinted)
             hidden, head = torch.cat([found[s.key] for _, s in placed]), OutputHead(teacher)
             spec = head.spec
             if spec is None or not self.terms.chunked["hint"]:
                 # here, while the weights are in place
                 return Made(hidden, None, head.logprobs(hidden))
-            # a following teacher's weights leave their place again; what is detached keeps them
-            bias = None if spec.bias is None else spec.bias.detach()
-            return Made(hidden, type(spec)(spec.weight.detach(), bias, spec.scale, spec.softcap))
+            # a following teacher's weights leave their place again; what is detached keeps them, shards need a copy
+            keep = torch.clone if is_sharded(teacher) and weights != "live" else torch.detach
+            bias = None if spec.bias is None else keep(spec.bias.detach())
+            return Made(hidden, type(spec)(keep(spec.weight.detach()), bias, spec.scale, spec.softcap))
+
+    def _accompany(self) -> Tensor:
+        """0 from a process without a hint: under FSDP2 it takes part in every pass that others make for their views."""
+        done: set[tuple[str, str, bool]] = set()
+        nothing = torch.zeros((), device=self.passes.device)
+        for view in self._views.values():
+            key = (self._weights_of(view), view.context, view.grad)
+            if key in done or key[:2] == ("live", "plain"):
+                continue
+            done.add(key)
+            if view.grad:
+                nothing = nothing + self.passes.stand_in(self.owner)
+                continue
+            with torch.no_grad(), self._as(key[0]) as teacher, lockstep(teacher):
+                pass
+        return nothing
 
     @contextlib.contextmanager
     def _as(self, weights: str) -> Iterator[Any]:
@@ -235,7 +259,7 @@ class HintTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last log."""
-        sums, self._sums = self._sums, defaultdict(float)
+        sums, self._sums = summed(self._sums), defaultdict(float)
         for kind, name in (("hint", "divergence"), ("anchor", "anchor_kl"), ("decision", "decision_probability")):
             if sums[f"{kind}_rows"]:
                 logs[name] = sums[kind] / sums[f"{kind}_rows"]

@@ -1,0 +1,184 @@
+"""Two processes train as one does: the same losses and the same weights, with DDP and with FSDP2, and no hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from hintdistill.config import LoraSection, RunSection, TrainSection
+from hintdistill.errors import ConfigError
+from hintdistill.scores import Target
+from hintdistill.training import processes
+from hintdistill.training.rows import LengthSampler, RowDataset, build_rows
+from hintdistill.training.stage import train
+
+V = 96
+WORKER = Path(__file__).parent / "processes_worker.py"
+ACCELERATE = ROOT / "configs" / "accelerate"
+LIMIT_S = 240
+"""A hang is a failure; on a quiet machine a launch takes a tenth of this."""
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def save_model(folder: Path, tied: bool) -> Path:
+    torch.manual_seed(5)
+    common = {
+        "vocab_size": V, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None,
+    }  # fmt: skip
+    config = Qwen3Config(**common, head_dim=8, tie_word_embeddings=True) if tied else LlamaConfig(**common)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 2:
+                p.mul_(6.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+def some_targets() -> list[Target]:
+    """Seven traces of 20 to 260 tokens with up to three hints each; three of them, the longest too, are anchors only."""
+    rng, k, out = np.random.default_rng(1), 8, []
+    for trace, (length, hints) in enumerate([(260, 0), (200, 3), (120, 1), (60, 0), (41, 2), (30, 0), (20, 1)]):
+        ids = rng.integers(3, V, length)
+        for step in range(max(hints, 1)):
+            at, n = 10 + step * (length - 10) // 3, int(rng.integers(4, 8))
+            sampled = ids[at : at + n]
+            support = np.stack([np.concatenate([[t], rng.permutation(V)[:k]]) for t in sampled])
+            support[:, 1:][support[:, 1:] == sampled[:, None]] = -1
+            logprobs = torch.from_numpy(rng.normal(size=(2, n, k + 2)).astype(np.float32)).log_softmax(-1).numpy()
+            holes = np.where(support < 0, -np.inf, 0.0).astype(np.float32)
+            teacher, plain = logprobs[0, :, :-1] + holes, logprobs[1, :, :-1] + holes
+            tails = [np.log1p(-np.exp(x).sum(-1)) for x in (teacher, plain)]
+            block = rng.integers(3, V, 5 if hints else 0)
+            out.append(Target(
+                key=f"{trace}:{step}", trace_id=f"t{trace}", step=step, kind="hint" if hints else "anchor", split="train",
+                context_ids=ids[:at], step_ids=sampled, span=(1, 3), support_ids=support, teacher_logprobs=teacher,
+                plain_logprobs=plain, teacher_tail=tails[0], plain_tail=tails[1], teacher_sampled=teacher[:, 0],
+                plain_sampled=np.zeros(n, np.float32), insert_at=6, block_ids=block, accepted=True,
+            ))  # fmt: skip
+    return out
+
+
+LIVE = {"targets": "in_step", "teacher": "live", "support": "full", "divergence": "jsd"}
+EMA = {"recipe": {"teacher": {"update": "ema", "rate": 0.3}}, **LIVE, "teacher": None}
+"""Its weights change places with the student's in each step."""
+CASES = {
+    "stored": {"tied": False},
+    "live": {"tied": True, **LIVE},
+    "lora": {"tied": False, "lora": LoraSection(rank=4, alpha=8), **LIVE},
+    "ema": {"tied": True, **EMA},
+    # the initial policy as a model of its own, and few tokens per pass: the processes make unequal numbers of passes
+    "initial": {"tied": False, "targets": "in_step", "support": "full", "branch_tokens": 40},
+    "live_few": {"tied": False, **LIVE, "branch_tokens": 40, "gradient_checkpointing": True},
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> dict[str, dict]:
+    models = tmp_path_factory.mktemp("models")
+    folders = {tied: save_model(models / f"tied-{tied}", tied) for tied in (True, False)}
+    run = RunSection(model="", device="cpu", dtype="float32")
+    out = {}
+    for name, settings in CASES.items():
+        section = {k: v for k, v in settings.items() if k != "tied" and v is not None}
+        # seven rows are no multiple of two processes; two micro-batches of one row each per process and step
+        config = TrainSection(
+            epochs=2, batch_size=4, micro_batch_size=1, warmup_steps=0, save_steps=3, logging_steps=1, learning_rate=1e-3,
+            anchor={"weight": 0.5, "min_probability": 0.0}, **section,
+        )  # fmt: skip
+        out[name] = {"model": folders[settings["tied"]], "targets": some_targets(), "run": run, "train": config}
+    return out
+
+
+def launch(root: Path, cases: dict[str, dict], names: list[str], command: list[str], **env: str) -> tuple[int, str]:
+    """Run cases in two processes; exit code and output. Whatever is left of them after the limit is killed."""
+    (root / "cases.pkl").write_bytes(pickle.dumps(cases))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **env}
+    with (root / "output.txt").open("w+") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", *command, str(WORKER), str(root), *names], env=environment, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+        try:
+            code = child.wait(LIMIT_S)
+        finally:
+            try:
+                os.killpg(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            child.wait()
+        output.seek(0)
+        return code, output.read()
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+LAUNCH = ["accelerate.commands.launch", "--num_processes", "2", "--main_process_port", "0", "--config_file"]
+
+
+def losses(folder: Path) -> list[float]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [r["loss"] for r in rows if "loss" in r]
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: r[k] for k in ("grad_norm", "divergence", "anchor_kl") if k in r} for r in rows if "loss" in r]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+@pytest.fixture(scope="module")
+def alone(cases, tmp_path_factory) -> Path:
+    """Every case in this one process."""
+    root = tmp_path_factory.mktemp("alone")
+    for name, case in cases.items():
+        train(case["model"], case["targets"], case["run"], case["train"], root / name, root / name / "student", name)
+    return root
+
+
+def check_same(together: Path, alone: Path, names: list[str]) -> None:
+    for name in names:
+        assert len(losses(alone / name)) == 4
+        assert losses(together / name) == pytest.approx(losses(alone / name), rel=1e-5), name
+        for ours, theirs in zip(metrics(together / name), metrics(alone / name), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4), name
+        a, b = weights(alone / name / "student"), weights(together / name / "student")
+        assert max(float((a[k] - b[k]).abs().max()) for k in a) <= 1e-5, name
+
+
+def test_ddp(cases, alone, tmp_path):
+    """Uneven rows, a process without a hint, and at last an error in one process, which ends both."""
+    names = ["stored", "live", "lora", "ema"]
+    broken = {**cases["stored"], "breaks": (0, 2)}
+    code, output = launch(tmp_path, {**cases, "broken": broken}, [*names, "broken"], TORCHRUN)
+    check_same(tmp_path, alone, names)
+    assert code != 0 and "Broken: process 0 at step 2" in output
+    assert not (tmp_path / "broken" / "student").exists()
+
+
+def test_fsdp2(cases, alone, tmp_path):
+    names = ["stored", "live", "ema", "initial", "live_few", "lora"]
+    stopped = {**cases["stored"], "stops": 3}
+    code, output = launch(
+        tmp_path, {**cases, "stopped": stopped}, names, [*LAUNCH, str(ACCELERATE / "fsdp2.yaml")]
+    )
+    assert code == 0, output[-4000:]
+    assert "Warning: destroy_process_group" not in output
+    check_same(tmp_path, alone, names)
