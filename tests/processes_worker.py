@@ -20,8 +20,9 @@ class Broken(Exception):
 
 
 def run_case(folder: Path, name: str, case: dict[str, Any]) -> None:
-    """Train one case; `breaks` = (process, step) fails there, `kept` leaves the run at that step as a kill would."""
-    here = folder / name
+    """Train one case; `breaks` = (process, step) fails there, `stops` leaves the run at that step as a kill would,
+    `in` goes on in the folder of another case."""
+    here = folder / case.get("in", name)
 
     def progress(step: int, total: int) -> None:
         if case.get("breaks") == (int(os.environ.get("RANK", "0")), step):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +21,14 @@ from hintdistill.config import LoraSection, RunSection, TrainSection
 from hintdistill.errors import ConfigError
 from hintdistill.scores import Target
 from hintdistill.training import processes
+from hintdistill.training.checkpoints import check_checkpoint
 from hintdistill.training.rows import LengthSampler, RowDataset, build_rows
-from hintdistill.training.stage import train
+from hintdistill.training.stage import read_summary, train
 
 V = 96
 WORKER = Path(__file__).parent / "processes_worker.py"
 ACCELERATE = ROOT / "configs" / "accelerate"
-LIMIT_S = 240
+LIMIT_S = 400
 """A hang is a failure; on a quiet machine a launch takes a tenth of this."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +84,8 @@ CASES = {
     "ema": {"tied": True, **EMA},
     # the initial policy as a model of its own, and few tokens per pass: the processes make unequal numbers of passes
     "initial": {"tied": False, "targets": "in_step", "support": "full", "branch_tokens": 40},
+    # a view with a gradient through the hint: a second pass of the student's
+    "hinted": {"tied": True, "recipe": "nca"},
     "live_few": {"tied": False, **LIVE, "branch_tokens": 40, "gradient_checkpointing": True},
 }
 
@@ -117,10 +119,8 @@ def launch(root: Path, cases: dict[str, dict], names: list[str], command: list[s
         try:
             code = child.wait(LIMIT_S)
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             child.wait()
         output.seek(0)
         return code, output.read()
@@ -159,26 +159,92 @@ def check_same(together: Path, alone: Path, names: list[str]) -> None:
         assert losses(together / name) == pytest.approx(losses(alone / name), rel=1e-5), name
         for ours, theirs in zip(metrics(together / name), metrics(alone / name), strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4), name
-        a, b = weights(alone / name / "student"), weights(together / name / "student")
-        assert max(float((a[k] - b[k]).abs().max()) for k in a) <= 1e-5, name
+        check_weights(together / name, alone / name)
+
+
+def check_weights(ours: Path, theirs: Path) -> None:
+    a, b = weights(theirs / "student"), weights(ours / "student")
+    assert a.keys() == b.keys()
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) <= 1e-5, ours.name
+
+
+def go_on_alone(case: dict, folder: Path) -> None:
+    assert (folder / "checkpoint-3").is_dir() and not (folder / "student").exists()
+    train(case["model"], case["targets"], case["run"], case["train"], folder, folder / "student", "k")
+    assert read_summary(folder / "student").steps == 4
 
 
 def test_ddp(cases, alone, tmp_path):
-    """Uneven rows, a process without a hint, and at last an error in one process, which ends both."""
-    names = ["stored", "live", "lora", "ema"]
-    broken = {**cases["stored"], "breaks": (0, 2)}
-    code, output = launch(tmp_path, {**cases, "broken": broken}, [*names, "broken"], TORCHRUN)
+    """Uneven rows, a process without a hint, a run left and taken up alone; at last an error in one process, which ends both."""
+    names = ["stored", "live", "lora", "ema", "hinted"]
+    more = {"left": {**cases["lora"], "stops": 4}, "broken": {**cases["stored"], "breaks": (1, 2)}}
+    code, output = launch(tmp_path, {**cases, **more}, [*names, *more], TORCHRUN)
     check_same(tmp_path, alone, names)
-    assert code != 0 and "Broken: process 0 at step 2" in output
+    assert code != 0 and "Broken: process 1 at step 2" in output
     assert not (tmp_path / "broken" / "student").exists()
+    go_on_alone(cases["lora"], tmp_path / "left")
+    check_weights(tmp_path / "left", alone / "lora")
 
 
 def test_fsdp2(cases, alone, tmp_path):
-    names = ["stored", "live", "ema", "initial", "live_few", "lora"]
-    stopped = {**cases["stored"], "stops": 3}
-    code, output = launch(
-        tmp_path, {**cases, "stopped": stopped}, names, [*LAUNCH, str(ACCELERATE / "fsdp2.yaml")]
-    )
+    """Whole and sharded alike, tied or not; runs left are taken up by two processes and by one."""
+    more = {"left": {**cases["ema"], "stops": 4}, "left_lora": {**cases["lora"], "stops": 4},
+            "left_for_two": {**cases["ema"], "stops": 4}, "two": {**cases["ema"], "in": "left_for_two"}}  # fmt: skip
+    code, output = launch(tmp_path, {**cases, **more}, [*cases, *more], [*LAUNCH, str(ACCELERATE / "fsdp2.yaml")])
     assert code == 0, output[-4000:]
-    assert "Warning: destroy_process_group" not in output
-    check_same(tmp_path, alone, names)
+    assert "destroy_process_group" not in output
+    check_same(tmp_path, alone, list(cases))
+    check_weights(tmp_path / "left_for_two", alone / "ema")
+    assert (tmp_path / "left" / "checkpoint-3" / "pytorch_model_fsdp.bin").is_file()
+    for folder, name in (("left", "ema"), ("left_lora", "lora")):
+        go_on_alone(cases[name], tmp_path / folder)
+        check_weights(tmp_path / folder, alone / name)
+
+
+def test_a_step_has_the_same_rows_however_many_processes_read_them(monkeypatch):
+    from accelerate.data_loader import BatchSamplerShard
+    from torch.utils.data import BatchSampler
+
+    lengths, step = [9, 3, 7, 5, 2, 8, 4], 4
+    alone = LengthSampler(lengths, step, 0)
+    alone.set_epoch(3)
+    whole = list(alone)
+    for micro, world in ((1, 2), (2, 2), (1, 4)):
+        sampler = LengthSampler(lengths, step, 0, fill=-len(lengths) % (micro * world))
+        sampler.set_epoch(3)
+        shards = [list(BatchSamplerShard(BatchSampler(sampler, micro, False), world, p)) for p in range(world)]
+        assert len({len(s) for s in shards}) == 1
+        passes = step // (micro * world)
+        for n, at in enumerate(range(0, len(lengths), step)):
+            read = [i for s in shards for batch in s[n * passes : (n + 1) * passes] for i in batch]
+            assert sorted(i for i in read if i < len(lengths)) == sorted(whole[at : at + step])
+
+
+def test_what_stands_in_for_a_row_carries_nothing(cases):
+    rows = build_rows(cases["stored"]["targets"], cases["stored"]["train"])
+    data = RowDataset(rows, 4)
+    assert len(rows) == 7 and len(data) == 8 and len(RowDataset(rows)) == 7
+    assert data[7].slots == () and len(data[7].ids) == 2
+
+
+def test_what_cannot_be_shared_is_said(cases, tmp_path, monkeypatch):
+    assert processes.rows_per_pass(6, None) == 6
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert processes.rows_per_pass(16, None) == 4 and processes.rows_per_pass(16, 2) == 2
+    for batch, micro in ((6, None), (8, 4)):
+        with pytest.raises(ConfigError, match=r"do not divide train\.batch_size"):
+            processes.rows_per_pass(batch, micro)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="FSDP 1"):
+        processes.check_launch()
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    processes.check_launch()
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    with pytest.raises(ConfigError, match="before they are sharded"):
+        processes.check_launch()
+    with pytest.raises(ConfigError, match="written without FSDP2"):
+        check_checkpoint(tmp_path, fsdp=True)
+    (tmp_path / "pytorch_model_fsdp_0").mkdir()
+    with pytest.raises(ConfigError, match="is sharded"):
+        check_checkpoint(tmp_path, fsdp=False)
+    check_checkpoint(tmp_path, fsdp=True)

@@ -48,7 +48,9 @@ class OutputHead:
             # a call of the head alone would run FSDP's hooks outside of the root's forward pass
             spec = self.spec
             if spec is None:
-                raise ConfigError("FSDP2 shards an output head with an adapter on it", hint="train.lora without lm_head")
+                raise ConfigError(
+                    "FSDP2 shards an output head with an adapter on it", hint="train.lora without lm_head"
+                )
             return spec.logits(hidden).log_softmax(-1)
         out: Tensor = make_head(self.model)(hidden).log_softmax(-1)
         return out

@@ -167,13 +167,29 @@ def rows_per_pass(batch_size: int, micro: int | None) -> int:
 
 def check_launch() -> None:
     """Raises ConfigError for a way of sharding that this trainer cannot do."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    if not _wants_fsdp():
         return
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("FSDP 1 is not supported", hint="fsdp_version: 2, see configs/accelerate/fsdp2.yaml")
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
         raise ConfigError("every process needs the weights before they are sharded",
                           hint="fsdp_cpu_ram_efficient_loading: false, see configs/accelerate/fsdp2.yaml")  # fmt: skip
+
+
+def shard_on_cpus_too(accelerator: Any) -> bool:
+    """Whether FSDP is on. Between CPUs accelerate passes it over in silence, where FSDP2 itself works: switched on here."""
+    from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU and _wants_fsdp():
+        state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+        # every further look at the state takes it from there
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    return getattr(state, "fsdp_plugin", None) is not None
+
+
+def _wants_fsdp() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def is_sharded(model: Any) -> bool:
@@ -206,7 +222,10 @@ def lockstep(model: Any) -> Iterator[None]:
         return
     import torch
 
-    handle = model.register_forward_pre_hook(lambda *_: _anyone(True), prepend=True)
+    def tell(*_: Any) -> None:
+        _anyone(True)
+
+    handle = model.register_forward_pre_hook(tell, prepend=True)
     try:
         yield
     finally:

@@ -105,6 +105,12 @@ class RowDataset(Dataset[TraceRow]):
     def __init__(self, rows: Sequence[TraceRow], multiple: int = 1) -> None:
         """Filled up to a multiple of `multiple` with rows of two tokens and no slot: no loss, and nothing counted."""
         self.rows, self.fill = list(rows), -len(rows) % multiple
+        self.sampler: LengthSampler | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Hand the epoch on to the sampler: of a run taken up by several processes, accelerate reaches the data set only."""
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self.rows) + self.fill

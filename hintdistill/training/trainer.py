@@ -23,9 +23,10 @@ from hintdistill.engines.sharing import choose
 from hintdistill.errors import TripwireError
 from hintdistill.objectives import fkl
 from hintdistill.recipes.schema import View
+from hintdistill.training import checkpoints
 from hintdistill.training.losses import Made, OutputHead, Terms
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
-from hintdistill.training.processes import is_sharded, lockstep, summed
+from hintdistill.training.processes import is_sharded, lockstep, shard_on_cpus_too, summed
 from hintdistill.training.rows import LengthSampler, TraceRow
 from hintdistill.training.teacher import Follower
 from hintdistill.training.views import supports, wide
@@ -81,9 +82,15 @@ class HintTrainer(Trainer):
 
     # -- what the Trainer asks for -------------------------------------------------------------------------------------
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer does, and FSDP2 on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpus_too(self.accelerator)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         data, seed = self.train_dataset, self.args.data_seed or self.args.seed
-        return LengthSampler([len(r.ids) for r in data.rows], self.config.batch_size, seed, data.fill)
+        data.sampler = LengthSampler([len(r.ids) for r in data.rows], self.config.batch_size, seed, data.fill)
+        return data.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Slots of the accumulated batch over all processes: each injection weighs the same, wherever it was read."""
@@ -229,8 +236,18 @@ class HintTrainer(Trainer):
         if self.follower is not None:
             self.follower.save(output_dir)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoints.check_checkpoint(resume_from_checkpoint, self.is_fsdp_enabled)
+        if checkpoints.written_under_fsdp(resume_from_checkpoint) and not self.is_fsdp_enabled:
+            checkpoints.load_model(resume_from_checkpoint, self.owner)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and checkpoints.written_under_fsdp(checkpoint) and not self.is_fsdp_enabled:
+            checkpoints.load_optimizer(checkpoint, self.owner, self.optimizer, self.lr_scheduler)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if self.follower is not None and checkpoint is not None:
             self.follower.load(Path(checkpoint))
 
