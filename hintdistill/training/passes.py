@@ -85,8 +85,8 @@ class Passes:
     def student(self, model: Any, rows: Sequence[TraceRow], *, ride: bool) -> StudentPass:
         """One pass over whole rows, with gradient. `ride`: keep keys and values, and lay out branches for hinted slots."""
         if self.way != "shared_prefix":
-            hidden, nothing = self._padded(model, rows)
-            return StudentPass(hidden, None, Memory(), {}, nothing)
+            found, nothing = self._padded(model, rows)
+            return StudentPass(found, None, Memory(), {}, nothing)
         branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
         tree, memory = forest(rows, branched), Memory()
         call = PackedCall(tree, [Piece(i, 0, len(tree.chains[i].ids)) for i in range(len(rows))], memory)
