@@ -17,7 +17,9 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from hintdistill import pipeline
 from hintdistill.config import LoraSection, RunSection, TrainSection
+from hintdistill.config_file import load_config
 from hintdistill.errors import ConfigError
 from hintdistill.scores import Target
 from hintdistill.training import processes
@@ -107,15 +109,24 @@ def cases(tmp_path_factory) -> dict[str, dict]:
     return out
 
 
-def launch(root: Path, cases: dict[str, dict], names: list[str], command: list[str], **env: str) -> tuple[int, str]:
-    """Run cases in two processes; exit code and output. Whatever is left of them after the limit is killed."""
+def launch_cases(root: Path, cases: dict[str, dict], names: list[str], command: list[str]) -> tuple[int, str]:
+    """Run cases in two processes; exit code and output."""
     (root / "cases.pkl").write_bytes(pickle.dumps(cases))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **env}
+    return launch(root, [*command, str(WORKER), str(root), *names])
+
+
+def launch(root: Path, command: list[str]) -> tuple[int, str]:
+    """Exit code and output of a launcher's module with its arguments; what is left of its processes after the limit is killed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     with (root / "output.txt").open("w+") as output:
         child = subprocess.Popen(
-            [sys.executable, "-m", *command, str(WORKER), str(root), *names], env=environment, stdout=output, stderr=output,
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             code = child.wait(LIMIT_S)
         finally:
@@ -178,7 +189,7 @@ def test_ddp(cases, alone, tmp_path):
     """Uneven rows, a process without a hint, a run left and taken up alone; at last an error in one process, which ends both."""
     names = ["stored", "live", "lora", "ema", "hinted"]
     more = {"left": {**cases["lora"], "stops": 4}, "broken": {**cases["stored"], "breaks": (1, 2)}}
-    code, output = launch(tmp_path, {**cases, **more}, [*names, *more], TORCHRUN)
+    code, output = launch_cases(tmp_path, {**cases, **more}, [*names, *more], TORCHRUN)
     check_same(tmp_path, alone, names)
     assert code != 0 and "Broken: process 1 at step 2" in output
     assert not (tmp_path / "broken" / "student").exists()
@@ -190,7 +201,7 @@ def test_fsdp2(cases, alone, tmp_path):
     """Whole and sharded alike, tied or not; runs left are taken up by two processes and by one."""
     more = {"left": {**cases["ema"], "stops": 4}, "left_lora": {**cases["lora"], "stops": 4},
             "left_for_two": {**cases["ema"], "stops": 4}, "two": {**cases["ema"], "in": "left_for_two"}}  # fmt: skip
-    code, output = launch(tmp_path, {**cases, **more}, [*cases, *more], [*LAUNCH, str(ACCELERATE / "fsdp2.yaml")])
+    code, output = launch_cases(tmp_path, {**cases, **more}, [*cases, *more], [*LAUNCH, str(ACCELERATE / "fsdp2.yaml")])
     assert code == 0, output[-4000:]
     assert "destroy_process_group" not in output
     check_same(tmp_path, alone, list(cases))
@@ -248,3 +259,30 @@ def test_what_cannot_be_shared_is_said(cases, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is sharded"):
         check_checkpoint(tmp_path, fsdp=False)
     check_checkpoint(tmp_path, fsdp=True)
+
+
+def run_command(folder: Path, *overrides: str) -> list[str]:
+    settings = ["traces.limit=40", "critic.use=[rules]", "rollout.environment=null", "report.off_target={}", "train.epochs=1",
+                "train.save_steps=2", "train.logging_steps=1", "train.batch_size=8", "run.device=cpu"]  # fmt: skip
+    return ["-m", "hintdistill.cli", "run", "configs/quickstart.yaml", *settings, f"run.dir={folder}", *overrides]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_a_whole_run(kind, tmp_path):
+    """The main process does all but the training, and prints the report once; its weights are those of a run alone."""
+    code, output = launch(tmp_path, [*LAUNCH, str(ACCELERATE / f"{kind}.yaml"), *run_command(tmp_path / "two")])
+    assert code == 0, output[-4000:]
+    assert output.count("\nreport: ") == 1 and output.count("\ntrain: ") == 1 and "Traceback" not in output
+    config = load_config(ROOT / "configs" / "quickstart.yaml", run_command(tmp_path / "one")[4:])
+    pipeline.run(config, tmp_path / "one", until="train", voice=pipeline.Voice(quiet=True))
+    two, one = (next((tmp_path / n / "train").iterdir()) for n in ("two", "one"))
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    a, b = weights(tmp_path / "one" / "student"), weights(tmp_path / "two" / "student")
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) <= 1e-4
+
+
+@pytest.mark.slow
+def test_an_error_of_the_main_process_ends_the_others(tmp_path):
+    code, output = launch(tmp_path, [*TORCHRUN, *run_command(tmp_path / "run", "traces.path=nowhere.jsonl")])
+    assert code != 0 and "error: " in output and "nowhere.jsonl" in output

@@ -162,6 +162,15 @@ def rows_per_pass(batch_size: int, micro: int | None) -> int:
     return micro or each
 
 
+def may_leave_unused(model: Any) -> bool:
+    """Whether a pass may leave a parameter unread: experts, or a part for other inputs than text.
+
+    DistributedDataParallel must know; where it is told no and a parameter is left unread all the same, it raises an error.
+    """
+    text = model.config.get_text_config()
+    return text is not model.config or any("expert" in name for name in text.to_dict())
+
+
 # -- sharded weights ---------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,7 @@ def _trainer(
         save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, report_to="none",
         remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
         bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
+        ddp_find_unused_parameters=processes.may_leave_unused(model),
     )  # fmt: skip
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
