@@ -57,6 +57,7 @@ bench: install
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/ingest.py
 	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/quickstart.py
 
 install: $(VENV)/.installed

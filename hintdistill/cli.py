@@ -16,6 +16,7 @@ import typer
 from hintdistill import __version__
 from hintdistill.commands import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.commands_evidence import ablate, preflight
+from hintdistill.commands_training import plan
 from hintdistill.errors import ConfigError, HintdistillError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.add_typer(recipes_app, name="recipes")
 app.command()(convert)
 app.command()(ablate)
 app.command()(preflight)
+app.command()(plan)
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
@@ -111,11 +113,11 @@ def run(
     from hintdistill.config_file import load_config
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
-    plan = dataclasses.asdict(pipeline.plan(load_config(config, [*(overrides or []), *extra])))
+    ahead = dataclasses.asdict(pipeline.plan(load_config(config, [*(overrides or []), *extra])))
     if as_json:
-        print_json(plan)
+        print_json(ahead)
         return
-    for name, value in plan.items():
+    for name, value in ahead.items():
         print(f"{name.replace('_', ' ')}: {value}")
 
 
@@ -232,6 +234,24 @@ def show(
         return
     for finding in found:
         show_finding(finding, Console())
+
+
+@app.command()
+def push(
+    run: RunArg,
+    repository: Annotated[
+        str, typer.Argument(metavar="REPO", help="Repository on the hub, e.g. me/my-student.", show_default=False)
+    ],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+) -> None:
+    """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
+    from hintdistill import pipeline
+    from hintdistill.config_file import validate
+    from hintdistill.rundir import RunDir
+
+    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
+    train = settings.train.model_copy(update={"push_private": not public})
+    print(pipeline.push(settings.model_copy(update={"train": train}), run, pipeline.Voice(quiet=True), repository))
 
 
 @app.command()

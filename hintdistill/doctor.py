@@ -30,7 +30,7 @@ class Check:
 
 def diagnose(model: str | None = None) -> list[Check]:
     """Every check, in order; `model` adds those of a model folder."""
-    checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm()]
+    checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
     return checks + (_model(model) if model else [])
 
 
@@ -105,6 +105,15 @@ def _vllm() -> Check:
                 "not needed: the LLM critic and the server engine talk to any OpenAI-compatible server",
             )  # fmt: skip
     return Check("vllm", "ok", f"{version}; in process its prefix cache is read; {served}")
+
+
+def _trackers() -> Check:
+    from hintdistill.training.trackers import TRACKERS, installed
+
+    found = {t: installed(t) for t in TRACKERS}
+    detail = ", ".join(f"{t} {v}" if v else f"{t} not installed" for t, v in found.items())
+    fix = "" if all(found.values()) else "pip install 'hintdistill[trackers]'; only train.trackers needs them"
+    return Check("trackers", "warn" if fix else "ok", detail, fix)
 
 
 def _model(name: str) -> list[Check]:

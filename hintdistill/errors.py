@@ -84,6 +84,10 @@ class ContextLengthError(InputError):
     """A step lies beyond the model's context length."""
 
 
+class DoesNotFitError(InputError):
+    """A trace is longer than the memory allows."""
+
+
 class ScoreError(InputError):
     """A log-probability is missing or not finite."""
 

@@ -164,7 +164,7 @@ class RunDir:
             "config_schema": CONFIG_SCHEMA,
             "config": data,
             "versions": _versions(),
-            **{k: v for k, v in self.manifest().items() if k in ("model", "prompts")},
+            **{k: v for k, v in self.manifest().items() if k in ("model", "prompts", "formats")},
         }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
@@ -182,7 +182,7 @@ class RunDir:
         return data
 
     def note(self, **values: Any) -> None:
-        """Set top-level values of the manifest, e.g. `model` or `prompts`."""
+        """Set top-level values of the manifest, e.g. `model`, `prompts` or `formats`."""
         write_atomic(self.path / "manifest.json", json.dumps(self.manifest() | values, indent=1))
 
     def store(self, name: str) -> JsonlStore:

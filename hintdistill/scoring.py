@@ -54,7 +54,7 @@ class Scorer:
         """
         requests: list[ScoreRequest] = []
         for key, injection, _ in items:
-            requests += self._requests(key, injection)
+            requests += self.requests(key, injection)
         scores = iter(self.engine.score(requests, self.config.top_k))
         out = []
         for key, injection, split in items:
@@ -65,7 +65,7 @@ class Scorer:
     def anchors(self, items: Sequence[tuple[str, str, int, RenderedStep, Split]]) -> list[Target]:
         """Targets of steps without a finding, from (key, trace id, step, rendered step, split)."""
         requests = [
-            self._request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), None, None)
+            self.request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), None, None)
             for _, _, _, rendered, _ in items
         ]
         return [
@@ -75,7 +75,7 @@ class Scorer:
 
     def unhinted(self, key: str, trace_id: str, step: int, rendered: RenderedStep) -> Target:
         """The target of no hint at all: teacher and plain are two requests of the same tokens, bit-identical."""
-        request = self._request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), key, None)
+        request = self.request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), key, None)
         plain, teacher = self.engine.score([request, request], self.config.top_k)
         anchor = self._anchor((key, trace_id, step, rendered, "train"), plain)
         return replace(
@@ -94,20 +94,23 @@ class Scorer:
             tokens=self.renderer.token_texts(rendered.step_ids), instead=self._names(score), versions=self._versions(),
         )  # fmt: skip
 
-    def _requests(self, key: str, injection: Injection) -> list[ScoreRequest]:
+    @classmethod
+    def requests(cls, key: str, injection: Injection) -> list[ScoreRequest]:
+        """What an injection asks of the engine: the plain view, the hinted one, and each placebo."""
         gather = _legal_ids(injection)
         length = len(injection.step_ids)
         return [
-            self._request(injection.plain_ids, length, key, gather),
-            self._request(injection.hinted_ids, length, key, gather),
+            cls.request(injection.plain_ids, length, key, gather),
+            cls.request(injection.hinted_ids, length, key, gather),
             *(
-                self._request(injection.with_block(p.insert_at, p.block_ids), length, None, gather)
+                cls.request(injection.with_block(p.insert_at, p.block_ids), length, None, gather)
                 for p in injection.placebos
             ),
         ]
 
     @staticmethod
-    def _request(ids: Sequence[int], length: int, group: str | None, gather: np.ndarray | None) -> ScoreRequest:
+    def request(ids: Sequence[int], length: int, group: str | None, gather: np.ndarray | None) -> ScoreRequest:
+        """One sequence of which the last `length` tokens are scored."""
         return ScoreRequest(np.array(ids, np.int64), len(ids) - length, len(ids), group, gather)
 
     def _target(

@@ -187,5 +187,6 @@ def _target(row: dict[str, Any]) -> Target:
         placebos=tuple(Placebo(p["kind"], p["text"], _floats(p["hint_effect"]), Measurement(**p["measurement"]))
                        for p in row["placebos"]),
         guards=tuple(row["guards"]), accepted=row["accepted"], reasons=tuple(row["reasons"]), tokens=tuple(row["tokens"]),
-        instead=tuple(row["instead"]), legal_ids=np.array(row["legal_ids"], np.int64), recorded_gap=row["recorded_gap"], versions=json.loads(row["versions"]),
+        instead=tuple(row["instead"]), legal_ids=np.array(row["legal_ids"], np.int64), recorded_gap=row["recorded_gap"],
+        versions=json.loads(row["versions"]),
     )  # fmt: skip

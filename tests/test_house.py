@@ -16,8 +16,8 @@ PACKAGE = ROOT / "hintdistill"
 ORDER = (
     "errors", "hosts", "shipped", "types", "scores", "recipes", "config", "config_file", "rundir", "json_spans", "traces", "models",
     "engines", "importing", "prompts", "quotes", "critics", "inspection", "rendering", "legal", "hints", "injection", "scoring",
-    "movement", "targets", "objectives", "training", "rollouts", "reporting", "pipeline", "evidence", "api", "doctor", "scaffold",
-    "prompt_preview", "commands", "commands_evidence", "cli",
+    "movement", "targets", "objectives", "training", "planning", "rollouts", "reporting", "pipeline", "evidence", "api", "doctor",
+    "scaffold", "prompt_preview", "commands", "commands_evidence", "commands_training", "cli",
 )  # fmt: skip
 """Top to bottom: no module imports one that stands below it."""
 

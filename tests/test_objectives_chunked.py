@@ -36,6 +36,14 @@ def parts(softcap=None, scale=1.0, frozen=False, bias=True):
     return hidden, HeadSpec(weight, b, scale, softcap), draw(5, N, H + 2), target_head, draw(6, N).abs()
 
 
+def test_a_gradient_is_given_away_once():
+    hidden, head, target_hidden, target_head, weights = parts()
+    value, _ = linear_divergence(hidden, head, target_hidden, target_head, weights, "rkl")
+    torch.autograd.grad(value, hidden, retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward pass"):
+        torch.autograd.grad(value, hidden)
+
+
 SHAPED = [(None, 1.0), (3.0, 1.0), (None, 0.5), (2.5, 0.7)]
 
 

@@ -14,7 +14,7 @@ from hintdistill.scores import Target
 from hintdistill.training.capabilities import available
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows
-from hintdistill.training.stage import _last_checkpoint, _trainer
+from hintdistill.training.stage import _last_checkpoint, make_trainer
 from hintdistill.training.teacher import Follower
 
 V = 96
@@ -86,7 +86,7 @@ def trainer_of(of, tmp_path, model=None, lora=None, **config):
 
         model = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
     rows = build_rows(of, section)
-    return _trainer(model, rows, run, section, tmp_path, torch.device("cpu"), None, special_ids=[0, 1, 2])
+    return make_trainer(model, rows, run, section, tmp_path, torch.device("cpu"), None, special_ids=[0, 1, 2])
 
 
 def loss_and_gradient(trainer):
@@ -210,7 +210,7 @@ def test_a_resumed_run_takes_its_teacher_up_again(targets, tmp_path):
         if step == 5:
             raise Killed
 
-    broken = _trainer(tiny(), build_rows(targets, section), run, section, tmp_path / "b", torch.device("cpu"), kill)
+    broken = make_trainer(tiny(), build_rows(targets, section), run, section, tmp_path / "b", torch.device("cpu"), kill)
     with pytest.raises(Killed):
         broken.train()
     resumed = trainer_of(targets, tmp_path / "b", **settings)

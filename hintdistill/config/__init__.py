@@ -22,12 +22,20 @@ from hintdistill.config.critic import (
 )
 from hintdistill.config.engine import EngineSection
 from hintdistill.config.rollout import AblateSection, RolloutSection, ServerSection
-from hintdistill.config.train import AnchorSection, LoraSection, TrainSection
+from hintdistill.config.train import (
+    OUTPUT_KEYS,
+    AnchorSection,
+    LoraSection,
+    TrainSection,
+    TripwireSection,
+    WatchSection,
+)
 from hintdistill.types import HintRole, Placement
 
 __all__ = [
     "CHECKS",
     "CONFIG_SCHEMA",
+    "OUTPUT_KEYS",
     "AblateSection",
     "AnchorSection",
     "Check",
@@ -49,6 +57,8 @@ __all__ = [
     "ServerSection",
     "TracesSection",
     "TrainSection",
+    "TripwireSection",
+    "WatchSection",
 ]
 
 CONFIG_SCHEMA = 1

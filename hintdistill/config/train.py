@@ -38,6 +38,39 @@ class LoraSection(Section):
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
+OUTPUT_KEYS = frozenset({"push", "push_private", "trackers"})
+"""Settings of `TrainSection` that change no weight."""
+
+
+class WatchSection(Section):
+    """Steps that nothing trains on, read while training: how far the student has moved from the weights that scored them."""
+
+    steps: int = Field(default=16, ge=1)
+    """Steps in each of the two sets, drawn by the seed: off target (clean steps of training traces that are no anchors) and
+    held-out clean traces. The rescore stage scores and stores them."""
+    every: int | None = Field(default=None, ge=0)
+    """Optimiser steps between readings, which are taken at logging steps and after the last step; `null`: at each logging
+    step; 0: never, and no tripwire that reads them fires."""
+
+
+class TripwireSection(Section):
+    """Bounds on what is read while training. `null` takes one away. A reading that is not finite always stops."""
+
+    action: Literal["stop", "warn"] = "warn"
+    """`stop`: end the training without a student; the last checkpoint is kept. `warn`: say it once per bound and go on."""
+    max_off_target_kl: float | None = Field(default=0.5, gt=0.0)
+    """`off_target_kl` above this, nats per token."""
+    max_heldout_kl: float | None = Field(default=0.5, gt=0.0)
+    """`heldout_kl` above this, nats per token."""
+    min_entropy_ratio: float | None = Field(default=0.1, gt=0.0, lt=1.0)
+    """Entropy collapse: the student's entropy off target has fallen below this share of what it was before the first step."""
+    max_end_drop: float | None = Field(default=0.2, gt=0.0, lt=1.0)
+    """Length tail: the probability of ending a step where it ended has fallen by more than this, off target."""
+    min_hint_effect: float | None = Field(default=None, gt=0.0)
+    """The hint lowers decision tokens by less than this, nats: nothing is left to learn. For teachers that follow the
+    student; a stored teacher's effect stays what it was."""
+
+
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
@@ -52,8 +85,10 @@ class TrainSection(Section):
     tail; `full`: the whole vocabulary."""
     top_k: int | None = Field(default=None, ge=1)
     """Short for `train.recipe.terms.distill.support.k`; stored targets hold what `rescore.top_k` kept."""
-    teacher: Literal["initial", "live"] | None = None
+    teacher: Literal["initial", "round_start", "live", "ema", "periodic", "cgtr", "external"] | None = None
     """Short for `train.recipe.teacher.update`."""
+    teacher_model: str | None = None
+    """Short for `train.recipe.teacher.model`: folder (or hub name) of an external teacher."""
     targets: Literal["stored", "in_step"] | None = None
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
     the recipe can."""
@@ -68,7 +103,7 @@ class TrainSection(Section):
     lora: LoraSection | None = None
     learning_rate: float = Field(default=2e-4, gt=0.0)
     epochs: float = Field(default=3.0, gt=0.0)
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Rows (traces with their accepted injections) per optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Rows per forward pass of a process; the rest is accumulated. Default: `batch_size` over the number of processes."""
@@ -83,11 +118,25 @@ class TrainSection(Section):
     save_steps: int = Field(default=20, ge=1)
     logging_steps: int = Field(default=5, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
+    arriving_adapter: Literal["merge", "beside"] = "merge"
+    """What becomes of a student that arrives as an adapter: `merge`: it is merged into its base model, and the student is what
+    that gives; `beside`: it stays as it is, frozen, and the new adapter of `train.lora` is trained beside it."""
+    save_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    """Precision of the student's files. `float32` keeps every update; `auto` is what the initial model's files have."""
+    push: str | None = None
+    """Hub repository that the student's folder is uploaded to once the report is written, e.g. `me/my-student`; nothing leaves
+    this machine by default."""
+    push_private: bool = True
+    """Whether a repository that `push` makes is private."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Trackers beside `metrics.jsonl`, which is always written; see docs/outputs.md for where each keeps its files."""
+    watch: WatchSection = WatchSection()
+    tripwires: TripwireSection = TripwireSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
         update = self.objective.teacher.update
-        if self.targets == "stored" and update != "initial":
+        if self.targets == "stored" and update not in ("initial", "round_start"):
             raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
         if self.targets == "stored" and (why := self._beyond_stored):
             raise ValueError(
@@ -95,6 +144,12 @@ class TrainSection(Section):
             )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        return self
+
+    @model_validator(mode="after")
+    def _outputs(self) -> TrainSection:
+        if self.arriving_adapter == "beside" and self.lora is None:
+            raise ValueError("arriving_adapter=beside trains a new adapter; set train.lora, or arriving_adapter=merge")
         return self
 
     @cached_property
@@ -143,7 +198,9 @@ class TrainSection(Section):
         if self.anchor.weight is not None or self.anchor.min_probability is not None:
             self._anchor(recipe, terms)
         out: dict[str, Any] = {"terms": terms} if terms else {}
-        return out | ({"teacher": {"update": self.teacher}} if self.teacher is not None else {})
+        teacher = {"update": self.teacher, "model": self.teacher_model}
+        given_teacher = {k: v for k, v in teacher.items() if v is not None}
+        return out | ({"teacher": given_teacher} if given_teacher else {})
 
     def _anchor(self, recipe: Recipe, terms: dict[str, Any]) -> None:
         if self.anchor.weight == 0:

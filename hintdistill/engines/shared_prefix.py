@@ -87,14 +87,28 @@ class Memory:
 class PackedCall:
     """One forward call: which piece lies where in the packed row, and how attention splits it again."""
 
-    def __init__(self, tree: PrefixTree, pieces: Sequence[Piece], memory: Memory, keep_trunks: bool = False) -> None:
-        """`keep_trunks`: keep the keys and values of trunks that nothing in this tree leaves."""
+    def __init__(
+        self,
+        tree: PrefixTree,
+        pieces: Sequence[Piece],
+        memory: Memory,
+        keep_trunks: bool = False,
+        windows: bool = False,
+    ) -> None:
+        """Of one call.
+
+        Args:
+            keep_trunks: keep the keys and values of trunks that nothing in this tree leaves.
+            windows: pieces that begin within a trunk carry a gradient of their own; what lies before them in the memory is
+                attended to and has none. Without it such a piece refuses a gradient, which would be cut short unseen.
+        """
         self.tree, self.pieces, self.memory, self.keep_trunks = tree, pieces, memory, keep_trunks
+        self.windows = windows
         self.offsets = np.cumsum([0, *(p.length for p in pieces)]).tolist()
         self.layers: set[int] = set()
         """Attention layers that came through here."""
-        self.rows: dict[int, range] | None = None
-        """Piece → the rows of it that the last layer owes an output, where only those are wanted; None for all."""
+        self.rows: dict[int, list[range]] | None = None
+        """Piece → the rows of it that the last layer owes an output, ascending, where only those are wanted; None for all."""
         self._masks: dict[tuple[Any, ...], Tensor] = {}
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -123,14 +137,14 @@ class PackedCall:
                 self.memory.write(layer, piece.chain, piece.start - chain.at, room, k, v)
         out = []
         for i, (piece, qkv) in enumerate(zip(self.pieces, parts, strict=True)):
-            every = range(piece.length)
-            rows = self.rows.get(i, range(0)) if self.rows is not None and rule.last else every
-            some = self._attend_piece(layer, piece, *qkv, rule, rows) if rows else value.new_zeros(query.shape[1], 0, 1)
-            if rows != every:
-                whole = value.new_zeros(query.shape[1], piece.length, value.shape[3])
-                whole[:, rows.start : rows.stop] = some
-                some = whole
-            out.append(some)
+            if self.rows is None or not rule.last:
+                out.append(self._attend_piece(layer, piece, *qkv, rule, range(piece.length)))
+                continue
+            nothing, at = value.new_zeros(query.shape[1], piece.length, value.shape[3]), 0
+            for rows in self.rows.get(i, ()):
+                out += [nothing[:, at : rows.start], self._attend_piece(layer, piece, *qkv, rule, rows)]
+                at = rows.stop
+            out.append(nothing[:, at:])
         return torch.cat(out, dim=1).transpose(0, 1)[None].contiguous()
 
     def _is_kept(self, piece: Piece) -> bool:
@@ -146,6 +160,11 @@ class PackedCall:
         q, first, stop = q[:, rows.start : rows.stop], piece.start + rows.start, piece.start + rows.stop
         if piece.start == 0:
             return self._in_blocks(q, k[:, :stop], v[:, :stop], first, rule)
+        if self.windows and self.tree.chains[piece.chain].parent == ROOT:
+            past_k, past_v = (x[:, : piece.start] for x in self.memory.read(layer, piece.chain))
+            # copied, because the backward pass needs both parts as they are now
+            keys, values = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
+            return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
             raise SharingError("only whole trunks carry a gradient: what was kept of their past is detached")
         path = self.tree.path(piece.chain, piece.stop)
@@ -327,7 +346,7 @@ def shared_hidden(
             for i, piece in enumerate(pieces):
                 here = [p for p in wanted.get(piece.chain, ()) if piece.start <= p < piece.stop]
                 if here:
-                    call.rows[i] = range(here[0] - piece.start, here[-1] - piece.start + 1)
+                    call.rows[i] = [range(here[0] - piece.start, here[-1] - piece.start + 1)]
                 columns += [call.offsets[i] + p - piece.start for p in here]
                 rows.update({(piece.chain, p): len(rows) + n for n, p in enumerate(here)})
             found.append(run_call(model, call, columns))

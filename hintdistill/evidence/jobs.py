@@ -93,6 +93,7 @@ class Bench:
         """The round's run folder, open."""
         data = self.loop.round_config(number, student).model_dump(mode="json")
         data["train"]["anchor"]["per_trace"] = 0  # arms take their anchors from one place
+        data["train"]["watch"]["every"] = 0  # and what is watched would pass for anchors
         data["traces"]["holdout"] = 0.0
         data["critic"] |= critic or {}
         config = RunConfig.model_validate(data)
@@ -299,6 +300,7 @@ def train_rows(bench: Bench, targets: list[Target], student: Path, out: Path, wo
     """Train `student` on the rows for the arm's fixed number of steps; returns the steps taken."""
     from hintdistill.training.rows import build_rows
     from hintdistill.training.stage import read_summary, train
+    from hintdistill.training.watch import WatchSets
 
     per_epoch = math.ceil(len(build_rows(targets, bench.config.train)) / bench.config.train.batch_size)
     # half a step less, because the number of steps is rounded up
@@ -307,7 +309,10 @@ def train_rows(bench: Bench, targets: list[Target], student: Path, out: Path, wo
     key = content_key("arm", bench.job.name, [t.key for t in targets], settings, str(student))
     summary = read_summary(out)
     if summary is None or summary.key != key:
-        summary = train(student, targets, bench.config.run, config, work, out, key)
+        # movement is measured after the round, on sets that all arms share
+        initial = student == bench.initial or config.objective.teacher.update == "initial"
+        watch = WatchSets(from_initial=initial)
+        summary = train(student, targets, bench.config.run, config, work, out, key, watch=watch)
     if summary.steps != bench.ablate.steps:
         raise EmptyFunnelError(f"{bench.job.name}: {summary.steps} optimiser steps instead of {bench.ablate.steps}")
     return summary.steps

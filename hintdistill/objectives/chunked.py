@@ -12,7 +12,6 @@ anything that is a sum over positions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -121,8 +120,17 @@ def begin(
 
 
 def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-    """What a backward pass returns: the kept gradients, scaled, and None for every further input of the forward pass."""
-    kept = [None if g is None else g * scale for g in ctx.kept]
+    """What a backward pass returns: the kept gradients, scaled, and None for every further input of the forward pass.
+
+    They are scaled in place and given away, because a second one of the head's size would be the largest thing in a step.
+    Raises RuntimeError where they were given away before.
+    """
+    if ctx.kept is None:
+        raise RuntimeError(
+            "a loss in chunks takes its gradient in the forward pass and gives it away once; compute it again for a second "
+            "backward pass"
+        )
+    kept, ctx.kept = [None if g is None else g.mul_(scale) for g in ctx.kept], None
     return (*kept, *[None] * (len(ctx.needs_input_grad) - len(kept)))
 
 
@@ -206,18 +214,29 @@ def _value_and_gradient_(s: Tensor, t: Tensor, how: _How) -> Tensor:
     return share * reverse + (1 - share) * forward
 
 
-def _mixture(s: Tensor, t: Tensor, how: _How) -> Tensor:
-    return torch.logaddexp(s + math.log1p(-how.alpha), t + math.log(how.alpha))
+def _over_mixture(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
+    """A tile's log(S/M) and log(T/M), M = (1-α)S + αT; zero where S = T. See `divergences.jsd`."""
+    d = t - s
+    share: Tensor | float = how.alpha
+    if how.alpha != 0.5:
+        share = torch.where(d > 0, 1 - how.alpha, how.alpha).to(d)
+    common = d.abs().neg_().expm1_().mul_(share).log1p_()
+    ours = d.clamp(min=0.0).neg_().sub_(common)
+    return ours, d.clamp_(max=0.0).sub_(common)
 
 
 def _shares(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor | float]:
     """A tile's Σ S·log(S/Q) and Σ T·log(T/Q), where Q is the other distribution, or the mixture for jsd; [n] each.
 
-    For rkl `s` becomes S·log(S/T) and `t` becomes S, which its gradient is made of.
+    What the gradient is made of takes the place of what is used up. rkl: `s` becomes S·log(S/T) and `t` becomes S; jsd: `s`
+    becomes S·log(S/M) and `t` becomes S.
     """
     if how.kind == "jsd":
-        m = _mixture(s, t, how)
-        return (s.exp() * (s - m)).sum(-1), (t.exp() * (t - m)).sum(-1)
+        ours, theirs = _over_mixture(s, t, how)
+        back = theirs.mul_(t.exp_()).sum(-1)
+        t.copy_(s).exp_()
+        torch.mul(t, ours, out=s)
+        return s.sum(-1), back
     if how.kind == "rkl":
         p = s.exp()
         s.sub_(t).mul_(p)
@@ -232,13 +251,12 @@ def _gradient_(s: Tensor, t: Tensor, reverse: Tensor, how: _How) -> None:
 
     rkl: S·(log S/T - KL(S ‖ T));  fkl: S - T;  jsd: (1-α)·S·(log S/M - KL(S ‖ M)), because M's own terms cancel.
     """
-    if how.kind == "rkl":
+    if how.kind in ("rkl", "jsd"):
         s.addcmul_(t, reverse, value=-1.0)
+        if how.kind == "jsd":
+            s.mul_(1 - how.alpha)
         return
     p = s.exp()
-    if how.kind == "jsd":
-        s.sub_(_mixture(s, t, how)).sub_(reverse).mul_(p).mul_(1 - how.alpha)
-        return
     other = p - t.exp()
     s.sub_(t).sub_(reverse).mul_(p).mul_(how.lam).add_(other, alpha=1 - how.lam)
 

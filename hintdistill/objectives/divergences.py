@@ -11,7 +11,6 @@ KL(student ‖ target).
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable
 
 import torch
@@ -32,12 +31,26 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return _entries(p, q).sum(-1)
 
 
-def _mixture(student: Tensor, target: Tensor, alpha: float) -> Tensor:
-    """log((1-α)S + αT); padding stays -inf."""
-    # padding is -inf on both sides; logaddexp of two -inf has no gradient, so a finite stand-in takes its place
+def _over_mixture(student: Tensor, target: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """log(S/M) and log(T/M) with M = (1-α)S + αT, where S or T is positive; elsewhere they mean nothing.
+
+    From d = log T/S alone, as log(1 + share·(e^-|d| - 1)): equal distributions give exactly zero, and nearly equal ones
+    keep their digits, which log M - log S, a difference of large numbers, loses.
+    """
+    # padding is -inf on both sides, which has no difference
     present = (student > -torch.inf) | (target > -torch.inf)
-    s, t = (torch.where(present, x, 0.0) for x in (student, target))
-    return torch.where(present, torch.logaddexp(s + math.log1p(-alpha), t + math.log(alpha)), -torch.inf)
+    d = torch.where(present, target, 0.0) - torch.where(present, student, 0.0)
+    up = d > 0
+    # not |d| and max(d, 0): their slopes at zero are neither side's
+    share, fall = torch.where(up, 1 - alpha, alpha).to(d), torch.where(up, -d, d)
+    common = torch.log1p(share * torch.expm1(fall))
+    return torch.where(up, fall, 0.0) - common, torch.where(up, 0.0, fall) - common
+
+
+def _expected(p: Tensor, ratio: Tensor) -> Tensor:
+    """Σ p·ratio of log-probabilities p; entries of no probability have none."""
+    present = p > -torch.inf
+    return (torch.where(present, p.exp(), 0.0) * torch.where(present, ratio, 0.0)).sum(-1)
 
 
 def _open_unit(alpha: float) -> None:
@@ -61,20 +74,20 @@ def jsd(student: Tensor, target: Tensor, alpha: float = 0.5) -> Tensor:
     `alpha` is the target's share. As α→0, jsd/α → fkl; as α→1, jsd/(1-α) → rkl. GKD (arXiv 2306.13649) eq. 3.
     """
     _open_unit(alpha)
-    mixture = _mixture(student, target, alpha)
-    return (1 - alpha) * _kl(student, mixture) + alpha * _kl(target, mixture)
+    ours, theirs = _over_mixture(student, target, alpha)
+    return (1 - alpha) * _expected(student, ours) + alpha * _expected(target, theirs)
 
 
 def skew(student: Tensor, target: Tensor, alpha: float = 0.1) -> Tensor:
     """Skew KL, KL(T ‖ αT + (1-α)S) [...]; bounded by log 1/α, and → fkl as α→0. DistiLLM (arXiv 2402.03898) eq. 4."""
     _open_unit(alpha)
-    return _kl(target, _mixture(student, target, alpha))
+    return _expected(target, _over_mixture(student, target, alpha)[1])
 
 
 def skew_rkl(student: Tensor, target: Tensor, alpha: float = 0.1) -> Tensor:
     """Skew reverse KL, KL(S ‖ (1-α)T + αS) [...]; bounded by log 1/α. DistiLLM (arXiv 2402.03898) eq. 5."""
     _open_unit(alpha)
-    return _kl(student, _mixture(target, student, alpha))
+    return _expected(student, _over_mixture(target, student, alpha)[1])
 
 
 def mix(student: Tensor, target: Tensor, lam: float = 0.5) -> Tensor:

@@ -69,6 +69,7 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, voice: Voic
             from hintdistill.pipeline.rounds import run_rounds
 
             run_rounds(config, rundir, voice)
+            push(config, folder, voice)
             return folder
         ctx = RunContext(config, rundir, voice)
         for stage in STAGES[: STAGES.index(until) + 1]:
@@ -78,8 +79,13 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, voice: Voic
                 _module("inject").run(ctx)
                 _module("rescore").run(ctx)
             rundir.set_index(f"{stage}-warnings", voice.warnings)
+            if stage == "train" and until == "report":
+                # the report writes the card again, with its numbers
+                _module("report").card(ctx)
         if until != "report":
             _module("report").write(ctx, measure=False)
+        else:
+            push(config, folder, voice)
     finally:
         rundir.close()
     return folder
@@ -94,6 +100,24 @@ def report_only(config: RunConfig, folder: Path, voice: Voice | None = None) -> 
         rundir.close()
 
 
+def push(config: RunConfig, folder: Path, voice: Voice, repository: str | None = None) -> str | None:
+    """Upload the run's student to `repository`, else to `train.push`; None where neither is set, or nothing was trained.
+
+    Raises:
+        ConfigError: there is no token, or the name is none.
+        InputError: `repository` is given and the run has no student.
+        ServiceError: the hub cannot be reached or refuses.
+    """
+    student, name = folder / "student", repository or config.train.push
+    if name is None or (repository is None and not student.is_dir()):
+        return None
+    from hintdistill.training.push import push_student
+
+    where = push_student(student, name, config.train)
+    voice.note(f"pushed {student} → {where}")
+    return where
+
+
 def check_inputs(config: RunConfig, until: str) -> None:
     """Fail on what is missing before anything is written.
 
@@ -103,6 +127,8 @@ def check_inputs(config: RunConfig, until: str) -> None:
     from hintdistill.pipeline import critique
     from hintdistill.traces.files import trace_files
     from hintdistill.training.capabilities import available
+    from hintdistill.training.push import check_push
+    from hintdistill.training.trackers import check_trackers
 
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
     if config.run.rounds is None:
@@ -114,11 +140,13 @@ def check_inputs(config: RunConfig, until: str) -> None:
     critique.critics(ctx)
     if until in ("train", "report"):
         require_met(config.train.objective, available(config.train, config.rescore.engine.backend))
+        check_trackers(config.train)
     if until not in ("read", "critique"):
         _ = ctx.renderer
     if until in ("rescore", "train", "report"):
         ctx.check_scoring_engine()
     if until == "report":
+        check_push(config.train.push)
         trace_files(list(config.report.off_target.values()))
         if config.rollout.environment is not None:
             from hintdistill.rollouts.evaluate import load_suite, tasks_of

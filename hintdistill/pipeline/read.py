@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hintdistill.errors import EmptyFunnelError
 from hintdistill.inspection import HELD_ELSEWHERE, empty_files_error
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.rundir import content_key
-from hintdistill.traces import Failure, read_traces
+from hintdistill.traces import Failure, Keeper, read_traces
 from hintdistill.traces.groups import group_traces
 from hintdistill.types import Split, Trace
 
@@ -29,8 +30,9 @@ def run(ctx: RunContext) -> None:
     rows: dict[str, dict[str, Any]] = {}
     by_file: dict[str, list[dict[str, Any]]] = {}
     limit, usable = ctx.config.traces.limit, 0
+    keep = Keeper()
     with ctx.voice.progress("read", None) as advance:
-        for outcome in read_traces(ctx.config.traces.path, ctx.read_options()):
+        for outcome in read_traces(ctx.config.traces.path, ctx.read_options(), keep):
             advance(1)
             row = _row(outcome)
             usable += "trace" in row
@@ -41,6 +43,8 @@ def run(ctx: RunContext) -> None:
                 break
     store.extend([row for key, row in rows.items() if key not in have])
     ctx.rundir.set_index("read", list(rows))
+    read = [keep.formats.get(name) or "unknown" for name, some in by_file.items() for row in some if "trace" in row]
+    ctx.rundir.note(formats=dict(sorted(Counter(read).items())))
     failures = [r["failure"] for r in rows.values() if "failure" in r]
     ctx.voice.note(f"read: {usable} traces, {len(failures)} records that are none")
     for failure in failures[:5]:

@@ -31,17 +31,34 @@ def run(ctx: RunContext) -> None:
 
 
 def write(ctx: RunContext, measure: bool) -> dict[str, Any]:
-    """Write the report of what is there; without `measure`, nothing is evaluated for it."""
-    trained = ctx.rundir.index("train") is not None and ctx.student_folder.is_dir()
-    targets = rescore.load(ctx)
-    after = _after_view(ctx, targets) if trained and measure else {}
-    off_target = _off_target(ctx) if trained and measure else {}
-    evaluations = _evaluations(ctx, trained) if measure else {}
-    document = build(_collect(ctx, targets, after, off_target, evaluations, trained))
+    """Write the report of what is there, and the student's card; without `measure`, nothing is evaluated for it."""
+    document = _document(ctx, measure)
     write_atomic(ctx.rundir.path / "report.json", dumps(document))
     if ctx.config.report.html:
         write_atomic(ctx.rundir.path / "report.html", render_html(document, ctx.config.report.max_findings))
+    if _trained(ctx):
+        card(ctx, document)
     return document
+
+
+def card(ctx: RunContext, document: Mapping[str, Any] | None = None) -> None:
+    """Write the student's card from the report document; without one, with what is known before anything is measured."""
+    from hintdistill.training.card import write_card
+
+    formats = ctx.rundir.manifest().get("formats", {})
+    write_card(ctx.student_folder, document or _document(ctx, measure=False), formats, ctx.initial_folder)
+
+
+def _trained(ctx: RunContext) -> bool:
+    return ctx.rundir.index("train") is not None and ctx.student_folder.is_dir()
+
+
+def _document(ctx: RunContext, measure: bool) -> dict[str, Any]:
+    trained, targets = _trained(ctx), rescore.load(ctx)
+    after = _after_view(ctx, targets) if trained and measure else {}
+    off_target = _off_target(ctx) if trained and measure else {}
+    evaluations = _evaluations(ctx, trained) if measure else {}
+    return build(_collect(ctx, targets, after, off_target, evaluations, trained))
 
 
 def _student_key(ctx: RunContext) -> str:
@@ -81,7 +98,7 @@ def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]
 
 def _off_target(ctx: RunContext) -> dict[str, Movement]:
     store, student = ctx.rundir.store("off_target"), _student_key(ctx)
-    sets = _off_target_sets(ctx)
+    sets = off_target_sets(ctx)
     out: dict[str, Movement] = {}
     done = store.by_key()
     with ctx.voice.progress("off-target", len(sets)) as advance:
@@ -97,7 +114,7 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
     return out
 
 
-def _off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
+def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
     """Steps that no loss and no anchor touched: other steps of held-out erring traces, held-out clean traces, user sets."""
     critiques = critique.load(ctx)
     chosen: dict[str, list[tuple[Trace, int]]] = {"heldout_other_steps": [], "heldout_clean": []}

@@ -1,10 +1,12 @@
-"""Stage 4: plain, hinted and placebo views of every injection, and the anchors; each a row in parquet."""
+"""Stage 4: plain, hinted and placebo views of every injection, anchors, and what is only watched; each a row in parquet."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hintdistill.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
@@ -17,7 +19,7 @@ from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 from hintdistill.scoring import Scorer, decide, null_pass_rate
 from hintdistill.targets import TargetStore
-from hintdistill.types import Finding, Injection, Split
+from hintdistill.types import Finding, Injection, Split, Trace
 
 HintItem = tuple[str, Injection, Split]
 AnchorItem = tuple[str, str, int, RenderedStep, Split]
@@ -29,16 +31,19 @@ def run(ctx: RunContext) -> None:
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
-    hints, anchors = hint_items(ctx), _anchor_items(ctx)
+    hints, anchors = hint_items(ctx), anchor_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
     done, size = store.keys(), ctx.config.rescore.part_rows
     with ctx.scoring_engine() as engine:
         scorer = Scorer(engine, ctx.renderer, ctx.config.rescore, _prompt_versions(ctx))
+        # an anchor holds the student to the initial policy, whoever the teacher is
+        other = ctx.initial_folder != ctx.teacher_folder
+        holder = Scorer(ctx.engine(ctx.initial_folder), ctx.renderer, ctx.config.rescore) if other else scorer
         work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
         kinds: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [
             (hints, scorer.score),
-            (anchors, scorer.anchors),
+            (anchors, holder.anchors),
         ]
         for items, score in kinds:
             # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
@@ -76,16 +81,16 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
     return versions
 
 
-def _made_by(ctx: RunContext) -> list[Any]:
-    """What a target depends on besides its injection or step."""
+def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
+    """What a target depends on besides its injection or step; `folder` has the weights that score it."""
     engine = ctx.config.rescore.engine
     other = [] if engine.backend == "transformers" else [engine.backend, engine.base_url, engine.model, engine.dialect]
-    return [model_key(ctx.teacher_folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
+    return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
     """The current injections with the keys of their targets."""
-    base = _made_by(ctx)
+    base = _made_by(ctx, ctx.teacher_folder)
     return [(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
 
 
@@ -134,31 +139,75 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
         ctx.voice.warn(message)
 
 
-def _anchor_items(ctx: RunContext) -> list[AnchorItem]:
-    """Steps without a finding, a few candidates per training trace, drawn by the seed and the trace alone."""
-    anchor = ctx.config.train.anchor
-    wanted = any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
-    if not wanted or not anchor.per_trace:
-        return []
-    base, critiques = _made_by(ctx), critique.load(ctx)
-    items: list[AnchorItem] = []
-    for key, trace, split in read.load(ctx):
-        if split != "train" or key not in critiques:
-            continue
-        wrong = {f.step for f in critiques[key].findings} | trace.given_steps
-        clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
-        rng = random.Random(f"anchor:{ctx.config.run.seed}:{key}")
-        for step in rng.sample(clean, min(max(anchor.candidates, anchor.per_trace), len(clean))):
-            try:
-                rendered = ctx.renderer.step(trace, step)
-            except HintdistillError as error:
-                ctx.voice.warn(f"no anchor: {error.message}")
-                continue
-            if rendered.fidelity in ctx.config.train.fidelity:
-                items.append(
-                    (content_key("anchor", key, step, ctx.renderer.key, *base), trace.id, step, rendered, split)
-                )
+def anchor_items(ctx: RunContext) -> list[AnchorItem]:
+    """Steps without a finding: candidates for anchors of each training trace, and what is only read while training."""
+    anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
+    wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
+    clean, base, seed = _clean_steps(ctx), _made_by(ctx, ctx.initial_folder), ctx.config.run.seed
+    chosen: list[CleanStep] = []
+    if wanted:
+        by_trace: dict[str, list[CleanStep]] = {}
+        for step in clean:
+            if step.split == "train":
+                by_trace.setdefault(step.key, []).append(step)
+        for key, steps in by_trace.items():
+            rng = random.Random(f"anchor:{seed}:{key}")
+            chosen += rng.sample(steps, min(max(anchor.candidates, anchor.per_trace), len(steps)))
+    items = [item for step in chosen if (item := _anchor_item(ctx, step, base)) is not None]
+    if watch.every != 0:
+        held_out = [s for s in clean if s.split == "holdout" and not s.erring]
+        items += _watch_items(ctx, held_out, base)
+        if not wanted:
+            # nothing is anchored, so nothing of it is there to be watched
+            items += _watch_items(ctx, [s for s in clean if s.split == "train"], base)
     return items
+
+
+@dataclass(frozen=True)
+class CleanStep:
+    """A step of a trace's own without a finding."""
+
+    key: str
+    trace: Trace
+    split: Split
+    step: int
+    erring: bool
+    """Whether another step of the trace has a finding."""
+
+
+def _clean_steps(ctx: RunContext) -> list[CleanStep]:
+    critiques, out = critique.load(ctx), list[CleanStep]()
+    for key, trace, split in read.load(ctx):
+        if key not in critiques:
+            continue
+        wrong = {f.step for f in critiques[key].findings}
+        steps = [k for k in range(len(trace.step_indices)) if k not in wrong | trace.given_steps]
+        out += [CleanStep(key, trace, split, k, bool(wrong)) for k in steps]
+    return out
+
+
+def _watch_items(ctx: RunContext, steps: Sequence[CleanStep], base: Sequence[Any]) -> list[AnchorItem]:
+    """`train.watch.steps` of them, drawn by the seed and each step alone."""
+    seed, items = ctx.config.run.seed, list[AnchorItem]()
+    for step in sorted(steps, key=lambda s: random.Random(f"watch:{seed}:{s.key}:{s.step}").random()):
+        if len(items) == ctx.config.train.watch.steps:
+            break
+        if (item := _anchor_item(ctx, step, base)) is not None:
+            items.append(item)
+    return items
+
+
+def _anchor_item(ctx: RunContext, step: CleanStep, base: Sequence[Any]) -> AnchorItem | None:
+    """What is scored of a clean step; None where it cannot be rendered or is not known exactly enough to train on."""
+    try:
+        rendered = ctx.renderer.step(step.trace, step.step)
+    except HintdistillError as error:
+        ctx.voice.warn(f"no anchor: {error.message}")
+        return None
+    if rendered.fidelity not in ctx.config.train.fidelity:
+        return None
+    key = content_key("anchor", step.key, step.step, ctx.renderer.key, *base)
+    return key, step.trace.id, step.step, rendered, step.split
 
 
 def _refresh_decisions(ctx: RunContext, store: TargetStore) -> None:

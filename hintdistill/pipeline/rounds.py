@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hintdistill.config import RunConfig
+from hintdistill.config import OUTPUT_KEYS, RunConfig
 from hintdistill.errors import EmptyFunnelError, EnvironmentFailure, TripwireError
 from hintdistill.models import model_key
 from hintdistill.movement import movement
@@ -92,7 +92,7 @@ class Loop:
 
     def _round_key(self, number: int, student: Path) -> str:
         settings = self.config.model_dump(
-            mode="json", exclude={"run": {"dir", "rounds"}, "report": True, "ablate": True}
+            mode="json", exclude={"run": {"dir", "rounds"}, "train": set(OUTPUT_KEYS), "report": True, "ablate": True}
         )
         return content_key("round", number, model_key(student).weights, settings)
 
@@ -225,6 +225,7 @@ class Loop:
             "model": str(student), "initial": str(self.top.initial_folder), "rounds": None,
             "dir": str(self.round_folder(number) / "run"),
         }  # fmt: skip
+        data["train"]["push"] = None  # the last good student is pushed, not each round's
         data["traces"]["path"] = [str(self.round_folder(number) / "rollouts.jsonl")]
         return RunConfig.model_validate(data)
 
@@ -308,8 +309,22 @@ class Loop:
             aside = self.rundir.path / "student.writing"
             shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(student, aside)
+            self._card(aside, student.parent, document)
             shutil.rmtree(self.rundir.path / "student", ignore_errors=True)
             aside.rename(self.rundir.path / "student")
+
+    def _card(self, into: Path, run: Path, document: Mapping[str, Any]) -> None:
+        """The card of a round's student, with what the loop measured of it."""
+        from hintdistill.training.card import write_card
+
+        number = int(run.parent.name)
+        row = next(r for r in document["rounds"] if r["round"] == number)
+        splits = {
+            name: {"before": before, "after": row["environment"][name]} for name, before in document["initial"].items()
+        }
+        said = json.loads((run / "report.json").read_text(encoding="utf-8"))
+        said |= {"round": number, "environment": {"splits": splits}, "off_target": row["off_target"]}
+        write_card(into, said, RunDir(run).manifest().get("formats", {}), self.top.initial_folder)
 
     def _say(self, row: Mapping[str, Any]) -> None:
         success = ", ".join(f"{name} {e['success_rate']:.3f}" for name, e in row.get("environment", {}).items())
@@ -318,7 +333,10 @@ class Loop:
 
 def run_rounds(config: RunConfig, rundir: RunDir, voice: Voice) -> None:
     """Run the loop in an open run folder; see `Loop.run`."""
-    Loop(config, rundir, voice).run()
+    from hintdistill.training.trackers import one_trackio_folder
+
+    with one_trackio_folder(config.train, rundir.path):
+        Loop(config, rundir, voice).run()
 
 
 def rundir_config(rundir: RunDir) -> RunConfig:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hintdistill.config import TrainSection
+from hintdistill.config import OUTPUT_KEYS, TrainSection
+from hintdistill.models import model_key, resolve_model
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.planning.fits import require_fits
+from hintdistill.planning.histogram import RowLength, Slot, rows
+from hintdistill.planning.shape import ModelShape
 from hintdistill.rundir import content_key
 from hintdistill.scores import Target
+
+if TYPE_CHECKING:
+    from hintdistill.training.watch import WatchSets
 
 
 def selected(ctx: RunContext) -> list[Target]:
@@ -22,10 +31,17 @@ def selected(ctx: RunContext) -> list[Target]:
     return [t for t in usable if t.kind == "hint"] + anchors
 
 
+def held_out(ctx: RunContext) -> list[Target]:
+    """Accepted hints of held-out tasks: never trained on, and what a gated teacher is read on."""
+    return [t for t in rescore.load(ctx) if t.accepted and t.split == "holdout" and t.kind == "hint"]
+
+
 def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int) -> list[Target]:
-    """`anchor.per_trace` of each trace's candidates, in their order."""
+    """`anchor.per_trace` of each trace's candidates, in their order; none where the recipe has no term for them."""
     terms = [t for t in config.objective.terms.values() if t.rows == "anchor"]
-    bound = min((t.min_probability for t in terms), default=0.0)
+    if not terms:
+        return []
+    bound = min(t.min_probability for t in terms)
 
     def rank(target: Target) -> tuple[float, str]:
         if config.anchor.choose == "random":
@@ -41,36 +57,73 @@ def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int
     return [t for t in candidates if t.key in keys]
 
 
+def watched(ctx: RunContext, trained: Sequence[Target]) -> WatchSets:
+    """What is read while training: clean steps that were scored and are not among the trained ones, by split."""
+    from hintdistill.training.watch import WatchSets
+
+    taken = {t.key for t in trained}
+    clean = [t for t in rescore.load(ctx) if t.kind == "anchor" and t.key not in taken]
+    return WatchSets(
+        off_target=[t for t in clean if t.split == "train"], heldout=[t for t in clean if t.split == "holdout"],
+        from_initial=ctx.teacher_folder == ctx.initial_folder,
+    )  # fmt: skip
+
+
+def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets) -> None:
+    """Hints were scored by the teacher, everything else by the initial policy. Raises ModelError."""
+    from hintdistill.training.provenance import require_same
+
+    hints = [t for t in targets if t.kind == "hint"]
+    others = [t for t in targets if t.kind != "hint"]
+    require_same(hints, model_key(ctx.teacher_folder).weights, ctx.renderer.key)
+    require_same([*others, *watch.off_target, *watch.heldout], model_key(ctx.initial_folder).weights, ctx.renderer.key)
+
+
 def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained on exactly this.
 
     Raises:
+        DoesNotFitError: a trace is longer than the memory allows; said before the model is loaded.
         EmptyFunnelError: nothing to train on.
-        TripwireError: the loss is not finite.
+        InputError: targets that other weights or another tokenizer made.
+        TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `student/` is as it was.
     """
     from hintdistill.training.processes import together
     from hintdistill.training.stage import read_summary, train
 
     rescore.require_accepted(ctx)
     targets = selected(ctx)
-    run = ctx.config.run
-    key = content_key(
-        "train",
+    watch, run, section = watched(ctx, targets), ctx.config.run, ctx.config.train
+    _check_targets(ctx, targets, watch)
+    external = section.objective.teacher.model
+    made_of = [
         sorted(t.key for t in targets),
-        ctx.config.train.model_dump(mode="json"),
-        ctx.config.train.objective.model_dump(mode="json"),
-        str(ctx.model_key),
+        # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
+        # start a training over
+        section.model_dump(mode="json", exclude={"watch", "tripwires", *OUTPUT_KEYS}),
+        section.objective.model_dump(mode="json"),
+        [str(ctx.model_key), model_key(ctx.initial_folder).weights],
+        None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
         run.dtype,
-    )
+    ]
+    key = content_key("train", *made_of, section.tripwires.model_dump(mode="json"))
+    work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
+        require_fits(_rows(targets), ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.voice.progress("train", None) as advance:
+            job = partial(train, initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch)
             summary = together(
-                train, ctx.model_folder, targets, run, ctx.config.train, ctx.rundir.path / "train" / key,
-                ctx.student_folder, key, progress=lambda done, total: advance(1),
+                job, ctx.model_folder, targets, run, section, work, ctx.student_folder, key,
+                progress=lambda done, total: advance(1), warn=ctx.voice.warn,
             )  # fmt: skip
     ctx.rundir.set_index("train", [key])
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
     )
+
+
+def _rows(targets: Sequence[Target]) -> list[RowLength]:
+    """How long the rows of these targets are."""
+    return rows(Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets)

@@ -98,8 +98,17 @@ IMPLICIT_VIEWS = {
 class TeacherRule(Part):
     """The weights of the teacher."""
 
-    update: Literal["initial", "live", "ema", "periodic", "cgtr", "external"] = "initial"
+    update: Literal["initial", "round_start", "live", "ema", "periodic", "cgtr", "external"] = "initial"
+    """initial: the policy the run starts from; round_start: the one this round of the loop starts from."""
     rate: float = Field(default=0.001, gt=0.0, lt=1.0)
     """ema: θ_T ← (1 - rate)·θ_T + rate·θ after each optimiser step."""
     every: int = Field(default=10, ge=1)
-    """periodic: copy the student every so many optimiser steps."""
+    """periodic: copy the student every so many optimiser steps; cgtr: ask so often whether to."""
+    isolation: int = Field(default=30, ge=1)
+    """cgtr: optimiser steps between two copies, at least."""
+    margin: float = Field(default=0.05, ge=0.0)
+    """cgtr: how far the repair rate on held-out findings must have risen since the last copy."""
+    tail: float = Field(default=3.2, gt=1.0)
+    """cgtr: how many times as long a step may be expected to go on as at the start."""
+    model: str | None = None
+    """external: folder (or hub name) of the other model; its tokenizer must be the student's."""

@@ -19,7 +19,7 @@ HOW = {
     "reward": "a reward on each trace",
     "confidence": "a confidence per teacher",
     "hidden_states": "hidden states of student and teacher at the step's tokens",
-    "external_teacher": "another model with the same tokenizer; or set train.recipe.teacher.update=initial",
+    "external_teacher": "set train.teacher_model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
     "second_adapter": "one adapter per error class",
     "live_rollouts": "fresh rollouts; or set train.recipe.data.rollout.source=traces to train on the recorded ones",
     "decoding": "generation inside training",
@@ -68,12 +68,18 @@ def needs(recipe: Recipe) -> list[Need]:
         add(["live_rollouts"], f"data.rollout.source is {source}")
     if source == "resample_suffix":
         add(["decoding"], "data.rollout.source is resample_suffix")
-    if recipe.teacher.update in ("live", "ema", "periodic", "cgtr"):
+    if recipe.teacher.update in ("live", "ema", "periodic", "cgtr", "external"):
         add(["in_step_teacher"], f"teacher.update is {recipe.teacher.update}")
     if recipe.teacher.update == "external":
         add(["external_teacher"], "teacher.update is external")
-    if recipe.teacher.update == "cgtr" or recipe.controllers:
-        add(["controllers"], f"controllers: {', '.join(recipe.controllers) or recipe.teacher.update}")
+    # the teacher rule of that name is its own controller
+    if others := [c for c in recipe.controllers if c != "cgtr"]:
+        add(["controllers"], f"controllers: {', '.join(others)}")
+    if recipe.teacher.update == "round_start" and "initial" in recipe.used_names("hint"):
+        add(
+            ["in_step_teacher"],
+            "the view initial is not the stored plain view of a teacher that starts anew each round",
+        )
     if recipe.coupling.kind != "none":
         add(["reward"], f"coupling.kind is {recipe.coupling.kind}")
         if recipe.coupling.kind in ("adv_mul", "adv_add"):

@@ -22,7 +22,7 @@ from hintdistill.traces.repeats import Repeats, marks_of
 from hintdistill.traces.turns import trace_id
 from hintdistill.types import Source, Trace
 
-__all__ = ["Failure", "ReadOptions", "load_tools", "read_file", "read_traces"]
+__all__ = ["Failure", "Keeper", "ReadOptions", "load_tools", "read_file", "read_traces"]
 
 
 def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -48,14 +48,18 @@ def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     return tools
 
 
-def read_traces(paths: Sequence[str | Path], options: ReadOptions = ReadOptions()) -> Iterator[Trace | Failure]:
+def read_traces(
+    paths: Sequence[str | Path], options: ReadOptions = ReadOptions(), keep: Keeper | None = None
+) -> Iterator[Trace | Failure]:
     """Read every record of every file, in a stable order. A turn that stands in several records is the student's in one.
+
+    `keep` is told what was met, e.g. the format of each file.
 
     Raises:
         InputError: a path does not exist, or a folder holds no trace file.
         ConfigError: `options.format` is no format.
     """
-    keep = Keeper()
+    keep = keep or Keeper()
     for file in all_files(paths):
         if not file.foreign:
             yield from read_file(file, options, keep)

@@ -12,4 +12,5 @@ def available(config: TrainSection, engine: str = "transformers") -> frozenset[s
     """
     if config.target_source == "stored":
         return frozenset({"union_support"}) if engine == "transformers" else frozenset()
-    return frozenset({"union_support", "in_step_teacher", "full_vocabulary"})
+    met = {"union_support", "in_step_teacher", "full_vocabulary"}
+    return frozenset(met | ({"external_teacher"} if config.objective.teacher.model is not None else set()))

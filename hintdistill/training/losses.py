@@ -69,6 +69,15 @@ class Made:
     """[N, H]"""
     spec: HeadSpec | None = None
     logprobs: Tensor | None = None
+    is_students: bool = False
+    """Whether it is the student's own view."""
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Log-probabilities at some positions, float32 [n, V]; not of the student's own, whose head may be no matrix."""
+        if self.logprobs is not None:
+            return self.logprobs[positions]
+        assert self.spec is not None
+        return self.spec.logits(self.hidden[positions]).log_softmax(-1)
 
 
 class Terms:

@@ -8,6 +8,7 @@ branches of that. Models whose prefixes cannot be shared are read padded, every 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,13 @@ from torch import Tensor
 from hintdistill.engines.forward import intercept, last_feed_forward_on
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow
 from hintdistill.engines.shared_prefix import Memory, PackedCall, shared_hidden
-from hintdistill.engines.sharing import Sharing, hidden_states
+from hintdistill.engines.sharing import Sharing, SharingWarning, hidden_states
 from hintdistill.training.rows import Slot, TraceRow
 
 Placed = tuple[TraceRow, Slot]
 """A slot and the row it is in."""
+MANY = 4
+"""The last layer attends at scored positions only, where they are at most one in this many."""
 
 
 @dataclass
@@ -63,6 +66,20 @@ def forest(rows: Sequence[TraceRow], branched: Sequence[tuple[int, Slot]]) -> Pr
     return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), given=len(rows))
 
 
+def stretches(wanted: Sequence[range], length: int) -> list[range]:
+    """Where a row's last layer attends: positions that are scored, overlapping ones once; all of them where they are many.
+
+    Few rows are attended under a mask, which is slower per row than torch's causal attention over all of them.
+    """
+    out: list[range] = []
+    for r in sorted(wanted, key=lambda r: r.start):
+        if out and r.start <= out[-1].stop:
+            out[-1] = range(out[-1].start, max(out[-1].stop, r.stop))
+        else:
+            out.append(r)
+    return out if MANY * sum(map(len, out)) <= length else [range(length)]
+
+
 class Passes:
     """Reads rows with the student, and hinted or plain sequences with whoever is the teacher."""
 
@@ -81,6 +98,14 @@ class Passes:
         self.pad = int(owner.config.get_text_config().pad_token_id or 0)
         self.rides = way == "shared_prefix" and not _drops(owner)
         """Whether a teacher with the student's weights can use the student's keys and values: not under dropout."""
+        if way in ("snapshots", "snapshots_by_token"):
+            base = owner.get_base_model() if hasattr(owner, "get_base_model") else owner
+            warnings.warn(
+                f"{type(base).__name__}: its layers keep a state, so rows are read padded and every teacher reads each trace "
+                f"by itself ({way}), which is exact and slower",
+                SharingWarning,
+                stacklevel=3,
+            )
 
     def student(self, model: Any, rows: Sequence[TraceRow], *, ride: bool) -> StudentPass:
         """One pass over whole rows, with gradient. `ride`: keep keys and values, and lay out branches for hinted slots."""
@@ -90,9 +115,10 @@ class Passes:
         branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
         tree, memory = forest(rows, branched), Memory()
         call = PackedCall(tree, [Piece(i, 0, len(tree.chains[i].ids)) for i in range(len(rows))], memory)
+        call.rows = {i: self._attended(row) for i, row in enumerate(rows)}
         columns = torch.tensor([p + call.offsets[i] for i, row in enumerate(rows) for s in row.slots for p in s.positions],
                                dtype=torch.long)  # fmt: skip
-        hidden = self._run(model, call.inputs(self.device), columns)
+        hidden = self.run(model, call.inputs(self.device), columns)
         slots = [s for row in rows for s in row.slots]
         split = hidden.split([s.length for s in slots])
         # what a second forward of gradient checkpointing reads again is not kept again
@@ -102,12 +128,17 @@ class Passes:
             0.0 * hidden.float().sum(),
         )  # fmt: skip
 
+    def _attended(self, row: TraceRow) -> list[range]:
+        """Where the last layer attends; a row without a slot is read all the same, so that every parameter takes part."""
+        whole = range(len(row.ids) - 1)
+        return stretches([s.positions for s in row.slots], len(whole)) or [whole]
+
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.owner.parameters()).device
 
-    def _run(self, model: Any, inputs: dict[str, Any], columns: Tensor) -> Tensor:
+    def run(self, model: Any, inputs: dict[str, Any], columns: Tensor) -> Tensor:
         """Hidden states [len(columns), H] of the one packed row."""
         out: list[Tensor] = []
         with intercept(self.owner, torch.zeros_like(columns), columns, out):

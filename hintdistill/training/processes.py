@@ -14,8 +14,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,21 +132,6 @@ def _broadcast(value: Any) -> Any:
     return box[0]
 
 
-def summed(values: Mapping[str, float]) -> defaultdict[str, float]:
-    """Sums by name over all processes."""
-    every: list[Any] = [dict(values)]
-    if world() > 1:
-        import torch.distributed as dist
-
-        every *= world()
-        dist.all_gather_object(every, dict(values), group=_joined.group)
-    total: defaultdict[str, float] = defaultdict(float)
-    for some in every:
-        for name, value in some.items():
-            total[name] += value
-    return total
-
-
 def rows_per_pass(batch_size: int, micro: int | None) -> int:
     """Rows that one process reads in one pass, `train.batch_size` being the rows of all processes in one optimiser step.
 
@@ -252,6 +236,13 @@ def _anyone(me: bool) -> bool:
     vote = torch.tensor(int(me))
     dist.all_reduce(vote, dist.ReduceOp.MAX, group=_joined.group)
     return bool(vote.item())
+
+
+def local(parameter: Any) -> torch.Tensor:
+    """The values of a parameter that lie in this process, without gradient."""
+    values = parameter.detach()
+    here: torch.Tensor = values.to_local() if hasattr(values, "to_local") else values
+    return here
 
 
 def reshard(model: Any) -> None:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hintdistill.config import RunSection, TrainSection
-from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
+from hintdistill.engines.transformers import pick_device
 from hintdistill.errors import EmptyFunnelError
-from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.scores import Target
 from hintdistill.training import processes
+from hintdistill.training.others import Others
+from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
+from hintdistill.training.students import Student, load_student
+from hintdistill.training.trackers import tracking
+from hintdistill.training.tripwires import Crossing, Tripwires, unread
+from hintdistill.training.watch import NOTHING, Watch, WatchSets
 
-SUMMARY = "hintdistill.json"
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,14 @@ class TrainSummary:
     rows: int
     """Traces that were read; hints and anchors are their steps."""
     steps: int
+    way: str
+    """How prefixes were shared, a word of `engines.sharing`; `shared_prefix` is the fastest, all are exact."""
     engine_floor_nats: float
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
     parameters: int
+    arrived: dict[str, str] | None = None
+    """The adapter the student came as, and what became of it; see `students.Arrived`."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -55,17 +65,28 @@ def train(
     out: Path,
     key: str,
     progress: Callable[[int, int], None] | None = None,
+    *,
+    initial: Path | None = None,
+    heldout: Sequence[Target] = (),
+    watch: WatchSets = NOTHING,
+    warn: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
 
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
     same weights. Where there are several processes, each of them calls this with the same arguments; the main one measures
-    and writes.
+    and writes. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
+
+    Args:
+        initial: the folder of the initial policy, where the model of `folder` is a later one.
+        heldout: accepted hints of held-out tasks, which a `cgtr` teacher is read on.
 
     Raises:
-        EmptyFunnelError: no accepted hint among the targets.
+        EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
         ConfigError: the processes cannot share the rows, or cannot read the checkpoint.
-        TripwireError: the loss is not finite.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
+        TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
+            stays as it was, and so does the last checkpoint.
     """
     from transformers import set_seed
 
@@ -76,46 +97,37 @@ def train(
     set_seed(run.seed)
     device = pick_device(run.device)
     processes.join(device)
-    model, trainable = _student(folder, run, config, device)
+    student = load_student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
-    trainer = _trainer(model, rows, run, config, work, device, progress, _special_ids(folder, config))
-    floor = processes.from_main(lambda: _floor(trainer, rows, work))
-    last = processes.from_main(lambda: _last_checkpoint(work))
-    parameters = sum(p.numel() for p in model.parameters())
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    others = Others.load(folder, run, config, device, initial, heldout)
+    with tracking(config, work, key) as trackers:
+        trainer = make_trainer(
+            student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers,
+            watch=watch, warn=warn,
+        )  # fmt: skip
+        floor = processes.from_main(lambda: _floor(trainer, rows, work))
+        last = processes.from_main(lambda: _last_checkpoint(work))
+        parameters = sum(p.numel() for p in student.model.parameters())
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    trainer.require_finite()
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
-        engine_floor_nats=floor, trainable_parameters=trainable, parameters=parameters,
+        way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
+        parameters=parameters, arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
-    whole = _gathered(trainer, lambda: _student(folder, run, config, torch.device("cpu"))[0])
-    processes.from_main(lambda: _save(whole, folder, out, summary))
+    # where weights are sharded, all processes take part in gathering them
+    weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
+    processes.from_main(lambda: _save(trainer, student, folder, run, config, out, summary, weights))
     return summary
 
 
-def _student(folder: Path, run: RunSection, config: TrainSection, device: torch.device) -> tuple[Any, int]:
-    # full weights are trained in float32, so that small updates are not rounded away
-    dtype = pick_dtype(run.dtype, device) if config.lora else torch.float32
-    model = load_model(folder, dtype, device)
-    model.config.use_cache = False
-    if config.lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        modules = config.lora.target_modules
-        model = get_peft_model(
-            model,
-            LoraConfig(
-                r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout, task_type="CAUSAL_LM",
-                target_modules=modules if isinstance(modules, str) else list(modules),
-            ),
-        )  # fmt: skip
-    return model, sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _trainer(
+def make_trainer(
     model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
-    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (),
+    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
+    trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
+    """The trainer of these rows; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback, TrainingArguments
 
     from hintdistill.training.trainer import HintTrainer
@@ -127,10 +139,8 @@ def _trainer(
                 trainer.follower.bind()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            if not processes.is_main():
-                return
-            with (work / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+            if processes.is_main():
+                _write_row(work, {"step": state.global_step, **(logs or {})})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -148,17 +158,43 @@ def _trainer(
         learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
         seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, report_to="none",
+        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **(trackers or {"report_to": "none"}),
         remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
         bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
         ddp_find_unused_parameters=processes.may_leave_unused(model),
     )  # fmt: skip
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
-        callbacks=[Metrics()], special_ids=special_ids,
+        callbacks=[Metrics()], special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
+        watch=_watch(watch, config, run.seed, warn), tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
     )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _write_row(work: Path, row: dict[str, Any]) -> None:
+    with (work / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
+    watch = Watch(sets, config.watch, config.logging_steps, config.branch_tokens, seed)
+    # who wants to be stopped should know what cannot stop the run
+    if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
+        warn(
+            f"nothing is read for train.tripwires.{', '.join(names)}: no step to watch (see train.watch, traces.holdout)"
+        )
+    return watch
+
+
+def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) -> None:
+    """A crossed bound under `action: warn`: a row among the metrics, and a word to whoever listens, once for all processes."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return
+    _write_row(work, {"step": crossing.step, "tripwire": crossing.wire.name, "value": crossing.value,
+                      "bound": crossing.bound, "message": str(crossing)})  # fmt: skip
+    if warn is not None:
+        warn(f"{crossing}; {crossing.wire.advice}")
 
 
 def _count(rows: Sequence[TraceRow], kind: str) -> int:
@@ -204,30 +240,19 @@ def _last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _gathered(trainer: Any, fresh: Callable[[], Any]) -> Any:
-    """The trained model; where it is sharded, its weights in a fresh one on the main process, and None on the others."""
-    if not processes.is_sharded(trainer.owner):
-        return trainer.owner
-    state = trainer.accelerator.get_state_dict(trainer.model)
-    if not processes.is_main():
-        return None
-    model = fresh()
-    model.load_state_dict(state)
-    return model
-
-
-def _save(model: Any, folder: Path, out: Path, summary: TrainSummary) -> None:
-    """Write the student aside and move it into place when it is whole; adapters are merged and kept beside it."""
-    aside = out.with_name(out.name + ".writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(aside / "adapter")
-        model = model.merge_and_unload()
-    model.config.use_cache = True
-    model.save_pretrained(aside)
-    for name in (*TOKENIZER, *TEMPLATES, "generation_config.json"):
-        if (folder / name).is_file() and not (aside / name).exists():
-            shutil.copy2(folder / name, aside / name)
-    (aside / SUMMARY).write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+def _save(
+    trainer: Any,
+    student: Student,
+    folder: Path,
+    run: RunSection,
+    config: TrainSection,
+    out: Path,
+    summary: TrainSummary,
+    weights: Mapping[str, Any] | None,
+) -> None:
+    """Write the student's folder; see `output.write_student`."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    write_student(
+        out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived,
+        state_dict=weights,
+    )  # fmt: skip

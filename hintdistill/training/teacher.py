@@ -1,4 +1,5 @@
-"""A teacher that follows the student: a running average (`ema`) or a copy every so many steps (`periodic`).
+"""A teacher that follows the student: a running average (`ema`), a copy every so many steps (`periodic`), or a copy when
+it has earned it (`cgtr`).
 
 Only what is trained is kept twice, so that with adapters the base weights are shared. The teacher's tensors take the
 student's place for one forward pass without gradient; autograd holds on to the student's own storages meanwhile.
@@ -10,27 +11,46 @@ places, because what is gathered for a forward pass is read from them.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hintdistill.objectives.controllers import Cgtr
 from hintdistill.recipes.schema import TeacherRule
-from hintdistill.training.processes import gather_head, is_main, is_sharded, reshard
+from hintdistill.training.processes import gather_head, is_main, is_sharded, local, reshard
 
 FILE = "teacher.safetensors"
+GATE = "teacher_gate.json"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the student does on held-out findings, no hint in its context."""
+
+    repaired: float
+    """Mean 1 - p(decision token)."""
+    length: float
+    """Mean 1 / p(last token of the step): how many times as long a step may be expected to go on."""
 
 
 class Follower:
     """The following teacher's trained parameters."""
 
-    def __init__(self, model: Any, rule: TeacherRule) -> None:
-        self.rule, self._model = rule, model
+    def __init__(self, model: Any, rule: TeacherRule, read: Callable[[], Reading] | None = None) -> None:
+        """`read` takes a reading of the student, for `cgtr`."""
+        self.rule, self.read, self._model = rule, read, model
         self._live = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.weights = {n: p.detach().clone() for n, p in self._live.items()}
         """By name; under FSDP2, after `bind`, this process's shards."""
+        self.gate = Cgtr(isolation=rule.isolation, margin=rule.margin, tail=rule.tail, every=rule.every)
+        self.first: Reading | None = None
+        self.copies = 0
 
     @property
     def _sharded(self) -> bool:
@@ -67,10 +87,19 @@ class Follower:
                 # in the weights' own precision small rates would round away, so the average is kept in float32
                 if mine.dtype != torch.float32:
                     mine = self.weights[name] = mine.float()
-                mine.lerp_(_local(self._live[name]).float(), self.rule.rate)
-        elif self.rule.update == "periodic" and step % self.rule.every == 0:
+                mine.lerp_(local(self._live[name]).float(), self.rule.rate)
+        elif step % self.rule.every == 0 and (self.rule.update == "periodic" or self._earned(step)):
+            self.copies += 1
             for name, mine in self.weights.items():
-                mine.copy_(_local(self._live[name]))
+                mine.copy_(local(self._live[name]))
+
+    def _earned(self, step: int) -> bool:
+        """CGTR (arXiv 2606.03532). Repair on held-out findings stands for the reward, and the expected overrun of a step,
+        against that at the first reading, for the tail of lengths: both are ours, since nothing is sampled here."""
+        assert self.read is not None
+        now = self.read()
+        self.first = self.first or now
+        return self.gate.refresh(step, now.repaired, now.length, self.first.length)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -90,40 +119,42 @@ class Follower:
 
     @contextlib.contextmanager
     def _shards_in_place(self) -> Iterator[None]:
-        own = {n: _local(p).clone() for n, p in self._live.items()}
+        own = {n: local(p).clone() for n, p in self._live.items()}
         reshard(self._model)
         try:
             for name, parameter in self._live.items():
-                _local(parameter).copy_(self.weights[name])
+                local(parameter).copy_(self.weights[name])
             yield
         finally:
             reshard(self._model)
             for name, parameter in self._live.items():
-                _local(parameter).copy_(own[name])
+                local(parameter).copy_(own[name])
             gather_head(self._model)
 
     @torch.no_grad()
     def save(self, folder: str | Path) -> None:
-        """Write the weights beside a checkpoint: whole, by the main process."""
+        """Write the weights, and what the gate has seen, beside a checkpoint: whole, by the main process."""
         from safetensors.torch import save_file
 
         whole = {n: self._whole(n).contiguous() for n in self.weights}
-        if is_main():
-            save_file(whole, str(Path(folder) / FILE))
+        if not is_main():
+            return
+        save_file(whole, str(Path(folder) / FILE))
+        gate = {**asdict(self.gate), "recent": list(self.gate.recent)}
+        state = {"gate": gate, "first": asdict(self.first) if self.first else None, "copies": self.copies}
+        (Path(folder) / GATE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str | Path) -> None:
-        """Take the weights of a checkpoint up again. Raises FileNotFoundError where it has none."""
+        """Take the state of a checkpoint up again. Raises FileNotFoundError where it has none."""
         from safetensors.torch import load_file
 
         stored = load_file(str(Path(folder) / FILE))
         if self._sharded:
             self.weights = {n: self._shard_like(stored[n], self._live[n]) for n in self.weights}
-            return
-        self.weights = {n: stored[n].to(w.device) for n, w in self.weights.items()}
-
-
-def _local(parameter: Any) -> Tensor:
-    """The values of a parameter that lie in this process, without gradient."""
-    values = parameter.detach()
-    here: Tensor = values.to_local() if hasattr(values, "to_local") else values
-    return here
+        else:
+            self.weights = {n: stored[n].to(w.device) for n, w in self.weights.items()}
+        state = json.loads((Path(folder) / GATE).read_text(encoding="utf-8"))
+        recent = deque(state["gate"].pop("recent"), maxlen=self.gate.recent.maxlen)
+        self.gate = Cgtr(**state["gate"], recent=recent)
+        self.first = Reading(**state["first"]) if state["first"] else None
+        self.copies = state["copies"]

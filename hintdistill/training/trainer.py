@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import defaultdict
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -25,11 +25,14 @@ from hintdistill.objectives import fkl
 from hintdistill.recipes.schema import View
 from hintdistill.training import checkpoints
 from hintdistill.training.losses import Made, OutputHead, Terms
+from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
-from hintdistill.training.processes import is_sharded, lockstep, shard_on_cpus_too, summed
+from hintdistill.training.processes import is_sharded, local, lockstep, shard_on_cpus_too
 from hintdistill.training.rows import LengthSampler, TraceRow
-from hintdistill.training.teacher import Follower
+from hintdistill.training.teacher import Follower, Reading
+from hintdistill.training.tripwires import Tripwires, kept
 from hintdistill.training.views import supports, wide
+from hintdistill.training.watch import Watch
 
 
 def collate(rows: Sequence[TraceRow]) -> dict[str, Any]:
@@ -42,7 +45,8 @@ class HintTrainer(Trainer):
 
     def __init__(
         self, *args: Any, objective: TrainSection, special_ids: Sequence[int] = (), initial: Any = None, external: Any = None,
-        **kwargs: Any,
+        heldout: Sequence[TraceRow] = (), watch: Watch | None = None, tripwires: Tripwires | None = None,
+        from_initial: bool = True, **kwargs: Any,
     ) -> None:  # fmt: skip
         """Beside the Trainer's own arguments:
 
@@ -51,6 +55,10 @@ class HintTrainer(Trainer):
             special_ids: what `drop_special` takes out of supports.
             initial: the initial policy as a model, where the student no longer is it as this training starts.
             external: the external teacher as a model, where the recipe has one.
+            heldout: rows of held-out findings, which a `cgtr` teacher is read on.
+            watch: steps that are read while training; none where it is None.
+            tripwires: bounds on what is read.
+            from_initial: whether the stored plain views are the initial policy's.
         """
         super().__init__(*args, data_collator=collate, **kwargs)
         self.config, self.recipe = objective, objective.objective
@@ -70,8 +78,12 @@ class HintTrainer(Trainer):
         self._initial, self._external = initial, external
         if weights & {"initial", "round_start"} and initial is None and not hasattr(self.owner, "disable_adapter"):
             self._initial = copy.deepcopy(self.owner).eval().requires_grad_(False)
-        self.follower = Follower(self.owner, self.recipe.teacher) if weights & {"ema", "periodic", "cgtr"} else None
-        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._heldout = list(heldout)
+        following = weights & {"ema", "periodic", "cgtr"}
+        self.follower = Follower(self.owner, self.recipe.teacher, self._reading) if following else None
+        self.meter = Meter(self.recipe, self.head, self.args.logging_steps, from_initial)
+        self.watch, self.tripwires = watch, tripwires
+        self._batch: list[TraceRow] = []
 
     def _vocabulary(self) -> int:
         return int(self.owner.get_output_embeddings().weight.shape[0])
@@ -94,7 +106,8 @@ class HintTrainer(Trainer):
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Slots of the accumulated batch over all processes: each injection weighs the same, wherever it was read."""
-        count = torch.tensor(sum(len(r.slots) for b in batch_samples for r in b["rows"]), device=device)
+        self._batch = [r for b in batch_samples for r in b["rows"]]
+        count = torch.tensor(sum(len(r.slots) for r in self._batch), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
     def compute_loss(
@@ -106,6 +119,17 @@ class HintTrainer(Trainer):
             TripwireError: the loss is not finite; names the rows.
         """
         rows: list[TraceRow] = inputs["rows"]
+        loss = self._loss(model, rows)
+        self.meter.rows(rows, self.state.global_step)
+        count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
+        # gradients are averaged over the processes, and the count is that of all of them
+        loss = loss * (self.args.world_size / count)
+        if not torch.isfinite(loss):
+            self._not_finite(f"the loss is {loss.item()}", rows, gradients=False)
+        return (loss, {}) if return_outputs else loss
+
+    def _loss(self, model: Any, rows: Sequence[TraceRow]) -> Tensor:
+        """The recipe's terms, summed over slots."""
         done = self.passes.student(model, rows, ride=self._ride)
         # a process without a slot takes part all the same
         loss = done.nothing if self.args.world_size > 1 else done.nothing.detach()
@@ -115,12 +139,7 @@ class HintTrainer(Trainer):
                 loss = loss + self._part(kind, placed, done)
             elif kind == "hint" and is_sharded(self.owner):
                 loss = loss + self._accompany()
-        count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
-        # gradients are averaged over the processes, and the count is that of all of them
-        loss = loss * (self.args.world_size / count)
-        if not torch.isfinite(loss):
-            self._not_finite(loss, rows, done)
-        return (loss, {}) if return_outputs else loss
+        return loss
 
     @property
     def _ride(self) -> bool:
@@ -129,12 +148,45 @@ class HintTrainer(Trainer):
             (self._weights_of(v), v.context, v.grad) == ("live", "hint", False) for v in self._views.values()
         )
 
-    def _not_finite(self, loss: Tensor, rows: Sequence[TraceRow], done: StudentPass) -> None:
-        bad = [r.key for r in rows if not all(torch.isfinite(done.hidden[s.key]).all() for s in r.slots)]
+    def _not_finite(self, what: str, rows: Sequence[TraceRow], gradients: bool) -> NoReturn:
+        """Stop, and name the rows that do it alone; all of them where none does, or where processes would wait for others."""
+        bad = [] if self.args.world_size > 1 else [r.key for r in rows if not self._sound(r, gradients)]
         raise TripwireError(
-            f"the loss is {loss.item()} at step {self.state.global_step}; rows {', '.join((bad or [r.key for r in rows])[:5])}",
-            hint="the last checkpoint is kept; lower train.learning_rate or use run.dtype=float32",
+            f"{what} at step {self.state.global_step}; rows {', '.join((bad or [r.key for r in rows])[:5])}",
+            hint=f"{kept(Path(self.args.output_dir))}; lower train.learning_rate or use run.dtype=float32",
         )
+
+    def _sound(self, row: TraceRow, gradients: bool) -> bool:
+        """Whether a row by itself has a finite loss, and finite gradients."""
+        self.model.zero_grad()
+        with torch.set_grad_enabled(gradients):
+            loss = self._loss(self.model, [row])
+            if gradients:
+                loss.backward()
+        found = [p.grad for p in self.model.parameters() if p.grad is not None] if gradients else []
+        return bool(torch.isfinite(loss)) and all(bool(torch.isfinite(g).all()) for g in found)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm before clipping. Raises TripwireError where it is not finite, before the update."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and not math.isfinite(norm):
+            self._not_finite(f"the gradient norm is {norm}", self._batch, gradients=True)
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint. Raises TripwireError where a weight is not finite; the checkpoint before stays."""
+        self.require_finite()
+        super()._save_checkpoint(model, trial)
+
+    def require_finite(self) -> None:
+        """Raises TripwireError where a trained weight is not finite, naming it."""
+        for name, weight in self.owner.named_parameters():
+            if weight.requires_grad and not bool(torch.isfinite(local(weight)).all()):
+                raise TripwireError(
+                    f"{name} is not finite after step {self.state.global_step}; rows of the step: "
+                    f"{', '.join([r.key for r in self._batch][:5])}",
+                    hint=f"{kept(Path(self.args.output_dir))}; lower train.learning_rate or use run.dtype=float32",
+                )
 
     # -- one kind of slot ----------------------------------------------------------------------------------------------
 
@@ -142,18 +194,19 @@ class HintTrainer(Trainer):
         """The terms of one kind of slot, summed over slots."""
         slots, step = [s for _, s in placed], self.state.global_step
         hidden = torch.cat([done.hidden[s.key] for s in slots])
+        made: dict[str, Made] | None = None
         if kind == "hint" and self._views:
             made = self._in_step(placed, done, hidden)
             value, metrics = self.terms.in_step(slots, hidden, self.head, made, step)
         else:
             value, metrics = self.terms.stored(kind, slots, hidden, self.head, step)
-        self._measure(kind, placed, hidden.detach(), metrics)
+        self.meter.add(kind, placed, hidden, metrics, made, step)
         return value
 
     def _in_step(self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, Made]:
         """The views that the recipe reads; one pass for each pair of weights and context."""
         made: dict[tuple[str, str, bool], Made] = {}
-        own = Made(hidden, self.head.spec)
+        own = Made(hidden, self.head.spec, is_students=True)
         out: dict[str, Made] = {"student": own}
         for name, view in self._views.items():
             weights = self._weights_of(view)
@@ -228,6 +281,22 @@ class HintTrainer(Trainer):
         finally:
             self.owner.train(was_training)
 
+    @torch.no_grad()
+    def _reading(self) -> Reading:
+        """The student on held-out findings."""
+        training = self.owner.training
+        self.owner.eval()
+        errors, ends = [], []
+        for row in self._heldout:
+            done = self.passes.student(self.owner, [row], ride=False)
+            for slot in (s for s in row.slots if s.decision >= 0):
+                at = [slot.decision, slot.length - 1]
+                logprobs = self.head.kept(done.hidden[slot.key][at], slot.sampled[at, None].to(self.args.device))[:, 0]
+                errors.append(float(logprobs[0].exp()))
+                ends.append(float((-logprobs[1]).exp()))
+        self.owner.train(training)
+        return Reading(1.0 - sum(errors) / len(errors), sum(ends) / len(ends))
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -253,35 +322,19 @@ class HintTrainer(Trainer):
 
     # -- what is measured ----------------------------------------------------------------------------------------------
 
-    def _measure(self, kind: str, placed: Sequence[Placed], hidden: Tensor, metrics: dict[str, float]) -> None:
-        """Sums since the last log: the terms' own metrics, and the student's probability of decision tokens."""
-        first = next(n for n, t in self.recipe.terms.items() if t.rows == kind)
-        self._sums[f"{kind}_rows"] += len(placed)
-        for name, value in metrics.items():
-            if name == f"{first}/mean":
-                self._sums[kind] += value * len(placed)
-            elif kind == "hint":
-                self._sums[f"own:{name}"] += value * len(placed)
-        at, offset = [], 0
-        for _, slot in placed:
-            if slot.decision >= 0:
-                at.append((offset + slot.decision, int(slot.sampled[slot.decision])))
-            offset += slot.length
-        if at:
-            index, ids = (torch.tensor(x, device=hidden.device) for x in zip(*at, strict=True))
-            with torch.no_grad():
-                kept = self.head.kept(hidden[index], ids[:, None])
-            self._sums["decision_rows"] += len(at)
-            self._sums["decision"] += float(kept[:, 0].exp().sum())
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add what was measured since the last log."""
-        sums, self._sums = summed(self._sums), defaultdict(float)
-        for kind, name in (("hint", "divergence"), ("anchor", "anchor_kl"), ("decision", "decision_probability")):
-            if sums[f"{kind}_rows"]:
-                logs[name] = sums[kind] / sums[f"{kind}_rows"]
-        logs |= {n.removeprefix("own:"): v / sums["hint_rows"] for n, v in sums.items() if n.startswith("own:")}
+        """Add what was measured since the last log, and the watch's readings.
+
+        Raises:
+            TripwireError: a reading has crossed a bound; see `tripwires`.
+        """
+        step = self.state.global_step
+        logs |= self.meter.drain()
+        if self.watch is not None and self.watch.due(step, last=step == self.state.max_steps):
+            logs |= self.watch.read(step, self.owner, self.passes, self.head)
         super().log(logs, start_time)
+        if self.tripwires is not None:
+            self.tripwires.check(logs, step)
 
     @torch.no_grad()
     def engine_floor(self, rows: Sequence[TraceRow]) -> float:

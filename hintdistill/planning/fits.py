@@ -1,0 +1,139 @@
+"""What fits: the largest micro-batch, the longest trace, and an error before the first step where one does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from hintdistill.config import RunConfig, RunSection, TrainSection
+from hintdistill.errors import DoesNotFitError
+from hintdistill.planning.histogram import RowLength
+from hintdistill.planning.machine import Room, room
+from hintdistill.planning.memory import FLOAT, Load, Peak, Setup, train_peak
+from hintdistill.planning.shape import ModelShape
+
+DOUBT = 0.7
+"""A row is refused only where this share of what is counted for it is more than there is: never what does fit."""
+LONGEST = 1 << 24
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def weight_bytes(dtype: str, on_cpu: bool) -> int:
+    """Bytes of an entry under `run.dtype`."""
+    return BYTES.get(dtype, 4 if on_cpu else 2)
+
+
+def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> Setup:
+    """How a training with these sections uses memory."""
+    stored = weight_bytes(run.dtype, on_cpu)
+    recipe = train.objective
+    views = recipe.used_views("hint") if train.target_source == "in_step" else {}
+    made = {(recipe.teacher.update if v.weights == "teacher" else v.weights, v.context) for v in views.values()}
+    made -= {("live", "plain")}
+    weights = {w for w, _ in made}
+    lora = train.lora
+    own = weights & {"initial", "round_start"} and lora is None
+    return Setup(
+        trained=shape.parameters if lora is None else shape.adapter(lora.rank, lora.target_modules),
+        weight_bytes=FLOAT if lora is None else stored,
+        activation_bytes=FLOAT if on_cpu else stored,
+        on_cpu=on_cpu,
+        rank=0 if lora is None else lora.rank,
+        checkpointing=train.gradient_checkpointing,
+        accumulates=train.micro_batch_size is not None and train.micro_batch_size < train.batch_size,
+        copies=int(bool(own)) + int("external" in weights),
+        follower=bool(weights & {"ema", "periodic", "cgtr"}),
+        kinds=len({t.rows for t in recipe.terms.values()}),
+        views=len(made),
+        rides=("live", "hint") in made,
+        prefills=bool(weights - {"live"}),
+        dense=bool(views) and (recipe.coupling.kind != "none" or any(t.weights for t in recipe.terms.values())),
+        branch_tokens=train.branch_tokens,
+    )
+
+
+def load_of(rows: Sequence[RowLength]) -> Load:
+    """Rows as one micro-batch."""
+    return Load(sum(r.tokens for r in rows), sum(r.scored for r in rows), sum(r.branch_tokens for r in rows))
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number up to `LONGEST` for which `fits` holds, 0 where none does; it holds below whatever it holds for."""
+    low, high = 0, LONGEST
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def longest_trace(shape: ModelShape, setup: Setup, like: Load, available: int) -> int:
+    """Tokens of the longest trace that trains by itself, with the scored and branch tokens of `like` in it."""
+
+    def fits(tokens: int) -> bool:
+        load = Load(tokens, min(tokens, like.scored), like.branch_tokens)
+        return train_peak(shape, setup, load).total <= available
+
+    return min(largest(fits), shape.max_length)
+
+
+def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig, where: Room | None = None) -> None:
+    """Stop before the first training step where a micro-batch cannot fit, whatever the order of the rows.
+
+    Cheap: nothing is measured and no model is loaded. What is counted is scaled down by `DOUBT`, and the allocator's own
+    share is left out, so what does fit is never refused.
+
+    Raises:
+        DoesNotFitError: names the longest rows, and what would fit.
+    """
+    where = where or room(config.run.device)
+    setup = setup_of(shape, config.run, config.train, where.on_cpu)
+    order = sorted(rows, key=lambda r: (-r.tokens, r.trace_id))
+    each = config.train.micro_batch_size or config.train.batch_size
+    # even the shortest rows together, or one row alone: what no order of rows could avoid
+    unavoidable = [load_of(order[:1]), load_of(order[-each:])]
+    if not order or all(_least(train_peak(shape, setup, load)) <= where.available for load in unavoidable):
+        return
+    raise DoesNotFitError(_why(order, shape, setup, each, where), hint=_what_would(order, shape, setup, where))
+
+
+def _least(peak: Peak) -> float:
+    """What a stage needs at the very least of memory that is free now."""
+    certain = peak.total - peak.parts.get("allocator", 0) - peak.parts.get("program", 0)
+    return DOUBT * certain
+
+
+def _why(order: Sequence[RowLength], shape: ModelShape, setup: Setup, each: int, where: Room) -> str:
+    longest = longest_trace(shape, setup, load_of(order[:1]), where.available)
+    above = [r for r in order if r.tokens > longest]
+    if not above:
+        need = train_peak(shape, setup, load_of(order[-each:])).total
+        return f"{each} rows at once take some {need / 1e9:.1f} GB to train on, and {where.available / 1e9:.1f} GB are {where.source}"
+    names = ", ".join(f"{r.trace_id} ({r.tokens:,} tokens)" for r in above[:5])
+    more = f" and {len(above) - 5} more" if len(above) > 5 else ""
+    fitting = f"the longest that fits has {longest:,} tokens" if longest else "no trace fits, however short"
+    return f"{len(above)} traces are longer than {where.available / 1e9:.1f} GB of memory allow ({where.source}): {names}{more}; {fitting}"
+
+
+def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: Setup, where: Room) -> str:
+    """Settings under which the longest row trains, or shorter traces."""
+    for words, other in options(shape, setup):
+        if train_peak(shape, other, load_of(order[:1])).total <= where.available:
+            return f"set {words}"
+    return "leave these traces out, cut them, or use a machine with more memory"
+
+
+def options(shape: ModelShape, setup: Setup, rank: int = 32) -> list[tuple[str, Setup]]:
+    """Settings that need less and less memory, the present one first, each with the words of the config."""
+    small = dataclasses.replace(setup, rank=rank, trained=shape.adapter(rank, "all-linear"), copies=0)
+    out = [("train.micro_batch_size=1", dataclasses.replace(setup, accumulates=True))]
+    if not setup.checkpointing:
+        out.append((
+            "train.micro_batch_size=1 train.gradient_checkpointing=true",
+            dataclasses.replace(setup, accumulates=True, checkpointing=True),
+        ))  # fmt: skip
+    if not setup.rank:
+        out.append((
+            f"train.micro_batch_size=1 train.gradient_checkpointing=true train.lora.rank={rank}",
+            dataclasses.replace(small, accumulates=True, checkpointing=True),
+        ))  # fmt: skip
+    return out

@@ -1,0 +1,171 @@
+"""A model's shape: what memory and operations are counted from. Read from its config and the headers of its weights; torch-free."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hintdistill.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix that every token is multiplied with."""
+
+    name: str
+    outputs: int
+    inputs: int
+    share: float = 1.0
+    """Part of the tokens it sees: below 1 for one expert of several."""
+
+    @property
+    def size(self) -> int:
+        """Its entries."""
+        return self.outputs * self.inputs
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Widths, counts and matrices of a causal language model."""
+
+    kind: str
+    hidden: int
+    intermediate: int
+    """Of the feed-forward block that one token passes; of all its experts together where it has some."""
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    """Whether the output embedding is the input embedding."""
+    max_length: int
+    parameters: int
+    linears: tuple[Linear, ...]
+    """Of the layers, without embeddings."""
+    head_norms: bool = False
+    """Whether queries and keys are normalised per head."""
+
+    @property
+    def query_width(self) -> int:
+        """Heads times head width."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Key heads times head width."""
+        return self.kv_heads * self.head_dim
+
+    @cached_property
+    def body(self) -> int:
+        """Matrix entries that one token is multiplied with in the layers."""
+        return round(sum(m.size * m.share for m in self.linears))
+
+    @property
+    def head(self) -> int:
+        """Entries of the output embedding."""
+        return self.hidden * self.vocab
+
+    def adapter(self, rank: int, targets: str | tuple[str, ...]) -> int:
+        """Entries of low-rank adapters of `rank` on `targets`: names of modules, or `all-linear`."""
+        names = None if targets == "all-linear" else ([targets] if isinstance(targets, str) else list(targets))
+        chosen = [m for m in self.linears if names is None or m.name.split(".")[-1] in names]
+        return sum(rank * (m.outputs + m.inputs) for m in chosen)
+
+    @classmethod
+    def of(cls, folder: Path) -> ModelShape:
+        """The shape of a model folder; of its base model where it holds an adapter.
+
+        Raises:
+            ModelError: the config cannot be read, or lacks a width.
+        """
+        from transformers import AutoConfig
+
+        folder = _base_folder(folder)
+        try:
+            config = AutoConfig.from_pretrained(folder).get_text_config()
+        except Exception as error:
+            raise ModelError(f"cannot read the config of {folder}: {error}") from error
+        return cls.from_config(config, _tensors(folder))
+
+    @classmethod
+    def from_config(cls, config: Any, tensors: dict[str, tuple[int, ...]] | None = None) -> ModelShape:
+        """The shape that a config describes; `tensors` are the shapes of the stored weights by name, where they are known.
+
+        Raises:
+            ModelError: the config lacks a width.
+        """
+        wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        if missing := [n for n in wanted if getattr(config, n, None) is None]:
+            raise ModelError(
+                f"the config of this {config.model_type} model has no {', '.join(missing)}, from which its memory is counted"
+            )
+        hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
+        active = int(getattr(config, "num_experts_per_tok", None) or 1)
+        expert = getattr(config, "moe_intermediate_size", None) if active > 1 else None
+        kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+        shape = cls(
+            kind=str(config.model_type), hidden=hidden,
+            intermediate=int(expert or getattr(config, "intermediate_size", None) or 4 * hidden) * active,
+            layers=int(config.num_hidden_layers), heads=heads, kv_heads=kv_heads,
+            head_dim=int(getattr(config, "head_dim", None) or hidden // heads), vocab=int(config.vocab_size),
+            tied=bool(getattr(config, "tie_word_embeddings", False)),
+            max_length=int(getattr(config, "max_position_embeddings", None) or 1 << 30), parameters=0, linears=(),
+            head_norms=config.model_type in ("qwen3", "qwen3_moe", "gemma3_text", "gemma3", "olmo2"),
+        )  # fmt: skip
+        if tensors:
+            experts = int(getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1)
+            return shape._measured(tensors, active / experts if experts > 1 else 1.0)
+        return shape._assumed()
+
+    def _measured(self, tensors: dict[str, tuple[int, ...]], share: float) -> ModelShape:
+        """With the matrices and the size that the stored weights have."""
+        linears = []
+        for name, dims in tensors.items():
+            module = name.removesuffix(".weight")
+            if "layers." not in name or len(dims) < 2 or "norm" in module.split(".")[-1]:
+                continue
+            stacked = math.prod(dims[:-2])
+            linears.append(Linear(module, dims[-2] * stacked, dims[-1], share if "experts" in name else 1.0))
+        untied = any("lm_head" in n for n in tensors)
+        stored = sum(math.prod(d) for d in tensors.values())
+        return self._with(stored, tuple(linears), tied=not untied)
+
+    def _assumed(self) -> ModelShape:
+        """With the matrices of a Llama-like layer: nothing is stored to count."""
+        h, q, k, i = self.hidden, self.query_width, self.key_width, self.intermediate
+        layer = {"q_proj": (q, h), "k_proj": (k, h), "v_proj": (k, h), "o_proj": (h, q), "gate_proj": (i, h),
+                 "up_proj": (i, h), "down_proj": (h, i)}  # fmt: skip
+        linears = tuple(Linear(f"layers.{n}.{m}", a, b) for n in range(self.layers) for m, (a, b) in layer.items())
+        norms = (2 * h + (2 * self.head_dim if self.head_norms else 0)) * self.layers + h
+        total = sum(m.size for m in linears) + norms + self.head * (1 if self.tied else 2)
+        return self._with(total, linears, tied=self.tied)
+
+    def _with(self, parameters: int, linears: tuple[Linear, ...], tied: bool) -> ModelShape:
+        import dataclasses
+
+        return dataclasses.replace(self, parameters=parameters, linears=linears, tied=tied)
+
+
+def _base_folder(folder: Path) -> Path:
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file() or (folder / "config.json").is_file():
+        return folder
+    from hintdistill.models import resolve_model
+
+    return resolve_model(str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+
+
+def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the stored weights by name, from the headers of the safetensors files; empty where there are none."""
+    out: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        out |= {n: tuple(t["shape"]) for n, t in header.items() if n != "__metadata__"}
+    return out

@@ -1,0 +1,310 @@
+"""The model card of a student: data, recipe, controls, measured effect, how to load it. No word of a trace is in it.
+
+It is made from the report document (`docs/report.md`), so that card and report cannot disagree: first when the training is
+done, with what is known then, and again with the report. What was not measured is said to be not measured. Names of local
+folders are left out, because a card may be published.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hintdistill.config import OUTPUT_KEYS, InjectSection, RescoreSection, Section, TrainSection
+from hintdistill.recipes import Recipe
+from hintdistill.recipes.describe import CONFIDENCE, settings
+
+if TYPE_CHECKING:
+    from hintdistill.training.students import Arrived
+
+NOT = "not measured"
+LICENSE_KEYS = ("license", "license_name", "license_link")
+LOCAL_KEYS = frozenset({"base_url", "allow_hosts", "api_key_env", "model", "recipe"})
+"""Settings that name this machine or its neighbours, or that the card says elsewhere."""
+
+
+def write_card(student: Path, document: Mapping[str, Any], formats: Mapping[str, int], initial: Path) -> None:
+    """Write README.md into the student's folder.
+
+    Args:
+        document: the report document; what it has no number for is said to be not measured.
+        formats: traces by format.
+        initial: the folder of the initial model, whose own card may name a licence.
+    """
+    text = card_text(document, formats, adapter=(student / "adapter").is_dir(), license_of=front_matter(initial))
+    aside = student / ".README.md.writing"
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(student / "README.md")
+
+
+def card_text(
+    document: Mapping[str, Any], formats: Mapping[str, int], *, adapter: bool, license_of: Mapping[str, Any]
+) -> str:
+    """The whole card, front matter included; equal documents give equal cards."""
+    train = TrainSection.model_validate(document["run"]["config"]["train"])
+    facts = document["train"] or {}
+    bases = [b for b in _bases(document) if b]
+    head: dict[str, Any] = {"base_model": bases[0], "base_model_relation": "finetune"} if bases else {}
+    head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    head |= {k: license_of[k] for k in LICENSE_KEYS if isinstance(license_of.get(k), str)}
+    head["tags"] = ["hintdistill", "self-distillation", train.objective.name]
+    name = train.push.split("/")[-1] if train.push else "Corrected student"
+    parts = [
+        f"# {name}",
+        _opening(document, bases, facts),
+        "## Data\n\n" + _data(document, formats),
+        "## Recipe\n\n" + _recipe(document, train, facts),
+        "## Controls\n\n" + _controls(document),
+        "## Measured effect\n\n" + _effect(document),
+        "## Loading it\n\n" + _loading(train, facts, adapter, bases),
+    ]
+    return f"---\n{_yaml(head)}---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def adapter_card(base: str, arrived: Arrived | None) -> str:
+    """README.md of the folder with the adapter alone."""
+    known = hub_name(base)
+    head: dict[str, Any] = {"base_model": known, "base_model_relation": "adapter"} if known else {}
+    head |= {"library_name": "peft", "tags": ["hintdistill", "lora"]}
+    lines = ["The adapter that was trained. The folder above holds it merged, and the model card."]
+    if arrived is not None and arrived.handling == "merged":
+        lines.append(
+            "It stands on `initial/`, which is the adapter that the student came as, merged into its base model."
+        )
+    if arrived is not None and arrived.handling == "beside":
+        lines.append("It is one of two: the student is the base model under this adapter and the one in `arrived/`.")
+    return f"---\n{_yaml(head)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def hub_name(name: str, folder: Path | None = None) -> str | None:
+    """The hub's name of a model given by name or folder; None for a folder that did not come from the hub."""
+    path = Path(name).expanduser()
+    path = path if path.is_dir() or folder is None else folder
+    if path.is_dir():
+        cached = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{path.absolute()}/")
+        return f"{cached[1]}/{cached[2]}" if cached else None
+    return name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".") else None
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    """The YAML at the head of a model folder's own card; empty where there is none that can be read."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
+        data = yaml.safe_load(found[1]) if found else {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _bases(document: Mapping[str, Any]) -> list[str | None]:
+    """What the student started from, on the hub; for a student that arrived as an adapter, that adapter, then its base."""
+    run, arrived = document["run"]["config"]["run"], (document["train"] or {}).get("arrived")
+    first = run.get("initial") or run["model"]
+    return [hub_name(first), hub_name(arrived["base"]) if arrived else None]
+
+
+def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[str, Any]) -> str:
+    origin = f"`{bases[0]}`" if bases else "A local model"
+    text = (
+        f"{origin} after hint distillation: errors in its own traces were located, a hint was put above each erring step, and "
+        "the model without the hint was trained to say there what it says under the hint. Other steps were held in place."
+    )
+    if document["run"]["hint"] == "placebo":
+        text += "\n\n**This student is a control:** it was trained on hints that say nothing (`inject.hint: placebo`)."
+    if "round" in document:
+        text += (
+            f"\n\nIt came out of round {document['round']} of an on-policy loop. Data, recipe and controls below are those of that "
+            "round; what is measured in the environment and what else moved are against the policy that the loop began with."
+        )
+    arrived = facts.get("arrived")
+    if arrived:
+        kept = "merged into its base model" if arrived["handling"] == "merged" else "kept, frozen, beside the new one"
+        text += f"\n\nIt arrived as an adapter, which was {kept}."
+    return text
+
+
+def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
+    read, critique, inject, rescore, train = (
+        document["funnel"][k] for k in ("read", "critique", "inject", "rescore", "train")
+    )
+    rows = [
+        ("traces", f"{read['traces']} ({_counts(read['split'])}), {read['steps']} steps"),
+        ("formats", _counts(formats) if formats else "not recorded"),
+        ("records that are no trace", _counts(read["failed"])),
+        ("critics", ", ".join(document["run"]["critics"])),
+        ("findings", f"{critique['findings']} ({_counts(critique['by_class'])})"),
+        ("not injected", _counts({**inject["skipped"], **inject["failed"]})),
+        ("hints accepted", f"{rescore['accepted']} of {rescore['scored']} scored"),
+        ("hints rejected, by reason", _counts(rescore["reasons"])),
+        ("trained on", f"{train['hints']} hints, {train['anchors']} anchors (clean steps held in place)"),
+        ("accepted and left out", _counts(train["left_out"])),
+        ("fidelity of the steps", _counts(inject["fidelity"])),
+    ]
+    by_class = [(c, e["n"], e["accepted"], e["n"] - e["accepted"]) for c, e in document["effects"]["by_class"].items()]
+    return (
+        _table(("", ""), rows) + "\n\n" + _table(("error class", "hints scored", "accepted", "rejected"), by_class)
+        + "\n\nA hint can be rejected for several reasons. No trace text is published with this card."
+    )  # fmt: skip
+
+
+def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str, Any]) -> str:
+    recipe: Recipe = train.objective
+    steps = (
+        f"{facts['steps']} optimiser steps on {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters"
+        if facts
+        else "not trained"
+    )
+    rows = [
+        ("recipe", f"`{recipe.name}`: {recipe.title}"),
+        ("formula", recipe.formula),
+        ("source", recipe.source),
+        ("how sure the source is", CONFIDENCE[recipe.confidence]),
+        ("teacher", f"`{recipe.teacher.update}`, targets `{train.target_source}`"),
+        ("training", steps),
+        ("versions", ", ".join(f"{k} {v}" for k, v in document["run"]["versions"].items())),
+    ]
+    config = document["run"]["config"]
+    changed = {"run.seed": config["run"]["seed"], "run.dtype": config["run"]["dtype"]}
+    sections: tuple[tuple[str, type[Section]], ...] = (
+        ("train", TrainSection), ("inject", InjectSection), ("rescore", RescoreSection),
+    )  # fmt: skip
+    for name, section in sections:
+        given = section.model_validate(config[name]).model_dump(mode="json", exclude_defaults=True)
+        changed |= {f"{name}.{k}": v for k, v in _flat(given)}
+    own = settings(recipe)
+    return (
+        _table(("", ""), rows)
+        + "\n\nSeed, precision, and every setting of training, injection and rescoring that is not the default:\n\n"
+        + _table(("setting", "value"), [(f"`{k}`", f"`{json.dumps(v, ensure_ascii=False)}`") for k, v in changed.items()])
+        + (f"\n\nThe recipe, key by key:\n\n```yaml\n{_yaml(own)}```" if own else "")
+    )  # fmt: skip
+
+
+def _controls(document: Mapping[str, Any]) -> str:
+    gate, accepted = document["gate"], document["effects"]["accepted"]
+    share = placebo_share(document["findings"])
+    rows = [
+        ("placebos that the gate would accept", f"{_percent(gate['null_pass_rate'])} (bound {_percent(gate['bound'])})"),
+        ("specificity of accepted hints, mean (below 0: they speak to the error)", _nats(accepted["specificity_mean_nats"])),
+        ("effect of accepted hints at the decision token, mean", _nats(accepted["decision_effect_mean_nats"])),
+        ("placebos in the same place, share of that effect", _percent(share)),
+        ("traces against these weights, mean gap per token", _nats(document["weights"]["recorded_gap_nats"])),
+        ("rescoring against training, mean KL per token", _nats(document["weights"]["engine_floor_nats"])),
+        ("warnings in the report", str(len(document["warnings"]))),
+    ]  # fmt: skip
+    note = "" if gate["enabled"] else "\n\n**The gate was off:** every scored hint was accepted by force."
+    return _table(("", ""), rows) + note
+
+
+def placebo_share(findings: Iterable[Mapping[str, Any]]) -> float | None:
+    """Mean effect of the placebos ÷ mean effect of the hints, at the decision token of accepted findings; None without any."""
+    decided = [f for f in findings if f["accepted"] and f["decision"] is not None]
+    hints = [f["decision"]["effect_nats"] for f in decided]
+    placebos = [p["effect_nats"] for f in decided for p in f["placebos"] if p["effect_nats"] is not None]
+    if not hints or not placebos or not sum(hints):
+        return None
+    return (sum(placebos) / len(placebos)) / (sum(hints) / len(hints))
+
+
+def _effect(document: Mapping[str, Any]) -> str:
+    effects = document["effects"]
+    groups = [("accepted hints", effects["accepted"]), ("held-out traces", effects["by_split"]["holdout"])]
+    groups += list(effects["by_class"].items())
+    rows = [
+        (name, e["n"], *(_percent(e["error_probability"][when]) for when in ("before", "hinted", "after")))
+        for name, e in groups
+        if e["n"]
+    ]
+    parts = [
+        "Probability of the sampled error at its decision token, before training, before training under the hint, and after "
+        "training without it:\n\n" + _table(("findings", "n", "before", "under the hint", "after"), rows)
+    ]  # fmt: skip
+    played = document["environment"]["splits"] if document["environment"] else {}
+    parts.append(
+        "In the environment:\n\n" + _table(
+            ("split", "", "episodes", "success", "with an error"),
+            [(split, when, e["episodes"], _percent(e["success_rate"]), _percent(e["error_rate"]))
+             for split, by in played.items() for when, e in by.items()],
+        ) if played else f"Success in an environment: {NOT}."
+    )  # fmt: skip
+    moved = document["off_target"]
+    parts.append(
+        "What else moved, on steps that no loss touched: KL(initial ‖ student) in nats, and the share of tokens whose most "
+        "likely entry changed:\n\n" + _table(
+            ("set", "steps", "tokens", "KL per token", "KL per step", "99th percentile", "flips"),
+            [(name, m["steps"], m["tokens"], _short(m["kl_per_token"]), _short(m["kl_per_step"]), _short(m["kl_p99"]),
+              _percent(m["top1_flip_rate"])) for name, m in moved.items()],
+        ) if moved else f"Off-target KL and flip rate: {NOT}."
+    )  # fmt: skip
+    return "\n\n".join(parts)
+
+
+def _loading(train: TrainSection, facts: Mapping[str, Any], adapter: bool, bases: Sequence[str]) -> str:
+    here = train.push or "path/to/student"
+    text = (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{here}")\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{here}")\n```\n\n```shell\nvllm serve {here}\n```'
+    )
+    if not adapter or train.lora is None:
+        return text
+    arrived = facts.get("arrived")
+    if arrived and arrived["handling"] == "beside":
+        return text + (
+            "\n\nThe model above is whole. As two adapters on the base model, both active (vLLM takes one adapter for a request, so "
+            "serve the whole model there):\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+            'model = AutoPeftModelForCausalLM.from_pretrained("path/to/student/arrived", adapter_name="initial")\n'
+            'model.load_adapter("path/to/student/adapter", "corrected")\n'
+            'model.base_model.set_adapter(["initial", "corrected"])\n```'
+        )
+    base = "path/to/student/initial" if arrived else bases[0] if bases else "path/to/the/initial/model"
+    return text + (
+        "\n\nThe model above is whole. The adapter alone:\n\n```python\nfrom peft import AutoPeftModelForCausalLM\n\n"
+        'model = AutoPeftModelForCausalLM.from_pretrained("path/to/student/adapter")\n```\n\n```shell\n'
+        f"vllm serve {base} --enable-lora --max-lora-rank {max(8, train.lora.rank)} "
+        "--lora-modules corrected=path/to/student/adapter\n```"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if key in LOCAL_KEYS or (not prefix and key in OUTPUT_KEYS):
+            continue
+        out += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return out
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(_cell(c) for c in row) + " |" for row in rows])
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counts.items()) or "none"
+
+
+def _percent(value: float | None) -> str:
+    return NOT if value is None else f"{100 * value:.3g} %"
+
+
+def _nats(value: float | None) -> str:
+    return NOT if value is None else f"{value:.3g} nats"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def _yaml(value: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,168 @@
+"""The student's folder: an ordinary model folder, beside it the adapter where one was trained; whole or not there.
+
+```
+config.json model*.safetensors generation_config.json    the student; an adapter is merged into what it was trained on
+tokenizer*.json chat_template.jinja …                     copied as they are
+README.md                                                the model card (`card`)
+hintdistill.json                                         what the training did
+adapter/                                                 with train.lora: the new adapter, for peft and vLLM
+initial/                                                 with train.lora and an arriving adapter that was merged: what adapter/ stands on
+arrived/                                                 with train.arriving_adapter=beside: the adapter the student came as
+```
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hintdistill.config import RunSection, TrainSection
+from hintdistill.engines.transformers import DTYPES, load_model
+from hintdistill.models import TEMPLATES, TOKENIZER
+from hintdistill.training.card import adapter_card, hub_name
+from hintdistill.training.students import NEW, Arrived
+
+SUMMARY = "hintdistill.json"
+COPIED = (*TOKENIZER, *TEMPLATES, "added_tokens.json")
+CPU = torch.device("cpu")
+SAFETENSORS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def write_student(
+    out: Path, model: Any, *, folder: Path, run: RunSection, config: TrainSection, summary: Mapping[str, Any],
+    arrived: Arrived | None = None, state_dict: Mapping[str, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Write the student aside and move it into place when it is whole.
+
+    An adapter is merged on the CPU into the initial model, loaded anew in the precision it is saved in; `model` itself stays as
+    it is. That takes the memory of one more copy.
+
+    Args:
+        model: the trained model, unwrapped; a peft model where an adapter was trained.
+        folder: the model folder that the training started from.
+        summary: what is written as `hintdistill.json`.
+        arrived: the adapter that `folder` is, if it is one.
+        state_dict: the weights where `model` does not hold them whole, e.g. gathered from its shards, under the names of
+            `model.state_dict()`.
+
+    Raises:
+        ModelError: the initial model cannot be loaded again to merge an adapter into it.
+    """
+    aside = out.with_name(out.name + ".writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    dtype = save_dtype(folder, config)
+    if hasattr(model, "peft_config"):
+        _write_adapter(model, aside, out, folder, run, arrived, state_dict)
+        whole = load_model(folder, dtype, CPU)
+        if arrived is not None and arrived.handling == "merged":
+            save_model(whole, aside / "initial", folder, dtype)
+        from peft import PeftModel
+
+        merged = PeftModel.from_pretrained(whole, aside / "adapter").merge_and_unload()
+        save_model(merged, aside, folder, dtype)
+    else:
+        save_model(model, aside, folder, dtype, state_dict)
+    (aside / SUMMARY).write_text(json.dumps(dict(summary), indent=1), encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    aside.rename(out)
+
+
+def save_model(
+    model: Any, into: Path, folder: Path, dtype: torch.dtype, state_dict: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write whole weights in `dtype`, with the tokenizer, template and generation settings of `folder`."""
+    from transformers import GenerationConfig
+
+    weights = _cast(state_dict if state_dict is not None else model.state_dict(), dtype)
+    use_cache, generation = model.config.use_cache, getattr(model, "generation_config", None)
+    try:
+        model.config.use_cache = True
+        # transformers refuses to write some settings that released models have; theirs are copied as they are
+        if generation is not None and (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig()
+        model.save_pretrained(into, state_dict=weights)
+    finally:
+        model.config.use_cache = use_cache
+        if generation is not None:
+            model.generation_config = generation
+    _edit(into / "config.json", dtype=str(dtype).removeprefix("torch."))
+    for name in (*COPIED, "generation_config.json"):
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, into / name)
+
+
+def save_dtype(folder: Path, config: TrainSection) -> torch.dtype:
+    """`train.save_dtype`, where `auto` is what the files of `folder` have, and float32 where they say nothing of use."""
+    return DTYPES[config.save_dtype] if config.save_dtype != "auto" else file_dtype(folder) or torch.float32
+
+
+def file_dtype(folder: Path) -> torch.dtype | None:
+    """The precision in which most numbers of a model folder's weights are stored; None where it is no common float.
+
+    An adapter folder is asked for its base model, where that is a folder.
+    """
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = Path(str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")))
+        return file_dtype(base) if base.is_dir() else None
+    sizes: dict[str, int] = {}
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name != "__metadata__":
+                start, end = tensor["data_offsets"]
+                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - start
+    if sizes:
+        return SAFETENSORS.get(max(sizes, key=lambda d: sizes[d]))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
+
+
+def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Floats in `dtype`; names that share a tensor go on sharing it, so that tied weights are written once."""
+    made: dict[tuple[Any, ...], Tensor] = {}
+    out = {}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or tensor.dtype == dtype:
+            out[name] = tensor
+            continue
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        if place not in made:
+            made[place] = tensor.detach().to("cpu", dtype)
+        out[name] = made[place]
+    return out
+
+
+def _write_adapter(
+    model: Any, aside: Path, out: Path, folder: Path, run: RunSection, arrived: Arrived | None,
+    state_dict: Mapping[str, Tensor] | None,
+) -> None:  # fmt: skip
+    """The new adapter with the name of what it stands on, and the arriving one where it was kept."""
+    given = {} if state_dict is None else {"state_dict": dict(state_dict)}
+    model.save_pretrained(aside / "adapter", selected_adapters=[NEW], **given)
+    base = hub_name(run.model, folder) or str(folder.resolve())
+    if arrived is not None:
+        below = arrived.base if not Path(arrived.base).is_dir() else str(Path(arrived.base).resolve())
+        base = below if arrived.handling == "beside" else str(out.resolve() / "initial")
+    _edit(aside / "adapter" / "adapter_config.json", base_model_name_or_path=base)
+    if arrived is not None and arrived.handling == "beside":
+        (aside / "arrived").mkdir()
+        for path in sorted(folder.glob("adapter_*")):
+            shutil.copy2(path, aside / "arrived" / path.name)
+        _edit(aside / "arrived" / "adapter_config.json", base_model_name_or_path=base)
+    (aside / "adapter" / "README.md").write_text(adapter_card(base, arrived), encoding="utf-8")
+
+
+def _edit(path: Path, **values: Any) -> None:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if "text_config" in data and "dtype" in values and isinstance(data["text_config"], dict):
+        data["text_config"]["dtype"] = values["dtype"]
+    path.write_text(json.dumps(data | values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,40 @@
+"""Stored targets are checked before anything trains on them: same weights, same tokenizer and template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hintdistill.errors import InputError
+from hintdistill.scores import Target
+
+SPEAKS_OF = {"weights": "the teacher's weights", "renderer": "the tokenizer or the chat template"}
+"""Entry of `Target.versions` → what differs where it does."""
+
+
+def require_same(targets: Sequence[Target], weights: str, renderer: str) -> None:
+    """Refuse targets that other weights or another tokenizer made, and those that do not say what made them.
+
+    Args:
+        weights: key of the weights whose views the targets are, `ModelKey.weights` of the teacher's folder.
+        renderer: key of the student's tokenizer and template, `Renderer.key`.
+
+    Raises:
+        InputError: names the first such target, how many there are, and the difference.
+    """
+    for name, now in (("weights", weights), ("renderer", renderer)):
+        other = [t for t in targets if t.versions.get(name) != now]
+        if not other:
+            continue
+        first = other[0]
+        made = first.versions.get(name)
+        about = (
+            f"{SPEAKS_OF[name]} changed: {made} → {now}"
+            if made
+            else f"it does not say which {name} made it ({now} are here)"
+        )
+        raise InputError(
+            f"{len(other)} of {len(targets)} targets do not belong to this training, the first is {first.key} "
+            f"(trace {first.trace_id}, step {first.step}): {about}",
+            hint="score them again with this teacher and tokenizer: a fresh run folder, or the targets folder moved away and "
+            "--resume; or train the model they were made with",
+        )

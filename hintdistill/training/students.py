@@ -1,0 +1,176 @@
+"""The model that is trained: full weights, an adapter on a model, or a new adapter beside the one the student arrived as.
+
+A student that arrives as an adapter is either merged into its base model, and is then a model like any other, or kept as it
+is (`train.arriving_adapter=beside`): frozen, always active, under the name `initial`, and the new adapter beside it. The
+initial policy is the student without what this run trains; `initial_weights` gives it for all of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hintdistill.config import LoraSection, RunSection, TrainSection
+from hintdistill.engines.transformers import load_model, pick_dtype
+from hintdistill.errors import ConfigError, ModelError
+
+NEW, ARRIVED = "default", "initial"
+"""Names of the adapters inside peft: the one that is trained, and the one the student came as."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The adapter a student came as."""
+
+    adapter: str
+    """Its folder or hub name, as `run.model` has it."""
+    base: str
+    """What it stands on, as its own configuration says."""
+    handling: Literal["merged", "beside"]
+
+    def record(self) -> dict[str, str]:
+        """The same as plain data, for the summary of the training."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Student:
+    """What is trained."""
+
+    model: Any
+    """A transformers model, or a peft model with an adapter on it."""
+    trainable: int
+    """Parameters that training changes."""
+    arrived: Arrived | None
+    """None for a student that came as a whole model."""
+
+
+def load_student(folder: Path, run: RunSection, config: TrainSection, device: torch.device) -> Student:
+    """Load the model of `folder` as it is trained: float32 for full weights, `run.dtype` under an adapter.
+
+    Raises:
+        ModelError: the folder cannot be loaded, or its adapter takes no other beside it.
+    """
+    # full weights are trained in float32, so that small updates are not rounded away
+    dtype = pick_dtype(run.dtype, device) if config.lora else torch.float32
+    arrived = arriving(folder, run, config)
+    if arrived is not None and arrived.handling == "beside":
+        assert config.lora is not None
+        model = _beside(folder, config.lora, dtype).to(device)
+    else:
+        model = load_model(folder, dtype, device)
+        if config.lora is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, lora_config(config.lora))
+    model.config.use_cache = False
+    return Student(model, sum(p.numel() for p in model.parameters() if p.requires_grad), arrived)
+
+
+def arriving(folder: Path, run: RunSection, config: TrainSection) -> Arrived | None:
+    """What is known of the adapter in `folder`, None where it holds a whole model.
+
+    Raises:
+        ModelError: its configuration is not JSON.
+        ConfigError: `train.arriving_adapter=beside` and it is no LoRA adapter.
+    """
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is not JSON: {error}") from None
+    if config.arriving_adapter == "beside" and said.get("peft_type") != "LORA":
+        raise ConfigError(
+            f"{folder} is an adapter of type {said.get('peft_type')}; only LoRA adapters take another beside them",
+            hint="set train.arriving_adapter=merge",
+        )
+    handling: Literal["merged", "beside"] = "beside" if config.arriving_adapter == "beside" else "merged"
+    return Arrived(run.model, str(said.get("base_model_name_or_path")), handling)
+
+
+def lora_config(section: LoraSection) -> Any:
+    """The new adapter as peft wants it."""
+    from peft import LoraConfig
+
+    modules = section.target_modules
+    return LoraConfig(
+        r=section.rank, lora_alpha=section.alpha, lora_dropout=section.dropout, task_type="CAUSAL_LM",
+        target_modules=modules if isinstance(modules, str) else list(modules),
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def initial_weights(model: Any) -> Iterator[None]:
+    """The policy that a student with an adapter started as: the new adapter off, one that it arrived as on.
+
+    Raises:
+        ValueError: `model` has no adapter; the initial weights of full training have to be kept as a copy.
+    """
+    if not hasattr(model, "disable_adapter"):
+        raise ValueError(f"{type(model).__name__} has no adapter that could be taken off")
+    with model.disable_adapter():
+        yield
+
+
+def _beside(folder: Path, section: LoraSection, dtype: torch.dtype) -> Any:
+    """The arriving adapter on its base model, frozen, and a new one beside it."""
+    from peft import AutoPeftModelForCausalLM
+
+    try:
+        model = AutoPeftModelForCausalLM.from_pretrained(folder, adapter_name=ARRIVED, is_trainable=False, dtype=dtype)
+        model.__class__ = _two_adapters()
+        model.add_adapter(NEW, lora_config(section))
+        model.set_adapter(NEW)
+    except Exception as error:
+        raise ModelError(
+            f"cannot train a new adapter beside {folder}: {error}", hint="set train.arriving_adapter=merge"
+        ) from error
+    return model.eval()
+
+
+@cache
+def _two_adapters() -> Any:
+    # made when it is needed: importing peft takes a second
+    from peft import PeftModelForCausalLM
+
+    class TwoAdapters(PeftModelForCausalLM):
+        """A model under two adapters, of which only the new one is ever trained, switched off or saved.
+
+        peft's own calls speak of one adapter: `set_adapter` would take the arriving one out, `disable_adapter` would take out
+        both and give gradients to both afterwards. transformers' Trainer makes these calls, when it resumes among others.
+        """
+
+        def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
+            if adapter_name != NEW:
+                super().set_adapter(adapter_name, inference_mode)
+                return
+            self.active_adapter = NEW
+            self.base_model.set_adapter([NEW, ARRIVED], inference_mode=inference_mode)
+            self.set_requires_grad(ARRIVED, False)
+
+        @contextlib.contextmanager
+        def disable_adapter(self) -> Iterator[None]:
+            before = [(p, p.requires_grad) for p in self.parameters()]
+            self.base_model.set_adapter([ARRIVED], inference_mode=True)
+            try:
+                yield
+            finally:
+                self.base_model.set_adapter([NEW, ARRIVED], inference_mode=True)
+                for parameter, requires_grad in before:
+                    parameter.requires_grad_(requires_grad)
+
+        def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+            if kwargs.get("selected_adapters") is None:
+                kwargs["selected_adapters"] = [NEW]
+            super().save_pretrained(save_directory, *args, **kwargs)
+
+    return TwoAdapters

@@ -1,0 +1,146 @@
+"""TensorBoard, trackio and wandb, through the Trainer's own integrations; their files go into the training's folder.
+
+Nothing is tracked by default; `metrics.jsonl` is always written. TensorBoard and trackio write files and send nothing. wandb
+sends names, settings and metrics to its server unless WANDB_MODE=offline. A variable of theirs that is set already is left as
+it is: TENSORBOARD_LOGGING_DIR, TRACKIO_DIR, TRACKIO_SPACE_ID, WANDB_DIR, WANDB_MODE, WANDB_PROJECT.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import netrc
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from hintdistill.config import TrainSection
+from hintdistill.errors import ConfigError
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+PROJECT = "hintdistill"
+OFFLINE = ("offline", "disabled", "dryrun")
+
+
+def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """How the Trainer is told: keywords of TrainingArguments, and variables the trackers read.
+
+    Args:
+        work: the training's folder; each tracker gets `work/tracker/<its name>`.
+        name: what the run is called; a training that is resumed under the same name goes on in the same run.
+    """
+    if not config.trackers:
+        return {"report_to": "none"}, {}
+    folder = (work / "tracker").resolve()
+    keywords = {
+        "report_to": list(config.trackers), "run_name": name, "project": PROJECT, "trackio_static_space_id": False,
+    }  # fmt: skip
+    wanted = {
+        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
+        "trackio": {"TRACKIO_DIR": str(folder / "trackio")},
+        # wandb makes its own folder in there, and would send what is printed, which may hold names of traces
+        "wandb": {
+            "WANDB_DIR": str(folder), "WANDB_PROJECT": PROJECT, "WANDB_CONSOLE": "off", "WANDB_RUN_ID": name,
+            "WANDB_RESUME": "allow",
+        },
+    }  # fmt: skip
+    if os.environ.get("WANDB_MODE") in OFFLINE:
+        # offline there is nothing to look the run up in
+        del wanted["wandb"]["WANDB_RESUME"]
+    environment = {k: v for tracker in config.trackers for k, v in wanted[tracker].items() if k not in os.environ}
+    return keywords, environment
+
+
+@contextlib.contextmanager
+def tracking(config: TrainSection, work: Path, name: str) -> Iterator[dict[str, Any]]:
+    """The keywords of `trackers_arguments`, with the trackers ready to be used by a Trainer made and run inside.
+
+    Trackers that print on standard output print on standard error meanwhile. At the end a wandb run is closed, so that the next
+    training in this process gets one of its own.
+
+    Raises:
+        ConfigError: see `check_trackers`.
+    """
+    check_trackers(config)
+    keywords, environment = trackers_arguments(config, work, name)
+    if not config.trackers:
+        yield keywords
+        return
+    with _set(environment), contextlib.redirect_stdout(sys.stderr):
+        if "wandb" in config.trackers:
+            # wandb falls back to a folder for temporary files where this one does not exist
+            Path(os.environ["WANDB_DIR"]).mkdir(parents=True, exist_ok=True)
+        try:
+            yield keywords
+        finally:
+            if "wandb" in config.trackers:
+                import wandb
+
+                if wandb.run is not None:
+                    wandb.finish()
+
+
+@contextlib.contextmanager
+def one_trackio_folder(config: TrainSection, folder: Path) -> Iterator[None]:
+    """trackio reads its folder once in a process, so that several trainings of one process share `folder`."""
+    needed = "trackio" in config.trackers and "TRACKIO_DIR" not in os.environ
+    with _set({"TRACKIO_DIR": str((folder / "tracker" / "trackio").resolve())} if needed else {}):
+        yield
+
+
+def check_trackers(config: TrainSection) -> None:
+    """Fail before anything is done on a tracker that could not be used.
+
+    Raises:
+        ConfigError: a package is missing, or wandb would have to ask for a key.
+    """
+    missing = [t for t in config.trackers if installed(t) is None]
+    if missing:
+        raise ConfigError(
+            f"train.trackers names {', '.join(missing)}, which is not installed here",
+            hint=f"pip install {' '.join(missing)}, or 'hintdistill[trackers]' for all of them",
+        )
+    if "wandb" in config.trackers and os.environ.get("WANDB_MODE") not in OFFLINE and not _wandb_key():
+        raise ConfigError(
+            "train.trackers names wandb, and there is no key for it",
+            hint="`wandb login` or WANDB_API_KEY; WANDB_MODE=offline keeps everything here",
+        )
+
+
+def installed(tracker: str) -> str | None:
+    """A tracker's version, None where it is not installed."""
+    if importlib.util.find_spec(tracker) is None:
+        return None
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(tracker)
+    return None
+
+
+def _wandb_key() -> bool:
+    """Whether wandb would find a key, in the environment or in the user's netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+@contextlib.contextmanager
+def _set(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

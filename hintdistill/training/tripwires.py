@@ -1,0 +1,109 @@
+"""Tripwires: bounds on what is read while training, and what is said when one is crossed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hintdistill.config import TripwireSection
+from hintdistill.errors import TripwireError
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One bound."""
+
+    name: str
+    """Of the bound, in `train.tripwires`."""
+    metric: str
+    sign: int
+    """1: the reading may not rise above the bound; -1: it may not fall below."""
+    unit: str
+    cause: str
+    advice: str
+
+
+LESS = "lower train.learning_rate or train.epochs, or raise train.anchor.weight"
+WIRES = (
+    Wire("max_off_target_kl", "off_target_kl", 1, " nats per token", "the student moves where nothing is trained", LESS),
+    Wire("max_heldout_kl", "heldout_kl", 1, " nats per token", "the student moves on held-out clean traces", LESS),
+    Wire("min_entropy_ratio", "entropy_ratio", -1, "", "entropy collapse: the student grows sure of everything",
+         "lower train.learning_rate, or use a divergence that covers the teacher (train.divergence=fkl or jsd)"),
+    Wire("max_end_drop", "end_drop", 1, "", "length tail: steps are less and less likely to end where they ended", LESS),
+    Wire("min_hint_effect", "hint_effect", -1, " nats", "the hint's effect is gone: nothing is left to learn",
+         "train for fewer steps (train.epochs), or keep the teacher at the initial policy (train.teacher=initial)"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """A bound that was crossed."""
+
+    wire: Wire
+    value: float
+    bound: float
+    step: int
+
+    def __str__(self) -> str:
+        side = "above" if self.wire.sign > 0 else "below"
+        return (
+            f"{self.wire.metric} is {self.value:.4g}{self.wire.unit} at step {self.step}, {side} "
+            f"train.tripwires.{self.wire.name}={self.bound:g}: {self.wire.cause}"
+        )
+
+
+class Tripwires:
+    """Compares readings with the bounds; keeps no state but what it has warned of."""
+
+    def __init__(self, section: TripwireSection, work: Path, warn: Callable[[Crossing], None] | None = None) -> None:
+        """`work` holds the checkpoints; `warn` is told of each bound once, under `action: warn`."""
+        self.section, self.work, self.warn = section, work, warn
+        self._told: set[str] = set()
+
+    def check(self, readings: Mapping[str, float], step: int) -> None:
+        """Compare the readings after optimiser step `step` with the bounds.
+
+        Raises:
+            TripwireError: a bound is crossed and the action is `stop`, or a reading is not finite.
+        """
+        for wire in WIRES:
+            bound, value = getattr(self.section, wire.name), readings.get(wire.metric)
+            if value is None:
+                continue
+            # the hint lowers what it speaks against, so its effect is negative where it works
+            value = -value if wire.metric == "hint_effect" else value
+            if not math.isfinite(value):
+                self._stop(
+                    f"{wire.metric} is {value} at step {step}", "lower train.learning_rate or use run.dtype=float32"
+                )
+            if bound is None or wire.sign * value <= wire.sign * bound:
+                continue
+            crossing = Crossing(wire, value, bound, step)
+            if self.section.action == "stop":
+                self._stop(str(crossing), f"{wire.advice}; with a wider bound --resume goes on from there")
+            if wire.name not in self._told:
+                self._told.add(wire.name)
+                if self.warn is not None:
+                    self.warn(crossing)
+
+    def _stop(self, message: str, advice: str) -> None:
+        raise TripwireError(message, hint=f"{kept(self.work)}; {advice}")
+
+
+def unread(section: TripwireSection, sets: Mapping[str, object]) -> list[str]:
+    """The bounds that nothing is read for, because the set that they speak of has no steps."""
+    needs = {"max_off_target_kl": "off_target", "min_entropy_ratio": "off_target", "max_end_drop": "off_target",
+             "max_heldout_kl": "heldout"}  # fmt: skip
+    return [name for name, of in needs.items() if getattr(section, name) is not None and of not in sets]
+
+
+def kept(work: Path) -> str:
+    """Which checkpoint a stopped training leaves, in words."""
+    steps = [int(p.name.rpartition("-")[2]) for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    return (
+        f"the last checkpoint is {work / f'checkpoint-{max(steps)}'}"
+        if steps
+        else "no checkpoint was written before it"
+    )

@@ -1,0 +1,132 @@
+"""Steps that nothing trains on, read while training: how far the student is from the weights that scored them.
+
+Two sets: *off target* (clean steps of training traces that are no anchors) and *held-out clean traces*. What the initial
+policy said of them is stored, so a reading is one pass of the student, without gradient, and nothing of it is random: the
+same training with and without a watch ends with the same weights, bit for bit. Every process reads all of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hintdistill.config import WatchSection
+from hintdistill.objectives import fkl, gather_with_tail
+from hintdistill.scores import Target
+from hintdistill.training.losses import OutputHead
+from hintdistill.training.passes import Passes, places
+from hintdistill.training.rows import TraceRow, watch_rows
+from hintdistill.training.views import sampled, supports, wide
+
+POSITIONS = 256
+"""Positions whose whole distributions exist at one time."""
+
+
+@dataclass(frozen=True)
+class WatchSets:
+    """What is read while training, and never trained on."""
+
+    off_target: Sequence[Target] = ()
+    """Clean steps of training traces."""
+    heldout: Sequence[Target] = ()
+    """Steps of held-out traces without a finding."""
+    from_initial: bool = True
+    """Whether the initial policy scored them (and what is trained on): else the student as this training starts."""
+
+
+NOTHING = WatchSets()
+
+
+def subsample(targets: Sequence[Target], steps: int, seed: int) -> list[Target]:
+    """At most `steps` of the targets, in order of their keys: the same for a seed, wherever else targets come or go."""
+    chosen = sorted(targets, key=lambda t: (random.Random(f"watch:{seed}:{t.key}").random(), t.key))[:steps]
+    return sorted(chosen, key=lambda t: t.key)
+
+
+class Watch:
+    """Reads the two sets."""
+
+    def __init__(self, sets: WatchSets, section: WatchSection, logging_steps: int, budget: int, seed: int) -> None:
+        """`budget`: tokens per forward pass."""
+        self.every = logging_steps if section.every is None else section.every
+        self.logging_steps, self.budget, self.last = logging_steps, budget, -1
+        chosen = {"off_target": sets.off_target, "heldout": sets.heldout} if self.every else {}
+        rows = {name: watch_rows(subsample(of, section.steps, seed)) for name, of in chosen.items()}
+        self.rows = {name: of for name, of in rows.items() if of}
+        """By set; a set without steps is not there."""
+
+    def due(self, step: int, last: bool) -> bool:
+        """Whether to read after optimiser step `step`, which is a logging step or the `last` one."""
+        if not self.rows or step == self.last:
+            return False
+        return last or step // self.every > (step - self.logging_steps) // self.every
+
+    @torch.no_grad()
+    def read(self, step: int, model: Any, passes: Passes, head: OutputHead) -> dict[str, float]:
+        """What docs/metrics.md calls the watch's readings; leaves training mode and random numbers as they are."""
+        self.last, training = step, model.training
+        model.eval()
+        try:
+            found = {name: self._set(of, model, passes, head) for name, of in self.rows.items()}
+        finally:
+            model.train(training)
+        out: dict[str, float] = {}
+        for name, mean in found.items():
+            out |= {f"{name}_kl": mean["kl"], f"{name}_flips": mean["flips"]}
+        if "off_target" in found:
+            mean = found["off_target"]
+            out["entropy/off_target"] = mean["entropy"]
+            out["entropy_ratio"] = mean["lumped"] / mean["lumped_before"] if mean["lumped_before"] else 1.0
+            out |= {"end_probability": mean["end"], "end_drop": mean["end_before"] - mean["end"]}
+        return out
+
+    def _set(self, rows: Sequence[TraceRow], model: Any, passes: Passes, head: OutputHead) -> dict[str, float]:
+        """Means over one set: over tokens, and over steps for the probability of ending one."""
+        parts = [_read(some, passes.student(model, some, ride=False).hidden, head) for some in self._groups(rows)]
+        return {name: float(torch.cat([p[name] for p in parts]).double().mean()) for name in parts[0]}
+
+    def _groups(self, rows: Sequence[TraceRow]) -> Iterator[list[TraceRow]]:
+        """Rows that are read together: as many as the budget of tokens holds, but at least one."""
+        group: list[TraceRow] = []
+        for row in rows:
+            if group and sum(len(r.ids) for r in group) + len(row.ids) > self.budget:
+                yield group
+                group = []
+            group.append(row)
+        if group:
+            yield group
+
+
+def _read(rows: Sequence[TraceRow], hidden: dict[str, Tensor], head: OutputHead) -> dict[str, Tensor]:
+    """Per token [N] or per step [S]: the student's distance from what is stored, and its entropy."""
+    slots = [s for _, s in places(rows)]
+    states = torch.cat([hidden[s.key] for s in slots])
+    device = states.device
+    ids, said = supports(slots, device), sampled(slots, device)
+    before = wide([s.plain for s in slots], -torch.inf).to(device)
+    found: dict[str, list[Tensor]] = {n: [] for n in ("kl", "flips", "entropy", "lumped", "lumped_before", "sampled")}
+    for at in torch.arange(len(states), device=device).split(POSITIONS):
+        logprobs = head.logprobs(states[at])
+        ours = gather_with_tail(logprobs, ids[at])
+        top = ids[at].gather(-1, before[at, :-1].argmax(-1, keepdim=True))[:, 0]
+        found["kl"].append(fkl(ours, before[at]))
+        found["flips"].append((logprobs.argmax(-1) != top).float())
+        found["entropy"].append(entropy(logprobs))
+        found["lumped"].append(entropy(ours))
+        found["lumped_before"].append(entropy(before[at]))
+        found["sampled"].append(logprobs.gather(-1, said[at][:, None])[:, 0])
+    each = {name: torch.cat(parts) for name, parts in found.items()}
+    ends = torch.tensor([s.length for s in slots], device=device).cumsum(0) - 1
+    last = torch.stack([s.plain[s.length - 1, s.columns[s.length - 1]] for s in slots]).to(device)
+    return each | {"end": each["sampled"][ends].exp(), "end_before": last.exp()}
+
+
+def entropy(logprobs: Tensor) -> Tensor:
+    """Entropy of distributions [..., K] given as log-probabilities, nats [...]; entries of -inf contribute nothing."""
+    present = logprobs > -torch.inf
+    return -(torch.where(present, logprobs.exp(), 0.0) * torch.where(present, logprobs, 0.0)).sum(-1)

@@ -1,0 +1,144 @@
+"""Truncated gradient: it flows only through the last W tokens before each scored span. Opt-in (`train.grad_window`).
+
+The student first reads the rows without gradient and leaves keys and values behind; then each span, with the W tokens before
+it, is read again with gradient and attends to what lies further back as to constants. The loss is the same, its gradient is an
+approximation: the share that reaches the weights through the keys and values of earlier tokens is left out. How good it is
+depends on the model and the traces, so the cosine to the exact gradient is measured while training and written down.
+
+Source: truncated backpropagation as of recurrent networks (Williams & Peng 1990), here through attention's keys and values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hintdistill.engines.prefix_tree import Piece
+from hintdistill.engines.shared_prefix import Memory, PackedCall, run_call
+from hintdistill.errors import ModelError
+from hintdistill.training.processes import lockstep
+
+if TYPE_CHECKING:
+    from hintdistill.training.passes import Passes, StudentPass
+    from hintdistill.training.rows import TraceRow
+
+FILE = "grad_window.json"
+"""Step → cosine, in the working folder of a training."""
+
+
+def require_window(model: Any, way: str, drops: bool) -> None:
+    """Raise ModelError where keys and values of earlier tokens cannot be taken as constants."""
+    hint = "leave train.grad_window out: the exact gradient needs none of this"
+    name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+    if way != "shared_prefix":
+        raise ModelError(
+            f"train.grad_window needs a model whose layers all attend, and {name} is read by the way `{way}`", hint=hint
+        )
+    if drops:
+        raise ModelError(
+            f"train.grad_window reads tokens twice, and {name} drops other activations each time (dropout)", hint=hint
+        )
+
+
+def windows(rows: Sequence[TraceRow], width: int) -> list[Piece]:
+    """What is read with gradient: per scored span its positions and the `width` tokens before them.
+
+    Spans whose windows overlap are read as one piece, so a little more than `width` tokens carry gradient there; in the
+    order of rows and positions.
+    """
+    out: list[Piece] = []
+    for i, row in enumerate(rows):
+        for slot in sorted(row.slots, key=lambda s: s.start):
+            start, stop = max(0, slot.positions.start - width), slot.positions.stop
+            if out and out[-1].chain == i and start < out[-1].stop:
+                out[-1] = Piece(i, min(start, out[-1].start), max(stop, out[-1].stop))
+            else:
+                out.append(Piece(i, start, stop))
+    return out
+
+
+def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, ride: bool) -> StudentPass:
+    """The student's pass over whole rows with a truncated gradient; see `Passes.student`."""
+    from hintdistill.training.passes import StudentPass, forest
+
+    branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
+    tree, memory = forest(rows, branched), Memory()
+    pieces = windows(rows, width)
+    # as far as a window or a branch looks back
+    depth = [max([p.start for p in pieces if p.chain == i] + [s.insert_at for j, s in branched if j == i], default=0)
+             for i in range(len(rows))]  # fmt: skip
+    trunks = [Piece(i, 0, n) for i, n in enumerate(depth) if n]
+    with torch.no_grad(), lockstep(passes.owner):
+        if trunks:
+            call = PackedCall(tree, trunks, memory, keep_trunks=True)
+            # of the last layer only keys and values are wanted; one row, because some kinds take no empty ones
+            call.rows = {0: [range(1)]}
+            run_call(passes.owner, call, [0])
+    memory.closed = True
+    if not pieces:
+        # a process without a slot, where others have some
+        return passes.student(model, rows, ride=ride)
+    call = PackedCall(tree, pieces, memory, windows=True)
+    columns, order = [], []
+    for i, row in enumerate(rows):
+        for slot in row.slots:
+            n = next(n for n, p in enumerate(pieces) if p.chain == i and p.start <= slot.positions.start < p.stop)
+            columns.append(torch.arange(slot.positions.start, slot.positions.stop) - pieces[n].start + call.offsets[n])
+            order.append(slot)
+    hidden = passes.run(model, call.inputs(passes.device), torch.cat(columns))
+    split = hidden.split([s.length for s in order])
+    return StudentPass(
+        {s.key: h for s, h in zip(order, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)},
+        0.0 * hidden.float().sum(),
+    )  # fmt: skip
+
+
+class WindowProbe:
+    """The cosine between the truncated and the exact gradient of a batch, at the first step and every so many."""
+
+    def __init__(self, every: int, folder: str | Path) -> None:
+        """`every`: optimiser steps between two measurements. A resumed run takes the earlier ones up again."""
+        self.every, self.file = every, Path(folder) / FILE
+        self.measured: dict[int, float] = {}
+        if self.file.is_file():
+            self.measured = {int(k): float(v) for k, v in json.loads(self.file.read_text(encoding="utf-8")).items()}
+        self.fresh: float | None = None
+        """What was measured since the last log."""
+        self._done = -1
+
+    def due(self, step: int) -> bool:
+        """Whether to measure at this optimiser step; once, on its first micro-batch."""
+        return step % self.every == 0 and step != self._done
+
+    def measure(self, step: int, model: Any, loss: Callable[[bool], Tensor]) -> float:
+        """Cosine of the gradients of `loss(True)`, truncated, and `loss(False)`, exact; with respect to what is trained."""
+        self._done = step
+        trained = [p for p in model.parameters() if p.requires_grad]
+        first, second = (torch.autograd.grad(loss(cut), trained, allow_unused=True) for cut in (True, False))
+        self.fresh = cosine(first, second)
+        self.measured[step] = self.fresh
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self.measured), encoding="utf-8")
+        return self.fresh
+
+    @property
+    def least(self) -> float | None:
+        """The least cosine measured so far."""
+        return min(self.measured.values(), default=None)
+
+
+def cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float:
+    """Of two gradients in the same order, a missing one counting as zero; 1 where both vanish."""
+    product = left = right = 0.0
+    for a, b in zip(first, second, strict=True):
+        left += 0.0 if a is None else float(a.double().square().sum())
+        right += 0.0 if b is None else float(b.double().square().sum())
+        product += 0.0 if a is None or b is None else float((a.double() * b.double()).sum())
+    if left == right == 0.0:
+        return 1.0
+    return product / max((left * right) ** 0.5, 1e-300)
