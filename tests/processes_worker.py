@@ -31,7 +31,9 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> None:
             raise StopIteration
 
     try:
-        train(case["model"], case["targets"], case["run"], case["train"], here, here / "student", name, progress)
+        train(
+            case["model"], case["targets"], case["run"], case["train"], here, here / "student", name, progress, watch=case["watch"]
+        )  # fmt: skip
     except StopIteration:
         # all of them stop after the same step
         assert not (here / "student").exists()

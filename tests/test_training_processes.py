@@ -26,6 +26,7 @@ from hintdistill.training import processes
 from hintdistill.training.checkpoints import check_checkpoint
 from hintdistill.training.rows import LengthSampler, RowDataset, build_rows
 from hintdistill.training.stage import read_summary, train
+from hintdistill.training.watch import WatchSets
 
 V = 96
 WORKER = Path(__file__).parent / "processes_worker.py"
@@ -105,7 +106,16 @@ def cases(tmp_path_factory) -> dict[str, dict]:
             epochs=2, batch_size=4, micro_batch_size=1, warmup_steps=0, save_steps=3, logging_steps=1, learning_rate=1e-3,
             anchor={"weight": 0.5, "min_probability": 0.0}, **section,
         )  # fmt: skip
-        out[name] = {"model": folders[settings["tied"]], "targets": some_targets(), "run": run, "train": config}
+        targets = some_targets()
+        # read while training, by every process alike, between the steps
+        watch = WatchSets(off_target=[t for t in targets if t.kind == "anchor"])
+        out[name] = {
+            "model": folders[settings["tied"]],
+            "targets": targets,
+            "run": run,
+            "train": config,
+            "watch": watch,
+        }
     return out
 
 
@@ -148,7 +158,8 @@ def losses(folder: Path) -> list[float]:
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: r[k] for k in ("grad_norm", "divergence", "anchor_kl") if k in r} for r in rows if "loss" in r]
+    names = ("grad_norm", "divergence", "anchor_kl", "off_target_kl", "span_logprob/student", "loss_tokens")
+    return [{k: r[k] for k in names} for r in rows if "loss" in r]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -160,7 +171,10 @@ def alone(cases, tmp_path_factory) -> Path:
     """Every case in this one process."""
     root = tmp_path_factory.mktemp("alone")
     for name, case in cases.items():
-        train(case["model"], case["targets"], case["run"], case["train"], root / name, root / name / "student", name)
+        train(
+            case["model"], case["targets"], case["run"], case["train"], root / name, root / name / "student", name,
+            watch=case["watch"],
+        )  # fmt: skip
     return root
 
 
@@ -181,7 +195,9 @@ def check_weights(ours: Path, theirs: Path) -> None:
 
 def go_on_alone(case: dict, folder: Path) -> None:
     assert (folder / "checkpoint-3").is_dir() and not (folder / "student").exists()
-    train(case["model"], case["targets"], case["run"], case["train"], folder, folder / "student", "k")
+    train(
+        case["model"], case["targets"], case["run"], case["train"], folder, folder / "student", "k", watch=case["watch"]
+    )
     assert read_summary(folder / "student").steps == 4
 
 
