@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hintdistill.engines.forward import make_head, squash_numbers
+from hintdistill.errors import ConfigError
 from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.objectives.chunked import HeadSpec
 from hintdistill.objectives.compose import target_of
@@ -21,6 +22,7 @@ from hintdistill.objectives.divergences import DIVERGENCES, compared, settled
 from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.supported import linear_kept, linear_support, linear_term
 from hintdistill.recipes import Recipe, Term
+from hintdistill.training.processes import is_sharded
 from hintdistill.training.rows import Slot
 from hintdistill.training.views import base, restricted, sampled, supports, whole
 
@@ -42,6 +44,14 @@ class OutputHead:
 
     def logprobs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the whole vocabulary, float32 [N, V]."""
+        if is_sharded(self.model):
+            # a call of the head alone would run FSDP's hooks outside of the root's forward pass
+            spec = self.spec
+            if spec is None:
+                raise ConfigError(
+                    "FSDP2 shards an output head with an adapter on it", hint="train.lora without lm_head"
+                )
+            return spec.logits(hidden).log_softmax(-1)
         out: Tensor = make_head(self.model)(hidden).log_softmax(-1)
         return out
 

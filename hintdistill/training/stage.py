@@ -16,6 +16,7 @@ from hintdistill.config import RunSection, TrainSection
 from hintdistill.engines.transformers import pick_device
 from hintdistill.errors import EmptyFunnelError
 from hintdistill.scores import Target
+from hintdistill.training import processes
 from hintdistill.training.others import Others
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
@@ -75,7 +76,8 @@ def train(
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
 
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
-    same weights. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
+    same weights. Where there are several processes, each of them calls this with the same arguments; the main one measures
+    and writes. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
 
     Args:
         initial: the folder of the initial policy, where the model of `folder` is a later one.
@@ -83,6 +85,7 @@ def train(
 
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
+        ConfigError: the processes cannot share the rows, or cannot read the checkpoint.
         ModelError: an external teacher that cannot be loaded, or whose tokenizer is another; `train.grad_window` on a
             model whose layers do not all attend.
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
@@ -93,8 +96,10 @@ def train(
     hints = [t for t in targets if t.kind == "hint"]
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
+    processes.check_launch()
     set_seed(run.seed)
     device = pick_device(run.device)
+    processes.join(device)
     student = load_student(folder, run, config, device)
     ordered = sorted(targets, key=lambda t: t.key)
     rows = build_rows(ordered, config)
@@ -104,18 +109,20 @@ def train(
             student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers,
             watch=watch, warn=warn,
         )  # fmt: skip
-        floor = _floor(trainer, rows, work)
-        last = _last_checkpoint(work)
+        floor = processes.from_main(lambda: _floor(trainer, rows, work))
+        last = processes.from_main(lambda: _last_checkpoint(work))
+        parameters = sum(p.numel() for p in student.model.parameters())
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
-        parameters=sum(p.numel() for p in student.model.parameters()),
-        grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
+        parameters=parameters, grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
-    _save(trainer, student, folder, run, config, out, summary)
+    # where weights are sharded, all processes take part in gathering them
+    weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
+    processes.from_main(lambda: _save(trainer, student, folder, run, config, out, summary, weights))
     return summary
 
 
@@ -130,8 +137,14 @@ def make_trainer(
     from hintdistill.training.trainer import HintTrainer
 
     class Metrics(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            processes.keep_head_whole(trainer.owner)
+            if trainer.follower is not None:
+                trainer.follower.bind()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            _write_row(work, {"step": state.global_step, **(logs or {})})
+            if processes.is_main():
+                _write_row(work, {"step": state.global_step, **(logs or {})})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -139,22 +152,24 @@ def make_trainer(
             if progress:
                 progress(state.global_step, state.max_steps)
 
-    micro = config.micro_batch_size or config.batch_size
+    micro, world = processes.rows_per_pass(config.batch_size, config.micro_batch_size), processes.world()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
     arguments = TrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // micro,
+        output_dir=str(work), per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * world),
         learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
         warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
         seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
         save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **(trackers or {"report_to": "none"}),
         remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
         bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
+        ddp_find_unused_parameters=processes.may_leave_unused(model),
     )  # fmt: skip
     trainer = HintTrainer(
-        model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
-        special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
+        model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
+        callbacks=[Metrics()], special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
         watch=_watch(watch, config, run.seed, warn), tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
     )  # fmt: skip
     _silence(trainer)
@@ -237,7 +252,11 @@ def _save(
     config: TrainSection,
     out: Path,
     summary: TrainSummary,
+    weights: Mapping[str, Any] | None,
 ) -> None:
     """Write the student's folder; see `output.write_student`."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    write_student(out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived)
+    write_student(
+        out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived,
+        state_dict=weights,
+    )  # fmt: skip
