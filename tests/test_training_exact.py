@@ -10,17 +10,20 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
-from exact_rows import Doubled, as_it_is, error, loss_and_gradient, reference, targets_of, trainer_of
+from exact_rows import Doubled, as_it_is, error, logprobs, loss_and_gradient, reference, targets_of, trainer_of
 from model_kinds import WAYS, model_of
 
 from hintdistill.engines.sharing import SharingWarning
+from hintdistill.objectives import fkl
+from hintdistill.training.passes import places
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LIVE = {"targets": "in_step", "teacher": "live", "support": "full", "anchor": {"weight": 1.0}}
+LIVE = {"targets": "in_step", "teacher": "live", "support": "full", "anchor": {"weight": 1.0, "min_probability": 0.0}}
 
 
 def bound(kind: str) -> float:
@@ -53,7 +56,10 @@ def quiet_trainer(*args, **kwargs):
 
 
 def differences(kind, tmp_path, dtype=torch.float32, judge=None, **config) -> tuple[float, float]:
-    """Of loss (relative where it is not near zero) and gradient. `judge`: the reference's teacher from trainer and model."""
+    """Of the loss, relative where it is not near zero, and of the gradient.
+
+    `judge` makes the reference's teacher from trainer and model; without it, it is the student.
+    """
     model = student_of(kind, dtype)
     trainer = quiet_trainer(model, targets_of(model), tmp_path, **config)
     who = judge(trainer, model) if judge else lambda: as_it_is(model)
@@ -102,7 +108,11 @@ TEACHERS = {
 def test_other_teachers_are_exact_too(kind, teacher, checkpointing, tmp_path):
     """The initial policy and a following teacher read each trace by themselves; stored targets need no teacher."""
     make = {"initial": lambda t, m: lambda: without_adapter(m), "ema": a_follower, "stored": None}[teacher]
-    config = {**TEACHERS[teacher], "anchor": {"weight": 1.0}, "gradient_checkpointing": checkpointing}
+    config = {
+        **TEACHERS[teacher],
+        "anchor": {"weight": 1.0, "min_probability": 0.0},
+        "gradient_checkpointing": checkpointing,
+    }
     loss, gradient = differences(kind, tmp_path, judge=make, **config)
     assert loss <= 5e-5 and gradient <= bound(kind)
 
@@ -137,3 +147,50 @@ def test_where_sharing_is_not_valid_the_slower_way_is_taken_and_said(kind, tmp_p
     wanted, g = reference(trainer, model, lambda: as_it_is(model), lambda: as_it_is(model))
     loss, found = loss_and_gradient(trainer)
     assert abs(loss - wanted) <= 5e-5 * wanted and error(found, g) <= 5e-6
+
+
+def train_one_step(tmp_path, micro: int, **config) -> torch.Tensor:
+    """All weights after one optimiser step over the same eight rows.
+
+    By plain SGD with a step so large that rounding the new weights hides nothing of the gradient.
+    """
+    model = student_of("llama")
+    stored = [replace(t, trace_id=t.key, key=f"{t.key}{seed}") for seed in (0, 1) for t in targets_of(model, seed)][:8]
+    trainer = trainer_of(model, stored, tmp_path, batch_size=8, micro_batch_size=micro, max_grad_norm=1e9, **config)
+    assert len(trainer.train_dataset.rows) == 8
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e4)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before
+
+
+@pytest.mark.parametrize("normalize", ["row", "token"])
+@pytest.mark.parametrize("teacher", ["live", "initial"])
+def test_a_batch_of_eight_is_eight_batches_of_one(teacher, normalize, tmp_path):
+    """Through the Trainer itself: what one optimiser step does to the weights."""
+    config = {"targets": "in_step", "teacher": teacher, "normalize": normalize, "schedule": "constant"}
+    config |= {"anchor": {"weight": 1.0, "min_probability": 0.0}, "loss_span": "quote_weighted"}
+    whole, parts = (train_one_step(tmp_path / str(m), m, **config) for m in (8, 1))
+    assert float(whole.norm()) > 100
+    assert error(parts, whole) <= 2e-6
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3"])
+def test_bfloat16_is_no_further_off_than_separate_forwards(kind, tmp_path):
+    """Mean KL(float32 ‖ bfloat16) of student and teacher, on the shared path and apart."""
+    exact, rough = student_of(kind), student_of(kind, torch.bfloat16)
+    shared, apart = [], []
+    for seed in range(3):
+        trainer = quiet_trainer(rough, targets_of(exact, seed), tmp_path, **LIVE, divergence="rkl")
+        rows = trainer.train_dataset.rows
+        assert trainer.passes.way == "shared_prefix"
+        with torch.no_grad():
+            done = trainer.passes.student(trainer.owner, rows, ride=True)
+            found = trainer.passes.riding(trainer.owner, done, places(rows))
+            for row, slot in places(rows):
+                for ours, ids in ((done.hidden, row.plain(slot)), (found, row.hinted(slot))):
+                    truth = logprobs(exact, ids, slot.length)
+                    shared.append(fkl(trainer.head.logprobs(ours[slot.key]), truth))
+                    apart.append(fkl(logprobs(rough, ids, slot.length), truth))
+    assert 0 < torch.cat(shared).mean() <= 1.2 * torch.cat(apart).mean()

@@ -42,7 +42,7 @@ def _over_mixture(student: Tensor, target: Tensor, alpha: float) -> tuple[Tensor
     d = torch.where(present, target, 0.0) - torch.where(present, student, 0.0)
     up = d > 0
     # not |d| and max(d, 0): their slopes at zero are neither side's
-    share, fall = torch.where(up, 1 - alpha, alpha).to(d), torch.where(up, -d, d)
+    share, fall = alpha + (1 - 2 * alpha) * up.to(d), torch.where(up, -d, d)
     common = torch.log1p(share * torch.expm1(fall))
     return torch.where(up, fall, 0.0) - common, torch.where(up, 0.0, fall) - common
 

@@ -106,6 +106,11 @@ class _Restricted:
         """∂ℓ/∂(h W^T + b) [n, V] from g = ∂ℓ/∂values, written over the logits."""
         g = torch.where(self.values > -torch.inf, g, 0.0)
         total = g.sum(-1, keepdim=True)
+        if self.rest == "tail":
+            # kept entries and tail sum to one, so a multiple of them moves nothing; taken out here, where a loss of equal
+            # distributions has nothing else, its rounding is not left over below
+            g = g - self.values.exp() * total
+            total = g.sum(-1, keepdim=True)
         others = -total
         if self.rest == "tail":
             # a tail of nothing has no gradient to share out

@@ -120,6 +120,11 @@ def run(ctx: RunContext) -> None:
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
     )
+    if summary.grad_window_cosine is not None:
+        ctx.voice.note(
+            f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
+            f"{summary.grad_window_cosine:.3f} to the exact one"
+        )
 
 
 def _rows(targets: Sequence[Target]) -> list[RowLength]:

@@ -45,6 +45,8 @@ class TrainSummary:
     parameters: int
     arrived: dict[str, str] | None = None
     """The adapter the student came as, and what became of it; see `students.Arrived`."""
+    grad_window_cosine: float | None = None
+    """The least cosine between truncated and exact gradient that was measured, with `train.grad_window`."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -81,7 +83,8 @@ def train(
 
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
-        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another; `train.grad_window` on a
+            model whose layers do not all attend.
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
             stays as it was, and so does the last checkpoint.
     """
@@ -110,6 +113,7 @@ def train(
         way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
         parameters=sum(p.numel() for p in student.model.parameters()),
         arrived=student.arrived.record() if student.arrived else None,
+        grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
     )  # fmt: skip
     _save(trainer, student, folder, run, config, out, summary)
     return summary

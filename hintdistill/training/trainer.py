@@ -31,6 +31,7 @@ from hintdistill.training.teacher import Follower, Reading
 from hintdistill.training.tripwires import Tripwires, kept
 from hintdistill.training.views import supports, wide
 from hintdistill.training.watch import Watch
+from hintdistill.training.window import WindowProbe, require_window, windowed
 
 
 def collate(rows: Sequence[TraceRow]) -> dict[str, Any]:
@@ -81,6 +82,11 @@ class HintTrainer(Trainer):
         self.meter = Meter(self.recipe, self.head, self.args.logging_steps, from_initial)
         self.watch, self.tripwires = watch, tripwires
         self._batch: list[TraceRow] = []
+        self.probe: WindowProbe | None = None
+        """What measures a truncated gradient, where it is one."""
+        if objective.grad_window is not None:
+            require_window(self.passes)
+            self.probe = WindowProbe(objective.grad_window_every, self.args.output_dir)
 
     def _vocabulary(self) -> int:
         return int(self.owner.get_output_embeddings().weight.shape[0])
@@ -110,7 +116,9 @@ class HintTrainer(Trainer):
             TripwireError: the loss is not finite; names the rows.
         """
         rows: list[TraceRow] = inputs["rows"]
-        loss = self._loss(model, rows)
+        if self.probe is not None and self.probe.due(self.state.global_step) and model.training:
+            self._measure_window(self.probe, rows)
+        loss = self._loss(model, rows, self.config.grad_window)
         self.meter.rows(rows, self.state.global_step)
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
         # gradients are averaged over the processes, and the count is that of all of them
@@ -119,15 +127,26 @@ class HintTrainer(Trainer):
             self._not_finite(f"the loss is {loss.item()}", rows, gradients=False)
         return (loss, {}) if return_outputs else loss
 
-    def _loss(self, model: Any, rows: Sequence[TraceRow]) -> Tensor:
-        """The recipe's terms, summed over slots."""
-        done = self.passes.student(model, rows, ride=self._ride)
+    def _loss(self, model: Any, rows: Sequence[TraceRow], window: int | None) -> Tensor:
+        """The recipe's terms, summed over slots; with a window its gradient is truncated."""
+        if window is None:
+            done = self.passes.student(model, rows, ride=self._ride)
+        else:
+            done = windowed(self.passes, model, rows, window, self._ride)
         loss = next(iter(done.hidden.values())).new_zeros((), dtype=torch.float32)
         for kind in ("hint", "anchor"):
             placed = places(rows, kind)
             if placed:
                 loss = loss + self._part(model, kind, placed, done)
         return loss
+
+    def _measure_window(self, probe: WindowProbe, rows: Sequence[TraceRow]) -> None:
+        """Both gradients of this micro-batch, aside: neither is trained on, and nothing of them is logged."""
+        self.meter.paused = True
+        for cut in (self.config.grad_window, None):
+            probe.take(self.owner, self._loss(self.owner, rows, cut))
+        self.meter.paused = False
+        probe.done(self.state.global_step)
 
     @property
     def _ride(self) -> bool:
@@ -148,7 +167,7 @@ class HintTrainer(Trainer):
         """Whether a row by itself has a finite loss, and finite gradients."""
         self.model.zero_grad()
         with torch.set_grad_enabled(gradients):
-            loss = self._loss(self.model, [row])
+            loss = self._loss(self.model, [row], None)
             if gradients:
                 loss.backward()
         found = [p.grad for p in self.model.parameters() if p.grad is not None] if gradients else []
@@ -289,6 +308,8 @@ class HintTrainer(Trainer):
         """
         step = self.state.global_step
         logs |= self.meter.drain()
+        if self.probe is not None and self.probe.fresh is not None:
+            logs["grad_window_cosine"], self.probe.fresh = self.probe.fresh, None
         if self.watch is not None and self.watch.due(step, last=step == self.state.max_steps):
             logs |= self.watch.read(step, self.owner, self.passes, self.head)
         super().log(logs, start_time)
