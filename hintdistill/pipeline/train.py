@@ -70,7 +70,7 @@ def watched(ctx: RunContext, trained: Sequence[Target]) -> WatchSets:
 
 
 def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets) -> None:
-    """Hints were scored by the teacher, everything else by the initial policy. Raises ModelError."""
+    """Hints were scored by the teacher, everything else by the initial policy. Raises InputError."""
     from hintdistill.training.provenance import require_same
 
     hints = [t for t in targets if t.kind == "hint"]
