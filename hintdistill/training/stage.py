@@ -128,7 +128,7 @@ def make_trainer(
     trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
     """The trainer of these rows; checkpoints and metrics go to `work`."""
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     from hintdistill.training.trainer import HintTrainer
 
@@ -152,17 +152,7 @@ def make_trainer(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
-    arguments = TrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * world),
-        learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
-        seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **(trackers or {"report_to": "none"}),
-        remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
-        bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
-        ddp_find_unused_parameters=processes.may_leave_unused(model),
-    )  # fmt: skip
+    arguments = _arguments(model, run, config, work, device, micro, trackers or {"report_to": "none"})
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
         callbacks=[Metrics()], special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
@@ -170,6 +160,25 @@ def make_trainer(
     )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _arguments(
+    model: Any, run: RunSection, config: TrainSection, work: Path, device: torch.device, micro: int, trackers: Mapping[str, Any]
+) -> Any:  # fmt: skip
+    """What the Trainer is told; `micro`: rows of one process in one pass."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(work), per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * processes.world()),
+        learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
+        seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **trackers,
+        remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
+        bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
+        ddp_find_unused_parameters=processes.may_leave_unused(model),
+    )  # fmt: skip
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:
