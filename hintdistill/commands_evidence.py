@@ -16,6 +16,9 @@ def ablate(
     resume: Annotated[bool, typer.Option("--resume", help="Do what is owed of the ablation in run.dir.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Four arms, two seeds, fewer tasks.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Regimes, critic noise and further arms as well.")] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="First choose every arm's settings on validation tasks.")
+    ] = False,
     summary: Annotated[
         bool, typer.Option("--summary", help="Table and figure of what is finished; runs no job.")
     ] = False,
@@ -28,7 +31,7 @@ def ablate(
     from hintdistill.evidence import ablate as evidence
     from hintdistill.evidence.scale import scaled
 
-    settings = scaled(load_config(config, overrides or []), quick=quick, full=full)
+    settings = scaled(load_config(config, overrides or []), quick=quick, full=full, sweep=sweep)
     folder = pipeline.run_folder(settings, config.stem)
     if summary:
         document = evidence.summarise_again(folder)

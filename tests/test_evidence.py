@@ -16,12 +16,16 @@ from hintdistill.evidence.ablate import plan_jobs
 from hintdistill.evidence.preflight import error_probabilities, predict
 from hintdistill.evidence.scale import FULL_NOISE, scaled
 from hintdistill.evidence.statistics import (
+    Interval,
     bootstrap_ratio,
     crossed_bootstrap,
     difference,
     fit_line,
     gap_closed,
     mean_of,
+    over_groups,
+    ratio,
+    resampled_means,
 )
 from hintdistill.evidence.table import clean, table_of
 from hintdistill.prompts import PromptLibrary
@@ -63,7 +67,10 @@ def test_paired_differences_are_narrower_than_unpaired_ones():
 
 def test_gap_closed_and_ratios():
     zero, half, one = (np.full((2, 4), v) for v in (0.0, 0.5, 1.0))
-    assert gap_closed(half, zero, one) == 0.5 and np.isnan(gap_closed(half, one, one))
+    assert gap_closed(0.5, 0.0, 1.0) == 0.5 and np.isnan(gap_closed(0.5, 1.0, 1.0)) and np.isnan(ratio(1.0, 0.0))
+    assert ratio(np.array([1.0, 2.0]), np.array([4.0, 0.0])).tolist()[0] == 0.25
+    assert crossed_bootstrap(gap_closed, half, zero, one, n=100) == Interval(0.5, 0.5, 0.5)
+    assert np.isnan(crossed_bootstrap(gap_closed, half, one, one, n=100).low)
     got = bootstrap_ratio([0.1, 0.1], [0.5, 0.5])
     assert got.mean == got.low == got.high == pytest.approx(0.8)
     with pytest.raises(ValueError, match="0 numerators"):
@@ -72,9 +79,29 @@ def test_gap_closed_and_ratios():
         crossed_bootstrap(difference, one, np.ones((2, 5)))
 
 
+def test_resampling_by_counts_is_resampling():
+    """The mean of a table whose rows and columns are drawn one by one has the same spread."""
+    table = RNG.random((4, 30)) + np.linspace(0, 1, 4)[:, None]
+    (fast,) = resampled_means(table, n=4000)
+    rng = np.random.default_rng(1)
+    slow = [table[np.ix_(rng.integers(4, size=4), rng.integers(30, size=30))].mean() for _ in range(4000)]
+    assert fast.mean() == pytest.approx(np.mean(slow), abs=0.02) and fast.std() == pytest.approx(np.std(slow), rel=0.06)
+
+
+def test_medians_over_seeds_and_findings():
+    got = over_groups([[1.0, 2.0, 3.0], [], [10.0, 11.0, 12.0]], n=500)
+    assert got.mean == 6.5 and got.low < 3 and got.high > 10, "between seeds is most of what varies"
+    assert over_groups([[1.0, 3.0]], "mean", n=10).mean == 2.0
+    with pytest.raises(ValueError, match="no values"):
+        over_groups([[]])
+
+
 def test_lines():
     line = fit_line([0, 1, 2, 3], [1, 3, 5, 7])
     assert (line.slope, line.intercept, line.r2, line.points) == pytest.approx((2, 1, 1, 4))
+    assert (
+        line.r2_identity == pytest.approx(1 - (1 + 4 + 9 + 16) / 20) and fit_line([0, 1, 2], [0, 1, 2]).r2_identity == 1
+    )
     assert fit_line([0, 1], [0, 1]) is None and fit_line([1, 1, 1], [0, 1, 2]) is None
     assert clean({"x": float("nan"), "y": (np.float32(1.0),)}) == {"x": None, "y": [1.0]}
 
@@ -137,6 +164,14 @@ def test_wrong_hints_speak_of_another_error(data, share):
         assert (f.step, f.error_class) == (f0.step, f0.error_class) and f.hint
 
 
+def test_where_no_wrong_hint_can_be_made_there_is_no_row_with_a_right_one(data, monkeypatch):
+    _, _, found, library = data
+    monkeypatch.setattr(disturb, "other_hint", lambda *_: None)
+    assert (
+        disturb.wrong_hints(found, library, 1.0, "s") == [] and disturb.wrong_hints(found, library, 0.0, "s") == found
+    )
+
+
 def test_false_alarms_fall_on_clean_traces_only(data):
     traces, wrong, found, library = data
     got = disturb.false_alarms(found, traces, wrong, library, 0.3, "s")
@@ -166,10 +201,14 @@ def test_quick_and_full_plans():
     assert len(shared) == 2 and {j.arm for j in arms} == {"hint", "placebo", "random_step", "sft_success"}
     full = scaled(config, quick=False, full=True)
     _, arms = plan_jobs(full)
-    assert {j.arm for j in arms} >= {*FULL_NOISE, "stale"} and {j.regime for j in arms} == {"all", "rare", "absent"}
-    assert not any(":" in j.arm for j in arms if j.regime != "all")
+    assert {j.arm for j in arms} >= {*FULL_NOISE, "stale"} and {j.regime for j in arms} == {"common", "rare", "absent"}
+    assert {j.regime for j in arms if j.arm == "llm_critic"} == {"common", "rare", "absent"}
+    assert {j.regime for j in arms if j.arm in ("stale", "foreign")} == {"common"}
+    assert not any(":" in j.arm for j in arms if j.regime != "common")
     with pytest.raises(ConfigError, match="exclude each other"):
         scaled(config, quick=True, full=True)
+    with pytest.raises(ConfigError, match="--quick and --sweep exclude each other"):
+        scaled(config, quick=True, full=False, sweep=True)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +217,11 @@ def test_quick_and_full_plans():
         (["ablate.noise=step:200"], "is not of the form"),
         (["ablate.noise=steps:20"], "is not of the form"),
         (["ablate.arms=[foreign]", "ablate.foreign_traces=[]"], "needs ablate.foreign_traces"),
-        (["ablate.arms=[llm_critic]"], "needs ablate.llm_critic"),
+        (["ablate.arms=[llm_critic]", "ablate.llm_critic={}"], "needs ablate.llm_critic"),
         (["run.rounds=", "traces.path=x"], "set run.rounds"),
+        (["ablate.train={placebo: {learning_rat: 1}}"], r"ablate\.train\.placebo: .*learning_rat"),
+        (["ablate.sweep.settings=[{epochs: -1}]", "ablate.sweep.own={}"], r"ablate\.sweep, setting 0 of hint: "),
+        (["ablate.llm_critic={use: [llm], lmm: {}}"], r"ablate\.llm_critic: .*lmm"),
         (["rescore.engine.backend=vllm"], "scored by transformers"),
         (["train.teacher=live", "train.targets=in_step"], "stored targets of the initial teacher"),
     ],
@@ -192,6 +234,6 @@ def test_what_cannot_be_ablated_is_said(overrides, message):
 def test_tables_refuse_seeds_on_different_tasks():
     row = lambda task, ok: {"task": task, "success": ok, "errors": ["e"] if not ok else []}  # noqa: E731
     assert table_of([[row("a", True), row("b", False)]]).tolist() == [[1.0, 0.0]]
-    assert table_of([[row("a", True), row("b", False)]], "e").tolist() == [[0.0, 1.0]]
+    assert table_of([[row("a", True), row("b", False)]], ("e", "f")).tolist() == [[0.0, 1.0]]
     with pytest.raises(ValueError, match="different tasks"):
         table_of([[row("a", True)], [row("b", True)]])

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from conftest import TOOLWORLD
+from transformers.cache_utils import DynamicLayer
 from world import Toolworld, ToolworldEnvironment
 
 from hintdistill.errors import ConfigError, EnvironmentFailure
+from hintdistill.rollouts.cache import GrowingLayer
 from hintdistill.rollouts.environment import Reply, Start
 from hintdistill.rollouts.evaluate import evaluate, load_suite, tasks_of
 from hintdistill.rollouts.parsing import parse_hermes
@@ -15,6 +18,7 @@ from hintdistill.rollouts.sampling import Sampler, SamplingOptions
 from hintdistill.scores import ScoreRequest
 from hintdistill.types import Message
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=64, max_steps=8, batch_size=8)
 
 
@@ -104,6 +108,21 @@ class Suite:
                 return super().step(message)
 
         return Broken()
+
+
+def test_a_growing_cache_holds_what_the_librarys_does():
+    """Prefill, single tokens past its first room, rows selected in between, a crop: bit for bit."""
+    torch.manual_seed(0)
+    ours, theirs = GrowingLayer(), DynamicLayer()
+    for tokens, rows in ((5, None), *((1, None),) * 70, (3, [2, 0]), (1, None)):
+        if rows is not None:
+            for layer in (ours, theirs):
+                layer.batch_select_indices(torch.tensor(rows))
+                layer.crop(-2)
+        new = torch.randn(2, 3 if theirs.keys is None else len(theirs.keys), 2, tokens, 4)
+        for a, b in zip(ours.update(*new), theirs.update(*new), strict=True):
+            assert torch.equal(a, b)
+        assert ours.get_seq_length() == theirs.get_seq_length()
 
 
 @pytest.mark.parametrize(

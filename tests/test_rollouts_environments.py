@@ -16,11 +16,11 @@ from hintdistill.errors import ConfigError, EnvironmentFailure
 from hintdistill.injection import Injector
 from hintdistill.prompts import PromptLibrary
 from hintdistill.rollouts.environment import Reply, Start, TaskSuite
-from hintdistill.rollouts.evaluate import Outcome, summarise
+from hintdistill.rollouts.evaluate import Outcome, outcome_of, summarise
 from hintdistill.rollouts.guard import GuardedEnvironment
 from hintdistill.rollouts.hinted import play_hinted
-from hintdistill.rollouts.sampling import Branch, Sampler, SamplingOptions
-from hintdistill.types import Critique, Message, ToolCall
+from hintdistill.rollouts.sampling import Branch, Episode, Sampler, SamplingOptions
+from hintdistill.types import Critique, Message, ToolCall, Trace
 
 USER = Message(role="user", content="hi")
 START, DONE = Start((USER,), ()), Reply((), True, 1.0)
@@ -81,6 +81,8 @@ def test_an_environment_of_its_own_thread_is_closed_there():
         (Scripted(reply=Reply((), False)), "answered nothing and did not end"),
         (Scripted(reply=Reply((), True, float("nan"))), "the reward nan"),
         (Scripted(reply=Reply((), "yes")), "done='yes'"),
+        (Scripted(start=Start((USER,), ({"a": object()},))), "tools that are no JSON"),
+        (Scripted(reply=Reply((Message(role="tool", content="\ud800"),), False)), "a message that is no JSON"),
     ],
 )
 def test_what_an_environment_returns_is_checked(environment, message):
@@ -99,6 +101,30 @@ def test_a_timeout_error_of_the_environments_own_is_called_so():
     guarded.reset("t")
     with pytest.raises(EnvironmentFailure, match="step raised TimeoutError: upstream"):
         guarded.step(USER)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_an_environment_that_exits_costs_its_episode_and_not_the_run(error):
+    class Exits(Scripted):
+        def step(self, message):
+            raise error
+
+    guarded = GuardedEnvironment(Exits, timeout_s=5)
+    guarded.reset("t")
+    with pytest.raises(EnvironmentFailure, match=f"raised {type(error).__name__}"):
+        guarded.step(USER)
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [(lambda trace: 1 / 0, "check raised ZeroDivisionError"), (lambda trace: [1], "something else than findings")],
+)
+def test_a_checker_that_breaks_costs_the_episode(check, message):
+    suite = Toolworld()
+    suite.check = check
+    trace = Trace(id="t", messages=(USER, Message(role="assistant", content="x")), reward=1.0)
+    outcome = outcome_of(suite, Episode("t", trace))
+    assert not outcome.success and message in outcome.failure
 
 
 def test_outcomes_add_up():

@@ -125,6 +125,18 @@ def config(folder: Path, *overrides: str):
     return load_config(ROOT / "configs" / "rounds.yaml", [f"run.dir={folder}", "run.rounds=1", *SMALL, *overrides])
 
 
+@pytest.mark.slow
+def test_rounds_with_the_critic_model_have_a_curve_of_their_own(tmp_path):
+    """No rule, no label, no checker: the critic is a model, and a success label only measures."""
+    folder = tmp_path / "run"
+    loop("-q", f"run.dir={folder}", *SMALL, "critic.use=[llm]", "critic.checker=", "rollout.limit=4")
+    got = document(folder)
+    assert got["critics"] == ["llm"] and [r["trained"] for r in got["rounds"]] == [True, True]
+    assert all(set(r["environment"]) == {"validation@0", "validation@1"} for r in got["rounds"])
+    rows = [json.loads(x) for x in (folder / "rounds" / "02" / "run" / "critiques.jsonl").read_text().splitlines()]
+    assert {r["critic"] for r in rows} == {"llm"}
+
+
 def test_no_findings_left_ends_the_loop_in_peace(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     settings = config(tmp_path / "run", "rollout.sample.episodes=8", "rollout.limit=2", "rollout.stop.min_findings=100")
@@ -146,6 +158,24 @@ def test_a_bound_that_is_crossed_stops_with_the_last_good_weights(tmp_path, monk
     with pytest.raises(TripwireError, match=r"round 1: off-target KL .* is above 0.1"):
         run(settings, tmp_path / "run", voice=Voice(quiet=True))
     assert document(tmp_path / "run")["rounds"][0]["tripwire"] and not (tmp_path / "run" / "student").exists()
+
+
+def test_a_tripwire_of_the_training_stops_its_round(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = config(
+        tmp_path / "run", "rollout.limit=2", "rollout.sample.episodes=16", "train.tripwires.action=stop",
+        "train.tripwires.max_off_target_kl=1e-9", "train.anchor.weight=0", "train.logging_steps=1",
+    )  # fmt: skip
+    voice = Voice(quiet=True)
+    with pytest.raises(
+        TripwireError, match=r"round 1: off_target_kl is .* above train.tripwires.max_off_target_kl=1e-09"
+    ):
+        run(settings, tmp_path / "run", voice=voice)
+    row = document(tmp_path / "run")["rounds"][0]
+    assert row["tripwire"] and not row["trained"] and row["stop"].startswith("off_target_kl is")
+    assert not (tmp_path / "run" / "student").exists()
+    assert not (tmp_path / "run" / "rounds" / "01" / "run" / "student").exists()
+    assert "nothing is read for train.tripwires.max_heldout_kl" in " ".join(voice.warnings), "no round holds traces out"
 
 
 BROKEN = """
@@ -178,6 +208,30 @@ def test_rounds_whose_episodes_come_to_nothing_are_a_collapse(tmp_path, monkeypa
         run(settings, tmp_path / "run", voice=Voice(quiet=True))
     reasons = document(tmp_path / "run")["rounds"][0]["episodes"]["reasons"]
     assert reasons == {"step raised RuntimeError: no tools today": 8}
+
+
+def test_a_student_that_collapses_in_play_is_not_the_last_good_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = BROKEN.format(folder=str(TOOLWORLD))
+    # from the second round on nothing works, as if the first had ruined the student unseen
+    broken = f"__import__('pathlib').Path({str(tmp_path / 'run' / 'rounds' / '02')!r}).exists()"
+    (tmp_path / "broken.py").write_text(text.replace('".old." in self.task.name', broken))
+    settings = config(
+        tmp_path / "run", "run.rounds=2", "rollout.sample.episodes=16", "rollout.limit=2",
+        f"rollout.environment={tmp_path}/broken.py:Suite",
+    )  # fmt: skip
+    with pytest.raises(TripwireError, match="round 2: collapse: 16 of 16") as caught:
+        run(settings, tmp_path / "run", voice=Voice(quiet=True))
+    first, second = document(tmp_path / "run")["rounds"]
+    assert first["trained"] and second["collapsed_in_play"]
+    assert not (tmp_path / "run" / "student").exists() and "the one it started from" in caught.value.hint
+
+
+def test_more_than_the_allowed_share_of_failed_episodes_is_a_collapse(tmp_path):
+    from hintdistill.pipeline.rounds import collapsed
+
+    settings = config(tmp_path / "run", "rollout.stop.max_failed_share=0.25")
+    assert collapsed(5, 20, settings) is None and collapsed(6, 20, settings).startswith("collapse: 6 of 20 episodes")
 
 
 @pytest.mark.parametrize(

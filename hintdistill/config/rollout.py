@@ -33,9 +33,17 @@ class SampleSection(Section):
     """Only tasks whose name matches one of these patterns (shell style)."""
     episodes: int = Field(default=192, ge=1)
     """Episodes per round; tasks are drawn without replacement, anew each round, and repeat where there are too few."""
+    per_task: int = Field(default=1, ge=1)
+    """Episodes of each task drawn: the group that an outcome reward's advantage compares (`training/reward.py`)."""
     temperature: float = Field(default=1.0, ge=0.0)
     backend: Literal["transformers", "server"] = "transformers"
     server: ServerSection = ServerSection()
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> SampleSection:
+        if self.episodes % self.per_task:
+            raise ValueError(f"{self.episodes} episodes are no whole number of groups of {self.per_task} per task")
+        return self
 
 
 class StopSection(Section):
@@ -85,6 +93,33 @@ def _everything() -> dict[str, tuple[str, ...]]:
     return {"all": ("*",)}
 
 
+class SweepSection(Section):
+    """`hintdistill ablate --sweep`: every arm tries as many settings on validation tasks, and its best one makes the table."""
+
+    use: bool = False
+    """What `--sweep` sets."""
+    split: str = "validation"
+    limit: int | None = Field(default=None, ge=1)
+    """Tasks of the split."""
+    seeds: tuple[int, ...] = Field(default=(100,), min_length=1)
+    """Not among `ablate.seeds`, so that no training is both chosen and reported."""
+    settings: tuple[dict[str, Any], ...] = ()
+    """Keys of the `train` section, one setting each, for every arm without a list of its own."""
+    own: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
+    """Arm → its own settings, as many as the others have."""
+
+    @model_validator(mode="after")
+    def _as_many_for_all(self) -> SweepSection:
+        for arm, settings in self.own.items():
+            if len(settings) != len(self.settings):
+                raise ValueError(
+                    f"own.{arm} has {len(settings)} settings, the other arms {len(self.settings)}; every arm tries as many"
+                )
+        if self.use and not self.settings:
+            raise ValueError("--sweep needs ablate.sweep.settings")
+        return self
+
+
 class AblateSection(Section):
     """`hintdistill ablate`: the same loop as controlled arms over seeds; see docs/evidence.md for what each arm is."""
 
@@ -97,7 +132,10 @@ class AblateSection(Section):
     further_regimes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Regimes that only `--full` adds."""
     rows: int = Field(default=128, ge=1)
-    """At most this many rows with a loss of their own per round and arm, and as many anchors."""
+    """Steps with a loss of their own per round and arm, and as many anchors."""
+    fill: bool = True
+    """Whether an arm with fewer distinct rows has them repeated, none a third time before all twice, so that every arm trains
+    on equally many; without it `rows` is a bound."""
     steps: int = Field(default=24, ge=1)
     """Optimiser steps per round, the same in every arm."""
     test_split: str = "test"
@@ -122,6 +160,9 @@ class AblateSection(Section):
     """The `critic` section of the arm `llm_critic`, where it differs from `critic`."""
     train: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Arm → keys of the `train` section in which it differs, e.g. a learning rate chosen on validation tasks."""
+    sweep: SweepSection = SweepSection()
+    error_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Name → error classes that the tables also count together, e.g. those of one wrong token and those of a wrong plan."""
     bootstrap: int = Field(default=4000, ge=100)
     """Resamples for the intervals."""
 
@@ -129,6 +170,16 @@ class AblateSection(Section):
     def _noise_reads(self) -> AblateSection:
         for spec in self.noise:
             parse_noise(spec)
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_apart(self) -> AblateSection:
+        if both := sorted({*self.seeds} & {*self.sweep.seeds}):
+            raise ValueError(
+                f"seed {both[0]} is in ablate.seeds and in ablate.sweep.seeds; what is chosen on it is not reported on"
+            )
+        if self.sweep.use and self.sweep.split == self.test_split:
+            raise ValueError(f"the sweep would choose on {self.test_split}, the split that is reported")
         return self
 
 

@@ -8,16 +8,19 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from hintdistill.config import RunConfig
+from pydantic import ValidationError
+
+from hintdistill.config import CriticSection, RunConfig
 from hintdistill.errors import ConfigError, HintdistillError
-from hintdistill.evidence.jobs import Job, run_job
+from hintdistill.evidence.jobs import Job, job_config, result_of, run_job
+from hintdistill.evidence.sweep import chosen_settings, sweep_config, sweep_jobs, swept_arms, with_chosen
 from hintdistill.pipeline.progress import Voice
-from hintdistill.rundir import RunDir
+from hintdistill.rundir import JsonlStore, RunDir, write_atomic
 
 
 def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
@@ -40,61 +43,122 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
         raise ConfigError("the arm `foreign` needs ablate.foreign_traces")
     if "llm_critic" in a.arms and not a.llm_critic:
         raise ConfigError("the arm `llm_critic` needs ablate.llm_critic, the critic section it uses")
+    _check_settings(config)
     first = next(iter(a.regimes))
-    arms = [(r, arm) for r in a.regimes for arm in (*a.arms, *(a.noise if r == first else ())) if arm != "none"]
+    # whose traces, and how good a critic, are questions of the first regime alone
+    arms = [
+        (r, arm)
+        for r in a.regimes
+        for arm in (*a.arms, *(a.noise if r == first else ()))
+        if arm != "none" and (r == first or arm not in ("stale", "foreign"))
+    ]
     shared = [Job(regime, "shared", seed) for seed in a.seeds for regime in a.regimes]
     return shared, [Job(regime, arm, seed) for seed in a.seeds for regime, arm in arms]
+
+
+def _check_settings(config: RunConfig) -> None:
+    """Raises ConfigError where what an arm changes is no setting, before hours are spent on the arms before it."""
+    a, regime = config.ablate, next(iter(config.ablate.regimes))
+    tried = [Job(regime, arm, a.seeds[0], i) for arm in swept_arms(config) for i in range(len(a.sweep.settings))]
+    for job in (*(Job(regime, arm, a.seeds[0]) for arm in dict.fromkeys((*a.arms, *a.train))), *tried):
+        try:
+            job_config(config, job, Path())
+        except ValidationError as error:
+            where = (
+                f"ablate.train.{job.arm}"
+                if job.setting is None
+                else f"ablate.sweep, setting {job.setting} of {job.arm}"
+            )
+            raise ConfigError(
+                f"{where}: {error.errors()[0]['msg']} ({'.'.join(map(str, error.errors()[0]['loc']))})"
+            ) from None
+    try:
+        CriticSection.model_validate(config.critic.model_dump(mode="json") | a.llm_critic)
+    except ValidationError as error:
+        raise ConfigError(f"ablate.llm_critic: {error.errors()[0]['msg']} ({error.errors()[0]['loc'][0]})") from None
 
 
 def ablate(config: RunConfig, folder: Path, *, resume: bool = False, voice: Voice | None = None) -> dict[str, Any]:
     """Run all jobs that are owed, then write evidence.json, evidence.md and the figure; returns the document.
 
+    With `ablate.sweep.use`, every arm's settings are chosen first, on validation tasks. A result that was made with other
+    settings is owed again.
+
     Raises:
         ConfigError: see `plan_jobs`; or the folder is in use.
         HintdistillError: a job failed; the others were finished first and are kept.
     """
-    from hintdistill.evidence.pages import write_evidence
-    from hintdistill.evidence.table import summarise_jobs
     from hintdistill.pipeline import check_inputs
 
     voice = voice or Voice()
-    shared, arms = plan_jobs(config)
+    plan_jobs(config)
     check_inputs(config, "report")
     rundir = RunDir.create(folder, config, resume=resume)
-    began = time.monotonic()
     try:
-        for label, jobs in (("shared", shared), ("arms", arms)):
-            _run_all(config, folder, jobs, label, voice)
-        seconds = time.monotonic() - began
         log = rundir.store("sessions")
-        log.append({"key": f"session-{len(list(log.rows()))}", "seconds": seconds, **about_this_machine(config)})
-        results = [json.loads((folder / j.name / "result.json").read_text(encoding="utf-8")) for j in (*shared, *arms)]
-        document = summarise_jobs(config, results, list(log.rows()))
-        write_evidence(document, folder)
-        return document
+        if config.ablate.sweep.use:
+            shared, trials = sweep_jobs(config)
+            _phase(log, sweep_config(config), folder, {"shared (sweep)": shared, "sweep": trials}, voice)
+        tuned, chosen = tuned_config(config, folder)
+        if chosen:
+            write_atomic(folder / "sweep.json", json.dumps(chosen, indent=1, ensure_ascii=False))
+        shared, arms = plan_jobs(tuned)
+        _phase(log, tuned, folder, {"shared": shared, "arms": arms}, voice)
+        return _summarise(config, folder, list(log.rows()))
     finally:
         rundir.close()
 
 
+def tuned_config(config: RunConfig, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """The configuration with what the sweep chose so far, and its trials; as it is where no sweep is asked for."""
+    if not config.ablate.sweep.use:
+        return config, {}
+    trial_config = sweep_config(config)
+    chosen = chosen_settings(config, _results(trial_config, folder, sweep_jobs(config)[1]))
+    return with_chosen(config, chosen), chosen
+
+
 def summarise_again(folder: Path) -> dict[str, Any]:
     """Table and figure of the jobs that are there, e.g. of an ablation still running. Raises ConfigError for none."""
+    rundir = RunDir.open(folder)
+    config = RunConfig.model_validate(rundir.manifest()["config"])
+    return _summarise(config, folder, list(rundir.store("sessions").rows()))
+
+
+def _summarise(config: RunConfig, folder: Path, sessions: list[dict[str, Any]]) -> dict[str, Any]:
     from hintdistill.evidence.pages import write_evidence
     from hintdistill.evidence.table import summarise_jobs
 
-    rundir = RunDir.open(folder)
-    config = RunConfig.model_validate(rundir.manifest()["config"])
-    shared, arms = plan_jobs(config)
-    found = [folder / j.name / "result.json" for j in (*shared, *arms)]
-    results = [json.loads(p.read_text(encoding="utf-8")) for p in found if p.is_file()]
+    tuned, chosen = tuned_config(config, folder)
+    shared, arms = plan_jobs(tuned)
+    results = _results(tuned, folder, (*shared, *arms))
     if not any(r["arm"] != "shared" for r in results):
         raise ConfigError(f"no job of {folder} is finished yet")
-    document = summarise_jobs(config, results, list(rundir.store("sessions").rows()))
+    document = summarise_jobs(tuned, results, sessions, chosen)
     write_evidence(document, folder)
     return document
 
 
-def _run_all(config: RunConfig, folder: Path, jobs: Sequence[Job], label: str, voice: Voice) -> None:
-    owed = [j for j in jobs if not (folder / j.name / "result.json").is_file()]
+def _results(config: RunConfig, folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    found = (result_of(config, folder, j) for j in jobs)
+    return [r for r in found if r is not None]
+
+
+def _phase(log: JsonlStore, config: RunConfig, folder: Path, jobs: Mapping[str, Sequence[Job]], voice: Voice) -> None:
+    """Jobs one kind after the other; how long it took, and where, is a row."""
+    began, done = time.monotonic(), 0
+    try:
+        for label, members in jobs.items():
+            done += _run_all(config, folder, members, label, voice)
+    finally:
+        if done:
+            row = {"phase": list(jobs)[-1], "jobs": done, "seconds": time.monotonic() - began}
+            log.append({"key": f"session-{len(list(log.rows()))}", **row, **about_this_machine(config)})
+
+
+def _run_all(config: RunConfig, folder: Path, jobs: Sequence[Job], label: str, voice: Voice) -> int:
+    """Do the jobs that are owed; returns how many were."""
+    owed = [j for j in jobs if result_of(config, folder, j) is None]
     with voice.progress(label, len(jobs)) as advance:
         advance(len(jobs) - len(owed))
 
@@ -104,6 +168,7 @@ def _run_all(config: RunConfig, folder: Path, jobs: Sequence[Job], label: str, v
 
         if owed:
             _in_processes(config, folder, owed, done)
+    return len(owed)
 
 
 def _in_processes(config: RunConfig, folder: Path, owed: Sequence[Job], done: Callable[[Job, float], object]) -> None:

@@ -168,7 +168,8 @@ def _with(config: RunConfig, folder: Path, gate: bool, changes: Mapping[str, Any
 # -- rows that no hint stage makes -----------------------------------------------------------------------------------------
 
 
-def _scorer(data: RoundData) -> Scorer:
+def scorer_of(data: RoundData) -> Scorer:
+    """The teacher's scorer with the gate off: what is scored here is not judged."""
     config = data.ctx.config.rescore
     ungated = RescoreSection.model_validate(config.model_dump() | {"gate": config.gate.model_dump() | NO_GATE})
     return Scorer(data.ctx.engine(data.ctx.teacher_folder), data.ctx.renderer, ungated)
@@ -197,7 +198,7 @@ def _plain_targets(data: RoundData, steps: Sequence[tuple[Trace, int]], name: st
             data.ctx.voice.warn(f"{name}: {error.message}")
             continue
         items.append((f"{name}:{trace.id}:{k}", trace.id, k, rendered, "train"))
-    scorer, size = _scorer(data), data.ctx.config.rescore.part_rows
+    scorer, size = scorer_of(data), data.ctx.config.rescore.part_rows
     return [t for at in range(0, len(items), size) for t in scorer.anchors(items[at : at + size])]  # type: ignore[arg-type]
 
 
@@ -274,8 +275,8 @@ def judge(ctx: RunContext) -> Any:
     return ask
 
 
-def full_trace(data: RoundData) -> list[Target]:
-    """Every step of every erring trace, the trace's hints in the system prompt."""
+def full_trace(data: RoundData, erring_steps_only: bool = False) -> list[Target]:
+    """Every step of every erring trace (or only those with a finding), the trace's hints in the system prompt."""
     by_trace: dict[str, list[Finding]] = {}
     for trace, finding in data.found:
         by_trace.setdefault(trace.id, []).append(finding)
@@ -287,13 +288,15 @@ def full_trace(data: RoundData) -> list[Target]:
         hint = " ".join(dict.fromkeys(hint_text(trace, f, data.ctx.library) for f in findings))
         for k in range(len(trace.step_indices)):
             own = next((f for f in findings if f.step == k), None)
+            if own is None and erring_steps_only:
+                continue
             try:
                 injection = in_system_prompt(data, trace, k, hint, own)
             except HintdistillError as error:
                 data.ctx.voice.warn(f"full_trace: {error.message}")
                 continue
             items.append((f"full:{trace.id}:{k}", injection, "train"))
-    scorer, size = _scorer(data), data.ctx.config.rescore.part_rows
+    scorer, size = scorer_of(data), data.ctx.config.rescore.part_rows
     return [t for at in range(0, len(items), size) for t in scorer.score(items[at : at + size])]  # type: ignore[arg-type]
 
 

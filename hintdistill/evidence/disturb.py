@@ -37,10 +37,14 @@ def other_hint(trace: Trace, finding: Finding, library: PromptLibrary, salt: str
 
 
 def wrong_hints(found: Found, library: PromptLibrary, share: float, salt: str) -> Found:
-    """In `share` of the findings, the hint of another error class instead of the right one."""
+    """In `share` of the findings, the hint of another error class instead of the right one; dropped where none can be filled,
+    because a right hint in a wrong one's place would make the control look better than it is."""
     out: Found = []
     for trace, finding in found:
-        if _drawn("hint", salt, trace, finding.step, share) and (text := other_hint(trace, finding, library, salt)):
+        if _drawn("hint", salt, trace, finding.step, share):
+            text = other_hint(trace, finding, library, salt)
+            if text is None:
+                continue
             finding = finding.model_copy(update={"hint": text})
         out.append((trace, finding))
     return out

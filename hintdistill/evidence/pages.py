@@ -1,4 +1,4 @@
-"""The document of an ablation as Markdown and as a figure."""
+"""The document of an ablation as Markdown: every table, and the figure beside it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ NAMES = {
 
 def write_evidence(document: dict[str, Any], folder: Path) -> None:
     """evidence.json, evidence.md and, where matplotlib is installed, evidence.svg."""
+    from hintdistill.evidence.figure import draw
+
     write_atomic(folder / "evidence.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
     drawn = draw(document, folder / "evidence.svg")
     (folder / "evidence.md").write_text(page(document, drawn), encoding="utf-8")
@@ -26,21 +28,26 @@ def write_evidence(document: dict[str, Any], folder: Path) -> None:
 
 def page(document: Mapping[str, Any], drawn: bool) -> str:
     """All tables, in Markdown."""
-    parts = []
+    parts = ["![Success by arm and by round, and predicted against measured repair](evidence.svg)"] if drawn else []
+    parts.append(f"## Aims\n\n{aims_table(document)}")
+    temperatures = sorted(document["temperatures"], reverse=True)
     for regime, data in document["regimes"].items():
-        parts.append(f"## Regime `{regime}`\n\n{_about(document, data)}\n\n{main_table(document, data)}")
-        parts.append(f"### Errors by class, T={max(document['temperatures']):g}\n\n{error_table(document, data)}")
-        parts.append(f"### What else moved\n\n{moved_table(document, data)}")
-        parts.append(f"### Rows, steps and rounds\n\n{round_table(document, data)}")
+        parts.append(f"## Regime `{regime}`\n\n{_about(data)}\n\n{main_table(data)}")
+        for t in temperatures:
+            parts.append(f"### Errors by class, T={t:g}\n\n{error_table(data, t)}")
+        parts.append(f"### What else moved\n\n{moved_table(data)}")
+        parts.append(f"### What the hints do before any training\n\n{effects_table(data)}")
+        parts.append(f"### Rows, steps and rounds\n\n{_budget(document)}\n\n{round_table(data)}\n\n{_tripwires(data)}")
+        if any(e["curve"] for _, e in main_arms(data)):
+            parts.append(f"### Success after each round\n\n{curve_table(data)}")
     parts.append(f"## Predicted and measured repair\n\n{preflight_table(document)}")
-    if document["noise"]:
-        parts.append(f"## Critic noise\n\n{noise_table(document)}")
-    if drawn:
-        parts.insert(0, "![Success by arm, and predicted against measured repair](evidence.svg)")
-    for s in document["sessions"]:
-        parts.append(f"{s['seconds'] / 60:.1f} minutes, {s['processes']} processes on {s['processor']} ({s['cores']} cores), "
-                     f"commit {s['commit']}.")  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    if document["noise"]["rows"]:
+        from hintdistill.evidence.pages_noise import noise_part
+
+        parts.append(noise_part(document["noise"]))
+    parts.append(f"## Settings\n\n{sweep_table(document)}")
+    parts.append(_cost(document))
+    return "\n\n".join(p for p in parts if p) + "\n"
 
 
 def interval(x: Mapping[str, float] | None, digits: int = 3, sign: bool = False) -> str:
@@ -55,171 +62,200 @@ def interval(x: Mapping[str, float] | None, digits: int = 3, sign: bool = False)
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under a head."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
 
 
-def _main(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+def main_arms(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The arms that are not critic noise."""
     return [(a, e) for a, e in data["arms"].items() if ":" not in a]
 
 
-def _about(document: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    e = data["effects"]
+def _about(data: Mapping[str, Any]) -> str:
     tasks = ", ".join(f"{n} tasks {s}" for s, n in data["tasks"].items())
     return (
-        f"Seeds {', '.join(map(str, data['seeds']))}; {tasks}. Episodes of the initial policy that succeed: "
-        f"{data['success_in_rollouts']:.2f}. Median drop of the decision token under the hint: {e['all']['median_nats']} nats over "
-        f"all {e['all']['n']} findings, {e['accepted']['median_nats']} over the {e['accepted']['n']} accepted; in a wording not used "
-        f"for selection {e['all_other_wording']['median_nats']} and {e['accepted_other_wording']['median_nats']}."
+        f"Seeds {', '.join(map(str, data['seeds']))}; {tasks}. Share of the initial policy's episodes that succeed: "
+        f"{data['success_in_rollouts']:.2f}. Intervals: 95 %, over seeds and tasks."
     )
 
 
-def main_table(document: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+def main_table(data: Mapping[str, Any]) -> str:
     """Success and gap closed, greedy and sampled, with 95 % intervals over seeds and tasks."""
     settings = list(data["hinted"])
-    head = [
-        "arm",
-        *(f"success {s}" for s in settings),
-        *(f"gap closed {s}" for s in settings),
-        *(f"minus hint {s}" for s in settings),
-    ]
+    head = ["arm", *(f"{what} {s}" for what in ("success", "gap closed", "minus hint") for s in settings)]
     blank = ["–"] * (2 * len(settings))
     rows = [["no training", *(interval(data["initial"][s]["success"]) for s in settings), *blank]]
-    for arm, e in _main(data):
+    for arm, e in main_arms(data):
         rows.append([NAMES.get(arm, arm), *(interval(e["settings"][s]["success"]) for s in settings),
                      *(interval(e["gap_closed"][s], 2) for s in settings),
                      *(interval(e["settings"][s].get("minus_hint"), 3, True) for s in settings)])  # fmt: skip
     rows.append(["initial policy, hinted", *(interval(data["hinted"][s]["success"]) for s in settings), *blank])
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def error_table(document: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Share of test episodes with each error class at the highest temperature."""
-    setting = max(data["hinted"], key=lambda s: float(s.rpartition("@")[2]))
-    classes = list(data["initial"][setting]["errors"])
-    rows = [["no training", *(f"{data['initial'][setting]['errors'][c]:.3f}" for c in classes)]]
-    rows += [
-        [NAMES.get(a, a), *(f"{e['settings'][setting]['errors'][c]:.3f}" for c in classes)] for a, e in _main(data)
+def error_table(data: Mapping[str, Any], temperature: float) -> str:
+    """Share of test episodes with each error class, and of an arm what share of the initial policy's is left."""
+    setting = next(s for s in data["hinted"] if s.endswith(f"@{temperature:g}"))
+    initial = data["initial"][setting]["errors"]
+    classes = [
+        c
+        for c in initial
+        if initial[c]["mean"] or any(e["settings"][setting]["errors"][c]["mean"] for _, e in main_arms(data))
     ]
-    rows.append(["initial policy, hinted", *(f"{data['hinted'][setting]['errors'][c]:.3f}" for c in classes)])
-    return _table(["arm", *classes], rows)
+    rows = [["no training", *(interval(initial[c]) for c in classes)]]
+    for arm, e in main_arms(data):
+        errors, left = e["settings"][setting]["errors"], e["settings"][setting]["errors_left"]
+        rows.append([NAMES.get(arm, arm), *(f"{interval(errors[c])}; left {interval(left[c], 2)}" for c in classes)])
+    rows.append(["initial policy, hinted", *(interval(data["hinted"][setting]["errors"][c]) for c in classes)])
+    return table(["arm", *classes], rows)
 
 
-def moved_table(document: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Success where no trigger is, and off-target KL and flips; differences to no training."""
+def moved_table(data: Mapping[str, Any]) -> str:
+    """Success where no trigger is, on near-misses and on new task kinds, and off-target KL and flips; minus no training."""
     others = [s for s in data["initial"] if s not in data["hinted"]]
-    sets = sorted({n for _, e in _main(data) for n in e["off_target"]})
+    sets = sorted({n for _, e in main_arms(data) for n in e["off_target"]})
     head = ["arm", *others, *(f"KL {n}, nats/token" for n in sets), *(f"top-1 flips {n}" for n in sets)]
     rows = [["no training", *(interval(data["initial"][s]["success"]) for s in others), *(["0"] * 2 * len(sets))]]
-    for arm, e in _main(data):
+    for arm, e in main_arms(data):
         moved = [e["off_target"].get(n) for n in sets]
         rows.append([NAMES.get(arm, arm), *(interval(e["settings"][s]["minus_initial"], 3, True) for s in others),
-                     *(f"{m['kl_per_token']:.5f}" if m else "–" for m in moved),
-                     *(f"{m['top1_flip_rate']:.4f}" if m else "–" for m in moved)])  # fmt: skip
-    return _table(head, rows)
+                     *(interval(m["kl_per_token"], 5) if m else "–" for m in moved),
+                     *(interval(m["top1_flip_rate"], 4) if m else "–" for m in moved)])  # fmt: skip
+    return table(head, rows)
 
 
-def round_table(document: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """Means over seeds; every arm takes the same number of steps, `rows` are different ones."""
-    rows = []
-    for arm, e in _main(data):
-        for i, r in enumerate(e["rounds"]):
-            success = ", ".join(f"{s} {v:.3f}" for s, v in r.get("success", {}).items())
-            rows.append([NAMES.get(arm, arm), str(i + 1), f"{r['findings']:.0f}", f"{r['candidates']:.0f}", f"{r['rows']:.0f}",
-                         f"{r['anchors']:.0f}", f"{r['steps']:.0f}", success or "see above"])  # fmt: skip
-    return _table(
-        ["arm", "round", "findings", "rows to draw from", "rows", "anchors", "steps", "success after it"], rows
+EFFECTS = {
+    "all": "all findings, the gate's wording", "accepted": "accepted ones, the gate's wording",
+    "all_other_wording": "all findings, a wording not used for selection",
+    "accepted_other_wording": "accepted ones, a wording not used for selection", "placebo": "under placebos, the same tokens",
+    "system_prompt": "the trace's hints in its system prompt",
+}  # fmt: skip
+
+
+def effects_table(data: Mapping[str, Any]) -> str:
+    """Median change of the decision token, nats."""
+    rows = [
+        [EFFECTS.get(name, name), str(e["n"]), interval(e["median_nats"], 2, True)]
+        for name, e in data["effects"].items()
+    ]
+    return table(["findings", "n", "median change of the decision token, nats"], rows)
+
+
+def _budget(document: Mapping[str, Any]) -> str:
+    filled = (
+        "; an arm with fewer distinct ones has them repeated, none a third time before all twice"
+        if document["filled"]
+        else " at most"
     )
+    return (
+        f"Every arm and round: {document['episodes_per_round']} episodes, {document['steps_per_round']} optimiser steps of "
+        f"{document['batch_size']} traces, {document['rows_per_round']} rows (steps of a trace with a loss of their own) and as many "
+        f"anchors{filled}. An arm without a single row in a round does not train in it. Means over seeds:"
+    )
+
+
+def round_table(data: Mapping[str, Any]) -> str:
+    """Counts, means over seeds; `distinct` are different rows among those trained on, `traces` what they and the anchors lie in."""
+    names = (
+        "episodes",
+        "failed",
+        "findings",
+        "candidates",
+        "rejected",
+        "distinct",
+        "rows",
+        "anchors",
+        "traces",
+        "steps",
+    )
+    rows = [
+        [NAMES.get(arm, arm), str(i + 1), *(f"{r[n]:.0f}" for n in names)]
+        for arm, e in main_arms(data)
+        for i, r in enumerate(e["rounds"])
+    ]
+    return table(["arm", "round", *names], rows)
+
+
+def _tripwires(data: Mapping[str, Any]) -> str:
+    saw = [(NAMES.get(a, a), t) for a, e in data["arms"].items() for t in e["tripwires"]]
+    return "\n".join(f"- Tripwire in {arm}, seed {t['seed']}, round {t['round']}: {t['saw']}" for arm, t in saw)
+
+
+def curve_table(data: Mapping[str, Any]) -> str:
+    """Success as sampled on the tasks measured after every round; round 0 is before training."""
+    arms = [(a, e["curve"]) for a, e in main_arms(data) if e["curve"]]
+    rounds = max(len(c) for _, c in arms)
+    rows = [[NAMES.get(a, a), *(interval(p["success"]) for p in c), *(["–"] * (rounds - len(c)))] for a, c in arms]
+    return table(["arm", *(f"round {i}" for i in range(rounds))], rows)
 
 
 def preflight_table(document: Mapping[str, Any]) -> str:
     """Predicted before training, measured after it."""
     p = document["preflight"]
     rows = [[x["regime"], NAMES.get(x["arm"], x["arm"]), x["error_class"],
-             f"{x['predicted']:.2f} ({x['low']:.2f} to {x['high']:.2f})", f"{x['measured']:.2f}"] for x in p["points"]]  # fmt: skip
+             f"{x['predicted']:.2f} ({x['low']:.2f} to {x['high']:.2f})", interval(x["measured"], 2)] for x in p["points"]]  # fmt: skip
     line = p["line"]
     said = (
-        f"measured = {line['slope']:.2f} · predicted {line['intercept']:+.2f}, R² {line['r2']:.2f} over {line['points']} points."
-        if line and line["r2"] is not None else "Too few points for a line."
+        f"measured = {line['slope']:.2f} · predicted {line['intercept']:+.2f}, R² {interval(line['r2'], 2)} over {line['points']} "
+        f"points; of measured = predicted, to which nothing was fitted, R² {interval(line['r2_identity'], 2)}."
+        if line else "Too few points for a line."
     )  # fmt: skip
-    return said + "\n\n" + _table(["regime", "arm", "error class", "predicted repair", "measured repair"], rows)
+    return said + "\n\n" + table(["regime", "arm", "error class", "predicted repair", "measured repair"], rows)
 
 
-def noise_table(document: Mapping[str, Any]) -> str:
-    """Gain over no training under critic noise, and its share of the true critic's gain."""
-    settings = [s for s in document["noise"][0] if "@" in s]
-    head = [
-        "noise",
-        "%",
-        "gate",
-        "seeds",
-        *(f"gain {s}" for s in settings),
-        *(f"share {s}" for s in settings),
-        "off-target KL",
-    ]
-    rows = []
-    for r in document["noise"]:
-        shares = [r[s]["share_of_true_gain"] for s in settings]
-        rows.append([r["kind"], str(r["percent"]), "on" if r["gate"] else "off", str(r["seeds"]),
-                     *(interval(r[s]["minus_initial"], 3, True) for s in settings),
-                     *(f"{x:.2f}" if x is not None else "–" for x in shares), f"{r['kl_per_token']:.5f}"])  # fmt: skip
-    return _table(head, rows)
+def aims_table(document: Mapping[str, Any]) -> str:
+    """Every aim with what was reached."""
+    words = {True: "reached", False: "**missed**", None: "not measured"}
+    rows = [[a["aim"], a["where"], a["bound"], _number(a["measured"]), words[a["reached"]]] for a in document["aims"]]
+    return table(["aim", "where", "bound", "measured", ""], rows)
 
 
-def draw(document: Mapping[str, Any], path: Path) -> bool:
-    """The figure as a self-contained SVG; False where matplotlib (the extra `figures`) is absent."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-
-    first = next(iter(document["regimes"].values()))
-    settings = list(first["hinted"])
-    wide = len(settings) + 1
-    figure, axes = plt.subplots(1, wide, figsize=(5.2 * wide, 4.2), layout="constrained")
-    for axis, setting in zip(axes, settings, strict=False):
-        _bars(axis, first, setting)
-    _predictions(axes[-1], document["preflight"])
-    figure.savefig(path, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return True
+def _number(x: Any) -> str:
+    return (
+        interval(x, 4 if x and abs(x["mean"] or 0) < 0.01 else 3) if isinstance(x, Mapping) or x is None else f"{x:.3f}"
+    )
 
 
-def _bars(axis: Any, data: Mapping[str, Any], setting: str) -> None:
-    arms = _main(data)
-    for y, (arm, e) in enumerate(reversed(arms)):
-        s = e["settings"][setting]["success"]
-        color = "#1a6e5c" if arm == "hint" else "#7a8794"
-        axis.errorbar(
-            s["mean"], y, xerr=[[s["mean"] - s["low"]], [s["high"] - s["mean"]]], fmt="o", color=color, capsize=3
-        )
-        axis.plot(e["settings"][setting]["by_seed"], [y - 0.22] * len(e["seeds"]), "|", color=color, alpha=0.6)
-    axis.set_yticks(range(len(arms)), [NAMES.get(a, a) for a, _ in reversed(arms)])
-    for name, style in (("initial", ":"), ("hinted", "--")):
-        axis.axvline(data[name][setting]["success"]["mean"], linestyle=style, color="#444", linewidth=1, label=name)
-    axis.set_xlim(0, 1)
-    axis.set_title(f"success, {setting}")
-    axis.legend(loc="lower right", frameon=False)
+def sweep_table(document: Mapping[str, Any]) -> str:
+    """Every setting tried on validation tasks, or where the settings come from without a sweep."""
+    if not document["sweep"]:
+        own = "; ".join(f"{NAMES.get(a, a)}: {s}" for a, s in document["train_by_arm"].items())
+        return f"From the configuration, not chosen in this run{f' ({own})' if own else ''}."
+    rows, edges = [], []
+    for arm, e in document["sweep"].items():
+        edges += [NAMES.get(arm, arm)] * bool(e["at_edge"])
+        for t in e["trials"]:
+            setting = ", ".join(f"{k}={v}" for k, v in t["setting"].items())
+            success = ", ".join(f"{s} {v:.3f}" for s, v in t["success"].items())
+            kl = "–" if t["kl_per_token"] is None else f"{t['kl_per_token']:.5f}"
+            rows.append(
+                [
+                    NAMES.get(arm, arm),
+                    setting,
+                    str(t["seeds"]),
+                    success,
+                    kl,
+                    "**taken**" if t["index"] == e["chosen"] else "",
+                ]
+            )
+    edge = (
+        f" The best was the first or last tried, so that a better one may lie beyond: {', '.join(edges)}."
+        if edges
+        else ""
+    )
+    said = (
+        f"As many settings for every arm, on {document['sweep_split']} tasks and seeds that the tables do not use; taken is the best "
+        f"mean success over temperatures.{edge}"
+    )
+    return said + "\n\n" + table(["arm", "setting", "seeds", "success", "largest off-target KL", ""], rows)
 
 
-def _predictions(axis: Any, preflight: Mapping[str, Any]) -> None:
-    colors: dict[str, Any] = {}
-    for p in preflight["points"]:
-        line = axis.errorbar(
-            p["predicted"], p["measured"], xerr=[[max(0.0, p["predicted"] - p["low"])], [max(0.0, p["high"] - p["predicted"])]],
-            fmt="o", markersize=4, color=colors.get(p["arm"]), label=None if p["arm"] in colors else NAMES.get(p["arm"], p["arm"]),
-        )  # fmt: skip
-        colors.setdefault(p["arm"], line[0].get_color())
-    if preflight["line"]:
-        xs = [min(p["predicted"] for p in preflight["points"]), max(p["predicted"] for p in preflight["points"])]
-        axis.plot(
-            xs, [preflight["line"]["slope"] * x + preflight["line"]["intercept"] for x in xs], color="#444", linewidth=1
-        )
-    axis.set_xlabel("predicted repair, before training")
-    axis.set_ylabel("measured repair")
-    axis.set_title("each error class in each arm")
-    if preflight["points"]:
-        axis.legend(fontsize=7, frameon=False)
+def _cost(document: Mapping[str, Any]) -> str:
+    cpu = ", ".join(f"{kind} {seconds:.0f} s" for kind, seconds in document["cpu_seconds"].items())
+    lines = [f"CPU per job, mean: {cpu}."]
+    for s in document["sessions"]:
+        lines.append(f"{s['phase']}: {s['jobs']} jobs in {s['seconds'] / 60:.1f} minutes, {s['processes']} processes on "
+                     f"{s['processor']} ({s['cores']} cores), commit {s['commit']}.")  # fmt: skip
+    return "\n".join(f"- {line}" for line in lines)

@@ -8,7 +8,7 @@ from hintdistill.config import RunConfig
 from hintdistill.errors import ConfigError
 
 QUICK: dict[str, Any] = {
-    "arms": ["hint", "placebo", "random_step", "sft_success", "none"], "noise": [], "regimes": {"all": ["*"]},
+    "arms": ["hint", "placebo", "random_step", "sft_success", "none"], "noise": [],
     "limit": 100, "limits": {}, "near_splits": [], "transfer_split": None,
 }  # fmt: skip
 """Four arms and the initial policy."""
@@ -18,13 +18,18 @@ FULL_NOISE = [f"{spec}{gate}" for spec in NOISE for gate in ("", "+gate")] + ["s
 """`step:0` is the true critic with the gate off; the true critic with the gate on is the arm `hint`."""
 
 
-def scaled(config: RunConfig, *, quick: bool, full: bool) -> RunConfig:
-    """The configuration of the ablation asked for. Raises ConfigError for both at once."""
-    if quick and full:
-        raise ConfigError("--quick and --full exclude each other")
+def scaled(config: RunConfig, *, quick: bool, full: bool, sweep: bool = False) -> RunConfig:
+    """The configuration of the ablation asked for. Raises ConfigError for quick and anything else."""
+    if quick and (full or sweep):
+        raise ConfigError(f"--quick and --{'full' if full else 'sweep'} exclude each other")
     data = config.model_dump(mode="json")
+    data["ablate"]["sweep"]["use"] = data["ablate"]["sweep"]["use"] or sweep
     if quick:
-        data["ablate"] |= QUICK | {"seeds": list(config.ablate.seeds[:2])}
+        first = next(iter(config.ablate.regimes))
+        data["ablate"] |= QUICK | {
+            "seeds": list(config.ablate.seeds[:2]),
+            "regimes": {first: config.ablate.regimes[first]},
+        }
     if full:
         extra = ["stale", *(["foreign"] if config.ablate.foreign_traces else [])]
         extra += ["llm_critic"] if config.ablate.llm_critic else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -25,41 +26,76 @@ class Interval:
         return f"{self.mean:.3f} ({self.low:.3f}–{self.high:.3f})"
 
 
-def crossed_bootstrap(statistic: Callable[..., float], *tables: np.ndarray, n: int = 4000, seed: int = 0) -> Interval:
-    """The statistic of tables [S, N] (all of one shape) with its interval; seeds and tasks are resampled together.
+def crossed_bootstrap(statistic: Callable[..., Any], *tables: np.ndarray, n: int = 4000, seed: int = 0) -> Interval:
+    """A statistic of the means of tables [S, N] (all of one shape) with its interval; seeds and tasks are resampled together.
 
     Because every table is resampled alike, a difference or a ratio of tables is a paired one.
+
+    Args:
+        statistic: takes as many means as there are tables, as arrays of one number per resample.
 
     Raises:
         ValueError: the tables differ in shape or are empty.
     """
+    means = resampled_means(*tables, n=n, seed=seed)
+    draws = np.asarray(statistic(*means), float)
+    estimate = float(statistic(*(np.asarray(t, float).mean() for t in tables)))
+    if np.isnan(draws).all():
+        return Interval(estimate, float("nan"), float("nan"))
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Interval(estimate, float(low), float(high))
+
+
+def resampled_means(*tables: np.ndarray, n: int, seed: int = 0) -> list[np.ndarray]:
+    """Means [n] of each table over the same resampled seeds and tasks. Raises ValueError as `crossed_bootstrap` does."""
     shapes = {t.shape for t in tables}
     if len(shapes) != 1 or not tables[0].size:
         raise ValueError(f"tables of one shape [seeds, tasks] are needed, not {sorted(shapes)}")
     rng = np.random.default_rng(seed)
     seeds, tasks = tables[0].shape
+    # how often each is drawn says all: the mean of a resampled table is bilinear in these counts
+    by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), n) / seeds
+    by_task = rng.multinomial(tasks, np.full(tasks, 1 / tasks), n) / tasks
+    return [((by_seed @ np.asarray(t, float)) * by_task).sum(1) for t in tables]
+
+
+def mean_of(mean: Any) -> Any:
+    """The mean itself."""
+    return mean
+
+
+def difference(a: Any, b: Any) -> Any:
+    """Mean of a minus mean of b."""
+    return a - b
+
+
+def ratio(a: Any, b: Any) -> Any:
+    """Mean of a over mean of b; not a number where b is zero."""
+    b = np.asarray(b, float)
+    return np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b > 0)[()]
+
+
+def gap_closed(student: Any, initial: Any, hinted: Any) -> Any:
+    """(student − initial) / (hinted − initial) of means; not a number where the hint gains nothing."""
+    return ratio(np.asarray(student, float) - initial, np.asarray(hinted, float) - initial)
+
+
+def over_groups(values: Sequence[Sequence[float]], of: str = "median", n: int = 2000, seed: int = 0) -> Interval:
+    """Median (or mean) of all values, with the interval over groups and over the values in each.
+
+    A group is a seed. Both are resampled with replacement; empty groups have no part. Raises ValueError for no values.
+    """
+    groups = [np.asarray(v, float) for v in values if len(v)]
+    if not groups:
+        raise ValueError("no values")
+    statistic: Callable[[np.ndarray], Any] = np.median if of == "median" else np.mean
+    rng = np.random.default_rng(seed)
     draws = np.empty(n)
     for i in range(n):
-        at = np.ix_(rng.integers(seeds, size=seeds), rng.integers(tasks, size=tasks))
-        draws[i] = statistic(*(t[at] for t in tables))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Interval(float(statistic(*tables)), float(low), float(high))
-
-
-def mean_of(table: np.ndarray) -> float:
-    """Mean over seeds and tasks."""
-    return float(table.mean())
-
-
-def difference(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean of a minus mean of b."""
-    return float(a.mean() - b.mean())
-
-
-def gap_closed(student: np.ndarray, initial: np.ndarray, hinted: np.ndarray) -> float:
-    """(student − initial) / (hinted − initial); not a number where the hint gains nothing."""
-    gap = hinted.mean() - initial.mean()
-    return float((student.mean() - initial.mean()) / gap) if gap > 0 else float("nan")
+        drawn = [groups[g] for g in rng.integers(len(groups), size=len(groups))]
+        draws[i] = statistic(np.concatenate([g[rng.integers(len(g), size=len(g))] for g in drawn]))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(float(statistic(np.concatenate(groups))), float(low), float(high))
 
 
 def bootstrap_ratio(numerator: Sequence[float], denominator: Sequence[float], n: int = 4000, seed: int = 0) -> Interval:
@@ -81,11 +117,13 @@ class Line:
     slope: float
     intercept: float
     r2: float
-    """Share of the variance of y that the line explains; not a number for fewer than three points or a constant y."""
+    """Share of the variance of y that the line explains; not a number for a constant y."""
+    r2_identity: float
+    """The same for the line y = x, which nothing was fitted to; below zero where the mean would do better."""
     points: int
 
 
-def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
+def fit_line(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Line | None:
     """Least squares of y on x; None for fewer than three points or a constant x."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 3 or np.ptp(a) == 0:
@@ -93,4 +131,9 @@ def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
     slope, intercept = np.polyfit(a, b, 1)
     spread = float(((b - b.mean()) ** 2).sum())
     rest = float(((b - slope * a - intercept) ** 2).sum())
-    return Line(float(slope), float(intercept), 1 - rest / spread if spread else float("nan"), len(a))
+    off = float(((b - a) ** 2).sum())
+    known = spread > 1e-12
+    return Line(
+        float(slope), float(intercept), 1 - rest / spread if known else float("nan"),
+        1 - off / spread if known else float("nan"), len(a),
+    )  # fmt: skip

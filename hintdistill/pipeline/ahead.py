@@ -65,6 +65,7 @@ class _Paper(RunContext):
     shape: ModelShape
 
     def engine(self, folder: Path) -> TransformersEngine:
+        """What stands for the engine of a folder."""
         return cast("TransformersEngine", SimpleNamespace(max_length=self.shape.max_length))
 
 

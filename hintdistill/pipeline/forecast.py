@@ -52,7 +52,7 @@ def forecast(
 
 def _fits(config: RunConfig, shape: ModelShape, where: Room) -> Callable[[Sequence[RowLength]], bool]:
     setup = setup_of(shape, config.run, config.train, where.on_cpu)
-    return lambda rows: train_peak(shape, setup, load_of(rows)).total <= 0.9 * where.available
+    return lambda rows: where.holds(train_peak(shape, setup, load_of(rows)), 0.9)
 
 
 def micro_batches(lengths: Sequence[int], config: RunConfig) -> list[list[int]]:

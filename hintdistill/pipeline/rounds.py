@@ -69,6 +69,7 @@ class Loop:
         """
         assert self.config.run.rounds is not None
         student, rows = self.top.model_folder, self.rundir.store("rounds").by_key()
+        before = student
         self._measure_initial()
         current: list[str] = []
         for number in range(1, self.config.run.rounds + 1):
@@ -79,13 +80,18 @@ class Loop:
             current.append(key)
             self.rundir.set_index("rounds", current)
             row = rows[key]
-            if row["trained"] and not row["tripwire"]:
-                student = self.round_folder(number) / "run" / "student"
+            if row.get("collapsed_in_play"):
+                # it is the student that played who collapsed, so the last good one is the one before it
+                student = before
+            elif row["trained"] and not row["tripwire"]:
+                before, student = student, self.round_folder(number) / "run" / "student"
             self._write(student)
             self._say(row)
             if row["tripwire"]:
+                good = self.rundir.path / "student"
                 raise TripwireError(
-                    f"round {number}: {row['stop']}", hint=f"the last good student is {self.rundir.path / 'student'}"
+                    f"round {number}: {row['stop']}",
+                    hint=f"the last good student is {good if good.exists() else 'the one it started from'}",
                 )
             if row["stop"]:
                 break
@@ -107,11 +113,8 @@ class Loop:
         failed = [e for e in episodes if e.failure is not None]
         row["episodes"] = {"played": len(episodes), "failed": len(failed), "reasons": _count(e.failure for e in failed)}
         row["episodes"]["success_rate"] = float(np.mean([(e.trace.reward or 0.0) > 0.5 for e in episodes]))
-        if len(failed) > self.config.rollout.stop.max_failed_share * len(episodes):
-            return row | {
-                "tripwire": True,
-                "stop": f"collapse: {len(failed)} of {len(episodes)} episodes came to nothing",
-            }
+        if collapse := collapsed(len(failed), len(episodes), self.config):
+            return row | {"tripwire": True, "collapsed_in_play": True, "stop": collapse}
         rundir = RunDir.create(self.round_folder(number) / "run", self.round_config(number, student), resume=True)
         try:
             return self._stages(number, RunContext(rundir_config(rundir), rundir, self.voice, self.engines), row)
@@ -163,6 +166,9 @@ class Loop:
             out["environment"] = self.measure(student)
         except EnvironmentFailure as error:
             return out | {"tripwire": True, "stop": f"collapse: {error.message}"}
+        played = [o for s in self.settings() for o in self.outcomes(student, s)]
+        if collapse := collapsed(sum(o.failure is not None for o in played), len(played), self.config):
+            return out | {"tripwire": True, "stop": f"{collapse} when measured"}
         return out
 
     # -- episodes --------------------------------------------------------------------------------------------------------
@@ -175,7 +181,8 @@ class Loop:
         """The round's episodes; those that are there already are not played again."""
         folder, sample, seed = self.round_folder(number), self.config.rollout.sample, self.config.run.seed
         folder.mkdir(parents=True, exist_ok=True)
-        tasks = draw_tasks(tasks_of(self.suite, sample.split, None, sample.tasks), sample.episodes, number, seed)
+        known = tasks_of(self.suite, sample.split, None, sample.tasks)
+        tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
         options = options_of(self.config.rollout, sample.temperature, seed * 1000 + number, logprobs=True)
         # the seed draws a batch at a time, so a batch is the unit that is played again
         base = content_key("episode", model_key(student).weights, self.config.rollout.environment, describe(options),
@@ -305,13 +312,14 @@ class Loop:
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         write_atomic(self.rundir.path / "rounds.json", text)
         write_atomic(self.rundir.path / "report.json", text)
+        out, aside = self.rundir.path / "student", self.rundir.path / "student.writing"
+        shutil.rmtree(aside, ignore_errors=True)
         if student != self.top.model_folder:
-            aside = self.rundir.path / "student.writing"
-            shutil.rmtree(aside, ignore_errors=True)
             shutil.copytree(student, aside)
             self._card(aside, student.parent, document)
-            shutil.rmtree(self.rundir.path / "student", ignore_errors=True)
-            aside.rename(self.rundir.path / "student")
+        shutil.rmtree(out, ignore_errors=True)
+        if aside.exists():
+            aside.rename(out)
 
     def _card(self, into: Path, run: Path, document: Mapping[str, Any]) -> None:
         """The card of a round's student, with what the loop measured of it."""
@@ -331,6 +339,13 @@ class Loop:
         self.voice.note(f"round {row['round']}: {success or 'not measured'}{'; ' + row['stop'] if row['stop'] else ''}")
 
 
+def collapsed(failed: int, played: int, config: RunConfig) -> str | None:
+    """What to say of a student too many of whose episodes came to nothing; None of one that still works."""
+    if failed <= config.rollout.stop.max_failed_share * played:
+        return None
+    return f"collapse: {failed} of {played} episodes came to nothing"
+
+
 def run_rounds(config: RunConfig, rundir: RunDir, voice: Voice) -> None:
     """Run the loop in an open run folder; see `Loop.run`."""
     from hintdistill.training.trackers import one_trackio_folder
@@ -344,15 +359,15 @@ def rundir_config(rundir: RunDir) -> RunConfig:
     return RunConfig.model_validate(rundir.manifest()["config"])
 
 
-def draw_tasks(tasks: list[str], n: int, number: int, seed: int) -> list[str]:
-    """`n` tasks for a round, anew each round; every task once before any comes again."""
+def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int = 1) -> list[str]:
+    """`n` tasks for a round, anew each round; every task once before any comes again, `per_task` in a row of each."""
     rng = random.Random(f"round:{number}:{seed}")
     out: list[str] = []
-    while len(out) < n:
+    while len(out) < n // per_task:
         deck = list(tasks)
         rng.shuffle(deck)
-        out += deck[: n - len(out)]
-    return out
+        out += deck[: n // per_task - len(out)]
+    return [task for task in out for _ in range(per_task)]
 
 
 def episode_row(key: str, episode: Episode) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def watched(ctx: RunContext, trained: Sequence[Target]) -> WatchSets:
 
 
 def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets) -> None:
-    """Hints were scored by the teacher, everything else by the initial policy. Raises ModelError."""
+    """Hints were scored by the teacher, everything else by the initial policy. Raises InputError."""
     from hintdistill.training.provenance import require_same
 
     hints = [t for t in targets if t.kind == "hint"]
@@ -122,6 +122,11 @@ def run(ctx: RunContext) -> None:
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
     )
+    if summary.grad_window_cosine is not None:
+        ctx.voice.note(
+            f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
+            f"{summary.grad_window_cosine:.3f} to the exact one"
+        )
 
 
 def _rows(targets: Sequence[Target]) -> list[RowLength]:

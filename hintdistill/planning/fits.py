@@ -66,12 +66,12 @@ def largest(fits: Callable[[int], bool]) -> int:
     return low
 
 
-def longest_trace(shape: ModelShape, setup: Setup, like: Load, available: int) -> int:
+def longest_trace(shape: ModelShape, setup: Setup, like: Load, where: Room) -> int:
     """Tokens of the longest trace that trains by itself, with the scored and branch tokens of `like` in it."""
 
     def fits(tokens: int) -> bool:
         load = Load(tokens, min(tokens, like.scored), like.branch_tokens)
-        return train_peak(shape, setup, load).total <= available
+        return where.holds(train_peak(shape, setup, load))
 
     return min(largest(fits), shape.max_length)
 
@@ -103,10 +103,10 @@ def _least(peak: Peak) -> float:
 
 
 def _why(order: Sequence[RowLength], shape: ModelShape, setup: Setup, each: int, where: Room) -> str:
-    longest = longest_trace(shape, setup, load_of(order[:1]), where.available)
+    longest = longest_trace(shape, setup, load_of(order[:1]), where)
     above = [r for r in order if r.tokens > longest]
     if not above:
-        need = train_peak(shape, setup, load_of(order[-each:])).total
+        need = where.need(train_peak(shape, setup, load_of(order[-each:])))
         return f"{each} rows at once take some {need / 1e9:.1f} GB to train on, and {where.available / 1e9:.1f} GB are {where.source}"
     names = ", ".join(f"{r.trace_id} ({r.tokens:,} tokens)" for r in above[:5])
     more = f" and {len(above) - 5} more" if len(above) > 5 else ""
@@ -117,7 +117,7 @@ def _why(order: Sequence[RowLength], shape: ModelShape, setup: Setup, each: int,
 def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: Setup, where: Room) -> str:
     """Settings under which the longest row trains, or shorter traces."""
     for words, other in options(shape, setup):
-        if train_peak(shape, other, load_of(order[:1])).total <= where.available:
+        if where.holds(train_peak(shape, other, load_of(order[:1]))):
             return f"set {words}"
     return "leave these traces out, cut them, or use a machine with more memory"
 

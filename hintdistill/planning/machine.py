@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from hintdistill.planning.memory import Peak
+
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -16,13 +18,23 @@ class Room:
     source: str
     """Where the figure comes from."""
     on_cpu: bool = True
+    beside_program: bool = True
+    """Whether this process, its libraries loaded, is there already, so that they need no further room."""
+
+    def need(self, peak: Peak) -> int:
+        """What a stage wants of this room, bytes."""
+        return peak.total - (peak.parts.get("program", 0) if self.beside_program else 0)
+
+    def holds(self, peak: Peak, share: float = 1.0) -> bool:
+        """Whether a stage fits into this share of it."""
+        return self.need(peak) <= share * self.available
 
 
 def room(device: str = "auto", gigabytes: float | None = None) -> Room:
     """What the device of a run has free; `gigabytes` says it instead. A container's own limit counts."""
     on_cpu = not _accelerated(device)
     if gigabytes is not None:
-        return Room(int(gigabytes * 1e9), "--memory", on_cpu)
+        return Room(int(gigabytes * 1e9), "--memory", on_cpu, beside_program=False)
     if not on_cpu:
         import torch
 

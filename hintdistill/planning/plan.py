@@ -11,7 +11,7 @@ from hintdistill.config import RunConfig
 from hintdistill.planning.fits import load_of, longest_trace, options, setup_of, weight_bytes
 from hintdistill.planning.histogram import Histogram, RowLength, by_length
 from hintdistill.planning.machine import Room
-from hintdistill.planning.memory import FLOAT, PROGRAM, STAGE, STORED, Peak, Setup, scoring_peak, train_peak
+from hintdistill.planning.memory import FLOAT, STAGE, STORED, Peak, Setup, scoring_peak, train_peak
 from hintdistill.planning.reading import Reading, operations
 from hintdistill.planning.shape import ModelShape
 from hintdistill.planning.speed import SAVED_PER_SECOND, Speed, row_operations
@@ -118,9 +118,9 @@ def make_plan(
         *_rollouts(work),
     )
     longest = load_of(sorted(work.rows, key=lambda r: -r.tokens)[:1])
-    trace = {"train": longest_trace(shape, setup, longest, where.available)}
+    trace = {"train": longest_trace(shape, setup, longest, where)}
     for words, other in options(shape, setup):
-        trace[f"train with {words}"] = longest_trace(shape, other, longest, where.available)
+        trace[f"train with {words}"] = longest_trace(shape, other, longest, where)
     above = [(r.trace_id, r.tokens) for r in work.rows if r.tokens > trace["train"]]
     return RunPlan(
         model={"kind": shape.kind, "parameters": shape.parameters, "layers": shape.layers, "hidden": shape.hidden,
@@ -189,9 +189,7 @@ def _rescore(config: RunConfig, shape: ModelShape, work: Work, where: Room, spee
 
 
 def _stage(name: str, tokens: int, peak: Peak, seconds: float | None, where: Room, note: str) -> StagePlan:
-    # what is free now does not include this process, which has most of the program loaded already
-    need = peak.total - peak.parts.get("program", 0)
-    return StagePlan(name, tokens, peak.total, dict(peak.parts), seconds, need <= where.available, note)
+    return StagePlan(name, tokens, peak.total, dict(peak.parts), seconds, where.holds(peak), note)
 
 
 def _train(
@@ -271,7 +269,7 @@ def _longest_scored(config: RunConfig, shape: ModelShape, work: Work, where: Roo
             weight_bytes=weight_bytes(config.run.dtype, where.on_cpu), step=work.lengths["step"].longest,
             top_k=config.rescore.top_k, waiting=work.waiting, on_cpu=where.on_cpu,
         )  # fmt: skip
-        return peak.total - peak.parts.get("program", 0) <= where.available
+        return where.holds(peak)
 
     return min(largest(fits), shape.max_length)
 
@@ -281,13 +279,12 @@ def _recommend(config: RunConfig, shape: ModelShape, work: Work, setup: Setup, w
     if not work.rows:
         return None
     order = sorted(work.rows, key=lambda r: -r.tokens)
-    room = int(MARGIN * where.available) + (PROGRAM if where.on_cpu else 0)
     for words, other in options(shape, setup):
         # one row at a time at first: accumulation keeps gradients beside activations
-        if train_peak(shape, other, load_of(order[:1])).total > room:
+        if not where.holds(train_peak(shape, other, load_of(order[:1])), MARGIN):
             continue
         share = sum(r.scored for r in order) / sum(r.tokens for r in order)
-        budget = _budget(shape, other, order, share, room)
+        budget = _budget(shape, other, order, share, where)
         size = config.train.batch_size
         micro = max(
             m for m in range(1, size + 1)
@@ -303,7 +300,7 @@ def _recommend(config: RunConfig, shape: ModelShape, work: Work, setup: Setup, w
     return None
 
 
-def _budget(shape: ModelShape, setup: Setup, order: Sequence[RowLength], share: float, room: int) -> int:
+def _budget(shape: ModelShape, setup: Setup, order: Sequence[RowLength], share: float, where: Room) -> int:
     """Tokens of a micro-batch that fit, at the run's own share of scored tokens and branches."""
     from hintdistill.planning.fits import largest
     from hintdistill.planning.memory import Load
@@ -311,6 +308,8 @@ def _budget(shape: ModelShape, setup: Setup, order: Sequence[RowLength], share: 
     branches = sum(r.branch_tokens for r in order) / sum(r.tokens for r in order)
 
     def fits(tokens: int) -> bool:
-        return train_peak(shape, setup, Load(tokens, round(tokens * share), round(tokens * branches))).total <= room
+        return where.holds(
+            train_peak(shape, setup, Load(tokens, round(tokens * share), round(tokens * branches))), MARGIN
+        )
 
     return min(largest(fits), max(ENOUGH, order[0].tokens))

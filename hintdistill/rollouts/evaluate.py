@@ -13,6 +13,7 @@ from hintdistill.importing import load_object
 from hintdistill.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.sampling import Episode, Sampler, SamplingOptions
+from hintdistill.types import Finding, Trace
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,24 @@ def tasks_of(suite: TaskSuite, split: str, limit: int | None = None, patterns: S
     return found[:limit]
 
 
+def checked(suite: TaskSuite, trace: Trace) -> list[Finding]:
+    """What the environment's own checker sees in a trace. Raises EnvironmentFailure where it raises or gives no findings."""
+    try:
+        found = list(suite.check(trace))
+    except Exception as error:
+        raise EnvironmentFailure(f"check raised {type(error).__name__}: {error}") from error
+    if not all(isinstance(f, Finding) for f in found):
+        raise EnvironmentFailure("check returned something else than findings")
+    return found
+
+
 def outcome_of(suite: TaskSuite, episode: Episode) -> Outcome:
-    """Judge a finished episode."""
-    classes = sorted({f.error_class for f in suite.check(episode.trace) if f.caused_by is None})
+    """Judge a finished episode; one that the checker breaks on counts as failed, with the reason."""
+    try:
+        found = checked(suite, episode.trace)
+    except EnvironmentFailure as error:
+        return Outcome(episode.task, False, (), episode.failure or error.message)
+    classes = sorted({f.error_class for f in found if f.caused_by is None})
     success = episode.failure is None and (episode.trace.reward or 0.0) > 0.5
     return Outcome(episode.task, success, tuple(classes), episode.failure)
 

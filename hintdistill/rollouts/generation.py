@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.rollouts.cache import growing_cache
 from hintdistill.scores import ScoreRequest
 
 
@@ -101,7 +102,7 @@ class TransformersGenerator:
         self, contexts: Sequence[Sequence[int]], stop: Sequence[int], options: SamplingOptions, seed: int
     ) -> list[list[int]]:
         device = next(self.engine.model.parameters()).device
-        ids, mask, cache = self._continued(contexts) or (*self._padded(contexts, device), None)
+        ids, mask, cache = self._continued(contexts) or (*self._padded(contexts, device), self._empty())
         sample = options.temperature > 0
         rng = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
         with self.engine.hold() as model, rng, torch.inference_mode():
@@ -117,6 +118,10 @@ class TransformersGenerator:
         if self.reuse:
             self._keep(contexts, rows, out, mask)
         return rows
+
+    def _empty(self) -> Any:
+        """A cache to begin with, or None for the library's own."""
+        return growing_cache(self.engine.model.config.get_text_config()) if self.reuse else None
 
     def _padded(self, contexts: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(len(c) for c in contexts)

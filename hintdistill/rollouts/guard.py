@@ -7,6 +7,7 @@ anything is built on it.
 
 from __future__ import annotations
 
+import json
 import math
 import queue
 import threading
@@ -45,8 +46,12 @@ class GuardedEnvironment:
         _check_messages("reset", start.messages)
         if not start.messages:
             raise EnvironmentFailure("reset gave no message to answer")
-        if not all(isinstance(t, dict) for t in start.tools):
+        if not isinstance(start.tools, tuple | list) or not all(isinstance(t, dict) for t in start.tools):
             raise EnvironmentFailure("reset gave tools that are no objects")
+        try:
+            json.dumps(start.tools, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise EnvironmentFailure(f"reset gave tools that are no JSON: {error}") from None
         return start
 
     def step(self, message: Message) -> Reply:
@@ -91,8 +96,11 @@ class GuardedEnvironment:
             call, future = item
             try:
                 future.set_result(call())
-            except BaseException as error:
+            except Exception as error:
                 future.set_exception(error)
+            except BaseException as error:
+                # an environment that exits or interrupts does so in its own thread, and must not end the run
+                future.set_exception(EnvironmentFailure(f"the environment raised {type(error).__name__}: {error}"))
 
 
 def _check_messages(where: str, messages: Any) -> None:
@@ -103,6 +111,11 @@ def _check_messages(where: str, messages: Any) -> None:
             raise EnvironmentFailure(f"{where} returned {type(message).__name__}, not a Message")
         if message.role not in ANSWERING:
             raise EnvironmentFailure(f"{where} returned a message of role {message.role}, which is the student's")
+        try:
+            message.model_dump_json()
+        except (ValueError, RecursionError) as error:
+            # lone surrogates, or objects in `extra`: no row could hold it and no tokenizer reads it
+            raise EnvironmentFailure(f"{where} returned a message that is no JSON: {error}") from None
 
 
 def _is_number(value: Any) -> bool:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from hintdistill.config import RolloutSection
-from hintdistill.errors import HintdistillError
+from hintdistill.errors import EnvironmentFailure, HintdistillError
 from hintdistill.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
+from hintdistill.rollouts.evaluate import checked
 from hintdistill.rollouts.generation import SamplingOptions
 from hintdistill.rollouts.sampling import Episode
 from hintdistill.scores import ScoreRequest
@@ -55,7 +56,10 @@ def off_target_sets(
         if episode.failure is not None:
             continue
         trace = episode.trace
-        wrong = {f.step for f in suite.check(trace)}
+        try:
+            wrong = {f.step for f in checked(suite, trace)}
+        except EnvironmentFailure:
+            continue  # what is wrong in it is unknown
         name = "other_steps" if wrong else "clean"
         chosen[name] += [(trace, k) for k in range(len(trace.step_indices)) if k not in wrong]
     return {name: _requests(renderer, steps, limit, seed) for name, steps in chosen.items() if steps}

@@ -44,6 +44,8 @@ class TrainSummary:
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
     parameters: int
+    grad_window_cosine: float | None = None
+    """The least cosine between truncated and exact gradient that was measured, with `train.grad_window`."""
     arrived: dict[str, str] | None = None
     """The adapter the student came as, and what became of it; see `students.Arrived`."""
 
@@ -84,7 +86,8 @@ def train(
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
         ConfigError: the processes cannot share the rows, or cannot read the checkpoint.
-        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another; `train.grad_window` on a
+            model whose layers do not all attend.
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
             stays as it was, and so does the last checkpoint.
     """
@@ -114,7 +117,8 @@ def train(
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
-        parameters=parameters, arrived=student.arrived.record() if student.arrived else None,
+        parameters=parameters, grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
+        arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
     # where weights are sharded, all processes take part in gathering them
     weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
@@ -187,7 +191,7 @@ def _write_row(work: Path, row: dict[str, Any]) -> None:
 
 
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
-    watch = Watch(sets, config.watch, config.logging_steps, config.branch_tokens, seed)
+    watch = Watch(sets, config.watch, config.logging_steps, seed)
     # who wants to be stopped should know what cannot stop the run
     if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
         warn(

@@ -33,6 +33,7 @@ from hintdistill.training.teacher import Follower, Reading
 from hintdistill.training.tripwires import Tripwires, kept
 from hintdistill.training.views import supports, wide
 from hintdistill.training.watch import Watch
+from hintdistill.training.window import WindowProbe, require_window, windowed
 
 
 def collate(rows: Sequence[TraceRow]) -> dict[str, Any]:
@@ -84,6 +85,13 @@ class HintTrainer(Trainer):
         self.meter = Meter(self.recipe, self.head, self.args.logging_steps, from_initial)
         self.watch, self.tripwires = watch, tripwires
         self._batch: list[TraceRow] = []
+        self.probe: WindowProbe | None = None
+        """What measures a truncated gradient, where it is one."""
+        if objective.grad_window is not None:
+            require_window(self.passes)
+            self.probe = WindowProbe(
+                objective.grad_window_every, self.args.output_dir, writes=self.args.process_index == 0
+            )
 
     def _vocabulary(self) -> int:
         return int(self.owner.get_output_embeddings().weight.shape[0])
@@ -119,6 +127,8 @@ class HintTrainer(Trainer):
             TripwireError: the loss is not finite; names the rows.
         """
         rows: list[TraceRow] = inputs["rows"]
+        if self.probe is not None and self.probe.due(self.state.global_step) and model.training:
+            self._measure_window(self.probe, rows)
         loss = self._loss(model, rows)
         self.meter.rows(rows, self.state.global_step)
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
@@ -128,9 +138,12 @@ class HintTrainer(Trainer):
             self._not_finite(f"the loss is {loss.item()}", rows, gradients=False)
         return (loss, {}) if return_outputs else loss
 
-    def _loss(self, model: Any, rows: Sequence[TraceRow]) -> Tensor:
-        """The recipe's terms, summed over slots."""
-        done = self.passes.student(model, rows, ride=self._ride)
+    def _loss(self, model: Any, rows: Sequence[TraceRow], *, exact: bool = False) -> Tensor:
+        """The recipe's terms, summed over slots; `exact`: with their whole gradient whatever `grad_window` is."""
+        if self.config.grad_window is None or exact:
+            done = self.passes.student(model, rows, ride=self._ride)
+        else:
+            done = windowed(self.passes, model, rows, self.config.grad_window, self._ride)
         # a process without a slot takes part all the same
         loss = done.nothing if self.args.world_size > 1 else done.nothing.detach()
         for kind in ("hint", "anchor"):
@@ -140,6 +153,14 @@ class HintTrainer(Trainer):
             elif kind == "hint" and is_sharded(self.owner):
                 loss = loss + self._accompany()
         return loss
+
+    def _measure_window(self, probe: WindowProbe, rows: Sequence[TraceRow]) -> None:
+        """Both gradients of this micro-batch, aside: neither is trained on, and nothing of them is logged."""
+        meter, self.meter = self.meter, Meter(self.recipe, self.head, logging_steps=1 << 62)
+        for exact in (False, True):
+            probe.take(self.owner, self._loss(self.owner, rows, exact=exact))
+        self.meter = meter
+        probe.done(self.state.global_step)
 
     @property
     def _ride(self) -> bool:
@@ -330,6 +351,8 @@ class HintTrainer(Trainer):
         """
         step = self.state.global_step
         logs |= self.meter.drain()
+        if self.probe is not None and self.probe.fresh is not None:
+            logs["grad_window_cosine"], self.probe.fresh = self.probe.fresh, None
         if self.watch is not None and self.watch.due(step, last=step == self.state.max_steps):
             logs |= self.watch.read(step, self.owner, self.passes, self.head)
         super().log(logs, start_time)
