@@ -91,18 +91,12 @@ def train(
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
             stays as it was, and so does the last checkpoint.
     """
-    from transformers import set_seed
-
     hints = [t for t in targets if t.kind == "hint"]
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
-    processes.check_launch()
-    set_seed(run.seed)
-    device = pick_device(run.device)
-    processes.join(device)
+    device = _start(run, config)
     student = load_student(folder, run, config, device)
-    ordered = sorted(targets, key=lambda t: t.key)
-    rows = build_rows(ordered, config)
+    rows = build_rows(sorted(targets, key=lambda t: t.key), config)
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
         trainer = make_trainer(
@@ -120,10 +114,19 @@ def train(
         parameters=parameters, grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
-    # where weights are sharded, all processes take part in gathering them
-    weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
-    processes.from_main(lambda: _save(trainer, student, folder, run, config, out, summary, weights))
+    _save(trainer, student, folder, run, config, out, summary)
     return summary
+
+
+def _start(run: RunSection, config: TrainSection) -> torch.device:
+    """Where to train, after the other processes were met."""
+    from transformers import set_seed
+
+    processes.check_launch(config.grad_window)
+    set_seed(run.seed)
+    device = pick_device(run.device)
+    processes.join(device)
+    return device
 
 
 def make_trainer(
@@ -261,11 +264,12 @@ def _save(
     config: TrainSection,
     out: Path,
     summary: TrainSummary,
-    weights: Mapping[str, Any] | None,
 ) -> None:
-    """Write the student's folder; see `output.write_student`."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    write_student(
-        out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived,
-        state_dict=weights,
+    """The main process writes the student's folder; see `output.write_student`."""
+    # where weights are sharded, all processes take part in gathering them
+    weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
+    write = partial(
+        write_student, out, trainer.owner, folder=folder, run=run, config=config, summary=asdict(summary),
+        arrived=student.arrived, state_dict=weights,
     )  # fmt: skip
+    processes.from_main(write)
