@@ -158,10 +158,13 @@ def may_leave_unused(model: Any) -> bool:
 # -- sharded weights ---------------------------------------------------------------------------------------------------
 
 
-def check_launch() -> None:
-    """Raises ConfigError for a way of sharding that this trainer cannot do."""
+def check_launch(grad_window: int | None = None) -> None:
+    """Raises ConfigError for a way of sharding that this trainer cannot do, or not with `train.grad_window`."""
     if not _wants_fsdp():
         return
+    if grad_window is not None:
+        raise ConfigError("train.grad_window compares whole gradients, which no process has under FSDP2",
+                          hint="leave train.grad_window out, or train with DDP")  # fmt: skip
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("FSDP 1 is not supported", hint="fsdp_version: 2, see configs/accelerate/fsdp2.yaml")
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":

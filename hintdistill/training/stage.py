@@ -91,18 +91,12 @@ def train(
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
             stays as it was, and so does the last checkpoint.
     """
-    from transformers import set_seed
-
     hints = [t for t in targets if t.kind == "hint"]
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
-    processes.check_launch()
-    set_seed(run.seed)
-    device = pick_device(run.device)
-    processes.join(device)
+    device = _start(run, config)
     student = load_student(folder, run, config, device)
-    ordered = sorted(targets, key=lambda t: t.key)
-    rows = build_rows(ordered, config)
+    rows = build_rows(sorted(targets, key=lambda t: t.key), config)
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
         trainer = make_trainer(
@@ -120,10 +114,19 @@ def train(
         parameters=parameters, grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
-    # where weights are sharded, all processes take part in gathering them
-    weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
-    processes.from_main(lambda: _save(trainer, student, folder, run, config, out, summary, weights))
+    _save(trainer, student, folder, run, config, out, summary)
     return summary
+
+
+def _start(run: RunSection, config: TrainSection) -> torch.device:
+    """Where to train, after the other processes were met."""
+    from transformers import set_seed
+
+    processes.check_launch(config.grad_window)
+    set_seed(run.seed)
+    device = pick_device(run.device)
+    processes.join(device)
+    return device
 
 
 def make_trainer(
@@ -132,7 +135,7 @@ def make_trainer(
     trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
     """The trainer of these rows; checkpoints and metrics go to `work`."""
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     from hintdistill.training.trainer import HintTrainer
 
@@ -156,17 +159,7 @@ def make_trainer(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
-    arguments = TrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * world),
-        learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
-        seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **(trackers or {"report_to": "none"}),
-        remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
-        bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
-        ddp_find_unused_parameters=processes.may_leave_unused(model),
-    )  # fmt: skip
+    arguments = _arguments(model, run, config, work, device, micro, trackers or {"report_to": "none"})
     trainer = HintTrainer(
         model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
         callbacks=[Metrics()], special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
@@ -174,6 +167,25 @@ def make_trainer(
     )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _arguments(
+    model: Any, run: RunSection, config: TrainSection, work: Path, device: torch.device, micro: int, trackers: Mapping[str, Any]
+) -> Any:  # fmt: skip
+    """What the Trainer is told; `micro`: rows of one process in one pass."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(work), per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * processes.world()),
+        learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
+        seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **trackers,
+        remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
+        bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
+        ddp_find_unused_parameters=processes.may_leave_unused(model),
+    )  # fmt: skip
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:
@@ -252,11 +264,12 @@ def _save(
     config: TrainSection,
     out: Path,
     summary: TrainSummary,
-    weights: Mapping[str, Any] | None,
 ) -> None:
-    """Write the student's folder; see `output.write_student`."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    write_student(
-        out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived,
-        state_dict=weights,
+    """The main process writes the student's folder; see `output.write_student`."""
+    # where weights are sharded, all processes take part in gathering them
+    weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
+    write = partial(
+        write_student, out, trainer.owner, folder=folder, run=run, config=config, summary=asdict(summary),
+        arrived=student.arrived, state_dict=weights,
     )  # fmt: skip
+    processes.from_main(write)
