@@ -220,7 +220,7 @@ def test_a_step_beside_an_arriving_adapter_moves_nothing_else(targets, tmp_path,
     config = TrainSection(**test_training.FAST, **BESIDE, targets="in_step")
     student = load_student(adapter, run, config, CPU)
     before = {n: p.detach().clone() for n, p in student.model.named_parameters()}
-    trainer = test_training._trainer(
+    trainer = test_training.make_trainer(
         student.model, test_training.build_rows(targets[:6], config), run, config, tmp_path / "w", CPU, None
     )
     trainer.train()

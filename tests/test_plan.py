@@ -18,7 +18,7 @@ from hintdistill import pipeline
 from hintdistill.cli import app
 from hintdistill.config_file import validate
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import DoesNotFitError, ModelError
+from hintdistill.errors import ConfigError, DoesNotFitError, ModelError
 from hintdistill.pipeline.ahead import gather
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.forecast import forecast, micro_batches
@@ -457,3 +457,11 @@ def test_a_plan_without_measuring_has_no_times():
     found = forecast(config(traces={"limit": 6}), measured=False, gigabytes=8)
     assert all(s.seconds is None for s in found.stages)
     assert found.memory_source == "--memory"
+
+
+def test_rounds_have_no_lengths_yet():
+    settings = config(
+        run={"rounds": 2}, traces={"path": []}, rollout={"environment": f"{TOOLWORLD}/world.py:Toolworld"}
+    )
+    with pytest.raises(ConfigError, match="samples its own traces"):
+        forecast(settings, measured=False)

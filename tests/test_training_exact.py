@@ -1,8 +1,9 @@
 """The shared path is exact: loss and gradient of a training batch against separate forward passes of every sequence.
 
-Bounds on ‖g - g'‖/‖g'‖ in float32: 2e-6. Mamba's and Qwen3-Next's is 5e-6, because their scans over a padded batch sum in
-another order than over one sequence, and states carry the rounding on; that nothing but rounding is in it shows in float64,
-where every kind's difference is below 1e-10.
+Bounds on ‖g - g'‖/‖g'‖ in float32: 2e-6. Qwen3-Next's is 5e-6 and Mamba's 1e-5, because their scans over a padded batch sum in
+another order than over one sequence, and states carry the rounding on. So is that of adapters with a teacher of other weights or
+stored targets: the gradient is small there, and the separate forwards themselves are 4e-6 off the float64 result. That nothing
+but rounding is in it shows in float64, where every difference is below 1e-10.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LIVE = {"targets": "in_step", "teacher": "live", "support": "full", "anchor": {"
 
 
 def bound(kind: str) -> float:
-    return 5e-6 if kind in ("mamba", "qwen3_next") else 2e-6
+    return {"mamba": 1e-5, "qwen3_next": 5e-6}.get(kind, 2e-6)
 
 
 def student_of(kind: str, dtype=torch.float32):
@@ -56,7 +57,7 @@ def quiet_trainer(*args, **kwargs):
 
 
 def differences(kind, tmp_path, dtype=torch.float32, judge=None, **config) -> tuple[float, float]:
-    """Of the loss, relative where it is not near zero, and of the gradient.
+    """Of the loss, nats, and of the gradient, relative.
 
     `judge` makes the reference's teacher from trainer and model; without it, it is the student.
     """
@@ -66,14 +67,14 @@ def differences(kind, tmp_path, dtype=torch.float32, judge=None, **config) -> tu
     wanted, g = reference(trainer, model, who, lambda: without_adapter(model))
     loss, found = loss_and_gradient(trainer)
     assert float(g.norm()) > 1e-3
-    return abs(loss - wanted) / max(abs(wanted), 1e-4), error(found, g)
+    return abs(loss - wanted), error(found, g)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", WAYS)
 def test_a_live_teacher_is_exact_on_every_kind(kind, checkpointing, tmp_path):
     loss, gradient = differences(kind, tmp_path, **LIVE, divergence="jsd", gradient_checkpointing=checkpointing)
-    assert loss <= 5e-5 and gradient <= bound(kind)
+    assert loss <= 1e-6 and gradient <= bound(kind)
 
 
 @pytest.mark.parametrize("kind", WAYS)
@@ -114,7 +115,10 @@ def test_other_teachers_are_exact_too(kind, teacher, checkpointing, tmp_path):
         "gradient_checkpointing": checkpointing,
     }
     loss, gradient = differences(kind, tmp_path, judge=make, **config)
-    assert loss <= 5e-5 and gradient <= bound(kind)
+    assert loss <= 1e-6 and gradient <= (5e-6 if kind == "qwen3_tied_lora" else bound(kind))
+    if kind == "qwen3_tied_lora" and not checkpointing:
+        with Doubled():
+            assert max(differences(kind, tmp_path, torch.float64, make, **config)) <= 1e-10
 
 
 RECIPES = ("hint_sd", "nca", "evidence_target", "tip", "fire", "ta_opd", "topk_sg", "opd_plus", "gndpo", "veto")
@@ -146,7 +150,7 @@ def test_where_sharing_is_not_valid_the_slower_way_is_taken_and_said(kind, tmp_p
     assert trainer.passes.way == way
     wanted, g = reference(trainer, model, lambda: as_it_is(model), lambda: as_it_is(model))
     loss, found = loss_and_gradient(trainer)
-    assert abs(loss - wanted) <= 5e-5 * wanted and error(found, g) <= 5e-6
+    assert abs(loss - wanted) <= 1e-6 and error(found, g) <= bound(kind)
 
 
 def train_one_step(tmp_path, micro: int, **config) -> torch.Tensor:

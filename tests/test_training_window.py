@@ -69,12 +69,11 @@ def test_the_loss_is_the_same_and_a_window_over_the_whole_trace_is_exact(kind, c
 
 def test_the_cosine_rises_with_the_window_on_the_shipped_student(real_targets, tmp_path):
     student, found = load_model(STUDENT, torch.float32, torch.device("cpu")), []
-    for width in (0, 16, 64, 100_000):
+    for width in (0, 16, 32, 64, 128):
         trainer = trainer_of(student, real_targets, tmp_path / str(width), **LIVE, grad_window=width)
-        rows = trainer.train_dataset.rows[:3]
-        loss_and_gradient(trainer, rows)
+        loss_and_gradient(trainer)
         found.append(trainer.probe.measured[0])
-    assert found == sorted(found) and 0.3 < found[0] < 0.999 and found[-1] == pytest.approx(1.0, abs=1e-6)
+    assert found == sorted(found) and 0.3 < found[0] < 0.999 and found[-1] > 0.999
 
 
 def test_a_window_of_nothing_is_a_constant_prefix(tmp_path):

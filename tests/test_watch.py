@@ -370,8 +370,8 @@ def test_nan_stops_before_the_update_and_the_last_checkpoint_serves(what, data, 
     plain, straight = HintTrainer._part, tmp_path / "straight"
     train(folder, data[0], RUN, config, tmp_path / "other", straight, "k")
 
-    def poisoned(self, model, kind, placed, done):
-        value = plain(self, model, kind, placed, done)
+    def poisoned(self, kind, placed, done):
+        value = plain(self, kind, placed, done)
         if self.state.global_step == 5 and any(r.key == "trace hint 2" for r, _ in placed):
             return value * math.nan if what == "loss" else PoisonedBackward.apply(value)
         return value

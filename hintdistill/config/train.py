@@ -106,7 +106,7 @@ class TrainSection(Section):
     batch_size: int = Field(default=8, ge=1)
     """Rows (traces with their accepted injections) per optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows per forward pass; the rest is accumulated. Default: `batch_size`."""
+    """Rows per forward pass of a process; the rest is accumulated. Default: `batch_size` over the number of processes."""
     branch_tokens: int = Field(default=16_384, ge=1)
     """Tokens per forward pass of a teacher in the step."""
     gradient_checkpointing: bool = False

@@ -65,6 +65,7 @@ class _Paper(RunContext):
     shape: ModelShape
 
     def engine(self, folder: Path) -> TransformersEngine:
+        """Something that has a `max_length`; whatever else is asked of it is an error."""
         return cast("TransformersEngine", SimpleNamespace(max_length=self.shape.max_length))
 
 

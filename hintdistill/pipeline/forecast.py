@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from hintdistill.config import RunConfig
+from hintdistill.errors import ConfigError
 from hintdistill.models import resolve_model
 from hintdistill.pipeline import check_inputs
 from hintdistill.pipeline.ahead import Ahead, gather, rollout_tokens
@@ -32,9 +33,15 @@ def forecast(
         gigabytes: memory to plan for (10^9 bytes) instead of what is free.
 
     Raises:
+        ConfigError: a run in rounds, whose traces are not there yet.
         HintdistillError: what `check_inputs` and the stages up to inject raise.
     """
     voice = voice or Voice(quiet=True)
+    if config.run.rounds is not None:
+        raise ConfigError(
+            "a run in rounds samples its own traces, so there are no lengths to plan with",
+            hint="plan one round: run.rounds=null and traces.path naming traces like those it will sample",
+        )
     check_inputs(config, "report")
     if config.run.threads is not None:
         import torch

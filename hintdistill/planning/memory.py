@@ -192,14 +192,14 @@ def train_peak(shape: ModelShape, setup: Setup, load: Load) -> Peak:
     head = _head_gradient(shape, setup)
     layer = n * sum(layer_floats(shape, setup.rank)) * b
     moments = {
-        # the first layer's backward pass, everything still there
-        "backward": {"gradients": earlier, "activations": saved + temporary, "loss": (setup.kinds + 1) * head if not setup.dense
-                     else loss_bytes(shape, setup, load)},
+        # the last layer's backward pass, everything still there; the head's gradients of each kind are given away after it
+        "backward": {"gradients": earlier, "activations": saved + temporary, "loss": loss_bytes(shape, setup, load) if setup.dense
+                     else setup.kinds * head},
         "loss": {"gradients": earlier, "activations": saved, "loss": max(loss_bytes(shape, setup, load), teacher)},
-        # the last one's, and the input embedding's gradient on top
+        # the first one's, and the input embedding's gradient on top
         "end": {"gradients": gradients, "activations": (layer if setup.checkpointing else layer // 2) + temporary,
-                "loss": (setup.kinds + (0 if shape.tied else 1)) * head},
-        "optimizer": {"gradients": gradients, "activations": 0, "loss": setup.kinds * head},
+                "loss": (setup.kinds - 1 + (0 if shape.tied else 1)) * head},
+        "optimizer": {"gradients": gradients, "activations": 0, "loss": 0},
     }  # fmt: skip
     worst = max(moments.values(), key=lambda m: sum(m.values()))
     parts = {

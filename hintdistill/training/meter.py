@@ -31,8 +31,6 @@ class Meter:
         """`from_initial`: whether the stored plain views are the initial policy's."""
         self.recipe, self.head, self.logging_steps, self.from_initial = recipe, head, logging_steps, from_initial
         self._first = {k: next((n for n, t in recipe.terms.items() if t.rows == k), None) for k in OLD_NAMES}
-        self.paused = False
-        """Whether what is computed now is aside from the training, and not counted."""
         # name → [sum, count]
         self._sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
@@ -44,7 +42,8 @@ class Meter:
         """Count the tokens of a micro-batch, and those that carry loss."""
         if self.reads(step):
             carried = sum(int(_carried(s).sum()) for r in rows for s in r.slots)
-            self._count("loss_tokens", carried, sum(len(r.ids) for r in rows))
+            # what stands in for a row between processes is none
+            self._count("loss_tokens", carried, sum(len(r.ids) for r in rows if r.slots))
 
     def add(
         self, kind: str, placed: Sequence[Placed], hidden: Tensor, metrics: Mapping[str, float],
@@ -57,8 +56,6 @@ class Meter:
             metrics: what the terms say of themselves, means over these slots.
             views: the views made in the step; None where targets are stored.
         """
-        if self.paused:
-            return
         for name, value in metrics.items():
             if name == f"{self._first[kind]}/mean":
                 self._count(OLD_NAMES[kind], value * len(placed), len(placed))

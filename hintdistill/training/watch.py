@@ -36,7 +36,7 @@ class WatchSets:
     heldout: Sequence[Target] = ()
     """Steps of held-out traces without a finding."""
     from_initial: bool = True
-    """Whether the initial policy scored them (and what is trained on): else the student as this training starts."""
+    """Whether the stored plain views of what is trained on are the initial policy's; what is watched it always scored."""
 
 
 NOTHING = WatchSets()

@@ -22,6 +22,7 @@ from hintdistill.engines.prefix_tree import Piece
 from hintdistill.engines.shared_prefix import Memory, PackedCall, run_call
 from hintdistill.errors import ModelError
 from hintdistill.training.passes import Passes, StudentPass, forest
+from hintdistill.training.processes import lockstep
 from hintdistill.training.rows import TraceRow
 
 FILE = "grad_window.json"
@@ -67,16 +68,19 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
     tree, memory = forest(rows, branched), Memory()
     pieces = windows(rows, width)
     # as far as a window or a branch looks back
-    depth = [max([p.start for p in pieces if p.chain == i] + [s.insert_at for j, s in branched if j == i])
+    depth = [max([p.start for p in pieces if p.chain == i] + [s.insert_at for j, s in branched if j == i], default=0)
              for i in range(len(rows))]  # fmt: skip
     trunks = [Piece(i, 0, n) for i, n in enumerate(depth) if n]
-    with torch.no_grad():
+    with torch.no_grad(), lockstep(passes.owner):
         if trunks:
             call = PackedCall(tree, trunks, memory, keep_trunks=True)
             # of the last layer only keys and values are wanted; one row, because some kinds take no empty ones
             call.rows = {0: [range(1)]}
             run_call(passes.owner, call, [0])
     memory.closed = True
+    if not pieces:
+        # a process without a slot, where others have some
+        return passes.student(model, rows, ride=ride)
     call = PackedCall(tree, pieces, memory, windows=True)
     columns, order = [], []
     for i, row in enumerate(rows):
@@ -84,18 +88,23 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
             n = next(n for n, p in enumerate(pieces) if p.chain == i and p.start <= slot.positions.start < p.stop)
             columns.append(torch.arange(slot.positions.start, slot.positions.stop) - pieces[n].start + call.offsets[n])
             order.append(slot)
-    hidden = passes.run(model, call.inputs(passes.device), torch.cat(columns)).split([s.length for s in order])
+    hidden = passes.run(model, call.inputs(passes.device), torch.cat(columns))
+    split = hidden.split([s.length for s in order])
     return StudentPass(
-        {s.key: h for s, h in zip(order, hidden, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)}
+        {s.key: h for s, h in zip(order, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)},
+        0.0 * hidden.float().sum(),
     )  # fmt: skip
 
 
 class WindowProbe:
     """The cosine between the truncated and the exact gradient of a batch, at the first step and every so many."""
 
-    def __init__(self, every: int, folder: str | Path) -> None:
-        """`every`: optimiser steps between two measurements. A resumed run takes the earlier ones up again."""
-        self.every, self.file = every, Path(folder) / FILE
+    def __init__(self, every: int, folder: str | Path, *, writes: bool = True) -> None:
+        """`every`: optimiser steps between two measurements; `writes`: whether this process keeps the file.
+
+        A resumed run takes the earlier measurements up again. Of several processes each measures its own rows.
+        """
+        self.every, self.file, self.writes = every, Path(folder) / FILE, writes
         self.measured: dict[int, float] = {}
         if self.file.is_file():
             self.measured = {int(k): float(v) for k, v in json.loads(self.file.read_text(encoding="utf-8")).items()}
@@ -117,8 +126,9 @@ class WindowProbe:
         """The cosine of the two gradients that were taken, written down."""
         self.fresh = self.measured[step] = cosine(*self._taken)
         self._done, self._taken = step, []
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.measured), encoding="utf-8")
+        if self.writes:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self.measured), encoding="utf-8")
         return self.fresh
 
     @property
