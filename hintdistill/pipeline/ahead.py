@@ -51,6 +51,8 @@ class Ahead:
     entries: tuple[int, int]
     """Kept entries: of all targets, of the largest parquet part."""
     rows: list[RowLength]
+    watched: list[RowLength]
+    """What is read while training and never trained on."""
     after: list[list[ScoreRequest]]
     """Report: scored steps once more under the corrected student."""
     off_target: list[list[ScoreRequest]]
@@ -147,6 +149,9 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
     calls = [[r for some in hint_requests[at : at + size] for r in some] for at in range(0, len(hints), size)]
     calls += [plain[at : at + size] for at in range(0, len(plain), size)]
     slots = _slots(ctx, targets) if targets is not None else _all_slots(ctx)
+    watched = _watched(ctx) if targets is not None else _perhaps_watched(ctx)
+    if ctx.config.train.watch.every == 0:
+        watched = []
     kept = _entries(ctx, targets, hint_requests, plain)
     after = [[some[0] for some in hint_requests[at : at + 64]] for at in range(0, len(hints), 64)]
     sets = report.off_target_sets(ctx)
@@ -159,9 +164,15 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
             "step": Histogram.of([len(i.step_ids) for _, i, _ in hints] + [len(r.step_ids) for *_, r, _ in anchors]),
             "hint": Histogram.of(len(i.block_ids) for _, i, _ in hints),
         },
-        waiting=sum(r.end for call in calls for r in call), entries=kept, rows=rows(slots), after=after, off_target=off,
+        waiting=_waiting(hints, plain), entries=kept, rows=rows(slots), watched=rows(watched), after=after, off_target=off,
         steps=sum(len(t.step_indices) for t in traces) / max(1, len(traces)),
     )  # fmt: skip
+
+
+def _waiting(hints: Sequence[rescore.HintItem], plain: Sequence[ScoreRequest]) -> int:
+    """Tokens of all that waits to be scored, as it is stored: a context once, and each block."""
+    blocks = sum(len(i.block_ids) + sum(len(p.block_ids) for p in i.placebos) for _, i, _ in hints)
+    return blocks + sum(len(i.plain_ids) for _, i, _ in hints) + sum(r.end for r in plain)
 
 
 def _length(ctx: RunContext, trace: Trace) -> int:
@@ -201,6 +212,24 @@ def _all_slots(ctx: RunContext) -> list[Slot]:
         if taken[trace_id] <= config.anchor.per_trace:
             out.append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
     return out
+
+
+def _watched(ctx: RunContext) -> list[Slot]:
+    """What the training reads of stored targets to watch itself."""
+    from hintdistill.training.watch import subsample
+
+    sets, steps = train.watched(ctx, train.selected(ctx)), ctx.config.train.watch.steps
+    chosen = [t for some in (sets.off_target, sets.heldout) for t in subsample(some, steps, ctx.config.run.seed)]
+    return [Slot(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
+
+
+def _perhaps_watched(ctx: RunContext) -> list[Slot]:
+    """As many clean steps of either split as will be watched; which ones is known when they are scored."""
+    steps = ctx.config.train.watch.steps
+    of: dict[str, list[Slot]] = {"train": [], "holdout": []}
+    for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
+        of[split].append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
+    return [*of["train"][-steps:], *of["holdout"][:steps]]
 
 
 def _entries(

@@ -82,6 +82,6 @@ def _count(config: RunConfig, shape: ModelShape, ahead: Ahead) -> Work:
     return Work(
         source=ahead.source, lengths=ahead.lengths, traces=ahead.traces, asked=ahead.asked,
         rescore=reading(ahead.calls, shape, budget), score_calls=len(ahead.calls), targets=ahead.targets,
-        waiting=ahead.waiting, entries=ahead.entries, rows=ahead.rows, after=reading(ahead.after, shape, budget),
+        waiting=ahead.waiting, entries=ahead.entries, rows=ahead.rows, watched=ahead.watched, after=reading(ahead.after, shape, budget),
         off_target=reading(ahead.off_target, shape, budget), rollouts=rollout_tokens(config, ahead.lengths, ahead.steps),
     )  # fmt: skip

@@ -29,14 +29,16 @@ PINNED = 0.7
 """Share of the gradients whose places cannot be used again by activations."""
 CHUNK_POSITIONS = 96
 """Positions at once in the loss; `objectives.chunked.POSITIONS`."""
+WATCH_POSITIONS = 256
+"""Positions whose whole distributions exist at once when training is watched; `training.watch.POSITIONS`."""
 LOGIT_CHUNK = 1 << 24
 """Entries of a chunk of logits in an engine; `engines.forward.CHUNK_ELEMENTS`."""
 MASK_ROWS = 256
 """Queries per masked block; `engines.shared_prefix.BLOCK`."""
 ENTRY = 100
 """Bytes that a kept entry takes while it is written or read: Python objects of its id and two log-probabilities."""
-HEAP = 1.0
-"""What the heap holds while an engine scores, of the blocks below `MAPPED` that are alive: about as much again."""
+HEAP = 0.7
+"""What the heap holds while an engine scores beside the blocks below `MAPPED` that are alive, as a share of them."""
 STORED = 50
 """Bytes that a stored entry takes in all where targets are read: an id and two log-probabilities, and what reading leaves behind."""
 ITEM = 160
@@ -95,6 +97,8 @@ class Setup:
     """Bytes of models that earlier stages left loaded."""
     stored: int = 0
     """Kept entries of all targets of the run."""
+    watched: int = 0
+    """Tokens that are read at once, without gradient, to watch the training."""
 
     @property
     def trains_head(self) -> bool:
@@ -200,6 +204,8 @@ def train_peak(shape: ModelShape, setup: Setup, load: Load) -> Peak:
         "end": {"gradients": gradients, "activations": (layer if setup.checkpointing else layer // 2) + temporary,
                 "loss": (setup.kinds - 1 + (0 if shape.tied else 1)) * head},
         "optimizer": {"gradients": gradients, "activations": 0, "loss": 0},
+        "watch": {"gradients": 0, "activations": forward_bytes(shape, min(setup.watched, setup.branch_tokens), b),
+                  "loss": 6 * min(setup.watched, WATCH_POSITIONS) * shape.vocab * FLOAT},
     }  # fmt: skip
     worst = max(moments.values(), key=lambda m: sum(m.values()))
     parts = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from hintdistill.planning.fits import load_of, longest_trace, options, setup_of,
 from hintdistill.planning.histogram import Histogram, RowLength, by_length
 from hintdistill.planning.machine import Room
 from hintdistill.planning.memory import FLOAT, STAGE, STORED, Peak, Setup, scoring_peak, train_peak
-from hintdistill.planning.reading import Reading, operations
+from hintdistill.planning.reading import Reading, operations, pairs
 from hintdistill.planning.shape import ModelShape
 from hintdistill.planning.speed import SAVED_PER_SECOND, Speed, row_operations
 
@@ -55,6 +56,7 @@ class Work:
     waiting: int
     entries: tuple[int, int]
     rows: Sequence[RowLength]
+    watched: Sequence[RowLength]
     after: Reading
     off_target: Reading
     rollouts: Mapping[str, int] | None = None
@@ -109,6 +111,7 @@ def make_plan(
     setup = dataclasses.replace(
         setup_of(shape, config.run, config.train, where.on_cpu), other_weights=_engine_weights(config, shape, where),
         stored=work.entries[0],
+        watched=sum(r.tokens for r in work.watched),
     )  # fmt: skip
     stages = (
         *_critique(work),
@@ -205,6 +208,8 @@ def _train(
     tokens = round(section.epochs * epoch)
     steps = -(-len(rows) // section.batch_size) * section.epochs
     branches = sum(r.branch_tokens for r in rows) if setup.views else 0
+    readings = _readings(config, steps) if work.watched else 0
+    watched = sum(r.tokens for r in work.watched)
     seconds = None
     if speed is not None and speed.train is not None:
         each = [row_operations(shape, r if setup.views else dataclasses.replace(r, branches=()), section.lora is None,
@@ -215,6 +220,9 @@ def _train(
             len(order) / max(1, -(-section.epochs // 1)) * section.epochs + min(len(rows), FLOOR_ROWS) / 3,
             sum(each) * section.epochs + floor,
         )
+        seen = sum(operations(shape, r.tokens, pairs(0, r.tokens), r.scored) for r in work.watched)
+        # a pass without gradient is a third of one with
+        seconds += readings * (speed.train.fixed * 2 / 3 + speed.train.per_operation * seen)
         seconds += steps * setup.trained * speed.optimizer_s + saved / SAVED_PER_SECOND
     note = (
         f"{len(rows):,} rows of at most {max(r.tokens for r in rows):,} tokens, {steps:g} steps; "
@@ -222,7 +230,21 @@ def _train(
     )
     if branches:
         note += f"; {branches:,} tokens of branches an epoch for the teacher"
-    return _stage("train", tokens + round(section.epochs * branches), peak, seconds, where, note)
+    if readings:
+        note += f"; watched {readings} times, {watched:,} tokens each"
+    read = tokens + round(section.epochs * branches) + readings * watched
+    return _stage("train", read, peak, seconds, where, note)
+
+
+def _readings(config: RunConfig, steps: float) -> int:
+    """How often training is watched: at logging steps, and after the last step."""
+    train = config.train
+    every = train.logging_steps if train.watch.every is None else train.watch.every
+    if every == 0:
+        return 0
+    last, log = math.ceil(steps), train.logging_steps
+    due = [s for s in range(log, last + 1, log) if s // every > (s - log) // every]
+    return len(set(due) | {last})
 
 
 def _report(config: RunConfig, shape: ModelShape, work: Work, where: Room, speed: Speed | None) -> StagePlan:
