@@ -103,7 +103,8 @@ TEACHERS = {
 }
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+# a live teacher is tried with and without checkpointing on every kind above; here the rest of that is for `make test-full`
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("teacher", TEACHERS)
 @pytest.mark.parametrize("kind", ["qwen3", "qwen3_tied_lora", "gemma3", "gpt_oss", "qwen3_moe", "qwen3_next"])
 def test_other_teachers_are_exact_too(kind, teacher, checkpointing, tmp_path):
