@@ -90,7 +90,8 @@ def write_readme(figures: dict[str, Any]) -> None:
         lines.append(f"| {words} | {first} | {format(figures[after], form)} | {aim} |")
     cut = "no error left" if figures["error_rate_cut"] is None else f"errors cut {figures['error_rate_cut']:.1f}-fold"
     text = "\n".join(lines) + (
-        f"\n\nOne round, default settings, 300 held-out tasks whose entities neither corpus nor traces contain; {cut}. "
+        f"\n\nOne round, the settings of `configs/quickstart.yaml`, 300 held-out tasks whose "
+        f"entities neither corpus nor traces contain; {cut}. "
         f"Under the hint the same decision tokens have probability {figures['error_probability_hinted']:.4f}. "
         f"The whole run took {figures['seconds']:.0f} s. Made by `python benchmarks/quickstart.py --readme`.\n"
     )

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM
 
-SCHEMA = b"1"
+SCHEMA = b"2"
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:

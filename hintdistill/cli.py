@@ -59,12 +59,14 @@ def _stages(
 ) -> None:
     from hintdistill import pipeline
     from hintdistill.config_file import load_config
+    from hintdistill.training.processes import is_main
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
     settings = load_config(config, [*(overrides or []), *extra])
     folder = pipeline.run_folder(settings, config.stem)
     pipeline.run(settings, folder, resume=resume, until=until, voice=pipeline.Voice(quiet=quiet or as_json))
-    _finish(folder, as_json)
+    if is_main():
+        _finish(folder, as_json)
 
 
 def _finish(folder: Path, as_json: bool) -> None:

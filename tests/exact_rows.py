@@ -51,6 +51,9 @@ def _target(model, key, trace_id, trace, start, end, at, block) -> Target:
     with torch.no_grad():
         plain = logprobs(model, trace[:end], length)
         hinted = logprobs(model, np.concatenate([trace[:at], block, trace[at:end]]), length)
+        if not len(block):
+            # an initial policy that the student has moved away from: what an anchor pulls on is more than rounding
+            plain = hinted = (plain * 0.7).log_softmax(-1)
     sampled = torch.as_tensor(step)[:, None]
     ids = torch.cat([plain.topk(KEPT).indices, hinted.topk(KEPT).indices, sampled], -1)
     support = torch.stack(

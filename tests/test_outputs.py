@@ -170,7 +170,11 @@ def test_an_adapter_loads_alone_and_merged(tmp_path):
 def test_a_merged_arrival_is_recorded_and_its_new_adapter_has_a_base(targets, tmp_path, adapter):
     run = RunSection(model=str(adapter), device="cpu", dtype="float32")
     config = TrainSection(**test_training.FAST, **LORA, learning_rate=1e-2)
-    summary = train(adapter, targets, run, config, tmp_path / "w", tmp_path / "student", "k")
+    assert not (adapter / "generation_config.json").exists() and file_dtype(adapter) == torch.bfloat16
+    summary = train(adapter, targets[:4], run, config, tmp_path / "w", tmp_path / "student", "k")
+    for folder in (tmp_path / "student", tmp_path / "student" / "initial"):
+        text = (folder / "generation_config.json").read_text()
+        assert text == (STUDENT / "generation_config.json").read_text(), "the base model's"
     assert summary.arrived == {"adapter": str(adapter), "base": str(STUDENT), "handling": "merged"}
     assert read_summary(tmp_path / "student") == summary
     came = logits(load_model(adapter, torch.float32, CPU))
@@ -197,7 +201,7 @@ def test_beside_an_arriving_adapter_only_the_new_one_is_trained(targets, tmp_pat
     assert far(logits(student.model), moved) == 0.0 < far(moved, logits(came))
     assert {n for n, p in student.model.named_parameters() if p.requires_grad} == trainable
 
-    summary = train(adapter, targets, run, config, tmp_path / "w", tmp_path / "student", "k")
+    summary = train(adapter, targets[:4], run, config, tmp_path / "w", tmp_path / "student", "k")
     assert summary.arrived is not None and summary.arrived["handling"] == "beside"
     folder = tmp_path / "student"
     kept = load_file(folder / "arrived" / "adapter_model.safetensors")
@@ -216,8 +220,8 @@ def test_a_step_beside_an_arriving_adapter_moves_nothing_else(targets, tmp_path,
     config = TrainSection(**test_training.FAST, **BESIDE, targets="in_step")
     student = load_student(adapter, run, config, CPU)
     before = {n: p.detach().clone() for n, p in student.model.named_parameters()}
-    trainer = test_training._trainer(
-        student.model, test_training.build_rows(targets, config), run, config, tmp_path / "w", CPU, None
+    trainer = test_training.make_trainer(
+        student.model, test_training.build_rows(targets[:6], config), run, config, tmp_path / "w", CPU, None
     )
     trainer.train()
     changed = {n for n, p in student.model.named_parameters() if not torch.equal(p, before[n])}
@@ -227,20 +231,22 @@ def test_a_step_beside_an_arriving_adapter_moves_nothing_else(targets, tmp_path,
 
 def test_beside_a_killed_training_goes_on_to_the_same_weights(targets, tmp_path, adapter):
     run = RunSection(model=str(adapter), device="cpu", dtype="float32")
-    config = TrainSection(**{**test_training.FAST, "epochs": 3, "save_steps": 2}, **LORA, arriving_adapter="beside")
-    train(adapter, targets, run, config, tmp_path / "a", tmp_path / "student_a", "k")
+    config = TrainSection(
+        **{**test_training.FAST, "epochs": 2, "batch_size": 2, "save_steps": 2}, **LORA, arriving_adapter="beside"
+    )
+    train(adapter, targets[:4], run, config, tmp_path / "a", tmp_path / "student_a", "k")
 
     class Killed(Exception):
         pass
 
     def kill(step: int, total: int) -> None:
-        if step == 5:
+        if step == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        train(adapter, targets, run, config, tmp_path / "b", tmp_path / "student_b", "k", progress=kill)
-    assert (tmp_path / "b" / "checkpoint-4").is_dir()
-    train(adapter, targets, run, config, tmp_path / "b", tmp_path / "student_b", "k")
+        train(adapter, targets[:4], run, config, tmp_path / "b", tmp_path / "student_b", "k", progress=kill)
+    assert (tmp_path / "b" / "checkpoint-2").is_dir()
+    train(adapter, targets[:4], run, config, tmp_path / "b", tmp_path / "student_b", "k")
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         a, b = (load_file(tmp_path / s / name) for s in ("student_a", "student_b"))
         assert all(torch.equal(a[k], b[k]) for k in a)

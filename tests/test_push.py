@@ -14,7 +14,9 @@ from conftest import ROOT, STUDENT
 from hub_server import TOKEN, running_hub
 
 from hintdistill.config_file import load_config
+from hintdistill.errors import ConfigError
 from hintdistill.rundir import RunDir
+from hintdistill.training.push import check_push
 
 COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
 RUN = [
@@ -81,14 +83,15 @@ def test_the_command_pushes_a_finished_run(tmp_path, hub):
 
 def test_a_missing_token_or_a_bad_name_is_said_before_the_run(tmp_path, hub):
     run = tmp_path / "run"
-    for endpoint, host in ((hub.url, "127.0.0.1"), ("https://hub.example.org", "hub.example.org")):
-        done = hintdistill(tmp_path, *RUN, f"run.dir={run}", "train.push=me/corrected", expect=2, HF_ENDPOINT=endpoint)
-        assert f"pushed to me/corrected on {host}, and there is no token" in done.stderr and "HF_TOKEN" in done.stderr
-    done = hintdistill(tmp_path, *RUN, f"run.dir={run}", "train.push=a/b/c", expect=2, HF_TOKEN=TOKEN)
-    assert "train.push" in done.stderr and "me/my-student" in done.stderr
+    done = hintdistill(tmp_path, *RUN, f"run.dir={run}", "train.push=me/corrected", expect=2, HF_ENDPOINT=hub.url)
+    assert "pushed to me/corrected on 127.0.0.1, and there is no token" in done.stderr and "HF_TOKEN" in done.stderr
     done = hintdistill(tmp_path, "push", str(finished(tmp_path / "done")), "me/x", expect=2, HF_ENDPOINT=hub.url)
     assert "there is no token" in done.stderr
     assert not run.exists() and hub.calls == []
+    with pytest.raises(ConfigError, match=r"train\.push: ") as caught:
+        check_push("a/b/c")
+    assert "me/my-student" in caught.value.hint
+    check_push(None)
 
 
 def test_a_hub_that_refuses_or_is_gone_and_a_run_without_student(tmp_path, hub):

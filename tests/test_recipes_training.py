@@ -75,7 +75,7 @@ def targets() -> list[Target]:
     return out
 
 
-def trainer_of(of, tmp_path, model=None, lora=None, **config):
+def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
     section = TrainSection(
         **{"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "lora": lora, **config}
     )
@@ -86,7 +86,7 @@ def trainer_of(of, tmp_path, model=None, lora=None, **config):
 
         model = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
     rows = build_rows(of, section)
-    return make_trainer(model, rows, run, section, tmp_path, torch.device("cpu"), None, special_ids=[0, 1, 2])
+    return make_trainer(model, rows, run, section, tmp_path, torch.device("cpu"), None, [0, 1, 2], others)
 
 
 def loss_and_gradient(trainer):

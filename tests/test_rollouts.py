@@ -18,6 +18,7 @@ from hintdistill.rollouts.sampling import Sampler, SamplingOptions
 from hintdistill.scores import ScoreRequest
 from hintdistill.types import Message
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 GREEDY = SamplingOptions(temperature=0.0, max_new_tokens=64, max_steps=8, batch_size=8)
 
 

@@ -160,6 +160,24 @@ def test_a_bound_that_is_crossed_stops_with_the_last_good_weights(tmp_path, monk
     assert document(tmp_path / "run")["rounds"][0]["tripwire"] and not (tmp_path / "run" / "student").exists()
 
 
+def test_a_tripwire_of_the_training_stops_its_round(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = config(
+        tmp_path / "run", "rollout.limit=2", "rollout.sample.episodes=16", "train.tripwires.action=stop",
+        "train.tripwires.max_off_target_kl=1e-9", "train.anchor.weight=0", "train.logging_steps=1",
+    )  # fmt: skip
+    voice = Voice(quiet=True)
+    with pytest.raises(
+        TripwireError, match=r"round 1: off_target_kl is .* above train.tripwires.max_off_target_kl=1e-09"
+    ):
+        run(settings, tmp_path / "run", voice=voice)
+    row = document(tmp_path / "run")["rounds"][0]
+    assert row["tripwire"] and not row["trained"] and row["stop"].startswith("off_target_kl is")
+    assert not (tmp_path / "run" / "student").exists()
+    assert not (tmp_path / "run" / "rounds" / "01" / "run" / "student").exists()
+    assert "nothing is read for train.tripwires.max_heldout_kl" in " ".join(voice.warnings), "no round holds traces out"
+
+
 BROKEN = """
 import sys
 sys.path.insert(0, {folder!r})

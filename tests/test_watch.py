@@ -230,7 +230,7 @@ def test_which_steps_are_watched_is_the_seeds_affair(data):
     [(None, 5, [5, 10, 15, 17]), (10, 5, [10, 17]), (4, 5, [5, 10, 15, 17]), (1, 5, [5, 10, 15, 17]), (0, 5, [])],
 )
 def test_readings_are_taken_when_they_are_due(every, logging_steps, steps, data):
-    watch = Watch(data[1], WatchSection(every=every), logging_steps, 100, 0)
+    watch = Watch(data[1], WatchSection(every=every), logging_steps, 0)
     due = []
     for step in [*range(logging_steps, 17, logging_steps), 17, 17]:
         if watch.due(step, last=step == 17):
@@ -370,8 +370,8 @@ def test_nan_stops_before_the_update_and_the_last_checkpoint_serves(what, data, 
     plain, straight = HintTrainer._part, tmp_path / "straight"
     train(folder, data[0], RUN, config, tmp_path / "other", straight, "k")
 
-    def poisoned(self, model, kind, placed, done):
-        value = plain(self, model, kind, placed, done)
+    def poisoned(self, kind, placed, done):
+        value = plain(self, kind, placed, done)
         if self.state.global_step == 5 and any(r.key == "trace hint 2" for r, _ in placed):
             return value * math.nan if what == "loss" else PoisonedBackward.apply(value)
         return value

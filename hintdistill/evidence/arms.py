@@ -169,6 +169,7 @@ def _with(config: RunConfig, folder: Path, gate: bool, changes: Mapping[str, Any
 
 
 def scorer_of(data: RoundData) -> Scorer:
+    """The teacher's scorer with the gate off: what is scored here is not judged."""
     config = data.ctx.config.rescore
     ungated = RescoreSection.model_validate(config.model_dump() | {"gate": config.gate.model_dump() | NO_GATE})
     return Scorer(data.ctx.engine(data.ctx.teacher_folder), data.ctx.renderer, ungated)

@@ -219,7 +219,7 @@ def _over_mixture(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
     d = t - s
     share: Tensor | float = how.alpha
     if how.alpha != 0.5:
-        share = torch.where(d > 0, 1 - how.alpha, how.alpha).to(d)
+        share = how.alpha + (1 - 2 * how.alpha) * (d > 0).to(d)
     common = d.abs().neg_().expm1_().mul_(share).log1p_()
     ours = d.clamp(min=0.0).neg_().sub_(common)
     return ours, d.clamp_(max=0.0).sub_(common)

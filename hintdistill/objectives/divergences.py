@@ -42,7 +42,7 @@ def _over_mixture(student: Tensor, target: Tensor, alpha: float) -> tuple[Tensor
     d = torch.where(present, target, 0.0) - torch.where(present, student, 0.0)
     up = d > 0
     # not |d| and max(d, 0): their slopes at zero are neither side's
-    share, fall = torch.where(up, 1 - alpha, alpha).to(d), torch.where(up, -d, d)
+    share, fall = alpha + (1 - 2 * alpha) * up.to(d), torch.where(up, -d, d)
     common = torch.log1p(share * torch.expm1(fall))
     return torch.where(up, fall, 0.0) - common, torch.where(up, 0.0, fall) - common
 
@@ -105,6 +105,15 @@ def rkl_sg(student: Tensor, target: Tensor) -> Tensor:
     present = student > -torch.inf
     s, t = torch.where(present, student, 0.0), torch.where(present, target, 0.0)
     return torch.where(present, s.exp() * (s.detach() - t.detach()), 0.0).sum(-1)
+
+
+def settled(kind: str, rest: str) -> str:
+    """The kind to compute where kept entries and their rest sum to one: reverse KL as `rkl_sg`, its value and gradient.
+
+    Written out, the gradient of reverse KL has a further ∇Σ S, which is zero there and is not quite after rounding: two
+    equal distributions would move the student a little.
+    """
+    return "rkl_sg" if kind == "rkl" and rest != "drop" else kind
 
 
 def ce_topk(student: Tensor, target: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from hintdistill.objectives.chunked import (
     scaled,
     spread,
 )
-from hintdistill.objectives.divergences import DIVERGENCES, divergence
+from hintdistill.objectives.divergences import DIVERGENCES, divergence, settled
 from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.supports import RESTS, select
 from hintdistill.objectives.targets import log_linear
@@ -106,6 +106,11 @@ class _Restricted:
         """∂ℓ/∂(h W^T + b) [n, V] from g = ∂ℓ/∂values, written over the logits."""
         g = torch.where(self.values > -torch.inf, g, 0.0)
         total = g.sum(-1, keepdim=True)
+        if self.rest == "tail":
+            # kept entries and tail sum to one, so a multiple of them moves nothing; taken out here, where a loss of equal
+            # distributions has nothing else, its rounding is not left over below
+            g = g - self.values.exp() * total
+            total = g.sum(-1, keepdim=True)
         others = -total
         if self.rest == "tail":
             # a tail of nothing has no gradient to share out
@@ -333,8 +338,9 @@ class _AtStep:
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """ℓ [n] of log-probabilities on the same entries."""
         how = self.spec.divergence
+        kind = settled(how.kind, self.spec.support.rest) if how.pointwise_clip is None else how.kind
         return divergence(
-            how.kind, student, target, pointwise_clip=bound(how.pointwise_clip, self.step),
+            kind, student, target, pointwise_clip=bound(how.pointwise_clip, self.step),
             token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
         )  # fmt: skip
 

@@ -17,6 +17,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
 from hintdistill.recipes import require_met
 from hintdistill.rundir import STAGES, RunDir
+from hintdistill.training import processes
 
 __all__ = ["STAGES", "Plan", "RunContext", "Voice", "plan", "report_only", "run", "run_folder"]
 
@@ -34,17 +35,31 @@ def run(
 ) -> Path:
     """Run the stages up to and including `until`; returns the run folder.
 
+    Of several processes, the main one runs the stages; the others wait, and train with it.
+
     Raises:
         ConfigError: the folder is in use, or `until` is no stage.
         HintdistillError: whatever stopped a stage; everything done before it is kept.
     """
     if until not in STAGES:
         raise ConfigError(f"no stage {until!r}", hint=f"the stages are {', '.join(STAGES)}")
-    voice = voice or Voice()
     if config.run.threads is not None:
         import torch
 
         torch.set_num_threads(config.run.threads)
+    if processes.world() == 1:
+        return _lead(config, folder, resume, until, voice or Voice())
+    from hintdistill.engines.transformers import pick_device
+
+    device = pick_device(config.run.device)
+    if not processes.is_main():
+        processes.follow(device)
+        return folder
+    with processes.leading(device):
+        return _lead(config, folder, resume, until, voice or Voice())
+
+
+def _lead(config: RunConfig, folder: Path, resume: bool, until: str, voice: Voice) -> Path:
     check_inputs(config, until)
     if config.run.rounds is not None and until != "report":
         raise ConfigError(f"run.rounds is a loop over all stages and cannot end at {until!r}", hint="unset run.rounds")

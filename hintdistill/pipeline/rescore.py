@@ -187,9 +187,9 @@ def _clean_steps(ctx: RunContext) -> list[CleanStep]:
 
 
 def _watch_items(ctx: RunContext, steps: Sequence[CleanStep], base: Sequence[Any]) -> list[AnchorItem]:
-    """`train.watch.steps` of them, drawn by the seed and each step alone."""
+    """`train.watch.steps` of them, trace by trace, drawn by the seed and each trace alone."""
     seed, items = ctx.config.run.seed, list[AnchorItem]()
-    for step in sorted(steps, key=lambda s: random.Random(f"watch:{seed}:{s.key}:{s.step}").random()):
+    for step in sorted(steps, key=lambda s: (random.Random(f"watch:{seed}:{s.key}").random(), s.key, s.step)):
         if len(items) == ctx.config.train.watch.steps:
             break
         if (item := _anchor_item(ctx, step, base)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,7 +70,7 @@ def watched(ctx: RunContext, trained: Sequence[Target]) -> WatchSets:
 
 
 def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets) -> None:
-    """Hints were scored by the teacher, everything else by the initial policy. Raises ModelError."""
+    """Hints were scored by the teacher, everything else by the initial policy. Raises InputError."""
     from hintdistill.training.provenance import require_same
 
     hints = [t for t in targets if t.kind == "hint"]
@@ -87,6 +88,7 @@ def run(ctx: RunContext) -> None:
         InputError: targets that other weights or another tokenizer made.
         TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `student/` is as it was.
     """
+    from hintdistill.training.processes import together
     from hintdistill.training.stage import read_summary, train
 
     rescore.require_accepted(ctx)
@@ -111,15 +113,20 @@ def run(ctx: RunContext) -> None:
     if summary is None or summary.key != key:
         require_fits(_rows(targets), ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.voice.progress("train", None) as advance:
-            summary = train(
-                ctx.model_folder, targets, run, section, work, ctx.student_folder, key,
-                progress=lambda done, total: advance(1), initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch,
-                warn=ctx.voice.warn,
+            job = partial(train, initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch)
+            summary = together(
+                job, ctx.model_folder, targets, run, section, work, ctx.student_folder, key,
+                progress=lambda done, total: advance(1), warn=ctx.voice.warn,
             )  # fmt: skip
     ctx.rundir.set_index("train", [key])
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
     )
+    if summary.grad_window_cosine is not None:
+        ctx.voice.note(
+            f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
+            f"{summary.grad_window_cosine:.3f} to the exact one"
+        )
 
 
 def _rows(targets: Sequence[Target]) -> list[RowLength]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hintdistill.recipes import parts
 from hintdistill.recipes.needs import needs
-from hintdistill.recipes.schema import Recipe
+from hintdistill.recipes.schema import Recipe, WeightSpec
 
 CONFIDENCE = {
     "P": "the paper was read", "R": "the released code was read", "R*": "a third party's code was read", "W": "the web page was read",
@@ -37,6 +39,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
         "note": recipe.note,
         "mechanism": [f"hintdistill.{m}" for m in recipe.mechanism],
         "needs": [{"name": n.name, "why": n.why, "how": n.how} for n in needs(recipe)],
+        "per_micro_batch": per_micro_batch(recipe),
         "recipe": settings(recipe),
     }
 
@@ -45,6 +48,31 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     """The keys that can be set under `train.recipe`, as the recipe has them."""
     keys = {"data", "views", "teacher", "terms", "coupling", "controllers", "diagnostics"}
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
+
+
+def per_micro_batch(recipe: Recipe) -> list[str]:
+    """What the recipe takes from the whole batch, and a training so takes from each micro-batch; empty where nothing is.
+
+    Static weights (loss span and normaliser) are not among it: those are counted over the whole data set.
+    """
+    out: dict[str, None] = {}
+    for name, term in recipe.terms.items():
+        for weight in _every(term.weights):
+            given = parts.BATCH_STATISTIC.get(weight.shape, "")
+            if given is None or (given and given not in weight.parameters):
+                out[f"terms.{name}: weights of the shape {weight.shape}"] = None
+        if term.weights and term.normalize in ("kept", "mean1"):
+            out[f"terms.{name}: normalize {term.normalize} of its weights"] = None
+        if term.divergence.kind == "pg" and term.divergence.signal in parts.BATCH_SIGNALS:
+            out[f"terms.{name}: the signal {term.divergence.signal}"] = None
+    return list(out)
+
+
+def _every(weights: Iterable[WeightSpec]) -> Iterator[WeightSpec]:
+    """Weights and what they are made of."""
+    for weight in weights:
+        yield weight
+        yield from _every((*weight.soft_or, *weight.product, *weight.then))
 
 
 def text(recipe: Recipe) -> str:
@@ -68,6 +96,9 @@ def text(recipe: Recipe) -> str:
     wanted = needs(recipe)
     lines += ["", "needs:" if wanted else "needs: a hint and a student, nothing else"]
     lines += [f"  {n.name}: {n.why}\n    → {n.how}" for n in wanted]
+    statistics = per_micro_batch(recipe)
+    if statistics:
+        lines += ["", "taken per micro-batch, so train.micro_batch_size changes it:", *(f"  {s}" for s in statistics)]
     data = settings(recipe)
     if data:
         lines += ["", f"train.recipe={recipe.name}, any key below can be set as train.recipe.KEY=VALUE:"]

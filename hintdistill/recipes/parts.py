@@ -38,6 +38,15 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "frontier_root": (), "identity": ("power",), "clamp": ("low", "high"),
 }  # fmt: skip
 
+BATCH_STATISTIC: dict[str, str | None] = {
+    "top_frac": None, "quantile_below": None, "saturate": "c", "affine": None, "robust01": None, "minmax01": None,
+    "low_entropy_sign": None, "median_sigmoid": None, "median_scale": None, "rolling_stop": "level", "rank_softmax": None,
+}  # fmt: skip
+"""Shapes that read the whole batch (a rank, quantile, maximum, mean or normaliser of it), with the parameter that takes the
+statistic's place where it is given. Every other shape is a token's or a row's own affair."""
+BATCH_SIGNALS = frozenset({"znorm", "scale_only"})
+"""Signals of a policy gradient that are scaled by the batch's own spread."""
+
 FULL_VOCABULARY_SCORES = frozenset(
     {"H_S", "H_T", "div", "div_forward", "div_union", "div_tail64", "compat", "overlap", "accept", "teacher_max"}
 )

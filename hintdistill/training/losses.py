@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from hintdistill.engines.forward import make_head, squash_numbers
+from hintdistill.errors import ConfigError
 from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.objectives.chunked import HeadSpec
 from hintdistill.objectives.compose import target_of
-from hintdistill.objectives.divergences import DIVERGENCES, compared
+from hintdistill.objectives.divergences import DIVERGENCES, compared, settled
 from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.supported import linear_kept, linear_support, linear_term
 from hintdistill.recipes import Recipe, Term
+from hintdistill.training.processes import is_sharded
 from hintdistill.training.rows import Slot
 from hintdistill.training.views import base, restricted, sampled, supports, whole
 
@@ -42,6 +44,14 @@ class OutputHead:
 
     def logprobs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the whole vocabulary, float32 [N, V]."""
+        if is_sharded(self.model):
+            # a call of the head alone would run FSDP's hooks outside of the root's forward pass
+            spec = self.spec
+            if spec is None:
+                raise ConfigError(
+                    "FSDP2 shards an output head with an adapter on it", hint="train.lora without lm_head"
+                )
+            return spec.logits(hidden).log_softmax(-1)
         out: Tensor = make_head(self.model)(hidden).log_softmax(-1)
         return out
 
@@ -190,10 +200,11 @@ class _Compare:
     def __call__(self, logits: Tensor, at: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Support ids [n, K] and the loss of the student's log-probabilities on them."""
         how, theirs = self.term.divergence, self.target[at]
+        kind = settled(how.kind, self.term.support.rest) if how.pointwise_clip is None else how.kind
 
         def loss(ours: Tensor) -> Tensor:
             value, _ = compared(
-                how.kind, ours, theirs, rest=self.term.support.rest, pointwise_clip=bound(how.pointwise_clip, self.step),
+                kind, ours, theirs, rest=self.term.support.rest, pointwise_clip=bound(how.pointwise_clip, self.step),
                 token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
             )  # fmt: skip
             return value

@@ -42,7 +42,8 @@ class Meter:
         """Count the tokens of a micro-batch, and those that carry loss."""
         if self.reads(step):
             carried = sum(int(_carried(s).sum()) for r in rows for s in r.slots)
-            self._count("loss_tokens", carried, sum(len(r.ids) for r in rows))
+            # what stands in for a row between processes is none
+            self._count("loss_tokens", carried, sum(len(r.ids) for r in rows if r.slots))
 
     def add(
         self, kind: str, placed: Sequence[Placed], hidden: Tensor, metrics: Mapping[str, float],

@@ -80,12 +80,13 @@ def save_model(
     """Write whole weights in `dtype`, with the tokenizer, template and generation settings of `folder`."""
     from transformers import GenerationConfig
 
+    settings = _file_of(folder, "generation_config.json")
     weights = _cast(state_dict if state_dict is not None else model.state_dict(), dtype)
     use_cache, generation = model.config.use_cache, getattr(model, "generation_config", None)
     try:
         model.config.use_cache = True
         # transformers refuses to write some settings that released models have; theirs are copied as they are
-        if generation is not None and (folder / "generation_config.json").is_file():
+        if generation is not None and settings is not None:
             model.generation_config = GenerationConfig()
         model.save_pretrained(into, state_dict=weights)
     finally:
@@ -93,7 +94,9 @@ def save_model(
         if generation is not None:
             model.generation_config = generation
     _edit(into / "config.json", dtype=str(dtype).removeprefix("torch."))
-    for name in (*COPIED, "generation_config.json"):
+    if settings is not None:
+        shutil.copy2(settings, into / settings.name)
+    for name in COPIED:
         if (folder / name).is_file():
             shutil.copy2(folder / name, into / name)
 
@@ -106,12 +109,12 @@ def save_dtype(folder: Path, config: TrainSection) -> torch.dtype:
 def file_dtype(folder: Path) -> torch.dtype | None:
     """The precision in which most numbers of a model folder's weights are stored; None where it is no common float.
 
-    An adapter folder is asked for its base model, where that is a folder.
+    An adapter folder is asked for its base model.
     """
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = Path(str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")))
-        return file_dtype(base) if base.is_dir() else None
+    found = _file_of(folder, "config.json")
+    if found is None:
+        return None
+    folder = found.parent
     sizes: dict[str, int] = {}
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -122,8 +125,24 @@ def file_dtype(folder: Path) -> torch.dtype | None:
                 sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - start
     if sizes:
         return SAFETENSORS.get(max(sizes, key=lambda d: sizes[d]))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads(found.read_text(encoding="utf-8"))
     return DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")))
+
+
+def _file_of(folder: Path, name: str) -> Path | None:
+    """A file of a model folder; of an adapter folder without it, that of its base model, in a folder or the hub's cache."""
+    if (folder / name).is_file():
+        return folder / name
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file():
+        return None
+    base = str(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path"))
+    if Path(base).is_dir():
+        return _file_of(Path(base), name)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(base, name) if hub_name(base) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

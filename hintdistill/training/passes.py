@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hintdistill.engines.forward import hidden_at, intercept, last_feed_forward_on
+from hintdistill.engines.forward import intercept, last_feed_forward_on
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow
 from hintdistill.engines.shared_prefix import Memory, PackedCall, shared_hidden
 from hintdistill.engines.sharing import Sharing, SharingWarning, hidden_states
@@ -41,6 +41,8 @@ class StudentPass:
     """Detached keys and values of the trunks, where there are branches."""
     branches: dict[str, int]
     """Number of a slot's branch among the tree's sequences, by slot key."""
+    nothing: Tensor
+    """0, and a function of every parameter that the pass read."""
 
 
 def places(rows: Sequence[TraceRow], kind: str | None = None) -> list[Placed]:
@@ -108,21 +110,28 @@ class Passes:
     def student(self, model: Any, rows: Sequence[TraceRow], *, ride: bool) -> StudentPass:
         """One pass over whole rows, with gradient. `ride`: keep keys and values, and lay out branches for hinted slots."""
         if self.way != "shared_prefix":
-            return StudentPass(self._padded(model, rows), None, Memory(), {})
+            found, nothing = self._padded(model, rows)
+            return StudentPass(found, None, Memory(), {}, nothing)
         branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
         tree, memory = forest(rows, branched), Memory()
         call = PackedCall(tree, [Piece(i, 0, len(tree.chains[i].ids)) for i in range(len(rows))], memory)
-        call.rows = {i: stretches([s.positions for s in row.slots], len(row.ids) - 1) for i, row in enumerate(rows)}
-        columns = torch.cat([torch.arange(s.positions.start, s.positions.stop) + call.offsets[i]
-                             for i, row in enumerate(rows) for s in row.slots])  # fmt: skip
+        call.rows = {i: self._attended(row) for i, row in enumerate(rows)}
+        columns = torch.tensor([p + call.offsets[i] for i, row in enumerate(rows) for s in row.slots for p in s.positions],
+                               dtype=torch.long)  # fmt: skip
         hidden = self.run(model, call.inputs(self.device), columns)
         slots = [s for row in rows for s in row.slots]
         split = hidden.split([s.length for s in slots])
         # what a second forward of gradient checkpointing reads again is not kept again
         memory.closed = True
         return StudentPass(
-            {s.key: h for s, h in zip(slots, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)}
+            {s.key: h for s, h in zip(slots, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)},
+            0.0 * hidden.float().sum(),
         )  # fmt: skip
+
+    def _attended(self, row: TraceRow) -> list[range]:
+        """Where the last layer attends; a row without a slot is read all the same, so that every parameter takes part."""
+        whole = range(len(row.ids) - 1)
+        return stretches([s.positions for s in row.slots], len(whole)) or [whole]
 
     @property
     def device(self) -> torch.device:
@@ -133,27 +142,32 @@ class Passes:
         """Hidden states [len(columns), H] of the one packed row."""
         out: list[Tensor] = []
         with intercept(self.owner, torch.zeros_like(columns), columns, out):
-            if self.narrow and not self.link:
+            if self.narrow and len(columns):
                 with last_feed_forward_on(self.owner, columns.unique()):
                     answer = model(**inputs)
             else:
                 answer = model(**inputs)
         return out[0] + 0.0 * answer.logits.float().sum() if self.link else out[0]
 
-    def _padded(self, model: Any, rows: Sequence[TraceRow]) -> dict[str, Tensor]:
-        """The same where nothing is shared: rows padded on the right."""
-        every = [torch.tensor([p for s in row.slots for p in s.positions]) for row in rows]
-        width = max(len(row.ids) for row in rows) - 1
-        ids = torch.full((len(rows), width), self.pad, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(row.ids) - 1] = row.ids[:-1]
+    def _padded(self, model: Any, rows: Sequence[TraceRow]) -> tuple[dict[str, Tensor], Tensor]:
+        """The same where nothing is shared, rows padded on the right; and the pass's `nothing`."""
+        positions = [[p for s in row.slots for p in s.positions] for row in rows]
+        hidden = self._read_padded(model, [row.ids[:-1] for row in rows], positions)
+        slots = [s for row in rows for s in row.slots]
+        split = hidden.split([s.length for s in slots])
+        return {s.key: h for s, h in zip(slots, split, strict=True)}, 0.0 * hidden.float().sum()
+
+    def _read_padded(self, model: Any, sequences: Sequence[Any], positions: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states [all positions, H] of sequences padded on the right, with gradient."""
+        ids = torch.full((len(sequences), max(len(s) for s in sequences)), self.pad, dtype=torch.long)
+        for i, sequence in enumerate(sequences):
+            ids[i, : len(sequence)] = torch.as_tensor(sequence, dtype=torch.long)
+        every = [torch.tensor(list(p), dtype=torch.long) for p in positions]
         where = torch.cat([torch.full_like(c, i) for i, c in enumerate(every)])
         out: list[Tensor] = []
         with intercept(self.owner, where, torch.cat(every), out):
             answer = model(input_ids=ids.to(self.device), use_cache=False)
-        hidden = out[0] + 0.0 * answer.logits.float().sum() if self.link else out[0]
-        slots = [s for row in rows for s in row.slots]
-        return {s.key: h for s, h in zip(slots, hidden.split([s.length for s in slots]), strict=True)}
+        return out[0] + 0.0 * answer.logits.float().sum() if self.link else out[0]
 
     @torch.no_grad()
     def riding(self, model: Any, done: StudentPass, placed: Sequence[Placed]) -> dict[str, Tensor]:
@@ -182,8 +196,12 @@ class Passes:
     def with_gradient(self, model: Any, placed: Sequence[Placed], hinted: bool) -> dict[str, Tensor]:
         """Hidden states [T, H] by slot key of a view that a term trains through: each sequence a row of its own."""
         sequences, positions = _sequences(placed, hinted)
-        found = hidden_at(model, sequences, positions, self.pad, owner=self.owner)
-        return {s.key: h for (_, s), h in zip(placed, found, strict=True)}
+        split = self._read_padded(model, sequences, positions).split([len(p) for p in positions])
+        return {s.key: h for (_, s), h in zip(placed, split, strict=True)}
+
+    def stand_in(self, model: Any) -> Tensor:
+        """0 as a function of the parameters: the pass of a process that has no slot where others read `with_gradient`."""
+        return 0.0 * self._read_padded(model, [[self.pad]], [[0]]).float().sum()
 
 
 def _sequences(placed: Sequence[Placed], hinted: bool) -> tuple[list[np.ndarray], list[range]]:

@@ -100,16 +100,23 @@ class TraceRow:
 
 
 class RowDataset(Dataset[TraceRow]):
-    """Rows in a fixed order."""
+    """Rows in a fixed order; at the end, what stands in for a row where several processes read equally many."""
 
-    def __init__(self, rows: Sequence[TraceRow]) -> None:
-        self.rows = list(rows)
+    def __init__(self, rows: Sequence[TraceRow], multiple: int = 1) -> None:
+        """Filled up to a multiple of `multiple` with rows of two tokens and no slot: no loss, and nothing counted."""
+        self.rows, self.fill = list(rows), -len(rows) % multiple
+        self.sampler: LengthSampler | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Hand the epoch on to the sampler: of a run taken up by several processes, accelerate reaches the data set only."""
+        if self.sampler is not None:
+            self.sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) + self.fill
 
     def __getitem__(self, index: int) -> TraceRow:
-        return self.rows[index]
+        return self.rows[index] if index < len(self.rows) else TraceRow("", self.rows[0].ids[:2], ())
 
 
 class LengthSampler(Sampler[int]):
@@ -118,21 +125,22 @@ class LengthSampler(Sampler[int]):
     So the micro-batches of a step hold rows of like length, while which rows meet in a step stays random.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """`batch_size`: rows of one optimiser step, over all processes."""
-        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, fill: int = 0) -> None:
+        """`batch_size`: rows of one optimiser step, over all processes; `fill`: stand-ins after the rows, read last."""
+        self.lengths, self.batch_size, self.seed, self.fill, self.epoch = list(lengths), batch_size, seed, fill, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Epoch, from 0; the Trainer calls it, on a resumed run too."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + self.fill
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.lengths)).tolist()
         for at in range(0, len(order), self.batch_size):
             yield from sorted(order[at : at + self.batch_size], key=lambda i: (-self.lengths[i], i))
+        yield from range(len(self.lengths), len(self))
 
 
 def loss_weights(target: Target, term: Term) -> np.ndarray:

@@ -16,6 +16,7 @@ from hintdistill.config import RunSection, TrainSection
 from hintdistill.engines.transformers import pick_device
 from hintdistill.errors import EmptyFunnelError
 from hintdistill.scores import Target
+from hintdistill.training import processes
 from hintdistill.training.others import Others
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
@@ -43,6 +44,8 @@ class TrainSummary:
     """Mean KL between the plain view of the rescoring engine and of the trainer, nats per token."""
     trainable_parameters: int
     parameters: int
+    grad_window_cosine: float | None = None
+    """The least cosine between truncated and exact gradient that was measured, with `train.grad_window`."""
     arrived: dict[str, str] | None = None
     """The adapter the student came as, and what became of it; see `students.Arrived`."""
 
@@ -73,7 +76,8 @@ def train(
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
 
     Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
-    same weights. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
+    same weights. Where there are several processes, each of them calls this with the same arguments; the main one measures
+    and writes. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
 
     Args:
         initial: the folder of the initial policy, where the model of `folder` is a later one.
@@ -81,38 +85,48 @@ def train(
 
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
-        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another.
+        ConfigError: the processes cannot share the rows, or cannot read the checkpoint.
+        ModelError: an external teacher that cannot be loaded, or whose tokenizer is another; `train.grad_window` on a
+            model whose layers do not all attend.
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
             stays as it was, and so does the last checkpoint.
     """
-    from transformers import set_seed
-
     hints = [t for t in targets if t.kind == "hint"]
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
-    set_seed(run.seed)
-    device = pick_device(run.device)
+    device = _start(run, config)
     student = load_student(folder, run, config, device)
-    ordered = sorted(targets, key=lambda t: t.key)
-    rows = build_rows(ordered, config)
+    rows = build_rows(sorted(targets, key=lambda t: t.key), config)
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
         trainer = make_trainer(
             student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers,
             watch=watch, warn=warn,
         )  # fmt: skip
-        floor = _floor(trainer, rows, work)
-        last = _last_checkpoint(work)
+        floor = processes.from_main(lambda: _floor(trainer, rows, work))
+        last = processes.from_main(lambda: _last_checkpoint(work))
+        parameters = sum(p.numel() for p in student.model.parameters())
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
     summary = TrainSummary(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
-        parameters=sum(p.numel() for p in student.model.parameters()),
+        parameters=parameters, grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
     )  # fmt: skip
     _save(trainer, student, folder, run, config, out, summary)
     return summary
+
+
+def _start(run: RunSection, config: TrainSection) -> torch.device:
+    """Where to train, after the other processes were met."""
+    from transformers import set_seed
+
+    processes.check_launch(config.grad_window)
+    set_seed(run.seed)
+    device = pick_device(run.device)
+    processes.join(device)
+    return device
 
 
 def make_trainer(
@@ -121,13 +135,19 @@ def make_trainer(
     trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
 ) -> Any:  # fmt: skip
     """The trainer of these rows; checkpoints and metrics go to `work`."""
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     from hintdistill.training.trainer import HintTrainer
 
     class Metrics(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            processes.keep_head_whole(trainer.owner)
+            if trainer.follower is not None:
+                trainer.follower.bind()
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            _write_row(work, {"step": state.global_step, **(logs or {})})
+            if processes.is_main():
+                _write_row(work, {"step": state.global_step, **(logs or {})})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -135,26 +155,37 @@ def make_trainer(
             if progress:
                 progress(state.global_step, state.max_steps)
 
-    micro = config.micro_batch_size or config.batch_size
+    micro, world = processes.rows_per_pass(config.batch_size, config.micro_batch_size), processes.world()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
-    arguments = TrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=micro, gradient_accumulation_steps=config.batch_size // micro,
-        learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
-        seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **(trackers or {"report_to": "none"}),
-        remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
-        bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
-    )  # fmt: skip
+    arguments = _arguments(model, run, config, work, device, micro, trackers or {"report_to": "none"})
     trainer = HintTrainer(
-        model=model, args=arguments, train_dataset=RowDataset(rows), objective=config, callbacks=[Metrics()],
-        special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
+        model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
+        callbacks=[Metrics()], special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
         watch=_watch(watch, config, run.seed, warn), tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
     )  # fmt: skip
     _silence(trainer)
     return trainer
+
+
+def _arguments(
+    model: Any, run: RunSection, config: TrainSection, work: Path, device: torch.device, micro: int, trackers: Mapping[str, Any]
+) -> Any:  # fmt: skip
+    """What the Trainer is told; `micro`: rows of one process in one pass."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(work), per_device_train_batch_size=micro,
+        gradient_accumulation_steps=config.batch_size // (micro * processes.world()),
+        learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
+        seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **trackers,
+        remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
+        bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
+        ddp_find_unused_parameters=processes.may_leave_unused(model),
+    )  # fmt: skip
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:
@@ -163,7 +194,7 @@ def _write_row(work: Path, row: dict[str, Any]) -> None:
 
 
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
-    watch = Watch(sets, config.watch, config.logging_steps, config.branch_tokens, seed)
+    watch = Watch(sets, config.watch, config.logging_steps, seed)
     # who wants to be stopped should know what cannot stop the run
     if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
         warn(
@@ -234,6 +265,11 @@ def _save(
     out: Path,
     summary: TrainSummary,
 ) -> None:
-    """Write the student's folder; see `output.write_student`."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    write_student(out, model, folder=folder, run=run, config=config, summary=asdict(summary), arrived=student.arrived)
+    """The main process writes the student's folder; see `output.write_student`."""
+    # where weights are sharded, all processes take part in gathering them
+    weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
+    write = partial(
+        write_student, out, trainer.owner, folder=folder, run=run, config=config, summary=asdict(summary),
+        arrived=student.arrived, state_dict=weights,
+    )  # fmt: skip
+    processes.from_main(write)

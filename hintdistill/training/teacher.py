@@ -3,6 +3,9 @@ it has earned it (`cgtr`).
 
 Only what is trained is kept twice, so that with adapters the base weights are shared. The teacher's tensors take the
 student's place for one forward pass without gradient; autograd holds on to the student's own storages meanwhile.
+
+Under FSDP2 each process keeps its shard of the teacher beside its shard of the student. There the shards' contents change
+places, because what is gathered for a forward pass is read from them.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hintdistill.objectives.controllers import Cgtr
 from hintdistill.recipes.schema import TeacherRule
+from hintdistill.training.processes import gather_head, is_main, is_sharded, local, reshard
 
 FILE = "teacher.safetensors"
 GATE = "teacher_gate.json"
@@ -39,12 +44,40 @@ class Follower:
 
     def __init__(self, model: Any, rule: TeacherRule, read: Callable[[], Reading] | None = None) -> None:
         """`read` takes a reading of the student, for `cgtr`."""
-        self.rule, self.read = rule, read
+        self.rule, self.read, self._model = rule, read, model
         self._live = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.weights = {n: p.detach().clone() for n, p in self._live.items()}
+        """By name; under FSDP2, after `bind`, this process's shards."""
         self.gate = Cgtr(isolation=rule.isolation, margin=rule.margin, tail=rule.tail, every=rule.every)
         self.first: Reading | None = None
         self.copies = 0
+
+    @property
+    def _sharded(self) -> bool:
+        return hasattr(next(iter(self._live.values())), "placements")
+
+    def bind(self) -> None:
+        """Take up the parameters once more after the model was wrapped: FSDP2 puts shards in their place."""
+        if not is_sharded(self._model) or self._sharded:
+            return
+        self._live = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        self.weights = {n: self._shard_like(w, self._live[n]) for n, w in self.weights.items()}
+
+    def _shard_like(self, whole: Tensor, live: Any) -> Tensor:
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole.to(live.device), live.device_mesh, live.placements).to_local()
+
+    def _whole(self, name: str) -> Tensor:
+        if not self._sharded:
+            return self.weights[name]
+        from torch.distributed.tensor import DTensor
+
+        live = self._live[name]
+        shard = DTensor.from_local(
+            self.weights[name], live.device_mesh, live.placements, shape=live.shape, stride=live.stride()
+        )
+        return shard.full_tensor()
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -54,11 +87,11 @@ class Follower:
                 # in the weights' own precision small rates would round away, so the average is kept in float32
                 if mine.dtype != torch.float32:
                     mine = self.weights[name] = mine.float()
-                mine.lerp_(self._live[name].detach().float(), self.rule.rate)
+                mine.lerp_(local(self._live[name]).float(), self.rule.rate)
         elif step % self.rule.every == 0 and (self.rule.update == "periodic" or self._earned(step)):
             self.copies += 1
             for name, mine in self.weights.items():
-                mine.copy_(self._live[name])
+                mine.copy_(local(self._live[name]))
 
     def _earned(self, step: int) -> bool:
         """CGTR (arXiv 2606.03532). Repair on held-out findings stands for the reward, and the expected overrun of a step,
@@ -71,6 +104,10 @@ class Follower:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The student's module with the teacher's weights."""
+        if self._sharded:
+            with self._shards_in_place():
+                yield
+            return
         own = {n: p.data for n, p in self._live.items()}
         try:
             for name, parameter in self._live.items():
@@ -80,11 +117,29 @@ class Follower:
             for name, parameter in self._live.items():
                 parameter.data = own[name]
 
+    @contextlib.contextmanager
+    def _shards_in_place(self) -> Iterator[None]:
+        own = {n: local(p).clone() for n, p in self._live.items()}
+        reshard(self._model)
+        try:
+            for name, parameter in self._live.items():
+                local(parameter).copy_(self.weights[name])
+            yield
+        finally:
+            reshard(self._model)
+            for name, parameter in self._live.items():
+                local(parameter).copy_(own[name])
+            gather_head(self._model)
+
+    @torch.no_grad()
     def save(self, folder: str | Path) -> None:
-        """Write the weights, and what the gate has seen, beside a checkpoint."""
+        """Write the weights, and what the gate has seen, beside a checkpoint: whole, by the main process."""
         from safetensors.torch import save_file
 
-        save_file({n: w.contiguous() for n, w in self.weights.items()}, str(Path(folder) / FILE))
+        whole = {n: self._whole(n).contiguous() for n in self.weights}
+        if not is_main():
+            return
+        save_file(whole, str(Path(folder) / FILE))
         gate = {**asdict(self.gate), "recent": list(self.gate.recent)}
         state = {"gate": gate, "first": asdict(self.first) if self.first else None, "copies": self.copies}
         (Path(folder) / GATE).write_text(json.dumps(state), encoding="utf-8")
@@ -94,7 +149,10 @@ class Follower:
         from safetensors.torch import load_file
 
         stored = load_file(str(Path(folder) / FILE))
-        self.weights = {n: stored[n].to(w.device) for n, w in self.weights.items()}
+        if self._sharded:
+            self.weights = {n: self._shard_like(stored[n], self._live[n]) for n in self.weights}
+        else:
+            self.weights = {n: stored[n].to(w.device) for n, w in self.weights.items()}
         state = json.loads((Path(folder) / GATE).read_text(encoding="utf-8"))
         recent = deque(state["gate"].pop("recent"), maxlen=self.gate.recent.maxlen)
         self.gate = Cgtr(**state["gate"], recent=recent)

@@ -23,14 +23,17 @@ from hintdistill.engines.sharing import choose
 from hintdistill.errors import TripwireError
 from hintdistill.objectives import fkl
 from hintdistill.recipes.schema import View
+from hintdistill.training import checkpoints
 from hintdistill.training.losses import Made, OutputHead, Terms
 from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
+from hintdistill.training.processes import is_sharded, local, lockstep, shard_on_cpus_too
 from hintdistill.training.rows import LengthSampler, TraceRow
 from hintdistill.training.teacher import Follower, Reading
 from hintdistill.training.tripwires import Tripwires, kept
 from hintdistill.training.views import supports, wide
 from hintdistill.training.watch import Watch
+from hintdistill.training.window import WindowProbe, require_window, windowed
 
 
 def collate(rows: Sequence[TraceRow]) -> dict[str, Any]:
@@ -69,7 +72,8 @@ class HintTrainer(Trainer):
         if way == "shared_prefix":
             register()
             self.owner.set_attn_implementation(ATTENTION)
-        self.passes = Passes(self.owner, way, objective.branch_tokens, narrow=not objective.gradient_checkpointing)
+        self.passes = Passes(self.owner, way, objective.branch_tokens, narrow=not objective.gradient_checkpointing,
+                             link=self.args.world_size > 1)  # fmt: skip
         self._views = self.recipe.used_views("hint") if objective.target_source == "in_step" else {}
         weights = {self._weights_of(v) for v in self._views.values()}
         self._initial, self._external = initial, external
@@ -81,6 +85,13 @@ class HintTrainer(Trainer):
         self.meter = Meter(self.recipe, self.head, self.args.logging_steps, from_initial)
         self.watch, self.tripwires = watch, tripwires
         self._batch: list[TraceRow] = []
+        self.probe: WindowProbe | None = None
+        """What measures a truncated gradient, where it is one."""
+        if objective.grad_window is not None:
+            require_window(self.passes)
+            self.probe = WindowProbe(
+                objective.grad_window_every, self.args.output_dir, writes=self.args.process_index == 0
+            )
 
     def _vocabulary(self) -> int:
         return int(self.owner.get_output_embeddings().weight.shape[0])
@@ -91,9 +102,15 @@ class HintTrainer(Trainer):
 
     # -- what the Trainer asks for -------------------------------------------------------------------------------------
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer does, and FSDP2 on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = shard_on_cpus_too(self.accelerator)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
-        rows = self.train_dataset.rows
-        return LengthSampler([len(r.ids) for r in rows], self.config.batch_size, self.args.data_seed or self.args.seed)
+        data, seed = self.train_dataset, self.args.data_seed or self.args.seed
+        data.sampler = LengthSampler([len(r.ids) for r in data.rows], self.config.batch_size, seed, data.fill)
+        return data.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Slots of the accumulated batch over all processes: each injection weighs the same, wherever it was read."""
@@ -110,6 +127,8 @@ class HintTrainer(Trainer):
             TripwireError: the loss is not finite; names the rows.
         """
         rows: list[TraceRow] = inputs["rows"]
+        if self.probe is not None and self.probe.due(self.state.global_step) and model.training:
+            self._measure_window(self.probe, rows)
         loss = self._loss(model, rows)
         self.meter.rows(rows, self.state.global_step)
         count = num_items_in_batch if num_items_in_batch is not None else sum(len(r.slots) for r in rows)
@@ -119,15 +138,29 @@ class HintTrainer(Trainer):
             self._not_finite(f"the loss is {loss.item()}", rows, gradients=False)
         return (loss, {}) if return_outputs else loss
 
-    def _loss(self, model: Any, rows: Sequence[TraceRow]) -> Tensor:
-        """The recipe's terms, summed over slots."""
-        done = self.passes.student(model, rows, ride=self._ride)
-        loss = next(iter(done.hidden.values())).new_zeros((), dtype=torch.float32)
+    def _loss(self, model: Any, rows: Sequence[TraceRow], *, exact: bool = False) -> Tensor:
+        """The recipe's terms, summed over slots; `exact`: with their whole gradient whatever `grad_window` is."""
+        if self.config.grad_window is None or exact:
+            done = self.passes.student(model, rows, ride=self._ride)
+        else:
+            done = windowed(self.passes, model, rows, self.config.grad_window, self._ride)
+        # a process without a slot takes part all the same
+        loss = done.nothing if self.args.world_size > 1 else done.nothing.detach()
         for kind in ("hint", "anchor"):
             placed = places(rows, kind)
             if placed:
-                loss = loss + self._part(model, kind, placed, done)
+                loss = loss + self._part(kind, placed, done)
+            elif kind == "hint" and is_sharded(self.owner):
+                loss = loss + self._accompany()
         return loss
+
+    def _measure_window(self, probe: WindowProbe, rows: Sequence[TraceRow]) -> None:
+        """Both gradients of this micro-batch, aside: neither is trained on, and nothing of them is logged."""
+        meter, self.meter = self.meter, Meter(self.recipe, self.head, logging_steps=1 << 62)
+        for exact in (False, True):
+            probe.take(self.owner, self._loss(self.owner, rows, exact=exact))
+        self.meter = meter
+        probe.done(self.state.global_step)
 
     @property
     def _ride(self) -> bool:
@@ -169,7 +202,7 @@ class HintTrainer(Trainer):
     def require_finite(self) -> None:
         """Raises TripwireError where a trained weight is not finite, naming it."""
         for name, weight in self.owner.named_parameters():
-            if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+            if weight.requires_grad and not bool(torch.isfinite(local(weight)).all()):
                 raise TripwireError(
                     f"{name} is not finite after step {self.state.global_step}; rows of the step: "
                     f"{', '.join([r.key for r in self._batch][:5])}",
@@ -178,20 +211,20 @@ class HintTrainer(Trainer):
 
     # -- one kind of slot ----------------------------------------------------------------------------------------------
 
-    def _part(self, model: Any, kind: str, placed: Sequence[Placed], done: StudentPass) -> Tensor:
+    def _part(self, kind: str, placed: Sequence[Placed], done: StudentPass) -> Tensor:
         """The terms of one kind of slot, summed over slots."""
         slots, step = [s for _, s in placed], self.state.global_step
         hidden = torch.cat([done.hidden[s.key] for s in slots])
         made: dict[str, Made] | None = None
         if kind == "hint" and self._views:
-            made = self._in_step(model, placed, done, hidden)
+            made = self._in_step(placed, done, hidden)
             value, metrics = self.terms.in_step(slots, hidden, self.head, made, step)
         else:
             value, metrics = self.terms.stored(kind, slots, hidden, self.head, step)
         self.meter.add(kind, placed, hidden, metrics, made, step)
         return value
 
-    def _in_step(self, model: Any, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, Made]:
+    def _in_step(self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, Made]:
         """The views that the recipe reads; one pass for each pair of weights and context."""
         made: dict[tuple[str, str, bool], Made] = {}
         own = Made(hidden, self.head.spec, is_students=True)
@@ -203,28 +236,47 @@ class HintTrainer(Trainer):
                 continue
             key = (weights, view.context, view.grad)
             if key not in made:
-                made[key] = self._view(model, placed, done, weights, view)
+                made[key] = self._view(placed, done, weights, view)
             out[name] = made[key]
         return out
 
-    def _view(self, model: Any, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> Made:
+    def _view(self, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> Made:
         hinted = view.context == "hint"
         if view.grad:
-            found = self.passes.with_gradient(model, placed, hinted)
+            # the model itself: DistributedDataParallel counts its own forward passes, one for each backward pass
+            found = self.passes.with_gradient(self.owner, placed, hinted)
             return Made(torch.cat([found[s.key] for _, s in placed]), self.head.spec)
         with torch.no_grad(), self._as(weights) as teacher:
-            if weights == "live" and self._ride and hinted:
-                found = self.passes.riding(teacher, done, placed)
-            else:
-                found = self.passes.apart(teacher, placed, hinted)
+            with lockstep(teacher):
+                if weights == "live" and self._ride and hinted:
+                    found = self.passes.riding(teacher, done, placed)
+                else:
+                    found = self.passes.apart(teacher, placed, hinted)
             hidden, head = torch.cat([found[s.key] for _, s in placed]), OutputHead(teacher)
             spec = head.spec
             if spec is None or not self.terms.chunked["hint"]:
                 # here, while the weights are in place
                 return Made(hidden, None, head.logprobs(hidden))
-            # a following teacher's weights leave their place again; what is detached keeps them
-            bias = None if spec.bias is None else spec.bias.detach()
-            return Made(hidden, type(spec)(spec.weight.detach(), bias, spec.scale, spec.softcap))
+            # a following teacher's weights leave their place again; what is detached keeps them, shards need a copy
+            keep = torch.clone if is_sharded(teacher) and weights != "live" else torch.detach
+            bias = None if spec.bias is None else keep(spec.bias.detach())
+            return Made(hidden, type(spec)(keep(spec.weight.detach()), bias, spec.scale, spec.softcap))
+
+    def _accompany(self) -> Tensor:
+        """0 from a process without a hint: under FSDP2 it takes part in every pass that others make for their views."""
+        done: set[tuple[str, str, bool]] = set()
+        nothing = torch.zeros((), device=self.passes.device)
+        for view in self._views.values():
+            key = (self._weights_of(view), view.context, view.grad)
+            if key in done or key[:2] == ("live", "plain"):
+                continue
+            done.add(key)
+            if view.grad:
+                nothing = nothing + self.passes.stand_in(self.owner)
+                continue
+            with torch.no_grad(), self._as(key[0]) as teacher, lockstep(teacher):
+                pass
+        return nothing
 
     @contextlib.contextmanager
     def _as(self, weights: str) -> Iterator[Any]:
@@ -274,8 +326,18 @@ class HintTrainer(Trainer):
         if self.follower is not None:
             self.follower.save(output_dir)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoints.check_checkpoint(resume_from_checkpoint, self.is_fsdp_enabled)
+        if checkpoints.written_under_fsdp(resume_from_checkpoint) and not self.is_fsdp_enabled:
+            checkpoints.load_model(resume_from_checkpoint, self.owner)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and checkpoints.written_under_fsdp(checkpoint) and not self.is_fsdp_enabled:
+            checkpoints.load_optimizer(checkpoint, self.owner, self.optimizer, self.lr_scheduler)
+        else:
+            super()._load_optimizer_and_scheduler(checkpoint)
         if self.follower is not None and checkpoint is not None:
             self.follower.load(Path(checkpoint))
 
@@ -289,6 +351,8 @@ class HintTrainer(Trainer):
         """
         step = self.state.global_step
         logs |= self.meter.drain()
+        if self.probe is not None and self.probe.fresh is not None:
+            logs["grad_window_cosine"], self.probe.fresh = self.probe.fresh, None
         if self.watch is not None and self.watch.due(step, last=step == self.state.max_steps):
             logs |= self.watch.read(step, self.owner, self.passes, self.head)
         super().log(logs, start_time)

@@ -1,14 +1,14 @@
 """Steps that nothing trains on, read while training: how far the student is from the weights that scored them.
 
 Two sets: *off target* (clean steps of training traces that are no anchors) and *held-out clean traces*. What the initial
-policy said of them is stored, so a reading is one pass of the student, without gradient, and nothing of it is random: the
+policy said of them is stored, so a reading is a pass of the student without gradient, and nothing of it is random: the
 same training with and without a watch ends with the same weights, bit for bit. Every process reads all of it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.scores import Target
 from hintdistill.training.losses import OutputHead
 from hintdistill.training.passes import Passes, places
-from hintdistill.training.rows import TraceRow, watch_rows
+from hintdistill.training.rows import Slot, TraceRow, watch_rows
 from hintdistill.training.views import sampled, supports, wide
 
 POSITIONS = 256
@@ -36,25 +36,30 @@ class WatchSets:
     heldout: Sequence[Target] = ()
     """Steps of held-out traces without a finding."""
     from_initial: bool = True
-    """Whether the initial policy scored them (and what is trained on): else the student as this training starts."""
+    """Whether the stored plain views of what is trained on are the initial policy's; what is watched it always scored."""
 
 
 NOTHING = WatchSets()
 
 
 def subsample(targets: Sequence[Target], steps: int, seed: int) -> list[Target]:
-    """At most `steps` of the targets, in order of their keys: the same for a seed, wherever else targets come or go."""
-    chosen = sorted(targets, key=lambda t: (random.Random(f"watch:{seed}:{t.key}").random(), t.key))[:steps]
-    return sorted(chosen, key=lambda t: t.key)
+    """At most `steps` of the targets, in order of their keys, trace by trace, because a trace is read once for all its steps.
+
+    What is drawn for a seed stays where targets that were not drawn come or go.
+    """
+
+    def rank(target: Target) -> tuple[float, str, int, str]:
+        return random.Random(f"watch:{seed}:{target.trace_id}").random(), target.trace_id, target.step, target.key
+
+    return sorted(sorted(targets, key=rank)[:steps], key=lambda t: t.key)
 
 
 class Watch:
     """Reads the two sets."""
 
-    def __init__(self, sets: WatchSets, section: WatchSection, logging_steps: int, budget: int, seed: int) -> None:
-        """`budget`: tokens per forward pass."""
+    def __init__(self, sets: WatchSets, section: WatchSection, logging_steps: int, seed: int) -> None:
         self.every = logging_steps if section.every is None else section.every
-        self.logging_steps, self.budget, self.last = logging_steps, budget, -1
+        self.logging_steps, self.last = logging_steps, -1
         chosen = {"off_target": sets.off_target, "heldout": sets.heldout} if self.every else {}
         rows = {name: watch_rows(subsample(of, section.steps, seed)) for name, of in chosen.items()}
         self.rows = {name: of for name, of in rows.items() if of}
@@ -87,24 +92,14 @@ class Watch:
 
     def _set(self, rows: Sequence[TraceRow], model: Any, passes: Passes, head: OutputHead) -> dict[str, float]:
         """Means over one set: over tokens, and over steps for the probability of ending one."""
-        parts = [_read(some, passes.student(model, some, ride=False).hidden, head) for some in self._groups(rows)]
-        return {name: float(torch.cat([p[name] for p in parts]).double().mean()) for name in parts[0]}
-
-    def _groups(self, rows: Sequence[TraceRow]) -> Iterator[list[TraceRow]]:
-        """Rows that are read together: as many as the budget of tokens holds, but at least one."""
-        group: list[TraceRow] = []
-        for row in rows:
-            if group and sum(len(r.ids) for r in group) + len(row.ids) > self.budget:
-                yield group
-                group = []
-            group.append(row)
-        if group:
-            yield group
+        placed = places(rows)
+        # without gradient rows may share what they begin with, e.g. the tool schemas
+        each = _read([s for _, s in placed], passes.apart(model, placed, hinted=False), head)
+        return {name: float(values.double().mean()) for name, values in each.items()}
 
 
-def _read(rows: Sequence[TraceRow], hidden: dict[str, Tensor], head: OutputHead) -> dict[str, Tensor]:
+def _read(slots: Sequence[Slot], hidden: Mapping[str, Tensor], head: OutputHead) -> dict[str, Tensor]:
     """Per token [N] or per step [S]: the student's distance from what is stored, and its entropy."""
-    slots = [s for _, s in places(rows)]
     states = torch.cat([hidden[s.key] for s in slots])
     device = states.device
     ids, said = supports(slots, device), sampled(slots, device)

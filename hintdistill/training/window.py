@@ -11,9 +11,9 @@ Source: truncated backpropagation as of recurrent networks (Williams & Peng 1990
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,24 +21,25 @@ from torch import Tensor
 from hintdistill.engines.prefix_tree import Piece
 from hintdistill.engines.shared_prefix import Memory, PackedCall, run_call
 from hintdistill.errors import ModelError
-
-if TYPE_CHECKING:
-    from hintdistill.training.passes import Passes, StudentPass
-    from hintdistill.training.rows import TraceRow
+from hintdistill.training.passes import Passes, StudentPass, forest
+from hintdistill.training.processes import lockstep
+from hintdistill.training.rows import TraceRow
 
 FILE = "grad_window.json"
 """Step → cosine, in the working folder of a training."""
 
 
-def require_window(model: Any, way: str, drops: bool) -> None:
+def require_window(passes: Passes) -> None:
     """Raise ModelError where keys and values of earlier tokens cannot be taken as constants."""
     hint = "leave train.grad_window out: the exact gradient needs none of this"
+    model = passes.owner
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
-    if way != "shared_prefix":
+    if passes.way != "shared_prefix":
         raise ModelError(
-            f"train.grad_window needs a model whose layers all attend, and {name} is read by the way `{way}`", hint=hint
+            f"train.grad_window needs a model whose layers all attend, and {name} is read by the way `{passes.way}`",
+            hint=hint,
         )
-    if drops:
+    if not passes.rides:
         raise ModelError(
             f"train.grad_window reads tokens twice, and {name} drops other activations each time (dropout)", hint=hint
         )
@@ -63,22 +64,23 @@ def windows(rows: Sequence[TraceRow], width: int) -> list[Piece]:
 
 def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, ride: bool) -> StudentPass:
     """The student's pass over whole rows with a truncated gradient; see `Passes.student`."""
-    from hintdistill.training.passes import StudentPass, forest
-
     branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
     tree, memory = forest(rows, branched), Memory()
     pieces = windows(rows, width)
     # as far as a window or a branch looks back
-    depth = [max([p.start for p in pieces if p.chain == i] + [s.insert_at for j, s in branched if j == i])
+    depth = [max([p.start for p in pieces if p.chain == i] + [s.insert_at for j, s in branched if j == i], default=0)
              for i in range(len(rows))]  # fmt: skip
     trunks = [Piece(i, 0, n) for i, n in enumerate(depth) if n]
-    with torch.no_grad():
+    with torch.no_grad(), lockstep(passes.owner):
         if trunks:
             call = PackedCall(tree, trunks, memory, keep_trunks=True)
             # of the last layer only keys and values are wanted; one row, because some kinds take no empty ones
             call.rows = {0: [range(1)]}
             run_call(passes.owner, call, [0])
     memory.closed = True
+    if not pieces:
+        # a process without a slot, where others have some
+        return passes.student(model, rows, ride=ride)
     call = PackedCall(tree, pieces, memory, windows=True)
     columns, order = [], []
     for i, row in enumerate(rows):
@@ -86,38 +88,47 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
             n = next(n for n, p in enumerate(pieces) if p.chain == i and p.start <= slot.positions.start < p.stop)
             columns.append(torch.arange(slot.positions.start, slot.positions.stop) - pieces[n].start + call.offsets[n])
             order.append(slot)
-    hidden = passes.run(model, call.inputs(passes.device), torch.cat(columns)).split([s.length for s in order])
+    hidden = passes.run(model, call.inputs(passes.device), torch.cat(columns))
+    split = hidden.split([s.length for s in order])
     return StudentPass(
-        {s.key: h for s, h in zip(order, hidden, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)}
+        {s.key: h for s, h in zip(order, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)},
+        0.0 * hidden.float().sum(),
     )  # fmt: skip
 
 
 class WindowProbe:
     """The cosine between the truncated and the exact gradient of a batch, at the first step and every so many."""
 
-    def __init__(self, every: int, folder: str | Path) -> None:
-        """`every`: optimiser steps between two measurements. A resumed run takes the earlier ones up again."""
-        self.every, self.file = every, Path(folder) / FILE
+    def __init__(self, every: int, folder: str | Path, *, writes: bool = True) -> None:
+        """`every`: optimiser steps between two measurements; `writes`: whether this process keeps the file.
+
+        A resumed run takes the earlier measurements up again. Of several processes each measures its own rows.
+        """
+        self.every, self.file, self.writes = every, Path(folder) / FILE, writes
         self.measured: dict[int, float] = {}
         if self.file.is_file():
             self.measured = {int(k): float(v) for k, v in json.loads(self.file.read_text(encoding="utf-8")).items()}
         self.fresh: float | None = None
         """What was measured since the last log."""
         self._done = -1
+        self._taken: list[tuple[Tensor | None, ...]] = []
 
     def due(self, step: int) -> bool:
         """Whether to measure at this optimiser step; once, on its first micro-batch."""
         return step % self.every == 0 and step != self._done
 
-    def measure(self, step: int, model: Any, loss: Callable[[bool], Tensor]) -> float:
-        """Cosine of the gradients of `loss(True)`, truncated, and `loss(False)`, exact; with respect to what is trained."""
-        self._done = step
+    def take(self, model: Any, loss: Tensor) -> None:
+        """One of the two gradients: of a loss, with respect to what the model trains."""
         trained = [p for p in model.parameters() if p.requires_grad]
-        first, second = (torch.autograd.grad(loss(cut), trained, allow_unused=True) for cut in (True, False))
-        self.fresh = cosine(first, second)
-        self.measured[step] = self.fresh
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self.measured), encoding="utf-8")
+        self._taken.append(torch.autograd.grad(loss, trained, allow_unused=True))
+
+    def done(self, step: int) -> float:
+        """The cosine of the two gradients that were taken, written down."""
+        self.fresh = self.measured[step] = cosine(*self._taken)
+        self._done, self._taken = step, []
+        if self.writes:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self.measured), encoding="utf-8")
         return self.fresh
 
     @property
