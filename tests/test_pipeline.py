@@ -156,7 +156,11 @@ KILL_WHEN = {
 }
 
 
-@pytest.mark.parametrize("stage", list(KILL_WHEN))
+# two of the five are for `make test-full`
+SLOW = ("inject", "report")
+
+
+@pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in KILL_WHEN])
 def test_killed_anywhere_it_resumes_to_the_same_artefacts(stage, straight, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
