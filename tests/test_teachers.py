@@ -66,7 +66,7 @@ def test_a_live_teacher_reads_its_branches_and_another_reads_each_trace_once(tar
     assert reads.calls == [length, branches]
 
     other = trainer_of(both, tmp_path, **IN_STEP, teacher="initial")
-    student, teacher = Reads(other.owner), Reads(other._initial)
+    student, teacher = Reads(other.owner), Reads(other._frozen["initial"])
     loss_and_gradient(other)
     assert student.calls == [length]
     # the longer hinted sequence is the trunk; the other one leaves it where its hint stands
@@ -190,3 +190,38 @@ def test_a_teacher_of_the_round_s_start_has_stored_targets():
     assert TrainSection(teacher="round_start").target_source == "stored"
     with pytest.raises((ConfigError, ValueError), match="live has no stored targets"):
         TrainSection(teacher="live", targets="stored")
+
+
+def test_the_round_s_start_and_the_initial_policy_are_two(targets, tmp_path):  # noqa: F811
+    """In a later round, for a recipe that reads both: the student as it starts is not where the run began."""
+    first = tiny(seed=11)
+    recipe = {
+        "teacher": {"update": "round_start"},
+        "terms": {"distill": {"target": {"loglin": {"teacher": 1.5, "initial": -0.5}}}},
+    }
+    trainer = trainer_of(
+        targets[:2], tmp_path, recipe=recipe, targets="in_step", support="full", others=Others(initial=first)
+    )
+    start = {n: p.clone() for n, p in trainer.owner.named_parameters()}
+    with trainer._as("round_start") as a, trainer._as("initial") as b:
+        assert b is first and a is not first and a is not trainer.owner
+        assert all(torch.equal(p, start[n]) for n, p in a.named_parameters())
+
+
+def test_a_rewritten_history_makes_two_rows_and_two_findings_on_a_step_one(targets):  # noqa: F811
+    from dataclasses import replace
+
+    from hintdistill.training.rows import build_rows
+
+    both = two_hints_on_one_trace(targets)
+    again = replace(both[1], key="again")
+    rows = build_rows([*both, again], TrainSection())
+    assert [len(r.slots) for r in rows] == [3]
+    context = both[1].context_ids.copy()
+    context[2] += 1
+    rewritten = replace(both[1], key="rewritten", context_ids=context)
+    rows = build_rows([*both, rewritten], TrainSection())
+    assert sorted((r.key, len(r.slots)) for r in rows) == [(both[0].trace_id, 2), (f"{both[0].trace_id}#2", 1)]
+    for row in rows:
+        for slot in row.slots:
+            assert row.ids[slot.start : slot.start + slot.length].equal(slot.sampled)

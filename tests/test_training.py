@@ -153,9 +153,9 @@ def test_in_step_teacher_gives_the_stored_targets(targets, tmp_path):
 
 def test_the_in_step_teacher_gets_no_gradient_and_the_initial_one_stays(targets, tmp_path):
     trainer = trainer_of(targets, tmp_path, targets="in_step", support="full", learning_rate=1e-2)
-    before = copy.deepcopy(trainer._initial.state_dict())
+    before = copy.deepcopy(trainer._frozen["initial"].state_dict())
     trainer.train()
-    assert all((before[k] == v).all() for k, v in trainer._initial.state_dict().items())
+    assert all((before[k] == v).all() for k, v in trainer._frozen["initial"].state_dict().items())
     assert any((p != q).any() for p, q in zip(trainer.model.state_dict().values(), before.values(), strict=True))
 
 

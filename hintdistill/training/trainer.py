@@ -76,9 +76,14 @@ class HintTrainer(Trainer):
                              link=self.args.world_size > 1)  # fmt: skip
         self._views = self.recipe.used_views("hint") if objective.target_source == "in_step" else {}
         weights = {self._weights_of(v) for v in self._views.values()}
-        self._initial, self._external = initial, external
-        if weights & {"initial", "round_start"} and initial is None and not hasattr(self.owner, "disable_adapter"):
-            self._initial = copy.deepcopy(self.owner).eval().requires_grad_(False)
+        self._external = external
+        # the student as this training starts, unless taking its adapter off gives it
+        start = None
+        if ((weights & {"initial"} and initial is None) or "round_start" in weights) and not hasattr(
+            self.owner, "disable_adapter"
+        ):
+            start = copy.deepcopy(self.owner).eval().requires_grad_(False)
+        self._frozen = {"initial": initial if initial is not None else start, "round_start": start}
         self._heldout = list(heldout)
         following = weights & {"ema", "periodic", "cgtr"}
         self.follower = Follower(self.owner, self.recipe.teacher, self._reading) if following else None
@@ -284,8 +289,8 @@ class HintTrainer(Trainer):
         if weights == "external":
             yield self._external
             return
-        if weights in ("initial", "round_start") and self._initial is not None:
-            yield self._initial
+        if self._frozen.get(weights) is not None:
+            yield self._frozen[weights]
             return
         was_training = self.owner.training
         self.owner.eval()
