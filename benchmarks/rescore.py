@@ -40,8 +40,9 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+from cases import FEED_FORWARD, HEAD, HEADS, KEY_HEADS, WIDTH, Errors, small
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM
 
 from hintdistill.engines.prefix_tree import grow
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
@@ -49,28 +50,16 @@ from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.scores import ScoreRequest
 
 BUDGET = 1 << 20
-WIDTH, FEED_FORWARD, HEADS, KEY_HEADS, HEAD = 512, 1536, 8, 4, 64
 
 
 @dataclass(frozen=True)
-class Case:
-    """A trace with N errors."""
-
-    tokens: int
-    errors: int
-    vocab: int
-    hint: int = 48
-    step: int = 64
+class Case(Errors):
+    """One trace to score."""
 
     @property
     def name(self) -> str:
         """For the table."""
         return f"{self.tokens} tokens, N={self.errors}, vocabulary {self.vocab}"
-
-    @property
-    def ends(self) -> list[int]:
-        """Where each step ends in the trace."""
-        return [self.tokens * (i + 1) // self.errors for i in range(self.errors)]
 
     def sequences(self) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
         """The trace, each hinted sequence cut after its step, and each hinted whole trace."""
@@ -88,11 +77,7 @@ class Case:
 def build(layers: int, vocab: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """A random model."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=vocab, hidden_size=WIDTH, intermediate_size=FEED_FORWARD, num_hidden_layers=layers, num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS, head_dim=HEAD, max_position_embeddings=32_768, tie_word_embeddings=False,
-    )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).to(device=device, dtype=dtype).eval()
+    return AutoModelForCausalLM.from_config(small(layers, vocab)).to(device=device, dtype=dtype).eval()
 
 
 class Variants:

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from cases import Errors
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
-from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config
 
 from hintdistill.config import TrainSection
 from hintdistill.engines.transformers import TransformersEngine
@@ -33,21 +34,11 @@ LIVE = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """A trace with N errors, the last one at its end."""
+class Case(Errors):
+    """One row to train on."""
 
-    tokens: int
-    errors: int
-    vocab: int
-    hint: int = 48
-    step: int = 64
     changed: bool = False
     """One hint token is another one: for the control of the gradient's comparison."""
-
-    @property
-    def ends(self) -> list[int]:
-        """Where each erring step ends in the trace."""
-        return [self.tokens * (i + 1) // self.errors for i in range(self.errors)]
 
     @property
     def trace(self) -> np.ndarray:
@@ -66,14 +57,6 @@ class Case:
         """int64: what the teacher of error i reads, cut after its step, or the whole trace."""
         start = self.ends[i] - self.step
         return np.concatenate([self.trace[:start], self.hints[i], self.trace[start : None if whole else self.ends[i]]])
-
-
-def small(layers: int, vocab: int) -> PretrainedConfig:
-    """Width 512, 8 query and 4 key heads."""
-    return Qwen3Config(
-        vocab_size=vocab, hidden_size=512, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, max_position_embeddings=32_768, tie_word_embeddings=False,
-    )  # fmt: skip
 
 
 def seven_billion(layers: int = 28) -> PretrainedConfig:

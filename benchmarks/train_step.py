@@ -46,7 +46,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from step_variants import VARIANTS, Case, Ours, build, seven_billion, small
+from cases import small
+from step_variants import VARIANTS, Case, Ours, build, seven_billion
 
 from hintdistill.objectives.chunked import POSITIONS, logsumexp
 

@@ -107,15 +107,6 @@ def rkl_sg(student: Tensor, target: Tensor) -> Tensor:
     return torch.where(present, s.exp() * (s.detach() - t.detach()), 0.0).sum(-1)
 
 
-def settled(kind: str, rest: str) -> str:
-    """The kind to compute where kept entries and their rest sum to one: reverse KL as `rkl_sg`, its value and gradient.
-
-    Written out, the gradient of reverse KL has a further ∇Σ S, which is zero there and is not quite after rounding: two
-    equal distributions would move the student a little.
-    """
-    return "rkl_sg" if kind == "rkl" and rest != "drop" else kind
-
-
 def ce_topk(student: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy -Σ T log S on the kept entries [...]; the gradient of fkl there, without its entropy term."""
     present = target > -torch.inf

@@ -34,7 +34,7 @@ from hintdistill.objectives.chunked import (
     scaled,
     spread,
 )
-from hintdistill.objectives.divergences import DIVERGENCES, divergence, settled
+from hintdistill.objectives.divergences import DIVERGENCES, divergence
 from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.supports import RESTS, select
 from hintdistill.objectives.targets import log_linear
@@ -338,9 +338,8 @@ class _AtStep:
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """ℓ [n] of log-probabilities on the same entries."""
         how = self.spec.divergence
-        kind = settled(how.kind, self.spec.support.rest) if how.pointwise_clip is None else how.kind
         return divergence(
-            kind, student, target, pointwise_clip=bound(how.pointwise_clip, self.step),
+            how.kind, student, target, pointwise_clip=bound(how.pointwise_clip, self.step),
             token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ from hintdistill.errors import ConfigError
 from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.objectives.chunked import HeadSpec
 from hintdistill.objectives.compose import target_of
-from hintdistill.objectives.divergences import DIVERGENCES, compared, settled
+from hintdistill.objectives.divergences import DIVERGENCES, compared
 from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.supported import linear_kept, linear_support, linear_term
 from hintdistill.recipes import Recipe, Term
@@ -200,11 +200,10 @@ class _Compare:
     def __call__(self, logits: Tensor, at: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Support ids [n, K] and the loss of the student's log-probabilities on them."""
         how, theirs = self.term.divergence, self.target[at]
-        kind = settled(how.kind, self.term.support.rest) if how.pointwise_clip is None else how.kind
 
         def loss(ours: Tensor) -> Tensor:
             value, _ = compared(
-                kind, ours, theirs, rest=self.term.support.rest, pointwise_clip=bound(how.pointwise_clip, self.step),
+                how.kind, ours, theirs, rest=self.term.support.rest, pointwise_clip=bound(how.pointwise_clip, self.step),
                 token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
             )  # fmt: skip
             return value

@@ -205,7 +205,7 @@ def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str
 
 def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) -> None:
     """A crossed bound under `action: warn`: a row among the metrics, and a word to whoever listens, once for all processes."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank():
+    if not processes.is_main():
         return
     _write_row(work, {"step": crossing.step, "tripwire": crossing.wire.name, "value": crossing.value,
                       "bound": crossing.bound, "message": str(crossing)})  # fmt: skip
