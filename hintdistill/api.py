@@ -57,7 +57,7 @@ def load_engine(
     *,
     dtype: str = "auto",
     device: str = "auto",
-    batch_tokens: int = 16_384,
+    batch_tokens: int | None = None,
     backend: Literal["transformers", "vllm"] = "transformers",
     **kwargs: Any,
 ) -> LoadedModel:

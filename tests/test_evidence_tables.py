@@ -45,6 +45,14 @@ def test_every_arm_trains_on_as_many_rows_and_none_three_times_before_all_twice(
     assert [t.key for t in draw_rows([*rows(5, "hint"), *rows(30, "anchor")], 12, "s")[0]] == [t.key for t in chosen]
 
 
+def test_a_share_of_the_anchors_comes_from_what_is_held():
+    held = [dataclasses.replace(t, key=f"held-{t.key}") for t in rows(4, "anchor")]
+    chosen, distinct = draw_rows([*rows(12, "hint"), *rows(30, "anchor")], 12, "s", True, held, 0.5)
+    keys = [t.key for t in chosen if t.kind == "anchor"]
+    assert len(keys) == len(set(keys)) == 12 and sum(k.startswith("held-") for k in keys) == 6
+    assert distinct == {"hint": 12, "anchor": 6 + 4}
+
+
 def test_without_filling_rows_are_a_bound_and_what_the_gate_rejected_is_never_drawn():
     rejected = [dataclasses.replace(t, accepted=False) for t in rows(9, "hint")]
     chosen, distinct = draw_rows([*rows(0, "hint"), *rejected, *rows(3, "anchor")], 12, "s")
@@ -113,7 +121,7 @@ def test_an_unfair_sweep_is_refused(overrides, message):
 def test_the_best_mean_success_is_taken_and_an_edge_is_said(config):
     def trial(index: int, *success: float) -> dict:
         outcomes = {
-            s: [{"success": i < share * 10} for i in range(10)]
+            s: [{"task": f"x.none.{i}", "success": i < share * 10} for i in range(10)]
             for s, share in zip(("a@0", "a@1"), success, strict=True)
         }
         return {
@@ -132,6 +140,18 @@ def test_the_best_mean_success_is_taken_and_an_edge_is_said(config):
     )
     assert got["trials"][2]["success"] == {"a@0": 0.7, "a@1": 0.6} and got["trials"][0]["kl_per_token"] == 0.1
     assert chosen_settings(config, [trial(0, 0.1, 0.1), trial(1, 0.2, 0.2), trial(3, 0.9, 0.9)])["hint"]["at_edge"]
+
+
+def test_what_is_to_be_kept_is_half_of_the_criterion(config):
+    def trial(index: int, common: bool, near: bool) -> dict:
+        played = [{"task": f"x.none.{i}", "success": common} for i in range(9)] + [
+            {"task": "x.near_noun.none.9", "success": near}
+        ]
+        return {"arm": "hint", "setting": index, "outcomes": {"a@0": played}, "off_target": {}}
+
+    got = chosen_settings(config, [trial(0, True, False), trial(1, False, True)])["hint"]
+    assert [t["success"]["a@0"] for t in got["trials"]] == [0.9, 0.1] and [t["kept"] for t in got["trials"]] == [0, 1]
+    assert [t["mean"] for t in got["trials"]] == pytest.approx([0.45, 0.55]) and got["chosen"] == 1
 
 
 # -- the document --------------------------------------------------------------------------------------------------------------

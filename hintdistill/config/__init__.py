@@ -159,8 +159,8 @@ class RescoreSection(Section):
     """4. rescore: what is kept of each view."""
 
     top_k: int = Field(default=64, ge=1)
-    batch_tokens: int = Field(default=16_384, ge=1)
-    """Tokens per forward pass."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens per forward pass; `null`: 4096 on a CPU, 16384 elsewhere."""
     placebos: int = Field(default=3, ge=3, le=9)
     """At least three, of the kinds generic, shuffled and other_class in turn."""
     part_rows: int = Field(default=64, ge=1)

@@ -120,6 +120,19 @@ class SweepSection(Section):
         return self
 
 
+class HoldSection(Section):
+    """Behaviour that is to be kept: further episodes of the initial policy, whose steps without a finding are anchors in every
+    round and for every arm. What looks like an error and is none is rare in a round's own traces, and is what a correction
+    overruns first."""
+
+    tasks: tuple[str, ...] = ()
+    """Patterns of task names in `rollout.sample.split`; none: no such episodes."""
+    episodes: int = Field(default=112, ge=1)
+    """At most this many, each of another task, drawn by the seed and sampled as the rounds are."""
+    share: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Of a round's anchors, how many come from them."""
+
+
 class AblateSection(Section):
     """`hintdistill ablate`: the same loop as controlled arms over seeds; see docs/evidence.md for what each arm is."""
 
@@ -138,6 +151,7 @@ class AblateSection(Section):
     on equally many; without it `rows` is a bound."""
     steps: int = Field(default=24, ge=1)
     """Optimiser steps per round, the same in every arm."""
+    hold: HoldSection = HoldSection()
     test_split: str = "test"
     """Where success and error rates are reported."""
     clean_split: str | None = None

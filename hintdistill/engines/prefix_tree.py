@@ -18,6 +18,15 @@ from functools import cached_property
 import numpy as np
 
 ROOT = -1
+CALL_TOKENS = 16_384
+"""Tokens per forward call where nothing is said, on an accelerator."""
+CALL_TOKENS_CPU = 4_096
+"""The same on a CPU: a larger call is no faster there and takes as much more memory (see docs/decisions.md)."""
+
+
+def call_tokens(asked: int | None, on_cpu: bool) -> int:
+    """Tokens per forward call: what was asked for, else what suits the device."""
+    return asked if asked is not None else CALL_TOKENS_CPU if on_cpu else CALL_TOKENS
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hintdistill.engines import union_rows
 from hintdistill.engines.forward import head_error, hidden_at
-from hintdistill.engines.prefix_tree import PrefixTree, batches, grow
+from hintdistill.engines.prefix_tree import PrefixTree, batches, call_tokens, grow
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
 from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_states
 from hintdistill.engines.vocabulary import Reading, Vocabulary
@@ -91,12 +91,18 @@ class TransformersEngine:
     capabilities = frozenset({"gather", "full"})
 
     def __init__(
-        self, model: Any, key: str, batch_tokens: int = 16_384, *, sharing: Sharing | None = None, view: str = "live"
+        self,
+        model: Any,
+        key: str,
+        batch_tokens: int | None = None,
+        *,
+        sharing: Sharing | None = None,
+        view: str = "live",
     ) -> None:
         """Wrap a model.
 
         Args:
-            batch_tokens: tokens per forward call.
+            batch_tokens: tokens per forward call; None for what suits the device.
             sharing: how prefixes are shared; None finds out at first use (see `sharing`).
             view: `live`, `initial` (adapter off), or the name of an adapter; see `view`.
 
@@ -105,7 +111,8 @@ class TransformersEngine:
         """
         if sharing is not None and sharing not in WAYS:
             raise ValueError(f"sharing is one of {', '.join(WAYS)}, not {sharing!r}")
-        self.model, self.key, self.batch_tokens = model, key, batch_tokens
+        self.model, self.key = model, key
+        self.batch_tokens = call_tokens(batch_tokens, next(model.parameters()).device.type == "cpu")
         config = model.config.get_text_config()
         self.max_length = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self.vocabulary = Vocabulary(model)
@@ -130,7 +137,7 @@ class TransformersEngine:
         folder: Path,
         dtype: str = "auto",
         device: str = "auto",
-        batch_tokens: int = 16_384,
+        batch_tokens: int | None = None,
         sharing: Sharing | None = None,
     ) -> TransformersEngine:
         """Load a model folder. Raises ModelError."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hintdistill.errors import HintdistillError
 from hintdistill.evidence import arms, disturb
 from hintdistill.evidence.jobs import Bench
 from hintdistill.evidence.preflight import predict
+from hintdistill.hints import seed_of
 from hintdistill.injection import Injector
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.rounds import episode_of, episode_row
@@ -22,6 +25,7 @@ from hintdistill.rollouts.measure import Setting, describe, off_target_sets, opt
 from hintdistill.rollouts.sampling import Episode, Sampler
 from hintdistill.rundir import content_key, write_atomic
 from hintdistill.scores import ScoreRequest, Target
+from hintdistill.targets import TargetStore
 
 
 def run_shared(bench: Bench) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def run_shared(bench: Bench) -> dict[str, Any]:
     with bench.context(1, bench.initial) as ctx:
         data = arms.critiqued(ctx, episodes, bench.salt(1), bench.anchors_per_trace)
         targets = arms.rescored(ctx)
+        held_targets(bench, ctx, bench.folder)
         return {
             "initial": {
                 s.name: [asdict(outcome_of(bench.loop.suite, e)) for e in found] for s, found in played.items()
@@ -59,6 +64,27 @@ def _played(bench: Bench, setting: Setting) -> list[Episode]:
         store.extend([episode_row(k, e) for k, e in zip(keys, episodes, strict=True)])
         return episodes
     return [episode_of(have[k]) for k in keys]
+
+
+def held_targets(bench: Bench, ctx: RunContext, folder: Path) -> list[Target]:
+    """Anchors from the initial policy's episodes on the tasks of `ablate.hold`; made where `folder` does not have them yet."""
+    hold, sample = bench.ablate.hold, bench.config.rollout.sample
+    if not hold.tasks:
+        return []
+    store = TargetStore(folder / "held")
+    if not store.parts():
+        tasks = tasks_of(bench.loop.suite, sample.split, None, hold.tasks)
+        random.Random(seed_of("hold", str(bench.job.seed))).shuffle(tasks)
+        options = options_of(bench.config.rollout, sample.temperature, bench.job.seed)
+        sampler = Sampler(bench.loop.top.engine(bench.initial), bench.loop.top.renderer, options)
+        played = sampler.episodes(bench.loop.suite, tasks[: hold.episodes])
+        # a round may play the same task, and its trace has another name
+        traces = [e.trace.model_copy(update={"id": f"held:{e.trace.id}"}) for e in played if e.failure is None]
+        data = arms.RoundData(
+            ctx, (), traces, arms.judge(ctx)(traces), bench.salt(1), anchors_per_trace=bench.ablate.rows
+        )
+        store.append(arms.anchors(data))
+    return list(store.read())
 
 
 def _hinted(bench: Bench, ctx: RunContext, setting: Setting, played: Sequence[Episode]) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ def settings_of(config: RunConfig, arm: str) -> tuple[dict[str, Any], ...]:
 
 
 MEASURED = (
-    "rows", "fill", "steps", "test_split", "clean_split", "near_splits", "transfer_split", "temperatures", "limit", "limits",
+    "rows", "fill", "steps", "hold", "test_split", "clean_split", "near_splits", "transfer_split", "temperatures", "limit", "limits",
 )  # fmt: skip
 """Keys of `ablate` that every job's result depends on."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hintdistill.config import TrainSection
 from hintdistill.errors import EmptyFunnelError, TripwireError
 from hintdistill.evidence import arms
-from hintdistill.evidence.before import off_target_requests
+from hintdistill.evidence.before import held_targets, off_target_requests
 from hintdistill.evidence.jobs import Bench
 from hintdistill.evidence.preflight import predict
 from hintdistill.hints import seed_of
@@ -74,7 +74,11 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
     with bench.context(number, student, critic) as ctx:
         data = arms.critiqued(ctx, episodes, bench.salt(number), bench.anchors_per_trace)
         targets = arms.targets_of(arm, data, bench.loop.round_folder(number) / "arm")
-    chosen, distinct = draw_rows(targets, bench.ablate.rows, bench.salt(number), bench.ablate.fill)
+        # another critic finds other steps to be right
+        held = held_targets(bench, ctx, bench.folder if critic else bench.shared)
+    chosen, distinct = draw_rows(
+        targets, bench.ablate.rows, bench.salt(number), bench.ablate.fill, held, bench.ablate.hold.share
+    )
     hints = sum(t.kind == "hint" for t in chosen)
     row |= {
         "findings": len(data.found), "candidates": sum(t.kind == "hint" and t.accepted for t in targets),
@@ -116,21 +120,25 @@ def _episodes(bench: Bench, number: int, students: Sequence[Path]) -> list[Episo
 
 
 def draw_rows(
-    targets: Sequence[Target], rows: int, salt: str, fill: bool = True
+    targets: Sequence[Target], rows: int, salt: str, fill: bool = True, held: Sequence[Target] = (), share: float = 0.5
 ) -> tuple[list[Target], dict[str, int]]:
     """`rows` accepted rows and as many anchors, drawn by `salt` alone, and how many of each are distinct.
 
     With `fill`, where there are fewer, they are repeated under keys of their own, all as often as one another or once more;
-    without it there are fewer. Of a kind that has none there are none.
+    without it there are fewer. Of a kind that has none there are none. Where there are `held` targets, `share` of the
+    anchors is drawn from them.
     """
+    of_held = round(share * rows) if held else 0
+    own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in ("hint", "anchor")}
     out: list[Target] = []
-    distinct = {}
-    for kind in ("hint", "anchor"):
-        members = sorted((t for t in targets if t.kind == kind and t.accepted), key=lambda t: t.key)
+    distinct = {"hint": 0, "anchor": 0}
+    for kind, members, wanted in (
+        ("hint", own["hint"], rows), ("anchor", own["anchor"], rows - of_held), ("anchor", list(held), of_held),
+    ):  # fmt: skip
+        members.sort(key=lambda t: t.key)
         random.Random(seed_of("rows", salt, kind)).shuffle(members)
-        distinct[kind] = min(rows, len(members))
-        wanted = (rows if fill else distinct[kind]) if members else 0
-        for i in range(wanted):
+        distinct[kind] += min(wanted, len(members))
+        for i in range((wanted if fill else min(wanted, len(members))) if members else 0):
             again, at = divmod(i, len(members))
             out.append(replace(members[at], key=f"{members[at].key}#{again}") if again else members[at])
     return out, distinct

@@ -1,10 +1,12 @@
 """Fair tuning: every arm tries as many settings on validation tasks, on seeds that the table does not use; the best makes it.
 
-The criterion is the same for all arms: mean success over the measured temperatures; of equals the one listed first.
+The criterion is the same for all arms: mean success over the measured temperatures, half of it over all tasks and half over
+those that are like the ones to be kept (`ablate.hold`), where there are such; of equals the one listed first.
 """
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,16 +57,30 @@ def chosen_settings(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> 
                 name: float(np.mean([[o["success"] for o in r["outcomes"][name]] for r in mine]))
                 for name in mine[0]["outcomes"]
             }
+            kept = _kept(config, mine)
             kl = [m["kl_per_token"] for r in mine for m in r["off_target"].values()]
             trials.append(
-                {"index": i, "setting": setting, "seeds": len(mine), "success": success, "kl_per_token": max(kl, default=None),
-                 "mean": float(np.mean(list(success.values())))}
+                {"index": i, "setting": setting, "seeds": len(mine), "success": success, "kept": kept,
+                 "kl_per_token": max(kl, default=None),
+                 "mean": float(np.mean([*success.values(), *([] if kept is None else [kept] * len(success))]))}
             )  # fmt: skip
         if trials:
             best = max(trials, key=lambda t: (t["mean"], -t["index"]))
             at_edge = len(trials) > 2 and best["index"] in (0, len(settings_of(config, arm)) - 1)
             out[arm] = {"trials": trials, "chosen": best["index"], "setting": best["setting"], "at_edge": at_edge}
     return out
+
+
+def _kept(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> float | None:
+    """Success on the tasks whose names match `ablate.hold.tasks`, over all temperatures; None where there are none."""
+    found = [
+        o["success"]
+        for r in results
+        for outcomes in r["outcomes"].values()
+        for o in outcomes
+        if any(fnmatch.fnmatchcase(o["task"], p) for p in config.ablate.hold.tasks)
+    ]
+    return float(np.mean(found)) if found else None
 
 
 def with_chosen(config: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from hintdistill.config import RunConfig
+from hintdistill.engines.prefix_tree import call_tokens
 from hintdistill.errors import ConfigError
 from hintdistill.models import resolve_model
 from hintdistill.pipeline import check_inputs
@@ -53,7 +54,7 @@ def forecast(
     speed: Speed | None = None
     if measured:
         speed = measure(config, folder, shape, ahead.calls, ahead.rows, _fits(config, shape, where), voice.note)
-    work = _count(config, shape, ahead)
+    work = _count(config, shape, ahead, where.on_cpu)
     return make_plan(config, shape, work, where, speed, micro_batches([r.tokens for r in ahead.rows], config))
 
 
@@ -77,8 +78,8 @@ def micro_batches(lengths: Sequence[int], config: RunConfig) -> list[list[int]]:
     return out
 
 
-def _count(config: RunConfig, shape: ModelShape, ahead: Ahead) -> Work:
-    budget = config.rescore.batch_tokens
+def _count(config: RunConfig, shape: ModelShape, ahead: Ahead, on_cpu: bool) -> Work:
+    budget = call_tokens(config.rescore.batch_tokens, on_cpu)
     return Work(
         source=ahead.source, lengths=ahead.lengths, traces=ahead.traces, asked=ahead.asked,
         rescore=reading(ahead.calls, shape, budget), score_calls=len(ahead.calls), targets=ahead.targets,

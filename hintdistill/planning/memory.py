@@ -37,14 +37,21 @@ MASK_ROWS = 256
 """Queries per masked block; `engines.shared_prefix.BLOCK`."""
 ENTRY = 100
 """Bytes that a kept entry takes while it is written or read: Python objects of its id and two log-probabilities."""
-HEAP = 0.5
-"""What the heap holds while an engine scores beside the blocks below `MAPPED` that are alive, as a share of them."""
+HEAP = 0.35
+"""What the heap holds of freed blocks while an engine scores, as a share of keys, values, masks and activations in blocks below
+`MAPPED`. Freed blocks are handed back after each forward call, so it is what one call leaves between its layers."""
 STORED = 50
 """Bytes that a stored entry takes in all where targets are read: an id and two log-probabilities, and what reading leaves behind."""
 ITEM = 160
 """Bytes per token of an injection or a rendered step while it waits as Python objects."""
 STAGE = 25_000_000
 """What loading a model and a stage's own machinery need beside everything that is counted."""
+
+
+KERNELS = 25_000_000
+"""Buffers that torch's CPU kernels take at the first forward pass and keep."""
+WRITER = 40_000_000
+"""What reading and writing parquet takes once a part has been written."""
 
 
 @dataclass(frozen=True)
@@ -292,7 +299,7 @@ def scoring_peak(
     worst = reads if sum(reads.values()) > sum(heads.values()) else heads
     hidden = 3 * together * shape.hidden * width
     # keys and values and masks are many blocks, one layer's tensors are few
-    inside = sum(worst.values()) + hidden
+    inside = sum(worst.values())
     if worst is reads:
         inside -= reads["activations"] - _small(shape, call, width)
     parts = {
@@ -301,7 +308,7 @@ def scoring_peak(
         "other models": other_weights,
         **worst,
         "hidden states": hidden,
-        "rows": waiting * ITEM + STAGE,
+        "rows": waiting * ITEM + STAGE + (KERNELS + WRITER if on_cpu else WRITER),
         "allocator": HEAP * inside if on_cpu else 0,
     }
     return Peak({k: int(v) for k, v in parts.items() if v})

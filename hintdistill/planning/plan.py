@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hintdistill.config import RunConfig
+from hintdistill.engines.prefix_tree import call_tokens
 from hintdistill.planning.fits import load_of, longest_trace, options, setup_of, weight_bytes
 from hintdistill.planning.histogram import Histogram, RowLength, by_length
 from hintdistill.planning.machine import Room
@@ -286,7 +287,7 @@ def _longest_scored(config: RunConfig, shape: ModelShape, work: Work, where: Roo
 
     def fits(tokens: int) -> bool:
         peak = scoring_peak(
-            shape, kept=tokens + branch, call=min(config.rescore.batch_tokens, tokens + branches),
+            shape, kept=tokens + branch, call=min(call_tokens(config.rescore.batch_tokens, where.on_cpu), tokens + branches),
             masks=2 * groups * branches * (tokens + branch), together=branches,
             weight_bytes=weight_bytes(config.run.dtype, where.on_cpu), step=work.lengths["step"].longest,
             top_k=config.rescore.top_k, waiting=work.waiting, on_cpu=where.on_cpu,

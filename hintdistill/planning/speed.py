@@ -110,7 +110,7 @@ def measure(
     engine = TransformersEngine.load(folder, config.run.dtype, config.run.device, config.rescore.batch_tokens)
     load_s = clock() - began
     say("measuring: scoring some of the requests")
-    score = _score(engine, shape, calls, config.rescore.top_k, config.rescore.batch_tokens)
+    score = _score(engine, shape, calls, config.rescore.top_k, engine.batch_tokens)
     sharing = engine.sharing or "separate"
     del engine
     say("measuring: training on rows of the run's lengths")
