@@ -18,7 +18,10 @@ from hintdistill.config import OutcomeSection, RunConfig, TrainSection
 from hintdistill.config_file import load_config
 from hintdistill.errors import ConfigError, EmptyFunnelError, InputError
 from hintdistill.objectives.outcome import outcome_loss
+from hintdistill.pipeline.ahead import gather
 from hintdistill.pipeline.outcome import outcome_data
+from hintdistill.pipeline.train import selected
+from hintdistill.planning.shape import ModelShape
 from hintdistill.recipes import load_recipe, require_met
 from hintdistill.rundir import RunDir
 from hintdistill.training.capabilities import available, several_rollouts
@@ -349,6 +352,11 @@ def test_a_round_trains_on_both(tmp_path):
     data = outcome_data(ctx)
     assert len(data.rows) == summary.outcome_rows and data.key == outcome_data(ctx).key
     assert all(r.ids.untyped_storage().size() <= 8 * max(len(o.ids) for o in data.rows) for r in data.rows)
+    # and the plan of this folder has the trainer's rows
+    planned = gather(ctx.config, ModelShape.of(ctx.model_folder)).rows
+    real = build_rows(sorted(selected(ctx), key=lambda t: t.key), ctx.config.train, data)
+    counted = sorted((len(r.ids) - 1, sum(s.length for s in r.slots)) for r in real)
+    assert sorted((r.tokens, r.scored) for r in planned) == counted
     keys = {data.key}
     for change in ({"baseline": "round"}, {"clip_low": 0.1}, {"normalise": True}):
         train = ctx.config.train.model_copy(update={"outcome": OutcomeSection(**change)})

@@ -108,7 +108,7 @@ def trace_outcomes(
         alone = baseline == "group" and len(set(groups)) == len(groups)
         raise EmptyFunnelError(
             f"no advantage among {len(traces)} rollouts: " + ("each task was played once" if alone else "all rewards are alike"),
-            hint="set rollout.sample.per_task to 4 or more, or take the round's mean as baseline" if alone
+            hint="set rollout.sample.per_task to 4 or more, or train.outcome.baseline=round" if alone
             else "the outcome term has nothing to learn from here; tasks that sometimes succeed would do",
         )  # fmt: skip
     sizes, passed = Counter(groups), Counter(g for g, r in zip(groups, rewards.tolist(), strict=True) if r > PASSED)
