@@ -343,6 +343,7 @@ def test_a_round_trains_on_both(tmp_path):
     assert logged[0]["reward/ratio_mean"] == pytest.approx(1.0, abs=1e-3) and logged[0]["reward/behaviour_gap"] < 1e-3
     summary = read_summary(run / "student")
     assert summary.outcome_rows > summary.hint_rows > 0
+    assert f"a policy gradient on {summary.outcome_rows} sampled steps" in (run / "student" / "README.md").read_text()
     # the same once more is trained already, and what it was trained on is in its key
     pipeline.run(config, tmp_path / "run", resume=True, voice=pipeline.Voice(quiet=True))
     assert len([r for r in metrics_of(run) if "loss" in r]) == len(logged)

@@ -97,7 +97,7 @@ def trace_outcomes(
             f"trace {without[0].id} has the reward {without[0].reward}, as {len(without) - 1} others of {len(traces)} have "
             "none; the outcome term needs one on every trace",
             hint="give every trace a number under `reward` (docs/traces.md), leave those without one out, or train without an "
-            "outcome: train.recipe.coupling.kind=none",
+            "outcome: train.recipe.coupling.kind=none, or a recipe that reads no reward",
         )
     if twice := [i for i, n in Counter(t.id for t in traces).items() if n > 1]:
         raise InputError(f"two traces are called {twice[0]}")
