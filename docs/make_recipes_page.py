@@ -35,12 +35,14 @@ recorded: a run trains on the recorded steps of this student, located by the cri
 
 `hintdistill.objectives` (torch only) computes all of it: `objective(load_recipe("hint_sd"), Batch(views, sampled, lengths))`;
 `examples/custom_loop.py` is a whole loop. `objectives.supported.linear_term` is a term from hidden states, without a dense `[N, V]`. A
-recipe whose coupling is additive adds the loss of your reward where `objective(…, reward_loss=…)` gets one.
+recipe whose coupling is additive adds the loss of your reward where `objective(…, reward_loss=…)` gets one; in a run,
+`train.recipe.coupling={kind: additive, weight: .5}` trains any of them beside a policy gradient on the outcome
+([training.md](training.md#beside-an-outcome-reward)). Recipes that read a reward or an advantage need one on every trace.
 
 ## What each is, and what it needs
 
 *Class*: the best source read: {classes}. *Error token*: whether one step lowers a sampled error token which the
-teacher lowers (tested on a tabular model). *Runs*: `yes`, or what a run lacks today.
+teacher lowers (tested on a tabular model). *Runs*: `yes` (where traces have the rewards it reads), or what a run lacks today.
 
 | recipe | what | source | class | verdict | error token | runs |
 |---|---|---|---|---|---|---|

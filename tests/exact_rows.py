@@ -15,6 +15,7 @@ from hintdistill.config import RunSection, TrainSection
 from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.scores import Target
 from hintdistill.training.passes import places
+from hintdistill.training.reward import NO_OUTCOME
 from hintdistill.training.rows import build_rows
 from hintdistill.training.stage import make_trainer
 from hintdistill.training.views import base, restricted, supports, whole
@@ -73,13 +74,13 @@ def _target(model, key, trace_id, trace, start, end, at, block) -> Target:
     )  # fmt: skip
 
 
-def trainer_of(model, stored, tmp_path, **config):
+def trainer_of(model, stored, tmp_path, ended=NO_OUTCOME, **config):
     """A trainer of (a copy of) this model; `batch_size` and the like come from `config`."""
     section = TrainSection(**{"epochs": 1, "batch_size": 8, "warmup_steps": 0, "save_steps": 1000, **config})
     own = copy.deepcopy(model)
     own.config.use_cache = False
     run = RunSection(model="tiny", device="cpu", dtype="float32")
-    rows = build_rows(stored, section)
+    rows = build_rows(stored, section, ended)
     return make_trainer(own, rows, run, section, tmp_path, torch.device("cpu"), None, special_ids=[0, 1, 2])
 
 

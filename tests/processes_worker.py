@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.training import processes
+from hintdistill.training.reward import NO_OUTCOME
 from hintdistill.training.stage import train
 
 
@@ -32,7 +33,8 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> None:
 
     try:
         train(
-            case["model"], case["targets"], case["run"], case["train"], here, here / "student", name, progress, watch=case["watch"]
+            case["model"], case["targets"], case["run"], case["train"], here, here / "student", name, progress, watch=case["watch"],
+            outcome=case.get("outcome", NO_OUTCOME),
         )  # fmt: skip
     except StopIteration:
         # all of them stop after the same step

@@ -203,7 +203,7 @@ def test_quick_and_full_plans():
     _, arms = plan_jobs(full)
     assert {j.arm for j in arms} >= {*FULL_NOISE, "stale"} and {j.regime for j in arms} == {"common", "rare", "absent"}
     assert {j.regime for j in arms if j.arm == "llm_critic"} == {"common", "rare", "absent"}
-    assert {j.regime for j in arms if j.arm in ("stale", "foreign")} == {"common"}
+    assert {j.regime for j in arms if j.arm in ("stale", "foreign", "hint_outcome")} == {"common"}
     assert not any(":" in j.arm for j in arms if j.regime != "common")
     with pytest.raises(ConfigError, match="exclude each other"):
         scaled(config, quick=True, full=True)

@@ -83,10 +83,17 @@ def test_what_is_shared_does_not_depend_on_how_arms_train(config):
 
 
 def test_whose_settings_an_arm_trains_with(config, tmp_path):
-    assert {family(a) for a in ("stale", "foreign", "llm_critic", "step:50+gate", "hint")} == {"hint"}
+    assert {family(a) for a in ("stale", "foreign", "llm_critic", "hint_outcome", "step:50+gate", "hint")} == {"hint"}
     tuned = with_chosen(config, {"hint": {"setting": {"learning_rate": 9e-4}}})
     rate = lambda arm: job_config(tuned, Job("common", arm, 0), tmp_path).train.learning_rate  # noqa: E731
     assert rate("hint") == rate("step:50") == rate("llm_critic") == 9e-4
+    beside = job_config(tuned, Job("common", "hint_outcome", 0), tmp_path).train
+    assert (
+        beside.learning_rate == 9e-4
+        and beside.outcome.baseline == "round"
+        and beside.objective.coupling.kind == "additive"
+    )
+    assert beside.objective.terms == job_config(tuned, Job("common", "hint", 0), tmp_path).train.objective.terms
     assert rate("placebo") == config.train.learning_rate and rate("sft_success") == 4e-4
 
 
@@ -288,7 +295,7 @@ def test_a_tiny_ablation_with_a_sweep_is_resumed_job_by_job(tmp_path):
 
     settings = load_config(
         "configs/ablate.yaml",
-        ["ablate.seeds=[0]", "ablate.arms=[hint,llm_critic,none]", "ablate.noise=[step:50]", "ablate.sweep.use=true",
+        ["ablate.seeds=[0]", "ablate.arms=[hint,llm_critic,hint_outcome,none]", "ablate.noise=[step:50]", "ablate.sweep.use=true",
          "ablate.limits={}",
          "ablate.limit=4", "ablate.sweep.limit=4", "ablate.sweep.own={}",
          "ablate.sweep.settings=[{learning_rate: 1.0e-4}]", "ablate.steps=2",
@@ -297,8 +304,10 @@ def test_a_tiny_ablation_with_a_sweep_is_resumed_job_by_job(tmp_path):
     folder = tmp_path / "run"
     document = ablate(settings, folder)
     arms = document["regimes"]["common"]["arms"]
-    assert set(arms) == {"hint", "llm_critic", "step:50"} and document["sweep"]["hint"]["chosen"] == 0
+    assert set(arms) == {"hint", "llm_critic", "hint_outcome", "step:50"} and document["sweep"]["hint"]["chosen"] == 0
     assert all(r["steps"] == 2 and r["rows"] == r["anchors"] == 6 for r in arms["hint"]["rounds"])
+    beside, alone = (arms[name]["rounds"][0] for name in ("hint_outcome", "hint"))
+    assert beside["steps"] == 2 and beside["rows"] == 6 and beside["traces"] > alone["traces"]
     assert document["regimes"]["common"]["effects"]["system_prompt"]["n"] > 0
     again = folder / "common" / "hint" / "seed-0" / "result.json"
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("result.json")}

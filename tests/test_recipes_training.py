@@ -8,11 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
-from hintdistill.recipes import load_recipe, missing, recipe_names
+from hintdistill.recipes import load_recipe, missing, reads_reward, recipe_names
 from hintdistill.recipes.schema import TeacherRule
 from hintdistill.scores import Target
 from hintdistill.training.capabilities import available
 from hintdistill.training.passes import places
+from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 from hintdistill.training.rows import build_rows
 from hintdistill.training.stage import _last_checkpoint, make_trainer
 from hintdistill.training.teacher import Follower
@@ -75,6 +76,19 @@ def targets() -> list[Target]:
     return out
 
 
+def outcome_of(targets: list[Target], recipe) -> OutcomeData:
+    """Every other trace ended well; for an additive coupling each hint's step is a sampled one."""
+    if not reads_reward(recipe):
+        return NO_OUTCOME
+    ended = {t.trace_id: TraceOutcome(float(i % 2), i % 2 - 0.5, 0.5, 2) for i, t in enumerate(targets)}
+    rows = [
+        OutcomeRow(f"outcome:{t.key}", t.trace_id, t.step, torch.from_numpy(np.concatenate([t.context_ids, t.step_ids])), 7,
+                   torch.from_numpy(t.plain_sampled), ended[t.trace_id].advantage, 1 / 7)
+        for t in targets if t.kind == "hint"
+    ]  # fmt: skip
+    return OutcomeData(ended, rows if recipe.coupling.kind == "additive" else [])
+
+
 def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
     section = TrainSection(
         **{"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "lora": lora, **config}
@@ -85,7 +99,7 @@ def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
-    rows = build_rows(of, section)
+    rows = build_rows(of, section, outcome_of(of, section.objective))
     return make_trainer(model, rows, run, section, tmp_path, torch.device("cpu"), None, [0, 1, 2], others)
 
 

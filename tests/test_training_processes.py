@@ -24,6 +24,7 @@ from hintdistill.errors import ConfigError
 from hintdistill.scores import Target
 from hintdistill.training import processes
 from hintdistill.training.checkpoints import check_checkpoint
+from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 from hintdistill.training.rows import LengthSampler, RowDataset, build_rows
 from hintdistill.training.stage import read_summary, train
 from hintdistill.training.watch import WatchSets
@@ -77,6 +78,27 @@ def some_targets() -> list[Target]:
     return out
 
 
+def some_outcomes() -> OutcomeData:
+    """Steps of four rollouts; those of `t9` carry nothing else."""
+    rng, rows = np.random.default_rng(3), []
+    whole = {t.trace_id: np.concatenate([t.context_ids, t.step_ids]) for t in some_targets()}
+    whole["t9"] = rng.integers(3, V, 50)
+    ended = {t: TraceOutcome(float(n % 2), n % 2 - 0.5, 0.5, 4) for n, t in enumerate(sorted(whole))}
+    for trace, end, length in [
+        ("t1", 30, 9),
+        ("t1", 60, 5),
+        ("t3", 14, 4),
+        ("t4", 18, 6),
+        ("t9", 20, 5),
+        ("t9", 50, 8),
+    ]:
+        ids = torch.from_numpy(whole[trace][:end])
+        then = torch.from_numpy(rng.normal(-4.0, 1.0, length).astype(np.float32))
+        key, advantage = f"outcome:{trace}:{end}", ended[trace].advantage
+        rows.append(OutcomeRow(key, trace, 0, ids, length, then, advantage, 0.1))
+    return OutcomeData(ended, rows)
+
+
 LIVE = {"targets": "in_step", "teacher": "live", "support": "full", "divergence": "jsd"}
 EMA = {"recipe": {"teacher": {"update": "ema", "rate": 0.3}}, **LIVE, "teacher": None}
 """Its weights change places with the student's in each step."""
@@ -89,6 +111,12 @@ CASES = {
     "initial": {"tied": False, "targets": "in_step", "support": "full", "branch_tokens": 40},
     # a view with a gradient through the hint: a second pass of the student's
     "hinted": {"tied": True, "recipe": "nca"},
+    # rows of one or two: some have an outcome and no hint, some a hint and no outcome
+    "outcome": {
+        "tied": False,
+        "recipe": {"preset": "targeted", "coupling": {"kind": "additive", "weight": 0.5}},
+        **LIVE,
+    },
     "live_few": {"tied": False, **LIVE, "branch_tokens": 40, "gradient_checkpointing": True},
 }
 
@@ -115,6 +143,7 @@ def cases(tmp_path_factory) -> dict[str, dict]:
             "run": run,
             "train": config,
             "watch": watch,
+            "outcome": some_outcomes() if name == "outcome" else NO_OUTCOME,
         }
     return out
 
@@ -158,8 +187,9 @@ def losses(folder: Path) -> list[float]:
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = ("grad_norm", "divergence", "anchor_kl", "off_target_kl", "span_logprob/student", "loss_tokens")
-    return [{k: r[k] for k in names} for r in rows if "loss" in r]
+    names = ("grad_norm", "divergence", "anchor_kl", "off_target_kl", "span_logprob/student", "loss_tokens",
+             "reward_loss", "distill_loss", "reward/ratio_mean", "reward/behaviour_gap")  # fmt: skip
+    return [{k: r[k] for k in names if k in r} for r in rows if "loss" in r]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -173,7 +203,7 @@ def alone(cases, tmp_path_factory) -> Path:
     for name, case in cases.items():
         train(
             case["model"], case["targets"], case["run"], case["train"], root / name, root / name / "student", name,
-            watch=case["watch"],
+            watch=case["watch"], outcome=case["outcome"],
         )  # fmt: skip
     return root
 
@@ -203,7 +233,7 @@ def go_on_alone(case: dict, folder: Path) -> None:
 
 def test_ddp(cases, alone, tmp_path):
     """Uneven rows, a process without a hint, a run left and taken up alone; at last an error in one process, which ends both."""
-    names = ["stored", "live", "lora", "ema", "hinted"]
+    names = ["stored", "live", "lora", "ema", "hinted", "outcome"]
     more = {"left": {**cases["lora"], "stops": 4}, "broken": {**cases["stored"], "breaks": (1, 2)}}
     code, output = launch_cases(tmp_path, {**cases, **more}, [*names, *more], TORCHRUN)
     check_same(tmp_path, alone, names)

@@ -82,7 +82,7 @@ class RolloutSection(Section):
 
 Arm = Literal[
     "hint", "placebo", "wrong_hint", "random_step", "full_trace", "sft_success", "sft_corrected", "none", "stale", "foreign",
-    "llm_critic",
+    "llm_critic", "hint_outcome",
 ]  # fmt: skip
 MAIN_ARMS: tuple[Arm, ...] = (
     "hint", "placebo", "wrong_hint", "random_step", "full_trace", "sft_success", "sft_corrected", "none",

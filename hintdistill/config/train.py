@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
@@ -71,6 +71,21 @@ class TripwireSection(Section):
     student; a stored teacher's effect stays what it was."""
 
 
+class OutcomeSection(Section):
+    """The outcome reward, for recipes that read one; `train.recipe.coupling={kind: additive, weight: .5}` trains on it beside the
+    targeted loss: (1 - weight)·L_RL + weight·L_D."""
+
+    baseline: Literal["group", "round"] = "group"
+    """What a rollout's reward is compared with: `group`: the mean over rollouts of the same task (`rollout.sample.per_task`);
+    `round`: the mean over all rollouts, for rounds that play each task once."""
+    normalise: bool = False
+    """Divide by the standard deviation of the group."""
+    clip_low: float | None = Field(default=0.2, ge=0.0, le=1.0)
+    """The ratio to the policy that sampled counts down to 1 less this; `null` leaves that side open."""
+    clip_high: float | None = Field(default=0.2, ge=0.0)
+    """The same upwards."""
+
+
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
@@ -99,6 +114,7 @@ class TrainSection(Section):
     normalize: Literal["row", "token"] | None = None
     """Short for the `normalize` of the recipe's terms. `row`: equal weight per injection; `token`: equal weight per step token."""
     anchor: AnchorSection = AnchorSection()
+    outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
     lora: LoraSection | None = None
     learning_rate: float = Field(default=2e-4, gt=0.0)
@@ -157,6 +173,14 @@ class TrainSection(Section):
         if self.arriving_adapter == "beside" and self.lora is None:
             raise ValueError("arriving_adapter=beside trains a new adapter; set train.lora, or arriving_adapter=merge")
         return self
+
+    @model_serializer(mode="wrap")
+    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it is, without `outcome` where nothing of it is set: folders of runs that know no such key stay theirs."""
+        data: dict[str, Any] = plain(self)
+        if self.outcome == OutcomeSection():
+            data.pop("outcome", None)
+        return data
 
     @cached_property
     def objective(self) -> Recipe:

@@ -16,9 +16,7 @@ gradient through the branches; attention sinks as in gpt-oss; soft caps as in Ge
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -307,18 +305,6 @@ def shared_attention(model: Any) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-@functools.cache
-def _trim() -> Callable[[int], int] | None:
-    """glibc's own, where there is one."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
-
-
-def give_back() -> None:
-    """Hand freed blocks back to the system: between calls glibc would keep up to a third of what a call takes, or more."""
-    if (trim := _trim()) is not None:
-        trim(0)
-
-
 def run_call(model: Any, call: PackedCall, columns: Sequence[int]) -> Tensor:
     """Run one call; hidden states [len(columns), H] at these places of the packed row."""
     out: list[Tensor] = []
@@ -353,7 +339,6 @@ def shared_hidden(
         raise ValueError("a scored position lies on a given trunk; score it in the pass that reads the trunk")
     rows: dict[tuple[int, int], int] = {}
     found: list[Tensor] = []
-    on_cpu = next(model.parameters()).device.type == "cpu"
     with shared_attention(model):
         for pieces in tree.calls(budget):
             call, columns = PackedCall(tree, pieces, memory), []
@@ -365,8 +350,6 @@ def shared_hidden(
                 columns += [call.offsets[i] + p - piece.start for p in here]
                 rows.update({(piece.chain, p): len(rows) + n for n, p in enumerate(here)})
             found.append(run_call(model, call, columns))
-            if on_cpu:
-                give_back()
             if not call.layers:
                 raise SharingError("its attention does not go through transformers' AttentionInterface")
     hidden = torch.cat(found)

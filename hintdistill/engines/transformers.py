@@ -9,8 +9,10 @@ ids of the other views are scored too, without a second pass (`vocabulary`).
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +114,8 @@ class TransformersEngine:
         if sharing is not None and sharing not in WAYS:
             raise ValueError(f"sharing is one of {', '.join(WAYS)}, not {sharing!r}")
         self.model, self.key = model, key
-        self.batch_tokens = call_tokens(batch_tokens, next(model.parameters()).device.type == "cpu")
+        self.on_cpu = next(model.parameters()).device.type == "cpu"
+        self.batch_tokens = call_tokens(batch_tokens, self.on_cpu)
         config = model.config.get_text_config()
         self.max_length = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         self.vocabulary = Vocabulary(model)
@@ -259,6 +262,8 @@ class TransformersEngine:
                 found = hidden_states(way, self.model, tree, some, places, self.batch_tokens)
             for i, hidden in zip(batch, found, strict=True):
                 out[i] = hidden
+            if self.on_cpu:
+                _give_back()
         return [h for h in out if h is not None]
 
     def _note(self, tree: PrefixTree) -> None:
@@ -302,6 +307,18 @@ class TransformersEngine:
             raise ScoreError(f"log-probability {sampled[at]} at position {at} of a step ({request.group or 'no group'})",
                              hint="the weights or the precision overflow; try run.dtype=float32")  # fmt: skip
         return Scores(sampled, ids, values, tail, gathered, reading.top_ids[:, 0].cpu().numpy())
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """glibc's `malloc_trim`, where there is one."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+def _give_back() -> None:
+    """Hand freed blocks back to the system: glibc would keep what the largest batch took, or more."""
+    if (trim := _trim()) is not None:
+        trim(0)
 
 
 def _sampled(request: ScoreRequest) -> np.ndarray:

@@ -45,12 +45,12 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
         raise ConfigError("the arm `llm_critic` needs ablate.llm_critic, the critic section it uses")
     _check_settings(config)
     first = next(iter(a.regimes))
-    # whose traces, and how good a critic, are questions of the first regime alone
+    # whose traces, how good a critic, and what a reward adds are questions of the first regime alone
     arms = [
         (r, arm)
         for r in a.regimes
         for arm in (*a.arms, *(a.noise if r == first else ()))
-        if arm != "none" and (r == first or arm not in ("stale", "foreign"))
+        if arm != "none" and (r == first or arm not in ("stale", "foreign", "hint_outcome"))
     ]
     shared = [Job(regime, "shared", seed) for seed in a.seeds for regime in a.regimes]
     return shared, [Job(regime, arm, seed) for seed in a.seeds for regime, arm in arms]

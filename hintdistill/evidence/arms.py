@@ -1,4 +1,4 @@
-"""The arms: from one round's traces to the rows that are trained on. Nothing else differs between arms.
+"""The arms: from one round's traces to the rows that are trained on. Nothing else differs between arms, one of them aside.
 
 | arm | rows |
 |---|---|
@@ -7,8 +7,9 @@
 | wrong_hint | the hint of another error class in its place |
 | random_step | the same hint above a step without an error |
 | full_trace | all hints of a trace in its system prompt, loss on every step of it (SDPO-like, arXiv 2601.20802) |
-| sft_success | cross-entropy on every step of successful episodes: the only arm that sees the success label |
+| sft_success | cross-entropy on every step of successful episodes: it sees the success label |
 | sft_corrected | cross-entropy on steps that the hinted student sampled in place of erring ones, if the critic has no objection |
+| hint_outcome | `hint` beside an outcome reward on every step of the same rollouts, (L_RL + L_D)/2; it sees the success label too |
 | stale, foreign, llm_critic | `hint` on traces of the round before, on another policy's traces, with another critic |
 | step:p, alarm:p, hint:p | `hint` with a critic that is wrong that often, gate on or off |
 
@@ -43,7 +44,7 @@ from hintdistill.scores import Target
 from hintdistill.scoring import Scorer
 from hintdistill.types import Critique, Finding, Injection, Trace
 
-DISTILLED = ("hint", "stale", "foreign", "llm_critic")
+DISTILLED = ("hint", "hint_outcome", "stale", "foreign", "llm_critic")
 CONTROLS = ("placebo", "wrong_hint", "random_step")
 NO_GATE = {"enabled": False}
 

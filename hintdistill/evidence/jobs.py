@@ -23,8 +23,8 @@ from hintdistill.pipeline.rounds import Loop
 from hintdistill.rollouts.measure import Setting
 from hintdistill.rundir import RunDir, content_key, write_atomic
 
-LIKE_HINT = ("stale", "foreign", "llm_critic", "step", "alarm", "hint")
-"""Arms that are the method on other data or under another critic, and train as the method does unless told otherwise."""
+LIKE_HINT = ("stale", "foreign", "llm_critic", "hint_outcome", "step", "alarm", "hint")
+"""Arms that are the method on other data, under another critic or beside a reward, and train as it does unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ def job_config(config: RunConfig, job: Job, folder: Path) -> RunConfig:
         data["train"] |= settings_of(config, job.arm)[job.setting]
     if job.arm.startswith("sft_"):
         data["train"]["divergence"] = "fkl"
+    if job.arm == "hint_outcome":
+        recipe = data["train"]["recipe"]
+        preset = {"preset": recipe} if isinstance(recipe, str) else recipe
+        data["train"]["recipe"] = preset | {"coupling": {"kind": "additive", "weight": 0.5}}
+        # a round plays each task once
+        data["train"].setdefault("outcome", {"baseline": "round"})
     return RunConfig.model_validate(data)
 
 

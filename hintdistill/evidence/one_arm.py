@@ -18,6 +18,7 @@ from hintdistill.evidence.jobs import Bench
 from hintdistill.evidence.preflight import predict
 from hintdistill.hints import seed_of
 from hintdistill.movement import movement
+from hintdistill.pipeline.outcome import outcome_data
 from hintdistill.pipeline.rounds import collapsed
 from hintdistill.rollouts.sampling import Episode
 from hintdistill.rundir import content_key
@@ -26,10 +27,11 @@ from hintdistill.traces import ReadOptions, native, read_traces
 from hintdistill.types import Trace
 
 if TYPE_CHECKING:
+    from hintdistill.training.reward import OutcomeData
     from hintdistill.training.stage import TrainSummary
 
-NO_PREDICTION = ("sft_success", "sft_corrected", "random_step", "none")
-"""Arms without a hint at the erring step."""
+NO_PREDICTION = ("sft_success", "sft_corrected", "random_step", "none", "hint_outcome")
+"""Arms without a hint at the erring step, or with more than that to learn from."""
 
 
 def run_arm(bench: Bench) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
         targets = arms.targets_of(arm, data, bench.loop.round_folder(number) / "arm")
         # another critic finds other steps to be right
         held = held_targets(bench, ctx, bench.folder if critic else bench.shared)
+        outcome = outcome_data(ctx)
     chosen, distinct = draw_rows(
         targets, bench.ablate.rows, bench.salt(number), bench.ablate.fill, held, bench.ablate.hold.share
     )
@@ -89,7 +92,7 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
         return row, targets, student
     out = bench.loop.round_folder(number) / "student"
     try:
-        summary = train_rows(bench, chosen, student, out, bench.loop.round_folder(number) / "train")
+        summary = train_rows(bench, chosen, student, out, bench.loop.round_folder(number) / "train", outcome)
         row |= {"steps": summary.steps, "traces": summary.rows}
     except TripwireError as error:
         return row | {"tripwire": error.message}, targets, student
@@ -144,23 +147,37 @@ def draw_rows(
     return out, distinct
 
 
-def train_rows(bench: Bench, targets: list[Target], student: Path, out: Path, work: Path) -> TrainSummary:
+def train_rows(
+    bench: Bench, targets: list[Target], student: Path, out: Path, work: Path, outcome: OutcomeData
+) -> TrainSummary:
     """Train `student` on the steps for the arm's fixed number of optimiser steps."""
     from hintdistill.training.rows import build_rows
     from hintdistill.training.stage import read_summary, train
     from hintdistill.training.watch import WatchSets
 
-    per_epoch = math.ceil(len(build_rows(targets, bench.config.train)) / bench.config.train.batch_size)
+    per_epoch = math.ceil(len(build_rows(targets, bench.config.train, outcome)) / bench.config.train.batch_size)
     # half a step less, because the number of steps is rounded up
     settings = bench.config.train.model_dump() | {"epochs": (bench.ablate.steps - 0.5) / per_epoch, "save_steps": 10**6}
     config = TrainSection.model_validate(settings)
-    key = content_key("arm", bench.job.name, [t.key for t in targets], settings, str(student))
+    ended = [] if outcome.key is None else [outcome.key]
+    key = content_key("arm", bench.job.name, [t.key for t in targets], settings, str(student), *ended)
     summary = read_summary(out)
     if summary is None or summary.key != key:
         shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
         # movement is measured after the round, on sets that all arms share
         watch = WatchSets(from_initial=student == bench.initial or config.objective.teacher.update == "initial")
-        summary = train(student, targets, bench.config.run, config, work, out, key, initial=bench.initial, watch=watch)
+        summary = train(
+            student,
+            targets,
+            bench.config.run,
+            config,
+            work,
+            out,
+            key,
+            initial=bench.initial,
+            watch=watch,
+            outcome=outcome,
+        )
     if summary.steps != bench.ablate.steps:
         raise EmptyFunnelError(f"{bench.job.name}: {summary.steps} optimiser steps instead of {bench.ablate.steps}")
     return summary

@@ -13,7 +13,7 @@ NAMES = {
     "hint": "targeted hint", "placebo": "placebo hint", "wrong_hint": "wrong hint", "random_step": "random other step",
     "full_trace": "hint in system prompt, whole trace", "sft_success": "SFT on own successes",
     "sft_corrected": "SFT on hinted corrections", "stale": "hint, traces one round stale", "foreign": "hint, another policy's traces",
-    "llm_critic": "hint, LLM critic",
+    "llm_critic": "hint, LLM critic", "hint_outcome": "hint beside an outcome reward",
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def scaled(config: RunConfig, *, quick: bool, full: bool, sweep: bool = False) -
             "regimes": {first: config.ablate.regimes[first]},
         }
     if full:
-        extra = ["stale", *(["foreign"] if config.ablate.foreign_traces else [])]
+        extra = ["stale", "hint_outcome", *(["foreign"] if config.ablate.foreign_traces else [])]
         extra += ["llm_critic"] if config.ablate.llm_critic else []
         data["ablate"]["arms"] = [*data["ablate"]["arms"], *(a for a in extra if a not in data["ablate"]["arms"])]
         data["ablate"]["regimes"] |= data["ablate"]["further_regimes"]

@@ -15,7 +15,7 @@ from hintdistill.config import RunConfig
 from hintdistill.errors import ConfigError, PromptError
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
-from hintdistill.recipes import require_met
+from hintdistill.recipes import reads_reward, require_met
 from hintdistill.rundir import STAGES, RunDir
 from hintdistill.training import processes
 
@@ -75,6 +75,8 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, voice: Voic
         for stage in STAGES[: STAGES.index(until) + 1]:
             voice.warnings.clear()
             _module(stage).run(ctx)
+            if stage == "read" and until in ("train", "report"):
+                _module("outcome").require_outcomes(ctx)
             if stage == "rescore" and config.critic.revise and _module("revise").run(ctx):
                 _module("inject").run(ctx)
                 _module("rescore").run(ctx)
@@ -126,7 +128,7 @@ def check_inputs(config: RunConfig, until: str) -> None:
     """
     from hintdistill.pipeline import critique
     from hintdistill.traces.files import trace_files
-    from hintdistill.training.capabilities import available
+    from hintdistill.training.capabilities import available, several_rollouts
     from hintdistill.training.push import check_push
     from hintdistill.training.trackers import check_trackers
 
@@ -139,7 +141,8 @@ def check_inputs(config: RunConfig, until: str) -> None:
         raise PromptError("; ".join(unsound))
     critique.critics(ctx)
     if until in ("train", "report"):
-        require_met(config.train.objective, available(config.train, config.rescore.engine.backend))
+        met = available(config.train, config.rescore.engine.backend, several_rollouts(config))
+        require_met(config.train.objective, met)
         check_trackers(config.train)
     if until not in ("read", "critique"):
         _ = ctx.renderer
@@ -207,6 +210,8 @@ def plan(config: RunConfig, until: str = "report") -> Plan:
             "prompt_tokens": sum(e.prompt_tokens for e in each),
         }
     splits = [ctx.split_of(group) for group in group_traces(traces)]
+    if until in ("train", "report") and config.run.rounds is None and reads_reward(config.train.objective):
+        _module("outcome").check_outcomes(config, [t for t, s in zip(traces, splits, strict=True) if s == "train"])
     return Plan(
         traces=len(traces),
         failures=failures,

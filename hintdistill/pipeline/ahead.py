@@ -18,7 +18,7 @@ from typing import Any, cast
 from hintdistill.config import RunConfig
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.errors import HintdistillError
-from hintdistill.pipeline import critique, inject, read, report, rescore, train
+from hintdistill.pipeline import critique, inject, outcome, read, report, rescore, train
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
 from hintdistill.planning.histogram import Histogram, RowLength, Slot, rows
@@ -26,6 +26,7 @@ from hintdistill.planning.shape import ModelShape
 from hintdistill.rundir import RunDir
 from hintdistill.scores import ScoreRequest, Target
 from hintdistill.scoring import Scorer
+from hintdistill.training.reward import OutcomeData
 from hintdistill.types import Trace
 
 FREE = ("rules", "recorded", "checker")
@@ -88,6 +89,7 @@ def gather(config: RunConfig, shape: ModelShape, voice: Voice | None = None) -> 
         ctx.shape = shape
         try:
             read.run(ctx)
+            outcome.require_outcomes(ctx)
             asked = _asked(config, ctx)
             if "critique" not in have:
                 critique.run(ctx)
@@ -148,8 +150,9 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
     plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for *_, r, _ in anchors]
     calls = [[r for some in hint_requests[at : at + size] for r in some] for at in range(0, len(hints), size)]
     calls += [plain[at : at + size] for at in range(0, len(plain), size)]
-    slots = _slots(ctx, targets) if targets is not None else _all_slots(ctx)
-    watched = _watched(ctx) if targets is not None else _perhaps_watched(ctx)
+    ended = outcome.outcome_data(ctx)
+    slots = [*(_slots(ctx, targets) if targets is not None else _all_slots(ctx)), *train.outcome_slots(ended)]
+    watched = _watched(ctx, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
     kept = _entries(ctx, targets, hint_requests, plain)
@@ -191,7 +194,7 @@ def _slots(ctx: RunContext, targets: Sequence[Target]) -> list[Slot]:
     allowed = {t.key for t in train.selected(ctx)}
     chosen = sorted((t for t in targets if t.key in allowed), key=lambda t: t.key)
     carried = {s.key for row in build_rows(chosen, ctx.config.train) for s in row.slots}
-    return [Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in chosen if t.key in carried]
+    return train.slots_of([t for t in chosen if t.key in carried])
 
 
 def _all_slots(ctx: RunContext) -> list[Slot]:
@@ -214,11 +217,11 @@ def _all_slots(ctx: RunContext) -> list[Slot]:
     return out
 
 
-def _watched(ctx: RunContext) -> list[Slot]:
+def _watched(ctx: RunContext, ended: OutcomeData) -> list[Slot]:
     """What the training reads of stored targets to watch itself."""
     from hintdistill.training.watch import subsample
 
-    sets, steps = train.watched(ctx, train.selected(ctx)), ctx.config.train.watch.steps
+    sets, steps = train.watched(ctx, train.selected(ctx), ended), ctx.config.train.watch.steps
     chosen = [t for some in (sets.off_target, sets.heldout) for t in subsample(some, steps, ctx.config.run.seed)]
     return [Slot(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
 

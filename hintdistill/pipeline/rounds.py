@@ -126,6 +126,12 @@ class Loop:
 
         stop = self.config.rollout.stop
         _module("read").run(ctx)
+        try:
+            _module("outcome").require_outcomes(ctx)
+        except EmptyFunnelError as error:
+            if number == 1:
+                raise
+            return row | {"stop": error.message}
         _module("critique").run(ctx)
         critiques = critique.load(ctx)
         roots = [f for c in critiques.values() for f in c.findings if f.caused_by is None]

@@ -14,12 +14,13 @@ from hintdistill.models import model_key, resolve_model
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.planning.fits import require_fits
-from hintdistill.planning.histogram import RowLength, Slot, rows
+from hintdistill.planning.histogram import Slot, rows
 from hintdistill.planning.shape import ModelShape
 from hintdistill.rundir import content_key
 from hintdistill.scores import Target
 
 if TYPE_CHECKING:
+    from hintdistill.training.reward import OutcomeData
     from hintdistill.training.watch import WatchSets
 
 
@@ -57,12 +58,16 @@ def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int
     return [t for t in candidates if t.key in keys]
 
 
-def watched(ctx: RunContext, trained: Sequence[Target]) -> WatchSets:
-    """What is read while training: clean steps that were scored and are not among the trained ones, by split."""
+def watched(ctx: RunContext, trained: Sequence[Target], outcome: OutcomeData | None = None) -> WatchSets:
+    """What is read while training: clean steps that were scored and are not among the trained ones, by split.
+
+    What the outcome reward trains on is not among them either.
+    """
     from hintdistill.training.watch import WatchSets
 
-    taken = {t.key for t in trained}
-    clean = [t for t in rescore.load(ctx) if t.kind == "anchor" and t.key not in taken]
+    taken, rewarded = {t.key for t in trained}, {(r.trace_id, r.step) for r in (outcome.rows if outcome else ())}
+    scored = [t for t in rescore.load(ctx) if t.kind == "anchor"]
+    clean = [t for t in scored if t.key not in taken and (t.trace_id, t.step) not in rewarded]
     return WatchSets(
         off_target=[t for t in clean if t.split == "train"], heldout=[t for t in clean if t.split == "holdout"],
         from_initial=ctx.teacher_folder == ctx.initial_folder,
@@ -84,16 +89,17 @@ def run(ctx: RunContext) -> None:
 
     Raises:
         DoesNotFitError: a trace is longer than the memory allows; said before the model is loaded.
-        EmptyFunnelError: nothing to train on.
-        InputError: targets that other weights or another tokenizer made.
+        EmptyFunnelError: nothing to train on; or the recipe reads an outcome, and no rollout is better than another.
+        InputError: targets that other weights or another tokenizer made; a trace without the reward that the recipe reads.
         TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `student/` is as it was.
     """
+    from hintdistill.pipeline.outcome import outcome_data
     from hintdistill.training.processes import together
     from hintdistill.training.stage import read_summary, train
 
     rescore.require_accepted(ctx)
-    targets = selected(ctx)
-    watch, run, section = watched(ctx, targets), ctx.config.run, ctx.config.train
+    targets, outcome = selected(ctx), outcome_data(ctx)
+    watch, run, section = watched(ctx, targets, outcome), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
     external = section.objective.teacher.model
     made_of = [
@@ -106,21 +112,24 @@ def run(ctx: RunContext) -> None:
         None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
         run.dtype,
+        *([] if outcome.key is None else [outcome.key]),
     ]
     key = content_key("train", *made_of, section.tripwires.model_dump(mode="json"))
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
-        require_fits(_rows(targets), ModelShape.of(ctx.model_folder), ctx.config)
+        require_fits(rows([*slots_of(targets), *outcome_slots(outcome)]), ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.voice.progress("train", None) as advance:
-            job = partial(train, initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch)
+            job = partial(train, initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch, outcome=outcome)
             summary = together(
                 job, ctx.model_folder, targets, run, section, work, ctx.student_folder, key,
                 progress=lambda done, total: advance(1), warn=ctx.voice.warn,
             )  # fmt: skip
     ctx.rundir.set_index("train", [key])
     ctx.voice.note(
-        f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors → {ctx.student_folder}"
+        f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
+        + (f", {summary.outcome_rows} steps with an outcome" if summary.outcome_rows else "")
+        + f" → {ctx.student_folder}"
     )
     if summary.grad_window_cosine is not None:
         ctx.voice.note(
@@ -129,6 +138,11 @@ def run(ctx: RunContext) -> None:
         )
 
 
-def _rows(targets: Sequence[Target]) -> list[RowLength]:
-    """How long the rows of these targets are."""
-    return rows(Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets)
+def slots_of(targets: Sequence[Target]) -> list[Slot]:
+    """What these targets take of their traces' rows."""
+    return [Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets]
+
+
+def outcome_slots(outcome: OutcomeData) -> list[Slot]:
+    """What the steps with an outcome take of them."""
+    return [Slot(r.trace_id, r.ids[: -r.length].numpy(), r.ids[-r.length :].numpy()) for r in outcome.rows]

@@ -47,7 +47,7 @@ def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bo
         views=len(made),
         rides=("live", "hint") in made,
         prefills=bool(weights - {"live"}),
-        dense=bool(views) and (recipe.coupling.kind != "none" or any(t.weights for t in recipe.terms.values())),
+        dense=bool(views) and (not recipe.coupling.leaves_terms or any(t.weights for t in recipe.terms.values())),
         branch_tokens=train.branch_tokens,
     )
 

@@ -24,6 +24,7 @@ from hintdistill.planning.histogram import RowLength
 from hintdistill.planning.reading import operations, pairs, reading, train_operations
 from hintdistill.planning.shape import ModelShape
 from hintdistill.scores import ScoreRequest, Target
+from hintdistill.training.reward import OutcomeData, TraceOutcome
 
 SECONDS = 10.0
 """What measuring may take, loading the model aside."""
@@ -166,7 +167,7 @@ def _train(
     points: list[tuple[float, float, float]] = []
     with TemporaryDirectory(prefix="hintdistill-plan-") as work:
         model = load_student(folder, config.run, config.train, device).model
-        made = [build_rows(_targets(b, shape, config.rescore.top_k), config.train) for b in batches]
+        made = [build_rows(_targets(b, shape, config.rescore.top_k), config.train, _outcomes(len(b))) for b in batches]
         trainer = make_trainer(model, made[0], config.run, config.train, Path(work), device, None)
         model.train()
         _once(trainer, made[0])
@@ -237,6 +238,11 @@ def _targets(rows: Sequence[RowLength], shape: ModelShape, top_k: int) -> list[T
             )
         )  # fmt: skip
     return out
+
+
+def _outcomes(rows: int) -> OutcomeData:
+    """That those rows ended well, for recipes that read it; the tokens of an outcome reward are among the scored ones."""
+    return OutcomeData({f"row-{n}": TraceOutcome(1.0, 0.5, 0.5, 2) for n in range(rows)})
 
 
 def _optimizer(config: RunConfig) -> float:

@@ -4,7 +4,7 @@
 """
 
 from hintdistill.recipes.library import DEFAULT, load_recipe, recipe_folder, recipe_names
-from hintdistill.recipes.needs import Need, missing, needs, require_met
+from hintdistill.recipes.needs import Need, missing, needs, reads_advantage, reads_reward, require_met
 from hintdistill.recipes.schema import Recipe, Term
 
 __all__ = [
@@ -15,6 +15,8 @@ __all__ = [
     "load_recipe",
     "missing",
     "needs",
+    "reads_advantage",
+    "reads_reward",
     "recipe_folder",
     "recipe_names",
     "require_met",

@@ -15,8 +15,10 @@ HOW = {
     "union_support": "score with an engine that can gather (transformers)",
     "wrong_hints": "plausible wrong hints for each finding, scored beside the right one",
     "partial_hints": "a shortened form of each hint, scored beside the whole one",
-    "several_rollouts": "several traces of each task, grouped",
+    "several_rollouts": "several traces of each task: rollout.sample.per_task=4; or train.outcome.baseline=round",
     "reward": "a reward on each trace",
+    "peer_contexts": "other attempts at the task as a hint; or set train.recipe.data.hint.kind=feedback to use the critic's hints",
+    "aided_rewards": "rewards of aided attempts",
     "confidence": "a confidence per teacher",
     "hidden_states": "hidden states of student and teacher at the step's tokens",
     "external_teacher": "set train.teacher_model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
@@ -81,9 +83,13 @@ def needs(recipe: Recipe) -> list[Need]:
             "the view initial is not the stored plain view of a teacher that starts anew each round",
         )
     if recipe.coupling.kind != "none":
-        add(["reward"], f"coupling.kind is {recipe.coupling.kind}")
-        if recipe.coupling.kind in ("adv_mul", "adv_add"):
-            add(["several_rollouts"], "an advantage compares the rollouts of one task")
+        # no training plays an attempt again with aid
+        add(
+            ["aided_rewards" if recipe.coupling.kind == "reward_decay" else "reward"],
+            f"coupling.kind is {recipe.coupling.kind}",
+        )
+        if recipe.coupling.kind in ("additive", "adv_mul", "adv_add"):
+            add(["several_rollouts"], "an advantage compares rollouts with each other")
     for rows in ("hint", "anchor"):
         for name, view in recipe.used_views(rows).items():
             add(parts.CONTEXTS[view.context], f"view {name} reads {view.context}")
@@ -132,6 +138,16 @@ def _score_needs(where: str, scores: set[str], add: object) -> None:
         add(facts, f"{where} reads {score}")
         if score in parts.FULL_VOCABULARY_SCORES:
             add(["full_vocabulary"], f"{where} reads {score}")
+
+
+def reads_reward(recipe: Recipe) -> bool:
+    """Whether it needs to know of each trace how it ended."""
+    return any(n.name == "reward" for n in needs(recipe))
+
+
+def reads_advantage(recipe: Recipe) -> bool:
+    """Whether it has nothing to learn where all rollouts that are compared have one reward."""
+    return any(n.name == "several_rollouts" for n in needs(recipe))
 
 
 def missing(recipe: Recipe, available: Collection[str]) -> list[Need]:

@@ -79,15 +79,15 @@ ROLLOUTS = (
 LOCATORS = ("all", "first_error_turn", "top_k_turns", "every_turn", "error_quote", "spans", "action_only", "none")
 HINTS: dict[str, tuple[str, ...]] = {
     "feedback": (), "reminder": (), "type_label": (), "observation": (), "rule": (), "none": (),
-    "solution": ("reference_solutions",), "demo": ("demonstrations",), "peers": ("several_rollouts", "reward"),
-    "harness": ("harness_context",), "debate": ("debate_context",), "bcq": ("several_rollouts", "reward"),
-    "ncq": ("several_rollouts", "reward"), "delete_noise": ("clean_context",), "clean": ("clean_context",),
+    "solution": ("reference_solutions",), "demo": ("demonstrations",), "peers": ("peer_contexts",),
+    "harness": ("harness_context",), "debate": ("debate_context",), "bcq": ("peer_contexts",),
+    "ncq": ("peer_contexts",), "delete_noise": ("clean_context",), "clean": ("clean_context",),
     "activation": ("activation_steering",), "own_attempt": (),
 }  # fmt: skip
 """Kinds of hint, with what a run needs for them. Those without need a hint text, which the critic or a template writes."""
 CONTEXTS: dict[str, tuple[str, ...]] = {
     "plain": (), "hint": (), "wrong": ("wrong_hints",), "partial": ("partial_hints",),
-    "succ": ("several_rollouts", "reward"), "fail": ("several_rollouts", "reward"),
+    "succ": ("peer_contexts",), "fail": ("peer_contexts",),
 }  # fmt: skip
 NORMALISERS = ("kept", "all", "mean1", "per_row")
 SPANS = ("step", "quote", "quote_weighted", "suffix")

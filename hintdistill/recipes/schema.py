@@ -236,7 +236,16 @@ class Coupling(Part):
         require(self.kind, parts.COUPLINGS, "coupling")
         if self.kind in ("adv_mul", "adv_add") and not self.credit:
             raise ValueError(f"the coupling {self.kind} needs a credit: the weights that meet the advantage")
+        if self.kind == "additive" and not 0 <= min(values.ends(self.weight)) <= max(values.ends(self.weight)) <= 1:
+            raise ValueError(
+                f"the weight of an additive coupling is the terms' share, between 0 and 1, not {self.weight}"
+            )
         return self
+
+    @property
+    def leaves_terms(self) -> bool:
+        """Whether the recipe's terms are what they would be without it."""
+        return self.kind in ("none", "additive")
 
 
 class Recipe(Part):

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from hintdistill.config import TrainSection
+from hintdistill.config import RunConfig, TrainSection
 
 
-def available(config: TrainSection, engine: str = "transformers") -> frozenset[str]:
+def available(config: TrainSection, engine: str = "transformers", several: bool = True) -> frozenset[str]:
     """The needs (names of `recipes.needs.HOW`) that a training with these settings meets.
 
-    `engine` is `rescore.engine.backend`: stored targets hold what the engine that made them could be asked.
+    Traces may carry rewards, and the tasks they name are groups; where these do not, the run says so when it has read them.
+
+    Args:
+        engine: `rescore.engine.backend`: stored targets hold what the engine that made them could be asked.
+        several: whether a task may have several rollouts, or all of a round are compared.
     """
+    outcome = {"reward", "several_rollouts"} if several else {"reward"}
     if config.target_source == "stored":
-        return frozenset({"union_support"}) if engine == "transformers" else frozenset()
-    met = {"union_support", "in_step_teacher", "full_vocabulary"}
+        return frozenset(outcome | ({"union_support"} if engine == "transformers" else set()))
+    met = {"union_support", "in_step_teacher", "full_vocabulary"} | outcome
     return frozenset(met | ({"external_teacher"} if config.objective.teacher.model is not None else set()))
+
+
+def several_rollouts(config: RunConfig) -> bool:
+    """Whether the rollouts of this run can be compared with each other; of traces from files that shows when they are read."""
+    alone = config.run.rounds is not None and config.rollout.sample.per_task == 1
+    return not alone or config.train.outcome.baseline == "round"

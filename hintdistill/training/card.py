@@ -115,6 +115,11 @@ def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[s
         f"{origin} after hint distillation: errors in its own traces were located, a hint was put above each erring step, and "
         "the model without the hint was trained to say there what it says under the hint. Other steps were held in place."
     )
+    if rewarded := facts.get("outcome_rows"):
+        text += (
+            f" Beside that it was trained on how its rollouts ended: a policy gradient on {rewarded} sampled steps, weighted as the "
+            "recipe's coupling says."
+        )
     if document["run"]["hint"] == "placebo":
         text += "\n\n**This student is a control:** it was trained on hints that say nothing (`inject.hint: placebo`)."
     if "round" in document:

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hintdistill.config import OutcomeSection
 from hintdistill.engines.forward import make_head, squash_numbers
 from hintdistill.errors import ConfigError
 from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.objectives.chunked import HeadSpec
 from hintdistill.objectives.compose import target_of
 from hintdistill.objectives.divergences import DIVERGENCES, compared
+from hintdistill.objectives.outcome import outcome_loss
 from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.objectives.supported import linear_kept, linear_support, linear_term
 from hintdistill.recipes import Recipe, Term
 from hintdistill.training.processes import is_sharded
-from hintdistill.training.rows import Slot
+from hintdistill.training.rows import REWARD, Slot
 from hintdistill.training.views import base, restricted, sampled, supports, whole
 
 
@@ -90,7 +92,7 @@ class Terms:
 
     def _chunked(self, kind: str) -> bool:
         terms = [t for t in self.recipe.terms.values() if t.rows == kind]
-        return self.recipe.coupling.kind == "none" and all(_sum_over_positions(t) for t in terms)
+        return self.recipe.coupling.leaves_terms and all(_sum_over_positions(t) for t in terms)
 
     def stored(
         self, kind: str, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, step: int
@@ -162,6 +164,25 @@ class Terms:
             total = total + value
             metrics |= _metrics(name, value, each, weights[name], len(slots))
         return total, metrics
+
+
+def outcome_term(
+    slots: Sequence[Slot], hidden: Tensor, head: OutputHead, section: OutcomeSection
+) -> tuple[Tensor, dict[str, float]]:
+    """Σ over outcome slots of the clipped policy gradient, and metrics; `hidden` [N, H] are the student's.
+
+    Of each position the sampled token's log-probability alone is made; see `objectives.outcome.outcome_loss`.
+    """
+    device = hidden.device
+    student = head.kept(hidden, sampled(slots, device)[:, None])[:, 0]
+    then = [s.behaviour for s in slots if s.behaviour is not None]
+    advantages = torch.tensor([s.outcome.advantage for s in slots if s.outcome is not None], device=device)
+    weights = torch.stack([s.weights[REWARD][0] for s in slots]).to(device)
+    value, metrics = outcome_loss(
+        student, torch.cat(then).to(student), advantages, [s.length for s in slots], weights=weights,
+        clip_low=section.clip_low, clip_high=section.clip_high,
+    )  # fmt: skip
+    return value * len(slots), metrics
 
 
 def _metrics(name: str, value: Tensor, each: Tensor, weights: Tensor, slots: int) -> dict[str, float]:

@@ -23,6 +23,10 @@ from hintdistill.training.watch import POSITIONS, entropy
 OLD_NAMES = {"hint": "divergence", "anchor": "anchor_kl"}
 """Kind of row → what the loss of its first term, mean over the tokens that carry it, is called."""
 
+OF_TOKENS = frozenset({"reward/ratio_mean", "reward/ratio_clipped", "reward/behaviour_gap"})
+"""What the outcome reward says of itself, mean over tokens; the share of tokens without an advantage is none here."""
+OF_STEPS = frozenset({"reward/advantage_abs"})
+
 
 class Meter:
     """Sums since the last log."""
@@ -41,7 +45,7 @@ class Meter:
     def rows(self, rows: Sequence[TraceRow], step: int) -> None:
         """Count the tokens of a micro-batch, and those that carry loss."""
         if self.reads(step):
-            carried = sum(int(_carried(s).sum()) for r in rows for s in r.slots)
+            carried = sum(int(_loss_tokens(r).sum()) for r in rows)
             # what stands in for a row between processes is none
             self._count("loss_tokens", carried, sum(len(r.ids) for r in rows if r.slots))
 
@@ -64,6 +68,23 @@ class Meter:
         if kind == "hint" and self.reads(step):
             with torch.no_grad():
                 self._read([s for _, s in placed], hidden.detach(), views)
+
+    def outcome(
+        self, placed: Sequence[Placed], metrics: Mapping[str, float], both: Mapping[str, float], slots: int
+    ) -> None:
+        """The outcome reward of one micro-batch.
+
+        Args:
+            metrics: what its term says of the outcome slots `placed`.
+            both: the losses of reward and terms, summed over the micro-batch's `slots` slots of any kind.
+        """
+        for name, value in both.items():
+            self._count(name, value, slots)
+        tokens = sum(s.length for _, s in placed)
+        for name in OF_TOKENS & metrics.keys():
+            self._count(name, metrics[name] * tokens, tokens)
+        for name in OF_STEPS & metrics.keys():
+            self._count(name, metrics[name] * len(placed), len(placed))
 
     def drain(self) -> dict[str, float]:
         """The means since the last call, over all processes, which must all call it."""
@@ -155,6 +176,14 @@ class Meter:
                 mass = float(row[slot.legal_ids.to(row.device)].sum())
                 for name in ("", *([f"/{slot.error_class}"] if slot.error_class else [])):
                     self._count(f"legal_mass{name}", mass, 1)
+
+
+def _loss_tokens(row: TraceRow) -> Tensor:
+    """bool [L]: which tokens of a row carry loss, in one slot or in several."""
+    carried = torch.zeros(len(row.ids), dtype=torch.bool)
+    for slot in row.slots:
+        carried[slot.start : slot.start + slot.length] |= _carried(slot)
+    return carried
 
 
 def _carried(slot: Slot) -> Tensor:

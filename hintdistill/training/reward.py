@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-import numpy as np
 import torch
 
 from hintdistill.errors import EmptyFunnelError, HintdistillError, InputError
@@ -21,6 +20,8 @@ from hintdistill.rendering import Renderer
 from hintdistill.types import Trace
 
 Baseline = Literal["group", "round"]
+NOTHING = 1e-9
+"""An advantage up to this is rounding."""
 PASSED = 0.5
 """A reward above this counts as a success in a group's accuracy."""
 
@@ -35,6 +36,11 @@ class TraceOutcome:
     """Share of the group's rollouts that succeeded."""
     group_size: int
 
+    @property
+    def pulls(self) -> bool:
+        """Whether it was better or worse than its group."""
+        return abs(self.advantage) > NOTHING
+
 
 @dataclass(frozen=True)
 class OutcomeRow:
@@ -44,7 +50,7 @@ class OutcomeRow:
     trace_id: str
     step: int
     ids: torch.Tensor
-    """int64 [C + T]: context and step, no hint."""
+    """int64 [C + T]: context and step, no hint; a view of a later step's, where that begins with it."""
     length: int
     """T"""
     behaviour: torch.Tensor
@@ -55,8 +61,23 @@ class OutcomeRow:
     advantage included; fixed here, so that eight rows at once and eight accumulated give one gradient."""
 
 
+@dataclass(frozen=True)
+class OutcomeData:
+    """What a training knows of how its rollouts ended."""
+
+    outcomes: Mapping[str, TraceOutcome] = field(default_factory=dict)
+    """By trace id: the facts of a recipe that reads rewards."""
+    rows: Sequence[OutcomeRow] = ()
+    """What the outcome-reward term trains on, for a recipe whose coupling is additive."""
+    key: str | None = None
+    """Content key of all that this was made from."""
+
+
+NO_OUTCOME = OutcomeData()
+
+
 def trace_outcomes(
-    traces: Sequence[Trace], baseline: Baseline = "group", normalise: bool = False
+    traces: Sequence[Trace], baseline: Baseline = "group", normalise: bool = False, *, advantage_needed: bool = True
 ) -> dict[str, TraceOutcome]:
     """Reward and advantage of every rollout, by trace id.
 
@@ -64,26 +85,30 @@ def trace_outcomes(
         baseline: `group`: the mean over rollouts of the same task; one that is alone learns nothing. `round`: the mean over
             all rollouts given, for rounds that play each task once.
         normalise: divide by the standard deviation of the group (GRPO), which weighs groups of like rollouts up.
+        advantage_needed: whether there is nothing to learn where no rollout is better or worse than its group.
 
     Raises:
-        InputError: a trace has no reward, or two have the same id; names it.
+        InputError: a trace has no reward, or two have the same id; names it and what to do.
         EmptyFunnelError: no advantage is other than zero, and what to do about it.
     """
-    for trace in traces:
-        if trace.reward is None or not math.isfinite(trace.reward):
-            raise InputError(
-                f"trace {trace.id} has the reward {trace.reward}; the outcome term needs one on every trace"
-            )
+    without = [t for t in traces if t.reward is None or not math.isfinite(t.reward)]
+    if without:
+        raise InputError(
+            f"trace {without[0].id} has the reward {without[0].reward}, as {len(without) - 1} others of {len(traces)} have "
+            "none; the outcome term needs one on every trace",
+            hint="give every trace a number under `reward` (docs/traces.md), leave those without one out, or train without an "
+            "outcome: train.recipe.coupling.kind=none, or a recipe that reads no reward",
+        )
     if twice := [i for i, n in Counter(t.id for t in traces).items() if n > 1]:
         raise InputError(f"two traces are called {twice[0]}")
     groups = [t.task_id or t.id if baseline == "group" else "all" for t in traces]
     rewards = torch.tensor([float(t.reward or 0.0) for t in traces])
     advantages = group_advantage(rewards, groups, normalise=normalise).tolist()
-    if not any(abs(a) > 1e-9 for a in advantages):
+    if advantage_needed and all(abs(a) <= NOTHING for a in advantages):
         alone = baseline == "group" and len(set(groups)) == len(groups)
         raise EmptyFunnelError(
             f"no advantage among {len(traces)} rollouts: " + ("each task was played once" if alone else "all rewards are alike"),
-            hint="set rollout.sample.per_task to 4 or more, or take the round's mean as baseline" if alone
+            hint="set rollout.sample.per_task to 4 or more, or train.outcome.baseline=round" if alone
             else "the outcome term has nothing to learn from here; tasks that sometimes succeed would do",
         )  # fmt: skip
     sizes, passed = Counter(groups), Counter(g for g, r in zip(groups, rewards.tolist(), strict=True) if r > PASSED)
@@ -91,6 +116,38 @@ def trace_outcomes(
         t.id: TraceOutcome(r, a, passed[g] / sizes[g], sizes[g])
         for t, g, r, a in zip(traces, groups, rewards.tolist(), advantages, strict=True)
     }
+
+
+def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
+    """Every step that the student sampled by itself, with ids and log-probabilities; the others are counted by reason.
+
+    `not_sampled`: given, or sampled under a hint; `unrecorded`: without ids or log-probabilities.
+
+    Raises:
+        InputError: as many ids as log-probabilities are not recorded at a step.
+    """
+    found = []
+    for k in range(len(trace.step_indices)):
+        message = trace.step(k)
+        if k in trace.given_steps or message.extra.get("hinted"):
+            left_out["not_sampled"] += 1
+        elif not message.token_ids or not message.logprobs:
+            left_out["unrecorded"] += 1
+        elif len(message.token_ids) != len(message.logprobs):
+            raise InputError(
+                f"trace {trace.id}, step {k}: {len(message.token_ids)} ids, {len(message.logprobs)} log-probs"
+            )
+        else:
+            found.append(k)
+    return found
+
+
+def require_pulling(traces: Sequence[Trace], outcomes: Mapping[str, TraceOutcome]) -> None:
+    """Raises EmptyFunnelError where no sampled step has an advantage; renders nothing."""
+    left_out: Counter[str] = Counter()
+    found = [(t, sampled_steps(t, left_out)) for t in traces]
+    if not any(steps and outcomes[t.id].pulls for t, steps in found):
+        raise _nothing_pulls(left_out)
 
 
 def outcome_rows(
@@ -105,39 +162,38 @@ def outcome_rows(
         InputError: as many ids as log-probabilities are not recorded at a step.
         EmptyFunnelError: no step can be used.
     """
-    usable: list[tuple[Trace, int, np.ndarray, np.ndarray, int]] = []
-    left_out: Counter[str] = Counter()
+    rows: list[OutcomeRow] = []
+    tokens, left_out = 0, Counter[str]()
     for trace in traces:
-        for k in range(len(trace.step_indices)):
-            message = trace.step(k)
-            if k in trace.given_steps or message.extra.get("hinted"):
-                left_out["not_sampled"] += 1
-                continue
-            if not message.token_ids or not message.logprobs:
-                left_out["unrecorded"] += 1
-                continue
-            if len(message.token_ids) != len(message.logprobs):
-                raise InputError(
-                    f"trace {trace.id}, step {k}: {len(message.token_ids)} ids, {len(message.logprobs)} log-probs"
-                )
+        own: list[OutcomeRow] = []
+        for k in reversed(sampled_steps(trace, left_out)):
             try:
                 rendered = renderer.step(trace, k)
             except HintdistillError as error:
                 left_out[error.reason] += 1
                 continue
-            ids = np.array(rendered.context_ids + rendered.step_ids, np.int64)
-            usable.append((trace, k, ids, np.array(message.logprobs, np.float32), len(rendered.step_ids)))
-    pulling = [u for u in usable if abs(outcomes[u[0].id].advantage) > 1e-9]
-    left_out["no_advantage"] += len(usable) - len(pulling)
-    if not pulling:
-        raise EmptyFunnelError(
-            f"no step for the outcome term ({', '.join(f'{n} {r}' for r, n in left_out.items() if n)})",
-            hint="rollouts keep ids and log-probabilities; traces from elsewhere may not",
-        )
+            length = len(rendered.step_ids)
+            tokens += length
+            if not outcomes[trace.id].pulls:
+                left_out["no_advantage"] += 1
+                continue
+            ids = torch.tensor(rendered.context_ids + rendered.step_ids, dtype=torch.int64)
+            if own and torch.equal(own[-1].ids[: len(ids)], ids):
+                ids = own[-1].ids[: len(ids)]
+            then = torch.tensor(trace.step(k).logprobs, dtype=torch.float32)
+            key, advantage = f"outcome:{trace.id}:{k}", outcomes[trace.id].advantage
+            own.append(OutcomeRow(key, trace.id, k, ids, length, then, advantage, 0.0))
+        rows += reversed(own)
+    if not rows:
+        raise _nothing_pulls(left_out)
     # rows without a pull are left out of the forward pass, not out of the mean
-    weight = len(pulling) / sum(length for *_, length in usable)
-    rows = [
-        OutcomeRow(f"outcome:{t.id}:{k}", t.id, k, torch.from_numpy(ids), n, torch.from_numpy(then), outcomes[t.id].advantage, weight)
-        for t, k, ids, then, n in pulling
-    ]  # fmt: skip
-    return rows, {reason: n for reason, n in left_out.items() if n}
+    weighted = [replace(r, weight=len(rows) / tokens) for r in rows]
+    return weighted, {reason: n for reason, n in left_out.items() if n}
+
+
+def _nothing_pulls(left_out: Mapping[str, int]) -> EmptyFunnelError:
+    reasons = ", ".join(f"{n} {r}" for r, n in left_out.items() if n)
+    return EmptyFunnelError(
+        f"no step for the outcome term ({reasons or 'no rollout with an advantage has a sampled step'})",
+        hint="rollouts keep ids and log-probabilities; traces from elsewhere may not",
+    )

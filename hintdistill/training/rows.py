@@ -1,11 +1,13 @@
 """Targets → training rows: whole traces with all their accepted injections, and static weights.
 
-A row is the student's own sequence of one trace, cut after the last scored token; its slots are the steps that carry loss.
+A row is the student's own sequence of one trace, cut after the last scored token; its slots are the steps that carry loss:
+hints, anchors, and for an additive outcome reward every sampled step of a rollout that was better or worse than its group.
 One student pass reads the row once and covers all of them. Where a template rewrote history, a trace makes several rows.
 
 A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. The static
 weights (loss span and normaliser) are fixed over the whole data set before training starts, so that eight rows at once and
-eight rows accumulated give the same gradient; what a recipe weighs by the views themselves (W) comes on top.
+eight rows accumulated give the same gradient; what a recipe weighs by the views themselves (W) comes on top. Terms and reward
+are each a mean over slots of their own: what a slot of one side weighs makes up for the slots of the other.
 """
 
 from __future__ import annotations
@@ -19,8 +21,13 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from hintdistill.config import TrainSection
+from hintdistill.errors import InputError
 from hintdistill.recipes import Term
 from hintdistill.scores import Target
+from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
+
+REWARD = "reward"
+"""Name under which an outcome slot has its weights."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Slot:
     """One step of a row that carries loss: T scored tokens, K kept entries."""
 
     key: str
-    kind: Literal["hint", "anchor"]
+    kind: Literal["hint", "anchor", "outcome"]
     start: int
     """Position of the step's first token in the row."""
     length: int
@@ -40,11 +47,11 @@ class Slot:
     sampled: torch.Tensor
     """int64 [T]: the step's tokens."""
     weights: dict[str, torch.Tensor]
-    """float32 [T] by term: its loss span, normalised over all slots of its kind."""
+    """float32 [T] by term: its loss span, normalised over all slots; of an outcome slot by `REWARD`, one number throughout."""
     span: tuple[int, int]
     """Quoted tokens, half-open."""
     support_ids: torch.Tensor
-    """int64 [T, K], -1 pads"""
+    """int64 [T, K], -1 pads; K is 0 of an outcome slot, which has no target."""
     target: torch.Tensor
     """float32 [T, K+1]: stored teacher log-probabilities and tail."""
     plain: torch.Tensor
@@ -54,6 +61,10 @@ class Slot:
     error_class: str | None = None
     legal_ids: torch.Tensor | None = None
     """int64 [G]: what the tool schemas allow at the decision token; None where they say nothing."""
+    outcome: TraceOutcome | None = None
+    """How its trace ended; None where the recipe reads no reward."""
+    behaviour: torch.Tensor | None = None
+    """float32 [T]: of an outcome slot, the log-probability of each token when it was sampled."""
 
     @property
     def token_weights(self) -> torch.Tensor:
@@ -75,8 +86,13 @@ class Slot:
         start, end = self.span
         index = torch.arange(self.length)
         quoted = ((index >= start) & (index < end)).float()
-        return {"in_quote": quoted, "error_span": quoted, "since_error": (index - start).float(),
-                "turn_is_target": torch.ones(self.length)}  # fmt: skip
+        known = {"in_quote": quoted, "error_span": quoted, "since_error": (index - start).float(),
+                 "turn_is_target": torch.ones(self.length)}  # fmt: skip
+        if self.outcome is None:
+            return known
+        ended = {"reward": self.outcome.reward, "advantage": self.outcome.advantage,
+                 "group_acc": self.outcome.group_accuracy}  # fmt: skip
+        return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
 
 
 @dataclass(frozen=True)
@@ -159,22 +175,31 @@ def loss_weights(target: Target, term: Term) -> np.ndarray:
     return weights
 
 
-def build_rows(targets: Sequence[Target], config: TrainSection) -> list[TraceRow]:
-    """Rows of accepted targets; the weights of each term average to one over all slots.
+def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> list[TraceRow]:
+    """Rows of accepted targets; the weights of each term average to one over all slots, and so do those of the reward.
 
     Targets that no term of the recipe reads make no slot: those of a kind it has no term for, and anchors on which the
     initial policy wavered at every token.
+
+    Args:
+        outcome: how the traces ended, for a recipe that reads it.
+
+    Raises:
+        InputError: a sampled step has not as many recorded log-probabilities as tokens.
     """
     terms = config.objective.terms
     raw = [{n: loss_weights(t, term) for n, term in terms.items() if term.rows == t.kind} for t in targets]
     pairs = [(t, w) for t, w in zip(targets, raw, strict=True) if any(x.any() for x in w.values())]
+    slots = len(pairs) + len(outcome.rows)
     for name, term in terms.items():
         members = [w for _, w in pairs if name in w and w[name].any()]
         total = sum(float(w[name].sum()) for w in members)
         for weights in members:
             share = 1.0 / weights[name].sum() if term.normalize == "per_row" else len(members) / total
-            weights[name] = weights[name] * np.float32(share * len(pairs) / len(members))
-    return trace_rows([(t, _slot(t, w)) for t, w in pairs])
+            weights[name] = weights[name] * np.float32(share * slots / len(members))
+    of_targets = [(t, _slot(t, w, outcome.outcomes.get(t.trace_id))) for t, w in pairs]
+    of_rollouts = [(r, _outcome_slot(r, outcome, slots / len(outcome.rows))) for r in outcome.rows]
+    return trace_rows([*of_targets, *of_rollouts])
 
 
 def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
@@ -182,16 +207,16 @@ def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
     return trace_rows([(t, _slot(t, {})) for t in targets])
 
 
-def trace_rows(pairs: Sequence[tuple[Target, Slot]]) -> list[TraceRow]:
+def trace_rows(pairs: Sequence[tuple[Target | OutcomeRow, Slot]]) -> list[TraceRow]:
     """Slots of one trace share a row wherever one's sequence begins the other's, token for token."""
-    by_trace: dict[str, list[tuple[Target, Slot]]] = {}
-    for target, slot in pairs:
-        by_trace.setdefault(target.trace_id, []).append((target, slot))
+    by_trace: dict[str, list[tuple[Target | OutcomeRow, Slot]]] = {}
+    for source, slot in pairs:
+        by_trace.setdefault(source.trace_id, []).append((source, slot))
     rows: list[TraceRow] = []
     for trace_id, members in by_trace.items():
         trunks: list[tuple[np.ndarray, list[Slot]]] = []
-        for target, slot in sorted(members, key=lambda p: -(p[1].start + p[1].length)):
-            ids = np.concatenate([target.context_ids, target.step_ids])
+        for source, slot in sorted(members, key=lambda p: -(p[1].start + p[1].length)):
+            ids = _ids(source)
             home = next((slots for trunk, slots in trunks if np.array_equal(trunk[: len(ids)], ids)), None)
             if home is None:
                 trunks.append((ids, [slot]))
@@ -204,7 +229,27 @@ def trace_rows(pairs: Sequence[tuple[Target, Slot]]) -> list[TraceRow]:
     return rows
 
 
-def _slot(target: Target, weights: dict[str, np.ndarray]) -> Slot:
+def _ids(source: Target | OutcomeRow) -> np.ndarray:
+    if isinstance(source, OutcomeRow):
+        return source.ids.numpy()
+    return np.concatenate([source.context_ids, source.step_ids])
+
+
+def _outcome_slot(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot:
+    """`share`: all slots over those of the reward."""
+    start = len(row.ids) - row.length
+    if len(row.behaviour) != row.length:
+        raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities of {row.length} sampled tokens")
+    none = torch.zeros(row.length, 1)
+    return Slot(
+        key=row.key, kind="outcome", start=start, length=row.length, insert_at=start, block=row.ids[:0],
+        sampled=row.ids[start:], weights={REWARD: torch.full((row.length,), row.weight * share)}, span=(0, row.length),
+        support_ids=row.ids.new_zeros(row.length, 0), target=none, plain=none, decision=-1,
+        outcome=outcome.outcomes[row.trace_id], behaviour=row.behaviour,
+    )  # fmt: skip
+
+
+def _slot(target: Target, weights: dict[str, np.ndarray], outcome: TraceOutcome | None = None) -> Slot:
     legal = target.legal_ids
     at = None if target.measurement is None else target.measurement.position
     return Slot(
@@ -215,7 +260,7 @@ def _slot(target: Target, weights: dict[str, np.ndarray]) -> Slot:
         weights={n: torch.from_numpy(w) for n, w in weights.items()}, span=target.span,
         support_ids=torch.from_numpy(target.support_ids), target=_with_tail(target.teacher_logprobs, target.teacher_tail),
         plain=_with_tail(target.plain_logprobs, target.plain_tail), decision=-1 if at is None else at,
-        error_class=target.error_class, legal_ids=torch.from_numpy(legal) if len(legal) else None,
+        error_class=target.error_class, legal_ids=torch.from_numpy(legal) if len(legal) else None, outcome=outcome,
     )  # fmt: skip
 
 

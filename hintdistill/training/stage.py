@@ -19,6 +19,7 @@ from hintdistill.scores import Target
 from hintdistill.training import processes
 from hintdistill.training.others import Others
 from hintdistill.training.output import SUMMARY, write_student
+from hintdistill.training.reward import NO_OUTCOME, OutcomeData
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
 from hintdistill.training.students import Student, load_student
 from hintdistill.training.trackers import tracking
@@ -48,6 +49,8 @@ class TrainSummary:
     """The least cosine between truncated and exact gradient that was measured, with `train.grad_window`."""
     arrived: dict[str, str] | None = None
     """The adapter the student came as, and what became of it; see `students.Arrived`."""
+    outcome_rows: int = 0
+    """Sampled steps that the outcome reward was trained on."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -71,6 +74,7 @@ def train(
     initial: Path | None = None,
     heldout: Sequence[Target] = (),
     watch: WatchSets = NOTHING,
+    outcome: OutcomeData = NO_OUTCOME,
     warn: Callable[[str], None] | None = None,
 ) -> TrainSummary:
     """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
@@ -82,6 +86,7 @@ def train(
     Args:
         initial: the folder of the initial policy, where the model of `folder` is a later one.
         heldout: accepted hints of held-out tasks, which a `cgtr` teacher is read on.
+        outcome: how the rollouts ended, for a recipe that reads rewards.
 
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
@@ -96,7 +101,7 @@ def train(
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     device = _start(run, config)
     student = load_student(folder, run, config, device)
-    rows = build_rows(sorted(targets, key=lambda t: t.key), config)
+    rows = build_rows(sorted(targets, key=lambda t: t.key), config, outcome)
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
         trainer = make_trainer(
@@ -112,7 +117,7 @@ def train(
         key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
         way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
         parameters=parameters, grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
-        arrived=student.arrived.record() if student.arrived else None,
+        arrived=student.arrived.record() if student.arrived else None, outcome_rows=len(outcome.rows),
     )  # fmt: skip
     _save(trainer, student, folder, run, config, out, summary)
     return summary

@@ -1,7 +1,8 @@
 """A small subclass of `transformers.Trainer`: only the loss is ours.
 
-A batch's loss is the recipe's terms over the slots of its rows. The student reads each row once, without a hint; the other
-views are what the rescore stage stored, or what their weights say in this very step. Anchors always have stored targets.
+A batch's loss is the recipe's terms over the slots of its rows, and an outcome reward beside them where the coupling adds one.
+The student reads each row once, without a hint; the other views are what the rescore stage stored, or what their weights say in
+this very step. Anchors always have stored targets.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from hintdistill.engines.shared_prefix import ATTENTION, register
 from hintdistill.engines.sharing import choose
 from hintdistill.errors import TripwireError
 from hintdistill.objectives import fkl
+from hintdistill.objectives.couplings import additive
+from hintdistill.objectives.schedules import scheduled
 from hintdistill.recipes.schema import View
 from hintdistill.training import checkpoints
-from hintdistill.training.losses import Made, OutputHead, Terms
+from hintdistill.training.losses import Made, OutputHead, Terms, outcome_term
 from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
 from hintdistill.training.processes import is_sharded, local, lockstep, shard_on_cpus_too
@@ -157,6 +160,17 @@ class HintTrainer(Trainer):
                 loss = loss + self._part(kind, placed, done)
             elif kind == "hint" and is_sharded(self.owner):
                 loss = loss + self._accompany()
+        return self._with_reward(loss, rows, done) if self.recipe.coupling.kind == "additive" else loss
+
+    def _with_reward(self, distilled: Tensor, rows: Sequence[TraceRow], done: StudentPass) -> Tensor:
+        """(1-w)·L_RL + w·L_D, each summed over its slots; L_D are the recipe's terms, anchors included."""
+        placed, step = places(rows, "outcome"), self.state.global_step
+        reward, metrics = distilled.new_zeros(()), dict[str, float]()
+        if placed:
+            hidden = torch.cat([done.hidden[s.key] for _, s in placed])
+            reward, metrics = outcome_term([s for _, s in placed], hidden, self.head, self.config.outcome)
+        loss, both = additive(reward, distilled, scheduled(self.recipe.coupling.weight, step))
+        self.meter.outcome(placed, metrics, both, len(places(rows)))
         return loss
 
     def _measure_window(self, probe: WindowProbe, rows: Sequence[TraceRow]) -> None:
@@ -374,10 +388,13 @@ class HintTrainer(Trainer):
         self.model.eval()
         total, tokens = 0.0, 0
         for row in rows:
+            slots = [s for s in row.slots if s.kind != "outcome"]
+            if not slots:
+                continue
             done = self.passes.student(self.owner, [row], ride=False)
-            hidden = torch.cat([done.hidden[s.key] for s in row.slots])
-            ours = self.head.kept(hidden, supports(row.slots, hidden.device))
-            stored = wide([s.plain for s in row.slots], -torch.inf).to(ours.device)
+            hidden = torch.cat([done.hidden[s.key] for s in slots])
+            ours = self.head.kept(hidden, supports(slots, hidden.device))
+            stored = wide([s.plain for s in slots], -torch.inf).to(ours.device)
             total, tokens = total + float(fkl(ours, stored).sum()), tokens + len(hidden)
         self.model.train(training)
         return total / tokens
