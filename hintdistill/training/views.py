@@ -62,7 +62,9 @@ def sampled(slots: Sequence[Slot], device: torch.device) -> Tensor:
 def facts(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
     """The slots' facts under each other, [N] each."""
     each = [s.facts() for s in slots]
-    return {name: torch.cat([f[name] for f in each]).to(device) for name in each[0]}
+    # anchors may come from traces that are no part of the round, and then nobody knows their outcome
+    known = [name for name in each[0] if all(name in f for f in each)]
+    return {name: torch.cat([f[name] for f in each]).to(device) for name in known}
 
 
 def base(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
