@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hintdistill.engines.forward import chunks, head_error, make_head
+from hintdistill.engines.prefix_tree import call_tokens
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.errors import ContextLengthError, ModelError, ScoreError
 from hintdistill.scores import ScoreRequest
@@ -173,3 +174,10 @@ def test_reading_two_sets_of_weights_in_turn_leaves_gradients_on(student_engine)
         assert torch.equal(a, b)
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_a_call_on_a_cpu_is_smaller_unless_it_is_said(tiny_model):
+    model = tiny_model("qwen3")
+    assert TransformersEngine(model, "k").batch_tokens == call_tokens(None, on_cpu=True) == 4_096
+    assert call_tokens(None, on_cpu=False) == 16_384
+    assert TransformersEngine(model, "k", 16_384).batch_tokens == call_tokens(16_384, on_cpu=True) == 16_384
