@@ -221,6 +221,20 @@ def test_without_an_outcome_rows_are_what_they_were(tmp_path):
     assert TrainSection.model_validate(TrainSection(outcome={"clip_low": 0.1}).model_dump()).outcome.clip_low == 0.1
 
 
+def test_anchors_may_come_from_traces_without_an_outcome(tmp_path):
+    """As those of held tasks do in the ablation; hints whose weights read what is not known are a named error."""
+    model = fresh("llama")
+    stored = targets_of(model)
+    anchor = next(t for t in stored if t.kind == "anchor")
+    stored.append(replace(anchor, key="held", trace_id="held"))
+    outcome = outcome_of(model, stored)
+    loss, g = loss_and_gradient(trainer_of(model, stored, tmp_path, outcome, **ANCHORED, **additive(0.5)))
+    assert np.isfinite(loss) and float(g.norm()) > 0
+    del outcome.outcomes["middle"]
+    with pytest.raises(KeyError, match="reward"):
+        loss_and_gradient(trainer_of(model, stored, tmp_path, OutcomeData(outcome.outcomes), recipe="scope"))
+
+
 def test_rows_must_hold_a_number_for_each_token():
     model = fresh("llama")
     stored = targets_of(model)
