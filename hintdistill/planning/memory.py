@@ -7,7 +7,8 @@ before and after (2 A + 2 K); the feed-forward block keeps gate, its activation,
 With gradient checkpointing a layer keeps its input, and the layer at work all of the above.
 
 On a CPU, resident memory is more than what is alive: glibc keeps freed blocks below 32 MB in its heap, and what is allocated
-between them holds them there. `LOOSE`, `PINNED`, `HEAP`, `KERNELS` and `WRITER` are measured (`benchmarks/plan.py`). Larger blocks go back at once.
+between them holds them there. `LOOSE`, `PINNED`, `HEAP`, `KERNELS` and `WRITER` are measured (`benchmarks/plan.py`). Larger
+blocks go back at once.
 """
 
 from __future__ import annotations
