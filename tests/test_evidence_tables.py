@@ -69,7 +69,12 @@ def test_a_result_of_other_settings_is_owed_again(config, tmp_path):
     (tmp_path / job.name).mkdir(parents=True)
     (tmp_path / job.name / "result.json").write_text(json.dumps({"key": job_key(config, job), "arm": "hint"}))
     assert result_of(config, tmp_path, job) is not None
-    for override in ("ablate.rows=64", "train.learning_rate=1.0e-3", "ablate.limits={}", "rollout.sample.episodes=24"):
+    for override in (
+        "ablate.rows=64",
+        "ablate.train.hint.learning_rate=1.0e-3",
+        "ablate.limits={}",
+        "rollout.sample.episodes=24",
+    ):
         other = load_config("configs/ablate.yaml", ["ablate.seeds=[0,1,2]", override])
         assert result_of(other, tmp_path, job) is None, override
     same = load_config("configs/ablate.yaml", ["ablate.seeds=[0]", "ablate.processes=1", "ablate.bootstrap=100"])
@@ -77,7 +82,10 @@ def test_a_result_of_other_settings_is_owed_again(config, tmp_path):
 
 
 def test_what_is_shared_does_not_depend_on_how_arms_train(config):
-    shared, other = Job("common", "shared", 0), load_config("configs/ablate.yaml", ["train.learning_rate=1.0e-3"])
+    shared, other = (
+        Job("common", "shared", 0),
+        load_config("configs/ablate.yaml", ["ablate.train.hint.learning_rate=1.0e-3"]),
+    )
     assert job_key(config, shared) == job_key(other, shared)
     assert job_key(config, Job("common", "hint", 0)) != job_key(other, Job("common", "hint", 0))
 
@@ -94,7 +102,7 @@ def test_whose_settings_an_arm_trains_with(config, tmp_path):
         and beside.objective.coupling.kind == "additive"
     )
     assert beside.objective.terms == job_config(tuned, Job("common", "hint", 0), tmp_path).train.objective.terms
-    assert rate("placebo") == config.train.learning_rate and rate("sft_success") == 4e-4
+    assert rate("placebo") == 2e-4 and rate("sft_success") == 1.6e-3, "as the configuration says"
 
 
 # -- the sweep -----------------------------------------------------------------------------------------------------------------

@@ -236,6 +236,7 @@ def sweep_table(document: Mapping[str, Any]) -> str:
                     setting,
                     str(t["seeds"]),
                     success,
+                    "–" if t.get("kept") is None else f"{t['kept']:.3f}",
                     kl,
                     "**taken**" if t["index"] == e["chosen"] else "",
                 ]
@@ -247,9 +248,13 @@ def sweep_table(document: Mapping[str, Any]) -> str:
     )
     said = (
         f"As many settings for every arm, on {document['sweep_split']} tasks and seeds that the tables do not use; taken is the best "
-        f"mean success over temperatures.{edge}"
+        f"mean success over temperatures, half of it on the tasks to be kept where there are such.{edge}"
     )
-    return said + "\n\n" + table(["arm", "setting", "seeds", "success", "largest off-target KL", ""], rows)
+    return (
+        said
+        + "\n\n"
+        + table(["arm", "setting", "seeds", "success", "on tasks to be kept", "largest off-target KL", ""], rows)
+    )
 
 
 def _cost(document: Mapping[str, Any]) -> str:
