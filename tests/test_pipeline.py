@@ -156,8 +156,8 @@ KILL_WHEN = {
 }
 
 
-# two of the five are for `make test-full`
-SLOW = ("inject", "report")
+# three of the five are for `make test-full`
+SLOW = ("critique", "inject", "report")
 
 
 @pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in KILL_WHEN])

@@ -100,9 +100,7 @@ KILL_WHEN = {
 }
 
 
-@pytest.mark.parametrize(
-    "moment", ["rescore", pytest.param("play", marks=pytest.mark.slow), pytest.param("train", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=pytest.mark.slow) for m in ("rescore", "play", "train")])
 def test_killed_in_any_round_it_resumes_to_the_same_curves(moment, straight, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
