@@ -167,3 +167,16 @@ class Doubled(TorchFunctionMode):
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
         kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in (kwargs or {}).items()}
         return func(*args, **kwargs)
+
+
+def change_of_one_step(trainer, rows: int) -> torch.Tensor:
+    """What one optimiser step over all `rows` rows does to the weights.
+
+    By plain SGD with a step so large that rounding the new weights hides nothing of the gradient.
+    """
+    assert len(trainer.train_dataset.rows) == rows
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e4)
+    trainer.train()
+    assert trainer.state.global_step == 1
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before

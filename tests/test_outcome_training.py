@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, TOOLWORLD
-from exact_rows import as_it_is, error, flat, logprobs, loss_and_gradient, reference, targets_of, trainer_of
+from exact_rows import (
+    as_it_is,
+    change_of_one_step,
+    error,
+    flat,
+    logprobs,
+    loss_and_gradient,
+    reference,
+    targets_of,
+    trainer_of,
+)
 from model_kinds import VOCAB, model_of
 
 from hintdistill import pipeline
@@ -171,12 +181,7 @@ def one_step(tmp_path, micro: int, config: dict) -> torch.Tensor:
     outcomes = {f"{t}{seed}": TraceOutcome(*o, 4) for t, o in OUTCOMES.items() for seed in (0, 1)}
     config = {**config, "schedule": "constant", "batch_size": 8, "micro_batch_size": micro, "max_grad_norm": 1e9}
     trainer = trainer_of(model, stored, tmp_path, OutcomeData(outcomes, rows), **config, **additive(0.4))
-    assert len(trainer.train_dataset.rows) == 8
-    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
-    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e4)
-    trainer.train()
-    assert trainer.state.global_step == 1
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before
+    return change_of_one_step(trainer, rows=8)
 
 
 def _renamed(of, trace_id: str):

@@ -15,7 +15,17 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact_rows import Doubled, as_it_is, error, logprobs, loss_and_gradient, reference, targets_of, trainer_of
+from exact_rows import (
+    Doubled,
+    as_it_is,
+    change_of_one_step,
+    error,
+    logprobs,
+    loss_and_gradient,
+    reference,
+    targets_of,
+    trainer_of,
+)
 from model_kinds import WAYS, model_of
 
 from hintdistill.engines.sharing import SharingWarning
@@ -155,19 +165,11 @@ def test_where_sharing_is_not_valid_the_slower_way_is_taken_and_said(kind, tmp_p
 
 
 def train_one_step(tmp_path, micro: int, **config) -> torch.Tensor:
-    """All weights after one optimiser step over the same eight rows.
-
-    By plain SGD with a step so large that rounding the new weights hides nothing of the gradient.
-    """
+    """What one optimiser step over the same eight rows does to the weights."""
     model = student_of("llama")
     stored = [replace(t, trace_id=t.key, key=f"{t.key}{seed}") for seed in (0, 1) for t in targets_of(model, seed)][:8]
     trainer = trainer_of(model, stored, tmp_path, batch_size=8, micro_batch_size=micro, max_grad_norm=1e9, **config)
-    assert len(trainer.train_dataset.rows) == 8
-    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
-    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e4)
-    trainer.train()
-    assert trainer.state.global_step == 1
-    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()]) - before
+    return change_of_one_step(trainer, rows=8)
 
 
 @pytest.mark.parametrize("normalize", ["row", "token"])
