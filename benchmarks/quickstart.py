@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blocks import put
 
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.scores import ScoreRequest, Target
@@ -93,12 +94,9 @@ def write_readme(figures: dict[str, Any]) -> None:
         f"\n\nOne round, the settings of `configs/quickstart.yaml`, 300 held-out tasks whose "
         f"entities neither corpus nor traces contain; {cut}. "
         f"Under the hint the same decision tokens have probability {figures['error_probability_hinted']:.4f}. "
-        f"The whole run took {figures['seconds']:.0f} s. Made by `python benchmarks/quickstart.py --readme`.\n"
+        f"The whole run took {figures['seconds']:.0f} s. Made by `python benchmarks/quickstart.py --readme`."
     )
-    readme = ROOT / "README.md"
-    head, begin, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    readme.write_text(f"{head}{begin}\n{text}{end}{tail}", encoding="utf-8")
+    put(ROOT / "README.md", BEGIN, END, text)
 
 
 def main() -> None:

@@ -289,8 +289,14 @@ def test_the_page_shows_every_table(document, tmp_path):
     )
     assert "near_miss_unknown_tool@0" in page and "nan" not in page
     assert json.loads((tmp_path / "evidence.json").read_text())["schema"] == 2
-    svg = tmp_path / "evidence.svg"
-    assert not svg.exists() or "measured repair" in svg.read_text() or svg.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("change, panels", [({}, 5), ({"regimes": 2}, 6), ({"noise": None}, 4)])
+def test_the_figure_has_a_panel_for_each_question(document, change, panels, tmp_path):
+    regimes = document["regimes"] | ({"rare": document["regimes"]["common"]} if "regimes" in change else {})
+    noise = {"rows": [], "ties": [], "gate": []} if "noise" in change else document["noise"]
+    write_evidence(document | {"regimes": regimes, "noise": noise}, tmp_path)
+    assert (tmp_path / "evidence.svg").read_text().count('<g id="axes_') == panels
 
 
 # -- the whole thing, tiny -----------------------------------------------------------------------------------------------------

@@ -551,15 +551,15 @@ def test_real_airline_traces_end_in_token_exact_splices(tmp_path):
         "rescore",
         "--json",
         "--limit",
-        "16",
+        "10",
         f"run.dir={folder}",
         f"traces.path={path}",
         f"traces.tools={tools}",
     )
     document = json.loads(out.stdout)
     f = document["funnel"]
-    assert f["read"]["traces"] == 16 and f["inject"]["failed"] == {} and f["rescore"]["failed"] == {}
-    assert f["rescore"]["scored"] == f["inject"]["injections"] >= 2
+    assert f["read"]["traces"] == 10 and f["inject"]["failed"] == {} and f["rescore"]["failed"] == {}
+    assert f["rescore"]["scored"] == f["inject"]["injections"] >= 5
     assert set(f["inject"]["fidelity"]) == {"raw_text"}, "raw argument strings were kept"
     for made in (r["injection"] for r in rows(folder, "injections") if "injection" in r):
         context, block, p = made["context_ids"], made["block_ids"], made["insert_at"]

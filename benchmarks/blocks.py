@@ -1,0 +1,14 @@
+"""Text that a script owns inside a page that people write: what stands between two marks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def put(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between the marks with `text`. Raises ValueError where the page lacks them."""
+    head, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page.name} lacks {begin} … {end}")
+    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
