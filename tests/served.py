@@ -29,6 +29,7 @@ class Server:
         self.url, self.log = f"http://127.0.0.1:{self.port}/v1", log
         arguments = ["--model", str(STUDENT), "--served-model-name", "critic", "student", "--port", str(self.port), "--host", "127.0.0.1",
                      "--max-model-len", "16384", "--dtype", "float32", "--max-logprobs", "64",
+                     "--worker-extension-cls", "hintdistill.rollouts.vllm_worker.PackedKernels",
                      "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']  # fmt: skip
         # the development mode has the calls that load new weights
         env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -200,3 +202,32 @@ def test_hermes_parser_keeps_raw_arguments(text, content, calls):
 def test_protocol_is_small():
     start = ToolworldEnvironment().reset("weather.none.none.old.1")
     assert isinstance(start, Start) and [m.role for m in start.messages] == ["system", "user"]
+
+
+def test_only_kernels_that_kept_their_weights_are_packed_again():
+    """vLLM's own workers have it in tests/vllm; here is which layers it touches."""
+    from hintdistill.rollouts.vllm_worker import PackedKernels
+
+    class Packs:
+        def process_weights_after_loading(self, layer):
+            weight = layer.weight.clone()
+            layer.cpu_linear = lambda x: x @ weight.T
+
+    model = torch.nn.ModuleDict(
+        {"head": torch.nn.Linear(2, 2), "given_away": torch.nn.Linear(2, 2), "norm": torch.nn.LayerNorm(2)}
+    )
+    for name in ("head", "given_away"):
+        model[name].quant_method = Packs()
+        model[name].quant_method.process_weights_after_loading(model[name])
+    model["given_away"].weight = torch.nn.Parameter(torch.empty(0))
+    worker = PackedKernels()
+    worker.model_runner = SimpleNamespace(get_model=lambda: model)
+    with torch.no_grad():
+        model["head"].weight.mul_(2)
+    x, before = torch.ones(1, 2), model["given_away"].cpu_linear
+    assert not torch.equal(model["head"].cpu_linear(x), x @ model["head"].weight.T)
+    assert worker.pack_again() == ["head"]
+    assert (
+        torch.equal(model["head"].cpu_linear(x), x @ model["head"].weight.T)
+        and model["given_away"].cpu_linear is before
+    )

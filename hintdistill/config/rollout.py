@@ -13,7 +13,7 @@ class ServerSection(Section):
     """A vLLM server that samples the rollouts and is handed the new weights each round."""
 
     base_url: str | None = None
-    """E.g. `http://localhost:8000/v1`. Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights."""
+    """E.g. `http://localhost:8000/v1`. Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
     model: str | None = None
     """The server's name of the model; default: the only one it serves."""
     api_key_env: str = "OPENAI_API_KEY"

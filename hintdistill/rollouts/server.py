@@ -4,6 +4,7 @@ Contexts go as token ids and sampled ids come back as ids (`return_token_ids`), 
 temperature. New weights are loaded in place from a folder both sides can read (`reload_weights`, which a server started
 with VLLM_SERVER_DEV_MODE=1 offers) and the prefix cache is emptied; then the server's log-probabilities are compared with
 those of the weights in this process, so that a server that kept its old weights is found out before it samples anything.
+On a CPU vLLM's reload leaves kernels of the old weights; `vllm_worker.py` has what packs them again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from hintdistill.errors import ServiceError
 from hintdistill.hints import seed_of
 from hintdistill.rollouts.generation import Sampled, SamplingOptions
 from hintdistill.scores import ScoreRequest
+
+EXTENSION = "hintdistill.rollouts.vllm_worker.PackedKernels"
+"""What a server on a CPU must be started with, see there."""
 
 
 class ServerGenerator:
@@ -74,21 +78,32 @@ class ServerGenerator:
             Mean |log p server − log p here| over the probe's tokens, nats.
 
         Raises:
-            ServiceError: the server offers no reload, or answers as other weights would.
+            ServiceError: the server offers no reload, or answers as other weights would, after packing its kernels again too.
         """
         root = self.client.base_url.copy_with(path="/")
-        self._post(
-            f"{root}collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder.resolve())}}
+        calls: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("reload_weights", {"weights_path": str(folder.resolve())}),
+            ("pack_again", {}),
         )
-        self._post(f"{root}reset_prefix_cache", None)
-        gap = self.gap(engine, probe)
-        if not gap <= self.config.max_gap_nats:
-            raise ServiceError(
-                f"after the hand-over the server at {self.config.base_url} is {gap:.3g} nats per token away from {folder}",
-                hint="it may not have loaded these weights; rollout.sample.server.max_gap_nats is the bound",
-            )
-        self.key = engine.key
-        return gap
+        gap, refused = float("nan"), ""
+        for method, arguments in calls:
+            try:
+                self._post(f"{root}collective_rpc", {"method": method, "kwargs": arguments})
+            except ServiceError as error:
+                if method == "reload_weights":
+                    raise
+                refused = f" ({error.message})"
+                break
+            self._post(f"{root}reset_prefix_cache", None)
+            gap = self.gap(engine, probe)
+            if gap <= self.config.max_gap_nats:
+                self.key = engine.key
+                return gap
+        raise ServiceError(
+            f"after the hand-over the server at {self.config.base_url} is {gap:.3g} nats per token away from {folder}{refused}",
+            hint=f"it may not have loaded these weights; a server on a CPU needs --worker-extension-cls {EXTENSION}; "
+            "rollout.sample.server.max_gap_nats is the bound",
+        )
 
     def gap(self, engine: TransformersEngine, probe: Sequence[Sequence[int]]) -> float:
         """Mean |log p server − log p engine| over the tokens of `probe`, nats per token."""
