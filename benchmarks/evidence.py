@@ -1,10 +1,12 @@
 """The ablation's figures: runs it, and writes its tables into README.md and docs/evidence.md.
 
-    python benchmarks/evidence.py [--dir runs/evidence] [--full] [--docs] [--summary] [key=value …]
+    python benchmarks/evidence.py [--dir runs/evidence] [--full] [--longer] [--docs] [--summary] [key=value …]
 
 Runs `hintdistill ablate configs/ablate.yaml --sweep --resume` (with `--full` also regimes, critic noise, other traces and
-the LLM critic; some two and a half hours on two cores, resumable). `--summary` runs nothing and takes what is finished.
-`--docs` writes the blocks between the marks, docs/evidence_tables.md and the figure. Last line: one JSON object with
+the LLM critic; some two and a half hours on two cores, resumable). `--longer` runs five rounds instead of two, of the
+targeted hint and of both SFT arms on two seeds, in DIR-longer; SFT on own successes has a lower rate too, in
+DIR-longer-lower. `--summary` runs nothing and takes what is finished. `--docs` writes the blocks between the marks,
+docs/evidence_tables.md and the figure. Last line: one JSON object with
   gap_closed                  by arm: [greedy, T=1], first regime
   aims_reached, aims_measured
   prediction_r2
@@ -32,26 +34,37 @@ FOREIGN = "examples/toolworld/foreign.jsonl"
 GREEDY, SAMPLED, CLEAN = "test@0", "test@1", "test_clean@1"
 NEAR = ("near_miss_unknown_tool@0", "near_miss_wrong_argument@0")
 MAIN = ("hint", "placebo", "wrong_hint", "random_step", "full_trace", "sft_success", "sft_corrected")
+LONGER = {
+    "longer": ["ablate.arms=[hint,sft_success,sft_corrected]"],
+    "longer-lower": ["ablate.arms=[sft_success]", "ablate.train.sft_success.learning_rate=4.0e-4"],
+}
 Data = Mapping[str, Any]
 
 
-def run(folder: Path, full: bool, summary: bool, overrides: list[str]) -> dict[str, Any]:
+def run(folder: Path, options: list[str], summary: bool, overrides: list[str]) -> dict[str, Any]:
     """The ablation through the command line; its document."""
-    more = ["--summary"] if summary else ["--sweep", *(["--full"] if full else [])]
-    resume = ["--resume"] if not summary and (folder / "manifest.json").exists() else []
+    if "--full" in options and not (ROOT / FOREIGN).exists():
+        subprocess.run([sys.executable, "examples/toolworld/make_foreign.py"], check=True, cwd=ROOT)
+    resume = ["--resume"] if (folder / "manifest.json").exists() else []
     command = [
         sys.executable,
         "-m",
         "hintdistill.cli",
         "ablate",
         CONFIG,
-        *more,
-        *resume,
-        f"run.dir={folder}",
-        *overrides,
+        *(["--summary"] if summary else [*options, *resume]),
     ]
-    subprocess.run(command, check=True, cwd=ROOT)
+    subprocess.run([*command, f"run.dir={folder}", *overrides], check=True, cwd=ROOT)
     return json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+
+
+def run_longer(folder: Path, summary: bool, overrides: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Five rounds; the second document has SFT on own successes at the lower rate."""
+    out = []
+    for name, settings in LONGER.items():
+        path = folder.with_name(f"{folder.name}-{name}")
+        out.append((name, run(path, [], summary, ["run.rounds=5", "ablate.seeds=[0,1]", *settings, *overrides])))
+    return out
 
 
 def short(x: float | None, digits: int = 3) -> str:
@@ -166,6 +179,22 @@ def traces_table(document: Data) -> str:
     )
 
 
+def longer_table(documents: list[tuple[str, dict[str, Any]]]) -> str:
+    """Success after each of five rounds as sampled, then greedy, near-misses, and what moved."""
+    rows = []
+    for _, document in documents:
+        regime = document["regimes"]["common"]
+        for arm, e in regime["arms"].items():
+            s, rate = e["settings"], e["train"]["learning_rate"]
+            rows.append([f"{NAMES[arm]}, {rate:g}", *(short(c["success"]["mean"]) for c in e["curve"]), short(s[GREEDY]["success"]["mean"]),
+                         short(s[CLEAN]["minus_initial"]["mean"]), " / ".join(short(s[k]["success"]["mean"], 2) for k in NEAR),
+                         short(e["off_target"]["near_misses"]["kl_per_token"]["mean"], 4)])  # fmt: skip
+    curve = documents[0][1]["regimes"]["common"]["arms"]["hint"]["curve"]
+    head = ["arm, learning rate", *(f"after {c['round']}" for c in curve), "greedy, last", "tasks without a trigger", "near-misses ¹",
+            "KL near-misses"]  # fmt: skip
+    return table(head, rows)
+
+
 def aims_table(document: Data) -> str:
     """Aims of the first regime, and those that belong to none."""
     rows = [
@@ -205,7 +234,7 @@ def readme_text(document: Data) -> str:
     )
 
 
-def write_docs(document: Data, folder: Path) -> None:
+def write_docs(document: Data, folder: Path, longer: list[tuple[str, dict[str, Any]]]) -> None:
     """README.md, docs/evidence.md, docs/evidence_tables.md and the figure."""
     page = ROOT / "docs" / "evidence.md"
     _block(ROOT / "README.md", "ablation", readme_text(document))
@@ -215,6 +244,8 @@ def write_docs(document: Data, folder: Path) -> None:
         _block(page, "regimes", regime_table(document))
         _block(page, "noise", noise_table(document))
         _block(page, "traces", traces_table(document))
+    if longer:
+        _block(page, "longer", longer_table(longer))
     tables = (folder / "evidence.md").read_text(encoding="utf-8")
     commits = sorted({s["commit"] for s in document["sessions"]})
     head = (
@@ -233,13 +264,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "evidence")
     parser.add_argument("--full", action="store_true", help="also what takes hours")
+    parser.add_argument("--longer", action="store_true", help="also five rounds of three arms")
     parser.add_argument("--summary", action="store_true", help="of what is finished; runs nothing")
     parser.add_argument("--docs", action="store_true", help="write the figures into README.md and docs/")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
-    document = run(args.dir.resolve(), args.full, args.summary, args.overrides)
+    folder = args.dir.resolve()
+    document = run(folder, ["--sweep", *(["--full"] if args.full else [])], args.summary, args.overrides)
+    longer = run_longer(folder, args.summary, args.overrides) if args.longer else []
     if args.docs:
-        write_docs(document, args.dir)
+        write_docs(document, folder, longer)
     arms, line = document["regimes"]["common"]["arms"], document["preflight"]["line"]
     measured = [a["reached"] for a in document["aims"] if a["reached"] is not None]
     print(json.dumps({
