@@ -23,6 +23,7 @@ def draw(document: Mapping[str, Any], path: Path) -> bool:
     except ImportError:
         return False
     matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "hintdistill"  # the same document gives the same file
     from matplotlib import pyplot as plt
 
     first = next(iter(document["regimes"].values()))
