@@ -5,8 +5,8 @@
 Runs `hintdistill ablate configs/ablate.yaml --sweep --resume` (with `--full` also regimes, critic noise, other traces and
 the LLM critic; some two and a half hours on two cores, resumable). `--longer` runs five rounds instead of two, of the
 targeted hint and of both SFT arms on two seeds, in DIR-longer; SFT on own successes has a lower rate too, in
-DIR-longer-lower. `--summary` runs nothing and takes what is finished. `--docs` writes the blocks between the marks,
-docs/evidence_tables.md and the figure. Last line: one JSON object with
+DIR-longer-lower. `--summary` runs nothing and takes what is finished. `--docs`, with `--full`, writes the blocks between the
+marks, docs/evidence_tables.md and the figure. Last line: one JSON object with
   gap_closed                  by arm: [greedy, T=1], first regime
   aims_reached, aims_measured
   prediction_r2
@@ -236,14 +236,16 @@ def readme_text(document: Data) -> str:
 
 def write_docs(document: Data, folder: Path, longer: list[tuple[str, dict[str, Any]]]) -> None:
     """README.md, docs/evidence.md, docs/evidence_tables.md and the figure."""
+    if not document["noise"]["rows"]:
+        # half of a page would be of another run
+        raise SystemExit("--docs writes whole pages, and this run lacks regimes and critic noise: add --full")
     page = ROOT / "docs" / "evidence.md"
     _block(ROOT / "README.md", "ablation", readme_text(document))
     _block(page, "main", main_table(document["regimes"]["common"]))
     _block(page, "aims", aims_table(document))
-    if document["noise"]["rows"]:
-        _block(page, "regimes", regime_table(document))
-        _block(page, "noise", noise_table(document))
-        _block(page, "traces", traces_table(document))
+    _block(page, "regimes", regime_table(document))
+    _block(page, "noise", noise_table(document))
+    _block(page, "traces", traces_table(document))
     if longer:
         _block(page, "longer", longer_table(longer))
     tables = (folder / "evidence.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ tied output head is in none, and the kernel of the embedding is packed from a te
     --worker-extension-cls hintdistill.rollouts.vllm_worker.PackedKernels
 
 offers the one call that sets this right; `ServerGenerator.hand_over` asks for it where the reload alone was not enough. On a
-GPU, and for a head of its own, it is never needed. Nothing here imports vLLM: its worker class takes the method over.
+GPU nothing is packed. Tried with a tied head only. Nothing here imports vLLM: its worker class takes the method over.
 """
 
 from __future__ import annotations
