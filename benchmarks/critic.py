@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def long_trace(tokens: int, count: Any) -> Any:
     """A conversation of about so many tokens."""
+    from hintdistill.core.types import Message, ToolCall, Trace
     from hintdistill.critics.record import whole
-    from hintdistill.types import Message, ToolCall, Trace
 
     messages = [Message(role="system", content="You answer requests with tools.")]
     size, k = 0, 0

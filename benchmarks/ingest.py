@@ -78,8 +78,8 @@ def parse(path: Path) -> int:
 
 def read(path: Path) -> int:
     """Every record read as a trace."""
-    from hintdistill.traces import read_traces
-    from hintdistill.types import Trace
+    from hintdistill.core.types import Trace
+    from hintdistill.traces.reading import read_traces
 
     return sum(isinstance(outcome, Trace) for outcome in read_traces([path]))
 

@@ -32,7 +32,7 @@ import torch
 
 from hintdistill.objectives import divergence, gather_with_tail, union_of
 from hintdistill.objectives.chunked import HeadSpec, linear_divergence
-from hintdistill.objectives.supported import linear_support, linear_term
+from hintdistill.objectives.chunked_support import linear_support, linear_term
 from hintdistill.recipes import load_recipe
 
 VARIANTS = (

@@ -119,9 +119,9 @@ def child(stage: str, config: Path, overrides: list[str]) -> None:
     import torch
 
     import hintdistill.training.trainer  # noqa: F401
-    from hintdistill.config_file import load_config
+    from hintdistill.config.file import load_config
     from hintdistill.pipeline import RunContext, Voice
-    from hintdistill.rundir import RunDir
+    from hintdistill.pipeline.store import RunDir
 
     settings = load_config(config, overrides)
     torch.set_num_threads(1)

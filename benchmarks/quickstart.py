@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 from blocks import put
 
+from hintdistill.core.scores import ScoreRequest, Target
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.scores import ScoreRequest, Target
-from hintdistill.targets import TargetStore
+from hintdistill.rescoring.store import TargetStore
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/quickstart.yaml"

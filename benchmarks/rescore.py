@@ -44,10 +44,10 @@ from cases import FEED_FORWARD, HEAD, HEADS, KEY_HEADS, WIDTH, Errors, small
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.prefix_tree import grow
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.scores import ScoreRequest
 
 BUDGET = 1 << 20
 

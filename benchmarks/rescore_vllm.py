@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.vllm import VLLMEngine
-from hintdistill.scores import ScoreRequest
 
 TOKENS, ERRORS, HINT, STEP, TOP_K = 2048, 4, 48, 64, 16
 

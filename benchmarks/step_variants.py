@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy, kl_div
 from transformers import AutoModelForCausalLM, PretrainedConfig, Qwen2Config
 
 from hintdistill.config import TrainSection
+from hintdistill.core.scores import Measurement, ScoreRequest, Scores, Target
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.scores import Measurement, ScoreRequest, Scores, Target
 
 Step = Callable[[], float]
 """One forward and backward pass; the loss."""

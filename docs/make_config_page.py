@@ -11,7 +11,7 @@ from pydantic_core import PydanticUndefined
 
 from hintdistill import config
 from hintdistill.config import RunConfig, Section, critic, engine, rollout, train
-from hintdistill.config_file import section_of
+from hintdistill.config.file import section_of
 
 HEAD = """# Configuration
 

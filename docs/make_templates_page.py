@@ -20,11 +20,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 from conftest import TEMPLATES, TIME, WEATHER, call, published_templates, renderer_for, tool  # noqa: E402
 
 from hintdistill.config import InjectSection  # noqa: E402
-from hintdistill.errors import HintdistillError  # noqa: E402
-from hintdistill.injection import Injector  # noqa: E402
+from hintdistill.core.errors import HintdistillError  # noqa: E402
+from hintdistill.core.types import Finding, Injection, Message, Trace  # noqa: E402
+from hintdistill.injection.rendering import Renderer  # noqa: E402
+from hintdistill.injection.splice import Injector  # noqa: E402
 from hintdistill.prompts import shipped_library  # noqa: E402
-from hintdistill.rendering import Renderer  # noqa: E402
-from hintdistill.types import Finding, Injection, Message, Trace  # noqa: E402
 
 HINT = "Use the tool get_weather."
 FAMILIES = {

@@ -11,7 +11,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from hintdistill.inspection import FileReport, inspect_files
+from hintdistill.reporting.inspection import FileReport, inspect_files
 from hintdistill.traces.registry import SHIPPED
 
 PAGE = Path(__file__).parent / "traces.md"
@@ -23,7 +23,7 @@ def formats_table() -> str:
     """Name, what one record is, and the first sentence of the module."""
     rows = ["| `traces.format` | one record is | what |", "|---|---|---|"]
     for name in SHIPPED:
-        module = importlib.import_module(f"hintdistill.traces.{name}")
+        module = importlib.import_module(f"hintdistill.traces.formats.{name}")
         first = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
         rows.append(f"| `{module.NAME}` | a {'file' if module.SCOPE == 'file' else 'value'} | {first} |")
     return "\n".join(rows)

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "Critique": "types",
-    "Finding": "types",
-    "Injection": "types",
-    "Message": "types",
-    "ScoreRequest": "scores",
-    "Scores": "scores",
-    "Target": "scores",
-    "ToolCall": "types",
-    "Trace": "types",
-    "HintdistillError": "errors",
+    "Critique": "core.types",
+    "Finding": "core.types",
+    "Injection": "core.types",
+    "Message": "core.types",
+    "ScoreRequest": "core.scores",
+    "Scores": "core.scores",
+    "Target": "core.scores",
+    "ToolCall": "core.types",
+    "Trace": "core.types",
+    "HintdistillError": "core.errors",
     "RunConfig": "config",
-    "load_config": "config_file",
+    "load_config": "config.file",
     "LoadedModel": "api",
     "RankedHint": "api",
     "connect_engine": "api",
@@ -31,7 +31,7 @@ _EXPORTS = {
     "rank_hints_async": "api",
     "rescore": "api",
     "rescore_async": "api",
-    "read_traces": "traces",
+    "read_traces": "traces.reading",
     "run": "pipeline",
 }
 __all__ = [*_EXPORTS, "__version__"]
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
         rescore_async,
     )
     from hintdistill.config import RunConfig
-    from hintdistill.config_file import load_config
-    from hintdistill.errors import HintdistillError
+    from hintdistill.config.file import load_config
+    from hintdistill.core.errors import HintdistillError
+    from hintdistill.core.scores import ScoreRequest, Scores, Target
+    from hintdistill.core.types import Critique, Finding, Injection, Message, ToolCall, Trace
     from hintdistill.pipeline import run
-    from hintdistill.scores import ScoreRequest, Scores, Target
-    from hintdistill.traces import read_traces
-    from hintdistill.types import Critique, Finding, Injection, Message, ToolCall, Trace
+    from hintdistill.traces.reading import read_traces
 
 
 def __getattr__(name: str) -> Any:

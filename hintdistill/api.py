@@ -13,18 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from hintdistill.config import InjectSection, RescoreSection
+from hintdistill.core.errors import ConfigError, SpliceError, TraceError
+from hintdistill.core.models import resolve_model
+from hintdistill.core.scores import Target
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Finding, Injection, Message, Placement, Source, Trace
 from hintdistill.engines import Engine
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import ConfigError, SpliceError, TraceError
-from hintdistill.injection import Injector
-from hintdistill.models import resolve_model
+from hintdistill.injection.rendering import Renderer
+from hintdistill.injection.splice import Injector
 from hintdistill.prompts import shipped_library
-from hintdistill.rendering import Renderer
-from hintdistill.rundir import content_key
-from hintdistill.scores import Target
-from hintdistill.scoring import Scorer
-from hintdistill.traces import ReadOptions, openai_chat
-from hintdistill.types import Finding, Injection, Message, Placement, Source, Trace
+from hintdistill.rescoring.scorer import Scorer
+from hintdistill.traces.formats import openai_chat
+from hintdistill.traces.options import ReadOptions
 
 MessageLike = Message | Mapping[str, Any]
 

@@ -25,8 +25,8 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from hintdistill.errors import PromptError
-from hintdistill.shipped import data_root
+from hintdistill.core.errors import PromptError
+from hintdistill.core.package_data import data_root
 
 REVISE = "critic/revise.jinja"
 """What asks for a second hint."""

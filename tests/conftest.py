@@ -15,11 +15,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hintdistill.config import CHECKS
+from hintdistill.core.types import Finding, Message, ToolCall, Trace
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.rendering import Renderer
-from hintdistill.traces import read_traces
-from hintdistill.types import Finding, Message, ToolCall, Trace
+from hintdistill.injection.rendering import Renderer
+from hintdistill.traces.reading import read_traces
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLWORLD = ROOT / "examples" / "toolworld"
@@ -252,7 +252,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def vllm_engine():
     """vLLM in this process on the tiny critic, for all tests: it scores (engine tests) and answers (critic tests)."""
-    from served import CONTEXT, CRITIC
+    from support.served import CONTEXT, CRITIC
 
     from hintdistill.engines.vllm import VLLMEngine
 
@@ -268,7 +268,7 @@ def vllm_engine():
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
     """The one vLLM server."""
-    from served import Server
+    from support.served import Server
 
     running = Server(tmp_path_factory.mktemp("vllm") / "log")
     try:

@@ -14,10 +14,17 @@ from conftest import ROOT, STUDENT
 
 import hintdistill as hd
 from hintdistill.config import RescoreSection
+from hintdistill.core.errors import (
+    ConfigError,
+    ContextLengthError,
+    QuoteNotFoundError,
+    ScoreError,
+    SpliceError,
+    TraceError,
+)
+from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines import union_rows
-from hintdistill.errors import ConfigError, ContextLengthError, QuoteNotFoundError, ScoreError, SpliceError, TraceError
-from hintdistill.scores import ScoreRequest, Scores
-from hintdistill.scoring import on_common_ids
+from hintdistill.rescoring.scorer import on_common_ids
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +168,7 @@ def test_the_agent_example_finds_the_hint_that_helps():
 
 
 def test_the_foreign_trainer_learns_from_stored_targets(tmp_path, loaded, failed):
-    from hintdistill.targets import TargetStore
+    from hintdistill.rescoring.store import TargetStore
 
     messages, call, good = failed
     target = hd.rescore(messages, hint=good, engine=loaded, config=RescoreSection(top_k=16), **call)

@@ -85,9 +85,9 @@ def test_public_things_are_documented(path):
     "code",
     [
         "import hintdistill",
-        "import hintdistill.types, hintdistill.config, hintdistill.errors",
-        "import hintdistill.cli",
-        "import sys; sys.argv[1:] = ['--help']\nimport hintdistill.cli as c\ntry:\n    c.main()\nexcept SystemExit:\n    pass",
+        "import hintdistill.core.types, hintdistill.config, hintdistill.core.errors",
+        "import hintdistill.cli.main",
+        "import sys; sys.argv[1:] = ['--help']\nimport hintdistill.cli.main as c\ntry:\n    c.main()\nexcept SystemExit:\n    pass",
     ],
 )
 def test_import_and_help_load_no_torch(code):

@@ -39,13 +39,13 @@ from world import (  # noqa: E402
 )
 
 from hintdistill.config import CriticSection, LLMSection, RunSection  # noqa: E402
+from hintdistill.core.types import Finding, Message, ToolCall, Trace  # noqa: E402
 from hintdistill.critics.answers import LLMAnswer, LLMFinding  # noqa: E402
 from hintdistill.critics.backends import by_bytes  # noqa: E402
 from hintdistill.critics.build import make_llm  # noqa: E402
 from hintdistill.critics.llm import LLMCritic  # noqa: E402
 from hintdistill.critics.local import question_ids  # noqa: E402
 from hintdistill.prompts import PromptLibrary  # noqa: E402
-from hintdistill.types import Finding, Message, ToolCall, Trace  # noqa: E402
 
 STUDENT, CRITIC = HERE / "student", HERE / "critic"
 PROMPT = "critic/toolworld.jinja"

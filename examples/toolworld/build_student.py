@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE))
 
 from demonstrator import CORPUS_MIX, Demonstrator, draw_task  # noqa: E402
 
-from hintdistill.types import Message  # noqa: E402
+from hintdistill.core.types import Message  # noqa: E402
 
 STUDENT = HERE / "student"
 CORPUS = HERE / "corpus.npz"

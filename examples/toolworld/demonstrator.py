@@ -24,7 +24,7 @@ from world import (
     compact,
 )
 
-from hintdistill.types import Message, ToolCall
+from hintdistill.core.types import Message, ToolCall
 
 RATES = {"unknown_tool": 0.61, "wrong_argument": 0.40, "skipped_lookup": 0.85, "ignored_error": 1.0}
 """How often each habit fires at its trigger without a relevant hint. The trained student overshoots by a tenth or so,

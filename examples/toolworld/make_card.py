@@ -20,12 +20,12 @@ from demonstrator import TRIGGER_HABIT, draw_task, facts, rollout_kinds  # noqa:
 from hints import HELD_OUT, TRAINED, shuffled, slots  # noqa: E402
 from world import HABITS, Task, Toolworld, ToolworldEnvironment, compact, label_steps  # noqa: E402
 
+from hintdistill.core.types import Message, ToolCall, Trace  # noqa: E402
 from hintdistill.engines.transformers import TransformersEngine  # noqa: E402
-from hintdistill.rendering import Renderer  # noqa: E402
+from hintdistill.injection.rendering import Renderer  # noqa: E402
 from hintdistill.rollouts.evaluate import evaluate  # noqa: E402
 from hintdistill.rollouts.parsing import parse_hermes  # noqa: E402
 from hintdistill.rollouts.sampling import Sampler, SamplingOptions  # noqa: E402
-from hintdistill.types import Message, ToolCall, Trace  # noqa: E402
 
 STUDENT = HERE / "student"
 PROBES = 200

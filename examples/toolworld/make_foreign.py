@@ -18,8 +18,8 @@ sys.path.insert(0, str(HERE))
 from demonstrator import Demonstrator  # noqa: E402
 from world import Toolworld, ToolworldEnvironment  # noqa: E402
 
-from hintdistill.traces import native  # noqa: E402
-from hintdistill.types import Trace  # noqa: E402
+from hintdistill.core.types import Trace  # noqa: E402
+from hintdistill.traces.formats import native  # noqa: E402
 
 TRACES = 600
 SEED = 404

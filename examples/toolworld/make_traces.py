@@ -21,11 +21,11 @@ sys.path.insert(0, str(HERE))
 from demonstrator import draw_task, rollout_kinds  # noqa: E402
 from world import HELD_OUT_KINDS, Toolworld, label_steps  # noqa: E402
 
+from hintdistill.core.types import Trace  # noqa: E402
 from hintdistill.engines.transformers import TransformersEngine  # noqa: E402
-from hintdistill.rendering import Renderer  # noqa: E402
+from hintdistill.injection.rendering import Renderer  # noqa: E402
 from hintdistill.rollouts.sampling import Sampler, SamplingOptions  # noqa: E402
-from hintdistill.traces import native  # noqa: E402
-from hintdistill.types import Trace  # noqa: E402
+from hintdistill.traces.formats import native  # noqa: E402
 
 STUDENT = HERE / "student"
 TRACES = 600

@@ -19,14 +19,14 @@ from build_critic import CRITIC, RATES, SEED, episode
 from demonstrator import Demonstrator, draw_task
 from world import KINDS, label_steps
 
+from hintdistill.core.types import Critique, Finding, Message, ToolCall, Trace
 from hintdistill.critics.evaluation import evaluate, named_step, rate
 from hintdistill.critics.llm import LLMCritic
-from hintdistill.hints import illegal_actions
+from hintdistill.injection.hints import illegal_actions
+from hintdistill.injection.quotes import is_in_step
 from hintdistill.prompts import PromptLibrary
-from hintdistill.quotes import is_in_step
-from hintdistill.traces import read_traces
-from hintdistill.traces.annotated import Label
-from hintdistill.types import Critique, Finding, Message, ToolCall, Trace
+from hintdistill.traces.formats.annotated import Label
+from hintdistill.traces.reading import read_traces
 
 HERE = Path(__file__).resolve().parent
 Labelled = tuple[Trace, list[Finding]]

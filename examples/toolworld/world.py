@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hintdistill.core.types import Finding, Message, Trace
 from hintdistill.rollouts.environment import Reply, Start
-from hintdistill.types import Finding, Message, Trace
 
 HERE = Path(__file__).resolve().parent
 SYSTEM = "You answer requests with tools."

@@ -31,7 +31,7 @@ from hintdistill.config.train import (
     TripwireSection,
     WatchSection,
 )
-from hintdistill.types import HintRole, Placement
+from hintdistill.core.types import HintRole, Placement
 
 __all__ = [
     "CHECKS",

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
-from hintdistill.errors import HintdistillError, ServiceError
-from hintdistill.types import Critique, Finding, Trace, Usage, Verdict
+from hintdistill.core.errors import HintdistillError, ServiceError
+from hintdistill.core.types import Critique, Finding, Trace, Usage, Verdict
 
 Outcome = tuple[Trace, Critique | HintdistillError]
 

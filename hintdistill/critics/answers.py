@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from hintdistill.errors import InputError
-from hintdistill.types import Usage, Verdict
+from hintdistill.core.errors import InputError
+from hintdistill.core.types import Usage, Verdict
 
 QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH = 300, 48, 400
 """Bounds on strings, characters, so that constrained decoding always comes to an end."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from hintdistill.errors import HintdistillError
-from hintdistill.rundir import JsonlStore
-from hintdistill.types import Usage
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.storage import JsonlStore
+from hintdistill.core.types import Usage
 
 BYTES_PER_TOKEN = 3
 """What a token is taken to be where no tokenizer is known; English text has four or more."""

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hintdistill.config import CriticSection, LLMSection, RunSection
+from hintdistill.core.hosts import is_outside
 from hintdistill.critics import Critic
 from hintdistill.critics.backends import AnswerCache, Backend, Budget
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.critics.rules import RulesCritic
-from hintdistill.hosts import is_outside
 from hintdistill.prompts import PromptLibrary
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def make_backend(name: str, config: LLMSection, section: CriticSection, run: Run
         from hintdistill.critics.server import ServerBackend
 
         return ServerBackend(config, section.allow_hosts, name)
-    from hintdistill.models import resolve_model
+    from hintdistill.core.models import resolve_model
 
     folder = resolve_model(config.model or run.model)
     if config.backend == "vllm":

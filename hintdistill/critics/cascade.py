@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hintdistill.config import CriticSection
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.types import Critique, Trace
 from hintdistill.critics import merge
-from hintdistill.errors import HintdistillError
-from hintdistill.types import Critique, Trace
 
 Said = Critique | HintdistillError
 

@@ -10,10 +10,10 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from hintdistill.core.errors import ConfigError, InputError
+from hintdistill.core.importing import load_object
+from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Outcome, one_by_one
-from hintdistill.errors import ConfigError, InputError
-from hintdistill.importing import load_object
-from hintdistill.types import Critique, Finding, Trace
 
 
 class CheckerCritic:

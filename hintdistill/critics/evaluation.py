@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hintdistill.core.types import Critique, Trace
 from hintdistill.critics.cascade import roots
-from hintdistill.traces.annotated import Label
-from hintdistill.types import Critique, Trace
+from hintdistill.traces.formats.annotated import Label
 
 Case = tuple[Trace, Label, Critique | None]
 """A trace, its label, and what the critic says; None where it failed."""

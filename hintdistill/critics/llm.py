@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hintdistill.config import LLMSection
+from hintdistill.core.errors import ConfigError, HintdistillError, ServiceError
+from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Outcome, one_by_one
 from hintdistill.critics import secrets as secret_scan
 from hintdistill.critics.answers import AnswerError, answer_schema, half_schema, step_schema
@@ -32,10 +34,8 @@ from hintdistill.critics.strategies import (
     merge_windows,
     tool_lines,
 )
-from hintdistill.errors import ConfigError, HintdistillError, ServiceError
+from hintdistill.injection.quotes import is_in_step
 from hintdistill.prompts import REVISE, PromptLibrary, hint_classes
-from hintdistill.quotes import is_in_step
-from hintdistill.types import Critique, Finding, Trace
 
 Answered = TypeVar("Answered")
 

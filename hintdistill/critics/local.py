@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from hintdistill.core.errors import ConfigError, ContextLengthError, HintdistillError, TemplateError
+from hintdistill.core.models import load_tokenizer, model_key
+from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request
 from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
-from hintdistill.errors import ConfigError, ContextLengthError, HintdistillError, TemplateError
-from hintdistill.models import load_tokenizer, model_key
-from hintdistill.types import Usage
 
 PLACE = "question-{}-goes-here"
 

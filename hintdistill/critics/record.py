@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from hintdistill.errors import ContextLengthError
-from hintdistill.types import Message, Trace
+from hintdistill.core.errors import ContextLengthError
+from hintdistill.core.types import Message, Trace
 
 Count = Callable[[str], int]
 """Tokens of a text."""

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from hintdistill.core.errors import InputError
+from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Outcome, one_by_one
-from hintdistill.errors import InputError
-from hintdistill.types import Critique, Finding, Trace
 
 
 class RecordedCritic:

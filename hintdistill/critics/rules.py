@@ -17,8 +17,8 @@ from typing import Any
 
 import jsonschema
 
+from hintdistill.core.types import Critique, Finding, Message, ToolCall, Trace
 from hintdistill.critics import Outcome, one_by_one
-from hintdistill.types import Critique, Finding, Message, ToolCall, Trace
 
 VERSION = 1
 """Raised when a check changes what it finds, so that stored critiques are made again."""

@@ -17,10 +17,10 @@ from typing import Any
 import openai
 
 from hintdistill.config import LLMSection
+from hintdistill.core.errors import HintdistillError, ServiceError
+from hintdistill.core.hosts import require_allowed
+from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request, by_bytes
-from hintdistill.errors import HintdistillError, ServiceError
-from hintdistill.hosts import require_allowed
-from hintdistill.types import Usage
 
 CONNECT_S = 20.0
 """Seconds after which a server that does not take the connection counts as unreachable."""
@@ -63,7 +63,7 @@ class ServerBackend:
         )
         self._count: Callable[[str], int] = by_bytes
         if config.tokenizer is not None:
-            from hintdistill.models import load_tokenizer
+            from hintdistill.core.models import load_tokenizer
 
             tokenizer = load_tokenizer(Path(config.tokenizer))
             self._count = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hintdistill.config import LLMSection
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.types import Finding, Trace, Usage, Verdict
 from hintdistill.critics.answers import (
     Answer,
     AnswerError,
@@ -37,9 +39,7 @@ from hintdistill.critics.answers import (
 )
 from hintdistill.critics.backends import Reply, Request
 from hintdistill.critics.record import Record, encode, harmless
-from hintdistill.errors import HintdistillError
 from hintdistill.prompts import REVISE, PromptLibrary, hint_classes
-from hintdistill.types import Finding, Trace, Usage, Verdict
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hintdistill.core.errors import ConfigError, ContextLengthError, HintdistillError, ServiceError
+from hintdistill.core.models import load_tokenizer, model_key
+from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request
 from hintdistill.critics.local import question_ids
-from hintdistill.errors import ConfigError, ContextLengthError, HintdistillError, ServiceError
-from hintdistill.models import load_tokenizer, model_key
-from hintdistill.types import Usage
 
 
 class VLLMBackend:

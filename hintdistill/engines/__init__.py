@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from hintdistill.scores import ScoreRequest, Scores
+from hintdistill.core.scores import ScoreRequest, Scores
 
 CAPABILITIES = frozenset({"gather", "full", "hidden"})
 """`gather`: log-probabilities of chosen ids; `full`: the whole vocabulary; `hidden`: hidden states."""

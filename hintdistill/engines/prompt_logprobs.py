@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hintdistill.core.errors import ContextLengthError, ScoreError
+from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prefix_tree import ROOT, grow
-from hintdistill.errors import ContextLengthError, ScoreError
-from hintdistill.scores import ScoreRequest, Scores
 
 Position = Mapping[int, float]
 """Id → log-probability at one position, top k and the sampled id."""

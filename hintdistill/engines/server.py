@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hintdistill.core.errors import ConfigError, ScoreError, ServiceError
+from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
-from hintdistill.errors import ConfigError, ScoreError, ServiceError
-from hintdistill.scores import ScoreRequest, Scores
 
 Dialect = Literal["prompt_logprobs", "echo"]
 MARK = "token_id:"

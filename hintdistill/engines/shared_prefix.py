@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from hintdistill.core.errors import SharingError
 from hintdistill.engines.forward import intercept, last_feed_forward_on
 from hintdistill.engines.prefix_tree import ROOT, Piece, PrefixTree, grow
-from hintdistill.errors import SharingError
 
 ATTENTION = "hintdistill_shared_prefix"
 BLOCK = 256

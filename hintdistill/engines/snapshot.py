@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hintdistill.core.errors import SharingError
 from hintdistill.engines.forward import intercept
 from hintdistill.engines.prefix_tree import ROOT, PrefixTree
-from hintdistill.errors import SharingError
 
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 """What releases of transformers call the state a model takes and gives back."""

@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hintdistill.core.errors import ContextLengthError, ModelError, ScoreError
+from hintdistill.core.models import model_key
+from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines import union_rows
 from hintdistill.engines.forward import head_error, hidden_at
 from hintdistill.engines.prefix_tree import PrefixTree, batches, call_tokens, grow
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
 from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_states
 from hintdistill.engines.vocabulary import Reading, Vocabulary
-from hintdistill.errors import ContextLengthError, ModelError, ScoreError
-from hintdistill.models import model_key
-from hintdistill.scores import ScoreRequest, Scores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from hintdistill.core.errors import ConfigError, ModelError
+from hintdistill.core.models import model_key
+from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
-from hintdistill.errors import ConfigError, ModelError
-from hintdistill.models import model_key
-from hintdistill.scores import ScoreRequest, Scores
 
 
 class VLLMEngine:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.config import RunConfig
-from hintdistill.errors import ConfigError, PromptError
+from hintdistill.core.errors import ConfigError, PromptError
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.store import STAGES, RunDir
 from hintdistill.recipes import reads_reward, require_met
-from hintdistill.rundir import STAGES, RunDir
 from hintdistill.training import processes
 
 __all__ = ["STAGES", "Plan", "RunContext", "Voice", "plan", "report_only", "run", "run_folder"]
@@ -185,11 +185,11 @@ class Plan:
 
 def plan(config: RunConfig, until: str = "report") -> Plan:
     """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises."""
+    from hintdistill.core.types import Trace
     from hintdistill.critics.llm import LLMCritic
     from hintdistill.pipeline import critique
-    from hintdistill.traces import read_traces
     from hintdistill.traces.groups import group_traces
-    from hintdistill.types import Trace
+    from hintdistill.traces.reading import read_traces
 
     check_inputs(config, until)
     ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))

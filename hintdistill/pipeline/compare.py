@@ -16,13 +16,13 @@ import numpy as np
 
 from hintdistill import pipeline
 from hintdistill.config import RunConfig
-from hintdistill.config_file import load_config, validate
-from hintdistill.errors import InputError
+from hintdistill.config.file import load_config, validate
+from hintdistill.core.errors import InputError
+from hintdistill.core.types import Critique
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
-from hintdistill.rundir import RunDir
-from hintdistill.types import Critique
+from hintdistill.pipeline.store import RunDir
 
 RESAMPLES = 2000
 

@@ -10,20 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hintdistill.config import RunConfig
-from hintdistill.errors import ConfigError
-from hintdistill.hosts import require_allowed
-from hintdistill.models import ModelKey, model_key, resolve_model
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.hosts import require_allowed
+from hintdistill.core.models import ModelKey, model_key, resolve_model
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import PromptLibrary
-from hintdistill.rundir import RunDir, content_key
-from hintdistill.traces import ReadOptions, load_tools
+from hintdistill.traces.options import ReadOptions
+from hintdistill.traces.reading import load_tools
 from hintdistill.traces.registry import format_named
-from hintdistill.types import Split, Trace
 
 if TYPE_CHECKING:
     from hintdistill.engines import Engine
     from hintdistill.engines.transformers import TransformersEngine
-    from hintdistill.rendering import Renderer
+    from hintdistill.injection.rendering import Renderer
 
 
 class RunContext:
@@ -65,7 +67,7 @@ class RunContext:
     @cached_property
     def renderer(self) -> Renderer:
         """The student's tokenizer and template. Raises ModelError."""
-        from hintdistill.rendering import Renderer
+        from hintdistill.injection.rendering import Renderer
 
         return Renderer.from_pretrained(self.model_folder)
 

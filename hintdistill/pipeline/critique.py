@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from hintdistill.core.errors import HintdistillError, ServiceError
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Critic
 from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
-from hintdistill.errors import HintdistillError, ServiceError
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext
-from hintdistill.rundir import content_key
-from hintdistill.types import Critique, Finding, Trace
 
 
 def critics(ctx: RunContext) -> list[Critic]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hintdistill.errors import HintdistillError
-from hintdistill.injection import Injector
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Critique, Finding, Injection, Split, Trace
+from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext
-from hintdistill.rundir import content_key
-from hintdistill.types import Critique, Finding, Injection, Split, Trace
 
 
 @dataclass(frozen=True)

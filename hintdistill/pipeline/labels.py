@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.config import RunConfig
+from hintdistill.core.errors import EmptyFunnelError, InputError
+from hintdistill.core.storage import write_atomic
+from hintdistill.core.types import Critique, Trace
 from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.critics.evaluation import Case, evaluate
 from hintdistill.critics.recorded import RecordedCritic
-from hintdistill.errors import EmptyFunnelError, InputError
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
-from hintdistill.rundir import RunDir, write_atomic
-from hintdistill.traces import Failure, read_traces
-from hintdistill.traces.annotated import Label, Labelled, read_annotated
-from hintdistill.types import Critique, Trace
+from hintdistill.pipeline.store import RunDir
+from hintdistill.traces.formats.annotated import Label, Labelled, read_annotated
+from hintdistill.traces.options import Failure
+from hintdistill.traces.reading import read_traces
 
 
 def score_critics(config: RunConfig, labels: Path, folder: Path, voice: Voice) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hintdistill.config import RunConfig
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Trace
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.recipes import reads_advantage, reads_reward
-from hintdistill.rundir import content_key
 from hintdistill.training.reward import (
     NO_OUTCOME,
     OutcomeData,
@@ -17,7 +18,6 @@ from hintdistill.training.reward import (
     require_pulling,
     trace_outcomes,
 )
-from hintdistill.types import Trace
 
 
 def outcome_data(ctx: RunContext) -> OutcomeData:

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hintdistill.errors import EmptyFunnelError
-from hintdistill.inspection import HELD_ELSEWHERE, empty_files_error
+from hintdistill.core.errors import EmptyFunnelError
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.context import RunContext, trace_key
-from hintdistill.rundir import content_key
-from hintdistill.traces import Failure, Keeper, read_traces
+from hintdistill.reporting.inspection import HELD_ELSEWHERE, empty_files_error
 from hintdistill.traces.groups import group_traces
-from hintdistill.types import Split, Trace
+from hintdistill.traces.options import Failure
+from hintdistill.traces.reading import Keeper, read_traces
 
 LoadedTrace = tuple[str, Trace, Split]
 """Row key, trace, split."""

@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.errors import HintdistillError
-from hintdistill.movement import Movement, movement
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.scores import ScoreRequest, Target
+from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, read, rescore, train
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.store import STAGES
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
+from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
 from hintdistill.rollouts.sampling import SamplingOptions
-from hintdistill.rundir import STAGES, content_key, write_atomic
-from hintdistill.scores import ScoreRequest, Target
-from hintdistill.traces import read_traces
-from hintdistill.types import Trace
+from hintdistill.traces.reading import read_traces
 
 
 def run(ctx: RunContext) -> None:

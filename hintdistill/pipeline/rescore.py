@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hintdistill.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
-from hintdistill.models import model_key
+from hintdistill.core.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
+from hintdistill.core.models import model_key
+from hintdistill.core.scores import Target
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Finding, Injection, Split, Trace
+from hintdistill.injection.rendering import RenderedStep
 from hintdistill.pipeline import critique, inject, read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import REVISE, hint_name
-from hintdistill.rendering import RenderedStep
-from hintdistill.rundir import content_key
-from hintdistill.scores import Target
-from hintdistill.scoring import Scorer, decide, null_pass_rate
-from hintdistill.targets import TargetStore
-from hintdistill.types import Finding, Injection, Split, Trace
+from hintdistill.rescoring.scorer import Scorer, decide, null_pass_rate
+from hintdistill.rescoring.store import TargetStore
 
 HintItem = tuple[str, Injection, Split]
 AnchorItem = tuple[str, str, int, RenderedStep, Split]

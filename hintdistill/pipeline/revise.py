@@ -6,12 +6,12 @@ and scored like any other, against placebos drawn afresh for it; the report coun
 
 from __future__ import annotations
 
+from hintdistill.core.errors import HintdistillError, ServiceError
+from hintdistill.core.storage import content_key
 from hintdistill.critics.llm import LLMCritic
-from hintdistill.errors import HintdistillError, ServiceError
-from hintdistill.hints import is_vacuous
+from hintdistill.injection.hints import is_vacuous
 from hintdistill.pipeline import critique, read, rescore
 from hintdistill.pipeline.context import RunContext
-from hintdistill.rundir import content_key
 
 SAID = {
     "no_effect": "no_effect: the wrong words stayed as likely as without it",

@@ -28,19 +28,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hintdistill.config import OUTPUT_KEYS, RunConfig
-from hintdistill.errors import EmptyFunnelError, EnvironmentFailure, TripwireError
-from hintdistill.models import model_key
-from hintdistill.movement import movement
+from hintdistill.core.errors import EmptyFunnelError, EnvironmentFailure, TripwireError
+from hintdistill.core.models import model_key
+from hintdistill.core.scores import ScoreRequest
+from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.store import RunDir
+from hintdistill.rescoring.drift import movement
 from hintdistill.rollouts.evaluate import Outcome, load_suite, outcome_of, summarise, tasks_of
 from hintdistill.rollouts.measure import Setting, describe, off_target_sets, options_of
 from hintdistill.rollouts.sampling import Episode, Sampler
-from hintdistill.rundir import RunDir, content_key, write_atomic
-from hintdistill.scores import ScoreRequest
-from hintdistill.traces import native
-from hintdistill.types import Trace
+from hintdistill.traces.formats import native
 
 if TYPE_CHECKING:
     from hintdistill.engines.transformers import TransformersEngine

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hintdistill.config import OUTPUT_KEYS, TrainSection
-from hintdistill.models import model_key, resolve_model
+from hintdistill.core.models import model_key, resolve_model
+from hintdistill.core.scores import Target
+from hintdistill.core.storage import content_key
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.planning.fits import require_fits
 from hintdistill.planning.histogram import Slot, rows
 from hintdistill.planning.shape import ModelShape
-from hintdistill.rundir import content_key
-from hintdistill.scores import Target
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from hintdistill.config import RunConfig, RunSection, TrainSection
-from hintdistill.errors import DoesNotFitError
+from hintdistill.core.errors import DoesNotFitError
 from hintdistill.planning.histogram import RowLength
 from hintdistill.planning.machine import Room, room
 from hintdistill.planning.memory import FLOAT, Load, Peak, Setup, train_peak

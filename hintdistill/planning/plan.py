@@ -14,9 +14,9 @@ from hintdistill.planning.fits import load_of, longest_trace, options, setup_of,
 from hintdistill.planning.histogram import Histogram, RowLength, by_length
 from hintdistill.planning.machine import Room
 from hintdistill.planning.memory import FLOAT, STAGE, STORED, Peak, Setup, scoring_peak, train_peak
-from hintdistill.planning.reading import Reading, operations, pairs
 from hintdistill.planning.shape import ModelShape
 from hintdistill.planning.speed import SAVED_PER_SECOND, Speed, row_operations
+from hintdistill.planning.token_counts import Reading, operations, pairs
 
 MARGIN = 0.9
 """Share of the memory that recommended settings may fill."""

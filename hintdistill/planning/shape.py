@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hintdistill.errors import ModelError
+from hintdistill.core.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _base_folder(folder: Path) -> Path:
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() or (folder / "config.json").is_file():
         return folder
-    from hintdistill.models import resolve_model
+    from hintdistill.core.models import resolve_model
 
     return resolve_model(str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
 

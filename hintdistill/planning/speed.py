@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from hintdistill.config import RunConfig
+from hintdistill.core.scores import ScoreRequest, Target
 from hintdistill.engines.transformers import TransformersEngine, pick_device
 from hintdistill.planning.histogram import RowLength
-from hintdistill.planning.reading import operations, pairs, reading, train_operations
 from hintdistill.planning.shape import ModelShape
-from hintdistill.scores import ScoreRequest, Target
+from hintdistill.planning.token_counts import operations, pairs, reading, train_operations
 from hintdistill.training.reward import OutcomeData, TraceOutcome
 
 SECONDS = 10.0

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from hintdistill.errors import ConfigError
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.package_data import data_root
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
 from hintdistill.recipes.parts import SIGNALS, nearest
 from hintdistill.recipes.schema import Recipe
-from hintdistill.shipped import data_root
 
 DEFAULT = "targeted"
 """The recipe of a run that names none."""

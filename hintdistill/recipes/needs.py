@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from hintdistill.errors import ConfigError
+from hintdistill.core.errors import ConfigError
 from hintdistill.recipes import parts
 from hintdistill.recipes.schema import Recipe, Term
 

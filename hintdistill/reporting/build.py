@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from hintdistill.config import GateSection
-from hintdistill.movement import Movement
+from hintdistill.core.scores import Target
+from hintdistill.core.types import Critique, Injection
 from hintdistill.reporting.spending import spending
+from hintdistill.rescoring.drift import Movement
+from hintdistill.rescoring.scorer import null_pass_rate
 from hintdistill.rollouts.evaluate import Evaluation
-from hintdistill.scores import Target
-from hintdistill.scoring import null_pass_rate
-from hintdistill.types import Critique, Injection
 
 REPORT_SCHEMA = 1
 
@@ -229,7 +229,7 @@ def _is_revised(t: Target, data: ReportInput) -> bool:
 
 
 def _judged(t: Target, data: ReportInput) -> list[tuple[Any, tuple[str, ...]]]:
-    from hintdistill.scoring import judge
+    from hintdistill.rescoring.scorer import judge
 
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
     return [(p, judge(p.measurement, (), gate)) for p in t.placebos]

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hintdistill.errors import ConfigError
+from hintdistill.core.errors import ConfigError
 
 BLANK = "▯"
 

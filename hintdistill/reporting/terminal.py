@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hintdistill.inspection import FileReport
 from hintdistill.reporting import printable
+from hintdistill.reporting.inspection import FileReport
 from hintdistill.reporting.spending import spent
 
 

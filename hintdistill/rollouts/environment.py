@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from hintdistill.types import Finding, Message, Trace
+from hintdistill.core.types import Finding, Message, Trace
 
 
 @dataclass(frozen=True)

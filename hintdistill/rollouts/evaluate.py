@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from hintdistill.core.errors import ConfigError, EnvironmentFailure
+from hintdistill.core.importing import load_object
+from hintdistill.core.types import Finding, Trace
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import ConfigError, EnvironmentFailure
-from hintdistill.importing import load_object
-from hintdistill.rendering import Renderer
+from hintdistill.injection.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.sampling import Episode, Sampler, SamplingOptions
-from hintdistill.types import Finding, Trace
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.rollouts.cache import growing_cache
-from hintdistill.scores import ScoreRequest
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from hintdistill.errors import EnvironmentFailure, HintdistillError
+from hintdistill.core.errors import EnvironmentFailure, HintdistillError
+from hintdistill.core.types import Message
 from hintdistill.rollouts.environment import Environment, Reply, Start
-from hintdistill.types import Message
 
 ANSWERING = ("system", "developer", "user", "tool")
 

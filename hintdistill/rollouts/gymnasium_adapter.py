@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.errors import ConfigError, EnvironmentFailure
+from hintdistill.core.errors import ConfigError, EnvironmentFailure
+from hintdistill.core.types import Finding, Message, Trace
 from hintdistill.rollouts.environment import Environment, Reply, Start
-from hintdistill.types import Finding, Message, Trace
 
 _MARKED = re.compile(r"\x1b\[[\d;]*m([^\x1b]*)\x1b\[0m")
 _ESCAPES = re.compile(r"\x1b\[[\d;]*[A-Za-z]")

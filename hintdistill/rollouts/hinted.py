@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hintdistill.errors import HintdistillError
-from hintdistill.injection import Injector
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.types import Critique, Finding, Trace
+from hintdistill.injection.splice import Injector
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.sampling import Branch, Episode, Sampler
-from hintdistill.types import Critique, Finding, Trace
 
 Judge = Callable[[Sequence[Trace]], dict[str, Critique]]
 """Traces → critique by trace id; a trace the critic could not read is absent."""

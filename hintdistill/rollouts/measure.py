@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from hintdistill.config import RolloutSection
-from hintdistill.errors import EnvironmentFailure, HintdistillError
-from hintdistill.rendering import Renderer
+from hintdistill.core.errors import EnvironmentFailure, HintdistillError
+from hintdistill.core.scores import ScoreRequest
+from hintdistill.core.types import Trace
+from hintdistill.injection.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.evaluate import checked
 from hintdistill.rollouts.generation import SamplingOptions
 from hintdistill.rollouts.sampling import Episode
-from hintdistill.scores import ScoreRequest
-from hintdistill.types import Trace
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from hintdistill.json_spans import members
-from hintdistill.types import Message, ToolCall
+from hintdistill.core.json_spans import members
+from hintdistill.core.types import Message, ToolCall
 
 _BLOCK = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 

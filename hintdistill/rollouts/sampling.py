@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hintdistill.core.errors import EnvironmentFailure, HintdistillError
+from hintdistill.core.types import Message, Trace
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import EnvironmentFailure, HintdistillError
-from hintdistill.hints import seed_of
-from hintdistill.rendering import Renderer
+from hintdistill.injection.hints import seed_of
+from hintdistill.injection.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.generation import Generator, Sampled, SamplingOptions, TransformersGenerator
 from hintdistill.rollouts.guard import GuardedEnvironment
 from hintdistill.rollouts.parsing import PARSERS
-from hintdistill.types import Message, Trace
 
 __all__ = ["Branch", "Episode", "Sampler", "SamplingOptions"]
 

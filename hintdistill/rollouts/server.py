@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from hintdistill.config import ServerSection
+from hintdistill.core.errors import ServiceError
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import ServiceError
-from hintdistill.hints import seed_of
+from hintdistill.injection.hints import seed_of
 from hintdistill.rollouts.generation import Sampled, SamplingOptions
-from hintdistill.scores import ScoreRequest
 
 EXTENSION = "hintdistill.rollouts.vllm_worker.PackedKernels"
 """What a server on a CPU must be started with, see there."""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from hintdistill.core.types import Source
 from hintdistill.traces.options import Failure
-from hintdistill.types import Source
 
 MAX_RATIO = 200
 """Uncompressed to compressed size; JSON with much repetition stays below 50, a bomb starts near 1,000."""

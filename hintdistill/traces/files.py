@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from hintdistill.errors import InputError
+from hintdistill.core.errors import InputError
+from hintdistill.core.types import Source
 from hintdistill.traces.archives import Member, members
 from hintdistill.traces.options import Failure
-from hintdistill.types import Source
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".traj", ".har")
 ARCHIVES = (".zip", ".eval")

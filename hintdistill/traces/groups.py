@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from hintdistill.types import Trace
+from hintdistill.core.types import Trace
 
 SIMILAR = 0.8
 """Jaccard overlap from which two first messages are one task."""

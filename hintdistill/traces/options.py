@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hintdistill.errors import TraceError
-from hintdistill.types import Source
+from hintdistill.core.errors import TraceError
+from hintdistill.core.types import Source
 
 MAX_RECORD_BYTES = 256 * 2**20
 """Default bound on one record, and on one session that is read whole."""

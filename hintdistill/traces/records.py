@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import msgspec
 
+from hintdistill.core.types import Source
 from hintdistill.traces.options import Failure, Record
-from hintdistill.types import Source
 
 CHUNK = 1 << 16
 TAIL = 16

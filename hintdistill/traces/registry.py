@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from hintdistill.errors import ConfigError
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.types import Trace
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.types import Trace
 
 ENTRY_POINTS = "hintdistill.trace_formats"
 
@@ -60,7 +60,7 @@ def formats() -> tuple[TraceFormat, ...]:
         if not isinstance(loaded, TraceFormat):
             raise ConfigError(f"the trace format {point.name} ({point.value}) lacks NAME, SCOPE, fits or traces")
         found.append(loaded)
-    shipped: list[Any] = [importlib.import_module(f"hintdistill.traces.{name}") for name in SHIPPED]
+    shipped: list[Any] = [importlib.import_module(f"hintdistill.traces.formats.{name}") for name in SHIPPED]
     return (*found, *shipped)
 
 

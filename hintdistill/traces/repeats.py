@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hintdistill.core.types import Message, Trace
 from hintdistill.traces.options import Failure
 from hintdistill.traces.turns import GIVEN, TOKEN_KEYS
-from hintdistill.types import Message, Trace
 
 Mark = int
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hintdistill.errors import TraceError
+from hintdistill.core.errors import TraceError
+from hintdistill.core.types import Source, Trace
 from hintdistill.traces.options import ReadOptions
-from hintdistill.types import Source, Trace
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _PLAIN = {"role", "content", "tool_call_id"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hintdistill.errors import ConfigError
+from hintdistill.core.errors import ConfigError
 
 MODEL, OPTIMIZER, SCHEDULER = "pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"
 

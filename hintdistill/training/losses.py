@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from hintdistill.config import OutcomeSection
+from hintdistill.core.errors import ConfigError
 from hintdistill.engines.forward import make_head, squash_numbers
-from hintdistill.errors import ConfigError
 from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.objectives.chunked import HeadSpec
+from hintdistill.objectives.chunked_support import linear_kept, linear_support, linear_term
 from hintdistill.objectives.compose import target_of
 from hintdistill.objectives.divergences import DIVERGENCES, compared
 from hintdistill.objectives.outcome import outcome_loss
 from hintdistill.objectives.schedules import at_step, bound, scheduled
-from hintdistill.objectives.supported import linear_kept, linear_support, linear_term
 from hintdistill.recipes import Recipe, Term
 from hintdistill.training.processes import is_sharded
 from hintdistill.training.rows import REWARD, Slot

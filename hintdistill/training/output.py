@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from hintdistill.config import RunSection, TrainSection
+from hintdistill.core.models import TEMPLATES, TOKENIZER
 from hintdistill.engines.transformers import DTYPES, load_model
-from hintdistill.models import TEMPLATES, TOKENIZER
 from hintdistill.training.card import adapter_card, hub_name
 from hintdistill.training.students import NEW, Arrived
 

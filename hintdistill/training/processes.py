@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hintdistill.errors import ConfigError
+from hintdistill.core.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hintdistill.errors import InputError
-from hintdistill.scores import Target
+from hintdistill.core.errors import InputError
+from hintdistill.core.scores import Target
 
 SPEAKS_OF = {"weights": "the teacher's weights", "renderer": "the tokenizer or the chat template"}
 """Entry of `Target.versions` → what differs where it does."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from hintdistill.config import TrainSection
-from hintdistill.errors import ConfigError, InputError, ServiceError
+from hintdistill.core.errors import ConfigError, InputError, ServiceError
 
 
 def hub() -> str:

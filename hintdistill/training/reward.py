@@ -14,10 +14,10 @@ from typing import Literal
 
 import torch
 
-from hintdistill.errors import EmptyFunnelError, HintdistillError, InputError
+from hintdistill.core.errors import EmptyFunnelError, HintdistillError, InputError
+from hintdistill.core.types import Trace
+from hintdistill.injection.rendering import Renderer
 from hintdistill.objectives.couplings import group_advantage
-from hintdistill.rendering import Renderer
-from hintdistill.types import Trace
 
 Baseline = Literal["group", "round"]
 NOTHING = 1e-9

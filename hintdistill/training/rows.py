@@ -21,9 +21,9 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from hintdistill.config import TrainSection
-from hintdistill.errors import InputError
+from hintdistill.core.errors import InputError
+from hintdistill.core.scores import Target
 from hintdistill.recipes import Term
-from hintdistill.scores import Target
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 
 REWARD = "reward"

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from hintdistill.config import RunSection, TrainSection
+from hintdistill.core.errors import EmptyFunnelError
+from hintdistill.core.scores import Target
 from hintdistill.engines.transformers import pick_device
-from hintdistill.errors import EmptyFunnelError
-from hintdistill.scores import Target
 from hintdistill.training import processes
-from hintdistill.training.others import Others
 from hintdistill.training.output import SUMMARY, write_student
+from hintdistill.training.reference_models import Others
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData
 from hintdistill.training.rows import RowDataset, TraceRow, build_rows
 from hintdistill.training.students import Student, load_student

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
+from hintdistill.core.errors import ConfigError, ModelError
 from hintdistill.engines.transformers import load_model, pick_dtype
-from hintdistill.errors import ConfigError, ModelError
 
 NEW, ARRIVED = "default", "initial"
 """Names of the adapters inside peft: the one that is trained, and the one the student came as."""

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hintdistill.config import TrainSection
-from hintdistill.errors import ConfigError
+from hintdistill.core.errors import ConfigError
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PROJECT = "hintdistill"

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import Trainer
 
 from hintdistill.config import TrainSection
+from hintdistill.core.errors import TripwireError
 from hintdistill.engines.shared_prefix import ATTENTION, register
 from hintdistill.engines.sharing import choose
-from hintdistill.errors import TripwireError
 from hintdistill.objectives import fkl
 from hintdistill.objectives.couplings import additive
 from hintdistill.objectives.schedules import scheduled

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hintdistill.config import TripwireSection
-from hintdistill.errors import TripwireError
+from hintdistill.core.errors import TripwireError
 
 
 @dataclass(frozen=True)

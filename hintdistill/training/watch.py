@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hintdistill.config import WatchSection
+from hintdistill.core.scores import Target
 from hintdistill.objectives import fkl, gather_with_tail
-from hintdistill.scores import Target
 from hintdistill.training.losses import OutputHead
 from hintdistill.training.passes import Passes, places
 from hintdistill.training.rows import Slot, TraceRow, watch_rows

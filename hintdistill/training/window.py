@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hintdistill.core.errors import ModelError
 from hintdistill.engines.prefix_tree import Piece
 from hintdistill.engines.shared_prefix import Memory, PackedCall, run_call
-from hintdistill.errors import ModelError
 from hintdistill.training.passes import Passes, StudentPass, forest
 from hintdistill.training.processes import lockstep
 from hintdistill.training.rows import TraceRow

@@ -19,13 +19,13 @@ from typing import Any
 import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-with atheris.instrument_imports(include=["hintdistill.traces", "hintdistill.types"]):
+with atheris.instrument_imports(include=["hintdistill.traces", "hintdistill.core.types"]):
     import hintdistill.traces.registry as registry
 
     registry.formats()
     import traces_contract as contract
 
-from traces_seeds import SEEDS
+from support.traces_seeds import SEEDS
 
 ODD: list[Any] = [
     None,

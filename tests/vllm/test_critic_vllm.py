@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from served import CONTEXT, CRITIC, TOOLWORLD
+from support.served import CONTEXT, CRITIC, TOOLWORLD
 
 vllm = pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
 pytestmark = pytest.mark.vllm
@@ -17,7 +17,7 @@ def backend(vllm_engine):
 
 
 def traces(n: int):
-    from hintdistill.traces import read_traces
+    from hintdistill.traces.reading import read_traces
 
     out = []
     for trace in read_traces([TOOLWORLD / "traces.jsonl"]):
@@ -52,9 +52,9 @@ def test_the_tiny_critic_answers_as_it_does_locally(backend):
 
 def test_votes_and_an_edited_prompt_reuse_the_record(backend, tmp_path):
     """Prompt tokens that vLLM computed, over those of the records: one pass, then five votes and one edited prompt."""
+    from hintdistill.core.types import Message, Trace
     from hintdistill.critics.llm import LLMCritic
     from hintdistill.prompts import PromptLibrary
-    from hintdistill.types import Message, Trace
 
     messages = []
     for k in range(40):

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from served import CRITIC
+from support.served import CRITIC
 
+from hintdistill.core.errors import ConfigError, ContextLengthError, ScoreError
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.errors import ConfigError, ContextLengthError, ScoreError
-from hintdistill.scores import ScoreRequest
 
 pytest.importorskip("vllm", reason="vllm is not installed in this environment; `make test-vllm` has its own")
 pytestmark = pytest.mark.vllm

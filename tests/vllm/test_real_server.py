@@ -87,9 +87,9 @@ def test_transformers_and_vllm_agree_on_the_plain_view(server):
     """float32 log-probabilities of the same recorded ids, over HTTP and by our engine."""
     import numpy as np
 
+    from hintdistill.core.scores import ScoreRequest
     from hintdistill.engines.transformers import TransformersEngine
-    from hintdistill.scores import ScoreRequest
-    from hintdistill.traces import read_traces
+    from hintdistill.traces.reading import read_traces
 
     engine = TransformersEngine.load(STUDENT, dtype="float32")
     trace = next(iter(read_traces([ROOT / "examples" / "toolworld" / "traces.jsonl"])))
@@ -113,11 +113,11 @@ def test_the_server_engine_agrees_with_transformers_in_both_dialects(server):
     """prompt_logprobs and echo, over HTTP: the same numbers, whatever the order, and bad input named."""
     import numpy as np
 
+    from hintdistill.core.errors import ConfigError, ContextLengthError, ServiceError
+    from hintdistill.core.scores import ScoreRequest
     from hintdistill.engines.server import ServerEngine
     from hintdistill.engines.transformers import TransformersEngine
-    from hintdistill.errors import ConfigError, ContextLengthError, ServiceError
-    from hintdistill.scores import ScoreRequest
-    from hintdistill.traces import read_traces
+    from hintdistill.traces.reading import read_traces
 
     trace = next(iter(read_traces([ROOT / "examples" / "toolworld" / "traces.jsonl"])))
     message = trace.step(0)
@@ -152,7 +152,7 @@ def test_the_rescore_stage_through_a_server(server, tmp_path):
     """The same hints, scored by vLLM over HTTP and by transformers: the same effects, and the union is said to be missing."""
     import numpy as np
 
-    from hintdistill.targets import TargetStore
+    from hintdistill.rescoring.store import TargetStore
 
     command = [
         *COMMAND,

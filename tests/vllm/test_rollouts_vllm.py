@@ -30,7 +30,7 @@ def engine():
 
 @pytest.fixture(scope="module")
 def renderer():
-    from hintdistill.rendering import Renderer
+    from hintdistill.injection.rendering import Renderer
 
     return Renderer.from_pretrained(STUDENT)
 
@@ -59,9 +59,9 @@ def other_weights(tmp_path: Path) -> Path:
 def test_sampled_ids_and_logprobs_are_the_students_own(server, engine, renderer):
     from world import Toolworld
 
+    from hintdistill.core.scores import ScoreRequest
     from hintdistill.rollouts.sampling import Sampler, SamplingOptions
     from hintdistill.rollouts.server import ServerGenerator
-    from hintdistill.scores import ScoreRequest
 
     generator = ServerGenerator(section(server.url), engine.max_length)
     tasks = list(Toolworld().splits()["validation"])[:12]
@@ -82,8 +82,8 @@ def test_sampled_ids_and_logprobs_are_the_students_own(server, engine, renderer)
 
 
 def test_it_serves_the_weights_it_was_handed(server, engine, renderer, tmp_path):
+    from hintdistill.core.errors import ServiceError
     from hintdistill.engines.transformers import TransformersEngine
-    from hintdistill.errors import ServiceError
     from hintdistill.rollouts.server import ServerGenerator
 
     folder = other_weights(tmp_path)
@@ -100,8 +100,8 @@ def test_it_serves_the_weights_it_was_handed(server, engine, renderer, tmp_path)
 
 def test_weights_that_are_not_served_are_found_out(server, engine, renderer, tmp_path):
     """Whatever a reload leaves behind, nothing is sampled from weights other than those that were handed over."""
+    from hintdistill.core.errors import ServiceError
     from hintdistill.engines.transformers import TransformersEngine
-    from hintdistill.errors import ServiceError
     from hintdistill.rollouts.server import ServerGenerator
 
     generator = ServerGenerator(section(server.url), engine.max_length)
@@ -128,7 +128,7 @@ def test_a_round_of_the_loop_by_the_server(server, tmp_path):
 
 
 def test_a_server_that_is_gone_or_cannot_reload(server, engine, renderer, tmp_path):
-    from hintdistill.errors import ServiceError
+    from hintdistill.core.errors import ServiceError
     from hintdistill.rollouts.generation import SamplingOptions
     from hintdistill.rollouts.server import ServerGenerator
 

@@ -1,0 +1,1 @@
+"""The ablation: the method as controlled arms over seeds."""

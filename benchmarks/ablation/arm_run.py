@@ -1,0 +1,195 @@
+"""One arm on one seed: all of its rounds, then what is measured of its student."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.ablation import arms
+from benchmarks.ablation.jobs import Bench
+from benchmarks.ablation.shared_baseline import held_targets, off_target_requests
+from hintdistill.config import TrainSection
+from hintdistill.core.errors import EmptyFunnelError, TripwireError
+from hintdistill.core.scores import Target
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Trace
+from hintdistill.injection.hints import seed_of
+from hintdistill.pipeline.outcome import outcome_data
+from hintdistill.pipeline.preflight import predict
+from hintdistill.pipeline.rounds import collapsed
+from hintdistill.rescoring.drift import movement
+from hintdistill.rollouts.sampling import Episode
+from hintdistill.traces.formats import native
+from hintdistill.traces.options import ReadOptions
+from hintdistill.traces.reading import read_traces
+
+if TYPE_CHECKING:
+    from hintdistill.training.reward import OutcomeData
+    from hintdistill.training.stage import TrainSummary
+
+NO_PREDICTION = ("sft_success", "sft_corrected", "random_step", "none", "hint_outcome")
+"""Arms without a hint at the erring step, or with more than that to learn from."""
+
+
+def run_arm(bench: Bench) -> dict[str, Any]:
+    """Play and train every round, then measure the last good student."""
+    students, rows = [bench.initial], []
+    assert bench.config.run.rounds is not None
+    predicted: list[dict[str, Any]] = []
+    for number in range(1, bench.config.run.rounds + 1):
+        row, targets, student = _round(bench, number, students)
+        rows.append(row)
+        if number == 1 and bench.job.arm not in NO_PREDICTION:
+            # of what it trains on: of gated arms, what was accepted
+            predicted = [asdict(p) for p in predict(t for t in targets if t.accepted)]
+        if row["collapsed"] and number > 1:
+            students.pop()  # it is the student that played who collapsed
+        if row["tripwire"]:
+            break
+        students.append(student)
+        if number < bench.config.run.rounds:
+            row["outcomes"] = bench.between_rounds(student)
+    return {
+        "rounds": rows,
+        "predicted": predicted,
+        "outcomes": bench.outcomes(students[-1], bench.settings()),
+        "off_target": off_target(bench, students[-1]),
+        "train": bench.config.train.model_dump(mode="json"),
+    }
+
+
+def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[str, Any], list[Target], Path]:
+    arm, student = bench.job.arm, students[-1]
+    episodes = _episodes(bench, number, students)
+    failed = sum(e.failure is not None for e in episodes)
+    row: dict[str, Any] = {
+        "round": number, "episodes": len(episodes), "failed": failed, "findings": 0, "candidates": 0, "rejected": 0, "rows": 0,
+        "distinct": 0, "anchors": 0, "traces": 0, "steps": 0,
+        "tripwire": collapsed(failed, len(episodes), bench.config), "collapsed": False,
+    }  # fmt: skip
+    if row["tripwire"]:
+        return row | {"collapsed": True}, [], student
+    critic = bench.ablate.llm_critic if arm == "llm_critic" else None
+    with bench.context(number, student, critic) as ctx:
+        data = arms.critiqued(ctx, episodes, bench.salt(number), bench.anchors_per_trace)
+        targets = arms.targets_of(arm, data, bench.loop.round_folder(number) / "arm")
+        # another critic finds other steps to be right
+        held = held_targets(bench, ctx, bench.folder if critic else bench.shared)
+        outcome = outcome_data(ctx)
+    chosen, distinct = draw_rows(
+        targets, bench.ablate.rows, bench.salt(number), bench.ablate.fill, held, bench.ablate.hold.share
+    )
+    hints = sum(t.kind == "hint" for t in chosen)
+    row |= {
+        "findings": len(data.found), "candidates": sum(t.kind == "hint" and t.accepted for t in targets),
+        "rejected": sum(not t.accepted for t in targets), "rows": hints, "distinct": distinct["hint"],
+        "anchors": len(chosen) - hints,
+    }  # fmt: skip
+    if not hints:
+        return row, targets, student
+    out = bench.loop.round_folder(number) / "student"
+    try:
+        summary = train_rows(bench, chosen, student, out, bench.loop.round_folder(number) / "train", outcome)
+        row |= {"steps": summary.steps, "traces": summary.rows}
+    except TripwireError as error:
+        return row | {"tripwire": error.message}, targets, student
+    return row, targets, out
+
+
+def _episodes(bench: Bench, number: int, students: Sequence[Path]) -> list[Episode]:
+    """The round's episodes: the student's own, those of the round before, or another policy's."""
+    arm, own = bench.job.arm, bench.loop.round_folder(number)
+    if arm == "foreign":
+        found = [t for t in read_traces(bench.ablate.foreign_traces, ReadOptions()) if isinstance(t, Trace)]
+        random.Random(seed_of("foreign", bench.salt(number))).shuffle(found)
+        episodes = [Episode(t.task_id or t.id, t) for t in found[: bench.config.rollout.sample.episodes]]
+        own.mkdir(parents=True, exist_ok=True)
+        native.write(own / "rollouts.jsonl", [e.trace for e in episodes])
+        return episodes
+    if number == 1:
+        # every arm starts from the same episodes of the same policy, whose critiques and targets are known already
+        own.mkdir(parents=True, exist_ok=True)
+        shared = bench.shared / "rounds" / "01"
+        for name in ("episodes.jsonl", "rollouts.jsonl"):
+            shutil.copy2(shared / name, own / name)
+        if (shared / "run").is_dir() and not (own / "run").exists():
+            shutil.copytree(shared / "run", own / "run")
+        return bench.loop.episodes(number, bench.initial)
+    # the student that stands at the end of the list is the one that trains now
+    return bench.loop.episodes(number, students[-2] if arm == "stale" and len(students) > 1 else students[-1])
+
+
+def draw_rows(
+    targets: Sequence[Target], rows: int, salt: str, fill: bool = True, held: Sequence[Target] = (), share: float = 0.5
+) -> tuple[list[Target], dict[str, int]]:
+    """`rows` accepted rows and as many anchors, drawn by `salt` alone, and how many of each are distinct.
+
+    With `fill`, where there are fewer, they are repeated under keys of their own, all as often as one another or once more;
+    without it there are fewer. Of a kind that has none there are none. Where there are `held` targets, `share` of the
+    anchors is drawn from them.
+    """
+    of_held = round(share * rows) if held else 0
+    own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in ("hint", "anchor")}
+    out: list[Target] = []
+    distinct = {"hint": 0, "anchor": 0}
+    for kind, members, wanted in (
+        ("hint", own["hint"], rows), ("anchor", own["anchor"], rows - of_held), ("anchor", list(held), of_held),
+    ):  # fmt: skip
+        members.sort(key=lambda t: t.key)
+        random.Random(seed_of("rows", salt, kind)).shuffle(members)
+        distinct[kind] += min(wanted, len(members))
+        for i in range((wanted if fill else min(wanted, len(members))) if members else 0):
+            again, at = divmod(i, len(members))
+            out.append(replace(members[at], key=f"{members[at].key}#{again}") if again else members[at])
+    return out, distinct
+
+
+def train_rows(
+    bench: Bench, targets: list[Target], student: Path, out: Path, work: Path, outcome: OutcomeData
+) -> TrainSummary:
+    """Train `student` on the steps for the arm's fixed number of optimiser steps."""
+    from hintdistill.training.rows import build_rows
+    from hintdistill.training.stage import read_summary, train
+    from hintdistill.training.watch import WatchSets
+
+    per_epoch = math.ceil(len(build_rows(targets, bench.config.train, outcome)) / bench.config.train.batch_size)
+    # half a step less, because the number of steps is rounded up
+    settings = bench.config.train.model_dump() | {"epochs": (bench.ablate.steps - 0.5) / per_epoch, "save_steps": 10**6}
+    config = TrainSection.model_validate(settings)
+    ended = [] if outcome.key is None else [outcome.key]
+    key = content_key("arm", bench.job.name, [t.key for t in targets], settings, str(student), *ended)
+    summary = read_summary(out)
+    if summary is None or summary.key != key:
+        shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
+        # movement is measured after the round, on sets that all arms share
+        watch = WatchSets(from_initial=student == bench.initial or config.objective.teacher.update == "initial")
+        summary = train(
+            student,
+            targets,
+            bench.config.run,
+            config,
+            work,
+            out,
+            key,
+            initial=bench.initial,
+            watch=watch,
+            outcome=outcome,
+        )
+    if summary.steps != bench.ablate.steps:
+        raise EmptyFunnelError(f"{bench.job.name}: {summary.steps} optimiser steps instead of {bench.ablate.steps}")
+    return summary
+
+
+def off_target(bench: Bench, student: Path) -> dict[str, Any]:
+    """Movement on steps that no row touched: test tasks' other steps and clean traces, clean tasks, and near-misses."""
+    engine, out = bench.loop.top.engine, {}
+    for name, requests in off_target_requests(bench).items():
+        found = movement(engine(bench.initial), engine(student), requests)
+        if found is not None:
+            out[name] = asdict(found)
+    return out

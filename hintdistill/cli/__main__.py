@@ -1,0 +1,5 @@
+"""Run `python -m hintdistill.cli`."""
+
+from hintdistill.cli.main import main
+
+main()

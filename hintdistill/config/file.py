@@ -1,0 +1,142 @@
+"""YAML plus `key=value` overrides → RunConfig.
+
+An unknown key is an error that names the nearest known one; nothing is guessed and nothing is ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hintdistill.config import RunConfig, Section
+from hintdistill.core.errors import ConfigError
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file (or nothing), apply `key=value` overrides, validate.
+
+    Raises:
+        ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
+    """
+    data: dict[str, Any] = {}
+    where = "the overrides"
+    if path is not None:
+        where = str(path)
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(
+                f"no config file at {path}", hint="`hintdistill init DIR` writes one to start from"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(RunConfig.model_fields)}")
+        data = loaded
+    for override in overrides:
+        _apply(data, override)
+    return validate(coerce_sequences(data), where)
+
+
+def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
+    """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
+    problems = [f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, RunConfig)]
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
+
+
+def _clean(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key:
+        raise ConfigError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of {key!r} is not valid YAML: {error}") from error
+    *parents, last = key.split(".")
+    node = data
+    for i, part in enumerate(parents):
+        child = node.get(part)
+        if isinstance(child, str) and [*parents[:i], part] == ["train", "recipe"]:
+            # a recipe's name, of which a key is now changed
+            child = node[part] = {"preset": child}
+        if child is None:
+            child = node[part] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"`{'.'.join(parents[: i + 1])}` is a value, not a section, so `{key}` cannot be set")
+        node = child
+    node[last] = value
+
+
+def _sequence_keys() -> set[str]:
+    return {path for path, annotation in _leaves(RunConfig) if typing.get_origin(annotation) is tuple}
+
+
+def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, info in model.model_fields.items():
+        inner = section_of(info.annotation)
+        if inner is not None:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info.annotation
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The Section class of an annotation `X` or `X | None`, else None."""
+    options = (
+        typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    )
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
+
+
+def _unknown_keys(data: Any, model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, list[str]]]:
+    if not isinstance(data, Mapping):
+        return
+    for key, value in data.items():
+        path = f"{prefix}{key}"
+        if key not in model.model_fields:
+            yield path, [name for name, _ in _leaves(RunConfig)] + [f"{prefix}{n}" for n in model.model_fields]
+            continue
+        inner = section_of(model.model_fields[key].annotation)
+        if inner is not None:
+            yield from _unknown_keys(value, inner, f"{path}.")
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    """A misspelt sibling, else the same name in another section, else whatever is spelled alike."""
+    section, _, name = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    near = [siblings[n] for n in difflib.get_close_matches(name, siblings, 1, 0.6)]
+    near = near or [k for k in known if k.rpartition(".")[2] == name] or difflib.get_close_matches(key, known, 1, 0.6)
+    return f" (did you mean `{near[0]}`?)" if near else ""
+
+
+def coerce_sequences(data: dict[str, Any]) -> dict[str, Any]:
+    """Let YAML write one item where a field holds several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
+    for key in _sequence_keys():
+        *parents, last = key.split(".")
+        node: Any = data
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and last in node and not isinstance(node[last], list | tuple | types.NoneType):
+            node[last] = [node[last]]
+    return data

@@ -1,0 +1,1 @@
+"""Types, scores, errors, storage: what every other package builds on. Torch-free."""

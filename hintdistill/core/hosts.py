@@ -1,0 +1,40 @@
+"""Which servers are this machine, and which may be sent what traces hold."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from hintdistill.core.errors import ConfigError
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_outside(base_url: str | None) -> bool:
+    """Whether a server is not this machine."""
+    return base_url is not None and not is_loopback(urlsplit(base_url).hostname or "")
+
+
+def require_allowed(what: str, base_url: str, allow_hosts: Iterable[str], key: str) -> None:
+    """Refuse a server outside this machine that nobody allowed.
+
+    Args:
+        what: what is sent there, e.g. `the critic`.
+        key: the setting that allows hosts.
+
+    Raises:
+        ConfigError: `base_url` is outside this machine and its host is not in `allow_hosts`.
+    """
+    host = urlsplit(base_url).hostname or ""
+    if is_outside(base_url) and host not in set(allow_hosts):
+        raise ConfigError(
+            f"{what} at {base_url} is outside this machine",
+            hint=f"traces may hold private data; to send them there, set {key}=[{host}]",
+        )

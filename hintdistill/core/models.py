@@ -1,0 +1,131 @@
+"""Model folders: resolving a name, content keys, tokenizers.
+
+The key of a model covers config, tokenizer, template and weight bytes, so that targets made with other weights or
+another tokenizer can be told apart. Hashing weights is slow, so hashes are cached by path, size and modification time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hintdistill.core.errors import ModelError
+
+WEIGHTS = (".safetensors", ".bin", ".pt")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+)
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+
+
+@dataclass(frozen=True)
+class ModelKey:
+    """Content hashes of a model folder, each 16 hexadecimal digits."""
+
+    weights: str
+    tokenizer: str
+    template: str
+
+    def __str__(self) -> str:
+        return f"{self.weights}-{self.tokenizer}-{self.template}"
+
+
+def resolve_model(name: str) -> Path:
+    """The local folder of a model given as a path or a hub name.
+
+    Raises:
+        ModelError: neither a folder nor downloadable.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+            raise ModelError(f"{path} holds no config.json", hint="run.model names a folder saved by save_pretrained")
+        return path
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix != ""
+    if looks_like_path:
+        raise ModelError(
+            f"no model folder at {name}", hint="run.model names a folder saved by save_pretrained, or a hub name"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name))
+    except Exception as error:
+        raise ModelError(
+            f"no model folder at {name}, and the hub did not give it: {type(error).__name__}: {str(error).splitlines()[0]}",
+            hint="run.model names a folder saved by save_pretrained, or a hub name that can be reached",
+        ) from None
+
+
+def model_key(folder: Path) -> ModelKey:
+    """Content hashes of a model folder."""
+    weights = [
+        p for p in sorted(folder.iterdir()) if p.suffix in WEIGHTS or p.name in ("config.json", "adapter_config.json")
+    ]
+    return ModelKey(
+        weights=_hash_files(weights),
+        tokenizer=_hash_files([folder / n for n in TOKENIZER if (folder / n).is_file()]),
+        template=_hash_files([folder / n for n in (*TEMPLATES, "tokenizer_config.json") if (folder / n).is_file()]),
+    )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, chat template included.
+
+    Raises:
+        ModelError: it cannot be loaded, is not a fast tokenizer, or has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise ModelError(f"cannot load the tokenizer of {folder}: {error}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(f"the tokenizer of {folder} is not a fast one", hint="character offsets need a tokenizer.json")
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"the tokenizer of {folder} has no chat template",
+            hint="put a chat_template.jinja into the folder: it decides what the student saw",
+        )
+    return tokenizer
+
+
+def _hash_files(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{_file_hash(file)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _file_hash(file: Path) -> str:
+    stat = file.stat()
+    if stat.st_size < 1 << 20:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    cache_file = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hintdistill" / "hashes.json"
+    slot = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    try:
+        cache: dict[str, str] = json.loads(cache_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        cache = {}
+    if slot in cache:
+        return cache[slot]
+    with file.open("rb") as stream:
+        cache[slot] = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
+        aside = cache_file.with_name(f"hashes.{os.getpid()}.json")
+        aside.write_text(json.dumps(cache), encoding="utf-8")
+        aside.replace(cache_file)
+    except OSError:
+        pass  # a cache that cannot be written costs time, nothing else
+    return cache[slot]

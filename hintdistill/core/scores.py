@@ -1,0 +1,216 @@
+"""The boundary types that hold numbers: what an engine is asked, what it says, and what is made of it.
+
+Frozen dataclasses of numpy arrays; torch-free. Shape legend: S sequence tokens, T step tokens, K kept vocabulary entries
+per position, G gathered ids. All log-probabilities are natural logarithms (nats).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from hintdistill.core.types import Fidelity, Split
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Score `ids[start:end]` given everything before it. Token ids only; text never reaches an engine."""
+
+    ids: np.ndarray
+    """int64 [S]; positions at or after `end` are never read."""
+    start: int
+    end: int
+    group: str | None = None
+    """Requests of one group (the views of one step, hence the same step length) are scored on the union of their ids."""
+    gather_ids: np.ndarray | None = None
+    """int64 [G]: ids whose log-probability is wanted at every scored position."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.start < self.end <= len(self.ids):
+            raise ValueError(f"cannot score ids[{self.start}:{self.end}] of {len(self.ids)}: need 0 < start < end <= S")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one view says about each token of a step. Every number is finite, except the padding of `topk_*`."""
+
+    sampled: np.ndarray
+    """float32 [T]: log-probability of the token that is there."""
+    topk_ids: np.ndarray
+    """int64 [T, K]: the kept ids, each once per row; rows with fewer ids end in -1."""
+    topk_logprobs: np.ndarray
+    """float32 [T, K]: their log-probabilities; -inf at id -1."""
+    tail_logprob: np.ndarray
+    """float32 [T]: log(1 - sum of p over the kept ids and the sampled id, each once); -inf where nothing is left."""
+    gathered: np.ndarray | None = None
+    """float32 [T, G] where the request asked for `gather_ids`."""
+    top1: np.ndarray | None = None
+    """int64 [T]: the id this view would continue with."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one hint (or placebo) did to a step, as far as the gate asks. Nats throughout."""
+
+    position: int | None
+    """The decision token: index into the step's tokens of the first token of the span at which the hinted view's top-1
+    leaves the sampled token; None where it never does."""
+    instead_id: int | None
+    """What the hinted view would say there."""
+    effect: float
+    """Hint effect at the decision token; 0.0 where there is none."""
+    plain_logprob: float
+    """Log-probability of the decision token without the hint; 0.0 where there is none."""
+    max_raise: float
+    """Largest hint effect over quoted tokens that are not negligible under the hint; 0.0 without a quote."""
+    specificity: float
+    """Mean effect on the span minus mean effect on the step's other tokens, minus the same under the placebos."""
+    legal_mass_gain: float | None
+    """Change in probability of the legal continuations at the decision token; None where no schema defines them."""
+    best_placebo: float
+    """Lowest effect of any placebo at the decision token."""
+
+
+@dataclass(frozen=True)
+class DecisionToken:
+    """The decision token in words."""
+
+    position: int
+    token: str
+    instead: str
+    logprob_plain: float
+    logprob_hinted: float
+
+    @property
+    def effect(self) -> float:
+        """Hint effect at the decision token, nats; negative when the hint makes the sampled token less likely."""
+        return self.logprob_hinted - self.logprob_plain
+
+
+@dataclass(frozen=True)
+class Placebo:
+    """A hint that should do nothing, scored in the same place."""
+
+    kind: str
+    """`generic`, `shuffled` or `other_class`."""
+    text: str
+    hint_effect: np.ndarray
+    """float32 [T], nats."""
+    measurement: Measurement
+    """The placebo measured as if it were the hint, against the other placebos: the gate's null."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The distribution to match on one step, what the hint did to it, and whether it was accepted.
+
+    `support_ids` are student top-k, teacher top-k and the sampled id, each once; the tails are the rest of the
+    vocabulary. When targets are made the student is the plain view, because the run has not trained anything yet. An
+    `anchor` target has no hint: its teacher is the plain view itself, and it holds the student where it is.
+    """
+
+    key: str
+    trace_id: str
+    step: int
+    kind: Literal["hint", "anchor"]
+    split: Split
+    context_ids: np.ndarray
+    """int64 [C]: the student's (un-hinted) context."""
+    step_ids: np.ndarray
+    """int64 [T]"""
+    span: tuple[int, int]
+    """Quoted tokens, half-open; the whole step without a quote."""
+    support_ids: np.ndarray
+    """int64 [T, K], -1 pads"""
+    teacher_logprobs: np.ndarray
+    """float32 [T, K], -inf at pads"""
+    plain_logprobs: np.ndarray
+    """float32 [T, K], -inf at pads"""
+    teacher_tail: np.ndarray
+    """float32 [T]"""
+    plain_tail: np.ndarray
+    """float32 [T]"""
+    teacher_sampled: np.ndarray
+    """float32 [T]"""
+    plain_sampled: np.ndarray
+    """float32 [T]"""
+    insert_at: int = 0
+    block_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [H]: the hint's tokens, spliced into the context at `insert_at` for the teacher; empty for an anchor."""
+    error_class: str | None = None
+    hint: str | None = None
+    fidelity: Fidelity = "ids"
+    measurement: Measurement | None = None
+    placebos: tuple[Placebo, ...] = ()
+    guards: tuple[str, ...] = ()
+    accepted: bool = False
+    reasons: tuple[str, ...] = ()
+    """Why it was rejected; empty when accepted."""
+    tokens: tuple[str, ...] = ()
+    """The step's tokens as text."""
+    instead: tuple[str, ...] = ()
+    """What the teacher would say at each position, as text."""
+    legal_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """int64 [G]: the ids that the tool schemas allow at the decision token; empty where they say nothing."""
+    recorded_gap: float | None = None
+    """Mean |log p recorded - log p now| over the step, where the trace recorded log-probabilities; nats per token."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the weights and of the renderer (tokenizer and template) that made this row."""
+
+    @property
+    def hint_effect(self) -> np.ndarray:
+        """E_t = log p(teacher) - log p(plain) of each sampled token, float32 [T], nats. Alone it proves nothing."""
+        return self.teacher_sampled - self.plain_sampled
+
+    @property
+    def decision(self) -> DecisionToken | None:
+        """The token where the hint changes course; None where it changes none."""
+        m = self.measurement
+        if m is None or m.position is None:
+            return None
+        return DecisionToken(
+            position=m.position,
+            token=self.tokens[m.position],
+            instead=self.instead[m.position],
+            logprob_plain=float(self.plain_sampled[m.position]),
+            logprob_hinted=float(self.teacher_sampled[m.position]),
+        )
+
+    @property
+    def specificity(self) -> float | None:
+        """Nats; below zero the hint speaks to the error and not to style."""
+        return None if self.measurement is None else self.measurement.specificity
+
+    @property
+    def legal_mass_gain(self) -> float | None:
+        """Probability the legal continuations gained at the decision token; None where no schema defines them."""
+        return None if self.measurement is None else self.measurement.legal_mass_gain
+
+    def shifts(self, n: int = 5) -> list[TokenShift]:
+        """The `n` tokens whose probability the hint moved most, largest change first."""
+        change = np.abs(np.exp(self.teacher_sampled) - np.exp(self.plain_sampled))
+        order = np.argsort(-change, kind="stable")[:n]
+        return [
+            TokenShift(
+                position=int(t),
+                token=self.tokens[t],
+                before=float(np.exp(self.plain_sampled[t])),
+                after=float(np.exp(self.teacher_sampled[t])),
+                instead=self.instead[t],
+            )
+            for t in order
+        ]
+
+
+@dataclass(frozen=True)
+class TokenShift:
+    """One token that the hint moved: probability before and under the hint, and what the teacher would say instead."""
+
+    position: int
+    token: str
+    before: float
+    after: float
+    instead: str

@@ -1,1 +1,0 @@
-"""Whether the effect is real: controlled arms over seeds, intervals, a prediction made before any training."""

@@ -1,0 +1,232 @@
+"""The words of a hint: from the critic or from the template of its error class, the placebos beside it, the guards.
+
+The guards look at text alone. A hint leaks when it names a literal (number, id, date, quoted string, name) that the
+student could not have read above the step; it is illegal when it tells the student to call a tool that is not listed, or
+a listed one with an argument it does not have; it is vacuous when it says nothing that could change one step rather than
+another; it speaks another dialect when it shows JSON spaced unlike the student's own, because the gradient would then
+teach white space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
+
+from hintdistill.core.errors import NoHintError, PromptError
+from hintdistill.core.types import Finding, Trace
+from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
+
+PlaceboKind = Literal["generic", "shuffled", "other_class"]
+PLACEBO_KINDS: tuple[PlaceboKind, ...] = ("generic", "shuffled", "other_class")
+GENERIC = "placebo/generic.jinja"
+
+_LITERALS = re.compile(
+    r"\"(?P<double>[^\"\n]{1,80})\"|`(?P<tick>[^`\n]{1,80})`|(?<!\w)'(?P<single>[^'\n]{1,80})'(?!\w)"
+    r"|(?P<word>[\w.+-]+@[\w-]+\.[\w.]+|https?://\S+|\w*\d[\w./:-]*|\w+_\w+)"
+)
+_NUMBER_WORDS = re.compile(
+    r"\b(?:eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty(?:-\w+)?|hundred"
+    r"|thousand|million)\b",
+    re.IGNORECASE,
+)
+_PROPOSES = re.compile(
+    r"(?<!not )(?<!never )(?<!n't )(?<!of )(?<!cannot )\b(?:call|use|run|invoke|try|retry|choose|take|pick|start with|begin with)\s+"
+    r"(?:the\s+)?(?:tool\s+|function\s+)?[`\"']?(?P<name>[A-Za-z_][\w-]*)[`\"']?(?P<call>\s*\()?",
+    re.IGNORECASE,
+)
+_SHOWN_CALL = re.compile(
+    r"\{\s*\"name\"\s*:\s*\"(?P<name>[\w.-]+)\"\s*,\s*\"(?:arguments|parameters)\"\s*:\s*(?P<arguments>\{[^{}]*\})"
+)
+_EMPTY_WORDS = """a again all always and answer attention avoid be before being best better by careful carefully check
+correct correctly do double-check error errors every everything fine friendly good hard harder in is it just kind make
+mistake mistakes more no not now of ok okay pay please polite possible precise proceed properly really remember reply
+response right step steps sure take task that the there think this thoroughly time to try user very well with work you
+your"""
+_EMPTY = frozenset(_EMPTY_WORDS.split())
+"""Words that a hint without any other says nothing with."""
+_NAME = re.compile(
+    r"(?<=[a-z,;)] )[A-Z][a-z]+\b|\b[A-Z][a-z]+(?= [A-Z][a-z])|(?<=[A-Z][a-z] )[A-Z][a-z]+|\b[A-Z][a-z]+(?='s\b)|\b[A-Z]{2,}\b"
+)
+_ABBREVIATIONS = frozenset(
+    {"API", "CSV", "DD", "ID", "ISO", "JSON", "MM", "NOT", "OK", "SQL", "URL", "UTC", "XML", "YYYY"}
+)
+_SPACED = re.compile(r"\"\s*:\s")
+_COMPACT = re.compile(r"\"\s*:[^\s]")
+
+
+def seed_of(*parts: object) -> int:
+    """A number that depends on the parts alone, the same in every process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
+
+
+def hint_facts(trace: Trace, finding: Finding) -> dict[str, Any]:
+    """What a hint template may use: the finding's facts over what every step has."""
+    calls = trace.step(finding.step).tool_calls
+    call = calls[finding.call or 0] if calls and (finding.call or 0) < len(calls) else None
+    tools = list(trace.tool_schemas)
+    facts: dict[str, Any] = {
+        "quote": finding.quote or "",
+        "step": finding.step,
+        "tools": tools,
+        "variant": seed_of(trace.id, finding.step, finding.error_class),
+    }
+    if call is not None:
+        facts["tool"] = call.name
+        facts["arguments"] = list(trace.tool_schemas.get(call.name, {}).get("properties", {}))
+    return facts | finding.facts
+
+
+def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
+    """The critic's own words, or the template of the error class.
+
+    Raises:
+        NoHintError: the finding has no hint and its class no template.
+        PromptError: the template lacks a fact.
+    """
+    if finding.hint:
+        return finding.hint
+    name = hint_name(finding.error_class)
+    if not library.has(name):
+        raise NoHintError(
+            f"the finding has no hint and the error class {finding.error_class!r} no template",
+            hint=f"add {name} to the folder critic.prompts names, or let the critic write the hint",
+        )
+    return library.render(name, hint_facts(trace, finding))
+
+
+def placebo_texts(
+    trace: Trace, finding: Finding, hint: str, library: PromptLibrary, n: int
+) -> list[tuple[PlaceboKind, str]]:
+    """`n` hints that should do nothing, the kinds in turn, no text twice and never the hint itself."""
+    rng = random.Random(seed_of("placebo", trace.id, finding.step, hint))
+    out: list[tuple[PlaceboKind, str]] = []
+    taken = {hint}
+    for i in range(n):
+        kind = PLACEBO_KINDS[i % len(PLACEBO_KINDS)]
+        text = _placebo(kind, trace, finding, hint, library, rng, taken)
+        if text is None:
+            kind, text = "generic", _placebo("generic", trace, finding, hint, library, rng, taken)
+        if text is None:
+            raise PromptError(f"{GENERIC} offers too few different placebos", hint="add variants to it")
+        taken.add(text)
+        out.append((kind, text))
+    return out
+
+
+def _placebo(
+    kind: str, trace: Trace, finding: Finding, hint: str, library: PromptLibrary, rng: random.Random, taken: set[str]
+) -> str | None:
+    if kind == "shuffled":
+        words = hint.split()
+        for _ in range(16):
+            rng.shuffle(words)
+            if (text := " ".join(words)) not in taken:
+                return text
+        return None
+    if kind == "generic":
+        first = rng.randrange(1 << 16)
+        texts = (library.render(GENERIC, {"variant": first + i}) for i in range(32))
+        return next((t for t in texts if t not in taken), None)
+    return other_class_hint(trace, finding, library, rng, taken)
+
+
+def other_class_hint(
+    trace: Trace, finding: Finding, library: PromptLibrary, rng: random.Random, taken: Collection[str] = ()
+) -> str | None:
+    """Another error class's hint about the same step, not one of `taken`; None where no other template can be filled."""
+    classes = [c for c in hint_classes(library) if c != finding.error_class]
+    rng.shuffle(classes)
+    facts = {"right": "value", "wrong": "value", "argument": "value", "error": "timeout", "expected": "of type string",
+             "tool": "the tool", "arguments": ["value"]} | hint_facts(trace, finding)  # fmt: skip
+    for error_class in classes:
+        try:
+            text = library.render(hint_name(error_class), facts)
+        except PromptError:
+            continue
+        if text not in taken:
+            return text
+    return None
+
+
+def guards(hint: str, trace: Trace, step: int, context: str, step_text: str) -> tuple[str, ...]:
+    """Text-level reasons against a hint; empty when there are none."""
+    reasons = [f"leak: {word!r} is not in the step's context" for word in leaks(hint, trace, context + step_text)[:3]]
+    reasons += [f"illegal: {what}" for what in illegal_actions(hint, trace)[:3]]
+    if is_vacuous(hint):
+        reasons.append("vacuous: the hint says nothing about this step")
+    if differs_in_dialect(hint, trace, step):
+        reasons.append("dialect: the hint spaces JSON unlike the student does")
+    return tuple(reasons)
+
+
+def leaks(hint: str, trace: Trace, known: str) -> list[str]:
+    """Literals of the hint that neither the known text nor a tool schema contains.
+
+    Digits count as known only as whole numbers: a hint that names 42 is not excused by an order 1420.
+    """
+    text = (known + json.dumps(trace.tools, ensure_ascii=False)).casefold()
+    found = [next(g for g in m.groups() if g is not None) for m in _LITERALS.finditer(hint)]
+    found += [m.group(0) for m in _NAME.finditer(hint) if m.group(0) not in _ABBREVIATIONS]
+    found += [m.group(0) for m in _NUMBER_WORDS.finditer(hint)]
+    words = (w.strip(".,:;!?()") for w in found)
+    return [w for w in dict.fromkeys(words) if w and not _known(w.casefold(), text)]
+
+
+def _known(word: str, text: str) -> bool:
+    if not word[0].isdigit() and not word[-1].isdigit():
+        return word in text
+    before, after = r"(?<![\w.])" if word[0].isdigit() else "", r"(?!\w)" if word[-1].isdigit() else ""
+    return re.search(before + re.escape(word) + after, text) is not None
+
+
+def illegal_actions(hint: str, trace: Trace) -> list[str]:
+    """What the hint tells the student to call that the tool schemas do not have; nothing where there are no schemas."""
+    schemas = trace.tool_schemas
+    if not schemas:
+        return []
+    called = {c.name for k in range(len(trace.step_indices)) for c in trace.step(k).tool_calls}
+    out = []
+    for match in _PROPOSES.finditer(hint):
+        name, is_call = match["name"], match["call"] is not None
+        if name in schemas or not ("_" in name or is_call or name in called):
+            continue
+        arguments = {a for schema in schemas.values() for a in schema.get("properties", {})}
+        if name not in arguments:
+            out.append(f"it proposes {name}, which is not a listed tool")
+    for match in _SHOWN_CALL.finditer(hint):
+        name = match["name"]
+        shown = re.findall(r"\"(\w+)\"\s*:", match["arguments"])
+        if name not in schemas:
+            out.append(f"it shows a call of {name}, which is not a listed tool")
+        elif (declared := schemas[name].get("properties")) is not None:
+            out += [f"it shows {name} with {a}, which it does not have" for a in shown if a not in declared]
+    return list(dict.fromkeys(out))
+
+
+def is_vacuous(hint: str) -> bool:
+    """Whether a hint is too short to say anything, or made of encouragement and caution alone."""
+    words = re.findall(r"[^\W_][\w'-]*", hint.casefold())
+    return len(hint.strip()) <= 10 or all(w in _EMPTY for w in words)
+
+
+def differs_in_dialect(hint: str, trace: Trace, step: int) -> bool:
+    """Whether the hint shows JSON and spaces it unlike the student's own calls up to and including the step."""
+    style = _style([hint])
+    if style is None:
+        return False
+    own = _style(
+        [c.arguments_raw for k in range(step + 1) for c in trace.step(k).tool_calls if c.arguments_form == "string"]
+    )
+    return own is not None and own != style
+
+
+def _style(texts: Sequence[str]) -> str | None:
+    spaced = sum(len(_SPACED.findall(t)) for t in texts)
+    compact = sum(len(_COMPACT.findall(t)) for t in texts)
+    if spaced == compact:
+        return None
+    return "spaced" if spaced > compact else "compact"

@@ -1,0 +1,288 @@
+"""Trace + Finding → Injection. Pure: token ids in, token ids out.
+
+The context is never re-rendered with the hint in it, because several templates would then rewrite other messages and
+the "effect" would be that. The hint's block is the template's own render of the hint message where that render is a
+pure insertion; otherwise it is taken from a minimal conversation in the same template and spliced at the message
+boundary (`spliced_block`). Where the template refuses a placement, the next one of the configured order is tried, and
+the record says which was refused and why; when none is left, the error names the template's words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+
+from hintdistill.config import InjectSection
+from hintdistill.core.errors import QuoteNotFoundError, SpliceError, TemplateError
+from hintdistill.core.types import Finding, HintRole, Injection, Message, PlaceboBlock, Placement, Trace
+from hintdistill.injection.hints import guards, hint_text, placebo_texts
+from hintdistill.injection.quotes import locate, tokens_in
+from hintdistill.injection.rendering import RenderedStep, Renderer
+from hintdistill.injection.schema_tokens import legal_continuations
+from hintdistill.prompts import PromptLibrary
+
+QuoteFound = Literal["exact", "normalised", "fuzzy", "whole_step"]
+
+
+@dataclass(frozen=True)
+class Splice:
+    """Where a hint goes in a context, and its tokens."""
+
+    insert_at: int
+    block_ids: tuple[int, ...]
+    placement: Placement
+    role: HintRole | None
+    notes: tuple[str, ...] = ()
+
+
+class StepSite:
+    """One step of one trace, rendered once, into which any number of hints can be spliced."""
+
+    def __init__(self, trace: Trace, step: int, renderer: Renderer) -> None:
+        """Render the step. Raises TemplateError or SpliceError; see `Renderer.step`."""
+        self.trace, self.step, self.renderer = trace, step, renderer
+        self.rendered: RenderedStep = renderer.step(trace, step)
+        self.opening = self.rendered.opening
+        self.text, self.spans = renderer.token_spans(self.rendered.step_ids)
+
+    @cached_property
+    def known_text(self) -> str:
+        """Everything the student had read, as text."""
+        return self.renderer.decode(self.rendered.context_ids)
+
+    def splice(self, text: str, placement: Placement, role: HintRole | None, offset: int = 0) -> Splice:
+        """Tokens and place of one hint; `offset` is the step token that `assistant_turn` puts it above.
+
+        Raises:
+            TemplateError: the template refuses this placement, or would drop the hint's words.
+            SpliceError: the place is not at a boundary that can be found exactly.
+        """
+        if placement == "message":
+            assert role is not None
+            return self._as_message(text, role)
+        if placement == "system_prompt":
+            return self._in_system_prompt(text)
+        if placement == "assistant_turn":
+            at = len(self.rendered.context_ids) + offset
+            return Splice(at, tuple(self.renderer.encode(text)), "assistant_turn", None)
+        return self._in_observation(text)
+
+    def _as_message(self, text: str, role: HintRole) -> Splice:
+        opening, message = self.opening, Message(role=role, content=text)
+        notes: list[str] = []
+        hinted = self.renderer.render((*opening.before, message), opening.tools, header=False)
+        if hinted.startswith(opening.bare):
+            block: str | None = hinted[len(opening.bare) :].removesuffix(opening.trailer)
+        else:
+            # the hint message makes the template rewrite what stands above it
+            block = self._minimal_block(message)
+            notes.append("spliced_block")
+        if block is None or text.strip() not in block:
+            raise TemplateError(f"the template drops a {role} message in this place")
+        at, shifted = self.renderer.splice_point(self.rendered.context_ids, opening.text, len(opening.bare))
+        if shifted:
+            raise SpliceError("the assistant header does not begin at a token boundary")
+        return Splice(at, tuple(self.renderer.encode(block)), "message", role, tuple(notes))
+
+    def _minimal_block(self, message: Message) -> str | None:
+        """The hint message as the template prints it after a short conversation."""
+        user, assistant = Message(role="user", content="Hello"), Message(role="assistant", content="Hello")
+        for start in ((user,), (user, assistant)):
+            try:
+                short = self.renderer.opening(start, ())
+                longer = self.renderer.render((*start, message), (), header=False)
+            except TemplateError:
+                continue
+            if longer.startswith(short.bare):
+                return longer[len(short.bare) :].removesuffix(short.trailer)
+        return None
+
+    def _in_observation(self, text: str) -> Splice:
+        opening = self.opening
+        last = opening.before[-1] if opening.before else None
+        if last is None or last.role not in ("tool", "user"):
+            raise SpliceError("there is no observation right above the step")
+        longer = last.model_copy(update={"content": (last.content or "") + text})
+        hinted = self.renderer.render((*opening.before[:-1], longer), opening.tools, header=False)
+        char = _insertion_point(opening.bare + opening.trailer, hinted, text)
+        if char is None:
+            raise TemplateError("the template does not print the last observation verbatim")
+        at, shifted = self.renderer.splice_point(self.rendered.context_ids, opening.text, char)
+        return Splice(
+            at, tuple(self.renderer.encode(text)), "observation", None, ("boundary_shifted",) if shifted else ()
+        )
+
+    def _in_system_prompt(self, text: str) -> Splice:
+        opening = self.opening
+        first = opening.before[0] if opening.before else None
+        if first is not None and first.role in ("system", "developer"):
+            longer = first.model_copy(update={"content": (first.content or "") + text})
+            hinted = self.renderer.render((longer, *opening.before[1:]), opening.tools, header=True)
+        else:
+            own = Message(role="system", content=text.strip())
+            hinted = self.renderer.render((own, *opening.before), opening.tools, header=True)
+        try:
+            at, block, shifted = insertion(self.renderer, self.rendered.context_ids, opening.text, hinted, text.strip())
+        except TemplateError:
+            owner = (
+                "does not print the system prompt verbatim"
+                if first is not None and first.role == "system"
+                else ("replaces a system prompt of its own, or rewrites messages, where one is given")
+            )
+            raise TemplateError(f"the template {owner}") from None
+        return Splice(
+            at, tuple(self.renderer.encode(block)), "system_prompt", None, ("boundary_shifted",) if shifted else ()
+        )
+
+
+def _insertion_point(plain: str, hinted: str, block: str) -> int | None:
+    """Where `hinted` has `block` that `plain` has not, all else equal; None where they differ otherwise."""
+    if len(hinted) != len(plain) + len(block):
+        return None
+    common = 0
+    while common < len(plain) and plain[common] == hinted[common]:
+        common += 1
+    for at in range(common, max(-1, common - len(block) - 1), -1):
+        if hinted[at : at + len(block)] == block and hinted[at + len(block) :] == plain[at:]:
+            return at
+    return None
+
+
+def insertion(
+    renderer: Renderer, context_ids: Sequence[int], context: str, hinted: str, text: str
+) -> tuple[int, str, bool]:
+    """Where a render with a hint in it differs from the one without, which has to be by one insertion.
+
+    Both renders begin alike, so the place may be ambiguous by a few characters; the one at which the ids of the
+    hinted render are the plain ids with a stretch put in is taken, else the first one at a token's start.
+
+    Returns:
+        The index into `context_ids`, what is inserted there, and whether it had to move to a token boundary.
+
+    Raises:
+        TemplateError: the render with the hint is something else than the render without plus one insertion.
+        SpliceError: the beginning of the recorded context is not what the template prints.
+    """
+    extra = len(hinted) - len(context)
+    common = next((i for i, (a, b) in enumerate(zip(context, hinted, strict=False)) if a != b), len(context))
+    places = [
+        at
+        for at in range(max(0, common - max(extra, 0)), common + 1)
+        if text in hinted[at : at + extra] and hinted[at + extra :] == context[at:]
+    ]
+    if extra <= 0 or not places:
+        raise TemplateError("the template changes more than the place of the hint")
+    ids, starts = renderer.encode_with_starts(context)
+    index = {start: i for i, start in enumerate(starts)} | {len(context): len(ids)}
+    whole = renderer.encode(hinted)
+    exact = [
+        at
+        for at in places
+        if at in index and ids[: index[at]] + renderer.encode(hinted[at : at + extra]) + ids[index[at] :] == whole
+    ]
+    char = next(iter((*exact, *(at for at in places if at in index), places[-1])))
+    at = index.get(char, int(np.searchsorted(starts, char, side="left")))
+    if tuple(context_ids[:at]) != tuple(ids[:at]):
+        raise SpliceError(
+            "the recorded context does not begin as this template prints it, so the hint has no exact place",
+            hint="traces.token_ids=ignore renders the trace anew",
+        )
+    return at, hinted[char : char + extra], char not in index
+
+
+class Injector:
+    """Builds injections under one configuration."""
+
+    def __init__(self, renderer: Renderer, library: PromptLibrary, config: InjectSection, placebos: int = 3) -> None:
+        self.renderer, self.library, self.config, self.placebos = renderer, library, config, placebos
+        self._last: StepSite | None = None
+
+    def inject(self, trace: Trace, finding: Finding) -> Injection:
+        """Splice the finding's hint above its step.
+
+        Raises:
+            TemplateError: the template has no place for a hint here; names each placement tried and why not.
+            SpliceError: the step or the place cannot be told apart exactly, or the quote is nowhere in the step.
+            PromptError: no hint could be rendered.
+        """
+        site = self._site(trace, finding.step)
+        span, quote_found = self._span(site, finding)
+        hint = hint_text(trace, finding, self.library)
+        pairs = placebo_texts(trace, finding, hint, self.library, self.placebos + 1)
+        if self.config.hint == "placebo":
+            hint, pairs = pairs[0][1], pairs[1:]
+        splice = self._place(site, hint, span[0])
+        placebos = []
+        for kind, text in pairs[: self.placebos]:
+            words = self._formatted(text, splice.placement)
+            other = site.splice(words, splice.placement, splice.role, span[0])
+            placebos.append(PlaceboBlock(kind=kind, text=text, insert_at=other.insert_at, block_ids=other.block_ids))
+        rendered, message = site.rendered, trace.step(finding.step)
+        # a hint inside the turn has the step's beginning above it: those tokens are read, not scored
+        above = span[0] if splice.placement == "assistant_turn" else 0
+        legal = legal_continuations(trace, message, self.renderer, rendered.step_ids, site.text, site.spans)
+        return Injection(
+            trace_id=trace.id, finding=finding, hint=hint, context_ids=rendered.context_ids + rendered.step_ids[:above],
+            insert_at=splice.insert_at, block_ids=splice.block_ids, step_ids=rendered.step_ids[above:], step_offset=above,
+            span=(span[0] - above, span[1] - above), quote_found=quote_found, fidelity=rendered.fidelity,
+            placement=splice.placement, role=splice.role, notes=rendered.notes + splice.notes,
+            guards=guards(hint, trace, finding.step, site.known_text, site.text), placebos=tuple(placebos),
+            recorded_logprobs=message.logprobs[above:] if message.logprobs else None,
+            legal={t - above: ids for t, ids in legal.items() if t >= above},
+        )  # fmt: skip
+
+    def _site(self, trace: Trace, step: int) -> StepSite:
+        """The rendered step; kept for the next finding, which is often of the same step."""
+        if self._last is None or self._last.trace is not trace or self._last.step != step:
+            self._last = StepSite(trace, step, self.renderer)
+        return self._last
+
+    def _span(self, site: StepSite, finding: Finding) -> tuple[tuple[int, int], QuoteFound]:
+        whole = (0, len(site.rendered.step_ids))
+        if not finding.quote:
+            return whole, "whole_step"
+        found = locate(finding, site.text, site.trace.step(site.step), self.config.min_quote_match)
+        tokens = tokens_in(found[0], site.spans) if found else None
+        if found is not None and tokens is not None:
+            return tokens, found[1]
+        if not self.config.whole_step_without_quote:
+            raise QuoteNotFoundError(
+                f"trace {site.trace.id}, step {site.step}: the quote {finding.quote[:60]!r} is nowhere in the step",
+                hint="inject.whole_step_without_quote=true uses the whole step instead",
+            )
+        return whole, "whole_step"
+
+    def _formatted(self, hint: str, placement: Placement) -> str:
+        forms = {
+            "message": self.config.message_format, "observation": self.config.observation_format,
+            "system_prompt": self.config.system_format, "assistant_turn": self.config.turn_format,
+        }  # fmt: skip
+        return forms[placement].replace("{hint}", hint)
+
+    def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
+        if not self.renderer.encode(hint.strip()):
+            raise SpliceError(f"the hint {hint[:40]!r} tokenises to nothing")
+        refused: list[str] = []
+        for placement, role in self._options():
+            try:
+                splice = site.splice(self._formatted(hint, placement), placement, role, offset)
+            except (TemplateError, SpliceError) as error:
+                refused.append(f"{placement}{f'/{role}' if role else ''}: {error.message}")
+                continue
+            notes = splice.notes + tuple(f"refused {r}" for r in refused)
+            return Splice(splice.insert_at, splice.block_ids, splice.placement, splice.role, notes)
+        raise TemplateError(
+            f"trace {site.trace.id}, step {site.step}: no placement for a hint in this chat template; "
+            + "; ".join(refused),
+            hint="inject.placements and inject.roles say what is tried, in order",
+        )
+
+    def _options(self) -> Sequence[tuple[Placement, HintRole | None]]:
+        options: list[tuple[Placement, HintRole | None]] = []
+        for placement in self.config.placements:
+            options += [(placement, r) for r in self.config.roles] if placement == "message" else [(placement, None)]
+        return options

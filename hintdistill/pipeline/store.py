@@ -1,0 +1,154 @@
+"""The run folder: everything one run produced, enough to resume, to audit and to report.
+
+```
+manifest.json        schema, config, versions, model and prompt hashes
+config.yaml          the configuration, to run again
+index/<stage>.json   the row keys that are current, in order; older rows stay in their files and count for nothing
+traces.jsonl         one row per record read: a trace, or a failure with file and line
+critiques.jsonl      one row per (trace, critic)
+injections.jsonl     one row per finding: an injection, or a failure with its reason
+targets/             parquet parts: one row per injection and per anchor
+train/<key>/         checkpoints and metrics.jsonl
+student/             the corrected model
+evaluations.jsonl    one row per (weights, environment split)
+report.json, report.html
+```
+
+Every row carries the content hash of what made it, its parent's key included. Resume is a set difference: what is owed
+minus what is there. A line that a kill tore off is owed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hintdistill.config import CONFIG_SCHEMA, RunConfig
+from hintdistill.core.errors import ConfigError, InputError
+from hintdistill.core.storage import JsonlStore, write_atomic
+
+RUN_SCHEMA = 1
+STAGES = ("read", "critique", "inject", "rescore", "train", "report")
+
+
+class RunDir:
+    """A run folder, opened by one process at a time."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: Any = None
+
+    @classmethod
+    def create(cls, path: str | Path, config: RunConfig, *, resume: bool) -> RunDir:
+        """Make or reopen a run folder.
+
+        Raises:
+            ConfigError: the folder holds something already and `resume` is off, or another process has it open.
+        """
+        run = cls(path)
+        used = run.path.exists() and any(run.path.iterdir())
+        if used and not run.is_run():
+            raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
+        if used and not resume:
+            raise ConfigError(
+                f"{run.path} holds a run already", hint="--resume continues it; run.dir= puts this one elsewhere"
+            )
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._acquire()
+        run._write_manifest(config)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """A run folder to read. Raises InputError where there is none."""
+        run = cls(path)
+        if not run.is_run():
+            raise InputError(f"no run at {path}", hint="a run folder holds a manifest.json; see run.dir")
+        return run
+
+    def is_run(self) -> bool:
+        """Whether the folder holds a run."""
+        return (self.path / "manifest.json").is_file()
+
+    def _acquire(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another process is working in {self.path}", hint="wait for it or choose another run.dir"
+            ) from None
+
+    def close(self) -> None:
+        """Let other processes in."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _write_manifest(self, config: RunConfig) -> None:
+        data = config.model_dump(mode="json")
+        manifest = {
+            "schema": RUN_SCHEMA,
+            "config_schema": CONFIG_SCHEMA,
+            "config": data,
+            "versions": _versions(),
+            **{k: v for k, v in self.manifest().items() if k in ("model", "prompts", "formats")},
+        }
+        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
+        write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, empty where there is none yet. Raises InputError for another schema."""
+        try:
+            data = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        if data.get("schema") != RUN_SCHEMA:
+            raise InputError(
+                f"{self.path} was made by run schema {data.get('schema')}; this release reads {RUN_SCHEMA}"
+            )
+        return data
+
+    def note(self, **values: Any) -> None:
+        """Set top-level values of the manifest, e.g. `model`, `prompts` or `formats`."""
+        write_atomic(self.path / "manifest.json", json.dumps(self.manifest() | values, indent=1))
+
+    def store(self, name: str) -> JsonlStore:
+        """The rows of `name`.jsonl."""
+        return JsonlStore(self.path / f"{name}.jsonl")
+
+    def set_index(self, stage: str, keys: Sequence[str]) -> None:
+        """Say which rows of a stage are current, in order."""
+        folder = self.path / "index"
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / f"{stage}.json", json.dumps(list(keys)))
+
+    def index(self, stage: str) -> list[str] | None:
+        """The current row keys of a stage, or None where the stage has not finished."""
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads((self.path / "index" / f"{stage}.json").read_text(encoding="utf-8"))
+        return None
+
+    def current(self, stage: str, store: str) -> list[dict[str, Any]]:
+        """The current rows of a stage, in order; empty where it has not finished."""
+        keys = self.index(stage)
+        if not keys:
+            return []
+        rows = self.store(store).by_key()
+        return [rows[k] for k in keys]
+
+
+def _versions() -> dict[str, str]:
+    names = ("hintdistill", "torch", "transformers", "peft", "accelerate", "vllm")
+    out = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            out[name] = importlib.metadata.version(name)
+    return out

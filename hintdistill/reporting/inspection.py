@@ -1,0 +1,165 @@
+"""What is in trace files: counts per file for people and scripts, and conversion to the native format."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hintdistill.config import CHECKS
+from hintdistill.core.errors import InputError
+from hintdistill.core.types import Trace
+from hintdistill.critics.rules import RulesCritic
+from hintdistill.traces.files import TraceFile, all_files
+from hintdistill.traces.formats import native
+from hintdistill.traces.options import Failure, ReadOptions
+from hintdistill.traces.reading import Keeper, read_file
+
+DEFAULTS = ReadOptions()
+HELD_ELSEWHERE = frozenset({"repeated_prefix", "duplicate_id"})
+"""Reasons of a file without a trace of its own that lost nothing: its turns were read from another."""
+
+
+@dataclass
+class FileReport:
+    """One file met, and what came of it."""
+
+    path: str
+    format: str | None = None
+    """The format of its records; None where none was recognised."""
+    traces: int = 0
+    steps: int = 0
+    given_steps: int = 0
+    """Steps that are context only; see `types.Message.given`."""
+    tool_calls: int = 0
+    failures: int = 0
+    reason: str | None = None
+    """Why records, or the whole file, gave no trace; None where all did."""
+    schemas: int = 0
+    """Traces that carry tool schemas."""
+    token_ids: int = 0
+    """Steps whose token ids are recorded."""
+    rewards: int = 0
+    """Traces with a reward."""
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Failures by reason."""
+    checks: dict[str, int] = field(default_factory=dict)
+    """Findings of the deterministic checks by class."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a file that was to be read yielded no step, and none of its turns was read from another."""
+        return not self.steps and bool(self.failures) and not set(self.reasons) <= HELD_ELSEWHERE
+
+
+def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) -> Iterator[FileReport]:
+    """One report per file met, in reading order; files of another kind are reported with that reason.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no trace file.
+        ConfigError: `options.format` is no format.
+    """
+    keep, critic = Keeper(), RulesCritic(CHECKS)
+    for file in all_files(paths):
+        yield _inspect(file, options, keep, critic)
+
+
+def _inspect(file: TraceFile, options: ReadOptions, keep: Keeper, critic: RulesCritic) -> FileReport:
+    report = FileReport(file.name)
+    if file.foreign:
+        report.reason = f"not read: {Path(file.name).suffix or 'no ending'} is no trace file of a known kind"
+        return report
+    reasons: Counter[str] = Counter()
+    checks: Counter[str] = Counter()
+    first: Failure | None = None
+    for outcome in read_file(file, options, keep):
+        if isinstance(outcome, Failure):
+            reasons[outcome.reason] += 1
+            first = first or outcome
+        else:
+            _count(report, outcome)
+            checks.update(f.error_class for f in critic.check(outcome).findings)
+    report.format = keep.formats.get(file.name)
+    report.failures, report.reasons, report.checks = sum(reasons.values()), dict(reasons), dict(checks)
+    if first is not None:
+        counted = ", ".join(f"{n} {r}" for r, n in reasons.most_common())
+        report.reason = f"{counted}; {first.source.position}: {first.message}"
+    return report
+
+
+def _count(report: FileReport, trace: Trace) -> None:
+    steps = [trace.messages[i] for i in trace.step_indices]
+    report.traces += 1
+    report.steps += len(steps)
+    report.given_steps += len(trace.given_steps)
+    report.tool_calls += sum(len(m.tool_calls) for m in steps)
+    report.schemas += bool(trace.tools)
+    report.token_ids += sum(m.token_ids is not None for m in steps)
+    report.rewards += trace.reward is not None
+
+
+@dataclass
+class Conversion:
+    """What a conversion wrote, and what it could not."""
+
+    path: str
+    traces: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+
+def convert(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    options: ReadOptions = DEFAULTS,
+    *,
+    allow_empty_files: bool = False,
+) -> Conversion:
+    """Write every trace under `paths` in the native format, streaming; the file appears when it is whole.
+
+    Raises:
+        InputError: no trace at all, or a file yielded none and that was not allowed; nothing is written then.
+    """
+    done, out = Conversion(str(out)), Path(out)
+    aside = out.with_name(f".{out.name}.writing")
+    keep, empty = Keeper(), []
+    try:
+        with aside.open("w", encoding="utf-8") as target:
+            for file in all_files(paths):
+                if file.foreign or (out.exists() and file.path.exists() and file.path.samefile(out)):
+                    continue
+                before, missed = done.traces, []
+                for outcome in read_file(file, options, keep):
+                    if isinstance(outcome, Failure):
+                        missed.append(outcome)
+                    else:
+                        target.write(native.dump(outcome) + "\n")
+                        done.traces += 1
+                done.failures += missed
+                if done.traces == before and any(f.reason not in HELD_ELSEWHERE for f in missed):
+                    empty.append(f"{missed[0].source}: {missed[0].message}")
+        if not done.traces or (empty and not allow_empty_files):
+            raise empty_files_error(empty)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+    return done
+
+
+def empty_files_error(empty: Sequence[str]) -> InputError:
+    """The error for files that yielded no step; `empty` has one text with the reason for each."""
+    shown = "; ".join(empty[:5]) + (f"; and {len(empty) - 5} more" if len(empty) > 5 else "")
+    return InputError(
+        f"{len(empty)} files yielded no step of the student: {shown}" if empty else "no trace was read",
+        hint="`hintdistill traces inspect` shows every file; traces.allow_empty_files=true (--allow-empty-files) reads on",
+    )
+
+
+def as_json(reports: Sequence[FileReport]) -> dict[str, Any]:
+    """The document that `traces inspect --json` prints."""
+    from dataclasses import asdict
+
+    files = [asdict(r) for r in reports]
+    summed = ("traces", "steps", "given_steps", "tool_calls", "failures", "schemas", "token_ids", "rewards")
+    return {"files": files, "totals": {"files": len(files)} | {key: sum(f[key] for f in files) for key in summed}}

@@ -1,0 +1,56 @@
+"""What else moved: KL(initial ‖ student) where nothing should have.
+
+Both models read the same plain contexts; the KL is over the whole vocabulary at every token of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hintdistill.core.scores import ScoreRequest
+from hintdistill.engines.transformers import TransformersEngine
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far the student moved from the initial policy on a set of steps."""
+
+    steps: int
+    tokens: int
+    kl_per_token: float
+    """Mean KL(initial ‖ student), nats per token."""
+    kl_per_step: float
+    """Mean over steps of the KL summed over the step, nats."""
+    kl_p99: float
+    """99th percentile over tokens, nats."""
+    top1_flip_rate: float
+    """Share of tokens whose most likely entry changed."""
+
+
+def movement(
+    initial: TransformersEngine, student: TransformersEngine, requests: Sequence[ScoreRequest], batch: int = 32
+) -> Movement | None:
+    """Compare two engines on the scored ranges; None for no requests."""
+    kls: list[np.ndarray] = []
+    flips, tokens = 0, 0
+    for at in range(0, len(requests), batch):
+        part = requests[at : at + batch]
+        for before, after in zip(initial.logprobs(part), student.logprobs(part), strict=True):
+            kl = (before.exp() * (before - after)).sum(-1).clamp(min=0)
+            kls.append(kl.float().cpu().numpy())
+            flips += int((before.argmax(-1) != after.argmax(-1)).sum())
+            tokens += len(kl)
+    if not kls:
+        return None
+    flat = np.concatenate(kls)
+    return Movement(
+        steps=len(kls),
+        tokens=tokens,
+        kl_per_token=float(flat.mean()),
+        kl_per_step=float(np.mean([k.sum() for k in kls])),
+        kl_p99=float(np.percentile(flat, 99)),
+        top1_flip_rate=flips / tokens,
+    )

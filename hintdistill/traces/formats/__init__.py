@@ -1,0 +1,1 @@
+"""One reader a file; `traces.registry` finds them by name."""

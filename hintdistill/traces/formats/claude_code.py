@@ -1,0 +1,173 @@
+"""Claude Code session logs: one event a line, in a tree by `uuid` and `parentUuid`.
+
+One answer of the model is spread over lines of the same message id; results stand in user lines. Rewinds make branches,
+subagents are sidechains, a compaction starts a new context with a summary. Each path is a trace; a turn that stands on two
+paths is the student's on the first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from hintdistill.core.errors import TraceError
+from hintdistill.core.types import Source, Trace
+from hintdistill.traces.formats import anthropic
+from hintdistill.traces.options import Failure, ReadOptions, Record
+from hintdistill.traces.turns import GIVEN, build_trace
+
+NAME = "claude_code"
+SCOPE: Literal["file"] = "file"
+NOTES = (
+    "summary",
+    "file-history-snapshot",
+    "queue-operation",
+    "system",
+    "progress",
+    "attachment",
+    "ai-title",
+    "last-prompt",
+)
+Line = Mapping[str, Any]
+
+
+def fits(value: Any) -> bool:
+    """A line of a session."""
+    if not isinstance(value, dict):
+        return False
+    if value.get("type") in ("user", "assistant"):
+        return "sessionId" in value and "uuid" in value and "message" in value
+    return value.get("type") in NOTES and bool({"leafUuid", "messageId", "sessionId"} & set(value))
+
+
+class _Group:
+    """Lines that are one message: an answer's blocks, or the results of its calls."""
+
+    def __init__(self, parent: _Group | None) -> None:
+        self.parent = parent
+        self.lines: list[Line] = []
+        self.children = 0
+        if parent is not None:
+            parent.children += 1
+
+    def path(self) -> list[_Group]:
+        """From the root to here."""
+        out: list[_Group] = []
+        at: _Group | None = self
+        while at is not None:
+            out.append(at)
+            at = at.parent
+        return out[::-1]
+
+
+def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
+    """One trace per path of the session, main line first. Raises TraceError where there is no turn."""
+    skipped: Counter[str] = Counter()
+    said: list[Line] = []
+    for line in record.value:
+        what = line.get("type") if isinstance(line, Mapping) else None
+        if what in ("user", "assistant") and isinstance(line.get("message"), Mapping):
+            said.append(line)
+        elif what in ("user", "assistant") or not isinstance(what, str):
+            place = line.get("uuid") if isinstance(line, Mapping) else None
+            yield Failure(
+                Source(file=record.source.file, position=f"uuid {place}"),
+                "not_a_trace",
+                f"a line of type {what!r} without a message",
+            )
+        else:
+            skipped[what] += 1
+            if line.get("subtype") == "compact_boundary":
+                said.append(line)
+    groups = _groups(said)
+    if not groups:
+        raise TraceError(f"no turn in the session (lines: {dict(skipped)})")
+    done: set[int] = set()
+    leaves = [g for g in groups if not g.children]
+    for n, leaf in enumerate(leaves, 1):
+        path = leaf.path()
+        source = Source(file=record.source.file, position=f"path {n}" if len(leaves) > 1 else record.source.position)
+        try:
+            yield _trace(path, done, source, options, f"/{n}" if len(leaves) > 1 else "", dict(skipped))
+        except TraceError as error:
+            yield Failure.of(source, error)
+        done.update(id(g) for g in path)
+
+
+def _groups(lines: list[Line]) -> list[_Group]:
+    """The messages of the session in file order, each knowing its parent."""
+    by_uuid: dict[str, _Group] = {}
+    by_answer: dict[tuple[Any, ...], _Group] = {}
+    results: dict[int, _Group] = {}
+    last: dict[Any, _Group] = {}
+    groups: list[_Group] = []
+    boundary = False
+    for line in lines:
+        if "message" not in line:
+            boundary = True
+            continue
+        lane = (str(line.get("sessionId")), bool(line.get("isSidechain")), str(line.get("agentId")))
+        parent = by_uuid.get(str(line.get("parentUuid")))
+        fresh = boundary or line.get("isCompactSummary")
+        if parent is None and not fresh:
+            parent = last.get(lane)  # logs without a tree are in order
+        boundary = False
+        key = (
+            (lane, str(line["message"].get("id")))
+            if line["type"] == "assistant" and line["message"].get("id")
+            else None
+        )
+        group = by_answer.get(key) if key else None
+        if group is None and parent is not None and _is_result(line):
+            group = results.get(id(parent))
+        if group is None:
+            group = _Group(parent)
+            groups.append(group)
+            if key:
+                by_answer[key] = group
+            if parent is not None and _is_result(line):
+                results[id(parent)] = group
+        group.lines.append(line)
+        if line.get("uuid"):
+            by_uuid[str(line["uuid"])] = group
+        last[lane] = group
+    return groups
+
+
+def _is_result(line: Line) -> bool:
+    content = line["message"].get("content")
+    return line["type"] == "user" and isinstance(content, list) and any(
+        isinstance(b, Mapping) and b.get("type") == "tool_result" for b in content
+    )  # fmt: skip
+
+
+def _trace(
+    path: list[_Group], done: set[int], source: Source, options: ReadOptions, suffix: str, skipped: dict[str, int]
+) -> Trace:
+    messages = [m for g in path for m in _messages(g, id(g) in done)]
+    head = path[0].lines[0]
+    model = next((line["message"].get("model") for g in path for line in g.lines if line["message"].get("model")), None)
+    kept = {k: head[k] for k in ("cwd", "gitBranch", "version", "agentId") if head.get(k)}
+    if skipped:
+        kept["skipped_lines"] = skipped
+    if any(line.get("isSidechain") for g in path for line in g.lines):
+        kept["sidechain"] = True
+    record = {"trace_id": str(head.get("sessionId") or source.position), **kept}
+    return build_trace(record, messages, source, options, known={"trace_id"}, suffix=suffix, model=model)
+
+
+def _messages(group: _Group, seen: bool) -> list[dict[str, Any]]:
+    first = group.lines[0]
+    if first["type"] == "user":
+        return [m for line in group.lines for m in anthropic.split({**line["message"], "role": "user"}, 0)]
+    blocks: list[Any] = []
+    for line in group.lines:
+        content = line["message"].get("content")
+        blocks += content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
+    # a log that repeats an answer line by line would say each block twice
+    unique = [b for i, b in enumerate(blocks) if b not in blocks[:i] or not isinstance(b, Mapping)]
+    made = anthropic.split({"role": "assistant", "content": unique, "id": first["message"].get("id")}, 0)
+    if seen or first["message"].get("model") == "<synthetic>":
+        made = [{**m, GIVEN: True} for m in made]
+    return made

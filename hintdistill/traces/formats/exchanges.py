@@ -1,0 +1,217 @@
+"""Model calls to conversations: what was read and answered, call by call, becomes the traces of a run.
+
+A tracing tool records each call on its own, with the conversation so far, often twice (the framework's span around the
+provider's). The calls are ordered by time, folded into their longest chains, and a call that repeats what its parent
+already shows is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hintdistill.core.errors import TraceError
+from hintdistill.core.types import Source, Trace
+from hintdistill.traces.formats.observed import MISSING, Messages, as_text, schema_in
+from hintdistill.traces.formats.openai_chat import loads
+from hintdistill.traces.options import Failure, ReadOptions
+from hintdistill.traces.repeats import chains
+from hintdistill.traces.turns import GIVEN, build_trace, listed, mapping
+
+
+@dataclass
+class Exchange:
+    """One call of a model, or a span that says what an agent was asked and answered."""
+
+    id: str
+    parent: str | None
+    start: Any
+    read: Messages
+    said: Messages
+    is_call: bool
+    """A model call; spans of agents only count where no call is readable."""
+    tools: list[Any] = field(default_factory=list)
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class ToolRun:
+    """A tool's execution, where its own span recorded it."""
+
+    start: Any
+    call_id: str | None
+    name: str | None
+    result: str | None
+    arguments: Any = None
+
+
+def conversations(
+    exchanges: Sequence[Exchange], runs: Sequence[ToolRun] = ()
+) -> list[tuple[Messages, list[Any], str | None]]:
+    """Messages, tool schemas and model of each conversation, in the order in which they began."""
+    for e in exchanges:
+        e.tools = [*e.tools, *(s for m in e.read if (s := schema_in(m)))]
+        e.read = [m for m in e.read if schema_in(m) is None]
+    usable = [e for e in exchanges if any(m.get("role") in ("assistant", "model", "ai") for m in e.said)]
+    calls = [e for e in usable if e.is_call]
+    chosen = sorted(_once(calls or usable), key=_when)
+    joined = _join(chosen, sorted(runs, key=_when))
+    by_id = {e.id: e for e in exchanges}
+    found = []
+    for messages in chains([c for c, _ in joined]):
+        # the schemas of any call of the chain; a later one may have been shown more tools
+        own = [e for c, e in joined if len(c) <= len(messages) and _starts(c, messages)]
+        tools = max((e.tools or _above(e, by_id) for e in own), key=len, default=[])
+        found.append((_marked(messages, joined), tools, next((e.model for e in reversed(own) if e.model), None)))
+    return found
+
+
+def _when(item: Exchange | ToolRun) -> tuple[str, Any]:
+    start = item.start
+    return ("number", start) if isinstance(start, int | float) else ("text", str(start))
+
+
+def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
+    """The schemas that the agent's span around a call carries."""
+    at, hops = by_id.get(e.parent or ""), 0
+    while at is not None and hops <= len(by_id):
+        if at.tools:
+            return at.tools
+        at, hops = by_id.get(at.parent or ""), hops + 1
+    return []
+
+
+def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Messages:
+    """A turn that a recorded call of another conversation said is given here."""
+    said_here = {len(c) - 1 for c, _ in joined if len(c) <= len(messages) and _starts(c, messages)}
+    elsewhere = {_turn(m) for _, e in joined for m in e.said}
+    calls = {c for _, e in joined for m in e.said for c in _turn(m)[1]}
+    out = []
+    for i, m in enumerate(messages):
+        text, made = _turn(m)
+        known = (text, made) in elsewhere or bool(made and set(made) <= calls)
+        out.append({**m, GIVEN: True} if m.get("role") == "assistant" and i not in said_here and known else m)
+    return out
+
+
+def _turn(message: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
+    text, _ = _said_key(message)
+    made = []
+    for c in listed(message.get("tool_calls")):
+        if isinstance(c, Mapping):
+            function = mapping(c.get("function")) or c
+            made.append((str(function.get("name")), as_text(loads(function.get("arguments")))))
+    return text, tuple(made)
+
+
+def _name(call: Mapping[str, Any]) -> Any:
+    function = call.get("function")
+    return function.get("name") if isinstance(function, Mapping) else call.get("name") or function
+
+
+def _said_key(message: Mapping[str, Any]) -> Any:
+    names = [_name(c) for c in listed(message.get("tool_calls")) if isinstance(c, Mapping)]
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(str(p.get("text", "")) for p in content if isinstance(p, Mapping))
+    return (content if isinstance(content, str) else as_text(content) or "", tuple(map(str, names)))
+
+
+def _once(calls: list[Exchange]) -> list[Exchange]:
+    """Without the calls that an ancestor or a descendant shows as well; the one that shows more of the conversation stays."""
+    by_id = {e.id: e for e in calls}
+    dropped: set[str] = set()
+    for e in calls:
+        above, hops = by_id.get(e.parent or ""), 0
+        while above is not None and hops < len(calls):
+            if [_said_key(m) for m in above.said] == [_said_key(m) for m in e.said]:
+                less, more = (e, above) if _detail(above) >= _detail(e) else (above, e)
+                dropped.add(less.id)
+                more.tools = more.tools or less.tools
+            above, hops = by_id.get(above.parent or ""), hops + 1
+    return [e for e in calls if e.id not in dropped]
+
+
+def _detail(e: Exchange) -> tuple[int, int]:
+    return sum(1 for m in (*e.read, *e.said) if m.get("tool_calls")), len(e.read)
+
+
+def _join(calls: list[Exchange], runs: list[ToolRun]) -> list[tuple[Messages, Exchange]]:
+    """Each call's whole conversation; where a call was shown only what is new (state kept by a server), the one before goes on."""
+    out: list[tuple[Messages, Exchange]] = []
+    for e in calls:
+        read = _filled(e.read, out[-1][0] if out else [])
+        if out and (not read or all(m.get("role") == "tool" for m in read)):
+            before = out[-1][0]
+            pending = _open_calls(before)
+            if pending:
+                read = [*before, *(read or _results(pending, runs))]
+            elif not read:
+                read = before
+        out.append(([*read, *e.said], e))
+    return out
+
+
+def _filled(read: Messages, before: Messages) -> Messages:
+    """Gaps of a flattened log filled from the conversation that it repeats."""
+    return [
+        before[i] if MISSING in m else m
+        for i, m in enumerate(read)
+        if MISSING not in m or (i < len(before) and before[i].get("role") == "assistant")
+    ]
+
+
+def _open_calls(messages: Messages) -> list[Mapping[str, Any]]:
+    last = messages[-1] if messages else {}
+    calls = last.get("tool_calls") if last.get("role") == "assistant" else None
+    return [c for c in listed(calls) if isinstance(c, Mapping)]
+
+
+def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:
+    """What the tools answered, from their own spans: by id, else by name and arguments, each span once."""
+    left = list(runs)
+    out: Messages = []
+    for call in pending:
+        name = _name(call)
+        run = next((r for r in left if r.call_id is not None and r.call_id == call.get("id")), None)
+        run = run or next((r for r in left if r.name == name and r.arguments == call.get("arguments")), None)
+        run = run or next((r for r in left if r.name == name), None)
+        if run is not None:
+            left.remove(run)
+            out.append({"role": "tool", "tool_call_id": call.get("id"), "name": name, "content": run.result})
+    return out
+
+
+def _starts(prefix: Messages, messages: Messages) -> bool:
+    return all(_said_key(a) == _said_key(b) for a, b in zip(prefix, messages, strict=False))
+
+
+def traces_of(
+    key: str, exchanges: Sequence[Exchange], runs: Sequence[ToolRun], source: Source, options: ReadOptions,
+    extra: Mapping[str, Any], reward: Any = None,
+) -> Iterator[Trace | Failure]:  # fmt: skip
+    """The traces of one run. Raises TraceError where no call shows an answer of the model."""
+    found = conversations(exchanges, runs)
+    if not found:
+        raise TraceError(
+            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or it stands under keys this "
+            "release does not know"
+        )
+    for n, (messages, tools, model) in enumerate(found, 1):
+        record = {"trace_id": key, **extra}
+        suffix = f"/{n}" if len(found) > 1 else ""
+        try:
+            yield build_trace(
+                record,
+                messages,
+                source,
+                options,
+                known={"trace_id"},
+                tools=tools,
+                suffix=suffix,
+                model=model,
+                reward=reward,
+            )
+        except TraceError as error:
+            yield Failure.of(source, error)

@@ -1,0 +1,257 @@
+"""What tracing tools record of a model call, in whatever shape its framework used, as chat messages.
+
+Shared by spans, Langfuse and LangSmith. Shapes met in real exports: chat messages; GenAI `parts`; Gemini `contents`;
+Responses items; Anthropic blocks; LangChain messages and generations; a Vercel AI SDK list of calls; a prompt; plain text. Each may be
+JSON in a string, once or twice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from hintdistill.core.errors import TraceError
+from hintdistill.traces.formats import anthropic, openai_responses
+
+Messages = list[dict[str, Any]]
+LANGCHAIN = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "AIMessageChunk": "assistant"}
+MISSING = "missing"
+"""Key of an assistant message whose place is known and whose words the log left out."""
+SPOKEN = re.compile(r"^(system|developer|user|assistant|tool): ", re.MULTILINE)
+
+
+def unwrap(value: Any) -> Any:
+    """The value inside JSON strings, at most three deep; plain text stays text."""
+    for _ in range(3):
+        if not isinstance(value, str) or value[:1] not in ("{", "[", '"'):
+            break
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            break
+    return value
+
+
+def messages_in(value: Any, role: str) -> Messages:
+    """The messages of one side of a call; none where the value is no conversation.
+
+    Args:
+        value: what the tool recorded as input or output.
+        role: whose words plain text is: `user` for an input, `assistant` for an output.
+    """
+    value = unwrap(value)
+    if value is None or value == "" or value == [] or value == {}:
+        return []
+    if isinstance(value, str):
+        return _text(value, role)
+    if isinstance(value, list):
+        return _listed(value, role)
+    return _object(value, role) if isinstance(value, Mapping) else []
+
+
+def _text(text: str, role: str) -> Messages:
+    """Plain text; an input that is a transcript by `role: ` lines is taken apart."""
+    if role == "user" and SPOKEN.match(text):
+        starts = [*SPOKEN.finditer(text)]
+        ends = [m.start() for m in starts[1:]] + [len(text)]
+        return [_spoken(m.group(1), text[m.end() : end].rstrip("\n")) for m, end in zip(starts, ends, strict=True)]
+    # a printed None is an answer without text, whose calls the exporter did not print
+    return [{"role": role, "content": text}] if text != "None" or role != "assistant" else []
+
+
+def _spoken(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, MISSING: True} if (role, text) == ("assistant", "None") else {"role": role, "content": text}
+
+
+def _listed(items: list[Any], role: str) -> Messages:
+    items = [unwrap(i) for i in items]
+    if len(items) == 1 and isinstance(items[0], list):
+        return _listed(items[0], role)  # LangChain batches its inputs
+    if not all(isinstance(i, Mapping) for i in items):
+        return []
+    if all("toolName" in i for i in items):
+        return [{"role": "assistant", "content": None, "tool_calls": [_vercel_call(i) for i in items]}]
+    if any(i.get("type") in openai_responses.ITEM_TYPES[1:] for i in items):
+        try:
+            return openai_responses.turns([_typed(i) for i in items])
+        except TraceError:
+            return []
+    return [m for i in items for m in _message(i, role)]
+
+
+def _typed(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    return item if "type" in item or "role" not in item else {**item, "type": "message"}
+
+
+def _object(value: Mapping[str, Any], role: str) -> Messages:
+    """One object: a message, a request, a response."""
+    if isinstance(value.get("messages"), list):
+        return _listed(value["messages"], role)
+    if isinstance(value.get("contents"), list):
+        return _gemini(value)
+    for key, inner in (("choices", "message"), ("candidates", "content"), ("generations", None)):
+        if isinstance(value.get(key), list) and value[key]:
+            first = value[key][0]
+            first = first[0] if isinstance(first, list) and first else first
+            found = first.get(inner, first) if isinstance(first, Mapping) and inner else first
+            return messages_in(found, role)
+    if isinstance(value.get("output"), list):
+        return _listed(value["output"], role)
+    if isinstance(value.get("message"), Mapping):
+        return _message(value["message"], role)
+    if "role" in value or _is_langchain(value) or isinstance(value.get("parts"), list):
+        return _message(value, role)
+    if isinstance(value.get("content"), Mapping | list):
+        # ADK's answer: `{content: {parts, role}}`; or blocks without a role
+        return (
+            messages_in(value["content"], role)
+            if isinstance(value["content"], Mapping)
+            else _message({**value, "role": role}, role)
+        )
+    if isinstance(value.get("prompt"), str):
+        system = [{"role": "system", "content": value["system"]}] if isinstance(value.get("system"), str) else []
+        return [*system, {"role": role, "content": value["prompt"]}]
+    return []
+
+
+def _gemini(value: Mapping[str, Any]) -> Messages:
+    config = value.get("config") if isinstance(value.get("config"), Mapping) else {}
+    system = value.get("system_instruction") or (
+        config.get("system_instruction") if isinstance(config, Mapping) else None
+    )
+    found = messages_in(system, "system") if not isinstance(system, str) else [{"role": "system", "content": system}]
+    return [*[{**m, "role": "system"} for m in found], *_listed(value["contents"], "user")]
+
+
+def _is_langchain(value: Mapping[str, Any]) -> bool:
+    return value.get("type") in tuple(LANGCHAIN) or (
+        isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list)
+    )
+
+
+def _message(value: Mapping[str, Any], role: str) -> Messages:
+    """One message of any framework; results in it become messages of their own."""
+    if isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list):
+        value = {"type": _class_role(value["id"]), **value["kwargs"]}
+    if value.get("type") in tuple(LANGCHAIN) and "role" not in value:
+        return _langchain(value)
+    if isinstance(value.get("parts"), list):
+        return _parts(value, role)
+    content = unwrap(value.get("content")) if isinstance(value.get("content"), str) else value.get("content")
+    if isinstance(content, list) and all(isinstance(b, Mapping) and "type" in b for b in content) and content:
+        if any(b.get("type") in ("tool-call", "tool-result") for b in content):
+            return _vercel(value, content)
+        if any(b.get("type") in anthropic.BLOCKS for b in content):
+            return anthropic.split({**value, "role": value.get("role", role), "content": content}, 0)
+        return [{**value, "role": value.get("role", role), "content": content}]
+    extra = value.get("additional_kwargs")
+    if isinstance(extra, Mapping) and extra.get("tool_calls") and not value.get("tool_calls"):
+        value = {**{k: v for k, v in value.items() if k != "additional_kwargs"}, "tool_calls": extra["tool_calls"]}
+    if "role" not in value and not any(k in value for k in ("content", "tool_calls")):
+        return []
+    return [{**value, "role": value.get("role", role)}]
+
+
+def _class_role(path: list[Any]) -> str:
+    name = str(path[-1]) if path else ""
+    return next((k for k in LANGCHAIN if name.lower().startswith(k.lower())), name)
+
+
+def _langchain(value: Mapping[str, Any]) -> Messages:
+    rest = {
+        k: v for k, v in value.items() if k not in ("type", "tool_calls", "content") and v not in (None, "", [], {})
+    }
+    made: dict[str, Any] = {**rest, "role": LANGCHAIN[value["type"]], "content": value.get("content")}
+    kwargs = value.get("additional_kwargs")
+    raw = kwargs.get("tool_calls") if isinstance(kwargs, Mapping) else None
+    # the provider's own calls keep the arguments as the model wrote them; LangChain's are parsed
+    calls = raw or [
+        {"id": c.get("id"), "name": c.get("name"), "arguments": c.get("args")}
+        for c in value.get("tool_calls") or ()
+        if isinstance(c, Mapping)
+    ]
+    if calls:
+        made["tool_calls"] = calls
+    if isinstance(made["content"], list):
+        return _message(made, made["role"])
+    return [made]
+
+
+def _parts(value: Mapping[str, Any], role: str) -> Messages:
+    """GenAI conventions and Gemini: typed parts, or parts told apart by their key."""
+    said = str(value.get("role", role))
+    texts: list[str] = []
+    thinking: list[str] = []
+    calls: Messages = []
+    out: Messages = []
+    for part in value["parts"]:
+        if not isinstance(part, Mapping):
+            continue
+        call, answer = (
+            part.get("function_call", part.get("functionCall")),
+            part.get("function_response", part.get("functionResponse")),
+        )
+        if part.get("type") == "tool_call" or isinstance(call, Mapping):
+            call = call if isinstance(call, Mapping) else part
+            arguments = call.get("arguments", call.get("args"))
+            calls.append({"id": call.get("id"), "name": call.get("name"), "arguments": arguments})
+        elif part.get("type") == "tool_call_response" or isinstance(answer, Mapping):
+            answer = answer if isinstance(answer, Mapping) else part
+            result = answer.get("response", answer.get("result", answer.get("content")))
+            out.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": answer.get("id"),
+                    "content": as_text(result),
+                    "name": answer.get("name"),
+                }
+            )
+        elif part.get("type") in ("reasoning", "thinking") or part.get("thought"):
+            thinking.append(str(part.get("content", part.get("text")) or ""))
+        else:
+            text = part.get("content", part.get("text"))
+            texts.append(text if isinstance(text, str) else f"[{part.get('type', 'part')}]")
+    if texts or calls or thinking or not out:
+        rest = {k: v for k, v in value.items() if k not in ("parts", "role")}
+        made: dict[str, Any] = {**rest, "role": said, "content": "".join(texts) if texts else None}
+        made |= {"tool_calls": calls} if calls else {}
+        made |= {"reasoning_content": "\n".join(thinking)} if thinking else {}
+        out.append(made)
+    return out
+
+
+def _vercel(value: Mapping[str, Any], content: list[Any]) -> Messages:
+    results = [b for b in content if b.get("type") == "tool-result"]
+    if results:
+        return [
+            {"role": "tool", "tool_call_id": b.get("toolCallId"), "content": as_text(b.get("output", b.get("result")))}
+            for b in results
+        ]
+    texts = [b for b in content if b.get("type") not in ("tool-call", "reasoning")]
+    calls = [_vercel_call(b) for b in content if b.get("type") == "tool-call"]
+    return [{"role": value.get("role", "assistant"), "content": texts or None, "tool_calls": calls}]
+
+
+def _vercel_call(item: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": item.get("toolCallId"),
+        "name": item.get("toolName"),
+        "arguments": item.get("input", item.get("args")),
+    }
+
+
+def schema_in(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The tool schema that some exporters log as a message of a tool, or None."""
+    value = unwrap(message.get("content")) if message.get("role") == "tool" else None
+    if isinstance(value, Mapping) and value.get("type") == "function" and isinstance(value.get("function"), Mapping):
+        return value
+    return None
+
+
+def as_text(value: Any) -> str | None:
+    """A tool's result as the text the student may have read: strings as they are, other values as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,88 @@
+"""OpenAI chat messages, in the variants real files have.
+
+A record is an object with `messages` (or `traj`, tau-bench), or a bare list of messages; a dataset of prompts and
+completions (TRL) is one too. What a message may look like is in `turns.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from hintdistill.core.errors import TraceError
+from hintdistill.core.types import Source, Trace
+from hintdistill.traces.options import ReadOptions, Record
+from hintdistill.traces.turns import GIVEN, build_trace, kind, parse_tools
+
+NAME = "openai_chat"
+SCOPE: Literal["record"] = "record"
+MESSAGE_KEYS = ("messages", "traj")
+TOOL_KEYS = ("tools", "functions", "tools_json")
+
+__all__ = ["NAME", "SCOPE", "fits", "parse", "parse_tools", "traces"]
+
+
+def fits(value: Any) -> bool:
+    """A bare list of messages, or an object with one under a known key."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+    return isinstance(value, dict) and (
+        any(isinstance(value.get(k), list) for k in MESSAGE_KEYS)
+        or (_messages(value.get("prompt")) and (_messages(value.get("completion")) or _messages(value.get("chosen"))))
+    )
+
+
+def _messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
+    """The one trace of a record. Raises TraceError."""
+    yield parse(record.value, record.source, options)
+
+
+def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
+    """One record to a Trace.
+
+    Raises:
+        TraceError: the record holds no messages, or a message is malformed; the text says which and why.
+    """
+    record: Mapping[str, Any] = {"messages": value} if isinstance(value, list) else value
+    if not isinstance(record, Mapping):
+        raise TraceError(f"a record must be an object or a list of messages, not {kind(value)}")
+    messages, used = _conversation(record)
+    known = {*used, *TOOL_KEYS, "id", "trace_id", "task_id", "model", "reward"}
+    scored = next((k for k in ("reward", "score") if k in record), None)
+    return build_trace(
+        record, messages, source, options, known=known, tools=next((record[k] for k in TOOL_KEYS if record.get(k)), None),
+        reward=record[scored] if scored else None, task_id=record.get("task_id"), model=record.get("model"),
+    )  # fmt: skip
+
+
+def _conversation(record: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
+    """The messages of a record and the keys they stand under."""
+    key = next((k for k in MESSAGE_KEYS if isinstance(record.get(k), list)), None)
+    if key is not None:
+        return record[key], {key}
+    prompt, answer = record.get("prompt"), record.get("completion", record.get("chosen"))
+    if isinstance(prompt, list) and isinstance(answer, list):
+        used = {"prompt", "completion" if "completion" in record else "chosen"}
+        return [*given(prompt), *answer], used
+    found = ", ".join(list(map(str, record))[:8]) or "none"
+    raise TraceError(f"no list under {' or '.join(map(repr, MESSAGE_KEYS))} (keys present: {found})")
+
+
+def given(messages: list[Any]) -> list[Any]:
+    """Messages of a prompt: their assistant turns were read here, not produced here."""
+    return [{**m, GIVEN: True} if isinstance(m, dict) and m.get("role") == "assistant" else m for m in messages]
+
+
+def loads(text: Any) -> Any:
+    """The value of a JSON string, or the value itself where it is none."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

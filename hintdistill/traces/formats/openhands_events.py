@@ -1,0 +1,23 @@
+"""OpenHands sessions that are a file of events and nothing else; see `openhands.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from hintdistill.core.types import Trace
+from hintdistill.traces.formats import openhands
+from hintdistill.traces.options import ReadOptions, Record
+
+NAME = "openhands_events"
+SCOPE: Literal["file"] = "file"
+
+
+def fits(value: Any) -> bool:
+    """One event."""
+    return openhands.is_event(value)
+
+
+def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
+    """The one trace of the file. Raises TraceError."""
+    return openhands.traces(record, options)

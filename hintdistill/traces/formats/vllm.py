@@ -1,0 +1,102 @@
+"""Logs of single calls: a request's messages with the response's choices, as vLLM and every OpenAI-compatible server give them.
+
+With `return_token_ids` the body carries `prompt_token_ids` and, per choice, `token_ids`; they are used verbatim. Read: a
+bare response body (then the context is known by its ids alone), `{request, response}`, and logs that put the request's
+messages beside the response (OpenHands, LiteLLM). Each call repeats the conversation so far; `repeats.py` keeps a turn in
+one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from hintdistill.core.errors import TraceError
+from hintdistill.core.types import Trace
+from hintdistill.traces.options import ReadOptions, Record
+from hintdistill.traces.turns import build_trace, kind
+
+NAME = "vllm"
+SCOPE: Literal["record"] = "record"
+CALLS = True
+"""Each record repeats the conversation so far; see `repeats.py`."""
+REQUESTS = ("request", "body", "input", "request_body")
+RESPONSES = ("response", "output", "response_body")
+
+
+def fits(value: Any) -> bool:
+    """Choices with a message or token ids, at the top or under a response."""
+    return isinstance(value, dict) and _parts(value) is not None
+
+
+def _choices(value: Any) -> bool:
+    choices = value.get("choices") if isinstance(value, Mapping) else None
+    return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and "message" in choices[0]
+
+
+def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """Request and response body; the record itself where it is one of them."""
+    response = value if _choices(value) else next((value[k] for k in RESPONSES if _choices(value.get(k))), None)
+    if response is None:
+        return None
+    request = next((value[k] for k in REQUESTS if isinstance(value.get(k), dict) and "messages" in value[k]), value)
+    return request, response
+
+
+def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
+    """One trace per choice. Raises TraceError."""
+    value = record.value
+    parts = _parts(value)
+    if parts is None:
+        raise TraceError("no `choices` with a message in the record or its response")
+    request, response = parts
+    read = request.get("messages", [])
+    if not isinstance(read, list):
+        raise TraceError(f"`messages` is {kind(read)}, not a list")
+    known = {
+        "choices",
+        "prompt_token_ids",
+        "messages",
+        "tools",
+        "request",
+        "response",
+        "id",
+        "trace_id",
+        "model",
+        "task_id",
+    }
+    kept = (
+        {k: v for k, v in request.items() if k not in ("messages", "tools", "model", *RESPONSES)}
+        if request is not value
+        else {}
+    )
+    said = {k: v for k, v in response.items() if k not in ("choices", "prompt_token_ids", "model")}
+    extra = {
+        **value,
+        **({"request_options": kept} if kept else {}),
+        **({"response_body": said} if response is not value else {}),
+    }
+    choices = response["choices"]
+    for n, choice in enumerate(choices, 1):
+        yield build_trace(
+            extra, [*read, _answer(choice, response, n)], record.source, options, known=known | {*REQUESTS, "output"},
+            tools=request.get("tools"), suffix=f"/{n}" if len(choices) > 1 else "", reward=value.get("reward"),
+            task_id=value.get("task_id"), model=response.get("model") or request.get("model"),
+        )  # fmt: skip
+
+
+def _answer(choice: Any, response: Mapping[str, Any], n: int) -> dict[str, Any]:
+    if not isinstance(choice, Mapping) or not isinstance(choice.get("message"), Mapping):
+        raise TraceError(f"choice {n} is {kind(choice)} without a message")
+    message = {k: v for k, v in choice["message"].items() if v is not None}
+    message.setdefault("role", "assistant")
+    for key in ("finish_reason", "stop_reason"):
+        if choice.get(key) is not None:
+            message[key] = choice[key]
+    ids = choice.get("token_ids") or message.get("token_ids") or response.get("token_ids")
+    prompt = choice.get("prompt_token_ids") or response.get("prompt_token_ids")
+    if ids:
+        message |= {"token_ids": ids, "prompt_token_ids": prompt or None}
+    if choice.get("logprobs"):
+        message["logprobs"] = choice["logprobs"]
+    return message

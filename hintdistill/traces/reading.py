@@ -1,0 +1,208 @@
+"""1. read: any format → Trace. One file per format, and the sniffing that picks it.
+
+Every record met becomes a `Trace` or a `Failure` with file, position and reason; nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hintdistill.core.errors import InputError, TraceError
+from hintdistill.core.types import Source, Trace
+from hintdistill.traces.archives import ZIP_ERRORS
+from hintdistill.traces.files import TraceFile, all_files
+from hintdistill.traces.formats import native, openai_chat
+from hintdistill.traces.options import Failure, ReadOptions, Record
+from hintdistill.traces.records import read_values
+from hintdistill.traces.refusals import not_a_trace
+from hintdistill.traces.registry import TraceFormat, format_named, recognise
+from hintdistill.traces.repeats import Repeats, marks_of
+from hintdistill.traces.turns import trace_id
+
+__all__ = ["Failure", "Keeper", "ReadOptions", "load_tools", "read_file", "read_traces"]
+
+
+def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
+    """Tool schemas from a JSON file: a list of OpenAI function schemas, bare or wrapped.
+
+    Raises:
+        InputError: the file is missing or holds no tool schemas.
+    """
+    import json
+
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no tool schemas at {path}", hint="traces.tools names a JSON file with a list") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    try:
+        tools = openai_chat.parse_tools(data)
+    except TraceError as error:
+        raise InputError(f"{path}: {error.message}") from error
+    if not tools:
+        raise InputError(f"{path} holds no tool schema")
+    return tools
+
+
+def read_traces(
+    paths: Sequence[str | Path], options: ReadOptions = ReadOptions(), keep: Keeper | None = None
+) -> Iterator[Trace | Failure]:
+    """Read every record of every file, in a stable order. A turn that stands in several records is the student's in one.
+
+    `keep` is told what was met, e.g. the format of each file.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no trace file.
+        ConfigError: `options.format` is no format.
+    """
+    keep = keep or Keeper()
+    for file in all_files(paths):
+        if not file.foreign:
+            yield from read_file(file, options, keep)
+
+
+class Keeper:
+    """What must hold across the files of one reading: ids once, turns once."""
+
+    def __init__(self) -> None:
+        self.formats: dict[str, str] = {}
+        """The format of each file's records; the last one where a file mixes them."""
+        self._seen: dict[str, tuple[str, int]] = {}
+        self._repeats = Repeats()
+
+    def check(self, outcome: Trace | Failure, calls: bool = False) -> Trace | Failure:
+        """The outcome, or a failure where it or all its turns were read before.
+
+        Args:
+            outcome: what a format made of a record.
+            calls: whether the format logs single calls, whose earlier turns other records hold as well.
+        """
+        if isinstance(outcome, Failure) or not outcome.step_indices:
+            return outcome if isinstance(outcome, Failure) else _without_step(outcome)
+        assert outcome.source is not None
+        marks = marks_of(outcome.messages)
+        said = hash((marks[-1], outcome.reward))
+        if outcome.id in self._seen:
+            where, before = self._seen[outcome.id]
+            if before == said:
+                text = f"trace id {outcome.id!r} was already read from {where}, with the same messages"
+                return Failure(outcome.source, "duplicate_id", text)
+            # ids that a source did not keep unique cost no trace
+            outcome = outcome.model_copy(update={"id": self._renamed(outcome, where)})
+        checked = self._repeats.check(outcome, marks, calls)
+        if isinstance(checked, Trace):
+            self._seen[outcome.id] = str(outcome.source), said
+        return checked
+
+    def _renamed(self, trace: Trace, where: str) -> str:
+        assert trace.source is not None
+        name, n = f"{trace.id}@{trace_id({}, trace.source)}", 1
+        while (made := name if n == 1 else f"{name}.{n}") in self._seen:
+            n += 1
+        return made
+
+
+def read_file(
+    file: TraceFile, options: ReadOptions = ReadOptions(), keep: Keeper | None = None
+) -> Iterator[Trace | Failure]:
+    """Read every record of one file; what cannot be opened or unpacked is one failure.
+
+    Args:
+        file: from `files.all_files`.
+        options: how to read.
+        keep: what was read before; ids and turns are kept apart from it.
+
+    Raises:
+        ConfigError: `options.format` is no format.
+    """
+    forced = None if options.format == "auto" else format_named(options.format)
+    yield from _outcomes(read_records(file, options), forced, options, keep or Keeper())
+
+
+def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator[Record | Failure]:
+    """The JSON values of one file, before any format is recognised; what cannot be opened or unpacked is one failure."""
+    if file.refused is not None:
+        yield file.refused
+        return
+    try:
+        with file.open() as stream:
+            yield from read_values(stream, file.name, options.max_record_bytes)
+    except (OSError, *ZIP_ERRORS) as error:
+        yield Failure(Source(file=file.name, position="file"), "unreadable", f"cannot be read to its end: {error}")
+
+
+def _outcomes(
+    values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions, keep: Keeper
+) -> Iterator[Trace | Failure]:
+    """Records to traces: one by one, or together where the format is spread over the file's lines."""
+    for value in values:
+        if isinstance(value, Failure):
+            yield value
+            continue
+        found = forced or recognise(value.value)
+        if found is not None and found.SCOPE == "file":
+            yield from _together(found, value, values, options, keep)
+            return
+        yield from _parse(found, value, options, keep)
+
+
+def _together(
+    found: TraceFormat, first: Record, values: Iterator[Record | Failure], options: ReadOptions, keep: Keeper
+) -> Iterator[Trace | Failure]:
+    gathered: list[Any] = []
+    for value in chain((first,), values):
+        if isinstance(value, Failure):
+            yield value
+        else:
+            gathered.append(value.value)
+    yield from _parse(found, Record(gathered, Source(file=first.source.file, position="record 1")), options, keep)
+
+
+def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep: Keeper) -> Iterable[Trace | Failure]:
+    try:
+        if found is not None and options.format != "auto":
+            _check_forced(found, record)
+        if found is not None:
+            keep.formats[record.source.file] = found.NAME
+        elif (reason := not_a_trace(record.value)) is not None:
+            raise TraceError(reason)
+        empty = True
+        # the generic reader says of an unknown record what it lacks
+        for outcome in (found or openai_chat).traces(record, options):
+            empty = False
+            yield keep.check(outcome, getattr(found, "CALLS", False))
+        if empty:
+            yield Failure(record.source, "empty_record", "holds no conversation")
+    except TraceError as error:
+        yield Failure.of(record.source, error)
+    except RecursionError:
+        yield Failure(record.source, "too_deep", "the record is nested too deeply")
+    except Exception as error:
+        # a reader, ours or an extension's, met what it did not expect: this record is lost, loudly, and the run goes on
+        name = found.NAME if found is not None else openai_chat.NAME
+        yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
+
+
+READER_ERROR = "reader_error"
+"""Reason of a failure that is a fault of a reader; please report it."""
+
+
+def _check_forced(found: TraceFormat, record: Record) -> None:
+    """Formats may rely on what they fit. The two that say best what is missing say it themselves."""
+    first = record.value[0] if found.SCOPE == "file" else record.value
+    if found.NAME not in (native.NAME, openai_chat.NAME) and not found.fits(first):
+        raise TraceError(f"not in the format {found.NAME}, which traces.format asks for")
+
+
+def _without_step(trace: Trace) -> Failure:
+    assert trace.source is not None
+    roles = ", ".join(sorted({m.role for m in trace.messages})) or "none"
+    return Failure(
+        trace.source,
+        "no_assistant_step",
+        f"no message of the student (roles present: {roles}); traces.student_role says which role it is",
+    )

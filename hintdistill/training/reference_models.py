@@ -1,0 +1,78 @@
+"""Models beside the student that a training step may read: the initial policy, an external teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hintdistill.config import RunSection, TrainSection
+from hintdistill.core.errors import EmptyFunnelError, ModelError
+from hintdistill.core.models import resolve_model
+from hintdistill.core.scores import Target
+from hintdistill.engines.transformers import load_model, pick_dtype
+from hintdistill.training.rows import TraceRow, watch_rows
+
+MOST_HELD_OUT = 32
+"""Held-out findings that a gated teacher is read on, at most."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """What a recipe's views need beside the student; None where it needs no such thing."""
+
+    initial: Any = None
+    external: Any = None
+    heldout: Sequence[TraceRow] = ()
+
+    def arguments(self) -> dict[str, Any]:
+        """As the trainer takes them."""
+        return {"initial": self.initial, "external": self.external, "heldout": self.heldout}
+
+    @classmethod
+    def load(
+        cls, folder: Path, run: RunSection, config: TrainSection, device: torch.device, initial: Path | None,
+        heldout: Sequence[Target],
+    ) -> Others:  # fmt: skip
+        """What the recipe's in-step views read.
+
+        Raises:
+            ModelError: the external teacher cannot be loaded, or its tokenizer is not the student's.
+            EmptyFunnelError: a gated teacher, and no held-out finding to read it on.
+        """
+        recipe = config.objective
+        views = recipe.used_views("hint").values() if config.target_source == "in_step" else ()
+        weights = {recipe.teacher.update if v.weights == "teacher" else v.weights for v in views}
+        rows = watch_rows(sorted(heldout, key=lambda t: t.key)[:MOST_HELD_OUT]) if "cgtr" in weights else []
+        if "cgtr" in weights and not any(s.decision >= 0 for r in rows for s in r.slots):
+            raise EmptyFunnelError(
+                "a cgtr teacher is refreshed when held-out findings are repaired, and there is none",
+                hint="raise traces.holdout, or set train.teacher=periodic",
+            )
+        dtype = pick_dtype(run.dtype, device)
+        first = external = None
+        # an adapter's initial policy is the model without it, unless an earlier round moved the model itself
+        if "initial" in weights and initial is not None and initial != folder:
+            first = load_model(initial, dtype, device).requires_grad_(False)
+        if "external" in weights:
+            external = _external(folder, recipe.teacher.model, dtype, device)
+        return cls(first, external, rows)
+
+
+def _external(folder: Path, name: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoTokenizer
+
+    assert name is not None
+    teacher = resolve_model(name)
+    own, theirs = (AutoTokenizer.from_pretrained(f).get_vocab() for f in (folder, teacher))
+    if own != theirs:
+        differ = sorted(set(own.items()) ^ set(theirs.items()), key=lambda x: x[1])
+        token, at = differ[0]
+        raise ModelError(
+            f"the teacher {name} has another tokenizer: {len(differ)} entries differ, the first is {token!r} (id {at})",
+            hint="token distributions can only be compared where the ids mean the same; take a model of the same family",
+        )
+    return load_model(teacher, dtype, device).requires_grad_(False)

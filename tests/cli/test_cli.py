@@ -1,0 +1,107 @@
+"""The smaller commands, through the real entry point."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import STUDENT, TOOLWORLD
+from support.command import hintdistill
+
+import hintdistill as hd
+from hintdistill.core.errors import TraceError
+
+
+def test_version_and_help():
+    assert hintdistill("--version").stdout.strip() == hd.__version__
+    assert "Exit codes" in hintdistill("--help").stdout
+    hintdistill("nonsense", expect=2)
+    hintdistill("run", expect=2)
+
+
+def test_doctor():
+    checks = {c["name"]: c for c in json.loads(hintdistill("doctor", "--json", "--model", str(STUDENT)).stdout)}
+    assert all(c["status"] != "fail" for c in checks.values())
+    assert checks["tool arguments"]["detail"] == "raw" and checks["hint as system"]["status"] == "ok"
+    done = hintdistill("doctor", "--model", "./nowhere", expect=3)
+    assert "fail  model: no model folder at ./nowhere" in done.stdout
+
+
+def test_init_writes_a_config_that_loads(tmp_path):
+    folder = tmp_path / "mine"
+    written = hintdistill("init", str(folder)).stdout.splitlines()
+    assert (
+        str(folder / "hintdistill.yaml") in written and (folder / "prompts" / "critic" / "all_at_once.jinja").exists()
+    )
+    config = hd.load_config(folder / "hintdistill.yaml")
+    assert config.critic.prompts == str(folder / "prompts")
+    assert "is there already" in hintdistill("init", str(folder), expect=2).stderr
+    plan = hintdistill(
+        "run",
+        str(folder / "hintdistill.yaml"),
+        "--dry-run",
+        f"run.model={STUDENT}",
+        f"traces.path={TOOLWORLD / 'traces.jsonl'}",
+        "--limit",
+        "3",
+    )
+    assert "traces: 3" in plan.stdout
+
+
+def test_prompts(tmp_path):
+    listed = json.loads(hintdistill("prompts", "list", "--json").stdout)
+    assert {"name", "hash", "file"} == set(listed[0]) and "critic/all_at_once.jinja" in {r["name"] for r in listed}
+    assert json.loads(hintdistill("prompts", "check", "--json").stdout)["problems"] == []
+    (tmp_path / "hints").mkdir()
+    (tmp_path / "hints" / "bad.jinja").write_text("{{ nope }}")
+    done = hintdistill("prompts", "check", "--prompts", str(tmp_path), expect=2)
+    assert "bad.jinja:1: unknown variable 'nope'" in done.stdout
+    assert (
+        "no prompt"
+        in hintdistill(
+            "prompts", "render", "hints/nope.jinja", "--traces", str(TOOLWORLD / "traces.jsonl"), expect=2
+        ).stderr
+    )
+
+
+def test_prompts_render():
+    traces = ["--traces", str(TOOLWORLD / "traces.jsonl")]
+    text = hintdistill("prompts", "render", "critic/all_at_once.jinja", *traces).stdout
+    assert '"step":0' in text and "the steps are" in text
+    ids = [json.loads(line)["id"] for line in (TOOLWORLD / "traces.jsonl").read_text().splitlines()]
+    alias = next(i for i in ids if ".alias." in i)
+    done = hintdistill("prompts", "render", "placebo/generic.jinja", *traces, "--trace", alias, "--json")
+    assert json.loads(done.stdout)["texts"]
+    assert (
+        "no trace nope"
+        in hintdistill("prompts", "render", "critic/all_at_once.jinja", *traces, "--trace", "nope", expect=3).stderr
+    )
+
+
+def test_the_agents_call(unknown_tool_case):
+    """From plain OpenAI messages to what a hint would have done, in one call."""
+    trace, _, hint = unknown_tool_case
+    engine = hd.load_engine(str(STUDENT), device="cpu")
+    messages = [{"role": m.role, "content": m.content} for m in trace.before(0)]
+    step = trace.step(0).tool_calls[0]
+    wrong_call = {"id": "1", "type": "function", "function": {"name": step.name, "arguments": step.arguments_raw}}
+    messages += [
+        {"role": "assistant", "content": None, "tool_calls": [wrong_call]},
+        {"role": "tool", "content": "error"},
+    ]
+    call = {"step": 0, "quote": step.name, "engine": engine, "tools": trace.tools}
+    target = hd.rescore(messages, hint=hint, **call)
+    assert step.name.endswith(target.decision.token) and target.decision.effect < -1
+    assert target.hint_effect.shape == (len(target.tokens),) and target.legal_mass_gain > 0
+    assert target.shifts(2)[0].token == target.decision.token
+    useless = hd.rescore(messages, hint="Be polite to the user.", **call)
+    assert not useless.accepted and useless.hint_effect.min() > target.hint_effect.min()
+    below = hd.rescore(messages, hint=hint, placement="observation", **call)
+    assert below.decision.effect < -1 and below.insert_at != target.insert_at
+    # typed messages carry more than a dict can, recorded ids for one
+    typed = hd.rescore(trace.messages, hint=hint, **call)
+    assert typed.fidelity == "ids" and tuple(typed.step_ids) == trace.step(0).token_ids
+    with pytest.raises(TraceError, match=r"steps 0\.\.0, not 3"):
+        hd.rescore(messages, hint="x", **{**call, "step": 3})
+    with pytest.raises(TraceError):
+        hd.rescore([], step=0, hint="x", engine=engine)

@@ -1,0 +1,185 @@
+"""The report: all trace text is escaped, the JSON has no NaN, the page is self-contained and quiet in a real browser."""
+
+from __future__ import annotations
+
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from markupsafe import escape
+from rich.console import Console
+from support.stored_targets import make_target
+
+from hintdistill.config.file import load_config
+from hintdistill.core.scores import ScoreRequest
+from hintdistill.core.types import Critique, Finding, Injection
+from hintdistill.reporting import printable
+from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.html import render_html
+from hintdistill.reporting.terminal import show_finding, show_findings, show_summary
+from hintdistill.rescoring.drift import Movement, movement
+from hintdistill.rollouts.evaluate import Evaluation
+
+ATTACK = '</span><script>document.title="owned"</script><img src=x onerror="document.title=1">\x1b[2J\u202e'
+
+
+@pytest.fixture
+def document():
+    finding = Finding(step=2, error_class=ATTACK, quote=ATTACK, critic="rules", evidence=ATTACK)
+    injection = Injection(
+        trace_id=ATTACK, finding=finding, hint=ATTACK, context_ids=(5, 6, 7), insert_at=1, block_ids=(3,), step_ids=(8, 9),
+        span=(1, 2), quote_found="exact", fidelity="ids", placement="message", role="user", notes=(ATTACK,), guards=(ATTACK,),
+    )  # fmt: skip
+    target = make_target(
+        trace_id=ATTACK,
+        error_class=ATTACK,
+        hint=ATTACK,
+        tokens=(ATTACK, "b"),
+        instead=(ATTACK, "d"),
+        guards=(ATTACK,),
+        accepted=True,
+        reasons=(),
+    )
+    rejected = make_target("b", split="train", reasons=("no_effect", "leak"))
+    config = load_config(None, ["run.model=m", "traces.path=x"])
+    evaluation = Evaluation(10, 0.4, 0.5, {"unknown_tool": 0.5}, {})
+    return build(
+        ReportInput(
+            manifest={"config": config.model_dump(mode="json"), "versions": {}, "model": {}, "prompts": {}},
+            trace_rows=[{"key": "k", "trace": {"messages": [{"role": "assistant"}]}}, {"key": "f", "failure": {"reason": "not_json"}}],
+            splits={"k": "holdout"}, critique_rows=[{"key": "c"}],
+            critiques={"k": Critique(trace_id="t", verdict="findings", findings=(finding,))},
+            injection_rows=[
+                {"injection": injection.model_dump(mode="json")},
+                {"skipped": "consequence", "trace_id": ATTACK, "finding": {"step": 1, "error_class": ATTACK}},
+            ],
+            failures=[{"reason": "context_length"}], targets=[target, rejected], injections={"a": injection},
+            contexts={"a": (ATTACK, ATTACK)},
+            trained=["a"], train_summary={"engine_floor_nats": 0.0, "steps": 3},
+            after={"a": np.array([-1.0, -2.0])},
+            evaluations={"test": {"before": evaluation, "after": evaluation}},
+            off_target={ATTACK: Movement(1, 10, 0.001, 0.01, 0.1, 0.0)}, warnings=[ATTACK],
+        )
+    )  # fmt: skip
+
+
+class Tags(html.parser.HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags, self.attributes = set(), set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+
+def test_trace_text_is_never_markup(document):
+    page = render_html(document, 10)
+    seen = Tags()
+    seen.feed(page)
+    assert "script" not in seen.tags and "img" not in seen.tags
+    assert not any(a.startswith("on") for a in seen.attributes)
+    assert "\x1b" not in page and "\u202e" not in page and "\\u001b[2J\\u202e" in page
+
+
+def test_the_page_is_self_contained(document):
+    page = render_html(document, 10).replace(str(escape(printable(ATTACK))), "")
+    assert "src=" not in page
+    assert not re.search(r"(?:src|href)\s*=|@import|url\(", page, re.IGNORECASE)
+    assert "http://" not in page and "https://" not in page
+
+
+def test_the_page_says_what_the_document_says(document):
+    page = render_html(document, 10)
+    for words in ("40.0\u00a0%", "off-target KL", "no_effect, leak", "1 consequence", "1 not_json", "1 context_length"):
+        assert words in page, words
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine to open the page in")
+def test_a_real_browser_runs_nothing_and_complains_of_nothing(document, tmp_path):
+    (tmp_path / "report.html").write_text(render_html(document, 10), encoding="utf-8")
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
+         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000",
+         "--dump-dom", f"file://{tmp_path / 'report.html'}"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "<title>hintdistill report</title>" in done.stdout
+    assert "CONSOLE" not in done.stderr
+
+
+def test_few_findings_show_every_kind(document):
+    many = dict(document)
+    many["findings"] = [dict(document["findings"][0], key=f"x{i}", error_class="a") for i in range(50)] + [
+        dict(document["findings"][1], error_class="b")
+    ]
+    page = render_html(many, 4)
+    assert page.count("<details") == 4 and ">b</h3>" in page
+
+
+def test_json_refuses_nan(document):
+    assert json.loads(dumps(document)) == json.loads(json.dumps(document))
+    with pytest.raises(ValueError, match="JSON compliant"):
+        dumps({"x": float("nan")})
+
+
+def test_the_terminal_shows_control_characters_instead_of_obeying_them(document):
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=False)
+    show_summary(document, console)
+    show_findings(document, console)
+    for finding in document["findings"]:
+        show_finding(finding, console)
+    text = out.getvalue()
+    assert "\x1b" not in text and "\u202e" not in text and "\\u001b" in text
+
+
+def test_counts(document):
+    f = document["funnel"]
+    assert f["read"] == {"records": 2, "traces": 1, "steps": 1, "failed": {"not_json": 1}, "split": {"holdout": 1}}
+    assert f["inject"]["skipped"] == {"consequence": 1} and f["rescore"]["failed"] == {"context_length": 1}
+    assert f["rescore"]["accepted"] == 1 and f["rescore"]["reasons"] == {"no_effect": 1, "leak": 1}
+    assert document["effects"]["accepted"]["n"] == 1 and document["effects"]["all"]["n"] == 2
+    assert document["off_target_kl_nats"] == pytest.approx(0.001)
+    assert document["effects"]["accepted"]["error_probability"]["after"] == pytest.approx(np.exp(-2.0))
+
+
+def test_a_run_that_trained_nothing_has_a_report_too(document):
+    bare = dict(
+        document, environment=None, off_target={}, off_target_kl_nats=None, train=None, findings=[], unscored=[]
+    )
+    assert "hintdistill report" in render_html(bare, 10)
+
+
+def test_movement_is_the_kl_of_the_definition(tiny_model):
+    import copy
+
+    import torch
+
+    from hintdistill.engines.transformers import TransformersEngine
+
+    a = tiny_model("qwen3")
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        b.model.norm.weight.mul_(0.9)
+    rng = np.random.default_rng(0)
+    requests = [ScoreRequest(rng.integers(0, 1024, 20), 12, 20) for _ in range(5)]
+    got = movement(TransformersEngine(a, "a"), TransformersEngine(b, "b"), requests, batch=2)
+    kls, flips = [], []
+    for r in requests:
+        with torch.no_grad():
+            p, q = (m(input_ids=torch.tensor(r.ids)[None]).logits[0, 11:19].log_softmax(-1) for m in (a, b))
+        kls.append((p.exp() * (p - q)).sum(-1).numpy())
+        flips.append((p.argmax(-1) != q.argmax(-1)).numpy())
+    assert got.tokens == 40 and got.steps == 5
+    assert got.kl_per_token == pytest.approx(np.concatenate(kls).mean(), rel=1e-3)
+    assert got.kl_per_step == pytest.approx(np.mean([k.sum() for k in kls]), rel=1e-3)
+    assert got.top1_flip_rate == pytest.approx(np.concatenate(flips).mean())
+    same = movement(TransformersEngine(a, "a"), TransformersEngine(a, "a"), requests)
+    assert same.kl_per_token == 0 and same.top1_flip_rate == 0
+    assert movement(TransformersEngine(a, "a"), TransformersEngine(a, "a"), []) is None

@@ -1,0 +1,161 @@
+"""What the gate sees, and why it says no."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import TOOLWORLD
+
+from hintdistill.config import GateSection, InjectSection, RescoreSection
+from hintdistill.core.scores import Measurement
+from hintdistill.core.types import Finding, Injection
+from hintdistill.injection.splice import Injector
+from hintdistill.prompts import PromptLibrary
+from hintdistill.rescoring.scorer import Scorer, _View, decide, judge, measure, null_pass_rate
+
+GATE = GateSection()
+GOOD = Measurement(
+    position=2, instead_id=7, effect=-3.0, plain_logprob=math.log(0.8), max_raise=0.0, specificity=-1.0,
+    legal_mass_gain=0.5, best_placebo=-0.2,
+)  # fmt: skip
+
+
+def test_a_good_hint_is_accepted():
+    assert judge(GOOD, (), GATE) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"effect": -0.9, "best_placebo": 0.0}, "no_effect"),
+        ({"position": None}, "no_effect"),
+        ({"best_placebo": -3.0}, "not_below_placebo"),
+        ({"specificity": 0.0}, "not_specific"),
+        ({"legal_mass_gain": 0.0}, "mass_to_illegal"),
+        ({"max_raise": 0.6}, "primed"),
+        ({"plain_logprob": math.log(0.009)}, "not_this_students_error"),
+    ],
+)
+def test_each_reason(change, reason):
+    assert judge(replace(GOOD, **change), (), GATE) == (reason,)
+
+
+def test_no_schema_no_opinion():
+    assert judge(replace(GOOD, legal_mass_gain=None), (), GATE) == ()
+
+
+def test_guards_are_reasons():
+    assert judge(GOOD, ("leak: '42' is not in the step's context", "dialect: …"), GATE) == ("leak", "dialect")
+    assert judge(GOOD, ("leak: x",), GateSection(check_leak=False)) == ()
+
+
+def injection(**change) -> Injection:
+    base = {
+        "trace_id": "t", "finding": Finding(step=0, error_class="x", quote="q"), "hint": "h", "context_ids": (1, 2, 3), "insert_at": 1,
+        "block_ids": (9,), "step_ids": (10, 11, 12, 13), "span": (1, 3), "quote_found": "exact", "fidelity": "ids", "placement": "message",
+    }  # fmt: skip
+    return Injection(**{**base, **change})
+
+
+NOTHING = np.zeros((4, 0))
+
+
+def view(effect, top1=(10, 11, 99, 13), gathered=NOTHING) -> _View:
+    return _View(np.array(effect, np.float32), np.array(top1), np.asarray(gathered))
+
+
+PLAIN = np.log(np.array([0.9, 0.8, 0.7, 0.9], np.float32))
+
+
+def test_the_decision_token_is_the_first_of_the_quote_that_the_teacher_leaves():
+    m = measure(injection(), PLAIN, NOTHING, view([-5, -0.1, -3, -4], top1=(98, 11, 99, 97)), [])
+    assert (m.position, m.instead_id) == (2, 99)
+    assert m.effect == pytest.approx(-3)
+    assert measure(injection(), PLAIN, NOTHING, view([-1, -1, -1, -1], top1=(98, 11, 12, 97)), []).position is None
+
+
+def test_specificity_compares_quote_rest_and_placebo():
+    m = measure(injection(), PLAIN, NOTHING, view([-1, -2, -4, -1]), [view([0, -1, -1, 0]), view([0, 0, 0, 0])])
+    # quote mean -3, rest mean -1, contrast -2; placebo contrasts -1 and 0, mean -0.5
+    assert m.specificity == pytest.approx(-1.5)
+    assert m.best_placebo == pytest.approx(-1)
+
+
+def test_raised_quoted_tokens_count_only_where_they_are_not_negligible():
+    plain = np.log(np.array([0.9, 0.3, 1e-6, 0.9], np.float32))
+    assert measure(injection(), plain, NOTHING, view([0, 0.9, 5, 0]), []).max_raise == pytest.approx(0.9)
+    whole = injection(span=(0, 4), quote_found="whole_step")
+    assert measure(whole, plain, NOTHING, view([0, 0.9, 5, 0]), []).max_raise == 0.0
+
+
+def test_legal_mass_gain_is_read_at_the_decision_token():
+    legal = injection(legal={2: (5, 7), 1: (6,)})
+    plain = np.log(np.array([[0.1, 0.1, 0.1]] * 4))
+    hinted = np.log(np.array([[0.1, 0.1, 0.1], [0.1, 0.9, 0.1], [0.4, 0.1, 0.3], [0.1, 0.1, 0.1]]))
+    m = measure(legal, PLAIN, plain, view([0, 0, -3, 0], gathered=hinted), [])
+    assert m.legal_mass_gain == pytest.approx(0.5)
+    assert measure(injection(), PLAIN, NOTHING, view([0, 0, -3, 0]), []).legal_mass_gain is None
+
+
+@pytest.fixture(scope="module")
+def scored(student_engine, student_renderer, unknown_tool_case):
+    """A real error of the student, with a real hint."""
+    trace, finding, hint = unknown_tool_case
+    finding = finding.model_copy(update={"hint": hint})
+    made = Injector(student_renderer, PromptLibrary(TOOLWORLD / "prompts"), InjectSection()).inject(trace, finding)
+    return made, Scorer(student_engine, student_renderer, RescoreSection()).score([("key", made, "train")])[0]
+
+
+def test_a_real_hint_moves_the_error_and_the_mass_goes_to_a_listed_tool(scored, unknown_tool_case):
+    trace, finding, _ = unknown_tool_case
+    _, target = scored
+    assert target.accepted, target.reasons
+    assert finding.quote.endswith(target.decision.token)
+    said = finding.quote.removesuffix(target.decision.token)
+    assert any(name.startswith(said + target.decision.instead) for name in trace.tool_schemas)
+    assert target.decision.effect < -1 and target.specificity < 0 and target.legal_mass_gain > 0.3
+    assert target.shifts(1)[0].token == target.decision.token
+    assert len(target.hint_effect) == len(target.tokens) == len(target.step_ids)
+    assert target.recorded_gap < 1e-3, "the trace is this student's own"
+
+
+def test_step_ids_and_support_are_shared_by_both_views(scored):
+    made, target = scored
+    assert tuple(target.step_ids) == made.step_ids
+    assert target.support_ids.shape == target.teacher_logprobs.shape == target.plain_logprobs.shape
+    for t, row in enumerate(target.support_ids):
+        assert target.step_ids[t] in row
+    for logprobs, tail in ((target.teacher_logprobs, target.teacher_tail), (target.plain_logprobs, target.plain_tail)):
+        assert np.abs(np.exp(logprobs.astype(np.float64)).sum(1) + np.exp(tail.astype(np.float64)) - 1).max() < 1e-5
+
+
+def test_the_gate_can_be_switched_off_and_keeps_the_reasons(scored):
+    _, target = scored
+    rejected = decide(target, GateSection(min_drop_nats=50))
+    assert not rejected.accepted and rejected.reasons == ("no_effect",)
+    forced = decide(target, GateSection(min_drop_nats=50, enabled=False))
+    assert forced.accepted and forced.reasons == ("no_effect",)
+
+
+def test_placebos_are_measured_by_the_same_gate(scored):
+    _, target = scored
+    assert null_pass_rate([target], GATE) in {0.0, 1 / 3}
+    assert null_pass_rate([], GATE) is None
+    lax = GateSection(
+        min_drop_nats=0, max_raise_nats=99, require_legal_gain=False, require_specific=False, min_student_probability=0
+    )
+    assert null_pass_rate([target], lax) >= null_pass_rate([target], GATE)
+
+
+def test_the_same_context_twice_is_no_effect(scored, student_engine, student_renderer):
+    """Where nothing is inserted, teacher equals plain to the bit: a hint cannot seem to work by numerics."""
+    from hintdistill.core.scores import ScoreRequest
+
+    made, _ = scored
+    ids = np.array(made.plain_ids)
+    request = ScoreRequest(ids, len(made.context_ids), len(ids), "g")
+    a, b = student_engine.score([request, request], 16)
+    assert (a.sampled - b.sampled == 0).all() and (a.topk_logprobs == b.topk_logprobs).all()

@@ -1,0 +1,165 @@
+"""The model card: a head that hub parsers take, the report's numbers, no word of a trace, and what was not measured said so."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, STUDENT
+from support.hub_server import card_errors
+
+from hintdistill import pipeline
+from hintdistill.config.file import load_config
+from hintdistill.pipeline.store import RunDir
+from hintdistill.training.card import NOT, adapter_card, card_text, front_matter, hub_name, placebo_share
+from hintdistill.training.students import Arrived
+
+SETTINGS = [
+    "critic.use=[rules,recorded]", "traces.limit=40", "traces.holdout=0.4", "train.epochs=1", "train.lora={rank: 4, alpha: 8}",
+    "rollout.splits=[validation]", "rollout.limit=4", "report.html=false", "report.off_target={}", "run.threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory) -> tuple[Path, str, str]:
+    """A run, its card when the training was done, and its card after the report."""
+    folder = tmp_path_factory.mktemp("card") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
+        pipeline.run(config, folder, until="train", voice=pipeline.Voice(quiet=True))
+        first = (folder / "student" / "README.md").read_text()
+        pipeline.report_only(config, folder, pipeline.Voice(quiet=True))
+    return folder, first, (folder / "student" / "README.md").read_text()
+
+
+@pytest.fixture
+def document(cards) -> dict:
+    return json.loads((cards[0] / "report.json").read_text())
+
+
+def row(card: str, name: str) -> str:
+    """The rest of the table row that begins with `name`."""
+    return next(line.split("|", 2)[2].strip(" |") for line in card.splitlines() if line.startswith(f"| {name} |"))
+
+
+def test_before_the_report_what_is_not_measured_is_said(cards):
+    _, first, after = cards
+    assert f"Success in an environment: {NOT}." in first and f"Off-target KL and flip rate: {NOT}." in first
+    assert row(first, "accepted hints").endswith(NOT)
+    assert NOT not in after and "In the environment:" in after and "What else moved" in after
+
+
+def test_the_numbers_are_the_reports(cards, document):
+    card = cards[2]
+    probability = document["effects"]["accepted"]["error_probability"]
+    assert row(card, "accepted hints").split(" | ")[1:] == [
+        f"{100 * probability[w]:.3g} %" for w in ("before", "hinted", "after")
+    ]
+    for when in ("before", "after"):
+        e = document["environment"]["splits"]["validation"][when]
+        assert f"| validation | {when} | 4 | {100 * e['success_rate']:.3g} % | {100 * e['error_rate']:.3g} % |" in card
+    for name, moved in document["off_target"].items():
+        assert row(card, name).startswith(f"{moved['steps']} | {moved['tokens']} | {moved['kl_per_token']:.2g} |")
+    funnel = document["funnel"]
+    assert row(card, "traces").startswith("40 (") and row(card, "formats") == "40 native"
+    assert row(card, "hints accepted") == f"{funnel['rescore']['accepted']} of {funnel['rescore']['scored']} scored"
+    assert f"{funnel['train']['hints']} hints, {funnel['train']['anchors']} anchors" in card
+    for error_class, e in document["effects"]["by_class"].items():
+        assert f"| {error_class} | {e['n']} | {e['accepted']} | {e['n'] - e['accepted']} |" in card
+    assert row(card, "placebos that the gate would accept").startswith(
+        f"{100 * document['gate']['null_pass_rate']:.3g} %"
+    )
+    assert row(card, "`train.lora.rank`") == "`4`" and row(card, "`train.epochs`") == "`1.0`"
+    assert f"{document['train']['trainable_parameters']:,} of" in card
+
+
+def test_placebo_share_is_of_the_hints_effect(document):
+    found = [f for f in document["findings"] if f["accepted"] and f["decision"]]
+    share = placebo_share(document["findings"])
+    placebos = [p["effect_nats"] for f in found for p in f["placebos"]]
+    hints = [f["decision"]["effect_nats"] for f in found]
+    assert share == pytest.approx((sum(placebos) / len(placebos)) / (sum(hints) / len(hints)))
+    assert placebo_share([]) is None
+
+
+def test_no_word_of_a_trace_and_no_local_folder(cards, document):
+    folder, _, card = cards
+    said = {f["quote"] for f in document["findings"]} | {f["hint"] for f in document["findings"]}
+    said |= {f["trace"] for f in document["findings"]}
+    for line in (folder / "traces.jsonl").read_text().splitlines():
+        said |= {m.get("content") for m in json.loads(line)["trace"]["messages"] if m["role"] != "system"}
+    words = {w for w in said if w and len(w) > 3}
+    assert len(words) > 50 and not [w for w in words if w in card]
+    assert str(folder) not in card and str(STUDENT.parent) not in card and "examples/toolworld" not in card
+
+
+def test_the_head_is_one_that_hubs_take(cards, document):
+    from huggingface_hub import ModelCard
+
+    for card in cards[1:]:
+        data = ModelCard(card).data
+        assert data.library_name == "transformers" and data.pipeline_tag == "text-generation"
+        assert data.tags == ["hintdistill", "self-distillation", "targeted"]
+        assert data.license == front_matter(STUDENT)["license"] and data.base_model is None
+        assert card_errors(card) == []
+    document["run"]["config"]["run"]["model"] = "org/initial"
+    document["run"]["config"]["train"]["push"] = "me/corrected"
+    card = card_text(document, {}, adapter=True, license_of={})
+    data = ModelCard(card).data
+    assert (
+        data.base_model == "org/initial"
+        and data.to_dict()["base_model_relation"] == "finetune"
+        and data.license is None
+    )
+    assert (
+        "# corrected\n" in card and 'from_pretrained("me/corrected")' in card and row(card, "formats") == "not recorded"
+    )
+    assert "vllm serve org/initial --enable-lora --max-lora-rank 8 --lora-modules" in card
+    assert card_errors(card) == [] and card_errors(adapter_card("org/initial", None)) == []
+    assert "base_model" not in adapter_card("/home/me/model", None)
+
+
+def test_controls_and_arrivals_are_named(document):
+    document["run"]["hint"], document["gate"]["enabled"] = "placebo", False
+    document["train"]["arrived"] = {"adapter": "/x", "base": "org/base", "handling": "beside"}
+    card = card_text(document, {}, adapter=True, license_of={"license": "mit", "license_link": 3})
+    assert "**This student is a control:**" in card and "**The gate was off:**" in card
+    assert "kept, frozen, beside the new one" in card and 'set_adapter(["initial", "corrected"])' in card
+    assert "base_model: org/base" in card and "license: mit" in card and "license_link" not in card
+    document["train"]["arrived"]["handling"] = "merged"
+    assert "merged into its base model" in card_text(document, {}, adapter=True, license_of={})
+    assert "`initial/`" in adapter_card("/x/initial", Arrived("/x", "org/base", "merged"))
+    assert "one of two" in adapter_card("org/base", Arrived("/x", "org/base", "beside"))
+
+
+def test_the_card_of_equal_runs_is_equal_and_the_report_writes_it_again(cards):
+    folder, _, after = cards
+    path = folder / "student" / "README.md"
+    path.write_text("something else")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
+        pipeline.report_only(config, folder, pipeline.Voice(quiet=True))
+    assert path.read_text() == after
+    assert RunDir(folder).manifest()["formats"] == {"native": 40}
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("org/name", "org/name"), ("./org/name", None), ("name", None), ("a/b/c", None), ("/abs/name", None)],
+)
+def test_hub_names(name, known):
+    assert hub_name(name) == known
+
+
+def test_a_folder_of_the_hubs_cache_has_its_name(tmp_path):
+    folder = tmp_path / "models--org--the-model" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    assert hub_name(str(folder)) == "org/the-model" == hub_name("org/the-model", folder)
+    assert hub_name(str(tmp_path)) is None
+    (folder / "README.md").write_text("---\nlicense: [broken\n---\n")
+    assert front_matter(folder) == {} == front_matter(tmp_path)
+    assert not re.search(r"\d{4}-\d\d-\d\d", adapter_card("org/x", None)), "a card holds no date"
