@@ -43,11 +43,12 @@ def targets_of(model, seed: int = 0) -> list[Target]:
         trace = rng.integers(3, VOCAB, length)
         for n, (start, end, at, block_length) in enumerate(steps):
             block = rng.integers(3, VOCAB, block_length)
-            out.append(_target(model, f"{name}{n}", name, trace, start, end, at, block))
+            out.append(target_of(model, f"{name}{n}", name, trace, start, end, at, block))
     return out
 
 
-def _target(model, key, trace_id, trace, start, end, at, block) -> Target:
+def target_of(model, key, trace_id, trace, start, end, at, block) -> Target:
+    """What the rescore stage would store for one step `trace[start:end]`; an empty block makes an anchor."""
     step, length = trace[start:end], end - start
     with torch.no_grad():
         plain = logprobs(model, trace[:end], length)

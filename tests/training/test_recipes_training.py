@@ -5,40 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from support.recipe_models import RUNNABLE, V, outcome_of, tiny
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
 from hintdistill.core.scores import Target
-from hintdistill.recipes import load_recipe, missing, reads_reward, recipe_names
+from hintdistill.recipes import load_recipe
 from hintdistill.recipes.schema import TeacherRule
-from hintdistill.training.capabilities import available
 from hintdistill.training.passes import places
-from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 from hintdistill.training.rows import build_rows
 from hintdistill.training.stage import _last_checkpoint, make_trainer
 from hintdistill.training.teacher import Follower
 
-V = 96
-RUNNABLE = [n for n in recipe_names() if load_recipe(n).kind == "objective"]
-RUNNABLE = [n for n in RUNNABLE if not missing(load_recipe(n), available(TrainSection(recipe=n)))]
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def tiny(seed: int = 3):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=128, pad_token_id=0, eos_token_id=2, bos_token_id=None,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim == 2:
-                p.mul_(8.0)
-    model.config.use_cache = False
-    return model
 
 
 def logprobs(model, ids: np.ndarray, length: int) -> torch.Tensor:
@@ -74,19 +52,6 @@ def targets() -> list[Target]:
             plain_sampled=plain.gather(-1, sampled)[:, 0].numpy(), insert_at=6, block_ids=block, accepted=True,
         ))  # fmt: skip
     return out
-
-
-def outcome_of(targets: list[Target], recipe) -> OutcomeData:
-    """Every other trace ended well; for an additive coupling each hint's step is a sampled one."""
-    if not reads_reward(recipe):
-        return NO_OUTCOME
-    ended = {t.trace_id: TraceOutcome(float(i % 2), i % 2 - 0.5, 0.5, 2) for i, t in enumerate(targets)}
-    rows = [
-        OutcomeRow(f"outcome:{t.key}", t.trace_id, t.step, torch.from_numpy(np.concatenate([t.context_ids, t.step_ids])), 7,
-                   torch.from_numpy(t.plain_sampled), ended[t.trace_id].advantage, 1 / 7)
-        for t in targets if t.kind == "hint"
-    ]  # fmt: skip
-    return OutcomeData(ended, rows if recipe.coupling.kind == "additive" else [])
 
 
 def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
