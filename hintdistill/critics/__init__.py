@@ -40,6 +40,7 @@ def one_by_one(
 ) -> Iterator[Outcome]:
     """Run a per-trace critic over many traces, `concurrency` at a time, yielding as they finish.
 
+    What has finished by the same moment comes in the order of the traces; one at a time, everything does.
     A `ServiceError` with `retryable` False stops the whole batch; any other declared error costs its own trace.
     """
     pending: dict[Future[Critique], Trace] = {}
@@ -51,7 +52,9 @@ def one_by_one(
                     pending[pool.submit(critique, trace)] = trace
                 if not pending:
                     return
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                # a set, which has no order of its own
+                finished = wait(pending, return_when=FIRST_COMPLETED).done
+                for future in [f for f in pending if f in finished]:
                     trace = pending.pop(future)
                     try:
                         yield trace, future.result()

@@ -79,26 +79,54 @@ class BudgetError(HintdistillError):
 
 
 class Budget:
-    """Tokens that may be spent; safe to share between threads. `limit` None means no limit."""
+    """Tokens that may be spent; safe to share between threads. `limit` None means no limit.
+
+    What is promised, whatever the number of questions in flight and the order in which they are answered:
+
+    - A question is sent only where its tokens, what is set aside for questions in flight and what was paid are within
+      the limit together. So what is paid exceeds the limit by no more than what the questions in flight at the end cost
+      above what was set aside for them; where no question costs more than that, it never exceeds the limit.
+    - A question is refused only where it does not fit beside what was *paid*. What is set aside for others is a bound
+      above their cost; a question that needs that room waits until they are answered. What was paid never shrinks, so
+      once a question is refused, no question as large is sent.
+    """
 
     def __init__(self, limit: int | None) -> None:
-        self.limit, self.spent = limit, 0
-        self._lock = threading.Lock()
+        self.limit, self.spent, self.in_flight = limit, 0, 0
+        self._changed = threading.Condition()
 
-    def reserve(self, tokens: int) -> None:
-        """Set tokens aside before a question is sent. Raises BudgetError where they are not there."""
-        with self._lock:
-            if self.limit is not None and self.spent + tokens > self.limit:
-                raise BudgetError(
-                    f"the budget of {self.limit} tokens is spent ({self.spent} used or in flight, {tokens} wanted)",
-                    hint="raise critic.budget_tokens and continue with --resume; answers already paid for are kept",
-                )
-            self.spent += tokens
+    def reserve(self, tokens: int, *, wait: bool = True) -> bool:
+        """Set tokens aside before a question is sent; every `reserve` that did is followed by one `settle`.
+
+        Args:
+            wait: whether to wait for questions in flight where they hold the room. Only a caller that has itself
+                nothing set aside may wait, else two could wait for each other.
+
+        Returns:
+            Whether tokens were set aside; always True with `wait`.
+
+        Raises:
+            BudgetError: the tokens do not fit beside what was paid.
+        """
+        with self._changed:
+            while self.limit is not None and self.spent + self.in_flight + tokens > self.limit:
+                if self.spent + tokens > self.limit:
+                    raise BudgetError(
+                        f"the budget of {self.limit} tokens is spent ({self.spent} used, {tokens} wanted)",
+                        hint="raise critic.budget_tokens and continue with --resume; answers already paid for are kept",
+                    )
+                if not wait:
+                    return False
+                self._changed.wait()
+            self.in_flight += tokens
+            return True
 
     def settle(self, reserved: int, usage: Usage) -> None:
-        """Put what the question really cost in the place of what was set aside."""
-        with self._lock:
-            self.spent += usage.prompt_tokens + usage.completion_tokens - reserved
+        """Put what the question really cost, nothing where it failed, in the place of what was set aside."""
+        with self._changed:
+            self.in_flight -= reserved
+            self.spent += usage.prompt_tokens + usage.completion_tokens
+            self._changed.notify_all()
 
 
 class AnswerCache:
@@ -136,28 +164,42 @@ class Metered:
         """See `Backend.complete`; a question beyond the budget is answered by a BudgetError."""
         keys = [f"{self.backend.key}:{r.key}" for r in requests]
         out: list[Reply | HintdistillError | None] = [self.cache.get(k) for k in keys]
-        owed: list[int] = []
-        reserved: dict[int, int] = {}
-        for i, request in enumerate(requests):
-            if out[i] is not None:
-                continue
-            tokens = 0
-            if self.budget.limit is not None:
-                tokens = sum(self.backend.count(m["content"]) for m in request.messages) + self.answer_tokens
-            try:
-                self.budget.reserve(tokens)
-            except BudgetError as error:
-                out[i] = error
-                continue
-            reserved[i] = tokens
-            owed.append(i)
-        replies = self.backend.complete([requests[i] for i in owed]) if owed else []
-        for i, reply in zip(owed, replies, strict=True):
-            out[i] = reply
-            self.budget.settle(reserved[i], reply.usage if isinstance(reply, Reply) else Usage())
-            if isinstance(reply, Reply):
-                self.cache.put(keys[i], reply)
+        owed = [i for i, reply in enumerate(out) if reply is None]
+        while owed:
+            reserved: dict[int, int] = {}
+            for i in owed:
+                tokens = self._tokens(requests[i])
+                try:
+                    if self.budget.reserve(tokens, wait=not reserved):
+                        reserved[i] = tokens
+                except BudgetError as error:
+                    out[i] = error
+            for i, reply in self._ask(requests, keys, reserved).items():
+                out[i] = reply
+            owed = [i for i in owed if out[i] is None]
         return [r for r in out if r is not None]
+
+    def _tokens(self, request: Request) -> int:
+        if self.budget.limit is None:
+            return 0
+        return sum(self.backend.count(m["content"]) for m in request.messages) + self.answer_tokens
+
+    def _ask(
+        self, requests: Sequence[Request], keys: Sequence[str], reserved: dict[int, int]
+    ) -> dict[int, Reply | HintdistillError]:
+        """The replies to the questions that tokens are set aside for; answers are kept, and the budget is settled always."""
+        replies: dict[int, Reply | HintdistillError] = {}
+        try:
+            if reserved:
+                replies.update(zip(reserved, self.backend.complete([requests[i] for i in reserved]), strict=True))
+            for i, reply in replies.items():
+                if isinstance(reply, Reply):
+                    self.cache.put(keys[i], reply)
+        finally:
+            for i, tokens in reserved.items():
+                answer = replies.get(i)
+                self.budget.settle(tokens, answer.usage if isinstance(answer, Reply) else Usage())
+        return replies
 
 
 def by_bytes(text: str) -> int:

@@ -201,7 +201,7 @@ def test_a_budget_stops_the_command_cleanly(config, tmp_path):
     """What was done is kept and the rest is owed; a second call with more to spend asks only for that."""
     with scripted_server(NONE) as server:
         llm = ("critic.use=[llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m", "critic.llm.context_tokens=16000",
-               "critic.llm.concurrency=1", "critic.llm.max_tokens=100")  # fmt: skip
+               "critic.llm.concurrency=4", "critic.llm.max_tokens=100")  # fmt: skip
         server.prompt_tokens = 1500
         first = json.loads(run("critique", config, *llm, "critic.budget_tokens=9000", "--json"))
         asked = len(server.received)

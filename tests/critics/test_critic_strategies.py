@@ -1,4 +1,4 @@
-"""Strategies, votes, windows, the cascade, budget, cache and secret scan, with a backend that answers from a function."""
+"""Strategies, votes, windows, the cascade, cache and secret scan, with a backend that answers from a function."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hintdistill.config import CriticSection, LLMSection
 from hintdistill.core.errors import ServiceError
 from hintdistill.core.types import Critique, Finding, Message, ToolCall, Trace, Usage
 from hintdistill.critics.answers import LLMFinding
-from hintdistill.critics.backends import AnswerCache, Budget, BudgetError, Reply, by_bytes
+from hintdistill.critics.backends import AnswerCache, Reply, by_bytes
 from hintdistill.critics.cascade import escalation, settle
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.record import encode, whole
@@ -64,9 +64,9 @@ def trace(steps: int = 6, id_: str = "t", text: str = "say", reward: float | Non
     return Trace(id=id_, messages=tuple(messages), reward=reward)
 
 
-def critic(answer, *, together=False, context=None, cache=None, budget=None, scan=False, **settings) -> LLMCritic:
+def critic(answer, *, together=False, context=None, cache=None, scan=False, **settings) -> LLMCritic:
     backend = Scripted(answer, together, context)
-    return LLMCritic(LLMSection(**settings), PromptLibrary(), backend, cache=cache, budget=budget, scan=scan)
+    return LLMCritic(LLMSection(**settings), PromptLibrary(), backend, cache=cache, scan=scan)
 
 
 def step_of(request) -> int:
@@ -251,17 +251,6 @@ def test_paid_answers_survive_a_kill_in_the_middle(tmp_path):
     got = again.ask(trace())
     assert got.verdict == "none" and got.usage.requests == 6
     assert len(again.backend.asked) == 6 - dies_at
-
-
-def test_a_budget_stops_cleanly_and_keeps_what_was_done():
-    traces = [trace(2, f"t{i}", f"say{i}") for i in range(6)]
-    one = critic(lambda r, n: NONE, max_tokens=100)
-    need = one.estimate(traces[0]).prompt_tokens + 100
-    c = critic(lambda r, n: NONE, max_tokens=100, budget=Budget(need + 31), concurrency=1)
-    got = [o for _, o in c.critique(traces)]
-    done = [o for o in got if isinstance(o, Critique)]
-    assert len(done) == 3, "each question costs 15 tokens once it is answered; the fourth might not fit"
-    assert all(isinstance(o, BudgetError) and o.retryable for o in got[3:]) and len(c.backend.asked) == 3
 
 
 SECRETS = ["AKIA" + "IOSFODNN7EXAMPLQ", "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "xoxb-" + "123456789012-abcdefghijkl",
