@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from support.exact_rows import Doubled
 from support.golden_values import (
     BATCHES,

@@ -10,12 +10,12 @@ import threading
 import pytest
 
 from hintdistill.config import LLMSection
+from hintdistill.core.errors import ServiceError
+from hintdistill.core.types import Critique, Message, Trace, Usage
 from hintdistill.critics import one_by_one
 from hintdistill.critics.backends import AnswerCache, Budget, BudgetError, Reply, by_bytes
 from hintdistill.critics.llm import LLMCritic
-from hintdistill.errors import ServiceError
 from hintdistill.prompts import PromptLibrary
-from hintdistill.types import Critique, Message, Trace, Usage
 
 NONE = json.dumps({"verdict": "none", "findings": []})
 NO_MISTAKE = json.dumps({"mistake": False, "quote": None, "error_class": "none", "hint": "", "confidence": 0.9})
