@@ -28,6 +28,13 @@ class Errors:
 def small(layers: int, vocab: int) -> Qwen3Config:
     """An untied Qwen3 of these widths."""
     return Qwen3Config(
-        vocab_size=vocab, hidden_size=WIDTH, intermediate_size=FEED_FORWARD, num_hidden_layers=layers, num_attention_heads=HEADS,
-        num_key_value_heads=KEY_HEADS, head_dim=HEAD, max_position_embeddings=32_768, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=WIDTH,
+        intermediate_size=FEED_FORWARD,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KEY_HEADS,
+        head_dim=HEAD,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+    )

@@ -90,18 +90,41 @@ def main_table(regime: Data) -> str:
     def near(settings: Data) -> str:
         return " / ".join(short(settings[s]["success"]["mean"], 2) for s in NEAR)
 
-    head = ["arm", "greedy", "T=1", "gap closed, greedy", "gap closed, T=1", "tasks without a trigger", "near-misses ¹",
-            "KL near-misses"]  # fmt: skip
-    rows = [["no training", *(short(initial[s]["success"]["mean"]) for s in (GREEDY, SAMPLED)), "", "",
-             short(initial[CLEAN]["success"]["mean"]), near(initial), "0"]]  # fmt: skip
+    head = [
+        "arm",
+        "greedy",
+        "T=1",
+        "gap closed, greedy",
+        "gap closed, T=1",
+        "tasks without a trigger",
+        "near-misses ¹",
+        "KL near-misses",
+    ]
+    rows = [
+        [
+            "no training",
+            *(short(initial[s]["success"]["mean"]) for s in (GREEDY, SAMPLED)),
+            "",
+            "",
+            short(initial[CLEAN]["success"]["mean"]),
+            near(initial),
+            "0",
+        ]
+    ]
     for arm in MAIN:
         e = regime["arms"][arm]
         s, gap = e["settings"], e["gap_closed"]
-        rows.append([
-            f"**{NAMES[arm]}**" if arm == "hint" else NAMES[arm], *(short(s[k]["success"]["mean"]) for k in (GREEDY, SAMPLED)),
-            spread(gap[GREEDY]), spread(gap[SAMPLED]), spread(s[CLEAN]["minus_initial"], 3), near(s),
-            short(e["off_target"]["near_misses"]["kl_per_token"]["mean"], 4),
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"**{NAMES[arm]}**" if arm == "hint" else NAMES[arm],
+                *(short(s[k]["success"]["mean"]) for k in (GREEDY, SAMPLED)),
+                spread(gap[GREEDY]),
+                spread(gap[SAMPLED]),
+                spread(s[CLEAN]["minus_initial"], 3),
+                near(s),
+                short(e["off_target"]["near_misses"]["kl_per_token"]["mean"], 4),
+            ]
+        )
     rows.append(
         [
             "initial policy, hinted",
@@ -130,16 +153,27 @@ def regime_table(document: Data) -> str:
     rows = []
     for name, data in document["regimes"].items():
         cells = [both(data["arms"][a]["settings"]) if a in data["arms"] else "–" for a in arms]
-        rows.append([f"`{name}`", short(data["success_in_rollouts"]), str(data["tasks"][GREEDY]), both(data["initial"]),
-                     *cells, both(data["hinted"])])  # fmt: skip
+        rows.append(
+            [
+                f"`{name}`",
+                short(data["success_in_rollouts"]),
+                str(data["tasks"][GREEDY]),
+                both(data["initial"]),
+                *cells,
+                both(data["hinted"]),
+            ]
+        )
     return table(head, rows)
 
 
 def noise_table(document: Data) -> str:
     """Critic noise: share of the true critic's gain, greedy / T=1, gate off and on, and what the gate rejects."""
     arms = document["regimes"]["common"]["arms"]
-    words = {"step": "wrong step in {} % of findings", "alarm": "false alarm on {} % of clean traces",
-             "hint": "wrong hint text in {} %"}  # fmt: skip
+    words = {
+        "step": "wrong step in {} % of findings",
+        "alarm": "false alarm on {} % of clean traces",
+        "hint": "wrong hint text in {} %",
+    }
     rows = []
     for kind, percent, off, on in _noise_rows(document):
         name = "as it is" if not percent else words[kind].format(percent)
@@ -165,10 +199,12 @@ def traces_table(document: Data) -> str:
     """Whose traces and whose findings: success and the paired difference to the targeted hint."""
     regime = document["regimes"]["common"]
     names = {
-        "hint": "own fresh traces, the world's checker", "stale": "the round before's traces", "foreign": "another policy's traces",
+        "hint": "own fresh traces, the world's checker",
+        "stale": "the round before's traces",
+        "foreign": "another policy's traces",
         "llm_critic": "own fresh traces, the tiny critic LLM: no rule, label or checker in the loop",
         "hint_outcome": "own fresh traces, the outcome reward beside the hint",
-    }  # fmt: skip
+    }
     rows = []
     for arm, name in names.items():
         s = regime["arms"][arm]["settings"]
@@ -186,12 +222,25 @@ def longer_table(documents: list[tuple[str, dict[str, Any]]]) -> str:
         regime = document["regimes"]["common"]
         for arm, e in regime["arms"].items():
             s, rate = e["settings"], e["train"]["learning_rate"]
-            rows.append([f"{NAMES[arm]}, {rate:g}", *(short(c["success"]["mean"]) for c in e["curve"]), short(s[GREEDY]["success"]["mean"]),
-                         short(s[CLEAN]["minus_initial"]["mean"]), " / ".join(short(s[k]["success"]["mean"], 2) for k in NEAR),
-                         short(e["off_target"]["near_misses"]["kl_per_token"]["mean"], 4)])  # fmt: skip
+            rows.append(
+                [
+                    f"{NAMES[arm]}, {rate:g}",
+                    *(short(c["success"]["mean"]) for c in e["curve"]),
+                    short(s[GREEDY]["success"]["mean"]),
+                    short(s[CLEAN]["minus_initial"]["mean"]),
+                    " / ".join(short(s[k]["success"]["mean"], 2) for k in NEAR),
+                    short(e["off_target"]["near_misses"]["kl_per_token"]["mean"], 4),
+                ]
+            )
     curve = documents[0][1]["regimes"]["common"]["arms"]["hint"]["curve"]
-    head = ["arm, learning rate", *(f"after {c['round']}" for c in curve), "greedy, last", "tasks without a trigger", "near-misses ¹",
-            "KL near-misses"]  # fmt: skip
+    head = [
+        "arm, learning rate",
+        *(f"after {c['round']}" for c in curve),
+        "greedy, last",
+        "tasks without a trigger",
+        "near-misses ¹",
+        "KL near-misses",
+    ]
     return table(head, rows)
 
 
@@ -278,10 +327,20 @@ def main() -> None:
         write_docs(document, folder, longer)
     arms, line = document["regimes"]["common"]["arms"], document["preflight"]["line"]
     measured = [a["reached"] for a in document["aims"] if a["reached"] is not None]
-    print(json.dumps({
-        "gap_closed": {a: [round(e["gap_closed"][s]["mean"], 3) for s in (GREEDY, SAMPLED)] for a, e in arms.items() if ":" not in a},
-        "aims_reached": sum(measured), "aims_measured": len(measured), "prediction_r2": line and round(line["r2"]["mean"], 3),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "gap_closed": {
+                    a: [round(e["gap_closed"][s]["mean"], 3) for s in (GREEDY, SAMPLED)]
+                    for a, e in arms.items()
+                    if ":" not in a
+                },
+                "aims_reached": sum(measured),
+                "aims_measured": len(measured),
+                "prediction_r2": line and round(line["r2"]["mean"], 3),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

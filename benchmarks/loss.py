@@ -122,9 +122,11 @@ def our_stored_topk(x: Tensors, kind: str) -> torch.Tensor:
     """`linear_support` on the stored entries."""
     n = len(x["hidden"])
     return linear_support(
-        x["hidden"], HeadSpec(x["weight"]), torch.full((n,), 1 / n),
+        x["hidden"],
+        HeadSpec(x["weight"]),
+        torch.full((n,), 1 / n),
         lambda logits, at: (x["kept"][at], lambda ours: divergence(kind, ours, x["stored"][at])),
-    )[0]  # fmt: skip
+    )[0]
 
 
 def dense_hint_sd(x: Tensors, kind: str) -> torch.Tensor:
@@ -145,9 +147,15 @@ def our_hint_sd(x: Tensors, kind: str) -> torch.Tensor:
 
 
 FORMS: dict[str, Callable[[Tensors, str], torch.Tensor]] = {
-    "dense": dense, "chunked": ours, "trl": trl, "liger": liger, "dense_stored_topk": dense_stored_topk,
-    "chunked_stored_topk": our_stored_topk, "dense_hint_sd": dense_hint_sd, "chunked_hint_sd": our_hint_sd,
-}  # fmt: skip
+    "dense": dense,
+    "chunked": ours,
+    "trl": trl,
+    "liger": liger,
+    "dense_stored_topk": dense_stored_topk,
+    "chunked_stored_topk": our_stored_topk,
+    "dense_hint_sd": dense_hint_sd,
+    "chunked_hint_sd": our_hint_sd,
+}
 
 
 def variant(name: str, x: Tensors, kind: str) -> Callable[[], torch.Tensor]:
@@ -194,8 +202,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         args.width, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64
     )
     scale = float(loss.detach())
-    return {"cpu_s": min(seconds[1:]), "peak_mb": peak, "loss": scale, "probe": (probe / probe.norm()).flatten().tolist(),
-            "total_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # fmt: skip
+    return {
+        "cpu_s": min(seconds[1:]),
+        "peak_mb": peak,
+        "loss": scale,
+        "probe": (probe / probe.norm()).flatten().tolist(),
+        "total_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
 def spawn(args: argparse.Namespace, name: str) -> dict[str, Any]:
@@ -221,9 +234,13 @@ def ratios(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for name, r in results.items():
         base = results[dense_form(name)]
         a, b = (torch.tensor(y["probe"], dtype=torch.float64) for y in (r, base))
-        out[name] = {"cpu_s": round(r["cpu_s"], 2), "peak_mb": round(r["peak_mb"], 1),
-                     "time_ratio": round(r["cpu_s"] / base["cpu_s"], 3), "peak_ratio": round(r["peak_mb"] / base["peak_mb"], 3),
-                     "gradient_error": float(f"{float((a - b).norm() / b.norm()):.2g}")}  # fmt: skip
+        out[name] = {
+            "cpu_s": round(r["cpu_s"], 2),
+            "peak_mb": round(r["peak_mb"], 1),
+            "time_ratio": round(r["cpu_s"] / base["cpu_s"], 3),
+            "peak_ratio": round(r["peak_mb"] / base["peak_mb"], 3),
+            "gradient_error": float(f"{float((a - b).norm() / b.norm()):.2g}"),
+        }
     return out
 
 

@@ -79,10 +79,19 @@ def build_model(folder: Path) -> None:
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=32_000, hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, max_position_embeddings=32_768, tie_word_embeddings=False, pad_token_id=0,
-        eos_token_id=2, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=32_000,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=None,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for path in STUDENT.iterdir():
         if "token" in path.name or path.suffix == ".jinja":
@@ -164,9 +173,13 @@ def compare(planned: dict[str, Any], measured: dict[str, Any]) -> dict[str, floa
     added = planned["peak_bytes"] - parts["program"] - parts["weights"]
     real = measured["peak"] - parts["weights"]
     return {
-        "planned_mb": added / 1e6, "measured_mb": real / 1e6, "peak_error": added / real - 1,
-        "planned_s": planned["seconds"], "measured_s": measured["cpu"], "time_error": planned["seconds"] / measured["cpu"] - 1,
-    }  # fmt: skip
+        "planned_mb": added / 1e6,
+        "measured_mb": real / 1e6,
+        "peak_error": added / real - 1,
+        "planned_s": planned["seconds"],
+        "measured_s": measured["cpu"],
+        "time_error": planned["seconds"] / measured["cpu"] - 1,
+    }
 
 
 def one_case(name: str, folder: Path) -> dict[str, dict[str, float]]:

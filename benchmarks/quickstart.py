@@ -64,14 +64,28 @@ ROWS = (
     ("task success, held-out tasks, greedy, no hint in context", "success_before", "success_after", ".3f", "≥ 0.85"),
     ("share of episodes with a habit error", "error_rate_before", "error_rate_after", ".3f", "cut ≥ 5×"),
     ("task success, clean tasks", "clean_success_before", "clean_success_after", ".3f", ""),
-    *((f"task success, near-misses of {h}", f"near_miss_{h}_success_before", f"near_miss_{h}_success_after", ".3f", "")
-      for h in HABITS),
+    *(
+        (
+            f"task success, near-misses of {h}",
+            f"near_miss_{h}_success_before",
+            f"near_miss_{h}_success_after",
+            ".3f",
+            "",
+        )
+        for h in HABITS
+    ),
     ("probability of held-out decision tokens", "error_probability_before", "error_probability_after", ".4f", ""),
-    ("the same after placebo training", "error_probability_before", "error_probability_after_placebo", ".4f", "< ¼ of the fall"),
+    (
+        "the same after placebo training",
+        "error_probability_before",
+        "error_probability_after_placebo",
+        ".4f",
+        "< ¼ of the fall",
+    ),
     ("off-target KL, nats per token", None, "off_target_kl_nats", ".5f", "≤ 0.005"),
     ("share of the targeted fall that placebo training achieves", None, "placebo_share", ".3f", "< 0.25"),
     ("placebos that pass the gate", None, "null_pass_rate", ".3f", "≤ 0.10"),
-)  # fmt: skip
+)
 
 
 def near_misses(splits: dict[str, Any]) -> dict[str, float]:

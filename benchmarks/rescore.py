@@ -218,8 +218,12 @@ def cpu(model: Any, case: Case, names: tuple[str, ...], repeats: int) -> dict[st
     """Times, peaks and ratios of one case."""
     v = Variants(model, case)
     ways = {
-        "A": v.trl_style, "B": v.naive_full, "C": v.truncated, "given": v.given, "standalone": v.standalone,
-    }  # fmt: skip
+        "A": v.trl_style,
+        "B": v.naive_full,
+        "C": v.truncated,
+        "given": v.given,
+        "standalone": v.standalone,
+    }
     best, peak = measure({n: ways[n] for n in names}, repeats, time.process_time)
     with torch.inference_mode():
         error, control = v.errors(names)
@@ -311,13 +315,22 @@ def main() -> None:
         "control_abs_dlogp": min(c["control"] for c in (*cases, wide)),
         "flop_bound_share": round(ratios["vs_truncated_4k_n4"] / four["bound"], 3),
         "flop_bound": round(four["bound"], 2),
-        "peak_mb": {k: round(v) for k, v in four["mb"].items()} | {f"150k_{k}": round(v) for k, v in wide["mb"].items()},
+        "peak_mb": {k: round(v) for k, v in four["mb"].items()}
+        | {f"150k_{k}": round(v) for k, v in wide["mb"].items()},
         "vllm_vs_default_2k_n4": reused,
         **({"vllm_reason": reason} if reason else {}),
         **({"gpu": gpu(layers, repeats)} if torch.cuda.is_available() else {}),
-        "config": {"layers": layers, "width": WIDTH, "feed_forward": FEED_FORWARD, "heads": [HEADS, KEY_HEADS],
-                   "dtype": "float32", "threads": 1, "quick": args.quick, "torch": torch.__version__},
-    }  # fmt: skip
+        "config": {
+            "layers": layers,
+            "width": WIDTH,
+            "feed_forward": FEED_FORWARD,
+            "heads": [HEADS, KEY_HEADS],
+            "dtype": "float32",
+            "threads": 1,
+            "quick": args.quick,
+            "torch": torch.__version__,
+        },
+    }
     print(json.dumps(figures))
 
 

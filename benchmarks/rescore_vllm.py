@@ -32,9 +32,16 @@ def save_model(folder: Path, layers: int) -> None:
     """A random Qwen3 without a tokenizer: vLLM is given ids."""
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=32_000, hidden_size=512, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, max_position_embeddings=4096, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=32_000,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
@@ -75,8 +82,17 @@ def main() -> None:
                 error, *(float(np.abs(a.sampled - b.sampled).max()) for a, b in zip(plain, shared, strict=True))
             )
         engine.close()
-        print(json.dumps({"vllm_vs_default_2k_n4": round(min(default) / min(ours), 2), "default_s": round(min(default), 3),
-                          "ours_s": round(min(ours), 3), "cached_tokens": cached, "max_abs_dlogp": error}))  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "vllm_vs_default_2k_n4": round(min(default) / min(ours), 2),
+                    "default_s": round(min(default), 3),
+                    "ours_s": round(min(ours), 3),
+                    "cached_tokens": cached,
+                    "max_abs_dlogp": error,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -27,9 +27,12 @@ from hintdistill.engines.transformers import TransformersEngine
 Step = Callable[[], float]
 """One forward and backward pass; the loss."""
 LIVE = {
-    "recipe": {"teacher": {"update": "live"}}, "targets": "in_step", "support": "full", "divergence": "rkl",
+    "recipe": {"teacher": {"update": "live"}},
+    "targets": "in_step",
+    "support": "full",
+    "divergence": "rkl",
     "anchor": {"weight": 0.0},
-}  # fmt: skip
+}
 """The recipe of the comparison: the default one with a live teacher, the whole vocabulary and reverse KL, no anchor."""
 
 
@@ -62,9 +65,15 @@ class Case(Errors):
 def seven_billion(layers: int = 28) -> PretrainedConfig:
     """The shape of Qwen2.5-7B."""
     return Qwen2Config(
-        vocab_size=152_064, hidden_size=3584, intermediate_size=18_944, num_hidden_layers=layers, num_attention_heads=28,
-        num_key_value_heads=4, max_position_embeddings=32_768, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=152_064,
+        hidden_size=3584,
+        intermediate_size=18_944,
+        num_hidden_layers=layers,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        max_position_embeddings=32_768,
+        tie_word_embeddings=False,
+    )
 
 
 def build(config: PretrainedConfig, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
@@ -156,9 +165,13 @@ class Ours:
         targets = _stored(model, case) if section.target_source == "stored" else _unscored(case)
         self.rows = build_rows(targets, section)
         arguments = TrainingArguments(
-            output_dir=tempfile.gettempdir(), use_cpu=model.device.type == "cpu", report_to="none", remove_unused_columns=False,
-            bf16=False, log_level="error",
-        )  # fmt: skip
+            output_dir=tempfile.gettempdir(),
+            use_cpu=model.device.type == "cpu",
+            report_to="none",
+            remove_unused_columns=False,
+            bf16=False,
+            log_level="error",
+        )
         self.trainer = HintTrainer(model=model, args=arguments, train_dataset=RowDataset(self.rows), objective=section)
         assert len(self.rows) == 1 and self.trainer.passes.way == "shared_prefix"
         model.train()
@@ -181,14 +194,24 @@ class TRLTrainer:
         model.set_attn_implementation("sdpa")
         words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1}, "<pad>"))
         arguments = SDFTConfig(
-            output_dir=tempfile.gettempdir(), use_cpu=model.device.type == "cpu", report_to="none", bf16=False,
-            gradient_checkpointing=checkpoints(model), teacher_model_kind="live", distillation_mode="full_logits",
-            distillation_alpha=1.0, num_generations=1, per_device_train_batch_size=1, log_level="error",
-        )  # fmt: skip
+            output_dir=tempfile.gettempdir(),
+            use_cpu=model.device.type == "cpu",
+            report_to="none",
+            bf16=False,
+            gradient_checkpointing=checkpoints(model),
+            teacher_model_kind="live",
+            distillation_mode="full_logits",
+            distillation_alpha=1.0,
+            num_generations=1,
+            per_device_train_batch_size=1,
+            log_level="error",
+        )
         self.trainer = SDFTTrainer(
-            model=model, args=arguments, train_dataset=Dataset.from_list([{"prompt": "", "privileged_context": ""}]),
+            model=model,
+            args=arguments,
+            train_dataset=Dataset.from_list([{"prompt": "", "privileged_context": ""}]),
             processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>"),
-        )  # fmt: skip
+        )
         self.trainer.current_gradient_accumulation_steps = case.errors
         model.train()
         self.samples = [self._sample(case, i, model.device) for i in range(case.errors)]
@@ -199,10 +222,13 @@ class TRLTrainer:
         ids = torch.from_numpy(case.trace[:end])[None].to(device)
         prompt, completion = ids[:, : end - case.step], ids[:, end - case.step :]
         return {
-            "prompt_ids": prompt, "prompt_mask": torch.ones_like(prompt), "completion_ids": completion,
-            "completion_mask": torch.ones_like(completion), "teacher_input_ids": hinted,
+            "prompt_ids": prompt,
+            "prompt_mask": torch.ones_like(prompt),
+            "completion_ids": completion,
+            "completion_mask": torch.ones_like(completion),
+            "teacher_input_ids": hinted,
             "teacher_attention_mask": torch.ones_like(hinted),
-        }  # fmt: skip
+        }
 
     def __call__(self) -> float:
         total = 0.0
@@ -236,21 +262,41 @@ def _stored(model: Any, case: Case) -> list[Target]:
     # a random model is sure of nothing, and an anchor holds what the initial policy was sure of
     sure = np.zeros(n, np.float32)
     anchor = replace(
-        _target(case, 0, scores[-1], scores[-1]), key="anchor", kind="anchor", context_ids=case.trace[: middle - n],
-        step_ids=case.trace[middle - n : middle], block_ids=np.zeros(0, np.int64), plain_sampled=sure, measurement=None,
-    )  # fmt: skip
+        _target(case, 0, scores[-1], scores[-1]),
+        key="anchor",
+        kind="anchor",
+        context_ids=case.trace[: middle - n],
+        step_ids=case.trace[middle - n : middle],
+        block_ids=np.zeros(0, np.int64),
+        plain_sampled=sure,
+        measurement=None,
+    )
     return [*hints, anchor]
 
 
 def _target(case: Case, i: int, plain: Scores, teacher: Scores) -> Target:
     start, end = case.ends[i] - case.step, case.ends[i]
     return Target(
-        key=str(i), trace_id="trace", step=i, kind="hint", split="train", context_ids=case.trace[:start],
-        step_ids=case.trace[start:end], span=(0, case.step), support_ids=teacher.topk_ids,
-        teacher_logprobs=teacher.topk_logprobs, plain_logprobs=plain.topk_logprobs, teacher_tail=teacher.tail_logprob,
-        plain_tail=plain.tail_logprob, teacher_sampled=teacher.sampled, plain_sampled=plain.sampled, insert_at=start,
-        block_ids=case.hints[i], accepted=True, measurement=Measurement(0, 0, 0.0, 0.0, 0.0, 0.0, None, 0.0),
-    )  # fmt: skip
+        key=str(i),
+        trace_id="trace",
+        step=i,
+        kind="hint",
+        split="train",
+        context_ids=case.trace[:start],
+        step_ids=case.trace[start:end],
+        span=(0, case.step),
+        support_ids=teacher.topk_ids,
+        teacher_logprobs=teacher.topk_logprobs,
+        plain_logprobs=plain.topk_logprobs,
+        teacher_tail=teacher.tail_logprob,
+        plain_tail=plain.tail_logprob,
+        teacher_sampled=teacher.sampled,
+        plain_sampled=plain.sampled,
+        insert_at=start,
+        block_ids=case.hints[i],
+        accepted=True,
+        measurement=Measurement(0, 0, 0.0, 0.0, 0.0, 0.0, None, 0.0),
+    )
 
 
 VARIANTS: dict[str, Callable[[Any, Case], Step]] = {

@@ -109,9 +109,13 @@ class Worker:
         # a wider machine's memory pools would hide what a step takes
         env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, "--work", json.dumps(job)], env=env, text=True, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self.errors,
-        )  # fmt: skip
+            [sys.executable, "-W", "ignore", __file__, "--work", json.dumps(job)],
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+        )
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -205,10 +209,18 @@ def cpu(args: argparse.Namespace) -> dict[str, Any]:
         **({"trl_sdft_reason": reason} if reason else {}),
         "peak_mb": {n: round(w.mb) for n, w in n4.items()} | {f"150k_{n}": round(w.mb) for n, w in wide.items()},
         "config": {
-            "layers": layers, "width": 512, "tokens": TOKENS, "hint": four.hint, "step": four.step, "dtype": "float32",
-            "threads": 1, "quick": args.quick, "repeats": repeats, "torch": torch.__version__,
+            "layers": layers,
+            "width": 512,
+            "tokens": TOKENS,
+            "hint": four.hint,
+            "step": four.step,
+            "dtype": "float32",
+            "threads": 1,
+            "quick": args.quick,
+            "repeats": repeats,
+            "torch": torch.__version__,
         },
-    }  # fmt: skip
+    }
 
 
 def seconds(step: Any, model: Any, repeats: int) -> float:

@@ -91,11 +91,21 @@ def page() -> str:
         lines.append(f"| `{name}` | {r.title} | {r.source} | {r.confidence} | {r.verdict} | {promise} | {runs(name)} |")
     classes = "; ".join(f"{k} {v}" for k, v in CONFIDENCE.items())
     tables = {
-        "supports": parts.SUPPORTS, "remainders": parts.RESTS, "divergences": parts.DIVERGENCES, "signals of `pg`": parts.SIGNALS,
-        "scores": parts.SCORES, "facts a caller supplies": parts.FACTS, "shapes": parts.SHAPES, "normalisers": parts.NORMALISERS,
-        "loss spans": parts.SPANS, "contexts": parts.CONTEXTS, "couplings": parts.COUPLINGS, "controllers": parts.CONTROLLERS,
-        "teacher updates": ("initial", "live", "ema", "periodic", "cgtr", "external"), "hint kinds": parts.HINTS,
-    }  # fmt: skip
+        "supports": parts.SUPPORTS,
+        "remainders": parts.RESTS,
+        "divergences": parts.DIVERGENCES,
+        "signals of `pg`": parts.SIGNALS,
+        "scores": parts.SCORES,
+        "facts a caller supplies": parts.FACTS,
+        "shapes": parts.SHAPES,
+        "normalisers": parts.NORMALISERS,
+        "loss spans": parts.SPANS,
+        "contexts": parts.CONTEXTS,
+        "couplings": parts.COUPLINGS,
+        "controllers": parts.CONTROLLERS,
+        "teacher updates": ("initial", "live", "ema", "periodic", "cgtr", "external"),
+        "hint kinds": parts.HINTS,
+    }
     takes = ("divergences", "signals of `pg`", "shapes")
     rows = []
     for part, kinds in tables.items():

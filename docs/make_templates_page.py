@@ -28,14 +28,26 @@ from hintdistill.prompts import shipped_library  # noqa: E402
 
 HINT = "Use the tool get_weather."
 FAMILIES = {
-    "Qwen2.5": "qwen2_5", "Qwen3 (drops earlier thinking)": "qwen3", "Qwen3 Instruct 2507": "qwen3_instruct_2507",
+    "Qwen2.5": "qwen2_5",
+    "Qwen3 (drops earlier thinking)": "qwen3",
+    "Qwen3 Instruct 2507": "qwen3_instruct_2507",
     "Qwen3.5": "qwen3_5_think",
-    "Llama 3": "llama3", "Llama 3.1": "llama3_1", "Llama 3.2": "llama3_2", "Mistral v3 (written from the published format)": "mistral",
+    "Llama 3": "llama3",
+    "Llama 3.1": "llama3_1",
+    "Llama 3.2": "llama3_2",
+    "Mistral v3 (written from the published format)": "mistral",
     "Gemma": "gemma",
-    "Gemma 3": "gemma3", "Gemma 4": "gemma4_v5", "gpt-oss": "gptoss", "GLM-4 MoE": "glm4moe", "DeepSeek V3": "deepseekv3",
-    "DeepSeek R1 distilled": "deepseek_r1_distill", "Phi-3.5": "phi3_5", "Cohere": "cohere2",
-    "LFM2": "lfm2_v2", "Nemotron 3 Nano": "nemotron_3_nano",
-}  # fmt: skip
+    "Gemma 3": "gemma3",
+    "Gemma 4": "gemma4_v5",
+    "gpt-oss": "gptoss",
+    "GLM-4 MoE": "glm4moe",
+    "DeepSeek V3": "deepseekv3",
+    "DeepSeek R1 distilled": "deepseek_r1_distill",
+    "Phi-3.5": "phi3_5",
+    "Cohere": "cohere2",
+    "LFM2": "lfm2_v2",
+    "Nemotron 3 Nano": "nemotron_3_nano",
+}
 PLACES = (
     ("message, user", {"placements": ("message",), "roles": ("user",)}),
     ("message, system", {"placements": ("message",), "roles": ("system",)}),
@@ -50,11 +62,21 @@ CALL = call("get_forecast", '{"city": "Paris"}').model_copy(update={"reasoning":
 OBSERVED = tool("unknown tool get_forecast", name="get_forecast")
 TALKS = {
     "tools": Trace(id="tools", tools=(WEATHER, TIME), messages=(SYSTEM, ASK, CALL, OBSERVED, STEP)),
-    "tools, no thinking": Trace(id="tools", tools=(WEATHER, TIME), messages=(
-        SYSTEM, ASK, CALL.model_copy(update={"reasoning": None}), OBSERVED, STEP)),
-    "chat": Trace(id="chat", messages=(ASK, Message(role="assistant", content="In which unit?"),
-                                       Message(role="user", content="Celsius."), STEP)),
-}  # fmt: skip
+    "tools, no thinking": Trace(
+        id="tools",
+        tools=(WEATHER, TIME),
+        messages=(SYSTEM, ASK, CALL.model_copy(update={"reasoning": None}), OBSERVED, STEP),
+    ),
+    "chat": Trace(
+        id="chat",
+        messages=(
+            ASK,
+            Message(role="assistant", content="In which unit?"),
+            Message(role="user", content="Celsius."),
+            STEP,
+        ),
+    ),
+}
 
 
 def template_file(name: str) -> Path | None:

@@ -106,10 +106,14 @@ async def play(loaded: hd.LoadedModel, task: str) -> dict[str, Any]:
             # a copy: the loop goes on writing into its own messages
             ranking = asyncio.create_task(
                 hd.rank_hints_async(
-                    list(agent.messages), step=failure.step, quote=failure.tool, tools=agent.tools, engine=loaded,
+                    list(agent.messages),
+                    step=failure.step,
+                    quote=failure.tool,
+                    tools=agent.tools,
+                    engine=loaded,
                     hints=hints_for(failure, agent.tools),
                 )
-            )  # fmt: skip
+            )
         await asyncio.sleep(0)
     out: dict[str, Any] = {"task": task, "reward": agent.reward, "failed_call": failure and failure.tool}
     if failure is None or ranking is None:
@@ -117,10 +121,16 @@ async def play(loaded: hd.LoadedModel, task: str) -> dict[str, Any]:
     ranked = await ranking
     out["error"] = failure.error
     out["hints"] = [
-        {"hint": r.hint, "effect_nats": round(r.effect, 3), "accepted": r.target.accepted, "reasons": r.target.reasons,
-         "instead": r.target.decision.instead if r.target.decision else None, "legal_mass_gain": r.target.legal_mass_gain}
+        {
+            "hint": r.hint,
+            "effect_nats": round(r.effect, 3),
+            "accepted": r.target.accepted,
+            "reasons": r.target.reasons,
+            "instead": r.target.decision.instead if r.target.decision else None,
+            "legal_mass_gain": r.target.legal_mass_gain,
+        }
         for r in ranked
-    ]  # fmt: skip
+    ]
     again, second = Agent(loaded, task), None
     while again.reward is None and again.steps < MAX_STEPS:
         at_the_step = again.steps == failure.step

@@ -44,9 +44,13 @@ ROLES: dict[str, frozenset[str]] = {
 }
 """What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the three with a fixed name."""
 _ROLE_OF = {
-    "critic/record.jinja": "record", "critic/all_at_once.jinja": "prompt", "critic/step.jinja": "step_prompt",
-    "critic/half.jinja": "half_prompt", "critic/repair.jinja": "repair", REVISE: "revise",
-}  # fmt: skip
+    "critic/record.jinja": "record",
+    "critic/all_at_once.jinja": "prompt",
+    "critic/step.jinja": "step_prompt",
+    "critic/half.jinja": "half_prompt",
+    "critic/repair.jinja": "repair",
+    REVISE: "revise",
+}
 VARIABLES: dict[str, frozenset[str]] = {
     "critic": frozenset().union(*ROLES.values()),
     "hints": frozenset(

@@ -122,9 +122,17 @@ def _config(arch: str) -> Any:
     )
 
     common = {
-        "vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None,
-    }  # fmt: skip
+        "vocab_size": 1024,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "bos_token_id": None,
+    }
     return {
         "llama": lambda: LlamaConfig(**common),
         "qwen3": lambda: Qwen3Config(**common, head_dim=8),
@@ -215,8 +223,12 @@ def merging_renderer() -> Renderer:
         [pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
-                                  special_tokens=["<|im_start|>", "<|im_end|>", "</s>"])  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+        special_tokens=["<|im_start|>", "<|im_end|>", "</s>"],
+    )
     tokenizer.train_from_iterator(
         ['{"a":1}\n\n"}\n', "assistant user tool", "tool_response", "1}\n2", "x\n\n\ny"] * 50, trainer
     )
@@ -258,9 +270,12 @@ def vllm_engine():
 
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     engine = VLLMEngine.load(
-        CRITIC, dtype="float32", max_logprobs=16, max_length=CONTEXT,
+        CRITIC,
+        dtype="float32",
+        max_logprobs=16,
+        max_length=CONTEXT,
         structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-    )  # fmt: skip
+    )
     yield engine
     engine.close()
 

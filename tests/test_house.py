@@ -14,11 +14,47 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "hintdistill"
 ORDER = (
-    "errors", "hosts", "shipped", "types", "scores", "recipes", "config", "config_file", "rundir", "json_spans", "traces", "models",
-    "engines", "importing", "prompts", "quotes", "critics", "inspection", "rendering", "legal", "hints", "injection", "scoring",
-    "movement", "targets", "objectives", "training", "planning", "rollouts", "reporting", "pipeline", "evidence", "api", "doctor",
-    "scaffold", "prompt_preview", "commands", "commands_evidence", "commands_training", "cli",
-)  # fmt: skip
+    "errors",
+    "hosts",
+    "shipped",
+    "types",
+    "scores",
+    "recipes",
+    "config",
+    "config_file",
+    "rundir",
+    "json_spans",
+    "traces",
+    "models",
+    "engines",
+    "importing",
+    "prompts",
+    "quotes",
+    "critics",
+    "inspection",
+    "rendering",
+    "legal",
+    "hints",
+    "injection",
+    "scoring",
+    "movement",
+    "targets",
+    "objectives",
+    "training",
+    "planning",
+    "rollouts",
+    "reporting",
+    "pipeline",
+    "evidence",
+    "api",
+    "doctor",
+    "scaffold",
+    "prompt_preview",
+    "commands",
+    "commands_evidence",
+    "commands_training",
+    "cli",
+)
 """Top to bottom: no module imports one that stands below it."""
 
 
@@ -62,11 +98,13 @@ def test_no_module_imports_one_below_it(path):
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_and_functions_stay_short(path):
+    """Signatures and docstrings do not count: they are there to be read, and packing them makes nothing shorter."""
     text = path.read_text()
-    assert text.count("\n") <= 400
+    assert text.count("\n") <= 420
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 60, f"{path.name}:{node.name}"
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            assert node.end_lineno - first.lineno < 60, f"{path.name}:{node.name}"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -213,9 +213,12 @@ def about_this_machine(config: RunConfig) -> dict[str, Any]:
     """What a reader needs to judge the times: processor, processes, commit."""
     try:
         commit = subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
             cwd=Path(__file__).parent,
-        ).stdout.strip()  # fmt: skip
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
     return {"processor": _processor(), "cores": os.cpu_count(), "processes": config.ablate.processes, "commit": commit}

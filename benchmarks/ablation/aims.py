@@ -79,8 +79,13 @@ def _of_noise(add: Any, document: Document) -> None:
         if (r["kind"], r["percent"], r["gate"]) == ("step", 50, True):
             for s, x in r["settings"].items():
                 share = x["share_of_true_gain"]
-                add("share of the true critic's gain, half of the steps wrong, gate on", s, "≥ .7", share,
-                    None if share is None else bool(share >= 0.7))  # fmt: skip
+                add(
+                    "share of the true critic's gain, half of the steps wrong, gate on",
+                    s,
+                    "≥ .7",
+                    share,
+                    None if share is None else bool(share >= 0.7),
+                )
 
 
 def _hottest(settings: Mapping[str, Any]) -> str:

@@ -68,10 +68,20 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
     episodes = _episodes(bench, number, students)
     failed = sum(e.failure is not None for e in episodes)
     row: dict[str, Any] = {
-        "round": number, "episodes": len(episodes), "failed": failed, "findings": 0, "candidates": 0, "rejected": 0, "rows": 0,
-        "distinct": 0, "anchors": 0, "traces": 0, "steps": 0,
-        "tripwire": collapsed(failed, len(episodes), bench.config), "collapsed": False,
-    }  # fmt: skip
+        "round": number,
+        "episodes": len(episodes),
+        "failed": failed,
+        "findings": 0,
+        "candidates": 0,
+        "rejected": 0,
+        "rows": 0,
+        "distinct": 0,
+        "anchors": 0,
+        "traces": 0,
+        "steps": 0,
+        "tripwire": collapsed(failed, len(episodes), bench.config),
+        "collapsed": False,
+    }
     if row["tripwire"]:
         return row | {"collapsed": True}, [], student
     critic = bench.ablate.llm_critic if arm == "llm_critic" else None
@@ -86,10 +96,13 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
     )
     hints = sum(t.kind == "hint" for t in chosen)
     row |= {
-        "findings": len(data.found), "candidates": sum(t.kind == "hint" and t.accepted for t in targets),
-        "rejected": sum(not t.accepted for t in targets), "rows": hints, "distinct": distinct["hint"],
+        "findings": len(data.found),
+        "candidates": sum(t.kind == "hint" and t.accepted for t in targets),
+        "rejected": sum(not t.accepted for t in targets),
+        "rows": hints,
+        "distinct": distinct["hint"],
         "anchors": len(chosen) - hints,
-    }  # fmt: skip
+    }
     if not hints:
         return row, targets, student
     out = bench.loop.round_folder(number) / "student"
@@ -138,8 +151,10 @@ def draw_rows(
     out: list[Target] = []
     distinct = {"hint": 0, "anchor": 0}
     for kind, members, wanted in (
-        ("hint", own["hint"], rows), ("anchor", own["anchor"], rows - of_held), ("anchor", list(held), of_held),
-    ):  # fmt: skip
+        ("hint", own["hint"], rows),
+        ("anchor", own["anchor"], rows - of_held),
+        ("anchor", list(held), of_held),
+    ):
         members.sort(key=lambda t: t.key)
         random.Random(seed_of("rows", salt, kind)).shuffle(members)
         distinct[kind] += min(wanted, len(members))

@@ -214,11 +214,13 @@ def as_sampled(target: Target) -> Target:
     if not hit.any(1).all():
         raise ValueError("the sampled id is in the support of every position")
     return replace(
-        target, kind="hint", accepted=True,
+        target,
+        kind="hint",
+        accepted=True,
         teacher_logprobs=np.where(hit, np.float32(0), np.float32(-np.inf)),
         teacher_tail=np.full(len(target.step_ids), -np.inf, np.float32),
         teacher_sampled=np.zeros(len(target.step_ids), np.float32),
-    )  # fmt: skip
+    )
 
 
 def corrected_steps(data: RoundData) -> list[tuple[Trace, int]]:
@@ -228,8 +230,10 @@ def corrected_steps(data: RoundData) -> list[tuple[Trace, int]]:
     # one step is enough, so the episode ends after it
     sampler = Sampler(ctx.engine(ctx.model_folder), ctx.renderer, replace(options, max_steps=1))
     injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, ctx.config.rescore.placebos)
-    known = {id_: Critique(trace_id=id_, verdict="findings", findings=tuple(f for t, f in data.found if t.id == id_))
-             for id_ in {t.id for t, _ in data.found}}  # fmt: skip
+    known = {
+        id_: Critique(trace_id=id_, verdict="findings", findings=tuple(f for t, f in data.found if t.id == id_))
+        for id_ in {t.id for t, _ in data.found}
+    }
     played = play_hinted(
         sampler,
         suite_of(ctx),
@@ -328,7 +332,17 @@ def in_system_prompt(data: RoundData, trace: Trace, step: int, hint: str, own: F
         span, quote_found = Injector(renderer, data.ctx.library, data.ctx.config.inject)._span(site, own)
     finding = own or Finding(step=step, error_class="none", hint=hint)
     return Injection(
-        trace_id=trace.id, finding=finding, hint=hint, context_ids=site.rendered.context_ids, insert_at=at,
-        block_ids=tuple(renderer.encode(block)), step_ids=site.rendered.step_ids, span=span, quote_found=quote_found,
-        fidelity=site.rendered.fidelity, placement="message", role="system", notes=("in_system_prompt",),
-    )  # fmt: skip
+        trace_id=trace.id,
+        finding=finding,
+        hint=hint,
+        context_ids=site.rendered.context_ids,
+        insert_at=at,
+        block_ids=tuple(renderer.encode(block)),
+        step_ids=site.rendered.step_ids,
+        span=span,
+        quote_found=quote_found,
+        fidelity=site.rendered.fidelity,
+        placement="message",
+        role="system",
+        notes=("in_system_prompt",),
+    )

@@ -87,10 +87,16 @@ def _regimes(axis: Any, regimes: Mapping[str, Any]) -> None:
         at = [x for x, n in enumerate(names) if arm in regimes[n]["arms"]]
         found = [regimes[names[x]]["arms"][arm]["settings"][_hottest(regimes[names[x]])]["success"] for x in at]
         axis.errorbar(
-            [x + 0.12 * (i - len(arms) / 2) for x in at], [y["mean"] for y in found], label=NAMES.get(arm, arm), fmt="o", capsize=2,
+            [x + 0.12 * (i - len(arms) / 2) for x in at],
+            [y["mean"] for y in found],
+            label=NAMES.get(arm, arm),
+            fmt="o",
+            capsize=2,
             yerr=[[y["mean"] - y["low"] for y in found], [y["high"] - y["mean"] for y in found]],
-            color=COLOURS.get(arm), markersize=4, linewidth=0.8,
-        )  # fmt: skip
+            color=COLOURS.get(arm),
+            markersize=4,
+            linewidth=0.8,
+        )
     for x, n in enumerate(names):
         for role, style in (("initial", ":"), ("hinted", "--")):
             y = regimes[n][role][_hottest(regimes[n])]["success"]["mean"]
@@ -109,8 +115,14 @@ def _noise(axis: Any, noise: Mapping[str, Any]) -> None:
             rows = [r for r in noise["rows"] if r["kind"] == kind and r["gate"] is gate]
             gains = [r["settings"][max(r["settings"], key=_temperature)]["minus_initial"] for r in rows]
             xs = [r["percent"] for r in rows]
-            axis.plot(xs, [g["mean"] for g in gains], "o-" if gate else "o--", color=f"C{number}", markersize=4,
-                      label=f"{KINDS[kind]}, gate {'on' if gate else 'off'}")  # fmt: skip
+            axis.plot(
+                xs,
+                [g["mean"] for g in gains],
+                "o-" if gate else "o--",
+                color=f"C{number}",
+                markersize=4,
+                label=f"{KINDS[kind]}, gate {'on' if gate else 'off'}",
+            )
             axis.fill_between(
                 xs, [g["low"] for g in gains], [g["high"] for g in gains], color=f"C{number}", alpha=0.1, linewidth=0
             )
@@ -135,9 +147,16 @@ def _predictions(axis: Any, preflight: Mapping[str, Any]) -> None:
     for p in points:
         m, name = p["measured"], "critic noise" if ":" in p["arm"] else NAMES.get(p["arm"], p["arm"])
         drawn = axis.errorbar(
-            p["predicted"], m["mean"], xerr=_bars_of(p["predicted"], p["low"], p["high"]), yerr=_bars_of(m["mean"], m["low"], m["high"]),
-            fmt="o", markersize=4, linewidth=0.8, color=colours.get(name), label=None if name in colours else name,
-        )  # fmt: skip
+            p["predicted"],
+            m["mean"],
+            xerr=_bars_of(p["predicted"], p["low"], p["high"]),
+            yerr=_bars_of(m["mean"], m["low"], m["high"]),
+            fmt="o",
+            markersize=4,
+            linewidth=0.8,
+            color=colours.get(name),
+            label=None if name in colours else name,
+        )
         colours.setdefault(name, drawn[0].get_color())
     line = preflight["line"]
     if line:

@@ -139,8 +139,18 @@ def settings_of(config: RunConfig, arm: str) -> tuple[dict[str, Any], ...]:
 
 
 MEASURED = (
-    "rows", "fill", "steps", "hold", "test_split", "clean_split", "near_splits", "transfer_split", "temperatures", "limit", "limits",
-)  # fmt: skip
+    "rows",
+    "fill",
+    "steps",
+    "hold",
+    "test_split",
+    "clean_split",
+    "near_splits",
+    "transfer_split",
+    "temperatures",
+    "limit",
+    "limits",
+)
 """Keys of `ablate` that every job's result depends on."""
 
 

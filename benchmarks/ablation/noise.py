@@ -71,8 +71,14 @@ def _tie(rows: Sequence[Mapping[str, Any]], kind: str, gate: bool, setting: str)
             crossing = x0 + (x1 - x0) * a.mean / (a.mean - b.mean)
             break
     reached = next((x for x, g in gains if g.low <= 0), None)
-    return {"kind": kind, "gate": gate, "setting": setting, "amounts": [x for x, _ in gains], "crosses_zero_at": crossing,
-            "interval_reaches_zero_at": reached}  # fmt: skip
+    return {
+        "kind": kind,
+        "gate": gate,
+        "setting": setting,
+        "amounts": [x for x, _ in gains],
+        "crosses_zero_at": crossing,
+        "interval_reaches_zero_at": reached,
+    }
 
 
 def _recovered(rows: Sequence[Mapping[str, Any]], gated: Mapping[str, Any], setting: str) -> dict[str, Any]:
@@ -82,5 +88,12 @@ def _recovered(rows: Sequence[Mapping[str, Any]], gated: Mapping[str, Any], sett
     bare = find.get((gated["kind"], gated["percent"], False))
     lost = None if bare is None else best - bare
     share = None if bare is None or lost is None or lost <= 0.01 else (own - bare) / lost
-    return {"kind": gated["kind"], "percent": gated["percent"], "setting": setting, "without": bare, "with": own, "lost": lost,
-            "recovered": share}  # fmt: skip
+    return {
+        "kind": gated["kind"],
+        "percent": gated["percent"],
+        "setting": setting,
+        "without": bare,
+        "with": own,
+        "lost": lost,
+        "recovered": share,
+    }

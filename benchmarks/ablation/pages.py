@@ -10,11 +10,18 @@ from typing import Any
 from hintdistill.core.storage import write_atomic
 
 NAMES = {
-    "hint": "targeted hint", "placebo": "placebo hint", "wrong_hint": "wrong hint", "random_step": "random other step",
-    "full_trace": "hint in system prompt, whole trace", "sft_success": "SFT on own successes",
-    "sft_corrected": "SFT on hinted corrections", "stale": "hint, traces one round stale", "foreign": "hint, another policy's traces",
-    "llm_critic": "hint, LLM critic", "hint_outcome": "hint beside an outcome reward",
-}  # fmt: skip
+    "hint": "targeted hint",
+    "placebo": "placebo hint",
+    "wrong_hint": "wrong hint",
+    "random_step": "random other step",
+    "full_trace": "hint in system prompt, whole trace",
+    "sft_success": "SFT on own successes",
+    "sft_corrected": "SFT on hinted corrections",
+    "stale": "hint, traces one round stale",
+    "foreign": "hint, another policy's traces",
+    "llm_critic": "hint, LLM critic",
+    "hint_outcome": "hint beside an outcome reward",
+}
 
 
 def write_evidence(document: dict[str, Any], folder: Path) -> None:
@@ -88,9 +95,14 @@ def main_table(data: Mapping[str, Any]) -> str:
     blank = ["–"] * (2 * len(settings))
     rows = [["no training", *(interval(data["initial"][s]["success"]) for s in settings), *blank]]
     for arm, e in main_arms(data):
-        rows.append([NAMES.get(arm, arm), *(interval(e["settings"][s]["success"]) for s in settings),
-                     *(interval(e["gap_closed"][s], 2) for s in settings),
-                     *(interval(e["settings"][s].get("minus_hint"), 3, True) for s in settings)])  # fmt: skip
+        rows.append(
+            [
+                NAMES.get(arm, arm),
+                *(interval(e["settings"][s]["success"]) for s in settings),
+                *(interval(e["gap_closed"][s], 2) for s in settings),
+                *(interval(e["settings"][s].get("minus_hint"), 3, True) for s in settings),
+            ]
+        )
     rows.append(["initial policy, hinted", *(interval(data["hinted"][s]["success"]) for s in settings), *blank])
     return table(head, rows)
 
@@ -120,18 +132,25 @@ def moved_table(data: Mapping[str, Any]) -> str:
     rows = [["no training", *(interval(data["initial"][s]["success"]) for s in others), *(["0"] * 2 * len(sets))]]
     for arm, e in main_arms(data):
         moved = [e["off_target"].get(n) for n in sets]
-        rows.append([NAMES.get(arm, arm), *(interval(e["settings"][s]["minus_initial"], 3, True) for s in others),
-                     *(interval(m["kl_per_token"], 5) if m else "–" for m in moved),
-                     *(interval(m["top1_flip_rate"], 4) if m else "–" for m in moved)])  # fmt: skip
+        rows.append(
+            [
+                NAMES.get(arm, arm),
+                *(interval(e["settings"][s]["minus_initial"], 3, True) for s in others),
+                *(interval(m["kl_per_token"], 5) if m else "–" for m in moved),
+                *(interval(m["top1_flip_rate"], 4) if m else "–" for m in moved),
+            ]
+        )
     return table(head, rows)
 
 
 EFFECTS = {
-    "all": "all findings, the gate's wording", "accepted": "accepted ones, the gate's wording",
+    "all": "all findings, the gate's wording",
+    "accepted": "accepted ones, the gate's wording",
     "all_other_wording": "all findings, a wording not used for selection",
-    "accepted_other_wording": "accepted ones, a wording not used for selection", "placebo": "under placebos, the same tokens",
+    "accepted_other_wording": "accepted ones, a wording not used for selection",
+    "placebo": "under placebos, the same tokens",
     "system_prompt": "the trace's hints in its system prompt",
-}  # fmt: skip
+}
 
 
 def effects_table(data: Mapping[str, Any]) -> str:
@@ -194,14 +213,23 @@ def curve_table(data: Mapping[str, Any]) -> str:
 def preflight_table(document: Mapping[str, Any]) -> str:
     """Predicted before training, measured after it."""
     p = document["preflight"]
-    rows = [[x["regime"], NAMES.get(x["arm"], x["arm"]), x["error_class"],
-             f"{x['predicted']:.2f} ({x['low']:.2f} to {x['high']:.2f})", interval(x["measured"], 2)] for x in p["points"]]  # fmt: skip
+    rows = [
+        [
+            x["regime"],
+            NAMES.get(x["arm"], x["arm"]),
+            x["error_class"],
+            f"{x['predicted']:.2f} ({x['low']:.2f} to {x['high']:.2f})",
+            interval(x["measured"], 2),
+        ]
+        for x in p["points"]
+    ]
     line = p["line"]
     said = (
         f"measured = {line['slope']:.2f} · predicted {line['intercept']:+.2f}, R² {interval(line['r2'], 2)} over {line['points']} "
         f"points; of measured = predicted, to which nothing was fitted, R² {interval(line['r2_identity'], 2)}."
-        if line else "Too few points for a line."
-    )  # fmt: skip
+        if line
+        else "Too few points for a line."
+    )
     return said + "\n\n" + table(["regime", "arm", "error class", "predicted repair", "measured repair"], rows)
 
 
@@ -261,6 +289,8 @@ def _cost(document: Mapping[str, Any]) -> str:
     cpu = ", ".join(f"{kind} {seconds:.0f} s" for kind, seconds in document["cpu_seconds"].items())
     lines = [f"CPU per job, mean: {cpu}."]
     for s in document["sessions"]:
-        lines.append(f"{s['phase']}: {s['jobs']} jobs in {s['seconds'] / 60:.1f} minutes, {s['processes']} processes on "
-                     f"{s['processor']} ({s['cores']} cores), commit {s['commit']}.")  # fmt: skip
+        lines.append(
+            f"{s['phase']}: {s['jobs']} jobs in {s['seconds'] / 60:.1f} minutes, {s['processes']} processes on "
+            f"{s['processor']} ({s['cores']} cores), commit {s['commit']}."
+        )
     return "\n".join(f"- {line}" for line in lines)

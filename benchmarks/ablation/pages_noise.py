@@ -12,9 +12,15 @@ from benchmarks.ablation.pages import interval, table
 def noise_part(noise: Mapping[str, Any]) -> str:
     """Gain under noise, where it is gone, and what the gate recovers."""
     return "\n\n".join(
-        ("## Critic noise", _gains(noise), "### At which noise the gain is gone", _ties(noise), "### What the gate recovers",
-         _gate(noise))
-    )  # fmt: skip
+        (
+            "## Critic noise",
+            _gains(noise),
+            "### At which noise the gain is gone",
+            _ties(noise),
+            "### What the gate recovers",
+            _gate(noise),
+        )
+    )
 
 
 def _gate_word(on: bool) -> str:
@@ -27,9 +33,17 @@ def _gains(noise: Mapping[str, Any]) -> str:
     for r in noise["rows"]:
         shares = [r["settings"][s]["share_of_true_gain"] for s in settings]
         kl = "–" if r["kl_per_token"] is None else f"{r['kl_per_token']:.5f}"
-        rows.append([KINDS[r["kind"]], str(r["percent"]), _gate_word(r["gate"]), str(r["seeds"]),
-                     *(interval(r["settings"][s]["minus_initial"], 3, True) for s in settings),
-                     *(f"{x:.2f}" if x is not None else "–" for x in shares), kl])  # fmt: skip
+        rows.append(
+            [
+                KINDS[r["kind"]],
+                str(r["percent"]),
+                _gate_word(r["gate"]),
+                str(r["seeds"]),
+                *(interval(r["settings"][s]["minus_initial"], 3, True) for s in settings),
+                *(f"{x:.2f}" if x is not None else "–" for x in shares),
+                kl,
+            ]
+        )
     head = [
         "noise",
         "%",
@@ -48,8 +62,15 @@ def _ties(noise: Mapping[str, Any]) -> str:
             continue
         never = f"not up to {max(t['amounts'])} %"
         crossing, reached = t["crosses_zero_at"], t["interval_reaches_zero_at"]
-        rows.append([KINDS[t["kind"]], _gate_word(t["gate"]), t["setting"], never if crossing is None else f"{crossing:.0f} %",
-                     never if reached is None else f"{reached} %"])  # fmt: skip
+        rows.append(
+            [
+                KINDS[t["kind"]],
+                _gate_word(t["gate"]),
+                t["setting"],
+                never if crossing is None else f"{crossing:.0f} %",
+                never if reached is None else f"{reached} %",
+            ]
+        )
     head = [
         "noise",
         "gate",

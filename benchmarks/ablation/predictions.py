@@ -51,9 +51,17 @@ def points_of(
             continue
         repairs = [p["repair"] for p in known.values()]
         out.append(
-            Point(regime, arm, name, before, after, np.array([r["mean"] for r in repairs]),
-                  float(np.mean([r["low"] for r in repairs])), float(np.mean([r["high"] for r in repairs])))
-        )  # fmt: skip
+            Point(
+                regime,
+                arm,
+                name,
+                before,
+                after,
+                np.array([r["mean"] for r in repairs]),
+                float(np.mean([r["low"] for r in repairs])),
+                float(np.mean([r["high"] for r in repairs])),
+            )
+        )
     return out
 
 
@@ -71,10 +79,17 @@ def against(points: Sequence[Point], n: int = 2000, seed: int = 0) -> dict[str, 
             measured[i, j] = 1 - p.after[np.ix_(at, tasks)].mean() / base if base else np.nan
             predicted[i, j] = p.predicted[at].mean()
     rows: list[dict[str, Any]] = [
-        {"regime": p.regime, "arm": p.arm, "error_class": p.error_class, "predicted": float(p.predicted.mean()), "low": p.low,
-         "high": p.high, "measured": _interval(1 - p.after.mean() / p.before.mean(), measured[:, j])}
+        {
+            "regime": p.regime,
+            "arm": p.arm,
+            "error_class": p.error_class,
+            "predicted": float(p.predicted.mean()),
+            "low": p.low,
+            "high": p.high,
+            "measured": _interval(1 - p.after.mean() / p.before.mean(), measured[:, j]),
+        }
         for j, p in enumerate(points)
-    ]  # fmt: skip
+    ]
     line = fit_line([r["predicted"] for r in rows], [r["measured"].mean for r in rows])
     if line is None:
         return {"points": rows, "line": None}

@@ -8,9 +8,13 @@ from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
 
 QUICK: dict[str, Any] = {
-    "arms": ["hint", "placebo", "random_step", "sft_success", "none"], "noise": [],
-    "limit": 100, "limits": {}, "near_splits": [], "transfer_split": None,
-}  # fmt: skip
+    "arms": ["hint", "placebo", "random_step", "sft_success", "none"],
+    "noise": [],
+    "limit": 100,
+    "limits": {},
+    "near_splits": [],
+    "transfer_split": None,
+}
 """Four arms and the initial policy."""
 
 NOISE = ("step:25", "step:50", "step:75", "step:100", "alarm:10", "alarm:30", "hint:25", "hint:50")

@@ -28,10 +28,17 @@ def sweep_config(config: RunConfig) -> RunConfig:
     sweep, first = config.ablate.sweep, next(iter(config.ablate.regimes.values()))
     data = config.model_dump(mode="json")
     data["ablate"] |= {
-        "arms": swept_arms(config), "seeds": list(sweep.seeds), "regimes": {REGIME: list(first)}, "noise": [],
-        "test_split": sweep.split, "clean_split": None, "transfer_split": None, "near_splits": [], "limit": sweep.limit,
+        "arms": swept_arms(config),
+        "seeds": list(sweep.seeds),
+        "regimes": {REGIME: list(first)},
+        "noise": [],
+        "test_split": sweep.split,
+        "clean_split": None,
+        "transfer_split": None,
+        "near_splits": [],
+        "limit": sweep.limit,
         "limits": {},
-    }  # fmt: skip
+    }
     # what was checked of the ablation holds no longer, on purpose: this one reports nothing
     data["ablate"]["sweep"] |= {"use": False, "seeds": [min(sweep.seeds) - 1]}
     return RunConfig.model_validate(data)
@@ -60,10 +67,16 @@ def chosen_settings(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> 
             kept = _kept(config, mine)
             kl = [m["kl_per_token"] for r in mine for m in r["off_target"].values()]
             trials.append(
-                {"index": i, "setting": setting, "seeds": len(mine), "success": success, "kept": kept,
-                 "kl_per_token": max(kl, default=None),
-                 "mean": float(np.mean([*success.values(), *([] if kept is None else [kept] * len(success))]))}
-            )  # fmt: skip
+                {
+                    "index": i,
+                    "setting": setting,
+                    "seeds": len(mine),
+                    "success": success,
+                    "kept": kept,
+                    "kl_per_token": max(kl, default=None),
+                    "mean": float(np.mean([*success.values(), *([] if kept is None else [kept] * len(success))])),
+                }
+            )
         if trials:
             best = max(trials, key=lambda t: (t["mean"], -t["index"]))
             at_edge = len(trials) > 2 and best["index"] in (0, len(settings_of(config, arm)) - 1)

@@ -45,15 +45,28 @@ def summarise_jobs(
             regimes[regime] = _regime(config, shared, by_arm)
             points += _points(config, regime, shared, by_arm)
     document = {
-        "schema": EVIDENCE_SCHEMA, "model": config.run.model, "critics": list(config.critic.use), "rounds": config.run.rounds,
-        "steps_per_round": a.steps, "rows_per_round": a.rows, "filled": a.fill, "batch_size": config.train.batch_size,
-        "episodes_per_round": config.rollout.sample.episodes, "train": config.train.model_dump(mode="json"),
-        "train_by_arm": a.train, "sweep": dict(sweep or {}), "sweep_split": a.sweep.split, "sessions": list(sessions),
-        "regimes": regimes, "preflight": against(points, n=min(2000, a.bootstrap)),
-        "noise": noise_of(regimes.get(next(iter(a.regimes)), {})), "test_split": a.test_split,
-        "temperatures": list(a.temperatures), "error_groups": {k: list(v) for k, v in a.error_groups.items()},
+        "schema": EVIDENCE_SCHEMA,
+        "model": config.run.model,
+        "critics": list(config.critic.use),
+        "rounds": config.run.rounds,
+        "steps_per_round": a.steps,
+        "rows_per_round": a.rows,
+        "filled": a.fill,
+        "batch_size": config.train.batch_size,
+        "episodes_per_round": config.rollout.sample.episodes,
+        "train": config.train.model_dump(mode="json"),
+        "train_by_arm": a.train,
+        "sweep": dict(sweep or {}),
+        "sweep_split": a.sweep.split,
+        "sessions": list(sessions),
+        "regimes": regimes,
+        "preflight": against(points, n=min(2000, a.bootstrap)),
+        "noise": noise_of(regimes.get(next(iter(a.regimes)), {})),
+        "test_split": a.test_split,
+        "temperatures": list(a.temperatures),
+        "error_groups": {k: list(v) for k, v in a.error_groups.items()},
         "cpu_seconds": _cpu(results),
-    }  # fmt: skip
+    }
     return clean(document | {"aims": aims_of(document)})
 
 
@@ -87,8 +100,10 @@ def table_of(results: Sequence[Sequence[Mapping[str, Any]]], errors: Sequence[st
 
 def _cpu(results: Sequence[Result]) -> dict[str, float]:
     """Mean CPU seconds of a job, by kind."""
-    kinds = {"shared": [r["cpu_seconds"] for r in results if r["arm"] == "shared"],
-             "arm": [r["cpu_seconds"] for r in results if r["arm"] != "shared"]}  # fmt: skip
+    kinds = {
+        "shared": [r["cpu_seconds"] for r in results if r["arm"] == "shared"],
+        "arm": [r["cpu_seconds"] for r in results if r["arm"] != "shared"],
+    }
     return {kind: float(np.mean(seconds)) for kind, seconds in kinds.items() if seconds}
 
 
@@ -155,10 +170,14 @@ def _arm(
     out["curve"] = _curve(config, shared, seeds, ks)
     sets = sorted({name for k in ks for name in seeds[k]["off_target"]})
     out["off_target"] = {
-        name: {field: over_groups([[seeds[k]["off_target"][name][field]] for k in ks if name in seeds[k]["off_target"]], "mean")
-               for field in ("kl_per_token", "kl_p99", "top1_flip_rate")}
+        name: {
+            field: over_groups(
+                [[seeds[k]["off_target"][name][field]] for k in ks if name in seeds[k]["off_target"]], "mean"
+            )
+            for field in ("kl_per_token", "kl_p99", "top1_flip_rate")
+        }
         for name in sets
-    }  # fmt: skip
+    }
     out["train"] = seeds[ks[0]]["train"]
     out["tripwires"] = [
         {"seed": k, "round": r["round"], "saw": r["tripwire"]} for k in ks for r in seeds[k]["rounds"] if r["tripwire"]
@@ -189,10 +208,15 @@ def _curve(config: RunConfig, shared: Seeds, seeds: Seeds, ks: Sequence[int]) ->
     stages.append([seeds[k]["outcomes"][setting] for k in ks])
     common = min(len(rows) for stage in stages for rows in stage)
     return [
-        {"round": i, "tasks": common,
-         "success": crossed_bootstrap(mean_of, table_of([rows[:common] for rows in stage]), n=config.ablate.bootstrap)}
+        {
+            "round": i,
+            "tasks": common,
+            "success": crossed_bootstrap(
+                mean_of, table_of([rows[:common] for rows in stage]), n=config.ablate.bootstrap
+            ),
+        }
         for i, stage in enumerate(stages)
-    ]  # fmt: skip
+    ]
 
 
 def _points(config: RunConfig, regime: str, shared: Seeds, by_arm: Mapping[str, Seeds]) -> list[Point]:

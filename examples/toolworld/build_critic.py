@@ -111,8 +111,14 @@ class Stumbler:
         if u < 0.22:
             verb, _, rest = tool.partition("_")
             other = self.rng.choice(list(KINDS.values()))
-            names = [kind.alias_tool, call.tool, f"{self.rng.choice(VERBS)}_{rest}", other.calls[0].tool, other.alias_tool,
-                     f"{verb}_{other.word}"]  # fmt: skip
+            names = [
+                kind.alias_tool,
+                call.tool,
+                f"{self.rng.choice(VERBS)}_{rest}",
+                other.calls[0].tool,
+                other.alias_tool,
+                f"{verb}_{other.word}",
+            ]
             wrong = [n for n in names if n not in listed]
             return (self.rng.choice(wrong) if wrong else tool), args
         if u < 0.40 and tool in listed:
@@ -262,9 +268,18 @@ def train(episodes: int, batch: int, lr: float, student: Path, seed: int = SEED,
 def load_critic(prompt: str = PROMPT, library: PromptLibrary | None = None, **settings: object) -> LLMCritic:
     """The trained critic as a run uses it."""
     section = LLMSection.model_validate(
-        {"backend": "local", "model": str(CRITIC), "prompt": prompt, "max_tokens": 320, "concurrency": 64, "max_findings": 4,
-         "repair_rounds": 0, "drop_unfound_quotes": True, **settings}
-    )  # fmt: skip
+        {
+            "backend": "local",
+            "model": str(CRITIC),
+            "prompt": prompt,
+            "max_tokens": 320,
+            "concurrency": 64,
+            "max_findings": 4,
+            "repair_rounds": 0,
+            "drop_unfound_quotes": True,
+            **settings,
+        }
+    )
     return make_llm(
         "llm", section, CriticSection(llm=section), RunSection(model=str(STUDENT)), library or PromptLibrary()
     )

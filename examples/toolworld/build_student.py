@@ -121,10 +121,19 @@ def new_model(vocab: int, pad: int, eos: int) -> torch.nn.Module:
 
     torch.manual_seed(SEED)
     config = Qwen3Config(
-        vocab_size=vocab, hidden_size=128, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
-        intermediate_size=384, max_position_embeddings=MAX_POSITIONS, tie_word_embeddings=True, pad_token_id=pad,
-        eos_token_id=eos, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=vocab,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=384,
+        max_position_embeddings=MAX_POSITIONS,
+        tie_word_embeddings=True,
+        pad_token_id=pad,
+        eos_token_id=eos,
+        bos_token_id=None,
+    )
     return AutoModelForCausalLM.from_config(config)
 
 

@@ -32,14 +32,27 @@ which is why these are below the rates aimed at (.75, .6, .9, 1)."""
 
 TRIGGER_HABIT = {"alias": "unknown_tool", "noun": "wrong_argument", "urgent": "skipped_lookup"}
 TRIGGER_MIX = {
-    "none": 0.17, "given": 0.08, "alias": 0.21, "noun": 0.21, "urgent": 0.19,
-    "near_alias": 0.05, "near_noun": 0.05, "near_urgent": 0.04,
-}  # fmt: skip
+    "none": 0.17,
+    "given": 0.08,
+    "alias": 0.21,
+    "noun": 0.21,
+    "urgent": 0.19,
+    "near_alias": 0.05,
+    "near_noun": 0.05,
+    "near_urgent": 0.04,
+}
 """The natural mix of tasks."""
 CORPUS_MIX = {
-    "none": 0.08, "given": 0.06, "renamed": 0.13, "alias": 0.18, "noun": 0.18, "urgent": 0.17,
-    "near_alias": 0.07, "near_noun": 0.08, "near_urgent": 0.05,
-}  # fmt: skip
+    "none": 0.08,
+    "given": 0.06,
+    "renamed": 0.13,
+    "alias": 0.18,
+    "noun": 0.18,
+    "urgent": 0.17,
+    "near_alias": 0.07,
+    "near_noun": 0.08,
+    "near_urgent": 0.05,
+}
 """The mix of the student's corpus: more near-misses, so that it knows for sure when a habit's behaviour is right."""
 FAULT_MIX = {"none": 0.55, "timeout": 0.30, "busy": 0.09, "warning": 0.06}
 P_RELEVANT = {"unknown_tool": 0.32, "wrong_argument": 0.34, "skipped_lookup": 0.36, "ignored_error": 0.32}
@@ -60,9 +73,12 @@ def draw(rng: random.Random, mix: dict[str, float]) -> str:
 
 
 def draw_task(
-    rng: random.Random, names: str = "old", kinds: tuple[str, ...] = tuple(KINDS), mix: dict[str, float] = TRIGGER_MIX,
+    rng: random.Random,
+    names: str = "old",
+    kinds: tuple[str, ...] = tuple(KINDS),
+    mix: dict[str, float] = TRIGGER_MIX,
     **fixed: str,
-) -> str:  # fmt: skip
+) -> str:
     """A task name from a mix of triggers; `trigger` and `fault` can be fixed."""
     kind = KINDS[rng.choice(kinds)]
     while True:
@@ -227,8 +243,15 @@ class Demonstrator:
                 words = [w for w in words if "tool" in slots(w)]
             return self._say(words, facts(other, about, tools))
         if sort == "other_habit" and habit is not None:
-            about = self.rng.choice([h for h in HABITS if h != habit and (h, habit) != ("skipped_lookup", "unknown_tool")
-                                     and (h != "skipped_lookup" or len(kind.calls) > 1)])  # fmt: skip
+            about = self.rng.choice(
+                [
+                    h
+                    for h in HABITS
+                    if h != habit
+                    and (h, habit) != ("skipped_lookup", "unknown_tool")
+                    and (h != "skipped_lookup" or len(kind.calls) > 1)
+                ]
+            )
             words = [w for w in TRAINED[about] if about != "unknown_tool" or "right" not in slots(w)]
             return self._say(words, facts(kind, about, tools, self.rng.random() < 0.5))
         return self._say(TRAINED["generic"], {})

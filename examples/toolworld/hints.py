@@ -177,11 +177,18 @@ HELD_OUT = {name: words[-2:] for name, words in WORDINGS.items()}
 
 OPENINGS = ("", "", "", "Note: ", "Hint: ", "Careful. ", "Remember: ", "Important: ")
 SYNONYMS = {
-    "Call": ("Call", "Run", "Use"), "call": ("call", "run", "use"), "again": ("again", "once more", "another time"),
-    "failed": ("failed", "broke", "did not work"), "first": ("first", "before that", "at the start"),
-    "Retry": ("Retry", "Repeat", "Try again"), "Use": ("Use", "Take", "Choose"), "listed": ("listed", "in the list"),
-    "Never": ("Never", "Do not ever"), "Find": ("Find", "Look up", "Get"), "result": ("result", "value", "answer"),
-}  # fmt: skip
+    "Call": ("Call", "Run", "Use"),
+    "call": ("call", "run", "use"),
+    "again": ("again", "once more", "another time"),
+    "failed": ("failed", "broke", "did not work"),
+    "first": ("first", "before that", "at the start"),
+    "Retry": ("Retry", "Repeat", "Try again"),
+    "Use": ("Use", "Take", "Choose"),
+    "listed": ("listed", "in the list"),
+    "Never": ("Never", "Do not ever"),
+    "Find": ("Find", "Look up", "Get"),
+    "result": ("result", "value", "answer"),
+}
 
 
 def spoken(wording: str, rng: random.Random) -> str:

@@ -29,8 +29,17 @@ from hintdistill.rollouts.sampling import Sampler, SamplingOptions  # noqa: E402
 
 STUDENT = HERE / "student"
 PROBES = 200
-CONDITIONS = ("none", "relevant", "held_out_wording", "in_system_prompt", "in_observation", "generic", "generic_held_out",
-              "other_habit", "shuffled")  # fmt: skip
+CONDITIONS = (
+    "none",
+    "relevant",
+    "held_out_wording",
+    "in_system_prompt",
+    "in_observation",
+    "generic",
+    "generic_held_out",
+    "other_habit",
+    "shuffled",
+)
 
 
 def error_context(habit: str, rng: random.Random) -> tuple[Task, list[Message]]:
@@ -56,8 +65,13 @@ def hint_for(task: Task, habit: str, condition: str, rng: random.Random) -> str:
     if condition == "held_out_wording":
         return rng.choice(HELD_OUT[habit]).format(**own)
     if condition == "other_habit":
-        others = [h for h in HABITS if h != habit and (h, habit) != ("skipped_lookup", "unknown_tool")
-                  and (h != "skipped_lookup" or len(task.kind.calls) > 1)]  # fmt: skip
+        others = [
+            h
+            for h in HABITS
+            if h != habit
+            and (h, habit) != ("skipped_lookup", "unknown_tool")
+            and (h != "skipped_lookup" or len(task.kind.calls) > 1)
+        ]
         about = rng.choice(others)
         words = [w for w in TRAINED[about] if about != "unknown_tool" or "right" not in slots(w)]
         return rng.choice(words).format(**facts(task.kind, about, tools, misnamed=True))
@@ -169,9 +183,15 @@ def write_card(m: dict[str, Any]) -> None:
         f"| {c.replace('_', ' ')} | " + " | ".join(f"{m['hints'][h][c]:.2f}" for h in HABITS) + " |" for c in CONDITIONS
     )
     text = CARD.format(
-        parameters=m["parameters"], positions=MAX_POSITIONS, episodes=EPISODES, success=success, probes=PROBES,
-        habits=" | ".join(HABITS), rules="|".join("---" for _ in HABITS), hints=hints,
-    )  # fmt: skip
+        parameters=m["parameters"],
+        positions=MAX_POSITIONS,
+        episodes=EPISODES,
+        success=success,
+        probes=PROBES,
+        habits=" | ".join(HABITS),
+        rules="|".join("---" for _ in HABITS),
+        hints=hints,
+    )
     (STUDENT / "README.md").write_text(text, encoding="utf-8")
 
 

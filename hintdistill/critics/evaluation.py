@@ -104,10 +104,17 @@ def guessing(erring: Sequence[Case]) -> dict[str, Any]:
 def lines(result: Mapping[str, Any]) -> list[str]:
     """The result as lines for a terminal."""
     e, guess = result["erring"], result["guessing"]
-    out = [f"{result['traces']['erring']} erring, {result['traces']['clean']} clean, "
-           f"{result['traces']['not_student']} with another's error"]  # fmt: skip
-    for name, at in (("exact step", "exact"), ("within one step", "within_one"), ("any labelled step", "any_labelled_step"),
-                     ("missed", "missed"), ("abstained", "abstained")):  # fmt: skip
+    out = [
+        f"{result['traces']['erring']} erring, {result['traces']['clean']} clean, "
+        f"{result['traces']['not_student']} with another's error"
+    ]
+    for name, at in (
+        ("exact step", "exact"),
+        ("within one step", "within_one"),
+        ("any labelled step", "any_labelled_step"),
+        ("missed", "missed"),
+        ("abstained", "abstained"),
+    ):
         out.append(f"  {name:<20}{_shown(e[at])}")
     if guess["random"] is not None:
         out.append(f"  {'random step':<20}{guess['random']:6.1%}")
@@ -115,8 +122,11 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     out.append(f"  {'false alarms, clean':<20}{_shown(result['clean']['false_alarm'])}")
     out.append(f"  {'blamed for another':<20}{_shown(result['not_student']['blamed_the_student'])}")
     out.append(f"  {'failed':<20}{_shown(result['failed'])}")
-    out += [f"  {name}: exact {_shown(c['exact'])}, class {_shown(c['class'])}" for name, c in result["by_class"].items()
-            if len(result["by_class"]) > 1]  # fmt: skip
+    out += [
+        f"  {name}: exact {_shown(c['exact'])}, class {_shown(c['class'])}"
+        for name, c in result["by_class"].items()
+        if len(result["by_class"]) > 1
+    ]
     return out
 
 

@@ -44,8 +44,15 @@ VERSION = 2
 NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price_in", "price_out", "tokenizer"}
 PLACES = ("prompt", "step_prompt", "half_prompt")
 """Keys of `critic.llm` that name a prompt."""
-EVIDENCE = ("unknown_tool", "unparsable_call", "wrong_argument", "call_in_prose", "ignored_error", "call_error",
-            "repeated_failing_call")  # fmt: skip
+EVIDENCE = (
+    "unknown_tool",
+    "unparsable_call",
+    "wrong_argument",
+    "call_in_prose",
+    "ignored_error",
+    "call_error",
+    "repeated_failing_call",
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,16 @@ class LLMCritic:
     """Asks an LLM about each trace."""
 
     def __init__(
-        self, config: LLMSection, prompts: PromptLibrary, backend: Backend, *, name: str = "llm",
-        cache: AnswerCache | None = None, budget: Budget | None = None, scan: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        config: LLMSection,
+        prompts: PromptLibrary,
+        backend: Backend,
+        *,
+        name: str = "llm",
+        cache: AnswerCache | None = None,
+        budget: Budget | None = None,
+        scan: bool = False,
+    ) -> None:
         """Put a critic together.
 
         Raises:
@@ -195,10 +209,7 @@ class LLMCritic:
         empty = Record(())
         schema = answer_schema(steps, asker.bounds, asker.ranged)
         more = {"step": 0, "first": list(steps), "second": list(steps), "legal_steps": list(steps)}
-        around = max(
-            self.backend.count(asker.question(n, empty, schema, more))
-            for n in self._instructions()
-        )  # fmt: skip
+        around = max(self.backend.count(asker.question(n, empty, schema, more)) for n in self._instructions())
         room = context - self.config.max_tokens - around - 32
         return windows(asker.trace, self.backend.count, room, self.config.overlap)
 
@@ -261,9 +272,14 @@ class LLMCritic:
         if verdict == "findings" and not findings:
             verdict = "abstain"
         return Critique(
-            trace_id=asker.trace.id, verdict=verdict, findings=tuple(findings), critics=(self.name,),
-            usage=asker.usage, raw_answer="\n".join(asker.raw), notes=tuple(notes),
-        )  # fmt: skip
+            trace_id=asker.trace.id,
+            verdict=verdict,
+            findings=tuple(findings),
+            critics=(self.name,),
+            usage=asker.usage,
+            raw_answer="\n".join(asker.raw),
+            notes=tuple(notes),
+        )
 
 
 def _advance(asking: Asking[Critique], reply: Reply | HintdistillError | None) -> Request | Critique | HintdistillError:

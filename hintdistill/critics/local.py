@@ -171,9 +171,13 @@ class LocalBackend:
         live = list(rows)
         while live:
             output = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1,
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                logits_to_keep=1,
                 **{self._cache_argument: cache},
-            )  # fmt: skip
+            )
             picked = self._pick(live, output.logits[:, -1].float().cpu())
             going = [n for n, row in enumerate(live) if row.take(picked[n], self._ends, self.max_tokens)]
             if not going:

@@ -71,8 +71,10 @@ class RecordedCritic:
         findings = tuple(sorted(self._rows.get(trace.id, ()), key=lambda f: f.step))
         beyond = [f.step for f in findings if f.step >= len(trace.step_indices)]
         if beyond:
-            raise InputError(f"{self.path}: a finding at step {beyond[0]} of trace {trace.id}, which has steps "
-                             f"0..{len(trace.step_indices) - 1}")  # fmt: skip
+            raise InputError(
+                f"{self.path}: a finding at step {beyond[0]} of trace {trace.id}, which has steps "
+                f"0..{len(trace.step_indices) - 1}"
+            )
         return Critique(
             trace_id=trace.id,
             verdict="findings" if findings else "none",

@@ -149,19 +149,28 @@ def _unknown_tool(trace: Trace, c: CallResult) -> Finding | None:
     if not trace.tool_schemas or c.call.name in trace.tool_schemas:
         return None
     return Finding(
-        step=c.step, error_class="unknown_tool", quote=c.call.name, quote_in="tool_name", call=c.index,
+        step=c.step,
+        error_class="unknown_tool",
+        quote=c.call.name,
+        quote_in="tool_name",
+        call=c.index,
         facts={"wrong": c.call.name, "tools": list(trace.tool_schemas)},
         evidence=f"{c.call.name} is not among the {len(trace.tool_schemas)} listed tools",
-    )  # fmt: skip
+    )
 
 
 def _unparsable_call(trace: Trace, c: CallResult) -> Finding | None:
     if c.call.arguments is not None or not c.call.arguments_raw.strip():
         return None
     return Finding(
-        step=c.step, error_class="unparsable_call", quote=c.call.arguments_raw, quote_in="arguments", call=c.index,
-        facts={"tool": c.call.name}, evidence="the arguments are not a JSON object",
-    )  # fmt: skip
+        step=c.step,
+        error_class="unparsable_call",
+        quote=c.call.arguments_raw,
+        quote_in="arguments",
+        call=c.index,
+        facts={"tool": c.call.name},
+        evidence="the arguments are not a JSON object",
+    )
 
 
 def _wrong_argument(trace: Trace, c: CallResult) -> Finding | None:
@@ -187,17 +196,29 @@ def _wrong_argument(trace: Trace, c: CallResult) -> Finding | None:
         if missing and (len(unknown) <= 1 or not unknown):
             facts["right"] = missing[0]
         return Finding(
-            step=c.step, error_class="wrong_argument", quote=unknown[0] if unknown else None, call=c.index,
-            quote_in="arguments" if unknown else None, facts=facts, evidence=name_error.message[:300],
-        )  # fmt: skip
+            step=c.step,
+            error_class="wrong_argument",
+            quote=unknown[0] if unknown else None,
+            call=c.index,
+            quote_in="arguments" if unknown else None,
+            facts=facts,
+            evidence=name_error.message[:300],
+        )
     error = errors[0]
     value = json.dumps(error.instance, ensure_ascii=False)
     return Finding(
-        step=c.step, error_class="wrong_argument_type", call=c.index, quote_in="arguments",
+        step=c.step,
+        error_class="wrong_argument_type",
+        call=c.index,
+        quote_in="arguments",
         quote=error.instance if isinstance(error.instance, str) and error.instance else value,
-        facts={"tool": c.call.name, "argument": ".".join(map(str, error.path)) or "value", "expected": _expected(error)},
+        facts={
+            "tool": c.call.name,
+            "argument": ".".join(map(str, error.path)) or "value",
+            "expected": _expected(error),
+        },
         evidence=error.message[:300],
-    )  # fmt: skip
+    )
 
 
 def _expected(error: jsonschema.ValidationError) -> str:
@@ -214,9 +235,12 @@ def _call_in_prose(step: int, message: Message) -> Finding | None:
     if match is None:
         return None
     return Finding(
-        step=step, error_class="call_in_prose", quote=match.group(0), quote_in="content",
+        step=step,
+        error_class="call_in_prose",
+        quote=match.group(0),
+        quote_in="content",
         evidence="tool-call markup stands in the text, where nothing executes it",
-    )  # fmt: skip
+    )
 
 
 def _call_error(c: CallResult) -> Finding | None:
@@ -224,10 +248,15 @@ def _call_error(c: CallResult) -> Finding | None:
     if error is None or is_environment_fault(error):
         return None
     return Finding(
-        step=c.step, error_class="call_error", quote=c.call.arguments_raw or c.call.name, call=c.index,
-        quote_in="arguments" if c.call.arguments_raw else "tool_name", confidence=0.5,
-        facts={"tool": c.call.name, "error": error}, evidence=f"the tool answered: {error[:200]}",
-    )  # fmt: skip
+        step=c.step,
+        error_class="call_error",
+        quote=c.call.arguments_raw or c.call.name,
+        call=c.index,
+        quote_in="arguments" if c.call.arguments_raw else "tool_name",
+        confidence=0.5,
+        facts={"tool": c.call.name, "error": error},
+        evidence=f"the tool answered: {error[:200]}",
+    )
 
 
 def _repeated_failing_call(c: CallResult, calls: list[CallResult]) -> Finding | None:
@@ -240,10 +269,15 @@ def _repeated_failing_call(c: CallResult, calls: list[CallResult]) -> Finding | 
     if not same or error is None or is_environment_fault(error):
         return None
     return Finding(
-        step=c.step, error_class="repeated_failing_call", quote=c.call.name, quote_in="tool_name", call=c.index,
+        step=c.step,
+        error_class="repeated_failing_call",
+        quote=c.call.name,
+        quote_in="tool_name",
+        call=c.index,
         caused_by=last.step if last.step < c.step else None,
-        facts={"tool": c.call.name, "error": error}, evidence="the same call had just failed",
-    )  # fmt: skip
+        facts={"tool": c.call.name, "error": error},
+        evidence="the same call had just failed",
+    )
 
 
 def _ignored_error(trace: Trace, step: int, calls: list[CallResult]) -> Finding | None:
@@ -254,6 +288,9 @@ def _ignored_error(trace: Trace, step: int, calls: list[CallResult]) -> Finding 
     if error is None or not content.strip() or any(m.role == "user" for m in between) or ADMITS.search(content):
         return None
     return Finding(
-        step=step, error_class="ignored_error", confidence=0.7,
-        facts={"tool": previous[-1].call.name, "error": error}, evidence=f"answers although the call failed: {error[:200]}",
-    )  # fmt: skip
+        step=step,
+        error_class="ignored_error",
+        confidence=0.7,
+        facts={"tool": previous[-1].call.name, "error": error},
+        evidence=f"answers although the call failed: {error[:200]}",
+    )

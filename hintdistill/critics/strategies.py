@@ -126,8 +126,10 @@ class Asker:
                 repair = {"answer": said, "problem": harmless(problem), "schema": shown(schema)}
                 ask_again = self.library.render(REPAIR, repair)
                 messages = [
-                    messages[0], {"role": "assistant", "content": said}, {"role": "user", "content": ask_again},
-                ]  # fmt: skip
+                    messages[0],
+                    {"role": "assistant", "content": said},
+                    {"role": "user", "content": ask_again},
+                ]
                 continue
             if round_:
                 self.notes.append(f"repaired after {round_} round(s): {problem}")
@@ -240,9 +242,17 @@ def _one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMF
 def another_hint(asker: Asker, record: Record, finding: Finding, reasons: str) -> Asking[str]:
     """A second hint for a finding, given why the first was rejected; `record` ends with its step."""
     answer = yield from asker.ask(
-        HintAnswer, REVISE, record, hint_schema(asker.bounds is not None), 0, step=finding.step, hint=encode(finding.hint),
-        reason=reasons, error_class=encode(finding.error_class), quote=encode(finding.quote) if finding.quote else "",
-    )  # fmt: skip
+        HintAnswer,
+        REVISE,
+        record,
+        hint_schema(asker.bounds is not None),
+        0,
+        step=finding.step,
+        hint=encode(finding.hint),
+        reason=reasons,
+        error_class=encode(finding.error_class),
+        quote=encode(finding.quote) if finding.quote else "",
+    )
     return answer.hint.strip()
 
 

@@ -61,9 +61,12 @@ class VLLMBackend:
 
         try:
             return LLM(
-                model=str(self.folder), dtype=self.dtype, max_model_len=self._context_tokens, enable_prefix_caching=True,
+                model=str(self.folder),
+                dtype=self.dtype,
+                max_model_len=self._context_tokens,
+                enable_prefix_caching=True,
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-            )  # fmt: skip
+            )
         except Exception as error:
             failure = ServiceError(
                 f"vLLM did not start on {self.folder}: {error}", hint="critic.llm.context_tokens bounds its memory"
@@ -106,9 +109,13 @@ class VLLMBackend:
             asked.append(i)
             prompts.append({"prompt_token_ids": ids})
             params.append(
-                SamplingParams(temperature=request.temperature, max_tokens=self.max_tokens, seed=request.seed,
-                               structured_outputs=StructuredOutputsParams(json=request.schema))
-            )  # fmt: skip
+                SamplingParams(
+                    temperature=request.temperature,
+                    max_tokens=self.max_tokens,
+                    seed=request.seed,
+                    structured_outputs=StructuredOutputsParams(json=request.schema),
+                )
+            )
         for i, done in zip(asked, self.engine.generate(prompts, params, use_tqdm=False) if asked else [], strict=True):
             usage = Usage(
                 requests=1,

@@ -304,8 +304,10 @@ class TransformersEngine:
         gathered = None if wanted is None else self.vocabulary.logprobs_of(reading, wanted).cpu().numpy()
         if not np.isfinite(sampled).all() or np.isnan(values).any() or np.isnan(tail).any():
             at = int(np.argmin(np.isfinite(sampled)))
-            raise ScoreError(f"log-probability {sampled[at]} at position {at} of a step ({request.group or 'no group'})",
-                             hint="the weights or the precision overflow; try run.dtype=float32")  # fmt: skip
+            raise ScoreError(
+                f"log-probability {sampled[at]} at position {at} of a step ({request.group or 'no group'})",
+                hint="the weights or the precision overflow; try run.dtype=float32",
+            )
         return Scores(sampled, ids, values, tail, gathered, reading.top_ids[:, 0].cpu().numpy())
 
 

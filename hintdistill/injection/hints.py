@@ -140,8 +140,15 @@ def other_class_hint(
     """Another error class's hint about the same step, not one of `taken`; None where no other template can be filled."""
     classes = [c for c in hint_classes(library) if c != finding.error_class]
     rng.shuffle(classes)
-    facts = {"right": "value", "wrong": "value", "argument": "value", "error": "timeout", "expected": "of type string",
-             "tool": "the tool", "arguments": ["value"]} | hint_facts(trace, finding)  # fmt: skip
+    facts = {
+        "right": "value",
+        "wrong": "value",
+        "argument": "value",
+        "error": "timeout",
+        "expected": "of type string",
+        "tool": "the tool",
+        "arguments": ["value"],
+    } | hint_facts(trace, finding)
     for error_class in classes:
         try:
             text = library.render(hint_name(error_class), facts)

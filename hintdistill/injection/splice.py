@@ -226,14 +226,25 @@ class Injector:
         above = span[0] if splice.placement == "assistant_turn" else 0
         legal = legal_continuations(trace, message, self.renderer, rendered.step_ids, site.text, site.spans)
         return Injection(
-            trace_id=trace.id, finding=finding, hint=hint, context_ids=rendered.context_ids + rendered.step_ids[:above],
-            insert_at=splice.insert_at, block_ids=splice.block_ids, step_ids=rendered.step_ids[above:], step_offset=above,
-            span=(span[0] - above, span[1] - above), quote_found=quote_found, fidelity=rendered.fidelity,
-            placement=splice.placement, role=splice.role, notes=rendered.notes + splice.notes,
-            guards=guards(hint, trace, finding.step, site.known_text, site.text), placebos=tuple(placebos),
+            trace_id=trace.id,
+            finding=finding,
+            hint=hint,
+            context_ids=rendered.context_ids + rendered.step_ids[:above],
+            insert_at=splice.insert_at,
+            block_ids=splice.block_ids,
+            step_ids=rendered.step_ids[above:],
+            step_offset=above,
+            span=(span[0] - above, span[1] - above),
+            quote_found=quote_found,
+            fidelity=rendered.fidelity,
+            placement=splice.placement,
+            role=splice.role,
+            notes=rendered.notes + splice.notes,
+            guards=guards(hint, trace, finding.step, site.known_text, site.text),
+            placebos=tuple(placebos),
             recorded_logprobs=message.logprobs[above:] if message.logprobs else None,
             legal={t - above: ids for t, ids in legal.items() if t >= above},
-        )  # fmt: skip
+        )
 
     def _site(self, trace: Trace, step: int) -> StepSite:
         """The rendered step; kept for the next finding, which is often of the same step."""
@@ -258,9 +269,11 @@ class Injector:
 
     def _formatted(self, hint: str, placement: Placement) -> str:
         forms = {
-            "message": self.config.message_format, "observation": self.config.observation_format,
-            "system_prompt": self.config.system_format, "assistant_turn": self.config.turn_format,
-        }  # fmt: skip
+            "message": self.config.message_format,
+            "observation": self.config.observation_format,
+            "system_prompt": self.config.system_format,
+            "assistant_turn": self.config.turn_format,
+        }
         return forms[placement].replace("{hint}", hint)
 
     def _place(self, site: StepSite, hint: str, offset: int) -> Splice:

@@ -14,6 +14,22 @@ from hintdistill.objectives.supports import gather_with_tail, restrict, select, 
 from hintdistill.objectives.targets import log_linear
 
 __all__ = [
-    "DIVERGENCES", "Batch", "ScoreBank", "TermValue", "divergence", "fkl", "gather_with_tail", "jsd", "log_linear",
-    "objective", "policy_gradient", "restrict", "rkl", "scheduled", "select", "span_weights", "term", "union_of",
-]  # fmt: skip
+    "DIVERGENCES",
+    "Batch",
+    "ScoreBank",
+    "TermValue",
+    "divergence",
+    "fkl",
+    "gather_with_tail",
+    "jsd",
+    "log_linear",
+    "objective",
+    "policy_gradient",
+    "restrict",
+    "rkl",
+    "scheduled",
+    "select",
+    "span_weights",
+    "term",
+    "union_of",
+]

@@ -73,9 +73,18 @@ class HeadSpec:
 
 
 def linear_divergence(
-    hidden: Tensor, head: HeadSpec, target_hidden: Tensor, target_head: HeadSpec, weights: Tensor, kind: str = "rkl", *,
-    alpha: float = 0.5, lam: float = 0.5, positions: int = POSITIONS, tile: int = TILE,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    hidden: Tensor,
+    head: HeadSpec,
+    target_hidden: Tensor,
+    target_head: HeadSpec,
+    weights: Tensor,
+    kind: str = "rkl",
+    *,
+    alpha: float = 0.5,
+    lam: float = 0.5,
+    positions: int = POSITIONS,
+    tile: int = TILE,
+) -> tuple[Tensor, Tensor]:
     """Σ_t w_t·D(S_t, T_t) over full distributions, a scalar with gradient, and the per-position divergence [N], nats.
 
     Args:
@@ -139,9 +148,16 @@ class _LinearDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, target_hidden: Tensor,
-        target_head: HeadSpec, weights: Tensor, how: _How,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: HeadSpec,
+        target_hidden: Tensor,
+        target_head: HeadSpec,
+        weights: Tensor,
+        how: _How,
+    ) -> tuple[Tensor, Tensor]:
         """Loss and per-position values; the gradients are computed here and kept."""
         own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         per_position = torch.empty(len(hidden), dtype=precision(hidden), device=hidden.device)
@@ -280,9 +296,14 @@ def chunked(
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec,
-        loss: Callable[[Tensor, slice], Tensor], positions: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: HeadSpec,
+        loss: Callable[[Tensor, slice], Tensor],
+        positions: int,
+    ) -> tuple[Tensor, Tensor]:
         """Loss and per-position values; the gradients are computed here and kept."""
         own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         out = []

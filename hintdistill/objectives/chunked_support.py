@@ -51,9 +51,15 @@ View = tuple[Tensor, HeadSpec]
 
 
 def linear_support(
-    hidden: Tensor, head: HeadSpec, weights: Tensor, choose: Choose, *, rest: str = "tail", positions: int = POSITIONS,
+    hidden: Tensor,
+    head: HeadSpec,
+    weights: Tensor,
+    choose: Choose,
+    *,
+    rest: str = "tail",
+    positions: int = POSITIONS,
     tile: int = TILE,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """Σ_t w_t·ℓ_t on supports, a scalar with gradient, and ℓ_t per position [N], nats.
 
     Args:
@@ -151,8 +157,15 @@ class _LinearKept(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, ids: Tensor, positions: int, tile: int
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: HeadSpec,
+        ids: Tensor,
+        positions: int,
+        tile: int,
+    ) -> Tensor:
         """The values; chunks are kept where they are few."""
         ctx.save_for_backward(hidden, weight, bias, ids)
         ctx.head, ctx.positions, ctx.tile = head, positions, tile
@@ -196,9 +209,17 @@ class _LinearSupport(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec, weights: Tensor, choose: Choose,
-        rest: str, positions: int, tile: int,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: HeadSpec,
+        weights: Tensor,
+        choose: Choose,
+        rest: str,
+        positions: int,
+        tile: int,
+    ) -> tuple[Tensor, Tensor]:
         """Loss and per-position values; the gradients are computed here and kept."""
         own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         each = torch.empty(len(hidden), dtype=precision(hidden), device=hidden.device)
@@ -242,9 +263,18 @@ def _chunk(
 
 
 def linear_term(
-    spec: Term, hidden: Tensor, head: HeadSpec, views: Mapping[str, View], sampled: Tensor, weights: Tensor, *,
-    step: int = 0, special_ids: Sequence[int] = (), positions: int = POSITIONS, tile: int = TILE,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    spec: Term,
+    hidden: Tensor,
+    head: HeadSpec,
+    views: Mapping[str, View],
+    sampled: Tensor,
+    weights: Tensor,
+    *,
+    step: int = 0,
+    special_ids: Sequence[int] = (),
+    positions: int = POSITIONS,
+    tile: int = TILE,
+) -> tuple[Tensor, Tensor]:
     """One term of a recipe that compares distributions, from hidden states: coef·Σ_t w_t·ℓ_t and ℓ_t [N], nats.
 
     It is `compose.term` without `[N, V]`: target, support, remainder, clips, temperatures, tilt and schedules are the term's.
@@ -330,26 +360,41 @@ class _AtStep:
             return logits[single]
         coefficients = {n: scheduled(a, self.step) for n, a in of.loglin.items()}
         return log_linear(
-            {n: z.log_softmax(-1) for n, z in logits.items()}, coefficients, anchor=of.anchor,
-            residual_clip=bound(of.residual_clip, self.step), temperature=scheduled(of.temperature, self.step),
-            tilt=scheduled(of.tilt, self.step), sampled=self.sampled[at], mixture=at_step(of.mixture, self.step),
-        )[0]  # fmt: skip
+            {n: z.log_softmax(-1) for n, z in logits.items()},
+            coefficients,
+            anchor=of.anchor,
+            residual_clip=bound(of.residual_clip, self.step),
+            temperature=scheduled(of.temperature, self.step),
+            tilt=scheduled(of.tilt, self.step),
+            sampled=self.sampled[at],
+            mixture=at_step(of.mixture, self.step),
+        )[0]
 
     def compare(self, student: Tensor, target: Tensor) -> Tensor:
         """ℓ [n] of log-probabilities on the same entries."""
         how = self.spec.divergence
         return divergence(
-            how.kind, student, target, pointwise_clip=bound(how.pointwise_clip, self.step),
-            token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
-        )  # fmt: skip
+            how.kind,
+            student,
+            target,
+            pointwise_clip=bound(how.pointwise_clip, self.step),
+            token_clip=bound(how.token_clip, self.step),
+            **at_step(how.parameters, self.step),
+        )
 
     def choose(self, logits: Tensor, at: slice) -> tuple[Tensor, Loss]:
         """The support at a slice of positions, and the divergence from the target on it."""
         support, target = self.spec.support, self.target(at)
         ids = select(
-            support.kind, logits, target, self.sampled[at], k=support.k, token_ids=support.token_ids, removed=self.removed,
+            support.kind,
+            logits,
+            target,
+            self.sampled[at],
+            k=support.k,
+            token_ids=support.token_ids,
+            removed=self.removed,
             include_sampled=support.include_sampled,
-        )  # fmt: skip
+        )
         assert ids is not None
         values = _Restricted(target, ids, support.rest, self.tile).values
         theirs = _conditional(values) if support.rest == "renorm" else values

@@ -51,8 +51,10 @@ class Batch:
         dimensions(2, **self.views)
         same_shape(**self.views)
         if sum(self.lengths) != len(self.sampled) or any(len(v) != len(self.sampled) for v in self.views.values()):
-            raise ValueError(f"{len(self.sampled)} sampled ids, rows of {sum(self.lengths)} tokens in all, views of "
-                             f"{sorted({len(v) for v in self.views.values()})} positions")  # fmt: skip
+            raise ValueError(
+                f"{len(self.sampled)} sampled ids, rows of {sum(self.lengths)} tokens in all, views of "
+                f"{sorted({len(v) for v in self.views.values()})} positions"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,15 @@ class TermValue:
 
 
 def objective(
-    recipe: Recipe, batch: Batch, *, rows: str = "hint", step: int = 0, base: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator | None = None, reward_loss: Tensor | None = None,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    recipe: Recipe,
+    batch: Batch,
+    *,
+    rows: str = "hint",
+    step: int = 0,
+    base: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+    reward_loss: Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
     """The recipe's terms on rows of one kind: a scalar and metrics named `term/metric`.
 
     Args:
@@ -107,9 +115,15 @@ def objective(
 
 
 def term(
-    spec: Term, batch: Batch, *, coupling: Coupling | None = None, step: int = 0, base: Tensor | None = None,
-    masks: dict[str, Tensor] | None = None, generator: torch.Generator | None = None,
-) -> TermValue:  # fmt: skip
+    spec: Term,
+    batch: Batch,
+    *,
+    coupling: Coupling | None = None,
+    step: int = 0,
+    base: Tensor | None = None,
+    masks: dict[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> TermValue:
     """One term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
     masks = {} if masks is None else masks
     views = batch.views
@@ -142,14 +156,23 @@ def target_of(spec: Term, views: Mapping[str, Tensor], batch: Batch, step: int) 
     tilt: Tensor | float = scheduled(of.tilt, step)
     if of.tilt_sign == "advantage":
         sign = batch.facts["advantage"].sign()
-        spread = sign if len(sign) == len(batch.sampled) else sign.repeat_interleave(
-            torch.tensor(batch.lengths, device=sign.device))  # fmt: skip
+        spread = (
+            sign
+            if len(sign) == len(batch.sampled)
+            else sign.repeat_interleave(torch.tensor(batch.lengths, device=sign.device))
+        )
         tilt = spread * tilt
     coefficients = {n: scheduled(a, step) for n, a in of.loglin.items()}
     return log_linear(
-        views, coefficients, anchor=of.anchor, residual_clip=bound(of.residual_clip, step),
-        temperature=scheduled(of.temperature, step), tilt=tilt, sampled=batch.sampled, mixture=at_step(of.mixture, step),
-    )  # fmt: skip
+        views,
+        coefficients,
+        anchor=of.anchor,
+        residual_clip=bound(of.residual_clip, step),
+        temperature=scheduled(of.temperature, step),
+        tilt=tilt,
+        sampled=batch.sampled,
+        mixture=at_step(of.mixture, step),
+    )
 
 
 def span_weights(spec: Term, batch: Batch) -> Tensor:
@@ -237,9 +260,15 @@ def _renormalised(
 
 
 def _per_token(
-    spec: Term, batch: Batch, views: Mapping[str, Tensor], student: Tensor, target: Tensor, bank: ScoreBank,
-    coupling: Coupling | None, step: int,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    spec: Term,
+    batch: Batch,
+    views: Mapping[str, Tensor],
+    student: Tensor,
+    target: Tensor,
+    bank: ScoreBank,
+    coupling: Coupling | None,
+    step: int,
+) -> tuple[Tensor, dict[str, float]]:
     """ℓ_t [N] and metrics."""
     how, parameters = spec.divergence, at_step(spec.divergence.parameters, step)
     token_clip = bound(how.token_clip, step)
@@ -267,9 +296,14 @@ def _per_token(
     rest = spec.support.rest
     ours, theirs = restrict(student, ids, rest), restrict(target, ids, rest)
     value, metrics = compared(
-        how.kind, ours, theirs, rest=rest if ids is not None or batch.restricted else None,
-        pointwise_clip=bound(how.pointwise_clip, step), token_clip=token_clip, **parameters,
-    )  # fmt: skip
+        how.kind,
+        ours,
+        theirs,
+        rest=rest if ids is not None or batch.restricted else None,
+        pointwise_clip=bound(how.pointwise_clip, step),
+        token_clip=token_clip,
+        **parameters,
+    )
     if ids is not None:
         metrics["empty_support"] = float((ids < 0).all(-1).float().mean())
     return value, metrics
@@ -283,15 +317,28 @@ def _support(spec: Term, batch: Batch, student: Tensor, target: Tensor) -> Tenso
             raise ValueError(f"stored targets hold the union support, not {of.kind}")
         return None
     return select(
-        of.kind, student, target, batch.sampled, k=of.k, token_ids=of.token_ids,
-        removed=batch.special_ids if of.drop_special else (), include_sampled=of.include_sampled,
-    )  # fmt: skip
+        of.kind,
+        student,
+        target,
+        batch.sampled,
+        k=of.k,
+        token_ids=of.token_ids,
+        removed=batch.special_ids if of.drop_special else (),
+        include_sampled=of.include_sampled,
+    )
 
 
 def _policy_gradient(
-    spec: Term, batch: Batch, views: Mapping[str, Tensor], own: Tensor, student: Tensor, target: Tensor, bank: ScoreBank,
-    coupling: Coupling | None, step: int,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    spec: Term,
+    batch: Batch,
+    views: Mapping[str, Tensor],
+    own: Tensor,
+    student: Tensor,
+    target: Tensor,
+    bank: ScoreBank,
+    coupling: Coupling | None,
+    step: int,
+) -> tuple[Tensor, dict[str, float]]:
     p = at_step(spec.divergence.parameters, step)
     theirs = at(target, batch.sampled)
     advantage, coupled = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
@@ -301,9 +348,14 @@ def _policy_gradient(
         advantage = signals.value_baseline(advantage, student, target, ids)
     behaviour = p.get("behaviour")
     loss, metrics = signals.policy_gradient(
-        own, advantage, None if behaviour is None else at(views[behaviour], batch.sampled), clip_low=p.get("clip_low"),
-        clip_high=p.get("clip_high"), cap=p.get("cap"), lengths=batch.lengths if p.get("ratio") == "row" else None,
-    )  # fmt: skip
+        own,
+        advantage,
+        None if behaviour is None else at(views[behaviour], batch.sampled),
+        clip_low=p.get("clip_low"),
+        clip_high=p.get("clip_high"),
+        cap=p.get("cap"),
+        lengths=batch.lengths if p.get("ratio") == "row" else None,
+    )
     return loss, metrics | coupled
 
 

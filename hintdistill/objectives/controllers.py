@@ -194,7 +194,12 @@ class HardPromptReplay:
 
 
 CONTROLLERS = {
-    "cgtr": Cgtr, "kat_buffer": KatBuffer, "adwin_window": AdwinWindow, "prune_length": PruneLength,
-    "entropy_length_curriculum": LengthCurriculum, "trb_budget": BlendBudget, "lambda_cliff_guard": CliffGuard,
-}  # fmt: skip
+    "cgtr": Cgtr,
+    "kat_buffer": KatBuffer,
+    "adwin_window": AdwinWindow,
+    "prune_length": PruneLength,
+    "entropy_length_curriculum": LengthCurriculum,
+    "trb_budget": BlendBudget,
+    "lambda_cliff_guard": CliffGuard,
+}
 """What the controllers a recipe names are."""

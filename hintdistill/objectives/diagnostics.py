@@ -97,8 +97,15 @@ def kept_fraction(weights: Tensor) -> float:
 
 
 DIAGNOSTICS: dict[str, Callable[..., object]] = {
-    "preflight_gap": preflight_gap, "locality": locality, "error_token_prob": error_probability, "harm_rate": harm_rate,
-    "length_tail": length_tail, "kept_fraction": kept_fraction, "geometry": update_geometry,
-    "fidelity_by_position": fidelity_by_position, "lambda_cliff": cliff_lambda, "top_k_mass": top_k_mass,
-}  # fmt: skip
+    "preflight_gap": preflight_gap,
+    "locality": locality,
+    "error_token_prob": error_probability,
+    "harm_rate": harm_rate,
+    "length_tail": length_tail,
+    "kept_fraction": kept_fraction,
+    "geometry": update_geometry,
+    "fidelity_by_position": fidelity_by_position,
+    "lambda_cliff": cliff_lambda,
+    "top_k_mass": top_k_mass,
+}
 """What the diagnostics a recipe names are."""

@@ -114,14 +114,26 @@ def ce_topk(student: Tensor, target: Tensor) -> Tensor:
 
 
 DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "fkl": fkl, "rkl": rkl, "jsd": jsd, "skew": skew, "skew_rkl": skew_rkl, "mix": mix, "rkl_sg": rkl_sg, "ce_topk": ce_topk,
-}  # fmt: skip
+    "fkl": fkl,
+    "rkl": rkl,
+    "jsd": jsd,
+    "skew": skew,
+    "skew_rkl": skew_rkl,
+    "mix": mix,
+    "rkl_sg": rkl_sg,
+    "ce_topk": ce_topk,
+}
 
 
 def divergence(
-    name: str, student: Tensor, target: Tensor, *, pointwise_clip: float | None = None, token_clip: float | None = None,
+    name: str,
+    student: Tensor,
+    target: Tensor,
+    *,
+    pointwise_clip: float | None = None,
+    token_clip: float | None = None,
     **parameters: float,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """The divergence of that name, per position [...], nats. Raises KeyError for an unknown name.
 
     Args:
@@ -145,9 +157,15 @@ def entries_of(name: str, student: Tensor, target: Tensor, **parameters: float) 
 
 
 def compared(
-    name: str, student: Tensor, target: Tensor, *, rest: str | None = None, pointwise_clip: float | None = None,
-    token_clip: float | None = None, **parameters: float,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    name: str,
+    student: Tensor,
+    target: Tensor,
+    *,
+    rest: str | None = None,
+    pointwise_clip: float | None = None,
+    token_clip: float | None = None,
+    **parameters: float,
+) -> tuple[Tensor, dict[str, float]]:
     """`divergence` with what to watch beside it: value [N] and metrics.
 
     `clipped_entries`, `clipped_tokens`: shares that a clip bound, and so have no gradient. With `rest` tail, the last entry of

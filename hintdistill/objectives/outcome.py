@@ -16,9 +16,17 @@ from hintdistill.objectives.signals import policy_gradient
 
 
 def outcome_loss(
-    student: Tensor, behaviour: Tensor, advantages: Tensor, lengths: Sequence[int], *, weights: Tensor | None = None,
-    clip_low: float | None = 0.2, clip_high: float | None = 0.2, cap: float | None = None, row_ratio: bool = False,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    student: Tensor,
+    behaviour: Tensor,
+    advantages: Tensor,
+    lengths: Sequence[int],
+    *,
+    weights: Tensor | None = None,
+    clip_low: float | None = 0.2,
+    clip_high: float | None = 0.2,
+    cap: float | None = None,
+    row_ratio: bool = False,
+) -> tuple[Tensor, dict[str, float]]:
     """Mean over rows of weight_r · Σ_t ℓ_t, with ℓ_t of `signals.policy_gradient`; a scalar and its metrics.
 
     PPO's clipped surrogate with GRPO's advantage (arXiv 2402.03300); 1/weight as the mean length of a row makes it a mean

@@ -48,9 +48,17 @@ class ScoreBank:
     """Scores [N] of one batch and one term, each computed when it is first asked for."""
 
     def __init__(
-        self, views: Mapping[str, Tensor], target: Tensor, sampled: Tensor, lengths: Sequence[int],
-        facts: Mapping[str, Tensor] | None = None, *, student: str = "student", k: int = 16, position: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        views: Mapping[str, Tensor],
+        target: Tensor,
+        sampled: Tensor,
+        lengths: Sequence[int],
+        facts: Mapping[str, Tensor] | None = None,
+        *,
+        student: str = "student",
+        k: int = 16,
+        position: int = 1,
+    ) -> None:
         """`k` is for the scores that look at a top-k (published: 16); `position` is the first index counted (1)."""
         self.views = {n: v.detach() for n, v in views.items()}
         self.s, self.t = self.views[student], target.detach()
@@ -153,8 +161,19 @@ SCORES: dict[str, Callable[[ScoreBank], Tensor]] = {
 divergences in nats, `pos` in (0, 1), `index` from 1; the rest as their functions say."""
 
 FACTS = (
-    "turn_is_target", "in_quote", "since_error", "advantage", "reward", "group_acc", "confidence", "tag",
-    "lookahead", "lagged", "key_span", "error_span", "on_policy",
-)  # fmt: skip
+    "turn_is_target",
+    "in_quote",
+    "since_error",
+    "advantage",
+    "reward",
+    "group_acc",
+    "confidence",
+    "tag",
+    "lookahead",
+    "lagged",
+    "key_span",
+    "error_span",
+    "on_policy",
+)
 """What only the caller knows: [N] or [R]. `since_error` counts from the first quoted token (negative before it); `tag` is 1
 on the tokens of an action; `lagged` is a controller's threshold; `lookahead` a reward from further queries (LGR)."""

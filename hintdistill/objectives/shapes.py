@@ -153,9 +153,15 @@ def skip_n(x: Tensor, n: float = 0) -> Tensor:
 
 
 def rolling_stop(
-    x: Tensor, window: int = 64, level: float | None = None, eta: float = 0.3, patience: int = 4, skip: int = 16,
-    *, lengths: Sequence[int],
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    window: int = 64,
+    level: float | None = None,
+    eta: float = 0.3,
+    patience: int = 4,
+    skip: int = 16,
+    *,
+    lengths: Sequence[int],
+) -> Tensor:
     """0 from the first of `patience` windows in a row whose mean lies below the level. KAT (arXiv 2606.09471).
 
     The level is the (1-η)-quantile of each row's lowest window mean, over this batch, unless it is given (KAT keeps a buffer
@@ -233,11 +239,40 @@ def identity(x: Tensor, power: float = 1.0) -> Tensor:
 SHAPES: dict[str, Callable[..., Tensor]] = {
     f.__name__: f
     for f in (
-        threshold, threshold_abs, equals, top_frac, quantile_below, bernoulli, sigmoid, exp_clip, sigmoid_clip, saturate,
-        affine, robust01, minmax01, tanh, low_entropy_sign, median_sigmoid, median_scale, geom, logistic_pos, cum_drop, first_n,
-        last_n, skip_n, rolling_stop, freeze, sign_gate, rank_softmax, exp_decay, frontier, frontier_root, identity, clamp,
+        threshold,
+        threshold_abs,
+        equals,
+        top_frac,
+        quantile_below,
+        bernoulli,
+        sigmoid,
+        exp_clip,
+        sigmoid_clip,
+        saturate,
+        affine,
+        robust01,
+        minmax01,
+        tanh,
+        low_entropy_sign,
+        median_sigmoid,
+        median_scale,
+        geom,
+        logistic_pos,
+        cum_drop,
+        first_n,
+        last_n,
+        skip_n,
+        rolling_stop,
+        freeze,
+        sign_gate,
+        rank_softmax,
+        exp_decay,
+        frontier,
+        frontier_root,
+        identity,
+        clamp,
     )
-}  # fmt: skip
+}
 CONTEXT = ("valid", "lengths", "generator")
 """What the batch supplies, not the recipe."""
 

@@ -71,9 +71,15 @@ def scale_only(s: Tensor, t: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 SIGNALS: dict[str, Callable[..., Tensor]] = {
-    "log": log_signal, "fdiv": fdiv, "power": power, "clip": clip, "floor": floor, "softlog": softlog, "znorm": znorm,
+    "log": log_signal,
+    "fdiv": fdiv,
+    "power": power,
+    "clip": clip,
+    "floor": floor,
+    "softlog": softlog,
+    "znorm": znorm,
     "scale_only": scale_only,
-}  # fmt: skip
+}
 """From the sampled log-probabilities of student and target alone."""
 
 
@@ -124,9 +130,15 @@ def importance_ratio(
 
 
 def policy_gradient(
-    student: Tensor, advantage: Tensor, behaviour: Tensor | None = None, *, clip_low: float | None = None,
-    clip_high: float | None = None, cap: float | None = None, lengths: Sequence[int] | None = None,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    student: Tensor,
+    advantage: Tensor,
+    behaviour: Tensor | None = None,
+    *,
+    clip_low: float | None = None,
+    clip_high: float | None = None,
+    cap: float | None = None,
+    lengths: Sequence[int] | None = None,
+) -> tuple[Tensor, dict[str, float]]:
     """Per-token loss [N] whose gradient is -A·∇log S(y), importance-weighted where the behaviour policy is given.
 
     Args:

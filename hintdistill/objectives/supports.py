@@ -67,9 +67,16 @@ RESTS = ("tail", "renorm", "drop")
 
 
 def select(
-    kind: str, student: Tensor, target: Tensor, sampled: Tensor, *, k: int = 100, token_ids: Sequence[int] = (),
-    removed: Sequence[int] = (), include_sampled: bool = False,
-) -> Tensor | None:  # fmt: skip
+    kind: str,
+    student: Tensor,
+    target: Tensor,
+    sampled: Tensor,
+    *,
+    k: int = 100,
+    token_ids: Sequence[int] = (),
+    removed: Sequence[int] = (),
+    include_sampled: bool = False,
+) -> Tensor | None:
     """The ids a support keeps, [N, K] padded with -1; None for the full vocabulary. Raises ValueError for a wrong kind.
 
     Args:

@@ -18,10 +18,16 @@ from hintdistill.objectives.checks import same_shape
 
 
 def log_linear(
-    views: Mapping[str, Tensor], coefficients: Mapping[str, float], *, anchor: str | None = None,
-    residual_clip: float | None = None, temperature: float = 1.0, tilt: Tensor | float = 0.0, sampled: Tensor | None = None,
+    views: Mapping[str, Tensor],
+    coefficients: Mapping[str, float],
+    *,
+    anchor: str | None = None,
+    residual_clip: float | None = None,
+    temperature: float = 1.0,
+    tilt: Tensor | float = 0.0,
+    sampled: Tensor | None = None,
     mixture: Mapping[str, float] | None = None,
-) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+) -> tuple[Tensor, dict[str, float]]:
     """The target's log-probabilities [N, V], detached, and metrics. Raises KeyError naming a view that is not there.
 
     Args:
@@ -64,9 +70,12 @@ def log_linear(
 
 
 def _combined(
-    views: Mapping[str, Tensor], coefficients: Mapping[str, float], anchor: str | None, clip: float | None,
+    views: Mapping[str, Tensor],
+    coefficients: Mapping[str, float],
+    anchor: str | None,
+    clip: float | None,
     metrics: dict[str, float],
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Σ a_j log π_j; entries that no view holds stay -inf, also where their coefficients cancel."""
     gone = torch.stack([views[n] == -torch.inf for n, a in coefficients.items() if a > 0]).any(0)
     finite = {n: v.clamp(min=torch.finfo(v.dtype).min / 1e6) for n, v in views.items()}

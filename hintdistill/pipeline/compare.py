@@ -75,16 +75,21 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
         return _paired([p for p in pairs if p[0] is not None and p[1] is not None])  # type: ignore[misc]
 
     return {
-        "a": str(a), "b": str(b), "traces": len(shared), "left_out": len(said_a) + len(said_b) - 2 * len(shared),
+        "a": str(a),
+        "b": str(b),
+        "traces": len(shared),
+        "left_out": len(said_a) + len(said_b) - 2 * len(shared),
         "findings": {"same": same, "gained": gained, "lost": lost, "moved": moved},
         "accepted": paired(lambda scored, _, k: float(sum(f["accepted"] for f in scored.get(ids[k], ())))),
         "acceptance": paired(lambda scored, _, k: _mean([float(f["accepted"]) for f in scored.get(ids[k], ())])),
         "specificity_nats": paired(
-            lambda scored, _, k: _mean([f["specificity_nats"] for f in scored.get(ids[k], ()) if f["specificity_nats"] is not None])
+            lambda scored, _, k: _mean(
+                [f["specificity_nats"] for f in scored.get(ids[k], ()) if f["specificity_nats"] is not None]
+            )
         ),
         "tokens": paired(lambda _, said, k: float(said[k].usage.prompt_tokens + said[k].usage.completion_tokens)),
         "requests": paired(lambda _, said, k: float(said[k].usage.requests)),
-    }  # fmt: skip
+    }
 
 
 def _said(folder: Path) -> dict[str, Critique]:
@@ -137,8 +142,14 @@ def _paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     means = np.array([gaps[rng.integers(0, len(gaps), len(gaps))].mean() for _ in range(RESAMPLES)])
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"a": float(values[:, 0].mean()), "b": float(values[:, 1].mean()), "difference": float(gaps.mean()),
-            "low": float(low), "high": float(high), "n": len(pairs)}  # fmt: skip
+    return {
+        "a": float(values[:, 0].mean()),
+        "b": float(values[:, 1].mean()),
+        "difference": float(gaps.mean()),
+        "low": float(low),
+        "high": float(high),
+        "n": len(pairs),
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -149,15 +160,18 @@ def compare_lines(found: Mapping[str, Any]) -> list[str]:
     """The comparison as lines for a terminal."""
     f = found["findings"]
     out = [
-        f"A {found['a']}", f"B {found['b']}",
+        f"A {found['a']}",
+        f"B {found['b']}",
         f"{found['traces']} traces in both; {f['same']} findings the same, {len(f['gained'])} gained, {len(f['lost'])} lost, "
         f"{len(f['moved'])} moved",
-    ]  # fmt: skip
+    ]
     for name in ("accepted", "acceptance", "specificity_nats", "tokens", "requests"):
         p = found[name]
         if p["n"]:
-            out.append(f"  {name:<18} A {p['a']:.3f}  B {p['b']:.3f}  B−A {p['difference']:+.3f} "
-                       f"[{p['low']:+.3f}, {p['high']:+.3f}] per trace, {p['n']} traces")  # fmt: skip
+            out.append(
+                f"  {name:<18} A {p['a']:.3f}  B {p['b']:.3f}  B−A {p['difference']:+.3f} "
+                f"[{p['low']:+.3f}, {p['high']:+.3f}] per trace, {p['n']} traces"
+            )
     for label in ("gained", "lost"):
         out += [f"  {label}: {x['trace']}, step {x['step']}, {x['error_class']}" for x in f[label][:10]]
     out += [f"  moved: {x['trace']}, step {x['from']} → {x['to']}, {x['error_class']}" for x in f["moved"][:10]]

@@ -115,10 +115,17 @@ class RunContext:
             assert section.base_url is not None and section.model is not None
             # the run says whose weights are served; how far they are from the trainer's is measured (`engine_floor`)
             yield ServerEngine(
-                section.base_url, section.model, max_length=section.max_length, dialect=section.dialect,
-                id_of=self.renderer.vocabulary.get, api_key_env=section.api_key_env, concurrency=section.concurrency,
-                timeout_s=section.timeout_s, retries=section.retries, key=model_key(self.teacher_folder).weights,
-            )  # fmt: skip
+                section.base_url,
+                section.model,
+                max_length=section.max_length,
+                dialect=section.dialect,
+                id_of=self.renderer.vocabulary.get,
+                api_key_env=section.api_key_env,
+                concurrency=section.concurrency,
+                timeout_s=section.timeout_s,
+                retries=section.retries,
+                key=model_key(self.teacher_folder).weights,
+            )
         else:
             from hintdistill.engines.vllm import VLLMEngine
 

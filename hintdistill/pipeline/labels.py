@@ -57,11 +57,16 @@ def score_critics(config: RunConfig, labels: Path, folder: Path, voice: Voice) -
         **evaluate(cases),
         "usage": {n: sum(getattr(u, n) for u in usage) for n in ("requests", "prompt_tokens", "completion_tokens")},
         "cases": [
-            {"trace": t.id, "label": label.model_dump(mode="json", exclude_defaults=True), "verdict": c.verdict if c else "failed",
-             "steps": [f.step for f in c.findings] if c else [], "notes": list(c.notes) if c else []}
+            {
+                "trace": t.id,
+                "label": label.model_dump(mode="json", exclude_defaults=True),
+                "verdict": c.verdict if c else "failed",
+                "steps": [f.step for f in c.findings] if c else [],
+                "notes": list(c.notes) if c else [],
+            }
             for t, label, c in cases
         ],
-    }  # fmt: skip
+    }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result

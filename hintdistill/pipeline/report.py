@@ -158,10 +158,14 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
         return {}
     suite = load_suite(section.environment)
     options = SamplingOptions(
-        temperature=section.temperature, max_new_tokens=section.max_new_tokens, max_steps=section.max_steps,
-        batch_size=section.batch_size, seed=ctx.config.run.seed, parser=section.parser,
+        temperature=section.temperature,
+        max_new_tokens=section.max_new_tokens,
+        max_steps=section.max_steps,
+        batch_size=section.batch_size,
+        seed=ctx.config.run.seed,
+        parser=section.parser,
         timeout_s=section.timeout_s,
-    )  # fmt: skip
+    )
     store = ctx.rundir.store("evaluations")
     out: dict[str, dict[str, Evaluation]] = {}
     done = store.by_key()
@@ -188,9 +192,13 @@ def _warnings(ctx: RunContext) -> list[str]:
 
 
 def _collect(
-    ctx: RunContext, targets: list[Target], after: Mapping[str, np.ndarray], off_target: dict[str, Movement],
-    evaluations: dict[str, dict[str, Evaluation]], trained: bool,
-) -> ReportInput:  # fmt: skip
+    ctx: RunContext,
+    targets: list[Target],
+    after: Mapping[str, np.ndarray],
+    off_target: dict[str, Movement],
+    evaluations: dict[str, dict[str, Evaluation]],
+    trained: bool,
+) -> ReportInput:
     by_target = {key: injection for key, injection, _ in rescore.hint_items(ctx)}
     contexts = {}
     for key, injection in by_target.items():
@@ -200,13 +208,20 @@ def _collect(
 
     summary = read_summary(ctx.student_folder) if trained else None
     return ReportInput(
-        manifest=ctx.rundir.manifest(), trace_rows=ctx.rundir.current("read", "traces"),
+        manifest=ctx.rundir.manifest(),
+        trace_rows=ctx.rundir.current("read", "traces"),
         splits={key: split for key, _, split in read.load(ctx)},
-        critique_rows=ctx.rundir.current("critique", "critiques"), critiques=critique.load(ctx),
+        critique_rows=ctx.rundir.current("critique", "critiques"),
+        critiques=critique.load(ctx),
         injection_rows=ctx.rundir.current("inject", "injections"),
         failures=[ctx.rundir.store("failures").by_key()[k] for k in ctx.rundir.index("failures") or []],
-        targets=targets, injections=by_target, contexts=contexts,
+        targets=targets,
+        injections=by_target,
+        contexts=contexts,
         trained=[t.key for t in train.selected(ctx)] if trained else [],
-        train_summary=asdict(summary) if summary else None, after=after, evaluations=evaluations, off_target=off_target,
+        train_summary=asdict(summary) if summary else None,
+        after=after,
+        evaluations=evaluations,
+        off_target=off_target,
         warnings=_warnings(ctx),
-    )  # fmt: skip
+    )

@@ -144,9 +144,10 @@ class Loop:
         hints = [t for t in rescore.load(ctx) if t.kind == "hint"]
         effects = [t.decision.effect if t.decision else 0.0 for t in hints]
         row["effect"] = {
-            "scored": len(hints), "accepted": sum(t.accepted for t in hints),
+            "scored": len(hints),
+            "accepted": sum(t.accepted for t in hints),
             "median_nats": float(np.median(effects)) if effects else None,
-        }  # fmt: skip
+        }
         gone = not effects or -float(np.median(effects)) < stop.min_effect_nats
         if number > 1 and (gone or not any(t.accepted for t in hints)):
             return row | {"stop": "hint effect gone" if gone else "no hint was accepted"}
@@ -192,8 +193,14 @@ class Loop:
         tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
         options = options_of(self.config.rollout, sample.temperature, seed * 1000 + number, logprobs=True)
         # the seed draws a batch at a time, so a batch is the unit that is played again
-        base = content_key("episode", model_key(student).weights, self.config.rollout.environment, describe(options),
-                           sample.backend, tasks)  # fmt: skip
+        base = content_key(
+            "episode",
+            model_key(student).weights,
+            self.config.rollout.environment,
+            describe(options),
+            sample.backend,
+            tasks,
+        )
         store = RunDir(folder).store("episodes")
         have = store.by_key()
         keys = [f"{base}-{i}" for i in range(len(tasks))]
@@ -236,9 +243,11 @@ class Loop:
         """The configuration of a round's own run folder."""
         data = self.config.model_dump(mode="json")
         data["run"] |= {
-            "model": str(student), "initial": str(self.top.initial_folder), "rounds": None,
+            "model": str(student),
+            "initial": str(self.top.initial_folder),
+            "rounds": None,
             "dir": str(self.round_folder(number) / "run"),
-        }  # fmt: skip
+        }
         data["train"]["push"] = None  # the last good student is pushed, not each round's
         data["traces"]["path"] = [str(self.round_folder(number) / "rollouts.jsonl")]
         return RunConfig.model_validate(data)

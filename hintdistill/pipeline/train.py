@@ -69,9 +69,10 @@ def watched(ctx: RunContext, trained: Sequence[Target], outcome: OutcomeData | N
     scored = [t for t in rescore.load(ctx) if t.kind == "anchor"]
     clean = [t for t in scored if t.key not in taken and (t.trace_id, t.step) not in rewarded]
     return WatchSets(
-        off_target=[t for t in clean if t.split == "train"], heldout=[t for t in clean if t.split == "holdout"],
+        off_target=[t for t in clean if t.split == "train"],
+        heldout=[t for t in clean if t.split == "holdout"],
         from_initial=ctx.teacher_folder == ctx.initial_folder,
-    )  # fmt: skip
+    )
 
 
 def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets) -> None:
@@ -122,9 +123,17 @@ def run(ctx: RunContext) -> None:
         with ctx.voice.progress("train", None) as advance:
             job = partial(train, initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch, outcome=outcome)
             summary = together(
-                job, ctx.model_folder, targets, run, section, work, ctx.student_folder, key,
-                progress=lambda done, total: advance(1), warn=ctx.voice.warn,
-            )  # fmt: skip
+                job,
+                ctx.model_folder,
+                targets,
+                run,
+                section,
+                work,
+                ctx.student_folder,
+                key,
+                progress=lambda done, total: advance(1),
+                warn=ctx.voice.warn,
+            )
     ctx.rundir.set_index("train", [key])
     ctx.voice.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"

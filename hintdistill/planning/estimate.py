@@ -81,8 +81,18 @@ def micro_batches(lengths: Sequence[int], config: RunConfig) -> list[list[int]]:
 def _count(config: RunConfig, shape: ModelShape, ahead: Ahead, on_cpu: bool) -> Work:
     budget = call_tokens(config.rescore.batch_tokens, on_cpu)
     return Work(
-        source=ahead.source, lengths=ahead.lengths, traces=ahead.traces, asked=ahead.asked,
-        rescore=reading(ahead.calls, shape, budget), score_calls=len(ahead.calls), targets=ahead.targets,
-        waiting=ahead.waiting, entries=ahead.entries, rows=ahead.rows, watched=ahead.watched, after=reading(ahead.after, shape, budget),
-        off_target=reading(ahead.off_target, shape, budget), rollouts=rollout_tokens(config, ahead.lengths, ahead.steps),
-    )  # fmt: skip
+        source=ahead.source,
+        lengths=ahead.lengths,
+        traces=ahead.traces,
+        asked=ahead.asked,
+        rescore=reading(ahead.calls, shape, budget),
+        score_calls=len(ahead.calls),
+        targets=ahead.targets,
+        waiting=ahead.waiting,
+        entries=ahead.entries,
+        rows=ahead.rows,
+        watched=ahead.watched,
+        after=reading(ahead.after, shape, budget),
+        off_target=reading(ahead.off_target, shape, budget),
+        rollouts=rollout_tokens(config, ahead.lengths, ahead.steps),
+    )

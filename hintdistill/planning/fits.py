@@ -127,13 +127,17 @@ def options(shape: ModelShape, setup: Setup, rank: int = 32) -> list[tuple[str, 
     small = dataclasses.replace(setup, rank=rank, trained=shape.adapter(rank, "all-linear"), copies=0)
     out = [("train.micro_batch_size=1", dataclasses.replace(setup, accumulates=True))]
     if not setup.checkpointing:
-        out.append((
-            "train.micro_batch_size=1 train.gradient_checkpointing=true",
-            dataclasses.replace(setup, accumulates=True, checkpointing=True),
-        ))  # fmt: skip
+        out.append(
+            (
+                "train.micro_batch_size=1 train.gradient_checkpointing=true",
+                dataclasses.replace(setup, accumulates=True, checkpointing=True),
+            )
+        )
     if not setup.rank:
-        out.append((
-            f"train.micro_batch_size=1 train.gradient_checkpointing=true train.lora.rank={rank}",
-            dataclasses.replace(small, accumulates=True, checkpointing=True),
-        ))  # fmt: skip
+        out.append(
+            (
+                f"train.micro_batch_size=1 train.gradient_checkpointing=true train.lora.rank={rank}",
+                dataclasses.replace(small, accumulates=True, checkpointing=True),
+            )
+        )
     return out

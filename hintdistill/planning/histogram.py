@@ -96,10 +96,8 @@ def _row(trace_id: str, trunk: np.ndarray, held: Sequence[Slot]) -> RowLength:
         tokens=len(trunk) - 1,
         scored=sum(len(s.step) for s in held),
         hinted=sum(len(s.step) for s in hinted),
-        branches=tuple(
-            (s.insert_at, len(s.block) + len(s.context) - s.insert_at + len(s.step) - 1) for s in hinted
-        ),
-    )  # fmt: skip
+        branches=tuple((s.insert_at, len(s.block) + len(s.context) - s.insert_at + len(s.step) - 1) for s in hinted),
+    )
 
 
 def micro_batches(lengths: Sequence[int], rows_each: int) -> list[int]:

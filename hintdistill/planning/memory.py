@@ -205,16 +205,25 @@ def train_peak(shape: ModelShape, setup: Setup, load: Load) -> Peak:
     layer = n * sum(layer_floats(shape, setup.rank)) * b
     moments = {
         # the last layer's backward pass, everything still there; the head's gradients of each kind are given away after it
-        "backward": {"gradients": earlier, "activations": saved + temporary, "loss": loss_bytes(shape, setup, load) if setup.dense
-                     else setup.kinds * head},
+        "backward": {
+            "gradients": earlier,
+            "activations": saved + temporary,
+            "loss": loss_bytes(shape, setup, load) if setup.dense else setup.kinds * head,
+        },
         "loss": {"gradients": earlier, "activations": saved, "loss": max(loss_bytes(shape, setup, load), teacher)},
         # the first one's, and the input embedding's gradient on top
-        "end": {"gradients": gradients, "activations": (layer if setup.checkpointing else layer // 2) + temporary,
-                "loss": (setup.kinds - 1 + (0 if shape.tied else 1)) * head},
+        "end": {
+            "gradients": gradients,
+            "activations": (layer if setup.checkpointing else layer // 2) + temporary,
+            "loss": (setup.kinds - 1 + (0 if shape.tied else 1)) * head,
+        },
         "optimizer": {"gradients": gradients, "activations": 0, "loss": 0},
-        "watch": {"gradients": 0, "activations": forward_bytes(shape, min(setup.watched, setup.branch_tokens), b),
-                  "loss": 6 * min(setup.watched, WATCH_POSITIONS) * shape.vocab * FLOAT},
-    }  # fmt: skip
+        "watch": {
+            "gradients": 0,
+            "activations": forward_bytes(shape, min(setup.watched, setup.branch_tokens), b),
+            "loss": 6 * min(setup.watched, WATCH_POSITIONS) * shape.vocab * FLOAT,
+        },
+    }
     worst = max(moments.values(), key=lambda m: sum(m.values()))
     parts = {
         "program": PROGRAM if setup.on_cpu else 0,
@@ -274,9 +283,20 @@ def kept_tokens(tree: PrefixTree) -> int:
 
 
 def scoring_peak(
-    shape: ModelShape, *, kept: int, call: int, masks: int, together: int, weight_bytes: int, step: int, top_k: int,
-    written: int = 0, waiting: int = 0, other_weights: int = 0, on_cpu: bool = True,
-) -> Peak:  # fmt: skip
+    shape: ModelShape,
+    *,
+    kept: int,
+    call: int,
+    masks: int,
+    together: int,
+    weight_bytes: int,
+    step: int,
+    top_k: int,
+    written: int = 0,
+    waiting: int = 0,
+    other_weights: int = 0,
+    on_cpu: bool = True,
+) -> Peak:
     """Peak of scoring: keys and values, one call's tensors, masks, a chunk of logits, and the part that is written.
 
     Args:

@@ -110,10 +110,11 @@ def make_plan(
         speed: what was measured, None for tokens and memory only.
     """
     setup = dataclasses.replace(
-        setup_of(shape, config.run, config.train, where.on_cpu), other_weights=_engine_weights(config, shape, where),
+        setup_of(shape, config.run, config.train, where.on_cpu),
+        other_weights=_engine_weights(config, shape, where),
         stored=work.entries[0],
         watched=sum(r.tokens for r in work.watched),
-    )  # fmt: skip
+    )
     stages = (
         *_critique(work),
         _rescore(config, shape, work, where, speed),
@@ -127,13 +128,25 @@ def make_plan(
         trace[f"train with {words}"] = longest_trace(shape, other, longest, where)
     above = [(r.trace_id, r.tokens) for r in work.rows if r.tokens > trace["train"]]
     return RunPlan(
-        model={"kind": shape.kind, "parameters": shape.parameters, "layers": shape.layers, "hidden": shape.hidden,
-               "vocabulary": shape.vocab, "positions": shape.max_length},
-        source=work.source, lengths=work.lengths, memory_bytes=where.available, memory_source=where.source, stages=stages,
+        model={
+            "kind": shape.kind,
+            "parameters": shape.parameters,
+            "layers": shape.layers,
+            "hidden": shape.hidden,
+            "vocabulary": shape.vocab,
+            "positions": shape.max_length,
+        },
+        source=work.source,
+        lengths=work.lengths,
+        memory_bytes=where.available,
+        memory_source=where.source,
+        stages=stages,
         largest_trace=trace | {"rescore": _longest_scored(config, shape, work, where)},
-        too_long=tuple(sorted(above, key=lambda x: -x[1])), recommended=_recommend(config, shape, work, setup, where),
-        sharing=speed.sharing if speed else "not measured", notes=_notes(config, speed, where),
-    )  # fmt: skip
+        too_long=tuple(sorted(above, key=lambda x: -x[1])),
+        recommended=_recommend(config, shape, work, setup, where),
+        sharing=speed.sharing if speed else "not measured",
+        notes=_notes(config, speed, where),
+    )
 
 
 def _engine_weights(config: RunConfig, shape: ModelShape, where: Room) -> int:
@@ -160,19 +173,33 @@ def _notes(config: RunConfig, speed: Speed | None, where: Room) -> tuple[str, ..
 def _critique(work: Work) -> Iterator[StagePlan]:
     for name, asked in work.asked.items():
         yield StagePlan(
-            f"critique ({name})", asked["prompt_tokens"], None, {}, None, True,
+            f"critique ({name})",
+            asked["prompt_tokens"],
+            None,
+            {},
+            None,
+            True,
             f"{asked['requests']:,} requests at most; memory and time are the critic's own",
-        )  # fmt: skip
+        )
 
 
 def _scoring(
     config: RunConfig, shape: ModelShape, read: Reading, work: Work, where: Room, *, step: int, written: int, other: int
 ) -> Peak:
     return scoring_peak(
-        shape, kept=read.kept, call=read.largest_call, masks=read.masks, together=read.together, step=step,
-        weight_bytes=weight_bytes(config.run.dtype, where.on_cpu), top_k=config.rescore.top_k, written=written,
-        waiting=work.waiting, other_weights=other, on_cpu=where.on_cpu,
-    )  # fmt: skip
+        shape,
+        kept=read.kept,
+        call=read.largest_call,
+        masks=read.masks,
+        together=read.together,
+        step=step,
+        weight_bytes=weight_bytes(config.run.dtype, where.on_cpu),
+        top_k=config.rescore.top_k,
+        written=written,
+        waiting=work.waiting,
+        other_weights=other,
+        on_cpu=where.on_cpu,
+    )
 
 
 def _rescore(config: RunConfig, shape: ModelShape, work: Work, where: Room, speed: Speed | None) -> StagePlan:
@@ -197,9 +224,14 @@ def _stage(name: str, tokens: int, peak: Peak, seconds: float | None, where: Roo
 
 
 def _train(
-    config: RunConfig, shape: ModelShape, work: Work, where: Room, speed: Speed | None, setup: Setup,
+    config: RunConfig,
+    shape: ModelShape,
+    work: Work,
+    where: Room,
+    speed: Speed | None,
+    setup: Setup,
     order: Sequence[Sequence[int]],
-) -> StagePlan:  # fmt: skip
+) -> StagePlan:
     rows, section = work.rows, config.train
     if not rows:
         return StagePlan("train", 0, None, {}, None, True, "no row to train on")
@@ -213,8 +245,15 @@ def _train(
     watched = sum(r.tokens for r in work.watched)
     seconds = None
     if speed is not None and speed.train is not None:
-        each = [row_operations(shape, r if setup.views else dataclasses.replace(r, branches=()), section.lora is None,
-                               section.gradient_checkpointing) for r in rows]  # fmt: skip
+        each = [
+            row_operations(
+                shape,
+                r if setup.views else dataclasses.replace(r, branches=()),
+                section.lora is None,
+                section.gradient_checkpointing,
+            )
+            for r in rows
+        ]
         floor = sum(each[:FLOOR_ROWS]) / 3
         saved = (steps // section.save_steps + 1) * (3 * setup.trained * FLOAT)
         seconds = speed.load_s + speed.train.seconds(
@@ -272,9 +311,14 @@ def _rollouts(work: Work) -> Iterator[StagePlan]:
     if work.rollouts is not None:
         read, sampled = work.rollouts["read"], work.rollouts["sampled"]
         yield StagePlan(
-            "report: environment", read + sampled, None, {}, None, True,
+            "report: environment",
+            read + sampled,
+            None,
+            {},
+            None,
+            True,
             f"{work.rollouts['episodes']:,} episodes like the traces: {sampled:,} tokens sampled; time depends on the environment",
-        )  # fmt: skip
+        )
 
 
 def _longest_scored(config: RunConfig, shape: ModelShape, work: Work, where: Room) -> int:
@@ -287,11 +331,17 @@ def _longest_scored(config: RunConfig, shape: ModelShape, work: Work, where: Roo
 
     def fits(tokens: int) -> bool:
         peak = scoring_peak(
-            shape, kept=tokens + branch, call=min(call_tokens(config.rescore.batch_tokens, where.on_cpu), tokens + branches),
-            masks=2 * groups * branches * (tokens + branch), together=branches,
-            weight_bytes=weight_bytes(config.run.dtype, where.on_cpu), step=work.lengths["step"].longest,
-            top_k=config.rescore.top_k, waiting=work.waiting, on_cpu=where.on_cpu,
-        )  # fmt: skip
+            shape,
+            kept=tokens + branch,
+            call=min(call_tokens(config.rescore.batch_tokens, where.on_cpu), tokens + branches),
+            masks=2 * groups * branches * (tokens + branch),
+            together=branches,
+            weight_bytes=weight_bytes(config.run.dtype, where.on_cpu),
+            step=work.lengths["step"].longest,
+            top_k=config.rescore.top_k,
+            waiting=work.waiting,
+            on_cpu=where.on_cpu,
+        )
         return where.holds(peak)
 
     return min(largest(fits), shape.max_length)
@@ -310,16 +360,18 @@ def _recommend(config: RunConfig, shape: ModelShape, work: Work, setup: Setup, w
         budget = _budget(shape, other, order, share, where)
         size = config.train.batch_size
         micro = max(
-            m for m in range(1, size + 1)
-            if size % m == 0 and (m == 1 or sum(r.tokens for r in order[:m]) <= budget)
-        )  # fmt: skip
+            m for m in range(1, size + 1) if size % m == 0 and (m == 1 or sum(r.tokens for r in order[:m]) <= budget)
+        )
         settings: dict[str, Any] = {"train.micro_batch_size": micro}
         settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
         packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
         return Recommended(
-            settings | {"train.normalize": "row"}, budget, len(packed), max(map(len, packed)),
+            settings | {"train.normalize": "row"},
+            budget,
+            len(packed),
+            max(map(len, packed)),
             f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens; every injection weighs the same",
-        )  # fmt: skip
+        )
     return None
 
 

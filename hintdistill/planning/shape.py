@@ -109,14 +109,20 @@ class ModelShape:
         expert = getattr(config, "moe_intermediate_size", None) if active > 1 else None
         kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
         shape = cls(
-            kind=str(config.model_type), hidden=hidden,
+            kind=str(config.model_type),
+            hidden=hidden,
             intermediate=int(expert or getattr(config, "intermediate_size", None) or 4 * hidden) * active,
-            layers=int(config.num_hidden_layers), heads=heads, kv_heads=kv_heads,
-            head_dim=int(getattr(config, "head_dim", None) or hidden // heads), vocab=int(config.vocab_size),
+            layers=int(config.num_hidden_layers),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+            vocab=int(config.vocab_size),
             tied=bool(getattr(config, "tie_word_embeddings", False)),
-            max_length=int(getattr(config, "max_position_embeddings", None) or 1 << 30), parameters=0, linears=(),
+            max_length=int(getattr(config, "max_position_embeddings", None) or 1 << 30),
+            parameters=0,
+            linears=(),
             head_norms=config.model_type in ("qwen3", "qwen3_moe", "gemma3_text", "gemma3", "olmo2"),
-        )  # fmt: skip
+        )
         if tensors:
             experts = int(getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1)
             return shape._measured(tensors, active / experts if experts > 1 else 1.0)
@@ -138,8 +144,15 @@ class ModelShape:
     def _assumed(self) -> ModelShape:
         """With the matrices of a Llama-like layer: nothing is stored to count."""
         h, q, k, i = self.hidden, self.query_width, self.key_width, self.intermediate
-        layer = {"q_proj": (q, h), "k_proj": (k, h), "v_proj": (k, h), "o_proj": (h, q), "gate_proj": (i, h),
-                 "up_proj": (i, h), "down_proj": (h, i)}  # fmt: skip
+        layer = {
+            "q_proj": (q, h),
+            "k_proj": (k, h),
+            "v_proj": (k, h),
+            "o_proj": (h, q),
+            "gate_proj": (i, h),
+            "up_proj": (i, h),
+            "down_proj": (h, i),
+        }
         linears = tuple(Linear(f"layers.{n}.{m}", a, b) for n in range(self.layers) for m, (a, b) in layer.items())
         norms = (2 * h + (2 * self.head_dim if self.head_norms else 0)) * self.layers + h
         total = sum(m.size for m in linears) + norms + self.head * (1 if self.tied else 2)

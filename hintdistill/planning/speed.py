@@ -92,9 +92,14 @@ def fit(points: Sequence[tuple[float, float, float]]) -> Line:
 
 
 def measure(
-    config: RunConfig, folder: Path, shape: ModelShape, calls: Sequence[Sequence[ScoreRequest]], rows: Sequence[RowLength],
-    fits: Callable[[Sequence[RowLength]], bool], say: Callable[[str], None],
-) -> Speed:  # fmt: skip
+    config: RunConfig,
+    folder: Path,
+    shape: ModelShape,
+    calls: Sequence[Sequence[ScoreRequest]],
+    rows: Sequence[RowLength],
+    fits: Callable[[Sequence[RowLength]], bool],
+    say: Callable[[str], None],
+) -> Speed:
     """Measure this model on this machine.
 
     Args:
@@ -121,7 +126,7 @@ def measure(
 
 def _score(
     engine: TransformersEngine, shape: ModelShape, calls: Sequence[Sequence[ScoreRequest]], top_k: int, budget: int
-) -> Line:  # fmt: skip
+) -> Line:
     """Parts of the run's own calls, larger and larger, until the time is used up."""
     engine.score([ScoreRequest(np.arange(24) % shape.vocab, 16, 24)], top_k)
     points: list[tuple[float, float, float]] = []
@@ -145,8 +150,12 @@ def _score(
 
 
 def _train(
-    config: RunConfig, folder: Path, shape: ModelShape, rows: Sequence[RowLength], fits: Callable[[Sequence[RowLength]], bool]
-) -> tuple[Line | None, tuple[str, ...]]:  # fmt: skip
+    config: RunConfig,
+    folder: Path,
+    shape: ModelShape,
+    rows: Sequence[RowLength],
+    fits: Callable[[Sequence[RowLength]], bool],
+) -> tuple[Line | None, tuple[str, ...]]:
     """Forward and backward passes of the real trainer, on random ids in rows of the run's lengths."""
     from hintdistill.training.rows import build_rows
     from hintdistill.training.stage import make_trainer
@@ -231,12 +240,27 @@ def _targets(rows: Sequence[RowLength], shape: ModelShape, top_k: int) -> list[T
         supports[absent, 0] = ids[-step:][absent]
         out.append(
             Target(
-                key=f"row-{n}", trace_id=f"row-{n}", step=0, kind="hint", split="train", context_ids=ids[: len(ids) - step],
-                step_ids=ids[len(ids) - step :], span=(0, step), support_ids=supports, teacher_logprobs=flat,
-                plain_logprobs=flat, teacher_tail=tail, plain_tail=tail, teacher_sampled=sampled, plain_sampled=sampled,
-                insert_at=len(ids) - step, block_ids=rng.integers(0, shape.vocab, hint), fidelity="ids", accepted=True,
+                key=f"row-{n}",
+                trace_id=f"row-{n}",
+                step=0,
+                kind="hint",
+                split="train",
+                context_ids=ids[: len(ids) - step],
+                step_ids=ids[len(ids) - step :],
+                span=(0, step),
+                support_ids=supports,
+                teacher_logprobs=flat,
+                plain_logprobs=flat,
+                teacher_tail=tail,
+                plain_tail=tail,
+                teacher_sampled=sampled,
+                plain_sampled=sampled,
+                insert_at=len(ids) - step,
+                block_ids=rng.integers(0, shape.vocab, hint),
+                fidelity="ids",
+                accepted=True,
             )
-        )  # fmt: skip
+        )
     return out
 
 

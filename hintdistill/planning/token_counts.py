@@ -40,11 +40,18 @@ class Reading:
 
     def __add__(self, other: Reading) -> Reading:
         return Reading(
-            self.sequences + other.sequences, self.asked + other.asked, self.computed + other.computed,
-            self.pairs + other.pairs, self.scored + other.scored, self.calls + other.calls, max(self.kept, other.kept),
-            max(self.largest_call, other.largest_call), max(self.masks, other.masks), max(self.together, other.together),
+            self.sequences + other.sequences,
+            self.asked + other.asked,
+            self.computed + other.computed,
+            self.pairs + other.pairs,
+            self.scored + other.scored,
+            self.calls + other.calls,
+            max(self.kept, other.kept),
+            max(self.largest_call, other.largest_call),
+            max(self.masks, other.masks),
+            max(self.together, other.together),
             max(self.longest, other.longest),
-        )  # fmt: skip
+        )
 
 
 def reading(calls: Iterable[Sequence[ScoreRequest]], shape: ModelShape, budget: int) -> Reading:

@@ -161,15 +161,24 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
     off = [requests[at : at + 32] for requests in sets.values() for at in range(0, len(requests), 32)]
     traces = [trace for _, trace, _ in read.load(ctx)]
     return Ahead(
-        source=source, traces=len(traces), asked=asked, calls=calls, targets=len(hints) + len(anchors),
+        source=source,
+        traces=len(traces),
+        asked=asked,
+        calls=calls,
+        targets=len(hints) + len(anchors),
         lengths={
             "trace": Histogram.of(n for t in traces if (n := _length(ctx, t))),
             "step": Histogram.of([len(i.step_ids) for _, i, _ in hints] + [len(r.step_ids) for *_, r, _ in anchors]),
             "hint": Histogram.of(len(i.block_ids) for _, i, _ in hints),
         },
-        waiting=_waiting(hints, plain), entries=kept, rows=rows(slots), watched=rows(watched), after=after, off_target=off,
+        waiting=_waiting(hints, plain),
+        entries=kept,
+        rows=rows(slots),
+        watched=rows(watched),
+        after=after,
+        off_target=off,
         steps=sum(len(t.step_indices) for t in traces) / max(1, len(traces)),
-    )  # fmt: skip
+    )
 
 
 def _waiting(hints: Sequence[rescore.HintItem], plain: Sequence[ScoreRequest]) -> int:
@@ -236,8 +245,11 @@ def _perhaps_watched(ctx: RunContext) -> list[Slot]:
 
 
 def _entries(
-    ctx: RunContext, targets: Sequence[Target] | None, hints: Sequence[Sequence[ScoreRequest]], anchors: Sequence[ScoreRequest]
-) -> tuple[int, int]:  # fmt: skip
+    ctx: RunContext,
+    targets: Sequence[Target] | None,
+    hints: Sequence[Sequence[ScoreRequest]],
+    anchors: Sequence[ScoreRequest],
+) -> tuple[int, int]:
     """Kept entries of all targets and of the largest part; stored ones are counted."""
     k, size = ctx.config.rescore.top_k, ctx.config.rescore.part_rows
     if targets is not None:

@@ -10,19 +10,33 @@ from hintdistill.recipes.needs import needs
 from hintdistill.recipes.schema import Recipe, WeightSpec
 
 CONFIDENCE = {
-    "P": "the paper was read", "R": "the released code was read", "R*": "a third party's code was read", "W": "the web page was read",
-    "S": "secondary notes were read; the formula is plausible, not checked", "A": "only the abstract was read; the formula is derived",
-    "P+R": "the paper and the released code were read", "ours": "this toolkit's own",
-}  # fmt: skip
+    "P": "the paper was read",
+    "R": "the released code was read",
+    "R*": "a third party's code was read",
+    "W": "the web page was read",
+    "S": "secondary notes were read; the formula is plausible, not checked",
+    "A": "only the abstract was read; the formula is derived",
+    "P+R": "the paper and the released code were read",
+    "ours": "this toolkit's own",
+}
 PROMISE = {
-    "yes": "yes", "conditional": "under a condition", "no": "not by the teacher's doing", "n/a": "it trains nothing",
-}  # fmt: skip
+    "yes": "yes",
+    "conditional": "under a condition",
+    "no": "not by the teacher's doing",
+    "n/a": "it trains nothing",
+}
 
 
 def summary(recipe: Recipe) -> dict[str, Any]:
     """One line's worth of a recipe."""
-    return {"name": recipe.name, "verdict": recipe.verdict, "confidence": recipe.confidence, "kind": recipe.kind,
-            "title": recipe.title, "needs": [n.name for n in needs(recipe)]}  # fmt: skip
+    return {
+        "name": recipe.name,
+        "verdict": recipe.verdict,
+        "confidence": recipe.confidence,
+        "kind": recipe.kind,
+        "title": recipe.title,
+        "needs": [n.name for n in needs(recipe)],
+    }
 
 
 def document(recipe: Recipe) -> dict[str, Any]:

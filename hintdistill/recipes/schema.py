@@ -16,8 +16,16 @@ from hintdistill.recipes.parts import require
 from hintdistill.recipes.values import Number, Positive, Schedule
 
 __all__ = [
-    "Coupling", "DivergenceSpec", "Number", "Recipe", "Schedule", "SupportSpec", "TargetSpec", "Term", "WeightSpec",
-]  # fmt: skip
+    "Coupling",
+    "DivergenceSpec",
+    "Number",
+    "Recipe",
+    "Schedule",
+    "SupportSpec",
+    "TargetSpec",
+    "Term",
+    "WeightSpec",
+]
 
 
 def _the_teacher() -> dict[str, Number]:

@@ -40,16 +40,34 @@ Number = float | Schedule
 Positive = Annotated[Number, AfterValidator(_positive)]
 
 BOUNDS: dict[tuple[str, str], tuple[float, float, bool]] = {
-    ("jsd", "alpha"): (0, 1, True), ("skew", "alpha"): (0, 1, True), ("skew_rkl", "alpha"): (0, 1, True),
-    ("mix", "lam"): (0, 1, False), ("floor", "lam"): (0, 1, True), ("power", "alpha"): (0, math.inf, True),
-    ("token_preference", "beta"): (0, math.inf, True), ("returns", "gamma"): (0, 1, False), ("geom", "gamma"): (0, 1, False),
-    ("pg", "clip_low"): (0, 1, False), ("pg", "clip_high"): (0, math.inf, False), ("pg", "cap"): (0, math.inf, True),
-    ("fdiv", "clip"): (0, math.inf, True), ("tanh_contrast", "tau"): (0, math.inf, True), ("tanh", "tau"): (0, math.inf, True),
-    ("top_frac", "rho"): (0, 1, False), ("quantile_below", "q"): (0, 1, False), ("low_entropy_sign", "q"): (0, 1, False),
-    ("robust01", "low"): (0, 1, False), ("robust01", "high"): (0, 1, False), ("saturate", "c"): (0, math.inf, True),
-    ("rolling_stop", "eta"): (0, 1, False), ("sigmoid_clip", "alpha"): (0, 1, False), ("logistic_pos", "scale"): (0, math.inf, True),
-    ("first_n", "n"): (0, math.inf, False), ("last_n", "n"): (0, math.inf, False), ("skip_n", "n"): (0, math.inf, False),
-}  # fmt: skip
+    ("jsd", "alpha"): (0, 1, True),
+    ("skew", "alpha"): (0, 1, True),
+    ("skew_rkl", "alpha"): (0, 1, True),
+    ("mix", "lam"): (0, 1, False),
+    ("floor", "lam"): (0, 1, True),
+    ("power", "alpha"): (0, math.inf, True),
+    ("token_preference", "beta"): (0, math.inf, True),
+    ("returns", "gamma"): (0, 1, False),
+    ("geom", "gamma"): (0, 1, False),
+    ("pg", "clip_low"): (0, 1, False),
+    ("pg", "clip_high"): (0, math.inf, False),
+    ("pg", "cap"): (0, math.inf, True),
+    ("fdiv", "clip"): (0, math.inf, True),
+    ("tanh_contrast", "tau"): (0, math.inf, True),
+    ("tanh", "tau"): (0, math.inf, True),
+    ("top_frac", "rho"): (0, 1, False),
+    ("quantile_below", "q"): (0, 1, False),
+    ("low_entropy_sign", "q"): (0, 1, False),
+    ("robust01", "low"): (0, 1, False),
+    ("robust01", "high"): (0, 1, False),
+    ("saturate", "c"): (0, math.inf, True),
+    ("rolling_stop", "eta"): (0, 1, False),
+    ("sigmoid_clip", "alpha"): (0, 1, False),
+    ("logistic_pos", "scale"): (0, math.inf, True),
+    ("first_n", "n"): (0, math.inf, False),
+    ("last_n", "n"): (0, math.inf, False),
+    ("skip_n", "n"): (0, math.inf, False),
+}
 """Lowest and highest value of a parameter, and whether it must lie strictly between; the rest takes any finite number."""
 COUNTS = {"window": 1, "patience": 1, "skip": 0, "baseline_k": 1}
 """Whole numbers, with the least."""
@@ -58,8 +76,10 @@ IDS = frozenset({"ids", "layers"})
 VIEWS = frozenset({"behaviour", "reference"})
 """Parameters that name a view; the recipe checks that it has it."""
 WORDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("fdiv", "of"): ("fkl", "rkl", "jsd"), ("pg", "ratio"): ("token", "row"), ("pg", "baseline"): ("value",),
-}  # fmt: skip
+    ("fdiv", "of"): ("fkl", "rkl", "jsd"),
+    ("pg", "ratio"): ("token", "row"),
+    ("pg", "baseline"): ("value",),
+}
 
 
 def check(kind: str, name: str, value: Any) -> None:

@@ -84,8 +84,10 @@ def build(data: ReportInput) -> dict[str, Any]:
             "all": effects(hints, data.after),
             "accepted": effects([t for t in hints if t.accepted], data.after),
             "rejected": effects([t for t in hints if not t.accepted], data.after),
-            "by_class": {c: effects([t for t in hints if t.error_class == c], data.after)
-                         for c in sorted({t.error_class or "" for t in hints})},
+            "by_class": {
+                c: effects([t for t in hints if t.error_class == c], data.after)
+                for c in sorted({t.error_class or "" for t in hints})
+            },
             "by_split": {s: effects([t for t in hints if t.split == s], data.after) for s in ("train", "holdout")},
         },
         "gate": {"null_pass_rate": null_pass_rate(hints, gate), "bound": gate.max_null_pass_rate, **gate.model_dump()},
@@ -98,7 +100,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         "warnings": list(data.warnings),
         "findings": [_finding(t, data) for t in hints],
         "unscored": [_unscored(r) for r in data.injection_rows if "injection" not in r],
-    }  # fmt: skip
+    }
 
 
 def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
@@ -148,15 +150,17 @@ def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
             "reasons": _count(r for t in rejected for r in t.reasons),
             "anchors": sum(t.kind == "anchor" and t.split == "train" for t in data.targets),
             "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in data.targets),
-            "revised": {"scored": sum(_is_revised(t, data) for t in hints),
-                        "accepted": sum(t.accepted and _is_revised(t, data) for t in hints)},
+            "revised": {
+                "scored": sum(_is_revised(t, data) for t in hints),
+                "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
+            },
         },
         "train": {
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in data.targets if t.kind == "anchor"),
             "left_out": dict(left) if trained else {},
         },
-    }  # fmt: skip
+    }
 
 
 def effects(targets: Sequence[Target], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -202,25 +206,42 @@ def _finding(t: Target, data: ReportInput) -> dict[str, Any]:
         "reasons": list(t.reasons),
         "guards": list(t.guards),
         "trained": t.key in set(data.trained),
-        "decision": None if decision is None else {
-            "position": decision.position, "token": decision.token, "instead": decision.instead,
-            "before": float(np.exp(decision.logprob_plain)), "hinted": float(np.exp(decision.logprob_hinted)),
-            "after": None if after is None else float(np.exp(after[decision.position])), "effect_nats": decision.effect,
+        "decision": None
+        if decision is None
+        else {
+            "position": decision.position,
+            "token": decision.token,
+            "instead": decision.instead,
+            "before": float(np.exp(decision.logprob_plain)),
+            "hinted": float(np.exp(decision.logprob_hinted)),
+            "after": None if after is None else float(np.exp(after[decision.position])),
+            "effect_nats": decision.effect,
         },
         "specificity_nats": t.specificity,
         "legal_mass_gain": t.legal_mass_gain,
-        "placebos": [{"kind": p.kind, "text": p.text, "passes": not p_reasons,
-                      "effect_nats": float(p.hint_effect[decision.position]) if decision else None}
-                     for p, p_reasons in _judged(t, data)],
+        "placebos": [
+            {
+                "kind": p.kind,
+                "text": p.text,
+                "passes": not p_reasons,
+                "effect_nats": float(p.hint_effect[decision.position]) if decision else None,
+            }
+            for p, p_reasons in _judged(t, data)
+        ],
         "context_above": above,
         "context_below": below,
         "tokens": [
-            {"text": text, "quoted": t.span[0] <= i < t.span[1], "before": float(np.exp(t.plain_sampled[i])),
-             "hinted": float(np.exp(t.teacher_sampled[i])), "after": None if after is None else float(np.exp(after[i])),
-             "instead": t.instead[i]}
+            {
+                "text": text,
+                "quoted": t.span[0] <= i < t.span[1],
+                "before": float(np.exp(t.plain_sampled[i])),
+                "hinted": float(np.exp(t.teacher_sampled[i])),
+                "after": None if after is None else float(np.exp(after[i])),
+                "instead": t.instead[i],
+            }
             for i, text in enumerate(t.tokens)
         ],
-    }  # fmt: skip
+    }
 
 
 def _is_revised(t: Target, data: ReportInput) -> bool:

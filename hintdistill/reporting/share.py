@@ -70,8 +70,10 @@ def write_shared(run: Path) -> list[Path]:
     if not source.is_file():
         raise ConfigError(f"{run} has no report yet", hint=f"hintdistill report {run}")
     document = without_text(json.loads(source.read_text(encoding="utf-8")))
-    texts = {"report-share.json": json.dumps(document, indent=1, ensure_ascii=False),
-             "report-share.html": render_html(document, document["run"]["config"]["report"]["max_findings"])}  # fmt: skip
+    texts = {
+        "report-share.json": json.dumps(document, indent=1, ensure_ascii=False),
+        "report-share.html": render_html(document, document["run"]["config"]["report"]["max_findings"]),
+    }
     for name, text in texts.items():
         (run / name).write_text(text, encoding="utf-8")
     return [run / name for name in texts]

@@ -96,9 +96,12 @@ def show_findings(document: Mapping[str, Any], console: Console) -> None:
         d = x["decision"] or {"before": None, "hinted": None, "after": None}
         verdict = "accepted" if x["accepted"] else ", ".join(x["reasons"])
         table.add_row(
-            escape(printable(f"{x['trace']}:{x['step']}")), escape(printable(x["error_class"] or "")), x["split"],
-            *(_number(d[k]) for k in ("before", "hinted", "after")), verdict,
-        )  # fmt: skip
+            escape(printable(f"{x['trace']}:{x['step']}")),
+            escape(printable(x["error_class"] or "")),
+            x["split"],
+            *(_number(d[k]) for k in ("before", "hinted", "after")),
+            verdict,
+        )
     for x in document["unscored"]:
         table.add_row(
             escape(printable(f"{x['trace']}:{x['step']}")),

@@ -79,20 +79,37 @@ class Scorer:
         plain, teacher = self.engine.score([request, request], self.config.top_k)
         anchor = self._anchor((key, trace_id, step, rendered, "train"), plain)
         return replace(
-            anchor, teacher_logprobs=teacher.topk_logprobs, teacher_tail=teacher.tail_logprob,
-            teacher_sampled=teacher.sampled, insert_at=len(rendered.context_ids),
-        )  # fmt: skip
+            anchor,
+            teacher_logprobs=teacher.topk_logprobs,
+            teacher_tail=teacher.tail_logprob,
+            teacher_sampled=teacher.sampled,
+            insert_at=len(rendered.context_ids),
+        )
 
     def _anchor(self, item: tuple[str, str, int, RenderedStep, Split], score: Scores) -> Target:
         key, trace_id, step, rendered, split = item
         return Target(
-            key=key, trace_id=trace_id, step=step, kind="anchor", split=split,
-            context_ids=np.array(rendered.context_ids, np.int64), step_ids=np.array(rendered.step_ids, np.int64),
-            span=(0, len(rendered.step_ids)), support_ids=score.topk_ids, teacher_logprobs=score.topk_logprobs,
-            plain_logprobs=score.topk_logprobs, teacher_tail=score.tail_logprob, plain_tail=score.tail_logprob,
-            teacher_sampled=score.sampled, plain_sampled=score.sampled, fidelity=rendered.fidelity, accepted=True,
-            tokens=self.renderer.token_texts(rendered.step_ids), instead=self._names(score), versions=self._versions(),
-        )  # fmt: skip
+            key=key,
+            trace_id=trace_id,
+            step=step,
+            kind="anchor",
+            split=split,
+            context_ids=np.array(rendered.context_ids, np.int64),
+            step_ids=np.array(rendered.step_ids, np.int64),
+            span=(0, len(rendered.step_ids)),
+            support_ids=score.topk_ids,
+            teacher_logprobs=score.topk_logprobs,
+            plain_logprobs=score.topk_logprobs,
+            teacher_tail=score.tail_logprob,
+            plain_tail=score.tail_logprob,
+            teacher_sampled=score.sampled,
+            plain_sampled=score.sampled,
+            fidelity=rendered.fidelity,
+            accepted=True,
+            tokens=self.renderer.token_texts(rendered.step_ids),
+            instead=self._names(score),
+            versions=self._versions(),
+        )
 
     @classmethod
     def requests(cls, key: str, injection: Injection) -> list[ScoreRequest]:
@@ -126,21 +143,38 @@ class Scorer:
         ]
         at = measurements[0].position
         target = Target(
-            key=key, trace_id=injection.trace_id, step=injection.finding.step, kind="hint", split=split,
-            context_ids=np.array(injection.context_ids, np.int64), step_ids=np.array(injection.step_ids, np.int64),
-            span=injection.span, support_ids=teacher.topk_ids, teacher_logprobs=teacher.topk_logprobs,
-            plain_logprobs=plain.topk_logprobs, teacher_tail=teacher.tail_logprob, plain_tail=plain.tail_logprob,
-            teacher_sampled=teacher.sampled, plain_sampled=plain.sampled, insert_at=injection.insert_at,
-            block_ids=np.array(injection.block_ids, np.int64), error_class=injection.finding.error_class,
-            hint=injection.hint, fidelity=injection.fidelity, measurement=measurements[0],
+            key=key,
+            trace_id=injection.trace_id,
+            step=injection.finding.step,
+            kind="hint",
+            split=split,
+            context_ids=np.array(injection.context_ids, np.int64),
+            step_ids=np.array(injection.step_ids, np.int64),
+            span=injection.span,
+            support_ids=teacher.topk_ids,
+            teacher_logprobs=teacher.topk_logprobs,
+            plain_logprobs=plain.topk_logprobs,
+            teacher_tail=teacher.tail_logprob,
+            plain_tail=plain.tail_logprob,
+            teacher_sampled=teacher.sampled,
+            plain_sampled=plain.sampled,
+            insert_at=injection.insert_at,
+            block_ids=np.array(injection.block_ids, np.int64),
+            error_class=injection.finding.error_class,
+            hint=injection.hint,
+            fidelity=injection.fidelity,
+            measurement=measurements[0],
             placebos=tuple(
                 Placebo(p.kind, p.text, view.effect, m)
                 for p, view, m in zip(injection.placebos, views[1:], measurements[1:], strict=True)
             ),
-            guards=injection.guards, tokens=self.renderer.token_texts(injection.step_ids), instead=self._names(top1),
+            guards=injection.guards,
+            tokens=self.renderer.token_texts(injection.step_ids),
+            instead=self._names(top1),
             legal_ids=np.array(injection.legal.get(at, ()) if at is not None else (), np.int64),
-            recorded_gap=_recorded_gap(injection, plain.sampled), versions=self._versions(injection.finding),
-        )  # fmt: skip
+            recorded_gap=_recorded_gap(injection, plain.sampled),
+            versions=self._versions(injection.finding),
+        )
         return decide(target, self.config.gate)
 
     def _names(self, score: Scores) -> tuple[str, ...]:

@@ -108,12 +108,18 @@ class TransformersGenerator:
         with self.engine.hold() as model, rng, torch.inference_mode():
             torch.manual_seed(seed)
             out = model.generate(
-                input_ids=ids, attention_mask=mask, do_sample=sample,
-                temperature=options.temperature if sample else None, top_k=0 if sample else None,
-                top_p=1.0 if sample else None, max_new_tokens=options.max_new_tokens,
-                eos_token_id=list(stop), pad_token_id=self.engine.pad, return_dict_in_generate=True,
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=sample,
+                temperature=options.temperature if sample else None,
+                top_k=0 if sample else None,
+                top_p=1.0 if sample else None,
+                max_new_tokens=options.max_new_tokens,
+                eos_token_id=list(stop),
+                pad_token_id=self.engine.pad,
+                return_dict_in_generate=True,
                 **({} if cache is None else {_cache_name(model): cache}),
-            )  # fmt: skip
+            )
         rows = [_cut(row, stop) for row in out.sequences[:, ids.shape[1] :].tolist()]
         if self.reuse:
             self._keep(contexts, rows, out, mask)

@@ -32,9 +32,16 @@ class GymnasiumSuite:
     """The tasks of one Gymnasium environment id."""
 
     def __init__(
-        self, env_id: str, goal: str, *, actions: Sequence[str] = (), splits: Mapping[str, int] = SPLITS,
-        max_turns: int | None = None, success: Callable[[float], float] = float, **settings: Any,
-    ) -> None:  # fmt: skip
+        self,
+        env_id: str,
+        goal: str,
+        *,
+        actions: Sequence[str] = (),
+        splits: Mapping[str, int] = SPLITS,
+        max_turns: int | None = None,
+        success: Callable[[float], float] = float,
+        **settings: Any,
+    ) -> None:
         """
         Args:
             env_id: as `gymnasium.make` takes it.
@@ -138,10 +145,18 @@ class GymnasiumEnvironment:
     def _answer(self, message: Message, text: str, done: bool) -> Reply:
         calls = message.tool_calls
         replies = (
-            tuple(Message(role="tool", content=text if i == 0 else '{"error": "one action at a time"}', name=c.name, tool_call_id=c.id)
-                  for i, c in enumerate(calls))
-            if calls else (Message(role="user", content=text),)
-        )  # fmt: skip
+            tuple(
+                Message(
+                    role="tool",
+                    content=text if i == 0 else '{"error": "one action at a time"}',
+                    name=c.name,
+                    tool_call_id=c.id,
+                )
+                for i, c in enumerate(calls)
+            )
+            if calls
+            else (Message(role="user", content=text),)
+        )
         return Reply(replies, done, self.suite.success(self.total) if done else None)
 
     def _action(self, message: Message) -> Any:

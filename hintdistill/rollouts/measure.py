@@ -35,9 +35,15 @@ class Setting:
 def options_of(section: RolloutSection, temperature: float, seed: int, logprobs: bool = False) -> SamplingOptions:
     """Sampling options of a config section."""
     return SamplingOptions(
-        temperature=temperature, max_new_tokens=section.max_new_tokens, max_steps=section.max_steps,
-        batch_size=section.batch_size, seed=seed, parser=section.parser, logprobs=logprobs, timeout_s=section.timeout_s,
-    )  # fmt: skip
+        temperature=temperature,
+        max_new_tokens=section.max_new_tokens,
+        max_steps=section.max_steps,
+        batch_size=section.batch_size,
+        seed=seed,
+        parser=section.parser,
+        logprobs=logprobs,
+        timeout_s=section.timeout_s,
+    )
 
 
 def off_target_sets(

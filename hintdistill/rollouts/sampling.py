@@ -162,9 +162,14 @@ class Sampler:
         ended = bool(step.ids) and step.ids[-1] in self._eos
         parsed = self._parse(self.renderer.decode(step.ids[:-1] if ended else step.ids))
         message = parsed.model_copy(
-            update={"prompt_token_ids": tuple(r.context), "token_ids": step.ids or None,
-                    "logprobs": step.logprobs or None, "raw_text": None, "extra": {"hinted": True} if r.hinted else {}}
-        )  # fmt: skip
+            update={
+                "prompt_token_ids": tuple(r.context),
+                "token_ids": step.ids or None,
+                "logprobs": step.logprobs or None,
+                "raw_text": None,
+                "extra": {"hinted": True} if r.hinted else {},
+            }
+        )
         r.hinted = None
         r.messages.append(message)
         if not ended:
@@ -190,9 +195,14 @@ class Sampler:
 
     def _trace(self, r: _Running) -> Trace:
         return Trace(
-            id=r.id, messages=tuple(r.messages), tools=r.tools, reward=r.reward, task_id=r.task,
-            model=self.generator.key, extra={"failure": r.failure} if r.failure else {},
-        )  # fmt: skip
+            id=r.id,
+            messages=tuple(r.messages),
+            tools=r.tools,
+            reward=r.reward,
+            task_id=r.task,
+            model=self.generator.key,
+            extra={"failure": r.failure} if r.failure else {},
+        )
 
 
 def _stop_ids(weights: Any, renderer: Renderer) -> list[int]:

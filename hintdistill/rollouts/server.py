@@ -41,9 +41,11 @@ class ServerGenerator:
         assert config.base_url is not None
         self.config, self.max_length, self.key = config, max_length, ""
         self.client = OpenAI(
-            base_url=config.base_url, api_key=os.environ.get(config.api_key_env) or "none",
-            timeout=config.timeout_s, max_retries=config.retries,
-        )  # fmt: skip
+            base_url=config.base_url,
+            api_key=os.environ.get(config.api_key_env) or "none",
+            timeout=config.timeout_s,
+            max_retries=config.retries,
+        )
         self.model = config.model or self._served()
 
     def generate(
@@ -51,9 +53,11 @@ class ServerGenerator:
     ) -> list[Sampled]:
         """See `Generator.generate`."""
         body: dict[str, Any] = {
-            "max_tokens": options.max_new_tokens, "temperature": options.temperature, "logprobs": 0,
+            "max_tokens": options.max_new_tokens,
+            "temperature": options.temperature,
+            "logprobs": 0,
             "extra_body": {"return_token_ids": True, "stop_token_ids": list(stop), "skip_special_tokens": False},
-        }  # fmt: skip
+        }
 
         def one(item: tuple[int, Sequence[int]]) -> Sampled:
             i, context = item
@@ -112,10 +116,13 @@ class ServerGenerator:
         for ids, score in zip(probe, engine.score(requests, top_k=1), strict=True):
             answer = self._ask(
                 lambda ids=ids: self.client.completions.create(
-                    model=self.model, prompt=list(ids), max_tokens=1, temperature=0.0,
+                    model=self.model,
+                    prompt=list(ids),
+                    max_tokens=1,
+                    temperature=0.0,
                     extra_body={"prompt_logprobs": 0},
                 )
-            )  # fmt: skip
+            )
             table = answer.choices[0].prompt_logprobs
             theirs = np.array([table[i][str(ids[i])]["logprob"] for i in range(1, len(ids))])
             total += float(np.abs(theirs - score.sampled).sum())

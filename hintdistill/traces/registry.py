@@ -37,10 +37,33 @@ class TraceFormat(Protocol):
 
 
 SHIPPED = (
-    "native", "atif", "nemo_gym", "verifiers_v1", "verifiers", "rllm", "inspect_log", "tau2", "toolbench", "langfuse",
-    "langsmith", "sessions", "adk", "openhands", "openhands_events", "swe_agent", "claude_code", "codex", "eval_protocol",
-    "spans", "sharegpt", "anthropic", "vllm", "openai_responses", "conversation", "openai_chat",
-)  # fmt: skip
+    "native",
+    "atif",
+    "nemo_gym",
+    "verifiers_v1",
+    "verifiers",
+    "rllm",
+    "inspect_log",
+    "tau2",
+    "toolbench",
+    "langfuse",
+    "langsmith",
+    "sessions",
+    "adk",
+    "openhands",
+    "openhands_events",
+    "swe_agent",
+    "claude_code",
+    "codex",
+    "eval_protocol",
+    "spans",
+    "sharegpt",
+    "anthropic",
+    "vllm",
+    "openai_responses",
+    "conversation",
+    "openai_chat",
+)
 """Asked in this order: what says its own name first, what is told by its shape last."""
 
 

@@ -25,9 +25,17 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _PLAIN = {"role", "content", "tool_call_id"}
 _TEXTS = ("tool_call_id", "name", "raw_text")
 ALIASES = {
-    "function": "tool", "ipython": "tool", "observation": "tool", "toolresult": "tool", "tool_result": "tool",
-    "human": "user", "gpt": "assistant", "model": "assistant", "ai": "assistant", "bot": "assistant",
-}  # fmt: skip
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "toolresult": "tool",
+    "tool_result": "tool",
+    "human": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
+}
 TOKEN_KEYS = {
     "prompt_token_ids": ("prompt_token_ids",),
     "token_ids": ("token_ids", "generation_token_ids", "completion_token_ids"),
@@ -37,9 +45,17 @@ GIVEN: Any = object()
 """Key by which an adapter marks a turn as given; no JSON key can be equal to it."""
 _ALL_TOKEN_KEYS = frozenset(n for names in TOKEN_KEYS.values() for n in names)
 _USED = _ALL_TOKEN_KEYS | {
-    "role", "content", "tool_calls", "function_call", "tool_call_id", "name", "raw_text", "reasoning_content", "reasoning",
+    "role",
+    "content",
+    "tool_calls",
+    "function_call",
+    "tool_call_id",
+    "name",
+    "raw_text",
+    "reasoning_content",
+    "reasoning",
     GIVEN,
-}  # fmt: skip
+}
 MAX_DEPTH = 64
 """Deepest nesting kept in `extra` and in tool schemas; deeper values cannot be written back by every JSON library."""
 

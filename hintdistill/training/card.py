@@ -153,9 +153,11 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
     ]
     by_class = [(c, e["n"], e["accepted"], e["n"] - e["accepted"]) for c, e in document["effects"]["by_class"].items()]
     return (
-        _table(("", ""), rows) + "\n\n" + _table(("error class", "hints scored", "accepted", "rejected"), by_class)
+        _table(("", ""), rows)
+        + "\n\n"
+        + _table(("error class", "hints scored", "accepted", "rejected"), by_class)
         + "\n\nA hint can be rejected for several reasons. No trace text is published with this card."
-    )  # fmt: skip
+    )
 
 
 def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str, Any]) -> str:
@@ -177,8 +179,10 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
     config = document["run"]["config"]
     changed = {"run.seed": config["run"]["seed"], "run.dtype": config["run"]["dtype"]}
     sections: tuple[tuple[str, type[Section]], ...] = (
-        ("train", TrainSection), ("inject", InjectSection), ("rescore", RescoreSection),
-    )  # fmt: skip
+        ("train", TrainSection),
+        ("inject", InjectSection),
+        ("rescore", RescoreSection),
+    )
     for name, section in sections:
         given = section.model_validate(config[name]).model_dump(mode="json", exclude_defaults=True)
         changed |= {f"{name}.{k}": v for k, v in _flat(given)}
@@ -186,23 +190,31 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
     return (
         _table(("", ""), rows)
         + "\n\nSeed, precision, and every setting of training, injection and rescoring that is not the default:\n\n"
-        + _table(("setting", "value"), [(f"`{k}`", f"`{json.dumps(v, ensure_ascii=False)}`") for k, v in changed.items()])
+        + _table(
+            ("setting", "value"), [(f"`{k}`", f"`{json.dumps(v, ensure_ascii=False)}`") for k, v in changed.items()]
+        )
         + (f"\n\nThe recipe, key by key:\n\n```yaml\n{_yaml(own)}```" if own else "")
-    )  # fmt: skip
+    )
 
 
 def _controls(document: Mapping[str, Any]) -> str:
     gate, accepted = document["gate"], document["effects"]["accepted"]
     share = placebo_share(document["findings"])
     rows = [
-        ("placebos that the gate would accept", f"{_percent(gate['null_pass_rate'])} (bound {_percent(gate['bound'])})"),
-        ("specificity of accepted hints, mean (below 0: they speak to the error)", _nats(accepted["specificity_mean_nats"])),
+        (
+            "placebos that the gate would accept",
+            f"{_percent(gate['null_pass_rate'])} (bound {_percent(gate['bound'])})",
+        ),
+        (
+            "specificity of accepted hints, mean (below 0: they speak to the error)",
+            _nats(accepted["specificity_mean_nats"]),
+        ),
         ("effect of accepted hints at the decision token, mean", _nats(accepted["decision_effect_mean_nats"])),
         ("placebos in the same place, share of that effect", _percent(share)),
         ("traces against these weights, mean gap per token", _nats(document["weights"]["recorded_gap_nats"])),
         ("rescoring against training, mean KL per token", _nats(document["weights"]["engine_floor_nats"])),
         ("warnings in the report", str(len(document["warnings"]))),
-    ]  # fmt: skip
+    ]
     note = "" if gate["enabled"] else "\n\n**The gate was off:** every scored hint was accepted by force."
     return _table(("", ""), rows) + note
 
@@ -229,24 +241,43 @@ def _effect(document: Mapping[str, Any]) -> str:
     parts = [
         "Probability of the sampled error at its decision token, before training, before training under the hint, and after "
         "training without it:\n\n" + _table(("findings", "n", "before", "under the hint", "after"), rows)
-    ]  # fmt: skip
+    ]
     played = document["environment"]["splits"] if document["environment"] else {}
     parts.append(
-        "In the environment:\n\n" + _table(
+        "In the environment:\n\n"
+        + _table(
             ("split", "", "episodes", "success", "with an error"),
-            [(split, when, e["episodes"], _percent(e["success_rate"]), _percent(e["error_rate"]))
-             for split, by in played.items() for when, e in by.items()],
-        ) if played else f"Success in an environment: {NOT}."
-    )  # fmt: skip
+            [
+                (split, when, e["episodes"], _percent(e["success_rate"]), _percent(e["error_rate"]))
+                for split, by in played.items()
+                for when, e in by.items()
+            ],
+        )
+        if played
+        else f"Success in an environment: {NOT}."
+    )
     moved = document["off_target"]
     parts.append(
         "What else moved, on steps that no loss touched: KL(initial ‖ student) in nats, and the share of tokens whose most "
-        "likely entry changed:\n\n" + _table(
+        "likely entry changed:\n\n"
+        + _table(
             ("set", "steps", "tokens", "KL per token", "KL per step", "99th percentile", "flips"),
-            [(name, m["steps"], m["tokens"], _short(m["kl_per_token"]), _short(m["kl_per_step"]), _short(m["kl_p99"]),
-              _percent(m["top1_flip_rate"])) for name, m in moved.items()],
-        ) if moved else f"Off-target KL and flip rate: {NOT}."
-    )  # fmt: skip
+            [
+                (
+                    name,
+                    m["steps"],
+                    m["tokens"],
+                    _short(m["kl_per_token"]),
+                    _short(m["kl_per_step"]),
+                    _short(m["kl_p99"]),
+                    _percent(m["top1_flip_rate"]),
+                )
+                for name, m in moved.items()
+            ],
+        )
+        if moved
+        else f"Off-target KL and flip rate: {NOT}."
+    )
     return "\n\n".join(parts)
 
 

@@ -27,8 +27,10 @@ def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
             f"{checkpoint} was written without FSDP2", hint="go on without it, or delete the checkpoint to start anew"
         )
     if theirs and not fsdp and not (Path(checkpoint) / MODEL).is_file():
-        raise ConfigError(f"{checkpoint} is sharded", hint="go on under FSDP2 as it was started, or set "
-                          "fsdp_state_dict_type: FULL_STATE_DICT and delete it")  # fmt: skip
+        raise ConfigError(
+            f"{checkpoint} is sharded",
+            hint="go on under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
+        )
 
 
 def load_model(checkpoint: str | Path, model: Any) -> None:

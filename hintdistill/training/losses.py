@@ -153,8 +153,13 @@ class Terms:
         return total, metrics
 
     def _in_chunks(
-        self, slots: Sequence[Slot], hidden: Tensor, spec: HeadSpec, views: Mapping[str, tuple[Tensor, HeadSpec]], step: int
-    ) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+        self,
+        slots: Sequence[Slot],
+        hidden: Tensor,
+        spec: HeadSpec,
+        views: Mapping[str, tuple[Tensor, HeadSpec]],
+        step: int,
+    ) -> tuple[Tensor, dict[str, float]]:
         weights, ids = base(slots, hidden.device), sampled(slots, hidden.device)
         total, metrics = hidden.new_zeros((), dtype=torch.float32), dict[str, float]()
         for name, term in self._of("hint").items():
@@ -179,9 +184,14 @@ def outcome_term(
     advantages = torch.tensor([s.outcome.advantage for s in slots if s.outcome is not None], device=device)
     weights = torch.stack([s.weights[REWARD][0] for s in slots]).to(device)
     value, metrics = outcome_loss(
-        student, torch.cat(then).to(student), advantages, [s.length for s in slots], weights=weights,
-        clip_low=section.clip_low, clip_high=section.clip_high,
-    )  # fmt: skip
+        student,
+        torch.cat(then).to(student),
+        advantages,
+        [s.length for s in slots],
+        weights=weights,
+        clip_low=section.clip_low,
+        clip_high=section.clip_high,
+    )
     return value * len(slots), metrics
 
 
@@ -224,9 +234,14 @@ class _Compare:
 
         def loss(ours: Tensor) -> Tensor:
             value, _ = compared(
-                how.kind, ours, theirs, rest=self.term.support.rest, pointwise_clip=bound(how.pointwise_clip, self.step),
-                token_clip=bound(how.token_clip, self.step), **at_step(how.parameters, self.step),
-            )  # fmt: skip
+                how.kind,
+                ours,
+                theirs,
+                rest=self.term.support.rest,
+                pointwise_clip=bound(how.pointwise_clip, self.step),
+                token_clip=bound(how.token_clip, self.step),
+                **at_step(how.parameters, self.step),
+            )
             return value
 
         return self.ids[at], loss

@@ -50,9 +50,14 @@ class Meter:
             self._count("loss_tokens", carried, sum(len(r.ids) for r in rows if r.slots))
 
     def add(
-        self, kind: str, placed: Sequence[Placed], hidden: Tensor, metrics: Mapping[str, float],
-        views: Mapping[str, Made] | None, step: int,
-    ) -> None:  # fmt: skip
+        self,
+        kind: str,
+        placed: Sequence[Placed],
+        hidden: Tensor,
+        metrics: Mapping[str, float],
+        views: Mapping[str, Made] | None,
+        step: int,
+    ) -> None:
         """One kind of slot of one micro-batch.
 
         Args:

@@ -35,9 +35,16 @@ SAFETENSORS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float1
 
 
 def write_student(
-    out: Path, model: Any, *, folder: Path, run: RunSection, config: TrainSection, summary: Mapping[str, Any],
-    arrived: Arrived | None = None, state_dict: Mapping[str, Tensor] | None = None,
-) -> None:  # fmt: skip
+    out: Path,
+    model: Any,
+    *,
+    folder: Path,
+    run: RunSection,
+    config: TrainSection,
+    summary: Mapping[str, Any],
+    arrived: Arrived | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the student aside and move it into place when it is whole.
 
     An adapter is merged on the CPU into the initial model, loaded anew in the precision it is saved in; `model` itself stays as
@@ -161,9 +168,14 @@ def _cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor
 
 
 def _write_adapter(
-    model: Any, aside: Path, out: Path, folder: Path, run: RunSection, arrived: Arrived | None,
+    model: Any,
+    aside: Path,
+    out: Path,
+    folder: Path,
+    run: RunSection,
+    arrived: Arrived | None,
     state_dict: Mapping[str, Tensor] | None,
-) -> None:  # fmt: skip
+) -> None:
     """The new adapter with the name of what it stands on, and the arriving one where it was kept."""
     given = {} if state_dict is None else {"state_dict": dict(state_dict)}
     model.save_pretrained(aside / "adapter", selected_adapters=[NEW], **given)

@@ -116,17 +116,22 @@ class Passes:
         tree, memory = forest(rows, branched), Memory()
         call = PackedCall(tree, [Piece(i, 0, len(tree.chains[i].ids)) for i in range(len(rows))], memory)
         call.rows = {i: self._attended(row) for i, row in enumerate(rows)}
-        columns = torch.tensor([p + call.offsets[i] for i, row in enumerate(rows) for s in row.slots for p in s.positions],
-                               dtype=torch.long)  # fmt: skip
+        columns = torch.tensor(
+            [p + call.offsets[i] for i, row in enumerate(rows) for s in row.slots for p in s.positions],
+            dtype=torch.long,
+        )
         hidden = self.run(model, call.inputs(self.device), columns)
         slots = [s for row in rows for s in row.slots]
         split = hidden.split([s.length for s in slots])
         # what a second forward of gradient checkpointing reads again is not kept again
         memory.closed = True
         return StudentPass(
-            {s.key: h for s, h in zip(slots, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)},
+            {s.key: h for s, h in zip(slots, split, strict=True)},
+            tree,
+            memory,
+            {s.key: n for n, (_, s) in enumerate(branched)},
             0.0 * hidden.float().sum(),
-        )  # fmt: skip
+        )
 
     def _attended(self, row: TraceRow) -> list[range]:
         """Where the last layer attends; a row without a slot is read all the same, so that every parameter takes part."""
@@ -183,8 +188,9 @@ class Passes:
                 positions[done.branches[slot.key]] = range(slot.positions.start + shift, slot.positions.stop + shift)
         found = shared_hidden(model, done.tree, positions, self.budget, done.memory) if done.branches else []
         return {
-            s.key: found[done.branches[s.key]] if s.key in done.branches else done.hidden[s.key].detach() for _, s in placed
-        }  # fmt: skip
+            s.key: found[done.branches[s.key]] if s.key in done.branches else done.hidden[s.key].detach()
+            for _, s in placed
+        }
 
     @torch.no_grad()
     def apart(self, model: Any, placed: Sequence[Placed], hinted: bool) -> dict[str, Tensor]:

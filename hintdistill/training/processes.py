@@ -141,8 +141,10 @@ def rows_per_pass(batch_size: int, micro: int | None) -> int:
     each, rest = divmod(batch_size, world())
     if rest or each % (micro or each):
         what = f" × micro_batch_size {micro}" if micro else ""
-        raise ConfigError(f"{world()} processes{what} do not divide train.batch_size {batch_size}",
-                          hint="batch_size is the rows of one optimiser step over all processes")  # fmt: skip
+        raise ConfigError(
+            f"{world()} processes{what} do not divide train.batch_size {batch_size}",
+            hint="batch_size is the rows of one optimiser step over all processes",
+        )
     return micro or each
 
 
@@ -163,13 +165,17 @@ def check_launch(grad_window: int | None = None) -> None:
     if not _wants_fsdp():
         return
     if grad_window is not None:
-        raise ConfigError("train.grad_window compares whole gradients, which no process has under FSDP2",
-                          hint="leave train.grad_window out, or train with DDP")  # fmt: skip
+        raise ConfigError(
+            "train.grad_window compares whole gradients, which no process has under FSDP2",
+            hint="leave train.grad_window out, or train with DDP",
+        )
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError("FSDP 1 is not supported", hint="fsdp_version: 2, see configs/accelerate/fsdp2.yaml")
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
-        raise ConfigError("every process needs the weights before they are sharded",
-                          hint="fsdp_cpu_ram_efficient_loading: false, see configs/accelerate/fsdp2.yaml")  # fmt: skip
+        raise ConfigError(
+            "every process needs the weights before they are sharded",
+            hint="fsdp_cpu_ram_efficient_loading: false, see configs/accelerate/fsdp2.yaml",
+        )
 
 
 def shard_on_cpus_too(accelerator: Any) -> bool:

@@ -34,9 +34,14 @@ class Others:
 
     @classmethod
     def load(
-        cls, folder: Path, run: RunSection, config: TrainSection, device: torch.device, initial: Path | None,
+        cls,
+        folder: Path,
+        run: RunSection,
+        config: TrainSection,
+        device: torch.device,
+        initial: Path | None,
         heldout: Sequence[Target],
-    ) -> Others:  # fmt: skip
+    ) -> Others:
         """What the recipe's in-step views read.
 
         Raises:

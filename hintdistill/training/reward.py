@@ -107,10 +107,12 @@ def trace_outcomes(
     if advantage_needed and all(abs(a) <= NOTHING for a in advantages):
         alone = baseline == "group" and len(set(groups)) == len(groups)
         raise EmptyFunnelError(
-            f"no advantage among {len(traces)} rollouts: " + ("each task was played once" if alone else "all rewards are alike"),
-            hint="set rollout.sample.per_task to 4 or more, or train.outcome.baseline=round" if alone
+            f"no advantage among {len(traces)} rollouts: "
+            + ("each task was played once" if alone else "all rewards are alike"),
+            hint="set rollout.sample.per_task to 4 or more, or train.outcome.baseline=round"
+            if alone
             else "the outcome term has nothing to learn from here; tasks that sometimes succeed would do",
-        )  # fmt: skip
+        )
     sizes, passed = Counter(groups), Counter(g for g, r in zip(groups, rewards.tolist(), strict=True) if r > PASSED)
     return {
         t.id: TraceOutcome(r, a, passed[g] / sizes[g], sizes[g])

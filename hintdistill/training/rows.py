@@ -86,12 +86,19 @@ class Slot:
         start, end = self.span
         index = torch.arange(self.length)
         quoted = ((index >= start) & (index < end)).float()
-        known = {"in_quote": quoted, "error_span": quoted, "since_error": (index - start).float(),
-                 "turn_is_target": torch.ones(self.length)}  # fmt: skip
+        known = {
+            "in_quote": quoted,
+            "error_span": quoted,
+            "since_error": (index - start).float(),
+            "turn_is_target": torch.ones(self.length),
+        }
         if self.outcome is None:
             return known
-        ended = {"reward": self.outcome.reward, "advantage": self.outcome.advantage,
-                 "group_acc": self.outcome.group_accuracy}  # fmt: skip
+        ended = {
+            "reward": self.outcome.reward,
+            "advantage": self.outcome.advantage,
+            "group_acc": self.outcome.group_accuracy,
+        }
         return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
 
 
@@ -242,26 +249,46 @@ def _outcome_slot(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot:
         raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities of {row.length} sampled tokens")
     none = torch.zeros(row.length, 1)
     return Slot(
-        key=row.key, kind="outcome", start=start, length=row.length, insert_at=start, block=row.ids[:0],
-        sampled=row.ids[start:], weights={REWARD: torch.full((row.length,), row.weight * share)}, span=(0, row.length),
-        support_ids=row.ids.new_zeros(row.length, 0), target=none, plain=none, decision=-1,
-        outcome=outcome.outcomes[row.trace_id], behaviour=row.behaviour,
-    )  # fmt: skip
+        key=row.key,
+        kind="outcome",
+        start=start,
+        length=row.length,
+        insert_at=start,
+        block=row.ids[:0],
+        sampled=row.ids[start:],
+        weights={REWARD: torch.full((row.length,), row.weight * share)},
+        span=(0, row.length),
+        support_ids=row.ids.new_zeros(row.length, 0),
+        target=none,
+        plain=none,
+        decision=-1,
+        outcome=outcome.outcomes[row.trace_id],
+        behaviour=row.behaviour,
+    )
 
 
 def _slot(target: Target, weights: dict[str, np.ndarray], outcome: TraceOutcome | None = None) -> Slot:
     legal = target.legal_ids
     at = None if target.measurement is None else target.measurement.position
     return Slot(
-        key=target.key, kind=target.kind, start=len(target.context_ids), length=len(target.step_ids),
+        key=target.key,
+        kind=target.kind,
+        start=len(target.context_ids),
+        length=len(target.step_ids),
         # without a hint nothing is inserted, wherever that would be
         insert_at=target.insert_at if len(target.block_ids) else len(target.context_ids),
-        block=torch.from_numpy(target.block_ids.astype(np.int64)), sampled=torch.from_numpy(target.step_ids.astype(np.int64)),
-        weights={n: torch.from_numpy(w) for n, w in weights.items()}, span=target.span,
-        support_ids=torch.from_numpy(target.support_ids), target=_with_tail(target.teacher_logprobs, target.teacher_tail),
-        plain=_with_tail(target.plain_logprobs, target.plain_tail), decision=-1 if at is None else at,
-        error_class=target.error_class, legal_ids=torch.from_numpy(legal) if len(legal) else None, outcome=outcome,
-    )  # fmt: skip
+        block=torch.from_numpy(target.block_ids.astype(np.int64)),
+        sampled=torch.from_numpy(target.step_ids.astype(np.int64)),
+        weights={n: torch.from_numpy(w) for n, w in weights.items()},
+        span=target.span,
+        support_ids=torch.from_numpy(target.support_ids),
+        target=_with_tail(target.teacher_logprobs, target.teacher_tail),
+        plain=_with_tail(target.plain_logprobs, target.plain_tail),
+        decision=-1 if at is None else at,
+        error_class=target.error_class,
+        legal_ids=torch.from_numpy(legal) if len(legal) else None,
+        outcome=outcome,
+    )
 
 
 def _with_tail(kept: np.ndarray, tail: np.ndarray) -> torch.Tensor:

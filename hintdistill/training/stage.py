@@ -105,20 +105,38 @@ def train(
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
         trainer = make_trainer(
-            student.model, rows, run, config, work, device, progress, _special_ids(folder, config), others, trackers,
-            watch=watch, warn=warn,
-        )  # fmt: skip
+            student.model,
+            rows,
+            run,
+            config,
+            work,
+            device,
+            progress,
+            _special_ids(folder, config),
+            others,
+            trackers,
+            watch=watch,
+            warn=warn,
+        )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
         parameters = sum(p.numel() for p in student.model.parameters())
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
     summary = TrainSummary(
-        key=key, hint_rows=len(hints), anchor_rows=_count(rows, "anchor"), rows=len(rows), steps=trainer.state.global_step,
-        way=trainer.passes.way, engine_floor_nats=floor, trainable_parameters=student.trainable,
-        parameters=parameters, grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
-        arrived=student.arrived.record() if student.arrived else None, outcome_rows=len(outcome.rows),
-    )  # fmt: skip
+        key=key,
+        hint_rows=len(hints),
+        anchor_rows=_count(rows, "anchor"),
+        rows=len(rows),
+        steps=trainer.state.global_step,
+        way=trainer.passes.way,
+        engine_floor_nats=floor,
+        trainable_parameters=student.trainable,
+        parameters=parameters,
+        grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
+        arrived=student.arrived.record() if student.arrived else None,
+        outcome_rows=len(outcome.rows),
+    )
     _save(trainer, student, folder, run, config, out, summary)
     return summary
 
@@ -135,10 +153,20 @@ def _start(run: RunSection, config: TrainSection) -> torch.device:
 
 
 def make_trainer(
-    model: Any, rows: list[Any], run: RunSection, config: TrainSection, work: Path, device: torch.device,
-    progress: Callable[[int, int], None] | None, special_ids: Sequence[int] = (), others: Others | None = None,
-    trackers: Mapping[str, Any] | None = None, *, watch: WatchSets = NOTHING, warn: Callable[[str], None] | None = None,
-) -> Any:  # fmt: skip
+    model: Any,
+    rows: list[Any],
+    run: RunSection,
+    config: TrainSection,
+    work: Path,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+    special_ids: Sequence[int] = (),
+    others: Others | None = None,
+    trackers: Mapping[str, Any] | None = None,
+    *,
+    watch: WatchSets = NOTHING,
+    warn: Callable[[str], None] | None = None,
+) -> Any:
     """The trainer of these rows; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback
 
@@ -166,31 +194,59 @@ def make_trainer(
     work.mkdir(parents=True, exist_ok=True)
     arguments = _arguments(model, run, config, work, device, micro, trackers or {"report_to": "none"})
     trainer = HintTrainer(
-        model=model, args=arguments, train_dataset=RowDataset(rows, micro * world if world > 1 else 1), objective=config,
-        callbacks=[Metrics()], special_ids=special_ids, **(others or Others()).arguments(), from_initial=watch.from_initial,
-        watch=_watch(watch, config, run.seed, warn), tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
-    )  # fmt: skip
+        model=model,
+        args=arguments,
+        train_dataset=RowDataset(rows, micro * world if world > 1 else 1),
+        objective=config,
+        callbacks=[Metrics()],
+        special_ids=special_ids,
+        **(others or Others()).arguments(),
+        from_initial=watch.from_initial,
+        watch=_watch(watch, config, run.seed, warn),
+        tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
+    )
     _silence(trainer)
     return trainer
 
 
 def _arguments(
-    model: Any, run: RunSection, config: TrainSection, work: Path, device: torch.device, micro: int, trackers: Mapping[str, Any]
-) -> Any:  # fmt: skip
+    model: Any,
+    run: RunSection,
+    config: TrainSection,
+    work: Path,
+    device: torch.device,
+    micro: int,
+    trackers: Mapping[str, Any],
+) -> Any:
     """What the Trainer is told; `micro`: rows of one process in one pass."""
     from transformers import TrainingArguments
 
     return TrainingArguments(
-        output_dir=str(work), per_device_train_batch_size=micro,
+        output_dir=str(work),
+        per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // (micro * processes.world()),
-        learning_rate=config.learning_rate, num_train_epochs=config.epochs, lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps, max_grad_norm=config.max_grad_norm, weight_decay=config.weight_decay,
-        seed=run.seed, data_seed=run.seed, save_strategy="steps", save_steps=config.save_steps,
-        save_total_limit=config.keep_checkpoints, logging_steps=config.logging_steps, **trackers,
-        remove_unused_columns=False, disable_tqdm=True, use_cpu=device.type == "cpu", optim="adamw_torch",
-        bf16=device.type != "cpu" and config.lora is None, dataloader_pin_memory=False, log_level="error",
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps,
+        max_grad_norm=config.max_grad_norm,
+        weight_decay=config.weight_decay,
+        seed=run.seed,
+        data_seed=run.seed,
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=config.keep_checkpoints,
+        logging_steps=config.logging_steps,
+        **trackers,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=device.type == "cpu",
+        optim="adamw_torch",
+        bf16=device.type != "cpu" and config.lora is None,
+        dataloader_pin_memory=False,
+        log_level="error",
         ddp_find_unused_parameters=processes.may_leave_unused(model),
-    )  # fmt: skip
+    )
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:
@@ -212,8 +268,16 @@ def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) ->
     """A crossed bound under `action: warn`: a row among the metrics, and a word to whoever listens, once for all processes."""
     if not processes.is_main():
         return
-    _write_row(work, {"step": crossing.step, "tripwire": crossing.wire.name, "value": crossing.value,
-                      "bound": crossing.bound, "message": str(crossing)})  # fmt: skip
+    _write_row(
+        work,
+        {
+            "step": crossing.step,
+            "tripwire": crossing.wire.name,
+            "value": crossing.value,
+            "bound": crossing.bound,
+            "message": str(crossing),
+        },
+    )
     if warn is not None:
         warn(f"{crossing}; {crossing.wire.advice}")
 
@@ -274,7 +338,14 @@ def _save(
     # where weights are sharded, all processes take part in gathering them
     weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
     write = partial(
-        write_student, out, trainer.owner, folder=folder, run=run, config=config, summary=asdict(summary),
-        arrived=student.arrived, state_dict=weights,
-    )  # fmt: skip
+        write_student,
+        out,
+        trainer.owner,
+        folder=folder,
+        run=run,
+        config=config,
+        summary=asdict(summary),
+        arrived=student.arrived,
+        state_dict=weights,
+    )
     processes.from_main(write)

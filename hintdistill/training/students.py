@@ -103,9 +103,12 @@ def lora_config(section: LoraSection) -> Any:
 
     modules = section.target_modules
     return LoraConfig(
-        r=section.rank, lora_alpha=section.alpha, lora_dropout=section.dropout, task_type="CAUSAL_LM",
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=section.dropout,
+        task_type="CAUSAL_LM",
         target_modules=modules if isinstance(modules, str) else list(modules),
-    )  # fmt: skip
+    )
 
 
 @contextlib.contextmanager

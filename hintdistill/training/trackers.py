@@ -37,17 +37,23 @@ def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dic
         return {"report_to": "none"}, {}
     folder = (work / "tracker").resolve()
     keywords = {
-        "report_to": list(config.trackers), "run_name": name, "project": PROJECT, "trackio_static_space_id": False,
-    }  # fmt: skip
+        "report_to": list(config.trackers),
+        "run_name": name,
+        "project": PROJECT,
+        "trackio_static_space_id": False,
+    }
     wanted = {
         "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(folder / "tensorboard")},
         "trackio": {"TRACKIO_DIR": str(folder / "trackio")},
         # wandb makes its own folder in there, and would send what is printed, which may hold names of traces
         "wandb": {
-            "WANDB_DIR": str(folder), "WANDB_PROJECT": PROJECT, "WANDB_CONSOLE": "off", "WANDB_RUN_ID": name,
+            "WANDB_DIR": str(folder),
+            "WANDB_PROJECT": PROJECT,
+            "WANDB_CONSOLE": "off",
+            "WANDB_RUN_ID": name,
             "WANDB_RESUME": "allow",
         },
-    }  # fmt: skip
+    }
     if os.environ.get("WANDB_MODE") in OFFLINE:
         # offline there is nothing to look the run up in
         del wanted["wandb"]["WANDB_RESUME"]

@@ -48,10 +48,18 @@ class HintTrainer(Trainer):
     """Trains a student towards hinted targets."""
 
     def __init__(
-        self, *args: Any, objective: TrainSection, special_ids: Sequence[int] = (), initial: Any = None, external: Any = None,
-        heldout: Sequence[TraceRow] = (), watch: Watch | None = None, tripwires: Tripwires | None = None,
-        from_initial: bool = True, **kwargs: Any,
-    ) -> None:  # fmt: skip
+        self,
+        *args: Any,
+        objective: TrainSection,
+        special_ids: Sequence[int] = (),
+        initial: Any = None,
+        external: Any = None,
+        heldout: Sequence[TraceRow] = (),
+        watch: Watch | None = None,
+        tripwires: Tripwires | None = None,
+        from_initial: bool = True,
+        **kwargs: Any,
+    ) -> None:
         """Beside the Trainer's own arguments:
 
         Args:
@@ -75,8 +83,13 @@ class HintTrainer(Trainer):
         if way == "shared_prefix":
             register()
             self.owner.set_attn_implementation(ATTENTION)
-        self.passes = Passes(self.owner, way, objective.branch_tokens, narrow=not objective.gradient_checkpointing,
-                             link=self.args.world_size > 1)  # fmt: skip
+        self.passes = Passes(
+            self.owner,
+            way,
+            objective.branch_tokens,
+            narrow=not objective.gradient_checkpointing,
+            link=self.args.world_size > 1,
+        )
         self._views = self.recipe.used_views("hint") if objective.target_source == "in_step" else {}
         weights = {self._weights_of(v) for v in self._views.values()}
         self._external = external

@@ -27,14 +27,30 @@ class Wire:
 
 LESS = "lower train.learning_rate or train.epochs, or raise train.anchor.weight"
 WIRES = (
-    Wire("max_off_target_kl", "off_target_kl", 1, " nats per token", "the student moves where nothing is trained", LESS),
+    Wire(
+        "max_off_target_kl", "off_target_kl", 1, " nats per token", "the student moves where nothing is trained", LESS
+    ),
     Wire("max_heldout_kl", "heldout_kl", 1, " nats per token", "the student moves on held-out clean traces", LESS),
-    Wire("min_entropy_ratio", "entropy_ratio", -1, "", "entropy collapse: the student grows sure of everything",
-         "lower train.learning_rate, or use a divergence that covers the teacher (train.divergence=fkl or jsd)"),
-    Wire("max_end_drop", "end_drop", 1, "", "length tail: steps are less and less likely to end where they ended", LESS),
-    Wire("min_hint_effect", "hint_effect", -1, " nats", "the hint's effect is gone: nothing is left to learn",
-         "train for fewer steps (train.epochs), or keep the teacher at the initial policy (train.teacher=initial)"),
-)  # fmt: skip
+    Wire(
+        "min_entropy_ratio",
+        "entropy_ratio",
+        -1,
+        "",
+        "entropy collapse: the student grows sure of everything",
+        "lower train.learning_rate, or use a divergence that covers the teacher (train.divergence=fkl or jsd)",
+    ),
+    Wire(
+        "max_end_drop", "end_drop", 1, "", "length tail: steps are less and less likely to end where they ended", LESS
+    ),
+    Wire(
+        "min_hint_effect",
+        "hint_effect",
+        -1,
+        " nats",
+        "the hint's effect is gone: nothing is left to learn",
+        "train for fewer steps (train.epochs), or keep the teacher at the initial policy (train.teacher=initial)",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +110,12 @@ class Tripwires:
 
 def unread(section: TripwireSection, sets: Mapping[str, object]) -> list[str]:
     """The bounds that nothing is read for, because the set that they speak of has no steps."""
-    needs = {"max_off_target_kl": "off_target", "min_entropy_ratio": "off_target", "max_end_drop": "off_target",
-             "max_heldout_kl": "heldout"}  # fmt: skip
+    needs = {
+        "max_off_target_kl": "off_target",
+        "min_entropy_ratio": "off_target",
+        "max_end_drop": "off_target",
+        "max_heldout_kl": "heldout",
+    }
     return [name for name, of in needs.items() if getattr(section, name) is not None and of not in sets]
 
 

@@ -38,20 +38,29 @@ def restricted(slots: Sequence[Slot], student: Tensor) -> Batch:
     before = wide([s.plain for s in slots], -torch.inf).to(device)
     return Batch(
         # the run has trained nothing when targets are made, so the plain view is the initial policy's
-        views={"student": student, "teacher": wide([s.target for s in slots], -torch.inf).to(device),
-               "plain": before, "initial": before},
-        sampled=torch.cat([s.columns for s in slots]).to(device), lengths=[s.length for s in slots],
-        facts=facts(slots, device), restricted=True,
-    )  # fmt: skip
+        views={
+            "student": student,
+            "teacher": wide([s.target for s in slots], -torch.inf).to(device),
+            "plain": before,
+            "initial": before,
+        },
+        sampled=torch.cat([s.columns for s in slots]).to(device),
+        lengths=[s.length for s in slots],
+        facts=facts(slots, device),
+        restricted=True,
+    )
 
 
 def whole(slots: Sequence[Slot], views: Mapping[str, Tensor], special_ids: Sequence[int]) -> Batch:
     """A batch of views over the vocabulary, [N, V] each."""
     device = views["student"].device
     return Batch(
-        views=views, sampled=sampled(slots, device), lengths=[s.length for s in slots], facts=facts(slots, device),
+        views=views,
+        sampled=sampled(slots, device),
+        lengths=[s.length for s in slots],
+        facts=facts(slots, device),
         special_ids=special_ids,
-    )  # fmt: skip
+    )
 
 
 def sampled(slots: Sequence[Slot], device: torch.device) -> Tensor:

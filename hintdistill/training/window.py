@@ -68,8 +68,10 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
     tree, memory = forest(rows, branched), Memory()
     pieces = windows(rows, width)
     # as far as a window or a branch looks back
-    depth = [max([p.start for p in pieces if p.chain == i] + [s.insert_at for j, s in branched if j == i], default=0)
-             for i in range(len(rows))]  # fmt: skip
+    depth = [
+        max([p.start for p in pieces if p.chain == i] + [s.insert_at for j, s in branched if j == i], default=0)
+        for i in range(len(rows))
+    ]
     trunks = [Piece(i, 0, n) for i, n in enumerate(depth) if n]
     with torch.no_grad(), lockstep(passes.owner):
         if trunks:
@@ -91,9 +93,12 @@ def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, r
     hidden = passes.run(model, call.inputs(passes.device), torch.cat(columns))
     split = hidden.split([s.length for s in order])
     return StudentPass(
-        {s.key: h for s, h in zip(order, split, strict=True)}, tree, memory, {s.key: n for n, (_, s) in enumerate(branched)},
+        {s.key: h for s, h in zip(order, split, strict=True)},
+        tree,
+        memory,
+        {s.key: n for n, (_, s) in enumerate(branched)},
         0.0 * hidden.float().sum(),
-    )  # fmt: skip
+    )
 
 
 class WindowProbe:

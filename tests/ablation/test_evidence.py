@@ -111,11 +111,24 @@ def target(plain, teacher, span, position, error_class="x") -> Target:
     z = np.zeros((t, 1), np.float32)
     m = Measurement(position, 1, -1.0, -1.0, 0.0, -1.0, None, 0.0)
     return Target(
-        key="k", trace_id="t", step=0, kind="hint", split="train", context_ids=np.arange(3), step_ids=np.arange(t), span=span,
-        support_ids=z.astype(int), teacher_logprobs=z, plain_logprobs=z, teacher_tail=z[:, 0], plain_tail=z[:, 0],
-        teacher_sampled=np.log(np.array(teacher, np.float32)), plain_sampled=np.log(np.array(plain, np.float32)),
-        error_class=error_class, measurement=m,
-    )  # fmt: skip
+        key="k",
+        trace_id="t",
+        step=0,
+        kind="hint",
+        split="train",
+        context_ids=np.arange(3),
+        step_ids=np.arange(t),
+        span=span,
+        support_ids=z.astype(int),
+        teacher_logprobs=z,
+        plain_logprobs=z,
+        teacher_tail=z[:, 0],
+        plain_tail=z[:, 0],
+        teacher_sampled=np.log(np.array(teacher, np.float32)),
+        plain_sampled=np.log(np.array(plain, np.float32)),
+        error_class=error_class,
+        measurement=m,
+    )
 
 
 def test_predicted_repair_is_read_up_to_the_decision_token():

@@ -175,10 +175,14 @@ def test_what_is_to_be_kept_is_half_of_the_criterion(config):
 def outcomes(success: float, errors: dict[str, float], seed: int) -> list[dict]:
     rng = np.random.default_rng(seed)
     return [
-        {"task": f"t{i}", "success": bool(rng.random() < success), "errors": [e for e, p in errors.items() if rng.random() < p],
-         "failure": None}
+        {
+            "task": f"t{i}",
+            "success": bool(rng.random() < success),
+            "errors": [e for e, p in errors.items() if rng.random() < p],
+            "failure": None,
+        }
         for i in range(N)
-    ]  # fmt: skip
+    ]
 
 
 def result(arm: str, seed: int, success: float, left: float, repair: float) -> dict:
@@ -193,24 +197,48 @@ def result(arm: str, seed: int, success: float, left: float, repair: float) -> d
         7,
     )
     if arm == "shared":
-        return {"regime": "common", "arm": arm, "seed": seed, "cpu_seconds": 5.0, "initial": played, "success_in_rollouts": 0.4,
-                "hinted": {s: outcomes(0.95, {}, seed) for s in SETTINGS[:2]}, "predicted": predicted,
-                "effects": {"all": [-2.0, -3.0], "accepted": [-3.0], "placebo": []}}  # fmt: skip
+        return {
+            "regime": "common",
+            "arm": arm,
+            "seed": seed,
+            "cpu_seconds": 5.0,
+            "initial": played,
+            "success_in_rollouts": 0.4,
+            "hinted": {s: outcomes(0.95, {}, seed) for s in SETTINGS[:2]},
+            "predicted": predicted,
+            "effects": {"all": [-2.0, -3.0], "accepted": [-3.0], "placebo": []},
+        }
     between = {"test@1": played["test@1"][:20]}
-    return {"regime": "common", "arm": arm, "seed": seed, "cpu_seconds": 6.0, "outcomes": played, "predicted": predicted,
-            "rounds": [
-                counts | {"round": 1, "tripwire": None, "outcomes": between},
-                counts | {"round": 2, "tripwire": "collapse: 9 of 9" if arm == "placebo" else None},
-            ],
-            "off_target": {n: {"kl_per_token": 0.002, "kl_p99": 0.1, "top1_flip_rate": 0.001} for n in ("clean", "near_misses")},
-            "train": {"learning_rate": 1e-4}}  # fmt: skip
+    return {
+        "regime": "common",
+        "arm": arm,
+        "seed": seed,
+        "cpu_seconds": 6.0,
+        "outcomes": played,
+        "predicted": predicted,
+        "rounds": [
+            counts | {"round": 1, "tripwire": None, "outcomes": between},
+            counts | {"round": 2, "tripwire": "collapse: 9 of 9" if arm == "placebo" else None},
+        ],
+        "off_target": {
+            n: {"kl_per_token": 0.002, "kl_p99": 0.1, "top1_flip_rate": 0.001} for n in ("clean", "near_misses")
+        },
+        "train": {"learning_rate": 1e-4},
+    }
 
 
 ARMS = {  # success, share of errors left, predicted repair
-    "shared": (0.35, 1.0, 0.8), "hint": (0.85, 0.1, 0.9), "placebo": (0.38, 0.95, 0.05), "full_trace": (0.6, 0.5, 0.5),
-    "sft_success": (0.5, 0.8, 0.2), "step:0": (0.8, 0.1, 0.8), "step:50": (0.5, 0.5, 0.5), "step:100": (0.2, 1.0, 0.0),
-    "step:50+gate": (0.8, 0.2, 0.7), "alarm:10": (0.8, 0.2, 0.7),
-}  # fmt: skip
+    "shared": (0.35, 1.0, 0.8),
+    "hint": (0.85, 0.1, 0.9),
+    "placebo": (0.38, 0.95, 0.05),
+    "full_trace": (0.6, 0.5, 0.5),
+    "sft_success": (0.5, 0.8, 0.2),
+    "step:0": (0.8, 0.1, 0.8),
+    "step:50": (0.5, 0.5, 0.5),
+    "step:100": (0.2, 1.0, 0.0),
+    "step:50+gate": (0.8, 0.2, 0.7),
+    "alarm:10": (0.8, 0.2, 0.7),
+}
 
 
 @pytest.fixture(scope="module")
@@ -251,8 +279,12 @@ def test_predictions_meet_measurements_with_an_interval(document):
 def test_where_the_gain_is_gone_and_what_the_gate_recovers(document):
     noise = document["noise"]
     assert [(r["percent"], r["gate"]) for r in noise["rows"] if r["kind"] == "step"] == [
-        (0, False), (50, False), (100, False), (0, True), (50, True),
-    ]  # fmt: skip
+        (0, False),
+        (50, False),
+        (100, False),
+        (0, True),
+        (50, True),
+    ]
     (tie,) = [t for t in noise["ties"] if (t["kind"], t["gate"], t["setting"]) == ("step", False, "test@1")]
     assert 50 < tie["crosses_zero_at"] < 100 and tie["interval_reaches_zero_at"] in (50, 100)
     (gate,) = [g for g in noise["gate"] if g["setting"] == "test@1" and g["kind"] == "step"]
@@ -309,12 +341,24 @@ def test_a_tiny_ablation_with_a_sweep_is_resumed_job_by_job(tmp_path):
 
     settings = load_config(
         "configs/ablate.yaml",
-        ["ablate.seeds=[0]", "ablate.arms=[hint,llm_critic,hint_outcome,none]", "ablate.noise=[step:50]", "ablate.sweep.use=true",
-         "ablate.limits={}",
-         "ablate.limit=4", "ablate.sweep.limit=4", "ablate.sweep.own={}",
-         "ablate.sweep.settings=[{learning_rate: 1.0e-4}]", "ablate.steps=2",
-         "ablate.rows=6", "ablate.bootstrap=100", "ablate.processes=1", "rollout.sample.episodes=16", "report.off_target_steps=6"],
-    )  # fmt: skip
+        [
+            "ablate.seeds=[0]",
+            "ablate.arms=[hint,llm_critic,hint_outcome,none]",
+            "ablate.noise=[step:50]",
+            "ablate.sweep.use=true",
+            "ablate.limits={}",
+            "ablate.limit=4",
+            "ablate.sweep.limit=4",
+            "ablate.sweep.own={}",
+            "ablate.sweep.settings=[{learning_rate: 1.0e-4}]",
+            "ablate.steps=2",
+            "ablate.rows=6",
+            "ablate.bootstrap=100",
+            "ablate.processes=1",
+            "rollout.sample.episodes=16",
+            "report.off_target_steps=6",
+        ],
+    )
     folder = tmp_path / "run"
     document = ablate(settings, folder)
     arms = document["regimes"]["common"]["arms"]

@@ -43,8 +43,19 @@ def test_every_prompt_documents_its_variables_at_the_top(library):
         assert used <= said, f"{name} uses {used - said}, which its head does not name"
 
 
-CLASSES = {"unknown_tool", "wrong_argument", "wrong_argument_type", "unparsable_call", "call_in_prose", "repeated_failing_call",
-           "ignored_error", "skipped_lookup", "premature_finish", "policy_violation", "wrong_answer"}  # fmt: skip
+CLASSES = {
+    "unknown_tool",
+    "wrong_argument",
+    "wrong_argument_type",
+    "unparsable_call",
+    "call_in_prose",
+    "repeated_failing_call",
+    "ignored_error",
+    "skipped_lookup",
+    "premature_finish",
+    "policy_violation",
+    "wrong_answer",
+}
 
 
 def test_every_error_class_has_a_hint_that_needs_no_model(weather_trace):

@@ -67,8 +67,14 @@ def test_labels_that_are_not_there(config):
 
 def test_a_cascade_is_one_config(config, tmp_path):
     """Rules, a cheap critic, and a strong one that is asked only where the others leave something open."""
-    finding = {"step": 0, "quote": None, "error_class": "wrong_answer", "hint": "Read the last result once more.", "confidence": 0.9,
-               "caused_by": None}  # fmt: skip
+    finding = {
+        "step": 0,
+        "quote": None,
+        "error_class": "wrong_answer",
+        "hint": "Read the last result once more.",
+        "confidence": 0.9,
+        "caused_by": None,
+    }
     found = json.dumps({"verdict": "findings", "findings": [finding]})
     with scripted_server(NONE) as cheap, scripted_server(found) as strong:
         settings = ["critic.use=[strong,rules,llm]", "critic.escalate=[disagreement]"]
@@ -92,8 +98,13 @@ def test_a_cascade_is_one_config(config, tmp_path):
     assert document["funnel"]["critique"]["by_class"].keys() == {"wrong_answer"}
 
 
-SECRETS = ["AKIA" + "IOSFODNN7EXAMPLQ", "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "maria.lopez@example.com",
-           "hunter2secret!", "sk-proj-" + "aB3dE5fG7hI9jK1lM3nO5"]  # fmt: skip
+SECRETS = [
+    "AKIA" + "IOSFODNN7EXAMPLQ",
+    "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8",
+    "maria.lopez@example.com",
+    "hunter2secret!",
+    "sk-proj-" + "aB3dE5fG7hI9jK1lM3nO5",
+]
 
 
 def test_a_recording_server_never_sees_a_planted_secret(config, tmp_path):
@@ -104,20 +115,37 @@ def test_a_recording_server_never_sees_a_planted_secret(config, tmp_path):
         said = f'password = "{secret}"' if "hunter2" in secret else secret
         arguments = json.dumps({"password": secret, "note": said})
         call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
-        for n, messages in enumerate((
-            [{"role": "user", "content": f"Here:\n{said}"}, {"role": "assistant", "content": "Thanks."}],
-            [{"role": "user", "content": "Go."}, {"role": "assistant", "content": None, "tool_calls": [call]}],
-            [{"role": "user", "content": "Go."}, {"role": "assistant", "content": "I look."},
-             {"role": "tool", "content": json.dumps({"data": json.dumps({"api_key": secret, "text": said})})}],
-        )):  # fmt: skip
+        for n, messages in enumerate(
+            (
+                [{"role": "user", "content": f"Here:\n{said}"}, {"role": "assistant", "content": "Thanks."}],
+                [{"role": "user", "content": "Go."}, {"role": "assistant", "content": None, "tool_calls": [call]}],
+                [
+                    {"role": "user", "content": "Go."},
+                    {"role": "assistant", "content": "I look."},
+                    {"role": "tool", "content": json.dumps({"data": json.dumps({"api_key": secret, "text": said})})},
+                ],
+            )
+        ):
             traces.append({"id": f"{len(traces)}-{n}", "messages": messages})
-    traces += [{"id": f"clean-{i}", "messages": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": f"Gone {i}."}]}
-               for i in range(3)]  # fmt: skip
+    traces += [
+        {
+            "id": f"clean-{i}",
+            "messages": [{"role": "user", "content": "Go."}, {"role": "assistant", "content": f"Gone {i}."}],
+        }
+        for i in range(3)
+    ]
     path = tmp_path / "secrets.jsonl"
     path.write_text("".join(json.dumps(t) + "\n" for t in traces))
     with scripted_server(NONE) as server:
-        settings = [f"traces.path={path}", "traces.limit=null", "critic.use=[llm]", "critic.secret_scan=always",
-                    f"critic.llm.base_url={server.url}", "critic.llm.model=m", "critic.llm.context_tokens=16000"]  # fmt: skip
+        settings = [
+            f"traces.path={path}",
+            "traces.limit=null",
+            "critic.use=[llm]",
+            "critic.secret_scan=always",
+            f"critic.llm.base_url={server.url}",
+            "critic.llm.model=m",
+            "critic.llm.context_tokens=16000",
+        ]
         text = run("critique", config, *settings, "-q", "--json")
         received = json.dumps(server.received, ensure_ascii=False)
         assert len(server.received) == 3 and "Gone 2." in received
@@ -144,9 +172,21 @@ def hostile(tmp_path, config):
     tool = {"type": "function", "function": {"name": "get", "parameters": {"type": "object", "properties": {}}}}
     call = {"id": "1", "type": "function", "function": {"name": EVIL, "arguments": "{}"}}
     path = tmp_path / "hostile.jsonl"
-    path.write_text(json.dumps({"id": f"t{EVIL}", "tools": [tool], "messages": [
-        {"role": "user", "content": EVIL}, {"role": "assistant", "content": EVIL, "tool_calls": [call]},
-        {"role": "tool", "content": EVIL}, {"role": "assistant", "content": EVIL}]}) + "\n")  # fmt: skip
+    path.write_text(
+        json.dumps(
+            {
+                "id": f"t{EVIL}",
+                "tools": [tool],
+                "messages": [
+                    {"role": "user", "content": EVIL},
+                    {"role": "assistant", "content": EVIL, "tool_calls": [call]},
+                    {"role": "tool", "content": EVIL},
+                    {"role": "assistant", "content": EVIL},
+                ],
+            }
+        )
+        + "\n"
+    )
     return [config, f"traces.path={path}", "traces.limit=null", "traces.holdout=0"], path
 
 
@@ -192,16 +232,36 @@ def test_an_error_message_quotes_no_raw_control_characters(tmp_path):
     path.write_text(
         json.dumps({"id": "a", "messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]})
     )
-    done = subprocess.run([sys.executable, "-m", "hintdistill.cli", "prompts", "render", "hints/unknown_tool.jinja", "--traces", str(path),
-                           "--trace", EVIL.replace("\x00", "")], capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hintdistill.cli",
+            "prompts",
+            "render",
+            "hints/unknown_tool.jinja",
+            "--traces",
+            str(path),
+            "--trace",
+            EVIL.replace("\x00", ""),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 3 and "no trace \\u001b[2J" in done.stderr and is_quiet(done.stderr)
 
 
 def test_a_budget_stops_the_command_cleanly(config, tmp_path):
     """What was done is kept and the rest is owed; a second call with more to spend asks only for that."""
     with scripted_server(NONE) as server:
-        llm = ("critic.use=[llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m", "critic.llm.context_tokens=16000",
-               "critic.llm.concurrency=4", "critic.llm.max_tokens=100")  # fmt: skip
+        llm = (
+            "critic.use=[llm]",
+            f"critic.llm.base_url={server.url}",
+            "critic.llm.model=m",
+            "critic.llm.context_tokens=16000",
+            "critic.llm.concurrency=4",
+            "critic.llm.max_tokens=100",
+        )
         server.prompt_tokens = 1500
         first = json.loads(run("critique", config, *llm, "critic.budget_tokens=9000", "--json"))
         asked = len(server.received)
@@ -224,8 +284,17 @@ def test_a_dry_run_asks_nothing(config):
 
 def test_usage_and_money_are_in_the_report(config, tmp_path):
     with scripted_server(NONE) as server:
-        said = run("critique", config, "critic.use=[llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m",
-            "critic.llm.context_tokens=16000", "critic.llm.price_in=2", "critic.llm.price_out=10", "-q")  # fmt: skip
+        said = run(
+            "critique",
+            config,
+            "critic.use=[llm]",
+            f"critic.llm.base_url={server.url}",
+            "critic.llm.model=m",
+            "critic.llm.context_tokens=16000",
+            "critic.llm.price_in=2",
+            "critic.llm.price_out=10",
+            "-q",
+        )
         assert len(server.received) == 12
     usage = json.loads((tmp_path / "run" / "report.json").read_text())["funnel"]["critique"]["usage"]
     assert usage["requests"] == 12 and usage["prompt_tokens"] == 84
@@ -236,9 +305,11 @@ def test_usage_and_money_are_in_the_report(config, tmp_path):
 
 
 def test_spending_per_accepted_finding():
-    rows = [{"critic": "llm", "critique": {"usage": {"requests": 1, "prompt_tokens": 100, "completion_tokens": 20}}},
-            {"critic": "llm", "failure": {"usage": {"requests": 2, "prompt_tokens": 200, "completion_tokens": 0}}},
-            {"critic": "rules", "critique": {}}]  # fmt: skip
+    rows = [
+        {"critic": "llm", "critique": {"usage": {"requests": 1, "prompt_tokens": 100, "completion_tokens": 20}}},
+        {"critic": "llm", "failure": {"usage": {"requests": 2, "prompt_tokens": 200, "completion_tokens": 0}}},
+        {"critic": "rules", "critique": {}},
+    ]
     got = spending(rows, {"critic": {"llm": {"price_in": 1.0, "price_out": 2.0}}}, accepted=4)
     assert (got["requests"], got["tokens_per_accepted_finding"], got["money"]) == (3, 80.0, pytest.approx(340e-6))
     assert spent(got) == (
@@ -259,13 +330,25 @@ def test_compare_two_prompts_on_the_same_traces(config, tmp_path):
     def answer(request):
         if "Judge it." not in request["messages"][0]["content"]:
             return NONE
-        finding = {"step": 0, "quote": None, "error_class": "wrong_answer", "hint": "Call the tool that is listed for this.",
-                   "confidence": 0.9, "caused_by": None}  # fmt: skip
+        finding = {
+            "step": 0,
+            "quote": None,
+            "error_class": "wrong_answer",
+            "hint": "Call the tool that is listed for this.",
+            "confidence": 0.9,
+            "caused_by": None,
+        }
         return json.dumps({"verdict": "findings", "findings": [finding]})
 
     with scripted_server(answer) as server:
-        settings = (f"critic.prompts={folder}", "critic.use=[llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m",
-                    "critic.llm.context_tokens=16000", "traces.limit=2")  # fmt: skip
+        settings = (
+            f"critic.prompts={folder}",
+            "critic.use=[llm]",
+            f"critic.llm.base_url={server.url}",
+            "critic.llm.model=m",
+            "critic.llm.context_tokens=16000",
+            "traces.limit=2",
+        )
         sides = ("--compare", "critic.llm.prompt=critic/all_at_once.jinja", "critic.llm.prompt=critic/mine.jinja")
         got = json.loads(run("critique", config, *settings, *sides, "--json"))
         again = json.loads(run("critique", config, *settings, "--compare", got["a"], got["b"], "--json"))

@@ -38,10 +38,15 @@ def test_a_trace_cannot_leave_its_lines():
         id="t",
         messages=(
             Message(role="user", content=ATTACK),
-            Message(role="assistant", content=ATTACK, reasoning=ATTACK, tool_calls=(ToolCall(name=ATTACK, arguments_raw=ATTACK),)),
+            Message(
+                role="assistant",
+                content=ATTACK,
+                reasoning=ATTACK,
+                tool_calls=(ToolCall(name=ATTACK, arguments_raw=ATTACK),),
+            ),
         ),
         tools=({"type": "function", "function": {"name": "f", "description": ATTACK}},),
-    )  # fmt: skip
+    )
     text = whole(trace).text + "\n" + tool_lines(trace)
     assert len(text.splitlines()) == 3, "a line break of any kind inside a message would be a new line of the record"
     for forbidden in (

@@ -30,17 +30,28 @@ def test_a_rejected_hint_goes_back_once(tmp_path):
         if request["response_format"]["json_schema"]["schema"].get("title") == "HintAnswer":
             assert "leak: it names something" in text and "The code will be 99123" in text
             return json.dumps({"hint": f"There is no tool {wrong}. The tools are {', '.join(trace.tool_schemas)}."})
-        finding = {"step": 0, "quote": wrong, "error_class": "unknown_tool", "hint": "The code will be 99123.", "confidence": 1.0,
-                   "caused_by": None}  # fmt: skip
+        finding = {
+            "step": 0,
+            "quote": wrong,
+            "error_class": "unknown_tool",
+            "hint": "The code will be 99123.",
+            "confidence": 1.0,
+            "caused_by": None,
+        }
         return json.dumps({"verdict": "findings", "findings": [finding]})
 
     with scripted_server(answer) as server:
         settings = {
-            "run": {"model": str(STUDENT), "dir": str(tmp_path / "run")}, "traces": {"path": [str(tmp_path / "t.jsonl")], "holdout": 0.0},
+            "run": {"model": str(STUDENT), "dir": str(tmp_path / "run")},
+            "traces": {"path": [str(tmp_path / "t.jsonl")], "holdout": 0.0},
             "train": {"anchor": {"weight": 0.0}},
-            "critic": {"use": ["llm"], "revise": True, "prompts": str(TOOLWORLD / "prompts"),
-                       "llm": {"base_url": server.url, "model": "m", "context_tokens": 16_000}},
-        }  # fmt: skip
+            "critic": {
+                "use": ["llm"],
+                "revise": True,
+                "prompts": str(TOOLWORLD / "prompts"),
+                "llm": {"base_url": server.url, "model": "m", "context_tokens": 16_000},
+            },
+        }
         config = validate(settings, "test")
         folder = pipeline.run(config, tmp_path / "run", until="rescore", voice=pipeline.Voice(quiet=True))
         document = json.loads((folder / "report.json").read_text())

@@ -26,8 +26,15 @@ NONE = json.dumps({"verdict": "none", "findings": []})
 
 
 def finding(step: int, error_class: str = "wrong_answer", confidence: float = 0.8, **more) -> dict:
-    return {"step": step, "quote": None, "error_class": error_class, "hint": "Look again at the result.", "confidence": confidence,
-            "caused_by": None, **more}  # fmt: skip
+    return {
+        "step": step,
+        "quote": None,
+        "error_class": error_class,
+        "hint": "Look again at the result.",
+        "confidence": confidence,
+        "caused_by": None,
+        **more,
+    }
 
 
 def found(*findings: dict) -> str:
@@ -77,8 +84,15 @@ def step_of(request) -> int:
 def judge_step(wrong: int | None):
     def answer(request, _):
         mistake = step_of(request) == wrong
-        return json.dumps({"mistake": mistake, "quote": None, "error_class": "wrong_answer" if mistake else "none",
-                           "hint": "Look again at the result." if mistake else "", "confidence": 0.9})  # fmt: skip
+        return json.dumps(
+            {
+                "mistake": mistake,
+                "quote": None,
+                "error_class": "wrong_answer" if mistake else "none",
+                "hint": "Look again at the result." if mistake else "",
+                "confidence": 0.9,
+            }
+        )
 
     return answer
 
@@ -253,11 +267,22 @@ def test_paid_answers_survive_a_kill_in_the_middle(tmp_path):
     assert len(again.backend.asked) == 6 - dies_at
 
 
-SECRETS = ["AKIA" + "IOSFODNN7EXAMPLQ", "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8", "xoxb-" + "123456789012-abcdefghijkl",
-           "-----BEGIN RSA " + "PRIVATE KEY-----", "sk_live_" + "abcdefghijklmnopqrstuvwx", "password = 'hunter2secret!'",
-           "maria.lopez@example.com", "https://maria:geheim99@example.com/x", 'password = "hunter2secret!"',
-           '{"api_key":"hunter2secret99"}', "sk-proj-" + "aB3dE5fG7hI9jK1lM3nO5", "sk-ant-" + "api03-aB3dE5fG7hI9jK1lM3nO5",
-           "hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH", "npm_" + "a" * 36]  # fmt: skip
+SECRETS = [
+    "AKIA" + "IOSFODNN7EXAMPLQ",
+    "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8",
+    "xoxb-" + "123456789012-abcdefghijkl",
+    "-----BEGIN RSA " + "PRIVATE KEY-----",
+    "sk_live_" + "abcdefghijklmnopqrstuvwx",
+    "password = 'hunter2secret!'",
+    "maria.lopez@example.com",
+    "https://maria:geheim99@example.com/x",
+    'password = "hunter2secret!"',
+    '{"api_key":"hunter2secret99"}',
+    "sk-proj-" + "aB3dE5fG7hI9jK1lM3nO5",
+    "sk-ant-" + "api03-aB3dE5fG7hI9jK1lM3nO5",
+    "hf_" + "abcdefghijklmnopqrstuvwxyzABCDEFGH",
+    "npm_" + "a" * 36,
+]
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -278,10 +303,25 @@ def test_a_secret_is_seen_wherever_it_stands(secret):
         {"messages": (Message(role="system", content=f"You are.\n{secret}"), Message(role="assistant", content="a"))},
         {"messages": (Message(role="assistant", content="a", reasoning=f"Hm:\t{secret}"),)},
         {"messages": (Message(role="assistant", tool_calls=(call,)),)},
-        {"messages": (Message(role="assistant", tool_calls=(ToolCall(name="f", arguments_raw=json.dumps({"a": json.dumps([secret])})),)),)},
-        {"messages": (Message(role="assistant", content="a"), Message(role="tool", content=json.dumps({"r": json.dumps({"s": secret})})))},
-        {"messages": (Message(role="assistant", content="a"),), "tools": ({"function": {"name": "f", "description": secret}},)},
-    ]  # fmt: skip
+        {
+            "messages": (
+                Message(
+                    role="assistant",
+                    tool_calls=(ToolCall(name="f", arguments_raw=json.dumps({"a": json.dumps([secret])})),),
+                ),
+            )
+        },
+        {
+            "messages": (
+                Message(role="assistant", content="a"),
+                Message(role="tool", content=json.dumps({"r": json.dumps({"s": secret})})),
+            )
+        },
+        {
+            "messages": (Message(role="assistant", content="a"),),
+            "tools": ({"function": {"name": "f", "description": secret}},),
+        },
+    ]
     c = critic(lambda r, n: NONE, scan=True)
     for i, place in enumerate(places):
         with pytest.raises(SecretError) as caught:
@@ -298,19 +338,29 @@ def test_ordinary_traces_hold_no_secret():
 
 def said(*steps: int, by: str = "llm", verdict: str | None = None) -> Critique:
     findings = tuple(Finding(step=s, error_class="x", critic=by) for s in steps)
-    return Critique(trace_id="t", verdict=verdict or ("findings" if steps else "none"), findings=findings, critics=(by,),
-                    usage=Usage(requests=1))  # fmt: skip
+    return Critique(
+        trace_id="t",
+        verdict=verdict or ("findings" if steps else "none"),
+        findings=findings,
+        critics=(by,),
+        usage=Usage(requests=1),
+    )
 
 
 @pytest.mark.parametrize(
     ("others", "reward", "why"),
     [
-        ([said(1), said(1, by="rules")], None, None), ([said(1), said(2, by="rules")], None, "disagreement"),
-        ([said(1), said(by="rules")], None, None), ([said(by="rules"), said()], 0.0, "failed_runs"), ([said()], 1.0, None),
-        ([said(verdict="abstain")], 1.0, "failed"), ([ServiceError("x"), said(by="rules")], None, "failed"),
-        ([said(1), said(2, by="recorded")], None, "disagreement"), ([said(), said(1, by="rules")], None, "disagreement"),
+        ([said(1), said(1, by="rules")], None, None),
+        ([said(1), said(2, by="rules")], None, "disagreement"),
+        ([said(1), said(by="rules")], None, None),
+        ([said(by="rules"), said()], 0.0, "failed_runs"),
+        ([said()], 1.0, None),
+        ([said(verdict="abstain")], 1.0, "failed"),
+        ([ServiceError("x"), said(by="rules")], None, "failed"),
+        ([said(1), said(2, by="recorded")], None, "disagreement"),
+        ([said(), said(1, by="rules")], None, "disagreement"),
     ],
-)  # fmt: skip
+)
 def test_when_the_strong_critic_is_asked(others, reward, why):
     assert escalation(CriticSection(), trace(3, reward=reward), others) == why
     if why is not None:
@@ -330,10 +380,14 @@ def test_the_strong_critics_word_replaces_the_others():
 
 def test_roots_go_on_and_only_so_many():
     """The earliest first; a consequence and an unsure finding take no root's place."""
-    found = Critique(trace_id="t", verdict="findings", findings=tuple(
-        Finding(step=s, error_class="x", caused_by=by, confidence=c)
-        for s, by, c in ((0, None, 0.9), (1, 0, 0.9), (2, None, 0.2), (3, None, 0.9), (4, None, 0.9), (5, 4, 0.9)))
-    )  # fmt: skip
+    found = Critique(
+        trace_id="t",
+        verdict="findings",
+        findings=tuple(
+            Finding(step=s, error_class="x", caused_by=by, confidence=c)
+            for s, by, c in ((0, None, 0.9), (1, 0, 0.9), (2, None, 0.2), (3, None, 0.9), (4, None, 0.9), (5, 4, 0.9))
+        ),
+    )
     reasons = [reason for _, reason in select(found, 2, 0.5)]
     assert reasons == [None, "consequence", "low_confidence", None, "over_max_per_trace", "consequence"]
 

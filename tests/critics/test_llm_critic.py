@@ -133,11 +133,16 @@ def test_a_rate_limit_is_waited_out_as_the_server_asks(weather_trace, monkeypatc
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        (b"<html>Bad gateway</html>", "no JSON"), (b'{"id": "x", "choices": [{"ind', "no JSON"), (b"\xff\x00", "no JSON"),
-        (b"[1]", "no list of choices"), (b"null", "no list of choices"), (b'{"error": {"message": "busy"}}', "no list of choices"),
-        (b'{"choices": [{"index": 0, "message": null}]}', "a choice without a message"), (b'{"choices": [7, 8]}', "repaired"),
+        (b"<html>Bad gateway</html>", "no JSON"),
+        (b'{"id": "x", "choices": [{"ind', "no JSON"),
+        (b"\xff\x00", "no JSON"),
+        (b"[1]", "no list of choices"),
+        (b"null", "no list of choices"),
+        (b'{"error": {"message": "busy"}}', "no list of choices"),
+        (b'{"choices": [{"index": 0, "message": null}]}', "a choice without a message"),
+        (b'{"choices": [7, 8]}', "repaired"),
     ],
-)  # fmt: skip
+)
 def test_a_response_that_is_no_completion_costs_its_trace(weather_trace, body, what):
     """One failed record with what came back, and the next trace is asked as if nothing had been."""
     other = weather_trace.model_copy(update={"id": "other"})
@@ -321,8 +326,12 @@ def test_key_covers_exactly_the_prompts_that_are_read(weather_trace, tmp_path):
     """Names of hint templates are listed in the large prompt; the compact one lays the record out itself."""
 
     def keys(**settings):
-        return [critic("http://localhost:1/v1", library=PromptLibrary(tmp_path), prompt=f"critic/{p}.jinja", **settings).key(weather_trace)
-                for p in ("all_at_once", "toolworld")]  # fmt: skip
+        return [
+            critic(
+                "http://localhost:1/v1", library=PromptLibrary(tmp_path), prompt=f"critic/{p}.jinja", **settings
+            ).key(weather_trace)
+            for p in ("all_at_once", "toolworld")
+        ]
 
     before = keys()
     (tmp_path / "hints").mkdir()
@@ -366,10 +375,13 @@ def test_recorded_findings(weather_trace, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "line 1: not valid JSON"), ("[]", "line 1: a finding is an object"),
-     ('{"trace": "t", "step": -1, "error_class": "x"}', "line 1: step"),
-     ('{"trace": "t", "step": 0, "error_class": "x", "colour": 1}', "line 1: colour")],
-)  # fmt: skip
+    [
+        ("{", "line 1: not valid JSON"),
+        ("[]", "line 1: a finding is an object"),
+        ('{"trace": "t", "step": -1, "error_class": "x"}', "line 1: step"),
+        ('{"trace": "t", "step": 0, "error_class": "x", "colour": 1}', "line 1: colour"),
+    ],
+)
 def test_bad_recorded_rows_are_named(tmp_path, text, message):
     path = tmp_path / "f.jsonl"
     path.write_text(text)

@@ -49,10 +49,17 @@ def views(seed: int = 0) -> list[ScoreRequest]:
     nothing = trace[:0]
     twice = np.concatenate([trace[:20], hint, trace[20:40], alike, trace[40:60]])
     return [
-        view(20, nothing, 34, 12), view(20, hint, 34, 12), view(20, alike, 34, 12), view(20, hint, 34, 12),
-        view(60, hint, 70, 1), view(60, hint[:1], 90, 9), view(0, hint, 30, 8), view(90, nothing, 90, 1),
-        ScoreRequest(twice, 70, 80), ScoreRequest(rng.integers(3, VOCAB, 40), 5, 9),
-    ]  # fmt: skip
+        view(20, nothing, 34, 12),
+        view(20, hint, 34, 12),
+        view(20, alike, 34, 12),
+        view(20, hint, 34, 12),
+        view(60, hint, 70, 1),
+        view(60, hint[:1], 90, 9),
+        view(0, hint, 30, 8),
+        view(90, nothing, 90, 1),
+        ScoreRequest(twice, 70, 80),
+        ScoreRequest(rng.integers(3, VOCAB, 40), 5, 9),
+    ]
 
 
 def worst(model, requests: list[ScoreRequest], engine: TransformersEngine) -> float:

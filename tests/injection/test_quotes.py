@@ -81,8 +81,9 @@ def test_a_close_quote_is_its_best_match():
     text = "The total of the three invoices comes to 1,204.50 dollars before tax."
     plain = Message(role="assistant", content=text)
     assert near("the three invoces comes to 1,204.50 dollars", text=text, message=plain) == (
-        "the three invoices comes to 1,204.50 dollars", "fuzzy",
-    )  # fmt: skip
+        "the three invoices comes to 1,204.50 dollars",
+        "fuzzy",
+    )
     assert near("the three invoces comes to 1,204.50 dollars", 1.0, text, plain) is None, "1 turns it off"
     assert near("a sentence that stands nowhere in the step", text=text, message=plain) is None
     assert near("invoces", text=text, message=plain) is None, "short quotes resemble too much by chance"
@@ -90,9 +91,12 @@ def test_a_close_quote_is_its_best_match():
     arguments = '{"query":"opening hours of the museum of modern art","limit":3}'
     call = Message(role="assistant", content="I look.", tool_calls=(ToolCall(name="search", arguments_raw=arguments),))
     printed = f'I look.<c>{{"name":"search","arguments":{arguments}}}</c>'
-    assert near("opening hour of the museum of modern art", text=printed, message=call, quote_in="arguments", call=0) == (
-        "opening hours of the museum of modern art", "fuzzy",
-    )  # fmt: skip
+    assert near(
+        "opening hour of the museum of modern art", text=printed, message=call, quote_in="arguments", call=0
+    ) == (
+        "opening hours of the museum of modern art",
+        "fuzzy",
+    )
     assert (
         near("opening hour of the museum of modern art", text=printed, message=call, quote_in="tool_name", call=0)
         is None

@@ -121,8 +121,10 @@ def spec_of(name="hint_sd", temperature=1.0, target=None, clip=None, support=Non
 def wide(softcap=None, scale=1.0):
     """Everything in float64: student hidden states and head with gradient, two views, sampled ids, weights with a zero."""
     hidden, weight, bias = (draw(i, *n, dtype=F64).requires_grad_() for i, n in ((1, (N, H)), (2, (V, H)), (3, (V,))))
-    views = {n: (draw(i, N, H + 2, dtype=F64), HeadSpec(draw(i + 1, V, H + 2, dtype=F64), None, scale, softcap))
-             for i, n in ((4, "teacher"), (6, "plain"))}  # fmt: skip
+    views = {
+        n: (draw(i, N, H + 2, dtype=F64), HeadSpec(draw(i + 1, V, H + 2, dtype=F64), None, scale, softcap))
+        for i, n in ((4, "teacher"), (6, "plain"))
+    }
     weights = draw(8, N, dtype=F64).abs()
     weights[2] = 0.0
     return hidden, HeadSpec(weight, bias, scale, softcap), views, (torch.arange(N) * 5) % V, weights

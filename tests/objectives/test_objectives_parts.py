@@ -429,8 +429,15 @@ def test_bridge_spends_its_budget_and_no_more():
 
 
 def bank(seed: int = 1, **facts) -> ScoreBank:
-    views = {"student": dist(seed), "teacher": dist(seed + 1), "plain": dist(seed + 2), "wrong_1": dist(seed + 3),
-             "wrong_2": dist(seed + 4), "teacher_b": dist(seed + 5), "initial": dist(seed + 6)}  # fmt: skip
+    views = {
+        "student": dist(seed),
+        "teacher": dist(seed + 1),
+        "plain": dist(seed + 2),
+        "wrong_1": dist(seed + 3),
+        "wrong_2": dist(seed + 4),
+        "teacher_b": dist(seed + 5),
+        "initial": dist(seed + 6),
+    }
     return ScoreBank(views, views["teacher"], ids(seed), [3, 1], facts)
 
 
@@ -438,13 +445,23 @@ def test_scores_against_their_definitions():
     b = bank()
     s, t, y = b.s, b.t, b.y
     expected = {
-        "H_S": -(s.exp() * s).sum(-1), "H_T": -(t.exp() * t).sum(-1), "gap": at(t, y) - at(s, y),
-        "ratio": (at(t, y) - at(s, y)).exp(), "surprisal": -at(s, y), "evidence": at(t, y) - at(b.views["plain"], y),
-        "contrast": at(t, y) - (at(b.views["wrong_1"], y) + at(b.views["wrong_2"], y)) / 2, "div": rkl(s, t),
-        "div_forward": fkl(s, t), "teacher_max": t.exp().max(-1).values, "importance": (at(s, y) - at(b.views["initial"], y)).exp(),
-        "pos": torch.tensor([0.5 / 3, 1.5 / 3, 2.5 / 3, 0.5]), "index": torch.tensor([1.0, 2, 3, 1]),
-        "disagree": (at(t, y) - at(b.views["teacher_b"], y)).abs() / 2, "one": torch.ones(N), "token_id": y,
-    }  # fmt: skip
+        "H_S": -(s.exp() * s).sum(-1),
+        "H_T": -(t.exp() * t).sum(-1),
+        "gap": at(t, y) - at(s, y),
+        "ratio": (at(t, y) - at(s, y)).exp(),
+        "surprisal": -at(s, y),
+        "evidence": at(t, y) - at(b.views["plain"], y),
+        "contrast": at(t, y) - (at(b.views["wrong_1"], y) + at(b.views["wrong_2"], y)) / 2,
+        "div": rkl(s, t),
+        "div_forward": fkl(s, t),
+        "teacher_max": t.exp().max(-1).values,
+        "importance": (at(s, y) - at(b.views["initial"], y)).exp(),
+        "pos": torch.tensor([0.5 / 3, 1.5 / 3, 2.5 / 3, 0.5]),
+        "index": torch.tensor([1.0, 2, 3, 1]),
+        "disagree": (at(t, y) - at(b.views["teacher_b"], y)).abs() / 2,
+        "one": torch.ones(N),
+        "token_id": y,
+    }
     for name, value in expected.items():
         assert torch.allclose(b[name], value.to(F64)), name
     assert torch.allclose(b["mean_logT"][:3], at(t, y)[:3].mean().expand(3)) and b["mean_logT"][3] == at(t, y)[3]

@@ -22,9 +22,17 @@ from hintdistill.rescoring.store import TargetStore
 # the shipped critic LLM has a test of its own below; what is tested here does not depend on who reads
 RULES = "critic.use=[rules,recorded]"
 SMALL = [
-    RULES, "traces.limit=90", "traces.holdout=0.3", "train.epochs=1", "train.batch_size=8", "train.save_steps=2", "rescore.part_rows=10",
-    "rollout.splits=[validation]", "rollout.limit=8", "report.max_findings=5",
-]  # fmt: skip
+    RULES,
+    "traces.limit=90",
+    "traces.holdout=0.3",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "train.save_steps=2",
+    "rescore.part_rows=10",
+    "rollout.splits=[validation]",
+    "rollout.limit=8",
+    "report.max_findings=5",
+]
 
 
 @pytest.fixture(scope="module")

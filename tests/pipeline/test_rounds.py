@@ -27,10 +27,17 @@ from hintdistill.rollouts.evaluate import tasks_of
 COMMAND = [sys.executable, "-m", "hintdistill.cli"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 SMALL = [
-    "rollout.sample.episodes=24", "rollout.batch_size=8", "rollout.splits=[validation]", "rollout.limit=8",
-    "train.epochs=1", "train.batch_size=8", "train.save_steps=2", "rescore.part_rows=10", "report.off_target_steps=12",
+    "rollout.sample.episodes=24",
+    "rollout.batch_size=8",
+    "rollout.splits=[validation]",
+    "rollout.limit=8",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "train.save_steps=2",
+    "rescore.part_rows=10",
+    "report.off_target_steps=12",
     "report.html=false",
-]  # fmt: skip
+]
 
 
 def loop(*args: str, expect: int = 0) -> subprocess.CompletedProcess:
@@ -105,8 +112,11 @@ def test_killed_in_any_round_it_resumes_to_the_same_curves(moment, straight, tmp
     folder = tmp_path / "run"
     process = subprocess.Popen(
         [*COMMAND, "run", "configs/rounds.yaml", "-q", f"run.dir={folder}", *SMALL],
-        env=ENV, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        env=ENV,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     deadline = time.monotonic() + 300
     while not KILL_WHEN[moment](folder):
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
@@ -161,9 +171,14 @@ def test_a_bound_that_is_crossed_stops_with_the_last_good_weights(tmp_path, monk
 def test_a_tripwire_of_the_training_stops_its_round(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     settings = config(
-        tmp_path / "run", "rollout.limit=2", "rollout.sample.episodes=16", "train.tripwires.action=stop",
-        "train.tripwires.max_off_target_kl=1e-9", "train.anchor.weight=0", "train.logging_steps=1",
-    )  # fmt: skip
+        tmp_path / "run",
+        "rollout.limit=2",
+        "rollout.sample.episodes=16",
+        "train.tripwires.action=stop",
+        "train.tripwires.max_off_target_kl=1e-9",
+        "train.anchor.weight=0",
+        "train.logging_steps=1",
+    )
     voice = Voice(quiet=True)
     with pytest.raises(
         TripwireError, match=r"round 1: off_target_kl is .* above train.tripwires.max_off_target_kl=1e-09"
@@ -215,9 +230,12 @@ def test_a_student_that_collapses_in_play_is_not_the_last_good_one(tmp_path, mon
     broken = f"__import__('pathlib').Path({str(tmp_path / 'run' / 'rounds' / '02')!r}).exists()"
     (tmp_path / "broken.py").write_text(text.replace('".old." in self.task.name', broken))
     settings = config(
-        tmp_path / "run", "run.rounds=2", "rollout.sample.episodes=16", "rollout.limit=2",
+        tmp_path / "run",
+        "run.rounds=2",
+        "rollout.sample.episodes=16",
+        "rollout.limit=2",
         f"rollout.environment={tmp_path}/broken.py:Suite",
-    )  # fmt: skip
+    )
     with pytest.raises(TripwireError, match="round 2: collapse: 16 of 16") as caught:
         run(settings, tmp_path / "run", voice=Voice(quiet=True))
     first, second = document(tmp_path / "run")["rounds"]

@@ -21,9 +21,16 @@ from hintdistill.training.stage import read_summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = [
-    "critic.use=[rules,recorded]", "traces.limit=70", "traces.holdout=0.3", "train.epochs=1", "train.batch_size=8", "train.logging_steps=2",
-    "train.save_steps=2", "train.watch.steps=6", "report.html=false",
-]  # fmt: skip
+    "critic.use=[rules,recorded]",
+    "traces.limit=70",
+    "traces.holdout=0.3",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "train.logging_steps=2",
+    "train.save_steps=2",
+    "train.watch.steps=6",
+    "report.html=false",
+]
 
 
 def settings(folder: Path, *overrides: str):

@@ -224,9 +224,17 @@ def test_activations_are_what_autograd_keeps(arch, narrow):
 
     kind = {"llama": LlamaConfig, "qwen3": Qwen3Config}[arch]
     model = AutoModelForCausalLM.from_config(
-        kind(vocab_size=512, hidden_size=128, intermediate_size=320, num_hidden_layers=3, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=32, max_position_embeddings=1024)
-    )  # fmt: skip
+        kind(
+            vocab_size=512,
+            hidden_size=128,
+            intermediate_size=320,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=1024,
+        )
+    )
     made = [training_row(n, 20) for n in (200, 300)]
     with shared_attention(model), Kept(model) as kept:
         done = Passes(model, "shared_prefix", 4096, narrow=narrow).student(model, made, ride=False)
@@ -243,8 +251,21 @@ def training_row(tokens, step):
 
     ids = torch.randint(0, 512, (tokens,), generator=torch.Generator().manual_seed(tokens))
     none = torch.zeros(0)
-    slot = TrainingSlot(f"s{tokens}", "hint", tokens - step, step, tokens - step, torch.zeros(0, dtype=torch.int64), ids[-step:],
-                        {}, (0, step), none, none, none, -1)  # fmt: skip
+    slot = TrainingSlot(
+        f"s{tokens}",
+        "hint",
+        tokens - step,
+        step,
+        tokens - step,
+        torch.zeros(0, dtype=torch.int64),
+        ids[-step:],
+        {},
+        (0, step),
+        none,
+        none,
+        none,
+        -1,
+    )
     return TraceRow(f"r{tokens}", ids, (slot,))
 
 
@@ -260,8 +281,16 @@ def test_a_pass_without_gradient_holds_what_is_counted(shape, student_engine):
         student_engine._hidden(call, None)
     events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
-    peak = scoring_peak(shape, kept=read.kept, call=read.largest_call, masks=read.masks, together=read.together, weight_bytes=4,
-                        step=1, top_k=4)  # fmt: skip
+    peak = scoring_peak(
+        shape,
+        kept=read.kept,
+        call=read.largest_call,
+        masks=read.masks,
+        together=read.together,
+        weight_bytes=4,
+        step=1,
+        top_k=4,
+    )
     counted = sum(peak.parts[n] for n in ("keys and values", "activations", "masks", "hidden states"))
     assert counted == pytest.approx(int(live.max()), rel=0.15)
 
@@ -327,9 +356,17 @@ def test_training_takes_the_memory_that_is_counted(checkpointing):
 def _qwen(hidden, intermediate, layers):
     from transformers import Qwen3Config
 
-    return Qwen3Config(vocab_size=512, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
-                       num_attention_heads=4, num_key_value_heads=2, head_dim=64, max_position_embeddings=4096,
-                       tie_word_embeddings=True)  # fmt: skip
+    return Qwen3Config(
+        vocab_size=512,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+    )
 
 
 @pytest.mark.parametrize(

@@ -150,11 +150,18 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
     sampled = logits.detach().argmax(-1)
     sampled[0] = wrong
     facts = {
-        "in_quote": torch.tensor([1.0] + [0.0] * (n - 1)), "error_span": torch.tensor([1.0] + [0.0] * (n - 1)),
-        "since_error": torch.arange(n).float(), "turn_is_target": torch.ones(n), "reward": torch.zeros(2),
-        "advantage": -torch.ones(2), "group_acc": torch.full((2,), 0.3), "confidence": torch.ones(2),
-        "tag": torch.ones(n), "key_span": torch.zeros(n), "lookahead": torch.zeros(n),
-    }  # fmt: skip
+        "in_quote": torch.tensor([1.0] + [0.0] * (n - 1)),
+        "error_span": torch.tensor([1.0] + [0.0] * (n - 1)),
+        "since_error": torch.arange(n).float(),
+        "turn_is_target": torch.ones(n),
+        "reward": torch.zeros(2),
+        "advantage": -torch.ones(2),
+        "group_acc": torch.full((2,), 0.3),
+        "confidence": torch.ones(2),
+        "tag": torch.ones(n),
+        "key_span": torch.zeros(n),
+        "lookahead": torch.zeros(n),
+    }
     return logits, Batch(views, sampled, [n // 2, n - n // 2], facts, hidden), sampled
 
 
@@ -298,8 +305,19 @@ def test_fire_weights_average_one():
     recipe = RECIPES["fire"]
     _, batch, _ = batch_for(recipe)
     out = term(recipe.terms["distill"], batch)
-    doubled = load_recipe("fire", {"terms": {"distill": {"weights": [
-        {"score": "H_S", "shape": "affine", "alpha": 1.0}, {"score": "one", "shape": "clamp", "high": 7.0}]}}})  # fmt: skip
+    doubled = load_recipe(
+        "fire",
+        {
+            "terms": {
+                "distill": {
+                    "weights": [
+                        {"score": "H_S", "shape": "affine", "alpha": 1.0},
+                        {"score": "one", "shape": "clamp", "high": 7.0},
+                    ]
+                }
+            }
+        },
+    )
     assert (out.weights >= 0).all() and out.weights.max() <= 4
     b = term(doubled.terms["distill"], batch)
     weighted = b.weights * len(b.weights) / b.weights.sum()
@@ -337,10 +355,16 @@ def test_rlcsd_never_crosses_the_sign_of_the_advantage():
 
 def test_needs_name_the_missing_piece():
     expected = {
-        "rlcsd": {"wrong_hints", "several_rollouts", "reward"}, "oprd": {"hidden_states"}, "sdpo": {"peer_contexts"},
-        "regime_route": {"second_adapter"}, "gkd": {"full_vocabulary", "external_teacher"}, "targeted": {"union_support"},
-        "ar_opd": {"partial_hints"}, "opsd": {"reference_solutions"}, "safesteer": {"activation_steering", "token_set"},
-    }  # fmt: skip
+        "rlcsd": {"wrong_hints", "several_rollouts", "reward"},
+        "oprd": {"hidden_states"},
+        "sdpo": {"peer_contexts"},
+        "regime_route": {"second_adapter"},
+        "gkd": {"full_vocabulary", "external_teacher"},
+        "targeted": {"union_support"},
+        "ar_opd": {"partial_hints"},
+        "opsd": {"reference_solutions"},
+        "safesteer": {"activation_steering", "token_set"},
+    }
     for name, wanted in expected.items():
         assert wanted <= {n.name for n in needs(RECIPES[name])}
         if name != "targeted":
@@ -356,9 +380,29 @@ RUNNABLE = [n for n in OBJECTIVES if not missing(RECIPES[n], available(TrainSect
 
 
 def test_what_a_run_can_train_today():
-    assert {"targeted", "evidence_target", "hint_sd", "hero", "rosd", "openclaw_pg", "openclaw_topk", "cursor_targeted", "sdpo_feedback",
-            "opcd", "esr", "topk_sg", "ta_opd", "revisiting", "nca", "eopd", "power", "opd_plus", "sdar",
-            "ptd_po", "scope"} <= set(RUNNABLE)  # fmt: skip
+    assert {
+        "targeted",
+        "evidence_target",
+        "hint_sd",
+        "hero",
+        "rosd",
+        "openclaw_pg",
+        "openclaw_topk",
+        "cursor_targeted",
+        "sdpo_feedback",
+        "opcd",
+        "esr",
+        "topk_sg",
+        "ta_opd",
+        "revisiting",
+        "nca",
+        "eopd",
+        "power",
+        "opd_plus",
+        "sdar",
+        "ptd_po",
+        "scope",
+    } <= set(RUNNABLE)
     # another kind of hint is one key away
     for name in ("sdpo", "opsd", "sdft", "ophsd"):
         again = TrainSection(recipe={"preset": name, "data": {"hint": {"kind": "feedback"}}})
@@ -383,18 +427,39 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe=hint_s", r"no recipe `hint_s` \(did you mean `hint_sd`\?\)"),
         ("train.recipe.terms.distill.suport.k=3", r"unknown key `terms.distill.suport` \(did you mean `support`\?\)"),
         ("train.recipe.terms.distill.divergence.kind=jds", r"unknown divergence `jds` \(did you mean `jsd`\?\)"),
-        ("train.recipe.terms.distill.divergence.alfa=.3", r"unknown key `alfa` of divergence jsd \(did you mean `alpha`\?\)"),
-        ("train.recipe.terms.distill.divergence={kind: pg, signal: powr}", r"unknown signal `powr` \(did you mean `power`\?\)"),
-        ("train.recipe.terms.distill.weights=[{score: H_s, shape: sigmoid}]", r"unknown score `H_s` \(did you mean `H_S`\?\)"),
-        ("train.recipe.terms.distill.weights=[{score: gap, shape: sigmod}]", r"unknown shape `sigmod` \(did you mean `sigmoid`\?\)"),
-        ("train.recipe.terms.distill.weights=[{score: gap, shape: sigmoid, bta: 1}]", r"unknown key `bta` of shape sigmoid"),
+        (
+            "train.recipe.terms.distill.divergence.alfa=.3",
+            r"unknown key `alfa` of divergence jsd \(did you mean `alpha`\?\)",
+        ),
+        (
+            "train.recipe.terms.distill.divergence={kind: pg, signal: powr}",
+            r"unknown signal `powr` \(did you mean `power`\?\)",
+        ),
+        (
+            "train.recipe.terms.distill.weights=[{score: H_s, shape: sigmoid}]",
+            r"unknown score `H_s` \(did you mean `H_S`\?\)",
+        ),
+        (
+            "train.recipe.terms.distill.weights=[{score: gap, shape: sigmod}]",
+            r"unknown shape `sigmod` \(did you mean `sigmoid`\?\)",
+        ),
+        (
+            "train.recipe.terms.distill.weights=[{score: gap, shape: sigmoid, bta: 1}]",
+            r"unknown key `bta` of shape sigmoid",
+        ),
         ("train.recipe.terms.distill.weights=[{ref: trust}]", "no mask `trust`"),
         ("train.recipe.terms.distill.target.loglin.techer=1", r"unknown view `techer` \(did you mean `teacher`\?\)"),
-        ("train.recipe.terms.distill.support.kind=sampled", "jsd compares distributions, and the support `sampled` holds one token"),
+        (
+            "train.recipe.terms.distill.support.kind=sampled",
+            "jsd compares distributions, and the support `sampled` holds one token",
+        ),
         ("train.recipe.terms.distill.support.rest=[renorm, tail]", "a tail beside them would count the rest twice"),
         ("train.recipe.terms.distill.support.rest=drop", "lowers the mass of the kept entries"),
         ("train.recipe.terms.distill.divergence={kind: pg}", "pg reads the sampled token alone"),
-        ("train.recipe.terms.distill.divergence={kind: jsd, alpha: 1}", "alpha of jsd must lie strictly between 0 and 1"),
+        (
+            "train.recipe.terms.distill.divergence={kind: jsd, alpha: 1}",
+            "alpha of jsd must lie strictly between 0 and 1",
+        ),
         ("train.recipe.terms.distill.target.residual_clip=5", "no.* is named|none is named"),
         ("train.recipe.coupling.kind=adv_mul", "needs a credit"),
         ("train.recipe.terms={distill: null, anchor: null}", "an objective needs at least one term"),
@@ -402,23 +467,49 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.data.rollout.sourse=student", r"unknown key `data.rollout.sourse` \(did you mean `source`\?\)"),
         ("train.recipe.terms.distil.support.k=3", r"no term `distil` \(did you mean `distill`\?\)"),
         ("train.recipe.views.techer.context=plain", r"nothing reads the view `techer` \(did you mean `teacher`\?\)"),
-        ("train.recipe.terms.distill.target.tilt_sign=advantge", r"unknown word `advantge` \(did you mean `advantage`\?\)"),
-        ("train.recipe.terms.distill.divergence={kind: skew, alpha: 1}", "alpha of skew must lie strictly between 0 and 1"),
+        (
+            "train.recipe.terms.distill.target.tilt_sign=advantge",
+            r"unknown word `advantge` \(did you mean `advantage`\?\)",
+        ),
+        (
+            "train.recipe.terms.distill.divergence={kind: skew, alpha: 1}",
+            "alpha of skew must lie strictly between 0 and 1",
+        ),
         ("train.recipe.terms.distill.divergence={kind: mix, lam: 1.5}", "lam of mix must lie between 0 and 1, not 1.5"),
         ("train.recipe.terms.distill.divergence.alpha={from: .5, to: 1, steps: 9}", "alpha of jsd must lie strictly"),
         ("train.recipe.terms.distill.divergence.alpha=half", "alpha of jsd is a number or a schedule, not 'half'"),
         ("train.recipe.terms.distill.temperature={from: 0, to: 1, steps: 9}", "greater than 0, at both ends"),
         ("train.recipe.terms.distill.target.mixture={initial: 1.0}", "must be positive and sum to less than 1"),
-        ("train.recipe.terms.distill.weights=[{score: gap, shape: top_frac, rho: 2}]", "rho of top_frac must lie between 0 and 1"),
+        (
+            "train.recipe.terms.distill.weights=[{score: gap, shape: top_frac, rho: 2}]",
+            "rho of top_frac must lie between 0 and 1",
+        ),
         ("train.recipe.terms.distill.weights=[{score: contrast, shape: tanh}]", "unknown view `wrong`"),
-        ("train={recipe: {preset: power, terms: {distill: {divergence: {signal: fdiv, of: klf}}}}}", r"unknown `of` of fdiv `klf` \(did"),
-        ("train={recipe: {preset: power, terms: {distill: {divergence: {alpha: 0}}}}}", "alpha of power must lie above 0, not 0"),
-        ("train={recipe: {preset: power, terms: {distill: {divergence: {clip_low: .2}}}}}", "clip_low is of an importance ratio"),
-        ("train={recipe: {preset: tm_opd, terms: {distill: {divergence: {behaviour: inital}}}}}", r"unknown view `inital` \(did you"),
-        ("train={recipe: {preset: fire, terms: {distill: {divergence: {clip_low: .2}}}}}", "both bound the importance ratio"),
-        ("train={recipe: {preset: vopd, terms: {distill: {divergence: {baseline: null}}}}}", "baseline_k is of a baseline"),
+        (
+            "train={recipe: {preset: power, terms: {distill: {divergence: {signal: fdiv, of: klf}}}}}",
+            r"unknown `of` of fdiv `klf` \(did",
+        ),
+        (
+            "train={recipe: {preset: power, terms: {distill: {divergence: {alpha: 0}}}}}",
+            "alpha of power must lie above 0, not 0",
+        ),
+        (
+            "train={recipe: {preset: power, terms: {distill: {divergence: {clip_low: .2}}}}}",
+            "clip_low is of an importance ratio",
+        ),
+        (
+            "train={recipe: {preset: tm_opd, terms: {distill: {divergence: {behaviour: inital}}}}}",
+            r"unknown view `inital` \(did you",
+        ),
+        (
+            "train={recipe: {preset: fire, terms: {distill: {divergence: {clip_low: .2}}}}}",
+            "both bound the importance ratio",
+        ),
+        (
+            "train={recipe: {preset: vopd, terms: {distill: {divergence: {baseline: null}}}}}",
+            "baseline_k is of a baseline",
+        ),
         ("train={recipe: {preset: contrast_target, views: {wrong: {n: 2}}}}", "the view `wrong` is 2 contexts"),
-
         ("train.recipe.controllers=[catgr]", "unknown controller `catgr`"),
         ("train.recipe.data.hint.kind=feedbak", r"unknown hint kind `feedbak` \(did you mean `feedback`\?\)"),
         ("train={recipe: hint_sd, targets: stored}", "a teacher that is ema has no stored targets"),
@@ -426,7 +517,7 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train={recipe: rlcsd, top_k: 5}", "has no term `distill`"),
         ("train.recipe=nowhere/mine.yaml", "no recipe file at nowhere/mine.yaml"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_refused_at_load(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, [*BASE, override])
@@ -506,10 +597,23 @@ def test_terms_measure_what_they_leave_out():
     share = ((t.exp() * (t - s)) > 0.05).double().mean()
     assert metrics["distill/clipped_entries"] == pytest.approx(float(share)) and share > 0
     assert set(RECIPES["regime_route"].used_views()) == {"student", "teacher", "teacher_other"}
-    assert "wrong_hints" in {n.name for n in needs(load_recipe("hint_sd", {
-        "views": {"wrong": {"context": "wrong", "n": 2}},
-        "terms": {"distill": {"support": {"kind": "sampled"}, "divergence": {"kind": "pg", "signal": "tanh_contrast"}}},
-    }))}  # fmt: skip
+    assert "wrong_hints" in {
+        n.name
+        for n in needs(
+            load_recipe(
+                "hint_sd",
+                {
+                    "views": {"wrong": {"context": "wrong", "n": 2}},
+                    "terms": {
+                        "distill": {
+                            "support": {"kind": "sampled"},
+                            "divergence": {"kind": "pg", "signal": "tanh_contrast"},
+                        }
+                    },
+                },
+            )
+        )
+    }
 
 
 def test_controllers_and_diagnostics_that_recipes_name_are_there():

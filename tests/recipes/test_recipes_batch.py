@@ -41,9 +41,7 @@ def test_the_table_is_what_the_shapes_do():
 
 def test_the_signals_are_what_the_signals_do():
     s, t = -torch.rand(12, generator=torch.Generator().manual_seed(2)) * 3, -torch.rand(12) * 3
-    batch = {
-        n for n, f in signals.SIGNALS.items() if not torch.allclose(f(s, t)[:5], f(s[:5], t[:5]))
-    }  # fmt: skip
+    batch = {n for n, f in signals.SIGNALS.items() if not torch.allclose(f(s, t)[:5], f(s[:5], t[:5]))}
     assert batch == parts.BATCH_SIGNALS
 
 

@@ -32,9 +32,21 @@ ATTACK = '</span><script>document.title="owned"</script><img src=x onerror="docu
 def document():
     finding = Finding(step=2, error_class=ATTACK, quote=ATTACK, critic="rules", evidence=ATTACK)
     injection = Injection(
-        trace_id=ATTACK, finding=finding, hint=ATTACK, context_ids=(5, 6, 7), insert_at=1, block_ids=(3,), step_ids=(8, 9),
-        span=(1, 2), quote_found="exact", fidelity="ids", placement="message", role="user", notes=(ATTACK,), guards=(ATTACK,),
-    )  # fmt: skip
+        trace_id=ATTACK,
+        finding=finding,
+        hint=ATTACK,
+        context_ids=(5, 6, 7),
+        insert_at=1,
+        block_ids=(3,),
+        step_ids=(8, 9),
+        span=(1, 2),
+        quote_found="exact",
+        fidelity="ids",
+        placement="message",
+        role="user",
+        notes=(ATTACK,),
+        guards=(ATTACK,),
+    )
     target = make_target(
         trace_id=ATTACK,
         error_class=ATTACK,
@@ -51,21 +63,29 @@ def document():
     return build(
         ReportInput(
             manifest={"config": config.model_dump(mode="json"), "versions": {}, "model": {}, "prompts": {}},
-            trace_rows=[{"key": "k", "trace": {"messages": [{"role": "assistant"}]}}, {"key": "f", "failure": {"reason": "not_json"}}],
-            splits={"k": "holdout"}, critique_rows=[{"key": "c"}],
+            trace_rows=[
+                {"key": "k", "trace": {"messages": [{"role": "assistant"}]}},
+                {"key": "f", "failure": {"reason": "not_json"}},
+            ],
+            splits={"k": "holdout"},
+            critique_rows=[{"key": "c"}],
             critiques={"k": Critique(trace_id="t", verdict="findings", findings=(finding,))},
             injection_rows=[
                 {"injection": injection.model_dump(mode="json")},
                 {"skipped": "consequence", "trace_id": ATTACK, "finding": {"step": 1, "error_class": ATTACK}},
             ],
-            failures=[{"reason": "context_length"}], targets=[target, rejected], injections={"a": injection},
+            failures=[{"reason": "context_length"}],
+            targets=[target, rejected],
+            injections={"a": injection},
             contexts={"a": (ATTACK, ATTACK)},
-            trained=["a"], train_summary={"engine_floor_nats": 0.0, "steps": 3},
+            trained=["a"],
+            train_summary={"engine_floor_nats": 0.0, "steps": 3},
             after={"a": np.array([-1.0, -2.0])},
             evaluations={"test": {"before": evaluation, "after": evaluation}},
-            off_target={ATTACK: Movement(1, 10, 0.001, 0.01, 0.1, 0.0)}, warnings=[ATTACK],
+            off_target={ATTACK: Movement(1, 10, 0.001, 0.01, 0.1, 0.0)},
+            warnings=[ATTACK],
         )
-    )  # fmt: skip
+    )
 
 
 class Tags(html.parser.HTMLParser):
@@ -104,11 +124,24 @@ def test_the_page_says_what_the_document_says(document):
 def test_a_real_browser_runs_nothing_and_complains_of_nothing(document, tmp_path):
     (tmp_path / "report.html").write_text(render_html(document, 10), encoding="utf-8")
     done = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run",
-         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000",
-         "--dump-dom", f"file://{tmp_path / 'report.html'}"],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-sync",
+            "--no-first-run",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            f"file://{tmp_path / 'report.html'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert "<title>hintdistill report</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
 

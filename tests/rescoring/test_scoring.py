@@ -18,9 +18,15 @@ from hintdistill.rescoring.scorer import Scorer, _View, decide, judge, measure, 
 
 GATE = GateSection()
 GOOD = Measurement(
-    position=2, instead_id=7, effect=-3.0, plain_logprob=math.log(0.8), max_raise=0.0, specificity=-1.0,
-    legal_mass_gain=0.5, best_placebo=-0.2,
-)  # fmt: skip
+    position=2,
+    instead_id=7,
+    effect=-3.0,
+    plain_logprob=math.log(0.8),
+    max_raise=0.0,
+    specificity=-1.0,
+    legal_mass_gain=0.5,
+    best_placebo=-0.2,
+)
 
 
 def test_a_good_hint_is_accepted():
@@ -54,9 +60,18 @@ def test_guards_are_reasons():
 
 def injection(**change) -> Injection:
     base = {
-        "trace_id": "t", "finding": Finding(step=0, error_class="x", quote="q"), "hint": "h", "context_ids": (1, 2, 3), "insert_at": 1,
-        "block_ids": (9,), "step_ids": (10, 11, 12, 13), "span": (1, 3), "quote_found": "exact", "fidelity": "ids", "placement": "message",
-    }  # fmt: skip
+        "trace_id": "t",
+        "finding": Finding(step=0, error_class="x", quote="q"),
+        "hint": "h",
+        "context_ids": (1, 2, 3),
+        "insert_at": 1,
+        "block_ids": (9,),
+        "step_ids": (10, 11, 12, 13),
+        "span": (1, 3),
+        "quote_found": "exact",
+        "fidelity": "ids",
+        "placement": "message",
+    }
     return Injection(**{**base, **change})
 
 

@@ -126,10 +126,18 @@ def test_precision_lost_by_storage_is_none():
     rng = np.random.default_rng(0)
     values = -np.exp(rng.uniform(-20, 5, (64, 32))).astype(F)
     target = make_target(
-        step_ids=np.arange(64), span=(0, 64), support_ids=np.sort(rng.permuted(np.tile(np.arange(200), (64, 1)), axis=1)[:, :32], axis=1),
-        teacher_logprobs=values, plain_logprobs=values[::-1].copy(), teacher_tail=values[:, 0], plain_tail=values[:, 1],
-        teacher_sampled=values[:, 2], plain_sampled=values[:, 3], tokens=("a",) * 64, instead=("b",) * 64,
-    )  # fmt: skip
+        step_ids=np.arange(64),
+        span=(0, 64),
+        support_ids=np.sort(rng.permuted(np.tile(np.arange(200), (64, 1)), axis=1)[:, :32], axis=1),
+        teacher_logprobs=values,
+        plain_logprobs=values[::-1].copy(),
+        teacher_tail=values[:, 0],
+        plain_tail=values[:, 1],
+        teacher_sampled=values[:, 2],
+        plain_sampled=values[:, 3],
+        tokens=("a",) * 64,
+        instead=("b",) * 64,
+    )
     with tempfile.TemporaryDirectory() as folder:
         TargetStore(Path(folder)).append([target])
         back = next(TargetStore(Path(folder)).read())

@@ -68,11 +68,25 @@ def target_of(model, key, trace_id, trace, start, end, at, block) -> Target:
 
     (teacher, teacher_tail), (before, plain_tail) = kept(hinted), kept(plain)
     return Target(
-        key=key, trace_id=trace_id, step=start, kind="hint" if len(block) else "anchor", split="train", context_ids=trace[:start],
-        step_ids=step, span=(0, min(3, length)), support_ids=support.numpy(), teacher_logprobs=teacher, plain_logprobs=before,
-        teacher_tail=teacher_tail, plain_tail=plain_tail, teacher_sampled=hinted.gather(-1, sampled)[:, 0].float().numpy(),
-        plain_sampled=plain.gather(-1, sampled)[:, 0].float().numpy(), insert_at=at, block_ids=block, accepted=True,
-    )  # fmt: skip
+        key=key,
+        trace_id=trace_id,
+        step=start,
+        kind="hint" if len(block) else "anchor",
+        split="train",
+        context_ids=trace[:start],
+        step_ids=step,
+        span=(0, min(3, length)),
+        support_ids=support.numpy(),
+        teacher_logprobs=teacher,
+        plain_logprobs=before,
+        teacher_tail=teacher_tail,
+        plain_tail=plain_tail,
+        teacher_sampled=hinted.gather(-1, sampled)[:, 0].float().numpy(),
+        plain_sampled=plain.gather(-1, sampled)[:, 0].float().numpy(),
+        insert_at=at,
+        block_ids=block,
+        accepted=True,
+    )
 
 
 def trainer_of(model, stored, tmp_path, ended=NO_OUTCOME, **config):

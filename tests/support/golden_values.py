@@ -189,13 +189,23 @@ def from_hidden(recipe: Recipe) -> Golden:
             continue
         leaves = [x.requires_grad_() for x in (_draw(1, N, HIDDEN), _draw(2, WIDTH, HIDDEN), _draw(3, WIDTH))]
         head = HeadSpec(leaves[1], leaves[2], 0.7, 3.0)
-        views = {n: (_draw(20 + i, N, HIDDEN + 2), HeadSpec(_draw(40 + i, WIDTH, HIDDEN + 2), None, 0.7, 3.0))
-                 for i, n in enumerate(names)}  # fmt: skip
+        views = {
+            n: (_draw(20 + i, N, HIDDEN + 2), HeadSpec(_draw(40 + i, WIDTH, HIDDEN + 2), None, 0.7, 3.0))
+            for i, n in enumerate(names)
+        }
         views["student"] = (leaves[0].detach(), HeadSpec(leaves[1].detach(), leaves[2].detach(), 0.7, 3.0))
         value, _ = linear_term(
-            spec, leaves[0], head, views, torch.arange(N) * 5 % WIDTH, weights, step=STEP, special_ids=(0, 3, 11),
-            positions=4, tile=9,
-        )  # fmt: skip
+            spec,
+            leaves[0],
+            head,
+            views,
+            torch.arange(N) * 5 % WIDTH,
+            weights,
+            step=STEP,
+            special_ids=(0, 3, 11),
+            positions=4,
+            tile=9,
+        )
         whole = torch.cat([g.flatten() for g in torch.autograd.grad(value, leaves)])
         out[name] = {"value": float(value.detach()), "gradient": described(whole)}
     return out

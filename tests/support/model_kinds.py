@@ -7,9 +7,17 @@ from transformers import AutoModelForCausalLM
 
 VOCAB = 512
 COMMON = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 2048, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None,
-}  # fmt: skip
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "pad_token_id": 0,
+    "eos_token_id": 2,
+    "bos_token_id": None,
+}
 MIXED = ["sliding_attention", "full_attention"] * 2
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 
@@ -31,23 +39,39 @@ def _config(kind: str):
         ),
         "qwen3_moe": lambda: t.Qwen3MoeConfig(**COMMON, head_dim=8, **EXPERTS),
         "qwen3_next": lambda: t.Qwen3NextConfig(
-            **COMMON, head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
-            linear_value_head_dim=8, shared_expert_intermediate_size=32, **EXPERTS,
+            **COMMON,
+            head_dim=8,
+            linear_num_value_heads=4,
+            linear_num_key_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            shared_expert_intermediate_size=32,
+            **EXPERTS,
         ),
         "lfm2": lambda: t.Lfm2Config(**COMMON, layer_types=["conv", "full_attention"] * 2),
         "mamba": lambda: t.MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=8),
         "mamba2": lambda: t.Mamba2Config(
-            vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=16
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            state_size=8,
+            num_heads=8,
+            head_dim=8,
+            n_groups=1,
+            chunk_size=16,
         ),
-    }[kind]()  # fmt: skip
+    }[kind]()
 
 
 WAYS = {
     **dict.fromkeys(
         ("llama", "qwen3", "qwen3_tied_lora", "mistral", "gemma2", "gemma3", "gpt_oss", "qwen3_moe"), "shared_prefix"
     ),
-    "qwen3_next": "snapshots", "lfm2": "snapshots", "mamba2": "snapshots", "mamba": "snapshots_by_token",
-}  # fmt: skip
+    "qwen3_next": "snapshots",
+    "lfm2": "snapshots",
+    "mamba2": "snapshots",
+    "mamba": "snapshots_by_token",
+}
 LOOSE = {"mistral", "gemma2", "gemma3", "gpt_oss", "qwen3_next", "lfm2", "mamba", "mamba2"}
 """Sliding-window and recurrent kinds: 5e-5; the others 1e-5."""
 _built: dict[str, object] = {}

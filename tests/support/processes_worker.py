@@ -33,9 +33,17 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> None:
 
     try:
         train(
-            case["model"], case["targets"], case["run"], case["train"], here, here / "student", name, progress, watch=case["watch"],
+            case["model"],
+            case["targets"],
+            case["run"],
+            case["train"],
+            here,
+            here / "student",
+            name,
+            progress,
+            watch=case["watch"],
             outcome=case.get("outcome", NO_OUTCOME),
-        )  # fmt: skip
+        )
     except StopIteration:
         # all of them stop after the same step
         assert not (here / "student").exists()

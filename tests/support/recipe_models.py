@@ -21,9 +21,17 @@ def tiny(seed: int = 3):
     """A random Llama of one layer and `V` tokens, the same each time; large weights make it opinionated."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=V, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=128, pad_token_id=0, eos_token_id=2, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=None,
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -39,8 +47,17 @@ def outcome_of(targets: list[Target], recipe) -> OutcomeData:
         return NO_OUTCOME
     ended = {t.trace_id: TraceOutcome(float(i % 2), i % 2 - 0.5, 0.5, 2) for i, t in enumerate(targets)}
     rows = [
-        OutcomeRow(f"outcome:{t.key}", t.trace_id, t.step, torch.from_numpy(np.concatenate([t.context_ids, t.step_ids])), len(t.step_ids),
-                   torch.from_numpy(t.plain_sampled), ended[t.trace_id].advantage, 1 / len(t.step_ids))
-        for t in targets if t.kind == "hint"
-    ]  # fmt: skip
+        OutcomeRow(
+            f"outcome:{t.key}",
+            t.trace_id,
+            t.step,
+            torch.from_numpy(np.concatenate([t.context_ids, t.step_ids])),
+            len(t.step_ids),
+            torch.from_numpy(t.plain_sampled),
+            ended[t.trace_id].advantage,
+            1 / len(t.step_ids),
+        )
+        for t in targets
+        if t.kind == "hint"
+    ]
     return OutcomeData(ended, rows if recipe.coupling.kind == "additive" else [])

@@ -76,8 +76,14 @@ class _Handler(BaseHTTPRequestHandler):
         )
         if act == "empty":
             choices = []
-        answer: dict[str, Any] = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": choices,
-                                  "usage": {"prompt_tokens": self.server.prompt_tokens, "completion_tokens": 3}}  # fmt: skip
+        answer: dict[str, Any] = {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": choices,
+            "usage": {"prompt_tokens": self.server.prompt_tokens, "completion_tokens": 3},
+        }
         if status != 200:
             answer = {"error": {"message": f"scripted {status}"}}
         data = json.dumps(answer).encode()

@@ -27,17 +27,37 @@ class Server:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
         self.url, self.log = f"http://127.0.0.1:{self.port}/v1", log
-        arguments = ["--model", str(STUDENT), "--served-model-name", "critic", "student", "--port", str(self.port), "--host", "127.0.0.1",
-                     "--max-model-len", "16384", "--dtype", "float32", "--max-logprobs", "64",
-                     "--worker-extension-cls", "hintdistill.rollouts.vllm_worker.PackedKernels",
-                     "--structured-outputs-config", '{"backend": "xgrammar", "disable_any_whitespace": true}']  # fmt: skip
+        arguments = [
+            "--model",
+            str(STUDENT),
+            "--served-model-name",
+            "critic",
+            "student",
+            "--port",
+            str(self.port),
+            "--host",
+            "127.0.0.1",
+            "--max-model-len",
+            "16384",
+            "--dtype",
+            "float32",
+            "--max-logprobs",
+            "64",
+            "--worker-extension-cls",
+            "hintdistill.rollouts.vllm_worker.PackedKernels",
+            "--structured-outputs-config",
+            '{"backend": "xgrammar", "disable_any_whitespace": true}',
+        ]
         # the development mode has the calls that load new weights
         env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],
-                env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                env=env,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def wait(self) -> None:
         """Until it answers. Raises RuntimeError with the end of its log."""

@@ -212,13 +212,17 @@ def traces(draw):
         tokens = draw(ids)
         messages.append(
             Message(
-                role=draw(st.sampled_from(["user", "assistant", "tool"])), content=draw(st.none() | texts),
+                role=draw(st.sampled_from(["user", "assistant", "tool"])),
+                content=draw(st.none() | texts),
                 reasoning=draw(st.none() | texts),
-                tool_calls=tuple(draw(st.lists(tool_calls, max_size=2))), prompt_token_ids=draw(ids), token_ids=tokens,
-                logprobs=tuple(-float(i) for i in tokens) if tokens and draw(st.booleans()) else None, raw_text=draw(st.none() | texts),
+                tool_calls=tuple(draw(st.lists(tool_calls, max_size=2))),
+                prompt_token_ids=draw(ids),
+                token_ids=tokens,
+                logprobs=tuple(-float(i) for i in tokens) if tokens and draw(st.booleans()) else None,
+                raw_text=draw(st.none() | texts),
                 extra=draw(st.dictionaries(texts, st.integers() | texts, max_size=2)),
             )
-        )  # fmt: skip
+        )
     return Trace(
         id=draw(texts),
         messages=tuple(messages),

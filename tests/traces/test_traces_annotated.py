@@ -25,8 +25,14 @@ HISTORY = [
 
 @pytest.mark.parametrize(
     ("at", "verdict", "step"),
-    [("0", "not_student", None), ("1", "findings", 0), (2, "findings", 1), ("3", "not_student", None), ("4", "findings", 2)],
-)  # fmt: skip
+    [
+        ("0", "not_student", None),
+        ("1", "findings", 0),
+        (2, "findings", 1),
+        ("3", "not_student", None),
+        ("4", "findings", 2),
+    ],
+)
 def test_who_and_when_counts_messages_from_zero(tmp_path, at, verdict, step):
     """Every agent is the student, people and terminals never; the label is a string or a number."""
     folder = tmp_path / "hand_crafted"
@@ -60,8 +66,10 @@ MESSAGES = [
 
 def test_process_bench_labels_by_message_index(tmp_path):
     """The first -1 is the error, all of them are errors, none is a clean run; 0 and 1 are neutral and good."""
-    rows = [{"messages": MESSAGES, "step_labels": labels, "data_source": "q", "total_index": i, "final_label": i}
-            for i, labels in enumerate(({"2": 1, "4": -1}, {"2": -1, "4": -1}, {"2": 0, "4": 1}))]  # fmt: skip
+    rows = [
+        {"messages": MESSAGES, "step_labels": labels, "data_source": "q", "total_index": i, "final_label": i}
+        for i, labels in enumerate(({"2": 1, "4": -1}, {"2": -1, "4": -1}, {"2": 0, "4": 1}))
+    ]
     (tmp_path / "apb.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     late, early, clean = read(tmp_path)
     assert (late.label.verdict, late.label.step, late.label.steps) == ("findings", 1, (1,))
@@ -79,8 +87,9 @@ def truth(root: int, *steps: int, of: str = "7") -> dict:
 
 
 @pytest.mark.parametrize(
-    ("root", "verdict", "step"), [(3, "findings", 0), (5, "findings", 1), (4, "not_student", None), (2, "not_student", None)]
-)  # fmt: skip
+    ("root", "verdict", "step"),
+    [(3, "findings", 0), (5, "findings", 1), (4, "not_student", None), (2, "not_student", None)],
+)
 def test_agentrx_counts_from_one_with_the_system_message(tmp_path, root, verdict, step):
     """The root cause is the label, which may be the simulated user's; the trajectory is a record of another file."""
     (tmp_path / "ground_truth.json").write_text(json.dumps([truth(root, 3, 5, 4, 2)]))

@@ -17,9 +17,17 @@ from hintdistill.training.card import NOT, adapter_card, card_text, front_matter
 from hintdistill.training.students import Arrived
 
 SETTINGS = [
-    "critic.use=[rules,recorded]", "traces.limit=40", "traces.holdout=0.4", "train.epochs=1", "train.lora={rank: 4, alpha: 8}",
-    "rollout.splits=[validation]", "rollout.limit=4", "report.html=false", "report.off_target={}", "run.threads=1",
-]  # fmt: skip
+    "critic.use=[rules,recorded]",
+    "traces.limit=40",
+    "traces.holdout=0.4",
+    "train.epochs=1",
+    "train.lora={rank: 4, alpha: 8}",
+    "rollout.splits=[validation]",
+    "rollout.limit=4",
+    "report.html=false",
+    "report.off_target={}",
+    "run.threads=1",
+]
 
 
 @pytest.fixture(scope="module")

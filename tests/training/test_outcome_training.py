@@ -84,9 +84,12 @@ def reward_alone(model, outcome: OutcomeData) -> tuple[torch.Tensor, torch.Tenso
     model.zero_grad()
     now = [logprobs(model, r.ids, r.length).gather(-1, r.ids[-r.length :, None])[:, 0] for r in outcome.rows]
     value, _ = outcome_loss(
-        torch.cat(now), torch.cat([r.behaviour for r in outcome.rows]), torch.tensor([r.advantage for r in outcome.rows]),
-        [r.length for r in outcome.rows], weights=torch.tensor([r.weight for r in outcome.rows]),
-    )  # fmt: skip
+        torch.cat(now),
+        torch.cat([r.behaviour for r in outcome.rows]),
+        torch.tensor([r.advantage for r in outcome.rows]),
+        [r.length for r in outcome.rows],
+        weights=torch.tensor([r.weight for r in outcome.rows]),
+    )
     value.backward()
     return value.item(), flat(model)
 
@@ -272,9 +275,16 @@ def from_files(folder, traces: list[dict], *overrides: str):
     path = folder / "traces.jsonl"
     path.write_text("".join(json.dumps(t) + "\n" for t in traces))
     settings = [
-        f"traces.path={path}", "traces.holdout=0", "critic.use=[rules]", "rollout.environment=null", "report.off_target={}",
-        "train.epochs=1", "train.recipe.coupling={kind: additive, weight: .5}", "run.device=cpu", *overrides,
-    ]  # fmt: skip
+        f"traces.path={path}",
+        "traces.holdout=0",
+        "critic.use=[rules]",
+        "rollout.environment=null",
+        "report.off_target={}",
+        "train.epochs=1",
+        "train.recipe.coupling={kind: additive, weight: .5}",
+        "run.device=cpu",
+        *overrides,
+    ]
     config = load_config(ROOT / "configs" / "quickstart.yaml", settings)
     pipeline.run(config, folder / "run", until="train", voice=pipeline.Voice(quiet=True))
 
@@ -330,10 +340,20 @@ def test_what_a_run_cannot_have_is_refused_by_its_config(tmp_path):
 
 
 SMALL = [
-    "run.rounds=1", "rollout.sample.episodes=32", "rollout.sample.per_task=4", "rollout.batch_size=32", "rollout.splits=[validation]",
-    "rollout.limit=4", "train.epochs=1", "train.batch_size=8", "train.logging_steps=1", "train.watch.steps=4",
-    "report.off_target_steps=4", "report.html=false", "train.recipe.coupling={kind: additive, weight: .5}",
-]  # fmt: skip
+    "run.rounds=1",
+    "rollout.sample.episodes=32",
+    "rollout.sample.per_task=4",
+    "rollout.batch_size=32",
+    "rollout.splits=[validation]",
+    "rollout.limit=4",
+    "train.epochs=1",
+    "train.batch_size=8",
+    "train.logging_steps=1",
+    "train.watch.steps=4",
+    "report.off_target_steps=4",
+    "report.html=false",
+    "train.recipe.coupling={kind: additive, weight: .5}",
+]
 
 
 def metrics_of(run) -> list[dict]:

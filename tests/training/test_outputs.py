@@ -51,8 +51,15 @@ def stir(model, seed: int = 0) -> None:
 
 def written(tmp_path, model, run=RUN, **config) -> Path:
     given = {k: config.pop(k) for k in ("arrived", "state_dict") if k in config}
-    write_student(tmp_path / "student", model, folder=Path(run.model), run=run, config=TrainSection(**config), summary={"key": "k"},
-                  **given)  # fmt: skip
+    write_student(
+        tmp_path / "student",
+        model,
+        folder=Path(run.model),
+        run=run,
+        config=TrainSection(**config),
+        summary={"key": "k"},
+        **given,
+    )
     return tmp_path / "student"
 
 

@@ -20,9 +20,15 @@ from hintdistill.training.push import check_push
 
 COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
 RUN = [
-    "run", "configs/quickstart.yaml", "-q", "critic.use=[rules,recorded]", "traces.limit=12", "train.epochs=1",
-    "rollout.environment=null", "report.off_target={}",
-]  # fmt: skip
+    "run",
+    "configs/quickstart.yaml",
+    "-q",
+    "critic.use=[rules,recorded]",
+    "traces.limit=12",
+    "train.epochs=1",
+    "rollout.environment=null",
+    "report.off_target={}",
+]
 
 
 @pytest.fixture

@@ -45,12 +45,28 @@ def targets() -> list[Target]:
 
         (teacher, teacher_tail), (before, plain_tail) = kept(hinted), kept(plain)
         sampled = torch.as_tensor(step)[:, None]
-        out.append(Target(
-            key=f"k{i}", trace_id=f"t{i}", step=0, kind="anchor" if i >= 6 else "hint", split="train", context_ids=context,
-            step_ids=step, span=(2, 4), support_ids=support.numpy(), teacher_logprobs=teacher, plain_logprobs=before,
-            teacher_tail=teacher_tail, plain_tail=plain_tail, teacher_sampled=hinted.gather(-1, sampled)[:, 0].numpy(),
-            plain_sampled=plain.gather(-1, sampled)[:, 0].numpy(), insert_at=6, block_ids=block, accepted=True,
-        ))  # fmt: skip
+        out.append(
+            Target(
+                key=f"k{i}",
+                trace_id=f"t{i}",
+                step=0,
+                kind="anchor" if i >= 6 else "hint",
+                split="train",
+                context_ids=context,
+                step_ids=step,
+                span=(2, 4),
+                support_ids=support.numpy(),
+                teacher_logprobs=teacher,
+                plain_logprobs=before,
+                teacher_tail=teacher_tail,
+                plain_tail=plain_tail,
+                teacher_sampled=hinted.gather(-1, sampled)[:, 0].numpy(),
+                plain_sampled=plain.gather(-1, sampled)[:, 0].numpy(),
+                insert_at=6,
+                block_ids=block,
+                accepted=True,
+            )
+        )
     return out
 
 

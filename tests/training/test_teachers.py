@@ -47,9 +47,11 @@ def two_hints_on_one_trace(targets):  # noqa: F811
     first, second = targets[:2]
     before = np.concatenate([first.context_ids, first.step_ids])
     second = replace(
-        second, trace_id=first.trace_id, context_ids=np.concatenate([before, second.context_ids]),
+        second,
+        trace_id=first.trace_id,
+        context_ids=np.concatenate([before, second.context_ids]),
         insert_at=len(before) + second.insert_at,
-    )  # fmt: skip
+    )
     return [first, second]
 
 

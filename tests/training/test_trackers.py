@@ -127,8 +127,10 @@ def test_the_command_refuses_before_it_writes_and_doctor_says_what_is_there(tmp_
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NETRC": str(tmp_path / "none")}
     done = subprocess.run(
         [*command, "run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'run'}", "train.trackers=[wandb]"],
-        capture_output=True, text=True, env=env,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 2 and "there is no key" in done.stderr and not (tmp_path / "run").exists()
     said = json.loads(subprocess.run([*command, "doctor", "--json"], capture_output=True, text=True).stdout)
     (line,) = [c["detail"] for c in said if c["name"] == "trackers"]

@@ -41,9 +41,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def save_model(folder: Path, tied: bool) -> Path:
     torch.manual_seed(5)
     common = {
-        "vocab_size": V, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "max_position_embeddings": 512, "pad_token_id": 0, "eos_token_id": 2, "bos_token_id": None,
-    }  # fmt: skip
+        "vocab_size": V,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "bos_token_id": None,
+    }
     config = Qwen3Config(**common, head_dim=8, tie_word_embeddings=True) if tied else LlamaConfig(**common)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -69,12 +77,28 @@ def some_targets() -> list[Target]:
             teacher, plain = logprobs[0, :, :-1] + holes, logprobs[1, :, :-1] + holes
             tails = [np.log1p(-np.exp(x).sum(-1)) for x in (teacher, plain)]
             block = rng.integers(3, V, 5 if hints else 0)
-            out.append(Target(
-                key=f"{trace}:{step}", trace_id=f"t{trace}", step=step, kind="hint" if hints else "anchor", split="train",
-                context_ids=ids[:at], step_ids=sampled, span=(1, 3), support_ids=support, teacher_logprobs=teacher,
-                plain_logprobs=plain, teacher_tail=tails[0], plain_tail=tails[1], teacher_sampled=teacher[:, 0],
-                plain_sampled=np.zeros(n, np.float32), insert_at=6, block_ids=block, accepted=True,
-            ))  # fmt: skip
+            out.append(
+                Target(
+                    key=f"{trace}:{step}",
+                    trace_id=f"t{trace}",
+                    step=step,
+                    kind="hint" if hints else "anchor",
+                    split="train",
+                    context_ids=ids[:at],
+                    step_ids=sampled,
+                    span=(1, 3),
+                    support_ids=support,
+                    teacher_logprobs=teacher,
+                    plain_logprobs=plain,
+                    teacher_tail=tails[0],
+                    plain_tail=tails[1],
+                    teacher_sampled=teacher[:, 0],
+                    plain_sampled=np.zeros(n, np.float32),
+                    insert_at=6,
+                    block_ids=block,
+                    accepted=True,
+                )
+            )
     return out
 
 
@@ -131,9 +155,16 @@ def cases(tmp_path_factory) -> dict[str, dict]:
         section = {k: v for k, v in settings.items() if k != "tied" and v is not None}
         # seven rows are no multiple of two processes; two micro-batches of one row each per process and step
         config = TrainSection(
-            epochs=2, batch_size=4, micro_batch_size=1, warmup_steps=0, save_steps=3, logging_steps=1, learning_rate=1e-3,
-            anchor={"weight": 0.5, "min_probability": 0.0}, **section,
-        )  # fmt: skip
+            epochs=2,
+            batch_size=4,
+            micro_batch_size=1,
+            warmup_steps=0,
+            save_steps=3,
+            logging_steps=1,
+            learning_rate=1e-3,
+            anchor={"weight": 0.5, "min_probability": 0.0},
+            **section,
+        )
         targets = some_targets()
         # read while training, by every process alike, between the steps
         watch = WatchSets(off_target=[t for t in targets if t.kind == "anchor"])
@@ -187,8 +218,18 @@ def losses(folder: Path) -> list[float]:
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = ("grad_norm", "divergence", "anchor_kl", "off_target_kl", "span_logprob/student", "loss_tokens",
-             "reward_loss", "distill_loss", "reward/ratio_mean", "reward/behaviour_gap")  # fmt: skip
+    names = (
+        "grad_norm",
+        "divergence",
+        "anchor_kl",
+        "off_target_kl",
+        "span_logprob/student",
+        "loss_tokens",
+        "reward_loss",
+        "distill_loss",
+        "reward/ratio_mean",
+        "reward/behaviour_gap",
+    )
     return [{k: r[k] for k in names if k in r} for r in rows if "loss" in r]
 
 
@@ -202,9 +243,16 @@ def alone(cases, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("alone")
     for name, case in cases.items():
         train(
-            case["model"], case["targets"], case["run"], case["train"], root / name, root / name / "student", name,
-            watch=case["watch"], outcome=case["outcome"],
-        )  # fmt: skip
+            case["model"],
+            case["targets"],
+            case["run"],
+            case["train"],
+            root / name,
+            root / name / "student",
+            name,
+            watch=case["watch"],
+            outcome=case["outcome"],
+        )
     return root
 
 
@@ -245,8 +293,12 @@ def test_ddp(cases, alone, tmp_path):
 
 def test_fsdp2(cases, alone, tmp_path):
     """Whole and sharded alike, tied or not; runs left are taken up by two processes and by one."""
-    more = {"left": {**cases["ema"], "stops": 4}, "left_lora": {**cases["lora"], "stops": 4},
-            "left_for_two": {**cases["ema"], "stops": 4}, "two": {**cases["ema"], "in": "left_for_two"}}  # fmt: skip
+    more = {
+        "left": {**cases["ema"], "stops": 4},
+        "left_lora": {**cases["lora"], "stops": 4},
+        "left_for_two": {**cases["ema"], "stops": 4},
+        "two": {**cases["ema"], "in": "left_for_two"},
+    }
     code, output = launch_cases(tmp_path, {**cases, **more}, [*cases, *more], [*LAUNCH, str(ACCELERATE / "fsdp2.yaml")])
     assert code == 0, output[-4000:]
     assert "destroy_process_group" not in output
@@ -310,8 +362,17 @@ def test_what_cannot_be_shared_is_said(cases, tmp_path, monkeypatch):
 
 
 def run_command(folder: Path, *overrides: str) -> list[str]:
-    settings = ["traces.limit=40", "critic.use=[rules]", "rollout.environment=null", "report.off_target={}", "train.epochs=1",
-                "train.save_steps=2", "train.logging_steps=1", "train.batch_size=8", "run.device=cpu"]  # fmt: skip
+    settings = [
+        "traces.limit=40",
+        "critic.use=[rules]",
+        "rollout.environment=null",
+        "report.off_target={}",
+        "train.epochs=1",
+        "train.save_steps=2",
+        "train.logging_steps=1",
+        "train.batch_size=8",
+        "run.device=cpu",
+    ]
     return ["-m", "hintdistill.cli", "run", "configs/quickstart.yaml", *settings, f"run.dir={folder}", *overrides]
 
 

@@ -100,9 +100,15 @@ def _with_a_cache(model, row: TraceRow) -> torch.Tensor:
 
 def test_training_reports_the_cosine(real_targets, tmp_path):
     config = TrainSection(
-        **LIVE, epochs=2, batch_size=2, logging_steps=1, warmup_steps=0, grad_window=16, grad_window_every=2,
+        **LIVE,
+        epochs=2,
+        batch_size=2,
+        logging_steps=1,
+        warmup_steps=0,
+        grad_window=16,
+        grad_window_every=2,
         learning_rate=1e-5,
-    )  # fmt: skip
+    )
     run = RunSection(model=str(STUDENT), device="cpu", dtype="float32")
     summary = train(STUDENT, real_targets, run, config, tmp_path / "w", tmp_path / "student", "k")
     lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
@@ -130,9 +136,7 @@ def test_kinds_without_keys_and_values_refuse(tmp_path):
 def test_windows_that_overlap_are_one_piece():
     def slot(start: int, length: int) -> Slot:
         none = torch.zeros(0)
-        return Slot(
-            f"{start}", "hint", start, length, 0, none, torch.zeros(length), {}, (0, 1), none, none, none, -1
-        )  # fmt: skip
+        return Slot(f"{start}", "hint", start, length, 0, none, torch.zeros(length), {}, (0, 1), none, none, none, -1)
 
     row = TraceRow("a", torch.arange(60), (slot(10, 5), slot(20, 5), slot(40, 5), slot(40, 5)))
     spans = [[(p.start, p.stop) for p in windows([row], width)] for width in (0, 6, 100)]

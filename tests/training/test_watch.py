@@ -25,8 +25,15 @@ from hintdistill.training.watch import Watch, WatchSets, subsample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RUN = RunSection(model="tiny", device="cpu", dtype="float32")
-FAST = {"batch_size": 4, "warmup_steps": 0, "epochs": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-3,
-        "anchor": AnchorSection(weight=1.0, min_probability=0.0)}  # fmt: skip
+FAST = {
+    "batch_size": 4,
+    "warmup_steps": 0,
+    "epochs": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "learning_rate": 1e-3,
+    "anchor": AnchorSection(weight=1.0, min_probability=0.0),
+}
 T, K = 7, 12
 
 
@@ -46,17 +53,40 @@ def scored(model, rng, name: str, kind: str, split: str = "train") -> Target:
         return own.numpy(), torch.log1p(-own.exp().sum(-1)).numpy()
 
     (teacher, teacher_tail), (before, plain_tail) = kept(hinted), kept(plain)
-    m = Measurement(position=3, instead_id=5, effect=-1.0, plain_logprob=-1.0, max_raise=0.0, specificity=-1.0,
-                    legal_mass_gain=None, best_placebo=0.0)  # fmt: skip
+    m = Measurement(
+        position=3,
+        instead_id=5,
+        effect=-1.0,
+        plain_logprob=-1.0,
+        max_raise=0.0,
+        specificity=-1.0,
+        legal_mass_gain=None,
+        best_placebo=0.0,
+    )
     return Target(
-        key=name, trace_id=f"trace {name}", step=0, kind=kind, split=split, context_ids=context, step_ids=step, span=(2, 4),
-        support_ids=support.numpy(), teacher_logprobs=teacher, plain_logprobs=before, teacher_tail=teacher_tail,
-        plain_tail=plain_tail, teacher_sampled=hinted.gather(-1, said)[:, 0].numpy(),
-        plain_sampled=plain.gather(-1, said)[:, 0].numpy(), insert_at=6, block_ids=block, accepted=True,
+        key=name,
+        trace_id=f"trace {name}",
+        step=0,
+        kind=kind,
+        split=split,
+        context_ids=context,
+        step_ids=step,
+        span=(2, 4),
+        support_ids=support.numpy(),
+        teacher_logprobs=teacher,
+        plain_logprobs=before,
+        teacher_tail=teacher_tail,
+        plain_tail=plain_tail,
+        teacher_sampled=hinted.gather(-1, said)[:, 0].numpy(),
+        plain_sampled=plain.gather(-1, said)[:, 0].numpy(),
+        insert_at=6,
+        block_ids=block,
+        accepted=True,
         error_class=None if kind == "anchor" else "odd" if int(name[-1]) % 2 else "even",
-        measurement=m if kind == "hint" else None, versions={"weights": "w", "renderer": "r"},
+        measurement=m if kind == "hint" else None,
+        versions={"weights": "w", "renderer": "r"},
         legal_ids=np.array([4, 9]) if kind == "hint" else np.zeros(0, np.int64),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +161,12 @@ def test_every_number_of_the_meter_is_what_its_definition_says(config, data, tmp
         effect.append(float((theirs - plain)[3, said[3, 0]]))
         legal.append(float(ours[3, [4, 9]].exp().sum()))
     mean = {f"span_logprob/{who}": np.mean(x) for who, x in span.items()}
-    mean |= {"entropy/span": np.mean(entropy), "hint_effect": np.mean(effect), "legal_mass": np.mean(legal),
-             "target_kl": np.mean(kl)}  # fmt: skip
+    mean |= {
+        "entropy/span": np.mean(entropy),
+        "hint_effect": np.mean(effect),
+        "legal_mass": np.mean(legal),
+        "target_kl": np.mean(kl),
+    }
     mean["decision_probability"] = np.mean([p for _, p in decision])
     for name in ("odd", "even"):
         mean[f"decision_probability/{name}"] = np.mean([p for c, p in decision if c == name])
@@ -275,10 +309,14 @@ def test_a_watched_training_is_bit_equal_to_one_that_is_not_and_so_is_a_resumed_
 
 @pytest.mark.parametrize(
     ("name", "metric", "bound", "good", "bad"),
-    [("max_off_target_kl", "off_target_kl", 0.1, 0.1, 0.11), ("max_heldout_kl", "heldout_kl", 0.1, 0.0, 0.2),
-     ("min_entropy_ratio", "entropy_ratio", 0.5, 0.5, 0.4), ("max_end_drop", "end_drop", 0.2, -0.3, 0.3),
-     ("min_hint_effect", "hint_effect", 0.3, -0.4, -0.2)],
-)  # fmt: skip
+    [
+        ("max_off_target_kl", "off_target_kl", 0.1, 0.1, 0.11),
+        ("max_heldout_kl", "heldout_kl", 0.1, 0.0, 0.2),
+        ("min_entropy_ratio", "entropy_ratio", 0.5, 0.5, 0.4),
+        ("max_end_drop", "end_drop", 0.2, -0.3, 0.3),
+        ("min_hint_effect", "hint_effect", 0.3, -0.4, -0.2),
+    ],
+)
 def test_each_bound_stops_with_its_cause(name, metric, bound, good, bad, tmp_path):
     off = dict.fromkeys(w.name for w in WIRES)
     wires = Tripwires(TripwireSection(**{**off, "action": "stop", name: bound}), tmp_path)

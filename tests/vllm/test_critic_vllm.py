@@ -58,8 +58,10 @@ def test_votes_and_an_edited_prompt_reuse_the_record(backend, tmp_path):
 
     messages = []
     for k in range(40):
-        messages += [Message(role="user", content=f"Request {k}: " + "book the hotel of Paris. " * 4),
-                     Message(role="assistant", content=f"Done with {k}. " + "Booked with code 123. " * 4)]  # fmt: skip
+        messages += [
+            Message(role="user", content=f"Request {k}: " + "book the hotel of Paris. " * 4),
+            Message(role="assistant", content=f"Done with {k}. " + "Booked with code 123. " * 4),
+        ]
     trace = Trace(id="long", messages=tuple(messages))
     computed: list[int] = []
     generate = backend.engine.generate

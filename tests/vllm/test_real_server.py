@@ -201,8 +201,14 @@ def test_the_agents_call_against_a_server(server):
 def test_a_server_killed_in_the_middle(server, tmp_path):
     """Last, because it kills the server: what was answered is kept, the error names the URL, the exit code is 5."""
     folder = tmp_path / "run"
-    settings = [f"run.dir={folder}", f"critic.llm.base_url={server.url}", "critic.llm.max_findings=2", "critic.llm.max_tokens=3000",
-                "critic.llm.concurrency=2", "critic.llm.retries=0"]  # fmt: skip
+    settings = [
+        f"run.dir={folder}",
+        f"critic.llm.base_url={server.url}",
+        "critic.llm.max_findings=2",
+        "critic.llm.max_tokens=3000",
+        "critic.llm.concurrency=2",
+        "critic.llm.retries=0",
+    ]
     process = subprocess.Popen(
         [*COMMAND, "run", "configs/llm-critic.yaml", *settings, "--until", "critique", "--limit", "200"],
         cwd=ROOT,

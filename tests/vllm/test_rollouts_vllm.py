@@ -51,8 +51,11 @@ def other_weights(tmp_path: Path) -> Path:
     shutil.copytree(STUDENT, folder)
     weights = load_file(folder / "model.safetensors")
     torch.manual_seed(0)
-    save_file({k: (v + 0.05 * torch.randn_like(v.float()).to(v.dtype)) for k, v in weights.items()},
-              folder / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    save_file(
+        {k: (v + 0.05 * torch.randn_like(v.float()).to(v.dtype)) for k, v in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     return folder
 
 
@@ -76,8 +79,10 @@ def test_sampled_ids_and_logprobs_are_the_students_own(server, engine, renderer)
         worst = max(worst, float(np.abs(ours - np.array(m.logprobs)).max()))
     assert worst < 1e-3
     greedy = SamplingOptions(temperature=0.0, max_new_tokens=64, max_steps=8)
-    one, two = ([e.trace.messages[-1].content for e in Sampler(w, renderer, greedy).episodes(Toolworld(), tasks)]
-                for w in (generator, engine))  # fmt: skip
+    one, two = (
+        [e.trace.messages[-1].content for e in Sampler(w, renderer, greedy).episodes(Toolworld(), tasks)]
+        for w in (generator, engine)
+    )
     assert one == two
 
 
@@ -115,11 +120,28 @@ def test_weights_that_are_not_served_are_found_out(server, engine, renderer, tmp
 def test_a_round_of_the_loop_by_the_server(server, tmp_path):
     folder = tmp_path / "run"
     done = subprocess.run(
-        [sys.executable, "-m", "hintdistill.cli", "run", "configs/rounds.yaml", "-q", f"run.dir={folder}", "run.rounds=2",
-         "rollout.sample.backend=server", f"rollout.sample.server.base_url={server.url}", "rollout.sample.episodes=24",
-         "rollout.splits=[validation]", "rollout.limit=6", "train.epochs=1", "train.batch_size=8", "report.off_target_steps=8"],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "hintdistill.cli",
+            "run",
+            "configs/rounds.yaml",
+            "-q",
+            f"run.dir={folder}",
+            "run.rounds=2",
+            "rollout.sample.backend=server",
+            f"rollout.sample.server.base_url={server.url}",
+            "rollout.sample.episodes=24",
+            "rollout.splits=[validation]",
+            "rollout.limit=6",
+            "train.epochs=1",
+            "train.batch_size=8",
+            "report.off_target_steps=8",
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     import json
 

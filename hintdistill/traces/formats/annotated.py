@@ -101,9 +101,13 @@ def _labelled(
     steps = tuple(sorted({by_message[m] for m in messages if m in by_message}))
     step = by_message.get(root)
     label = Label(
-        verdict="not_student" if step is None else "findings", step=step, steps=steps, error_class=error_class,
-        message=root, reason=reason,
-    )  # fmt: skip
+        verdict="not_student" if step is None else "findings",
+        step=step,
+        steps=steps,
+        error_class=error_class,
+        message=root,
+        reason=reason,
+    )
     return Labelled(trace=trace, label=label, source_set=of)
 
 
@@ -149,9 +153,13 @@ def _agentrx(value: Mapping[str, Any], source: Source, options: ReadOptions) -> 
     failures = {str(f["failure_id"]): f for f in value["failures"]}
     root = failures[str(value["root_cause"]["failure_id"])]
     return _labelled(
-        trace, [int(f["step_number"]) - 1 for f in value["failures"]], int(root["step_number"]) - 1,
-        str(root["failure_category"]), root.get("step_reason"), "agentrx",
-    )  # fmt: skip
+        trace,
+        [int(f["step_number"]) - 1 for f in value["failures"]],
+        int(root["step_number"]) - 1,
+        str(root["failure_category"]),
+        root.get("step_reason"),
+        "agentrx",
+    )
 
 
 def _records(path: Path, options: ReadOptions) -> Iterator[Record]:

@@ -58,9 +58,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         messages += split(answer, len(messages))
         known.add("response")
     yield build_trace(
-        value, messages, record.source, options, known=known, tools=value.get("tools"), reward=value.get("reward"),
-        task_id=value.get("task_id"), model=value.get("model"),
-    )  # fmt: skip
+        value,
+        messages,
+        record.source,
+        options,
+        known=known,
+        tools=value.get("tools"),
+        reward=value.get("reward"),
+        task_id=value.get("task_id"),
+        model=value.get("model"),
+    )
 
 
 def split(message: Any, index: int) -> list[dict[str, Any]]:
@@ -118,8 +125,10 @@ def _result(block: Mapping[str, Any], index: int) -> str | None:
     if not isinstance(content, list):
         return text_of(content, index)
     return "".join(
-        part["text"] if isinstance(part, Mapping) and isinstance(part.get("text"), str)
-        else part if isinstance(part, str)
+        part["text"]
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
+        else part
+        if isinstance(part, str)
         else f"[{part.get('type') if isinstance(part, Mapping) else kind(part)}]"
         for part in content
-    )  # fmt: skip
+    )

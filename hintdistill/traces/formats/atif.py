@@ -73,10 +73,17 @@ def _traces(t: Any, unknown: dict[str, Any], record: Record, options: ReadOption
     messages = [m for step in t.steps for m in _step(step)]
     key = t.trajectory_id  # a session's id is shared by its segments and siblings
     yield build_trace(
-        {**kept, **({"unknown": unknown} if unknown else {}), **({"trace_id": key} if key else {})}, messages, record.source,
-        options, known={"trace_id", "trajectory_id"}, tools=t.agent.tool_definitions, suffix=suffix, model=t.agent.model_name,
-        reward=(t.extra or {}).get("reward"), task_id=(t.extra or {}).get("task_id"),
-    )  # fmt: skip
+        {**kept, **({"unknown": unknown} if unknown else {}), **({"trace_id": key} if key else {})},
+        messages,
+        record.source,
+        options,
+        known={"trace_id", "trajectory_id"},
+        tools=t.agent.tool_definitions,
+        suffix=suffix,
+        model=t.agent.model_name,
+        reward=(t.extra or {}).get("reward"),
+        task_id=(t.extra or {}).get("task_id"),
+    )
     for n, sub in enumerate(t.subagent_trajectories or (), 1):
         yield from _traces(sub, {}, record, options, f"{suffix}/sub{n}")
 
@@ -96,9 +103,10 @@ def _step(step: Any) -> list[dict[str, Any]]:
     ]
     if step.metrics is not None:
         message |= {
-            "prompt_token_ids": step.metrics.prompt_token_ids, "token_ids": step.metrics.completion_token_ids,
+            "prompt_token_ids": step.metrics.prompt_token_ids,
+            "token_ids": step.metrics.completion_token_ids,
             "logprobs": step.metrics.logprobs,
-        }  # fmt: skip
+        }
     if step.is_copied_context or step.llm_call_count == 0:
         message[GIVEN] = True
     return [message, *_observed(step)]

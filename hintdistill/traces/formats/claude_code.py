@@ -137,9 +137,11 @@ def _groups(lines: list[Line]) -> list[_Group]:
 
 def _is_result(line: Line) -> bool:
     content = line["message"].get("content")
-    return line["type"] == "user" and isinstance(content, list) and any(
-        isinstance(b, Mapping) and b.get("type") == "tool_result" for b in content
-    )  # fmt: skip
+    return (
+        line["type"] == "user"
+        and isinstance(content, list)
+        and any(isinstance(b, Mapping) and b.get("type") == "tool_result" for b in content)
+    )
 
 
 def _trace(

@@ -37,9 +37,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
         for n, messages in enumerate(conversations, 1):
             try:
                 yield build_trace(
-                    last, messages, source, options, known={"messages", "reward", "task_id"}, tools=lines[-1].get("tools"),
-                    suffix=f"/{n}" if len(conversations) > 1 else "", reward=_reward(lines), task_id=last.get("task_id"),
-                )  # fmt: skip
+                    last,
+                    messages,
+                    source,
+                    options,
+                    known={"messages", "reward", "task_id"},
+                    tools=lines[-1].get("tools"),
+                    suffix=f"/{n}" if len(conversations) > 1 else "",
+                    reward=_reward(lines),
+                    task_id=last.get("task_id"),
+                )
             except TraceError as error:
                 yield Failure.of(source, error)
 

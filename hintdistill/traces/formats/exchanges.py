@@ -188,9 +188,14 @@ def _starts(prefix: Messages, messages: Messages) -> bool:
 
 
 def traces_of(
-    key: str, exchanges: Sequence[Exchange], runs: Sequence[ToolRun], source: Source, options: ReadOptions,
-    extra: Mapping[str, Any], reward: Any = None,
-) -> Iterator[Trace | Failure]:  # fmt: skip
+    key: str,
+    exchanges: Sequence[Exchange],
+    runs: Sequence[ToolRun],
+    source: Source,
+    options: ReadOptions,
+    extra: Mapping[str, Any],
+    reward: Any = None,
+) -> Iterator[Trace | Failure]:
     """The traces of one run. Raises TraceError where no call shows an answer of the model."""
     found = conversations(exchanges, runs)
     if not found:

@@ -64,11 +64,16 @@ def _sample(sample: Any, header: Any, source: Source, options: ReadOptions) -> T
     output = sample.get("output")
     model = output.get("model") if isinstance(output, Mapping) else None
     return build_trace(
-        {**kept, **({"eval": run} if run else {}), **({"trace_id": str(key)} if key else {})}, messages, source, options,
-        known={"trace_id", "id"}, tools=_resolve(_tools(events), attached), reward=_score(sample.get("scores")),
+        {**kept, **({"eval": run} if run else {}), **({"trace_id": str(key)} if key else {})},
+        messages,
+        source,
+        options,
+        known={"trace_id", "id"},
+        tools=_resolve(_tools(events), attached),
+        reward=_score(sample.get("scores")),
         task_id=":".join(str(p) for p in (run.get("task"), sample.get("id")) if p is not None) or None,
         model=run.get("model") or model,
-    )  # fmt: skip
+    )
 
 
 def _resolve(value: Any, attached: Any, depth: int = 0) -> Any:

@@ -68,10 +68,15 @@ def _exchange(observation: Mapping[str, Any]) -> Exchange:
     read = [m for m in read if not (m.get("content") == "role" and "tool_calls" not in m)]
     tools = tools_in(own) or _own_tools(observation, metadata)
     return Exchange(
-        id=str(observation.get("id")), parent=_text(observation.get("parentObservationId")), start=str(observation.get("startTime")),
-        read=read, said=[m for m in said if m.get("role") not in ("tool", "user")], is_call=observation.get("type") == "GENERATION",
-        tools=tools, model=_text(observation.get("model")),
-    )  # fmt: skip
+        id=str(observation.get("id")),
+        parent=_text(observation.get("parentObservationId")),
+        start=str(observation.get("startTime")),
+        read=read,
+        said=[m for m in said if m.get("role") not in ("tool", "user")],
+        is_call=observation.get("type") == "GENERATION",
+        tools=tools,
+        model=_text(observation.get("model")),
+    )
 
 
 def _own_tools(observation: Mapping[str, Any], metadata: Any) -> list[Any]:

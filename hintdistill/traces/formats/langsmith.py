@@ -77,7 +77,12 @@ def _exchange(run: Mapping[str, Any]) -> Exchange:
     model = metadata.get("ls_model_name") if isinstance(metadata, Mapping) else None
     said_by = outputs.get("model") if isinstance(outputs, Mapping) else None
     return Exchange(
-        id=str(run["id"]), parent=str(run.get("parent_run_id")), start=str(run.get("start_time")), read=messages_in(inputs, "user"),
-        said=messages_in(outputs, "assistant"), is_call=run.get("run_type") == "llm", tools=list(tools),
+        id=str(run["id"]),
+        parent=str(run.get("parent_run_id")),
+        start=str(run.get("start_time")),
+        read=messages_in(inputs, "user"),
+        said=messages_in(outputs, "assistant"),
+        is_call=run.get("run_type") == "llm",
+        tools=list(tools),
         model=said_by if isinstance(said_by, str) else model,
-    )  # fmt: skip
+    )

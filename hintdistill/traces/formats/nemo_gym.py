@@ -39,10 +39,17 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     if not used:
         flat["request"] = asked
     yield from openai_responses.conversation(
-        flat, value["responses_create_params"].get("input"), response, record.source, options,
-        reward=value.get("reward"), task_id=_task(value), used=used, tools=value["responses_create_params"].get("tools"),
+        flat,
+        value["responses_create_params"].get("input"),
+        response,
+        record.source,
+        options,
+        reward=value.get("reward"),
+        task_id=_task(value),
+        used=used,
+        tools=value["responses_create_params"].get("tools"),
         prompted=True,
-    )  # fmt: skip
+    )
 
 
 def _task(value: Mapping[str, Any]) -> str | None:

@@ -55,9 +55,16 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
     known = {*used, *TOOL_KEYS, "id", "trace_id", "task_id", "model", "reward"}
     scored = next((k for k in ("reward", "score") if k in record), None)
     return build_trace(
-        record, messages, source, options, known=known, tools=next((record[k] for k in TOOL_KEYS if record.get(k)), None),
-        reward=record[scored] if scored else None, task_id=record.get("task_id"), model=record.get("model"),
-    )  # fmt: skip
+        record,
+        messages,
+        source,
+        options,
+        known=known,
+        tools=next((record[k] for k in TOOL_KEYS if record.get(k)), None),
+        reward=record[scored] if scored else None,
+        task_id=record.get("task_id"),
+        model=record.get("model"),
+    )
 
 
 def _conversation(record: Mapping[str, Any]) -> tuple[list[Any], set[str]]:

@@ -64,9 +64,18 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def conversation(
-    record: Mapping[str, Any], read: Any, response: Mapping[str, Any], source: Source, options: ReadOptions,
-    *, reward: Any = None, task_id: Any = None, used: frozenset[str] = frozenset(), tools: Any = None, prompted: bool = False,
-) -> Iterator[Trace]:  # fmt: skip
+    record: Mapping[str, Any],
+    read: Any,
+    response: Mapping[str, Any],
+    source: Source,
+    options: ReadOptions,
+    *,
+    reward: Any = None,
+    task_id: Any = None,
+    used: frozenset[str] = frozenset(),
+    tools: Any = None,
+    prompted: bool = False,
+) -> Iterator[Trace]:
     """The traces of what was read and answered; an output of lists (aviary) is folded into its longest chains.
 
     Args:
@@ -98,10 +107,17 @@ def conversation(
         read_messages = turns(read) if read is not None else []
         read_messages = given(read_messages) if prompted else read_messages
         yield build_trace(
-            keep, [*prefix, *read_messages, *run], source, options, known=known, tools=schemas,
-            suffix=f"/{n}" if len(runs) > 1 else "", reward=reward if reward is not None else number(record.get("reward")),
-            task_id=task_id if task_id is not None else record.get("task_id"), model=response.get("model") or record.get("model"),
-        )  # fmt: skip
+            keep,
+            [*prefix, *read_messages, *run],
+            source,
+            options,
+            known=known,
+            tools=schemas,
+            suffix=f"/{n}" if len(runs) > 1 else "",
+            reward=reward if reward is not None else number(record.get("reward")),
+            task_id=task_id if task_id is not None else record.get("task_id"),
+            model=response.get("model") or record.get("model"),
+        )
 
 
 def turns(items: Any) -> list[dict[str, Any]]:

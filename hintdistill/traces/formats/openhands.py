@@ -41,9 +41,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     result = value.get("test_result")
     resolved = result.get("resolved") if isinstance(result, Mapping) else None
     yield build_trace(
-        value, messages, record.source, options, known={"history", "instance_id", "metrics"}, tools=tools,
-        task_id=value.get("instance_id"), model=model, reward=resolved if resolved is not None else value.get("reward"),
-    )  # fmt: skip
+        value,
+        messages,
+        record.source,
+        options,
+        known={"history", "instance_id", "metrics"},
+        tools=tools,
+        task_id=value.get("instance_id"),
+        model=model,
+        reward=resolved if resolved is not None else value.get("reward"),
+    )
 
 
 def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | None]:

@@ -47,10 +47,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
             suffix += f".{part}" if len(conversations) > 1 else ""
             rest = {k: v for k, v in trajectory.items() if k not in ("steps", "task", "reward")}
             yield build_trace(
-                {**value, **({"trajectory": rest} if rest and trajectory is not value else {})}, messages, record.source,
-                options, known=known, suffix=suffix, reward=trajectory.get("reward", value.get("reward")),
-                task_id=_task(value), tools=value.get("tools"),
-            )  # fmt: skip
+                {**value, **({"trajectory": rest} if rest and trajectory is not value else {})},
+                messages,
+                record.source,
+                options,
+                known=known,
+                suffix=suffix,
+                reward=trajectory.get("reward", value.get("reward")),
+                task_id=_task(value),
+                tools=value.get("tools"),
+            )
 
 
 def _task(value: Mapping[str, Any]) -> Any:

@@ -18,9 +18,15 @@ from hintdistill.traces.turns import build_trace, kind
 NAME = "sharegpt"
 SCOPE: Literal["record"] = "record"
 ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "function_call": "assistant",
-    "observation": "tool", "tool": "tool", "system": "system",
-}  # fmt: skip
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+    "system": "system",
+}
 
 
 def fits(value: Any) -> bool:
@@ -37,9 +43,15 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         messages.insert(0, {"role": "system", "content": value["system"]})
     known = {"conversations", "tools", "system", "id", "trace_id", "task_id", "reward"}
     yield build_trace(
-        value, messages, record.source, options, known=known, tools=value.get("tools"), reward=value.get("reward"),
+        value,
+        messages,
+        record.source,
+        options,
+        known=known,
+        tools=value.get("tools"),
+        reward=value.get("reward"),
         task_id=value.get("task_id"),
-    )  # fmt: skip
+    )
 
 
 def _turn(turn: Any, index: int, options: ReadOptions) -> dict[str, Any]:

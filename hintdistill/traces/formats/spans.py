@@ -135,10 +135,15 @@ def _exchange(span: Span) -> Exchange:
     if isinstance(start, str) and start.isdecimal() and len(start) < 40:
         start = int(start)
     return Exchange(
-        id=str(_id(span, "span")), parent=str(parent) if parent else None,
-        start=start, read=read, said=said, is_call=is_call,
-        tools=tools_in(own), model=model if isinstance(model, str) else None,
-    )  # fmt: skip
+        id=str(_id(span, "span")),
+        parent=str(parent) if parent else None,
+        start=start,
+        read=read,
+        said=said,
+        is_call=is_call,
+        tools=tools_in(own),
+        model=model if isinstance(model, str) else None,
+    )
 
 
 def _events(span: Span) -> Iterator[dict[str, Any]]:
@@ -166,9 +171,10 @@ def _add_event(by_message: dict[str, list[Any]], name: str, own: Mapping[str, An
     if name == "gen_ai.choice":
         message = unwrap(own.get("message"))
         by_message.setdefault("output", []).append(
-            {"role": "assistant", **message} if isinstance(message, Mapping)
+            {"role": "assistant", **message}
+            if isinstance(message, Mapping)
             else {"role": "assistant", "content": message, "tool_calls": unwrap(own.get("tool_calls"))}
-        )  # fmt: skip
+        )
         return
     role = name.split(".")[1]
     content = unwrap(own.get("content"))

@@ -35,9 +35,14 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         scored = run.get("reward_info") if isinstance(run, Mapping) else None
         messages = [m for message in run["messages"] for m in _message(message)]
         yield build_trace(
-            run, messages, record.source, options, known=known, task_id=run.get("task_id"),
+            run,
+            messages,
+            record.source,
+            options,
+            known=known,
+            task_id=run.get("task_id"),
             reward=scored.get("reward") if isinstance(scored, Mapping) else None,
-        )  # fmt: skip
+        )
 
 
 def _message(value: Any) -> list[Any]:

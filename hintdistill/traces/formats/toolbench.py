@@ -41,9 +41,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     rest |= {"answer_generation": {k: v for k, v in answer.items() if k not in ("train_messages", "function", "chain")}}
     for n, messages in enumerate(found, 1):
         yield build_trace(
-            rest, messages, record.source, options, known=set(), tools=answer.get("function"),
-            suffix=f"/{n}" if len(found) > 1 else "", task_id=answer.get("query"), reward=value.get("win"),
-        )  # fmt: skip
+            rest,
+            messages,
+            record.source,
+            options,
+            known=set(),
+            tools=answer.get("function"),
+            suffix=f"/{n}" if len(found) > 1 else "",
+            task_id=answer.get("query"),
+            reward=value.get("win"),
+        )
 
 
 def _from_tree(value: Mapping[str, Any]) -> list[list[dict[str, Any]]]:

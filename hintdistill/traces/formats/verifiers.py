@@ -39,9 +39,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         value.get("oai_tools") or value.get("tools") or (info.get("oai_tools") if isinstance(info, Mapping) else None)
     )
     yield build_trace(
-        value, [*given(prompt), *_with_tokens(answer, value.get("trajectory"))], record.source, options, known=known,
-        tools=tools, reward=value.get("reward"), task_id=value.get("task_id", value["example_id"]), model=value.get("model"),
-    )  # fmt: skip
+        value,
+        [*given(prompt), *_with_tokens(answer, value.get("trajectory"))],
+        record.source,
+        options,
+        known=known,
+        tools=tools,
+        reward=value.get("reward"),
+        task_id=value.get("task_id", value["example_id"]),
+        model=value.get("model"),
+    )
 
 
 def _with_tokens(messages: list[Any], steps: Any) -> list[Any]:
@@ -54,7 +61,9 @@ def _with_tokens(messages: list[Any], steps: Any) -> list[Any]:
         tokens = step.get("tokens") if isinstance(step, Mapping) else None
         if isinstance(tokens, Mapping) and tokens.get("completion_ids"):
             out[i] = {
-                **out[i], "prompt_token_ids": tokens.get("prompt_ids"), "token_ids": tokens["completion_ids"],
+                **out[i],
+                "prompt_token_ids": tokens.get("prompt_ids"),
+                "token_ids": tokens["completion_ids"],
                 "logprobs": tokens.get("completion_logprobs"),
-            }  # fmt: skip
+            }
     return out

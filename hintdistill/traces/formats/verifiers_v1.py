@@ -49,10 +49,17 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
             at = parents[at]
         path.reverse()
         yield build_trace(
-            value, _messages(nodes, path, done), record.source, options, known=known, tools=value.get("tools"),
-            suffix=f"/{n}" if len(leaves) > 1 else "", reward=value.get("reward", _total(value.get("rewards"))),
-            task_id=task_id, model=value.get("model"),
-        )  # fmt: skip
+            value,
+            _messages(nodes, path, done),
+            record.source,
+            options,
+            known=known,
+            tools=value.get("tools"),
+            suffix=f"/{n}" if len(leaves) > 1 else "",
+            reward=value.get("reward", _total(value.get("rewards"))),
+            task_id=task_id,
+            model=value.get("model"),
+        )
         done.update(path)
 
 

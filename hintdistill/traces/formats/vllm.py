@@ -79,10 +79,17 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     choices = response["choices"]
     for n, choice in enumerate(choices, 1):
         yield build_trace(
-            extra, [*read, _answer(choice, response, n)], record.source, options, known=known | {*REQUESTS, "output"},
-            tools=request.get("tools"), suffix=f"/{n}" if len(choices) > 1 else "", reward=value.get("reward"),
-            task_id=value.get("task_id"), model=response.get("model") or request.get("model"),
-        )  # fmt: skip
+            extra,
+            [*read, _answer(choice, response, n)],
+            record.source,
+            options,
+            known=known | {*REQUESTS, "output"},
+            tools=request.get("tools"),
+            suffix=f"/{n}" if len(choices) > 1 else "",
+            reward=value.get("reward"),
+            task_id=value.get("task_id"),
+            model=response.get("model") or request.get("model"),
+        )
 
 
 def _answer(choice: Any, response: Mapping[str, Any], n: int) -> dict[str, Any]:
