@@ -129,13 +129,13 @@ def child(stage: str, config: Path, overrides: list[str]) -> None:
 
     import hintdistill.training.trainer  # noqa: F401
     from hintdistill.config.file import load_config
-    from hintdistill.pipeline import RunContext, Voice
+    from hintdistill.pipeline import Console, RunContext
     from hintdistill.pipeline.store import RunDir
 
     settings = load_config(config, overrides)
     torch.set_num_threads(1)
     assert settings.run.dir is not None
-    ctx = RunContext(settings, RunDir.create(settings.run.dir, settings, resume=True), Voice(quiet=True))
+    ctx = RunContext(settings, RunDir.create(settings.run.dir, settings, resume=True), Console(quiet=True))
     module = importlib.import_module(f"hintdistill.pipeline.{stage}")
     _ = ctx.renderer
     gc.collect()

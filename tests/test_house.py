@@ -13,87 +13,98 @@ import pytest
 from conftest import ROOT
 
 PACKAGE = ROOT / "hintdistill"
-ORDER = (
-    "errors",
-    "hosts",
-    "shipped",
-    "types",
-    "scores",
+LAYERS = (
+    "core",
+    "prompts",
     "recipes",
     "config",
-    "config_file",
-    "rundir",
-    "json_spans",
     "traces",
-    "models",
-    "engines",
-    "importing",
-    "prompts",
-    "quotes",
-    "critics",
-    "inspection",
-    "rendering",
-    "legal",
-    "hints",
+    "traces.formats",
     "injection",
-    "scoring",
-    "movement",
-    "targets",
+    "engines",
+    "rescoring",
     "objectives",
+    "critics",
     "training",
-    "planning",
     "rollouts",
     "reporting",
     "pipeline",
-    "evidence",
+    "planning",
     "api",
-    "doctor",
-    "scaffold",
-    "prompt_preview",
-    "commands",
-    "commands_evidence",
-    "commands_training",
+    "",
     "cli",
 )
-"""Top to bottom: no module imports one that stands below it."""
-
-
-def layer(module: str) -> str:
-    return module.removeprefix("hintdistill.").split(".")[0]
-
-
-def imports(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hintdistill."):
-            found.add(layer(node.module))
-        elif isinstance(node, ast.ImportFrom) and node.module == "hintdistill":
-            found |= {a.name for a in node.names if a.name in ORDER}
-        elif isinstance(node, ast.Import):
-            found |= {layer(a.name) for a in node.names if a.name.startswith("hintdistill.")}
-    return found
+"""Packages and loose modules from the bottom to the top: none imports one above it. The empty name is `hintdistill` itself."""
+LOOSE = {"api.py", "__init__.py", "prompts.py"}
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def test_every_module_has_its_place():
-    present = {layer(str(p.relative_to(ROOT).with_suffix("")).replace("/", ".")) for p in modules()} - {
-        "__init__",
-        "hintdistill",
-    }
-    assert present == set(ORDER)
+def name_of(path: Path) -> str:
+    """The full module path of a file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_no_module_imports_one_below_it(path):
-    name = layer(str(path.relative_to(PACKAGE).with_suffix("")).replace("/", "."))
-    if name == "__init__":
-        return
-    below = {m for m in imports(path) if ORDER.index(m) > ORDER.index(name)}
-    assert not below, f"{path.name} imports {below}, which stand below it"
+NAMES = {name_of(p): p for p in modules()}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports, anywhere in it, by their full paths."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "hintdistill":
+            found |= {
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in NAMES else node.module for a in node.names
+            }
+        elif isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name in NAMES}
+    return found - {name_of(path)}
+
+
+GRAPH = {name: imports(path) for name, path in NAMES.items()}
+
+
+def package(module: str) -> str:
+    """The package of a module, without `hintdistill.`; a loose module is its own."""
+    inner = module.removeprefix("hintdistill").removeprefix(".")
+    return inner if NAMES[module].name == "__init__.py" or "." not in inner else inner.rpartition(".")[0]
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of names that reach one another."""
+    reach = {n: set(graph[n]) for n in graph}
+    for middle in graph:
+        for name in graph:
+            if middle in reach[name]:
+                reach[name] |= reach[middle]
+    return sorted({tuple(sorted(m for m in reach[n] if n in reach[m])) for n in graph if n in reach[n]})
+
+
+def test_every_package_has_its_place():
+    packages = {package(m) for m in NAMES}
+    assert packages == set(LAYERS) and len(packages - {"", "api", "prompts"}) <= 20
+    assert {p.name for p in PACKAGE.glob("*.py")} == LOOSE
+
+
+@pytest.mark.parametrize("name", sorted(GRAPH), ids=lambda n: n.removeprefix("hintdistill."))
+def test_no_module_imports_one_above_it(name):
+    above = {m for m in GRAPH[name] if LAYERS.index(package(m)) > LAYERS.index(package(name))}
+    assert not above, f"{name} imports {above}, which are above it"
+
+
+def test_no_circle_of_modules_or_packages():
+    assert circles(GRAPH) == []
+    between: dict[str, set[str]] = {p: set() for p in LAYERS}
+    for name, found in GRAPH.items():
+        between[package(name)] |= {package(m) for m in found} - {package(name)}
+    assert circles(between) == []
+
+
+def test_a_circle_is_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -20,7 +20,7 @@ from benchmarks.ablation.sweep import chosen_settings, sweep_config, sweep_jobs,
 from hintdistill.config import CriticSection, RunConfig
 from hintdistill.core.errors import ConfigError, HintdistillError
 from hintdistill.core.storage import JsonlStore, write_atomic
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 
 
@@ -79,7 +79,7 @@ def _check_settings(config: RunConfig) -> None:
         raise ConfigError(f"ablate.llm_critic: {error.errors()[0]['msg']} ({error.errors()[0]['loc'][0]})") from None
 
 
-def ablate(config: RunConfig, folder: Path, *, resume: bool = False, voice: Voice | None = None) -> dict[str, Any]:
+def ablate(config: RunConfig, folder: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Run all jobs that are owed, then write evidence.json, evidence.md and the figure; returns the document.
 
     With `ablate.sweep.use`, every arm's settings are chosen first, on validation tasks. A result that was made with other
@@ -91,7 +91,7 @@ def ablate(config: RunConfig, folder: Path, *, resume: bool = False, voice: Voic
     """
     from hintdistill.pipeline import check_inputs
 
-    voice = voice or Voice()
+    console = console or Console()
     plan_jobs(config)
     check_inputs(config, "report")
     rundir = RunDir.create(folder, config, resume=resume)
@@ -99,12 +99,12 @@ def ablate(config: RunConfig, folder: Path, *, resume: bool = False, voice: Voic
         log = rundir.store("sessions")
         if config.ablate.sweep.use:
             shared, trials = sweep_jobs(config)
-            _phase(log, sweep_config(config), folder, {"shared (sweep)": shared, "sweep": trials}, voice)
+            _phase(log, sweep_config(config), folder, {"shared (sweep)": shared, "sweep": trials}, console)
         tuned, chosen = tuned_config(config, folder)
         if chosen:
             write_atomic(folder / "sweep.json", json.dumps(chosen, indent=1, ensure_ascii=False))
         shared, arms = plan_jobs(tuned)
-        _phase(log, tuned, folder, {"shared": shared, "arms": arms}, voice)
+        _phase(log, tuned, folder, {"shared": shared, "arms": arms}, console)
         return _summarise(config, folder, list(log.rows()))
     finally:
         rundir.close()
@@ -145,27 +145,29 @@ def _results(config: RunConfig, folder: Path, jobs: Sequence[Job]) -> list[dict[
     return [r for r in found if r is not None]
 
 
-def _phase(log: JsonlStore, config: RunConfig, folder: Path, jobs: Mapping[str, Sequence[Job]], voice: Voice) -> None:
+def _phase(
+    log: JsonlStore, config: RunConfig, folder: Path, jobs: Mapping[str, Sequence[Job]], console: Console
+) -> None:
     """Jobs one kind after the other; how long it took, and where, is a row."""
     began, done = time.monotonic(), 0
     try:
         for label, members in jobs.items():
-            done += _run_all(config, folder, members, label, voice)
+            done += _run_all(config, folder, members, label, console)
     finally:
         if done:
             row = {"phase": list(jobs)[-1], "jobs": done, "seconds": time.monotonic() - began}
             log.append({"key": f"session-{len(list(log.rows()))}", **row, **about_this_machine(config)})
 
 
-def _run_all(config: RunConfig, folder: Path, jobs: Sequence[Job], label: str, voice: Voice) -> int:
+def _run_all(config: RunConfig, folder: Path, jobs: Sequence[Job], label: str, console: Console) -> int:
     """Do the jobs that are owed; returns how many were."""
     owed = [j for j in jobs if result_of(config, folder, j) is None]
-    with voice.progress(label, len(jobs)) as advance:
+    with console.progress(label, len(jobs)) as advance:
         advance(len(jobs) - len(owed))
 
         def done(job: Job, seconds: float) -> None:
             advance(1)
-            voice.note(f"{job.name}: {seconds:.0f} s")
+            console.note(f"{job.name}: {seconds:.0f} s")
 
         if owed:
             _in_processes(config, folder, owed, done)

@@ -146,7 +146,7 @@ def _disturbed(arm: str, data: RoundData, folder: Path) -> list[Target]:
     config = _with(data.ctx.config, folder, gate, changes)
     rundir = RunDir.create(folder / "run", config, resume=True)
     try:
-        ctx = RunContext(config, rundir, data.ctx.voice, data.ctx.engines)
+        ctx = RunContext(config, rundir, data.ctx.console, data.ctx.engines)
         own = critiqued(ctx, data.episodes, data.salt, data.anchors_per_trace)
         # a control keeps the true critic's anchors; a wrong critic is wrong about them as well
         return [*rescored(ctx), *anchors(data if arm in CONTROLS else own)]
@@ -196,7 +196,7 @@ def _plain_targets(data: RoundData, steps: Sequence[tuple[Trace, int]], name: st
         try:
             rendered = data.ctx.renderer.step(trace, k)
         except HintdistillError as error:
-            data.ctx.voice.warn(f"{name}: {error.message}")
+            data.ctx.console.warn(f"{name}: {error.message}")
             continue
         items.append((f"{name}:{trace.id}:{k}", trace.id, k, rendered, "train"))
     scorer, size = scorer_of(data), data.ctx.config.rescore.part_rows
@@ -298,7 +298,7 @@ def full_trace(data: RoundData, erring_steps_only: bool = False) -> list[Target]
             try:
                 injection = in_system_prompt(data, trace, k, hint, own)
             except HintdistillError as error:
-                data.ctx.voice.warn(f"full_trace: {error.message}")
+                data.ctx.console.warn(f"full_trace: {error.message}")
                 continue
             items.append((f"full:{trace.id}:{k}", injection, "train"))
     scorer, size = scorer_of(data), data.ctx.config.rescore.part_rows

@@ -19,7 +19,7 @@ from hintdistill.config import RunConfig
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.rounds import Loop
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rollouts.measure import Setting
@@ -48,14 +48,14 @@ class Job:
 class Bench:
     """What every job needs: a loop in the job's folder, on the regime's tasks and the seed."""
 
-    def __init__(self, config: RunConfig, root: Path, job: Job, voice: Voice) -> None:
-        self.ablate, self.root, self.job, self.voice = config.ablate, root, job, voice
+    def __init__(self, config: RunConfig, root: Path, job: Job, console: Console) -> None:
+        self.ablate, self.root, self.job, self.console = config.ablate, root, job, console
         self.patterns = config.ablate.regimes[job.regime]
         self.anchors_per_trace = config.train.anchor.per_trace
         self.folder = root / job.name
         self.config = job_config(config, job, self.folder)
         self.rundir = RunDir.create(self.folder, self.config, resume=True)
-        self.loop = Loop(self.config, self.rundir, voice)
+        self.loop = Loop(self.config, self.rundir, console)
         self.initial = self.loop.top.model_folder
         self.shared = root / Job(job.regime, "shared", job.seed).name
 
@@ -92,7 +92,7 @@ class Bench:
         config = RunConfig.model_validate(data)
         rundir = RunDir.create(self.loop.round_folder(number) / "run", config, resume=True)
         try:
-            yield RunContext(config, rundir, self.voice, self.loop.engines)
+            yield RunContext(config, rundir, self.console, self.loop.engines)
         finally:
             rundir.close()
 
@@ -183,7 +183,7 @@ def run_job(config: RunConfig, root: Path, job: Job) -> Path:
     path = root / job.name / "result.json"
     if result_of(config, root, job) is None:
         began = time.process_time()
-        bench = Bench(config, root, job, Voice(quiet=True))
+        bench = Bench(config, root, job, Console(quiet=True))
         try:
             document = run_shared(bench) if job.arm == "shared" else run_arm(bench)
             document["cpu_seconds"] = time.process_time() - began

@@ -115,7 +115,7 @@ def hint_effects(data: arms.RoundData, targets: Sequence[Target]) -> dict[str, l
         try:
             items.append((f"other:{trace.id}:{finding.step}", injector.inject(trace, finding), "train"))
         except HintdistillError as error:
-            data.ctx.voice.warn(f"other wording: {error.message}")
+            data.ctx.console.warn(f"other wording: {error.message}")
     scorer, size = arms.scorer_of(data), data.ctx.config.rescore.part_rows
     others = [t for at in range(0, len(items), size) for t in scorer.score(items[at : at + size])]  # type: ignore[arg-type]
     system = [t for t in arms.full_trace(data, erring_steps_only=True) if t.error_class != "none"]

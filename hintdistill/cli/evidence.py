@@ -36,7 +36,7 @@ def ablate(
     if summary:
         document = evidence.summarise_again(folder)
     else:
-        document = evidence.ablate(settings, folder, resume=resume, voice=pipeline.Voice(quiet=quiet or as_json))
+        document = evidence.ablate(settings, folder, resume=resume, console=pipeline.Console(quiet=quiet or as_json))
     if as_json:
         print_json(document)
         return

@@ -64,7 +64,7 @@ def _stages(
     extra = [f"traces.limit={limit}"] if limit is not None else []
     settings = load_config(config, [*(overrides or []), *extra])
     folder = pipeline.run_folder(settings, config.stem)
-    pipeline.run(settings, folder, resume=resume, until=until, voice=pipeline.Voice(quiet=quiet or as_json))
+    pipeline.run(settings, folder, resume=resume, until=until, console=pipeline.Console(quiet=quiet or as_json))
     if is_main():
         _finish(folder, as_json)
 
@@ -75,17 +75,17 @@ def _finish(folder: Path, as_json: bool) -> None:
     if as_json:
         say(report.read_text(encoding="utf-8"))
         return
-    from rich.console import Console
+    from rich.console import Console as RichConsole
 
     if (folder / "rounds.json").is_file():
         from hintdistill.reporting.rounds import show_rounds
 
-        show_rounds(json.loads(report.read_text(encoding="utf-8")), Console())
+        show_rounds(json.loads(report.read_text(encoding="utf-8")), RichConsole())
         print(f"report: {report}")
         return
     from hintdistill.reporting.terminal import show_summary
 
-    show_summary(json.loads(report.read_text(encoding="utf-8")), Console())
+    show_summary(json.loads(report.read_text(encoding="utf-8")), RichConsole())
     html = folder / "report.html"
     print(f"report: {html if html.is_file() else report}")
 
@@ -146,7 +146,7 @@ def critique(
     from hintdistill import pipeline
     from hintdistill.config.file import load_config
 
-    settings, voice = load_config(config, overrides or []), pipeline.Voice(quiet=quiet or as_json)
+    settings, console = load_config(config, overrides or []), pipeline.Console(quiet=quiet or as_json)
     if dry_run:
         asked = pipeline.plan(settings, until="critique").critics
         text = [
@@ -159,13 +159,13 @@ def critique(
         from hintdistill.pipeline.labels import score_critics
 
         folder = pipeline.run_folder(settings, f"{config.stem}-labels")
-        result = score_critics(settings, labels, folder, voice)
+        result = score_critics(settings, labels, folder, console)
         print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
         return
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 
     assert compare is not None
-    found = run_comparison(config, overrides or [], compare, voice)
+    found = run_comparison(config, overrides or [], compare, console)
     print_json(found) if as_json else say("\n".join(compare_lines(found)))
 
 
@@ -201,7 +201,7 @@ def report(
     from hintdistill.pipeline.store import RunDir
 
     settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    pipeline.report_only(settings, run, pipeline.Voice(quiet=quiet or as_json))
+    pipeline.report_only(settings, run, pipeline.Console(quiet=quiet or as_json))
     _finish(run, as_json)
 
 
@@ -214,7 +214,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """The findings of a run, or one of them with its tokens before, under the hint and after."""
-    from rich.console import Console
+    from rich.console import Console as RichConsole
 
     from hintdistill.pipeline.store import RunDir
     from hintdistill.reporting.terminal import show_finding, show_findings
@@ -224,7 +224,7 @@ def show(
         raise ConfigError(f"{run} has no report yet", hint=f"hintdistill report {run}")
     document = json.loads(path.read_text(encoding="utf-8"))
     if which is None:
-        print_json(document["findings"]) if as_json else show_findings(document, Console())
+        print_json(document["findings"]) if as_json else show_findings(document, RichConsole())
         return
     found = [x for x in document["findings"] if which in (f"{x['trace']}:{x['step']}", x["trace"])]
     if not found:
@@ -233,7 +233,7 @@ def show(
         print_json(found)
         return
     for finding in found:
-        show_finding(finding, Console())
+        show_finding(finding, RichConsole())
 
 
 @app.command()
@@ -251,7 +251,7 @@ def push(
 
     settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
     train = settings.train.model_copy(update={"push_private": not public})
-    print(pipeline.push(settings.model_copy(update={"train": train}), run, pipeline.Voice(quiet=True), repository))
+    print(pipeline.push(settings.model_copy(update={"train": train}), run, pipeline.Console(quiet=True), repository))
 
 
 @app.command()

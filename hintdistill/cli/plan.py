@@ -29,18 +29,21 @@ def plan(
 ) -> None:
     """Tokens, peak memory and time of each stage, the longest trace that fits, and settings that suit; writes nothing."""
     from hintdistill.config.file import load_config
-    from hintdistill.pipeline.progress import Voice
+    from hintdistill.pipeline.progress import Console
     from hintdistill.planning.estimate import forecast
 
     found = forecast(
-        load_config(config, overrides or []), measured=measure, gigabytes=memory, voice=Voice(quiet=quiet or as_json)
+        load_config(config, overrides or []),
+        measured=measure,
+        gigabytes=memory,
+        console=Console(quiet=quiet or as_json),
     )
     if as_json:
         print_json(found.document())
         return
-    from rich.console import Console
+    from rich.console import Console as RichConsole
 
-    console = Console()
+    console = RichConsole()
     for line in _head(found):
         say(line)
     console.print(_table(found))

@@ -14,12 +14,12 @@ from typing import Any
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError, PromptError
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import STAGES, RunDir
 from hintdistill.recipes import reads_reward, require_met
 from hintdistill.training import processes
 
-__all__ = ["STAGES", "Plan", "RunContext", "Voice", "plan", "report_only", "run", "run_folder"]
+__all__ = ["STAGES", "Console", "Plan", "RunContext", "plan", "report_only", "run", "run_folder"]
 
 
 def run_folder(config: RunConfig, name: str) -> Path:
@@ -31,7 +31,7 @@ def run_folder(config: RunConfig, name: str) -> Path:
 
 
 def run(
-    config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", voice: Voice | None = None
+    config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", console: Console | None = None
 ) -> Path:
     """Run the stages up to and including `until`; returns the run folder.
 
@@ -48,7 +48,7 @@ def run(
 
         torch.set_num_threads(config.run.threads)
     if processes.world() == 1:
-        return _lead(config, folder, resume, until, voice or Voice())
+        return _lead(config, folder, resume, until, console or Console())
     from hintdistill.engines.transformers import pick_device
 
     device = pick_device(config.run.device)
@@ -56,10 +56,10 @@ def run(
         processes.follow(device)
         return folder
     with processes.leading(device):
-        return _lead(config, folder, resume, until, voice or Voice())
+        return _lead(config, folder, resume, until, console or Console())
 
 
-def _lead(config: RunConfig, folder: Path, resume: bool, until: str, voice: Voice) -> Path:
+def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Console) -> Path:
     check_inputs(config, until)
     if config.run.rounds is not None and until != "report":
         raise ConfigError(f"run.rounds is a loop over all stages and cannot end at {until!r}", hint="unset run.rounds")
@@ -68,41 +68,41 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, voice: Voic
         if config.run.rounds is not None:
             from hintdistill.pipeline.rounds import run_rounds
 
-            run_rounds(config, rundir, voice)
-            push(config, folder, voice)
+            run_rounds(config, rundir, console)
+            push(config, folder, console)
             return folder
-        ctx = RunContext(config, rundir, voice)
+        ctx = RunContext(config, rundir, console)
         for stage in STAGES[: STAGES.index(until) + 1]:
-            voice.warnings.clear()
+            console.warnings.clear()
             _module(stage).run(ctx)
             if stage == "read" and until in ("train", "report"):
                 _module("outcome").require_outcomes(ctx)
             if stage == "rescore" and config.critic.revise and _module("revise").run(ctx):
                 _module("inject").run(ctx)
                 _module("rescore").run(ctx)
-            rundir.set_index(f"{stage}-warnings", voice.warnings)
+            rundir.set_index(f"{stage}-warnings", console.warnings)
             if stage == "train" and until == "report":
                 # the report writes the card again, with its numbers
                 _module("report").card(ctx)
         if until != "report":
             _module("report").write(ctx, measure=False)
         else:
-            push(config, folder, voice)
+            push(config, folder, console)
     finally:
         rundir.close()
     return folder
 
 
-def report_only(config: RunConfig, folder: Path, voice: Voice | None = None) -> None:
+def report_only(config: RunConfig, folder: Path, console: Console | None = None) -> None:
     """Measure what is owed and write the report of an existing run again."""
     rundir = RunDir.create(folder, config, resume=True)
     try:
-        _module("report").run(RunContext(config, rundir, voice or Voice()))
+        _module("report").run(RunContext(config, rundir, console or Console()))
     finally:
         rundir.close()
 
 
-def push(config: RunConfig, folder: Path, voice: Voice, repository: str | None = None) -> str | None:
+def push(config: RunConfig, folder: Path, console: Console, repository: str | None = None) -> str | None:
     """Upload the run's student to `repository`, else to `train.push`; None where neither is set, or nothing was trained.
 
     Raises:
@@ -116,7 +116,7 @@ def push(config: RunConfig, folder: Path, voice: Voice, repository: str | None =
     from hintdistill.training.push import push_student
 
     where = push_student(student, name, config.train)
-    voice.note(f"pushed {student} → {where}")
+    console.note(f"pushed {student} → {where}")
     return where
 
 
@@ -132,7 +132,7 @@ def check_inputs(config: RunConfig, until: str) -> None:
     from hintdistill.training.push import check_push
     from hintdistill.training.trackers import check_trackers
 
-    ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
+    ctx = RunContext(config, RunDir(Path()), Console(quiet=True))
     if config.run.rounds is None:
         trace_files(config.traces.path)
     ctx.read_options()
@@ -192,7 +192,7 @@ def plan(config: RunConfig, until: str = "report") -> Plan:
     from hintdistill.traces.reading import read_traces
 
     check_inputs(config, until)
-    ctx = RunContext(config, RunDir(Path()), Voice(quiet=True))
+    ctx = RunContext(config, RunDir(Path()), Console(quiet=True))
     traces: list[Trace] = []
     failures = 0
     for outcome in read_traces(config.traces.path, ctx.read_options()):

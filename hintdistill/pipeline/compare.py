@@ -21,13 +21,13 @@ from hintdistill.core.errors import InputError
 from hintdistill.core.types import Critique
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 
 RESAMPLES = 2000
 
 
-def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str], voice: Voice) -> dict[str, Any]:
+def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str], console: Console) -> dict[str, Any]:
     """Run what has not been run and compare. A side is a run folder, a config, or `key=value` on top of `config`.
 
     Raises:
@@ -41,8 +41,8 @@ def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str
             folders.append(Path(side))
             continue
         settings = _settings(config, overrides, side)
-        voice.note(f"{name}: {side}")
-        folders.append(pipeline.run(settings, base / name, resume=True, until="rescore", voice=voice))
+        console.note(f"{name}: {side}")
+        folders.append(pipeline.run(settings, base / name, resume=True, until="rescore", console=console))
     return compare_runs(*folders)
 
 
@@ -95,7 +95,7 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 def _said(folder: Path) -> dict[str, Critique]:
     run = RunDir.open(folder)
     config = validate(run.manifest()["config"], str(folder / "manifest.json"))
-    ctx = RunContext(config, run, Voice(quiet=True))
+    ctx = RunContext(config, run, Console(quiet=True))
     keys = {key for key, _, _ in read.load(ctx)}
     return {key: c for key, c in critique.load(ctx).items() if key in keys}
 

@@ -15,7 +15,7 @@ from hintdistill.core.hosts import require_allowed
 from hintdistill.core.models import ModelKey, model_key, resolve_model
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Split, Trace
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import PromptLibrary
 from hintdistill.traces.options import ReadOptions
@@ -32,10 +32,10 @@ class RunContext:
     """One run in progress."""
 
     def __init__(
-        self, config: RunConfig, rundir: RunDir, voice: Voice, engines: dict[Path, TransformersEngine] | None = None
+        self, config: RunConfig, rundir: RunDir, console: Console, engines: dict[Path, TransformersEngine] | None = None
     ) -> None:
         """`engines` are those already loaded, by folder; new ones are added to it."""
-        self.config, self.rundir, self.voice = config, rundir, voice
+        self.config, self.rundir, self.console = config, rundir, console
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
 
     @cached_property

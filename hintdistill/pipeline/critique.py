@@ -46,7 +46,7 @@ def run(ctx: RunContext) -> None:
         for id_ in asked:
             if keys[id_] in rows:
                 said[id_].append(_said(rows[keys[id_]]))
-        with ctx.voice.progress(f"critique ({critic.name})", len(asked)) as advance:
+        with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
             advance(len(asked) - len(owed))
             for trace, outcome in critic.critique(owed):
                 store.append(_row(keys[trace.id], traces[trace.id][0], trace.id, critic.name, outcome))
@@ -71,14 +71,14 @@ def _summarise(ctx: RunContext, traces: int) -> None:
     failed = [r["failure"] for r in rows if "failure" in r]
     for reason, n in Counter(f["reason"] for f in failed).most_common():
         first = next(f for f in failed if f["reason"] == reason)
-        ctx.voice.warn(f"{n} critiques failed ({reason}); the first: {first['message']}")
+        ctx.console.warn(f"{n} critiques failed ({reason}); the first: {first['message']}")
     merged = load(ctx)
     findings = sum(len(c.findings) for c in merged.values())
     erring = sum(c.verdict == "findings" for c in merged.values())
     dropped = sum(n.startswith("dropped:") for c in merged.values() for n in c.notes)
     split = sum(n.startswith("read in ") for c in merged.values() for n in c.notes)
     more = [f"{dropped} findings dropped"] * (dropped > 0) + [f"{split} traces read in windows"] * (split > 0)
-    ctx.voice.note(
+    ctx.console.note(
         f"critique: {findings} findings in {erring} of {traces} traces, by {', '.join(ctx.config.critic.use)}"
         + (f" ({', '.join(more)})" if more else "")
     )

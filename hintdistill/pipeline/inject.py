@@ -53,7 +53,7 @@ def run(ctx: RunContext) -> None:
     injector = Injector(ctx.renderer, ctx.library, config.inject, config.rescore.placebos)
     index: list[str] = []
     traces = read.load(ctx)
-    with ctx.voice.progress("inject", len(traces)) as advance:
+    with ctx.console.progress("inject", len(traces)) as advance:
         for trace_key, trace, _ in traces:
             rows = []
             for finding, skipped in select(
@@ -88,11 +88,11 @@ def _summarise(ctx: RunContext) -> None:
     rows = ctx.rundir.current("inject", "injections")
     made = sum("injection" in r for r in rows)
     failed = [r["failure"] for r in rows if "failure" in r]
-    ctx.voice.note(
+    ctx.console.note(
         f"inject: {made} injections, {len(failed)} findings without a place, {len(rows) - made - len(failed)} left out"
     )
     for message in dict.fromkeys(f["message"] for f in failed[:3]):
-        ctx.voice.warn(message)
+        ctx.console.warn(message)
 
 
 def load(ctx: RunContext) -> list[LoadedInjection]:

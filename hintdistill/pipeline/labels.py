@@ -16,14 +16,14 @@ from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.critics.evaluation import Case, evaluate
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.traces.formats.annotated import Label, Labelled, read_annotated
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import read_traces
 
 
-def score_critics(config: RunConfig, labels: Path, folder: Path, voice: Voice) -> dict[str, Any]:
+def score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
     """Critique the labelled traces and score the outcome; written to `folder`/evaluation.json.
 
     `labels` is a file or folder of a known annotated set, or a file of recorded findings about the traces that
@@ -38,7 +38,7 @@ def score_critics(config: RunConfig, labels: Path, folder: Path, voice: Voice) -
         raise InputError(
             f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
         )
-    ctx = RunContext(config, RunDir(folder), voice)
+    ctx = RunContext(config, RunDir(folder), console)
     labelled, failures = _read(ctx, labels)
     limit = config.traces.limit
     labelled = labelled[:limit] if limit is not None else labelled
@@ -77,7 +77,7 @@ def _read(ctx: RunContext, labels: Path) -> tuple[list[tuple[Trace, Label]], lis
         read = list(read_annotated([labels], ctx.read_options()))
         failures = [r for r in read if isinstance(r, Failure)]
         for failure in failures[:5]:
-            ctx.voice.warn(f"{failure.source}: {failure.message}")
+            ctx.console.warn(f"{failure.source}: {failure.message}")
         return [(r.trace, r.label) for r in read if isinstance(r, Labelled)], failures
     truth = RecordedCritic(labels)
     traces = [t for t in read_traces(ctx.config.traces.path, ctx.read_options()) if isinstance(t, Trace)]
@@ -112,10 +112,10 @@ def _critiques(ctx: RunContext, traces: list[Trace]) -> dict[str, list[Said]]:
     said: dict[str, list[Said]] = {t.id: [] for t in traces}
     for critic in make_critics(section, ctx.config.run, ctx.library, ctx.rundir.path / "answers.jsonl"):
         asked = [t for t in traces if critic.name != "strong" or escalation(section, t, said[t.id])]
-        with ctx.voice.progress(f"critique ({critic.name})", len(asked)) as advance:
+        with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
             for trace, outcome in critic.critique(asked):
                 said[trace.id].append(outcome)
                 advance(1)
                 if not isinstance(outcome, Critique):
-                    ctx.voice.warn(f"{critic.name}: {outcome.message}")
+                    ctx.console.warn(f"{critic.name}: {outcome.message}")
     return said

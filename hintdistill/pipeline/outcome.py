@@ -41,10 +41,10 @@ def outcome_data(ctx: RunContext) -> OutcomeData:
         return OutcomeData(outcomes, key=key)
     rows, left_out = outcome_rows(traces, outcomes, ctx.renderer)
     if lost := {reason: n for reason, n in left_out.items() if reason != "no_advantage"}:
-        ctx.voice.warn(f"outcome term: steps left out: {', '.join(f'{n} {reason}' for reason, n in lost.items())}")
+        ctx.console.warn(f"outcome term: steps left out: {', '.join(f'{n} {reason}' for reason, n in lost.items())}")
     sample = ctx.config.rollout.sample
     if sample.temperature != 1.0:
-        ctx.voice.warn(
+        ctx.console.warn(
             f"outcome term: rollouts were sampled at temperature {sample.temperature:g}, but log-probabilities are recorded "
             "at 1, so the importance ratio is not that of the policy that sampled"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -14,11 +14,11 @@ from hintdistill.reporting import printable
 Advance = Callable[[int], None]
 
 
-class Voice:
+class Console:
     """Speaks through rich; `quiet` keeps only warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        self.console = RichConsole(stderr=True, highlight=False)
         self.quiet = quiet
         self.warnings: list[str] = []
 

@@ -13,7 +13,7 @@ from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.reporting.inspection import HELD_ELSEWHERE, empty_files_error
 from hintdistill.traces.groups import group_traces
 from hintdistill.traces.options import Failure
-from hintdistill.traces.reading import Keeper, read_traces
+from hintdistill.traces.reading import Deduplicator, read_traces
 
 LoadedTrace = tuple[str, Trace, Split]
 """Row key, trace, split."""
@@ -31,8 +31,8 @@ def run(ctx: RunContext) -> None:
     rows: dict[str, dict[str, Any]] = {}
     by_file: dict[str, list[dict[str, Any]]] = {}
     limit, usable = ctx.config.traces.limit, 0
-    keep = Keeper()
-    with ctx.voice.progress("read", None) as advance:
+    keep = Deduplicator()
+    with ctx.console.progress("read", None) as advance:
         for outcome in read_traces(ctx.config.traces.path, ctx.read_options(), keep):
             advance(1)
             row = _row(outcome)
@@ -47,14 +47,14 @@ def run(ctx: RunContext) -> None:
     read = [keep.formats.get(name) or "unknown" for name, some in by_file.items() for row in some if "trace" in row]
     ctx.rundir.note(formats=dict(sorted(Counter(read).items())))
     failures = [r["failure"] for r in rows.values() if "failure" in r]
-    ctx.voice.note(f"read: {usable} traces, {len(failures)} records that are none")
+    ctx.console.note(f"read: {usable} traces, {len(failures)} records that are none")
     for failure in failures[:5]:
-        ctx.voice.warn(f"{failure['source']}: {failure['message']}")
+        ctx.console.warn(f"{failure['source']}: {failure['message']}")
     if len(failures) > 5:
-        ctx.voice.warn(f"{len(failures) - 5} more records failed; all are in {store.path}")
+        ctx.console.warn(f"{len(failures) - 5} more records failed; all are in {store.path}")
     blind = sum(_calls_without_schemas(r["trace"]) for r in rows.values() if "trace" in r)
     if blind:
-        ctx.voice.warn(
+        ctx.console.warn(
             f"{blind} traces call tools but carry no tool schemas, so no call can be checked; traces.tools names a file"
         )
     if not usable:
@@ -83,7 +83,7 @@ def _check_files(ctx: RunContext, by_file: dict[str, list[dict[str, Any]]]) -> N
     if empty and not ctx.config.traces.allow_empty_files:
         raise empty_files_error(empty)
     if empty:
-        ctx.voice.warn(f"{len(empty)} files yielded no step of the student; the first: {empty[0]}")
+        ctx.console.warn(f"{len(empty)} files yielded no step of the student; the first: {empty[0]}")
 
 
 def _calls_without_schemas(trace: dict[str, Any]) -> bool:

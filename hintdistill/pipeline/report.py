@@ -74,7 +74,7 @@ def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]
     hints = [t for t in targets if t.kind == "hint"]
     keys = {t.key: content_key("after", t.key, student) for t in hints}
     done = store.by_key()
-    with ctx.voice.progress("after", len(hints)) as advance:
+    with ctx.console.progress("after", len(hints)) as advance:
         for at in range(0, len(hints), 64):
             batch = [t for t in hints[at : at + 64] if keys[t.key] not in done]
             requests = [
@@ -102,7 +102,7 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
     sets = off_target_sets(ctx)
     out: dict[str, Movement] = {}
     done = store.by_key()
-    with ctx.voice.progress("off-target", len(sets)) as advance:
+    with ctx.console.progress("off-target", len(sets)) as advance:
         for name, requests in sets.items():
             key = content_key("off_target", name, student, [content_key(r.ids.tolist(), r.start) for r in requests])
             if key not in done:
@@ -142,11 +142,11 @@ def _request(ctx: RunContext, trace: Trace, step: int) -> ScoreRequest | None:
     try:
         rendered = ctx.renderer.step(trace, step)
     except HintdistillError as error:
-        ctx.voice.warn(f"off-target: {error.message}")
+        ctx.console.warn(f"off-target: {error.message}")
         return None
     ids = np.array(rendered.context_ids + rendered.step_ids, np.int64)
     if len(ids) > ctx.engine(ctx.model_folder).max_length:
-        ctx.voice.warn(f"off-target: trace {trace.id}, step {step} is longer than the model's context")
+        ctx.console.warn(f"off-target: trace {trace.id}, step {step} is longer than the model's context")
         return None
     return ScoreRequest(ids, len(rendered.context_ids), len(ids))
 
@@ -177,7 +177,7 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
         for when, folder, weights in whom:
             key = content_key("evaluation", weights, section.environment, split, tasks, asdict(options))
             if key not in done:
-                with ctx.voice.progress(f"{split} {when}", len(tasks)) as advance:
+                with ctx.console.progress(f"{split} {when}", len(tasks)) as advance:
                     result = evaluate(ctx.engine(folder), ctx.renderer, suite, tasks, options, advance)
                 store.append({"key": key, "split": split, "when": when, "evaluation": asdict(result)})
                 done = store.by_key()
@@ -188,7 +188,7 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
 def _warnings(ctx: RunContext) -> list[str]:
     """What every stage warned of, this one included."""
     earlier = [w for stage in STAGES[:-1] for w in ctx.rundir.index(f"{stage}-warnings") or []]
-    return list(dict.fromkeys(earlier + ctx.voice.warnings))
+    return list(dict.fromkeys(earlier + ctx.console.warnings))
 
 
 def _collect(

@@ -49,14 +49,14 @@ def run(ctx: RunContext) -> None:
             # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
             for at in range(0, len(items), size):
                 work.append(([i for i in items[at : at + size] if i[0] not in done], score))
-        with ctx.voice.progress("rescore", len(hints) + len(anchors)) as advance:
+        with ctx.console.progress("rescore", len(hints) + len(anchors)) as advance:
             advance(len(hints) + len(anchors) - sum(len(batch) for batch, _ in work))
             for batch, score in work:
                 store.append(_score(batch, score, failures, engine.max_length))
                 advance(len(batch))
         saved = getattr(engine, "saved", None)
         if saved is not None and saved.asked:
-            ctx.voice.note(f"rescore: {saved}")
+            ctx.console.note(f"rescore: {saved}")
     _record_failures(ctx, failures)
     ctx.rundir.set_index(
         "rescore", [k for k in (*(h[0] for h in hints), *(a[0] for a in anchors)) if k not in failures]
@@ -136,7 +136,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
     store.extend([{"key": k, "stage": "rescore", **f} for k, f in failures.items() if k not in have])
     ctx.rundir.set_index("failures", list(failures))
     for message in list(dict.fromkeys(f["message"] for f in failures.values()))[:3]:
-        ctx.voice.warn(message)
+        ctx.console.warn(message)
 
 
 def anchor_items(ctx: RunContext) -> list[AnchorItem]:
@@ -202,7 +202,7 @@ def _anchor_item(ctx: RunContext, step: CleanStep, base: Sequence[Any]) -> Ancho
     try:
         rendered = ctx.renderer.step(step.trace, step.step)
     except HintdistillError as error:
-        ctx.voice.warn(f"no anchor: {error.message}")
+        ctx.console.warn(f"no anchor: {error.message}")
         return None
     if rendered.fidelity not in ctx.config.train.fidelity:
         return None
@@ -233,12 +233,12 @@ def _summarise(ctx: RunContext) -> None:
     accepted = sum(t.accepted for t in targets)
     reasons = Counter(r for t in targets if not t.accepted for r in t.reasons)
     why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
-    ctx.voice.note(
+    ctx.console.note(
         f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
     )
     null = null_pass_rate(targets, gate)
     if null is not None and null > gate.max_null_pass_rate:
-        ctx.voice.warn(f"{null:.0%} of the placebos would pass the gate (bound {gate.max_null_pass_rate:.0%})")
+        ctx.console.warn(f"{null:.0%} of the placebos would pass the gate (bound {gate.max_null_pass_rate:.0%})")
 
 
 def require_accepted(ctx: RunContext) -> None:

@@ -35,7 +35,7 @@ from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, rescore
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.drift import movement
 from hintdistill.rollouts.evaluate import Outcome, load_suite, outcome_of, summarise, tasks_of
@@ -52,10 +52,10 @@ ROUNDS_SCHEMA = 1
 class Loop:
     """One run of the loop, in its folder."""
 
-    def __init__(self, config: RunConfig, rundir: RunDir, voice: Voice) -> None:
-        self.config, self.rundir, self.voice = config, rundir, voice
+    def __init__(self, config: RunConfig, rundir: RunDir, console: Console) -> None:
+        self.config, self.rundir, self.console = config, rundir, console
         self.engines: dict[Path, TransformersEngine] = {}
-        self.top = RunContext(config, rundir, voice, self.engines)
+        self.top = RunContext(config, rundir, console, self.engines)
         assert config.rollout.environment is not None
         self.suite = load_suite(config.rollout.environment)
 
@@ -105,7 +105,7 @@ class Loop:
 
     def _round(self, number: int, student: Path) -> dict[str, Any]:
         """Play, critique, inject, rescore, train, measure; stops early are part of the row."""
-        self.voice.note(f"round {number}")
+        self.console.note(f"round {number}")
         keep = {self.top.initial_folder, student}
         for folder in [f for f in self.engines if f not in keep]:
             del self.engines[folder]
@@ -118,7 +118,7 @@ class Loop:
             return row | {"tripwire": True, "collapsed_in_play": True, "stop": collapse}
         rundir = RunDir.create(self.round_folder(number) / "run", self.round_config(number, student), resume=True)
         try:
-            return self._stages(number, RunContext(rundir_config(rundir), rundir, self.voice, self.engines), row)
+            return self._stages(number, RunContext(rundir_config(rundir), rundir, self.console, self.engines), row)
         finally:
             rundir.close()
 
@@ -208,7 +208,7 @@ class Loop:
         owed = [at for at in range(0, len(tasks), size) if any(k not in have for k in keys[at : at + size])]
         if owed:
             sampler = Sampler(self._weights(student), self.top.renderer, options)
-            with self.voice.progress(f"play {number}", len(tasks)) as advance:
+            with self.console.progress(f"play {number}", len(tasks)) as advance:
                 advance(len(tasks) - sum(len(keys[at : at + size]) for at in owed))
                 for at in owed:
                     played = list(sampler.episodes(self.suite, tasks[at : at + size], advance, first=at))
@@ -227,7 +227,7 @@ class Loop:
 
         server = ServerGenerator(self.config.rollout.sample.server, engine.max_length)
         gap = server.hand_over(student, engine, self._probe)
-        self.voice.note(f"handed {student} to the server; it is {gap:.2g} nats per token away")
+        self.console.note(f"handed {student} to the server; it is {gap:.2g} nats per token away")
         return server
 
     @cached_property
@@ -276,7 +276,7 @@ class Loop:
         store = self.rundir.store("outcomes")
         row = store.by_key().get(key)
         if row is None:
-            with self.voice.progress(setting.name, len(tasks)) as advance:
+            with self.console.progress(setting.name, len(tasks)) as advance:
                 sampler = Sampler(self.top.engine(student), self.top.renderer, options)
                 played = [asdict(outcome_of(self.suite, e)) for e in sampler.episodes(self.suite, tasks, advance)]
             row = {"key": key, "setting": setting.name, "outcomes": played}
@@ -352,7 +352,9 @@ class Loop:
 
     def _say(self, row: Mapping[str, Any]) -> None:
         success = ", ".join(f"{name} {e['success_rate']:.3f}" for name, e in row.get("environment", {}).items())
-        self.voice.note(f"round {row['round']}: {success or 'not measured'}{'; ' + row['stop'] if row['stop'] else ''}")
+        self.console.note(
+            f"round {row['round']}: {success or 'not measured'}{'; ' + row['stop'] if row['stop'] else ''}"
+        )
 
 
 def collapsed(failed: int, played: int, config: RunConfig) -> str | None:
@@ -362,12 +364,12 @@ def collapsed(failed: int, played: int, config: RunConfig) -> str | None:
     return f"collapse: {failed} of {played} episodes came to nothing"
 
 
-def run_rounds(config: RunConfig, rundir: RunDir, voice: Voice) -> None:
+def run_rounds(config: RunConfig, rundir: RunDir, console: Console) -> None:
     """Run the loop in an open run folder; see `Loop.run`."""
     from hintdistill.training.trackers import one_trackio_folder
 
     with one_trackio_folder(config.train, rundir.path):
-        Loop(config, rundir, voice).run()
+        Loop(config, rundir, console).run()
 
 
 def rundir_config(rundir: RunDir) -> RunConfig:

@@ -120,7 +120,7 @@ def run(ctx: RunContext) -> None:
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
         require_fits(rows([*slots_of(targets), *outcome_slots(outcome)]), ModelShape.of(ctx.model_folder), ctx.config)
-        with ctx.voice.progress("train", None) as advance:
+        with ctx.console.progress("train", None) as advance:
             job = partial(train, initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch, outcome=outcome)
             summary = together(
                 job,
@@ -132,16 +132,16 @@ def run(ctx: RunContext) -> None:
                 ctx.student_folder,
                 key,
                 progress=lambda done, total: advance(1),
-                warn=ctx.voice.warn,
+                warn=ctx.console.warn,
             )
     ctx.rundir.set_index("train", [key])
-    ctx.voice.note(
+    ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
         + (f", {summary.outcome_rows} steps with an outcome" if summary.outcome_rows else "")
         + f" → {ctx.student_folder}"
     )
     if summary.grad_window_cosine is not None:
-        ctx.voice.note(
+        ctx.console.note(
             f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
             f"{summary.grad_window_cosine:.3f} to the exact one"
         )

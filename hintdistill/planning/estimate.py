@@ -10,7 +10,7 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.core.models import resolve_model
 from hintdistill.engines.prefix_tree import call_tokens
 from hintdistill.pipeline import check_inputs
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.planning.fits import load_of, require_fits, setup_of
 from hintdistill.planning.histogram import RowLength
 from hintdistill.planning.machine import Room, room
@@ -25,7 +25,7 @@ __all__ = ["forecast", "micro_batches", "require_fits"]
 
 
 def forecast(
-    config: RunConfig, *, measured: bool = True, gigabytes: float | None = None, voice: Voice | None = None
+    config: RunConfig, *, measured: bool = True, gigabytes: float | None = None, console: Console | None = None
 ) -> RunPlan:
     """Plan a run; nothing is written and nothing is asked of a critic that costs anything.
 
@@ -37,7 +37,7 @@ def forecast(
         ConfigError: a run in rounds, whose traces are not there yet.
         HintdistillError: what `check_inputs` and the stages up to inject raise.
     """
-    voice = voice or Voice(quiet=True)
+    console = console or Console(quiet=True)
     if config.run.rounds is not None:
         raise ConfigError(
             "a run in rounds samples its own traces, so there are no lengths to plan with",
@@ -53,7 +53,7 @@ def forecast(
     ahead = gather(config, shape)
     speed: Speed | None = None
     if measured:
-        speed = measure(config, folder, shape, ahead.calls, ahead.rows, _fits(config, shape, where), voice.note)
+        speed = measure(config, folder, shape, ahead.calls, ahead.rows, _fits(config, shape, where), console.note)
     work = _count(config, shape, ahead, where.on_cpu)
     return make_plan(config, shape, work, where, speed, micro_batches([r.tokens for r in ahead.rows], config))
 

@@ -22,7 +22,7 @@ from hintdistill.core.types import Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.pipeline import critique, inject, outcome, read, report, rescore, train
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.planning.histogram import Histogram, RowLength, Slot, rows
 from hintdistill.planning.shape import ModelShape
@@ -72,20 +72,20 @@ class _Paper(RunContext):
         return cast("TransformersEngine", SimpleNamespace(max_length=self.shape.max_length))
 
 
-def gather(config: RunConfig, shape: ModelShape, voice: Voice | None = None) -> Ahead:
+def gather(config: RunConfig, shape: ModelShape, console: Console | None = None) -> Ahead:
     """Read, critique with what costs nothing, inject, and lay out what follows.
 
     Raises:
         HintdistillError: what these stages raise.
     """
-    voice = voice or Voice(quiet=True)
+    console = console or Console(quiet=True)
     with _scratch(config) as folder:
         have = {stage for stage in ("critique", "rescore") if RunDir(folder).index(stage) is not None}
         use = (
             config.critic.use if "critique" in have else tuple(c for c in config.critic.use if c in FREE) or ("rules",)
         )
         settings = config.model_copy(update={"critic": config.critic.model_copy(update={"use": use})})
-        ctx = _Paper(settings, RunDir.create(folder, settings, resume=True), voice)
+        ctx = _Paper(settings, RunDir.create(folder, settings, resume=True), console)
         ctx.shape = shape
         try:
             read.run(ctx)
@@ -131,7 +131,7 @@ def _asked(config: RunConfig, ctx: RunContext) -> dict[str, dict[str, int]]:
     from hintdistill.critics.llm import LLMCritic
 
     out = {}
-    named = RunContext(config, RunDir(Path()), Voice(quiet=True))
+    named = RunContext(config, RunDir(Path()), Console(quiet=True))
     traces = [trace for _, trace, _ in read.load(ctx)]
     for critic in critique.critics(named):
         if isinstance(critic, LLMCritic):

@@ -15,7 +15,7 @@ from hintdistill.critics.rules import RulesCritic
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.formats import native
 from hintdistill.traces.options import Failure, ReadOptions
-from hintdistill.traces.reading import Keeper, read_file
+from hintdistill.traces.reading import Deduplicator, read_file
 
 DEFAULTS = ReadOptions()
 HELD_ELSEWHERE = frozenset({"repeated_prefix", "duplicate_id"})
@@ -61,12 +61,12 @@ def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) 
         InputError: a path does not exist, or a folder holds no trace file.
         ConfigError: `options.format` is no format.
     """
-    keep, critic = Keeper(), RulesCritic(CHECKS)
+    keep, critic = Deduplicator(), RulesCritic(CHECKS)
     for file in all_files(paths):
         yield _inspect(file, options, keep, critic)
 
 
-def _inspect(file: TraceFile, options: ReadOptions, keep: Keeper, critic: RulesCritic) -> FileReport:
+def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: RulesCritic) -> FileReport:
     report = FileReport(file.name)
     if file.foreign:
         report.reason = f"not read: {Path(file.name).suffix or 'no ending'} is no trace file of a known kind"
@@ -123,7 +123,7 @@ def convert(
     """
     done, out = Conversion(str(out)), Path(out)
     aside = out.with_name(f".{out.name}.writing")
-    keep, empty = Keeper(), []
+    keep, empty = Deduplicator(), []
     try:
         with aside.open("w", encoding="utf-8") as target:
             for file in all_files(paths):

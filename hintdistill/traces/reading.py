@@ -14,15 +14,17 @@ from hintdistill.core.errors import InputError, TraceError
 from hintdistill.core.types import Source, Trace
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
-from hintdistill.traces.formats import native, openai_chat
 from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.records import read_values
 from hintdistill.traces.refusals import not_a_trace
 from hintdistill.traces.registry import TraceFormat, format_named, recognise
 from hintdistill.traces.repeats import Repeats, marks_of
-from hintdistill.traces.turns import trace_id
+from hintdistill.traces.turns import parse_tools, trace_id
 
-__all__ = ["Failure", "Keeper", "ReadOptions", "load_tools", "read_file", "read_traces"]
+GENERIC = "openai_chat"
+"""The format that says of an unknown record what it lacks."""
+
+__all__ = ["Deduplicator", "Failure", "ReadOptions", "load_tools", "read_file", "read_traces"]
 
 
 def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -40,7 +42,7 @@ def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     try:
-        tools = openai_chat.parse_tools(data)
+        tools = parse_tools(data)
     except TraceError as error:
         raise InputError(f"{path}: {error.message}") from error
     if not tools:
@@ -49,7 +51,7 @@ def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
 
 
 def read_traces(
-    paths: Sequence[str | Path], options: ReadOptions = ReadOptions(), keep: Keeper | None = None
+    paths: Sequence[str | Path], options: ReadOptions = ReadOptions(), keep: Deduplicator | None = None
 ) -> Iterator[Trace | Failure]:
     """Read every record of every file, in a stable order. A turn that stands in several records is the student's in one.
 
@@ -59,13 +61,13 @@ def read_traces(
         InputError: a path does not exist, or a folder holds no trace file.
         ConfigError: `options.format` is no format.
     """
-    keep = keep or Keeper()
+    keep = keep or Deduplicator()
     for file in all_files(paths):
         if not file.foreign:
             yield from read_file(file, options, keep)
 
 
-class Keeper:
+class Deduplicator:
     """What must hold across the files of one reading: ids once, turns once."""
 
     def __init__(self) -> None:
@@ -107,7 +109,7 @@ class Keeper:
 
 
 def read_file(
-    file: TraceFile, options: ReadOptions = ReadOptions(), keep: Keeper | None = None
+    file: TraceFile, options: ReadOptions = ReadOptions(), keep: Deduplicator | None = None
 ) -> Iterator[Trace | Failure]:
     """Read every record of one file; what cannot be opened or unpacked is one failure.
 
@@ -120,7 +122,7 @@ def read_file(
         ConfigError: `options.format` is no format.
     """
     forced = None if options.format == "auto" else format_named(options.format)
-    yield from _outcomes(read_records(file, options), forced, options, keep or Keeper())
+    yield from _outcomes(read_records(file, options), forced, options, keep or Deduplicator())
 
 
 def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator[Record | Failure]:
@@ -136,7 +138,7 @@ def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Itera
 
 
 def _outcomes(
-    values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions, keep: Keeper
+    values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions, keep: Deduplicator
 ) -> Iterator[Trace | Failure]:
     """Records to traces: one by one, or together where the format is spread over the file's lines."""
     for value in values:
@@ -151,7 +153,7 @@ def _outcomes(
 
 
 def _together(
-    found: TraceFormat, first: Record, values: Iterator[Record | Failure], options: ReadOptions, keep: Keeper
+    found: TraceFormat, first: Record, values: Iterator[Record | Failure], options: ReadOptions, keep: Deduplicator
 ) -> Iterator[Trace | Failure]:
     gathered: list[Any] = []
     for value in chain((first,), values):
@@ -162,7 +164,9 @@ def _together(
     yield from _parse(found, Record(gathered, Source(file=first.source.file, position="record 1")), options, keep)
 
 
-def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep: Keeper) -> Iterable[Trace | Failure]:
+def _parse(
+    found: TraceFormat | None, record: Record, options: ReadOptions, keep: Deduplicator
+) -> Iterable[Trace | Failure]:
     try:
         if found is not None and options.format != "auto":
             _check_forced(found, record)
@@ -172,7 +176,7 @@ def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep
             raise TraceError(reason)
         empty = True
         # the generic reader says of an unknown record what it lacks
-        for outcome in (found or openai_chat).traces(record, options):
+        for outcome in (found or format_named(GENERIC)).traces(record, options):
             empty = False
             yield keep.check(outcome, getattr(found, "CALLS", False))
         if empty:
@@ -183,7 +187,7 @@ def _parse(found: TraceFormat | None, record: Record, options: ReadOptions, keep
         yield Failure(record.source, "too_deep", "the record is nested too deeply")
     except Exception as error:
         # a reader, ours or an extension's, met what it did not expect: this record is lost, loudly, and the run goes on
-        name = found.NAME if found is not None else openai_chat.NAME
+        name = GENERIC if found is None else found.NAME
         yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
 
 
@@ -194,7 +198,7 @@ READER_ERROR = "reader_error"
 def _check_forced(found: TraceFormat, record: Record) -> None:
     """Formats may rely on what they fit. The two that say best what is missing say it themselves."""
     first = record.value[0] if found.SCOPE == "file" else record.value
-    if found.NAME not in (native.NAME, openai_chat.NAME) and not found.fits(first):
+    if found.NAME not in ("native", GENERIC) and not found.fits(first):
         raise TraceError(f"not in the format {found.NAME}, which traces.format asks for")
 
 

@@ -64,7 +64,7 @@ class OutputHead:
 
 
 @dataclass(frozen=True)
-class Made:
+class InStepView:
     """A view that was made in the step: its hidden states and head, or its log-probabilities [N, V] where the head is gone."""
 
     hidden: Tensor
@@ -104,7 +104,7 @@ class Terms:
         return self._through_views(kind, restricted(slots, head.kept(hidden, ids)), slots, step)
 
     def in_step(
-        self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, Made], step: int
+        self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, InStepView], step: int
     ) -> tuple[Tensor, dict[str, float]]:
         """Σ over hint slots of the terms on views made in this step; `hidden` [N, H] are the student's."""
         spec = head.spec

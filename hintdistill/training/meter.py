@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.recipes import Recipe
-from hintdistill.training.losses import Made, OutputHead
+from hintdistill.training.losses import InStepView, OutputHead
 from hintdistill.training.passes import Placed
 from hintdistill.training.rows import Slot, TraceRow
 from hintdistill.training.views import sampled, supports, wide
@@ -55,7 +55,7 @@ class Meter:
         placed: Sequence[Placed],
         hidden: Tensor,
         metrics: Mapping[str, float],
-        views: Mapping[str, Made] | None,
+        views: Mapping[str, InStepView] | None,
         step: int,
     ) -> None:
         """One kind of slot of one micro-batch.
@@ -109,7 +109,7 @@ class Meter:
 
     # -- hint slots, on a logging step -----------------------------------------------------------------------------------
 
-    def _read(self, slots: Sequence[Slot], hidden: Tensor, views: Mapping[str, Made] | None) -> None:
+    def _read(self, slots: Sequence[Slot], hidden: Tensor, views: Mapping[str, InStepView] | None) -> None:
         quoted = torch.cat([s.facts()["in_quote"] for s in slots]) > 0
         carried = torch.cat([_carried(s) for s in slots])
         starts = torch.tensor([0, *(s.length for s in slots)]).cumsum(0)
@@ -137,7 +137,7 @@ class Meter:
         self._count(name, float(values.double().sum()), len(values))
 
     def _positions(
-        self, slots: Sequence[Slot], hidden: Tensor, index: Tensor, views: Mapping[str, Made] | None
+        self, slots: Sequence[Slot], hidden: Tensor, index: Tensor, views: Mapping[str, InStepView] | None
     ) -> dict[str, Tensor]:
         """At the positions of `index` [M], on the CPU: log-probability of the sampled token by each view, entropy, KL."""
         device = hidden.device

@@ -27,7 +27,7 @@ from hintdistill.objectives.couplings import additive
 from hintdistill.objectives.schedules import scheduled
 from hintdistill.recipes.schema import View
 from hintdistill.training import checkpoints
-from hintdistill.training.losses import Made, OutputHead, Terms, outcome_term
+from hintdistill.training.losses import InStepView, OutputHead, Terms, outcome_term
 from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
 from hintdistill.training.processes import is_sharded, local, lockstep, shard_on_cpus_too
@@ -247,7 +247,7 @@ class HintTrainer(Trainer):
         """The terms of one kind of slot, summed over slots."""
         slots, step = [s for _, s in placed], self.state.global_step
         hidden = torch.cat([done.hidden[s.key] for s in slots])
-        made: dict[str, Made] | None = None
+        made: dict[str, InStepView] | None = None
         if kind == "hint" and self._views:
             made = self._in_step(placed, done, hidden)
             value, metrics = self.terms.in_step(slots, hidden, self.head, made, step)
@@ -256,11 +256,11 @@ class HintTrainer(Trainer):
         self.meter.add(kind, placed, hidden, metrics, made, step)
         return value
 
-    def _in_step(self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, Made]:
+    def _in_step(self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, InStepView]:
         """The views that the recipe reads; one pass for each pair of weights and context."""
-        made: dict[tuple[str, str, bool], Made] = {}
-        own = Made(hidden, self.head.spec, is_students=True)
-        out: dict[str, Made] = {"student": own}
+        made: dict[tuple[str, str, bool], InStepView] = {}
+        own = InStepView(hidden, self.head.spec, is_students=True)
+        out: dict[str, InStepView] = {"student": own}
         for name, view in self._views.items():
             weights = self._weights_of(view)
             if (weights, view.context) == ("live", "plain"):
@@ -272,12 +272,12 @@ class HintTrainer(Trainer):
             out[name] = made[key]
         return out
 
-    def _view(self, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> Made:
+    def _view(self, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> InStepView:
         hinted = view.context == "hint"
         if view.grad:
             # the model itself: DistributedDataParallel counts its own forward passes, one for each backward pass
             found = self.passes.with_gradient(self.owner, placed, hinted)
-            return Made(torch.cat([found[s.key] for _, s in placed]), self.head.spec)
+            return InStepView(torch.cat([found[s.key] for _, s in placed]), self.head.spec)
         with torch.no_grad(), self._as(weights) as teacher:
             with lockstep(teacher):
                 if weights == "live" and self._ride and hinted:
@@ -288,11 +288,11 @@ class HintTrainer(Trainer):
             spec = head.spec
             if spec is None or not self.terms.chunked["hint"]:
                 # here, while the weights are in place
-                return Made(hidden, None, head.logprobs(hidden))
+                return InStepView(hidden, None, head.logprobs(hidden))
             # a following teacher's weights leave their place again; what is detached keeps them, shards need a copy
             keep = torch.clone if is_sharded(teacher) and weights != "live" else torch.detach
             bias = None if spec.bias is None else keep(spec.bias.detach())
-            return Made(hidden, type(spec)(keep(spec.weight.detach()), bias, spec.scale, spec.softcap))
+            return InStepView(hidden, type(spec)(keep(spec.weight.detach()), bias, spec.scale, spec.softcap))
 
     def _accompany(self) -> Tensor:
         """0 from a process without a hint: under FSDP2 it takes part in every pass that others make for their views."""

@@ -53,10 +53,10 @@ def test_a_rejected_hint_goes_back_once(tmp_path):
             },
         }
         config = validate(settings, "test")
-        folder = pipeline.run(config, tmp_path / "run", until="rescore", voice=pipeline.Voice(quiet=True))
+        folder = pipeline.run(config, tmp_path / "run", until="rescore", console=pipeline.Console(quiet=True))
         document = json.loads((folder / "report.json").read_text())
         asked = len(server.received)
-        pipeline.run(config, tmp_path / "run", resume=True, until="rescore", voice=pipeline.Voice(quiet=True))
+        pipeline.run(config, tmp_path / "run", resume=True, until="rescore", console=pipeline.Console(quiet=True))
         assert len(server.received) == asked == 6, "a question and a second hint per trace, and nothing on resume"
     assert document["funnel"]["rescore"]["revised"]["scored"] == 3
     accepted = [f for f in document["findings"] if f["accepted"]]

@@ -19,7 +19,7 @@ from world import Toolworld
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError, TripwireError
 from hintdistill.core.scores import ScoreRequest
-from hintdistill.pipeline import Voice, run
+from hintdistill.pipeline import Console, run
 from hintdistill.pipeline.rounds import draw_tasks
 from hintdistill.rescoring.drift import movement
 from hintdistill.rollouts.evaluate import tasks_of
@@ -148,7 +148,7 @@ def test_rounds_with_the_critic_model_have_a_curve_of_their_own(tmp_path):
 def test_no_findings_left_ends_the_loop_in_peace(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     settings = config(tmp_path / "run", "rollout.sample.episodes=8", "rollout.limit=2", "rollout.stop.min_findings=100")
-    folder = run(settings, tmp_path / "run", voice=Voice(quiet=True))
+    folder = run(settings, tmp_path / "run", console=Console(quiet=True))
     got = document(folder)
     assert got["stop"].startswith("no findings left") and not got["rounds"][0]["trained"]
     assert not (folder / "student").exists()
@@ -164,7 +164,7 @@ def test_a_bound_that_is_crossed_stops_with_the_last_good_weights(tmp_path, monk
         "train.anchor.weight=0",
     )
     with pytest.raises(TripwireError, match=r"round 1: off-target KL .* is above 0.1"):
-        run(settings, tmp_path / "run", voice=Voice(quiet=True))
+        run(settings, tmp_path / "run", console=Console(quiet=True))
     assert document(tmp_path / "run")["rounds"][0]["tripwire"] and not (tmp_path / "run" / "student").exists()
 
 
@@ -179,16 +179,18 @@ def test_a_tripwire_of_the_training_stops_its_round(tmp_path, monkeypatch):
         "train.anchor.weight=0",
         "train.logging_steps=1",
     )
-    voice = Voice(quiet=True)
+    console = Console(quiet=True)
     with pytest.raises(
         TripwireError, match=r"round 1: off_target_kl is .* above train.tripwires.max_off_target_kl=1e-09"
     ):
-        run(settings, tmp_path / "run", voice=voice)
+        run(settings, tmp_path / "run", console=console)
     row = document(tmp_path / "run")["rounds"][0]
     assert row["tripwire"] and not row["trained"] and row["stop"].startswith("off_target_kl is")
     assert not (tmp_path / "run" / "student").exists()
     assert not (tmp_path / "run" / "rounds" / "01" / "run" / "student").exists()
-    assert "nothing is read for train.tripwires.max_heldout_kl" in " ".join(voice.warnings), "no round holds traces out"
+    assert "nothing is read for train.tripwires.max_heldout_kl" in " ".join(console.warnings), (
+        "no round holds traces out"
+    )
 
 
 BROKEN = """
@@ -218,7 +220,7 @@ def test_rounds_whose_episodes_come_to_nothing_are_a_collapse(tmp_path, monkeypa
         f"rollout.environment={tmp_path}/broken.py:Suite",
     )
     with pytest.raises(TripwireError, match="collapse: 8 of 8 episodes came to nothing"):
-        run(settings, tmp_path / "run", voice=Voice(quiet=True))
+        run(settings, tmp_path / "run", console=Console(quiet=True))
     reasons = document(tmp_path / "run")["rounds"][0]["episodes"]["reasons"]
     assert reasons == {"step raised RuntimeError: no tools today": 8}
 
@@ -237,7 +239,7 @@ def test_a_student_that_collapses_in_play_is_not_the_last_good_one(tmp_path, mon
         f"rollout.environment={tmp_path}/broken.py:Suite",
     )
     with pytest.raises(TripwireError, match="round 2: collapse: 16 of 16") as caught:
-        run(settings, tmp_path / "run", voice=Voice(quiet=True))
+        run(settings, tmp_path / "run", console=Console(quiet=True))
     first, second = document(tmp_path / "run")["rounds"]
     assert first["trained"] and second["collapsed_in_play"]
     assert not (tmp_path / "run" / "student").exists() and "the one it started from" in caught.value.hint
@@ -267,9 +269,9 @@ def test_what_a_loop_cannot_do_is_said(overrides, message):
 def test_a_loop_has_no_until_and_tasks_must_match(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match="cannot end at 'critique'"):
-        run(config(tmp_path / "a"), tmp_path / "a", until="critique", voice=Voice(quiet=True))
+        run(config(tmp_path / "a"), tmp_path / "a", until="critique", console=Console(quiet=True))
     with pytest.raises(ConfigError, match="no task of the split 'train' matches nothing"):
-        run(config(tmp_path / "a", "rollout.sample.tasks=nothing.*"), tmp_path / "a", voice=Voice(quiet=True))
+        run(config(tmp_path / "a", "rollout.sample.tasks=nothing.*"), tmp_path / "a", console=Console(quiet=True))
     assert not (tmp_path / "a").exists()
 
 

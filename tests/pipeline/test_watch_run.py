@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import InputError, TripwireError
-from hintdistill.pipeline import Voice, critique, rescore, run
+from hintdistill.pipeline import Console, critique, rescore, run
 from hintdistill.pipeline import train as train_stage
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.store import RunDir
@@ -43,7 +43,7 @@ def scored(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("scored") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return run(settings(folder), folder, until="rescore", voice=Voice(quiet=True))
+        return run(settings(folder), folder, until="rescore", console=Console(quiet=True))
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def folder(scored, tmp_path, monkeypatch) -> Path:
 
 
 def context(folder: Path, *overrides: str) -> RunContext:
-    return RunContext(settings(folder, *overrides), RunDir(folder), Voice(quiet=True))
+    return RunContext(settings(folder, *overrides), RunDir(folder), Console(quiet=True))
 
 
-def go_on(folder: Path, *overrides: str) -> Voice:
-    voice = Voice(quiet=True)
-    run(settings(folder, *overrides), folder, resume=True, until="train", voice=voice)
-    return voice
+def go_on(folder: Path, *overrides: str) -> Console:
+    console = Console(quiet=True)
+    run(settings(folder, *overrides), folder, resume=True, until="train", console=console)
+    return console
 
 
 def metrics(folder: Path) -> list[dict]:
@@ -70,7 +70,7 @@ def metrics(folder: Path) -> list[dict]:
 
 
 def test_what_is_watched_is_scored_read_and_never_trained_on(folder):
-    voice = go_on(folder)
+    console = go_on(folder)
     ctx = context(folder)
     trained = train_stage.selected(ctx)
     watch = train_stage.watched(ctx, trained)
@@ -87,7 +87,7 @@ def test_what_is_watched_is_scored_read_and_never_trained_on(folder):
     assert [r["step"] for r in read] == sorted({*range(2, steps + 1, 2), steps})
     assert all(0 < r["off_target_kl"] < 0.1 and 0 <= r["heldout_kl"] < 0.1 for r in read)
     assert any(n.startswith("decision_probability/") for n in read[0]) and 0 < read[0]["loss_tokens"] < 1
-    assert not [r for r in rows if "tripwire" in r] and not [w for w in voice.warnings if "tripwires" in w]
+    assert not [r for r in rows if "tripwire" in r] and not [w for w in console.warnings if "tripwires" in w]
     funnel = json.loads((folder / "report.json").read_text())["funnel"]
     assert funnel["rescore"]["watched"] == 6
     assert funnel["train"]["anchors"] == sum(t.kind == "anchor" for t in trained) < funnel["rescore"]["anchors"]

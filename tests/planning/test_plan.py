@@ -59,7 +59,7 @@ def scored(tmp_path_factory):
     """A run up to rescore, and its configuration."""
     folder = tmp_path_factory.mktemp("plan") / "run"
     settings = config(run={"dir": str(folder)})
-    pipeline.run(settings, folder, until="rescore", voice=pipeline.Voice(quiet=True))
+    pipeline.run(settings, folder, until="rescore", console=pipeline.Console(quiet=True))
     return settings
 
 
@@ -84,7 +84,7 @@ def test_rows_are_those_of_the_trainer(scored, shape):
 
     ahead = gather(scored, shape)
     assert ahead.source.startswith("targets of")
-    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Voice(quiet=True))
+    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Console(quiet=True))
     real = build_rows(sorted(selected(ctx), key=lambda t: t.key), scored.train)
     assert sorted((r.tokens, r.scored) for r in ahead.rows) == sorted(
         (len(r.ids) - 1, sum(s.length for s in r.slots)) for r in real
@@ -444,7 +444,7 @@ def test_training_asks_before_it_loads_the_model(scored, monkeypatch):
     from hintdistill.planning import fits
 
     monkeypatch.setattr(fits, "room", lambda device: Room(1000, "free in a test"))
-    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Voice(quiet=True))
+    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Console(quiet=True))
     with pytest.raises(DoesNotFitError, match="no trace fits"):
         train.run(ctx)
 

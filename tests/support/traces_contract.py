@@ -10,7 +10,7 @@ from hintdistill.core.types import Source, Trace
 from hintdistill.traces import _outcomes
 from hintdistill.traces.formats import native
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.reading import READER_ERROR, Keeper
+from hintdistill.traces.reading import READER_ERROR, Deduplicator
 from hintdistill.traces.records import read_values
 from hintdistill.traces.registry import formats
 
@@ -33,7 +33,7 @@ def check_bytes(data: bytes, name: str = "fuzz.json") -> None:
 def check_outcomes(values: Any, forced: Any, options: ReadOptions) -> None:
     """Every outcome is a failure with a reason, or a trace that survives the native format."""
     count = 0
-    for outcome in _outcomes(iter(values), forced, options, Keeper()):
+    for outcome in _outcomes(iter(values), forced, options, Deduplicator()):
         count += 1
         if isinstance(outcome, Failure):
             assert outcome.reason and outcome.message

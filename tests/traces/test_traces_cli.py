@@ -109,7 +109,7 @@ def run(folder: Path, until: str, *overrides: str) -> None:
         load_config(ROOT / "configs" / "quickstart.yaml", [*common, *overrides]),
         folder,
         until=until,
-        voice=pipeline.Voice(quiet=True),
+        console=pipeline.Console(quiet=True),
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hintdistill.config import RunConfig
 from hintdistill.core.types import Message, Trace
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Voice
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.traces.groups import SIMILAR, _minhash, _overlap, group_traces
 from hintdistill.traces.reading import read_traces
@@ -85,7 +85,7 @@ def test_no_task_stands_on_both_sides_of_the_split():
     ]
     unnamed = [t.model_copy(update={"task_id": None}) for t in traces]
     config = RunConfig.model_validate({"run": {"model": "m"}, "traces": {"path": ["x"], "holdout": 0.3}})
-    ctx = RunContext(config, RunDir("x"), Voice(quiet=True))
+    ctx = RunContext(config, RunDir("x"), Console(quiet=True))
     for some in (traces, unnamed):
         groups = group_traces(some)
         sides: dict[str, set[str]] = {}

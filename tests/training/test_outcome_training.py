@@ -286,7 +286,7 @@ def from_files(folder, traces: list[dict], *overrides: str):
         *overrides,
     ]
     config = load_config(ROOT / "configs" / "quickstart.yaml", settings)
-    pipeline.run(config, folder / "run", until="train", voice=pipeline.Voice(quiet=True))
+    pipeline.run(config, folder / "run", until="train", console=pipeline.Console(quiet=True))
 
 
 def some_traces(n: int) -> list[dict]:
@@ -364,7 +364,7 @@ def metrics_of(run) -> list[dict]:
 def test_a_round_trains_on_both(tmp_path):
     """Four rollouts a task, with the targeted loss and the outcome reward on the same ones."""
     config = load_config(ROOT / "configs" / "rounds.yaml", SMALL)
-    pipeline.run(config, tmp_path / "run", voice=pipeline.Voice(quiet=True))
+    pipeline.run(config, tmp_path / "run", console=pipeline.Console(quiet=True))
     run = tmp_path / "run" / "rounds" / "01" / "run"
     logged = [r for r in metrics_of(run) if "loss" in r]
     names = {
@@ -384,10 +384,10 @@ def test_a_round_trains_on_both(tmp_path):
     assert summary.outcome_rows > summary.hint_rows > 0
     assert f"a policy gradient on {summary.outcome_rows} sampled steps" in (run / "student" / "README.md").read_text()
     # the same once more is trained already, and what it was trained on is in its key
-    pipeline.run(config, tmp_path / "run", resume=True, voice=pipeline.Voice(quiet=True))
+    pipeline.run(config, tmp_path / "run", resume=True, console=pipeline.Console(quiet=True))
     assert len([r for r in metrics_of(run) if "loss" in r]) == len(logged)
     ctx = pipeline.RunContext(
-        RunConfig.model_validate(RunDir(run).manifest()["config"]), RunDir(run), pipeline.Voice(quiet=True)
+        RunConfig.model_validate(RunDir(run).manifest()["config"]), RunDir(run), pipeline.Console(quiet=True)
     )
     data = outcome_data(ctx)
     assert len(data.rows) == summary.outcome_rows and data.key == outcome_data(ctx).key

@@ -384,7 +384,7 @@ def test_a_whole_run(kind, tmp_path):
     assert code == 0, output[-4000:]
     assert output.count("\nreport: ") == 1 and output.count("\ntrain: ") == 1 and "Traceback" not in output
     config = load_config(ROOT / "configs" / "quickstart.yaml", run_command(tmp_path / "one")[4:])
-    pipeline.run(config, tmp_path / "one", until="train", voice=pipeline.Voice(quiet=True))
+    pipeline.run(config, tmp_path / "one", until="train", console=pipeline.Console(quiet=True))
     two, one = (next((tmp_path / n / "train").iterdir()) for n in ("two", "one"))
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     a, b = weights(tmp_path / "one" / "student"), weights(tmp_path / "two" / "student")
