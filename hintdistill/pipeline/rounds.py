@@ -36,6 +36,7 @@ from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.stages import each_stage, write_report
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.drift import movement
 from hintdistill.rollouts.evaluate import Outcome, load_suite, outcome_of, summarise, tasks_of
@@ -123,24 +124,35 @@ class Loop:
             rundir.close()
 
     def _stages(self, number: int, ctx: RunContext, row: dict[str, Any]) -> dict[str, Any]:
-        from hintdistill.pipeline import _module
-
-        stop = self.config.rollout.stop
-        _module("read").run(ctx)
+        """Run the stages up to the student, then measure it. In a later round, nothing left to train on ends the loop."""
         try:
-            _module("outcome").require_outcomes(ctx)
+            for stage in each_stage(ctx, until="train"):
+                stop = None
+                if stage == "critique":
+                    stop = self._count_findings(ctx, row)
+                elif stage == "rescore":
+                    stop = self._weigh_hints(number, ctx, row)
+                if stop is not None:
+                    return row | {"stop": stop}
         except EmptyFunnelError as error:
             if number == 1:
                 raise
             return row | {"stop": error.message}
-        _module("critique").run(ctx)
-        critiques = critique.load(ctx)
-        roots = [f for c in critiques.values() for f in c.findings if f.caused_by is None]
+        except TripwireError as error:
+            return row | {"tripwire": True, "stop": error.message}
+        write_report(ctx)
+        row["trained"] = True
+        return row | self._after(number, ctx.student_folder)
+
+    def _count_findings(self, ctx: RunContext, row: dict[str, Any]) -> str | None:
+        """Put the root errors into the row; why the loop stops here, where there are too few."""
+        roots = [f for c in critique.load(ctx).values() for f in c.findings if f.caused_by is None]
         row["findings"] = {"roots": len(roots), "by_class": _count(f.error_class for f in roots)}
-        if len(roots) < stop.min_findings:
-            return row | {"stop": f"no findings left: {len(roots)} root errors"}
-        _module("inject").run(ctx)
-        _module("rescore").run(ctx)
+        few = len(roots) < self.config.rollout.stop.min_findings
+        return f"no findings left: {len(roots)} root errors" if few else None
+
+    def _weigh_hints(self, number: int, ctx: RunContext, row: dict[str, Any]) -> str | None:
+        """Put the hints' effect into the row; why the loop stops here, where in a later round they have none left."""
         hints = [t for t in rescore.load(ctx) if t.kind == "hint"]
         effects = [t.decision.effect if t.decision else 0.0 for t in hints]
         row["effect"] = {
@@ -148,20 +160,11 @@ class Loop:
             "accepted": sum(t.accepted for t in hints),
             "median_nats": float(np.median(effects)) if effects else None,
         }
-        gone = not effects or -float(np.median(effects)) < stop.min_effect_nats
-        if number > 1 and (gone or not any(t.accepted for t in hints)):
-            return row | {"stop": "hint effect gone" if gone else "no hint was accepted"}
-        try:
-            _module("train").run(ctx)
-        except EmptyFunnelError as error:
-            if number == 1:
-                raise
-            return row | {"stop": error.message}
-        except TripwireError as error:
-            return row | {"tripwire": True, "stop": error.message}
-        _module("report").write(ctx, measure=False)
-        row["trained"] = True
-        return row | self._after(number, ctx.student_folder)
+        if number == 1:
+            return None
+        if not effects or -float(np.median(effects)) < self.config.rollout.stop.min_effect_nats:
+            return "hint effect gone"
+        return None if row["effect"]["accepted"] else "no hint was accepted"
 
     def _after(self, number: int, student: Path) -> dict[str, Any]:
         """Success, error rates and movement of the round's student; a bound that is crossed is a tripwire."""

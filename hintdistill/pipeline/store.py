@@ -35,7 +35,6 @@ from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.storage import JsonlStore, write_atomic
 
 RUN_SCHEMA = 1
-STAGES = ("read", "critique", "inject", "rescore", "train", "report")
 
 
 class RunDir:
