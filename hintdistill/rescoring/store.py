@@ -19,11 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hintdistill.core.errors import InputError
-from hintdistill.core.scores import Measurement, Placebo, Target
+from hintdistill.config import GateSection
+from hintdistill.core.scores import Target
+from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, context_hash, open_part, read_columns
+from hintdistill.rescoring.stored import CACHE_BYTES, Index, StoredTargets
 
-TARGET_SCHEMA = 2
-_META = b"hintdistill.targets"
+GROUP_ROWS = 16
+"""Rows that are read together when one of them is asked for."""
 
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 _MEASUREMENT = [
@@ -85,14 +87,9 @@ SCHEMA = pa.schema(
         ),
         ("versions", pa.string()),
     ],
-    metadata={_META: str(TARGET_SCHEMA).encode()},
+    metadata={META: str(TARGET_SCHEMA).encode()},
 )
 """Column by column, what a row holds; `docs/targets.md` explains each."""
-
-
-def context_hash(ids: Sequence[int] | np.ndarray) -> str:
-    """SHA-256 of context ids as little-endian int32: what a foreign trainer checks its own context against."""
-    return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
 
 
 class TargetStore:
@@ -114,15 +111,31 @@ class TargetStore:
         path = self.folder / f"part-{digest}.parquet"
         aside = path.with_suffix(".writing")
         table = pa.Table.from_pylist([_row(t) for t in targets], schema=SCHEMA)
-        pq.write_table(table, aside, compression="zstd")
+        pq.write_table(table, aside, compression="zstd", row_group_size=GROUP_ROWS)
         aside.replace(path)
 
     def keys(self) -> set[str]:
         """Keys of all stored rows."""
-        return {key for part in self.parts() for key in _table(part, ["key"]).column("key").to_pylist()}
+        return {row["key"] for part in self.parts() for group in _groups(part, ["key"]) for row in group.to_pylist()}
+
+    def open(
+        self, keys: Sequence[str] | None = None, gate: GateSection | None = None, *, cache_bytes: int = CACHE_BYTES
+    ) -> StoredTargets:
+        """The targets with these keys, in their order; without `keys` all, in stored order, each key once.
+
+        Light columns are read here, once; a target's arrays when it is taken.
+
+        Args:
+            gate: judges the hints anew; without it they are as accepted as they were stored.
+            cache_bytes: bytes of columns that are kept of what was read last.
+
+        Raises:
+            InputError: a part is corrupt, or another program or version wrote it, or a key is not there; names it.
+        """
+        return StoredTargets.open(self.folder, Index(self.parts(), cache_bytes), keys, gate)
 
     def read(self) -> Iterator[Target]:
-        """Every stored target; of rows with the same key, each.
+        """Every stored target, one group of rows at a time; of rows with the same key, each.
 
         Raises:
             InputError: a part is corrupt, or another program or version wrote it; names the file.
@@ -132,55 +145,16 @@ class TargetStore:
 
     def read_part(self, part: Path) -> Iterator[Target]:
         """The targets of one part; see `read`."""
-        for row in _table(part, None).to_pylist():
-            if problem := _problem(row):
-                raise InputError(
-                    f"{part}: row {row['key']}: {problem}", hint="delete the part; --resume makes it again"
-                )
-            yield _target(row)
+        for group in _groups(part, None):
+            columns = Columns(part, group)
+            for row in range(len(columns)):
+                yield columns.target(row)
 
 
-def _table(part: Path, columns: list[str] | None) -> pa.Table:
-    try:
-        schema = pq.read_schema(part)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{part} is not a readable parquet file: {error}", hint="delete it; --resume makes it again"
-        ) from None
-    version = (schema.metadata or {}).get(_META)
-    if version is None:
-        raise InputError(f"{part} holds no hintdistill targets", hint="another program wrote it; move it away")
-    if version != str(TARGET_SCHEMA).encode():
-        raise InputError(f"{part} has target schema {version.decode()}; this release reads {TARGET_SCHEMA}")
-    try:
-        return pq.read_table(part, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{part} is damaged: {error}", hint="delete it; --resume makes it again") from None
-
-
-def _problem(row: dict[str, Any]) -> str | None:
-    """Why a row cannot be a target; None if it can."""
-    steps = len(row["step_ids"])
-    per_token = (
-        "support_ids",
-        "teacher_logprobs",
-        "plain_logprobs",
-        "teacher_tail",
-        "plain_tail",
-        "teacher_sampled",
-        "plain_sampled",
-    )
-    for name in per_token:
-        if len(row[name]) != steps:
-            return f"{name} speaks of {len(row[name])} tokens, the step has {steps}"
-    for t, ids in enumerate(row["support_ids"]):
-        if not len(ids) == len(row["teacher_logprobs"][t]) == len(row["plain_logprobs"][t]):
-            return f"the support and the log-probabilities of token {t} differ in length"
-    if not np.isfinite(row["teacher_sampled"] + row["plain_sampled"]).all():
-        return "a log-probability of a sampled token is missing or not finite"
-    if row["context_sha256"] != context_hash(row["context_ids"]):
-        return "the context is not the one its hash was taken of"
-    return None
+def _groups(part: Path, columns: list[str] | None) -> Iterator[pa.Table]:
+    with open_part(part) as file:
+        for group in range(file.num_row_groups):
+            yield read_columns(part, file, group, columns)
 
 
 def _ragged(values: np.ndarray, ids: np.ndarray) -> list[list[Any]]:
@@ -234,52 +208,3 @@ def _row(t: Target) -> dict[str, Any]:
         ],
         "versions": json.dumps(dict(t.versions), sort_keys=True),
     }
-
-
-def _padded(rows: list[list[Any]], fill: float, dtype: Any) -> np.ndarray:
-    out = np.full((len(rows), max(map(len, rows))), fill, dtype)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
-
-
-def _floats(values: list[float]) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-def _target(row: dict[str, Any]) -> Target:
-    return Target(
-        key=row["key"],
-        trace_id=row["trace_id"],
-        step=row["step"],
-        kind=row["kind"],
-        split=row["split"],
-        context_ids=np.array(row["context_ids"], np.int64),
-        step_ids=np.array(row["step_ids"], np.int64),
-        span=(row["span_start"], row["span_end"]),
-        support_ids=_padded(row["support_ids"], -1, np.int64),
-        teacher_logprobs=_padded(row["teacher_logprobs"], -np.inf, np.float32),
-        plain_logprobs=_padded(row["plain_logprobs"], -np.inf, np.float32),
-        teacher_tail=_floats(row["teacher_tail"]),
-        plain_tail=_floats(row["plain_tail"]),
-        teacher_sampled=_floats(row["teacher_sampled"]),
-        plain_sampled=_floats(row["plain_sampled"]),
-        insert_at=row["insert_at"],
-        block_ids=np.array(row["block_ids"], np.int64),
-        error_class=row["error_class"],
-        hint=row["hint"],
-        fidelity=row["fidelity"],
-        measurement=Measurement(**row["measurement"]) if row["measurement"] else None,
-        placebos=tuple(
-            Placebo(p["kind"], p["text"], _floats(p["hint_effect"]), Measurement(**p["measurement"]))
-            for p in row["placebos"]
-        ),
-        guards=tuple(row["guards"]),
-        accepted=row["accepted"],
-        reasons=tuple(row["reasons"]),
-        tokens=tuple(row["tokens"]),
-        instead=tuple(row["instead"]),
-        legal_ids=np.array(row["legal_ids"], np.int64),
-        recorded_gap=row["recorded_gap"],
-        versions=json.loads(row["versions"]),
-    )
