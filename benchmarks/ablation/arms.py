@@ -118,7 +118,7 @@ def rescored(ctx: RunContext) -> list[Target]:
 
     for stage in ("inject", "rescore"):
         _module(stage).run(ctx)
-    return rescore.load(ctx)
+    return list(rescore.load(ctx))
 
 
 def _disturbed(arm: str, data: RoundData, folder: Path) -> list[Target]:

@@ -150,13 +150,14 @@ class Columns:
             raise InputError(
                 f"{self.part}: row {small['key']}: {problem}", hint="delete the part; --resume makes it again"
             )
+        fields = self._read.fields(small)
+        fields |= {name: values.astype(np.int64) for name, values in arrays.items()}
+        fields |= {name: values.astype(np.float32) for name, values in flat.items()}
         return Target(
-            **self._read.fields(small),
-            **{name: values.astype(np.int64) for name, values in arrays.items()},
+            **fields,
             support_ids=_padded(*nested["support_ids"], -1, np.int64),
             teacher_logprobs=_padded(*nested["teacher_logprobs"], -np.inf, np.float32),
             plain_logprobs=_padded(*nested["plain_logprobs"], -np.inf, np.float32),
-            **{name: values.astype(np.float32) for name, values in flat.items()},
             hint=small["hint"],
             placebos=tuple(
                 Placebo(p["kind"], p["text"], np.array(p["hint_effect"], np.float32), Measurement(**p["measurement"]))
@@ -214,6 +215,8 @@ def _problem(
 def _padded(values: np.ndarray, counts: np.ndarray, fill: float, dtype: Any) -> np.ndarray:
     """Lists of different lengths under each other, filled up on the right."""
     width = int(counts.max())
+    if len(values) == width * len(counts):
+        return values.astype(dtype).reshape(len(counts), width)
     out = np.full((len(counts), width), fill, dtype)
     out[np.arange(width) < counts[:, None]] = values
     return out

@@ -295,8 +295,13 @@ def decide(target: T, gate: GateSection) -> T:
 
 def null_pass_rate(targets: Iterable[Target], gate: GateSection) -> float | None:
     """Share of placebos that the gate would accept in the hint's place; None without placebos."""
-    passed = [not judge(p.measurement, (), gate) for t in targets for p in t.placebos]
+    passed = [found for t in targets for found in placebos_pass(t, gate)]
     return sum(passed) / len(passed) if passed else None
+
+
+def placebos_pass(target: Target, gate: GateSection) -> list[bool]:
+    """Of each placebo of a target, whether the gate would accept it in the hint's place."""
+    return [not judge(p.measurement, (), gate) for p in target.placebos]
 
 
 def _contrast(effect: np.ndarray, start: int, end: int) -> float:

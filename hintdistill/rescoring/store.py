@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hintdistill.config import GateSection
-from hintdistill.core.scores import Target
-from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, context_hash, open_part, read_columns
+from hintdistill.core.scores import Target, TargetHead
+from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, Heads, context_hash, open_part, read_columns
 from hintdistill.rescoring.stored import CACHE_BYTES, Index, StoredTargets
 
 GROUP_ROWS = 16
@@ -110,8 +110,7 @@ class TargetStore:
         digest = hashlib.sha256("".join(t.key for t in targets).encode()).hexdigest()[:16]
         path = self.folder / f"part-{digest}.parquet"
         aside = path.with_suffix(".writing")
-        table = pa.Table.from_pylist([_row(t) for t in targets], schema=SCHEMA)
-        pq.write_table(table, aside, compression="zstd", row_group_size=GROUP_ROWS)
+        pq.write_table(_table(targets), aside, compression="zstd", row_group_size=GROUP_ROWS)
         aside.replace(path)
 
     def keys(self) -> set[str]:
@@ -143,6 +142,11 @@ class TargetStore:
         for part in self.parts():
             yield from self.read_part(part)
 
+    def heads(self, part: Path) -> list[TargetHead]:
+        """The light columns of one part; see `read`."""
+        read = Heads()
+        return [head for group in _groups(part, list(Heads.COLUMNS)) for head, _, _ in read.of(group)]
+
     def read_part(self, part: Path) -> Iterator[Target]:
         """The targets of one part; see `read`."""
         for group in _groups(part, None):
@@ -157,13 +161,56 @@ def _groups(part: Path, columns: list[str] | None) -> Iterator[pa.Table]:
             yield read_columns(part, file, group, columns)
 
 
-def _ragged(values: np.ndarray, ids: np.ndarray) -> list[list[Any]]:
-    return [row[keep].tolist() for row, keep in zip(values, ids >= 0, strict=True)]
+def _table(targets: Sequence[Target]) -> pa.Table:
+    """One row per target; arrays of numbers become Arrow's lists without a detour through Python objects."""
+    columns: dict[str, Any] = {
+        name: _lists([getattr(t, name) for t in targets], SCHEMA.field(name).type.value_type) for name in _FLAT
+    }
+    columns["token_weights"] = _lists([_token_weights(t) for t in targets], pa.float32())
+    kept = [t.support_ids >= 0 for t in targets]
+    counts = [n for k in kept for n in k.sum(1)]
+    for name in _NESTED:
+        values = np.concatenate([getattr(t, name)[k] for t, k in zip(targets, kept, strict=True)])
+        inner = pa.ListArray.from_arrays(
+            _offsets(counts), pa.array(values, SCHEMA.field(name).type.value_type.value_type)
+        )
+        columns[name] = pa.ListArray.from_arrays(_offsets([len(t.support_ids) for t in targets]), inner)
+    rest = pa.schema([f for f in SCHEMA if f.name not in columns])
+    rows = pa.Table.from_pylist([_row(t) for t in targets], schema=rest)
+    columns |= {name: rows.column(name) for name in rest.names}
+    return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+_FLAT = (
+    "context_ids",
+    "block_ids",
+    "step_ids",
+    "teacher_tail",
+    "plain_tail",
+    "teacher_sampled",
+    "plain_sampled",
+    "legal_ids",
+)
+"""Fields of a target that are lists of numbers as they stand."""
+_NESTED = ("support_ids", "teacher_logprobs", "plain_logprobs")
+"""Fields of which each position keeps as many numbers as its support has ids."""
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
+
+
+def _lists(each: Sequence[np.ndarray], of: pa.DataType) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_offsets([len(a) for a in each]), pa.array(np.concatenate(each), of))
+
+
+def _token_weights(t: Target) -> np.ndarray:
+    weights = np.zeros(len(t.step_ids), np.float32)
+    weights[slice(*t.span)] = 1.0
+    return weights
 
 
 def _row(t: Target) -> dict[str, Any]:
-    weights = np.zeros(len(t.step_ids), np.float32)
-    weights[slice(*t.span)] = 1.0
     return {
         "key": t.key,
         "trace_id": t.trace_id,
@@ -176,25 +223,13 @@ def _row(t: Target) -> dict[str, Any]:
         "accepted": t.accepted,
         "reasons": list(t.reasons),
         "guards": list(t.guards),
-        "context_ids": t.context_ids.tolist(),
         "context_sha256": context_hash(t.context_ids),
         "insert_at": t.insert_at,
-        "block_ids": t.block_ids.tolist(),
         "first_position": len(t.context_ids),
-        "step_ids": t.step_ids.tolist(),
         "span_start": t.span[0],
         "span_end": t.span[1],
-        "token_weights": weights.tolist(),
-        "support_ids": _ragged(t.support_ids, t.support_ids),
-        "teacher_logprobs": _ragged(t.teacher_logprobs, t.support_ids),
-        "plain_logprobs": _ragged(t.plain_logprobs, t.support_ids),
-        "teacher_tail": t.teacher_tail.tolist(),
-        "plain_tail": t.plain_tail.tolist(),
-        "teacher_sampled": t.teacher_sampled.tolist(),
-        "plain_sampled": t.plain_sampled.tolist(),
         "tokens": list(t.tokens),
         "instead": list(t.instead),
-        "legal_ids": t.legal_ids.tolist(),
         "recorded_gap": t.recorded_gap,
         "measurement": asdict(t.measurement) if t.measurement else None,
         "placebos": [

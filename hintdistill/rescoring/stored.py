@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-
 from hintdistill.config import GateSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target, TargetHead
@@ -86,8 +84,8 @@ class Index:
 class StoredTargets(Sequence[Target]):
     """Targets of a store in a fixed order. Taking one, or going through them, reads from disk; `heads` does not."""
 
-    def __init__(self, index: Index, heads: Sequence[TargetHead]) -> None:
-        self.index, self.heads = index, tuple(heads)
+    def __init__(self, source: Index, heads: Sequence[TargetHead]) -> None:
+        self.source, self.heads = source, tuple(heads)
 
     @classmethod
     def open(cls, folder: Path, index: Index, keys: Sequence[str] | None, gate: GateSection | None) -> StoredTargets:
@@ -117,24 +115,24 @@ class StoredTargets(Sequence[Target]):
     def __getitem__(self, at: int | slice) -> Target | StoredTargets:
         """One target, read from disk; or some of them, of which nothing is read yet."""
         if isinstance(at, slice):
-            return StoredTargets(self.index, self.heads[at])
+            return StoredTargets(self.source, self.heads[at])
         head = self.heads[at]
-        target = self.index.target(head.key)
+        target = self.source.target(head.key)
         # the gate may have changed since the row was written
         return replace(target, accepted=head.accepted, reasons=head.reasons)
 
     def where(self, keep: Callable[[TargetHead], bool]) -> StoredTargets:
         """Those whose head is to be kept, in the same order; reads nothing."""
-        return StoredTargets(self.index, [h for h in self.heads if keep(h)])
+        return StoredTargets(self.source, [h for h in self.heads if keep(h)])
 
     def extent(self, at: int) -> tuple[int, int]:
         """Tokens of a target's context and of its step; reads nothing."""
-        place = self.index.places[self.heads[at].key]
+        place = self.source.places[self.heads[at].key]
         return place.start, place.length
 
     def by_part(self) -> Iterator[tuple[int, Target]]:
         """Each with its number, in the order in which they lie on disk: every part is read once."""
-        places = [self.index.places[h.key] for h in self.heads]
+        places = [self.source.places[h.key] for h in self.heads]
         for i in sorted(range(len(places)), key=lambda i: (places[i].part, places[i].group, places[i].row)):
             yield i, self[i]
 
@@ -152,7 +150,7 @@ def by_key(targets: Sequence[Target]) -> Sequence[Target]:
 def take(targets: Sequence[Target], numbers: Sequence[int]) -> Sequence[Target]:
     """The targets of these numbers, in this order; stored ones stay on disk."""
     if isinstance(targets, StoredTargets):
-        return StoredTargets(targets.index, [targets.heads[i] for i in numbers])
+        return StoredTargets(targets.source, [targets.heads[i] for i in numbers])
     return [targets[i] for i in numbers]
 
 
@@ -166,5 +164,3 @@ def extents(targets: Sequence[Target]) -> list[tuple[int, int]]:
     if isinstance(targets, StoredTargets):
         return [targets.extent(i) for i in range(len(targets))]
     return [(len(t.context_ids), len(t.step_ids)) for t in targets]
-
-
