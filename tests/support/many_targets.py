@@ -84,11 +84,10 @@ def resident() -> float:
 
 def read(folder: Path) -> dict[str, float]:
     """Select, build the training's data set, take every row of it, and read what a report reads: peak MB after each."""
-    from hintdistill.config import TrainSection
+    from hintdistill.config import GateSection, TrainSection
     from hintdistill.pipeline.train import chosen_anchors
     from hintdistill.rescoring.scorer import null_pass_rate
     from hintdistill.rescoring.stored import by_key
-    from hintdistill.config import GateSection
     from hintdistill.training.rows import RowDataset, build_rows
     from hintdistill.training.watch import subsample, watch_rows
 
