@@ -250,8 +250,7 @@ def push(
     from hintdistill.pipeline.store import RunDir
 
     settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    train = settings.train.model_copy(update={"push_private": not public})
-    print(pipeline.push(settings.model_copy(update={"train": train}), run, pipeline.Console(quiet=True), repository))
+    print(pipeline.push(settings, run, pipeline.Console(quiet=True), repository, private=not public))
 
 
 @app.command()

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hintdistill.config import RunConfig, Section
+from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
 
 
@@ -47,7 +48,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
-    problems = [f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, RunConfig)]
+    problems = [
+        f"`{key}` is no key any more: {REMOVED[key]}"
+        if key in REMOVED
+        else f"unknown key `{key}`{_nearest(key, known)}"
+        for key, known in _unknown_keys(data, RunConfig)
+    ]
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.config import GateSection
+from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target
 from hintdistill.core.types import Critique, Injection
 from hintdistill.reporting.spending import spending
@@ -90,7 +90,7 @@ def build(data: ReportInput) -> dict[str, Any]:
             },
             "by_split": {s: effects([t for t in hints if t.split == s], data.after) for s in ("train", "holdout")},
         },
-        "gate": {"null_pass_rate": null_pass_rate(hints, gate), "bound": gate.max_null_pass_rate, **gate.model_dump()},
+        "gate": {"null_pass_rate": null_pass_rate(hints, gate), "bound": MAX_NULL_PASS_RATE, **gate.model_dump()},
         "weights": {
             "recorded_gap_nats": _mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
             "recorded_steps": sum(t.recorded_gap is not None for t in hints),
