@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.base import Section
-
-NotNegative = Annotated[float, Field(ge=0.0)]
 
 Check = Literal[
     "unknown_tool",
@@ -87,7 +85,7 @@ class LLMSection(Section):
     """Drop findings whose quote is not in the step, already here: for critics that invent quotes."""
     seed: int | None = None
     """Sent with each request where it is set; not every server takes one. Vote n is sent seed + n."""
-    price: tuple[NotNegative, NotNegative] | None = None
+    price: tuple[float, float] | None = None
     """Prices of a million prompt tokens and of a million answer tokens, `[in, out]`, for the report."""
 
     @field_validator("prompt", mode="before")
@@ -105,6 +103,13 @@ class LLMSection(Section):
     def asked_prompt(self) -> str:
         """The prompt whose answer names the step and writes the hint, by `strategy`."""
         return list(self.prompts.values())[-1]
+
+    @field_validator("price")
+    @classmethod
+    def _no_money_back(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and min(value) < 0:
+            raise ValueError(f"a price is not below 0: {list(value)}")
+        return value
 
     @model_validator(mode="after")
     def _as_many_prompts(self) -> LLMSection:

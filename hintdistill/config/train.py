@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
@@ -77,9 +77,17 @@ class OutcomeSection(Section):
     `round`: the mean over all rollouts, for rounds that play each task once."""
     normalise: bool = False
     """Divide by the standard deviation of the group."""
-    clip: tuple[Annotated[float, Field(ge=0.0, le=1.0)] | None, Annotated[float, Field(ge=0.0)] | None] = (0.2, 0.2)
+    clip: tuple[float | None, float | None] = (0.2, 0.2)
     """`[low, high]`: the ratio to the policy that sampled is clipped to between 1 - low and 1 + high; `null` leaves that side
     open."""
+
+    @field_validator("clip")
+    @classmethod
+    def _bounds(cls, value: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+        low, high = value
+        if (low is not None and not 0 <= low <= 1) or (high is not None and high < 0):
+            raise ValueError(f"[low, high] has a low end between 0 and 1 and a high end from 0 up, not {list(value)}")
+        return value
 
 
 class TrainSection(Section):
