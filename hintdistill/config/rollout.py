@@ -13,7 +13,8 @@ class ServerSection(Section):
     """A vLLM server that samples the rollouts and is handed the new weights each round, where it has an address."""
 
     base_url: str | None = None
-    """Set: the server samples; not set: the weights in this process do. E.g. `http://localhost:8000/v1`. Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
+    """Set: the server samples; not set: the weights in this process do. E.g. `http://localhost:8000/v1`.
+    Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
     model: str | None = None
     """The server's name of the model; default: the only one it serves."""
     api_key_env: str = "OPENAI_API_KEY"

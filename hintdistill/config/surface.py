@@ -44,9 +44,9 @@ def meanings(model: type[Section]) -> dict[str, str]:
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == model.__name__]
     texts = {}
     for field, after in zip(found.body, [*found.body[1:], None], strict=True):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
-            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                texts[field.target.id] = " ".join(after.value.value.split())
+        match (field, after):
+            case (ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text)))):
+                texts[name] = " ".join(text.split())
     return texts
 
 

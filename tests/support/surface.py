@@ -37,8 +37,10 @@ def _commands(command: Any, name: str) -> Iterator[str]:
             spelled = ", ".join([*parameter.opts, *parameter.secondary_opts])
             if "--help" not in spelled:
                 what = "argument" if parameter.param_type_name == "argument" else "option"
-                must = ", required" if parameter.required else ""
-                yield f"command {name}: {what} {spelled} ({parameter.type.name}{must}) = {parameter.default!r}"
+                what = "flag" if getattr(parameter, "is_flag", False) else what
+                count = "" if parameter.nargs == 1 else ", several values"
+                default = "required" if parameter.required else repr(parameter.default)
+                yield f"command {name}: {what} {spelled}{count} = {default}"
 
 
 def frozen() -> list[str]:
