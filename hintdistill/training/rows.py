@@ -4,10 +4,15 @@ A row is the student's own sequence of one trace, cut after the last scored toke
 hints, anchors, and for an additive outcome reward every sampled step of a rollout that was better or worse than its group.
 One student pass reads the row once and covers all of them. Where a template rewrote history, a trace makes several rows.
 
-A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. The static
-weights (loss span and normaliser) are fixed over the whole data set before training starts, so that eight rows at once and
-eight rows accumulated give the same gradient; what a recipe weighs by the views themselves (W) comes on top. Terms and reward
-are each a mean over slots of their own: what a slot of one side weighs makes up for the slots of the other.
+A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. Weights are per
+slot: the static weights of a term (loss span and normaliser) sum to 1 over the tokens of a slot (`per_row`) or do so on average
+over the term's slots (otherwise), whatever the other terms have. So a term's total is `coef` times its number of slots, a
+single anchor among 49 hints weighs as one anchor, and more hints do not change what an anchor weighs. The static weights are
+fixed over the data set before training starts, so that eight rows at once and eight rows accumulated give the same gradient;
+what a recipe weighs by the views themselves (W) is applied on top.
+
+An additive outcome reward is the exception, because its coupling mixes two means by a share: the reward is the mean over the
+outcome slots and the terms are the mean over all other slots, so each side's weights make up for the slots of the other.
 """
 
 from __future__ import annotations
@@ -183,7 +188,7 @@ def loss_weights(target: Target, term: Term) -> np.ndarray:
 
 
 def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> list[TraceRow]:
-    """Rows of accepted targets; the weights of each term average to one over all slots, and so do those of the reward.
+    """Rows of accepted targets; the weights of each term are per slot, see the module's docstring.
 
     Targets that no term of the recipe reads make no slot: those of a kind it has no term for, and anchors on which the
     initial policy wavered at every token.
@@ -199,14 +204,18 @@ def build_rows(targets: Sequence[Target], config: TrainSection, outcome: Outcome
     pairs = [(t, w) for t, w in zip(targets, raw, strict=True) if any(x.any() for x in w.values())]
     slots = len(pairs) + len(outcome.rows)
     for name, term in terms.items():
-        members = [w for _, w in pairs if name in w and w[name].any()]
-        total = sum(float(w[name].sum()) for w in members)
-        for weights in members:
-            share = 1.0 / weights[name].sum() if term.normalize == "per_row" else len(members) / total
-            weights[name] = weights[name] * np.float32(share * slots / len(members))
+        _normalise([w for _, w in pairs if name in w and w[name].any()], name, term, slots / max(1, len(pairs)))
     of_targets = [(t, _slot(t, w, outcome.outcomes.get(t.trace_id))) for t, w in pairs]
     of_rollouts = [(r, _outcome_slot(r, outcome, slots / len(outcome.rows))) for r in outcome.rows]
     return trace_rows([*of_targets, *of_rollouts])
+
+
+def _normalise(members: Sequence[dict[str, np.ndarray]], name: str, term: Term, share: float) -> None:
+    """Scale a term's weights in place, to a sum of `share` in each of its slots or, of token means, in the average one."""
+    total = sum(float(w[name].sum()) for w in members)
+    for weights in members:
+        scale = 1.0 / weights[name].sum() if term.normalize == "per_row" else len(members) / total
+        weights[name] = weights[name] * np.float32(scale * share)
 
 
 def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
