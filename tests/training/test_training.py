@@ -180,7 +180,7 @@ def repeated(targets, kind: str, times: int) -> list[Target]:
     return [*targets, *(replace(t, key=f"{t.key} {n}") for n in range(1, times) for t in of_kind)]
 
 
-@pytest.mark.parametrize("normalize", ["row", "token"])
+@pytest.mark.parametrize("normalize", ["per_row", "kept"])
 def test_weights_are_per_slot(normalize, targets):
     """A slot weighs one, or one on average over its term, and repeating the slots of another term does not change that."""
     one = next(t for t in targets if t.kind == "anchor")
@@ -194,7 +194,7 @@ def test_weights_are_per_slot(normalize, targets):
         for kind in ("hint", "anchor"):
             own = [float(s.token_weights.sum()) for s in slots if s.kind == kind]
             assert sum(own) == pytest.approx(len(own), rel=1e-5)
-            assert normalize == "token" or own == pytest.approx([1.0] * len(own), rel=1e-5)
+            assert normalize == "kept" or own == pytest.approx([1.0] * len(own), rel=1e-5)
         anchor_weights.append({s.key: s.token_weights for s in slots if s.kind == "anchor"})
     for few, many in (anchor_weights[:2], anchor_weights[2:]):
         assert all(torch.equal(w, many[key]) for key, w in few.items())
