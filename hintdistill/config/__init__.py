@@ -6,7 +6,7 @@ no say. `config_file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,8 @@ from hintdistill.config.train import (
     TripwireSection,
     WatchSection,
 )
+from hintdistill.core.extensions import HINT_SOURCES
+from hintdistill.core.registry import NameIn
 from hintdistill.core.types import HintRole, Placement
 
 __all__ = [
@@ -120,7 +122,7 @@ class InjectSection(Section):
     system_format: str = "\n\n{hint}"
     turn_format: str = "{hint}\n"
     """Around a hint inside the assistant's own turn."""
-    hint: Literal["critic", "placebo"] = "critic"
+    hint: Annotated[str, NameIn(HINT_SOURCES)] = "critic"
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
     """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""

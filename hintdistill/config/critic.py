@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.extensions import CRITICS, STRATEGIES
+from hintdistill.core.registry import NameIn
 
 Check = Literal[
     "unknown_tool",
@@ -45,7 +47,7 @@ class LLMSection(Section):
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
-    strategy: Literal["all_at_once", "step_by_step", "binary_search"] = "all_at_once"
+    strategy: Annotated[str, NameIn(STRATEGIES)] = "all_at_once"
     """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
     mistake; `binary_search`: which half holds the first mistake, until one step is left."""
     prompt: str = "critic/all_at_once.jinja"
@@ -88,7 +90,7 @@ class LLMSection(Section):
     @property
     def asked_prompt(self) -> str:
         """The prompt whose answer names the step and writes the hint, by `strategy`."""
-        return self.prompt if self.strategy == "all_at_once" else self.step_prompt
+        return STRATEGIES.get(self.strategy).answering(self)
 
     @model_validator(mode="after")
     def _votes_differ(self) -> LLMSection:
@@ -103,7 +105,7 @@ Escalation = Literal["failed", "disagreement", "failed_runs"]
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm", "strong", "checker"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Annotated[str, NameIn(CRITICS)], ...] = Field(default=("rules",), min_length=1)
     """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
     all others, and its word replaces theirs."""
     escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.registry import NameIn
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
+from hintdistill.recipes.teachers import TEACHERS
 
 
 class AnchorSection(Section):
@@ -100,7 +102,7 @@ class TrainSection(Section):
     tail; `full`: the whole vocabulary."""
     top_k: int | None = Field(default=None, ge=1)
     """Short for `train.recipe.terms.distill.support.k`; stored targets hold what `rescore.top_k` kept."""
-    teacher: Literal["initial", "round_start", "live", "ema", "periodic", "cgtr", "external"] | None = None
+    teacher: Annotated[str, NameIn(TEACHERS)] | None = None
     """Short for `train.recipe.teacher.update`."""
     teacher_model: str | None = None
     """Short for `train.recipe.teacher.model`: folder (or hub name) of an external teacher."""
@@ -158,7 +160,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
         update = self.objective.teacher.update
-        if self.targets == "stored" and update not in ("initial", "round_start"):
+        if self.targets == "stored" and not TEACHERS.get(update).stored:
             raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
         if self.targets == "stored" and (why := self._beyond_stored):
             raise ValueError(

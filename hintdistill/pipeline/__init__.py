@@ -13,6 +13,7 @@ from typing import Any
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError, PromptError
+from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import STAGES, RunDir
@@ -142,6 +143,7 @@ def check_inputs(config: RunConfig, until: str) -> None:
     critique.critics(ctx)
     if until in ("train", "report"):
         met = available(config.train, config.rescore.engine.backend, several_rollouts(config))
+        met |= HINT_SOURCES.get(config.inject.hint).meets
         require_met(config.train.objective, met)
         check_trackers(config.train)
     if until not in ("read", "critique"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
+from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
@@ -84,7 +85,9 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
 def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
     """What a target depends on besides its injection or step; `folder` has the weights that score it."""
     engine = ctx.config.rescore.engine
-    other = [] if engine.backend == "transformers" else [engine.backend, engine.base_url, engine.model, engine.dialect]
+    other = (
+        [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
+    )
     return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 

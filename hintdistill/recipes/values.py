@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from hintdistill.recipes.data import Part
-from hintdistill.recipes.parts import require
+from hintdistill.core.registry import require
+
+
+class Part(BaseModel):
+    """A frozen part of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Schedule(Part):
@@ -39,83 +45,94 @@ def _positive(value: float | Schedule) -> float | Schedule:
 Number = float | Schedule
 Positive = Annotated[Number, AfterValidator(_positive)]
 
-BOUNDS: dict[tuple[str, str], tuple[float, float, bool]] = {
-    ("jsd", "alpha"): (0, 1, True),
-    ("skew", "alpha"): (0, 1, True),
-    ("skew_rkl", "alpha"): (0, 1, True),
-    ("mix", "lam"): (0, 1, False),
-    ("floor", "lam"): (0, 1, True),
-    ("power", "alpha"): (0, math.inf, True),
-    ("token_preference", "beta"): (0, math.inf, True),
-    ("returns", "gamma"): (0, 1, False),
-    ("geom", "gamma"): (0, 1, False),
-    ("pg", "clip_low"): (0, 1, False),
-    ("pg", "clip_high"): (0, math.inf, False),
-    ("pg", "cap"): (0, math.inf, True),
-    ("fdiv", "clip"): (0, math.inf, True),
-    ("tanh_contrast", "tau"): (0, math.inf, True),
-    ("tanh", "tau"): (0, math.inf, True),
-    ("top_frac", "rho"): (0, 1, False),
-    ("quantile_below", "q"): (0, 1, False),
-    ("low_entropy_sign", "q"): (0, 1, False),
-    ("robust01", "low"): (0, 1, False),
-    ("robust01", "high"): (0, 1, False),
-    ("saturate", "c"): (0, math.inf, True),
-    ("rolling_stop", "eta"): (0, 1, False),
-    ("sigmoid_clip", "alpha"): (0, 1, False),
-    ("logistic_pos", "scale"): (0, math.inf, True),
-    ("first_n", "n"): (0, math.inf, False),
-    ("last_n", "n"): (0, math.inf, False),
-    ("skip_n", "n"): (0, math.inf, False),
-}
-"""Lowest and highest value of a parameter, and whether it must lie strictly between; the rest takes any finite number."""
-COUNTS = {"window": 1, "patience": 1, "skip": 0, "baseline_k": 1}
-"""Whole numbers, with the least."""
-FLAGS = frozenset({("threshold", "below"), ("affine", "flip")})
-IDS = frozenset({"ids", "layers"})
-VIEWS = frozenset({"behaviour", "reference"})
-"""Parameters that name a view; the recipe checks that it has it."""
-WORDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("fdiv", "of"): ("fkl", "rkl", "jsd"),
-    ("pg", "ratio"): ("token", "row"),
-    ("pg", "baseline"): ("value",),
-}
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a part: its name, and which values it takes."""
+
+    name: str
+    takes: Literal["number", "count", "flag", "ids", "view", "word"] = "number"
+    """`number`: or a schedule; `count`: a whole number; `ids`: a list of whole numbers; `view`: the name of a view of the recipe."""
+    low: float = -math.inf
+    high: float = math.inf
+    strictly: bool = False
+    """Whether a number must lie strictly between `low` and `high`."""
+    words: tuple[str, ...] = ()
+    default: str | None = None
+    """The view that is read where none is named."""
+    why: str = ""
+    """Why a number must lie where it must."""
+
+    def check(self, kind: str, value: Any) -> None:
+        """Raises ValueError where a part of that kind cannot take the value: a word, a count, a number out of its bounds."""
+        if self.takes == "word":
+            require(str(value), self.words, f"`{self.name}` of {kind}")
+        elif self.takes == "flag" and not isinstance(value, bool):
+            raise ValueError(f"{self.name} of {kind} is true or false, not {value!r}")
+        elif self.takes == "ids":
+            if not isinstance(value, list | tuple) or not all(isinstance(i, int) for i in value):
+                raise ValueError(f"{self.name} of {kind} is a list of whole numbers, not {value!r}")
+        elif self.takes == "count":
+            if isinstance(value, bool) or not isinstance(value, int) or value < self.low:
+                raise ValueError(f"{self.name} of {kind} is a whole number from {self.low:g} up, not {value!r}")
+        elif self.takes == "number":
+            self._number(kind, value)
+
+    def _number(self, kind: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            numbers = ends(Schedule.model_validate(value))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers = (float(value), float(value))
+        else:
+            raise ValueError(f"{self.name} of {kind} is a number or a schedule, not {value!r}")
+        for number in numbers:
+            inside = self.low < number < self.high if self.strictly else self.low <= number <= self.high
+            if math.isfinite(number) and inside:
+                continue
+            where = f"between {self.low:g} and {self.high:g}" if self.high < math.inf else f"above {self.low:g}"
+            must = "must be finite"
+            if self.low > -math.inf or self.high < math.inf:
+                must = f"must lie {'strictly ' * (self.strictly and self.high < math.inf)}{where}"
+            raise ValueError(f"{self.name} of {kind} {must}, not {number:g}{self.why}")
+
+    def json_schema(self) -> dict[str, Any]:
+        """The values as JSON schema."""
+        if self.takes == "word":
+            return {"enum": list(self.words)}
+        if self.takes in ("flag", "view"):
+            return {"type": "boolean" if self.takes == "flag" else "string"}
+        if self.takes == "ids":
+            return {"type": "array", "items": {"type": "integer"}}
+        bounds: dict[str, Any] = {}
+        for bound, at in (("inimum", self.low), ("aximum", self.high)):
+            if math.isfinite(at):
+                side = "m" + bound
+                bounds[f"exclusiveM{bound}" if self.strictly else side] = at
+        if self.takes == "count":
+            return {"type": "integer", **bounds}
+        return {"anyOf": [{"type": "number", **bounds}, Schedule.model_json_schema()]}
 
 
-def check(kind: str, name: str, value: Any) -> None:
-    """Raises ValueError where a part of that kind cannot take the value: a word, a count, a number out of its bounds."""
-    if (kind, name) in WORDS:
-        require(str(value), WORDS[kind, name], f"`{name}` of {kind}")
-    elif (kind, name) in FLAGS:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} of {kind} is true or false, not {value!r}")
-    elif name in IDS:
-        if not isinstance(value, list | tuple) or not all(isinstance(i, int) for i in value):
-            raise ValueError(f"{name} of {kind} is a list of whole numbers, not {value!r}")
-    elif name in COUNTS:
-        if isinstance(value, bool) or not isinstance(value, int) or value < COUNTS[name]:
-            raise ValueError(f"{name} of {kind} is a whole number from {COUNTS[name]} up, not {value!r}")
-    elif name not in VIEWS:
-        _number(kind, name, value)
+def inside(name: str, low: float = 0, high: float = math.inf, why: str = "") -> Parameter:
+    """A number strictly between two bounds."""
+    return Parameter(name, low=low, high=high, strictly=True, why=why)
 
 
-def _number(kind: str, name: str, value: Any) -> None:
-    if isinstance(value, Mapping):
-        numbers = ends(Schedule.model_validate(value))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        numbers = (float(value), float(value))
-    else:
-        raise ValueError(f"{name} of {kind} is a number or a schedule, not {value!r}")
-    low, high, strictly = BOUNDS.get((kind, name), (-math.inf, math.inf, False))
-    for number in numbers:
-        inside = low < number < high if strictly else low <= number <= high
-        if math.isfinite(number) and inside:
-            continue
-        where = f"between {low:g} and {high:g}" if high < math.inf else f"above {low:g}"
-        why = "; its ends are fkl and rkl" if kind == "jsd" else ""
-        must = (
-            f"must lie {'strictly ' * (strictly and high < math.inf)}{where}"
-            if (kind, name) in BOUNDS
-            else "must be finite"
-        )
-        raise ValueError(f"{name} of {kind} {must}, not {number:g}{why}")
+def share(name: str) -> Parameter:
+    """A number from 0 to 1."""
+    return Parameter(name, low=0, high=1)
+
+
+def at_least(name: str, low: float = 0) -> Parameter:
+    """A number from a bound up."""
+    return Parameter(name, low=low)
+
+
+def count(name: str, low: int) -> Parameter:
+    """A whole number from a bound up."""
+    return Parameter(name, "count", low=low)
+
+
+def free(*names: str) -> tuple[Parameter, ...]:
+    """Numbers without bounds."""
+    return tuple(Parameter(n) for n in names)
