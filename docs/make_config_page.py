@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from hintdistill import config
 from hintdistill.config import RunConfig, Section, critic, engine, rollout, train
 from hintdistill.config.file import section_of
+from hintdistill.core.registry import NameIn
 
 HEAD = """# Configuration
 
@@ -43,9 +46,13 @@ def descriptions() -> dict[str, dict[str, str]]:
     return out
 
 
-def type_name(annotation: Any) -> str:
-    """A type as a reader wants it."""
+def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type as a reader wants it; a name of a registry is shown as the names there are, to which plugins may add."""
+    marks = [m for m in metadata if isinstance(m, NameIn)]
+    if marks:
+        return f"name: {marks[0].choices}"
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    text = re.sub(r"(?:typing\.)?Annotated\[str, NameIn\((.*?)\)\]", r"name: \1", text)
     return text.replace("typing.", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
 
 
@@ -78,7 +85,7 @@ def section(model: type[Section], prefix: str, texts: dict[str, dict[str, str]])
                 lines.append(f"| `{prefix}{name}` | section or null | `null` | {inspect.getdoc(part)} |")
             continue
         text = (texts[model.__name__].get(name, "")).replace("|", "\\|").replace("\\\\|", "\\|")
-        lines.append(f"| `{prefix}{name}` | {type_name(info.annotation)} | {default_of(info)} | {text} |")
+        lines.append(f"| `{prefix}{name}` | {type_name(info.annotation, info.metadata)} | {default_of(info)} | {text} |")
     return [*lines, *inner]
 
 

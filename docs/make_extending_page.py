@@ -18,9 +18,9 @@ nearest known one.
 | trace format | `hintdistill.traces.registry.FORMATS` | `traces.format` (or recognised) | `hintdistill.trace_formats` |
 | placement | `hintdistill.core.extensions.PLACEMENTS` | `inject.placements` | |
 | hint source | `hintdistill.core.extensions.HINT_SOURCES` | `inject.hint` | |
-| hint kind | `hintdistill.recipes.parts.HINTS` | a recipe's `data.hint.kind` | |
-| divergence | `hintdistill.recipes.parts.DIVERGENCES` | a term's `divergence.kind` | |
-| weight shape | `hintdistill.recipes.parts.SHAPES` | a weight's `shape` | |
+| hint kind | `hintdistill.core.parts.HINTS` | a recipe's `data.hint.kind` | |
+| divergence | `hintdistill.core.parts.DIVERGENCES` | a term's `divergence.kind` | |
+| weight shape | `hintdistill.core.parts.SHAPES` | a weight's `shape` | |
 | teacher rule | `hintdistill.recipes.teachers.TEACHERS` | `train.teacher`, a recipe's `teacher.update` | |
 | critic strategy | `hintdistill.core.extensions.STRATEGIES` | `critic.llm.strategy` | |
 | critic | `hintdistill.core.extensions.CRITICS` | `critic.use` | `hintdistill.critics` |

@@ -1,7 +1,7 @@
 """The registries of the parts that a config names beside a recipe's: where a hint goes and what it says, how a critic is led,
 which critics and engines there are, which environments. Torch-free entries; each implementation is imported when it is used.
 
-`recipes.parts` has the registries of divergences, shapes and hint kinds, `recipes.teachers` that of teacher rules,
+`core.parts` has the registries of divergences, shapes and hint kinds, `recipes.teachers` that of teacher rules,
 `traces.registry` that of trace formats. docs/extending.md shows one addition to each.
 """
 

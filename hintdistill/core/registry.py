@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pydantic_core import CoreSchema, core_schema
-
 from hintdistill.core.errors import ConfigError
 
 E = TypeVar("E")
@@ -180,7 +178,18 @@ class NameIn:
 
     registry: Registry[Any]
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+    @property
+    def choices(self) -> str:
+        """The names that may stand there."""
+        return ", ".join(self.registry.names())
+
+    def __repr__(self) -> str:
+        return f"NameIn({self.choices})"
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        # here, because objectives look their functions up in registries and need no pydantic
+        from pydantic_core import core_schema
+
         return core_schema.no_info_after_validator_function(self.registry.require, core_schema.str_schema())
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:

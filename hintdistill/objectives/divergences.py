@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from hintdistill.core import parts
 from hintdistill.core.registry import Implementations
 from hintdistill.objectives.checks import between, same_shape
-from hintdistill.recipes import parts
 
 
 def _entries(p: Tensor, q: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hintdistill.core import parts
 from hintdistill.core.registry import Implementations
 from hintdistill.objectives.checks import between, dimensions, rows_fill, same_shape
-from hintdistill.recipes import parts
 
 
 def _some(x: Tensor, valid: Tensor | None) -> Tensor:

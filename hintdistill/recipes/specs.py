@@ -21,9 +21,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.parts import Parameter
 from hintdistill.core.registry import NameIn, nearest, require
 from hintdistill.recipes import parts
-from hintdistill.recipes.values import Parameter, Part, Positive
+from hintdistill.recipes.values import Part, Positive, check, json_schema
 
 
 class Spec(Part):
@@ -149,11 +150,11 @@ class _Union:
 
 
 def _annotation(kind: str, parameter: Parameter) -> Any:
-    def check(value: Any) -> Any:
-        parameter.check(kind, value)
+    def checked(value: Any) -> Any:
+        check(parameter, kind, value)
         return value
 
-    return Annotated[Any, AfterValidator(check), WithJsonSchema(parameter.json_schema())]
+    return Annotated[Any, AfterValidator(checked), WithJsonSchema(json_schema(parameter))]
 
 
 class WeightSpec(Spec):

@@ -15,6 +15,7 @@ from hintdistill.core.models import resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.engines.transformers import load_model, pick_dtype
 from hintdistill.recipes.teachers import TEACHERS, whose
+from hintdistill.rescoring.stored import by_key
 from hintdistill.training.rows import TraceRow, watch_rows
 
 MOST_HELD_OUT = 32
@@ -53,7 +54,7 @@ class Others:
         views = recipe.used_views("hint").values() if config.target_source == "in_step" else ()
         weights = {whose(v.weights, recipe.teacher.update) for v in views}
         gated = sorted(w for w in weights if TEACHERS.get(w).reads_heldout)
-        rows = watch_rows(sorted(heldout, key=lambda t: t.key)[:MOST_HELD_OUT]) if gated else []
+        rows = watch_rows(by_key(heldout)[:MOST_HELD_OUT]) if gated else []
         if gated and not any(s.decision >= 0 for r in rows for s in r.slots):
             raise EmptyFunnelError(
                 f"a {gated[0]} teacher is refreshed when held-out findings are repaired, and there is none",

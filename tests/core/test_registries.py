@@ -31,7 +31,7 @@ from hintdistill.config import (
     RunSection,
     TrainSection,
 )
-from hintdistill.core import extensions, registry
+from hintdistill.core import extensions, parts, registry
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.types import Finding, Usage
 from hintdistill.critics.backends import Reply, by_bytes
@@ -41,7 +41,7 @@ from hintdistill.engines.loading import EngineJob, load
 from hintdistill.injection.splice import Injector
 from hintdistill.objectives.compose import Batch, term
 from hintdistill.prompts import shipped_library
-from hintdistill.recipes import load_recipe, missing, parts, teachers
+from hintdistill.recipes import load_recipe, missing, teachers
 from hintdistill.recipes.describe import per_micro_batch
 from hintdistill.rollouts.evaluate import load_suite
 from hintdistill.traces.reading import read_traces

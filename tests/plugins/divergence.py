@@ -1,7 +1,6 @@
 """Divergence `hellinger`: scale·(1 - Σ √(S·T)), bounded by scale."""
 
-from hintdistill.recipes.parts import DIVERGENCES, Divergence
-from hintdistill.recipes.values import inside
+from hintdistill.core.parts import DIVERGENCES, Divergence, inside
 
 
 def hellinger(student, target, scale=1.0):

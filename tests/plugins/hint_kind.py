@@ -1,5 +1,5 @@
 """Hint kind `timetable`: a recipe's word for what its teacher reads, with what a run needs for it."""
 
-from hintdistill.recipes.parts import HINTS, HintKind
+from hintdistill.core.parts import HINTS, HintKind
 
 HINTS.register(HintKind("timetable", needs=("demonstrations",)))

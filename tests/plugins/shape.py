@@ -2,8 +2,7 @@
 
 import torch
 
-from hintdistill.recipes.parts import SHAPES, Shape
-from hintdistill.recipes.values import free, share
+from hintdistill.core.parts import SHAPES, Shape, free, share
 
 
 def stairs(x, low=0.0, high=1.0, middle=0.5):
