@@ -85,7 +85,9 @@ def section(model: type[Section], prefix: str, texts: dict[str, dict[str, str]])
                 lines.append(f"| `{prefix}{name}` | section or null | `null` | {inspect.getdoc(part)} |")
             continue
         text = (texts[model.__name__].get(name, "")).replace("|", "\\|").replace("\\\\|", "\\|")
-        lines.append(f"| `{prefix}{name}` | {type_name(info.annotation, info.metadata)} | {default_of(info)} | {text} |")
+        lines.append(
+            f"| `{prefix}{name}` | {type_name(info.annotation, info.metadata)} | {default_of(info)} | {text} |"
+        )
     return [*lines, *inner]
 
 

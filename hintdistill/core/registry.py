@@ -143,9 +143,11 @@ class Registry(Generic[E]):
 
     def _checked(self, entry: Any, where: str) -> Any:
         if not isinstance(entry, self._entry):
-            needed = getattr(self._entry, "__protocol_attrs__", None)
-            what = f"lacks {', '.join(sorted(n for n in needed if not hasattr(entry, n)))}" if needed else ""
-            raise ConfigError(f"the {self.what}{where} {what or f'is no {self._entry.__name__}'}: {entry!r}")
+            lacks = f"is no {self._entry.__name__}"
+            if getattr(self._entry, "_is_protocol", False):
+                asked = {*self._entry.__annotations__, *vars(self._entry)}
+                lacks = f"lacks {', '.join(sorted(n for n in asked if n[0] != '_' and not hasattr(entry, n)))}"
+            raise ConfigError(f"the {self.what}{where} {lacks}: {entry!r}")
         return entry
 
     @staticmethod

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hintdistill.core.registry import require
+from hintdistill.core.registry import nearest, require
 from hintdistill.recipes import parts, values
 from hintdistill.recipes.data import IMPLICIT_VIEWS, Data, TeacherRule, View
 from hintdistill.recipes.specs import AnyDivergence, DivergenceSpec, Weight, WeightSpec, divergence_spec
@@ -213,19 +213,19 @@ class Recipe(Part):
                 raise ValueError(f"terms.{name}: anchors have no advantage")
         for view in (v for w in self.coupling.credit for s in sorted(w.scores()) for v in parts.SCORES.get(s, ())):
             if view not in self.all_views():
-                raise ValueError(f"coupling.credit: unknown view `{view}`{parts.nearest(view, self.all_views())}")
+                raise ValueError(f"coupling.credit: unknown view `{view}`{nearest(view, self.all_views())}")
         known = {w.id for t in self.terms.values() for w in t.weights if w.id}
         for name, term in self.terms.items():
             for weight in term.weights:
                 if weight.ref and weight.ref not in known:
-                    raise ValueError(f"terms.{name}: no mask `{weight.ref}`{parts.nearest(weight.ref, known)}")
+                    raise ValueError(f"terms.{name}: no mask `{weight.ref}`{nearest(weight.ref, known)}")
         return self
 
     def _check_views(self, name: str, term: Term) -> None:
         known = self.all_views()
         for view in _views_of(term):
             if view not in known:
-                raise ValueError(f"terms.{name}: unknown view `{view}`{parts.nearest(view, known)}")
+                raise ValueError(f"terms.{name}: unknown view `{view}`{nearest(view, known)}")
         for view in _named_views(term):
             if known[view].n > 1:
                 raise ValueError(
