@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.parts import DIVERGENCES
 from hintdistill.core.registry import NameIn
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
@@ -93,7 +94,7 @@ class TrainSection(Section):
 
     recipe: str | dict[str, Any] = DEFAULT
     """Name of a recipe (`hintdistill recipes list`), a YAML file, or a mapping: `preset` and the keys to change in it."""
-    divergence: Literal["jsd", "rkl", "fkl"] | None = None
+    divergence: Annotated[str, NameIn(DIVERGENCES)] | None = None
     """Short for `train.recipe.terms.distill.divergence.kind`; the shorts default to what the recipe says."""
     jsd_alpha: float | None = Field(default=None, gt=0.0, lt=1.0)
     """Short for `train.recipe.terms.distill.divergence.alpha`."""

@@ -231,7 +231,7 @@ SHAPES: Registry[Shape] = Registry("shape", Shape, {s.name: s for s in _SHIPPED_
 
 
 @dataclass(frozen=True)
-class HintKind:
+class HintKindEntry:
     """What the teacher has read that the student has not, as a recipe names it."""
 
     name: str
@@ -241,22 +241,22 @@ class HintKind:
 
 
 _SHIPPED_HINTS = (
-    HintKind("feedback"),
-    HintKind("reminder"),
-    HintKind("type_label"),
-    HintKind("observation"),
-    HintKind("rule"),
-    HintKind("none"),
-    HintKind("solution", ("reference_solutions",)),
-    HintKind("demo", ("demonstrations",)),
-    HintKind("peers", ("peer_contexts",)),
-    HintKind("harness", ("harness_context",)),
-    HintKind("debate", ("debate_context",)),
-    HintKind("bcq", ("peer_contexts",)),
-    HintKind("ncq", ("peer_contexts",)),
-    HintKind("delete_noise", ("clean_context",)),
-    HintKind("clean", ("clean_context",)),
-    HintKind("activation", ("activation_steering",)),
-    HintKind("own_attempt"),
+    HintKindEntry("feedback"),
+    HintKindEntry("reminder"),
+    HintKindEntry("type_label"),
+    HintKindEntry("observation"),
+    HintKindEntry("rule"),
+    HintKindEntry("none"),
+    HintKindEntry("solution", ("reference_solutions",)),
+    HintKindEntry("demo", ("demonstrations",)),
+    HintKindEntry("peers", ("peer_contexts",)),
+    HintKindEntry("harness", ("harness_context",)),
+    HintKindEntry("debate", ("debate_context",)),
+    HintKindEntry("bcq", ("peer_contexts",)),
+    HintKindEntry("ncq", ("peer_contexts",)),
+    HintKindEntry("delete_noise", ("clean_context",)),
+    HintKindEntry("clean", ("clean_context",)),
+    HintKindEntry("activation", ("activation_steering",)),
+    HintKindEntry("own_attempt"),
 )
-HINTS: Registry[HintKind] = Registry("hint kind", HintKind, {h.name: h for h in _SHIPPED_HINTS})
+HINTS: Registry[HintKindEntry] = Registry("hint kind", HintKindEntry, {h.name: h for h in _SHIPPED_HINTS})

@@ -6,9 +6,9 @@ registries (`core.parts`); the tables here are closed lists, which a test holds 
 
 from __future__ import annotations
 
-from hintdistill.core.parts import CLIPS, DIVERGENCES, HINTS, SHAPES, SIGNALS, Divergence, HintKind, Shape
+from hintdistill.core.parts import CLIPS, DIVERGENCES, HINTS, SHAPES, SIGNALS, Divergence, HintKindEntry, Shape
 
-__all__ = ["CLIPS", "DIVERGENCES", "HINTS", "SHAPES", "SIGNALS", "Divergence", "HintKind", "Shape"]
+__all__ = ["CLIPS", "DIVERGENCES", "HINTS", "SHAPES", "SIGNALS", "Divergence", "HintKindEntry", "Shape"]
 
 SUPPORTS = ("sampled", "full", "student_topk", "teacher_topk", "union", "intersection", "token_set")
 RESTS = ("tail", "renorm", "drop")

@@ -81,6 +81,7 @@ class _Union:
     default: str
     what: str
     models: dict[Any, type[Spec]] = field(default_factory=dict)
+    _within: bool = False
 
     def choose(self, data: Mapping[str, Any]) -> type[Spec]:
         """The model of what the data name. Raises ValueError for an unknown name, with the nearest."""
@@ -137,16 +138,41 @@ class _Union:
         return core_schema.no_info_plain_validator_function(self.validate, serialization=as_it_is)
 
     def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
-        return {"type": "object", "properties": {self.key: {"type": "string", "default": self.default}}}
+        if self._within:
+            # a weight made of weights: the kinds are listed where it begins
+            return {"type": "object", "properties": {self.key: {"type": "string", "default": self.default}}}
+        return self.json_schema()
 
     def json_schema(self) -> dict[str, Any]:
         """Every kind with its parameters, told apart by the key."""
         names = parts.SHAPES.names() if self.base is WeightSpec else parts.DIVERGENCES.names()
-        kinds: list[type[Spec]] = []
+        kinds: list[dict[str, Any]] = []
         for name in names:
             signals = parts.SIGNALS if name in parts.DIVERGENCES and parts.DIVERGENCES.get(name).has_signal else ("",)
-            kinds += [self.choose({self.key: name, **({"signal": s} if s else {})}) for s in signals]
-        return {"oneOf": [k.model_json_schema() for k in kinds], "discriminator": {"propertyName": self.key}}
+            for signal in signals:
+                schema = self._schema_of(self.choose({self.key: name, **({"signal": signal} if signal else {})}))
+                if not signal:
+                    schema["properties"].pop("signal", None)
+                kinds.append(_inlined(schema, schema.pop("$defs", {})))
+        return {"oneOf": kinds, "discriminator": {"propertyName": self.key}}
+
+    def _schema_of(self, model: type[Spec]) -> dict[str, Any]:
+        self._within = True
+        try:
+            return model.model_json_schema()
+        finally:
+            self._within = False
+
+
+def _inlined(schema: Any, defined: Mapping[str, Any]) -> Any:
+    """A schema with what it refers to in its place, because it becomes a part of another."""
+    if isinstance(schema, list):
+        return [_inlined(s, defined) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(defined[schema["$ref"].rpartition("/")[2]], defined)
+    return {k: _inlined(v, defined) for k, v in schema.items()}
 
 
 def _annotation(kind: str, parameter: Parameter) -> Any:

@@ -1,5 +1,5 @@
 """Hint kind `timetable`: a recipe's word for what its teacher reads, with what a run needs for it."""
 
-from hintdistill.core.parts import HINTS, HintKind
+from hintdistill.core.parts import HINTS, HintKindEntry
 
-HINTS.register(HintKind("timetable", needs=("demonstrations",)))
+HINTS.register(HintKindEntry("timetable", needs=("demonstrations",)))

@@ -32,6 +32,7 @@ from hintdistill.objectives.scorebank import FACTS, SCORES
 from hintdistill.objectives.supports import RESTS, SUPPORTS
 from hintdistill.recipes import load_recipe, missing, needs, parts, recipe_folder, recipe_names, require_met
 from hintdistill.recipes.needs import HOW
+from hintdistill.recipes.schema import Recipe
 from hintdistill.recipes.specs import DIVERGENCE_UNION, WEIGHT_UNION
 from hintdistill.recipes.teachers import TEACHERS
 from hintdistill.training.capabilities import available
@@ -141,7 +142,9 @@ def test_each_kind_is_a_model_of_its_own():
     shapes = {k["properties"]["shape"]["const"]: k for k in WEIGHT_UNION.json_schema()["oneOf"]}
     assert set(shapes) == set(parts.SHAPES) and "rho" in shapes["top_frac"]["properties"]
     assert shapes["top_frac"]["properties"]["rho"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
-    assert load_recipe("hint_sd").model_dump(mode="json")["terms"]["distill"]["divergence"].keys() >= {"kind"}
+    term = Recipe.model_json_schema()["$defs"]["Term"]["properties"]
+    assert term["divergence"]["oneOf"] == DIVERGENCE_UNION.json_schema()["oneOf"]
+    assert [k["properties"]["shape"]["const"] for k in term["weights"]["items"]["oneOf"]] == list(shapes)
 
 
 # what the recipe reads, drawn
