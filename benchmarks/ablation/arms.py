@@ -113,7 +113,7 @@ def targets_of(arm: str, data: RoundData, folder: Path) -> list[Target]:
 def rescored(ctx: RunContext) -> list[Target]:
     """Inject and rescore in the context's run folder."""
     run_stages(ctx, first="inject", until="rescore")
-    return rescore.load(ctx)
+    return list(rescore.load(ctx))
 
 
 def _disturbed(arm: str, data: RoundData, folder: Path) -> list[Target]:

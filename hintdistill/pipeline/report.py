@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hintdistill.core.errors import HintdistillError
-from hintdistill.core.scores import ScoreRequest, Target
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, read, rescore, train
@@ -19,6 +19,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
+from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
 from hintdistill.rollouts.sampling import SamplingOptions
 from hintdistill.traces.reading import read_traces
@@ -71,15 +72,15 @@ def _student_key(ctx: RunContext) -> str:
     return keys[0]
 
 
-def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]:
+def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, np.ndarray]:
     """Plain log-probabilities of every scored step under the corrected student."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
-    hints = [t for t in targets if t.kind == "hint"]
-    keys = {t.key: content_key("after", t.key, student) for t in hints}
+    hints = targets.where(lambda t: t.kind == "hint")
+    keys = {t.key: content_key("after", t.key, student) for t in hints.heads}
     done = store.by_key()
     with ctx.console.progress("after", len(hints)) as advance:
         for at in range(0, len(hints), 64):
-            batch = [t for t in hints[at : at + 64] if keys[t.key] not in done]
+            batch = list(hints[at : at + 64].where(lambda t: keys[t.key] not in done))
             requests = [
                 ScoreRequest(
                     np.concatenate([t.context_ids, t.step_ids]),
@@ -190,13 +191,13 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
 
 def _collect(
     ctx: RunContext,
-    targets: list[Target],
+    targets: StoredTargets,
     after: Mapping[str, np.ndarray],
     off_target: dict[str, Movement],
     evaluations: dict[str, dict[str, Evaluation]],
     warnings: list[str],
 ) -> ReportInput:
-    by_target = {key: injection for key, injection, _ in rescore.hint_items(ctx)}
+    by_target = {item.key: item.injection for item in rescore.hint_items(ctx)}
     contexts = {}
     for key, injection in by_target.items():
         above = ctx.renderer.decode(injection.context_ids[: injection.insert_at][-400:])
@@ -205,6 +206,7 @@ def _collect(
 
     trained = _trained(ctx)
     summary = read_summary(ctx.student_folder) if trained else None
+    failures = ctx.rundir.store("failures").by_key()
     return ReportInput(
         manifest=ctx.rundir.manifest(),
         trace_rows=ctx.rundir.current("read", "traces"),
@@ -212,11 +214,11 @@ def _collect(
         critique_rows=ctx.rundir.current("critique", "critiques"),
         critiques=critique.load(ctx),
         injection_rows=ctx.rundir.current("inject", "injections"),
-        failures=[ctx.rundir.store("failures").by_key()[k] for k in ctx.rundir.index("failures") or []],
+        failures=[failures[k] for k in ctx.rundir.index("failures") or []],
         targets=targets,
         injections=by_target,
         contexts=contexts,
-        trained=[t.key for t in train.selected(ctx)] if trained else [],
+        trained=[t.key for t in train.selected(ctx, targets).heads] if trained else [],
         train_summary=asdict(summary) if summary else None,
         after=after,
         evaluations=evaluations,
