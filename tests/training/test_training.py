@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDENT, TOOLWORLD
+from support.flat_recipe import train_section
 
 from hintdistill.config import (
     CHECKS,
@@ -55,7 +56,7 @@ def targets(student_engine, student_renderer) -> list[Target]:
 
 
 def trainer_of(of, tmp_path, model=STUDENT, **config):
-    section = TrainSection(**{**FAST, **config})
+    section = train_section(**{**FAST, **config})
     device = torch.device("cpu")
     return make_trainer(
         load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path, device, None
@@ -166,7 +167,7 @@ def test_loss_span(targets):
     quoted = [1.0 if start <= i < end else 0.0 for i in range(n)]
 
     def weights(**config):
-        return loss_weights(target, TrainSection(**config).objective.terms["distill"])
+        return loss_weights(target, train_section(**config).objective.terms["distill"])
 
     assert weights().tolist() == [1.0] * n
     assert weights(loss_span="quote").tolist() == quoted
@@ -178,7 +179,7 @@ def test_loss_span(targets):
 
 def test_static_weights_average_to_one(targets):
     for normalize in ("row", "token"):
-        rows = build_rows(targets, TrainSection(normalize=normalize, anchor=AnchorSection(weight=2.0)))
+        rows = build_rows(targets, train_section(normalize=normalize, anchor=AnchorSection(weight=2.0)))
         slots = [s for _, s in places(rows)]
         sums = {
             k: sum(float(s.token_weights.sum()) for s in slots if s.kind == k) / len(slots) for k in ("hint", "anchor")
@@ -192,12 +193,12 @@ def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
     anchor = next(t for t in targets if t.kind == "anchor")
     wavered = np.array(anchor.plain_sampled)
     wavered[0] = np.log(0.2)
-    config = TrainSection(anchor=AnchorSection(min_probability=0.35))
+    config = train_section(anchor={"min_probability": 0.35})
     term = config.objective.terms["anchor"]
     sure = (np.exp(wavered) >= 0.35).tolist()
     assert not sure[0] and any(sure)
     assert loss_weights(replace(anchor, plain_sampled=wavered), term).tolist() == [float(x) for x in sure]
-    everything = TrainSection(anchor=AnchorSection(min_probability=0.0)).objective.terms["anchor"]
+    everything = train_section(anchor={"min_probability": 0.0}).objective.terms["anchor"]
     assert loss_weights(anchor, everything).all()
     # nothing to hold: the row is left out, and the others still average to the coefficient
     nowhere = replace(anchor, key="nowhere", plain_sampled=np.full_like(wavered, np.log(0.2)))
@@ -227,9 +228,9 @@ def test_the_least_sure_clean_steps_are_the_anchors(targets):
         wavered,
         candidate("b", 0.9, "b"),
     ]
-    config = TrainSection(anchor=AnchorSection(min_probability=0.5))
+    config = train_section(anchor={"min_probability": 0.5})
     assert [t.key for t in chosen_anchors(some, config, 0)] == ["least", "b"]
-    two = TrainSection(anchor=AnchorSection(min_probability=0.5, per_trace=2))
+    two = train_section(anchor={"min_probability": 0.5, "per_trace": 2})
     assert {t.key for t in chosen_anchors(some, two, 0)} == {"least", "sure", "b"}
     assert [t.key for t in chosen_anchors([wavered], config, 0)] == ["wavered"]
     drawn = TrainSection(anchor=AnchorSection(choose="random"))
