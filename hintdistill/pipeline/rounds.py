@@ -153,11 +153,11 @@ class Loop:
 
     def _weigh_hints(self, number: int, ctx: RunContext, row: dict[str, Any]) -> str | None:
         """Put the hints' effect into the row; why the loop stops here, where in a later round they have none left."""
-        hints = [t for t in rescore.load(ctx) if t.kind == "hint"]
+        hints = rescore.load(ctx).where(lambda t: t.kind == "hint")
         effects = [t.decision.effect if t.decision else 0.0 for t in hints]
         row["effect"] = {
             "scored": len(hints),
-            "accepted": sum(t.accepted for t in hints),
+            "accepted": sum(t.accepted for t in hints.heads),
             "median_nats": float(np.median(effects)) if effects else None,
         }
         if number == 1:

@@ -206,19 +206,25 @@ def _all_slots(ctx: RunContext) -> list[Slot]:
     """What training would take at most: every injection of the training split, and as many anchors as it uses."""
     config = ctx.config.train
     out = [
-        Slot(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids)
-        for _, i, split in rescore.hint_items(ctx)
-        if split == "train" and i.fidelity in config.fidelity
+        Slot(
+            h.injection.trace_id,
+            h.injection.context_ids,
+            h.injection.step_ids,
+            h.injection.insert_at,
+            h.injection.block_ids,
+        )
+        for h in rescore.hint_items(ctx)
+        if h.split == "train" and h.injection.fidelity in config.fidelity
     ]
     taken: dict[str, int] = {}
     anchored = any(t.rows == "anchor" for t in config.objective.terms.values())
-    for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
-        if split != "train" or not anchored:
+    for item in rescore.anchor_items(ctx):
+        if item.split != "train" or not anchored:
             # stored to be looked at while training
             continue
-        taken[trace_id] = taken.get(trace_id, 0) + 1
-        if taken[trace_id] <= config.anchor.per_trace:
-            out.append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
+        taken[item.trace_id] = taken.get(item.trace_id, 0) + 1
+        if taken[item.trace_id] <= config.anchor.per_trace:
+            out.append(Slot(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
     return out
 
 
@@ -235,8 +241,8 @@ def _perhaps_watched(ctx: RunContext) -> list[Slot]:
     """As many clean steps of either split as will be watched; which ones is known when they are scored."""
     steps = ctx.config.train.watch.steps
     of: dict[str, list[Slot]] = {"train": [], "holdout": []}
-    for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
-        of[split].append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
+    for item in rescore.anchor_items(ctx):
+        of[item.split].append(Slot(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
     return [*of["train"][-steps:], *of["holdout"][:steps]]
 
 
