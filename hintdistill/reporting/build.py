@@ -16,12 +16,11 @@ import numpy as np
 from hintdistill.config import GateSection
 from hintdistill.core.scores import Target
 from hintdistill.core.types import Critique, Injection
+from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.rescoring.drift import Movement
 from hintdistill.rescoring.scorer import null_pass_rate
 from hintdistill.rollouts.evaluate import Evaluation
-
-REPORT_SCHEMA = 1
 
 
 @dataclass(frozen=True)
