@@ -197,11 +197,8 @@ def report(
         say(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
         return
     from hintdistill import pipeline
-    from hintdistill.config.file import validate
-    from hintdistill.pipeline.store import RunDir
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    pipeline.report_only(settings, run, pipeline.Console(quiet=quiet or as_json))
+    pipeline.report_only(run, pipeline.Console(quiet=quiet or as_json))
     _finish(run, as_json)
 
 
@@ -246,10 +243,9 @@ def push(
 ) -> None:
     """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
     from hintdistill import pipeline
-    from hintdistill.config.file import validate
     from hintdistill.pipeline.store import RunDir
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
+    settings, _ = RunDir.open(run).config()
     train = settings.train.model_copy(update={"push_private": not public})
     print(pipeline.push(settings.model_copy(update={"train": train}), run, pipeline.Console(quiet=True), repository))
 

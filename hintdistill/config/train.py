@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.paths import ModelPath, RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 
 
@@ -89,7 +90,7 @@ class OutcomeSection(Section):
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
-    recipe: str | dict[str, Any] = DEFAULT
+    recipe: RecipeRef = DEFAULT
     """Name of a recipe (`hintdistill recipes list`), a YAML file, or a mapping: `preset` and the keys to change in it."""
     divergence: Literal["jsd", "rkl", "fkl"] | None = None
     """Short for `train.recipe.terms.distill.divergence.kind`; the shorts default to what the recipe says."""
@@ -102,7 +103,7 @@ class TrainSection(Section):
     """Short for `train.recipe.terms.distill.support.k`; stored targets hold what `rescore.top_k` kept."""
     teacher: Literal["initial", "round_start", "live", "ema", "periodic", "cgtr", "external"] | None = None
     """Short for `train.recipe.teacher.update`."""
-    teacher_model: str | None = None
+    teacher_model: ModelPath | None = None
     """Short for `train.recipe.teacher.model`: folder (or hub name) of an external teacher."""
     targets: Literal["stored", "in_step"] | None = None
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where

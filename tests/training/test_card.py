@@ -39,7 +39,7 @@ def cards(tmp_path_factory) -> tuple[Path, str, str]:
         config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
         pipeline.run(config, folder, until="train", console=pipeline.Console(quiet=True))
         first = (folder / "student" / "README.md").read_text()
-        pipeline.report_only(config, folder, pipeline.Console(quiet=True))
+        pipeline.report_only(folder, pipeline.Console(quiet=True))
     return folder, first, (folder / "student" / "README.md").read_text()
 
 
@@ -150,7 +150,7 @@ def test_the_card_of_equal_runs_is_equal_and_the_report_writes_it_again(cards):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
-        pipeline.report_only(config, folder, pipeline.Console(quiet=True))
+        pipeline.report_only(folder, pipeline.Console(quiet=True))
     assert path.read_text() == after
     assert RunDir(folder).manifest()["formats"] == {"native": 40}
 
