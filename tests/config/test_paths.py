@@ -165,7 +165,6 @@ def test_a_command_works_from_another_folder(tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
     assert "traces: 3" in done.stdout and list(tmp_path.iterdir()) == []
