@@ -4,6 +4,7 @@
 manifest.json        schema, config, versions, model and prompt hashes
 config.yaml          the configuration, to run again
 index/<stage>.json   the row keys that are current, in order; older rows stay in their files and count for nothing
+index/<stage>-warnings.json   what the stage warned of when it last ran, the revision among them
 traces.jsonl         one row per record read: a trace, or a failure with file and line
 critiques.jsonl      one row per (trace, critic)
 injections.jsonl     one row per finding: an injection, or a failure with its reason
@@ -40,7 +41,6 @@ RUN_SCHEMA = 2
 """2: paths in the manifest's config are absolute, and keys of releases before are gone from it."""
 READABLE = (1, RUN_SCHEMA)
 """Schemas that `show`, `report` and `push` read; only the last one is continued."""
-STAGES = ("read", "critique", "inject", "rescore", "train", "report")
 
 
 class RunDir:

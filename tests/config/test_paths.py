@@ -13,11 +13,12 @@ import pytest
 import yaml
 from conftest import ROOT, STUDENT, TOOLWORLD
 
-from hintdistill import pipeline
 from hintdistill.config import RunConfig
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.paths import contents, map_paths, object_content
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run as run_pipeline
 from hintdistill.pipeline.store import RunDir
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -64,7 +65,11 @@ def paths_of(config: RunConfig) -> dict[str, list[str]]:
 def test_paths_are_relative_to_the_file_wherever_the_shell_is(folder, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     found = []
-    for shell, name in ((tmp_path / "elsewhere", folder / "c.yaml"), (folder, "c.yaml"), (folder.parent, "configs/c.yaml")):
+    for shell, name in (
+        (tmp_path / "elsewhere", folder / "c.yaml"),
+        (folder, "c.yaml"),
+        (folder.parent, "configs/c.yaml"),
+    ):
         monkeypatch.chdir(shell)
         found.append(paths_of(load_config(name)))
     assert found[0] == found[1] == found[2]
@@ -131,9 +136,10 @@ def test_a_path_of_the_old_rule_is_an_error_with_the_new_spelling(tmp_path, monk
     data[section][name] = yaml.safe_load(value.replace("data/", "../data/"))
     (tmp_path / "configs" / "c.yaml").write_text(yaml.safe_dump(data))
     if key != "train.recipe":
-        assert all(str(tmp_path / "data") in p for p in paths_of(load_config("configs/c.yaml"))[
-            "report.off_target.near" if "off_target" in key else key
-        ])
+        assert all(
+            str(tmp_path / "data") in p
+            for p in paths_of(load_config("configs/c.yaml"))["report.off_target.near" if "off_target" in key else key]
+        )
 
 
 def test_the_folder_of_a_pattern_may_hold_its_signs(tmp_path, monkeypatch):
@@ -195,10 +201,14 @@ def test_keys_are_of_contents_not_of_places(tmp_path):
         to = os.path.relpath(home, file.parent)
         critic = {"use": ["recorded", "checker"], "recorded": {"path": f"{to}/findings.jsonl"}}
         critic |= {"prompts": f"{to}/prompts", "checker": f"{to}/world.py:label_steps"}
-        data = {"run": {"model": f"{to}/student"}, "traces": {"path": f"{to}/traces.jsonl", "limit": 12}, "critic": critic}
+        data = {
+            "run": {"model": f"{to}/student"},
+            "traces": {"path": f"{to}/traces.jsonl", "limit": 12},
+            "critic": critic,
+        }
         file.write_text(yaml.safe_dump(data))
         run = tmp_path / f"run-{len(index)}"
-        pipeline.run(load_config(file), run, until="inject", console=pipeline.Console(quiet=True))
+        run_pipeline(load_config(file), run, until="inject", console=Console(quiet=True))
         index.append({s: json.loads((run / "index" / f"{s}.json").read_text()) for s in ("read", "critique", "inject")})
     assert index[0] == index[1] and all(len(keys) >= 3 for keys in index[0].values())
 

@@ -73,7 +73,9 @@ def contained(before, after, path: str = "") -> list[str]:
 def test_resume_refuses_it_by_name_and_changes_nothing(folder):
     files = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     overrides = [f"run.dir={folder}", "critic.use=[rules]", "rollout.environment=null"]
-    with pytest.raises(ConfigError, match=r"made by run schema 1 \(hintdistill 0\.1\.0\); this release continues 2") as caught:
+    with pytest.raises(
+        ConfigError, match=r"made by run schema 1 \(hintdistill 0\.1\.0\); this release continues 2"
+    ) as caught:
         run("run", "configs/quickstart.yaml", "--resume", "-q", *overrides)
     assert "run.dir=" in caught.value.hint and "show" in caught.value.hint
     with pytest.raises(ConfigError, match="made by run schema 1"):
