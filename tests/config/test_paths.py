@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -147,11 +148,9 @@ def test_the_folder_of_a_pattern_may_hold_its_signs(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "t.jsonl").write_text("")
     (folder / "c.yaml").write_text("run: {model: owner/m}\ntraces: {path: '*.jsonl'}\n")
-    import glob
-
     monkeypatch.chdir(tmp_path)
     (pattern,) = load_config(folder / "c.yaml").traces.path
-    assert glob.glob(pattern) == [str(folder / "t.jsonl")]
+    assert glob.glob(pattern) == [str(folder / "t.jsonl")]  # noqa: PTH207
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
