@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from hintdistill import config
 from hintdistill.config import RunConfig, Section, critic, engine, rollout, train
-from hintdistill.config.file import section_of
+from hintdistill.core.paths import PathMark, section_of
 
 HEAD = """# Configuration
 
@@ -20,7 +21,22 @@ Every key, with its type, default and meaning. Written by `make docs` from `hint
 A config is YAML; any key can be set on the command line as `section.key=value`, where the value is YAML too
 (`traces.path=[a.jsonl, b.jsonl]`, `train.lora={rank: 8}`). A field that holds several things takes a single one as well.
 An unknown key is an error that names the nearest known one.
+
+A path in a config file is relative to the file; one in `section.key=value` is relative to the folder you are in. `config.yaml` in a
+run folder holds absolute paths. A path that is found only in the folder you are in, as it was in releases before, is an error that
+names the new spelling. `model` below is a folder or a hub name: `owner/name` is the hub's unless there is such a folder. An `object`
+is `path/to/file.py:Name` or `package.module:Name`. Names of prompts are searched in `critic.prompts`, then among the shipped ones.
 """
+
+WORDS = {
+    "input": "path",
+    "output": "path",
+    "model": "model",
+    "object": "object",
+    "recipe": "recipe",
+    "section": "mapping",
+}
+"""What the types of paths are called here."""
 
 
 def descriptions() -> dict[str, dict[str, str]]:
@@ -41,6 +57,17 @@ def descriptions() -> dict[str, dict[str, str]]:
                     fields[field.target.id] = " ".join(after.value.value.split()) if text else ""  # type: ignore[union-attr]
             out[node.name] = fields
     return out
+
+
+def type_of(info: Any) -> str:
+    """A field's type as a reader wants it; paths by their kind."""
+    mark = next((m for m in info.metadata if isinstance(m, PathMark)), None)
+    if mark is not None:
+        return WORDS[mark.kind] + (" or mapping" if mark.kind == "recipe" else "")
+    marked = r"typing\.Annotated\[[^()]*?, PathMark\(kind='(\w+)'[^()]*(?:\([^()]*\))?[^()]*\)\]"
+    text = re.sub(marked, lambda m: WORDS[m[1]], str(info.annotation))
+    text = re.sub(r"typing\.Optional\[(\w+)\]", r"\1 or null", text)
+    return type_name(text if "PathMark" in str(info.annotation) else info.annotation)
 
 
 def type_name(annotation: Any) -> str:
@@ -78,7 +105,7 @@ def section(model: type[Section], prefix: str, texts: dict[str, dict[str, str]])
                 lines.append(f"| `{prefix}{name}` | section or null | `null` | {inspect.getdoc(part)} |")
             continue
         text = (texts[model.__name__].get(name, "")).replace("|", "\\|").replace("\\\\|", "\\|")
-        lines.append(f"| `{prefix}{name}` | {type_name(info.annotation)} | {default_of(info)} | {text} |")
+        lines.append(f"| `{prefix}{name}` | {type_of(info)} | {default_of(info)} | {text} |")
     return [*lines, *inner]
 
 
