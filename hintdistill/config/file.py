@@ -11,14 +11,15 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from hintdistill.config import RunConfig
+from hintdistill.config import RunConfig, Section
+from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
-from hintdistill.core.paths import resolve_paths, section_of
+from hintdistill.core.paths import resolve_paths
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -51,7 +52,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
-    problems = [f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, RunConfig)]
+    problems = [
+        f"`{key}` is no key any more: {REMOVED[key]}"
+        if key in REMOVED
+        else f"unknown key `{key}`{_nearest(key, known)}"
+        for key, known in _unknown_keys(data, RunConfig)
+    ]
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
     try:
@@ -101,6 +107,17 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any
             yield from _leaves(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", info.annotation
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The Section class of an annotation `X` or `X | None`, else None."""
+    options = (
+        typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    )
+    for option in options:
+        if isinstance(option, type) and issubclass(option, Section):
+            return option
+    return None
 
 
 def _unknown_keys(data: Any, model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, list[str]]]:

@@ -52,7 +52,7 @@ Change = Callable[[str, PathMark, str], Any]
 """Key, mark and value of a path → what stands in its place."""
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def _model_of(annotation: Any) -> type[BaseModel] | None:
     """The model class of an annotation `X` or `X | None`, else None."""
     union = typing.get_origin(annotation) in (Union, types.UnionType)
     options = typing.get_args(annotation) if union else (annotation,)
@@ -75,7 +75,7 @@ def map_paths(data: Mapping[str, Any], section: type[BaseModel], change: Change,
     out = dict(data)
     for name, field in section.model_fields.items():
         value, key = data.get(name), f"{prefix}{name}"
-        inner, mark = section_of(field.annotation), mark_of(field)
+        inner, mark = _model_of(field.annotation), mark_of(field)
         if inner is not None and isinstance(value, Mapping):
             out[name] = map_paths(value, inner, change, f"{key}.")
         elif mark is not None and mark.of is not None and isinstance(value, Mapping):

@@ -33,6 +33,7 @@ import yaml
 
 from hintdistill.config import CONFIG_SCHEMA, RunConfig
 from hintdistill.config.file import known_keys, validate
+from hintdistill.config.removed import upgrade
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.paths import resolve_paths
 from hintdistill.core.storage import JsonlStore, write_atomic
@@ -135,7 +136,11 @@ class RunDir:
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, empty where there is none yet. Raises InputError for a schema that cannot be read, or no JSON."""
+        """The manifest, empty where there is none yet, its configuration in today's keys.
+
+        Raises:
+            InputError: it is of a schema that cannot be read, or no JSON.
+        """
         try:
             data = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -148,6 +153,8 @@ class RunDir:
                 f"{self.path} was made by run schema {schema}; this release reads {' and '.join(map(str, READABLE))}",
                 hint="read it with the release that made it; versions.hintdistill in manifest.json names it",
             )
+        if data.get("config_schema", 1) < CONFIG_SCHEMA:
+            data["config"] = upgrade(data["config"])
         return data
 
     def config(self) -> tuple[RunConfig, list[str]]:
@@ -167,7 +174,8 @@ class RunDir:
 
     def note(self, **values: Any) -> None:
         """Set top-level values of the manifest, e.g. `model`, `prompts` or `formats`."""
-        write_atomic(self.path / "manifest.json", json.dumps(self.manifest() | values, indent=1))
+        manifest = self.manifest() | {"config_schema": CONFIG_SCHEMA} | values
+        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
 
     def store(self, name: str) -> JsonlStore:
         """The rows of `name`.jsonl."""

@@ -366,7 +366,7 @@ def _recommend(config: RunConfig, shape: ModelShape, work: Work, setup: Setup, w
         settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
         packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
         return Recommended(
-            settings | {"train.normalize": "row"},
+            settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in config.train.objective.terms},
             budget,
             len(packed),
             max(map(len, packed)),

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hintdistill.config import TrainSection
 from hintdistill.core.errors import ConfigError, InputError, ServiceError
 
 
@@ -44,10 +43,9 @@ def check_push(repository: str | None) -> None:
         )
 
 
-def push_student(student: Path, repository: str, config: TrainSection) -> str:
-    """Upload the student's folder; returns the address of the commit. A repository that is not there is made.
-
-    Names of this machine's folders do not leave: in their place stands `path/to/the/initial/model`.
+def push_student(student: Path, repository: str, private: bool = True) -> str:
+    """Upload the student's folder; returns the address of the commit. A repository that is not there is made, private
+    unless told otherwise. Names of this machine's folders do not leave: in their place stands `path/to/the/initial/model`.
 
     Raises:
         InputError: there is no student.
@@ -61,7 +59,7 @@ def push_student(student: Path, repository: str, config: TrainSection) -> str:
 
     api = HfApi(endpoint=hub())
     try:
-        name = api.create_repo(repository, private=config.push_private, exist_ok=True).repo_id
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         files = [CommitOperationAdd(rel, what) for rel, what in _published(student)]
         commit = api.create_commit(name, files, commit_message="Student of a hintdistill run")
     except Exception as error:
