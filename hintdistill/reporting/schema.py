@@ -205,6 +205,7 @@ SHARED: Rule = record(
         **numbers("null_pass_rate", "bound", "enabled", "min_drop_nats", "max_raise_nats", "min_student_probability"),
         **numbers("require_legal_gain", "require_specific", "check_leak", "check_dialect", "check_words"),
         **numbers("max_null_pass_rate"),
+        checks=each(word("check", ("legal_gain", "specific", "leak", "dialect", "words"))),
     ),
     weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),
     train=record(
