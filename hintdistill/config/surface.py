@@ -61,6 +61,7 @@ def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     )
     text = re.sub(r"(?:typing\.)?Annotated\[str, NameIn\((.*?)\)\]", r"name: \1", text)
+    text = re.sub(r"typing\.Annotated\[(.*?), PathMark\((?:[^()]|\([^()]*\))*\)\]", r"\1", text)
     text = re.sub(r"typing\.Optional\[(.*)\]$", r"\1 or null", text)
     return text.replace("typing.", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
 

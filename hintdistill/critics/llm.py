@@ -109,6 +109,8 @@ class LLMCritic:
     def key(self, trace: Trace) -> str:
         """See `Critic.key`: settings, prompts and backend; the key in the environment is not part of it."""
         settings = self.config.model_dump(mode="json", exclude=NOT_IN_KEY)
+        if self.config.backend != "server":
+            settings["model"] = None  # the backend's key has its weights
         hashes = [self.library.hash(n) for n in self.prompts_used()]
         parts = [VERSION, settings, hashes, self.backend.key, self._rules.key(trace)]
         if any(self.library.mentions(n, "error_classes") for n in self._instructions()):
