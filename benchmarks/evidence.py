@@ -26,7 +26,7 @@ from typing import Any
 
 from blocks import put
 
-from benchmarks.ablation.pages import NAMES, table
+from benchmarks.ablation.markdown import NAMES, table
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = "configs/ablate.yaml"

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from hintdistill import __version__
-from hintdistill.cli.evidence import ablate, preflight
+from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.look import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.core.errors import ConfigError, HintdistillError
@@ -31,7 +31,7 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
 app.command()(convert)
-app.command()(ablate)
+app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 

@@ -10,13 +10,18 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from hintdistill.config import RunConfig, Section
 from hintdistill.core.errors import ConfigError
+
+C = TypeVar("C", bound=Section)
+
+MOVED = {"ablate": "`ablate` is no section of a run: the ablation has its own config, benchmarks/ablation/ablate.yaml"}
+"""Keys that went elsewhere, and where."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -25,6 +30,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
     """
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """Read what is no run but has settings written the same way. Raises ConfigError as `load_config` does."""
     data: dict[str, Any] = {}
     where = "the overrides"
     if path is not None:
@@ -38,20 +48,27 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(loaded, dict):
-            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(RunConfig.model_fields)}")
+            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")
         data = loaded
     for override in overrides:
         _apply(data, override)
-    return validate(coerce_sequences(data), where)
+    return validate_as(model, coerce_sequences(data, model), where)
 
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
-    problems = [f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, RunConfig)]
+    return validate_as(RunConfig, data, where)
+
+
+def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") -> C:
+    """Turn plain data into any settings. Raises ConfigError naming every offending key."""
+    problems = [
+        MOVED.get(key) or f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, model)
+    ]
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
@@ -84,8 +101,8 @@ def _apply(data: dict[str, Any], override: str) -> None:
     node[last] = value
 
 
-def _sequence_keys() -> set[str]:
-    return {path for path, annotation in _leaves(RunConfig) if typing.get_origin(annotation) is tuple}
+def _sequence_keys(model: type[Section]) -> set[str]:
+    return {path for path, annotation in _leaves(model) if typing.get_origin(annotation) is tuple}
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -108,17 +125,20 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _unknown_keys(data: Any, model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, list[str]]]:
+def _unknown_keys(
+    data: Any, model: type[BaseModel], prefix: str = "", root: type[BaseModel] | None = None
+) -> Iterable[tuple[str, list[str]]]:
+    root = root or model
     if not isinstance(data, Mapping):
         return
     for key, value in data.items():
         path = f"{prefix}{key}"
         if key not in model.model_fields:
-            yield path, [name for name, _ in _leaves(RunConfig)] + [f"{prefix}{n}" for n in model.model_fields]
+            yield path, [name for name, _ in _leaves(root)] + [f"{prefix}{n}" for n in model.model_fields]
             continue
         inner = section_of(model.model_fields[key].annotation)
         if inner is not None:
-            yield from _unknown_keys(value, inner, f"{path}.")
+            yield from _unknown_keys(value, inner, f"{path}.", root)
 
 
 def _nearest(key: str, known: list[str]) -> str:
@@ -130,9 +150,9 @@ def _nearest(key: str, known: list[str]) -> str:
     return f" (did you mean `{near[0]}`?)" if near else ""
 
 
-def coerce_sequences(data: dict[str, Any]) -> dict[str, Any]:
+def coerce_sequences(data: dict[str, Any], model: type[Section] = RunConfig) -> dict[str, Any]:
     """Let YAML write one item where a field holds several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
-    for key in _sequence_keys():
+    for key in _sequence_keys(model):
         *parents, last = key.split(".")
         node: Any = data
         for part in parents:

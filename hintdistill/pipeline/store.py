@@ -114,6 +114,8 @@ class RunDir:
             raise InputError(
                 f"{self.path} was made by run schema {data.get('schema')}; this release reads {RUN_SCHEMA}"
             )
+        # a section that no stage of a run ever read; the ablation keeps its settings in a file of its own now
+        data.get("config", {}).pop("ablate", None)
         return data
 
     def note(self, **values: Any) -> None:
