@@ -293,6 +293,7 @@ def run_controls(
         bench = Bench(RunContext(config, rundir, console), settings)
         jobs = [ArmRun(bench, arm) for arm in bench.arms(arms)]
         bench.folder.mkdir(exist_ok=True)
+        bench.ctx.engine(bench.ctx.model_folder)
         began = time.monotonic()
         before = bench.logprobs(bench.ctx.model_folder)
         console.note(_ahead(bench, len(jobs), time.monotonic() - began))

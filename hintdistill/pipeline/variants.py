@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.config import InjectSection, RescoreSection
-from hintdistill.core.errors import HintdistillError, SpliceError
+from hintdistill.config import RescoreSection
+from hintdistill.core.errors import HintdistillError
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Finding, Injection, Trace
 from hintdistill.critics import Critic, merge
 from hintdistill.injection.hints import hint_text, other_class_hint, seed_of
-from hintdistill.injection.splice import Injector, QuoteFound, StepSite, _insertion_point
+from hintdistill.injection.splice import Injector
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import PromptLibrary
 from hintdistill.rescoring.scorer import Scorer
@@ -146,7 +146,7 @@ def hinted(data: Material, found: Found, name: str, *, placebo: bool = False) ->
     section = data.ctx.config.inject
     if placebo:
         section = section.model_copy(update={"hint": "placebo"})
-    injector = Injector(data.ctx.renderer, data.ctx.library, section, data.ctx.config.rescore.placebos)
+    injector = Injector(data.ctx.renderer, data.ctx.library, section, placebos=0)
     items, problems = [], list[str]()
     for trace, finding in found:
         try:
@@ -211,6 +211,8 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
     by_trace: dict[str, list[Finding]] = {}
     for trace, finding in data.found:
         by_trace.setdefault(trace.id, []).append(finding)
+    placed = data.ctx.config.inject.model_copy(update={"placements": ("system_prompt",)})
+    injector = Injector(data.ctx.renderer, data.ctx.library, placed, placebos=0)
     items, problems = [], list[str]()
     for trace in data.traces:
         findings = by_trace.get(trace.id, [])
@@ -221,53 +223,14 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
             own = next((f for f in findings if f.step == k), None)
             if own is None and erring_steps_only:
                 continue
+            finding = own or Finding(step=k, error_class="none", hint=hint)
             try:
-                injection = in_system_prompt(data.ctx, trace, k, hint, own)
+                injection = injector.inject(trace, finding.model_copy(update={"hint": hint}))
             except HintdistillError as error:
                 problems.append(error.message)
                 continue
             items.append((f"full:{trace.id}:{k}", injection, "train"))
     return _scored(data.ctx, "full_trace", items, scorer_of(data.ctx).score, problems)
-
-
-def in_system_prompt(ctx: RunContext, trace: Trace, step: int, hint: str, own: Finding | None) -> Injection:
-    """The hint at the end of the trace's system prompt, token-exact; `own` is the step's own finding, if it has one.
-
-    Raises:
-        SpliceError: there is no system prompt, or the template does not print it verbatim.
-    """
-    renderer = ctx.renderer
-    site = StepSite(trace, step, renderer)
-    opening = site.opening
-    if not opening.before or opening.before[0].role != "system":
-        raise SpliceError(f"trace {trace.id} has no system prompt to put a hint in")
-    first, block = opening.before[0], InjectSection().observation_format.replace("{hint}", hint)
-    longer = first.model_copy(update={"content": (first.content or "") + block})
-    whole = renderer.render((longer, *opening.before[1:]), opening.tools, header=False)
-    char = _insertion_point(opening.bare + opening.trailer, whole, block)
-    if char is None:
-        raise SpliceError("the template does not print the system prompt verbatim")
-    at, _ = renderer.splice_point(site.rendered.context_ids, opening.text, char)
-    span: tuple[int, int] = (0, len(site.rendered.step_ids))
-    quote_found: QuoteFound = "whole_step"
-    if own is not None:
-        span, quote_found = Injector(renderer, ctx.library, ctx.config.inject)._span(site, own)
-    finding = own or Finding(step=step, error_class="none", hint=hint)
-    return Injection(
-        trace_id=trace.id,
-        finding=finding,
-        hint=hint,
-        context_ids=site.rendered.context_ids,
-        insert_at=at,
-        block_ids=tuple(renderer.encode(block)),
-        step_ids=site.rendered.step_ids,
-        span=span,
-        quote_found=quote_found,
-        fidelity=site.rendered.fidelity,
-        placement="message",
-        role="system",
-        notes=("in_system_prompt",),
-    )
 
 
 def _scored(
