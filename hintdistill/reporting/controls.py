@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -18,9 +19,9 @@ TITLES = {
     "hint": "targeted hint",
     "placebo": "placebo hint",
     "wrong_hint": "wrong hint",
-    "random_step": "hint above a random step",
-    "whole_trace": "hints in the system prompt, whole trace",
-    "sft_corrected": "SFT on hinted corrections",
+    "random_step": "hint at a random step",
+    "whole_trace": "hint on whole trace",
+    "sft_corrected": "SFT on corrections",
 }
 
 
@@ -125,12 +126,12 @@ def about(document: Mapping[str, Any]) -> str:
 
 def show_controls(document: Mapping[str, Any], console: Console) -> None:
     """One line per arm."""
-    table = Table(title="controls: is the fall of the error the hint's?", title_justify="left")
-    table.add_column("arm")
-    for heading in ("rows (distinct)", "p after", "fall, nats", "share of the hint's", "KL on clean steps"):
+    table = Table(title="controls: is the fall of the error the hint's?", title_justify="left", box=SIMPLE)
+    table.add_column("trained on", no_wrap=True)
+    for heading in ("distinct rows", "p after", "fall, nats", "of hint's", "KL, clean steps"):
         table.add_column(heading, justify="right")
     for arm in document["arms"]:
-        rows = f"{arm['rows']} ({arm['distinct']['hint']})"
+        rows = str(arm["distinct"]["hint"])
         if arm["not_read"] is not None:
             table.add_row(TITLES[arm["arm"]], rows, "–", "–", "–", "–")
             continue
@@ -139,7 +140,7 @@ def show_controls(document: Mapping[str, Any], console: Console) -> None:
             rows,
             f"{arm['probability_after']:.3f}",
             interval(arm["fall_nats"]),
-            interval(arm["share_of_hint"]),
+            "–" if arm["share_of_hint"] is None else f"{arm['share_of_hint']['mean']:.0%}",
             "–" if arm["kl_per_token"] is None else f"{arm['kl_per_token']:.5f}",
         )
     console.print(table)
