@@ -11,8 +11,9 @@ from typing import Any
 from benchmarks.ablation.ablate import ablate, owed_jobs, summarise_again
 from benchmarks.ablation.scale import scaled
 from benchmarks.ablation.settings import load_ablation
-from hintdistill import pipeline
 from hintdistill.core.errors import HintdistillError
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run_folder
 
 OPTIONS = {
     "--quick": "four arms, two seeds, fewer tasks",
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(args: Any) -> None:
     settings = scaled(load_ablation(args.config, args.overrides), quick=args.quick, full=args.full, sweep=args.sweep)
-    folder = pipeline.run_folder(settings, args.config.stem)
+    folder = run_folder(settings, args.config.stem)
     if args.preflight:
         owed = owed_jobs(settings, folder)
         print(json.dumps(owed) if args.json else "\n".join([*owed, f"{len(owed)} jobs are owed in {folder}"]))
@@ -55,7 +56,7 @@ def _run(args: Any) -> None:
     if args.summary:
         document = summarise_again(folder)
     else:
-        document = ablate(settings, folder, resume=args.resume, console=pipeline.Console(quiet=args.quiet or args.json))
+        document = ablate(settings, folder, resume=args.resume, console=Console(quiet=args.quiet or args.json))
     if args.json:
         print(json.dumps(document, indent=1, ensure_ascii=False))
         return

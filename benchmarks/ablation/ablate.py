@@ -46,7 +46,7 @@ def plan_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
         raise ConfigError("an ablation is a set of loops; set run.rounds")
     if config.train.objective.teacher.update != "initial" or config.train.target_source != "stored":
         raise ConfigError(
-            "arms are rows of stored targets of the initial teacher; leave train.teacher and train.targets"
+            "arms are rows of stored targets of the initial teacher; leave train.recipe.teacher and train.targets"
         )
     if config.rescore.engine.backend != "transformers":
         raise ConfigError("arms are scored by transformers, on the union of the views' top k; leave rescore.engine")
@@ -101,7 +101,7 @@ def ablate(
         ConfigError: see `plan_jobs`; or the folder is in use.
         HintdistillError: a job failed; the others were finished first and are kept.
     """
-    from hintdistill.pipeline import check_inputs
+    from hintdistill.pipeline.stages import check_inputs
 
     console = console or Console()
     plan_jobs(config)
@@ -131,7 +131,7 @@ def owed_jobs(config: AblationConfig, folder: Path) -> list[str]:
     Raises:
         ConfigError, InputError, ModelError: what `ablate` would raise before its first job.
     """
-    from hintdistill.pipeline import check_inputs
+    from hintdistill.pipeline.stages import check_inputs
 
     plan_jobs(config)
     check_inputs(config, "report")

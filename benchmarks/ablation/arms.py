@@ -34,6 +34,7 @@ from hintdistill.injection.hints import seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique, inject, read, rescore, variants
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.stages import run_stages
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.variants import Found, Material, judge
 from hintdistill.rollouts.hinted import play_hinted
@@ -70,10 +71,7 @@ def roots_of(ctx: RunContext, traces: Sequence[Trace], critiques: Mapping[str, C
 
 def critiqued(ctx: RunContext, episodes: Sequence[Episode], salt: str, anchors_per_trace: int) -> RoundData:
     """Read and critique a round's traces in its own run folder."""
-    from hintdistill.pipeline import _module
-
-    for stage in ("read", "critique"):
-        _module(stage).run(ctx)
+    run_stages(ctx, until="critique")
     loaded, by_key = read.load(ctx), critique.load(ctx)
     traces = [t for _, t, _ in loaded]
     critiques = {t.id: by_key[k] for k, t, _ in loaded if k in by_key}
@@ -109,11 +107,8 @@ def targets_of(arm: str, data: RoundData, folder: Path) -> list[Target]:
 
 def rescored(ctx: RunContext) -> list[Target]:
     """Inject and rescore in the context's run folder."""
-    from hintdistill.pipeline import _module
-
-    for stage in ("inject", "rescore"):
-        _module(stage).run(ctx)
-    return rescore.load(ctx)
+    run_stages(ctx, first="inject", until="rescore")
+    return list(rescore.load(ctx))
 
 
 def _noisy(arm: str, data: RoundData, folder: Path) -> list[Target]:

@@ -20,8 +20,8 @@ from hintdistill.injection.hints import seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.playing import episode_of, episode_row
 from hintdistill.pipeline.preflight import predict
-from hintdistill.pipeline.rounds import episode_of, episode_row
 from hintdistill.pipeline.variants import Material, anchors, full_trace, judge, scorer_of
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rollouts.evaluate import outcome_of, tasks_of

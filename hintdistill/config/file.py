@@ -16,12 +16,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hintdistill.config import RunConfig, Section
+from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
 
 C = TypeVar("C", bound=Section)
-
-MOVED = {"ablate": "`ablate` is no section of a run: the ablation has its own config, benchmarks/ablation/ablate.yaml"}
-"""Keys that went elsewhere, and where."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -63,7 +61,10 @@ def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
 def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") -> C:
     """Turn plain data into any settings. Raises ConfigError naming every offending key."""
     problems = [
-        MOVED.get(key) or f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, model)
+        f"`{key}` is no key any more: {REMOVED[key]}"
+        if key in REMOVED
+        else f"unknown key `{key}`{_nearest(key, known)}"
+        for key, known in _unknown_keys(data, model)
     ]
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
@@ -114,7 +115,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any
             yield f"{prefix}{name}", info.annotation
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[Section] | None:
     """The Section class of an annotation `X` or `X | None`, else None."""
     options = (
         typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)

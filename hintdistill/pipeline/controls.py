@@ -25,7 +25,7 @@ from hintdistill.config.base import Section
 from hintdistill.config.file import validate
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, TripwireError
 from hintdistill.core.models import model_key
-from hintdistill.core.scores import ScoreRequest, Target
+from hintdistill.core.scores import ScoreRequest, Target, TargetHead
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
 from hintdistill.pipeline.arms import RESULT, Arm, ArmTraining, Budget, draw_rows, run_owed, train_arm
@@ -56,6 +56,10 @@ class ControlsSettings(Section):
     """Arm → keys of the `train` section in which it differs, e.g. `train.wrong_hint.learning_rate=1.0e-4`."""
 
 
+def _has_decision(target: TargetHead) -> bool:
+    return target.kind == "hint" and target.measurement is not None and target.measurement.position is not None
+
+
 class Bench:
     """What the arms of one run share."""
 
@@ -64,8 +68,9 @@ class Bench:
         self.ctx, self.settings, self.folder = ctx, settings, ctx.rundir.path / "controls"
         self.salt = f"controls:{ctx.config.run.seed}"
         rescore.require_accepted(ctx)
-        self.trained = train.selected(ctx)
-        self.heldout = [t for t in rescore.load(ctx) if t.split == "holdout" and t.decision is not None]
+        stored = rescore.load(ctx)
+        self.trained = list(train.selected(ctx, stored))
+        self.heldout = [t for t in stored.where(_has_decision) if t.split == "holdout"]
         if not self.heldout:
             raise EmptyFunnelError(
                 "no held-out trace has a finding with a decision token, so the arms cannot be compared",
@@ -126,7 +131,7 @@ class Bench:
         for name in (n for n in ARMS if n in names or n == "hint"):
             change = dict(self.settings.train.get(name, {}))
             if name == "sft_corrected":
-                change = {"divergence": "fkl"} | change
+                change = {"recipe": self._cross_entropy()} | change
             arm = Arm(name, made[name], change)
             self.section_of(arm)
             out.append(arm)
@@ -137,6 +142,12 @@ class Bench:
         data = {"train": self.ctx.config.train.model_dump(mode="json") | dict(arm.train), "run": {"model": "-"}}
         config = validate(data | {"traces": {"path": ["-"]}}, f"controls, arm {arm.name}")
         return config.train
+
+    def _cross_entropy(self) -> dict[str, Any]:
+        """The run's recipe with the forward KL on hint rows: from a target that is certain, that is cross-entropy."""
+        section = self.ctx.config.train
+        named = [name for name, term in section.objective.terms.items() if term.rows == "hint"]
+        return {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}}
 
     # -- targets --------------------------------------------------------------------------------------------------------
 

@@ -17,13 +17,13 @@ from hintdistill.config import RescoreSection
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Critique, Finding, Injection, Trace
+from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Critic, merge
 from hintdistill.injection.hints import hint_text, other_class_hint, seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import PromptLibrary
-from hintdistill.rescoring.scorer import Scorer
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 
 Found = list[tuple[Trace, Finding]]
 """Root findings with their traces."""
@@ -156,7 +156,7 @@ def hinted(data: Material, found: Found, name: str, *, placebo: bool = False) ->
             continue
         # two findings may have come to stand at one step
         told = content_key(finding.model_dump(mode="json"))[:8]
-        items.append((f"{name}:{trace.id}:{finding.step}:{told}", injection, "train"))
+        items.append(HintItem(f"{name}:{trace.id}:{finding.step}:{told}", injection, "train"))
     return _scored(data.ctx, name, items, scorer_of(data.ctx).score, problems)
 
 
@@ -182,7 +182,7 @@ def plain_targets(ctx: RunContext, steps: Steps, name: str) -> list[Target]:
         except HintdistillError as error:
             problems.append(error.message)
             continue
-        items.append((f"{name}:{trace.id}:{k}", trace.id, k, rendered, "train"))
+        items.append(AnchorItem(f"{name}:{trace.id}:{k}", trace.id, k, rendered, "train"))
     return _scored(ctx, name, items, scorer_of(ctx).anchors, problems)
 
 
@@ -229,7 +229,7 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
             except HintdistillError as error:
                 problems.append(error.message)
                 continue
-            items.append((f"full:{trace.id}:{k}", injection, "train"))
+            items.append(HintItem(f"full:{trace.id}:{k}", injection, "train"))
     return _scored(data.ctx, "full_trace", items, scorer_of(data.ctx).score, problems)
 
 
@@ -251,8 +251,7 @@ def _scored(
     return usable
 
 
-def _length(item: Any) -> int:
-    if isinstance(item[1], Injection):
-        blocks = [len(item[1].block_ids), *(len(p.block_ids) for p in item[1].placebos)]
-        return len(item[1].plain_ids) + max(blocks)
-    return len(item[3].context_ids) + len(item[3].step_ids)
+def _length(item: HintItem | AnchorItem) -> int:
+    if isinstance(item, HintItem):
+        return len(item.injection.hinted_ids)
+    return len(item.rendered.context_ids) + len(item.rendered.step_ids)

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from hintdistill import pipeline
 from hintdistill.cli.main import app
 from hintdistill.config.file import load_as, load_config
 from hintdistill.core.errors import ConfigError
+from hintdistill.pipeline import run as whole_run
 from hintdistill.pipeline.controls import ARMS, ControlsSettings, run_controls
+from hintdistill.pipeline.progress import Console
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUIET = pipeline.Console(quiet=True)
+QUIET = Console(quiet=True)
 SMALL = load_as(ControlsSettings, None, ["rows=16", "steps=16", "clean_steps=8"])
 SOME = ("placebo", "random_step", "sft_corrected")
 
@@ -25,7 +26,7 @@ def run(tmp_path_factory) -> Path:
     """A run up to rescore: controls need no trained student."""
     folder = tmp_path_factory.mktemp("controls") / "run"
     settings = ["critic.use=[rules,recorded]", "traces.limit=50", "traces.holdout=0.3", "rollout.environment=null"]
-    pipeline.run(load_config("configs/quickstart.yaml", settings), folder, until="rescore", console=QUIET)
+    whole_run.run(load_config("configs/quickstart.yaml", settings), folder, until="rescore", console=QUIET)
     return folder
 
 
@@ -63,7 +64,7 @@ def test_corrections_are_the_hinted_models_and_what_critics_object_to_is_left_ou
     counts, critics = document["corrections"]["counts"], document["corrections"]["critics"]
     lost = sum(counts.get(n, 0) for n in ("no_place", "too_long", "cut", "unreadable", "objected"))
     assert critics == ["rules"] and counts["asked"] == counts["kept"] + lost and counts["kept"] > counts["asked"] / 2
-    assert arm(document, "sft_corrected")["train"] == {"divergence": "fkl"}
+    assert arm(document, "sft_corrected")["train"]["recipe"]["terms"] == {"distill": {"divergence": {"kind": "fkl"}}}
 
 
 def test_an_arm_without_a_result_is_owed_and_no_other(run, document):
@@ -86,7 +87,7 @@ def test_the_document_is_in_the_folder_and_the_report(run, document):
     assert json.loads((run / "report.json").read_text())["controls"] == stored
     page = (run / "report.html").read_text()
     assert "Is the effect the hint's?" in page and "hint at a random step" in page and "rules" in page
-    pipeline.report_only(load_config(run / "config.yaml"), run, QUIET)
+    whole_run.report_only(load_config(run / "config.yaml"), run, QUIET)
     assert json.loads((run / "report.json").read_text())["controls"] == stored, "a report written again keeps it"
 
 
@@ -116,8 +117,11 @@ def test_what_does_not_hold_is_said_before_anything_is_trained(run, document, ov
 
 def test_a_run_whose_targets_are_made_in_the_step_is_refused(tmp_path):
     settings = ["critic.use=[rules]", "traces.limit=4", "rollout.environment=null", "train.targets=in_step"]
-    pipeline.run(
-        load_config("configs/quickstart.yaml", [*settings, "train.teacher=live"]), tmp_path, until="read", console=QUIET
+    whole_run.run(
+        load_config("configs/quickstart.yaml", [*settings, "train.recipe.teacher.update=live"]),
+        tmp_path,
+        until="read",
+        console=QUIET,
     )
     with pytest.raises(ConfigError, match=r"train\.targets=stored"):
         run_controls(tmp_path, SMALL, console=QUIET)
