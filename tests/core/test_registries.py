@@ -358,7 +358,8 @@ def test_names_are_known_without_their_implementations():
     code = (
         "import sys\nfrom hintdistill.config import RunConfig\n"
         "c = RunConfig.model_validate({'run': {'model': 'm'}, 'traces': {'path': ['t']}, 'rescore': {'engine': {'backend': 'vllm'}},"
-        " 'critic': {'use': ['rules']}, 'inject': {'hint': 'placebo', 'placements': ['observation']}, 'train': {'recipe': {'preset': 'targeted', 'teacher': {'update': 'ema'}}}})\n"
+        " 'critic': {'use': ['rules']}, 'inject': {'hint': 'placebo', 'placements': ['observation']},"
+        " 'train': {'recipe': {'preset': 'targeted', 'teacher': {'update': 'ema'}}}})\n"
         "assert c.train.objective.teacher.update == 'ema' and not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
