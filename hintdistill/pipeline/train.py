@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hintdistill.config import OUTPUT_KEYS, TrainSection
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
-from hintdistill.planning.fits import require_fits
-from hintdistill.planning.histogram import Slot, rows
-from hintdistill.planning.shape import ModelShape
+from hintdistill.training.fits import require_fits
+from hintdistill.training.row_lengths import of_outcome, of_targets, row_lengths
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
@@ -119,7 +119,8 @@ def run(ctx: RunContext) -> None:
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
-        require_fits(rows([*slots_of(targets), *outcome_slots(outcome)]), ModelShape.of(ctx.model_folder), ctx.config)
+        lengths = row_lengths([*of_targets(targets), *of_outcome(outcome)])
+        require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.console.progress("train", None) as advance:
             job = partial(train, initial=ctx.initial_folder, heldout=held_out(ctx), watch=watch, outcome=outcome)
             summary = together(
@@ -145,13 +146,3 @@ def run(ctx: RunContext) -> None:
             f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
             f"{summary.grad_window_cosine:.3f} to the exact one"
         )
-
-
-def slots_of(targets: Sequence[Target]) -> list[Slot]:
-    """What these targets take of their traces' rows."""
-    return [Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets]
-
-
-def outcome_slots(outcome: OutcomeData) -> list[Slot]:
-    """What the steps with an outcome take of them."""
-    return [Slot(r.trace_id, r.ids[: -r.length].numpy(), r.ids[-r.length :].numpy()) for r in outcome.rows]

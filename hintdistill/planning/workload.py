@@ -1,7 +1,9 @@
-"""What lies ahead of a run, without weights: its traces, injections, anchors and rows as token ids.
+"""What lies ahead of a run, counted without weights: its traces, injections, anchors and rows as token ids.
 
 The stages that need no model of the student run for real, in a folder that is thrown away; what the run folder holds already
-(critiques, injections, targets) is taken from there. So what is counted is what would be read.
+(critiques, injections, targets) is taken from there. So what is counted is what would be read. A run in rounds has no traces
+yet: the newest round's episodes stand for the next one's, and before the first round episodes are laid out from the
+environment's opening messages.
 """
 
 from __future__ import annotations
@@ -15,26 +17,32 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
+
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
+from hintdistill.core.lines import Histogram
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.scores import ScoreRequest, Target
-from hintdistill.core.types import Trace
+from hintdistill.core.types import Finding, Injection, PlaceboBlock, Trace
 from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.injection.rendering import RenderedStep
 from hintdistill.pipeline import critique, inject, outcome, read, report, rescore, train
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
-from hintdistill.planning.histogram import Histogram, RowLength, Slot, rows
-from hintdistill.planning.shape import ModelShape
 from hintdistill.rescoring.scorer import Scorer
 from hintdistill.training.reward import OutcomeData
+from hintdistill.training.row_lengths import RowLength, StepIds, of_outcome, of_targets, row_lengths
 
 FREE = ("rules", "recorded", "checker")
 """Critics that cost nothing to ask."""
+HINT_TOKENS = 64
+"""Tokens that a hint is taken to have where none was written yet."""
 
 
 @dataclass(frozen=True)
-class Ahead:
+class Workload:
     """What the stages would work on."""
 
     source: str
@@ -45,10 +53,10 @@ class Ahead:
     asked: dict[str, dict[str, int]]
     """Requests and prompt tokens of each critic that is an LLM, at most."""
     calls: list[list[ScoreRequest]]
-    """Rescoring: the engine's calls, in order."""
+    """Rescoring: the engine's calls, in order, those of hints before those of anchors."""
+    hinted: int
+    """Hints that are scored."""
     targets: int
-    waiting: int
-    """Tokens of all that is to be scored."""
     entries: tuple[int, int]
     """Kept entries: of all targets, of the largest parquet part."""
     rows: list[RowLength]
@@ -60,6 +68,11 @@ class Ahead:
     """Report: steps that both models read."""
     steps: float
     """Steps of a trace, mean."""
+    hints: Sequence[rescore.HintItem] = ()
+    """What is scored, where no run folder has it: laid out from opening messages."""
+    anchors: Sequence[rescore.AnchorItem] = ()
+    stored: bool = False
+    """Whether targets are there already."""
 
 
 class _Paper(RunContext):
@@ -72,32 +85,53 @@ class _Paper(RunContext):
         return cast("TransformersEngine", SimpleNamespace(max_length=self.shape.max_length))
 
 
-def gather(config: RunConfig, shape: ModelShape, console: Console | None = None) -> Ahead:
-    """Read, critique with what costs nothing, inject, and lay out what follows.
+@contextlib.contextmanager
+def gathered(config: RunConfig, shape: ModelShape, console: Console | None = None) -> Iterator[tuple[Workload, Path]]:
+    """Read, critique with what costs nothing, inject, and lay out what follows; the folder goes with the context.
 
     Raises:
         HintdistillError: what these stages raise.
     """
     console = console or Console(quiet=True)
+    first, played = None, None
+    if config.run.rounds is not None:
+        first, played = config, _newest_round(config)
+        config = _one_round(config, played)
     with _scratch(config) as folder:
+        if first is not None and played is None:
+            yield _from_openings(first, shape, folder), folder
+            return
         have = {stage for stage in ("critique", "rescore") if RunDir(folder).index(stage) is not None}
-        use = (
-            config.critic.use if "critique" in have else tuple(c for c in config.critic.use if c in FREE) or ("rules",)
-        )
+        asked = config.critic.use
+        use = asked if "critique" in have else tuple(c for c in asked if c in FREE) or ("rules",)
         settings = config.model_copy(update={"critic": config.critic.model_copy(update={"use": use})})
         ctx = _Paper(settings, RunDir.create(folder, settings, resume=True), console)
         ctx.shape = shape
         try:
-            read.run(ctx)
-            outcome.require_outcomes(ctx)
-            asked = _asked(config, ctx)
-            if "critique" not in have:
-                critique.run(ctx)
-            inject.run(ctx)
+            requests = _stages(config, ctx, critiqued="critique" in have)
             targets = rescore.load(ctx) if "rescore" in have else None
-            return _lay_out(ctx, asked, targets, _source(config, use, have))
+            source = _source(config, use, have)
+            work = _lay_out(ctx, requests, targets, source if played is None else f"episodes of {played}; {source}")
         finally:
             ctx.rundir.close()
+        yield work, folder
+
+
+def gather(config: RunConfig, shape: ModelShape) -> Workload:
+    """What `gathered` lays out, without its folder. Raises what the stages up to inject raise."""
+    with gathered(config, shape) as (work, _):
+        return work
+
+
+def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, int]]:
+    """Run the stages before rescoring; returns what critics would be asked. The one place that names them."""
+    read.run(ctx)
+    outcome.require_outcomes(ctx)
+    asked = _asked(config, ctx)
+    if not critiqued:
+        critique.run(ctx)
+    inject.run(ctx)
+    return asked
 
 
 @contextlib.contextmanager
@@ -115,6 +149,102 @@ def _scratch(config: RunConfig) -> Iterator[Path]:
                     shutil.copytree(held / part, folder / part)
             shutil.copy2(held / "manifest.json", folder / "manifest.json")
         yield folder
+
+
+# -- rounds ------------------------------------------------------------------------------------------------------------
+
+
+def _newest_round(config: RunConfig) -> Path | None:
+    """The traces that the last round played; None where none was."""
+    found = sorted((Path(config.run.dir) / "rounds").glob("*/rollouts.jsonl")) if config.run.dir is not None else []
+    return next((p for p in reversed(found) if p.stat().st_size), None)
+
+
+def _one_round(config: RunConfig, played: Path | None) -> RunConfig:
+    """The configuration of one round on these traces."""
+    run = config.run.model_copy(update={"rounds": None, "dir": None if played is None else str(played.parent / "run")})
+    traces = config.traces.model_copy(update={"path": (str(played),) if played else ()})
+    return config.model_copy(update={"run": run, "traces": traces})
+
+
+def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Workload:
+    """A round laid out from the first messages of the tasks that it would draw, every episode as long as it may become.
+
+    Assumed: every episode goes to `rollout.max_steps` steps of `rollout.max_new_tokens` tokens, what the environment answers
+    included, and has one error, in its last step.
+    """
+    from hintdistill.pipeline.rounds import draw_tasks
+    from hintdistill.rollouts.evaluate import load_suite, tasks_of
+
+    section, size = config.rollout, config.rescore.part_rows
+    assert section.environment is not None
+    suite, ctx = load_suite(section.environment), RunContext(config, RunDir(folder), Console(quiet=True))
+    known = tasks_of(suite, section.sample.split, None, section.sample.tasks)
+    tasks = draw_tasks(known, section.sample.episodes, 1, config.run.seed, section.sample.per_task)
+    openings: dict[str, list[int]] = {}
+    for task in dict.fromkeys(tasks):
+        start = suite.make().reset(task)
+        openings[task] = ctx.renderer.encode(ctx.renderer.render(start.messages, start.tools, header=True))
+    hints, anchors = list[rescore.HintItem](), list[rescore.AnchorItem]()
+    lengths, step = list[int](), min(section.max_new_tokens, shape.max_length // 2)
+    per_trace = config.train.anchor.per_trace if _anchored(config) else 0
+    for n, task in enumerate(tasks):
+        longest = min(len(openings[task]) + section.max_steps * section.max_new_tokens, shape.max_length - HINT_TOKENS)
+        # what the student and the environment would say is unknown; ids that differ by episode share no more than the opening
+        said = np.random.default_rng(n).integers(0, shape.vocab, max(step + 1, longest - len(openings[task]))).tolist()
+        ids = tuple([*openings[task], *said][:longest])
+        lengths.append(len(ids))
+        hints.append((f"hint-{n}", _hint_at_the_end(f"episode-{n}", ids, step, config.rescore.placebos), "train"))
+        for k in range(min(per_trace, section.max_steps - 1)):
+            end = len(ids) - (k + 1) * step
+            if end - step > 0:
+                rendered = RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None))
+                anchors.append((f"anchor-{n}-{k}", f"episode-{n}", section.max_steps - 2 - k, rendered, "train"))
+    slots = [StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids) for _, i, _ in hints]
+    slots += [StepIds(name, r.context_ids, r.step_ids) for _, name, _, r, _ in anchors]
+    calls, hint_requests, plain = _calls(hints, anchors, size)
+    opened = Histogram.of(len(openings[t]) for t in tasks)
+    return Workload(
+        source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens median); "
+        f"each taken to go to {section.max_steps} steps of {section.max_new_tokens} tokens, with one error in its last step",
+        lengths={
+            "opening": opened,
+            "trace": Histogram.of(lengths),
+            "step": Histogram.of([step] * len(hints)),
+            "hint": Histogram.of([HINT_TOKENS] * len(hints)),
+        },
+        traces=len(tasks),
+        asked={},
+        calls=calls,
+        hinted=len(hints),
+        targets=len(hints) + len(anchors),
+        entries=_entries(config, None, hint_requests, plain),
+        rows=row_lengths(slots),
+        watched=[],
+        after=[],
+        off_target=[],
+        steps=float(section.max_steps),
+        hints=hints,
+        anchors=anchors,
+    )
+
+
+def _hint_at_the_end(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injection:
+    context, block = ids[:-step], tuple(ids[n % len(ids)] for n in range(HINT_TOKENS))
+    others = [(*block[n + 1 :], *block[: n + 1]) for n in range(placebos)]
+    return Injection(
+        trace_id=name,
+        finding=Finding(step=0, error_class="assumed"),
+        hint="",
+        context_ids=context,
+        insert_at=len(context),
+        block_ids=block,
+        step_ids=ids[-step:],
+        span=(0, step),
+        fidelity="ids",
+        placement="message",
+        placebos=tuple(PlaceboBlock(kind="shuffled", text="", insert_at=len(context), block_ids=b) for b in others),
+    )
 
 
 def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
@@ -143,48 +273,53 @@ def _asked(config: RunConfig, ctx: RunContext) -> dict[str, dict[str, int]]:
     return out
 
 
-def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target] | None, source: str) -> Ahead:
+def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target] | None, source: str) -> Workload:
     hints, anchors = rescore.hint_items(ctx), rescore.anchor_items(ctx)
-    size = ctx.config.rescore.part_rows
-    hint_requests = [Scorer.requests(key, injection) for key, injection, _ in hints]
-    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for *_, r, _ in anchors]
-    calls = [[r for some in hint_requests[at : at + size] for r in some] for at in range(0, len(hints), size)]
-    calls += [plain[at : at + size] for at in range(0, len(plain), size)]
+    calls, hint_requests, plain = _calls(hints, anchors, ctx.config.rescore.part_rows)
     ended = outcome.outcome_data(ctx)
-    slots = [*(_slots(ctx, targets) if targets is not None else _all_slots(ctx)), *train.outcome_slots(ended)]
+    slots = [*(_slots(ctx, targets) if targets is not None else _all_slots(ctx)), *of_outcome(ended)]
     watched = _watched(ctx, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
-    kept = _entries(ctx, targets, hint_requests, plain)
+    kept = _entries(ctx.config, targets, hint_requests, plain)
     after = [[some[0] for some in hint_requests[at : at + 64]] for at in range(0, len(hints), 64)]
     sets = report.off_target_sets(ctx)
     off = [requests[at : at + 32] for requests in sets.values() for at in range(0, len(requests), 32)]
     traces = [trace for _, trace, _ in read.load(ctx)]
-    return Ahead(
+    return Workload(
         source=source,
         traces=len(traces),
         asked=asked,
         calls=calls,
+        hinted=len(hints),
         targets=len(hints) + len(anchors),
         lengths={
             "trace": Histogram.of(n for t in traces if (n := _length(ctx, t))),
             "step": Histogram.of([len(i.step_ids) for _, i, _ in hints] + [len(r.step_ids) for *_, r, _ in anchors]),
             "hint": Histogram.of(len(i.block_ids) for _, i, _ in hints),
         },
-        waiting=_waiting(hints, plain),
         entries=kept,
-        rows=rows(slots),
-        watched=rows(watched),
+        rows=row_lengths(slots),
+        watched=row_lengths(watched),
         after=after,
         off_target=off,
         steps=sum(len(t.step_indices) for t in traces) / max(1, len(traces)),
+        stored=targets is not None,
     )
 
 
-def _waiting(hints: Sequence[rescore.HintItem], plain: Sequence[ScoreRequest]) -> int:
-    """Tokens of all that waits to be scored, as it is stored: a context once, and each block."""
-    blocks = sum(len(i.block_ids) + sum(len(p.block_ids) for p in i.placebos) for _, i, _ in hints)
-    return blocks + sum(len(i.plain_ids) for _, i, _ in hints) + sum(r.end for r in plain)
+def _calls(
+    hints: Sequence[rescore.HintItem], anchors: Sequence[rescore.AnchorItem], size: int
+) -> tuple[list[list[ScoreRequest]], list[list[ScoreRequest]], list[ScoreRequest]]:
+    """The engine's calls in their order; the requests of each hint; those of the anchors."""
+    hinted = [Scorer.requests(key, injection) for key, injection, _ in hints]
+    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for *_, r, _ in anchors]
+    calls = [[r for some in hinted[at : at + size] for r in some] for at in range(0, len(hinted), size)]
+    return calls + [plain[at : at + size] for at in range(0, len(plain), size)], hinted, plain
+
+
+def _anchored(config: RunConfig) -> bool:
+    return any(t.rows == "anchor" for t in config.train.objective.terms.values())
 
 
 def _length(ctx: RunContext, trace: Trace) -> int:
@@ -196,62 +331,61 @@ def _length(ctx: RunContext, trace: Trace) -> int:
     return len(last.context_ids) + len(last.step_ids)
 
 
-def _slots(ctx: RunContext, targets: Sequence[Target]) -> list[Slot]:
+def _slots(ctx: RunContext, targets: Sequence[Target]) -> list[StepIds]:
     """What training would take of stored targets."""
     from hintdistill.training.rows import build_rows
 
     allowed = {t.key for t in train.selected(ctx)}
     chosen = sorted((t for t in targets if t.key in allowed), key=lambda t: t.key)
     carried = {s.key for row in build_rows(chosen, ctx.config.train) for s in row.slots}
-    return train.slots_of([t for t in chosen if t.key in carried])
+    return of_targets([t for t in chosen if t.key in carried])
 
 
-def _all_slots(ctx: RunContext) -> list[Slot]:
+def _all_slots(ctx: RunContext) -> list[StepIds]:
     """What training would take at most: every injection of the training split, and as many anchors as it uses."""
     config = ctx.config.train
     out = [
-        Slot(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids)
+        StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids)
         for _, i, split in rescore.hint_items(ctx)
         if split == "train" and i.fidelity in config.fidelity
     ]
     taken: dict[str, int] = {}
-    anchored = any(t.rows == "anchor" for t in config.objective.terms.values())
     for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
-        if split != "train" or not anchored:
+        if split != "train" or not _anchored(ctx.config):
             # stored to be looked at while training
             continue
         taken[trace_id] = taken.get(trace_id, 0) + 1
         if taken[trace_id] <= config.anchor.per_trace:
-            out.append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
+            out.append(StepIds(trace_id, rendered.context_ids, rendered.step_ids))
     return out
 
 
-def _watched(ctx: RunContext, ended: OutcomeData) -> list[Slot]:
+def _watched(ctx: RunContext, ended: OutcomeData) -> list[StepIds]:
     """What the training reads of stored targets to watch itself."""
     from hintdistill.training.watch import subsample
 
     sets, steps = train.watched(ctx, train.selected(ctx), ended), ctx.config.train.watch.steps
     chosen = [t for some in (sets.off_target, sets.heldout) for t in subsample(some, steps, ctx.config.run.seed)]
-    return [Slot(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
+    return [StepIds(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
 
 
-def _perhaps_watched(ctx: RunContext) -> list[Slot]:
+def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
     """As many clean steps of either split as will be watched; which ones is known when they are scored."""
     steps = ctx.config.train.watch.steps
-    of: dict[str, list[Slot]] = {"train": [], "holdout": []}
+    of: dict[str, list[StepIds]] = {"train": [], "holdout": []}
     for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
-        of[split].append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
+        of[split].append(StepIds(trace_id, rendered.context_ids, rendered.step_ids))
     return [*of["train"][-steps:], *of["holdout"][:steps]]
 
 
 def _entries(
-    ctx: RunContext,
+    config: RunConfig,
     targets: Sequence[Target] | None,
     hints: Sequence[Sequence[ScoreRequest]],
     anchors: Sequence[ScoreRequest],
 ) -> tuple[int, int]:
     """Kept entries of all targets and of the largest part; stored ones are counted."""
-    k, size = ctx.config.rescore.top_k, ctx.config.rescore.part_rows
+    k, size = config.rescore.top_k, config.rescore.part_rows
     if targets is not None:
         each = [t.support_ids.size for t in targets]
     else:
@@ -261,16 +395,21 @@ def _entries(
     return sum(each), max((sum(each[at : at + size]) for at in range(0, len(each), size)), default=0)
 
 
-def rollout_tokens(config: RunConfig, lengths: dict[str, Histogram], steps: float) -> dict[str, Any] | None:
-    """What measuring success in the environment would read and sample, if its episodes are like the traces."""
-    section = config.rollout
+def rollout_tokens(config: RunConfig, work: Workload) -> dict[str, int] | None:
+    """What playing in the environment would read and sample, if its episodes are like the traces."""
+    section, lengths = config.rollout, work.lengths
     if section.environment is None:
         return None
     from hintdistill.rollouts.evaluate import load_suite, tasks_of
 
     suite = load_suite(section.environment)
-    episodes = 2 * sum(len(tasks_of(suite, split, section.limit)) for split in section.splits)
+    episodes = sum(len(tasks_of(suite, split, section.limit)) for split in section.splits)
+    if config.run.rounds is None:
+        episodes *= 2
+    else:
+        # a round plays its own, and measures greedily (or as configured) and as it samples
+        episodes = episodes * len({section.temperature, section.sample.temperature}) + section.sample.episodes
     trace, step = lengths["trace"], lengths["step"]
     mean = trace.total / max(1, trace.count)
-    sampled = round(episodes * steps * step.total / max(1, step.count))
-    return {"episodes": episodes, "read": round(episodes * steps * mean * 0.75), "sampled": sampled}
+    sampled = round(episodes * work.steps * step.total / max(1, step.count))
+    return {"episodes": episodes, "read": round(episodes * work.steps * mean * 0.75), "sampled": sampled}

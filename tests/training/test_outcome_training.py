@@ -31,7 +31,7 @@ from hintdistill.objectives.outcome import outcome_loss
 from hintdistill.pipeline.outcome import outcome_data
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import selected
-from hintdistill.planning.shape import ModelShape
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.planning.workload import gather
 from hintdistill.recipes import load_recipe, require_met
 from hintdistill.training.capabilities import available, several_rollouts

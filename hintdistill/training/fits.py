@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 
 from hintdistill.config import RunConfig, RunSection, TrainSection
 from hintdistill.core.errors import DoesNotFitError
-from hintdistill.planning.histogram import RowLength
-from hintdistill.planning.machine import Room, room
-from hintdistill.planning.memory import FLOAT, Load, Peak, Setup, train_peak
-from hintdistill.planning.shape import ModelShape
+from hintdistill.core.machine import Growth, Peak, Room, room
+from hintdistill.core.model_shape import ModelShape
+from hintdistill.engines.token_counts import FLOAT
+from hintdistill.training.memory import Load, TeacherUse, TrainSetup, train_peak
+from hintdistill.training.row_lengths import RowLength
 
 DOUBT = 0.7
 """A row is refused only where this share of what is counted for it is more than there is: never what does fit."""
@@ -23,17 +24,10 @@ def weight_bytes(dtype: str, on_cpu: bool) -> int:
     return BYTES.get(dtype, 4 if on_cpu else 2)
 
 
-def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> Setup:
+def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> TrainSetup:
     """How a training with these sections uses memory."""
-    stored = weight_bytes(run.dtype, on_cpu)
-    recipe = train.objective
-    views = recipe.used_views("hint") if train.target_source == "in_step" else {}
-    made = {(recipe.teacher.update if v.weights == "teacher" else v.weights, v.context) for v in views.values()}
-    made -= {("live", "plain")}
-    weights = {w for w, _ in made}
-    lora = train.lora
-    own = weights & {"initial", "round_start"} and lora is None
-    return Setup(
+    stored, lora = weight_bytes(run.dtype, on_cpu), train.lora
+    return TrainSetup(
         trained=shape.parameters if lora is None else shape.adapter(lora.rank, lora.target_modules),
         weight_bytes=FLOAT if lora is None else stored,
         activation_bytes=FLOAT if on_cpu else stored,
@@ -41,9 +35,21 @@ def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bo
         rank=0 if lora is None else lora.rank,
         checkpointing=train.gradient_checkpointing,
         accumulates=train.micro_batch_size is not None and train.micro_batch_size < train.batch_size,
+        kinds=len({t.rows for t in train.objective.terms.values()}),
+        teacher=_teacher(train),
+    )
+
+
+def _teacher(train: TrainSection) -> TeacherUse:
+    recipe = train.objective
+    views = recipe.used_views("hint") if train.target_source == "in_step" else {}
+    made = {(recipe.teacher.update if v.weights == "teacher" else v.weights, v.context) for v in views.values()}
+    made -= {("live", "plain")}
+    weights = {w for w, _ in made}
+    own = weights & {"initial", "round_start"} and train.lora is None
+    return TeacherUse(
         copies=int(bool(own)) + int("external" in weights),
         follower=bool(weights & {"ema", "periodic", "cgtr"}),
-        kinds=len({t.rows for t in recipe.terms.values()}),
         views=len(made),
         rides=("live", "hint") in made,
         prefills=bool(weights - {"live"}),
@@ -66,12 +72,16 @@ def largest(fits: Callable[[int], bool]) -> int:
     return low
 
 
-def longest_trace(shape: ModelShape, setup: Setup, like: Load, where: Room) -> int:
-    """Tokens of the longest trace that trains by itself, with the scored and branch tokens of `like` in it."""
+def longest_trace(shape: ModelShape, setup: TrainSetup, like: Load, where: Room, growth: Growth | None = None) -> int:
+    """Tokens of the longest trace that trains by itself, with the scored and branch tokens of `like` in it.
+
+    Args:
+        growth: how the memory that was measured here grows with the counted one.
+    """
 
     def fits(tokens: int) -> bool:
-        load = Load(tokens, min(tokens, like.scored), like.branch_tokens)
-        return where.holds(train_peak(shape, setup, load))
+        peak = train_peak(shape, setup, Load(tokens, min(tokens, like.scored), like.branch_tokens))
+        return where.holds(growth(peak) if growth else peak)
 
     return min(largest(fits), shape.max_length)
 
@@ -79,8 +89,8 @@ def longest_trace(shape: ModelShape, setup: Setup, like: Load, where: Room) -> i
 def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig, where: Room | None = None) -> None:
     """Stop before the first training step where a micro-batch cannot fit, whatever the order of the rows.
 
-    Cheap: nothing is measured and no model is loaded. What is counted is scaled down by `DOUBT`, and the allocator's own
-    share is left out, so what does fit is never refused.
+    Cheap: nothing is measured and no model is loaded. What is counted is scaled down by `DOUBT`, so what does fit is never
+    refused.
 
     Raises:
         DoesNotFitError: names the longest rows, and what would fit.
@@ -98,11 +108,10 @@ def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig
 
 def _least(peak: Peak) -> float:
     """What a stage needs at the very least of memory that is free now."""
-    certain = peak.total - peak.parts.get("allocator", 0) - peak.parts.get("program", 0)
-    return DOUBT * certain
+    return DOUBT * (peak.total - peak.parts.get("program", 0))
 
 
-def _why(order: Sequence[RowLength], shape: ModelShape, setup: Setup, each: int, where: Room) -> str:
+def _why(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, each: int, where: Room) -> str:
     longest = longest_trace(shape, setup, load_of(order[:1]), where)
     above = [r for r in order if r.tokens > longest]
     if not above:
@@ -114,7 +123,7 @@ def _why(order: Sequence[RowLength], shape: ModelShape, setup: Setup, each: int,
     return f"{len(above)} traces are longer than {where.available / 1e9:.1f} GB of memory allow ({where.source}): {names}{more}; {fitting}"
 
 
-def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: Setup, where: Room) -> str:
+def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, where: Room) -> str:
     """Settings under which the longest row trains, or shorter traces."""
     for words, other in options(shape, setup):
         if where.holds(train_peak(shape, other, load_of(order[:1]))):
@@ -122,9 +131,14 @@ def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: Setup, whe
     return "leave these traces out, cut them, or use a machine with more memory"
 
 
-def options(shape: ModelShape, setup: Setup, rank: int = 32) -> list[tuple[str, Setup]]:
+def options(shape: ModelShape, setup: TrainSetup, rank: int = 32) -> list[tuple[str, TrainSetup]]:
     """Settings that need less and less memory, the present one first, each with the words of the config."""
-    small = dataclasses.replace(setup, rank=rank, trained=shape.adapter(rank, "all-linear"), copies=0)
+    small = dataclasses.replace(
+        setup,
+        rank=rank,
+        trained=shape.adapter(rank, "all-linear"),
+        teacher=dataclasses.replace(setup.teacher, copies=0),
+    )
     out = [("train.micro_batch_size=1", dataclasses.replace(setup, accumulates=True))]
     if not setup.checkpointing:
         out.append(

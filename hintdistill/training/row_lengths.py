@@ -1,36 +1,21 @@
-"""Lengths of traces, steps and hints in tokens, and the rows that training would make of them. Torch-free."""
+"""How long the rows are that training would make of injections and anchors, from their ids alone. Torch-free."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hintdistill.config import TrainSection
+from hintdistill.core.scores import Target
+
+if TYPE_CHECKING:
+    from hintdistill.training.reward import OutcomeData
+
 Ids = Sequence[int] | np.ndarray
-QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """How long the things of one kind are, tokens."""
-
-    count: int
-    total: int
-    shortest: int
-    median: int
-    p90: int
-    p99: int
-    longest: int
-
-    @classmethod
-    def of(cls, lengths: Iterable[int]) -> Histogram:
-        """Of these lengths; of none, all zero."""
-        values = np.array(list(lengths), np.int64)
-        if not len(values):
-            return cls(0, 0, 0, 0, 0, 0, 0)
-        marks = np.quantile(values, QUANTILES, method="higher").astype(int).tolist()
-        return cls(len(values), int(values.sum()), *marks)
 
 
 @dataclass(frozen=True)
@@ -54,7 +39,7 @@ class RowLength:
 
 
 @dataclass(frozen=True)
-class Slot:
+class StepIds:
     """One injection or anchor, as ids: what a row is made of."""
 
     trace_id: str
@@ -65,18 +50,18 @@ class Slot:
     """Empty for an anchor."""
 
 
-def rows(slots: Iterable[Slot]) -> list[RowLength]:
+def row_lengths(slots: Iterable[StepIds]) -> list[RowLength]:
     """The rows of these slots, in order of appearance.
 
     Slots of one trace share a row where one's tokens begin another's. A template that rewrites history gives a trace
     several rows.
     """
-    by_trace: dict[str, list[Slot]] = {}
+    by_trace: dict[str, list[StepIds]] = {}
     for slot in slots:
         by_trace.setdefault(slot.trace_id, []).append(slot)
     out: list[RowLength] = []
     for trace_id, members in by_trace.items():
-        trunks: list[tuple[np.ndarray, list[Slot]]] = []
+        trunks: list[tuple[np.ndarray, list[StepIds]]] = []
         for slot in sorted(members, key=lambda s: -len(s.context) - len(s.step)):
             ids = np.concatenate([np.asarray(slot.context, np.int64), np.asarray(slot.step, np.int64)])
             for trunk, held in trunks:
@@ -89,7 +74,31 @@ def rows(slots: Iterable[Slot]) -> list[RowLength]:
     return out
 
 
-def _row(trace_id: str, trunk: np.ndarray, held: Sequence[Slot]) -> RowLength:
+def of_targets(targets: Iterable[Target]) -> list[StepIds]:
+    """What these targets take of their traces' rows."""
+    return [StepIds(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets]
+
+
+def of_outcome(outcome: OutcomeData) -> list[StepIds]:
+    """What the steps with an outcome take of them."""
+    return [StepIds(r.trace_id, r.ids[: -r.length].numpy(), r.ids[-r.length :].numpy()) for r in outcome.rows]
+
+
+def micro_batches(lengths: Sequence[int], train: TrainSection, seed: int) -> list[list[int]]:
+    """List the indices of the rows of each micro-batch of a whole training, in the order in which the trainer reads them."""
+    from hintdistill.training.rows import LengthSampler
+
+    each = train.micro_batch_size or train.batch_size
+    sampler = LengthSampler([n + 1 for n in lengths], train.batch_size, seed)
+    out: list[list[int]] = []
+    for epoch in range(math.ceil(train.epochs) if lengths else 0):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        out += [order[at : at + each] for at in range(0, len(order), each)]
+    return out
+
+
+def _row(trace_id: str, trunk: np.ndarray, held: Sequence[StepIds]) -> RowLength:
     hinted = [s for s in held if len(s.block)]
     return RowLength(
         trace_id=trace_id,
@@ -98,24 +107,3 @@ def _row(trace_id: str, trunk: np.ndarray, held: Sequence[Slot]) -> RowLength:
         hinted=sum(len(s.step) for s in hinted),
         branches=tuple((s.insert_at, len(s.block) + len(s.context) - s.insert_at + len(s.step) - 1) for s in hinted),
     )
-
-
-def micro_batches(lengths: Sequence[int], rows_each: int) -> list[int]:
-    """Tokens of each micro-batch where rows are taken in the given order."""
-    return [sum(lengths[i : i + rows_each]) for i in range(0, len(lengths), rows_each)]
-
-
-def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows sorted by length and packed up to `budget` tokens each, longest first; lengths in each batch.
-
-    A row above the budget stands alone.
-    """
-    out: list[list[int]] = []
-    room = 0
-    for n in sorted(lengths, reverse=True):
-        if not out or n > room:
-            out.append([])
-            room = budget
-        out[-1].append(n)
-        room -= n
-    return out
