@@ -175,7 +175,8 @@ class _Planner:
             config=self.config,
             model=folder,
             parts=list(self._calls()),
-            available=self.where.available,
+            # what is planned for may be another machine
+            available=min(self.where.available, room(self.config.run.device).available),
             vocabulary=self.shape.vocab,
             folder=None if laid_out else held,
             hints=self.work.hints,
