@@ -17,13 +17,13 @@ from hintdistill.core.errors import ConfigError, SpliceError, TraceError
 from hintdistill.core.models import resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Injection, Message, Placement, Source, Trace
+from hintdistill.core.types import Finding, Message, Placement, Source, Trace
 from hintdistill.engines import Engine
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import shipped_library
-from hintdistill.rescoring.scorer import Scorer
+from hintdistill.rescoring.scorer import HintItem, Scorer
 from hintdistill.traces.formats import openai_chat
 from hintdistill.traces.options import ReadOptions
 
@@ -170,7 +170,7 @@ def rank_hints(
     """
     trace = _trace(messages, step, tools)
     injector = Injector(engine.renderer, shipped_library(), InjectSection(placements=(placement,)), config.placebos)
-    items: list[tuple[str, Injection, Literal["train", "holdout"]]] = []
+    items: list[HintItem] = []
     for hint in hints:
         if not hint.strip():
             raise SpliceError(
@@ -179,7 +179,8 @@ def rank_hints(
         finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
         with engine.lock:
             injection = injector.inject(trace, finding)
-        items.append((content_key("call", injection.model_dump(mode="json"), engine.engine.key), injection, "train"))
+        key = content_key("call", injection.model_dump(mode="json"), engine.engine.key)
+        items.append(HintItem(key, injection, "train"))
     targets = Scorer(engine.engine, engine.renderer, config).score(items)
     ranked = [RankedHint(hint, target) for hint, target in zip(hints, targets, strict=True)]
     return sorted(ranked, key=lambda r: (not r.target.accepted, r.effect))

@@ -4,6 +4,7 @@
 manifest.json        schema, config, versions, model and prompt hashes
 config.yaml          the configuration, to run again
 index/<stage>.json   the row keys that are current, in order; older rows stay in their files and count for nothing
+index/<stage>-warnings.json   what the stage warned of when it last ran, the revision among them
 traces.jsonl         one row per record read: a trace, or a failure with file and line
 critiques.jsonl      one row per (trace, critic)
 injections.jsonl     one row per finding: an injection, or a failure with its reason
@@ -35,7 +36,6 @@ from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.storage import JsonlStore, write_atomic
 
 RUN_SCHEMA = 1
-STAGES = ("read", "critique", "inject", "rescore", "train", "report")
 
 
 class RunDir:

@@ -24,8 +24,8 @@ from hintdistill.engines.token_counts import (
     scoring_peak,
     train_operations,
 )
-from hintdistill.pipeline import check_inputs
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.stages import check_inputs
 from hintdistill.planning.measure import Job, Measured, Part, measure
 from hintdistill.planning.workload import Histogram, Workload, gathered, rollout_tokens
 from hintdistill.training.fits import largest, load_of, longest_trace, options, setup_of, weight_bytes
@@ -151,8 +151,8 @@ class _Planner:
         beside = Beside(
             # the rescoring engine stays loaded while training follows in the same process
             other_weights=shape.parameters * self.bytes if own else 0,
-            # where there are targets, they are loaded in the measured run too
-            stored=0 if work.stored and measured else work.entries[0],
+            # they are read part by part, in the measured run too where they are there
+            stored=0 if work.stored and measured else work.entries[1],
             watched=sum(r.tokens for r in work.watched),
         )
         self.beside = replace(self.setup, beside=beside)

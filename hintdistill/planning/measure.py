@@ -34,7 +34,7 @@ from hintdistill.pipeline import train as training
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
-from hintdistill.rescoring.scorer import Scorer
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.training.row_lengths import RowLength
 from hintdistill.training.synthetic import synthetic_targets
@@ -94,8 +94,8 @@ class Job:
     """Ids below this one are drawn for rows that are made up."""
     folder: Path | None = None
     """A run folder with the items; None where they are given here."""
-    hints: Sequence[rescore.HintItem] = field(default=())
-    anchors: Sequence[rescore.AnchorItem] = field(default=())
+    hints: Sequence[HintItem] = field(default=())
+    anchors: Sequence[AnchorItem] = field(default=())
 
 
 def clock() -> float:

@@ -23,17 +23,19 @@ from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.lines import Histogram
 from hintdistill.core.model_shape import ModelShape
-from hintdistill.core.scores import ScoreRequest, Target
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.types import Finding, Injection, PlaceboBlock, Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import RenderedStep
-from hintdistill.pipeline import critique, inject, outcome, read, report, rescore, train
+from hintdistill.pipeline import critique, outcome, read, report, rescore, train
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.stages import run_stages, stages_between
 from hintdistill.pipeline.store import RunDir
-from hintdistill.rescoring.scorer import Scorer
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
+from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.training.reward import OutcomeData
-from hintdistill.training.row_lengths import RowLength, StepIds, of_outcome, of_targets, row_lengths
+from hintdistill.training.row_lengths import RowLength, StepIds, of_outcome, row_lengths, trained_lengths
 
 FREE = ("rules", "recorded", "checker")
 """Critics that cost nothing to ask."""
@@ -68,9 +70,9 @@ class Workload:
     """Report: steps that both models read."""
     steps: float
     """Steps of a trace, mean."""
-    hints: Sequence[rescore.HintItem] = ()
+    hints: Sequence[HintItem] = ()
     """What is scored, where no run folder has it: laid out from opening messages."""
-    anchors: Sequence[rescore.AnchorItem] = ()
+    anchors: Sequence[AnchorItem] = ()
     stored: bool = False
     """Whether targets are there already."""
 
@@ -124,13 +126,11 @@ def gather(config: RunConfig, shape: ModelShape) -> Workload:
 
 
 def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, int]]:
-    """Run the stages before rescoring; returns what critics would be asked. The one place that names them."""
-    read.run(ctx)
+    """Run the stages that need no weights; returns what critics would be asked."""
+    run_stages(ctx, until="read")
     outcome.require_outcomes(ctx)
-    asked = _asked(config, ctx)
-    if not critiqued:
-        critique.run(ctx)
-    inject.run(ctx)
+    asked, last = _asked(config, ctx), [s.name for s in stages_between() if not s.needs_weights][-1]
+    run_stages(ctx, first="critique", until=last, skip=("critique",) if critiqued else ())
     return asked
 
 
@@ -173,7 +173,7 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
     Assumed: every episode goes to `rollout.max_steps` steps of `rollout.max_new_tokens` tokens, what the environment answers
     included, and has one error, in its last step.
     """
-    from hintdistill.pipeline.rounds import draw_tasks
+    from hintdistill.pipeline.playing import draw_tasks
     from hintdistill.rollouts.evaluate import load_suite, tasks_of
 
     section, size = config.rollout, config.rescore.part_rows
@@ -185,7 +185,7 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
     for task in dict.fromkeys(tasks):
         start = suite.make().reset(task)
         openings[task] = ctx.renderer.encode(ctx.renderer.render(start.messages, start.tools, header=True))
-    hints, anchors = list[rescore.HintItem](), list[rescore.AnchorItem]()
+    hints, anchors = list[HintItem](), list[AnchorItem]()
     lengths, step = list[int](), min(section.max_new_tokens, shape.max_length // 2)
     per_trace = config.train.anchor.per_trace if _anchored(config) else 0
     for n, task in enumerate(tasks):
@@ -194,12 +194,16 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
         said = np.random.default_rng(n).integers(0, shape.vocab, max(step + 1, longest - len(openings[task]))).tolist()
         ids = tuple([*openings[task], *said][:longest])
         lengths.append(len(ids))
-        hints.append((f"hint-{n}", _hint_at_the_end(f"episode-{n}", ids, step, config.rescore.placebos), "train"))
+        hints.append(
+            HintItem(f"hint-{n}", _hint_at_the_end(f"episode-{n}", ids, step, config.rescore.placebos), "train")
+        )
         for k in range(min(per_trace, section.max_steps - 1)):
             end = len(ids) - (k + 1) * step
             if end - step > 0:
                 rendered = RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None))
-                anchors.append((f"anchor-{n}-{k}", f"episode-{n}", section.max_steps - 2 - k, rendered, "train"))
+                anchors.append(
+                    AnchorItem(f"anchor-{n}-{k}", f"episode-{n}", section.max_steps - 2 - k, rendered, "train")
+                )
     slots = [StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids) for _, i, _ in hints]
     slots += [StepIds(name, r.context_ids, r.step_ids) for _, name, _, r, _ in anchors]
     calls, hint_requests, plain = _calls(hints, anchors, size)
@@ -273,12 +277,16 @@ def _asked(config: RunConfig, ctx: RunContext) -> dict[str, dict[str, int]]:
     return out
 
 
-def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target] | None, source: str) -> Workload:
+def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
     hints, anchors = rescore.hint_items(ctx), rescore.anchor_items(ctx)
+    steps = [a.rendered for a in anchors]
     calls, hint_requests, plain = _calls(hints, anchors, ctx.config.rescore.part_rows)
     ended = outcome.outcome_data(ctx)
-    slots = [*(_slots(ctx, targets) if targets is not None else _all_slots(ctx)), *of_outcome(ended)]
-    watched = _watched(ctx, ended) if targets is not None else _perhaps_watched(ctx)
+    if targets is not None:
+        trained = trained_lengths(train.selected(ctx, targets), ctx.config.train, ended)
+    else:
+        trained = row_lengths([*_all_slots(ctx), *of_outcome(ended)])
+    watched = _watched(ctx, targets, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
     kept = _entries(ctx.config, targets, hint_requests, plain)
@@ -295,11 +303,11 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
         targets=len(hints) + len(anchors),
         lengths={
             "trace": Histogram.of(n for t in traces if (n := _length(ctx, t))),
-            "step": Histogram.of([len(i.step_ids) for _, i, _ in hints] + [len(r.step_ids) for *_, r, _ in anchors]),
-            "hint": Histogram.of(len(i.block_ids) for _, i, _ in hints),
+            "step": Histogram.of([len(h.injection.step_ids) for h in hints] + [len(r.step_ids) for r in steps]),
+            "hint": Histogram.of(len(h.injection.block_ids) for h in hints),
         },
         entries=kept,
-        rows=row_lengths(slots),
+        rows=trained,
         watched=row_lengths(watched),
         after=after,
         off_target=off,
@@ -309,7 +317,7 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
 
 
 def _calls(
-    hints: Sequence[rescore.HintItem], anchors: Sequence[rescore.AnchorItem], size: int
+    hints: Sequence[HintItem], anchors: Sequence[AnchorItem], size: int
 ) -> tuple[list[list[ScoreRequest]], list[list[ScoreRequest]], list[ScoreRequest]]:
     """The engine's calls in their order; the requests of each hint; those of the anchors."""
     hinted = [Scorer.requests(key, injection) for key, injection, _ in hints]
@@ -331,16 +339,6 @@ def _length(ctx: RunContext, trace: Trace) -> int:
     return len(last.context_ids) + len(last.step_ids)
 
 
-def _slots(ctx: RunContext, targets: Sequence[Target]) -> list[StepIds]:
-    """What training would take of stored targets."""
-    from hintdistill.training.rows import build_rows
-
-    allowed = {t.key for t in train.selected(ctx)}
-    chosen = sorted((t for t in targets if t.key in allowed), key=lambda t: t.key)
-    carried = {s.key for row in build_rows(chosen, ctx.config.train) for s in row.slots}
-    return of_targets([t for t in chosen if t.key in carried])
-
-
 def _all_slots(ctx: RunContext) -> list[StepIds]:
     """What training would take at most: every injection of the training split, and as many anchors as it uses."""
     config = ctx.config.train
@@ -360,11 +358,11 @@ def _all_slots(ctx: RunContext) -> list[StepIds]:
     return out
 
 
-def _watched(ctx: RunContext, ended: OutcomeData) -> list[StepIds]:
+def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> list[StepIds]:
     """What the training reads of stored targets to watch itself."""
     from hintdistill.training.watch import subsample
 
-    sets, steps = train.watched(ctx, train.selected(ctx), ended), ctx.config.train.watch.steps
+    sets, steps = train.watched(ctx, train.selected(ctx, targets), ended, targets), ctx.config.train.watch.steps
     chosen = [t for some in (sets.off_target, sets.heldout) for t in subsample(some, steps, ctx.config.run.seed)]
     return [StepIds(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
 
@@ -380,14 +378,15 @@ def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
 
 def _entries(
     config: RunConfig,
-    targets: Sequence[Target] | None,
+    targets: StoredTargets | None,
     hints: Sequence[Sequence[ScoreRequest]],
     anchors: Sequence[ScoreRequest],
 ) -> tuple[int, int]:
     """Kept entries of all targets and of the largest part; stored ones are counted."""
     k, size = config.rescore.top_k, config.rescore.part_rows
     if targets is not None:
-        each = [t.support_ids.size for t in targets]
+        kept = {i: t.support_ids.size for i, t in targets.by_part()}
+        each = [kept[i] for i in range(len(targets))]
     else:
         # two views' top entries overlap: between k and 2 k, a third more than one's in the traces that were looked at
         each = [(some[0].end - some[0].start) * k * 4 // 3 for some in hints]

@@ -14,6 +14,7 @@ from hintdistill.core.scores import Target
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
+    from hintdistill.training.rows import RowPlan
 
 Ids = Sequence[int] | np.ndarray
 
@@ -74,9 +75,24 @@ def row_lengths(slots: Iterable[StepIds]) -> list[RowLength]:
     return out
 
 
-def of_targets(targets: Iterable[Target]) -> list[StepIds]:
-    """What these targets take of their traces' rows."""
-    return [StepIds(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets]
+def trained_lengths(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData) -> list[RowLength]:
+    """The rows that training would make of stored targets, as lengths."""
+    from hintdistill.rescoring.stored import by_key
+    from hintdistill.training.rows import build_rows
+
+    return [_length(plan) for plan in build_rows(by_key(targets), config, outcome).plans]
+
+
+def _length(plan: RowPlan) -> RowLength:
+    hinted = [m for m in plan.members if m.block]
+    return RowLength(
+        trace_id=plan.trace_id,
+        # the last token is read by nobody
+        tokens=plan.length - 1,
+        scored=sum(m.length for m in plan.members),
+        hinted=sum(m.length for m in hinted),
+        branches=tuple((m.insert_at, m.block + m.start - m.insert_at + m.length - 1) for m in hinted),
+    )
 
 
 def of_outcome(outcome: OutcomeData) -> list[StepIds]:

@@ -130,7 +130,7 @@ class HintTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         data, seed = self.train_dataset, self.args.data_seed or self.args.seed
-        data.sampler = LengthSampler([len(r.ids) for r in data.rows], self.config.batch_size, seed, data.fill)
+        data.sampler = LengthSampler(data.lengths, self.config.batch_size, seed, data.fill)
         return data.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:

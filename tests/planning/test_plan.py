@@ -14,7 +14,6 @@ import torch
 from conftest import ROOT, STUDENT, TOOLWORLD
 from typer.testing import CliRunner
 
-from hintdistill import pipeline
 from hintdistill.cli.main import app
 from hintdistill.config.file import validate
 from hintdistill.core.errors import DoesNotFitError, ModelError
@@ -24,6 +23,8 @@ from hintdistill.core.model_shape import ModelShape
 from hintdistill.engines.token_counts import ScoringUse, count_tokens, pairs, scoring_peak
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.planning.estimate import by_length, forecast
 from hintdistill.planning.workload import gather
@@ -59,7 +60,7 @@ def scored(tmp_path_factory):
     """A run up to rescore, and its configuration."""
     folder = tmp_path_factory.mktemp("plan") / "run"
     settings = config(run={"dir": str(folder)})
-    pipeline.run(settings, folder, until="rescore", console=pipeline.Console(quiet=True))
+    run(settings, folder, until="rescore", console=Console(quiet=True))
     return settings
 
 
@@ -84,7 +85,7 @@ def test_rows_are_those_of_the_trainer(scored, shape):
 
     ahead = gather(scored, shape)
     assert ahead.source.startswith("targets of")
-    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Console(quiet=True))
+    ctx = RunContext(scored, RunDir(scored.run.dir), Console(quiet=True))
     real = build_rows(sorted(selected(ctx), key=lambda t: t.key), scored.train)
     assert sorted((r.tokens, r.scored) for r in ahead.rows) == sorted(
         (len(r.ids) - 1, sum(s.length for s in r.slots)) for r in real
@@ -295,7 +296,7 @@ from hintdistill.engines.shared_prefix import shared_attention
 from hintdistill.objectives.chunked import HeadSpec
 from hintdistill.objectives.chunked_support import linear_kept
 from hintdistill.training.passes import Passes
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/planning"]
 from test_plan import training_row
 checkpointing = sys.argv[1] == "1"
 model = AutoModelForCausalLM.from_config(Qwen3Config(vocab_size=512, hidden_size=256, intermediate_size=768, num_hidden_layers=4,
@@ -435,7 +436,7 @@ def test_training_asks_before_it_loads_the_model(scored, monkeypatch):
     from hintdistill.training import fits
 
     monkeypatch.setattr(fits, "room", lambda device: Room(1000, "free in a test"))
-    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Console(quiet=True))
+    ctx = RunContext(scored, RunDir(scored.run.dir), Console(quiet=True))
     with pytest.raises(DoesNotFitError, match="no trace fits"):
         train.run(ctx)
 
@@ -516,7 +517,10 @@ def test_rounds_are_planned_from_the_environments_opening_messages(shape):
     from hintdistill.rollouts.evaluate import load_suite
 
     work = gather(rounds(), shape)
-    suite, ctx = load_suite(f"{TOOLWORLD}/world.py:Toolworld"), RunContext(rounds(), None, pipeline.Console(quiet=True))
+    suite, ctx = (
+        load_suite(f"{TOOLWORLD}/world.py:Toolworld"),
+        RunContext(rounds(), RunDir(Path()), Console(quiet=True)),
+    )
     texts = {
         tuple(ctx.renderer.encode(ctx.renderer.render(start.messages, start.tools, header=True)))
         for task in suite.splits()["train"]
