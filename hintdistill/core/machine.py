@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
 BESIDE = ("program", "weights", "other models", "stored targets")
@@ -119,3 +121,22 @@ def process_figure(key: str) -> int:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return int(line.split()[1]) * 1024
+
+
+def high_water(device: Any) -> int:
+    """Read the peak so far: resident bytes of the process on a CPU, of what is allocated on a CUDA device."""
+    if device.type == "cpu":
+        return process_figure("VmHWM")
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def clock() -> float:
+    """Read seconds: of this process on one CPU thread, else of the wall."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()

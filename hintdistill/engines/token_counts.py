@@ -195,18 +195,3 @@ def operations(shape: ModelShape, tokens: int, keys: int, scored: int) -> float:
     pair of query and key, 2 per head entry and scored position."""
     attention = 4.0 * shape.query_width * shape.layers * keys
     return 2.0 * shape.body * tokens + attention + 2.0 * shape.head * scored
-
-
-def train_operations(
-    shape: ModelShape, tokens: int, keys: int, scored: int, *, full: bool, checkpointing: bool
-) -> float:
-    """Of a student's pass with its backward pass.
-
-    Backward: 4 per body parameter and token (2 where the weights are frozen beside adapters), 2.5 times the attention's
-    forward; the head once more for hidden states, and once more for its own gradient. Checkpointing adds a forward pass.
-    """
-    attention = 4.0 * shape.query_width * shape.layers * keys
-    forward = 2.0 * shape.body * tokens + attention
-    backward = (4.0 if full else 2.0) * shape.body * tokens + 2.5 * attention
-    head = (6.0 if full else 4.0) * shape.head * scored
-    return forward * (2 if checkpointing else 1) + backward + head

@@ -22,21 +22,27 @@ from hintdistill.engines.token_counts import (
     operations,
     pairs,
     scoring_peak,
-    train_operations,
 )
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs
 from hintdistill.planning.measure import Job, Measured, Part, measure
 from hintdistill.planning.workload import Histogram, Workload, gathered, rollout_tokens
-from hintdistill.training.fits import largest, load_of, longest_trace, options, setup_of, weight_bytes
+from hintdistill.training.fits import (
+    MARGIN,
+    Recommended,
+    largest,
+    load_of,
+    longest_trace,
+    options,
+    recommend,
+    setup_of,
+    weight_bytes,
+)
 from hintdistill.training.memory import Beside, Load, TrainSetup, train_peak
-from hintdistill.training.row_lengths import RowLength, micro_batches
+from hintdistill.training.row_lengths import RowLength, micro_batches, row_operations
 from hintdistill.training.synthetic import shorter
+from hintdistill.training.watch import times_watched
 
-MARGIN = 0.9
-"""Share of the memory that recommended settings may fill."""
-ENOUGH = 16_384
-"""Tokens in a forward pass beyond which a larger one gains nothing."""
 FLOOR_ROWS = 32
 """Rows read before training, to measure the mismatch of the engines; `training.stage`."""
 SAVED_PER_SECOND = 1e9
@@ -60,20 +66,6 @@ class StageForecast:
     """None where nothing was measured."""
     fits: bool = True
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Recommended:
-    """Settings under which everything fits, with the reason."""
-
-    settings: Mapping[str, Any]
-    token_budget: int
-    """Tokens of a micro-batch that fit under these settings."""
-    batches: int
-    """Micro-batches of an epoch, were rows packed by length up to the budget."""
-    largest_batch: int
-    """Rows of the fullest of them."""
-    why: str
 
 
 @dataclass(frozen=True)
@@ -126,16 +118,6 @@ def forecast(
         if measured:
             planner.measure(folder, held, console)
     return planner.plan()
-
-
-def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows sorted by length and packed up to `budget` tokens each, longest first; a row above the budget is alone."""
-    out: list[list[int]] = []
-    for n in sorted(lengths, reverse=True):
-        if not out or sum(out[-1]) + n > budget:
-            out.append([])
-        out[-1].append(n)
-    return out
 
 
 class _Planner:
@@ -216,17 +198,7 @@ class _Planner:
                 yield Part("rows", peak, sum(map(self._row_operations, cut)), rows=cut)
 
     def _row_operations(self, row: RowLength) -> float:
-        train = self.config.train
-        own = train_operations(
-            self.shape,
-            row.tokens,
-            pairs(0, row.tokens),
-            row.scored,
-            full=train.lora is None,
-            checkpointing=train.gradient_checkpointing,
-        )
-        branches = row.branches if self.setup.teacher.views else ()
-        return own + sum(operations(self.shape, n, pairs(at, n), 0) for at, n in branches)
+        return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
 
     def _grown(self, stage: str, peak: Peak) -> Peak:
         growth = self._growth(stage)
@@ -263,7 +235,7 @@ class _Planner:
             stages=stages,
             largest_trace=trace | {"rescore": self._longest_scored()},
             too_long=tuple(sorted(above.items(), key=lambda x: -x[1])),
-            recommended=self._recommend(),
+            recommended=recommend(work.rows, options(shape, self.beside), self.config.train.batch_size, self._holds),
             sharing=self.measured.sharing if self.measured else "not measured",
             notes=tuple(self._notes()),
             rounds=self.config.run.rounds,
@@ -317,7 +289,7 @@ class _Planner:
         peak = self._grown("train", max(peaks, key=lambda p: p.total))
         steps = -(-len(rows) // section.batch_size) * section.epochs
         branches = sum(r.branch_tokens for r in rows) if self.setup.teacher.views else 0
-        readings = _readings(self.config, steps) if self.work.watched else 0
+        readings = times_watched(self.config.train, steps) if self.work.watched else 0
         watched = sum(r.tokens for r in self.work.watched)
         note = (
             f"{len(rows):,} rows of at most {max(r.tokens for r in rows):,} tokens, {steps:g} steps; "
@@ -365,6 +337,9 @@ class _Planner:
 
     # -- what fits -----------------------------------------------------------------------------------------------------
 
+    def _holds(self, setup: TrainSetup, load: Load) -> bool:
+        return self.where.holds(self._grown("train", train_peak(self.shape, setup, load)), MARGIN)
+
     def _longest_scored(self) -> int:
         """Tokens of the longest trace that can be rescored, with three injections of the longest hint and step in it."""
         branch = self.work.lengths["hint"].longest + self.work.lengths["step"].longest
@@ -381,47 +356,3 @@ class _Planner:
             return self.where.holds(self._grown("rescore", self._scoring(read)))
 
         return min(largest(fits), self.shape.max_length)
-
-    def _recommend(self) -> Recommended | None:
-        """The settings that need least beyond the present ones, and the largest micro-batch that fits under them."""
-        order = sorted(self.work.rows, key=lambda r: -r.tokens)
-        total, size = sum(r.tokens for r in order), self.config.train.batch_size
-        for words, other in options(self.shape, self.beside) if order else ():
-            # one row at a time at first: accumulation keeps gradients beside activations
-            if not self._holds(other, load_of(order[:1])):
-                continue
-            budget = self._budget(other, order, total)
-            fitting = [m for m in range(2, size + 1) if size % m == 0 and sum(r.tokens for r in order[:m]) <= budget]
-            micro = max(fitting, default=1)
-            settings: dict[str, Any] = {"train.micro_batch_size": micro}
-            settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
-            packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
-            why = f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens"
-            return Recommended(
-                settings | {"train.normalize": "row"},
-                budget,
-                len(packed),
-                max(map(len, packed)),
-                f"{why}; every injection weighs the same",
-            )
-        return None
-
-    def _holds(self, setup: TrainSetup, load: Load) -> bool:
-        return self.where.holds(self._grown("train", train_peak(self.shape, setup, load)), MARGIN)
-
-    def _budget(self, setup: TrainSetup, order: Sequence[RowLength], total: int) -> int:
-        """Tokens of a micro-batch that fit, at the run's own share of scored tokens and branches."""
-        scored, branches = sum(r.scored for r in order) / total, sum(r.branch_tokens for r in order) / total
-        most = largest(lambda n: self._holds(setup, Load(n, round(n * scored), round(n * branches))))
-        return min(most, max(ENOUGH, order[0].tokens))
-
-
-def _readings(config: RunConfig, steps: float) -> int:
-    """How often training is watched: at logging steps, and after the last step."""
-    train = config.train
-    every = train.logging_steps if train.watch.every is None else train.watch.every
-    if every == 0:
-        return 0
-    last, log = math.ceil(steps), train.logging_steps
-    due = [s for s in range(log, last + 1, log) if s // every > (s - log) // every]
-    return len(set(due) | {last})

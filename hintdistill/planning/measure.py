@@ -13,7 +13,6 @@ import contextlib
 import pickle
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import torch
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ModelError
 from hintdistill.core.lines import TimeLine, fit
-from hintdistill.core.machine import Growth, Peak, grow_by, process_figure
+from hintdistill.core.machine import Growth, Peak, clock, grow_by, high_water, process_figure
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.transformers import TransformersEngine, pick_device
 from hintdistill.pipeline import rescore
@@ -37,16 +36,12 @@ from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.training.row_lengths import RowLength
-from hintdistill.training.synthetic import synthetic_targets
+from hintdistill.training.synthetic import optimizer_seconds, short_training, synthetic_targets
 
 SECONDS = 20.0
 """What scoring some of the requests may take; a part that would take longer is left out."""
 FILL = 0.9
 """Share of the free memory that a measured run may take, as foretold by what is counted and by the runs before it."""
-STEPS = 3
-"""Optimiser steps of a measured training; the first one is not timed."""
-SCRATCH = 1 << 22
-"""Entries of the tensor that the optimiser is timed on."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +93,6 @@ class Job:
     anchors: Sequence[AnchorItem] = field(default=())
 
 
-def clock() -> float:
-    """Seconds: of this process on one CPU thread, else of the wall."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
-
-
 def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], None]) -> Measured:
     """Measure this model on this machine.
 
@@ -123,7 +110,12 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
     score = fit(
         [(job.parts[i].operations, job.parts[i].scored, s) for i, s, _ in scored["points"]] or [(1.0, 0, 1e-12)]
     )
-    optimizer, points, startup, notes = _optimizer(job.config), list[tuple[float, float, float]](), 0.0, list[str]()
+    optimizer, points, startup, notes = (
+        optimizer_seconds(pick_device(job.config.run.device), job.config.train.max_grad_norm),
+        list[tuple[float, float, float]](),
+        0.0,
+        list[str](),
+    )
     runs: list[tuple[int, int]] = []
     for part in train:
         say(f"measuring: training on rows of up to {max(r.tokens for r in part.rows):,} tokens")
@@ -192,11 +184,6 @@ def _main(path: Path) -> None:
     path.with_suffix(".found").write_bytes(pickle.dumps(found))
 
 
-def _high_water(job: Job) -> int:
-    device = pick_device(job.config.run.device)
-    return process_figure("VmHWM") if device.type == "cpu" else int(torch.cuda.max_memory_allocated(device))
-
-
 def _context(job: Job) -> RunContext | None:
     """The run's rows as its stages see them; None where there are none yet."""
     if job.folder is None:
@@ -224,61 +211,24 @@ def _score(job: Job, work: Path) -> dict[str, Any]:
         store.append(
             scorer.score(hints[: part.items]) if part.kind == "hint" else scorer.anchors(anchors[: part.items])
         )
-        seconds, peak = max(1e-6, clock() - began), _high_water(job)
+        seconds, peak = max(1e-6, clock() - began), high_water(pick_device(job.config.run.device))
         points.append((at, seconds, peak))
         spent, beyond = spent + seconds, max(0, peak - part.peak.total)
     return {"points": points, "startup": startup, "sharing": engine.sharing or "separate"}
 
 
 def _train(job: Job, work: Path) -> dict[str, Any]:
-    """Let the real trainer take a few steps on random ids in rows of the given lengths."""
-    from hintdistill.training.reward import OutcomeData, TraceOutcome
-    from hintdistill.training.stage import train
-
-    part, ctx, section = job.parts[0], _context(job), job.config.train
+    """Let the real trainer take a few steps, with what its stage holds of stored targets beside it."""
+    part, ctx, config = job.parts[0], _context(job), job.config
     if part.peak.total > FILL * job.available:
         return {"points": [], "startup": 0.0, "passes": 1}
     held = None
     if ctx is not None and ctx.rundir.index("rescore") is not None:
-        # what the stage keeps of them is there when it trains
         held = (chosen := training.selected(ctx)), training.watched(ctx, chosen)
-    micro = len(part.rows)
-    passes = 2 if micro < section.batch_size else 1
-    changed = {"batch_size": micro * passes, "micro_batch_size": micro, "epochs": 1.0, "trackers": (), "push": None}
-    section = section.model_copy(update=changed)
-    rows = [r for _ in range(STEPS * passes) for r in part.rows]
-    targets = synthetic_targets(rows, job.vocabulary, job.config.rescore.top_k * 4 // 3)
-    ended = {t.trace_id: TraceOutcome(1.0, 0.5, 0.5, 2) for t in targets}
-    began, ends = clock(), list[float]()
-    train(
-        job.model,
-        targets,
-        job.config.run,
-        section,
-        work / "train",
-        work / "student",
-        "measured",
-        lambda done, total: ends.append(clock()),
-        heldout=targets[:1],
-        outcome=OutcomeData(ended),
-    )
-    total, each = clock() - began, (ends[-1] - ends[0]) / (len(ends) - 1)
+    vocabulary, kept = job.vocabulary, config.rescore.top_k * 4 // 3
+    found = short_training(job.model, synthetic_targets(part.rows, vocabulary, kept), config.run, config.train, work)
     del held
-    return {"points": [(0, each, _high_water(job))], "startup": max(0.0, total - each * len(ends)), "passes": passes}
-
-
-def _optimizer(config: RunConfig) -> float:
-    """Seconds of clipping and AdamW per entry."""
-    device = pick_device(config.run.device)
-    scratch = [torch.nn.Parameter(torch.zeros(SCRATCH // 8, device=device)) for _ in range(8)]
-    for p in scratch:
-        p.grad = torch.ones_like(p)
-    optimizer = torch.optim.AdamW(scratch, lr=1e-3)
-    optimizer.step()
-    began = clock()
-    torch.nn.utils.clip_grad_norm_(scratch, config.train.max_grad_norm)
-    optimizer.step()
-    return (clock() - began) / SCRATCH
+    return vars(found) | {"points": [(0, found.step_s, high_water(pick_device(config.run.device)))]}
 
 
 if __name__ == "__main__":

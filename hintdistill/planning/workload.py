@@ -9,38 +9,34 @@ environment's opening messages.
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
-
-import numpy as np
+from typing import cast
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.lines import Histogram
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.scores import ScoreRequest
-from hintdistill.core.types import Finding, Injection, PlaceboBlock, Trace
+from hintdistill.core.types import Trace
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.injection.rendering import RenderedStep
 from hintdistill.pipeline import critique, outcome, read, report, rescore, train
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.playing import draw_tasks
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import run_stages, stages_between
-from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.store import RunDir, scratch_copy
 from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.stored import StoredTargets
+from hintdistill.rollouts.evaluate import load_suite, tasks_of
+from hintdistill.rollouts.openings import lay_out
 from hintdistill.training.reward import OutcomeData
 from hintdistill.training.row_lengths import RowLength, StepIds, of_outcome, row_lengths, trained_lengths
 
 FREE = ("rules", "recorded", "checker")
 """Critics that cost nothing to ask."""
-HINT_TOKENS = 64
-"""Tokens that a hint is taken to have where none was written yet."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +95,7 @@ def gathered(config: RunConfig, shape: ModelShape, console: Console | None = Non
     if config.run.rounds is not None:
         first, played = config, _newest_round(config)
         config = _one_round(config, played)
-    with _scratch(config) as folder:
+    with scratch_copy(config.run.dir) as folder:
         if first is not None and played is None:
             yield _from_openings(first, shape, folder), folder
             return
@@ -129,26 +125,13 @@ def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str,
     """Run the stages that need no weights; returns what critics would be asked."""
     run_stages(ctx, until="read")
     outcome.require_outcomes(ctx)
-    asked, last = _asked(config, ctx), [s.name for s in stages_between() if not s.needs_weights][-1]
+    named = RunContext(config, RunDir(Path()), Console(quiet=True))
+    asked = {
+        n: each for n, each in critique.asked(named, [t for _, t, _ in read.load(ctx)]).items() if each["requests"]
+    }
+    last = [s.name for s in stages_between() if not s.needs_weights][-1]
     run_stages(ctx, first="critique", until=last, skip=("critique",) if critiqued else ())
     return asked
-
-
-@contextlib.contextmanager
-def _scratch(config: RunConfig) -> Iterator[Path]:
-    """A folder to work in, with what `run.dir` holds of the stages before training."""
-    with tempfile.TemporaryDirectory(prefix="hintdistill-plan-") as name:
-        folder = Path(name) / "run"
-        held = None if config.run.dir is None else Path(config.run.dir)
-        if held is not None and RunDir(held).is_run():
-            folder.mkdir()
-            for path in held.glob("*.jsonl"):
-                shutil.copy2(path, folder / path.name)
-            for part in ("index", "targets"):
-                if (held / part).is_dir():
-                    shutil.copytree(held / part, folder / part)
-            shutil.copy2(held / "manifest.json", folder / "manifest.json")
-        yield folder
 
 
 # -- rounds ------------------------------------------------------------------------------------------------------------
@@ -168,86 +151,34 @@ def _one_round(config: RunConfig, played: Path | None) -> RunConfig:
 
 
 def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Workload:
-    """A round laid out from the first messages of the tasks that it would draw, every episode as long as it may become.
-
-    Assumed: every episode goes to `rollout.max_steps` steps of `rollout.max_new_tokens` tokens, what the environment answers
-    included, and has one error, in its last step.
-    """
-    from hintdistill.pipeline.playing import draw_tasks
-    from hintdistill.rollouts.evaluate import load_suite, tasks_of
-
-    section, size = config.rollout, config.rescore.part_rows
+    """A round laid out from the first messages of the tasks that it would draw; see `rollouts.openings`."""
+    section = config.rollout
     assert section.environment is not None
     suite, ctx = load_suite(section.environment), RunContext(config, RunDir(folder), Console(quiet=True))
     known = tasks_of(suite, section.sample.split, None, section.sample.tasks)
     tasks = draw_tasks(known, section.sample.episodes, 1, config.run.seed, section.sample.per_task)
-    openings: dict[str, list[int]] = {}
-    for task in dict.fromkeys(tasks):
-        start = suite.make().reset(task)
-        openings[task] = ctx.renderer.encode(ctx.renderer.render(start.messages, start.tools, header=True))
-    hints, anchors = list[HintItem](), list[AnchorItem]()
-    lengths, step = list[int](), min(section.max_new_tokens, shape.max_length // 2)
-    per_trace = config.train.anchor.per_trace if _anchored(config) else 0
-    for n, task in enumerate(tasks):
-        longest = min(len(openings[task]) + section.max_steps * section.max_new_tokens, shape.max_length - HINT_TOKENS)
-        # what the student and the environment would say is unknown; ids that differ by episode share no more than the opening
-        said = np.random.default_rng(n).integers(0, shape.vocab, max(step + 1, longest - len(openings[task]))).tolist()
-        ids = tuple([*openings[task], *said][:longest])
-        lengths.append(len(ids))
-        hints.append(
-            HintItem(f"hint-{n}", _hint_at_the_end(f"episode-{n}", ids, step, config.rescore.placebos), "train")
-        )
-        for k in range(min(per_trace, section.max_steps - 1)):
-            end = len(ids) - (k + 1) * step
-            if end - step > 0:
-                rendered = RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None))
-                anchors.append(
-                    AnchorItem(f"anchor-{n}-{k}", f"episode-{n}", section.max_steps - 2 - k, rendered, "train")
-                )
-    slots = [StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids) for _, i, _ in hints]
-    slots += [StepIds(name, r.context_ids, r.step_ids) for _, name, _, r, _ in anchors]
-    calls, hint_requests, plain = _calls(hints, anchors, size)
-    opened = Histogram.of(len(openings[t]) for t in tasks)
+    found = lay_out(suite, ctx.renderer, tasks, config, shape)
+    slots = [StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids) for _, i, _ in found.hints]
+    slots += [StepIds(name, r.context_ids, r.step_ids) for _, name, _, r, _ in found.anchors]
+    opened = Histogram.of(found.openings)
     return Workload(
         source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens median); "
         f"each taken to go to {section.max_steps} steps of {section.max_new_tokens} tokens, with one error in its last step",
         lengths={
             "opening": opened,
-            "trace": Histogram.of(lengths),
-            "step": Histogram.of([step] * len(hints)),
-            "hint": Histogram.of([HINT_TOKENS] * len(hints)),
+            "trace": Histogram.of(len(i.context_ids) + len(i.step_ids) for _, i, _ in found.hints),
+            **_lengths(found.hints, found.anchors),
         },
         traces=len(tasks),
         asked={},
-        calls=calls,
-        hinted=len(hints),
-        targets=len(hints) + len(anchors),
-        entries=_entries(config, None, hint_requests, plain),
+        **_scored(config, found.hints, found.anchors),
         rows=row_lengths(slots),
         watched=[],
         after=[],
         off_target=[],
         steps=float(section.max_steps),
-        hints=hints,
-        anchors=anchors,
-    )
-
-
-def _hint_at_the_end(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injection:
-    context, block = ids[:-step], tuple(ids[n % len(ids)] for n in range(HINT_TOKENS))
-    others = [(*block[n + 1 :], *block[: n + 1]) for n in range(placebos)]
-    return Injection(
-        trace_id=name,
-        finding=Finding(step=0, error_class="assumed"),
-        hint="",
-        context_ids=context,
-        insert_at=len(context),
-        block_ids=block,
-        step_ids=ids[-step:],
-        span=(0, step),
-        fidelity="ids",
-        placement="message",
-        placebos=tuple(PlaceboBlock(kind="shuffled", text="", insert_at=len(context), block_ids=b) for b in others),
+        hints=found.hints,
+        anchors=found.anchors,
     )
 
 
@@ -261,26 +192,8 @@ def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
     return said if not left else f"estimated, because {', '.join(left)} is not asked here: {said}"
 
 
-def _asked(config: RunConfig, ctx: RunContext) -> dict[str, dict[str, int]]:
-    from hintdistill.critics.llm import LLMCritic
-
-    out = {}
-    named = RunContext(config, RunDir(Path()), Console(quiet=True))
-    traces = [trace for _, trace, _ in read.load(ctx)]
-    for critic in critique.critics(named):
-        if isinstance(critic, LLMCritic):
-            each = [critic.estimate(t) for t in traces]
-            out[critic.name] = {
-                "requests": sum(e.requests for e in each),
-                "prompt_tokens": sum(e.prompt_tokens for e in each),
-            }
-    return out
-
-
 def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
     hints, anchors = rescore.hint_items(ctx), rescore.anchor_items(ctx)
-    steps = [a.rendered for a in anchors]
-    calls, hint_requests, plain = _calls(hints, anchors, ctx.config.rescore.part_rows)
     ended = outcome.outcome_data(ctx)
     if targets is not None:
         trained = trained_lengths(train.selected(ctx, targets), ctx.config.train, ended)
@@ -289,8 +202,8 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     watched = _watched(ctx, targets, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
-    kept = _entries(ctx.config, targets, hint_requests, plain)
-    after = [[some[0] for some in hint_requests[at : at + 64]] for at in range(0, len(hints), 64)]
+    unhinted = [Scorer.requests(h.key, h.injection)[0] for h in hints]
+    after = [unhinted[at : at + 64] for at in range(0, len(hints), 64)]
     sets = report.off_target_sets(ctx)
     off = [requests[at : at + 32] for requests in sets.values() for at in range(0, len(requests), 32)]
     traces = [trace for _, trace, _ in read.load(ctx)]
@@ -298,15 +211,8 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
         source=source,
         traces=len(traces),
         asked=asked,
-        calls=calls,
-        hinted=len(hints),
-        targets=len(hints) + len(anchors),
-        lengths={
-            "trace": Histogram.of(n for t in traces if (n := _length(ctx, t))),
-            "step": Histogram.of([len(h.injection.step_ids) for h in hints] + [len(r.step_ids) for r in steps]),
-            "hint": Histogram.of(len(h.injection.block_ids) for h in hints),
-        },
-        entries=kept,
+        **_scored(ctx.config, hints, anchors, targets),
+        lengths={"trace": Histogram.of(n for t in traces if (n := _length(ctx, t))), **_lengths(hints, anchors)},
         rows=trained,
         watched=row_lengths(watched),
         after=after,
@@ -316,14 +222,29 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     )
 
 
-def _calls(
-    hints: Sequence[HintItem], anchors: Sequence[AnchorItem], size: int
-) -> tuple[list[list[ScoreRequest]], list[list[ScoreRequest]], list[ScoreRequest]]:
-    """The engine's calls in their order; the requests of each hint; those of the anchors."""
-    hinted = [Scorer.requests(key, injection) for key, injection, _ in hints]
-    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for *_, r, _ in anchors]
+def _scored(
+    config: RunConfig, hints: Sequence[HintItem], anchors: Sequence[AnchorItem], targets: StoredTargets | None = None
+) -> dict[str, Any]:
+    """What follows from the items to score: the engine's calls and the kept entries."""
+    size = config.rescore.part_rows
+    hinted = [Scorer.requests(h.key, h.injection) for h in hints]
+    steps = [a.rendered for a in anchors]
+    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for r in steps]
     calls = [[r for some in hinted[at : at + size] for r in some] for at in range(0, len(hinted), size)]
-    return calls + [plain[at : at + size] for at in range(0, len(plain), size)], hinted, plain
+    return {
+        "calls": calls + [plain[at : at + size] for at in range(0, len(plain), size)],
+        "hinted": len(hints),
+        "targets": len(hints) + len(anchors),
+        "entries": _entries(config, targets, hinted, plain),
+    }
+
+
+def _lengths(hints: Sequence[HintItem], anchors: Sequence[AnchorItem]) -> dict[str, Histogram]:
+    of_hints = [len(h.injection.step_ids) for h in hints]
+    return {
+        "step": Histogram.of(of_hints + [len(a.rendered.step_ids) for a in anchors]),
+        "hint": Histogram.of(len(h.injection.block_ids) for h in hints),
+    }
 
 
 def _anchored(config: RunConfig) -> bool:
@@ -399,8 +320,6 @@ def rollout_tokens(config: RunConfig, work: Workload) -> dict[str, int] | None:
     section, lengths = config.rollout, work.lengths
     if section.environment is None:
         return None
-    from hintdistill.rollouts.evaluate import load_suite, tasks_of
-
     suite = load_suite(section.environment)
     episodes = sum(len(tasks_of(suite, split, section.limit)) for split in section.splits)
     if config.run.rounds is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from hintdistill.config import RunConfig, RunSection, TrainSection
 from hintdistill.core.errors import DoesNotFitError
@@ -15,6 +17,10 @@ from hintdistill.training.row_lengths import RowLength
 
 DOUBT = 0.7
 """A row is refused only where this share of what is counted for it is more than there is: never what does fit."""
+MARGIN = 0.9
+"""Share of the memory that recommended settings may fill."""
+ENOUGH = 16_384
+"""Tokens in a forward pass beyond which a larger one gains nothing."""
 LONGEST = 1 << 24
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -155,3 +161,64 @@ def options(shape: ModelShape, setup: TrainSetup, rank: int = 32) -> list[tuple[
             )
         )
     return out
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """Settings under which everything fits, with the reason."""
+
+    settings: Mapping[str, Any]
+    token_budget: int
+    """Tokens of a micro-batch that fit under these settings."""
+    batches: int
+    """Micro-batches of an epoch, were rows packed by length up to the budget."""
+    largest_batch: int
+    """Rows of the fullest of them."""
+    why: str
+
+
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows sorted by length and packed up to `budget` tokens each, longest first; a row above the budget is alone."""
+    out: list[list[int]] = []
+    for n in sorted(lengths, reverse=True):
+        if not out or sum(out[-1]) + n > budget:
+            out.append([])
+        out[-1].append(n)
+    return out
+
+
+def recommend(
+    rows: Sequence[RowLength],
+    choices: Sequence[tuple[str, TrainSetup]],
+    batch_size: int,
+    holds: Callable[[TrainSetup, Load], bool],
+) -> Recommended | None:
+    """The first of the settings that holds the longest row, and the largest micro-batch that fits under it; None where none does."""
+    order = sorted(rows, key=lambda r: -r.tokens)
+    for words, setup in choices if order else ():
+        # one row at a time at first: accumulation keeps gradients beside activations
+        if not holds(setup, load_of(order[:1])):
+            continue
+        budget = _budget(setup, order, holds)
+        sizes = [m for m in range(2, batch_size + 1) if batch_size % m == 0]
+        micro = max((m for m in sizes if sum(r.tokens for r in order[:m]) <= budget), default=1)
+        settings: dict[str, Any] = {"train.micro_batch_size": micro}
+        settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
+        packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
+        why = f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens"
+        return Recommended(
+            settings | {"train.normalize": "row"},
+            budget,
+            len(packed),
+            max(map(len, packed)),
+            f"{why}; every injection weighs the same",
+        )
+    return None
+
+
+def _budget(setup: TrainSetup, order: Sequence[RowLength], holds: Callable[[TrainSetup, Load], bool]) -> int:
+    """Tokens of a micro-batch that fit, at the run's own share of scored tokens and branches."""
+    total = sum(r.tokens for r in order)
+    scored, branches = sum(r.scored for r in order) / total, sum(r.branch_tokens for r in order) / total
+    most = largest(lambda n: holds(setup, Load(n, round(n * scored), round(n * branches))))
+    return min(most, max(ENOUGH, order[0].tokens))

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hintdistill.config import TrainSection
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.scores import Target
+from hintdistill.engines.token_counts import operations, pairs
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
@@ -123,3 +125,31 @@ def _row(trace_id: str, trunk: np.ndarray, held: Sequence[StepIds]) -> RowLength
         hinted=sum(len(s.step) for s in hinted),
         branches=tuple((s.insert_at, len(s.block) + len(s.context) - s.insert_at + len(s.step) - 1) for s in hinted),
     )
+
+
+def row_operations(shape: ModelShape, row: RowLength, train: TrainSection, *, in_step: bool) -> float:
+    """Count the floating-point operations of training on a row once, its branches included where views are made in the step."""
+    own = train_operations(
+        shape,
+        row.tokens,
+        pairs(0, row.tokens),
+        row.scored,
+        full=train.lora is None,
+        checkpointing=train.gradient_checkpointing,
+    )
+    return own + sum(operations(shape, n, pairs(at, n), 0) for at, n in (row.branches if in_step else ()))
+
+
+def train_operations(
+    shape: ModelShape, tokens: int, keys: int, scored: int, *, full: bool, checkpointing: bool
+) -> float:
+    """Count the operations of a student's pass with its backward pass.
+
+    Backward: 4 per body parameter and token (2 where the weights are frozen beside adapters), 2.5 times the attention's
+    forward; the head once more for hidden states, and once more for its own gradient. Checkpointing adds a forward pass.
+    """
+    attention = 4.0 * shape.query_width * shape.layers * keys
+    forward = 2.0 * shape.body * tokens + attention
+    backward = (4.0 if full else 2.0) * shape.body * tokens + 2.5 * attention
+    head = (6.0 if full else 4.0) * shape.head * scored
+    return forward * (2 if checkpointing else 1) + backward + head

@@ -26,9 +26,9 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
-from hintdistill.planning.estimate import by_length, forecast
+from hintdistill.planning.estimate import forecast
 from hintdistill.planning.workload import gather
-from hintdistill.training.fits import largest, load_of, longest_trace, options, require_fits, setup_of
+from hintdistill.training.fits import by_length, largest, load_of, longest_trace, options, require_fits, setup_of
 from hintdistill.training.memory import Load, TrainSetup, saved_bytes, train_peak
 from hintdistill.training.row_lengths import RowLength, StepIds, micro_batches, row_lengths
 
