@@ -26,7 +26,8 @@ from hintdistill.engines.token_counts import (
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs
 from hintdistill.planning.measure import Job, Measured, Part, measure
-from hintdistill.planning.workload import Histogram, Workload, gathered, rollout_tokens
+from hintdistill.planning.workload import Histogram, Workload, gathered
+from hintdistill.rollouts.openings import played_tokens
 from hintdistill.training.fits import (
     MARGIN,
     Recommended,
@@ -148,8 +149,6 @@ class _Planner:
         """Of rescoring."""
         return count_tokens(self.work.calls, self.shape, self.budget)
 
-    # -- measuring -----------------------------------------------------------------------------------------------------
-
     def measure(self, folder: Path, held: Path, console: Console) -> None:
         """Measure parts of the two costly stages; see `measure`."""
         laid_out = bool(self.work.hints)
@@ -201,8 +200,7 @@ class _Planner:
         return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
 
     def _grown(self, stage: str, peak: Peak) -> Peak:
-        growth = self._growth(stage)
-        return growth(peak) if growth else peak
+        return growth(peak) if (growth := self._growth(stage)) else peak
 
     def _growth(self, stage: str) -> Growth | None:
         return self.measured.growth.get(stage) if self.measured else None
@@ -252,6 +250,8 @@ class _Planner:
             yield "memory on an accelerator is counted and has not been checked against measurements"
         if self.config.run.rounds is not None:
             yield f"this is one round of {self.config.run.rounds}; the first one also measures the initial model"
+        if self.work.hints:
+            yield "what is watched while training and the report's off-target steps are not known before a round was played"
 
     def _critique(self) -> Iterator[StageForecast]:
         for name, asked in self.work.asked.items():
@@ -330,12 +330,10 @@ class _Planner:
         return self._stage("report", tokens, self._grown("rescore", peak), seconds, note)
 
     def _rollouts(self) -> Iterator[StageForecast]:
-        if (found := rollout_tokens(self.config, self.work)) is not None:
+        if (found := played_tokens(self.config, self.work.lengths, self.work.steps)) is not None:
             name = "report: environment" if self.config.run.rounds is None else "episodes"
             note = f"{found['episodes']:,} episodes like the traces: {found['sampled']:,} tokens sampled; time depends on the environment"
             yield StageForecast(name, found["read"] + found["sampled"], note=note)
-
-    # -- what fits -----------------------------------------------------------------------------------------------------
 
     def _holds(self, setup: TrainSetup, load: Load) -> bool:
         return self.where.holds(self._grown("train", train_peak(self.shape, setup, load)), MARGIN)

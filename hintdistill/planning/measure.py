@@ -119,7 +119,9 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
     runs: list[tuple[int, int]] = []
     for part in train:
         say(f"measuring: training on rows of up to {max(r.tokens for r in part.rows):,} tokens")
-        found = _in_a_process(replace(job, parts=[part], available=job.available - (_beyond(runs) if runs else 0)))
+        # what the run before took beyond its count
+        beyond = max(0, runs[-1][1] - runs[-1][0]) if runs else 0
+        found = _in_a_process(replace(job, parts=[part], available=job.available - beyond))
         if not found["points"]:
             notes.append(
                 f"training on {max(r.tokens for r in part.rows):,} tokens at once was not tried: it would not fit"
@@ -147,11 +149,6 @@ def _growth(found: dict[str, Any], parts: Sequence[Part]) -> Growth:
         if not points or parts[at].peak.added > points[-1][0]:
             points.append((parts[at].peak.added, peak - program - parts[at].peak.parts["weights"]))
     return grow_by(program, points)
-
-
-def _beyond(runs: Sequence[tuple[int, int]]) -> int:
-    """Bytes that the last run took beyond what was counted."""
-    return max(0, runs[-1][1] - runs[-1][0])
 
 
 def _in_a_process(job: Job) -> dict[str, Any]:

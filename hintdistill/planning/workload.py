@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
@@ -134,9 +134,6 @@ def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str,
     return asked
 
 
-# -- rounds ------------------------------------------------------------------------------------------------------------
-
-
 def _newest_round(config: RunConfig) -> Path | None:
     """The traces that the last round played; None where none was."""
     found = sorted((Path(config.run.dir) / "rounds").glob("*/rollouts.jsonl")) if config.run.dir is not None else []
@@ -247,10 +244,6 @@ def _lengths(hints: Sequence[HintItem], anchors: Sequence[AnchorItem]) -> dict[s
     }
 
 
-def _anchored(config: RunConfig) -> bool:
-    return any(t.rows == "anchor" for t in config.train.objective.terms.values())
-
-
 def _length(ctx: RunContext, trace: Trace) -> int:
     """Tokens of a trace up to the end of its last step; 0 where the template refuses it."""
     try:
@@ -269,8 +262,9 @@ def _all_slots(ctx: RunContext) -> list[StepIds]:
         if split == "train" and i.fidelity in config.fidelity
     ]
     taken: dict[str, int] = {}
+    anchored = any(t.rows == "anchor" for t in config.objective.terms.values())
     for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
-        if split != "train" or not _anchored(ctx.config):
+        if split != "train" or not anchored:
             # stored to be looked at while training
             continue
         taken[trace_id] = taken.get(trace_id, 0) + 1
@@ -313,21 +307,3 @@ def _entries(
         each = [(some[0].end - some[0].start) * k * 4 // 3 for some in hints]
         each += [(r.end - r.start) * (k + 1) for r in anchors]
     return sum(each), max((sum(each[at : at + size]) for at in range(0, len(each), size)), default=0)
-
-
-def rollout_tokens(config: RunConfig, work: Workload) -> dict[str, int] | None:
-    """What playing in the environment would read and sample, if its episodes are like the traces."""
-    section, lengths = config.rollout, work.lengths
-    if section.environment is None:
-        return None
-    suite = load_suite(section.environment)
-    episodes = sum(len(tasks_of(suite, split, section.limit)) for split in section.splits)
-    if config.run.rounds is None:
-        episodes *= 2
-    else:
-        # a round plays its own, and measures greedily (or as configured) and as it samples
-        episodes = episodes * len({section.temperature, section.sample.temperature}) + section.sample.episodes
-    trace, step = lengths["trace"], lengths["step"]
-    mean = trace.total / max(1, trace.count)
-    sampled = round(episodes * work.steps * step.total / max(1, step.count))
-    return {"episodes": episodes, "read": round(episodes * work.steps * mean * 0.75), "sampled": sampled}

@@ -6,18 +6,20 @@ counted among them, and has one error, in its last step, with a hint of `HINT_TO
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from hintdistill.config import RunConfig
+from hintdistill.core.lines import Histogram
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.types import Finding, Injection, PlaceboBlock
 from hintdistill.injection.rendering import RenderedStep, Renderer
 from hintdistill.rescoring.scorer import AnchorItem, HintItem
 from hintdistill.rollouts.environment import TaskSuite
+from hintdistill.rollouts.evaluate import load_suite, tasks_of
 
 HINT_TOKENS = 64
 """Tokens that a hint is taken to have where none was written yet."""
@@ -82,3 +84,25 @@ def _hint(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injectio
         placement="message",
         placebos=tuple(PlaceboBlock(kind="shuffled", text="", insert_at=len(context), block_ids=b) for b in others),
     )
+
+
+def played_tokens(config: RunConfig, lengths: Mapping[str, Histogram], steps: float) -> dict[str, int] | None:
+    """Count what playing in the environment would read and sample, tokens, if its episodes are like the traces.
+
+    Args:
+        steps: of a trace, mean.
+    """
+    section = config.rollout
+    if section.environment is None:
+        return None
+    suite = load_suite(section.environment)
+    episodes = sum(len(tasks_of(suite, split, section.limit)) for split in section.splits)
+    if config.run.rounds is None:
+        episodes *= 2
+    else:
+        # a round plays its own, and measures greedily (or as configured) and as it samples
+        episodes = episodes * len({section.temperature, section.sample.temperature}) + section.sample.episodes
+    trace, step = lengths["trace"], lengths["step"]
+    mean = trace.total / max(1, trace.count)
+    sampled = round(episodes * steps * step.total / max(1, step.count))
+    return {"episodes": episodes, "read": round(episodes * steps * mean * 0.75), "sampled": sampled}
