@@ -42,7 +42,7 @@ CASES: dict[str, dict[str, list[str]]] = {
     "larger": {
         "as it is": [],
         "checkpointing": ["train.gradient_checkpointing=true"],
-        "live teacher": ["train.teacher=live", "train.targets=in_step"],
+        "live teacher": ["train.recipe.teacher.update=live", "train.targets=in_step"],
     },
 }
 """Per case, the ways it is trained."""

@@ -314,7 +314,7 @@ def in_system_prompt(data: RoundData, trace: Trace, step: int, hint: str, own: F
     opening = site.opening
     if not opening.before or opening.before[0].role != "system":
         raise SpliceError(f"trace {trace.id} has no system prompt to put a hint in")
-    first, block = opening.before[0], InjectSection().observation_format.replace("{hint}", hint)
+    first, block = opening.before[0], InjectSection().format_of("observation").replace("{hint}", hint)
     longer = first.model_copy(update={"content": (first.content or "") + block})
     hinted = renderer.render((longer, *opening.before[1:]), opening.tools, header=False)
     char = _insertion_point(opening.bare + opening.trailer, hinted, block)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from hintdistill import __version__
+from hintdistill.cli.config import config_app
 from hintdistill.cli.evidence import ablate, preflight
 from hintdistill.cli.look import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(config_app, name="config")
 app.command()(convert)
 app.command()(ablate)
 app.command()(preflight)
@@ -257,8 +259,7 @@ def push(
     from hintdistill.pipeline.store import RunDir
 
     settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    train = settings.train.model_copy(update={"push_private": not public})
-    print(push_student(settings.model_copy(update={"train": train}), run, Console(quiet=True), repository))
+    print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 
 @app.command()

@@ -41,9 +41,9 @@ Answered = TypeVar("Answered")
 
 VERSION = 2
 """Raised when the same prompts and settings would lead to other critiques."""
-NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price_in", "price_out", "tokenizer"}
+NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price", "tokenizer"}
 PLACES = ("prompt", "step_prompt", "half_prompt")
-"""Keys of `critic.llm` that name a prompt."""
+"""Places of the prompts that `critic.llm.prompt` names."""
 EVIDENCE = (
     "unknown_tool",
     "unparsable_call",
@@ -101,12 +101,7 @@ class LLMCritic:
 
     def _roles(self) -> dict[str, str]:
         """The prompts that may be asked for, and the place of each."""
-        places = {
-            "all_at_once": ["prompt"],
-            "step_by_step": ["step_prompt"],
-            "binary_search": ["half_prompt", "step_prompt"],
-        }
-        named = {getattr(self.config, place): place for place in places[self.config.strategy]}
+        named = {name: place for place, name in self.config.prompts.items()}
         return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise"}
 
     def key(self, trace: Trace) -> str:
@@ -216,22 +211,22 @@ class LLMCritic:
     def estimate(self, trace: Trace) -> Estimate:
         """What one trace would take at most; nothing is asked."""
         asker = self._asker(trace)
-        requests = tokens = 0
+        requests, tokens, prompts = 0, 0, self.config.prompts
         for record in self.records(asker):
             schema = answer_schema(record.steps, asker.bounds, asker.ranged)
             count, n = self.backend.count, len(record.steps)
             if self.config.strategy == "all_at_once":
-                asked = [count(asker.question(self.config.prompt, record, schema, {}))]
+                asked = [count(asker.question(prompts["prompt"], record, schema, {}))]
             elif self.config.strategy == "step_by_step":
                 asked = [
-                    count(asker.question(self.config.step_prompt, record.until(s), schema, {"step": s}))
+                    count(asker.question(prompts["step_prompt"], record.until(s), schema, {"step": s}))
                     for s in record.steps
                 ]
             else:
                 halves = {"first": list(record.steps), "second": []}
-                one = count(asker.question(self.config.half_prompt, record, schema, halves))
+                one = count(asker.question(prompts["half_prompt"], record, schema, halves))
                 last = [
-                    count(asker.question(self.config.step_prompt, record, schema, {"step": s}))
+                    count(asker.question(prompts["step_prompt"], record, schema, {"step": s}))
                     for s in record.steps[-1:]
                 ]
                 asked = [one] * (max(1, n) - 1).bit_length() + last

@@ -199,7 +199,7 @@ def signatures(trace: Trace) -> str:
 def all_at_once(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
     """The whole record, one answer."""
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
-    answer = yield from asker.ask(LLMAnswer, asker.config.prompt, record, schema, vote)
+    answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
     return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
 
 
@@ -220,7 +220,13 @@ def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
     while len(steps) > 1:
         first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
         answer = yield from asker.ask(
-            HalfAnswer, asker.config.half_prompt, record, half_schema(), vote, first=list(first), second=list(second)
+            HalfAnswer,
+            asker.config.prompts["half_prompt"],
+            record,
+            half_schema(),
+            vote,
+            first=list(first),
+            second=list(second),
         )
         if answer.half in ("none", "not_student", "abstain"):
             return Judgement(answer.half)
@@ -233,7 +239,9 @@ def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
 
 def _one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMFinding | None]:
     schema = step_schema(asker.bounds is not None, asker.ranged)
-    answer = yield from asker.ask(StepAnswer, asker.config.step_prompt, record.until(step), schema, vote, step=step)
+    answer = yield from asker.ask(
+        StepAnswer, asker.config.prompts["step_prompt"], record.until(step), schema, vote, step=step
+    )
     if not answer.mistake:
         return None
     return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake"}))

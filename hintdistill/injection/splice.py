@@ -268,13 +268,7 @@ class Injector:
         return whole, "whole_step"
 
     def _formatted(self, hint: str, placement: Placement) -> str:
-        forms = {
-            "message": self.config.message_format,
-            "observation": self.config.observation_format,
-            "system_prompt": self.config.system_format,
-            "assistant_turn": self.config.turn_format,
-        }
-        return forms[placement].replace("{hint}", hint)
+        return self.config.format_of(placement).replace("{hint}", hint)
 
     def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
         if not self.renderer.encode(hint.strip()):

@@ -93,7 +93,7 @@ class RunContext:
         if engine.backend == "server" and self.config.run.rounds is not None and teacher != "initial":
             raise ConfigError(
                 f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
-                hint="set train.teacher=initial, or rescore.engine.backend=vllm or transformers",
+                hint="set train.recipe.teacher.update=initial, or rescore.engine.backend=vllm or transformers",
             )
         if engine.backend == "server" and engine.base_url is not None:
             require_allowed("the engine", engine.base_url, engine.allow_hosts, "rescore.engine.allow_hosts")

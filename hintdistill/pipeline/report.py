@@ -167,7 +167,6 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
         max_steps=section.max_steps,
         batch_size=section.batch_size,
         seed=ctx.config.run.seed,
-        parser=section.parser,
         timeout_s=section.timeout_s,
     )
     store = ctx.rundir.store("evaluations")

@@ -81,7 +81,9 @@ def report_only(config: RunConfig, folder: Path, console: Console | None = None)
         rundir.close()
 
 
-def push(config: RunConfig, folder: Path, console: Console, repository: str | None = None) -> str | None:
+def push(
+    config: RunConfig, folder: Path, console: Console, repository: str | None = None, *, private: bool = True
+) -> str | None:
     """Upload the run's student to `repository`, else to `train.push`; None where neither is set, or nothing was trained.
 
     Raises:
@@ -94,6 +96,6 @@ def push(config: RunConfig, folder: Path, console: Console, repository: str | No
         return None
     from hintdistill.training.push import push_student
 
-    where = push_student(student, name, config.train)
+    where = push_student(student, name, private)
     console.note(f"pushed {student} → {where}")
     return where

@@ -34,6 +34,7 @@ from typing import Any
 import yaml
 
 from hintdistill.config import CONFIG_SCHEMA, RunConfig
+from hintdistill.config.removed import upgrade
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.storage import JsonlStore, write_atomic
 
@@ -107,7 +108,7 @@ class RunDir:
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, empty where there is none yet. Raises InputError for another schema."""
+        """The manifest, empty where there is none yet, its configuration in today's keys. Raises InputError for another schema."""
         try:
             data = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -116,11 +117,14 @@ class RunDir:
             raise InputError(
                 f"{self.path} was made by run schema {data.get('schema')}; this release reads {RUN_SCHEMA}"
             )
+        if data["config_schema"] < CONFIG_SCHEMA:
+            data["config"] = upgrade(data["config"])
         return data
 
     def note(self, **values: Any) -> None:
         """Set top-level values of the manifest, e.g. `model`, `prompts` or `formats`."""
-        write_atomic(self.path / "manifest.json", json.dumps(self.manifest() | values, indent=1))
+        manifest = self.manifest() | {"config_schema": CONFIG_SCHEMA} | values
+        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
 
     def store(self, name: str) -> JsonlStore:
         """The rows of `name`.jsonl."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.config import GateSection
+from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
 from hintdistill.reporting.spending import spending
@@ -98,7 +98,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         },
         "gate": {
             "null_pass_rate": sum(passed) / len(passed) if passed else None,
-            "bound": gate.max_null_pass_rate,
+            "bound": MAX_NULL_PASS_RATE,
             **gate.model_dump(),
         },
         "weights": {

@@ -56,7 +56,7 @@ class Others:
         if "cgtr" in weights and not any(s.decision >= 0 for r in rows for s in r.slots):
             raise EmptyFunnelError(
                 "a cgtr teacher is refreshed when held-out findings are repaired, and there is none",
-                hint="raise traces.holdout, or set train.teacher=periodic",
+                hint="raise traces.holdout, or set train.recipe.teacher.update=periodic",
             )
         dtype = pick_dtype(run.dtype, device)
         first = external = None

@@ -364,7 +364,7 @@ def _qwen(hidden, intermediate, layers):
 @pytest.mark.parametrize(
     ("train", "part", "times"),
     [
-        ({"targets": "in_step", "teacher": "initial"}, "frozen copies", 1),
+        ({"targets": "in_step"}, "frozen copies", 1),
         # a running average of what is trained; and the initial policy, which the recipe's target reads too
         ({"recipe": "hint_sd"}, "frozen copies", 1),
         ({"recipe": "sdpo"}, "frozen copies", 2),
