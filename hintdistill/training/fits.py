@@ -190,15 +190,11 @@ def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def recommend(
     rows: Sequence[RowLength],
     choices: Sequence[tuple[str, TrainSetup]],
-    batch_size: int,
+    train: TrainSection,
     holds: Callable[[TrainSetup, Load], bool],
-    terms: Sequence[str],
 ) -> Recommended | None:
-    """The first of the settings that holds the longest row, and the largest micro-batch that fits under it; None where none does.
-
-    Args:
-        terms: names of the recipe's terms; every row is to weigh the same in each of them.
-    """
+    """The first of the settings that holds the longest row, and the largest micro-batch that fits under it; None where none does."""
+    batch_size = train.batch_size
     order = sorted(rows, key=lambda r: -r.tokens)
     for words, setup in choices if order else ():
         # one row at a time at first: accumulation keeps gradients beside activations
@@ -212,7 +208,7 @@ def recommend(
         packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
         why = f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens"
         return Recommended(
-            settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in terms},
+            settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in train.objective.terms},
             budget,
             len(packed),
             max(map(len, packed)),
