@@ -272,7 +272,7 @@ class _Planner:
             return StageForecast("rescore", read.asked, note=f"read by {self.config.rescore.engine.backend}")
         tokens = read.asked if speed is not None and speed.sharing == "separate" else read.computed
         seconds = None
-        if speed is not None:
+        if speed is not None and speed.score is not None:
             counted = operations(self.shape, tokens, read.pairs, read.scored)
             seconds = speed.startup_s["rescore"] + speed.score.seconds(len(self.work.calls), counted, read.scored)
         note = (
@@ -321,7 +321,7 @@ class _Planner:
         tokens, other = after.computed + 2 * both.computed, self.shape.parameters * self.bytes
         peak = max((self._scoring(r, other=other) for r in (after, both)), key=lambda p: p.total)
         seconds = None
-        if (speed := self.measured) is not None:
+        if (speed := self.measured) is not None and speed.score is not None:
             scored = after.scored + 2 * both.scored
             counted = operations(self.shape, tokens, after.pairs + 2 * both.pairs, scored)
             seconds = 2 * speed.startup_s["rescore"]

@@ -63,8 +63,8 @@ class Measured:
 
     startup_s: dict[str, float]
     """Per stage, seconds before and after its own work: loading, and for training saving too."""
-    score: TimeLine
-    """Of the engine and of making targets, per part."""
+    score: TimeLine | None
+    """Of the engine and of making targets, per part; None where nothing was scored."""
     train: TimeLine | None
     """Of a micro-batch's forward and backward pass; None where nothing was trained on."""
     optimizer_s: float
@@ -107,15 +107,11 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
     say("measuring: scoring some of the requests")
     scored = _in_a_process(job)
     growth = {"rescore": _growth(scored, job.parts)} if scored["points"] else {}
-    score = fit(
-        [(job.parts[i].operations, job.parts[i].scored, s) for i, s, _ in scored["points"]] or [(1.0, 0, 1e-12)]
-    )
-    optimizer, points, startup, notes = (
-        optimizer_seconds(pick_device(job.config.run.device), job.config.train.max_grad_norm),
-        list[tuple[float, float, float]](),
-        0.0,
-        list[str](),
-    )
+    tried = [(job.parts[i].operations, float(job.parts[i].scored), s) for i, s, _ in scored["points"]]
+    score = fit(tried) if tried else None
+    optimizer = optimizer_seconds(pick_device(job.config.run.device), job.config.train.max_grad_norm)
+    points, startup = list[tuple[float, float, float]](), 0.0
+    notes = [] if tried else ["no part of rescoring was tried: it would not fit"]
     runs: list[tuple[int, int]] = []
     for part in train:
         say(f"measuring: training on rows of up to {max(r.tokens for r in part.rows):,} tokens")
