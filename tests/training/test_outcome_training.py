@@ -27,6 +27,7 @@ from support.model_kinds import VOCAB, model_of
 from hintdistill.config import OutcomeSection, RunConfig, TrainSection
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, InputError
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.objectives.outcome import outcome_loss
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.outcome import outcome_data
@@ -34,7 +35,6 @@ from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import selected
-from hintdistill.planning.shape import ModelShape
 from hintdistill.planning.workload import gather
 from hintdistill.recipes import load_recipe, require_met
 from hintdistill.training.capabilities import available, several_rollouts
