@@ -43,7 +43,7 @@ def section(model: type[Section], prefix: str, shown: dict[type[Section], str]) 
         else:
             given = default_of(info)
             default = given if given == "required" else f"`{given}`"
-            lines.append(f"| `{prefix}{name}` | {type_name(info.annotation)} | {default} | {text} |")
+            lines.append(f"| `{prefix}{name}` | {type_name(info.annotation, info.metadata)} | {default} | {text} |")
     return [*lines, *inner]
 
 

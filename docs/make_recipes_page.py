@@ -7,6 +7,7 @@ from pathlib import Path
 from hintdistill.config import TrainSection
 from hintdistill.recipes import load_recipe, missing, needs, parts, recipe_names
 from hintdistill.recipes.describe import CONFIDENCE, PROMISE
+from hintdistill.recipes.teachers import TEACHERS
 from hintdistill.training.capabilities import available
 
 HEAD = """# Recipes
@@ -27,8 +28,8 @@ In YAML, `train.recipe` is a name, a file (`my-recipe.yaml`, which may start fro
 and the keys to change. `null` takes a term away. Any scalar of a term (coefficients, temperatures, clips, and the parameters of
 divergences, signals and shapes) may be a schedule: `coef: {from: 0.5, to: 0.0, start: 10, steps: 30}`. Static per row, and so no schedules:
 `quote_weight`, `min_probability`. A view beside the teacher, `target.loglin.plain=-0.5`, leaves the teacher's coefficient 1 where it is.
-The flat keys `train.divergence`, `jsd_alpha`, `support`, `top_k`, `teacher`, `loss_span`, `normalize` and `train.anchor.weight` are shorts
-for keys of the recipe. What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
+`train.anchor.weight` sets the coefficient of the anchor, adds the default recipe's anchor to a recipe without one, and takes it away at 0.
+Every key of a recipe acts; what a publication says beside them stands in words under `published:`. What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
 
 `hint_sd` and most others need the teacher in the training step; `train.targets` then is `in_step` by itself. Rollouts "as published" are
 recorded: a run trains on the recorded steps of this student, located by the critic, whatever the method's own rollouts and locator were.
@@ -93,18 +94,18 @@ def page() -> str:
     tables = {
         "supports": parts.SUPPORTS,
         "remainders": parts.RESTS,
-        "divergences": parts.DIVERGENCES,
-        "signals of `pg`": parts.SIGNALS,
+        "divergences": {e.name: [p.name for p in e.parameters] for e in parts.DIVERGENCES.entries()},
+        "signals of `pg`": {name: [p.name for p in taken] for name, taken in parts.SIGNALS.items()},
         "scores": parts.SCORES,
         "facts a caller supplies": parts.FACTS,
-        "shapes": parts.SHAPES,
+        "shapes": {e.name: [p.name for p in e.parameters] for e in parts.SHAPES.entries()},
         "normalisers": parts.NORMALISERS,
         "loss spans": parts.SPANS,
         "contexts": parts.CONTEXTS,
         "couplings": parts.COUPLINGS,
         "controllers": parts.CONTROLLERS,
-        "teacher updates": ("initial", "live", "ema", "periodic", "cgtr", "external"),
-        "hint kinds": parts.HINTS,
+        "teacher updates": TEACHERS.names(),
+        "hint kinds": parts.HINTS.names(),
     }
     takes = ("divergences", "signals of `pg`", "shapes")
     rows = []

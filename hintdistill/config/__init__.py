@@ -6,7 +6,7 @@ no say. `config_file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,8 @@ from hintdistill.config.train import (
     TripwireSection,
     WatchSection,
 )
+from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
+from hintdistill.core.registry import NameIn
 from hintdistill.core.types import HintRole, Placement
 
 __all__ = [
@@ -111,14 +113,6 @@ class TracesSection(Section):
     """Use only the first N traces."""
 
 
-FORMATS: dict[Placement, str] = {
-    "message": "{hint}",
-    "observation": "\n\n{hint}",
-    "system_prompt": "\n\n{hint}",
-    "assistant_turn": "{hint}\n",
-}
-
-
 class InjectSection(Section):
     """3. inject: where the hint goes, in the order of preference, and what stands around it."""
 
@@ -128,7 +122,7 @@ class InjectSection(Section):
     formats: dict[Placement, str] = Field(default_factory=dict)
     """What stands around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}` (message),
     `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
-    hint: Literal["critic", "placebo"] = "critic"
+    hint: Annotated[str, NameIn(HINT_SOURCES)] = "critic"
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
     """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
@@ -145,7 +139,7 @@ class InjectSection(Section):
 
     def format_of(self, placement: Placement) -> str:
         """What stands around the hint in a placement, with `{hint}` in it."""
-        return self.formats.get(placement, FORMATS[placement])
+        return self.formats.get(placement, PLACEMENTS.get(placement).form)
 
 
 GateCheck = Literal["legal_gain", "specific", "leak", "dialect", "words"]

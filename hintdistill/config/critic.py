@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.extensions import CRITICS, STRATEGIES
+from hintdistill.core.registry import NameIn
 
 Check = Literal[
     "unknown_tool",
@@ -34,14 +36,6 @@ class RecordedSection(Section):
     """Take only findings of these classes."""
 
 
-STRATEGY_PROMPTS: dict[str, dict[str, str]] = {
-    "all_at_once": {"prompt": "critic/all_at_once.jinja"},
-    "step_by_step": {"step_prompt": "critic/step.jinja"},
-    "binary_search": {"half_prompt": "critic/half.jinja", "step_prompt": "critic/step.jinja"},
-}
-"""Strategy → place → the shipped instructions for it, in the order in which `critic.llm.prompt` names them."""
-
-
 class LLMSection(Section):
     """An LLM critic: who answers, how it is asked, and what may be spent."""
 
@@ -53,7 +47,7 @@ class LLMSection(Section):
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
-    strategy: Literal["all_at_once", "step_by_step", "binary_search"] = "all_at_once"
+    strategy: Annotated[str, NameIn(STRATEGIES)] = "all_at_once"
     """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
     mistake; `binary_search`: which half holds the first mistake, until one step is left."""
     prompt: tuple[str, ...] = ()
@@ -96,7 +90,7 @@ class LLMSection(Section):
     @property
     def prompts(self) -> dict[str, str]:
         """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt that is used there, by `strategy`."""
-        shipped = STRATEGY_PROMPTS[self.strategy]
+        shipped = STRATEGIES.get(self.strategy).prompts
         return dict(zip(shipped, self.prompt, strict=True)) if self.prompt else dict(shipped)
 
     @property
@@ -113,7 +107,7 @@ class LLMSection(Section):
 
     @model_validator(mode="after")
     def _as_many_prompts(self) -> LLMSection:
-        wanted = STRATEGY_PROMPTS[self.strategy]
+        wanted = STRATEGIES.get(self.strategy).prompts
         if self.prompt and len(self.prompt) != len(wanted):
             raise ValueError(
                 f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)}, in place of "
@@ -134,7 +128,7 @@ Escalation = Literal["failed", "disagreement", "failed_runs"]
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm", "strong", "checker"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Annotated[str, NameIn(CRITICS)], ...] = Field(default=("rules",), min_length=1)
     """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
     all others, and its word replaces theirs."""
     escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")

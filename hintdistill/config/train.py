@@ -9,6 +9,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from hintdistill.config.base import Section
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
+from hintdistill.recipes.teachers import TEACHERS
 
 
 class AnchorSection(Section):
@@ -141,7 +142,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
         update = self.objective.teacher.update
-        if self.targets == "stored" and update not in ("initial", "round_start"):
+        if self.targets == "stored" and not TEACHERS.get(update).stored:
             raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
         if self.targets == "stored" and (why := self._beyond_stored):
             raise ValueError(

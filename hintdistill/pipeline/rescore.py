@@ -11,6 +11,7 @@ from typing import Any
 
 from hintdistill.config import MAX_NULL_PASS_RATE
 from hintdistill.core.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
+from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.storage import content_key
@@ -81,7 +82,9 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
 def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
     """What a target depends on besides its injection or step; `folder` has the weights that score it."""
     engine = ctx.config.rescore.engine
-    other = [] if engine.backend == "transformers" else [engine.backend, engine.base_url, engine.model, engine.dialect]
+    other = (
+        [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
+    )
     return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 

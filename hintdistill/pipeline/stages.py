@@ -16,11 +16,12 @@ from typing import Protocol
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError, PromptError
+from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 
-# The modules of the stages are imported when a stage runs: the command line reads the order and loads no torch.
+# A stage imports its module when it runs or checks, so that a run that ends before the weights are needed loads no torch.
 
 
 class Stage(Protocol):
@@ -124,6 +125,7 @@ class Train:
 
         config = ctx.config
         met = available(config.train, config.rescore.engine.backend, several_rollouts(config))
+        met |= HINT_SOURCES.get(config.inject.hint).meets
         require_met(config.train.objective, met)
         check_trackers(config.train)
 

@@ -158,7 +158,7 @@ def test_weight_one_is_the_terms_alone_and_weight_nought_the_reward_alone(tmp_pa
 def test_clipping_is_the_sections(tmp_path):
     model = fresh("llama")
     stored = targets_of(model)
-    outcome, open_ = outcome_of(model, stored), {"outcome": {"clip_low": None, "clip_high": None}}
+    outcome, open_ = outcome_of(model, stored), {"outcome": {"clip": [None, None]}}
     clipped = loss_and_gradient(trainer_of(model, stored, tmp_path, outcome, **additive(0.0)))
     free = loss_and_gradient(trainer_of(model, stored, tmp_path, outcome, **additive(0.0), **open_))
     assert clipped[0] != free[0] and error(clipped[1], free[1]) > 1e-2
