@@ -55,7 +55,12 @@ def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
     saved["train"] |= {"normalize": "token", "loss_span": "quote_weighted", "quote_weight": 3.0}
     saved["train"]["anchor"]["min_probability"] = 0.25
     saved["train"]["outcome"] = {"baseline": "round", "normalise": False, "clip_low": 0.1, "clip_high": None}
-    saved["critic"]["llm"] |= {"strategy": "binary_search", "step_prompt": "critic/mine.jinja", "price_in": 1, "price_out": 2}
+    saved["critic"]["llm"] |= {
+        "strategy": "binary_search",
+        "step_prompt": "critic/mine.jinja",
+        "price_in": 1,
+        "price_out": 2,
+    }
     saved["inject"]["turn_format"] = "({hint})"
     saved["rescore"]["gate"]["check_leak"] = False
     config = validate(upgrade({k: v for k, v in saved.items() if k != "ablate"}))
