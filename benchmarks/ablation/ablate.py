@@ -89,7 +89,7 @@ def ablate(config: RunConfig, folder: Path, *, resume: bool = False, console: Co
         ConfigError: see `plan_jobs`; or the folder is in use.
         HintdistillError: a job failed; the others were finished first and are kept.
     """
-    from hintdistill.pipeline import check_inputs
+    from hintdistill.pipeline.stages import check_inputs
 
     console = console or Console()
     plan_jobs(config)

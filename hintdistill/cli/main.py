@@ -59,14 +59,16 @@ def _stages(
     as_json: bool,
     limit: int | None = None,
 ) -> None:
-    from hintdistill import pipeline
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import run as run_pipeline
+    from hintdistill.pipeline.run import run_folder
     from hintdistill.training.processes import is_main
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
     settings = load_config(config, [*(overrides or []), *extra])
-    folder = pipeline.run_folder(settings, config.stem)
-    pipeline.run(settings, folder, resume=resume, until=until, console=pipeline.Console(quiet=quiet or as_json))
+    folder = run_folder(settings, config.stem)
+    run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
     if is_main():
         _finish(folder, as_json)
 
@@ -111,11 +113,11 @@ def run(
         return
     import dataclasses
 
-    from hintdistill import pipeline
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.dry_run import dry_run as look_ahead
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
-    ahead = dataclasses.asdict(pipeline.plan(load_config(config, [*(overrides or []), *extra])))
+    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra])))
     if as_json:
         print_json(ahead)
         return
@@ -145,12 +147,14 @@ def critique(
     if labels is None and compare is None and not dry_run:
         _stages(config, overrides, "critique", True, quiet, as_json)
         return
-    from hintdistill import pipeline
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.progress import Console
 
-    settings, console = load_config(config, overrides or []), pipeline.Console(quiet=quiet or as_json)
+    settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
     if dry_run:
-        asked = pipeline.plan(settings, until="critique").critics
+        from hintdistill.pipeline.dry_run import dry_run as look_ahead
+
+        asked = look_ahead(settings, until="critique").critics
         text = [
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
         ]
@@ -159,8 +163,9 @@ def critique(
     if labels is not None:
         from hintdistill.critics.evaluation import lines
         from hintdistill.pipeline.labels import score_critics
+        from hintdistill.pipeline.run import run_folder
 
-        folder = pipeline.run_folder(settings, f"{config.stem}-labels")
+        folder = run_folder(settings, f"{config.stem}-labels")
         result = score_critics(settings, labels, folder, console)
         print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
         return
@@ -198,12 +203,10 @@ def report(
         written = write_shared(RunDir.open(run).path)
         say(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
         return
-    from hintdistill import pipeline
-    from hintdistill.config.file import validate
-    from hintdistill.pipeline.store import RunDir
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import report_only
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    pipeline.report_only(settings, run, pipeline.Console(quiet=quiet or as_json))
+    report_only(run, Console(quiet=quiet or as_json))
     _finish(run, as_json)
 
 
@@ -247,12 +250,12 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
-    from hintdistill import pipeline
-    from hintdistill.config.file import validate
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import push as push_student
     from hintdistill.pipeline.store import RunDir
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    print(pipeline.push(settings, run, pipeline.Console(quiet=True), repository, private=not public))
+    settings, _ = RunDir.open(run).config()
+    print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 
 @app.command()

@@ -6,7 +6,7 @@ no say. `config_file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,9 @@ from hintdistill.config.train import (
     TripwireSection,
     WatchSection,
 )
+from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
+from hintdistill.core.paths import ConfigPath, ModelPath, OutputPath
+from hintdistill.core.registry import NameIn
 from hintdistill.core.types import HintRole, Placement
 
 __all__ = [
@@ -71,9 +74,9 @@ CONFIG_SCHEMA = 2
 class RunSection(Section):
     """What is corrected, and where the run folder goes."""
 
-    model: str
+    model: ModelPath
     """Folder (or hub name) of the student: weights, tokenizer and chat template."""
-    dir: str | None = None
+    dir: OutputPath | None = None
     """Run folder; default `runs/<config>-<UTC time>`."""
     seed: int = 0
     device: str = "auto"
@@ -84,16 +87,16 @@ class RunSection(Section):
     rounds: int | None = Field(default=None, ge=1)
     """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
     traces. Default: no loop, `traces.path` is read."""
-    initial: str | None = None
+    initial: ModelPath | None = None
     """The policy the run starts from, where `model` is a later one. The loop sets it."""
 
 
 class TracesSection(Section):
     """1. read: which files, and how."""
 
-    path: tuple[str, ...] = ()
+    path: tuple[ConfigPath, ...] = ()
     """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
-    tools: str | None = None
+    tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: str = "auto"
     """`auto` recognises the format record by record; or a name in docs/traces.md, or that of an installed extension."""
@@ -111,14 +114,6 @@ class TracesSection(Section):
     """Use only the first N traces."""
 
 
-FORMATS: dict[Placement, str] = {
-    "message": "{hint}",
-    "observation": "\n\n{hint}",
-    "system_prompt": "\n\n{hint}",
-    "assistant_turn": "{hint}\n",
-}
-
-
 class InjectSection(Section):
     """3. inject: where the hint goes, in the order of preference, and what stands around it."""
 
@@ -128,7 +123,7 @@ class InjectSection(Section):
     formats: dict[Placement, str] = Field(default_factory=dict)
     """What stands around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}` (message),
     `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
-    hint: Literal["critic", "placebo"] = "critic"
+    hint: Annotated[str, NameIn(HINT_SOURCES)] = "critic"
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
     """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
@@ -145,7 +140,7 @@ class InjectSection(Section):
 
     def format_of(self, placement: Placement) -> str:
         """What stands around the hint in a placement, with `{hint}` in it."""
-        return self.formats.get(placement, FORMATS[placement])
+        return self.formats.get(placement, PLACEMENTS.get(placement).form)
 
 
 GateCheck = Literal["legal_gain", "specific", "leak", "dialect", "words"]
@@ -191,7 +186,7 @@ class ReportSection(Section):
     html: bool = True
     max_findings: int = Field(default=60, ge=0)
     """Findings shown in full in the HTML; the JSON has all of them."""
-    off_target: dict[str, str] = Field(default_factory=dict)
+    off_target: dict[str, ConfigPath] = Field(default_factory=dict)
     """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
     off_target_steps: int = Field(default=400, ge=1)
     """At most this many steps per off-target set, drawn with the run's seed."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.extensions import CRITICS, STRATEGIES
+from hintdistill.core.paths import ConfigPath, CriticModel, ObjectPath, OutputPath
+from hintdistill.core.registry import NameIn
 
 Check = Literal[
     "unknown_tool",
@@ -29,17 +32,9 @@ class RulesSection(Section):
 class RecordedSection(Section):
     """Findings from a file: human labels, another tool, an environment's own checker."""
 
-    path: str | None = None
+    path: ConfigPath | None = None
     error_classes: tuple[str, ...] | None = None
     """Take only findings of these classes."""
-
-
-STRATEGY_PROMPTS: dict[str, dict[str, str]] = {
-    "all_at_once": {"prompt": "critic/all_at_once.jinja"},
-    "step_by_step": {"step_prompt": "critic/step.jinja"},
-    "binary_search": {"half_prompt": "critic/half.jinja", "step_prompt": "critic/step.jinja"},
-}
-"""Strategy → place → the shipped instructions for it, in the order in which `critic.llm.prompt` names them."""
 
 
 class LLMSection(Section):
@@ -49,11 +44,11 @@ class LLMSection(Section):
     """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
     decoding constrained by llguidance."""
     base_url: str | None = None
-    model: str | None = None
+    model: CriticModel | None = None
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
-    strategy: Literal["all_at_once", "step_by_step", "binary_search"] = "all_at_once"
+    strategy: Annotated[str, NameIn(STRATEGIES)] = "all_at_once"
     """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
     mistake; `binary_search`: which half holds the first mistake, until one step is left."""
     prompt: tuple[str, ...] = ()
@@ -69,7 +64,7 @@ class LLMSection(Section):
     """Context of the critic. A longer trace is read in windows. Default: what the model or the server says it has."""
     overlap: int = Field(default=2, ge=0)
     """Messages that neighbouring windows share."""
-    tokenizer: str | None = None
+    tokenizer: ConfigPath | None = None
     """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
     retries: int = Field(default=3, ge=0)
@@ -96,7 +91,7 @@ class LLMSection(Section):
     @property
     def prompts(self) -> dict[str, str]:
         """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt that is used there, by `strategy`."""
-        shipped = STRATEGY_PROMPTS[self.strategy]
+        shipped = STRATEGIES.get(self.strategy).prompts
         return dict(zip(shipped, self.prompt, strict=True)) if self.prompt else dict(shipped)
 
     @property
@@ -113,7 +108,7 @@ class LLMSection(Section):
 
     @model_validator(mode="after")
     def _as_many_prompts(self) -> LLMSection:
-        wanted = STRATEGY_PROMPTS[self.strategy]
+        wanted = STRATEGIES.get(self.strategy).prompts
         if self.prompt and len(self.prompt) != len(wanted):
             raise ValueError(
                 f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)}, in place of "
@@ -134,7 +129,7 @@ Escalation = Literal["failed", "disagreement", "failed_runs"]
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm", "strong", "checker"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Annotated[str, NameIn(CRITICS)], ...] = Field(default=("rules",), min_length=1)
     """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
     all others, and its word replaces theirs."""
     escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")
@@ -145,7 +140,7 @@ class CriticSection(Section):
     max_per_trace: int = Field(default=3, ge=1)
     """At most this many root findings of a trace go on."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
-    prompts: str | None = None
+    prompts: ConfigPath | None = None
     """Folder whose prompts and hint templates come before the shipped ones."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
@@ -156,11 +151,11 @@ class CriticSection(Section):
     """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
-    cache: str | None = None
+    cache: OutputPath | None = None
     """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
-    checker: str | None = None
+    checker: ObjectPath | None = None
     """`path/to/file.py:function` or `package.module:function`: your own rules, Trace → list of Finding."""
     llm: LLMSection = LLMSection()
     strong: LLMSection = LLMSection()

@@ -5,6 +5,7 @@ An unknown key is an error that names the nearest known one; nothing is guessed 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import types
 import typing
@@ -18,10 +19,13 @@ from pydantic import BaseModel, ValidationError
 from hintdistill.config import RunConfig, Section
 from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.paths import resolve_paths
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file (or nothing), apply `key=value` overrides, validate.
+    """Read a YAML file (or nothing), apply `key=value` overrides, validate. Paths in the result are absolute.
+
+    Paths in the file are relative to the file, those in overrides to the working directory; see `config/paths.py`.
 
     Raises:
         ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
@@ -41,9 +45,9 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         if not isinstance(loaded, dict):
             raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(RunConfig.model_fields)}")
         data = loaded
-    for override in overrides:
-        _apply(data, override)
-    return validate(coerce_sequences(data), where)
+    overridden = [_apply(data, override) for override in overrides]
+    file = None if path is None else Path(path)
+    return validate(resolve_paths(coerce_sequences(data), RunConfig, file, overridden), where)
 
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -67,7 +71,8 @@ def _clean(message: str) -> str:
     return message.removeprefix("Value error, ")
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str) -> str:
+    """Set the key in `data`; returns the key."""
     key, sep, text = override.partition("=")
     if not sep or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value")
@@ -88,6 +93,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"`{'.'.join(parents[: i + 1])}` is a value, not a section, so `{key}` cannot be set")
         node = child
     node[last] = value
+    return key
 
 
 def _sequence_keys() -> set[str]:
@@ -103,7 +109,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any
             yield f"{prefix}{name}", info.annotation
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[Section] | None:
     """The Section class of an annotation `X` or `X | None`, else None."""
     options = (
         typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
@@ -125,6 +131,19 @@ def _unknown_keys(data: Any, model: type[BaseModel], prefix: str = "") -> Iterab
         inner = section_of(model.model_fields[key].annotation)
         if inner is not None:
             yield from _unknown_keys(value, inner, f"{path}.")
+
+
+def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A copy of a config's plain data without the keys that this release does not know, and these keys."""
+    unknown = [key for key, _ in _unknown_keys(data, RunConfig)]
+    known = copy.deepcopy(dict(data))
+    for key in unknown:
+        *parents, last = key.split(".")
+        node = known
+        for part in parents:
+            node = node[part]
+        del node[last]
+    return known, unknown
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.config.critic import CriticSection
+from hintdistill.core.paths import ConfigPath, ObjectPath, PathMark
 
 
 class ServerSection(Section):
@@ -67,7 +69,7 @@ class StopSection(Section):
 class RolloutSection(Section):
     """The environment in which fresh traces are sampled and success is measured; none by default."""
 
-    environment: str | None = None
+    environment: ObjectPath | None = None
     """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
     splits: tuple[str, ...] = ("test",)
     """The first one gives `environment.before` and `environment.after`; all are in the report."""
@@ -188,9 +190,9 @@ class AblateSection(Section):
     noise: tuple[str, ...] = ()
     """Critic noise, each an arm: `step:50` a wrong step in half of the findings, `alarm:10` a false alarm on a tenth of the
     clean traces, `hint:25` a wrong hint text in a quarter; `+gate` appended: with the gate on."""
-    foreign_traces: tuple[str, ...] = ()
+    foreign_traces: tuple[ConfigPath, ...] = ()
     """Trace files of another policy, for the arm `foreign`."""
-    llm_critic: dict[str, Any] = Field(default_factory=dict)
+    llm_critic: Annotated[dict[str, Any], PathMark("section", of=CriticSection)] = Field(default_factory=dict)
     """The `critic` section of the arm `llm_critic`, where it differs from `critic`."""
     train: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Arm → keys of the `train` section in which it differs, e.g. a learning rate chosen on validation tasks."""

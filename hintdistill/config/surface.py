@@ -6,7 +6,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from hintdistill.config import RunConfig
 from hintdistill.config.file import section_of
+from hintdistill.core.registry import NameIn
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ def leaves(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Lea
         if inner is not None:
             yield from leaves(inner, f"{prefix}{name}.")
         else:
-            yield Leaf(f"{prefix}{name}", type_name(info.annotation), default_of(info), texts.get(name, ""))
+            yield Leaf(
+                f"{prefix}{name}", type_name(info.annotation, info.metadata), default_of(info), texts.get(name, "")
+            )
 
 
 def meanings(model: type[BaseModel]) -> dict[str, str]:
@@ -51,11 +54,15 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
     return texts
 
 
-def type_name(annotation: Any) -> str:
-    """A type as a reader wants it."""
+def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """A type as a reader wants it; a name of a registry is shown as the names there are, to which plugins may add."""
+    if names := [m for m in metadata if isinstance(m, NameIn)]:
+        return f"name: {names[0].choices}"
     text = (
         annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     )
+    text = re.sub(r"(?:typing\.)?Annotated\[str, NameIn\((.*?)\)\]", r"name: \1", text)
+    text = re.sub(r"typing\.Annotated\[(.*?), PathMark\((?:[^()]|\([^()]*\))*\)\]", r"\1", text)
     text = re.sub(r"typing\.Optional\[(.*)\]$", r"\1 or null", text)
     return text.replace("typing.", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.paths import RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
+from hintdistill.recipes.teachers import TEACHERS
 
 
 class AnchorSection(Section):
@@ -93,7 +95,7 @@ class OutcomeSection(Section):
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
-    recipe: str | dict[str, Any] = DEFAULT
+    recipe: RecipeRef = DEFAULT
     """Name of a recipe (`hintdistill recipes list`), a YAML file, or a mapping: `preset` and the keys to change in it."""
     targets: Literal["stored", "in_step"] | None = None
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
@@ -141,7 +143,7 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
         update = self.objective.teacher.update
-        if self.targets == "stored" and update not in ("initial", "round_start"):
+        if self.targets == "stored" and not TEACHERS.get(update).stored:
             raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
         if self.targets == "stored" and (why := self._beyond_stored):
             raise ValueError(

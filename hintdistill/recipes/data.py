@@ -5,22 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from hintdistill.core.registry import NameIn, require
 from hintdistill.recipes import parts
-from hintdistill.recipes.parts import require
+from hintdistill.recipes.teachers import TEACHERS
+from hintdistill.recipes.values import Part
 
 
 def one_of(known: Iterable[str], what: str) -> Any:
     """A validator that refuses a word that is not among `known`, with the nearest one."""
     words = tuple(known)
     return AfterValidator(lambda value: require(value, words, what))
-
-
-class Part(BaseModel):
-    """A frozen part of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Rollout(Part):
@@ -32,7 +28,7 @@ class Rollout(Part):
 class HintKind(Part):
     """What the teacher has read that the student has not."""
 
-    kind: Annotated[str, one_of(parts.HINTS, "hint kind")] = "feedback"
+    kind: Annotated[str, NameIn(parts.HINTS)] = "feedback"
 
 
 class Data(Part):
@@ -67,7 +63,7 @@ IMPLICIT_VIEWS = {
 class TeacherRule(Part):
     """The weights of the teacher."""
 
-    update: Literal["initial", "round_start", "live", "ema", "periodic", "cgtr", "external"] = "initial"
+    update: Annotated[str, NameIn(TEACHERS)] = "initial"
     """initial: the policy the run starts from; round_start: the one this round of the loop starts from."""
     rate: float = Field(default=0.001, gt=0.0, lt=1.0)
     """ema: θ_T ← (1 - rate)·θ_T + rate·θ after each optimiser step."""

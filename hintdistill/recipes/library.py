@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
+from hintdistill.core.paths import recipe_paths, relative_to_file
+from hintdistill.core.registry import nearest
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
-from hintdistill.recipes.parts import SIGNALS, nearest
+from hintdistill.recipes.parts import SIGNALS
 from hintdistill.recipes.schema import Recipe
 
 _WORDS = "nothing in a run read it; say it in words under `published:` (or `ours:`)"
@@ -106,7 +108,7 @@ def _removed(key: str) -> str | None:
 @lru_cache(maxsize=1)
 def _all_keys() -> tuple[str, ...]:
     found = [*vars(schema).values(), *vars(data_schema).values()]
-    classes = [c for c in found if isinstance(c, type) and issubclass(c, schema.BaseModel)]
+    classes = [c for c in found if isinstance(c, type) and issubclass(c, BaseModel)]
     return tuple(sorted({f.alias or n for c in classes for n, f in c.model_fields.items()}))
 
 
@@ -122,7 +124,7 @@ def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         raise ConfigError(
             f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
         )
-    data = _read(path)
+    data = recipe_paths(_read(path), "", partial(relative_to_file, path))
     if data.get("preset"):
         start, _ = _resolved(str(data["preset"]))
         data = _merge(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem})
@@ -155,7 +157,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             out[key] = dict(value)
         elif key == "divergence" and isinstance(old, Mapping) and isinstance(value, Mapping) and "signal" in value:
             # another signal, or the same: what the old one took is left behind, what is new is checked
-            mine = SIGNALS.get(str(old.get("signal", "log")), ()) if value["signal"] != old.get("signal", "log") else ()
+            before = str(old.get("signal", "log"))
+            mine = {p.name for p in SIGNALS.get(before, ())} if value["signal"] != before else set()
             out[key] = _merge({k: v for k, v in old.items() if k not in mine}, value)
         elif isinstance(value, Mapping):
             out[key] = _merge(old if isinstance(old, Mapping) else {}, value)

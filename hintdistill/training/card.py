@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hintdistill.config import OUTPUT_KEYS, InjectSection, RescoreSection, Section, TrainSection
+from hintdistill.core.extensions import HINT_SOURCES
+from hintdistill.core.paths import PathMark, map_paths, recipe_paths
 from hintdistill.recipes import Recipe
 from hintdistill.recipes.describe import CONFIDENCE, settings
 
@@ -81,6 +83,13 @@ def adapter_card(base: str, arrived: Arrived | None) -> str:
     return f"---\n{_yaml(head)}---\n\n" + "\n".join(lines) + "\n"
 
 
+def _without_place(key: str, mark: PathMark, value: str) -> str:
+    """What a card may say of a path: the hub's name of a model, the name of a shipped recipe, else that it is local."""
+    if mark.kind == "recipe":
+        return "a local file" if Path(value).is_absolute() else value
+    return hub_name(value) or "a local folder"
+
+
 def hub_name(name: str, folder: Path | None = None) -> str | None:
     """The hub's name of a model given by name or folder; None for a folder that did not come from the hub."""
     path = Path(name).expanduser()
@@ -120,8 +129,9 @@ def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[s
             f" Beside that it was trained on how its rollouts ended: a policy gradient on {rewarded} sampled steps, weighted as the "
             "recipe's coupling says."
         )
-    if document["run"]["hint"] == "placebo":
-        text += "\n\n**This student is a control:** it was trained on hints that say nothing (`inject.hint: placebo`)."
+    if control := HINT_SOURCES.get(document["run"]["hint"]).control:
+        source = document["run"]["hint"]
+        text += f"\n\n**This student is a control:** it was trained on {control} (`inject.hint: {source}`)."
     if "round" in document:
         text += (
             f"\n\nIt came out of round {document['round']} of an on-policy loop. Data, recipe and controls below are those of that "
@@ -185,8 +195,8 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
     )
     for name, section in sections:
         given = section.model_validate(config[name]).model_dump(mode="json", exclude_defaults=True)
-        changed |= {f"{name}.{k}": v for k, v in _flat(given)}
-    own = settings(recipe)
+        changed |= {f"{name}.{k}": v for k, v in _flat(map_paths(given, section, _without_place))}
+    own = recipe_paths(settings(recipe), "", _without_place)
     return (
         _table(("", ""), rows)
         + "\n\nSeed, precision, and every setting of training, injection and rescoring that is not the default:\n\n"

@@ -16,6 +16,7 @@ from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError
 from hintdistill.core.scores import Target
 from hintdistill.engines.transformers import pick_device
+from hintdistill.rescoring.stored import by_key, heads
 from hintdistill.training import processes
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.reference_models import Others
@@ -96,12 +97,12 @@ def train(
         TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
             stays as it was, and so does the last checkpoint.
     """
-    hints = [t for t in targets if t.kind == "hint"]
+    hints = sum(h.kind == "hint" for h in heads(targets))
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     device = _start(run, config)
     student = load_student(folder, run, config, device)
-    rows = build_rows(sorted(targets, key=lambda t: t.key), config, outcome)
+    rows = build_rows(by_key(targets), config, outcome)
     others = Others.load(folder, run, config, device, initial, heldout)
     with tracking(config, work, key) as trackers:
         trainer = make_trainer(
@@ -125,8 +126,8 @@ def train(
     trainer.require_finite()
     summary = TrainSummary(
         key=key,
-        hint_rows=len(hints),
-        anchor_rows=_count(rows, "anchor"),
+        hint_rows=hints,
+        anchor_rows=rows.number_of("anchor"),
         rows=len(rows),
         steps=trainer.state.global_step,
         way=trainer.passes.way,
@@ -154,7 +155,7 @@ def _start(run: RunSection, config: TrainSection) -> torch.device:
 
 def make_trainer(
     model: Any,
-    rows: list[Any],
+    rows: Sequence[TraceRow],
     run: RunSection,
     config: TrainSection,
     work: Path,
@@ -282,10 +283,6 @@ def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) ->
         warn(f"{crossing}; {crossing.wire.advice}")
 
 
-def _count(rows: Sequence[TraceRow], kind: str) -> int:
-    return sum(s.kind == kind for r in rows for s in r.slots)
-
-
 def _special_ids(folder: Path, config: TrainSection) -> list[int]:
     """The tokenizer's special tokens, where the recipe takes them out of a support."""
     if not any(t.support.drop_special for t in config.objective.terms.values()):
@@ -302,7 +299,7 @@ def _silence(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _floor(trainer: Any, rows: list[Any], work: Path) -> float:
+def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
     """Measured once, before the first update, and kept for a resumed run."""
     stored = work / "engine_floor.json"
     if stored.is_file():
