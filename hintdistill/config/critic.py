@@ -160,3 +160,9 @@ class CriticSection(Section):
     llm: LLMSection = LLMSection()
     strong: LLMSection = LLMSection()
     """A second LLM critic, with the keys of `llm`."""
+
+    @field_validator("secret_scan", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false
+        return "off" if value is False else value

@@ -51,7 +51,7 @@ RECORDED = (
     "critic.use=[recorded]",
     f"critic.recorded.path={FILES / 'findings.jsonl'}",
 )
-SCORED = (*RULED, "rescore.top_k=4", "rescore.part_rows=50", "train.watch.steps=0", "train.anchor.candidates=1")
+SCORED = (*RULED, "rescore.top_k=4", "rescore.part_rows=50", "train.watch.steps=1", "train.anchor.candidates=1")
 SAMPLED = (
     f"rollout.environment={see.WORLD}",
     "rollout.sample.episodes=2",
@@ -87,7 +87,7 @@ def llm(name: str) -> dict[str, Acts | Told]:
     """The keys of an LLM critic, `llm` or `strong`."""
     plain, votes = see.asked(name), see.asked(name, "votes")
     seven = (*CRITIC, "critic.X.votes=3", "critic.X.temperature=0.7", "critic.X.concurrency=1")
-    small = (*CRITIC, "critic.X.context_tokens=2600", "critic.X.max_tokens=64")
+    small = (*CRITIC, "critic.X.context_tokens=1600", "critic.X.max_tokens=64")
     return {
         "backend": Acts("local", learn.loaded, ("traces.path=none", f"critic.use=[{name}]"), refusal=True),
         "base_url": Acts("URL2", plain, CRITIC),
@@ -99,7 +99,7 @@ def llm(name: str) -> dict[str, Acts | Told]:
         "min_agreement": Acts("0.3", votes, seven),
         "temperature": Acts("0.7", plain, CRITIC),
         "max_tokens": Acts("99", plain, CRITIC),
-        "context_tokens": Acts("2600", plain, (*CRITIC, "critic.X.max_tokens=64")),
+        "context_tokens": Acts("1600", plain, (*CRITIC, "critic.X.max_tokens=64")),
         "overlap": Acts("0", plain, small),
         "tokenizer": Acts(str(STUDENT), plain, small),
         "timeout_s": Acts("0.15", see.asked(name, "slow"), CRITIC),
@@ -198,12 +198,12 @@ RESCORE: dict[str, Acts | Told] = {
     "gate.checks": Acts("[leak]", see.judged, GATED),
 }
 TRAIN: dict[str, Acts | Told] = {
-    "recipe": Acts("hint_sd", learn.trained, ("train.recipe.terms=",), refusal=False),
+    "recipe": Acts("hint_sd", learn.trained),
     "targets": Acts("in_step", learn.trained),
     "anchor.weight": Acts("0.5", learn.trained),
     "anchor.per_trace": Acts("2", learn.chosen),
     "anchor.candidates": Acts("3", see.rescored, SCORED),
-    "anchor.choose": Acts("random", learn.chosen),
+    "anchor.choose": Acts("random", learn.chosen, ("run.seed=4",)),
     "outcome.baseline": Acts("round", learn.compared),
     "outcome.normalise": Acts("true", learn.compared),
     "outcome.clip": Told("tests/training/test_outcome_training.py", "test_clipping_is_the_sections"),
@@ -224,14 +224,14 @@ TRAIN: dict[str, Acts | Told] = {
     "schedule": Acts("constant", learn.trained),
     "max_grad_norm": Acts("0.01", learn.trained),
     "weight_decay": Acts("0.5", learn.trained),
-    "save_steps": Acts("3", learn.trained),
+    "save_steps": Acts("3", learn.trained, ("train.keep_checkpoints=9",)),
     "logging_steps": Acts("2", learn.trained),
     "keep_checkpoints": Acts("2", learn.trained),
     "arriving_adapter": Acts("beside", learn.loaded, ("traces.path=none",), refusal=True),
     "save_dtype": Acts("bfloat16", learn.trained),
     "push": Acts("me/student", learn.ready("report"), refusal=True),
     "trackers": Acts("[tensorboard]", learn.trained),
-    "watch.steps": Acts("1", see.rescored, (*SCORED, "train.watch.steps=0")),
+    "watch.steps": Acts("3", see.rescored, SCORED),
     "watch.every": Acts("0", learn.trained),
     "tripwires.action": Acts("stop", learn.trained, ("train.tripwires.max_off_target_kl=1e-12",), refusal=True),
     "tripwires.max_off_target_kl": Acts("1e-12", learn.trained),

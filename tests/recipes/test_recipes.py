@@ -540,7 +540,7 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.data.hint.kind=feedbak", r"unknown hint kind `feedbak` \(did you mean `feedback`\?\)"),
         ("train={recipe: hint_sd, targets: stored}", "a teacher that is ema has no stored targets"),
         ("train={recipe: opcd, targets: stored}", "stored targets hold top-k entries, not the full vocabulary"),
-        ("train={recipe: rlcsd, top_k: 5}", "has no term `distill`"),
+        ("train={recipe: {preset: rlcsd, terms: {distill: {support: {k: 5}}}}}", "no term `distill`"),
         ("train.recipe=nowhere/mine.yaml", "no recipe file at .*/nowhere/mine.yaml"),
     ],
 )

@@ -36,6 +36,9 @@ SMALL = [
     "train.recipe.terms.anchor.min_probability=0",
 ]
 
+LIVE_TRAINING = ["train.targets=in_step"]
+"""Further settings for a teacher that follows the student."""
+
 
 @lru_cache(maxsize=1)
 def _targets() -> list[Target]:
