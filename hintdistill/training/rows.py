@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -28,6 +26,7 @@ from torch.utils.data import Dataset, Sampler
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target
+from hintdistill.objectives.spans import normalised, span_mask
 from hintdistill.recipes import Term
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 
@@ -40,7 +39,8 @@ class Slot:
     """One step of a row that carries loss: T scored tokens, K kept entries."""
 
     key: str
-    kind: Literal["hint", "anchor", "outcome"]
+    kind: str
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
     start: int
     """Position of the step's first token in the row."""
     length: int
@@ -88,15 +88,8 @@ class Slot:
 
     def facts(self) -> dict[str, torch.Tensor]:
         """What the recipe's weights may ask of a slot, [T] each."""
-        start, end = self.span
-        index = torch.arange(self.length)
-        quoted = ((index >= start) & (index < end)).float()
-        known = {
-            "in_quote": quoted,
-            "error_span": quoted,
-            "since_error": (index - start).float(),
-            "turn_is_target": torch.ones(self.length),
-        }
+        known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
+        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length)}
         if self.outcome is None:
             return known
         ended = {
@@ -171,19 +164,17 @@ class LengthSampler(Sampler[int]):
         yield from range(len(self.lengths), len(self))
 
 
+def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
+    """What a step's quote says of its tokens, float32 [T] each: `in_quote`, and `since_error` counted from the quote's start."""
+    index = np.arange(length, dtype=np.float32)
+    return {"in_quote": ((index >= span[0]) & (index < span[1])).astype(np.float32), "since_error": index - span[0]}
+
+
 def loss_weights(target: Target, term: Term) -> np.ndarray:
-    """Weight of each step token before normalisation, float32 [T]: the term's loss span, and what it takes out of an anchor."""
-    if target.kind == "anchor":
-        return (np.exp(target.plain_sampled) >= term.min_probability).astype(np.float32)
-    weights = np.ones(len(target.step_ids), np.float32)
-    if term.span == "step":
-        return weights
-    start, end = target.span
-    if term.span == "quote_weighted":
-        weights[start:end] = term.quote_weight
-        return weights
-    weights[:] = 0.0
-    weights[start : end if term.span == "quote" else None] = 1.0
+    """Weight of each step token before normalisation, float32 [T]: the term's loss span, see `objectives.spans`."""
+    facts = quote_facts(target.span, len(target.step_ids))
+    facts["certain"] = np.exp(target.plain_sampled) >= term.min_probability
+    weights: np.ndarray = span_mask(term, facts, np.ones(len(target.step_ids), np.float32))
     return weights
 
 
@@ -204,18 +195,13 @@ def build_rows(targets: Sequence[Target], config: TrainSection, outcome: Outcome
     pairs = [(t, w) for t, w in zip(targets, raw, strict=True) if any(x.any() for x in w.values())]
     slots = len(pairs) + len(outcome.rows)
     for name, term in terms.items():
-        _normalise([w for _, w in pairs if name in w and w[name].any()], name, term, slots / max(1, len(pairs)))
+        members = [w for _, w in pairs if name in w and w[name].any()]
+        scaled = normalised([w[name] for w in members], term.normalize, slots / max(1, len(pairs)))
+        for weights, own in zip(members, scaled, strict=True):
+            weights[name] = own
     of_targets = [(t, _slot(t, w, outcome.outcomes.get(t.trace_id))) for t, w in pairs]
     of_rollouts = [(r, _outcome_slot(r, outcome, slots / len(outcome.rows))) for r in outcome.rows]
     return trace_rows([*of_targets, *of_rollouts])
-
-
-def _normalise(members: Sequence[dict[str, np.ndarray]], name: str, term: Term, share: float) -> None:
-    """Scale a term's weights in place, to a sum of `share` in each of its slots or, of token means, in the average one."""
-    total = sum(float(w[name].sum()) for w in members)
-    for weights in members:
-        scale = 1.0 / weights[name].sum() if term.normalize == "per_row" else len(members) / total
-        weights[name] = weights[name] * np.float32(scale * share)
 
 
 def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:

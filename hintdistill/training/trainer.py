@@ -167,7 +167,7 @@ class HintTrainer(Trainer):
             done = windowed(self.passes, model, rows, self.config.grad_window, self._ride)
         # a process without a slot takes part all the same
         loss = done.nothing if self.args.world_size > 1 else done.nothing.detach()
-        for kind in ("hint", "anchor"):
+        for kind in self.terms.kinds:
             placed = places(rows, kind)
             if placed:
                 loss = loss + self._part(kind, placed, done)

@@ -337,15 +337,17 @@ def test_nca_has_no_gradient_through_the_plain_view():
 
 def test_rlcsd_never_crosses_the_sign_of_the_advantage():
     recipe = RECIPES["rlcsd"]
-    from hintdistill.objectives.compose import _advantage
+    from hintdistill.objectives import BoundTerm
+    from hintdistill.objectives.compose import _advantage, _Scored
     from hintdistill.objectives.scorebank import ScoreBank
 
     for a in (-0.3, 0.3):
         _, batch, y = batch_for(recipe)
         facts = {**batch.facts, "advantage": torch.full((2,), a)}
         bank = ScoreBank(batch.views, batch.views["teacher"], y, batch.lengths, facts)
-        spec = recipe.terms["kept"]
-        got, coupled = _advantage(spec, bank["surprisal"], bank["surprisal"], bank, batch, recipe.coupling, 0)
+        now = BoundTerm.at(recipe.terms["kept"])
+        scored = _Scored(now, batch, batch.views, batch.views["teacher"], bank, recipe.coupling)
+        got, coupled = _advantage(scored, bank["surprisal"], bank["surprisal"])
         assert ((got.sign() == math.copysign(1, a)) | (got == 0)).all() and (got != a).any()
         assert "sign_held" in coupled
 
