@@ -30,7 +30,7 @@ from hintdistill.traces.reading import read_traces
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
-    from hintdistill.training.stage import TrainSummary
+    from hintdistill.training.stage import TrainData, TrainJob, TrainSummary
 
 NO_PREDICTION = ("sft_success", "sft_corrected", "random_step", "none", "hint_outcome")
 """Arms without a hint at the erring step, or with more than that to learn from."""
@@ -182,18 +182,18 @@ def train_rows(
     if summary is None or summary.key != key:
         shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
         # movement is measured after the round, on sets that all arms share
-        watch = WatchSets(from_initial=student == bench.initial or config.objective.teacher.update == "initial")
+        watch = WatchSets(from_initial=student == bench.initial or config.effective_recipe.teacher.update == "initial")
         summary = train(
-            student,
-            targets,
-            bench.config.run,
-            config,
-            work,
-            out,
-            key,
-            initial=bench.initial,
-            watch=watch,
-            outcome=outcome,
+            TrainJob(
+                student,
+                TrainData(targets, watch=watch, outcome=outcome),
+                bench.config.run,
+                config,
+                work,
+                out,
+                key,
+                initial=bench.initial,
+            )
         )
     if summary.steps != bench.ablate.steps:
         raise EmptyFunnelError(f"{bench.job.name}: {summary.steps} optimiser steps instead of {bench.ablate.steps}")

@@ -142,7 +142,7 @@ def check_inputs(config: RunConfig, until: str) -> None:
     critique.critics(ctx)
     if until in ("train", "report"):
         met = available(config.train, config.rescore.engine.backend, several_rollouts(config))
-        require_met(config.train.objective, met)
+        require_met(config.train.effective_recipe, met)
         check_trackers(config.train)
     if until not in ("read", "critique"):
         _ = ctx.renderer
@@ -210,7 +210,7 @@ def plan(config: RunConfig, until: str = "report") -> Plan:
             "prompt_tokens": sum(e.prompt_tokens for e in each),
         }
     splits = [ctx.split_of(group) for group in group_traces(traces)]
-    if until in ("train", "report") and config.run.rounds is None and reads_reward(config.train.objective):
+    if until in ("train", "report") and config.run.rounds is None and reads_reward(config.train.effective_recipe):
         _module("outcome").check_outcomes(config, [t for t, s in zip(traces, splits, strict=True) if s == "train"])
     return Plan(
         traces=len(traces),

@@ -57,7 +57,9 @@ class RunContext:
     @property
     def teacher_folder(self) -> Path:
         """Whose plain and hinted views the targets are made from."""
-        return self.initial_folder if self.config.train.objective.teacher.update == "initial" else self.model_folder
+        return (
+            self.initial_folder if self.config.train.effective_recipe.teacher.update == "initial" else self.model_folder
+        )
 
     @cached_property
     def model_key(self) -> ModelKey:
@@ -89,7 +91,7 @@ class RunContext:
 
     def check_scoring_engine(self) -> None:
         """Raises ConfigError where `rescore.engine` names a server that may not be asked, or that cannot follow the teacher."""
-        engine, teacher = self.config.rescore.engine, self.config.train.objective.teacher.update
+        engine, teacher = self.config.rescore.engine, self.config.train.effective_recipe.teacher.update
         if engine.backend == "server" and self.config.run.rounds is not None and teacher != "initial":
             raise ConfigError(
                 f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",

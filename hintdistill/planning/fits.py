@@ -26,7 +26,7 @@ def weight_bytes(dtype: str, on_cpu: bool) -> int:
 def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> Setup:
     """How a training with these sections uses memory."""
     stored = weight_bytes(run.dtype, on_cpu)
-    recipe = train.objective
+    recipe = train.effective_recipe
     views = recipe.used_views("hint") if train.target_source == "in_step" else {}
     made = {(recipe.teacher.update if v.weights == "teacher" else v.weights, v.context) for v in views.values()}
     made -= {("live", "plain")}

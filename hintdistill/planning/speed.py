@@ -177,7 +177,7 @@ def _train(
     with TemporaryDirectory(prefix="hintdistill-plan-") as work:
         model = load_student(folder, config.run, config.train, device).model
         made = [build_rows(_targets(b, shape, config.rescore.top_k), config.train, _outcomes(len(b))) for b in batches]
-        trainer = make_trainer(model, made[0], config.run, config.train, Path(work), device, None)
+        trainer = make_trainer(model, made[0], config.run, config.train, Path(work))
         model.train()
         _once(trainer, made[0])
         spent = 0.0

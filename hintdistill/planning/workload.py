@@ -215,7 +215,7 @@ def _all_slots(ctx: RunContext) -> list[Slot]:
         if split == "train" and i.fidelity in config.fidelity
     ]
     taken: dict[str, int] = {}
-    anchored = any(t.rows == "anchor" for t in config.objective.terms.values())
+    anchored = any(t.rows == "anchor" for t in config.effective_recipe.terms.values())
     for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
         if split != "train" or not anchored:
             # stored to be looked at while training

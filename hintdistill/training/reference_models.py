@@ -48,7 +48,7 @@ class Others:
             ModelError: the external teacher cannot be loaded, or its tokenizer is not the student's.
             EmptyFunnelError: a gated teacher, and no held-out finding to read it on.
         """
-        recipe = config.objective
+        recipe = config.effective_recipe
         views = recipe.used_views("hint").values() if config.target_source == "in_step" else ()
         weights = {recipe.teacher.update if v.weights == "teacher" else v.weights for v in views}
         rows = watch_rows(sorted(heldout, key=lambda t: t.key)[:MOST_HELD_OUT]) if "cgtr" in weights else []

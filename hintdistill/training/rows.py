@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -190,7 +191,7 @@ def build_rows(targets: Sequence[Target], config: TrainSection, outcome: Outcome
     Raises:
         InputError: a sampled step has not as many recorded log-probabilities as tokens.
     """
-    terms = config.objective.terms
+    terms = config.effective_recipe.terms
     raw = [{n: loss_weights(t, term) for n, term in terms.items() if term.rows == t.kind} for t in targets]
     pairs = [(t, w) for t, w in zip(targets, raw, strict=True) if any(x.any() for x in w.values())]
     slots = len(pairs) + len(outcome.rows)

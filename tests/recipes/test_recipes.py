@@ -408,7 +408,7 @@ def test_what_a_run_can_train_today():
     # another kind of hint is one key away
     for name in ("sdpo", "opsd", "sdft", "ophsd"):
         again = TrainSection(recipe={"preset": name, "data": {"hint": {"kind": "feedback"}}})
-        require_met(again.objective, available(again))
+        require_met(again.effective_recipe, available(again))
 
 
 def test_a_run_stops_before_it_writes(tmp_path):
@@ -640,7 +640,7 @@ def test_any_key_can_be_overridden(tmp_path):
     config = load_config(
         None, [*BASE, "train.recipe=hint_sd", "train.recipe.terms.distill.support.k=7", "train.recipe.teacher.rate=.5"]
     )
-    recipe = config.train.objective
+    recipe = config.train.effective_recipe
     assert recipe.name == "hint_sd" and recipe.terms["distill"].support.k == 7 and recipe.teacher.rate == 0.5
     assert recipe.terms["distill"].support.rest == "tail" and config.train.target_source == "in_step"
     # a divergence of another kind leaves the old one's parameters behind; a scalar becomes a schedule
@@ -658,23 +658,23 @@ def test_any_key_can_be_overridden(tmp_path):
     mine.write_text("preset: sdpo\ntitle: mine\ndata: {hint: {kind: feedback}}\n")
     own = load_config(None, [*BASE, f"train.recipe={mine}"]).train
     assert (
-        own.objective.name == "mine"
-        and own.objective.teacher.rate == 0.05
-        and not missing(own.objective, available(own))
+        own.effective_recipe.name == "mine"
+        and own.effective_recipe.teacher.rate == 0.05
+        and not missing(own.effective_recipe, available(own))
     )
 
 
 def test_shorts_change_the_recipe():
-    default = TrainSection().objective
+    default = TrainSection().effective_recipe
     assert default == load_recipe("targeted") and TrainSection().target_source == "stored"
     section = TrainSection(divergence="rkl", top_k=9, normalize="token", loss_span="quote", anchor={"weight": 0.5})
-    distill, anchor = section.objective.terms["distill"], section.objective.terms["anchor"]
+    distill, anchor = section.effective_recipe.terms["distill"], section.effective_recipe.terms["anchor"]
     assert (distill.divergence.kind, distill.support.k, distill.normalize, distill.span) == ("rkl", 9, "kept", "quote")
     assert anchor.coef == 0.5 and anchor.normalize == "kept" and anchor.span == "step"
     assert default.terms["anchor"].min_probability == 0.5
-    assert TrainSection(anchor={"min_probability": 0.2}).objective.terms["anchor"].min_probability == 0.2
-    assert "anchor" not in TrainSection(anchor={"weight": 0}).objective.terms
-    added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).objective
+    assert TrainSection(anchor={"min_probability": 0.2}).effective_recipe.terms["anchor"].min_probability == 0.2
+    assert "anchor" not in TrainSection(anchor={"weight": 0}).effective_recipe.terms
+    added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).effective_recipe
     assert added.terms["anchor"].coef == 1.5 and added.terms["anchor"].divergence.kind == "fkl"
     assert TrainSection(teacher="live").target_source == "in_step"
 
