@@ -41,6 +41,7 @@ format: install
 
 docs: install
 	$(BIN)/python docs/make_config_page.py
+	$(BIN)/python docs/make_extending_page.py
 	$(BIN)/python docs/make_templates_page.py
 	$(BIN)/python docs/make_recipes_page.py
 	$(BIN)/python docs/make_traces_table.py

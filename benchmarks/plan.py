@@ -33,6 +33,8 @@ from typing import Any
 
 import yaml
 
+from hintdistill.pipeline.stages import stages_between
+
 ROOT = Path(__file__).resolve().parent.parent
 STUDENT = ROOT / "examples" / "toolworld" / "student"
 CASES: dict[str, dict[str, list[str]]] = {
@@ -40,7 +42,7 @@ CASES: dict[str, dict[str, list[str]]] = {
     "larger": {
         "as it is": [],
         "checkpointing": ["train.gradient_checkpointing=true"],
-        "live teacher": ["train.teacher=live", "train.targets=in_step"],
+        "live teacher": ["train.recipe.teacher.update=live", "train.targets=in_step"],
     },
 }
 """Per case, the ways it is trained."""
@@ -123,27 +125,27 @@ def memory(key: str) -> int:
 
 def child(stage: str, config: Path, overrides: list[str]) -> None:
     """Run one stage here; prints peak and seconds. The stages before it are in the run folder."""
-    import importlib
-
     import torch
 
+    import hintdistill.pipeline.report
     import hintdistill.training.trainer  # noqa: F401
     from hintdistill.config.file import load_config
-    from hintdistill.pipeline import Console, RunContext
+    from hintdistill.pipeline.context import RunContext
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.stages import stage_named
     from hintdistill.pipeline.store import RunDir
 
     settings = load_config(config, overrides)
     torch.set_num_threads(1)
     assert settings.run.dir is not None
     ctx = RunContext(settings, RunDir.create(settings.run.dir, settings, resume=True), Console(quiet=True))
-    module = importlib.import_module(f"hintdistill.pipeline.{stage}")
     _ = ctx.renderer
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     began, cpu = time.perf_counter(), time.process_time()
-    module.run(ctx)
+    stage_named(stage).run(ctx)
     seconds = time.perf_counter() - began
     print(
         json.dumps(
@@ -187,8 +189,8 @@ def one_case(name: str, folder: Path) -> dict[str, dict[str, float]]:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump({"quickstart": quickstart, "larger": larger}[name](folder)), encoding="utf-8")
     at = [f"run.dir={folder / 'run'}"]
-    for stage in ("read", "critique", "inject"):
-        run_stage(stage, config, at)
+    for stage in stages_between(until="inject"):
+        run_stage(stage.name, config, at)
     scored = run_stage("rescore", config, at)
     out: dict[str, dict[str, float]] = {}
     for way, overrides in CASES[name].items():

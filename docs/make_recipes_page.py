@@ -7,6 +7,7 @@ from pathlib import Path
 from hintdistill.config import TrainSection
 from hintdistill.recipes import load_recipe, missing, needs, parts, recipe_names
 from hintdistill.recipes.describe import CONFIDENCE, PROMISE
+from hintdistill.recipes.teachers import TEACHERS
 from hintdistill.training.capabilities import available
 
 HEAD = """# Recipes
@@ -93,18 +94,18 @@ def page() -> str:
     tables = {
         "supports": parts.SUPPORTS,
         "remainders": parts.RESTS,
-        "divergences": parts.DIVERGENCES,
-        "signals of `pg`": parts.SIGNALS,
+        "divergences": {e.name: [p.name for p in e.parameters] for e in parts.DIVERGENCES.entries()},
+        "signals of `pg`": {name: [p.name for p in taken] for name, taken in parts.SIGNALS.items()},
         "scores": parts.SCORES,
         "facts a caller supplies": parts.FACTS,
-        "shapes": parts.SHAPES,
+        "shapes": {e.name: [p.name for p in e.parameters] for e in parts.SHAPES.entries()},
         "normalisers": parts.NORMALISERS,
         "loss spans": parts.SPANS,
         "contexts": parts.CONTEXTS,
         "couplings": parts.COUPLINGS,
         "controllers": parts.CONTROLLERS,
-        "teacher updates": ("initial", "live", "ema", "periodic", "cgtr", "external"),
-        "hint kinds": parts.HINTS,
+        "teacher updates": TEACHERS.names(),
+        "hint kinds": parts.HINTS.names(),
     }
     takes = ("divergences", "signals of `pg`", "shapes")
     rows = []

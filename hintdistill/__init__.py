@@ -32,7 +32,7 @@ _EXPORTS = {
     "rescore": "api",
     "rescore_async": "api",
     "read_traces": "traces.reading",
-    "run": "pipeline",
+    "run": "pipeline.run",
 }
 __all__ = [*_EXPORTS, "__version__"]
 
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from hintdistill.core.errors import HintdistillError
     from hintdistill.core.scores import ScoreRequest, Scores, Target
     from hintdistill.core.types import Critique, Finding, Injection, Message, ToolCall, Trace
-    from hintdistill.pipeline import run
+    from hintdistill.pipeline.run import run
     from hintdistill.traces.reading import read_traces
 
 

@@ -10,20 +10,21 @@ import asyncio
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from hintdistill.config import InjectSection, RescoreSection
+from hintdistill.config import EngineSection, InjectSection, RescoreSection
 from hintdistill.core.errors import ConfigError, SpliceError, TraceError
-from hintdistill.core.models import resolve_model
+from hintdistill.core.extensions import ENGINES
+from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Injection, Message, Placement, Source, Trace
+from hintdistill.core.types import Finding, Message, Placement, Source, Trace
 from hintdistill.engines import Engine
-from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.engines.loading import EngineJob, load
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import shipped_library
-from hintdistill.rescoring.scorer import Scorer
+from hintdistill.rescoring.scorer import HintItem, Scorer
 from hintdistill.traces.formats import openai_chat
 from hintdistill.traces.options import ReadOptions
 
@@ -36,6 +37,8 @@ class LoadedModel:
 
     engine: Engine
     renderer: Renderer
+    backend: str = ""
+    """The name the engine is registered under; empty for one that the caller has made."""
     lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
     """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
 
@@ -59,24 +62,33 @@ def load_engine(
     dtype: str = "auto",
     device: str = "auto",
     batch_tokens: int | None = None,
-    backend: Literal["transformers", "vllm"] = "transformers",
+    backend: str = "transformers",
     **kwargs: Any,
 ) -> LoadedModel:
-    """Load a model folder (or hub name) for rescoring; further keywords go to `VLLMEngine.load`.
+    """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
+
+    `backend` is any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
 
     Raises:
         ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
-        ConfigError: no such backend.
+        ConfigError: no such backend, or one that is reached at an address (`connect_engine`).
     """
+    if ENGINES.get(backend).remote:
+        raise ConfigError(
+            f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
+        )
     folder = resolve_model(name)
     renderer = Renderer.from_pretrained(folder)
-    if backend == "transformers":
-        return LoadedModel(TransformersEngine.load(folder, dtype, device, batch_tokens, **kwargs), renderer)
-    if backend != "vllm":
-        raise ConfigError(f"no backend {backend!r}; there are transformers and vllm")
-    from hintdistill.engines.vllm import VLLMEngine
-
-    return LoadedModel(VLLMEngine.load(folder, dtype, **kwargs), renderer)
+    job = EngineJob(
+        folder,
+        dtype=dtype,
+        device=device,
+        batch_tokens=batch_tokens,
+        id_of=renderer.vocabulary.get,
+        key=model_key(folder).weights,
+        options=kwargs,
+    )
+    return LoadedModel(load(backend, job), renderer, backend)
 
 
 def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs: Any) -> LoadedModel:
@@ -97,7 +109,7 @@ def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs:
     renderer = Renderer.from_pretrained(resolve_model(name))
     if kwargs.get("dialect") == "echo":
         kwargs.setdefault("id_of", renderer.vocabulary.get)
-    return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer)
+    return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer, "server")
 
 
 def rescore(
@@ -145,6 +157,7 @@ def rescore(
             placement=placement,
             config=config,
         )[0].target
+    _require_engine(engine, config)
     trace = _trace(messages, step, tools)
     with engine.lock:
         rendered = engine.renderer.step(trace, step)
@@ -168,9 +181,10 @@ def rank_hints(
     Accepted hints come first (see `scoring.judge`), then those that the gate rejects; within each, the one that lowers
     the step's decision token most. Arguments and errors are those of `rescore`.
     """
+    _require_engine(engine, config)
     trace = _trace(messages, step, tools)
     injector = Injector(engine.renderer, shipped_library(), InjectSection(placements=(placement,)), config.placebos)
-    items: list[tuple[str, Injection, Literal["train", "holdout"]]] = []
+    items: list[HintItem] = []
     for hint in hints:
         if not hint.strip():
             raise SpliceError(
@@ -179,7 +193,8 @@ def rank_hints(
         finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
         with engine.lock:
             injection = injector.inject(trace, finding)
-        items.append((content_key("call", injection.model_dump(mode="json"), engine.engine.key), injection, "train"))
+        key = content_key("call", injection.model_dump(mode="json"), engine.engine.key)
+        items.append(HintItem(key, injection, "train"))
     targets = Scorer(engine.engine, engine.renderer, config).score(items)
     ranked = [RankedHint(hint, target) for hint, target in zip(hints, targets, strict=True)]
     return sorted(ranked, key=lambda r: (not r.target.accepted, r.effect))
@@ -193,6 +208,23 @@ async def rescore_async(messages: Sequence[MessageLike], **kwargs: Any) -> Targe
 async def rank_hints_async(messages: Sequence[MessageLike], **kwargs: Any) -> list[RankedHint]:
     """`rank_hints` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rank_hints, messages, **kwargs)
+
+
+def _require_engine(engine: LoadedModel, config: RescoreSection) -> None:
+    """Raises ConfigError where `config.engine` asks for another engine than the one that is given: it would go unheard."""
+    asked, given = config.engine, engine.backend or type(engine.engine).__name__
+    if asked == EngineSection():
+        return
+    differs = [f"backend={asked.backend}"] if asked.backend != engine.backend else []
+    for key in ("base_url", "model", "max_length", "dialect"):
+        wanted = getattr(asked, key)
+        if wanted != getattr(EngineSection(), key) and wanted != getattr(engine.engine, key, None):
+            differs.append(f"{key}={wanted}")
+    if differs:
+        raise ConfigError(
+            f"config.engine asks for {', '.join(differs)}, and the engine that is given is {given}",
+            hint="hd.load_engine(name, backend=...) or hd.connect_engine(name, base_url) make the engine; leave config.engine out",
+        )
 
 
 def _trace(messages: Sequence[MessageLike], step: int, tools: Sequence[Mapping[str, Any]] | None) -> Trace:

@@ -36,7 +36,7 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
         raise ConfigError("an ablation is a set of loops; set run.rounds")
     if config.train.effective_recipe.teacher.update != "initial" or config.train.target_source != "stored":
         raise ConfigError(
-            "arms are rows of stored targets of the initial teacher; leave train.teacher and train.targets"
+            "arms are rows of stored targets of the initial teacher; leave train.recipe.teacher and train.targets"
         )
     if config.rescore.engine.backend != "transformers":
         raise ConfigError("arms are scored by transformers, on the union of the views' top k; leave rescore.engine")
@@ -89,7 +89,7 @@ def ablate(config: RunConfig, folder: Path, *, resume: bool = False, console: Co
         ConfigError: see `plan_jobs`; or the folder is in use.
         HintdistillError: a job failed; the others were finished first and are kept.
     """
-    from hintdistill.pipeline import check_inputs
+    from hintdistill.pipeline.stages import check_inputs
 
     console = console or Console()
     plan_jobs(config)

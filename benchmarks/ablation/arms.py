@@ -38,6 +38,7 @@ from hintdistill.injection.hints import hint_text, seed_of
 from hintdistill.injection.splice import Injector, QuoteFound, StepSite
 from hintdistill.pipeline import critique, inject, read, rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.stages import run_stages
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.scorer import Scorer
 from hintdistill.rollouts.hinted import play_hinted
@@ -85,10 +86,7 @@ class RoundData:
 
 def critiqued(ctx: RunContext, episodes: Sequence[Episode], salt: str, anchors_per_trace: int) -> RoundData:
     """Read and critique a round's traces in its own run folder."""
-    from hintdistill.pipeline import _module
-
-    for stage in ("read", "critique"):
-        _module(stage).run(ctx)
+    run_stages(ctx, until="critique")
     loaded, by_key = read.load(ctx), critique.load(ctx)
     critiques = {t.id: by_key[k] for k, t, _ in loaded if k in by_key}
     return RoundData(ctx, episodes, [t for _, t, _ in loaded], critiques, salt, anchors_per_trace)
@@ -114,11 +112,8 @@ def targets_of(arm: str, data: RoundData, folder: Path) -> list[Target]:
 
 def rescored(ctx: RunContext) -> list[Target]:
     """Inject and rescore in the context's run folder."""
-    from hintdistill.pipeline import _module
-
-    for stage in ("inject", "rescore"):
-        _module(stage).run(ctx)
-    return rescore.load(ctx)
+    run_stages(ctx, first="inject", until="rescore")
+    return list(rescore.load(ctx))
 
 
 def _disturbed(arm: str, data: RoundData, folder: Path) -> list[Target]:
@@ -319,7 +314,7 @@ def in_system_prompt(data: RoundData, trace: Trace, step: int, hint: str, own: F
     opening = site.opening
     if not opening.before or opening.before[0].role != "system":
         raise SpliceError(f"trace {trace.id} has no system prompt to put a hint in")
-    first, block = opening.before[0], InjectSection().observation_format.replace("{hint}", hint)
+    first, block = opening.before[0], InjectSection().format_of("observation").replace("{hint}", hint)
     longer = first.model_copy(update={"content": (first.content or "") + block})
     hinted = renderer.render((longer, *opening.before[1:]), opening.tools, header=False)
     char = _insertion_point(opening.bare + opening.trailer, hinted, block)

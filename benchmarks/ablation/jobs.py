@@ -123,11 +123,11 @@ def job_config(config: RunConfig, job: Job, folder: Path) -> RunConfig:
     if job.setting is not None:
         data["train"] |= settings_of(config, job.arm)[job.setting]
     if job.arm.startswith("sft_"):
-        data["train"]["divergence"] = "fkl"
+        distill = {"distill": {"divergence": {"kind": "fkl"}}}
+        data["train"]["recipe"] = {"preset": data["train"]["recipe"], "terms": distill}
     if job.arm == "hint_outcome":
-        recipe = data["train"]["recipe"]
-        preset = {"preset": recipe} if isinstance(recipe, str) else recipe
-        data["train"]["recipe"] = preset | {"coupling": {"kind": "additive", "weight": 0.5}}
+        coupling = {"kind": "additive", "weight": 0.5}
+        data["train"]["recipe"] = {"preset": data["train"]["recipe"], "coupling": coupling}
         # a round plays each task once
         data["train"].setdefault("outcome", {"baseline": "round"})
     return RunConfig.model_validate(data)

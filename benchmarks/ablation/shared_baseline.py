@@ -19,8 +19,8 @@ from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.playing import episode_of, episode_row
 from hintdistill.pipeline.preflight import predict
-from hintdistill.pipeline.rounds import episode_of, episode_row
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rollouts.evaluate import outcome_of, tasks_of
 from hintdistill.rollouts.hinted import play_hinted

@@ -28,15 +28,16 @@ def ablate(
     """The same loop as controlled arms over seeds: one table, one figure, intervals."""
     from benchmarks.ablation import ablate as evidence
     from benchmarks.ablation.scale import scaled
-    from hintdistill import pipeline
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import run_folder
 
     settings = scaled(load_config(config, overrides or []), quick=quick, full=full, sweep=sweep)
-    folder = pipeline.run_folder(settings, config.stem)
+    folder = run_folder(settings, config.stem)
     if summary:
         document = evidence.summarise_again(folder)
     else:
-        document = evidence.ablate(settings, folder, resume=resume, console=pipeline.Console(quiet=quiet or as_json))
+        document = evidence.ablate(settings, folder, resume=resume, console=Console(quiet=quiet or as_json))
     if as_json:
         print_json(document)
         return

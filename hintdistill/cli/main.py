@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from hintdistill import __version__
+from hintdistill.cli.config import config_app
 from hintdistill.cli.evidence import ablate, preflight
 from hintdistill.cli.look import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(config_app, name="config")
 app.command()(convert)
 app.command()(ablate)
 app.command()(preflight)
@@ -57,14 +59,16 @@ def _stages(
     as_json: bool,
     limit: int | None = None,
 ) -> None:
-    from hintdistill import pipeline
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import run as run_pipeline
+    from hintdistill.pipeline.run import run_folder
     from hintdistill.training.processes import is_main
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
     settings = load_config(config, [*(overrides or []), *extra])
-    folder = pipeline.run_folder(settings, config.stem)
-    pipeline.run(settings, folder, resume=resume, until=until, console=pipeline.Console(quiet=quiet or as_json))
+    folder = run_folder(settings, config.stem)
+    run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
     if is_main():
         _finish(folder, as_json)
 
@@ -109,11 +113,11 @@ def run(
         return
     import dataclasses
 
-    from hintdistill import pipeline
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.dry_run import dry_run as look_ahead
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
-    ahead = dataclasses.asdict(pipeline.plan(load_config(config, [*(overrides or []), *extra])))
+    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra])))
     if as_json:
         print_json(ahead)
         return
@@ -143,12 +147,14 @@ def critique(
     if labels is None and compare is None and not dry_run:
         _stages(config, overrides, "critique", True, quiet, as_json)
         return
-    from hintdistill import pipeline
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.progress import Console
 
-    settings, console = load_config(config, overrides or []), pipeline.Console(quiet=quiet or as_json)
+    settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
     if dry_run:
-        asked = pipeline.plan(settings, until="critique").critics
+        from hintdistill.pipeline.dry_run import dry_run as look_ahead
+
+        asked = look_ahead(settings, until="critique").critics
         text = [
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
         ]
@@ -157,8 +163,9 @@ def critique(
     if labels is not None:
         from hintdistill.critics.evaluation import lines
         from hintdistill.pipeline.labels import score_critics
+        from hintdistill.pipeline.run import run_folder
 
-        folder = pipeline.run_folder(settings, f"{config.stem}-labels")
+        folder = run_folder(settings, f"{config.stem}-labels")
         result = score_critics(settings, labels, folder, console)
         print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
         return
@@ -196,12 +203,13 @@ def report(
         written = write_shared(RunDir.open(run).path)
         say(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
         return
-    from hintdistill import pipeline
     from hintdistill.config.file import validate
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import report_only
     from hintdistill.pipeline.store import RunDir
 
     settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    pipeline.report_only(settings, run, pipeline.Console(quiet=quiet or as_json))
+    report_only(settings, run, Console(quiet=quiet or as_json))
     _finish(run, as_json)
 
 
@@ -245,13 +253,13 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
-    from hintdistill import pipeline
     from hintdistill.config.file import validate
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import push as push_student
     from hintdistill.pipeline.store import RunDir
 
     settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    train = settings.train.model_copy(update={"push_private": not public})
-    print(pipeline.push(settings.model_copy(update={"train": train}), run, pipeline.Console(quiet=True), repository))
+    print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 
 @app.command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.extensions import CRITICS, STRATEGIES
+from hintdistill.core.registry import NameIn
 
 Check = Literal[
     "unknown_tool",
@@ -45,15 +47,12 @@ class LLMSection(Section):
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
-    strategy: Literal["all_at_once", "step_by_step", "binary_search"] = "all_at_once"
+    strategy: Annotated[str, NameIn(STRATEGIES)] = "all_at_once"
     """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
     mistake; `binary_search`: which half holds the first mistake, until one step is left."""
-    prompt: str = "critic/all_at_once.jinja"
-    """Instructions of `all_at_once`."""
-    step_prompt: str = "critic/step.jinja"
-    """Instructions about one step, of the other two strategies."""
-    half_prompt: str = "critic/half.jinja"
-    """Instructions of `binary_search`."""
+    prompt: tuple[str, ...] = ()
+    """Instructions, in place of those shipped for the strategy (`critic/all_at_once.jinja`; `critic/step.jinja`); for
+    `binary_search` two: which half, and which mistake in a step (`[critic/half.jinja, critic/step.jinja]`)."""
     votes: int = Field(default=1, ge=1)
     """How often a trace is judged; the share of votes that name a step becomes its confidence. Needs a temperature."""
     min_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -80,15 +79,41 @@ class LLMSection(Section):
     """Drop findings whose quote is not in the step, already here: for critics that invent quotes."""
     seed: int | None = None
     """Sent with each request where it is set; not every server takes one. Vote n is sent seed + n."""
-    price_in: float | None = Field(default=None, ge=0.0)
-    """Price of a million prompt tokens, for the report."""
-    price_out: float | None = Field(default=None, ge=0.0)
-    """Price of a million answer tokens."""
+    price: tuple[float, float] | None = None
+    """Prices of a million prompt tokens and of a million answer tokens, `[in, out]`, for the report."""
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt that is used there, by `strategy`."""
+        shipped = STRATEGIES.get(self.strategy).prompts
+        return dict(zip(shipped, self.prompt, strict=True)) if self.prompt else dict(shipped)
 
     @property
     def asked_prompt(self) -> str:
         """The prompt whose answer names the step and writes the hint, by `strategy`."""
-        return self.prompt if self.strategy == "all_at_once" else self.step_prompt
+        return list(self.prompts.values())[-1]
+
+    @field_validator("price")
+    @classmethod
+    def _no_money_back(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and min(value) < 0:
+            raise ValueError(f"a price is not below 0: {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _as_many_prompts(self) -> LLMSection:
+        wanted = STRATEGIES.get(self.strategy).prompts
+        if self.prompt and len(self.prompt) != len(wanted):
+            raise ValueError(
+                f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)}, in place of "
+                f"{', '.join(wanted.values())}; prompt names {len(self.prompt)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _votes_differ(self) -> LLMSection:
@@ -103,7 +128,7 @@ Escalation = Literal["failed", "disagreement", "failed_runs"]
 class CriticSection(Section):
     """2. critique: who finds the errors, and how many of them are used."""
 
-    use: tuple[Literal["rules", "recorded", "llm", "strong", "checker"], ...] = Field(default=("rules",), min_length=1)
+    use: tuple[Annotated[str, NameIn(CRITICS)], ...] = Field(default=("rules",), min_length=1)
     """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
     all others, and its word replaces theirs."""
     escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")

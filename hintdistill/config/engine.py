@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.extensions import ENGINES
+from hintdistill.core.registry import NameIn
 
 
 class EngineSection(Section):
     """What reads the plain and the hinted views. Training and measuring stay with transformers."""
 
-    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    backend: Annotated[str, NameIn(ENGINES)] = "transformers"
     """`vllm`: in this process; `server`: an OpenAI-compatible server that serves the teacher's weights. Neither can be asked about
     chosen ids, so that targets hold what both views name, and a recipe that wants the union of their top k is refused."""
     base_url: str | None = None
@@ -34,6 +36,6 @@ class EngineSection(Section):
 
     @model_validator(mode="after")
     def _a_server_has_an_address(self) -> EngineSection:
-        if self.backend == "server" and (self.base_url is None or self.model is None):
-            raise ValueError("the backend server needs base_url and model")
+        if ENGINES.get(self.backend).remote and (self.base_url is None or self.model is None):
+            raise ValueError(f"the backend {self.backend} needs base_url and model")
         return self

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from hintdistill.config import RunConfig, Section
+from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
 
 
@@ -47,7 +48,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
-    problems = [f"unknown key `{key}`{_nearest(key, known)}" for key, known in _unknown_keys(data, RunConfig)]
+    problems = [
+        f"`{key}` is no key any more: {REMOVED[key]}"
+        if key in REMOVED
+        else f"unknown key `{key}`{_nearest(key, known)}"
+        for key, known in _unknown_keys(data, RunConfig)
+    ]
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
     try:
@@ -97,7 +103,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any
             yield f"{prefix}{name}", info.annotation
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[Section] | None:
     """The Section class of an annotation `X` or `X | None`, else None."""
     options = (
         typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)

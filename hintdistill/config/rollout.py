@@ -10,10 +10,11 @@ from hintdistill.config.base import Section
 
 
 class ServerSection(Section):
-    """A vLLM server that samples the rollouts and is handed the new weights each round."""
+    """A vLLM server that samples the rollouts and is handed the new weights each round, where it has an address."""
 
     base_url: str | None = None
-    """E.g. `http://localhost:8000/v1`. Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
+    """Set: the server samples; not set: the weights in this process do. E.g. `http://localhost:8000/v1`.
+    Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
     model: str | None = None
     """The server's name of the model; default: the only one it serves."""
     api_key_env: str = "OPENAI_API_KEY"
@@ -36,8 +37,12 @@ class SampleSection(Section):
     per_task: int = Field(default=1, ge=1)
     """Episodes of each task drawn: the group that an outcome reward's advantage compares (`training/reward.py`)."""
     temperature: float = Field(default=1.0, ge=0.0)
-    backend: Literal["transformers", "server"] = "transformers"
     server: ServerSection = ServerSection()
+
+    @property
+    def backend(self) -> Literal["transformers", "server"]:
+        """Who samples: the server, where one has an address; else the weights in this process."""
+        return "server" if self.server.base_url else "transformers"
 
     @model_validator(mode="after")
     def _whole_groups(self) -> SampleSection:
@@ -72,8 +77,6 @@ class RolloutSection(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     max_steps: int = Field(default=16, ge=1)
     batch_size: int = Field(default=64, ge=1)
-    parser: Literal["hermes"] = "hermes"
-    """How tool calls are read from the student's text."""
     timeout_s: float | None = Field(default=60.0, gt=0.0)
     """Time the environment has for one answer; a hang costs the episode."""
     sample: SampleSection = SampleSection()

@@ -103,8 +103,43 @@ class Placebo:
     """The placebo measured as if it were the hint, against the other placebos: the gate's null."""
 
 
-@dataclass(frozen=True)
-class Target:
+@dataclass(frozen=True, kw_only=True)
+class TargetHead:
+    """What is known of a target without its arrays: the light columns of a row, enough to select by."""
+
+    key: str
+    trace_id: str
+    step: int
+    kind: Literal["hint", "anchor"]
+    split: Split
+    span: tuple[int, int]
+    """Quoted tokens, half-open; the whole step without a quote."""
+    insert_at: int = 0
+    error_class: str | None = None
+    fidelity: Fidelity = "ids"
+    measurement: Measurement | None = None
+    guards: tuple[str, ...] = ()
+    accepted: bool = False
+    reasons: tuple[str, ...] = ()
+    """Why it was rejected; empty when accepted."""
+    recorded_gap: float | None = None
+    """Mean |log p recorded - log p now| over the step, where the trace recorded log-probabilities; nats per token."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Keys of the weights and of the renderer (tokenizer and template) that made this row."""
+
+    @property
+    def specificity(self) -> float | None:
+        """Nats; below zero the hint speaks to the error and not to style."""
+        return None if self.measurement is None else self.measurement.specificity
+
+    @property
+    def legal_mass_gain(self) -> float | None:
+        """Probability the legal continuations gained at the decision token; None where no schema defines them."""
+        return None if self.measurement is None else self.measurement.legal_mass_gain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target(TargetHead):
     """The distribution to match on one step, what the hint did to it, and whether it was accepted.
 
     `support_ids` are student top-k, teacher top-k and the sampled id, each once; the tails are the rest of the
@@ -112,17 +147,10 @@ class Target:
     `anchor` target has no hint: its teacher is the plain view itself, and it holds the student where it is.
     """
 
-    key: str
-    trace_id: str
-    step: int
-    kind: Literal["hint", "anchor"]
-    split: Split
     context_ids: np.ndarray
     """int64 [C]: the student's (un-hinted) context."""
     step_ids: np.ndarray
     """int64 [T]"""
-    span: tuple[int, int]
-    """Quoted tokens, half-open; the whole step without a quote."""
     support_ids: np.ndarray
     """int64 [T, K], -1 pads"""
     teacher_logprobs: np.ndarray
@@ -137,28 +165,16 @@ class Target:
     """float32 [T]"""
     plain_sampled: np.ndarray
     """float32 [T]"""
-    insert_at: int = 0
     block_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [H]: the hint's tokens, spliced into the context at `insert_at` for the teacher; empty for an anchor."""
-    error_class: str | None = None
     hint: str | None = None
-    fidelity: Fidelity = "ids"
-    measurement: Measurement | None = None
     placebos: tuple[Placebo, ...] = ()
-    guards: tuple[str, ...] = ()
-    accepted: bool = False
-    reasons: tuple[str, ...] = ()
-    """Why it was rejected; empty when accepted."""
     tokens: tuple[str, ...] = ()
     """The step's tokens as text."""
     instead: tuple[str, ...] = ()
     """What the teacher would say at each position, as text."""
     legal_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [G]: the ids that the tool schemas allow at the decision token; empty where they say nothing."""
-    recorded_gap: float | None = None
-    """Mean |log p recorded - log p now| over the step, where the trace recorded log-probabilities; nats per token."""
-    versions: Mapping[str, str] = field(default_factory=dict)
-    """Keys of the weights and of the renderer (tokenizer and template) that made this row."""
 
     @property
     def hint_effect(self) -> np.ndarray:
@@ -178,16 +194,6 @@ class Target:
             logprob_plain=float(self.plain_sampled[m.position]),
             logprob_hinted=float(self.teacher_sampled[m.position]),
         )
-
-    @property
-    def specificity(self) -> float | None:
-        """Nats; below zero the hint speaks to the error and not to style."""
-        return None if self.measurement is None else self.measurement.specificity
-
-    @property
-    def legal_mass_gain(self) -> float | None:
-        """Probability the legal continuations gained at the decision token; None where no schema defines them."""
-        return None if self.measurement is None else self.measurement.legal_mass_gain
 
     def shifts(self, n: int = 5) -> list[TokenShift]:
         """The `n` tokens whose probability the hint moved most, largest change first."""

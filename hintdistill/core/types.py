@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from hintdistill.core.extensions import PLACEMENTS
+from hintdistill.core.registry import NameIn
 
 TRACE_SCHEMA = 1
 """Version of the native trace format; raised whenever a stored field changes its meaning."""
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Fidelity = Literal["ids", "raw_text", "reserialised"]
-Placement = Literal["message", "observation", "system_prompt", "assistant_turn"]
+Placement = Annotated[str, NameIn(PLACEMENTS)]
+"""A registered place for a hint: `message`, `observation`, `system_prompt`, `assistant_turn`, or one of a plugin's."""
 HintRole = Literal["user", "system"]
 QuoteField = Literal["content", "reasoning", "tool_name", "arguments"]
 Verdict = Literal["findings", "none", "not_student", "abstain"]
@@ -220,7 +224,8 @@ class Injection(FrozenModel):
     block_ids: tuple[int, ...] = Field(min_length=1)
     step_ids: tuple[int, ...] = Field(min_length=1)
     step_offset: int = Field(default=0, ge=0)
-    """Tokens of the step that stand above the hint, hence in the context; above zero only for `assistant_turn`."""
+    """Tokens of the step that stand above the hint, hence in the context; above zero only for a placement
+    inside the step (`assistant_turn`)."""
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
     quote_found: Literal["exact", "normalised", "fuzzy", "whole_step"] = "whole_step"

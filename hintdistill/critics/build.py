@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hintdistill.config import CriticSection, LLMSection, RunSection
+from hintdistill.core.extensions import CRITICS
 from hintdistill.core.hosts import is_outside
+from hintdistill.core.registry import loaded
 from hintdistill.critics import Critic
 from hintdistill.critics.backends import AnswerCache, Backend, Budget
 from hintdistill.critics.recorded import RecordedCritic
@@ -28,25 +32,59 @@ def make_critics(
     Raises:
         ConfigError, PromptError, InputError, ModelError: a critic that cannot be put together.
     """
-    answers: AnswerCache | None = None
-    budget = Budget(section.budget_tokens)
-    out: list[Critic] = []
-    for name in dict.fromkeys(section.use):
-        if name == "rules":
-            out.append(RulesCritic(section.rules.checks))
-        elif name == "recorded":
-            assert section.recorded.path is not None
-            out.append(RecordedCritic(section.recorded.path, section.recorded.error_classes))
-        elif name == "checker":
-            from hintdistill.critics.checker import CheckerCritic
-
-            assert section.checker is not None
-            out.append(CheckerCritic(section.checker))
-        else:
-            answers = answers or AnswerCache(section.cache or cache)
-            config = section.llm if name == "llm" else section.strong
-            out.append(make_llm(name, config, section, run, library, answers, budget))
+    making = Making(section, run, library, Budget(section.budget_tokens), section.cache or cache)
+    out: list[Critic] = [loaded(CRITICS.get(name).implementation)(making) for name in dict.fromkeys(section.use)]
     return sorted(out, key=lambda critic: critic.name == "strong")
+
+
+@dataclass
+class Making:
+    """What a critic is made from, and what the critics of a run share."""
+
+    section: CriticSection
+    run: RunSection
+    library: PromptLibrary
+    budget: Budget
+    """Tokens that all of them together may spend."""
+    answers_path: str | Path | None = None
+    """Where answers are kept."""
+
+    @cached_property
+    def answers(self) -> AnswerCache:
+        """Answers already paid for."""
+        return AnswerCache(self.answers_path)
+
+
+def rules(making: Making) -> Critic:
+    """The deterministic checks."""
+    return RulesCritic(making.section.rules.checks)
+
+
+def recorded(making: Making) -> Critic:
+    """Findings from a file."""
+    section = making.section.recorded
+    assert section.path is not None
+    return RecordedCritic(section.path, section.error_classes)
+
+
+def checker(making: Making) -> Critic:
+    """A function of the user's own."""
+    from hintdistill.critics.checker import CheckerCritic
+
+    assert making.section.checker is not None
+    return CheckerCritic(making.section.checker)
+
+
+def llm(making: Making) -> Critic:
+    """The LLM of `critic.llm`."""
+    m = making
+    return make_llm("llm", m.section.llm, m.section, m.run, m.library, m.answers, m.budget)
+
+
+def strong(making: Making) -> Critic:
+    """The LLM of `critic.strong`."""
+    m = making
+    return make_llm("strong", m.section.strong, m.section, m.run, m.library, m.answers, m.budget)
 
 
 def make_llm(

@@ -15,6 +15,8 @@ from typing import TypeVar
 
 from hintdistill.config import LLMSection
 from hintdistill.core.errors import ConfigError, HintdistillError, ServiceError
+from hintdistill.core.extensions import STRATEGIES
+from hintdistill.core.registry import loaded
 from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Outcome, one_by_one
 from hintdistill.critics import secrets as secret_scan
@@ -25,7 +27,6 @@ from hintdistill.critics.rules import RulesCritic
 from hintdistill.critics.strategies import (
     RECORD,
     REPAIR,
-    STRATEGIES,
     Asker,
     Asking,
     Judgement,
@@ -41,9 +42,9 @@ Answered = TypeVar("Answered")
 
 VERSION = 2
 """Raised when the same prompts and settings would lead to other critiques."""
-NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price_in", "price_out", "tokenizer"}
+NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price", "tokenizer"}
 PLACES = ("prompt", "step_prompt", "half_prompt")
-"""Keys of `critic.llm` that name a prompt."""
+"""Places of the prompts that `critic.llm.prompt` names."""
 EVIDENCE = (
     "unknown_tool",
     "unparsable_call",
@@ -83,6 +84,7 @@ class LLMCritic:
             ConfigError: a prompt does not lint, or the secret scan is asked for and not installed.
         """
         self.name, self.config, self.library, self.backend, self.scan = name, config, prompts, backend, scan
+        self._strategy = STRATEGIES.get(config.strategy)
         if problems := [p for n, role in self._roles().items() for p in prompts.lint(n, role)]:
             raise ConfigError("; ".join(problems))
         if scan:
@@ -97,16 +99,11 @@ class LLMCritic:
         return [*record, *names, *([REPAIR] if self.config.repair_rounds else [])]
 
     def _instructions(self) -> list[str]:
-        return [n for n, role in self._roles().items() if role in PLACES]
+        return list(self.config.prompts.values())
 
     def _roles(self) -> dict[str, str]:
         """The prompts that may be asked for, and the place of each."""
-        places = {
-            "all_at_once": ["prompt"],
-            "step_by_step": ["step_prompt"],
-            "binary_search": ["half_prompt", "step_prompt"],
-        }
-        named = {getattr(self.config, place): place for place in places[self.config.strategy]}
+        named = {name: place for place, name in self.config.prompts.items()}
         return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise"}
 
     def key(self, trace: Trace) -> str:
@@ -191,7 +188,7 @@ class LLMCritic:
         self._refuse_secrets(trace)
         asker = self._asker(trace)
         records = self.records(asker)
-        run = STRATEGIES[self.config.strategy]
+        run = loaded(self._strategy.implementation)
         votes: list[Judgement] = []
         for vote in range(self.config.votes):
             judged = []
@@ -218,23 +215,7 @@ class LLMCritic:
         asker = self._asker(trace)
         requests = tokens = 0
         for record in self.records(asker):
-            schema = answer_schema(record.steps, asker.bounds, asker.ranged)
-            count, n = self.backend.count, len(record.steps)
-            if self.config.strategy == "all_at_once":
-                asked = [count(asker.question(self.config.prompt, record, schema, {}))]
-            elif self.config.strategy == "step_by_step":
-                asked = [
-                    count(asker.question(self.config.step_prompt, record.until(s), schema, {"step": s}))
-                    for s in record.steps
-                ]
-            else:
-                halves = {"first": list(record.steps), "second": []}
-                one = count(asker.question(self.config.half_prompt, record, schema, halves))
-                last = [
-                    count(asker.question(self.config.step_prompt, record, schema, {"step": s}))
-                    for s in record.steps[-1:]
-                ]
-                asked = [one] * (max(1, n) - 1).bit_length() + last
+            asked = [self.backend.count(text) for text in loaded(self._strategy.asked)(asker, record)]
             requests, tokens = requests + len(asked), tokens + sum(asked)
         return Estimate(requests * self.config.votes, tokens * self.config.votes)
 

@@ -16,7 +16,7 @@ cache serves the strategies, the votes and edited prompts alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -199,14 +199,14 @@ def signatures(trace: Trace) -> str:
 def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """The whole record, one answer."""
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
-    answer = yield from asker.ask(LLMAnswer, asker.config.prompt, record, schema, vote)
+    answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
     return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
 
 
 def step_by_step(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """Each step with what stood above it, until the first mistake."""
     for step in record.steps:
-        finding = yield from _one_step(asker, record, step, vote)
+        finding = yield from one_step(asker, record, step, vote)
         if finding is not None:
             unread = len(record.steps) - record.steps.index(step) - 1
             notes = (f"stopped at the first mistake, {unread} steps unread",) if unread else ()
@@ -220,20 +220,29 @@ def binary_search(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]
     while len(steps) > 1:
         first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
         answer = yield from asker.ask(
-            HalfAnswer, asker.config.half_prompt, record, half_schema(), vote, first=list(first), second=list(second)
+            HalfAnswer,
+            asker.config.prompts["half_prompt"],
+            record,
+            half_schema(),
+            vote,
+            first=list(first),
+            second=list(second),
         )
         if answer.half in ("none", "not_student", "abstain"):
             return Judgement(answer.half)
         steps = first if answer.half == "first" else second
     if not steps:
         return Judgement("none")
-    finding = yield from _one_step(asker, record, steps[0], vote)
+    finding = yield from one_step(asker, record, steps[0], vote)
     return Judgement("none") if finding is None else Judgement("findings", (finding,))
 
 
-def _one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMFinding | None]:
+def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMFinding | None]:
+    """The question about one step; None where it holds no mistake."""
     schema = step_schema(asker.bounds is not None, asker.ranged)
-    answer = yield from asker.ask(StepAnswer, asker.config.step_prompt, record.until(step), schema, vote, step=step)
+    answer = yield from asker.ask(
+        StepAnswer, asker.config.prompts["step_prompt"], record.until(step), schema, vote, step=step
+    )
     if not answer.mistake:
         return None
     return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake"}))
@@ -256,11 +265,33 @@ def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) 
     return answer.hint.strip()
 
 
-STRATEGIES: dict[str, Callable[[Asker, Excerpt, int], Asking[Judgement]]] = {
-    "all_at_once": all_at_once,
-    "step_by_step": step_by_step,
-    "binary_search": binary_search,
-}
+def asked_all_at_once(asker: Asker, record: Excerpt) -> list[str]:
+    """Every question of `all_at_once`."""
+    return [
+        asker.question(
+            asker.config.prompts["prompt"], record, answer_schema(record.steps, asker.bounds, asker.ranged), {}
+        )
+    ]
+
+
+def asked_step_by_step(asker: Asker, record: Excerpt) -> list[str]:
+    """Every question of `step_by_step`, where no step is a mistake."""
+    return [asked_of_step(asker, record, step) for step in record.steps]
+
+
+def asked_binary_search(asker: Asker, record: Excerpt) -> list[str]:
+    """Every question of `binary_search`, as long as its longest."""
+    halves = {"first": list(record.steps), "second": []}
+    schema = answer_schema(record.steps, asker.bounds, asker.ranged)
+    half = asker.question(asker.config.prompts["half_prompt"], record, schema, halves)
+    last = [asked_of_step(asker, record, step) for step in record.steps[-1:]]
+    return [half] * (max(1, len(record.steps)) - 1).bit_length() + last
+
+
+def asked_of_step(asker: Asker, record: Excerpt, step: int) -> str:
+    """The text of the question about one step."""
+    schema = answer_schema(record.steps, asker.bounds, asker.ranged)
+    return asker.question(asker.config.prompts["step_prompt"], record.until(step), schema, {"step": step})
 
 
 def merge_windows(judgements: list[Judgement]) -> Judgement:

@@ -21,6 +21,8 @@ from hintdistill.core.types import Finding, Trace
 from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
 
 PlaceboKind = Literal["generic", "shuffled", "other_class"]
+PlaceboText = tuple[PlaceboKind, str]
+"""A placebo's kind and words."""
 PLACEBO_KINDS: tuple[PlaceboKind, ...] = ("generic", "shuffled", "other_class")
 GENERIC = "placebo/generic.jinja"
 
@@ -96,6 +98,18 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
             hint=f"add {name} to the folder critic.prompts names, or let the critic write the hint",
         )
     return library.render(name, hint_facts(trace, finding))
+
+
+def from_critic(trace: Trace, finding: Finding, library: PromptLibrary, n: int) -> tuple[str, list[PlaceboText]]:
+    """The hint source `critic`: the critic's words or its class's template, and `n` placebos. Errors as in `hint_text`."""
+    hint = hint_text(trace, finding, library)
+    return hint, placebo_texts(trace, finding, hint, library, n)
+
+
+def from_placebo(trace: Trace, finding: Finding, library: PromptLibrary, n: int) -> tuple[str, list[PlaceboText]]:
+    """The hint source `placebo`: a generic hint in the critic's place, and `n` others. Errors as in `hint_text`."""
+    first, *others = placebo_texts(trace, finding, hint_text(trace, finding, library), library, n + 1)
+    return first[1], others
 
 
 def placebo_texts(

@@ -18,8 +18,10 @@ import numpy as np
 
 from hintdistill.config import InjectSection
 from hintdistill.core.errors import QuoteNotFoundError, SpliceError, TemplateError
+from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
+from hintdistill.core.registry import loaded
 from hintdistill.core.types import Finding, HintRole, Injection, Message, PlaceboBlock, Placement, Trace
-from hintdistill.injection.hints import guards, hint_text, placebo_texts
+from hintdistill.injection.hints import guards
 from hintdistill.injection.quotes import locate, tokens_in
 from hintdistill.injection.rendering import RenderedStep, Renderer
 from hintdistill.injection.schema_tokens import legal_continuations
@@ -61,17 +63,18 @@ class StepSite:
             TemplateError: the template refuses this placement, or would drop the hint's words.
             SpliceError: the place is not at a boundary that can be found exactly.
         """
-        if placement == "message":
-            assert role is not None
-            return self._as_message(text, role)
-        if placement == "system_prompt":
-            return self._in_system_prompt(text)
-        if placement == "assistant_turn":
-            at = len(self.rendered.context_ids) + offset
-            return Splice(at, tuple(self.renderer.encode(text)), "assistant_turn", None)
-        return self._in_observation(text)
+        made = loaded(PLACEMENTS.get(placement).implementation)(self, text, role, offset)
+        assert isinstance(made, Splice)
+        return made
 
-    def _as_message(self, text: str, role: HintRole) -> Splice:
+    def in_turn(self, text: str, role: HintRole | None, offset: int) -> Splice:
+        """The placement `assistant_turn`: inside the step, above its token `offset`."""
+        at = len(self.rendered.context_ids) + offset
+        return Splice(at, tuple(self.renderer.encode(text)), "assistant_turn", None)
+
+    def as_message(self, text: str, role: HintRole | None, offset: int) -> Splice:
+        """The placement `message`: a message of the hint's own above the step. Errors as in `splice`."""
+        assert role is not None
         opening, message = self.opening, Message(role=role, content=text)
         notes: list[str] = []
         hinted = self.renderer.render((*opening.before, message), opening.tools, header=False)
@@ -101,7 +104,8 @@ class StepSite:
                 return longer[len(short.bare) :].removesuffix(short.trailer)
         return None
 
-    def _in_observation(self, text: str) -> Splice:
+    def in_observation(self, text: str, role: HintRole | None, offset: int) -> Splice:
+        """The placement `observation`: at the end of the message right above the step. Errors as in `splice`."""
         opening = self.opening
         last = opening.before[-1] if opening.before else None
         if last is None or last.role not in ("tool", "user"):
@@ -116,7 +120,8 @@ class StepSite:
             at, tuple(self.renderer.encode(text)), "observation", None, ("boundary_shifted",) if shifted else ()
         )
 
-    def _in_system_prompt(self, text: str) -> Splice:
+    def in_system_prompt(self, text: str, role: HintRole | None, offset: int) -> Splice:
+        """The placement `system_prompt`: at its end, or a system prompt where there is none. Errors as in `splice`."""
         opening = self.opening
         first = opening.before[0] if opening.before else None
         if first is not None and first.role in ("system", "developer"):
@@ -211,19 +216,17 @@ class Injector:
         """
         site = self._site(trace, finding.step)
         span, quote_found = self._span(site, finding)
-        hint = hint_text(trace, finding, self.library)
-        pairs = placebo_texts(trace, finding, hint, self.library, self.placebos + 1)
-        if self.config.hint == "placebo":
-            hint, pairs = pairs[0][1], pairs[1:]
+        source = loaded(HINT_SOURCES.get(self.config.hint).implementation)
+        hint, pairs = source(trace, finding, self.library, self.placebos)
         splice = self._place(site, hint, span[0])
         placebos = []
-        for kind, text in pairs[: self.placebos]:
+        for kind, text in pairs:
             words = self._formatted(text, splice.placement)
             other = site.splice(words, splice.placement, splice.role, span[0])
             placebos.append(PlaceboBlock(kind=kind, text=text, insert_at=other.insert_at, block_ids=other.block_ids))
         rendered, message = site.rendered, trace.step(finding.step)
         # a hint inside the turn has the step's beginning above it: those tokens are read, not scored
-        above = span[0] if splice.placement == "assistant_turn" else 0
+        above = span[0] if PLACEMENTS.get(splice.placement).inside_step else 0
         legal = legal_continuations(trace, message, self.renderer, rendered.step_ids, site.text, site.spans)
         return Injection(
             trace_id=trace.id,
@@ -268,13 +271,7 @@ class Injector:
         return whole, "whole_step"
 
     def _formatted(self, hint: str, placement: Placement) -> str:
-        forms = {
-            "message": self.config.message_format,
-            "observation": self.config.observation_format,
-            "system_prompt": self.config.system_format,
-            "assistant_turn": self.config.turn_format,
-        }
-        return forms[placement].replace("{hint}", hint)
+        return self.config.format_of(placement).replace("{hint}", hint)
 
     def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
         if not self.renderer.encode(hint.strip()):
@@ -297,5 +294,6 @@ class Injector:
     def _options(self) -> Sequence[tuple[Placement, HintRole | None]]:
         options: list[tuple[Placement, HintRole | None]] = []
         for placement in self.config.placements:
-            options += [(placement, r) for r in self.config.roles] if placement == "message" else [(placement, None)]
+            has_role = PLACEMENTS.get(placement).has_role
+            options += [(placement, r) for r in self.config.roles] if has_role else [(placement, None)]
         return options

@@ -18,7 +18,7 @@ from hintdistill.objectives.checks import dimensions, same_shape
 from hintdistill.objectives.divergences import hidden_mse, nll, token_preference
 from hintdistill.objectives.schedules import at_step, scheduled
 from hintdistill.objectives.scorebank import ScoreBank, at
-from hintdistill.objectives.spans import normalised, span_mask
+from hintdistill.objectives.spans import slot_scale, span_mask
 from hintdistill.objectives.supports import restrict
 from hintdistill.objectives.terms import BoundTerm
 
@@ -169,7 +169,10 @@ def span_weights(spec: Term, batch: Batch) -> Tensor:
     if spec.rows == "hint":
         # facts are float32, whatever the views are
         ones = span_mask(spec, batch.facts, ones if spec.span == "step" else ones.float())
-    return torch.cat(normalised(ones.split(list(batch.lengths)), spec.normalize))
+    rows = ones.split(list(batch.lengths))
+    sums = [float(r.sum()) for r in rows]
+    each = [slot_scale(spec.normalize, own, len(rows), sum(sums)) for own in sums]
+    return torch.cat([r * scale for r, scale in zip(rows, each, strict=True)])
 
 
 @dataclass(frozen=True)

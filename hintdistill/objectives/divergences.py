@@ -11,11 +11,13 @@ KL(student ‖ target).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from hintdistill.core import parts
+from hintdistill.core.registry import Implementations
 from hintdistill.objectives.checks import between, same_shape
 
 
@@ -113,16 +115,10 @@ def ce_topk(student: Tensor, target: Tensor) -> Tensor:
     return -(torch.where(present, target.exp(), 0.0) * torch.where(present, student, 0.0)).sum(-1)
 
 
-DIVERGENCES: dict[str, Callable[..., Tensor]] = {
-    "fkl": fkl,
-    "rkl": rkl,
-    "jsd": jsd,
-    "skew": skew,
-    "skew_rkl": skew_rkl,
-    "mix": mix,
-    "rkl_sg": rkl_sg,
-    "ce_topk": ce_topk,
-}
+DIVERGENCES: Mapping[str, Callable[..., Tensor]] = Implementations(
+    parts.DIVERGENCES, lambda entry: entry.reads == "distributions"
+)
+"""The functions of the registered divergences that compare distributions."""
 
 
 def divergence(

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hintdistill.core import parts
+from hintdistill.core.registry import Implementations
 from hintdistill.objectives.checks import between, dimensions, rows_fill, same_shape
 
 
@@ -236,43 +238,8 @@ def identity(x: Tensor, power: float = 1.0) -> Tensor:
     return x**power
 
 
-SHAPES: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f
-    for f in (
-        threshold,
-        threshold_abs,
-        equals,
-        top_frac,
-        quantile_below,
-        bernoulli,
-        sigmoid,
-        exp_clip,
-        sigmoid_clip,
-        saturate,
-        affine,
-        robust01,
-        minmax01,
-        tanh,
-        low_entropy_sign,
-        median_sigmoid,
-        median_scale,
-        geom,
-        logistic_pos,
-        cum_drop,
-        first_n,
-        last_n,
-        skip_n,
-        rolling_stop,
-        freeze,
-        sign_gate,
-        rank_softmax,
-        exp_decay,
-        frontier,
-        frontier_root,
-        identity,
-        clamp,
-    )
-}
+SHAPES: Mapping[str, Callable[..., Tensor]] = Implementations(parts.SHAPES)
+"""The functions of the registered shapes."""
 CONTEXT = ("valid", "lengths", "generator")
 """What the batch supplies, not the recipe."""
 

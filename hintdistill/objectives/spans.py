@@ -1,11 +1,11 @@
 """The loss span of a term: which tokens of a slot carry loss, and how their weights are normalised.
 
-Both functions take torch tensors and numpy arrays alike: the training rows are weighted before any tensor is needed.
+`span_mask` takes torch tensors and numpy arrays alike: the training rows are weighted before any tensor is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ def span_mask(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
     return quoted if spec.span == "quote" else 1.0 + (spec.quote_weight - 1.0) * quoted
 
 
-def normalised(weights: Sequence[Any], how: str, share: float = 1.0) -> list[Any]:
-    """Weights of a term's slots, [T] each, scaled so that the term's total is the number of its slots times `share`.
+def slot_scale(how: str, own: float, slots: int, total: float) -> float:
+    """What a slot's weights are multiplied by, so that a term's total is the number of its slots.
 
-    Under `per_row` each slot sums to `share`; under the other normalisers every token weighs the same and the slots sum to
-    `share` on average. Slots without weight stay so.
+    Under `per_row` each slot sums to one; under the other normalisers every token weighs the same and the slots sum to one on
+    average. A slot without weight stays so.
+
+    Args:
+        own: sum of the slot's weights.
+        slots, total: number of the term's slots, and the sum of all their weights.
     """
-    sums = [float(w.sum()) for w in weights]
-    if how == "per_row":
-        return [w * (share / max(s, 1e-12)) for w, s in zip(weights, sums, strict=True)]
-    return [w * (len(weights) / max(sum(sums), 1e-12) * share) for w in weights]
+    return 1.0 / max(own, 1e-12) if how == "per_row" else slots / max(total, 1e-12)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill import pipeline
 from hintdistill.config import RunConfig
 from hintdistill.config.file import load_config, validate
 from hintdistill.core.errors import InputError
@@ -22,6 +21,7 @@ from hintdistill.core.types import Critique
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run, run_folder
 from hintdistill.pipeline.store import RunDir
 
 RESAMPLES = 2000
@@ -34,7 +34,7 @@ def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str
         ConfigError, InputError: a side is none of these, or a run folder has no critique.
         HintdistillError: whatever stopped a side.
     """
-    base = pipeline.run_folder(load_config(config, list(overrides)), f"{config.stem}-compare")
+    base = run_folder(load_config(config, list(overrides)), f"{config.stem}-compare")
     folders = []
     for name, side in zip("ab", sides, strict=True):
         if RunDir(side).is_run():
@@ -42,7 +42,7 @@ def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str
             continue
         settings = _settings(config, overrides, side)
         console.note(f"{name}: {side}")
-        folders.append(pipeline.run(settings, base / name, resume=True, until="rescore", console=console))
+        folders.append(run(settings, base / name, resume=True, until="rescore", console=console))
     return compare_runs(*folders)
 
 

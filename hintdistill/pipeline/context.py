@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.extensions import ENGINES
 from hintdistill.core.hosts import require_allowed
 from hintdistill.core.models import ModelKey, model_key, resolve_model
 from hintdistill.core.storage import content_key
@@ -18,6 +19,7 @@ from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import PromptLibrary
+from hintdistill.recipes.teachers import whose
 from hintdistill.traces.options import ReadOptions
 from hintdistill.traces.reading import load_tools
 from hintdistill.traces.registry import format_named
@@ -58,7 +60,9 @@ class RunContext:
     def teacher_folder(self) -> Path:
         """Whose plain and hinted views the targets are made from."""
         return (
-            self.initial_folder if self.config.train.effective_recipe.teacher.update == "initial" else self.model_folder
+            self.initial_folder
+            if whose("teacher", self.config.train.effective_recipe.teacher.update) == "initial"
+            else self.model_folder
         )
 
     @cached_property
@@ -91,53 +95,43 @@ class RunContext:
 
     def check_scoring_engine(self) -> None:
         """Raises ConfigError where `rescore.engine` names a server that may not be asked, or that cannot follow the teacher."""
-        engine, teacher = self.config.rescore.engine, self.config.train.effective_recipe.teacher.update
-        if engine.backend == "server" and self.config.run.rounds is not None and teacher != "initial":
+        section, teacher = self.config.rescore.engine, self.config.train.effective_recipe.teacher.update
+        remote, moves = ENGINES.get(section.backend).remote, whose("teacher", teacher) != "initial"
+        if remote and self.config.run.rounds is not None and moves:
             raise ConfigError(
                 f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
-                hint="set train.teacher=initial, or rescore.engine.backend=vllm or transformers",
+                hint="set train.recipe.teacher.update=initial, or rescore.engine.backend=vllm or transformers",
             )
-        if engine.backend == "server" and engine.base_url is not None:
-            require_allowed("the engine", engine.base_url, engine.allow_hosts, "rescore.engine.allow_hosts")
+        if remote and section.base_url is not None:
+            require_allowed("the engine", section.base_url, section.allow_hosts, "rescore.engine.allow_hosts")
 
     @contextmanager
     def scoring_engine(self) -> Iterator[Engine]:
-        """The engine of the rescore stage, on the teacher's weights; vLLM is stopped at the end.
+        """The engine of the rescore stage, on the teacher's weights; one of its own is closed at the end.
 
         Raises:
             ConfigError, ServiceError, ModelError: it may not be asked, cannot be reached, or does not load.
         """
-        section, top_k = self.config.rescore.engine, self.config.rescore.top_k
-        if section.backend == "transformers":
+        from hintdistill.engines.loading import EngineJob, opened
+
+        section = self.config.rescore.engine
+        if ENGINES.get(section.backend).shared:
             yield self.engine(self.teacher_folder)
-        elif section.backend == "server":
-            from hintdistill.engines.server import ServerEngine
-
-            self.check_scoring_engine()
-            assert section.base_url is not None and section.model is not None
+            return
+        self.check_scoring_engine()
+        job = EngineJob(
+            self.teacher_folder,
+            section,
+            self.config.run.dtype,
+            self.config.run.device,
+            self.config.rescore.batch_tokens,
+            self.config.rescore.top_k,
+            self.renderer.vocabulary.get,
             # the run says whose weights are served; how far they are from the trainer's is measured (`engine_floor`)
-            yield ServerEngine(
-                section.base_url,
-                section.model,
-                max_length=section.max_length,
-                dialect=section.dialect,
-                id_of=self.renderer.vocabulary.get,
-                api_key_env=section.api_key_env,
-                concurrency=section.concurrency,
-                timeout_s=section.timeout_s,
-                retries=section.retries,
-                key=model_key(self.teacher_folder).weights,
-            )
-        else:
-            from hintdistill.engines.vllm import VLLMEngine
-
-            engine = VLLMEngine.load(
-                self.teacher_folder, self.config.run.dtype, max_logprobs=top_k, max_length=section.max_length
-            )
-            try:
-                yield engine
-            finally:
-                engine.close()
+            model_key(self.teacher_folder).weights,
+        )
+        with opened(section.backend, job) as engine:
+            yield engine
 
     def read_options(self) -> ReadOptions:
         """How traces are read. Raises InputError where traces.tools cannot be read, ConfigError for an unknown format."""

@@ -60,11 +60,10 @@ def predict_run(folder: Path) -> list[Prediction]:
         InputError: no run there, or nothing was rescored yet.
     """
     rundir = RunDir.open(folder)
-    keys = set(rundir.index("rescore") or [])
-    targets = [t for t in TargetStore(rundir.path / "targets").read() if t.key in keys]
+    targets = TargetStore(rundir.path / "targets").open(rundir.index("rescore") or [])
     if not targets:
         raise InputError(f"{folder} has no rescored hints", hint=f"hintdistill rescore CONFIG run.dir={folder}")
-    return predict(targets)
+    return predict(t for _, t in targets.by_part())
 
 
 def _prediction(name: str, pairs: Sequence[tuple[float, float]], resamples: int) -> Prediction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,55 +11,59 @@ from typing import Any
 import numpy as np
 
 from hintdistill.core.errors import HintdistillError
-from hintdistill.core.scores import ScoreRequest, Target
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, read, rescore, train
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.store import STAGES
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
+from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
 from hintdistill.rollouts.sampling import SamplingOptions
 from hintdistill.traces.reading import read_traces
 
 
-def run(ctx: RunContext) -> None:
-    """Measure what is owed and write report.json and report.html."""
-    write(ctx, measure=True)
+def run(ctx: RunContext, earlier: Sequence[str]) -> None:
+    """Measure what is owed and write report.json and report.html; `earlier` is what the stages before warned of."""
+    write(ctx, earlier, measure=True)
     ctx.rundir.set_index("report", [])
 
 
-def write(ctx: RunContext, measure: bool) -> dict[str, Any]:
+def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str, Any]:
     """Write the report of what is there, and the student's card; without `measure`, nothing is evaluated for it."""
-    document = _document(ctx, measure)
+    document = _document(ctx, earlier, measure)
     write_atomic(ctx.rundir.path / "report.json", dumps(document))
     if ctx.config.report.html:
         write_atomic(ctx.rundir.path / "report.html", render_html(document, ctx.config.report.max_findings))
     if _trained(ctx):
-        card(ctx, document)
+        _card(ctx, document)
     return document
 
 
-def card(ctx: RunContext, document: Mapping[str, Any] | None = None) -> None:
-    """Write the student's card from the report document; without one, with what is known before anything is measured."""
+def card(ctx: RunContext, earlier: Sequence[str]) -> None:
+    """Write the student's card with what is known before anything is measured."""
+    _card(ctx, _document(ctx, earlier, measure=False))
+
+
+def _card(ctx: RunContext, document: Mapping[str, Any]) -> None:
     from hintdistill.training.card import write_card
 
-    formats = ctx.rundir.manifest().get("formats", {})
-    write_card(ctx.student_folder, document or _document(ctx, measure=False), formats, ctx.initial_folder)
+    write_card(ctx.student_folder, document, ctx.rundir.manifest().get("formats", {}), ctx.initial_folder)
 
 
 def _trained(ctx: RunContext) -> bool:
     return ctx.rundir.index("train") is not None and ctx.student_folder.is_dir()
 
 
-def _document(ctx: RunContext, measure: bool) -> dict[str, Any]:
+def _document(ctx: RunContext, earlier: Sequence[str], measure: bool) -> dict[str, Any]:
     trained, targets = _trained(ctx), rescore.load(ctx)
     after = _after_view(ctx, targets) if trained and measure else {}
     off_target = _off_target(ctx) if trained and measure else {}
     evaluations = _evaluations(ctx, trained) if measure else {}
-    return build(_collect(ctx, targets, after, off_target, evaluations, trained))
+    warnings = list(dict.fromkeys([*earlier, *ctx.console.warnings]))
+    return build(_collect(ctx, targets, after, off_target, evaluations, warnings))
 
 
 def _student_key(ctx: RunContext) -> str:
@@ -68,15 +72,15 @@ def _student_key(ctx: RunContext) -> str:
     return keys[0]
 
 
-def _after_view(ctx: RunContext, targets: list[Target]) -> dict[str, np.ndarray]:
+def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, np.ndarray]:
     """Plain log-probabilities of every scored step under the corrected student."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
-    hints = [t for t in targets if t.kind == "hint"]
-    keys = {t.key: content_key("after", t.key, student) for t in hints}
+    hints = targets.where(lambda t: t.kind == "hint")
+    keys = {t.key: content_key("after", t.key, student) for t in hints.heads}
     done = store.by_key()
     with ctx.console.progress("after", len(hints)) as advance:
         for at in range(0, len(hints), 64):
-            batch = [t for t in hints[at : at + 64] if keys[t.key] not in done]
+            batch = list(hints[at : at + 64].where(lambda t: keys[t.key] not in done))
             requests = [
                 ScoreRequest(
                     np.concatenate([t.context_ids, t.step_ids]),
@@ -163,7 +167,6 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
         max_steps=section.max_steps,
         batch_size=section.batch_size,
         seed=ctx.config.run.seed,
-        parser=section.parser,
         timeout_s=section.timeout_s,
     )
     store = ctx.rundir.store("evaluations")
@@ -185,28 +188,24 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     return out
 
 
-def _warnings(ctx: RunContext) -> list[str]:
-    """What every stage warned of, this one included."""
-    earlier = [w for stage in STAGES[:-1] for w in ctx.rundir.index(f"{stage}-warnings") or []]
-    return list(dict.fromkeys(earlier + ctx.console.warnings))
-
-
 def _collect(
     ctx: RunContext,
-    targets: list[Target],
+    targets: StoredTargets,
     after: Mapping[str, np.ndarray],
     off_target: dict[str, Movement],
     evaluations: dict[str, dict[str, Evaluation]],
-    trained: bool,
+    warnings: list[str],
 ) -> ReportInput:
-    by_target = {key: injection for key, injection, _ in rescore.hint_items(ctx)}
+    by_target = {item.key: item.injection for item in rescore.hint_items(ctx)}
     contexts = {}
     for key, injection in by_target.items():
         above = ctx.renderer.decode(injection.context_ids[: injection.insert_at][-400:])
         contexts[key] = (above, ctx.renderer.decode(injection.context_ids[injection.insert_at :]))
     from hintdistill.training.stage import read_summary
 
+    trained = _trained(ctx)
     summary = read_summary(ctx.student_folder) if trained else None
+    failures = ctx.rundir.store("failures").by_key()
     return ReportInput(
         manifest=ctx.rundir.manifest(),
         trace_rows=ctx.rundir.current("read", "traces"),
@@ -214,14 +213,14 @@ def _collect(
         critique_rows=ctx.rundir.current("critique", "critiques"),
         critiques=critique.load(ctx),
         injection_rows=ctx.rundir.current("inject", "injections"),
-        failures=[ctx.rundir.store("failures").by_key()[k] for k in ctx.rundir.index("failures") or []],
+        failures=[failures[k] for k in ctx.rundir.index("failures") or []],
         targets=targets,
         injections=by_target,
         contexts=contexts,
-        trained=[t.key for t in train.selected(ctx)] if trained else [],
+        trained=[t.key for t in train.selected(ctx, targets).heads] if trained else [],
         train_summary=asdict(summary) if summary else None,
         after=after,
         evaluations=evaluations,
         off_target=off_target,
-        warnings=_warnings(ctx),
+        warnings=warnings,
     )

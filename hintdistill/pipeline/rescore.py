@@ -9,20 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hintdistill.config import MAX_NULL_PASS_RATE
 from hintdistill.core.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
+from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
-from hintdistill.core.scores import Target
+from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Injection, Split, Trace
-from hintdistill.injection.rendering import RenderedStep
+from hintdistill.core.types import Finding, Split, Trace
 from hintdistill.pipeline import critique, inject, read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import REVISE, hint_name
-from hintdistill.rescoring.scorer import Scorer, decide, null_pass_rate
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer, decide, null_pass_rate
 from hintdistill.rescoring.store import TargetStore
-
-HintItem = tuple[str, Injection, Split]
-AnchorItem = tuple[str, str, int, RenderedStep, Split]
+from hintdistill.rescoring.stored import StoredTargets
 
 
 def run(ctx: RunContext) -> None:
@@ -48,7 +47,7 @@ def run(ctx: RunContext) -> None:
         for items, score in kinds:
             # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
             for at in range(0, len(items), size):
-                work.append(([i for i in items[at : at + size] if i[0] not in done], score))
+                work.append(([i for i in items[at : at + size] if i.key not in done], score))
         with ctx.console.progress("rescore", len(hints) + len(anchors)) as advance:
             advance(len(hints) + len(anchors) - sum(len(batch) for batch, _ in work))
             for batch, score in work:
@@ -58,9 +57,8 @@ def run(ctx: RunContext) -> None:
         if saved is not None and saved.asked:
             ctx.console.note(f"rescore: {saved}")
     _record_failures(ctx, failures)
-    ctx.rundir.set_index(
-        "rescore", [k for k in (*(h[0] for h in hints), *(a[0] for a in anchors)) if k not in failures]
-    )
+    keys = [h.key for h in hints] + [a.key for a in anchors]
+    ctx.rundir.set_index("rescore", [k for k in keys if k not in failures])
     _refresh_decisions(ctx, store)
     _summarise(ctx)
 
@@ -84,14 +82,16 @@ def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
 def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
     """What a target depends on besides its injection or step; `folder` has the weights that score it."""
     engine = ctx.config.rescore.engine
-    other = [] if engine.backend == "transformers" else [engine.backend, engine.base_url, engine.model, engine.dialect]
+    other = (
+        [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
+    )
     return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
     """The current injections with the keys of their targets."""
     base = _made_by(ctx, ctx.teacher_folder)
-    return [(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
+    return [HintItem(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
 
 
 def _score(
@@ -102,7 +102,7 @@ def _score(
     for item in batch:
         if (longest := _longest(item)) > max_length:
             text = f"step needs {longest} tokens with its hint, the model has {max_length} positions"
-            failures[item[0]] = _failure(item, ContextLengthError(text))
+            failures[item.key] = _failure(item, ContextLengthError(text))
         else:
             fitting.append(item)
     try:
@@ -112,21 +112,23 @@ def _score(
         raise
     except HintdistillError as error:
         if len(fitting) == 1:
-            failures[fitting[0][0]] = _failure(fitting[0], error)
+            failures[fitting[0].key] = _failure(fitting[0], error)
             return []
     return [t for item in fitting for t in _score([item], score, failures, max_length)]
 
 
 def _longest(item: HintItem | AnchorItem) -> int:
-    if isinstance(item[1], Injection):
-        blocks = [len(item[1].block_ids), *(len(p.block_ids) for p in item[1].placebos)]
-        return len(item[1].plain_ids) + max(blocks)
-    rendered: RenderedStep = item[3]
-    return len(rendered.context_ids) + len(rendered.step_ids)
+    if isinstance(item, HintItem):
+        blocks = [len(item.injection.block_ids), *(len(p.block_ids) for p in item.injection.placebos)]
+        return len(item.injection.plain_ids) + max(blocks)
+    return len(item.rendered.context_ids) + len(item.rendered.step_ids)
 
 
 def _failure(item: HintItem | AnchorItem, error: HintdistillError) -> dict[str, Any]:
-    trace_id, step = (item[1].trace_id, item[1].finding.step) if isinstance(item[1], Injection) else (item[1], item[2])
+    if isinstance(item, HintItem):
+        trace_id, step = item.injection.trace_id, item.injection.finding.step
+    else:
+        trace_id, step = item.trace_id, item.step
     return {"trace_id": trace_id, "step": step, "reason": error.reason, "message": error.message}
 
 
@@ -207,47 +209,53 @@ def _anchor_item(ctx: RunContext, step: CleanStep, base: Sequence[Any]) -> Ancho
     if rendered.fidelity not in ctx.config.train.fidelity:
         return None
     key = content_key("anchor", step.key, step.step, ctx.renderer.key, *base)
-    return key, step.trace.id, step.step, rendered, step.split
+    return AnchorItem(key, step.trace.id, step.step, rendered, step.split)
 
 
 def _refresh_decisions(ctx: RunContext, store: TargetStore) -> None:
     """Where the gate changed since a row was written, write the rows again: the file is what a foreign trainer reads."""
+    gate = ctx.config.rescore.gate
     for part in store.parts():
-        targets = list(store.read_part(part))
-        fresh = [decide(t, ctx.config.rescore.gate) for t in targets]
-        if any((a.accepted, a.reasons) != (b.accepted, b.reasons) for a, b in zip(targets, fresh, strict=True)):
+        if any(_said(head) != _said(decide(head, gate)) for head in store.heads(part)):
             # the same keys give the same name, so the new part takes the old one's place in one rename
-            store.append(fresh)
+            store.append([decide(t, gate) for t in store.read_part(part)])
 
 
-def load(ctx: RunContext) -> list[Target]:
-    """The current targets, hints before anchors."""
+def _said(head: TargetHead) -> tuple[bool, tuple[str, ...]]:
+    return head.accepted, head.reasons
+
+
+def load(ctx: RunContext) -> StoredTargets:
+    """The current targets, hints before anchors, as the present gate judges them; their arrays stay on disk.
+
+    Raises:
+        InputError: a part is corrupt, or another program or version wrote it, or a target is not there; names it.
+    """
     keys = ctx.rundir.index("rescore") or []
-    stored = {t.key: t for t in TargetStore(ctx.rundir.path / "targets").read()}
-    return [decide(stored[k], ctx.config.rescore.gate) for k in keys]
+    return TargetStore(ctx.rundir.path / "targets").open(keys, ctx.config.rescore.gate)
 
 
 def _summarise(ctx: RunContext) -> None:
-    targets = [t for t in load(ctx) if t.kind == "hint"]
+    targets = load(ctx).where(lambda t: t.kind == "hint")
     gate = ctx.config.rescore.gate
-    accepted = sum(t.accepted for t in targets)
-    reasons = Counter(r for t in targets if not t.accepted for r in t.reasons)
+    accepted = sum(t.accepted for t in targets.heads)
+    reasons = Counter(r for t in targets.heads if not t.accepted for r in t.reasons)
     why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
     ctx.console.note(
         f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
     )
-    null = null_pass_rate(targets, gate)
-    if null is not None and null > gate.max_null_pass_rate:
-        ctx.console.warn(f"{null:.0%} of the placebos would pass the gate (bound {gate.max_null_pass_rate:.0%})")
+    null = null_pass_rate((t for _, t in targets.by_part()), gate)
+    if null is not None and null > MAX_NULL_PASS_RATE:
+        ctx.console.warn(f"{null:.0%} of the placebos would pass the gate (bound {MAX_NULL_PASS_RATE:.0%})")
 
 
-def require_accepted(ctx: RunContext) -> None:
-    """Stop before training where there is nothing to train on.
+def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> None:
+    """Stop before training where there is nothing to train on; `stored` are the current targets, if they are open.
 
     Raises:
         EmptyFunnelError: no accepted hint, or most findings are errors this student would hardly make.
     """
-    targets = [t for t in load(ctx) if t.kind == "hint"]
+    targets = [t for t in (load(ctx) if stored is None else stored).heads if t.kind == "hint"]
     reasons = Counter(r for t in targets for r in t.reasons)
     foreign = reasons["not_this_students_error"]
     if targets and foreign > len(targets) / 2:

@@ -33,8 +33,8 @@ def run(ctx: RunContext) -> int:
     critics = {c.name: c for c in critique.critics(ctx) if isinstance(c, LLMCritic)}
     store, traces = ctx.rundir.store("revisions"), {t.id: (key, t) for key, t, _ in read.load(ctx)}
     rows, index, new = store.by_key(), list(ctx.rundir.index("revise") or []), 0
-    injections = {key: injection for key, injection, _ in rescore.hint_items(ctx)}
-    rejected = [t for t in rescore.load(ctx) if t.kind == "hint" and not t.accepted and t.key in injections]
+    injections = {item.key: item.injection for item in rescore.hint_items(ctx)}
+    rejected = [t for t in rescore.load(ctx).heads if t.kind == "hint" and not t.accepted and t.key in injections]
     for target in rejected:
         finding, reasons = injections[target.key].finding, [SAID[r] for r in target.reasons if r in SAID]
         critic = critics.get(finding.critic)

@@ -17,7 +17,6 @@ round is a row. The critic is whatever the config names; a success label is used
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -32,10 +31,11 @@ from hintdistill.core.errors import EmptyFunnelError, EnvironmentFailure, Tripwi
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
-from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.playing import Player, episode_of, episode_row
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.stages import each_stage, write_report
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.drift import movement
 from hintdistill.rollouts.evaluate import Outcome, load_suite, outcome_of, summarise, tasks_of
@@ -58,6 +58,7 @@ class Loop:
         self.top = RunContext(config, rundir, console, self.engines)
         assert config.rollout.environment is not None
         self.suite = load_suite(config.rollout.environment)
+        self.player = Player(self.top, self.suite)
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
@@ -123,24 +124,35 @@ class Loop:
             rundir.close()
 
     def _stages(self, number: int, ctx: RunContext, row: dict[str, Any]) -> dict[str, Any]:
-        from hintdistill.pipeline import _module
-
-        stop = self.config.rollout.stop
-        _module("read").run(ctx)
+        """Run the stages up to the student, then measure it. In a later round, nothing left to train on ends the loop."""
         try:
-            _module("outcome").require_outcomes(ctx)
+            for stage in each_stage(ctx, until="train"):
+                stop = None
+                if stage == "critique":
+                    stop = self._count_findings(ctx, row)
+                elif stage == "rescore":
+                    stop = self._weigh_hints(number, ctx, row)
+                if stop is not None:
+                    return row | {"stop": stop}
         except EmptyFunnelError as error:
             if number == 1:
                 raise
             return row | {"stop": error.message}
-        _module("critique").run(ctx)
-        critiques = critique.load(ctx)
-        roots = [f for c in critiques.values() for f in c.findings if f.caused_by is None]
+        except TripwireError as error:
+            return row | {"tripwire": True, "stop": error.message}
+        write_report(ctx)
+        row["trained"] = True
+        return row | self._after(number, ctx.student_folder)
+
+    def _count_findings(self, ctx: RunContext, row: dict[str, Any]) -> str | None:
+        """Put the root errors into the row; why the loop stops here, where there are too few."""
+        roots = [f for c in critique.load(ctx).values() for f in c.findings if f.caused_by is None]
         row["findings"] = {"roots": len(roots), "by_class": _count(f.error_class for f in roots)}
-        if len(roots) < stop.min_findings:
-            return row | {"stop": f"no findings left: {len(roots)} root errors"}
-        _module("inject").run(ctx)
-        _module("rescore").run(ctx)
+        few = len(roots) < self.config.rollout.stop.min_findings
+        return f"no findings left: {len(roots)} root errors" if few else None
+
+    def _weigh_hints(self, number: int, ctx: RunContext, row: dict[str, Any]) -> str | None:
+        """Put the hints' effect into the row; why the loop stops here, where in a later round they have none left."""
         hints = [t for t in rescore.load(ctx) if t.kind == "hint"]
         effects = [t.decision.effect if t.decision else 0.0 for t in hints]
         row["effect"] = {
@@ -148,20 +160,11 @@ class Loop:
             "accepted": sum(t.accepted for t in hints),
             "median_nats": float(np.median(effects)) if effects else None,
         }
-        gone = not effects or -float(np.median(effects)) < stop.min_effect_nats
-        if number > 1 and (gone or not any(t.accepted for t in hints)):
-            return row | {"stop": "hint effect gone" if gone else "no hint was accepted"}
-        try:
-            _module("train").run(ctx)
-        except EmptyFunnelError as error:
-            if number == 1:
-                raise
-            return row | {"stop": error.message}
-        except TripwireError as error:
-            return row | {"tripwire": True, "stop": error.message}
-        _module("report").write(ctx, measure=False)
-        row["trained"] = True
-        return row | self._after(number, ctx.student_folder)
+        if number == 1:
+            return None
+        if not effects or -float(np.median(effects)) < self.config.rollout.stop.min_effect_nats:
+            return "hint effect gone"
+        return None if row["effect"]["accepted"] else "no hint was accepted"
 
     def _after(self, number: int, student: Path) -> dict[str, Any]:
         """Success, error rates and movement of the round's student; a bound that is crossed is a tripwire."""
@@ -186,58 +189,11 @@ class Loop:
         return self.rundir.path / "rounds" / f"{number:02d}"
 
     def episodes(self, number: int, student: Path) -> list[Episode]:
-        """The round's episodes; those that are there already are not played again."""
-        folder, sample, seed = self.round_folder(number), self.config.rollout.sample, self.config.run.seed
-        folder.mkdir(parents=True, exist_ok=True)
-        known = tasks_of(self.suite, sample.split, None, sample.tasks)
-        tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
-        options = options_of(self.config.rollout, sample.temperature, seed * 1000 + number, logprobs=True)
-        # the seed draws a batch at a time, so a batch is the unit that is played again
-        base = content_key(
-            "episode",
-            model_key(student).weights,
-            self.config.rollout.environment,
-            describe(options),
-            sample.backend,
-            tasks,
-        )
-        store = RunDir(folder).store("episodes")
-        have = store.by_key()
-        keys = [f"{base}-{i}" for i in range(len(tasks))]
-        size = options.batch_size
-        owed = [at for at in range(0, len(tasks), size) if any(k not in have for k in keys[at : at + size])]
-        if owed:
-            sampler = Sampler(self._weights(student), self.top.renderer, options)
-            with self.console.progress(f"play {number}", len(tasks)) as advance:
-                advance(len(tasks) - sum(len(keys[at : at + size]) for at in owed))
-                for at in owed:
-                    played = list(sampler.episodes(self.suite, tasks[at : at + size], advance, first=at))
-                    store.extend([episode_row(k, e) for k, e in zip(keys[at : at + size], played, strict=True)])
-            have = store.by_key()
-        episodes = [episode_of(have[k]) for k in keys]
+        """Play the round's episodes and write their traces; those that are there already are not played again."""
+        folder = self.round_folder(number)
+        episodes = self.player.episodes(number, student, folder)
         native.write(folder / "rollouts.jsonl", (e.trace for e in episodes if e.failure is None))
         return episodes
-
-    def _weights(self, student: Path) -> Any:
-        """Who samples: the weights in this process, or a server that is handed them."""
-        engine = self.top.engine(student)
-        if self.config.rollout.sample.backend == "transformers":
-            return engine
-        from hintdistill.rollouts.server import ServerGenerator
-
-        server = ServerGenerator(self.config.rollout.sample.server, engine.max_length)
-        gap = server.hand_over(student, engine, self._probe)
-        self.console.note(f"handed {student} to the server; it is {gap:.2g} nats per token away")
-        return server
-
-    @cached_property
-    def _probe(self) -> list[list[int]]:
-        """What a server is compared on: the opening of a few tasks."""
-        out = []
-        for task in tasks_of(self.suite, self.config.rollout.sample.split, 4, self.config.rollout.sample.tasks):
-            start = self.suite.make().reset(task)
-            out.append(self.top.renderer.encode(self.top.renderer.render(start.messages, start.tools, header=True)))
-        return out
 
     def round_config(self, number: int, student: Path) -> RunConfig:
         """The configuration of a round's own run folder."""
@@ -375,28 +331,6 @@ def run_rounds(config: RunConfig, rundir: RunDir, console: Console) -> None:
 def rundir_config(rundir: RunDir) -> RunConfig:
     """The configuration a run folder was opened with."""
     return RunConfig.model_validate(rundir.manifest()["config"])
-
-
-def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int = 1) -> list[str]:
-    """`n` tasks for a round, anew each round; every task once before any comes again, `per_task` in a row of each."""
-    rng = random.Random(f"round:{number}:{seed}")
-    out: list[str] = []
-    while len(out) < n // per_task:
-        deck = list(tasks)
-        rng.shuffle(deck)
-        out += deck[: n // per_task - len(out)]
-    return [task for task in out for _ in range(per_task)]
-
-
-def episode_row(key: str, episode: Episode) -> dict[str, Any]:
-    """An episode as a row."""
-    trace = episode.trace.model_dump(mode="json", exclude_defaults=True)
-    return {"key": key, "task": episode.task, "trace": trace, "failure": episode.failure}
-
-
-def episode_of(row: Mapping[str, Any]) -> Episode:
-    """A row as an episode."""
-    return Episode(row["task"], Trace.model_validate(row["trace"]), row["failure"])
 
 
 def _count(items: Any) -> dict[str, int]:

@@ -4,6 +4,7 @@
 manifest.json        schema, config, versions, model and prompt hashes
 config.yaml          the configuration, to run again
 index/<stage>.json   the row keys that are current, in order; older rows stay in their files and count for nothing
+index/<stage>-warnings.json   what the stage warned of when it last ran, the revision among them
 traces.jsonl         one row per record read: a trace, or a failure with file and line
 critiques.jsonl      one row per (trace, critic)
 injections.jsonl     one row per finding: an injection, or a failure with its reason
@@ -31,11 +32,11 @@ from typing import Any
 import yaml
 
 from hintdistill.config import CONFIG_SCHEMA, RunConfig
+from hintdistill.config.removed import upgrade
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.storage import JsonlStore, write_atomic
 
 RUN_SCHEMA = 1
-STAGES = ("read", "critique", "inject", "rescore", "train", "report")
 
 
 class RunDir:
@@ -105,7 +106,7 @@ class RunDir:
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, empty where there is none yet. Raises InputError for another schema."""
+        """The manifest, empty where there is none yet, its configuration in today's keys. Raises InputError for another schema."""
         try:
             data = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -114,11 +115,14 @@ class RunDir:
             raise InputError(
                 f"{self.path} was made by run schema {data.get('schema')}; this release reads {RUN_SCHEMA}"
             )
+        if data["config_schema"] < CONFIG_SCHEMA:
+            data["config"] = upgrade(data["config"])
         return data
 
     def note(self, **values: Any) -> None:
         """Set top-level values of the manifest, e.g. `model`, `prompts` or `formats`."""
-        write_atomic(self.path / "manifest.json", json.dumps(self.manifest() | values, indent=1))
+        manifest = self.manifest() | {"config_schema": CONFIG_SCHEMA} | values
+        write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
 
     def store(self, name: str) -> JsonlStore:
         """The rows of `name`.jsonl."""

@@ -15,61 +15,86 @@ from hintdistill.core.storage import content_key
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.planning.fits import require_fits
-from hintdistill.planning.histogram import Slot, rows
+from hintdistill.planning.histogram import RowLength, Slot
 from hintdistill.planning.shape import ModelShape
+from hintdistill.rescoring.stored import StoredTargets, by_key, by_part, heads, take
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
+    from hintdistill.training.rows import RowPlan
     from hintdistill.training.watch import WatchSets
 
 
-def selected(ctx: RunContext) -> list[Target]:
-    """The targets to train on: accepted hints and chosen anchors of the training split, in a fidelity that may be trained."""
+def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
+    """The targets to train on: accepted hints and chosen anchors of the training split, in a fidelity that may be trained.
+
+    `stored` are the current targets, if they are open; the same of the functions below.
+    """
     allowed = set(ctx.config.train.fidelity)
-    usable = [t for t in rescore.load(ctx) if t.accepted and t.split == "train" and t.fidelity in allowed]
-    anchors = chosen_anchors([t for t in usable if t.kind == "anchor"], ctx.config.train, ctx.config.run.seed)
-    return [t for t in usable if t.kind == "hint"] + anchors
+    stored = rescore.load(ctx) if stored is None else stored
+    usable = stored.where(lambda t: t.accepted and t.split == "train" and t.fidelity in allowed)
+    candidates = usable.where(lambda t: t.kind == "anchor")
+    anchors = {t.key for t in heads(chosen_anchors(candidates, ctx.config.train, ctx.config.run.seed))}
+    # hints come first already
+    return usable.where(lambda t: t.kind == "hint" or t.key in anchors)
 
 
-def held_out(ctx: RunContext) -> list[Target]:
+def held_out(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
     """Accepted hints of held-out tasks: never trained on, and what a gated teacher is read on."""
-    return [t for t in rescore.load(ctx) if t.accepted and t.split == "holdout" and t.kind == "hint"]
+    stored = rescore.load(ctx) if stored is None else stored
+    return stored.where(lambda t: t.accepted and t.split == "holdout" and t.kind == "hint")
 
 
-def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int) -> list[Target]:
-    """`anchor.per_trace` of each trace's candidates, in their order; none where the recipe has no term for them."""
+def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int) -> Sequence[Target]:
+    """`anchor.per_trace` of each trace's candidates, in their order; none where the recipe has no term for them.
+
+    What their choice asks of their log-probabilities is read part by part.
+    """
     terms = [t for t in config.effective_recipe.terms.values() if t.rows == "anchor"]
     if not terms:
-        return []
+        return take(candidates, [])
     bound = min(t.min_probability for t in terms)
 
-    def rank(target: Target) -> tuple[float, str]:
-        if config.anchor.choose == "random":
-            return random.Random(f"anchor:{seed}:{target.key}").random(), target.key
+    def least(target: Target) -> float:
         held = np.exp(target.plain_sampled[np.exp(target.plain_sampled) >= bound])
         # a candidate that holds nothing comes last
-        return float(held.min()) if len(held) else 2.0, target.key
+        return float(held.min()) if len(held) else 2.0
 
-    by_trace: dict[str, list[Target]] = {}
-    for target in candidates:
-        by_trace.setdefault(target.trace_id, []).append(target)
-    keys = {t.key for members in by_trace.values() for t in sorted(members, key=rank)[: config.anchor.per_trace]}
-    return [t for t in candidates if t.key in keys]
+    known = heads(candidates)
+    if config.anchor.choose == "random":
+        rank = {i: random.Random(f"anchor:{seed}:{t.key}").random() for i, t in enumerate(known)}
+    else:
+        rank = {i: least(t) for i, t in by_part(candidates)}
+    by_trace: dict[str, list[int]] = {}
+    for i, head in enumerate(known):
+        by_trace.setdefault(head.trace_id, []).append(i)
+    chosen = [
+        i
+        for members in by_trace.values()
+        for i in sorted(members, key=lambda i: (rank[i], known[i].key))[: config.anchor.per_trace]
+    ]
+    return take(candidates, sorted(chosen))
 
 
-def watched(ctx: RunContext, trained: Sequence[Target], outcome: OutcomeData | None = None) -> WatchSets:
+def watched(
+    ctx: RunContext,
+    trained: Sequence[Target],
+    outcome: OutcomeData | None = None,
+    stored: StoredTargets | None = None,
+) -> WatchSets:
     """What is read while training: clean steps that were scored and are not among the trained ones, by split.
 
     What the outcome reward trains on is not among them either.
     """
     from hintdistill.training.watch import WatchSets
 
-    taken, rewarded = {t.key for t in trained}, {(r.trace_id, r.step) for r in (outcome.rows if outcome else ())}
-    scored = [t for t in rescore.load(ctx) if t.kind == "anchor"]
-    clean = [t for t in scored if t.key not in taken and (t.trace_id, t.step) not in rewarded]
+    taken = {t.key for t in heads(trained)}
+    rewarded = {(r.trace_id, r.step) for r in (outcome.rows if outcome else ())}
+    scored = (rescore.load(ctx) if stored is None else stored).where(lambda t: t.kind == "anchor")
+    clean = scored.where(lambda t: t.key not in taken and (t.trace_id, t.step) not in rewarded)
     return WatchSets(
-        off_target=[t for t in clean if t.split == "train"],
-        heldout=[t for t in clean if t.split == "holdout"],
+        off_target=clean.where(lambda t: t.split == "train"),
+        heldout=clean.where(lambda t: t.split == "holdout"),
         from_initial=ctx.teacher_folder == ctx.initial_folder,
     )
 
@@ -78,10 +103,11 @@ def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets)
     """Hints were scored by the teacher, everything else by the initial policy. Raises InputError."""
     from hintdistill.training.provenance import require_same
 
-    hints = [t for t in targets if t.kind == "hint"]
-    others = [t for t in targets if t.kind != "hint"]
+    hints = [t for t in heads(targets) if t.kind == "hint"]
+    others = [t for t in heads(targets) if t.kind != "hint"]
     require_same(hints, model_key(ctx.teacher_folder).weights, ctx.renderer.key)
-    require_same([*others, *watch.off_target, *watch.heldout], model_key(ctx.initial_folder).weights, ctx.renderer.key)
+    others += [*heads(watch.off_target), *heads(watch.heldout)]
+    require_same(others, model_key(ctx.initial_folder).weights, ctx.renderer.key)
 
 
 def run(ctx: RunContext) -> None:
@@ -97,13 +123,14 @@ def run(ctx: RunContext) -> None:
     from hintdistill.training.processes import together
     from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
 
-    rescore.require_accepted(ctx)
-    targets, outcome = selected(ctx), outcome_data(ctx)
-    watch, run, section = watched(ctx, targets, outcome), ctx.config.run, ctx.config.train
+    stored = rescore.load(ctx)
+    rescore.require_accepted(ctx, stored)
+    targets, outcome = selected(ctx, stored), outcome_data(ctx)
+    watch, run, section = watched(ctx, targets, outcome, stored), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
     external = section.effective_recipe.teacher.model
     made_of = [
-        sorted(t.key for t in targets),
+        sorted(t.key for t in targets.heads),
         # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
         # start a training over
         section.model_dump(mode="json", exclude={"watch", "tripwires", *OUTPUT_KEYS}),
@@ -118,9 +145,9 @@ def run(ctx: RunContext) -> None:
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
-        require_fits(rows([*slots_of(targets), *outcome_slots(outcome)]), ModelShape.of(ctx.model_folder), ctx.config)
+        require_fits(row_lengths(targets, section, outcome), ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.console.progress("train", None) as advance:
-            data = TrainData(targets, held_out(ctx), watch, outcome)
+            data = TrainData(targets, held_out(ctx, stored), watch, outcome)
             job = TrainJob(ctx.model_folder, data, run, section, work, ctx.student_folder, key, ctx.initial_folder)
             summary = together(train, job, progress=lambda done, total: advance(1), warn=ctx.console.warn)
     ctx.rundir.set_index("train", [key])
@@ -136,9 +163,23 @@ def run(ctx: RunContext) -> None:
         )
 
 
-def slots_of(targets: Sequence[Target]) -> list[Slot]:
-    """What these targets take of their traces' rows."""
-    return [Slot(t.trace_id, t.context_ids, t.step_ids, t.insert_at, t.block_ids) for t in targets]
+def row_lengths(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData) -> list[RowLength]:
+    """The rows that training would make of these, as lengths."""
+    from hintdistill.training.rows import build_rows
+
+    return [_length(plan) for plan in build_rows(by_key(targets), config, outcome).plans]
+
+
+def _length(plan: RowPlan) -> RowLength:
+    hinted = [m for m in plan.members if m.block]
+    return RowLength(
+        trace_id=plan.trace_id,
+        # the last token is read by nobody
+        tokens=plan.length - 1,
+        scored=sum(m.length for m in plan.members),
+        hinted=sum(m.length for m in hinted),
+        branches=tuple((m.insert_at, m.block + m.start - m.insert_at + m.length - 1) for m in hinted),
+    )
 
 
 def outcome_slots(outcome: OutcomeData) -> list[Slot]:

@@ -9,8 +9,8 @@ from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.models import resolve_model
 from hintdistill.engines.prefix_tree import call_tokens
-from hintdistill.pipeline import check_inputs
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.stages import check_inputs
 from hintdistill.planning.fits import load_of, require_fits, setup_of
 from hintdistill.planning.histogram import RowLength
 from hintdistill.planning.machine import Room, room

@@ -11,6 +11,7 @@ from hintdistill.planning.histogram import RowLength
 from hintdistill.planning.machine import Room, room
 from hintdistill.planning.memory import FLOAT, Load, Peak, Setup, train_peak
 from hintdistill.planning.shape import ModelShape
+from hintdistill.recipes.teachers import of_kind, whose
 
 DOUBT = 0.7
 """A row is refused only where this share of what is counted for it is more than there is: never what does fit."""
@@ -28,7 +29,7 @@ def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bo
     stored = weight_bytes(run.dtype, on_cpu)
     recipe = train.effective_recipe
     views = recipe.used_views("hint") if train.target_source == "in_step" else {}
-    made = {(recipe.teacher.update if v.weights == "teacher" else v.weights, v.context) for v in views.values()}
+    made = {(whose(v.weights, recipe.teacher.update), v.context) for v in views.values()}
     made -= {("live", "plain")}
     weights = {w for w, _ in made}
     lora = train.lora
@@ -42,7 +43,7 @@ def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bo
         checkpointing=train.gradient_checkpointing,
         accumulates=train.micro_batch_size is not None and train.micro_batch_size < train.batch_size,
         copies=int(bool(own)) + int("external" in weights),
-        follower=bool(weights & {"ema", "periodic", "cgtr"}),
+        follower=bool(of_kind(weights, "follows")),
         kinds=len({t.rows for t in recipe.terms.values()}),
         views=len(made),
         rides=("live", "hint") in made,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hintdistill.config import RunConfig
+from hintdistill.core.extensions import ENGINES
 from hintdistill.engines.prefix_tree import call_tokens
 from hintdistill.planning.fits import load_of, longest_trace, options, setup_of, weight_bytes
 from hintdistill.planning.histogram import Histogram, RowLength, by_length
@@ -151,7 +152,7 @@ def make_plan(
 
 def _engine_weights(config: RunConfig, shape: ModelShape, where: Room) -> int:
     """The rescoring engine stays loaded while training follows in the same process."""
-    own = config.rescore.engine.backend == "transformers"
+    own = ENGINES.get(config.rescore.engine.backend).shared
     return shape.parameters * weight_bytes(config.run.dtype, where.on_cpu) if own else 0
 
 
@@ -206,7 +207,7 @@ def _rescore(config: RunConfig, shape: ModelShape, work: Work, where: Room, spee
     read = work.rescore
     apart = speed is not None and speed.sharing == "separate"
     tokens = read.asked if apart else read.computed
-    if config.rescore.engine.backend != "transformers":
+    if not ENGINES.get(config.rescore.engine.backend).shared:
         return StagePlan("rescore", read.asked, None, {}, None, True, f"read by {config.rescore.engine.backend}")
     peak = _scoring(
         config, shape, read, work, where, step=work.lengths["step"].longest, written=work.entries[1], other=0
@@ -366,7 +367,8 @@ def _recommend(config: RunConfig, shape: ModelShape, work: Work, setup: Setup, w
         settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
         packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
         return Recommended(
-            settings | {"train.normalize": "row"},
+            settings
+            | {f"train.recipe.terms.{name}.normalize": "per_row" for name in config.train.effective_recipe.terms},
             budget,
             len(packed),
             max(map(len, packed)),

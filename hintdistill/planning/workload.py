@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
-from hintdistill.core.scores import ScoreRequest, Target
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.types import Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.pipeline import critique, inject, outcome, read, report, rescore, train
@@ -27,6 +27,7 @@ from hintdistill.pipeline.store import RunDir
 from hintdistill.planning.histogram import Histogram, RowLength, Slot, rows
 from hintdistill.planning.shape import ModelShape
 from hintdistill.rescoring.scorer import Scorer
+from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.training.reward import OutcomeData
 
 FREE = ("rules", "recorded", "checker")
@@ -143,16 +144,20 @@ def _asked(config: RunConfig, ctx: RunContext) -> dict[str, dict[str, int]]:
     return out
 
 
-def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target] | None, source: str) -> Ahead:
+def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Ahead:
     hints, anchors = rescore.hint_items(ctx), rescore.anchor_items(ctx)
     size = ctx.config.rescore.part_rows
-    hint_requests = [Scorer.requests(key, injection) for key, injection, _ in hints]
-    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for *_, r, _ in anchors]
+    hint_requests = [Scorer.requests(h.key, h.injection) for h in hints]
+    steps = [a.rendered for a in anchors]
+    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for r in steps]
     calls = [[r for some in hint_requests[at : at + size] for r in some] for at in range(0, len(hints), size)]
     calls += [plain[at : at + size] for at in range(0, len(plain), size)]
     ended = outcome.outcome_data(ctx)
-    slots = [*(_slots(ctx, targets) if targets is not None else _all_slots(ctx)), *train.outcome_slots(ended)]
-    watched = _watched(ctx, ended) if targets is not None else _perhaps_watched(ctx)
+    if targets is not None:
+        trained = train.row_lengths(train.selected(ctx, targets), ctx.config.train, ended)
+    else:
+        trained = rows([*_all_slots(ctx), *train.outcome_slots(ended)])
+    watched = _watched(ctx, targets, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
     kept = _entries(ctx, targets, hint_requests, plain)
@@ -168,12 +173,12 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
         targets=len(hints) + len(anchors),
         lengths={
             "trace": Histogram.of(n for t in traces if (n := _length(ctx, t))),
-            "step": Histogram.of([len(i.step_ids) for _, i, _ in hints] + [len(r.step_ids) for *_, r, _ in anchors]),
-            "hint": Histogram.of(len(i.block_ids) for _, i, _ in hints),
+            "step": Histogram.of([len(h.injection.step_ids) for h in hints] + [len(r.step_ids) for r in steps]),
+            "hint": Histogram.of(len(h.injection.block_ids) for h in hints),
         },
         waiting=_waiting(hints, plain),
         entries=kept,
-        rows=rows(slots),
+        rows=trained,
         watched=rows(watched),
         after=after,
         off_target=off,
@@ -183,8 +188,9 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: list[Target
 
 def _waiting(hints: Sequence[rescore.HintItem], plain: Sequence[ScoreRequest]) -> int:
     """Tokens of all that waits to be scored, as it is stored: a context once, and each block."""
-    blocks = sum(len(i.block_ids) + sum(len(p.block_ids) for p in i.placebos) for _, i, _ in hints)
-    return blocks + sum(len(i.plain_ids) for _, i, _ in hints) + sum(r.end for r in plain)
+    made = [h.injection for h in hints]
+    blocks = sum(len(i.block_ids) + sum(len(p.block_ids) for p in i.placebos) for i in made)
+    return blocks + sum(len(i.plain_ids) for i in made) + sum(r.end for r in plain)
 
 
 def _length(ctx: RunContext, trace: Trace) -> int:
@@ -194,16 +200,6 @@ def _length(ctx: RunContext, trace: Trace) -> int:
     except HintdistillError:
         return 0
     return len(last.context_ids) + len(last.step_ids)
-
-
-def _slots(ctx: RunContext, targets: Sequence[Target]) -> list[Slot]:
-    """What training would take of stored targets."""
-    from hintdistill.training.rows import build_rows
-
-    allowed = {t.key for t in train.selected(ctx)}
-    chosen = sorted((t for t in targets if t.key in allowed), key=lambda t: t.key)
-    carried = {s.key for row in build_rows(chosen, ctx.config.train) for s in row.slots}
-    return train.slots_of([t for t in chosen if t.key in carried])
 
 
 def _all_slots(ctx: RunContext) -> list[Slot]:
@@ -226,11 +222,11 @@ def _all_slots(ctx: RunContext) -> list[Slot]:
     return out
 
 
-def _watched(ctx: RunContext, ended: OutcomeData) -> list[Slot]:
+def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> list[Slot]:
     """What the training reads of stored targets to watch itself."""
     from hintdistill.training.watch import subsample
 
-    sets, steps = train.watched(ctx, train.selected(ctx), ended), ctx.config.train.watch.steps
+    sets, steps = train.watched(ctx, train.selected(ctx, targets), ended, targets), ctx.config.train.watch.steps
     chosen = [t for some in (sets.off_target, sets.heldout) for t in subsample(some, steps, ctx.config.run.seed)]
     return [Slot(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
 
@@ -246,14 +242,15 @@ def _perhaps_watched(ctx: RunContext) -> list[Slot]:
 
 def _entries(
     ctx: RunContext,
-    targets: Sequence[Target] | None,
+    targets: StoredTargets | None,
     hints: Sequence[Sequence[ScoreRequest]],
     anchors: Sequence[ScoreRequest],
 ) -> tuple[int, int]:
     """Kept entries of all targets and of the largest part; stored ones are counted."""
     k, size = ctx.config.rescore.top_k, ctx.config.rescore.part_rows
     if targets is not None:
-        each = [t.support_ids.size for t in targets]
+        kept = {i: t.support_ids.size for i, t in targets.by_part()}
+        each = [kept[i] for i in range(len(targets))]
     else:
         # two views' top entries overlap: between k and 2 k, a third more than one's in the traces that were looked at
         each = [(some[0].end - some[0].start) * k * 4 // 3 for some in hints]

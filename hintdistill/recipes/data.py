@@ -1,14 +1,16 @@
-"""Where a recipe's tokens, places, hints and views come from, and whose weights the teacher has."""
+"""Where a recipe's tokens, hints and views come from, and whose weights the teacher has."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
+from hintdistill.core.registry import NameIn, require
 from hintdistill.recipes import parts
-from hintdistill.recipes.parts import require
+from hintdistill.recipes.teachers import TEACHERS
+from hintdistill.recipes.values import Part
 
 
 def one_of(known: Iterable[str], what: str) -> Any:
@@ -17,59 +19,22 @@ def one_of(known: Iterable[str], what: str) -> Any:
     return AfterValidator(lambda value: require(value, words, what))
 
 
-class Part(BaseModel):
-    """A frozen part of a recipe."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
 class Rollout(Part):
-    """Who produced the tokens, as published; a run trains on recorded steps, whatever stands here."""
+    """Who produced the tokens, as published; a run trains on recorded steps, and refuses a source that it does not have."""
 
     source: Annotated[str, one_of(parts.ROLLOUTS, "rollout source")] = "traces"
-    n: int | None = Field(default=None, ge=1)
-    """Rollouts of a task, tokens of a truncated one, or attempts of a retried one."""
-    group: bool = False
-    """Whether the rollouts of a task are compared with each other."""
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    share: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Of guided rollouts."""
-    coin: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Share of the student's own rollouts, beside a fixed data set (GKD)."""
-    length: int | None = Field(default=None, ge=1)
-    """Tokens of a resampled suffix."""
-    schedule: Literal["linear", "cosine"] | None = None
-    """How the length of a teacher's prefix falls to 0."""
-    live_traffic: bool = False
-
-
-class Locator(Part):
-    """Which steps or spans are scored, as published; a run scores what its critic located."""
-
-    kind: Annotated[str, one_of(parts.LOCATORS, "locator")] = "top_k_turns"
-    k: int | None = Field(default=None, ge=1)
-    """Steps of a trace at most."""
-    only_failed: bool = False
-    max: int | None = Field(default=None, ge=1)
-    """Spans of a trace at most."""
-    coverage: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of the tokens that spans may cover."""
 
 
 class HintKind(Part):
     """What the teacher has read that the student has not."""
 
-    kind: Annotated[str, one_of(parts.HINTS, "hint kind")] = "feedback"
-    max_sentences: int | None = Field(default=None, ge=1)
-    no_answer: bool = False
-    """Whether a hint that gives the answer away is refused."""
+    kind: Annotated[str, NameIn(parts.HINTS)] = "feedback"
 
 
 class Data(Part):
-    """Where tokens, places and hints come from."""
+    """Where tokens and hints come from."""
 
     rollout: Rollout = Rollout()
-    locator: Locator = Locator()
     hint: HintKind = HintKind()
 
 
@@ -98,7 +63,7 @@ IMPLICIT_VIEWS = {
 class TeacherRule(Part):
     """The weights of the teacher."""
 
-    update: Literal["initial", "round_start", "live", "ema", "periodic", "cgtr", "external"] = "initial"
+    update: Annotated[str, NameIn(TEACHERS)] = "initial"
     """initial: the policy the run starts from; round_start: the one this round of the loop starts from."""
     rate: float = Field(default=0.001, gt=0.0, lt=1.0)
     """ema: θ_T ← (1 - rate)·θ_T + rate·θ after each optimiser step."""

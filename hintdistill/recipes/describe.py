@@ -60,7 +60,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """The keys that can be set under `train.recipe`, as the recipe has them."""
-    keys = {"data", "views", "teacher", "terms", "coupling", "controllers", "diagnostics"}
+    keys = {"data", "views", "teacher", "terms", "coupling", "controllers"}
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
 
 
@@ -72,12 +72,12 @@ def per_micro_batch(recipe: Recipe) -> list[str]:
     out: dict[str, None] = {}
     for name, term in recipe.terms.items():
         for weight in _every(term.weights):
-            given = parts.BATCH_STATISTIC.get(weight.shape, "")
-            if given is None or (given and given not in weight.parameters):
+            shape = parts.SHAPES.get(weight.shape)
+            if shape.reads_batch and (shape.unless is None or shape.unless not in weight.parameters):
                 out[f"terms.{name}: weights of the shape {weight.shape}"] = None
         if term.weights and term.normalize in ("kept", "mean1"):
             out[f"terms.{name}: normalize {term.normalize} of its weights"] = None
-        if term.divergence.kind == "pg" and term.divergence.signal in parts.BATCH_SIGNALS:
+        if term.divergence.entry.has_signal and term.divergence.signal in parts.BATCH_SIGNALS:
             out[f"terms.{name}: the signal {term.divergence.signal}"] = None
     return list(out)
 

@@ -9,15 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
+from hintdistill.core.registry import nearest
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
-from hintdistill.recipes.parts import SIGNALS, nearest
+from hintdistill.recipes.parts import SIGNALS
 from hintdistill.recipes.schema import Recipe
 
+_WORDS = "nothing in a run read it; say it in words under `published:` (or `ours:`)"
+REMOVED = {
+    "data.locator": f"the critic says where a run's errors are; {_WORDS}",
+    **{
+        f"data.rollout.{key}": _WORDS
+        for key in ("n", "group", "top_p", "share", "coin", "length", "schedule", "live_traffic")
+    },
+    "data.hint.max_sentences": f"the critic's prompt bounds its hints; {_WORDS}",
+    "data.hint.no_answer": f"the gate's check `leak` refuses such hints; {_WORDS}",
+    "diagnostics": f"`hintdistill.objectives.diagnostics` has the functions; {_WORDS}",
+}
+"""Key that recipes once had → what to write instead."""
 DEFAULT = "targeted"
 """The recipe of a run that names none."""
 
@@ -76,6 +89,8 @@ def _line(error: Any) -> str:
     # the branches of a union (number or schedule) are of no interest to the reader
     place = [str(p) for p in error["loc"] if p not in ("float", "Schedule") and "[" not in str(p)]
     where = ".".join(place) or "recipe"
+    if error["type"] == "extra_forbidden" and (why := _removed(where)):
+        return f"`{where}` is no key any more: {why}"
     if error["type"] == "extra_forbidden":
         return f"unknown key `{where}`{nearest(place[-1], _all_keys())}"
     if error["type"] == "literal_error":
@@ -84,10 +99,15 @@ def _line(error: Any) -> str:
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
+def _removed(key: str) -> str | None:
+    """What to write in place of a key that recipes once had, or of a part of it; None for any other key."""
+    return next((why for old, why in REMOVED.items() if key == old or key.startswith(f"{old}.")), None)
+
+
 @lru_cache(maxsize=1)
 def _all_keys() -> tuple[str, ...]:
     found = [*vars(schema).values(), *vars(data_schema).values()]
-    classes = [c for c in found if isinstance(c, type) and issubclass(c, schema.BaseModel)]
+    classes = [c for c in found if isinstance(c, type) and issubclass(c, BaseModel)]
     return tuple(sorted({f.alias or n for c in classes for n, f in c.model_fields.items()}))
 
 
@@ -136,7 +156,8 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             out[key] = dict(value)
         elif key == "divergence" and isinstance(old, Mapping) and isinstance(value, Mapping) and "signal" in value:
             # another signal, or the same: what the old one took is left behind, what is new is checked
-            mine = SIGNALS.get(str(old.get("signal", "log")), ()) if value["signal"] != old.get("signal", "log") else ()
+            before = str(old.get("signal", "log"))
+            mine = {p.name for p in SIGNALS.get(before, ())} if value["signal"] != before else set()
             out[key] = _merge({k: v for k, v in old.items() if k not in mine}, value)
         elif isinstance(value, Mapping):
             out[key] = _merge(old if isinstance(old, Mapping) else {}, value)

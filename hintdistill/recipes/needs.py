@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hintdistill.core.errors import ConfigError
 from hintdistill.recipes import parts
 from hintdistill.recipes.schema import Recipe, Term
+from hintdistill.recipes.teachers import TEACHERS
 
 HOW = {
     "in_step_teacher": "set train.targets=in_step (the default where the recipe needs it)",
@@ -21,7 +22,7 @@ HOW = {
     "aided_rewards": "rewards of aided attempts",
     "confidence": "a confidence per teacher",
     "hidden_states": "hidden states of student and teacher at the step's tokens",
-    "external_teacher": "set train.teacher_model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
+    "external_teacher": "set train.recipe.teacher.model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
     "second_adapter": "one adapter per error class",
     "live_rollouts": "fresh rollouts; or set train.recipe.data.rollout.source=traces to train on the recorded ones",
     "decoding": "generation inside training",
@@ -64,20 +65,18 @@ def needs(recipe: Recipe) -> list[Need]:
 
     for name in recipe.extra_needs:
         add([name], recipe.title)
-    add(parts.HINTS[recipe.data.hint.kind], f"data.hint.kind is {recipe.data.hint.kind}")
+    add(parts.HINTS.get(recipe.data.hint.kind).needs, f"data.hint.kind is {recipe.data.hint.kind}")
     source = recipe.data.rollout.source
     if source in ("guided", "teacher_prefix", "blend", "retry"):
         add(["live_rollouts"], f"data.rollout.source is {source}")
     if source == "resample_suffix":
         add(["decoding"], "data.rollout.source is resample_suffix")
-    if recipe.teacher.update in ("live", "ema", "periodic", "cgtr", "external"):
-        add(["in_step_teacher"], f"teacher.update is {recipe.teacher.update}")
-    if recipe.teacher.update == "external":
-        add(["external_teacher"], "teacher.update is external")
+    teacher = TEACHERS.get(recipe.teacher.update)
+    add(teacher.all_needs, f"teacher.update is {teacher.name}")
     # the teacher rule of that name is its own controller
-    if others := [c for c in recipe.controllers if c != "cgtr"]:
+    if others := [c for c in recipe.controllers if c != teacher.controller]:
         add(["controllers"], f"controllers: {', '.join(others)}")
-    if recipe.teacher.update == "round_start" and "initial" in recipe.used_names("hint"):
+    if teacher.weights == "round_start" and "initial" in recipe.used_names("hint"):
         add(
             ["in_step_teacher"],
             "the view initial is not the stored plain view of a teacher that starts anew each round",
@@ -106,25 +105,24 @@ def needs(recipe: Recipe) -> list[Need]:
 
 def _term_needs(name: str, term: Term, add: object) -> None:
     assert callable(add)
-    kind, support = term.divergence.kind, term.support
-    if kind == "hidden_mse":
-        add(["hidden_states"], f"terms.{name}.divergence is hidden_mse")
+    entry, support = term.divergence.entry, term.support
+    for need, why in entry.needs:
+        add([need], f"terms.{name}{why}")
+    if entry.reads == "hidden":
         return
-    if kind == "pg" and term.divergence.signal == "advantage":
+    if entry.has_signal and term.divergence.signal == "advantage":
         add(["reward", "several_rollouts"], f"terms.{name} has the advantage as its signal")
-    if kind == "pg" and term.divergence.parameters.get("baseline") is not None:
+    if entry.has_signal and term.divergence.parameters.get("baseline") is not None:
         add(["full_vocabulary"], f"terms.{name}.divergence.baseline")
     if term.target.tilt_sign == "advantage":
         add(["reward", "several_rollouts"], f"terms.{name}.target is tilted by the advantage")
-    if kind in parts.DISTRIBUTIONS and term.rows == "hint":
+    if entry.reads == "distributions" and term.rows == "hint":
         if support.kind == "union" and not support.drop_special:
             add(["union_support"], f"terms.{name}.support is union")
         else:
             add(["full_vocabulary"], f"terms.{name}.support is {support.kind}")
     if support.kind == "token_set" and not support.token_ids:
         add(["token_set"], f"terms.{name}.support is token_set without token_ids")
-    if kind == "token_preference":
-        add(["full_vocabulary"], f"terms.{name} compares with the teacher's best token")
     if term.temperature != 1 or term.target.temperature != 1:
         add(["full_vocabulary"], f"terms.{name} has a temperature")
     for weight in term.weights:

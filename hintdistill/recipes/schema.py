@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from hintdistill.core.registry import nearest, require
 from hintdistill.recipes import parts, values
-from hintdistill.recipes.data import IMPLICIT_VIEWS, Data, Part, TeacherRule, View
-from hintdistill.recipes.parts import require
-from hintdistill.recipes.values import Number, Positive, Schedule
+from hintdistill.recipes.data import IMPLICIT_VIEWS, Data, TeacherRule, View
+from hintdistill.recipes.specs import AnyDivergence, DivergenceSpec, Weight, WeightSpec, divergence_spec
+from hintdistill.recipes.values import Number, Part, Positive, Schedule
 
 __all__ = [
     "Coupling",
@@ -81,104 +82,13 @@ class SupportSpec(Part):
         return require(str(value), parts.RESTS, "remainder")
 
 
-class DivergenceSpec(BaseModel):
-    """How student and target are compared; the parameters of the kind stand beside it."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    kind: str = "rkl"
-    pointwise_clip: Positive | None = None
-    token_clip: Positive | None = None
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the kind (and of its signal)."""
-        return dict(self.model_extra or {})
-
-    @property
-    def signal(self) -> str:
-        """The policy gradient's signal; `log` by default."""
-        return str(self.parameters.get("signal", "log"))
-
-    @model_validator(mode="after")
-    def _sound(self) -> DivergenceSpec:
-        require(self.kind, parts.DIVERGENCES, "divergence")
-        known = dict.fromkeys(parts.DIVERGENCES[self.kind], self.kind)
-        if self.kind == "pg":
-            known |= dict.fromkeys(parts.SIGNALS[require(self.signal, parts.SIGNALS, "signal")], self.signal)
-        for key, value in self.parameters.items():
-            if key not in known:
-                raise ValueError(
-                    f"unknown key `{key}` of divergence {self.kind}{parts.nearest(key, [*known, *parts.CLIPS])}; "
-                    f"it takes {', '.join(sorted(known)) or 'none'}"
-                )
-            if key != "signal":
-                values.check(known[key], key, value)
-        if self.kind not in parts.DISTRIBUTIONS and self.pointwise_clip is not None:
-            raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
-        bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
-        if bounds and self.parameters.get("behaviour") is None:
-            raise ValueError(f"{bounds[0]} is of an importance ratio, which needs `behaviour: initial`")
-        if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
-            raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
-        if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:
-            raise ValueError("baseline_k is of a baseline, which needs `baseline: value`")
-        return self
-
-
-class WeightSpec(BaseModel):
-    """One factor of a token's weight: a shape of a score, a soft-or or product of such, or another term's mask."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
-    score: str = "one"
-    shape: str = "identity"
-    invert: bool = False
-    """1 - weight."""
-    times_sign: bool = False
-    """The score times the sign of the advantage."""
-    id: str | None = None
-    """A name under which the mask can be used again."""
-    ref: str | None = None
-    """The mask of that name."""
-    soft_or: tuple[WeightSpec, ...] = ()
-    product: tuple[WeightSpec, ...] = ()
-    then: tuple[WeightSpec, ...] = ()
-    """Shapes applied to this weight in turn; their scores are not read."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The parameters of the shape."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _sound(self) -> WeightSpec:
-        require(self.score, [*parts.SCORES, *parts.FACTS], "score")
-        require(self.shape, parts.SHAPES, "shape")
-        known = parts.SHAPES[self.shape]
-        for key, value in self.parameters.items():
-            if key not in known:
-                raise ValueError(
-                    f"unknown key `{key}` of shape {self.shape}{parts.nearest(key, [*known, *WeightSpec.model_fields])}; "
-                    f"it takes {', '.join(known) or 'none'}"
-                )
-            values.check(self.shape, key, value)
-        if self.soft_or and len(self.soft_or) != 2:
-            raise ValueError("soft_or joins two weights")
-        return self
-
-    def scores(self) -> set[str]:
-        """Every score that this weight reads."""
-        own = set() if self.ref or self.soft_or or self.product else {self.score}
-        own |= {"adv_sign"} if self.times_sign else set()
-        return own.union(*(w.scores() for w in (*self.soft_or, *self.product)))
-
-
 class Term(Part):
     """One term of the objective."""
 
     target: TargetSpec = TargetSpec()
     support: SupportSpec = SupportSpec()
-    divergence: DivergenceSpec = DivergenceSpec()
-    weights: tuple[WeightSpec, ...] = ()
+    divergence: AnyDivergence = Field(default_factory=divergence_spec)
+    weights: tuple[Weight, ...] = ()
     normalize: str = "kept"
     coef: Number = 1.0
     rows: Literal["hint", "anchor"] = "hint"
@@ -205,26 +115,23 @@ class Term(Part):
 
     @model_validator(mode="after")
     def _sound(self) -> Term:
-        kind, support = self.divergence.kind, self.support
-        if kind in parts.DISTRIBUTIONS:
+        entry, kind, support = self.divergence.entry, self.divergence.kind, self.support
+        if entry.reads == "distributions":
             if support.kind == "sampled":
                 raise ValueError(
                     f"{kind} compares distributions, and the support `sampled` holds one token; use divergence `pg`, or a "
                     "top-k support"
                 )
-            biased = kind not in ("rkl_sg", "fkl", "ce_topk")
+            biased = entry.truncated == "lowers_mass"
             if support.rest == "drop" and support.kind != "full" and biased and not support.accept_bias:
                 raise ValueError(
                     f"{kind} on a truncated support without its rest lowers the mass of the kept entries; use rest `tail` or "
                     "`renorm`, divergence `rkl_sg`, or support.accept_bias=true"
                 )
-            if kind in ("rkl_sg", "ce_topk") and support.rest == "renorm" and kind == "ce_topk":
-                raise ValueError("ce_topk is a one-sided sum; renormalised it is fkl")
-        elif support.kind != "sampled" and kind in ("pg", "nll"):
+            if entry.one_sided and support.rest == "renorm":
+                raise ValueError(f"{kind} is a one-sided sum; renormalised it is fkl")
+        elif support.kind != "sampled" and entry.reads == "sampled":
             raise ValueError(f"{kind} reads the sampled token alone; set support.kind to `sampled`")
-        if support.kind == "token_set" and not support.token_ids and kind in parts.DISTRIBUTIONS:
-            # a recipe may leave the set to the user; `needs` names it
-            return self
         return self
 
 
@@ -232,7 +139,7 @@ class Coupling(Part):
     """How an outcome reward enters; see `objectives.couplings`."""
 
     kind: str = "none"
-    credit: tuple[WeightSpec, ...] = ()
+    credit: tuple[Weight, ...] = ()
     """The weight (adv_mul) or the signal (adv_add), a product of shapes."""
     lam: Number = 1.0
     beta: Number = 1.0
@@ -268,7 +175,7 @@ class Recipe(Part):
     """The best source read: P paper, R released code (R* third-party), W web page, S secondary, A abstract only; ours."""
     verdict: Literal["CORE", "OPTION", "CARRY", "BASELINE", "NEIGHBOUR", "OURS"]
     published: str
-    """Which figures are published."""
+    """Which figures are published, and of what else the publication speaks that no key of a run can change."""
     ours: str
     """Which figures or forms are ours."""
     lowers_error: Literal["yes", "conditional", "no", "n/a"]
@@ -286,14 +193,11 @@ class Recipe(Part):
     terms: dict[str, Term] = Field(default_factory=dict)
     coupling: Coupling = Coupling()
     controllers: tuple[str, ...] = ()
-    diagnostics: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         for name in self.controllers:
             require(name, parts.CONTROLLERS, "controller")
-        for name in self.diagnostics:
-            require(name, parts.DIAGNOSTICS, "diagnostic")
         if self.kind == "objective" and not self.terms:
             raise ValueError("an objective needs at least one term")
         for name, term in self.terms.items():
@@ -302,23 +206,23 @@ class Recipe(Part):
                 raise ValueError(f"terms.{name}: an anchor holds the plain student to the initial policy; no weights")
             if term.rows == "hint" and term.min_probability:
                 raise ValueError(f"terms.{name}: min_probability is of anchors; on hints use a weight of `surprisal`")
-            if term.divergence.signal == "advantage" and term.divergence.kind == "pg" and term.rows != "hint":
+            if term.divergence.entry.has_signal and term.divergence.signal == "advantage" and term.rows != "hint":
                 raise ValueError(f"terms.{name}: anchors have no advantage")
         for view in (v for w in self.coupling.credit for s in sorted(w.scores()) for v in parts.SCORES.get(s, ())):
             if view not in self.all_views():
-                raise ValueError(f"coupling.credit: unknown view `{view}`{parts.nearest(view, self.all_views())}")
+                raise ValueError(f"coupling.credit: unknown view `{view}`{nearest(view, self.all_views())}")
         known = {w.id for t in self.terms.values() for w in t.weights if w.id}
         for name, term in self.terms.items():
             for weight in term.weights:
                 if weight.ref and weight.ref not in known:
-                    raise ValueError(f"terms.{name}: no mask `{weight.ref}`{parts.nearest(weight.ref, known)}")
+                    raise ValueError(f"terms.{name}: no mask `{weight.ref}`{nearest(weight.ref, known)}")
         return self
 
     def _check_views(self, name: str, term: Term) -> None:
         known = self.all_views()
         for view in _views_of(term):
             if view not in known:
-                raise ValueError(f"terms.{name}: unknown view `{view}`{parts.nearest(view, known)}")
+                raise ValueError(f"terms.{name}: unknown view `{view}`{nearest(view, known)}")
         for view in _named_views(term):
             if known[view].n > 1:
                 raise ValueError(
@@ -326,7 +230,7 @@ class Recipe(Part):
                 )
         if not self.all_views()[term.student_view].grad:
             raise ValueError(f"terms.{name}: the student view `{term.student_view}` has no gradient")
-        if term.divergence.kind == "hidden_mse" and term.rows == "anchor":
+        if term.divergence.entry.reads == "hidden" and term.rows == "anchor":
             raise ValueError(f"terms.{name}: an anchor compares distributions")
 
     def all_views(self) -> dict[str, View]:
@@ -356,16 +260,15 @@ class Recipe(Part):
 
 def _named_views(term: Term) -> list[str]:
     """Views that a term reads by their name, one distribution each."""
-    of, parameters = term.target, term.divergence.parameters
+    of, given = term.target, term.divergence.parameters
     names = [term.student_view, *of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
-    names += [str(parameters["behaviour"])] if parameters.get("behaviour") is not None else []
-    if term.divergence.kind == "token_preference":
-        names.append(str(parameters.get("reference", "initial")))
+    read = [given.get(p.name, p.default) for p in term.divergence.entry.views]
+    names += [str(view) for view in read if view is not None]
     return names
 
 
 def _views_of(term: Term) -> list[str]:
     """Every view that a term reads, the views of its scores included."""
     scores = [s for w in term.weights for s in sorted(w.scores())]
-    scores += ["contrast"] if term.divergence.kind == "pg" and term.divergence.signal == "tanh_contrast" else []
+    scores += ["contrast"] if term.divergence.entry.has_signal and term.divergence.signal == "tanh_contrast" else []
     return [*_named_views(term), *(v for s in scores for v in parts.SCORES.get(s, ()))]

@@ -9,10 +9,16 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from hintdistill.recipes.data import Part
-from hintdistill.recipes.parts import require
+from hintdistill.core.parts import Parameter
+from hintdistill.core.registry import require
+
+
+class Part(BaseModel):
+    """A frozen part of a recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class Schedule(Part):
@@ -39,83 +45,60 @@ def _positive(value: float | Schedule) -> float | Schedule:
 Number = float | Schedule
 Positive = Annotated[Number, AfterValidator(_positive)]
 
-BOUNDS: dict[tuple[str, str], tuple[float, float, bool]] = {
-    ("jsd", "alpha"): (0, 1, True),
-    ("skew", "alpha"): (0, 1, True),
-    ("skew_rkl", "alpha"): (0, 1, True),
-    ("mix", "lam"): (0, 1, False),
-    ("floor", "lam"): (0, 1, True),
-    ("power", "alpha"): (0, math.inf, True),
-    ("token_preference", "beta"): (0, math.inf, True),
-    ("returns", "gamma"): (0, 1, False),
-    ("geom", "gamma"): (0, 1, False),
-    ("pg", "clip_low"): (0, 1, False),
-    ("pg", "clip_high"): (0, math.inf, False),
-    ("pg", "cap"): (0, math.inf, True),
-    ("fdiv", "clip"): (0, math.inf, True),
-    ("tanh_contrast", "tau"): (0, math.inf, True),
-    ("tanh", "tau"): (0, math.inf, True),
-    ("top_frac", "rho"): (0, 1, False),
-    ("quantile_below", "q"): (0, 1, False),
-    ("low_entropy_sign", "q"): (0, 1, False),
-    ("robust01", "low"): (0, 1, False),
-    ("robust01", "high"): (0, 1, False),
-    ("saturate", "c"): (0, math.inf, True),
-    ("rolling_stop", "eta"): (0, 1, False),
-    ("sigmoid_clip", "alpha"): (0, 1, False),
-    ("logistic_pos", "scale"): (0, math.inf, True),
-    ("first_n", "n"): (0, math.inf, False),
-    ("last_n", "n"): (0, math.inf, False),
-    ("skip_n", "n"): (0, math.inf, False),
-}
-"""Lowest and highest value of a parameter, and whether it must lie strictly between; the rest takes any finite number."""
-COUNTS = {"window": 1, "patience": 1, "skip": 0, "baseline_k": 1}
-"""Whole numbers, with the least."""
-FLAGS = frozenset({("threshold", "below"), ("affine", "flip")})
-IDS = frozenset({"ids", "layers"})
-VIEWS = frozenset({"behaviour", "reference"})
-"""Parameters that name a view; the recipe checks that it has it."""
-WORDS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("fdiv", "of"): ("fkl", "rkl", "jsd"),
-    ("pg", "ratio"): ("token", "row"),
-    ("pg", "baseline"): ("value",),
-}
 
-
-def check(kind: str, name: str, value: Any) -> None:
+def check(parameter: Parameter, kind: str, value: Any) -> None:
     """Raises ValueError where a part of that kind cannot take the value: a word, a count, a number out of its bounds."""
-    if (kind, name) in WORDS:
-        require(str(value), WORDS[kind, name], f"`{name}` of {kind}")
-    elif (kind, name) in FLAGS:
-        if not isinstance(value, bool):
-            raise ValueError(f"{name} of {kind} is true or false, not {value!r}")
-    elif name in IDS:
+    if parameter.takes == "word":
+        require(str(value), parameter.words, f"`{parameter.name}` of {kind}")
+    elif parameter.takes == "flag" and not isinstance(value, bool):
+        raise ValueError(f"{parameter.name} of {kind} is true or false, not {value!r}")
+    elif parameter.takes == "ids":
         if not isinstance(value, list | tuple) or not all(isinstance(i, int) for i in value):
-            raise ValueError(f"{name} of {kind} is a list of whole numbers, not {value!r}")
-    elif name in COUNTS:
-        if isinstance(value, bool) or not isinstance(value, int) or value < COUNTS[name]:
-            raise ValueError(f"{name} of {kind} is a whole number from {COUNTS[name]} up, not {value!r}")
-    elif name not in VIEWS:
-        _number(kind, name, value)
+            raise ValueError(f"{parameter.name} of {kind} is a list of whole numbers, not {value!r}")
+    elif parameter.takes == "count":
+        if isinstance(value, bool) or not isinstance(value, int) or value < parameter.low:
+            raise ValueError(f"{parameter.name} of {kind} is a whole number from {parameter.low:g} up, not {value!r}")
+    elif parameter.takes == "number":
+        _number(parameter, kind, value)
 
 
-def _number(kind: str, name: str, value: Any) -> None:
+def _number(parameter: Parameter, kind: str, value: Any) -> None:
     if isinstance(value, Mapping):
         numbers = ends(Schedule.model_validate(value))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         numbers = (float(value), float(value))
     else:
-        raise ValueError(f"{name} of {kind} is a number or a schedule, not {value!r}")
-    low, high, strictly = BOUNDS.get((kind, name), (-math.inf, math.inf, False))
+        raise ValueError(f"{parameter.name} of {kind} is a number or a schedule, not {value!r}")
     for number in numbers:
-        inside = low < number < high if strictly else low <= number <= high
+        inside = (
+            parameter.low < number < parameter.high if parameter.strictly else parameter.low <= number <= parameter.high
+        )
         if math.isfinite(number) and inside:
             continue
-        where = f"between {low:g} and {high:g}" if high < math.inf else f"above {low:g}"
-        why = "; its ends are fkl and rkl" if kind == "jsd" else ""
-        must = (
-            f"must lie {'strictly ' * (strictly and high < math.inf)}{where}"
-            if (kind, name) in BOUNDS
-            else "must be finite"
+        where = (
+            f"between {parameter.low:g} and {parameter.high:g}"
+            if parameter.high < math.inf
+            else f"above {parameter.low:g}"
         )
-        raise ValueError(f"{name} of {kind} {must}, not {number:g}{why}")
+        must = "must be finite"
+        if parameter.low > -math.inf or parameter.high < math.inf:
+            must = f"must lie {'strictly ' * (parameter.strictly and parameter.high < math.inf)}{where}"
+        raise ValueError(f"{parameter.name} of {kind} {must}, not {number:g}{parameter.why}")
+
+
+def json_schema(parameter: Parameter) -> dict[str, Any]:
+    """The values that a parameter takes, as JSON schema."""
+    if parameter.takes == "word":
+        return {"enum": list(parameter.words)}
+    if parameter.takes in ("flag", "view"):
+        return {"type": "boolean" if parameter.takes == "flag" else "string"}
+    if parameter.takes == "ids":
+        return {"type": "array", "items": {"type": "integer"}}
+    bounds: dict[str, Any] = {}
+    for bound, at in (("inimum", parameter.low), ("aximum", parameter.high)):
+        if math.isfinite(at):
+            side = "m" + bound
+            bounds[f"exclusiveM{bound}" if parameter.strictly else side] = at
+    if parameter.takes == "count":
+        return {"type": "integer", **bounds}
+    return {"anyOf": [{"type": "number", **bounds}, Schedule.model_json_schema()]}

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.config import GateSection
-from hintdistill.core.scores import Target
+from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
+from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
 from hintdistill.reporting.spending import spending
 from hintdistill.rescoring.drift import Movement
-from hintdistill.rescoring.scorer import null_pass_rate
+from hintdistill.rescoring.scorer import placebos_pass
+from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
 
 REPORT_SCHEMA = 1
@@ -37,6 +38,7 @@ class ReportInput:
     injection_rows: Sequence[Mapping[str, Any]]
     failures: Sequence[Mapping[str, Any]]
     targets: Sequence[Target]
+    """Stored ones are read part by part."""
     injections: Mapping[str, Injection]
     """Injection by target key."""
     contexts: Mapping[str, tuple[str, str]]
@@ -54,7 +56,9 @@ class ReportInput:
 
 def build(data: ReportInput) -> dict[str, Any]:
     """The report document; see `docs/report.md`."""
-    hints = [t for t in data.targets if t.kind == "hint"]
+    scored, findings = _read_hints(data)
+    hints = [s.head for s in scored]
+    passed = [found for s in scored for found in s.placebos_pass]
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
     first = next(iter(data.evaluations.values()), {})
     tokens = sum(m.tokens for m in data.off_target.values())
@@ -81,16 +85,22 @@ def build(data: ReportInput) -> dict[str, Any]:
         "off_target_kl_nats": kl,
         "off_target": {name: asdict(m) for name, m in data.off_target.items()},
         "effects": {
-            "all": effects(hints, data.after),
-            "accepted": effects([t for t in hints if t.accepted], data.after),
-            "rejected": effects([t for t in hints if not t.accepted], data.after),
+            "all": effects(scored),
+            "accepted": effects([s for s in scored if s.head.accepted]),
+            "rejected": effects([s for s in scored if not s.head.accepted]),
             "by_class": {
-                c: effects([t for t in hints if t.error_class == c], data.after)
+                c: effects([s for s in scored if s.head.error_class == c])
                 for c in sorted({t.error_class or "" for t in hints})
             },
-            "by_split": {s: effects([t for t in hints if t.split == s], data.after) for s in ("train", "holdout")},
+            "by_split": {
+                split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")
+            },
         },
-        "gate": {"null_pass_rate": null_pass_rate(hints, gate), "bound": gate.max_null_pass_rate, **gate.model_dump()},
+        "gate": {
+            "null_pass_rate": sum(passed) / len(passed) if passed else None,
+            "bound": MAX_NULL_PASS_RATE,
+            **gate.model_dump(),
+        },
         "weights": {
             "recorded_gap_nats": _mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
             "recorded_steps": sum(t.recorded_gap is not None for t in hints),
@@ -98,12 +108,45 @@ def build(data: ReportInput) -> dict[str, Any]:
         },
         "train": dict(data.train_summary) if data.train_summary else None,
         "warnings": list(data.warnings),
-        "findings": [_finding(t, data) for t in hints],
+        "findings": findings,
         "unscored": [_unscored(r) for r in data.injection_rows if "injection" not in r],
     }
 
 
-def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ScoredHint:
+    """What the tables of a report ask of a hint. Numbers are of its decision token, None where there is none."""
+
+    head: TargetHead
+    plain: float | None
+    """Log-probability without the hint, nats."""
+    hinted: float | None
+    """Log-probability under the hint, nats."""
+    after: float | None
+    """Probability after training; None too where nothing was trained."""
+    placebos_pass: Sequence[bool]
+
+
+def _read_hints(data: ReportInput) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
+    """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
+    known = heads(data.targets)
+    hints = take(data.targets, [i for i, h in enumerate(known) if h.kind == "hint"])
+    gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
+    trained, found = set(data.trained), dict[int, tuple[ScoredHint, dict[str, Any]]]()
+    for i, target in by_part(hints):
+        decision, after = target.decision, data.after.get(target.key)
+        facts = ScoredHint(
+            head=heads(hints)[i],
+            plain=None if decision is None else decision.logprob_plain,
+            hinted=None if decision is None else decision.logprob_hinted,
+            after=None if decision is None or after is None else float(np.exp(after[decision.position])),
+            placebos_pass=placebos_pass(target, gate),
+        )
+        found[i] = facts, _finding(target, data, facts.placebos_pass, target.key in trained)
+    return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
+
+
+def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
     """Counts by stage and reason."""
     traces = [r for r in data.trace_rows if "trace" in r]
     injections = [r["injection"] for r in data.injection_rows if "injection" in r]
@@ -148,8 +191,8 @@ def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
             "accepted": len(hints) - len(rejected),
             "rejected": len(rejected),
             "reasons": _count(r for t in rejected for r in t.reasons),
-            "anchors": sum(t.kind == "anchor" and t.split == "train" for t in data.targets),
-            "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in data.targets),
+            "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
+            "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
             "revised": {
                 "scored": sum(_is_revised(t, data) for t in hints),
                 "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
@@ -157,34 +200,34 @@ def funnel(data: ReportInput, hints: Sequence[Target]) -> dict[str, Any]:
         },
         "train": {
             "hints": sum(t.key in trained for t in hints),
-            "anchors": sum(t.key in trained for t in data.targets if t.kind == "anchor"),
+            "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
             "left_out": dict(left) if trained else {},
         },
     }
 
 
-def effects(targets: Sequence[Target], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
     """What hints did at the decision token, over some findings; what training made of it where it is known."""
-    decided = [t for t in targets if t.decision is not None]
-    drops = [t.decision.effect for t in decided if t.decision]
-    known = [t for t in decided if t.key in after]
+    pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
+    drops = [hinted - plain for plain, hinted in pairs]
+    targets = [s.head for s in scored]
     return {
         "n": len(targets),
-        "with_decision": len(decided),
+        "with_decision": len(pairs),
         "accepted": sum(t.accepted for t in targets),
         "decision_effect_mean_nats": _mean(drops),
         "decision_effect_median_nats": float(np.median(drops)) if drops else None,
         "specificity_mean_nats": _mean([t.specificity for t in targets if t.specificity is not None]),
         "legal_mass_gain_mean": _mean([t.legal_mass_gain for t in targets if t.legal_mass_gain is not None]),
         "error_probability": {
-            "before": _mean([float(np.exp(t.decision.logprob_plain)) for t in decided if t.decision]),
-            "hinted": _mean([float(np.exp(t.decision.logprob_hinted)) for t in decided if t.decision]),
-            "after": _mean([float(np.exp(after[t.key][t.decision.position])) for t in known if t.decision]),
+            "before": _mean([float(np.exp(plain)) for plain, _ in pairs]),
+            "hinted": _mean([float(np.exp(hinted)) for _, hinted in pairs]),
+            "after": _mean([s.after for s in scored]),
         },
     }
 
 
-def _finding(t: Target, data: ReportInput) -> dict[str, Any]:
+def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:
     injection = data.injections.get(t.key)
     above, below = data.contexts.get(t.key, ("", ""))
     after = data.after.get(t.key)
@@ -205,7 +248,7 @@ def _finding(t: Target, data: ReportInput) -> dict[str, Any]:
         "accepted": t.accepted,
         "reasons": list(t.reasons),
         "guards": list(t.guards),
-        "trained": t.key in set(data.trained),
+        "trained": trained,
         "decision": None
         if decision is None
         else {
@@ -223,10 +266,10 @@ def _finding(t: Target, data: ReportInput) -> dict[str, Any]:
             {
                 "kind": p.kind,
                 "text": p.text,
-                "passes": not p_reasons,
+                "passes": passed,
                 "effect_nats": float(p.hint_effect[decision.position]) if decision else None,
             }
-            for p, p_reasons in _judged(t, data)
+            for p, passed in zip(t.placebos, passes, strict=True)
         ],
         "context_above": above,
         "context_below": below,
@@ -244,16 +287,9 @@ def _finding(t: Target, data: ReportInput) -> dict[str, Any]:
     }
 
 
-def _is_revised(t: Target, data: ReportInput) -> bool:
+def _is_revised(t: TargetHead, data: ReportInput) -> bool:
     """Whether the hint is the critic's second, after the gate had rejected the first."""
     return t.key in data.injections and data.injections[t.key].finding.revised_from is not None
-
-
-def _judged(t: Target, data: ReportInput) -> list[tuple[Any, tuple[str, ...]]]:
-    from hintdistill.rescoring.scorer import judge
-
-    gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
-    return [(p, judge(p.measurement, (), gate)) for p in t.placebos]
 
 
 def _unscored(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,19 +9,40 @@ share of placebos that would pass is the gate's null pass rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from hintdistill.config import GateSection, RescoreSection
-from hintdistill.core.scores import Measurement, Placebo, ScoreRequest, Scores, Target
+from hintdistill.core.scores import Measurement, Placebo, ScoreRequest, Scores, Target, TargetHead
 from hintdistill.core.types import Finding, Injection, Split
 from hintdistill.engines import Engine
 from hintdistill.injection.rendering import RenderedStep, Renderer
 
+T = TypeVar("T", bound=TargetHead)
+
 NEGLIGIBLE = math.log(0.05)
 """A quoted token below this log-probability under the hint is not `raised`, whatever it was before."""
+
+
+class HintItem(NamedTuple):
+    """An injection to score, and the key of its target."""
+
+    key: str
+    injection: Injection
+    split: Split
+
+
+class AnchorItem(NamedTuple):
+    """A step without a finding to score, and the key of its target."""
+
+    key: str
+    trace_id: str
+    step: int
+    rendered: RenderedStep
+    split: Split
 
 
 @dataclass(frozen=True)
@@ -46,8 +67,8 @@ class Scorer:
         """`prompts` says which prompts a finding came from, for the targets' `versions`."""
         self.engine, self.renderer, self.config, self._prompts = engine, renderer, config, prompts
 
-    def score(self, items: Sequence[tuple[str, Injection, Split]]) -> list[Target]:
-        """Score (key, injection, split) triples in one call of the engine.
+    def score(self, items: Sequence[HintItem]) -> list[Target]:
+        """Score injections in one call of the engine.
 
         Raises:
             ContextLengthError, ScoreError: see `Engine.score`.
@@ -62,8 +83,8 @@ class Scorer:
             out.append(self._target(key, injection, split, plain, teacher, [next(scores) for _ in injection.placebos]))
         return out
 
-    def anchors(self, items: Sequence[tuple[str, str, int, RenderedStep, Split]]) -> list[Target]:
-        """Targets of steps without a finding, from (key, trace id, step, rendered step, split)."""
+    def anchors(self, items: Sequence[AnchorItem]) -> list[Target]:
+        """Targets of steps without a finding."""
         requests = [
             self.request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), None, None)
             for _, _, _, rendered, _ in items
@@ -77,7 +98,7 @@ class Scorer:
         """The target of no hint at all: teacher and plain are two requests of the same tokens, bit-identical."""
         request = self.request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), key, None)
         plain, teacher = self.engine.score([request, request], self.config.top_k)
-        anchor = self._anchor((key, trace_id, step, rendered, "train"), plain)
+        anchor = self._anchor(AnchorItem(key, trace_id, step, rendered, "train"), plain)
         return replace(
             anchor,
             teacher_logprobs=teacher.topk_logprobs,
@@ -86,7 +107,7 @@ class Scorer:
             insert_at=len(rendered.context_ids),
         )
 
-    def _anchor(self, item: tuple[str, str, int, RenderedStep, Split], score: Scores) -> Target:
+    def _anchor(self, item: AnchorItem, score: Scores) -> Target:
         key, trace_id, step, rendered, split = item
         return Target(
             key=key,
@@ -241,11 +262,11 @@ def measure(
 def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str, ...]:
     """Why a hint is rejected, in the order of the checks; empty when it is accepted."""
     reasons: list[str] = []
-    if gate.check_leak and any(g.startswith("leak") for g in guards):
+    if "leak" in gate.checks and any(g.startswith("leak") for g in guards):
         reasons.append("leak")
-    if gate.check_dialect and any(g.startswith("dialect") for g in guards):
+    if "dialect" in gate.checks and any(g.startswith("dialect") for g in guards):
         reasons.append("dialect")
-    if gate.check_words:
+    if "words" in gate.checks:
         reasons += [name for name in ("illegal", "vacuous") if any(g.startswith(name) for g in guards)]
     if m.position is None:
         return (*reasons, "no_effect")
@@ -255,16 +276,16 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
         reasons.append("no_effect")
     if m.effect >= m.best_placebo:
         reasons.append("not_below_placebo")
-    if gate.require_specific and m.specificity >= 0:
+    if "specific" in gate.checks and m.specificity >= 0:
         reasons.append("not_specific")
-    if gate.require_legal_gain and m.legal_mass_gain is not None and m.legal_mass_gain <= 0:
+    if "legal_gain" in gate.checks and m.legal_mass_gain is not None and m.legal_mass_gain <= 0:
         reasons.append("mass_to_illegal")
     if m.max_raise > gate.max_raise_nats:
         reasons.append("primed")
     return tuple(reasons)
 
 
-def decide(target: Target, gate: GateSection) -> Target:
+def decide(target: T, gate: GateSection) -> T:
     """The target with the gate's decision. With the gate disabled everything is accepted, reasons kept."""
     if target.measurement is None:
         return target
@@ -272,10 +293,15 @@ def decide(target: Target, gate: GateSection) -> Target:
     return replace(target, accepted=not reasons or not gate.enabled, reasons=reasons)
 
 
-def null_pass_rate(targets: Sequence[Target], gate: GateSection) -> float | None:
+def null_pass_rate(targets: Iterable[Target], gate: GateSection) -> float | None:
     """Share of placebos that the gate would accept in the hint's place; None without placebos."""
-    passed = [not judge(p.measurement, (), gate) for t in targets for p in t.placebos]
+    passed = [found for t in targets for found in placebos_pass(t, gate)]
     return sum(passed) / len(passed) if passed else None
+
+
+def placebos_pass(target: Target, gate: GateSection) -> list[bool]:
+    """Of each placebo of a target, whether the gate would accept it in the hint's place."""
+    return [not judge(p.measurement, (), gate) for p in target.placebos]
 
 
 def _contrast(effect: np.ndarray, start: int, end: int) -> float:

@@ -19,11 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hintdistill.core.errors import InputError
-from hintdistill.core.scores import Measurement, Placebo, Target
+from hintdistill.config import GateSection
+from hintdistill.core.scores import Target, TargetHead
+from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, Heads, context_hash, open_part, read_columns
+from hintdistill.rescoring.stored import CACHE_BYTES, Index, StoredTargets
 
-TARGET_SCHEMA = 2
-_META = b"hintdistill.targets"
+GROUP_ROWS = 16
+"""Rows that are read together when one of them is asked for."""
 
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())
 _MEASUREMENT = [
@@ -85,14 +87,9 @@ SCHEMA = pa.schema(
         ),
         ("versions", pa.string()),
     ],
-    metadata={_META: str(TARGET_SCHEMA).encode()},
+    metadata={META: str(TARGET_SCHEMA).encode()},
 )
 """Column by column, what a row holds; `docs/targets.md` explains each."""
-
-
-def context_hash(ids: Sequence[int] | np.ndarray) -> str:
-    """SHA-256 of context ids as little-endian int32: what a foreign trainer checks its own context against."""
-    return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
 
 
 class TargetStore:
@@ -113,16 +110,31 @@ class TargetStore:
         digest = hashlib.sha256("".join(t.key for t in targets).encode()).hexdigest()[:16]
         path = self.folder / f"part-{digest}.parquet"
         aside = path.with_suffix(".writing")
-        table = pa.Table.from_pylist([_row(t) for t in targets], schema=SCHEMA)
-        pq.write_table(table, aside, compression="zstd")
+        pq.write_table(_table(targets), aside, compression="zstd", row_group_size=GROUP_ROWS)
         aside.replace(path)
 
     def keys(self) -> set[str]:
         """Keys of all stored rows."""
-        return {key for part in self.parts() for key in _table(part, ["key"]).column("key").to_pylist()}
+        return {row["key"] for part in self.parts() for group in _groups(part, ["key"]) for row in group.to_pylist()}
+
+    def open(
+        self, keys: Sequence[str] | None = None, gate: GateSection | None = None, *, cache_bytes: int = CACHE_BYTES
+    ) -> StoredTargets:
+        """The targets with these keys, in their order; without `keys` all, in stored order, each key once.
+
+        Light columns are read here, once; a target's arrays when it is taken.
+
+        Args:
+            gate: judges the hints anew; without it they are as accepted as they were stored.
+            cache_bytes: bytes of columns that are kept of what was read last.
+
+        Raises:
+            InputError: a part is corrupt, or another program or version wrote it, or a key is not there; names it.
+        """
+        return StoredTargets.open(self.folder, Index(self.parts(), cache_bytes), keys, gate)
 
     def read(self) -> Iterator[Target]:
-        """Every stored target; of rows with the same key, each.
+        """Every stored target, one group of rows at a time; of rows with the same key, each.
 
         Raises:
             InputError: a part is corrupt, or another program or version wrote it; names the file.
@@ -130,66 +142,75 @@ class TargetStore:
         for part in self.parts():
             yield from self.read_part(part)
 
+    def heads(self, part: Path) -> list[TargetHead]:
+        """The light columns of one part; see `read`."""
+        read = Heads()
+        return [head for group in _groups(part, list(Heads.COLUMNS)) for head, _, _ in read.of(group)]
+
     def read_part(self, part: Path) -> Iterator[Target]:
         """The targets of one part; see `read`."""
-        for row in _table(part, None).to_pylist():
-            if problem := _problem(row):
-                raise InputError(
-                    f"{part}: row {row['key']}: {problem}", hint="delete the part; --resume makes it again"
-                )
-            yield _target(row)
+        for group in _groups(part, None):
+            columns = Columns(part, group)
+            for row in range(len(columns)):
+                yield columns.target(row)
 
 
-def _table(part: Path, columns: list[str] | None) -> pa.Table:
-    try:
-        schema = pq.read_schema(part)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(
-            f"{part} is not a readable parquet file: {error}", hint="delete it; --resume makes it again"
-        ) from None
-    version = (schema.metadata or {}).get(_META)
-    if version is None:
-        raise InputError(f"{part} holds no hintdistill targets", hint="another program wrote it; move it away")
-    if version != str(TARGET_SCHEMA).encode():
-        raise InputError(f"{part} has target schema {version.decode()}; this release reads {TARGET_SCHEMA}")
-    try:
-        return pq.read_table(part, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{part} is damaged: {error}", hint="delete it; --resume makes it again") from None
+def _groups(part: Path, columns: list[str] | None) -> Iterator[pa.Table]:
+    with open_part(part) as file:
+        for group in range(file.num_row_groups):
+            yield read_columns(part, file, group, columns)
 
 
-def _problem(row: dict[str, Any]) -> str | None:
-    """Why a row cannot be a target; None if it can."""
-    steps = len(row["step_ids"])
-    per_token = (
-        "support_ids",
-        "teacher_logprobs",
-        "plain_logprobs",
-        "teacher_tail",
-        "plain_tail",
-        "teacher_sampled",
-        "plain_sampled",
-    )
-    for name in per_token:
-        if len(row[name]) != steps:
-            return f"{name} speaks of {len(row[name])} tokens, the step has {steps}"
-    for t, ids in enumerate(row["support_ids"]):
-        if not len(ids) == len(row["teacher_logprobs"][t]) == len(row["plain_logprobs"][t]):
-            return f"the support and the log-probabilities of token {t} differ in length"
-    if not np.isfinite(row["teacher_sampled"] + row["plain_sampled"]).all():
-        return "a log-probability of a sampled token is missing or not finite"
-    if row["context_sha256"] != context_hash(row["context_ids"]):
-        return "the context is not the one its hash was taken of"
-    return None
+def _table(targets: Sequence[Target]) -> pa.Table:
+    """One row per target; arrays of numbers become Arrow's lists without a detour through Python objects."""
+    columns: dict[str, Any] = {
+        name: _lists([getattr(t, name) for t in targets], SCHEMA.field(name).type.value_type) for name in _FLAT
+    }
+    columns["token_weights"] = _lists([_token_weights(t) for t in targets], pa.float32())
+    kept = [t.support_ids >= 0 for t in targets]
+    counts = [n for k in kept for n in k.sum(1)]
+    for name in _NESTED:
+        values = np.concatenate([getattr(t, name)[k] for t, k in zip(targets, kept, strict=True)])
+        inner = pa.ListArray.from_arrays(
+            _offsets(counts), pa.array(values, SCHEMA.field(name).type.value_type.value_type)
+        )
+        columns[name] = pa.ListArray.from_arrays(_offsets([len(t.support_ids) for t in targets]), inner)
+    rest = pa.schema([f for f in SCHEMA if f.name not in columns])
+    rows = pa.Table.from_pylist([_row(t) for t in targets], schema=rest)
+    columns |= {name: rows.column(name) for name in rest.names}
+    return pa.Table.from_arrays([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-def _ragged(values: np.ndarray, ids: np.ndarray) -> list[list[Any]]:
-    return [row[keep].tolist() for row, keep in zip(values, ids >= 0, strict=True)]
+_FLAT = (
+    "context_ids",
+    "block_ids",
+    "step_ids",
+    "teacher_tail",
+    "plain_tail",
+    "teacher_sampled",
+    "plain_sampled",
+    "legal_ids",
+)
+"""Fields of a target that are lists of numbers as they stand."""
+_NESTED = ("support_ids", "teacher_logprobs", "plain_logprobs")
+"""Fields of which each position keeps as many numbers as its support has ids."""
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
+
+
+def _lists(each: Sequence[np.ndarray], of: pa.DataType) -> pa.ListArray:
+    return pa.ListArray.from_arrays(_offsets([len(a) for a in each]), pa.array(np.concatenate(each), of))
+
+
+def _token_weights(t: Target) -> np.ndarray:
+    weights = np.zeros(len(t.step_ids), np.float32)
+    weights[slice(*t.span)] = 1.0
+    return weights
 
 
 def _row(t: Target) -> dict[str, Any]:
-    weights = np.zeros(len(t.step_ids), np.float32)
-    weights[slice(*t.span)] = 1.0
     return {
         "key": t.key,
         "trace_id": t.trace_id,
@@ -202,25 +223,13 @@ def _row(t: Target) -> dict[str, Any]:
         "accepted": t.accepted,
         "reasons": list(t.reasons),
         "guards": list(t.guards),
-        "context_ids": t.context_ids.tolist(),
         "context_sha256": context_hash(t.context_ids),
         "insert_at": t.insert_at,
-        "block_ids": t.block_ids.tolist(),
         "first_position": len(t.context_ids),
-        "step_ids": t.step_ids.tolist(),
         "span_start": t.span[0],
         "span_end": t.span[1],
-        "token_weights": weights.tolist(),
-        "support_ids": _ragged(t.support_ids, t.support_ids),
-        "teacher_logprobs": _ragged(t.teacher_logprobs, t.support_ids),
-        "plain_logprobs": _ragged(t.plain_logprobs, t.support_ids),
-        "teacher_tail": t.teacher_tail.tolist(),
-        "plain_tail": t.plain_tail.tolist(),
-        "teacher_sampled": t.teacher_sampled.tolist(),
-        "plain_sampled": t.plain_sampled.tolist(),
         "tokens": list(t.tokens),
         "instead": list(t.instead),
-        "legal_ids": t.legal_ids.tolist(),
         "recorded_gap": t.recorded_gap,
         "measurement": asdict(t.measurement) if t.measurement else None,
         "placebos": [
@@ -234,52 +243,3 @@ def _row(t: Target) -> dict[str, Any]:
         ],
         "versions": json.dumps(dict(t.versions), sort_keys=True),
     }
-
-
-def _padded(rows: list[list[Any]], fill: float, dtype: Any) -> np.ndarray:
-    out = np.full((len(rows), max(map(len, rows))), fill, dtype)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
-
-
-def _floats(values: list[float]) -> np.ndarray:
-    return np.array(values, np.float32)
-
-
-def _target(row: dict[str, Any]) -> Target:
-    return Target(
-        key=row["key"],
-        trace_id=row["trace_id"],
-        step=row["step"],
-        kind=row["kind"],
-        split=row["split"],
-        context_ids=np.array(row["context_ids"], np.int64),
-        step_ids=np.array(row["step_ids"], np.int64),
-        span=(row["span_start"], row["span_end"]),
-        support_ids=_padded(row["support_ids"], -1, np.int64),
-        teacher_logprobs=_padded(row["teacher_logprobs"], -np.inf, np.float32),
-        plain_logprobs=_padded(row["plain_logprobs"], -np.inf, np.float32),
-        teacher_tail=_floats(row["teacher_tail"]),
-        plain_tail=_floats(row["plain_tail"]),
-        teacher_sampled=_floats(row["teacher_sampled"]),
-        plain_sampled=_floats(row["plain_sampled"]),
-        insert_at=row["insert_at"],
-        block_ids=np.array(row["block_ids"], np.int64),
-        error_class=row["error_class"],
-        hint=row["hint"],
-        fidelity=row["fidelity"],
-        measurement=Measurement(**row["measurement"]) if row["measurement"] else None,
-        placebos=tuple(
-            Placebo(p["kind"], p["text"], _floats(p["hint_effect"]), Measurement(**p["measurement"]))
-            for p in row["placebos"]
-        ),
-        guards=tuple(row["guards"]),
-        accepted=row["accepted"],
-        reasons=tuple(row["reasons"]),
-        tokens=tuple(row["tokens"]),
-        instead=tuple(row["instead"]),
-        legal_ids=np.array(row["legal_ids"], np.int64),
-        recorded_gap=row["recorded_gap"],
-        versions=json.loads(row["versions"]),
-    )

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hintdistill.core.errors import ConfigError, EnvironmentFailure
+from hintdistill.core.extensions import ENVIRONMENTS
 from hintdistill.core.importing import load_object
+from hintdistill.core.registry import loaded
 from hintdistill.core.types import Finding, Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import Renderer
@@ -42,12 +44,15 @@ class Evaluation:
 
 
 def load_suite(spec: str) -> TaskSuite:
-    """A TaskSuite from `path/to/file.py:Name` or `package.module:Name`.
+    """A TaskSuite from `path/to/file.py:Name` or `package.module:Name`, or by the name that a package has registered.
 
     Raises:
         ConfigError: the module or the name does not exist, or is no TaskSuite.
     """
-    suite = load_object(spec, "rollout.environment", "environment")
+    if ":" not in spec and spec in ENVIRONMENTS:
+        suite = loaded(ENVIRONMENTS.get(spec).implementation)
+    else:
+        suite = load_object(spec, "rollout.environment", "environment")
     suite = suite() if isinstance(suite, type) else suite
     if not isinstance(suite, TaskSuite):
         raise ConfigError(f"{spec} is no TaskSuite", hint="it needs splits(), make() and check(trace)")

@@ -1,19 +1,15 @@
 """The formats: one module each, one protocol, found by name or by looking at a record.
 
-Others are added from outside by an entry point in the group `hintdistill.trace_formats` whose object fulfils
-`TraceFormat`; they are asked before the ones that ship.
+Others are added from outside by `FORMATS.register`, or by an entry point in the group `hintdistill.trace_formats` whose object
+fulfils `TraceFormat`; they are asked before the ones that ship.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.metadata
 from collections.abc import Iterable
-from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from hintdistill.core.errors import ConfigError
+from hintdistill.core.registry import Registry
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import Failure, ReadOptions, Record
 
@@ -67,36 +63,28 @@ SHIPPED = (
 """Asked in this order: what says its own name first, what is told by its shape last."""
 
 
-@cache
+FORMATS: Registry[TraceFormat] = Registry(
+    "trace format",
+    TraceFormat,
+    {{"inspect_log": "inspect"}.get(module, module): f"hintdistill.traces.formats.{module}" for module in SHIPPED},
+    group=ENTRY_POINTS,
+)
+"""Every format by name."""
+
+
 def formats() -> tuple[TraceFormat, ...]:
-    """Every format, those of entry points first.
+    """Every format in the order in which they are asked: those from outside first.
 
     Raises:
         ConfigError: an entry point does not load, or is no TraceFormat.
     """
-    found: list[TraceFormat] = []
-    for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
-        try:
-            loaded = point.load()
-        except Exception as error:
-            raise ConfigError(f"the trace format {point.name} ({point.value}) does not load: {error}") from error
-        if not isinstance(loaded, TraceFormat):
-            raise ConfigError(f"the trace format {point.name} ({point.value}) lacks NAME, SCOPE, fits or traces")
-        found.append(loaded)
-    shipped: list[Any] = [importlib.import_module(f"hintdistill.traces.formats.{name}") for name in SHIPPED]
-    return (*found, *shipped)
+    outside = FORMATS.outside()
+    return (*outside, *(f for f in FORMATS.entries() if f not in outside))
 
 
 def format_named(name: str) -> TraceFormat:
     """The format of that name. Raises ConfigError with the nearest one."""
-    by_name = {f.NAME: f for f in formats()}
-    if name in by_name:
-        return by_name[name]
-    near = difflib.get_close_matches(name, by_name, n=1)
-    raise ConfigError(
-        f"no trace format {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-        hint=f"traces.format is auto or one of {', '.join(sorted(by_name))}",
-    )
+    return FORMATS.get(name)
 
 
 def recognise(value: Any) -> TraceFormat | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hintdistill.config import RunConfig, TrainSection
+from hintdistill.core.extensions import ENGINES
 
 
 def available(config: TrainSection, engine: str = "transformers", several: bool = True) -> frozenset[str]:
@@ -11,12 +12,12 @@ def available(config: TrainSection, engine: str = "transformers", several: bool 
     Traces may carry rewards, and the tasks they name are groups; where these do not, the run says so when it has read them.
 
     Args:
-        engine: `rescore.engine.backend`: stored targets hold what the engine that made them could be asked.
+        engine: `rescore.engine.backend`: stored targets hold what that engine's capabilities let it be asked.
         several: whether a task may have several rollouts, or all of a round are compared.
     """
     outcome = {"reward", "several_rollouts"} if several else {"reward"}
     if config.target_source == "stored":
-        return frozenset(outcome | ({"union_support"} if engine == "transformers" else set()))
+        return frozenset(outcome | ({"union_support"} if "gather" in ENGINES.get(engine).capabilities else set()))
     met = {"union_support", "in_step_teacher", "full_vocabulary"} | outcome
     return frozenset(met | ({"external_teacher"} if config.effective_recipe.teacher.model is not None else set()))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hintdistill.config import OUTPUT_KEYS, InjectSection, RescoreSection, Section, TrainSection
+from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.recipes import Recipe
 from hintdistill.recipes.describe import CONFIDENCE, settings
 
@@ -120,8 +121,9 @@ def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[s
             f" Beside that it was trained on how its rollouts ended: a policy gradient on {rewarded} sampled steps, weighted as the "
             "recipe's coupling says."
         )
-    if document["run"]["hint"] == "placebo":
-        text += "\n\n**This student is a control:** it was trained on hints that say nothing (`inject.hint: placebo`)."
+    if control := HINT_SOURCES.get(document["run"]["hint"]).control:
+        source = document["run"]["hint"]
+        text += f"\n\n**This student is a control:** it was trained on {control} (`inject.hint: {source}`)."
     if "round" in document:
         text += (
             f"\n\nIt came out of round {document['round']} of an on-policy loop. Data, recipe and controls below are those of that "

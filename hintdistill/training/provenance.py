@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hintdistill.core.errors import InputError
-from hintdistill.core.scores import Target
+from hintdistill.core.scores import TargetHead
 
 SPEAKS_OF = {"weights": "the teacher's weights", "renderer": "the tokenizer or the chat template"}
 """Entry of `Target.versions` → what differs where it does."""
 
 
-def require_same(targets: Sequence[Target], weights: str, renderer: str) -> None:
+def require_same(targets: Sequence[TargetHead], weights: str, renderer: str) -> None:
     """Refuse targets that other weights or another tokenizer made, and those that do not say what made them.
 
     Args:

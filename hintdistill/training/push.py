@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hintdistill.config import TrainSection
 from hintdistill.core.errors import ConfigError, InputError, ServiceError
 
 
@@ -41,8 +40,9 @@ def check_push(repository: str | None) -> None:
         )
 
 
-def push_student(student: Path, repository: str, config: TrainSection) -> str:
-    """Upload the student's folder as it is; returns the address of the commit. A repository that is not there is made.
+def push_student(student: Path, repository: str, private: bool = True) -> str:
+    """Upload the student's folder as it is; returns the address of the commit. A repository that is not there is made,
+    private unless told otherwise.
 
     Raises:
         InputError: there is no student.
@@ -56,7 +56,7 @@ def push_student(student: Path, repository: str, config: TrainSection) -> str:
 
     api = HfApi(endpoint=hub())
     try:
-        name = api.create_repo(repository, private=config.push_private, exist_ok=True).repo_id
+        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
         commit = api.upload_folder(repo_id=name, folder_path=student, commit_message="Student of a hintdistill run")
     except Exception as error:
         raise ServiceError(

@@ -14,6 +14,8 @@ from hintdistill.core.errors import EmptyFunnelError, ModelError
 from hintdistill.core.models import resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.engines.transformers import load_model, pick_dtype
+from hintdistill.recipes.teachers import TEACHERS, whose
+from hintdistill.rescoring.stored import by_key
 from hintdistill.training.rows import TraceRow, watch_rows
 
 MOST_HELD_OUT = 32
@@ -50,12 +52,13 @@ class Others:
         """
         recipe = config.effective_recipe
         views = recipe.used_views("hint").values() if config.target_source == "in_step" else ()
-        weights = {recipe.teacher.update if v.weights == "teacher" else v.weights for v in views}
-        rows = watch_rows(sorted(heldout, key=lambda t: t.key)[:MOST_HELD_OUT]) if "cgtr" in weights else []
-        if "cgtr" in weights and not any(s.decision >= 0 for r in rows for s in r.slots):
+        weights = {whose(v.weights, recipe.teacher.update) for v in views}
+        gated = sorted(w for w in weights if TEACHERS.get(w).reads_heldout)
+        rows = watch_rows(by_key(heldout)[:MOST_HELD_OUT]) if gated else []
+        if gated and not any(s.decision >= 0 for r in rows for s in r.slots):
             raise EmptyFunnelError(
-                "a cgtr teacher is refreshed when held-out findings are repaired, and there is none",
-                hint="raise traces.holdout, or set train.teacher=periodic",
+                f"a {gated[0]} teacher is refreshed when held-out findings are repaired, and there is none",
+                hint="raise traces.holdout, or set train.recipe.teacher.update=periodic",
             )
         dtype = pick_dtype(run.dtype, device)
         first = external = None

@@ -17,8 +17,11 @@ outcome slots and the terms are the mean over all other slots, so each side's we
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -27,12 +30,15 @@ from torch.utils.data import Dataset, Sampler
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target
-from hintdistill.objectives.spans import normalised, span_mask
+from hintdistill.objectives.spans import slot_scale, span_mask
 from hintdistill.recipes import Term
+from hintdistill.rescoring.stored import by_part, extents, heads
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 
 REWARD = "reward"
 """Name under which an outcome slot has its weights."""
+CACHE_BYTES = 64 << 20
+"""Bytes of the rows that were read last and are kept; at least one row is."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,18 @@ class RowDataset(Dataset[TraceRow]):
 
     def __init__(self, rows: Sequence[TraceRow], multiple: int = 1) -> None:
         """Filled up to a multiple of `multiple` with rows of two tokens and no slot: no loss, and nothing counted."""
-        self.rows, self.fill = list(rows), -len(rows) % multiple
+        self.rows, self.fill = rows, -len(rows) % multiple
         self.sampler: LengthSampler | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Hand the epoch on to the sampler: of a run taken up by several processes, accelerate reaches the data set only."""
         if self.sampler is not None:
             self.sampler.set_epoch(epoch)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return self.rows.lengths if isinstance(self.rows, Rows) else [len(r.ids) for r in self.rows]
 
     def __len__(self) -> int:
         return len(self.rows) + self.fill
@@ -179,57 +190,231 @@ def loss_weights(target: Target, term: Term) -> np.ndarray:
     return weights
 
 
-def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> list[TraceRow]:
+def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> Rows:
     """Rows of accepted targets; the weights of each term are per slot, see the module's docstring.
 
     Targets that no term of the recipe reads make no slot: those of a kind it has no term for, and anchors on which the
-    initial policy wavered at every token.
+    initial policy wavered at every token. All targets are read once here, part by part, and their arrays let go again.
 
     Args:
         outcome: how the traces ended, for a recipe that reads it.
 
     Raises:
-        InputError: a sampled step has not as many recorded log-probabilities as tokens.
+        InputError: a sampled step has not as many recorded log-probabilities as tokens, or a stored row cannot be a
+            target; names it.
     """
-    terms = config.effective_recipe.terms
-    raw = [{n: loss_weights(t, term) for n, term in terms.items() if term.rows == t.kind} for t in targets]
-    pairs = [(t, w) for t, w in zip(targets, raw, strict=True) if any(x.any() for x in w.values())]
-    slots = len(pairs) + len(outcome.rows)
-    for name, term in terms.items():
-        members = [w for _, w in pairs if name in w and w[name].any()]
-        scaled = normalised([w[name] for w in members], term.normalize, slots / max(1, len(pairs)))
-        for weights, own in zip(members, scaled, strict=True):
-            weights[name] = own
-    of_targets = [(t, _slot(t, w, outcome.outcomes.get(t.trace_id))) for t, w in pairs]
-    of_rollouts = [(r, _outcome_slot(r, outcome, slots / len(outcome.rows))) for r in outcome.rows]
-    return trace_rows([*of_targets, *of_rollouts])
+    for row in outcome.rows:
+        if len(row.behaviour) != row.length:
+            raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities of {row.length} sampled tokens")
+    weighing = Weighing(config, outcome)
+    lengths = [a + b for a, b in extents(targets)]
+    layout = _Layout(targets, lengths, outcome.rows)
+    sums: dict[int, dict[str, float]] = {}
+    for i, target in by_part(targets):
+        carried = {n: float(w.sum()) for n, w in weighing.raw(target).items() if w.any()}
+        if carried:
+            sums[i] = carried
+            layout.read(i, target)
+    weighing.settle([sums[i] for i in sorted(sums)])
+    return Rows(layout.plans(sums), targets, weighing)
+
+
+class Weighing:
+    """The static weights of slots: what is fixed over the whole data set, and each slot's from that."""
+
+    def __init__(self, config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> None:
+        self.terms, self.outcome = config.effective_recipe.terms, outcome
+        self._slots, self._share = 0, 1.0
+        # term → how many slots carry it, and the sum of their weights
+        self._members: dict[str, tuple[int, float]] = {}
+
+    def raw(self, target: Target) -> dict[str, np.ndarray]:
+        """Weights by term before normalisation, float32 [T] each, of the terms that read this kind of target."""
+        return {n: loss_weights(target, term) for n, term in self.terms.items() if term.rows == target.kind}
+
+    def settle(self, sums: Sequence[Mapping[str, float]]) -> None:
+        """Take the sums of every slot's raw weights by term, of those terms that weigh any of its tokens."""
+        # terms and reward are a mean each over slots of their own
+        self._slots = len(sums) + len(self.outcome.rows)
+        self._share = self._slots / max(1, len(sums))
+        for name in self.terms:
+            each = [s[name] for s in sums if name in s]
+            self._members[name] = (len(each), sum(each))
+
+    def slot(self, target: Target) -> Slot:
+        """The slot of a target."""
+        weights = self.raw(target)
+        for name in [n for n, w in weights.items() if w.any()]:
+            members, total = self._members[name]
+            own = float(weights[name].sum())
+            scale = slot_scale(self.terms[name].normalize, own, members, total)
+            weights[name] = weights[name] * np.float32(scale * self._share)
+        return _slot(target, weights, self.outcome.outcomes.get(target.trace_id))
+
+    def outcome_slot(self, row: OutcomeRow) -> Slot:
+        """The slot of a sampled step of a rollout."""
+        return _outcome_slot(row, self.outcome, self._slots / len(self.outcome.rows))
 
 
 def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
     """Rows of steps that are looked at and never trained on: their slots carry no weight."""
-    return trace_rows([(t, _slot(t, {})) for t in targets])
+    layout = _Layout(targets, [a + b for a, b in extents(targets)])
+    for i, target in by_part(targets):
+        layout.read(i, target)
+    return list(Rows(layout.plans(range(len(targets))), targets, None))
 
 
-def trace_rows(pairs: Sequence[tuple[Target | OutcomeRow, Slot]]) -> list[TraceRow]:
-    """Slots of one trace share a row wherever one's sequence begins the other's, token for token."""
-    by_trace: dict[str, list[tuple[Target | OutcomeRow, Slot]]] = {}
-    for source, slot in pairs:
-        by_trace.setdefault(source.trace_id, []).append((source, slot))
-    rows: list[TraceRow] = []
-    for trace_id, members in by_trace.items():
-        trunks: list[tuple[np.ndarray, list[Slot]]] = []
-        for source, slot in sorted(members, key=lambda p: -(p[1].start + p[1].length)):
-            ids = _ids(source)
-            home = next((slots for trunk, slots in trunks if np.array_equal(trunk[: len(ids)], ids)), None)
-            if home is None:
-                trunks.append((ids, [slot]))
-            else:
-                home.append(slot)
-        for n, (ids, slots) in enumerate(trunks):
-            slots.sort(key=lambda s: (s.start, s.key))
-            key = trace_id if n == 0 else f"{trace_id}#{n + 1}"
-            rows.append(TraceRow(key, torch.from_numpy(ids.astype(np.int64)), tuple(slots)))
-    return rows
+@dataclass(frozen=True)
+class Member:
+    """A slot before its arrays are read."""
+
+    source: int
+    """Number of its target; behind the targets, of its outcome row."""
+    key: str
+    kind: str
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
+    start: int
+    length: int
+    insert_at: int = 0
+    block: int = 0
+    """Tokens of the hint."""
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A row before its arrays are read."""
+
+    key: str
+    trace_id: str
+    length: int
+    """Tokens."""
+    trunk: int
+    """The source whose sequence is the row."""
+    members: tuple[Member, ...]
+
+
+class _Layout:
+    """Which slots share a row: those of one trace, wherever one's sequence begins the other's, token for token.
+
+    Sequences are read once, in any order. Of each only fingerprints are kept, of its beginnings as long as the other
+    sequences of its trace: two that agree there are the same tokens.
+    """
+
+    def __init__(self, targets: Sequence[Target], lengths: Sequence[int], outcomes: Sequence[OutcomeRow] = ()) -> None:
+        """`lengths`: tokens of each target's context and step."""
+        self._traces = [h.trace_id for h in heads(targets)] + [r.trace_id for r in outcomes]
+        self._lengths = [*lengths, *(len(r.ids) for r in outcomes)]
+        self._cuts: dict[str, set[int]] = {}
+        for trace_id, length in zip(self._traces, self._lengths, strict=True):
+            self._cuts.setdefault(trace_id, set()).add(length)
+        self._prints: dict[int, dict[int, bytes]] = {}
+        self._members: dict[int, Member] = {}
+        for i, row in enumerate(outcomes, len(targets)):
+            self._add(Member(i, row.key, "outcome", len(row.ids) - row.length, row.length), row.ids.numpy())
+
+    def read(self, number: int, target: Target) -> None:
+        """Take a target up."""
+        start, block = len(target.context_ids), len(target.block_ids)
+        # without a hint nothing is inserted, wherever that would be
+        at = target.insert_at if block else start
+        member = Member(number, target.key, target.kind, start, len(target.step_ids), at, block)
+        self._add(member, np.concatenate([target.context_ids, target.step_ids]))
+
+    def _add(self, member: Member, ids: np.ndarray) -> None:
+        self._members[member.source] = member
+        digest, done, prints = hashlib.blake2b(digest_size=16), 0, {}
+        for cut in sorted(c for c in self._cuts[self._traces[member.source]] if c <= len(ids)):
+            digest.update(np.ascontiguousarray(ids[done:cut], np.int64).tobytes())
+            prints[cut], done = digest.digest(), cut
+        self._prints[member.source] = prints
+
+    def plans(self, chosen: Iterable[int]) -> list[RowPlan]:
+        """The rows of these targets and of all outcomes, traces in the order in which they appear."""
+        outcomes = [i for i, m in self._members.items() if m.kind == "outcome"]
+        by_trace: dict[str, list[int]] = {}
+        for i in [*sorted(chosen), *sorted(outcomes)]:
+            by_trace.setdefault(self._traces[i], []).append(i)
+        rows: list[RowPlan] = []
+        for trace_id, members in by_trace.items():
+            trunks: list[tuple[int, list[Member]]] = []
+            for i in sorted(members, key=lambda i: -self._lengths[i]):
+                length = self._lengths[i]
+                own = self._prints[i][length]
+                home = next((found for trunk, found in trunks if self._prints[trunk].get(length) == own), None)
+                if home is None:
+                    trunks.append((i, [self._members[i]]))
+                else:
+                    home.append(self._members[i])
+            for n, (trunk, found) in enumerate(trunks):
+                found.sort(key=lambda m: (m.start, m.key))
+                key = trace_id if n == 0 else f"{trace_id}#{n + 1}"
+                rows.append(RowPlan(key, trace_id, self._lengths[trunk], trunk, tuple(found)))
+        return rows
+
+
+class Rows(Sequence[TraceRow]):
+    """Rows in a fixed order. A row's arrays are read when it is asked for, and those of the last few are kept."""
+
+    def __init__(self, plans: Sequence[RowPlan], targets: Sequence[Target], weighing: Weighing | None) -> None:
+        """Without `weighing` slots carry no weight."""
+        self.plans, self._targets, self._weighing = list(plans), targets, weighing
+        self._kept: OrderedDict[int, TraceRow] = OrderedDict()
+        self._kept_bytes = 0
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row; reads nothing."""
+        return [p.length for p in self.plans]
+
+    def number_of(self, kind: str) -> int:
+        """How many slots are of a kind; reads nothing."""
+        return sum(m.kind == kind for p in self.plans for m in p.members)
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    @overload
+    def __getitem__(self, at: int) -> TraceRow: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[TraceRow]: ...
+
+    def __getitem__(self, at: int | slice) -> TraceRow | list[TraceRow]:
+        """A row with its arrays, or several."""
+        numbers = range(len(self.plans))[at]
+        if isinstance(numbers, range):
+            return [self[i] for i in numbers]
+        if numbers in self._kept:
+            self._kept.move_to_end(numbers)
+            return self._kept[numbers]
+        row = self._kept[numbers] = self._row(self.plans[numbers])
+        self._kept_bytes += _nbytes(row)
+        while len(self._kept) > 1 and self._kept_bytes > CACHE_BYTES:
+            self._kept_bytes -= _nbytes(self._kept.popitem(last=False)[1])
+        return row
+
+    def _row(self, plan: RowPlan) -> TraceRow:
+        sources = {m.source: self._source(m.source) for m in plan.members}
+        ids = _ids(sources[plan.trunk]).astype(np.int64)
+        return TraceRow(plan.key, torch.from_numpy(ids), tuple(self._slot(sources[m.source]) for m in plan.members))
+
+    def _source(self, number: int) -> Target | OutcomeRow:
+        if number < len(self._targets):
+            return self._targets[number]
+        assert self._weighing is not None
+        return self._weighing.outcome.rows[number - len(self._targets)]
+
+    def _slot(self, source: Target | OutcomeRow) -> Slot:
+        if self._weighing is None:
+            assert isinstance(source, Target)
+            return _slot(source, {})
+        return self._weighing.outcome_slot(source) if isinstance(source, OutcomeRow) else self._weighing.slot(source)
+
+
+def _nbytes(row: TraceRow) -> int:
+    """Bytes of a row's largest tensors."""
+    each = [t for s in row.slots for t in (s.support_ids, s.target, s.plain, s.sampled, *s.weights.values())]
+    return sum(t.nbytes for t in [row.ids, *each])
 
 
 def _ids(source: Target | OutcomeRow) -> np.ndarray:
@@ -241,8 +426,6 @@ def _ids(source: Target | OutcomeRow) -> np.ndarray:
 def _outcome_slot(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot:
     """`share`: all slots over those of the reward."""
     start = len(row.ids) - row.length
-    if len(row.behaviour) != row.length:
-        raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities of {row.length} sampled tokens")
     none = torch.zeros(row.length, 1)
     return Slot(
         key=row.key,

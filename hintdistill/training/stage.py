@@ -16,6 +16,7 @@ from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError
 from hintdistill.core.scores import Target
 from hintdistill.engines.transformers import pick_device
+from hintdistill.rescoring.stored import by_key, heads
 from hintdistill.training import processes
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.reference_models import Others
@@ -128,12 +129,12 @@ def train(
             `job.out` stays as it was, and so does the last checkpoint.
     """
     data, run, config, work = job.data, job.run, job.config, job.work
-    hints = [t for t in data.targets if t.kind == "hint"]
+    hints = sum(h.kind == "hint" for h in heads(data.targets))
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     device = _start(run, config)
     student = load_student(job.folder, run, config, device)
-    rows = build_rows(sorted(data.targets, key=lambda t: t.key), config, data.outcome)
+    rows = build_rows(by_key(data.targets), config, data.outcome)
     others = Others.load(job.folder, run, config, device, job.initial, data.heldout)
     with tracking(config, work, job.key) as trackers:
         trainer = make_trainer(
@@ -155,8 +156,8 @@ def train(
     trainer.require_finite()
     summary = TrainSummary(
         key=job.key,
-        hint_rows=len(hints),
-        anchor_rows=_count(rows, "anchor"),
+        hint_rows=hints,
+        anchor_rows=rows.number_of("anchor"),
         rows=len(rows),
         steps=trainer.state.global_step,
         way=trainer.passes.way,
@@ -184,7 +185,7 @@ def _start(run: RunSection, config: TrainSection) -> torch.device:
 
 def make_trainer(
     model: Any,
-    rows: list[Any],
+    rows: Sequence[TraceRow],
     run: RunSection,
     config: TrainSection,
     work: Path,
@@ -310,10 +311,6 @@ def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) ->
         warn(f"{crossing}; {crossing.wire.advice}")
 
 
-def _count(rows: Sequence[TraceRow], kind: str) -> int:
-    return sum(s.kind == kind for r in rows for s in r.slots)
-
-
 def _special_ids(folder: Path, config: TrainSection) -> list[int]:
     """The tokenizer's special tokens, where the recipe takes them out of a support."""
     if not any(t.support.drop_special for t in config.effective_recipe.terms.values()):
@@ -330,7 +327,7 @@ def _silence(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def _floor(trainer: Any, rows: list[Any], work: Path) -> float:
+def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
     """Measured once, before the first update, and kept for a resumed run."""
     stored = work / "engine_floor.json"
     if stored.is_file():

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hintdistill.core.registry import loaded
 from hintdistill.objectives.controllers import Cgtr
-from hintdistill.recipes.schema import TeacherRule
+from hintdistill.recipes.data import TeacherRule
+from hintdistill.recipes.teachers import TEACHERS
 from hintdistill.training.processes import gather_head, is_main, is_sharded, local, reshard
 
 FILE = "teacher.safetensors"
@@ -81,21 +83,29 @@ class Follower:
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
-        """Follow the student after optimiser step `step` (counted from 1). SDPO .05, HINT-SD .001; RLSD every 10 steps."""
-        if self.rule.update == "ema":
-            for name, mine in self.weights.items():
-                # in the weights' own precision small rates would round away, so the average is kept in float32
-                if mine.dtype != torch.float32:
-                    mine = self.weights[name] = mine.float()
-                mine.lerp_(local(self._live[name]).float(), self.rule.rate)
-        elif step % self.rule.every == 0 and (self.rule.update == "periodic" or self._earned(step)):
-            self.copies += 1
-            for name, mine in self.weights.items():
-                mine.copy_(local(self._live[name]))
+        """Follow the student after optimiser step `step` (counted from 1), by the rule's `follow`."""
+        loaded(TEACHERS.get(self.rule.update).follow)(self, step)
 
-    def _earned(self, step: int) -> bool:
-        """CGTR (arXiv 2606.03532). Repair on held-out findings stands for the reward, and the expected overrun of a step,
-        against that at the first reading, for the tail of lengths: both are ours, since nothing is sampled here."""
+    def average(self, rate: float) -> None:
+        """Move every weight by a share of its distance to the student's."""
+        for name, mine in self.weights.items():
+            # in the weights' own precision small rates would round away, so the average is kept in float32
+            if mine.dtype != torch.float32:
+                mine = self.weights[name] = mine.float()
+            mine.lerp_(local(self._live[name]).float(), rate)
+
+    def copy(self) -> None:
+        """Take the student's weights."""
+        self.copies += 1
+        for name, mine in self.weights.items():
+            mine.copy_(local(self._live[name]))
+
+    def earned(self, step: int) -> bool:
+        """Whether the gate lets the student's weights be taken at this step. CGTR (arXiv 2606.03532).
+
+        Repair on held-out findings stands for the reward, and the expected overrun of a step, against that at the first
+        reading, for the tail of lengths: both are ours, since nothing is sampled here.
+        """
         assert self.read is not None
         now = self.read()
         self.first = self.first or now
@@ -158,3 +168,20 @@ class Follower:
         self.gate = Cgtr(**state["gate"], recent=recent)
         self.first = HeldoutReading(**state["first"]) if state["first"] else None
         self.copies = state["copies"]
+
+
+def running_average(follower: Follower, step: int) -> None:
+    """The rule `ema`: a running average. SDPO .05, HINT-SD .001."""
+    follower.average(follower.rule.rate)
+
+
+def periodic_copy(follower: Follower, step: int) -> None:
+    """The rule `periodic`: a copy every so many steps. RLSD every 10."""
+    if step % follower.rule.every == 0:
+        follower.copy()
+
+
+def earned_copy(follower: Follower, step: int) -> None:
+    """The rule `cgtr`: a copy where, asked every so many steps, the gate lets it."""
+    if step % follower.rule.every == 0 and follower.earned(step):
+        follower.copy()

@@ -26,6 +26,7 @@ from hintdistill.objectives import fkl
 from hintdistill.objectives.couplings import additive
 from hintdistill.objectives.schedules import scheduled
 from hintdistill.recipes.schema import View
+from hintdistill.recipes.teachers import of_kind, whose
 from hintdistill.training import checkpoints
 from hintdistill.training.losses import InStepView, OutputHead, Terms, outcome_term
 from hintdistill.training.meter import Meter
@@ -101,7 +102,7 @@ class HintTrainer(Trainer):
             start = copy.deepcopy(self.owner).eval().requires_grad_(False)
         self._frozen = {"initial": initial if initial is not None else start, "round_start": start}
         self._heldout = list(heldout)
-        following = weights & {"ema", "periodic", "cgtr"}
+        following = of_kind(weights, "follows")
         self.follower = Follower(self.owner, self.recipe.teacher, self._reading) if following else None
         self.meter = Meter(self.recipe, self.head, self.args.logging_steps, from_initial)
         self.watch, self.tripwires = watch, tripwires
@@ -119,7 +120,7 @@ class HintTrainer(Trainer):
 
     def _weights_of(self, view: View) -> str:
         """Whose weights a view has: `live`, `initial`, `ema`, `periodic`, …"""
-        return self.recipe.teacher.update if view.weights == "teacher" else view.weights
+        return whose(view.weights, self.recipe.teacher.update)
 
     # -- what the Trainer asks for -------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class HintTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         data, seed = self.train_dataset, self.args.data_seed or self.args.seed
-        data.sampler = LengthSampler([len(r.ids) for r in data.rows], self.config.batch_size, seed, data.fill)
+        data.sampler = LengthSampler(data.lengths, self.config.batch_size, seed, data.fill)
         return data.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
@@ -325,8 +326,7 @@ class HintTrainer(Trainer):
             if weights in ("initial", "round_start"):
                 with self.owner.disable_adapter():
                     yield self.owner
-            elif weights in ("ema", "periodic", "cgtr"):
-                assert self.follower is not None
+            elif self.follower is not None and of_kind({weights}, "follows"):
                 with self.follower.in_place():
                     yield self.owner
             else:

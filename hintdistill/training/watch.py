@@ -18,6 +18,7 @@ from torch import Tensor
 from hintdistill.config import WatchSection
 from hintdistill.core.scores import Target
 from hintdistill.objectives import fkl, gather_with_tail
+from hintdistill.rescoring.stored import by_key, heads, take
 from hintdistill.training.losses import OutputHead
 from hintdistill.training.passes import Passes, places
 from hintdistill.training.rows import Slot, TraceRow, watch_rows
@@ -42,16 +43,18 @@ class WatchSets:
 NOTHING = WatchSets()
 
 
-def subsample(targets: Sequence[Target], steps: int, seed: int) -> list[Target]:
+def subsample(targets: Sequence[Target], steps: int, seed: int) -> Sequence[Target]:
     """At most `steps` of the targets, in order of their keys, trace by trace, because a trace is read once for all its steps.
 
     What is drawn for a seed stays where targets that were not drawn come or go.
     """
 
-    def rank(target: Target) -> tuple[float, str, int, str]:
-        return random.Random(f"watch:{seed}:{target.trace_id}").random(), target.trace_id, target.step, target.key
+    def rank(number: int) -> tuple[float, str, int, str]:
+        head = known[number]
+        return random.Random(f"watch:{seed}:{head.trace_id}").random(), head.trace_id, head.step, head.key
 
-    return sorted(sorted(targets, key=rank)[:steps], key=lambda t: t.key)
+    known = heads(targets)
+    return by_key(take(targets, sorted(range(len(known)), key=rank)[:steps]))
 
 
 class Watch:

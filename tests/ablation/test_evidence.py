@@ -237,7 +237,7 @@ def test_quick_and_full_plans():
         (["ablate.sweep.settings=[{epochs: -1}]", "ablate.sweep.own={}"], r"ablate\.sweep, setting 0 of hint: "),
         (["ablate.llm_critic={use: [llm], lmm: {}}"], r"ablate\.llm_critic: .*lmm"),
         (["rescore.engine.backend=vllm"], "scored by transformers"),
-        (["train.teacher=live", "train.targets=in_step"], "stored targets of the initial teacher"),
+        (["train.recipe.teacher.update=live", "train.targets=in_step"], "stored targets of the initial teacher"),
     ],
 )
 def test_what_cannot_be_ablated_is_said(overrides, message):

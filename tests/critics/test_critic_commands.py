@@ -291,8 +291,7 @@ def test_usage_and_money_are_in_the_report(config, tmp_path):
             f"critic.llm.base_url={server.url}",
             "critic.llm.model=m",
             "critic.llm.context_tokens=16000",
-            "critic.llm.price_in=2",
-            "critic.llm.price_out=10",
+            "critic.llm.price=[2,10]",
             "-q",
         )
         assert len(server.received) == 12

@@ -7,11 +7,12 @@ import json
 from conftest import STUDENT, TOOLWORLD
 from support.scripted_server import scripted_server
 
-from hintdistill import pipeline
 from hintdistill.config import CHECKS
 from hintdistill.config.file import validate
 from hintdistill.core.types import Trace
 from hintdistill.critics.rules import RulesCritic
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.traces.formats import native
 from hintdistill.traces.reading import read_traces
 
@@ -53,10 +54,10 @@ def test_a_rejected_hint_goes_back_once(tmp_path):
             },
         }
         config = validate(settings, "test")
-        folder = pipeline.run(config, tmp_path / "run", until="rescore", console=pipeline.Console(quiet=True))
+        folder = run(config, tmp_path / "run", until="rescore", console=Console(quiet=True))
         document = json.loads((folder / "report.json").read_text())
         asked = len(server.received)
-        pipeline.run(config, tmp_path / "run", resume=True, until="rescore", console=pipeline.Console(quiet=True))
+        run(config, tmp_path / "run", resume=True, until="rescore", console=Console(quiet=True))
         assert len(server.received) == asked == 6, "a question and a second hint per trace, and nothing on resume"
     assert document["funnel"]["rescore"]["revised"]["scored"] == 3
     accepted = [f for f in document["findings"] if f["accepted"]]

@@ -15,7 +15,7 @@ from hintdistill.core.errors import ConfigError, EmptyFunnelError, InputError
 from hintdistill.core.types import Message, Trace
 from hintdistill.injection.rendering import Renderer
 from hintdistill.objectives.outcome import outcome_loss
-from hintdistill.pipeline.rounds import draw_tasks
+from hintdistill.pipeline.playing import draw_tasks
 from hintdistill.recipes import load_recipe
 from hintdistill.rollouts.evaluate import tasks_of
 from hintdistill.rollouts.sampling import Sampler, SamplingOptions

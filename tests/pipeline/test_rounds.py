@@ -19,8 +19,9 @@ from world import Toolworld
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError, TripwireError
 from hintdistill.core.scores import ScoreRequest
-from hintdistill.pipeline import Console, run
-from hintdistill.pipeline.rounds import draw_tasks
+from hintdistill.pipeline.playing import draw_tasks
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.rescoring.drift import movement
 from hintdistill.rollouts.evaluate import tasks_of
 

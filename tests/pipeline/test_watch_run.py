@@ -12,9 +12,11 @@ from conftest import ROOT
 
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import InputError, TripwireError
-from hintdistill.pipeline import Console, critique, rescore, run
+from hintdistill.pipeline import critique, rescore
 from hintdistill.pipeline import train as train_stage
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.training.stage import read_summary

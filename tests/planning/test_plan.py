@@ -14,12 +14,13 @@ import torch
 from conftest import ROOT, STUDENT, TOOLWORLD
 from typer.testing import CliRunner
 
-from hintdistill import pipeline
 from hintdistill.cli.main import app
 from hintdistill.config.file import validate
 from hintdistill.core.errors import ConfigError, DoesNotFitError, ModelError
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.planning.estimate import forecast, micro_batches
 from hintdistill.planning.fits import largest, load_of, longest_trace, options, require_fits, setup_of
@@ -59,7 +60,7 @@ def scored(tmp_path_factory):
     """A run up to rescore, and its configuration."""
     folder = tmp_path_factory.mktemp("plan") / "run"
     settings = config(run={"dir": str(folder)})
-    pipeline.run(settings, folder, until="rescore", console=pipeline.Console(quiet=True))
+    run(settings, folder, until="rescore", console=Console(quiet=True))
     return settings
 
 
@@ -84,7 +85,7 @@ def test_rows_are_those_of_the_trainer(scored, shape):
 
     ahead = gather(scored, shape)
     assert ahead.source.startswith("targets of")
-    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Console(quiet=True))
+    ctx = RunContext(scored, RunDir(scored.run.dir), Console(quiet=True))
     real = build_rows(sorted(selected(ctx), key=lambda t: t.key), scored.train)
     assert sorted((r.tokens, r.scored) for r in ahead.rows) == sorted(
         (len(r.ids) - 1, sum(s.length for s in r.slots)) for r in real
@@ -372,7 +373,7 @@ def _qwen(hidden, intermediate, layers):
 @pytest.mark.parametrize(
     ("train", "part", "times"),
     [
-        ({"targets": "in_step", "teacher": "initial"}, "frozen copies", 1),
+        ({"targets": "in_step"}, "frozen copies", 1),
         # a running average of what is trained; and the initial policy, which the recipe's target reads too
         ({"recipe": "hint_sd"}, "frozen copies", 1),
         ({"recipe": "sdpo"}, "frozen copies", 2),
@@ -444,7 +445,7 @@ def test_training_asks_before_it_loads_the_model(scored, monkeypatch):
     from hintdistill.planning import fits
 
     monkeypatch.setattr(fits, "room", lambda device: Room(1000, "free in a test"))
-    ctx = RunContext(scored, RunDir(scored.run.dir), pipeline.Console(quiet=True))
+    ctx = RunContext(scored, RunDir(scored.run.dir), Console(quiet=True))
     with pytest.raises(DoesNotFitError, match="no trace fits"):
         train.run(ctx)
 

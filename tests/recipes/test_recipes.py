@@ -32,6 +32,9 @@ from hintdistill.objectives.scorebank import FACTS, SCORES
 from hintdistill.objectives.supports import RESTS, SUPPORTS
 from hintdistill.recipes import load_recipe, missing, needs, parts, recipe_folder, recipe_names, require_met
 from hintdistill.recipes.needs import HOW
+from hintdistill.recipes.schema import Recipe
+from hintdistill.recipes.specs import DIVERGENCE_UNION, WEIGHT_UNION
+from hintdistill.recipes.teachers import TEACHERS
 from hintdistill.training.capabilities import available
 
 F64 = torch.float64
@@ -100,25 +103,48 @@ def test_a_recipe_says_where_it_comes_from_and_works_from_its_file_alone(name):
     assert again == recipe
 
 
-def test_the_tables_are_the_functions():
-    """The torch-free tables that check a recipe list exactly what the tensor functions take."""
+def test_the_entries_are_the_functions():
+    """The torch-free entries that check a recipe list exactly what the tensor functions take."""
 
     def parameters(function, skip):
         names = list(inspect.signature(function).parameters)[skip:]
         return tuple(n for n in names if n not in shape_functions.CONTEXT)
 
-    assert {n: parameters(f, 1) for n, f in shape_functions.SHAPES.items()} == parts.SHAPES
+    def listed(entry):
+        return tuple(p.name for p in entry.parameters)
+
+    assert {n: parameters(f, 1) for n, f in shape_functions.SHAPES.items()} == {
+        e.name: listed(e) for e in parts.SHAPES.entries()
+    }
     assert {n: parameters(f, 2) for n, f in DIVERGENCES.items()} == {
-        n: parts.DIVERGENCES[n] for n in parts.DISTRIBUTIONS
+        e.name: listed(e) for e in parts.DIVERGENCES.entries() if e.reads == "distributions"
     }
+    signals = {n: tuple(p.name for p in taken) for n, taken in parts.SIGNALS.items()}
     assert {n: parameters(f, 2) for n, f in signal_functions.SIGNALS.items()} == {
-        n: p for n, p in parts.SIGNALS.items() if n in signal_functions.SIGNALS
+        n: p for n, p in signals.items() if n in signal_functions.SIGNALS
     }
-    assert parts.SIGNALS["tanh_contrast"] == parameters(signal_functions.tanh_contrast, 1)
+    assert signals["tanh_contrast"] == parameters(signal_functions.tanh_contrast, 1)
     assert set(SCORES) == set(parts.SCORES) and set(FACTS) == set(parts.FACTS)
     assert (parts.SUPPORTS, parts.RESTS) == (SUPPORTS, RESTS)
-    used = {n for table in (parts.HINTS, parts.CONTEXTS, parts.FACTS) for t in table.values() for n in t}
+    used = {n for table in (parts.CONTEXTS, parts.FACTS) for t in table.values() for n in t}
+    used |= {n for e in parts.HINTS.entries() for n in e.needs} | {n for e in TEACHERS.entries() for n in e.all_needs}
+    used |= {n for e in parts.DIVERGENCES.entries() for n, _ in e.needs}
     assert used <= set(HOW)
+
+
+def test_each_kind_is_a_model_of_its_own():
+    """The recipe's JSON schema tells the kinds apart, each with its own parameters and no other's."""
+    divergences = {
+        k["properties"]["kind"]["const"]: set(k["properties"]) for k in DIVERGENCE_UNION.json_schema()["oneOf"]
+    }
+    assert set(divergences) == set(parts.DIVERGENCES) and "alpha" in divergences["jsd"]
+    assert "alpha" not in divergences["rkl"] and "lam" in divergences["mix"]
+    shapes = {k["properties"]["shape"]["const"]: k for k in WEIGHT_UNION.json_schema()["oneOf"]}
+    assert set(shapes) == set(parts.SHAPES) and "rho" in shapes["top_frac"]["properties"]
+    assert shapes["top_frac"]["properties"]["rho"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    term = Recipe.model_json_schema()["$defs"]["Term"]["properties"]
+    assert term["divergence"]["oneOf"] == DIVERGENCE_UNION.json_schema()["oneOf"]
+    assert [k["properties"]["shape"]["const"] for k in term["weights"]["items"]["oneOf"]] == list(shapes)
 
 
 # what the recipe reads, drawn
@@ -465,7 +491,7 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.terms.distill.target.residual_clip=5", "no.* is named|none is named"),
         ("train.recipe.coupling.kind=adv_mul", "needs a credit"),
         ("train.recipe.terms={distill: null, anchor: null}", "an objective needs at least one term"),
-        ("train.recipe.teacher.update=emma", r"unknown word `emma` \(did you mean `ema`\?\)"),
+        ("train.recipe.teacher.update=emma", r"unknown teacher rule `emma` \(did you mean `ema`\?\)"),
         ("train.recipe.data.rollout.sourse=student", r"unknown key `data.rollout.sourse` \(did you mean `source`\?\)"),
         ("train.recipe.terms.distil.support.k=3", r"no term `distil` \(did you mean `distill`\?\)"),
         ("train.recipe.views.techer.context=plain", r"nothing reads the view `techer` \(did you mean `teacher`\?\)"),
@@ -664,19 +690,16 @@ def test_any_key_can_be_overridden(tmp_path):
     )
 
 
-def test_shorts_change_the_recipe():
+def test_the_anchors_weight_changes_the_recipe():
     default = TrainSection().effective_recipe
     assert default == load_recipe("targeted") and TrainSection().target_source == "stored"
-    section = TrainSection(divergence="rkl", top_k=9, normalize="token", loss_span="quote", anchor={"weight": 0.5})
-    distill, anchor = section.effective_recipe.terms["distill"], section.effective_recipe.terms["anchor"]
-    assert (distill.divergence.kind, distill.support.k, distill.normalize, distill.span) == ("rkl", 9, "kept", "quote")
-    assert anchor.coef == 0.5 and anchor.normalize == "kept" and anchor.span == "step"
-    assert default.terms["anchor"].min_probability == 0.5
-    assert TrainSection(anchor={"min_probability": 0.2}).effective_recipe.terms["anchor"].min_probability == 0.2
+    halved = TrainSection(anchor={"weight": 0.5}).effective_recipe.terms
+    assert halved["anchor"].coef == 0.5 and halved["anchor"].min_probability == 0.5
+    assert halved["distill"] == default.terms["distill"]
     assert "anchor" not in TrainSection(anchor={"weight": 0}).effective_recipe.terms
     added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).effective_recipe
     assert added.terms["anchor"].coef == 1.5 and added.terms["anchor"].divergence.kind == "fkl"
-    assert TrainSection(teacher="live").target_source == "in_step"
+    assert TrainSection(recipe={"teacher": {"update": "live"}}).target_source == "in_step"
 
 
 def test_recipes_are_checked_without_torch():

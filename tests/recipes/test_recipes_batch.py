@@ -32,11 +32,11 @@ def _is_batch_statistic(name: str, **parameters) -> bool:
     return not torch.allclose(weights([first, x[LENGTHS[0] :]])[: LENGTHS[0]], weights([first]))
 
 
-def test_the_table_is_what_the_shapes_do():
-    assert {n for n in shapes.SHAPES if _is_batch_statistic(n)} == set(parts.BATCH_STATISTIC)
-    for name, parameter in parts.BATCH_STATISTIC.items():
-        if parameter is not None:
-            assert not _is_batch_statistic(name, **{parameter: 0.7})
+def test_the_entries_are_what_the_shapes_do():
+    for entry in parts.SHAPES.entries():
+        assert _is_batch_statistic(entry.name) == entry.reads_batch, entry.name
+        if entry.unless is not None:
+            assert not _is_batch_statistic(entry.name, **{entry.unless: 0.7})
 
 
 def test_the_signals_are_what_the_signals_do():
@@ -72,5 +72,7 @@ def test_every_shipped_recipe_with_such_a_part_says_so():
     for name in recipe_names():
         recipe = load_recipe(name)
         body = str(recipe.terms)
-        used = [s for s, p in parts.BATCH_STATISTIC.items() if p is None and f"shape='{s}'" in body]
+        used = [
+            e.name for e in parts.SHAPES.entries() if e.reads_batch and e.unless is None and f"shape='{e.name}'" in body
+        ]
         assert all(any(s in line for line in per_micro_batch(recipe)) for s in used), name

@@ -10,10 +10,11 @@ import pytest
 from conftest import ROOT, WEATHER
 from support.command import hintdistill, rows
 
-from hintdistill import pipeline
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.types import Trace
+from hintdistill.pipeline import run as pipeline
+from hintdistill.pipeline.progress import Console
 from hintdistill.traces.reading import read_traces
 
 USER, ANSWER = {"role": "user", "content": "Weather in Oslo?"}, {"role": "assistant", "content": "Rain."}
@@ -109,7 +110,7 @@ def run(folder: Path, until: str, *overrides: str) -> None:
         load_config(ROOT / "configs" / "quickstart.yaml", [*common, *overrides]),
         folder,
         until=until,
-        console=pipeline.Console(quiet=True),
+        console=Console(quiet=True),
     )
 
 

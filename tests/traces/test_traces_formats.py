@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_every_format_fulfils_the_protocol_and_has_its_own_name():
     names = [f.NAME for f in formats()]
     assert len(set(names)) == len(names) and all(isinstance(f, registry.TraceFormat) for f in formats())
     assert format_named("atif").SCOPE == "record"
-    with pytest.raises(ConfigError, match="no trace format 'openai_chta'; did you mean 'openai_chat'"):
+    with pytest.raises(ConfigError, match=r"unknown trace format `openai_chta` \(did you mean `openai_chat`\?\)"):
         format_named("openai_chta")
 
 
@@ -61,19 +62,20 @@ def test_an_entry_point_adds_a_format_that_is_asked_first(monkeypatch, read):
     )
     points = [SimpleNamespace(name="mine", value="pkg:mine", load=lambda: mine)]
     monkeypatch.setattr(
-        registry.importlib.metadata, "entry_points", lambda group: points if group == registry.ENTRY_POINTS else []
+        importlib.metadata, "entry_points", lambda group: points if group == registry.ENTRY_POINTS else []
     )
-    formats.cache_clear()
+    registry.FORMATS.refresh()
     try:
         assert formats()[0].NAME == "mine"
         (trace,) = read({"mine": "hello", "messages": []})
         assert trace.step(0).content == "hello"
         points[0].load = lambda: object()
-        formats.cache_clear()
+        registry.FORMATS.refresh()
         with pytest.raises(ConfigError, match=r"mine \(pkg:mine\) lacks"):
             formats()
     finally:
-        formats.cache_clear()
+        monkeypatch.undo()
+        registry.FORMATS.refresh()
 
 
 def test_a_format_can_be_forced(read):

@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT, STUDENT
 from support.hub_server import card_errors
 
-from hintdistill import pipeline
 from hintdistill.config.file import load_config
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import report_only, run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.training.card import NOT, adapter_card, card_text, front_matter, hub_name, placebo_share
 from hintdistill.training.students import Arrived
@@ -37,9 +38,9 @@ def cards(tmp_path_factory) -> tuple[Path, str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
-        pipeline.run(config, folder, until="train", console=pipeline.Console(quiet=True))
+        run(config, folder, until="train", console=Console(quiet=True))
         first = (folder / "student" / "README.md").read_text()
-        pipeline.report_only(config, folder, pipeline.Console(quiet=True))
+        report_only(config, folder, Console(quiet=True))
     return folder, first, (folder / "student" / "README.md").read_text()
 
 
@@ -150,7 +151,7 @@ def test_the_card_of_equal_runs_is_equal_and_the_report_writes_it_again(cards):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
-        pipeline.report_only(config, folder, pipeline.Console(quiet=True))
+        report_only(config, folder, Console(quiet=True))
     assert path.read_text() == after
     assert RunDir(folder).manifest()["formats"] == {"native": 40}
 

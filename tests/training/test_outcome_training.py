@@ -21,14 +21,17 @@ from support.exact_rows import (
     targets_of,
     trainer_of,
 )
+from support.flat_recipe import train_section
 from support.model_kinds import VOCAB, model_of
 
-from hintdistill import pipeline
 from hintdistill.config import OutcomeSection, RunConfig, TrainSection
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, InputError
 from hintdistill.objectives.outcome import outcome_loss
+from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.outcome import outcome_data
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import selected
 from hintdistill.planning.shape import ModelShape
@@ -206,9 +209,9 @@ def test_without_an_outcome_rows_are_what_they_were(tmp_path):
     model = fresh("llama")
     stored = targets_of(model)
     outcome = outcome_of(model, stored)
-    off = build_rows(stored, TrainSection(**ANCHORED))
-    on = build_rows(stored, TrainSection(**ANCHORED, **additive(0.5)), outcome)
-    told = build_rows(stored, TrainSection(**ANCHORED), OutcomeData(outcome.outcomes))
+    off = build_rows(stored, train_section(**ANCHORED))
+    on = build_rows(stored, train_section(**ANCHORED, **additive(0.5)), outcome)
+    told = build_rows(stored, train_section(**ANCHORED), OutcomeData(outcome.outcomes))
     weights = {s.key: s.weights for _, s in places(on)}
     factor = (len(places(off)) + len(outcome.rows)) / len(places(off))
     for before, now, row in zip(off, told, on, strict=False):
@@ -226,7 +229,10 @@ def test_without_an_outcome_rows_are_what_they_were(tmp_path):
         "outcome" not in TrainSection().model_dump()
         and "outcome" in TrainSection(outcome={"baseline": "round"}).model_dump()
     )
-    assert TrainSection.model_validate(TrainSection(outcome={"clip_low": 0.1}).model_dump()).outcome.clip_low == 0.1
+    assert TrainSection.model_validate(TrainSection(outcome={"clip": [0.1, None]}).model_dump()).outcome.clip == (
+        0.1,
+        None,
+    )
 
 
 def test_anchors_may_come_from_traces_without_an_outcome(tmp_path):
@@ -286,7 +292,7 @@ def from_files(folder, traces: list[dict], *overrides: str):
         *overrides,
     ]
     config = load_config(ROOT / "configs" / "quickstart.yaml", settings)
-    pipeline.run(config, folder / "run", until="train", console=pipeline.Console(quiet=True))
+    run(config, folder / "run", until="train", console=Console(quiet=True))
 
 
 def some_traces(n: int) -> list[dict]:
@@ -324,7 +330,7 @@ def test_what_a_run_cannot_have_is_refused_by_its_config(tmp_path):
     for recipe in ("train.recipe=ptd_po", "train.recipe.coupling={kind: additive, weight: .5}"):
         loop = load_config(ROOT / "configs" / "rounds.yaml", [recipe])
         with pytest.raises(ConfigError, match=r"several_rollouts .*per_task=4; or train.outcome.baseline=round"):
-            pipeline.run(loop, tmp_path / "run")
+            run(loop, tmp_path / "run")
         assert not (tmp_path / "run").exists()
         for change in ("rollout.sample.per_task=4", "train.outcome.baseline=round"):
             config = load_config(ROOT / "configs" / "rounds.yaml", [recipe, change])
@@ -364,9 +370,9 @@ def metrics_of(run) -> list[dict]:
 def test_a_round_trains_on_both(tmp_path):
     """Four rollouts a task, with the targeted loss and the outcome reward on the same ones."""
     config = load_config(ROOT / "configs" / "rounds.yaml", SMALL)
-    pipeline.run(config, tmp_path / "run", console=pipeline.Console(quiet=True))
-    run = tmp_path / "run" / "rounds" / "01" / "run"
-    logged = [r for r in metrics_of(run) if "loss" in r]
+    run(config, tmp_path / "run", console=Console(quiet=True))
+    folder = tmp_path / "run" / "rounds" / "01" / "run"
+    logged = [r for r in metrics_of(folder) if "loss" in r]
     names = {
         "reward_loss",
         "distill_loss",
@@ -380,15 +386,15 @@ def test_a_round_trains_on_both(tmp_path):
         assert r["loss"] == pytest.approx(0.5 * (r["reward_loss"] + r["distill_loss"]), abs=2e-4)
     # before the first update the student is who sampled
     assert logged[0]["reward/ratio_mean"] == pytest.approx(1.0, abs=1e-3) and logged[0]["reward/behaviour_gap"] < 1e-3
-    summary = read_summary(run / "student")
+    summary = read_summary(folder / "student")
     assert summary.outcome_rows > summary.hint_rows > 0
-    assert f"a policy gradient on {summary.outcome_rows} sampled steps" in (run / "student" / "README.md").read_text()
-    # the same once more is trained already, and what it was trained on is in its key
-    pipeline.run(config, tmp_path / "run", resume=True, console=pipeline.Console(quiet=True))
-    assert len([r for r in metrics_of(run) if "loss" in r]) == len(logged)
-    ctx = pipeline.RunContext(
-        RunConfig.model_validate(RunDir(run).manifest()["config"]), RunDir(run), pipeline.Console(quiet=True)
+    assert (
+        f"a policy gradient on {summary.outcome_rows} sampled steps" in (folder / "student" / "README.md").read_text()
     )
+    # the same once more is trained already, and what it was trained on is in its key
+    run(config, tmp_path / "run", resume=True, console=Console(quiet=True))
+    assert len([r for r in metrics_of(folder) if "loss" in r]) == len(logged)
+    ctx = RunContext(RunConfig.model_validate(RunDir(folder).manifest()["config"]), RunDir(folder), Console(quiet=True))
     data = outcome_data(ctx)
     assert len(data.rows) == summary.outcome_rows and data.key == outcome_data(ctx).key
     assert all(r.ids.untyped_storage().size() <= 8 * max(len(o.ids) for o in data.rows) for r in data.rows)
@@ -398,7 +404,7 @@ def test_a_round_trains_on_both(tmp_path):
     counted = sorted((len(r.ids) - 1, sum(s.length for s in r.slots)) for r in real)
     assert sorted((r.tokens, r.scored) for r in planned) == counted
     keys = {data.key}
-    for change in ({"baseline": "round"}, {"clip_low": 0.1}, {"normalise": True}):
+    for change in ({"baseline": "round"}, {"clip": [0.1, None]}, {"normalise": True}):
         train = ctx.config.train.model_copy(update={"outcome": OutcomeSection(**change)})
         ctx.config = ctx.config.model_copy(update={"train": train})
         keys.add(outcome_data(ctx).key)

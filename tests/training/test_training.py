@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDENT, TOOLWORLD
+from support.flat_recipe import train_section
 
 from hintdistill.config import (
     CHECKS,
@@ -56,7 +57,7 @@ def targets(student_engine, student_renderer) -> list[Target]:
 
 
 def trainer_of(of, tmp_path, model=STUDENT, **config):
-    section = TrainSection(**{**FAST, **config})
+    section = train_section(**{**FAST, **config})
     device = torch.device("cpu")
     return make_trainer(load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path)
 
@@ -161,7 +162,7 @@ def test_loss_span(targets):
     quoted = [1.0 if start <= i < end else 0.0 for i in range(n)]
 
     def weights(**config):
-        return loss_weights(target, TrainSection(**config).effective_recipe.terms["distill"])
+        return loss_weights(target, train_section(**config).effective_recipe.terms["distill"])
 
     assert weights().tolist() == [1.0] * n
     assert weights(loss_span="quote").tolist() == quoted
@@ -177,13 +178,13 @@ def repeated(targets, kind: str, times: int) -> list[Target]:
     return [*targets, *(replace(t, key=f"{t.key} {n}") for n in range(1, times) for t in of_kind)]
 
 
-@pytest.mark.parametrize("normalize", ["row", "token"])
+@pytest.mark.parametrize("normalize", ["per_row", "kept"])
 def test_weights_are_per_slot(normalize, targets):
     """A slot weighs one, or one on average over its term, and repeating the slots of another term does not change that."""
     one = next(t for t in targets if t.kind == "anchor")
     hints = [t for t in targets if t.kind == "hint"]
     several = [t for t in targets if t.kind == "anchor"]
-    config = TrainSection(normalize=normalize, anchor=AnchorSection(weight=2.0))
+    config = train_section(normalize=normalize, anchor={"weight": 2.0})
     anchor_weights = []
     for of in ([*hints, one], repeated([*hints, one], "hint", 6), [*hints, *several], repeated(targets, "hint", 3)):
         slots = [s for _, s in places(build_rows(of, config))]
@@ -191,7 +192,7 @@ def test_weights_are_per_slot(normalize, targets):
         for kind in ("hint", "anchor"):
             own = [float(s.token_weights.sum()) for s in slots if s.kind == kind]
             assert sum(own) == pytest.approx(len(own), rel=1e-5)
-            assert normalize == "token" or own == pytest.approx([1.0] * len(own), rel=1e-5)
+            assert normalize == "kept" or own == pytest.approx([1.0] * len(own), rel=1e-5)
         anchor_weights.append({s.key: s.token_weights for s in slots if s.kind == "anchor"})
     for few, many in (anchor_weights[:2], anchor_weights[2:]):
         assert all(torch.equal(w, many[key]) for key, w in few.items())
@@ -203,7 +204,7 @@ def test_a_term_counts_with_its_slots(targets, tmp_path):
     anchor = next(t for t in targets if t.kind == "anchor")
 
     def summed(of) -> float:
-        trainer = trainer_of(of, tmp_path, anchor=AnchorSection(weight=5000.0, min_probability=0.0))
+        trainer = trainer_of(of, tmp_path, anchor={"weight": 5000.0, "min_probability": 0.0})
         nudge = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for p in trainer.model.parameters():
@@ -221,12 +222,12 @@ def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
     anchor = next(t for t in targets if t.kind == "anchor")
     wavered = np.array(anchor.plain_sampled)
     wavered[0] = np.log(0.2)
-    config = TrainSection(anchor=AnchorSection(min_probability=0.35))
+    config = train_section(anchor={"min_probability": 0.35})
     term = config.effective_recipe.terms["anchor"]
     sure = (np.exp(wavered) >= 0.35).tolist()
     assert not sure[0] and any(sure)
     assert loss_weights(replace(anchor, plain_sampled=wavered), term).tolist() == [float(x) for x in sure]
-    everything = TrainSection(anchor=AnchorSection(min_probability=0.0)).effective_recipe.terms["anchor"]
+    everything = train_section(anchor={"min_probability": 0.0}).effective_recipe.terms["anchor"]
     assert loss_weights(anchor, everything).all()
     # nothing to hold: the row is left out, and the others still average to the coefficient
     nowhere = replace(anchor, key="nowhere", plain_sampled=np.full_like(wavered, np.log(0.2)))
@@ -254,9 +255,9 @@ def test_the_least_sure_clean_steps_are_the_anchors(targets):
         wavered,
         candidate("b", 0.9, "b"),
     ]
-    config = TrainSection(anchor=AnchorSection(min_probability=0.5))
+    config = train_section(anchor={"min_probability": 0.5})
     assert [t.key for t in chosen_anchors(some, config, 0)] == ["least", "b"]
-    two = TrainSection(anchor=AnchorSection(min_probability=0.5, per_trace=2))
+    two = train_section(anchor={"min_probability": 0.5, "per_trace": 2})
     assert {t.key for t in chosen_anchors(some, two, 0)} == {"least", "sure", "b"}
     assert [t.key for t in chosen_anchors([wavered], config, 0)] == ["wavered"]
     drawn = TrainSection(anchor=AnchorSection(choose="random"))

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from support.flat_recipe import train_section
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from hintdistill import pipeline
-from hintdistill.config import LoraSection, RunSection, TrainSection
+from hintdistill.config import LoraSection, RunSection
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.scores import Target
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.training import processes
 from hintdistill.training.checkpoints import check_checkpoint
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
@@ -154,7 +156,7 @@ def cases(tmp_path_factory) -> dict[str, dict]:
     for name, settings in CASES.items():
         section = {k: v for k, v in settings.items() if k != "tied" and v is not None}
         # seven rows are no multiple of two processes; two micro-batches of one row each per process and step
-        config = TrainSection(
+        config = train_section(
             epochs=2,
             batch_size=4,
             micro_batch_size=1,
@@ -392,7 +394,7 @@ def test_a_whole_run(kind, tmp_path):
     assert code == 0, output[-4000:]
     assert output.count("\nreport: ") == 1 and output.count("\ntrain: ") == 1 and "Traceback" not in output
     config = load_config(ROOT / "configs" / "quickstart.yaml", run_command(tmp_path / "one")[4:])
-    pipeline.run(config, tmp_path / "one", until="train", console=pipeline.Console(quiet=True))
+    run(config, tmp_path / "one", until="train", console=Console(quiet=True))
     two, one = (next((tmp_path / n / "train").iterdir()) for n in ("two", "one"))
     assert losses(two) == pytest.approx(losses(one), rel=1e-4)
     a, b = weights(tmp_path / "one" / "student"), weights(tmp_path / "two" / "student")

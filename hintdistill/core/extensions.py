@@ -1,0 +1,165 @@
+"""The registries of the parts that a config names beside a recipe's: where a hint goes and what it says, how a critic is led,
+which critics and engines there are, which environments. Torch-free entries; each implementation is imported when it is used.
+
+`core.parts` has the registries of divergences, shapes and hint kinds, `recipes.teachers` that of teacher rules,
+`traces.registry` that of trace formats. docs/extending.md shows one addition to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hintdistill.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class PlacementEntry:
+    """A place for a hint, named in `inject.placements`."""
+
+    name: str
+    implementation: str | Callable[..., Any]
+    """`(site: StepSite, text, role, offset) -> Splice`; raises TemplateError or SpliceError where there is no exact place."""
+    form: str = "{hint}"
+    """What stands around the hint, where `inject.formats` does not say it."""
+    has_role: bool = False
+    """Whether it is tried with each of `inject.roles`; otherwise the role is None."""
+    inside_step: bool = False
+    """Whether the hint stands inside the step, above the quote: the step's tokens above it are then read, not scored."""
+
+
+_SITE = "hintdistill.injection.splice:StepSite"
+PLACEMENTS: Registry[PlacementEntry] = Registry(
+    "placement",
+    PlacementEntry,
+    {
+        e.name: e
+        for e in (
+            PlacementEntry("message", f"{_SITE}.as_message", has_role=True),
+            PlacementEntry("observation", f"{_SITE}.in_observation", form="\n\n{hint}"),
+            PlacementEntry("system_prompt", f"{_SITE}.in_system_prompt", form="\n\n{hint}"),
+            PlacementEntry("assistant_turn", f"{_SITE}.in_turn", form="{hint}\n", inside_step=True),
+        )
+    },
+)
+
+
+@dataclass(frozen=True)
+class HintSource:
+    """Where the words of a hint come from, named in `inject.hint`."""
+
+    name: str
+    implementation: str | Callable[..., Any]
+    """`(trace, finding, library, n) -> (hint, [(kind, text), …])`: the hint and `n` placebos that are not it; see
+    `injection.hints.placebo_texts`."""
+    meets: frozenset[str] = frozenset()
+    """Needs of recipes that such hints meet, names of `recipes.needs.HOW`: `demonstrations` of a source of demonstrations."""
+    control: str = ""
+    """What such hints are, in the words of the model card, where training on them is a control."""
+
+
+HINT_SOURCES: Registry[HintSource] = Registry(
+    "hint source",
+    HintSource,
+    {
+        "critic": HintSource("critic", "hintdistill.injection.hints:from_critic"),
+        "placebo": HintSource("placebo", "hintdistill.injection.hints:from_placebo", control="hints that say nothing"),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How an LLM critic is led to a verdict, named in `critic.llm.strategy`."""
+
+    name: str
+    implementation: str | Callable[..., Any]
+    """`(asker, record, vote)`, a generator that asks questions and returns a `Judgement`; see `critics.strategies`."""
+    prompts: Mapping[str, str]
+    """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt used there unless `critic.llm.prompt` names another, which
+    it does in this order. The last one asks for the step and its hint."""
+    asked: str | Callable[..., Any]
+    """`(asker, record) -> list of texts`: every question it puts at most about one record, for estimates and budgets."""
+
+
+def _strategy(name: str, **prompts: str) -> Strategy:
+    where = "hintdistill.critics.strategies"
+    return Strategy(name, f"{where}:{name}", prompts, f"{where}:asked_{name}")
+
+
+STRATEGIES: Registry[Strategy] = Registry(
+    "critic strategy",
+    Strategy,
+    {
+        s.name: s
+        for s in (
+            _strategy("all_at_once", prompt="critic/all_at_once.jinja"),
+            _strategy("step_by_step", step_prompt="critic/step.jinja"),
+            _strategy("binary_search", half_prompt="critic/half.jinja", step_prompt="critic/step.jinja"),
+        )
+    },
+)
+
+
+@dataclass(frozen=True)
+class CriticEntry:
+    """A critic, named in `critic.use`."""
+
+    name: str
+    implementation: str | Callable[..., Any]
+    """`(making: critics.build.Making) -> Critic`."""
+
+
+CRITICS: Registry[CriticEntry] = Registry(
+    "critic",
+    CriticEntry,
+    {n: CriticEntry(n, f"hintdistill.critics.build:{n}") for n in ("rules", "recorded", "llm", "strong", "checker")},
+    group="hintdistill.critics",
+)
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine, named in `rescore.engine.backend`."""
+
+    name: str
+    capabilities: frozenset[str]
+    """Of `engines.CAPABILITIES`; what a recipe may ask of stored targets hangs on them. The loaded engine must say the same."""
+    implementation: str | Callable[..., Any]
+    """`(job: engines.loading.EngineJob) -> Engine`; its `close`, where it has one, is called at the end."""
+    shared: bool = False
+    """Whether it is the engine that training and measuring use: loaded once a run and kept."""
+    remote: bool = False
+    """Whether it is reached at `base_url` under the name `model`, and goes on serving the weights it serves."""
+
+
+ENGINES: Registry[EngineEntry] = Registry(
+    "engine",
+    EngineEntry,
+    {
+        e.name: e
+        for e in (
+            EngineEntry(
+                "transformers", frozenset({"gather", "full"}), "hintdistill.engines.loading:transformers", shared=True
+            ),
+            EngineEntry("vllm", frozenset(), "hintdistill.engines.loading:vllm"),
+            EngineEntry("server", frozenset(), "hintdistill.engines.loading:server", remote=True),
+        )
+    },
+    group="hintdistill.engines",
+)
+
+
+@dataclass(frozen=True)
+class EnvironmentEntry:
+    """A set of tasks and the environments to run them in, named in `rollout.environment` in place of a file."""
+
+    name: str
+    implementation: str | Callable[..., Any]
+    """A `rollouts.environment.TaskSuite`, or a class of one that is made without arguments."""
+
+
+ENVIRONMENTS: Registry[EnvironmentEntry] = Registry(
+    "environment", EnvironmentEntry, {}, group="hintdistill.environments"
+)

@@ -1,0 +1,262 @@
+"""The parts of objectives that have a registry: divergences, weight shapes, kinds of hint, and the parameters of each.
+
+Entries are plain data: `recipes` checks a recipe against them before anything heavy is loaded, and `objectives` finds the
+functions through them, which needs torch and nothing else. Tests hold the entries against the functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a part: its name, and which values it takes."""
+
+    name: str
+    takes: Literal["number", "count", "flag", "ids", "view", "word"] = "number"
+    """`number`: or a schedule; `count`: a whole number; `ids`: a list of whole numbers; `view`: the name of a view of the recipe."""
+    low: float = -math.inf
+    high: float = math.inf
+    strictly: bool = False
+    """Whether a number must lie strictly between `low` and `high`."""
+    words: tuple[str, ...] = ()
+    default: str | None = None
+    """The view that is read where none is named."""
+    why: str = ""
+    """Why a number must lie where it must."""
+
+
+def inside(name: str, low: float = 0, high: float = math.inf, why: str = "") -> Parameter:
+    """A number strictly between two bounds."""
+    return Parameter(name, low=low, high=high, strictly=True, why=why)
+
+
+def share(name: str) -> Parameter:
+    """A number from 0 to 1."""
+    return Parameter(name, low=0, high=1)
+
+
+def at_least(name: str, low: float = 0) -> Parameter:
+    """A number from a bound up."""
+    return Parameter(name, low=low)
+
+
+def count(name: str, low: int) -> Parameter:
+    """A whole number from a bound up."""
+    return Parameter(name, "count", low=low)
+
+
+def free(*names: str) -> tuple[Parameter, ...]:
+    """Numbers without bounds."""
+    return tuple(Parameter(n) for n in names)
+
+
+SIGNALS: dict[str, tuple[Parameter, ...]] = {
+    "log": (),
+    "fdiv": (Parameter("of", "word", words=("fkl", "rkl", "jsd")), inside("clip")),
+    "power": (inside("alpha"),),
+    "clip": free("low", "high"),
+    "floor": (inside("lam", 0, 1),),
+    "softlog": (),
+    "znorm": free("eps"),
+    "scale_only": free("eps"),
+    "tanh_contrast": (inside("tau"), *free("scale")),
+    "returns": (share("gamma"),),
+    "advantage": (),
+}
+"""Signals of `pg`, with their parameters."""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A way to compare student and target at a position."""
+
+    name: str
+    parameters: tuple[Parameter, ...] = ()
+    implementation: str | Callable[..., Any] | None = None
+    """`(student, target, **parameters)`, log-probabilities [..., K] each, gives nats [...]; None where `objectives.compose`
+    computes it itself, because it reads other things than two distributions."""
+    reads: Literal["distributions", "sampled", "hidden", "vocabulary"] = "distributions"
+    """`distributions`: both on a support; `sampled`: the sampled token alone; `hidden`: hidden states; `vocabulary`: every
+    token's log-probability."""
+    truncated: Literal["sound", "lowers_mass"] | None = None
+    """On a support without its rest: `sound`, or `lowers_mass` where its gradient lowers the mass of the kept entries. Must be
+    said of what reads distributions."""
+    one_sided: bool = False
+    """Whether it is a sum over the target's entries that means nothing once renormalised."""
+    needs: tuple[tuple[str, str], ...] = ()
+    """Names of `recipes.needs.HOW`, each with the reason, after `terms.NAME`."""
+    has_signal: bool = False
+    """Whether it takes a signal, and the parameters of that."""
+
+    def __post_init__(self) -> None:
+        if self.reads == "distributions" and (self.truncated is None or self.implementation is None):
+            raise ConfigError(
+                f"the divergence {self.name} must say its implementation and what becomes of it `truncated`"
+            )
+        if self.reads != "distributions" and self.implementation is not None:
+            raise ConfigError(
+                f"the divergence {self.name}: only what reads distributions has an implementation of its own"
+            )
+
+    @property
+    def views(self) -> tuple[Parameter, ...]:
+        """The parameters that name a view."""
+        return tuple(p for p in self.parameters if p.takes == "view")
+
+
+def _divergence(name: str, *parameters: Parameter, sound: bool = False, one_sided: bool = False) -> Divergence:
+    return Divergence(
+        name,
+        parameters,
+        f"hintdistill.objectives.divergences:{name}",
+        truncated="sound" if sound else "lowers_mass",
+        one_sided=one_sided,
+    )
+
+
+_SHIPPED_DIVERGENCES = (
+    _divergence("fkl", sound=True),
+    _divergence("rkl"),
+    _divergence("jsd", inside("alpha", 0, 1, "; its ends are fkl and rkl")),
+    _divergence("skew", inside("alpha", 0, 1)),
+    _divergence("skew_rkl", inside("alpha", 0, 1)),
+    _divergence("mix", share("lam")),
+    _divergence("rkl_sg", sound=True),
+    _divergence("ce_topk", sound=True, one_sided=True),
+    Divergence("nll", reads="sampled"),
+    Divergence(
+        "hidden_mse",
+        (Parameter("layers", "ids"),),
+        reads="hidden",
+        needs=(("hidden_states", ".divergence is hidden_mse"),),
+    ),
+    Divergence(
+        "token_preference",
+        (inside("beta"), Parameter("reference", "view", default="initial")),
+        reads="vocabulary",
+        needs=(("full_vocabulary", " compares with the teacher's best token"),),
+    ),
+    Divergence(
+        "pg",
+        (
+            Parameter("signal", "word", words=tuple(SIGNALS)),
+            Parameter("behaviour", "view"),
+            share("clip_low"),
+            at_least("clip_high"),
+            inside("cap"),
+            Parameter("ratio", "word", words=("token", "row")),
+            Parameter("baseline", "word", words=("value",)),
+            count("baseline_k", 1),
+        ),
+        reads="sampled",
+        has_signal=True,
+    ),
+)
+DIVERGENCES: Registry[Divergence] = Registry("divergence", Divergence, {d.name: d for d in _SHIPPED_DIVERGENCES})
+CLIPS = ("pointwise_clip", "token_clip")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A function from a score to a token's weight."""
+
+    name: str
+    parameters: tuple[Parameter, ...] = ()
+    implementation: str | Callable[..., Any] = ""
+    """`(score, **parameters)`, [N] each; asks for `valid`, `lengths` or `generator` by naming them."""
+    reads_batch: bool = field(kw_only=True)
+    """Whether it reads the whole batch (a rank, quantile, maximum, mean or normaliser of it), and so depends on
+    `train.micro_batch_size`. Every other shape is a token's or a row's own affair."""
+    unless: str | None = None
+    """The parameter that takes the statistic's place where it is given."""
+
+
+def _shape(name: str, *parameters: Parameter, batch: bool = False, unless: str | None = None) -> Shape:
+    where = f"hintdistill.objectives.shapes:{name}"
+    return Shape(name, parameters, where, reads_batch=batch, unless=unless)
+
+
+_SHIPPED_SHAPES = (
+    _shape("threshold", *free("at"), Parameter("below", "flag"), *free("otherwise")),
+    _shape("threshold_abs", *free("at")),
+    _shape("equals", *free("value")),
+    _shape("top_frac", share("rho"), batch=True),
+    _shape("quantile_below", share("q"), batch=True),
+    _shape("bernoulli"),
+    _shape("sigmoid", *free("beta")),
+    _shape("exp_clip", *free("low", "high")),
+    _shape("sigmoid_clip", share("alpha")),
+    _shape("saturate", inside("c"), batch=True, unless="c"),
+    _shape("affine", *free("alpha"), Parameter("flip", "flag"), batch=True),
+    _shape("robust01", share("low"), share("high"), batch=True),
+    _shape("minmax01", batch=True),
+    _shape("tanh", inside("tau"), *free("scale")),
+    _shape("low_entropy_sign", share("q"), batch=True),
+    _shape("median_sigmoid", *free("shift", "eps"), batch=True),
+    _shape("median_scale", *free("eps"), batch=True),
+    _shape("geom", share("gamma")),
+    _shape("logistic_pos", *free("w_min", "centre"), inside("scale")),
+    _shape("cum_drop", *free("below", "step", "base")),
+    _shape("first_n", at_least("n")),
+    _shape("last_n", at_least("n")),
+    _shape("skip_n", at_least("n")),
+    _shape(
+        "rolling_stop",
+        count("window", 1),
+        *free("level"),
+        share("eta"),
+        count("patience", 1),
+        count("skip", 0),
+        batch=True,
+        unless="level",
+    ),
+    _shape("freeze", Parameter("ids", "ids"), *free("weight")),
+    _shape("sign_gate", *free("agree", "disagree")),
+    _shape("rank_softmax", *free("tau"), batch=True),
+    _shape("exp_decay", *free("kappa")),
+    _shape("frontier"),
+    _shape("frontier_root"),
+    _shape("identity", *free("power")),
+    _shape("clamp", *free("low", "high")),
+)
+SHAPES: Registry[Shape] = Registry("shape", Shape, {s.name: s for s in _SHIPPED_SHAPES})
+
+
+@dataclass(frozen=True)
+class HintKindEntry:
+    """What the teacher has read that the student has not, as a recipe names it."""
+
+    name: str
+    needs: tuple[str, ...] = ()
+    """What a run needs for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`).
+    Kinds without need a hint text, which the critic or a template writes."""
+
+
+_SHIPPED_HINTS = (
+    HintKindEntry("feedback"),
+    HintKindEntry("reminder"),
+    HintKindEntry("type_label"),
+    HintKindEntry("observation"),
+    HintKindEntry("rule"),
+    HintKindEntry("none"),
+    HintKindEntry("solution", ("reference_solutions",)),
+    HintKindEntry("demo", ("demonstrations",)),
+    HintKindEntry("peers", ("peer_contexts",)),
+    HintKindEntry("harness", ("harness_context",)),
+    HintKindEntry("debate", ("debate_context",)),
+    HintKindEntry("bcq", ("peer_contexts",)),
+    HintKindEntry("ncq", ("peer_contexts",)),
+    HintKindEntry("delete_noise", ("clean_context",)),
+    HintKindEntry("clean", ("clean_context",)),
+    HintKindEntry("activation", ("activation_steering",)),
+    HintKindEntry("own_attempt"),
+)
+HINTS: Registry[HintKindEntry] = Registry("hint kind", HintKindEntry, {h.name: h for h in _SHIPPED_HINTS})

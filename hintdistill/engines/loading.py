@@ -1,0 +1,111 @@
+"""From a name to an engine: the loaders of those that ship, and what each is handed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hintdistill.config import EngineSection
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.extensions import ENGINES
+from hintdistill.core.hosts import require_allowed
+from hintdistill.core.registry import loaded
+from hintdistill.engines import Engine
+
+if TYPE_CHECKING:
+    from hintdistill.engines.server import ServerEngine
+    from hintdistill.engines.transformers import TransformersEngine
+    from hintdistill.engines.vllm import VLLMEngine
+
+
+@dataclass(frozen=True)
+class EngineJob:
+    """What an engine is to score with."""
+
+    folder: Path
+    """The model folder: the weights to score with, and their tokenizer."""
+    section: EngineSection = field(default_factory=EngineSection)
+    """`rescore.engine`."""
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_tokens: int | None = None
+    top_k: int | None = None
+    """Log-probabilities per position that will be asked for; None where the caller does not know yet."""
+    id_of: Callable[[str], int | None] | None = None
+    """The id of a token's text."""
+    key: str | None = None
+    """Key of the weights, for engines that cannot know it."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further keywords of the engine's own."""
+
+
+def load(name: str, job: EngineJob) -> Engine:
+    """Load the engine of that name.
+
+    Raises:
+        ConfigError: there is no such engine, it may not be asked, or its capabilities are not those of its entry.
+        ModelError, ServiceError: it does not load, or cannot be reached.
+    """
+    entry = ENGINES.get(name)
+    engine = loaded(entry.implementation)(job)
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            f"the engine {name} is a {type(engine).__name__}, which lacks capabilities, key, max_length or score"
+        )
+    if frozenset(engine.capabilities) != entry.capabilities:
+        said = [", ".join(sorted(c)) or "none" for c in (entry.capabilities, engine.capabilities)]
+        raise ConfigError(f"the engine {name} is registered with the capabilities {said[0]} and has {said[1]}")
+    return engine
+
+
+@contextmanager
+def opened(name: str, job: EngineJob) -> Iterator[Engine]:
+    """The engine of that name, closed at the end where it can be. Raises what `load` raises."""
+    engine = load(name, job)
+    try:
+        yield engine
+    finally:
+        close = getattr(engine, "close", None)
+        if close is not None:
+            close()
+
+
+def transformers(job: EngineJob) -> TransformersEngine:
+    """The engine `transformers`, in this process."""
+    from hintdistill.engines.transformers import TransformersEngine
+
+    return TransformersEngine.load(job.folder, job.dtype, job.device, job.batch_tokens, **job.options)
+
+
+def vllm(job: EngineJob) -> VLLMEngine:
+    """The engine `vllm`, in this process."""
+    from hintdistill.engines.vllm import VLLMEngine
+
+    bounds = {"max_logprobs": job.top_k, "max_length": job.section.max_length}
+    given = {k: v for k, v in bounds.items() if v is not None}
+    return VLLMEngine.load(job.folder, job.dtype, **{**given, **job.options})
+
+
+def server(job: EngineJob) -> ServerEngine:
+    """The engine `server`. Raises ConfigError where the host may not be asked."""
+    from hintdistill.engines.server import ServerEngine
+
+    section = job.section
+    assert section.base_url is not None and section.model is not None
+    require_allowed("the engine", section.base_url, section.allow_hosts, "rescore.engine.allow_hosts")
+    return ServerEngine(
+        section.base_url,
+        section.model,
+        max_length=section.max_length,
+        dialect=section.dialect,
+        id_of=job.id_of,
+        api_key_env=section.api_key_env,
+        concurrency=section.concurrency,
+        timeout_s=section.timeout_s,
+        retries=section.retries,
+        key=job.key,
+        **job.options,
+    )

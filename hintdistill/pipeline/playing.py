@@ -1,0 +1,100 @@
+"""Playing a round's episodes: which tasks, with whose weights, and how an episode is stored."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hintdistill.core.models import model_key
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Trace
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.store import RunDir
+from hintdistill.rollouts.environment import TaskSuite
+from hintdistill.rollouts.evaluate import tasks_of
+from hintdistill.rollouts.measure import describe, options_of
+from hintdistill.rollouts.sampling import Episode, Sampler
+
+
+class Player:
+    """Plays episodes of a suite with a student's weights, in this process or on a server that is handed them."""
+
+    def __init__(self, top: RunContext, suite: TaskSuite) -> None:
+        self.top, self.config, self.suite = top, top.config, suite
+
+    def episodes(self, number: int, student: Path, folder: Path) -> list[Episode]:
+        """Play the episodes of round `number` into `folder`; those that are there already are not played again."""
+        sample, seed = self.config.rollout.sample, self.config.run.seed
+        folder.mkdir(parents=True, exist_ok=True)
+        known = tasks_of(self.suite, sample.split, None, sample.tasks)
+        tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
+        options = options_of(self.config.rollout, sample.temperature, seed * 1000 + number, logprobs=True)
+        # the seed draws a batch at a time, so a batch is the unit that is played again
+        base = content_key(
+            "episode",
+            model_key(student).weights,
+            self.config.rollout.environment,
+            describe(options),
+            sample.backend,
+            tasks,
+        )
+        store = RunDir(folder).store("episodes")
+        have = store.by_key()
+        keys = [f"{base}-{i}" for i in range(len(tasks))]
+        size = options.batch_size
+        owed = [at for at in range(0, len(tasks), size) if any(k not in have for k in keys[at : at + size])]
+        if owed:
+            sampler = Sampler(self._weights(student), self.top.renderer, options)
+            with self.top.console.progress(f"play {number}", len(tasks)) as advance:
+                advance(len(tasks) - sum(len(keys[at : at + size]) for at in owed))
+                for at in owed:
+                    played = list(sampler.episodes(self.suite, tasks[at : at + size], advance, first=at))
+                    store.extend([episode_row(k, e) for k, e in zip(keys[at : at + size], played, strict=True)])
+            have = store.by_key()
+        return [episode_of(have[k]) for k in keys]
+
+    def _weights(self, student: Path) -> Any:
+        """Who samples: the weights in this process, or a server that is handed them."""
+        engine = self.top.engine(student)
+        if self.config.rollout.sample.backend == "transformers":
+            return engine
+        from hintdistill.rollouts.server import ServerGenerator
+
+        server = ServerGenerator(self.config.rollout.sample.server, engine.max_length)
+        gap = server.hand_over(student, engine, self._probe)
+        self.top.console.note(f"handed {student} to the server; it is {gap:.2g} nats per token away")
+        return server
+
+    @cached_property
+    def _probe(self) -> list[list[int]]:
+        """What a server is compared on: the opening of a few tasks."""
+        out = []
+        for task in tasks_of(self.suite, self.config.rollout.sample.split, 4, self.config.rollout.sample.tasks):
+            start = self.suite.make().reset(task)
+            out.append(self.top.renderer.encode(self.top.renderer.render(start.messages, start.tools, header=True)))
+        return out
+
+
+def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int = 1) -> list[str]:
+    """`n` tasks for a round, anew each round; every task once before any comes again, `per_task` in a row of each."""
+    rng = random.Random(f"round:{number}:{seed}")
+    out: list[str] = []
+    while len(out) < n // per_task:
+        deck = list(tasks)
+        rng.shuffle(deck)
+        out += deck[: n // per_task - len(out)]
+    return [task for task in out for _ in range(per_task)]
+
+
+def episode_row(key: str, episode: Episode) -> dict[str, Any]:
+    """An episode as a row."""
+    trace = episode.trace.model_dump(mode="json", exclude_defaults=True)
+    return {"key": key, "task": episode.task, "trace": trace, "failure": episode.failure}
+
+
+def episode_of(row: Mapping[str, Any]) -> Episode:
+    """A row as an episode."""
+    return Episode(row["task"], Trace.model_validate(row["trace"]), row["failure"])

@@ -1,0 +1,101 @@
+"""A whole run in its folder: the stages in order, or rounds of them, and what is uploaded at the end."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+from hintdistill.config import RunConfig
+from hintdistill.core.errors import ConfigError
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.stages import check_inputs, run_stages, stage_named, write_report
+from hintdistill.pipeline.store import RunDir
+from hintdistill.training import processes
+
+
+def run_folder(config: RunConfig, name: str) -> Path:
+    """Return where the run goes: `run.dir`, or `runs/<name>-<UTC time>`."""
+    if config.run.dir is not None:
+        return Path(config.run.dir)
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    return Path("runs") / f"{name}-{now}"
+
+
+def run(
+    config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", console: Console | None = None
+) -> Path:
+    """Run the stages up to and including `until`; returns the run folder.
+
+    Of several processes, the main one runs the stages; the others wait, and train with it.
+
+    Raises:
+        ConfigError: the folder is in use, or `until` is no stage.
+        HintdistillError: whatever stopped a stage; everything done before it is kept.
+    """
+    stage_named(until)
+    if config.run.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.run.threads)
+    if processes.world() == 1:
+        return _lead(config, folder, resume, until, console or Console())
+    from hintdistill.engines.transformers import pick_device
+
+    device = pick_device(config.run.device)
+    if not processes.is_main():
+        processes.follow(device)
+        return folder
+    with processes.leading(device):
+        return _lead(config, folder, resume, until, console or Console())
+
+
+def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Console) -> Path:
+    check_inputs(config, until)
+    if config.run.rounds is not None and until != "report":
+        raise ConfigError(f"run.rounds is a loop over all stages and cannot end at {until!r}", hint="unset run.rounds")
+    rundir = RunDir.create(folder, config, resume=resume)
+    try:
+        if config.run.rounds is not None:
+            from hintdistill.pipeline.rounds import run_rounds
+
+            run_rounds(config, rundir, console)
+        else:
+            ctx = RunContext(config, rundir, console)
+            run_stages(ctx, until=until)
+            if until != "report":
+                write_report(ctx)
+        if until == "report":
+            push(config, folder, console)
+    finally:
+        rundir.close()
+    return folder
+
+
+def report_only(config: RunConfig, folder: Path, console: Console | None = None) -> None:
+    """Measure what is owed and write the report of an existing run again."""
+    rundir = RunDir.create(folder, config, resume=True)
+    try:
+        run_stages(RunContext(config, rundir, console or Console()), first="report")
+    finally:
+        rundir.close()
+
+
+def push(
+    config: RunConfig, folder: Path, console: Console, repository: str | None = None, *, private: bool = True
+) -> str | None:
+    """Upload the run's student to `repository`, else to `train.push`; None where neither is set, or nothing was trained.
+
+    Raises:
+        ConfigError: there is no token, or the name is none.
+        InputError: `repository` is given and the run has no student.
+        ServiceError: the hub cannot be reached or refuses.
+    """
+    student, name = folder / "student", repository or config.train.push
+    if name is None or (repository is None and not student.is_dir()):
+        return None
+    from hintdistill.training.push import push_student
+
+    where = push_student(student, name, private)
+    console.note(f"pushed {student} → {where}")
+    return where

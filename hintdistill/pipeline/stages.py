@@ -1,0 +1,282 @@
+"""The stages of a run, and the one place that says in which order they run.
+
+read → critique → inject → rescore → (revise → inject → rescore, where `critic.revise` is on) → train → report
+
+Each stage works out what it owes from the rows of the stage before, does what is not there yet, and says which rows are
+current. Stages pass nothing to one another but the run folder, so a kill at any moment costs the work of one batch.
+`run`, the rounds, the planner and the ablation all go through `each_stage` or `run_stages`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from hintdistill.config import RunConfig
+from hintdistill.core.errors import ConfigError, PromptError
+from hintdistill.core.extensions import HINT_SOURCES
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.store import RunDir
+
+# The modules of the stages are imported when a stage runs: the command line reads the order and loads no torch.
+
+
+class Stage(Protocol):
+    """One stage of a run, without state of its own: everything is in the context and its run folder."""
+
+    name: str
+    """What it is called on the command line and in the run folder's index."""
+    needs_weights: bool
+    """Whether it computes with the student's weights; the planner runs the others for real."""
+
+    def check(self, ctx: RunContext) -> None:
+        """Raise what would stop the stage and can be known before anything is written; see `check_inputs`."""
+
+    def run(self, ctx: RunContext) -> None:
+        """Do what the stage owes."""
+
+
+class Read:
+    """Every record becomes a row, a trace or a failure."""
+
+    name, needs_weights = "read", False
+
+    def check(self, ctx: RunContext) -> None:
+        """Raise InputError for traces or tools that cannot be read; a loop plays its own traces."""
+        from hintdistill.traces.files import trace_files
+
+        if ctx.config.run.rounds is None:
+            trace_files(ctx.config.traces.path)
+        ctx.read_options()
+
+    def run(self, ctx: RunContext) -> None:
+        """Read all files."""
+        from hintdistill.pipeline import read
+
+        read.run(ctx)
+
+
+class Critique:
+    """The critics locate errors and write hints."""
+
+    name, needs_weights = "critique", False
+
+    def check(self, ctx: RunContext) -> None:
+        """Raise PromptError for a prompt that lint finds unsound, ConfigError or InputError for a critic that cannot be made."""
+        from hintdistill.pipeline import critique
+
+        unsound = [p for n in ctx.library.names() if not n.startswith("critic/") for p in ctx.library.lint(n)]
+        if unsound:
+            raise PromptError("; ".join(unsound))
+        critique.critics(ctx)
+
+    def run(self, ctx: RunContext) -> None:
+        """Critique what is owed."""
+        from hintdistill.pipeline import critique
+
+        critique.run(ctx)
+
+
+class Inject:
+    """Which findings go on, and their hints spliced in."""
+
+    name, needs_weights = "inject", False
+
+    def check(self, ctx: RunContext) -> None:
+        """Raise ModelError where the student's tokenizer or template cannot be used."""
+        _ = ctx.renderer
+
+    def run(self, ctx: RunContext) -> None:
+        """Inject what is owed."""
+        from hintdistill.pipeline import inject
+
+        inject.run(ctx)
+
+
+class Rescore:
+    """The student scores every injection with and without its hint, and the gate decides."""
+
+    name, needs_weights = "rescore", True
+
+    def check(self, ctx: RunContext) -> None:
+        """Raise ConfigError where the scoring engine may not be asked."""
+        ctx.check_scoring_engine()
+
+    def run(self, ctx: RunContext) -> None:
+        """Score what is owed."""
+        from hintdistill.pipeline import rescore
+
+        rescore.run(ctx)
+
+
+class Train:
+    """The student is trained on what the gate accepted."""
+
+    name, needs_weights = "train", True
+
+    def check(self, ctx: RunContext) -> None:
+        """Raise ConfigError where the recipe asks for what this run does not have, or a tracker is not installed."""
+        from hintdistill.recipes import require_met
+        from hintdistill.training.capabilities import available, several_rollouts
+        from hintdistill.training.trackers import check_trackers
+
+        config = ctx.config
+        met = available(config.train, config.rescore.engine.backend, several_rollouts(config))
+        met |= HINT_SOURCES.get(config.inject.hint).meets
+        require_met(config.train.effective_recipe, met)
+        check_trackers(config.train)
+
+    def run(self, ctx: RunContext) -> None:
+        """Train, unless the student in the folder was trained on exactly this."""
+        from hintdistill.pipeline import train
+
+        train.run(ctx)
+
+
+class Report:
+    """What changed is measured and written down."""
+
+    name, needs_weights = "report", True
+
+    def check(self, ctx: RunContext) -> None:
+        """Raise ConfigError, InputError or ServiceError for a repository, off-target set or environment that cannot be used."""
+        from hintdistill.traces.files import trace_files
+        from hintdistill.training.push import check_push
+
+        config = ctx.config
+        check_push(config.train.push)
+        trace_files(list(config.report.off_target.values()))
+        if config.rollout.environment is not None:
+            from hintdistill.rollouts.evaluate import load_suite, tasks_of
+
+            suite = load_suite(config.rollout.environment)
+            for split in config.rollout.splits:
+                tasks_of(suite, split, None)
+            if config.run.rounds is not None:
+                tasks_of(suite, config.rollout.sample.split, None, config.rollout.sample.tasks)
+
+    def run(self, ctx: RunContext) -> None:
+        """Measure what is owed and write the report."""
+        from hintdistill.pipeline import report
+
+        report.run(ctx, kept_warnings(ctx.rundir))
+
+
+ORDER: tuple[Stage, ...] = (Read(), Critique(), Inject(), Rescore(), Train(), Report())
+"""The stages in the order in which they run; a revision comes after rescore."""
+STAGES: tuple[str, ...] = tuple(stage.name for stage in ORDER)
+"""Their names, as `--until` takes them."""
+
+
+def stage_named(name: str) -> Stage:
+    """Return the stage of that name. Raises ConfigError where there is none."""
+    for stage in ORDER:
+        if stage.name == name:
+            return stage
+    raise ConfigError(f"no stage {name!r}", hint=f"the stages are {', '.join(STAGES)}")
+
+
+def stages_between(first: str = "read", until: str = "report") -> tuple[Stage, ...]:
+    """Return the stages from `first` to `until`, both included, in order.
+
+    Raises:
+        ConfigError: one is no stage, or `until` comes before `first`.
+    """
+    start, end = ORDER.index(stage_named(first)), ORDER.index(stage_named(until))
+    if end < start:
+        raise ConfigError(f"{until} comes before {first}", hint=f"the stages are {', '.join(STAGES)}")
+    return ORDER[start : end + 1]
+
+
+def each_stage(
+    ctx: RunContext, *, first: str = "read", until: str = "report", skip: Collection[str] = ()
+) -> Iterator[str]:
+    """Run the stages from `first` to `until` and yield the name of each one that is done.
+
+    A caller that stops iterating stops the run there. The revision belongs to rescore: it is over when `rescore` is yielded.
+    Where training follows, the rewards that the recipe reads are required as soon as the traces are read. Each stage's
+    warnings are kept in the index `<stage>-warnings`, also where it fails.
+
+    Args:
+        skip: names of stages whose rows are taken as they are.
+
+    Raises:
+        ConfigError: see `stages_between`.
+        HintdistillError: whatever stopped a stage; everything done before it is kept.
+    """
+    stages = stages_between(first, until)
+    for stage in stages:
+        if stage.name not in skip:
+            _run_one(stage, ctx)
+        if stage.name == "read" and stage_named("train") in stages:
+            from hintdistill.pipeline.outcome import require_outcomes
+
+            require_outcomes(ctx)
+        if stage.name == "rescore" and ctx.config.critic.revise:
+            _revise(ctx)
+        if stage.name == "train" and stage_named("report") in stages:
+            from hintdistill.pipeline import report
+
+            # the report writes the card again, with what it measured
+            report.card(ctx, kept_warnings(ctx.rundir))
+        yield stage.name
+
+
+def run_stages(ctx: RunContext, *, first: str = "read", until: str = "report", skip: Collection[str] = ()) -> None:
+    """Run the stages from `first` to `until`; see `each_stage`."""
+    for _ in each_stage(ctx, first=first, until=until, skip=skip):
+        pass
+
+
+def write_report(ctx: RunContext) -> None:
+    """Write the report of a run that has not come to its report stage: nothing is measured for it."""
+    from hintdistill.pipeline import report
+
+    report.write(ctx, kept_warnings(ctx.rundir), measure=False)
+
+
+def kept_warnings(rundir: RunDir) -> list[str]:
+    """What the stages before the report warned of, in order; each text once."""
+    names = [name for name in STAGES if name != "report"]
+    names.insert(names.index("rescore") + 1, "revise")
+    return list(dict.fromkeys(text for name in names for text in rundir.index(f"{name}-warnings") or []))
+
+
+def check_inputs(config: RunConfig, until: str = "report") -> None:
+    """Fail on what is missing before anything is written.
+
+    Raises:
+        ModelError, InputError, ConfigError, PromptError: a path, model, prompt folder or environment that cannot be used.
+    """
+    ctx = RunContext(config, RunDir(Path()), Console(quiet=True))
+    for stage in stages_between(until=until):
+        stage.check(ctx)
+
+
+def _run_one(stage: Stage, ctx: RunContext) -> None:
+    with _keeping_warnings(ctx, stage.name):
+        stage.run(ctx)
+
+
+def _revise(ctx: RunContext) -> None:
+    """Send rejected hints back to the critic that wrote them, once; inject and rescore again where one was rewritten."""
+    from hintdistill.pipeline import revise
+
+    with _keeping_warnings(ctx, "revise"):
+        rewritten = revise.run(ctx)
+    if rewritten:
+        for name in ("inject", "rescore"):
+            _run_one(stage_named(name), ctx)
+
+
+@contextmanager
+def _keeping_warnings(ctx: RunContext, name: str) -> Iterator[None]:
+    """Keep what is warned of inside under the stage's name, also where it fails."""
+    ctx.console.warnings.clear()
+    try:
+        yield
+    finally:
+        ctx.rundir.set_index(f"{name}-warnings", ctx.console.warnings)

@@ -1,0 +1,237 @@
+"""Divergences and weights as discriminated unions: each kind (and shape) is a model with its own parameters and no other.
+
+The models are made from the registries' entries when they are first asked for, so that a registered part is checked like
+those that ship.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    create_model,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
+
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.parts import Parameter
+from hintdistill.core.registry import NameIn, nearest, require
+from hintdistill.recipes import parts
+from hintdistill.recipes.values import Part, Positive, check, json_schema
+
+
+class Spec(Part):
+    """A part named by its kind, with the parameters of that kind beside it."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the kind that are given."""
+        common = _common(type(self))
+        return {n: getattr(self, n) for n in type(self).model_fields if n not in common and n in self.model_fields_set}
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The parameters that are given, even where they are a default, and no others: those are the implementation's own."""
+        data: dict[str, Any] = plain(self)
+        common = _common(type(self))
+        return {k: v for k, v in data.items() if k in common} | self.parameters
+
+
+class DivergenceSpec(Spec):
+    """How student and target are compared; `divergence_spec` makes the model of a kind."""
+
+    kind: str
+    pointwise_clip: Positive | None = None
+    token_clip: Positive | None = None
+    signal: str = "log"
+    """Of a policy gradient; a key of no other kind."""
+
+    @property
+    def entry(self) -> parts.Divergence:
+        """What the registry says of the kind."""
+        return parts.DIVERGENCES.get(self.kind)
+
+    @model_validator(mode="after")
+    def _sound(self) -> DivergenceSpec:
+        if self.entry.reads != "distributions" and self.pointwise_clip is not None:
+            raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
+        bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
+        if self.entry.has_signal and bounds and self.parameters.get("behaviour") is None:
+            raise ValueError(f"{bounds[0]} is of an importance ratio, which needs `behaviour: initial`")
+        if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
+            raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
+        if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:
+            raise ValueError("baseline_k is of a baseline, which needs `baseline: value`")
+        return self
+
+
+@dataclass
+class _Union:
+    """The discriminated union of a registry's entries; marks a field of a pydantic model."""
+
+    base: type[Spec]
+    key: str
+    default: str
+    what: str
+    models: dict[Any, type[Spec]] = field(default_factory=dict)
+    _within: bool = False
+
+    def choose(self, data: Mapping[str, Any]) -> type[Spec]:
+        """The model of what the data name. Raises ValueError for an unknown name, with the nearest."""
+        name = str(data.get(self.key, self.default))
+        if self.base is WeightSpec:
+            shape = parts.SHAPES.get(parts.SHAPES.require(name))
+            return self._model((shape,), name, shape.parameters, {})
+        entry = parts.DIVERGENCES.get(parts.DIVERGENCES.require(name))
+        if not entry.has_signal:
+            return self._model((entry,), name, entry.parameters, {})
+        signal = require(str(data.get("signal", "log")), parts.SIGNALS, "signal")
+        own = tuple(p for p in entry.parameters if p.name != "signal")
+        return self._model((entry, signal), name, own, {signal: parts.SIGNALS[signal]})
+
+    def _model(
+        self, key: tuple[Any, ...], name: str, own: tuple[Parameter, ...], signal: dict[str, tuple[Parameter, ...]]
+    ) -> type[Spec]:
+        if key not in self.models:
+            fields: dict[str, Any] = {self.key: (Literal[name], name if name == self.default else ...)}
+            for of, parameters in {name: own, **signal}.items():
+                for p in parameters:
+                    if p.name in self.base.model_fields or p.name in fields:
+                        raise ConfigError(
+                            f"the {self.what} {name} may not call a parameter `{p.name}`: that key is taken"
+                        )
+                    fields[p.name] = (_annotation(of, p), None)
+            for chosen in signal:
+                fields["signal"] = (Literal[chosen], chosen)
+            title = "".join(w.title() for w in (*name.split("_"), *signal, self.what))
+            self.models[key] = create_model(title, __base__=self.base, __doc__=f"The {self.what} {name}.", **fields)
+        return self.models[key]
+
+    def validate(self, value: Any) -> Spec:
+        """A part from plain data; errors keep their place."""
+        if isinstance(value, self.base):
+            return value
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a {self.what} is a mapping with the key `{self.key}`, not {value!r}")
+        model = self.choose(value)
+        name = str(value.get(self.key, self.default))
+        known = set(model.model_fields)
+        if name not in parts.DIVERGENCES or not parts.DIVERGENCES.get(name).has_signal:
+            known -= {"signal"}
+        for key in value:
+            if key not in known:
+                own = sorted(known - set(_common(model)))
+                raise ValueError(
+                    f"unknown key `{key}` of {self.what} {name}{nearest(str(key), known)}; it takes {', '.join(own) or 'none'}"
+                )
+        return model.model_validate(value)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        as_it_is = core_schema.plain_serializer_function_ser_schema(lambda v: v, return_schema=core_schema.any_schema())
+        return core_schema.no_info_plain_validator_function(self.validate, serialization=as_it_is)
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        if self._within:
+            # a weight made of weights: the kinds are listed where it begins
+            return {"type": "object", "properties": {self.key: {"type": "string", "default": self.default}}}
+        return self.json_schema()
+
+    def json_schema(self) -> dict[str, Any]:
+        """Every kind with its parameters, told apart by the key."""
+        names = parts.SHAPES.names() if self.base is WeightSpec else parts.DIVERGENCES.names()
+        kinds: list[dict[str, Any]] = []
+        for name in names:
+            signals = parts.SIGNALS if name in parts.DIVERGENCES and parts.DIVERGENCES.get(name).has_signal else ("",)
+            for signal in signals:
+                schema = self._schema_of(self.choose({self.key: name, **({"signal": signal} if signal else {})}))
+                if not signal:
+                    schema["properties"].pop("signal", None)
+                kinds.append(_inlined(schema, schema.pop("$defs", {})))
+        return {"oneOf": kinds, "discriminator": {"propertyName": self.key}}
+
+    def _schema_of(self, model: type[Spec]) -> dict[str, Any]:
+        self._within = True
+        try:
+            return model.model_json_schema()
+        finally:
+            self._within = False
+
+
+def _inlined(schema: Any, defined: Mapping[str, Any]) -> Any:
+    """A schema with what it refers to in its place, because it becomes a part of another."""
+    if isinstance(schema, list):
+        return [_inlined(s, defined) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(defined[schema["$ref"].rpartition("/")[2]], defined)
+    return {k: _inlined(v, defined) for k, v in schema.items()}
+
+
+def _annotation(kind: str, parameter: Parameter) -> Any:
+    def checked(value: Any) -> Any:
+        check(parameter, kind, value)
+        return value
+
+    return Annotated[Any, AfterValidator(checked), WithJsonSchema(json_schema(parameter))]
+
+
+class WeightSpec(Spec):
+    """One factor of a token's weight: a shape of a score, a soft-or or product of such, or another term's mask."""
+
+    score: Annotated[str, AfterValidator(lambda s: require(s, [*parts.SCORES, *parts.FACTS], "score"))] = "one"
+    shape: Annotated[str, NameIn(parts.SHAPES)] = "identity"
+    invert: bool = False
+    """1 - weight."""
+    times_sign: bool = False
+    """The score times the sign of the advantage."""
+    id: str | None = None
+    """A name under which the mask can be used again."""
+    ref: str | None = None
+    """The mask of that name."""
+    soft_or: tuple[Weight, ...] = ()
+    product: tuple[Weight, ...] = ()
+    then: tuple[Weight, ...] = ()
+    """Shapes applied to this weight in turn; their scores are not read."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> WeightSpec:
+        if self.soft_or and len(self.soft_or) != 2:
+            raise ValueError("soft_or joins two weights")
+        return self
+
+    def scores(self) -> set[str]:
+        """Every score that this weight reads."""
+        own = set() if self.ref or self.soft_or or self.product else {self.score}
+        own |= {"adv_sign"} if self.times_sign else set()
+        return own.union(*(w.scores() for w in (*self.soft_or, *self.product)))
+
+
+DIVERGENCE_UNION = _Union(DivergenceSpec, "kind", "rkl", "divergence")
+WEIGHT_UNION = _Union(WeightSpec, "shape", "identity", "shape")
+AnyDivergence = Annotated[DivergenceSpec, DIVERGENCE_UNION]
+Weight = Annotated[WeightSpec, WEIGHT_UNION]
+WeightSpec.model_rebuild()
+
+
+def divergence_spec(**data: Any) -> DivergenceSpec:
+    """The divergence of `kind` (reverse KL by default) with its parameters. Raises ValueError where they do not fit it."""
+    made = DIVERGENCE_UNION.validate(data)
+    assert isinstance(made, DivergenceSpec)
+    return made
+
+
+def _common(model: type[Spec]) -> Mapping[str, Any]:
+    """The fields that every kind has."""
+    base = WeightSpec if issubclass(model, WeightSpec) else DivergenceSpec
+    return {n: f for n, f in base.model_fields.items() if n != "signal"}
+
+
+__all__ = ["AnyDivergence", "DivergenceSpec", "Weight", "WeightSpec", "divergence_spec"]

@@ -1,0 +1,222 @@
+"""Columns of a part of targets → heads and whole targets.
+
+Arrow's lists become numpy arrays without a detour through Python objects; text and placebos, which are few, do not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hintdistill.core.errors import InputError
+from hintdistill.core.scores import Measurement, Placebo, Target, TargetHead
+
+TARGET_SCHEMA = 2
+META = b"hintdistill.targets"
+"""Entry of a part's metadata that holds the number of its schema."""
+
+_AGAIN = "delete it; --resume makes it again"
+_PER_TOKEN = (
+    "support_ids",
+    "teacher_logprobs",
+    "plain_logprobs",
+    "teacher_tail",
+    "plain_tail",
+    "teacher_sampled",
+    "plain_sampled",
+)
+_TEXTS = ("tokens", "instead", "hint", "placebos")
+
+
+def context_hash(ids: Sequence[int] | np.ndarray) -> str:
+    """SHA-256 of context ids as little-endian int32: what a foreign trainer checks its own context against."""
+    return hashlib.sha256(np.asarray(ids, "<i4").tobytes()).hexdigest()
+
+
+def open_part(part: Path) -> pq.ParquetFile:
+    """A part, open for reading.
+
+    Raises:
+        InputError: it is no parquet file, or another program or version wrote it; names it.
+    """
+    try:
+        file = pq.ParquetFile(part)
+        version = (file.schema_arrow.metadata or {}).get(META)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{part} is not a readable parquet file: {error}", hint=_AGAIN) from None
+    if version is None:
+        raise InputError(f"{part} holds no hintdistill targets", hint="another program wrote it; move it away")
+    if version != str(TARGET_SCHEMA).encode():
+        raise InputError(f"{part} has target schema {version.decode()}; this release reads {TARGET_SCHEMA}")
+    return file
+
+
+def read_columns(part: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some columns of a group of rows, or all. Raises InputError where they are damaged; names the part."""
+    try:
+        return file.read_row_group(group, columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{part} is damaged: {error}", hint=_AGAIN) from None
+
+
+class Heads:
+    """Turns light columns into heads; what many rows have in common is held once."""
+
+    COLUMNS = (
+        "key",
+        "trace_id",
+        "step",
+        "kind",
+        "split",
+        "error_class",
+        "fidelity",
+        "accepted",
+        "reasons",
+        "guards",
+        "insert_at",
+        "first_position",
+        "span_start",
+        "span_end",
+        "recorded_gap",
+        "measurement",
+        "versions",
+        "step_ids",
+    )
+
+    def __init__(self) -> None:
+        self._versions: dict[str, Mapping[str, str]] = {}
+        self._words: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def of(self, table: pa.Table) -> Iterator[tuple[TargetHead, int, int]]:
+        """Each row's head, the tokens of its context and those of its step."""
+        lengths = np.diff(_array(table, "step_ids").offsets.to_numpy())
+        rows = table.drop_columns(["step_ids"]).to_pylist()
+        for row, length in zip(rows, lengths, strict=True):
+            start = row.pop("first_position")
+            yield TargetHead(**self.fields(row)), start, int(length)
+
+    def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a head from a row of the file."""
+        measured = row["measurement"]
+        text = {n: row[n] for n in ("trace_id", "kind", "split", "error_class", "fidelity")}
+        return {
+            **{n: None if value is None else sys.intern(value) for n, value in text.items()},
+            "key": row["key"],
+            "step": row["step"],
+            "span": (row["span_start"], row["span_end"]),
+            "insert_at": row["insert_at"],
+            "measurement": Measurement(**measured) if measured else None,
+            "guards": self._words.setdefault(words := tuple(row["guards"]), words),
+            "accepted": row["accepted"],
+            "reasons": self._words.setdefault(words := tuple(row["reasons"]), words),
+            "recorded_gap": row["recorded_gap"],
+            "versions": self._made_by(row["versions"]),
+        }
+
+    def _made_by(self, text: str) -> Mapping[str, str]:
+        if text not in self._versions:
+            self._versions[text] = json.loads(text)
+        return self._versions[text]
+
+
+class Columns:
+    """All columns of a group of rows, of which single targets are taken."""
+
+    def __init__(self, part: Path, table: pa.Table) -> None:
+        self.part, self.nbytes = part, table.nbytes
+        lists = [n for n in table.column_names if pa.types.is_list(table.schema.field(n).type)]
+        self._lists = {n: _array(table, n) for n in lists}
+        self._small = table.select([n for n in table.column_names if n not in lists or n in (*_TEXTS, *_WORDS)])
+        self._read = Heads()
+
+    def __len__(self) -> int:
+        return len(self._small)
+
+    def target(self, row: int) -> Target:
+        """The target of a row. Raises InputError where a row cannot be one; names file and row."""
+        small = self._small.slice(row, 1).to_pylist()[0]
+        arrays = {name: self._flat(name, row) for name in ("context_ids", "step_ids", "block_ids", "legal_ids")}
+        nested = {name: self._nested(name, row) for name in _PER_TOKEN[:3]}
+        flat = {name: self._flat(name, row) for name in _PER_TOKEN[3:]}
+        if problem := _problem(small, arrays, nested, flat):
+            raise InputError(
+                f"{self.part}: row {small['key']}: {problem}", hint="delete the part; --resume makes it again"
+            )
+        fields = self._read.fields(small)
+        fields |= {name: values.astype(np.int64) for name, values in arrays.items()}
+        fields |= {name: values.astype(np.float32) for name, values in flat.items()}
+        return Target(
+            **fields,
+            support_ids=_padded(*nested["support_ids"], -1, np.int64),
+            teacher_logprobs=_padded(*nested["teacher_logprobs"], -np.inf, np.float32),
+            plain_logprobs=_padded(*nested["plain_logprobs"], -np.inf, np.float32),
+            hint=small["hint"],
+            placebos=tuple(
+                Placebo(p["kind"], p["text"], np.array(p["hint_effect"], np.float32), Measurement(**p["measurement"]))
+                for p in small["placebos"]
+            ),
+            tokens=tuple(small["tokens"]),
+            instead=tuple(small["instead"]),
+        )
+
+    def _flat(self, name: str, row: int) -> np.ndarray:
+        """One row of a list column."""
+        column = self._lists[name]
+        start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
+        return column.values[start:stop].to_numpy(zero_copy_only=False)
+
+    def _nested(self, name: str, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """One row of a column of lists of lists: the values under each other, and how many of them each list has."""
+        column = self._lists[name]
+        start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
+        ends = column.values.offsets[start : stop + 1].to_numpy()
+        return column.values.values[int(ends[0]) : int(ends[-1])].to_numpy(zero_copy_only=False), np.diff(ends)
+
+
+_WORDS = ("reasons", "guards")
+"""Columns of lists that are text and short."""
+
+
+def _array(table: pa.Table, name: str) -> Any:
+    column = table.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _problem(
+    small: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    nested: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    flat: Mapping[str, np.ndarray],
+) -> str | None:
+    """Why a row cannot be a target; None if it can."""
+    steps = len(arrays["step_ids"])
+    for name in _PER_TOKEN:
+        found = len(nested[name][1]) if name in nested else len(flat[name])
+        if found != steps:
+            return f"{name} speaks of {found} tokens, the step has {steps}"
+    counts = np.stack([n for _, n in nested.values()])
+    if len(differ := np.flatnonzero((counts != counts[0]).any(0))):
+        return f"the support and the log-probabilities of token {differ[0]} differ in length"
+    if not all(np.isfinite(flat[n].astype(np.float32)).all() for n in ("teacher_sampled", "plain_sampled")):
+        return "a log-probability of a sampled token is missing or not finite"
+    if small["context_sha256"] != context_hash(arrays["context_ids"]):
+        return "the context is not the one its hash was taken of"
+    return None
+
+
+def _padded(values: np.ndarray, counts: np.ndarray, fill: float, dtype: Any) -> np.ndarray:
+    """Lists of different lengths under each other, filled up on the right."""
+    width = int(counts.max())
+    if len(values) == width * len(counts):
+        return values.astype(dtype).reshape(len(counts), width)
+    out = np.full((len(counts), width), fill, dtype)
+    out[np.arange(width) < counts[:, None]] = values
+    return out
