@@ -49,7 +49,7 @@ def dry_run(config: RunConfig, until: str = "report") -> DryRun:
             break
     splits = [ctx.split_of(group) for group in group_traces(traces)]
     trains = stage_named("train") in stages_between(until=until)
-    if trains and config.run.rounds is None and reads_reward(config.train.objective):
+    if trains and config.run.rounds is None and reads_reward(config.train.effective_recipe):
         outcome.check_outcomes(config, [t for t, s in zip(traces, splits, strict=True) if s == "train"])
     return DryRun(
         traces=len(traces),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +49,7 @@ def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int
 
     What their choice asks of their log-probabilities is read part by part.
     """
-    terms = [t for t in config.objective.terms.values() if t.rows == "anchor"]
+    terms = [t for t in config.effective_recipe.terms.values() if t.rows == "anchor"]
     if not terms:
         return take(candidates, [])
     bound = min(t.min_probability for t in terms)
@@ -121,20 +120,20 @@ def run(ctx: RunContext) -> None:
     """
     from hintdistill.pipeline.outcome import outcome_data
     from hintdistill.training.processes import together
-    from hintdistill.training.stage import read_summary, train
+    from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
 
     stored = rescore.load(ctx)
     rescore.require_accepted(ctx, stored)
     targets, outcome = selected(ctx, stored), outcome_data(ctx)
     watch, run, section = watched(ctx, targets, outcome, stored), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
-    external = section.objective.teacher.model
+    external = section.effective_recipe.teacher.model
     made_of = [
         sorted(t.key for t in targets.heads),
         # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
         # start a training over; the recipe and its teacher are the two lines after it, wherever their files are
         section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS}),
-        section.objective.model_dump(mode="json", exclude={"teacher": {"model"}}),
+        section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
         [str(ctx.model_key), model_key(ctx.initial_folder).weights],
         None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
@@ -148,21 +147,9 @@ def run(ctx: RunContext) -> None:
         lengths = trained_lengths(targets, section, outcome)
         require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.console.progress("train", None) as advance:
-            job = partial(
-                train, initial=ctx.initial_folder, heldout=held_out(ctx, stored), watch=watch, outcome=outcome
-            )
-            summary = together(
-                job,
-                ctx.model_folder,
-                targets,
-                run,
-                section,
-                work,
-                ctx.student_folder,
-                key,
-                progress=lambda done, total: advance(1),
-                warn=ctx.console.warn,
-            )
+            data = TrainData(targets, held_out(ctx, stored), watch, outcome)
+            job = TrainJob(ctx.model_folder, data, run, section, work, ctx.student_folder, key, ctx.initial_folder)
+            summary = together(train, job, progress=lambda done, total: advance(1), warn=ctx.console.warn)
     ctx.rundir.set_index("train", [key])
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"

@@ -268,7 +268,7 @@ def _all_slots(ctx: RunContext) -> list[StepIds]:
         if h.split == "train" and h.injection.fidelity in config.fidelity
     ]
     taken: dict[str, int] = {}
-    anchored = any(t.rows == "anchor" for t in config.objective.terms.values())
+    anchored = any(t.rows == "anchor" for t in config.effective_recipe.terms.values())
     for item in rescore.anchor_items(ctx):
         if item.split != "train" or not anchored:
             # stored to be looked at while training

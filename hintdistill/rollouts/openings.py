@@ -48,7 +48,7 @@ def lay_out(
     section, out = config.rollout, LaidOut()
     openings = {task: opening_ids(suite, renderer, task) for task in dict.fromkeys(tasks)}
     step = min(section.max_new_tokens, shape.max_length // 2)
-    anchored = any(t.rows == "anchor" for t in config.train.objective.terms.values())
+    anchored = any(t.rows == "anchor" for t in config.train.effective_recipe.terms.values())
     anchors = min(config.train.anchor.per_trace, section.max_steps - 1) if anchored else 0
     for n, task in enumerate(tasks):
         opening = openings[task]

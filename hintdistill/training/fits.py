@@ -42,13 +42,13 @@ def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bo
         rank=0 if lora is None else lora.rank,
         checkpointing=train.gradient_checkpointing,
         accumulates=train.micro_batch_size is not None and train.micro_batch_size < train.batch_size,
-        kinds=len({t.rows for t in train.objective.terms.values()}),
+        kinds=len({t.rows for t in train.effective_recipe.terms.values()}),
         teacher=_teacher(train),
     )
 
 
 def _teacher(train: TrainSection) -> TeacherUse:
-    recipe = train.objective
+    recipe = train.effective_recipe
     views = recipe.used_views("hint") if train.target_source == "in_step" else {}
     made = {(whose(v.weights, recipe.teacher.update), v.context) for v in views.values()}
     made -= {("live", "plain")}
@@ -209,7 +209,7 @@ def recommend(
         packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
         why = f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens"
         return Recommended(
-            settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in train.objective.terms},
+            settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in train.effective_recipe.terms},
             budget,
             len(packed),
             max(map(len, packed)),

@@ -88,7 +88,7 @@ def short_training(
         HintdistillError: what `stage.train` raises.
     """
     from hintdistill.training.reward import OutcomeData, TraceOutcome
-    from hintdistill.training.stage import train
+    from hintdistill.training.stage import TrainData, TrainJob, train
 
     micro = len(micro_batch)
     passes = 2 if micro < section.batch_size else 1
@@ -97,18 +97,11 @@ def short_training(
         replace(t, key=f"{t.key}-{n}", trace_id=f"{t.trace_id}-{n}") for n in range(STEPS * passes) for t in micro_batch
     ]
     began, ends = clock(), list[float]()
-    train(
-        model,
-        targets,
-        run,
-        section.model_copy(update=changed),
-        work / "train",
-        work / "student",
-        "measured",
-        lambda done, total: ends.append(clock()),
-        heldout=targets[:1],
-        outcome=OutcomeData({t.trace_id: TraceOutcome(1.0, 0.5, 0.5, 2) for t in targets}),
-    )
+    outcome = OutcomeData({t.trace_id: TraceOutcome(1.0, 0.5, 0.5, 2) for t in targets})
+    data = TrainData(targets, heldout=targets[:1], outcome=outcome)
+    config = section.model_copy(update=changed)
+    job = TrainJob(model, data, run, config, work / "train", work / "student", "measured")
+    train(job, lambda done, total: ends.append(clock()))
     total, step = clock() - began, (ends[-1] - ends[0]) / (len(ends) - 1)
     return ShortTraining(step, passes, max(0.0, total - step * len(ends)))
 

@@ -264,7 +264,7 @@ def test_other_couplings_read_the_same_facts(name, tmp_path):
     model = fresh("llama")
     stored = targets_of(model)
     recipe = {"recipe": {"preset": name, "data": {"hint": {"kind": "feedback"}}}}
-    require_met(TrainSection(**recipe).objective, available(TrainSection(**recipe)))
+    require_met(TrainSection(**recipe).effective_recipe, available(TrainSection(**recipe)))
     right = OutcomeData({t: TraceOutcome(*o, 4) for t, o in OUTCOMES.items()})
     wrong = OutcomeData({t: TraceOutcome(1 - r, -a, 1 - g, 4) for t, (r, a, g) in OUTCOMES.items()})
     _, g = loss_and_gradient(trainer_of(model, stored, tmp_path, right, **recipe))
@@ -334,7 +334,7 @@ def test_what_a_run_cannot_have_is_refused_by_its_config(tmp_path):
         assert not (tmp_path / "run").exists()
         for change in ("rollout.sample.per_task=4", "train.outcome.baseline=round"):
             config = load_config(ROOT / "configs" / "rounds.yaml", [recipe, change])
-            require_met(config.train.objective, available(config.train, several=several_rollouts(config)))
+            require_met(config.train.effective_recipe, available(config.train, several=several_rollouts(config)))
     with pytest.raises(ConfigError, match=r"between 0 and 1, not 1\.5"):
         load_recipe({"preset": "targeted", "coupling": {"kind": "additive", "weight": 1.5}})
     with pytest.raises(ConfigError, match="peer_contexts"):
