@@ -134,7 +134,8 @@ def test_files_and_functions_stay_short(path):
 
 def is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether typer calls it: each parameter is an option of the command line."""
-    return any("command" in ast.unparse(d) or "callback" in ast.unparse(d) for d in node.decorator_list)
+    decorated = any("command" in ast.unparse(d) or "callback" in ast.unparse(d) for d in node.decorator_list)
+    return decorated or any("typer.Option" in ast.unparse(a) for a in node.args.args)
 
 
 def too_many(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
