@@ -27,10 +27,11 @@ from hintdistill.engines.transformers import TransformersEngine
 Step = Callable[[], float]
 """One forward and backward pass; the loss."""
 LIVE = {
-    "recipe": {"teacher": {"update": "live"}},
+    "recipe": {
+        "teacher": {"update": "live"},
+        "terms": {"distill": {"support": {"kind": "full"}, "divergence": {"kind": "rkl"}}},
+    },
     "targets": "in_step",
-    "support": "full",
-    "divergence": "rkl",
     "anchor": {"weight": 0.0},
 }
 """The recipe of the comparison: the default one with a live teacher, the whole vocabulary and reverse KL, no anchor."""

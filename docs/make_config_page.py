@@ -2,74 +2,32 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pydantic_core import PydanticUndefined
-
-from hintdistill import config
-from hintdistill.config import RunConfig, Section, critic, engine, rollout, train
+from hintdistill.config import RunConfig, Section
 from hintdistill.config.file import section_of
-from hintdistill.core.registry import NameIn
+from hintdistill.config.surface import default_of, meanings, type_name
 
 HEAD = """# Configuration
 
-Every key, with its type, default and meaning. Written by `make docs` from `hintdistill/config.py`; do not edit.
+Every key, with its type, default and meaning. Written by `make docs` from `hintdistill/config/`; do not edit.
+`hintdistill config schema` prints the same as a JSON schema, for editors that complete and check YAML.
 
 A config is YAML; any key can be set on the command line as `section.key=value`, where the value is YAML too
 (`traces.path=[a.jsonl, b.jsonl]`, `train.lora={rank: 8}`). A field that holds several things takes a single one as well.
-An unknown key is an error that names the nearest known one.
+An unknown key is an error that names the nearest known one; a key of an earlier version is an error that names the new one.
+
+A path in a config file is relative to the file; one in `section.key=value` is relative to the folder you are in. `config.yaml` in a
+run folder holds absolute paths. A path that is found only in the folder you are in, as it was in releases before, is an error that
+names the new spelling. A model is a folder or a hub name: `owner/name` is the hub's unless there is such a folder. Names of prompts
+are searched in `critic.prompts`, then among the shipped ones.
 """
 
 
-def descriptions() -> dict[str, dict[str, str]]:
-    """The string under each field, by class and field."""
-    out: dict[str, dict[str, str]] = {}
-    for node in [
-        n for module in (config, critic, engine, rollout, train) for n in ast.parse(inspect.getsource(module)).body
-    ]:
-        if isinstance(node, ast.ClassDef):
-            fields: dict[str, str] = {}
-            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
-                text = (
-                    isinstance(after, ast.Expr)
-                    and isinstance(after.value, ast.Constant)
-                    and isinstance(after.value.value, str)
-                )
-                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                    fields[field.target.id] = " ".join(after.value.value.split()) if text else ""  # type: ignore[union-attr]
-            out[node.name] = fields
-    return out
-
-
-def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A type as a reader wants it; a name of a registry is shown as the names there are, to which plugins may add."""
-    marks = [m for m in metadata if isinstance(m, NameIn)]
-    if marks:
-        return f"name: {marks[0].choices}"
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"(?:typing\.)?Annotated\[str, NameIn\((.*?)\)\]", r"name: \1", text)
-    return text.replace("typing.", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
-
-
-def default_of(info: Any) -> str:
-    """A field's default."""
-    if info.default_factory is not None:
-        return "`{}`"
-    if info.default is PydanticUndefined:
-        return "required"
-    value = info.default
-    if isinstance(value, tuple):
-        return "`[" + ", ".join(map(str, value)) + "]`"
-    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else value if value != '' else repr(value)}`"
-
-
-def section(model: type[Section], prefix: str, texts: dict[str, dict[str, str]]) -> list[str]:
-    """One table, then the tables of the sections inside."""
+def section(model: type[Section], prefix: str, shown: dict[type[Section], str]) -> list[str]:
+    """One table, then the tables of the sections inside; a section that is shown already is named."""
+    shown[model] = prefix.rstrip(".")
     lines = [
         f"\n## `{prefix.rstrip('.')}`\n",
         f"{inspect.getdoc(model)}\n",
@@ -77,28 +35,31 @@ def section(model: type[Section], prefix: str, texts: dict[str, dict[str, str]])
         "|---|---|---|---|",
     ]
     inner: list[str] = []
+    texts = meanings(model)
     for name, info in model.model_fields.items():
         part = section_of(info.annotation)
-        if part is not None:
-            inner += section(part, f"{prefix}{name}.", texts)
+        text = texts.get(name, "").replace("|", "\\|").replace("\\\\|", "\\|")
+        if part is not None and part in shown:
+            lines.append(f"| `{prefix}{name}` | section | | The keys of `{shown[part]}`. {text} |")
+        elif part is not None:
+            inner += section(part, f"{prefix}{name}.", shown)
             if info.default is None:
                 lines.append(f"| `{prefix}{name}` | section or null | `null` | {inspect.getdoc(part)} |")
-            continue
-        text = (texts[model.__name__].get(name, "")).replace("|", "\\|").replace("\\\\|", "\\|")
-        lines.append(
-            f"| `{prefix}{name}` | {type_name(info.annotation, info.metadata)} | {default_of(info)} | {text} |"
-        )
+        else:
+            given = default_of(info)
+            default = given if given == "required" else f"`{given}`"
+            lines.append(f"| `{prefix}{name}` | {type_name(info.annotation, info.metadata)} | {default} | {text} |")
     return [*lines, *inner]
 
 
 def page() -> str:
     """The whole page."""
-    texts = descriptions()
     lines = [HEAD]
+    shown: dict[type[Section], str] = {}
     for name, info in RunConfig.model_fields.items():
         part = section_of(info.annotation)
         assert part is not None
-        lines += section(part, f"{name}.", texts)
+        lines += section(part, f"{name}.", shown)
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from hintdistill import __version__
-from hintdistill.cli.evidence import ablate, preflight
+from hintdistill.cli.config import config_app
+from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.look import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.core.errors import ConfigError, HintdistillError
@@ -30,8 +31,9 @@ app = typer.Typer(
 app.add_typer(prompts_app, name="prompts")
 app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(config_app, name="config")
 app.command()(convert)
-app.command()(ablate)
+app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 
@@ -201,13 +203,10 @@ def report(
         written = write_shared(RunDir.open(run).path)
         say(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
         return
-    from hintdistill.config.file import validate
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import report_only
-    from hintdistill.pipeline.store import RunDir
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    report_only(settings, run, Console(quiet=quiet or as_json))
+    report_only(run, Console(quiet=quiet or as_json))
     _finish(run, as_json)
 
 
@@ -251,14 +250,12 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
-    from hintdistill.config.file import validate
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import push as push_student
     from hintdistill.pipeline.store import RunDir
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    train = settings.train.model_copy(update={"push_private": not public})
-    print(push_student(settings.model_copy(update={"train": train}), run, Console(quiet=True), repository))
+    settings, _ = RunDir.open(run).config()
+    print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 
 @app.command()

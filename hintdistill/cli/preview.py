@@ -60,13 +60,13 @@ def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | 
             raise InputError(
                 f"{name} is part of other prompts", hint="render critic/all_at_once.jinja to see it in place"
             )
-        place, strategy = "prompt", "all_at_once"
+        prompts, strategy = [name], "all_at_once"
         if library.mentions(name, "first"):
-            place, strategy = "half_prompt", "binary_search"
+            prompts, strategy = [name, "critic/step.jinja"], "binary_search"
         elif library.mentions(name, "step"):
-            place, strategy = "step_prompt", "step_by_step"
+            strategy = "step_by_step"
         section = LLMSection.model_validate(
-            {"base_url": "http://localhost", "model": "preview", "strategy": strategy, place: name}
+            {"base_url": "http://localhost", "model": "preview", "strategy": strategy, "prompt": prompts}
         )
         return [LLMCritic(section, library, _Nobody()).prompt(trace, name)]
     if kind == "placebo":

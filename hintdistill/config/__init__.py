@@ -6,7 +6,7 @@ no say. `config_file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -21,7 +21,7 @@ from hintdistill.config.critic import (
     RulesSection,
 )
 from hintdistill.config.engine import EngineSection
-from hintdistill.config.rollout import AblateSection, RolloutSection, ServerSection
+from hintdistill.config.rollout import RolloutSection, ServerSection
 from hintdistill.config.train import (
     OUTPUT_KEYS,
     AnchorSection,
@@ -31,15 +31,17 @@ from hintdistill.config.train import (
     TripwireSection,
     WatchSection,
 )
-from hintdistill.core.extensions import HINT_SOURCES
+from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
+from hintdistill.core.paths import ConfigPath, ModelPath, OutputPath
 from hintdistill.core.registry import NameIn
 from hintdistill.core.types import HintRole, Placement
 
 __all__ = [
     "CHECKS",
     "CONFIG_SCHEMA",
+    "GATE_CHECKS",
+    "MAX_NULL_PASS_RATE",
     "OUTPUT_KEYS",
-    "AblateSection",
     "AnchorSection",
     "Check",
     "CriticSection",
@@ -65,15 +67,15 @@ __all__ = [
     "WatchSection",
 ]
 
-CONFIG_SCHEMA = 1
+CONFIG_SCHEMA = 2
 
 
 class RunSection(Section):
     """What is corrected, and where the run folder goes."""
 
-    model: str
+    model: ModelPath
     """Folder (or hub name) of the student: weights, tokenizer and chat template."""
-    dir: str | None = None
+    dir: OutputPath | None = None
     """Run folder; default `runs/<config>-<UTC time>`."""
     seed: int = 0
     device: str = "auto"
@@ -84,16 +86,16 @@ class RunSection(Section):
     rounds: int | None = Field(default=None, ge=1)
     """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
     traces. Default: no loop, `traces.path` is read."""
-    initial: str | None = None
+    initial: ModelPath | None = None
     """The policy the run starts from, where `model` is a later one. The loop sets it."""
 
 
 class TracesSection(Section):
     """1. read: which files, and how."""
 
-    path: tuple[str, ...] = ()
+    path: tuple[ConfigPath, ...] = ()
     """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
-    tools: str | None = None
+    tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: str = "auto"
     """`auto` recognises the format record by record; or a name in docs/traces.md, or that of an installed extension."""
@@ -117,11 +119,9 @@ class InjectSection(Section):
     placements: tuple[Placement, ...] = Field(default=("message", "observation"), min_length=1)
     roles: tuple[HintRole, ...] = Field(default=("user", "system"), min_length=1)
     """Roles tried for a hint message of its own."""
-    message_format: str = "{hint}"
-    observation_format: str = "\n\n{hint}"
-    system_format: str = "\n\n{hint}"
-    turn_format: str = "{hint}\n"
-    """Around a hint inside the assistant's own turn."""
+    formats: dict[Placement, str] = Field(default_factory=dict)
+    """What stands around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}` (message),
+    `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
     hint: Annotated[str, NameIn(HINT_SOURCES)] = "critic"
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
@@ -132,10 +132,20 @@ class InjectSection(Section):
 
     @model_validator(mode="after")
     def _formats(self) -> InjectSection:
-        for name in ("message_format", "observation_format", "system_format", "turn_format"):
-            if "{hint}" not in getattr(self, name):
-                raise ValueError(f"{name} must contain {{hint}}")
+        for placement, text in self.formats.items():
+            if "{hint}" not in text:
+                raise ValueError(f"formats.{placement} must contain {{hint}}")
         return self
+
+    def format_of(self, placement: Placement) -> str:
+        """What stands around the hint in a placement, with `{hint}` in it."""
+        return self.formats.get(placement, PLACEMENTS.get(placement).form)
+
+
+GateCheck = Literal["legal_gain", "specific", "leak", "dialect", "words"]
+GATE_CHECKS: tuple[GateCheck, ...] = get_args(GateCheck)
+MAX_NULL_PASS_RATE = 0.10
+"""Placebos that pass the gate above this rate raise a warning."""
 
 
 class GateSection(Section):
@@ -149,14 +159,10 @@ class GateSection(Section):
     """No quoted token may rise by more than this."""
     min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
     """Below this plain probability of the decision token it is not this student's error."""
-    require_legal_gain: bool = True
-    require_specific: bool = True
-    check_leak: bool = True
-    check_dialect: bool = True
-    check_words: bool = True
-    """Refuse hints that propose a call no schema allows (`illegal`) or say nothing (`vacuous`)."""
-    max_null_pass_rate: float = Field(default=0.10, ge=0.0, le=1.0)
-    """Placebos that pass the gate above this rate raise a warning."""
+    checks: tuple[GateCheck, ...] = GATE_CHECKS
+    """What else is required. `legal_gain`: probability moves to what the tool schemas allow; `specific`: the quote falls more
+    than the rest of the step; `leak`: no literal that the step's context does not hold; `dialect`: no tool-call markup of
+    another model; `words`: no hint that proposes a call no schema allows (`illegal`) or says nothing (`vacuous`)."""
 
 
 class RescoreSection(Section):
@@ -179,7 +185,7 @@ class ReportSection(Section):
     html: bool = True
     max_findings: int = Field(default=60, ge=0)
     """Findings shown in full in the HTML; the JSON has all of them."""
-    off_target: dict[str, str] = Field(default_factory=dict)
+    off_target: dict[str, ConfigPath] = Field(default_factory=dict)
     """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
     off_target_steps: int = Field(default=400, ge=1)
     """At most this many steps per off-target set, drawn with the run's seed."""
@@ -196,7 +202,6 @@ class RunConfig(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     rollout: RolloutSection = RolloutSection()
     report: ReportSection = ReportSection()
-    ablate: AblateSection = AblateSection()
 
     @model_validator(mode="after")
     def _traces_or_rounds(self) -> RunConfig:

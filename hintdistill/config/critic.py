@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.core.extensions import CRITICS, STRATEGIES
+from hintdistill.core.paths import ConfigPath, CriticModel, ObjectPath, OutputPath
 from hintdistill.core.registry import NameIn
 
 Check = Literal[
@@ -31,7 +32,7 @@ class RulesSection(Section):
 class RecordedSection(Section):
     """Findings from a file: human labels, another tool, an environment's own checker."""
 
-    path: str | None = None
+    path: ConfigPath | None = None
     error_classes: tuple[str, ...] | None = None
     """Take only findings of these classes."""
 
@@ -43,19 +44,16 @@ class LLMSection(Section):
     """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
     decoding constrained by llguidance."""
     base_url: str | None = None
-    model: str | None = None
+    model: CriticModel | None = None
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
     strategy: Annotated[str, NameIn(STRATEGIES)] = "all_at_once"
     """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
     mistake; `binary_search`: which half holds the first mistake, until one step is left."""
-    prompt: str = "critic/all_at_once.jinja"
-    """Instructions of `all_at_once`."""
-    step_prompt: str = "critic/step.jinja"
-    """Instructions about one step, of the other two strategies."""
-    half_prompt: str = "critic/half.jinja"
-    """Instructions of `binary_search`."""
+    prompt: tuple[str, ...] = ()
+    """Instructions, in place of those shipped for the strategy (`critic/all_at_once.jinja`; `critic/step.jinja`); for
+    `binary_search` two: which half, and which mistake in a step (`[critic/half.jinja, critic/step.jinja]`)."""
     votes: int = Field(default=1, ge=1)
     """How often a trace is judged; the share of votes that name a step becomes its confidence. Needs a temperature."""
     min_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -66,7 +64,7 @@ class LLMSection(Section):
     """Context of the critic. A longer trace is read in windows. Default: what the model or the server says it has."""
     overlap: int = Field(default=2, ge=0)
     """Messages that neighbouring windows share."""
-    tokenizer: str | None = None
+    tokenizer: ConfigPath | None = None
     """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
     retries: int = Field(default=3, ge=0)
@@ -82,15 +80,41 @@ class LLMSection(Section):
     """Drop findings whose quote is not in the step, already here: for critics that invent quotes."""
     seed: int | None = None
     """Sent with each request where it is set; not every server takes one. Vote n is sent seed + n."""
-    price_in: float | None = Field(default=None, ge=0.0)
-    """Price of a million prompt tokens, for the report."""
-    price_out: float | None = Field(default=None, ge=0.0)
-    """Price of a million answer tokens."""
+    price: tuple[float, float] | None = None
+    """Prices of a million prompt tokens and of a million answer tokens, `[in, out]`, for the report."""
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_prompt(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt that is used there, by `strategy`."""
+        shipped = STRATEGIES.get(self.strategy).prompts
+        return dict(zip(shipped, self.prompt, strict=True)) if self.prompt else dict(shipped)
 
     @property
     def asked_prompt(self) -> str:
         """The prompt whose answer names the step and writes the hint, by `strategy`."""
-        return STRATEGIES.get(self.strategy).answering(self)
+        return list(self.prompts.values())[-1]
+
+    @field_validator("price")
+    @classmethod
+    def _no_money_back(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and min(value) < 0:
+            raise ValueError(f"a price is not below 0: {list(value)}")
+        return value
+
+    @model_validator(mode="after")
+    def _as_many_prompts(self) -> LLMSection:
+        wanted = STRATEGIES.get(self.strategy).prompts
+        if self.prompt and len(self.prompt) != len(wanted):
+            raise ValueError(
+                f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)}, in place of "
+                f"{', '.join(wanted.values())}; prompt names {len(self.prompt)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _votes_differ(self) -> LLMSection:
@@ -116,7 +140,7 @@ class CriticSection(Section):
     max_per_trace: int = Field(default=3, ge=1)
     """At most this many root findings of a trace go on."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
-    prompts: str | None = None
+    prompts: ConfigPath | None = None
     """Folder whose prompts and hint templates come before the shipped ones."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
@@ -127,12 +151,18 @@ class CriticSection(Section):
     """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
-    cache: str | None = None
+    cache: OutputPath | None = None
     """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
-    checker: str | None = None
+    checker: ObjectPath | None = None
     """`path/to/file.py:function` or `package.module:function`: your own rules, Trace → list of Finding."""
     llm: LLMSection = LLMSection()
     strong: LLMSection = LLMSection()
     """A second LLM critic, with the keys of `llm`."""
+
+    @field_validator("secret_scan", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false
+        return "off" if value is False else value

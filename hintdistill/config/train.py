@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from hintdistill.config.base import Section
-from hintdistill.core.parts import DIVERGENCES
-from hintdistill.core.registry import NameIn
+from hintdistill.core.paths import RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
 
@@ -18,7 +17,8 @@ class AnchorSection(Section):
     """KL to the initial policy on steps without a finding."""
 
     weight: float | None = Field(default=None, ge=0.0)
-    """Short for `train.recipe.terms.anchor.coef`; a recipe without an anchor gets the default recipe's, 0 takes it away."""
+    """Coefficient of the anchor (`train.recipe.terms.anchor.coef`): a recipe without one gets the default recipe's with this
+    coefficient, 0 takes it away, `null` leaves the recipe as it is."""
     per_trace: int = Field(default=1, ge=0)
     """Clean steps per trace that are trained on."""
     candidates: int = Field(default=4, ge=1)
@@ -26,10 +26,6 @@ class AnchorSection(Section):
     choose: Literal["least_sure", "random"] = "least_sure"
     """`least_sure`: the steps with the least sure token that still carries loss, because there the policy was right by a
     small margin and drift undoes it first; `random`: any."""
-    min_probability: float | None = Field(default=None, ge=0.0, lt=1.0)
-    """Short for `train.recipe.terms.anchor.min_probability`: tokens that the initial policy gave less than this carry no anchor
-    loss, because where it wavered, what it did not say may be the very habit that is corrected on other steps. .5 in the
-    default recipe."""
 
 
 class LoraSection(Section):
@@ -41,7 +37,7 @@ class LoraSection(Section):
     target_modules: str | tuple[str, ...] = "all-linear"
 
 
-OUTPUT_KEYS = frozenset({"push", "push_private", "trackers"})
+OUTPUT_KEYS = frozenset({"push", "trackers"})
 """Settings of `TrainSection` that change no weight."""
 
 
@@ -83,39 +79,27 @@ class OutcomeSection(Section):
     `round`: the mean over all rollouts, for rounds that play each task once."""
     normalise: bool = False
     """Divide by the standard deviation of the group."""
-    clip_low: float | None = Field(default=0.2, ge=0.0, le=1.0)
-    """The ratio to the policy that sampled counts down to 1 less this; `null` leaves that side open."""
-    clip_high: float | None = Field(default=0.2, ge=0.0)
-    """The same upwards."""
+    clip: tuple[float | None, float | None] = (0.2, 0.2)
+    """`[low, high]`: the ratio to the policy that sampled is clipped to between 1 - low and 1 + high; `null` leaves that side
+    open."""
+
+    @field_validator("clip")
+    @classmethod
+    def _bounds(cls, value: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
+        low, high = value
+        if (low is not None and not 0 <= low <= 1) or (high is not None and high < 0):
+            raise ValueError(f"[low, high] has a low end between 0 and 1 and a high end from 0 up, not {list(value)}")
+        return value
 
 
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
-    recipe: str | dict[str, Any] = DEFAULT
+    recipe: RecipeRef = DEFAULT
     """Name of a recipe (`hintdistill recipes list`), a YAML file, or a mapping: `preset` and the keys to change in it."""
-    divergence: Annotated[str, NameIn(DIVERGENCES)] | None = None
-    """Short for `train.recipe.terms.distill.divergence.kind`; the shorts default to what the recipe says."""
-    jsd_alpha: float | None = Field(default=None, gt=0.0, lt=1.0)
-    """Short for `train.recipe.terms.distill.divergence.alpha`."""
-    support: Literal["union_topk", "full"] | None = None
-    """Short for `train.recipe.terms.distill.support.kind`; `union_topk`: student top-k ∪ teacher top-k ∪ {sampled id} plus
-    tail; `full`: the whole vocabulary."""
-    top_k: int | None = Field(default=None, ge=1)
-    """Short for `train.recipe.terms.distill.support.k`; stored targets hold what `rescore.top_k` kept."""
-    teacher: Annotated[str, NameIn(TEACHERS)] | None = None
-    """Short for `train.recipe.teacher.update`."""
-    teacher_model: str | None = None
-    """Short for `train.recipe.teacher.model`: folder (or hub name) of an external teacher."""
     targets: Literal["stored", "in_step"] | None = None
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
     the recipe can."""
-    loss_span: Literal["step", "quote", "quote_weighted"] | None = None
-    """Short for the `span` of the recipe's hint terms."""
-    quote_weight: float | None = Field(default=None, gt=0.0)
-    """Weight of quoted tokens under `quote_weighted`; the step's other tokens weigh 1. Recipe default 4."""
-    normalize: Literal["row", "token"] | None = None
-    """Short for the `normalize` of the recipe's terms. `row`: equal weight per injection; `token`: equal weight per step token."""
     anchor: AnchorSection = AnchorSection()
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
@@ -150,9 +134,7 @@ class TrainSection(Section):
     """Precision of the student's files. `float32` keeps every update; `auto` is what the initial model's files have."""
     push: str | None = None
     """Hub repository that the student's folder is uploaded to once the report is written, e.g. `me/my-student`; nothing leaves
-    this machine by default."""
-    push_private: bool = True
-    """Whether a repository that `push` makes is private."""
+    this machine by default. A repository that is made for it is private; `hintdistill push RUN REPO --public` makes a public one."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers beside `metrics.jsonl`, which is always written; see docs/outputs.md for where each keeps its files."""
     watch: WatchSection = WatchSection()
@@ -187,10 +169,10 @@ class TrainSection(Section):
 
     @cached_property
     def objective(self) -> Recipe:
-        """The recipe with its overrides and shorts. Raises ConfigError; see `recipes.load_recipe`."""
+        """The recipe with its overrides and the anchor's weight. Raises ConfigError; see `recipes.load_recipe`."""
         recipe = load_recipe(self.recipe)
-        shorts = self._shorts(recipe)
-        return load_recipe(self.recipe, shorts) if shorts else recipe
+        anchored = self._anchored(recipe)
+        return load_recipe(self.recipe, anchored) if anchored else recipe
 
     @property
     def target_source(self) -> Literal["stored", "in_step"]:
@@ -203,43 +185,11 @@ class TrainSection(Section):
         wanted = (n.why for n in needs(self.objective) if n.name in ("in_step_teacher", "full_vocabulary"))
         return next(wanted, None)
 
-    def _shorts(self, recipe: Recipe) -> dict[str, Any]:
-        """The shorts as overrides of the recipe. Raises ValueError where the recipe has no such place."""
-        distill: dict[str, dict[str, Any]] = {"divergence": {}, "support": {}}
-        if self.divergence is not None:
-            distill["divergence"]["kind"] = self.divergence
-        if self.jsd_alpha is not None:
-            distill["divergence"]["alpha"] = self.jsd_alpha
-        if self.support is not None:
-            distill["support"]["kind"] = "union" if self.support == "union_topk" else "full"
-        if self.top_k is not None:
-            distill["support"]["k"] = self.top_k
-        given = {k: v for k, v in distill.items() if v}
-        if given and "distill" not in recipe.terms:
-            raise ValueError(
-                f"the recipe {recipe.name} has no term `distill` that train.divergence, jsd_alpha, support or top_k could "
-                f"change; its terms are {', '.join(recipe.terms)}"
-            )
-        terms: dict[str, Any] = {"distill": given} if given else {}
-        for name, term in recipe.terms.items():
-            if term.rows == "hint" and self.loss_span is not None:
-                terms.setdefault(name, {})["span"] = self.loss_span
-            if term.rows == "hint" and self.quote_weight is not None:
-                terms.setdefault(name, {})["quote_weight"] = self.quote_weight
-            if self.normalize is not None:
-                terms.setdefault(name, {})["normalize"] = "per_row" if self.normalize == "row" else "kept"
-        if self.anchor.weight is not None or self.anchor.min_probability is not None:
-            self._anchor(recipe, terms)
-        out: dict[str, Any] = {"terms": terms} if terms else {}
-        teacher = {"update": self.teacher, "model": self.teacher_model}
-        given_teacher = {k: v for k, v in teacher.items() if v is not None}
-        return out | ({"teacher": given_teacher} if given_teacher else {})
-
-    def _anchor(self, recipe: Recipe, terms: dict[str, Any]) -> None:
+    def _anchored(self, recipe: Recipe) -> dict[str, Any]:
+        """`anchor.weight` as overrides of the recipe."""
+        if self.anchor.weight is None:
+            return {}
         if self.anchor.weight == 0:
-            terms |= {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}
-            return
+            return {"terms": {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}}
         default = load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        given = {"coef": self.anchor.weight, "min_probability": self.anchor.min_probability}
-        own = {k: v for k, v in given.items() if v is not None}
-        terms["anchor"] = {**({} if "anchor" in recipe.terms else default), **terms.get("anchor", {}), **own}
+        return {"terms": {"anchor": {**({} if "anchor" in recipe.terms else default), "coef": self.anchor.weight}}}

@@ -7,7 +7,7 @@ which critics and engines there are, which environments. Torch-free entries; eac
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,7 @@ class PlacementEntry:
     implementation: str | Callable[..., Any]
     """`(site: StepSite, text, role, offset) -> Splice`; raises TemplateError or SpliceError where there is no exact place."""
     form: str = "{hint}"
-    """What stands around the hint, where no config key says it."""
-    form_key: str | None = None
-    """The key of `inject` that says what stands around the hint."""
+    """What stands around the hint, where `inject.formats` does not say it."""
     has_role: bool = False
     """Whether it is tried with each of `inject.roles`; otherwise the role is None."""
     inside_step: bool = False
@@ -38,10 +36,10 @@ PLACEMENTS: Registry[PlacementEntry] = Registry(
     {
         e.name: e
         for e in (
-            PlacementEntry("message", f"{_SITE}.as_message", form_key="message_format", has_role=True),
-            PlacementEntry("observation", f"{_SITE}.in_observation", form_key="observation_format"),
-            PlacementEntry("system_prompt", f"{_SITE}.in_system_prompt", form_key="system_format"),
-            PlacementEntry("assistant_turn", f"{_SITE}.in_turn", form_key="turn_format", inside_step=True),
+            PlacementEntry("message", f"{_SITE}.as_message", has_role=True),
+            PlacementEntry("observation", f"{_SITE}.in_observation", form="\n\n{hint}"),
+            PlacementEntry("system_prompt", f"{_SITE}.in_system_prompt", form="\n\n{hint}"),
+            PlacementEntry("assistant_turn", f"{_SITE}.in_turn", form="{hint}\n", inside_step=True),
         )
     },
 )
@@ -78,25 +76,16 @@ class Strategy:
     name: str
     implementation: str | Callable[..., Any]
     """`(asker, record, vote)`, a generator that asks questions and returns a `Judgement`; see `critics.strategies`."""
-    prompts: tuple[str, ...]
-    """The prompts it asks with: keys of `critic.llm` that name one, or names of prompts in the folder `critic.prompts`."""
-    answers: str
-    """Which of them asks for the step and its hint."""
+    prompts: Mapping[str, str]
+    """Place (`prompt`, `step_prompt`, `half_prompt`) → the prompt used there unless `critic.llm.prompt` names another, which
+    it does in this order. The last one asks for the step and its hint."""
     asked: str | Callable[..., Any]
     """`(asker, record) -> list of texts`: every question it puts at most about one record, for estimates and budgets."""
 
-    def prompt_names(self, section: Any) -> dict[str, str]:
-        """The names of the prompts under a section of settings, each with its place: its key, or `prompt` where it has none."""
-        return {str(getattr(section, p, p)): p if hasattr(section, p) else "prompt" for p in self.prompts}
 
-    def answering(self, section: Any) -> str:
-        """The name of the prompt that asks for the step and its hint."""
-        return str(getattr(section, self.answers, self.answers))
-
-
-def _strategy(name: str, *prompts: str, answers: str) -> Strategy:
+def _strategy(name: str, **prompts: str) -> Strategy:
     where = "hintdistill.critics.strategies"
-    return Strategy(name, f"{where}:{name}", prompts, answers, f"{where}:asked_{name}")
+    return Strategy(name, f"{where}:{name}", prompts, f"{where}:asked_{name}")
 
 
 STRATEGIES: Registry[Strategy] = Registry(
@@ -105,9 +94,9 @@ STRATEGIES: Registry[Strategy] = Registry(
     {
         s.name: s
         for s in (
-            _strategy("all_at_once", "prompt", answers="prompt"),
-            _strategy("step_by_step", "step_prompt", answers="step_prompt"),
-            _strategy("binary_search", "half_prompt", "step_prompt", answers="step_prompt"),
+            _strategy("all_at_once", prompt="critic/all_at_once.jinja"),
+            _strategy("step_by_step", step_prompt="critic/step.jinja"),
+            _strategy("binary_search", half_prompt="critic/half.jinja", step_prompt="critic/step.jinja"),
         )
     },
 )

@@ -42,7 +42,9 @@ Answered = TypeVar("Answered")
 
 VERSION = 2
 """Raised when the same prompts and settings would lead to other critiques."""
-NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price_in", "price_out", "tokenizer"}
+NOT_IN_KEY = {"timeout_s", "retries", "concurrency", "api_key_env", "price", "tokenizer"}
+PLACES = ("prompt", "step_prompt", "half_prompt")
+"""Places of the prompts that `critic.llm.prompt` names."""
 EVIDENCE = (
     "unknown_tool",
     "unparsable_call",
@@ -97,16 +99,18 @@ class LLMCritic:
         return [*record, *names, *([REPAIR] if self.config.repair_rounds else [])]
 
     def _instructions(self) -> list[str]:
-        return list(self._strategy.prompt_names(self.config))
+        return list(self.config.prompts.values())
 
     def _roles(self) -> dict[str, str]:
         """The prompts that may be asked for, and the place of each."""
-        named = self._strategy.prompt_names(self.config)
+        named = {name: place for place, name in self.config.prompts.items()}
         return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise"}
 
     def key(self, trace: Trace) -> str:
         """See `Critic.key`: settings, prompts and backend; the key in the environment is not part of it."""
         settings = self.config.model_dump(mode="json", exclude=NOT_IN_KEY)
+        if self.config.backend != "server":
+            settings["model"] = None  # the backend's key has its weights
         hashes = [self.library.hash(n) for n in self.prompts_used()]
         parts = [VERSION, settings, hashes, self.backend.key, self._rules.key(trace)]
         if any(self.library.mentions(n, "error_classes") for n in self._instructions()):

@@ -199,7 +199,7 @@ def signatures(trace: Trace) -> str:
 def all_at_once(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
     """The whole record, one answer."""
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
-    answer = yield from asker.ask(LLMAnswer, asker.config.prompt, record, schema, vote)
+    answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
     return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
 
 
@@ -220,7 +220,13 @@ def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
     while len(steps) > 1:
         first, second = steps[: len(steps) // 2], steps[len(steps) // 2 :]
         answer = yield from asker.ask(
-            HalfAnswer, asker.config.half_prompt, record, half_schema(), vote, first=list(first), second=list(second)
+            HalfAnswer,
+            asker.config.prompts["half_prompt"],
+            record,
+            half_schema(),
+            vote,
+            first=list(first),
+            second=list(second),
         )
         if answer.half in ("none", "not_student", "abstain"):
             return Judgement(answer.half)
@@ -234,7 +240,9 @@ def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
 def one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMFinding | None]:
     """The question about one step; None where it holds no mistake."""
     schema = step_schema(asker.bounds is not None, asker.ranged)
-    answer = yield from asker.ask(StepAnswer, asker.config.step_prompt, record.until(step), schema, vote, step=step)
+    answer = yield from asker.ask(
+        StepAnswer, asker.config.prompts["step_prompt"], record.until(step), schema, vote, step=step
+    )
     if not answer.mistake:
         return None
     return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake"}))
@@ -259,7 +267,11 @@ def another_hint(asker: Asker, record: Record, finding: Finding, reasons: str) -
 
 def asked_all_at_once(asker: Asker, record: Record) -> list[str]:
     """Every question of `all_at_once`."""
-    return [asker.question(asker.config.prompt, record, answer_schema(record.steps, asker.bounds, asker.ranged), {})]
+    return [
+        asker.question(
+            asker.config.prompts["prompt"], record, answer_schema(record.steps, asker.bounds, asker.ranged), {}
+        )
+    ]
 
 
 def asked_step_by_step(asker: Asker, record: Record) -> list[str]:
@@ -271,7 +283,7 @@ def asked_binary_search(asker: Asker, record: Record) -> list[str]:
     """Every question of `binary_search`, as long as its longest."""
     halves = {"first": list(record.steps), "second": []}
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
-    half = asker.question(asker.config.half_prompt, record, schema, halves)
+    half = asker.question(asker.config.prompts["half_prompt"], record, schema, halves)
     last = [asked_of_step(asker, record, step) for step in record.steps[-1:]]
     return [half] * (max(1, len(record.steps)) - 1).bit_length() + last
 
@@ -279,7 +291,7 @@ def asked_binary_search(asker: Asker, record: Record) -> list[str]:
 def asked_of_step(asker: Asker, record: Record, step: int) -> str:
     """The text of the question about one step."""
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
-    return asker.question(asker.config.step_prompt, record.until(step), schema, {"step": step})
+    return asker.question(asker.config.prompts["step_prompt"], record.until(step), schema, {"step": step})
 
 
 def merge_windows(judgements: list[Judgement]) -> Judgement:

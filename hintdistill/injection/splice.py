@@ -271,9 +271,7 @@ class Injector:
         return whole, "whole_step"
 
     def _formatted(self, hint: str, placement: Placement) -> str:
-        entry = PLACEMENTS.get(placement)
-        form = entry.form if entry.form_key is None else str(getattr(self.config, entry.form_key))
-        return form.replace("{hint}", hint)
+        return self.config.format_of(placement).replace("{hint}", hint)
 
     def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
         if not self.renderer.encode(hint.strip()):

@@ -100,7 +100,7 @@ class RunContext:
         if remote and self.config.run.rounds is not None and moves:
             raise ConfigError(
                 f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
-                hint="set train.teacher=initial, or rescore.engine.backend=vllm or transformers",
+                hint="set train.recipe.teacher.update=initial, or rescore.engine.backend=vllm or transformers",
             )
         if remote and section.base_url is not None:
             require_allowed("the engine", section.base_url, section.allow_hosts, "rescore.engine.allow_hosts")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hintdistill.config import MAX_NULL_PASS_RATE
 from hintdistill.core.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
@@ -244,8 +245,8 @@ def _summarise(ctx: RunContext) -> None:
         f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
     )
     null = null_pass_rate((t for _, t in targets.by_part()), gate)
-    if null is not None and null > gate.max_null_pass_rate:
-        ctx.console.warn(f"{null:.0%} of the placebos would pass the gate (bound {gate.max_null_pass_rate:.0%})")
+    if null is not None and null > MAX_NULL_PASS_RATE:
+        ctx.console.warn(f"{null:.0%} of the placebos would pass the gate (bound {MAX_NULL_PASS_RATE:.0%})")
 
 
 def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> None:

@@ -72,16 +72,27 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Co
     return folder
 
 
-def report_only(config: RunConfig, folder: Path, console: Console | None = None) -> None:
-    """Measure what is owed and write the report of an existing run again."""
-    rundir = RunDir.create(folder, config, resume=True)
+def report_only(folder: Path, console: Console | None = None) -> None:
+    """Measure what is owed and write the report of an existing run again.
+
+    A run of an older schema keeps its manifest and its student's card, which says with what the student was made.
+
+    Raises:
+        InputError, ConfigError: see `RunDir.reopen` and `RunDir.config`.
+    """
+    console, rundir = console or Console(), RunDir.reopen(folder)
     try:
-        run_stages(RunContext(config, rundir, console or Console()), first="report")
+        config, unknown = rundir.config()
+        if unknown:
+            console.note(f"{folder} was made by an older release; this one knows no {', '.join(unknown)}")
+        run_stages(RunContext(config, rundir, console), first="report")
     finally:
         rundir.close()
 
 
-def push(config: RunConfig, folder: Path, console: Console, repository: str | None = None) -> str | None:
+def push(
+    config: RunConfig, folder: Path, console: Console, repository: str | None = None, *, private: bool = True
+) -> str | None:
     """Upload the run's student to `repository`, else to `train.push`; None where neither is set, or nothing was trained.
 
     Raises:
@@ -94,6 +105,6 @@ def push(config: RunConfig, folder: Path, console: Console, repository: str | No
         return None
     from hintdistill.training.push import push_student
 
-    where = push_student(student, name, config.train)
+    where = push_student(student, name, private)
     console.note(f"pushed {student} → {where}")
     return where

@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hintdistill.config import OUTPUT_KEYS, TrainSection
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
-from hintdistill.planning.fits import require_fits
-from hintdistill.planning.histogram import RowLength, Slot
-from hintdistill.planning.shape import ModelShape
-from hintdistill.rescoring.stored import StoredTargets, by_key, by_part, heads, take
+from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
+from hintdistill.training.fits import require_fits
+from hintdistill.training.row_lengths import trained_lengths
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
-    from hintdistill.training.rows import RowPlan
     from hintdistill.training.watch import WatchSets
 
 
@@ -133,9 +132,9 @@ def run(ctx: RunContext) -> None:
     made_of = [
         sorted(t.key for t in targets.heads),
         # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
-        # start a training over
-        section.model_dump(mode="json", exclude={"watch", "tripwires", *OUTPUT_KEYS}),
-        section.objective.model_dump(mode="json"),
+        # start a training over; the recipe and its teacher are the two lines after it, wherever their files are
+        section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS}),
+        section.objective.model_dump(mode="json", exclude={"teacher": {"model"}}),
         [str(ctx.model_key), model_key(ctx.initial_folder).weights],
         None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
@@ -146,7 +145,8 @@ def run(ctx: RunContext) -> None:
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
-        require_fits(row_lengths(targets, section, outcome), ModelShape.of(ctx.model_folder), ctx.config)
+        lengths = trained_lengths(targets, section, outcome)
+        require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.console.progress("train", None) as advance:
             job = partial(
                 train, initial=ctx.initial_folder, heldout=held_out(ctx, stored), watch=watch, outcome=outcome
@@ -174,27 +174,3 @@ def run(ctx: RunContext) -> None:
             f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
             f"{summary.grad_window_cosine:.3f} to the exact one"
         )
-
-
-def row_lengths(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData) -> list[RowLength]:
-    """The rows that training would make of these, as lengths."""
-    from hintdistill.training.rows import build_rows
-
-    return [_length(plan) for plan in build_rows(by_key(targets), config, outcome).plans]
-
-
-def _length(plan: RowPlan) -> RowLength:
-    hinted = [m for m in plan.members if m.block]
-    return RowLength(
-        trace_id=plan.trace_id,
-        # the last token is read by nobody
-        tokens=plan.length - 1,
-        scored=sum(m.length for m in plan.members),
-        hinted=sum(m.length for m in hinted),
-        branches=tuple((m.insert_at, m.block + m.start - m.insert_at + m.length - 1) for m in hinted),
-    )
-
-
-def outcome_slots(outcome: OutcomeData) -> list[Slot]:
-    """What the steps with an outcome take of them."""
-    return [Slot(r.trace_id, r.ids[: -r.length].numpy(), r.ids[-r.length :].numpy()) for r in outcome.rows]

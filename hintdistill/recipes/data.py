@@ -1,4 +1,4 @@
-"""Where a recipe's tokens, places, hints and views come from, and whose weights the teacher has."""
+"""Where a recipe's tokens, hints and views come from, and whose weights the teacher has."""
 
 from __future__ import annotations
 
@@ -20,52 +20,21 @@ def one_of(known: Iterable[str], what: str) -> Any:
 
 
 class Rollout(Part):
-    """Who produced the tokens, as published; a run trains on recorded steps, whatever stands here."""
+    """Who produced the tokens, as published; a run trains on recorded steps, and refuses a source that it does not have."""
 
     source: Annotated[str, one_of(parts.ROLLOUTS, "rollout source")] = "traces"
-    n: int | None = Field(default=None, ge=1)
-    """Rollouts of a task, tokens of a truncated one, or attempts of a retried one."""
-    group: bool = False
-    """Whether the rollouts of a task are compared with each other."""
-    top_p: float | None = Field(default=None, gt=0.0, le=1.0)
-    share: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Of guided rollouts."""
-    coin: float | None = Field(default=None, ge=0.0, le=1.0)
-    """Share of the student's own rollouts, beside a fixed data set (GKD)."""
-    length: int | None = Field(default=None, ge=1)
-    """Tokens of a resampled suffix."""
-    schedule: Literal["linear", "cosine"] | None = None
-    """How the length of a teacher's prefix falls to 0."""
-    live_traffic: bool = False
-
-
-class Locator(Part):
-    """Which steps or spans are scored, as published; a run scores what its critic located."""
-
-    kind: Annotated[str, one_of(parts.LOCATORS, "locator")] = "top_k_turns"
-    k: int | None = Field(default=None, ge=1)
-    """Steps of a trace at most."""
-    only_failed: bool = False
-    max: int | None = Field(default=None, ge=1)
-    """Spans of a trace at most."""
-    coverage: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of the tokens that spans may cover."""
 
 
 class HintKind(Part):
     """What the teacher has read that the student has not."""
 
     kind: Annotated[str, NameIn(parts.HINTS)] = "feedback"
-    max_sentences: int | None = Field(default=None, ge=1)
-    no_answer: bool = False
-    """Whether a hint that gives the answer away is refused."""
 
 
 class Data(Part):
-    """Where tokens, places and hints come from."""
+    """Where tokens and hints come from."""
 
     rollout: Rollout = Rollout()
-    locator: Locator = Locator()
     hint: HintKind = HintKind()
 
 

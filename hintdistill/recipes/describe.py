@@ -60,7 +60,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
 
 def settings(recipe: Recipe) -> dict[str, Any]:
     """The keys that can be set under `train.recipe`, as the recipe has them."""
-    keys = {"data", "views", "teacher", "terms", "coupling", "controllers", "diagnostics"}
+    keys = {"data", "views", "teacher", "terms", "coupling", "controllers"}
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
 
 

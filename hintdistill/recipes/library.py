@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,25 @@ from pydantic import BaseModel, ValidationError
 
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
+from hintdistill.core.paths import recipe_paths, relative_to_file
 from hintdistill.core.registry import nearest
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
 from hintdistill.recipes.parts import SIGNALS
 from hintdistill.recipes.schema import Recipe
 
+_WORDS = "nothing in a run read it; say it in words under `published:` (or `ours:`)"
+REMOVED = {
+    "data.locator": f"the critic says where a run's errors are; {_WORDS}",
+    **{
+        f"data.rollout.{key}": _WORDS
+        for key in ("n", "group", "top_p", "share", "coin", "length", "schedule", "live_traffic")
+    },
+    "data.hint.max_sentences": f"the critic's prompt bounds its hints; {_WORDS}",
+    "data.hint.no_answer": f"the gate's check `leak` refuses such hints; {_WORDS}",
+    "diagnostics": f"`hintdistill.objectives.diagnostics` has the functions; {_WORDS}",
+}
+"""Key that recipes once had → what to write instead."""
 DEFAULT = "targeted"
 """The recipe of a run that names none."""
 
@@ -77,12 +90,19 @@ def _line(error: Any) -> str:
     # the branches of a union (number or schedule) are of no interest to the reader
     place = [str(p) for p in error["loc"] if p not in ("float", "Schedule") and "[" not in str(p)]
     where = ".".join(place) or "recipe"
+    if error["type"] == "extra_forbidden" and (why := _removed(where)):
+        return f"`{where}` is no key any more: {why}"
     if error["type"] == "extra_forbidden":
         return f"unknown key `{where}`{nearest(place[-1], _all_keys())}"
     if error["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
         return f"{where}: unknown word `{error['input']}`{nearest(str(error['input']), known)}; there are {', '.join(known)}"
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+
+
+def _removed(key: str) -> str | None:
+    """What to write in place of a key that recipes once had, or of a part of it; None for any other key."""
+    return next((why for old, why in REMOVED.items() if key == old or key.startswith(f"{old}.")), None)
 
 
 @lru_cache(maxsize=1)
@@ -104,7 +124,7 @@ def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         raise ConfigError(
             f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
         )
-    data = _read(path)
+    data = recipe_paths(_read(path), "", partial(relative_to_file, path))
     if data.get("preset"):
         start, _ = _resolved(str(data["preset"]))
         data = _merge(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem})

@@ -22,7 +22,7 @@ HOW = {
     "aided_rewards": "rewards of aided attempts",
     "confidence": "a confidence per teacher",
     "hidden_states": "hidden states of student and teacher at the step's tokens",
-    "external_teacher": "set train.teacher_model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
+    "external_teacher": "set train.recipe.teacher.model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
     "second_adapter": "one adapter per error class",
     "live_rollouts": "fresh rollouts; or set train.recipe.data.rollout.source=traces to train on the recorded ones",
     "decoding": "generation inside training",

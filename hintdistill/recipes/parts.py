@@ -88,8 +88,6 @@ ROLLOUTS = (
     "resample_suffix",
     "none",
 )
-LOCATORS = ("all", "first_error_turn", "top_k_turns", "every_turn", "error_quote", "spans", "action_only", "none")
-
 CONTEXTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "hint": (),

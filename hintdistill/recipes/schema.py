@@ -175,7 +175,7 @@ class Recipe(Part):
     """The best source read: P paper, R released code (R* third-party), W web page, S secondary, A abstract only; ours."""
     verdict: Literal["CORE", "OPTION", "CARRY", "BASELINE", "NEIGHBOUR", "OURS"]
     published: str
-    """Which figures are published."""
+    """Which figures are published, and of what else the publication speaks that no key of a run can change."""
     ours: str
     """Which figures or forms are ours."""
     lowers_error: Literal["yes", "conditional", "no", "n/a"]
@@ -193,14 +193,11 @@ class Recipe(Part):
     terms: dict[str, Term] = Field(default_factory=dict)
     coupling: Coupling = Coupling()
     controllers: tuple[str, ...] = ()
-    diagnostics: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         for name in self.controllers:
             require(name, parts.CONTROLLERS, "controller")
-        for name in self.diagnostics:
-            require(name, parts.DIAGNOSTICS, "diagnostic")
         if self.kind == "objective" and not self.terms:
             raise ValueError("an objective needs at least one term")
         for name, term in self.terms.items():

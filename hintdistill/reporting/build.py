@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.config import GateSection
+from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
+from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.rescoring.drift import Movement
 from hintdistill.rescoring.scorer import placebos_pass
 from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
-
-REPORT_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ class ReportInput:
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    controls: Mapping[str, Any] | None = None
+    """The document of `hintdistill controls`, where it was run."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
@@ -98,7 +99,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         },
         "gate": {
             "null_pass_rate": sum(passed) / len(passed) if passed else None,
-            "bound": gate.max_null_pass_rate,
+            "bound": MAX_NULL_PASS_RATE,
             **gate.model_dump(),
         },
         "weights": {
@@ -108,6 +109,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         },
         "train": dict(data.train_summary) if data.train_summary else None,
         "warnings": list(data.warnings),
+        "controls": dict(data.controls) if data.controls else None,
         "findings": findings,
         "unscored": [_unscored(r) for r in data.injection_rows if "injection" not in r],
     }

@@ -19,13 +19,13 @@ def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accep
     total = {part: sum(u[part] for u in by_critic.values()) for part in PARTS}
     money: float | None = 0.0
     for name, usage in by_critic.items():
-        prices = config.get("critic", {}).get(name) or {}
         if not usage["requests"]:
             continue
-        if money is None or prices.get("price_in") is None or prices.get("price_out") is None:
+        prices = (config.get("critic", {}).get(name) or {}).get("price")
+        if money is None or prices is None:
             money = None
             continue
-        money += (usage["prompt_tokens"] * prices["price_in"] + usage["completion_tokens"] * prices["price_out"]) / 1e6
+        money += (usage["prompt_tokens"] * prices[0] + usage["completion_tokens"] * prices[1]) / 1e6
     tokens = total["prompt_tokens"] + total["completion_tokens"]
     return {
         "by_critic": by_critic,

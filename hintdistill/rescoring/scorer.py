@@ -262,11 +262,11 @@ def measure(
 def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str, ...]:
     """Why a hint is rejected, in the order of the checks; empty when it is accepted."""
     reasons: list[str] = []
-    if gate.check_leak and any(g.startswith("leak") for g in guards):
+    if "leak" in gate.checks and any(g.startswith("leak") for g in guards):
         reasons.append("leak")
-    if gate.check_dialect and any(g.startswith("dialect") for g in guards):
+    if "dialect" in gate.checks and any(g.startswith("dialect") for g in guards):
         reasons.append("dialect")
-    if gate.check_words:
+    if "words" in gate.checks:
         reasons += [name for name in ("illegal", "vacuous") if any(g.startswith(name) for g in guards)]
     if m.position is None:
         return (*reasons, "no_effect")
@@ -276,9 +276,9 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
         reasons.append("no_effect")
     if m.effect >= m.best_placebo:
         reasons.append("not_below_placebo")
-    if gate.require_specific and m.specificity >= 0:
+    if "specific" in gate.checks and m.specificity >= 0:
         reasons.append("not_specific")
-    if gate.require_legal_gain and m.legal_mass_gain is not None and m.legal_mass_gain <= 0:
+    if "legal_gain" in gate.checks and m.legal_mass_gain is not None and m.legal_mass_gain <= 0:
         reasons.append("mass_to_illegal")
     if m.max_raise > gate.max_raise_nats:
         reasons.append("primed")

@@ -40,7 +40,6 @@ def options_of(section: RolloutSection, temperature: float, seed: int, logprobs:
         max_steps=section.max_steps,
         batch_size=section.batch_size,
         seed=seed,
-        parser=section.parser,
         logprobs=logprobs,
         timeout_s=section.timeout_s,
     )

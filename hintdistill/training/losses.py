@@ -189,8 +189,8 @@ def outcome_term(
         advantages,
         [s.length for s in slots],
         weights=weights,
-        clip_low=section.clip_low,
-        clip_high=section.clip_high,
+        clip_low=section.clip[0],
+        clip_high=section.clip[1],
     )
     return value * len(slots), metrics
 

@@ -58,7 +58,7 @@ class Others:
         if gated and not any(s.decision >= 0 for r in rows for s in r.slots):
             raise EmptyFunnelError(
                 f"a {gated[0]} teacher is refreshed when held-out findings are repaired, and there is none",
-                hint="raise traces.holdout, or set train.teacher=periodic",
+                hint="raise traces.holdout, or set train.recipe.teacher.update=periodic",
             )
         dtype = pick_dtype(run.dtype, device)
         first = external = None

@@ -4,10 +4,15 @@ A row is the student's own sequence of one trace, cut after the last scored toke
 hints, anchors, and for an additive outcome reward every sampled step of a rollout that was better or worse than its group.
 One student pass reads the row once and covers all of them. Where a template rewrote history, a trace makes several rows.
 
-A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. The static
-weights (loss span and normaliser) are fixed over the whole data set before training starts, so that eight rows at once and
-eight rows accumulated give the same gradient; what a recipe weighs by the views themselves (W) comes on top. Terms and reward
-are each a mean over slots of their own: what a slot of one side weighs makes up for the slots of the other.
+A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. Weights are per
+slot: the static weights of a term (loss span and normaliser) sum to 1 over the tokens of a slot (`per_row`) or do so on average
+over the term's slots (otherwise), whatever the other terms have. So a term's total is `coef` times its number of slots, a
+single anchor among 49 hints weighs as one anchor, and more hints do not change what an anchor weighs. The static weights are
+fixed over the data set before training starts, so that eight rows at once and eight rows accumulated give the same gradient;
+what a recipe weighs by the views themselves (W) is applied on top.
+
+An additive outcome reward is the exception, because its coupling mixes two means by a share: the reward is the mean over the
+outcome slots and the terms are the mean over all other slots, so each side's weights make up for the slots of the other.
 """
 
 from __future__ import annotations
@@ -193,7 +198,7 @@ def loss_weights(target: Target, term: Term) -> np.ndarray:
 
 
 def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> Rows:
-    """Rows of accepted targets; the weights of each term average to one over all slots, and so do those of the reward.
+    """Rows of accepted targets; the weights of each term are per slot, see the module's docstring.
 
     Targets that no term of the recipe reads make no slot: those of a kind it has no term for, and anchors on which the
     initial policy wavered at every token. All targets are read once here, part by part, and their arrays let go again.
@@ -226,7 +231,7 @@ class Weighing:
 
     def __init__(self, config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> None:
         self.terms, self.outcome = config.objective.terms, outcome
-        self._slots = 0
+        self._slots, self._share = 0, 1.0
         # term → how many slots carry it, and the sum of their weights
         self._members: dict[str, tuple[int, float]] = {}
 
@@ -236,7 +241,9 @@ class Weighing:
 
     def settle(self, sums: Sequence[Mapping[str, float]]) -> None:
         """Take the sums of every slot's raw weights by term, of those terms that weigh any of its tokens."""
+        # terms and reward are a mean each over slots of their own
         self._slots = len(sums) + len(self.outcome.rows)
+        self._share = self._slots / max(1, len(sums))
         for name in self.terms:
             each = [s[name] for s in sums if name in s]
             self._members[name] = (len(each), sum(each))
@@ -246,8 +253,8 @@ class Weighing:
         weights = self.raw(target)
         for name in [n for n, w in weights.items() if w.any()]:
             members, total = self._members[name]
-            share = 1.0 / weights[name].sum() if self.terms[name].normalize == "per_row" else members / total
-            weights[name] = weights[name] * np.float32(share * self._slots / members)
+            scale = 1.0 / weights[name].sum() if self.terms[name].normalize == "per_row" else members / total
+            weights[name] = weights[name] * np.float32(scale * self._share)
         return _slot(target, weights, self.outcome.outcomes.get(target.trace_id))
 
     def outcome_slot(self, row: OutcomeRow) -> Slot:

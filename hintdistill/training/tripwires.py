@@ -37,7 +37,7 @@ WIRES = (
         -1,
         "",
         "entropy collapse: the student grows sure of everything",
-        "lower train.learning_rate, or use a divergence that covers the teacher (train.divergence=fkl or jsd)",
+        "lower train.learning_rate, or use a divergence that covers the teacher (train.recipe.terms.distill.divergence.kind=fkl or jsd)",
     ),
     Wire(
         "max_end_drop", "end_drop", 1, "", "length tail: steps are less and less likely to end where they ended", LESS
@@ -48,7 +48,7 @@ WIRES = (
         -1,
         " nats",
         "the hint's effect is gone: nothing is left to learn",
-        "train for fewer steps (train.epochs), or keep the teacher at the initial policy (train.teacher=initial)",
+        "train for fewer steps (train.epochs), or keep the teacher at the initial policy (train.recipe.teacher.update=initial)",
     ),
 )
 

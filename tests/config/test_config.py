@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -18,7 +20,7 @@ def test_overrides_build_a_config():
         None,
         [*BASE, "train.lora={rank: 4}", "critic.use=[rules, recorded]", "critic.recorded.path=f.jsonl", "run.seed=3"],
     )
-    assert config.traces.path == ("t.jsonl",)
+    assert config.traces.path == (str(Path.cwd() / "t.jsonl"),)
     assert config.train.lora.rank == 4 and config.train.lora.alpha == 64
     assert config.critic.use == ("rules", "recorded") and config.run.seed == 3
 
@@ -27,7 +29,7 @@ def test_override_beats_file_and_null_resets(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("run: {model: a, seed: 1}\ntraces: {path: [x, y]}\n")
     config = load_config(path, ["run.seed=2", "traces.path=z"])
-    assert config.run.seed == 2 and config.traces.path == ("z",)
+    assert config.run.seed == 2 and config.traces.path == (str(Path.cwd() / "z"),)
     assert load_config(path, ["run.dir="]).run.dir is None
 
 
@@ -39,13 +41,16 @@ def test_override_beats_file_and_null_resets(tmp_path):
         ("run.top_k=1", r"unknown key `run.top_k` \(did you mean `rescore.top_k`\?\)"),
         ("rescore.gate.min_drop=1", r"did you mean `rescore.gate.min_drop_nats`"),
         ("train.epochs=-1", r"train.epochs: .*greater than 0"),
-        ("train.divergence=kl", r"train.divergence: .*'jsd', 'rkl' or 'fkl'"),
-        ("train={teacher: live, targets: stored}", "a teacher that is live has no stored targets"),
-        ("train={support: full, targets: stored}", "stored targets hold top-k entries"),
+        ("train.save_dtype=int8", r"train.save_dtype: .*'auto', 'float32' or 'bfloat16'"),
+        ("train={recipe: {teacher: {update: live}}, targets: stored}", "a teacher that is live has no stored targets"),
+        (
+            "train={recipe: {terms: {distill: {support: {kind: full}}}}, targets: stored}",
+            "stored targets hold top-k entries",
+        ),
         ("train.micro_batch_size=3", "does not divide"),
         ("critic.use=[llm]", "critic.llm.base_url or critic.llm.model is not set"),
         ("critic.use=[recorded]", "critic.recorded.path is not set"),
-        ("inject.message_format=x", "must contain {hint}"),
+        ("inject.formats={message: x}", "must contain {hint}"),
         ("run.seed.x=1", "`run.seed` is a value"),
         ("novalue", "not of the form key=value"),
         ("run.seed=[", "not valid YAML"),

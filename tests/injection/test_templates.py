@@ -86,7 +86,9 @@ def test_assistant_turn_without_a_quote_is_right_below_the_header():
     finding = Finding(step=1, error_class="x", hint=HINT)
     from hintdistill.config import InjectSection
 
-    injector = Injector(r, shipped_library(), InjectSection(placements=("assistant_turn",), turn_format="({hint}) "))
+    injector = Injector(
+        r, shipped_library(), InjectSection(placements=("assistant_turn",), formats={"assistant_turn": "({hint}) "})
+    )
     made = injector.inject(TALKS["chat"], finding)
     assert made.step_offset == 0 and made.insert_at == len(made.context_ids)
     assert r.decode(made.hinted_ids).endswith(f"({HINT}) {TALKS['chat'].messages[-1].content}<|eot_id|>")

@@ -315,7 +315,7 @@ ONE = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assi
         (2, ["rollout.environment=nowhere.py:X"], ["no environment file"]),
         (2, ["rollout.splits=[nope]"], ["no split 'nope'", "test_clean"]),
         (2, ["critic.prompts=nowhere"], ["no prompt folder at nowhere"]),
-        (3, ["run.model=./nowhere"], ["no model folder at ./nowhere"]),
+        (3, ["run.model=./nowhere"], ["no model folder at ", "/nowhere"]),
         (3, ["run.model=examples"], ["holds no config.json"]),
         (3, ["traces.path=nowhere.jsonl"], ["no such file or folder: nowhere.jsonl"]),
         (3, ["traces.path=prompts"], ["no trace files in prompts"]),
@@ -508,8 +508,8 @@ def test_an_engine_that_is_gone_or_may_not_be_asked(tmp_path):
     fails(tmp_path / "b", 2, *server, away, says=["rescore.engine.allow_hosts=[engine.example.com]"])
     assert not (tmp_path / "b" / "run").exists()
     fails(tmp_path / "c", 2, "rescore.engine.backend=server", says=["needs base_url and model"])
-    says = ["changes with the rounds", "train.teacher=initial"]
-    moving = [*server[:2], gone, "critic.use=[rules]", "train.teacher=live"]
+    says = ["changes with the rounds", "train.recipe.teacher.update=initial"]
+    moving = [*server[:2], gone, "critic.use=[rules]", "train.recipe.teacher.update=live"]
     fails(tmp_path / "d", 2, *moving, config="configs/rounds.yaml", says=says)
 
 

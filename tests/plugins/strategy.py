@@ -13,4 +13,4 @@ def asked(asker, record):
     return [asked_of_step(asker, record, record.steps[-1])]
 
 
-STRATEGIES.register(Strategy("last_step", last_step, prompts=("step_prompt",), answers="step_prompt", asked=asked))
+STRATEGIES.register(Strategy("last_step", last_step, prompts={"step_prompt": "critic/step.jinja"}, asked=asked))

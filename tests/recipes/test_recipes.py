@@ -540,8 +540,8 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.data.hint.kind=feedbak", r"unknown hint kind `feedbak` \(did you mean `feedback`\?\)"),
         ("train={recipe: hint_sd, targets: stored}", "a teacher that is ema has no stored targets"),
         ("train={recipe: opcd, targets: stored}", "stored targets hold top-k entries, not the full vocabulary"),
-        ("train={recipe: rlcsd, top_k: 5}", "has no term `distill`"),
-        ("train.recipe=nowhere/mine.yaml", "no recipe file at nowhere/mine.yaml"),
+        ("train={recipe: {preset: rlcsd, terms: {distill: {support: {k: 5}}}}}", "no term `distill`"),
+        ("train.recipe=nowhere/mine.yaml", "no recipe file at .*/nowhere/mine.yaml"),
     ],
 )
 def test_mistakes_are_refused_at_load(override, message):
@@ -688,19 +688,16 @@ def test_any_key_can_be_overridden(tmp_path):
     )
 
 
-def test_shorts_change_the_recipe():
+def test_the_anchors_weight_changes_the_recipe():
     default = TrainSection().objective
     assert default == load_recipe("targeted") and TrainSection().target_source == "stored"
-    section = TrainSection(divergence="rkl", top_k=9, normalize="token", loss_span="quote", anchor={"weight": 0.5})
-    distill, anchor = section.objective.terms["distill"], section.objective.terms["anchor"]
-    assert (distill.divergence.kind, distill.support.k, distill.normalize, distill.span) == ("rkl", 9, "kept", "quote")
-    assert anchor.coef == 0.5 and anchor.normalize == "kept" and anchor.span == "step"
-    assert default.terms["anchor"].min_probability == 0.5
-    assert TrainSection(anchor={"min_probability": 0.2}).objective.terms["anchor"].min_probability == 0.2
+    halved = TrainSection(anchor={"weight": 0.5}).objective.terms
+    assert halved["anchor"].coef == 0.5 and halved["anchor"].min_probability == 0.5
+    assert halved["distill"] == default.terms["distill"]
     assert "anchor" not in TrainSection(anchor={"weight": 0}).objective.terms
     added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).objective
     assert added.terms["anchor"].coef == 1.5 and added.terms["anchor"].divergence.kind == "fkl"
-    assert TrainSection(teacher="live").target_source == "in_step"
+    assert TrainSection(recipe={"teacher": {"update": "live"}}).target_source == "in_step"
 
 
 def test_recipes_are_checked_without_torch():

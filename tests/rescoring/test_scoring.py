@@ -55,7 +55,7 @@ def test_no_schema_no_opinion():
 
 def test_guards_are_reasons():
     assert judge(GOOD, ("leak: '42' is not in the step's context", "dialect: …"), GATE) == ("leak", "dialect")
-    assert judge(GOOD, ("leak: x",), GateSection(check_leak=False)) == ()
+    assert judge(GOOD, ("leak: x",), GateSection(checks=("dialect",))) == ()
 
 
 def injection(**change) -> Injection:
@@ -160,7 +160,7 @@ def test_placebos_are_measured_by_the_same_gate(scored):
     assert null_pass_rate([target], GATE) in {0.0, 1 / 3}
     assert null_pass_rate([], GATE) is None
     lax = GateSection(
-        min_drop_nats=0, max_raise_nats=99, require_legal_gain=False, require_specific=False, min_student_probability=0
+        min_drop_nats=0, max_raise_nats=99, checks=("leak", "dialect", "words"), min_student_probability=0
     )
     assert null_pass_rate([target], lax) >= null_pass_rate([target], GATE)
 

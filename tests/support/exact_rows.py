@@ -8,10 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from support.flat_recipe import train_section
 from support.model_kinds import VOCAB
 from torch.overrides import TorchFunctionMode
 
-from hintdistill.config import RunSection, TrainSection
+from hintdistill.config import RunSection
 from hintdistill.core.scores import Target
 from hintdistill.objectives import gather_with_tail, objective
 from hintdistill.training.passes import places
@@ -91,7 +92,7 @@ def target_of(model, key, trace_id, trace, start, end, at, block) -> Target:
 
 def trainer_of(model, stored, tmp_path, ended=NO_OUTCOME, **config):
     """A trainer of (a copy of) this model; `batch_size` and the like come from `config`."""
-    section = TrainSection(**{"epochs": 1, "batch_size": 8, "warmup_steps": 0, "save_steps": 1000, **config})
+    section = train_section(**{"epochs": 1, "batch_size": 8, "warmup_steps": 0, "save_steps": 1000, **config})
     own = copy.deepcopy(model)
     own.config.use_cache = False
     run = RunSection(model="tiny", device="cpu", dtype="float32")

@@ -7,10 +7,9 @@ import json
 from typing import Any
 
 from hintdistill.core.types import Source, Trace
-from hintdistill.traces import _outcomes
 from hintdistill.traces.formats import native
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.reading import READER_ERROR, Deduplicator
+from hintdistill.traces.reading import READER_ERROR, Deduplicator, _outcomes
 from hintdistill.traces.records import read_values
 from hintdistill.traces.registry import formats
 

@@ -21,11 +21,13 @@ from support.exact_rows import (
     targets_of,
     trainer_of,
 )
+from support.flat_recipe import train_section
 from support.model_kinds import VOCAB, model_of
 
 from hintdistill.config import OutcomeSection, RunConfig, TrainSection
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, InputError
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.objectives.outcome import outcome_loss
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.outcome import outcome_data
@@ -33,7 +35,6 @@ from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import selected
-from hintdistill.planning.shape import ModelShape
 from hintdistill.planning.workload import gather
 from hintdistill.recipes import load_recipe, require_met
 from hintdistill.training.capabilities import available, several_rollouts
@@ -157,7 +158,7 @@ def test_weight_one_is_the_terms_alone_and_weight_nought_the_reward_alone(tmp_pa
 def test_clipping_is_the_sections(tmp_path):
     model = fresh("llama")
     stored = targets_of(model)
-    outcome, open_ = outcome_of(model, stored), {"outcome": {"clip_low": None, "clip_high": None}}
+    outcome, open_ = outcome_of(model, stored), {"outcome": {"clip": [None, None]}}
     clipped = loss_and_gradient(trainer_of(model, stored, tmp_path, outcome, **additive(0.0)))
     free = loss_and_gradient(trainer_of(model, stored, tmp_path, outcome, **additive(0.0), **open_))
     assert clipped[0] != free[0] and error(clipped[1], free[1]) > 1e-2
@@ -208,9 +209,9 @@ def test_without_an_outcome_rows_are_what_they_were(tmp_path):
     model = fresh("llama")
     stored = targets_of(model)
     outcome = outcome_of(model, stored)
-    off = build_rows(stored, TrainSection(**ANCHORED))
-    on = build_rows(stored, TrainSection(**ANCHORED, **additive(0.5)), outcome)
-    told = build_rows(stored, TrainSection(**ANCHORED), OutcomeData(outcome.outcomes))
+    off = build_rows(stored, train_section(**ANCHORED))
+    on = build_rows(stored, train_section(**ANCHORED, **additive(0.5)), outcome)
+    told = build_rows(stored, train_section(**ANCHORED), OutcomeData(outcome.outcomes))
     weights = {s.key: s.weights for _, s in places(on)}
     factor = (len(places(off)) + len(outcome.rows)) / len(places(off))
     for before, now, row in zip(off, told, on, strict=False):
@@ -228,7 +229,10 @@ def test_without_an_outcome_rows_are_what_they_were(tmp_path):
         "outcome" not in TrainSection().model_dump()
         and "outcome" in TrainSection(outcome={"baseline": "round"}).model_dump()
     )
-    assert TrainSection.model_validate(TrainSection(outcome={"clip_low": 0.1}).model_dump()).outcome.clip_low == 0.1
+    assert TrainSection.model_validate(TrainSection(outcome={"clip": [0.1, None]}).model_dump()).outcome.clip == (
+        0.1,
+        None,
+    )
 
 
 def test_anchors_may_come_from_traces_without_an_outcome(tmp_path):
@@ -400,7 +404,7 @@ def test_a_round_trains_on_both(tmp_path):
     counted = sorted((len(r.ids) - 1, sum(s.length for s in r.slots)) for r in real)
     assert sorted((r.tokens, r.scored) for r in planned) == counted
     keys = {data.key}
-    for change in ({"baseline": "round"}, {"clip_low": 0.1}, {"normalise": True}):
+    for change in ({"baseline": "round"}, {"clip": [0.1, None]}, {"normalise": True}):
         train = ctx.config.train.model_copy(update={"outcome": OutcomeSection(**change)})
         ctx.config = ctx.config.model_copy(update={"train": train})
         keys.add(outcome_data(ctx).key)

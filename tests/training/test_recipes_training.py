@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.flat_recipe import train_section
 from support.recipe_models import RUNNABLE, V, outcome_of, tiny
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
@@ -71,7 +72,7 @@ def targets() -> list[Target]:
 
 
 def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
-    section = TrainSection(
+    section = train_section(
         **{"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "lora": lora, **config}
     )
     run = RunSection(model="tiny", device="cpu", dtype="float32")

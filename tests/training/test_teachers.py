@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import STUDENT
+from support.flat_recipe import train_section
 from test_recipes_training import loss_and_gradient, targets, tiny, trainer_of  # noqa: F401
 
 from hintdistill.config import RunSection, TrainSection
@@ -97,7 +98,7 @@ def test_an_external_teacher_says_what_it_says_alone(targets, tmp_path):  # noqa
 
 
 def test_an_external_teacher_must_have_the_same_tokenizer(tmp_path):
-    config = TrainSection(teacher="external", teacher_model=str(STUDENT), targets="in_step")
+    config = TrainSection(recipe={"teacher": {"update": "external", "model": str(STUDENT)}}, targets="in_step")
     assert "external_teacher" in available(config)
     same = Others.load(STUDENT, RUN, config, CPU, STUDENT, ())
     assert same.external is not None and not any(p.requires_grad for p in same.external.parameters())
@@ -108,13 +109,13 @@ def test_an_external_teacher_must_have_the_same_tokenizer(tmp_path):
     a, b = sorted(vocabulary, key=vocabulary.get)[300:302]
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     (other / "tokenizer.json").write_text(json.dumps(words), encoding="utf-8")
-    config = TrainSection(teacher="external", teacher_model=str(other), targets="in_step")
+    config = TrainSection(recipe={"teacher": {"update": "external", "model": str(other)}}, targets="in_step")
     with pytest.raises(ModelError, match="another tokenizer: 4 entries differ"):
         Others.load(STUDENT, RUN, config, CPU, STUDENT, ())
 
 
 def test_without_a_model_an_external_teacher_is_a_missing_need():
-    config = TrainSection(teacher="external")
+    config = train_section(teacher="external")
     assert [n.name for n in missing(config.objective, available(config))] == ["external_teacher"]
     assert config.target_source == "in_step"
 
@@ -176,7 +177,7 @@ def test_the_initial_policy_of_a_later_round_is_read_from_its_own_folder(tmp_pat
     model.save_pretrained(later)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy2(STUDENT / name, later / name)
-    config = TrainSection(teacher="initial", targets="in_step", support="full")
+    config = train_section(teacher="initial", targets="in_step", support="full")
     others = Others.load(later, RUN, config, CPU, STUDENT, ())
     request = ScoreRequest(np.arange(5, 30), 20, 25)
     wanted, found = (
@@ -189,9 +190,9 @@ def test_the_initial_policy_of_a_later_round_is_read_from_its_own_folder(tmp_pat
 
 
 def test_a_teacher_of_the_round_s_start_has_stored_targets():
-    assert TrainSection(teacher="round_start").target_source == "stored"
+    assert train_section(teacher="round_start").target_source == "stored"
     with pytest.raises((ConfigError, ValueError), match="live has no stored targets"):
-        TrainSection(teacher="live", targets="stored")
+        train_section(teacher="live", targets="stored")
 
 
 def test_the_round_s_start_and_the_initial_policy_are_two(targets, tmp_path):  # noqa: F811

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import STUDENT, TOOLWORLD
+from support.flat_recipe import train_section
 
 from hintdistill.config import (
     CHECKS,
@@ -55,7 +57,7 @@ def targets(student_engine, student_renderer) -> list[Target]:
 
 
 def trainer_of(of, tmp_path, model=STUDENT, **config):
-    section = TrainSection(**{**FAST, **config})
+    section = train_section(**{**FAST, **config})
     device = torch.device("cpu")
     return make_trainer(
         load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path, device, None
@@ -107,8 +109,6 @@ def test_stretches_of_scored_positions():
 
 
 def test_no_loss_and_no_gradient_where_the_target_is_the_student_itself(targets, tmp_path):
-    from dataclasses import replace
-
     hints = targets[:8]
     empty = [replace(t, teacher_logprobs=t.plain_logprobs, teacher_tail=t.plain_tail) for t in hints]
     for name in ("jsd", "rkl", "fkl"):
@@ -127,8 +127,6 @@ def test_no_loss_and_no_gradient_where_the_target_is_the_student_itself(targets,
 @pytest.mark.parametrize("name", ["rkl", "fkl", "jsd"])
 def test_an_empty_hint_in_step_is_nothing(name, support, targets, tmp_path):
     """The teacher's numbers are the student's own, and every divergence of equal numbers is zero."""
-    from dataclasses import replace
-
     empty = [replace(t, block_ids=np.zeros(0, np.int64)) for t in targets[:8]]
     section = {"targets": "in_step", "teacher": "live", "support": support, "divergence": name}
     trainer, other = (trainer_of(x, tmp_path, **section) for x in (empty, targets[:8]))
@@ -166,7 +164,7 @@ def test_loss_span(targets):
     quoted = [1.0 if start <= i < end else 0.0 for i in range(n)]
 
     def weights(**config):
-        return loss_weights(target, TrainSection(**config).objective.terms["distill"])
+        return loss_weights(target, train_section(**config).objective.terms["distill"])
 
     assert weights().tolist() == [1.0] * n
     assert weights(loss_span="quote").tolist() == quoted
@@ -176,28 +174,62 @@ def test_loss_span(targets):
     assert weighted.tolist() == [1.0 + 2.0 * q for q in quoted]
 
 
-def test_static_weights_average_to_one(targets):
-    for normalize in ("row", "token"):
-        rows = build_rows(targets, TrainSection(normalize=normalize, anchor=AnchorSection(weight=2.0)))
-        slots = [s for _, s in places(rows)]
-        sums = {
-            k: sum(float(s.token_weights.sum()) for s in slots if s.kind == k) / len(slots) for k in ("hint", "anchor")
-        }
-        assert sums == pytest.approx({"hint": 1.0, "anchor": 1.0}, rel=1e-5)
+def repeated(targets, kind: str, times: int) -> list[Target]:
+    """The targets with those of one kind several times, under keys of their own."""
+    of_kind = [t for t in targets if t.kind == kind]
+    return [*targets, *(replace(t, key=f"{t.key} {n}") for n in range(1, times) for t in of_kind)]
+
+
+@pytest.mark.parametrize("normalize", ["per_row", "kept"])
+def test_weights_are_per_slot(normalize, targets):
+    """A slot weighs one, or one on average over its term, and repeating the slots of another term does not change that."""
+    one = next(t for t in targets if t.kind == "anchor")
+    hints = [t for t in targets if t.kind == "hint"]
+    several = [t for t in targets if t.kind == "anchor"]
+    config = train_section(normalize=normalize, anchor={"weight": 2.0})
+    anchor_weights = []
+    for of in ([*hints, one], repeated([*hints, one], "hint", 6), [*hints, *several], repeated(targets, "hint", 3)):
+        slots = [s for _, s in places(build_rows(of, config))]
+        assert len(slots) == len(of)
+        for kind in ("hint", "anchor"):
+            own = [float(s.token_weights.sum()) for s in slots if s.kind == kind]
+            assert sum(own) == pytest.approx(len(own), rel=1e-5)
+            assert normalize == "kept" or own == pytest.approx([1.0] * len(own), rel=1e-5)
+        anchor_weights.append({s.key: s.token_weights for s in slots if s.kind == "anchor"})
+    for few, many in (anchor_weights[:2], anchor_weights[2:]):
+        assert all(torch.equal(w, many[key]) for key, w in few.items())
+
+
+def test_a_term_counts_with_its_slots(targets, tmp_path):
+    """Loss times slots is the sum over slots: k times the hints are k times their part, and the anchors' part stays."""
+    hints = [t for t in targets if t.kind == "hint"]
+    anchor = next(t for t in targets if t.kind == "anchor")
+
+    def summed(of) -> float:
+        trainer = trainer_of(of, tmp_path, anchor={"weight": 2.0, "min_probability": 0.0})
+        nudge = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for p in trainer.model.parameters():
+                p += 0.05 * p.std() * torch.randn(p.shape, generator=nudge)
+        return trainer.compute_loss(trainer.model, {"rows": trainer.train_dataset.rows}).item() * len(of)
+
+    of_hints, both = summed(hints), summed([*hints, anchor])
+    of_anchor = both - of_hints
+    assert of_anchor > 0.01 * of_hints
+    assert summed(repeated([*hints, anchor], "hint", 6)) == pytest.approx(6 * of_hints + of_anchor, rel=1e-4)
+    assert summed(repeated([*hints, anchor], "anchor", 4)) == pytest.approx(of_hints + 4 * of_anchor, rel=1e-4)
 
 
 def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
-    from dataclasses import replace
-
     anchor = next(t for t in targets if t.kind == "anchor")
     wavered = np.array(anchor.plain_sampled)
     wavered[0] = np.log(0.2)
-    config = TrainSection(anchor=AnchorSection(min_probability=0.35))
+    config = train_section(anchor={"min_probability": 0.35})
     term = config.objective.terms["anchor"]
     sure = (np.exp(wavered) >= 0.35).tolist()
     assert not sure[0] and any(sure)
     assert loss_weights(replace(anchor, plain_sampled=wavered), term).tolist() == [float(x) for x in sure]
-    everything = TrainSection(anchor=AnchorSection(min_probability=0.0)).objective.terms["anchor"]
+    everything = train_section(anchor={"min_probability": 0.0}).objective.terms["anchor"]
     assert loss_weights(anchor, everything).all()
     # nothing to hold: the row is left out, and the others still average to the coefficient
     nowhere = replace(anchor, key="nowhere", plain_sampled=np.full_like(wavered, np.log(0.2)))
@@ -207,8 +239,6 @@ def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
 
 def test_the_least_sure_clean_steps_are_the_anchors(targets):
     """By the least sure token that carries loss; a step whose tokens all lie below the bound comes last."""
-    from dataclasses import replace
-
     from hintdistill.pipeline.train import chosen_anchors
 
     model = next(t for t in targets if t.kind == "anchor")
@@ -227,9 +257,9 @@ def test_the_least_sure_clean_steps_are_the_anchors(targets):
         wavered,
         candidate("b", 0.9, "b"),
     ]
-    config = TrainSection(anchor=AnchorSection(min_probability=0.5))
+    config = train_section(anchor={"min_probability": 0.5})
     assert [t.key for t in chosen_anchors(some, config, 0)] == ["least", "b"]
-    two = TrainSection(anchor=AnchorSection(min_probability=0.5, per_trace=2))
+    two = train_section(anchor={"min_probability": 0.5, "per_trace": 2})
     assert {t.key for t in chosen_anchors(some, two, 0)} == {"least", "sure", "b"}
     assert [t.key for t in chosen_anchors([wavered], config, 0)] == ["wavered"]
     drawn = TrainSection(anchor=AnchorSection(choose="random"))
@@ -239,7 +269,6 @@ def test_the_least_sure_clean_steps_are_the_anchors(targets):
 
 def test_tokens_outside_the_loss_span_have_no_gradient(targets, tmp_path):
     """Changing the target of a token that carries no weight changes nothing; of one that does, it does."""
-    from dataclasses import replace
 
     def spoil(t: Target, at: int) -> Target:
         changed = t.teacher_logprobs.copy()

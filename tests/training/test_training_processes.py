@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from support.flat_recipe import train_section
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from hintdistill.config import LoraSection, RunSection, TrainSection
+from hintdistill.config import LoraSection, RunSection
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.scores import Target
@@ -155,7 +156,7 @@ def cases(tmp_path_factory) -> dict[str, dict]:
     for name, settings in CASES.items():
         section = {k: v for k, v in settings.items() if k != "tied" and v is not None}
         # seven rows are no multiple of two processes; two micro-batches of one row each per process and step
-        config = TrainSection(
+        config = train_section(
             epochs=2,
             batch_size=4,
             micro_batch_size=1,

@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import STUDENT, TOOLWORLD
 from support.exact_rows import Doubled, error, loss_and_gradient, targets_of, trainer_of
+from support.flat_recipe import train_section
 from support.model_kinds import model_of
 from transformers import DynamicCache
 
-from hintdistill.config import CHECKS, InjectSection, RescoreSection, RunSection, TrainSection
+from hintdistill.config import CHECKS, InjectSection, RescoreSection, RunSection
 from hintdistill.core.errors import ModelError
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.engines.sharing import SharingWarning
@@ -99,7 +100,7 @@ def _with_a_cache(model, row: TraceRow) -> torch.Tensor:
 
 
 def test_training_reports_the_cosine(real_targets, tmp_path):
-    config = TrainSection(
+    config = train_section(
         **LIVE,
         epochs=2,
         batch_size=2,

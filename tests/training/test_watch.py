@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from support.flat_recipe import train_section
 from test_recipes_training import V, logprobs, tiny
 
-from hintdistill.config import AnchorSection, RunSection, TrainSection, TripwireSection, WatchSection
+from hintdistill.config import RunSection, TripwireSection, WatchSection
 from hintdistill.core.errors import InputError, TripwireError
 from hintdistill.core.scores import Measurement, Target
 from hintdistill.objectives import fkl, gather_with_tail
@@ -32,7 +33,7 @@ FAST = {
     "save_steps": 2,
     "logging_steps": 1,
     "learning_rate": 1e-3,
-    "anchor": AnchorSection(weight=1.0, min_probability=0.0),
+    "anchor": {"weight": 1.0, "min_probability": 0.0},
 }
 T, K = 7, 12
 
@@ -106,7 +107,7 @@ def folder(tmp_path_factory):
 
 
 def trainer_of(of, tmp_path, watch=None, **config):
-    section = TrainSection(**{**FAST, **config})
+    section = train_section(**{**FAST, **config})
     return make_trainer(
         tiny(),
         build_rows(of, section),
@@ -277,7 +278,7 @@ def test_a_watched_training_is_bit_equal_to_one_that_is_not_and_so_is_a_resumed_
     """With adapters under dropout, where every random number counts."""
     from hintdistill.config import LoraSection
 
-    config = TrainSection(**{**FAST, "lora": LoraSection(rank=2, dropout=0.3)})
+    config = train_section(**{**FAST, "lora": LoraSection(rank=2, dropout=0.3)})
 
     class Killed(Exception):
         pass
@@ -334,11 +335,11 @@ def test_each_bound_stops_with_its_cause(name, metric, bound, good, bad, tmp_pat
 
 def test_a_stop_keeps_the_last_checkpoint_and_a_wider_bound_goes_on_from_it(data, folder, tmp_path):
     work, out, fast = tmp_path / "work", tmp_path / "student", {**FAST, "learning_rate": 1e-2}
-    train(folder, data[0], RUN, TrainSection(**fast), tmp_path / "free", tmp_path / "any", "k", watch=data[1])
+    train(folder, data[0], RUN, train_section(**fast), tmp_path / "free", tmp_path / "any", "k", watch=data[1])
     free = [r["off_target_kl"] for r in metrics(tmp_path / "free") if "off_target_kl" in r]
     assert free[3] > 1.02 * max(free[:3])
     bound = (free[3] + max(free[:3])) / 2
-    strict = TrainSection(**fast, tripwires={"action": "stop", "max_off_target_kl": bound})
+    strict = train_section(**fast, tripwires={"action": "stop", "max_off_target_kl": bound})
     with pytest.raises(TripwireError, match=r"off_target_kl is .* nats per token at step 4, above") as stop:
         train(folder, data[0], RUN, strict, work, out, "k", watch=data[1])
     assert not out.exists()
@@ -348,7 +349,7 @@ def test_a_stop_keeps_the_last_checkpoint_and_a_wider_bound_goes_on_from_it(data
     with pytest.raises(TripwireError) as again:
         train(folder, data[0], RUN, strict, work, out, "k", watch=data[1])
     assert again.value.message == stop.value.message
-    wide = TrainSection(**fast, tripwires={"action": "stop", "max_off_target_kl": 50})
+    wide = train_section(**fast, tripwires={"action": "stop", "max_off_target_kl": 50})
     summary = train(folder, data[0], RUN, wide, work, out, "k", watch=data[1])
     assert summary.steps == 8 and out.is_dir()
     steps = [r["step"] for r in metrics(work) if "off_target_kl" in r]
@@ -357,7 +358,7 @@ def test_a_stop_keeps_the_last_checkpoint_and_a_wider_bound_goes_on_from_it(data
 
 def test_a_warning_is_said_once_and_is_a_row(data, folder, tmp_path):
     said: list[str] = []
-    config = TrainSection(**FAST, tripwires={"max_off_target_kl": 1e-6, "max_heldout_kl": None})
+    config = train_section(**FAST, tripwires={"max_off_target_kl": 1e-6, "max_heldout_kl": None})
     train(folder, data[0], RUN, config, tmp_path / "w", tmp_path / "s", "k", watch=data[1], warn=said.append)
     rows = [r for r in metrics(tmp_path / "w") if "tripwire" in r]
     ours = [r for r in rows if r["tripwire"] == "max_off_target_kl"]
@@ -367,7 +368,7 @@ def test_a_warning_is_said_once_and_is_a_row(data, folder, tmp_path):
 
 def test_a_stop_that_nothing_can_trigger_is_said(data, folder, tmp_path):
     said: list[str] = []
-    config = TrainSection(**{**FAST, "epochs": 0.5}, tripwires={"action": "stop"})
+    config = train_section(**{**FAST, "epochs": 0.5}, tripwires={"action": "stop"})
     train(
         folder,
         data[0],
@@ -403,7 +404,7 @@ class PoisonedBackward(torch.autograd.Function):
 def test_nan_stops_before_the_update_and_the_last_checkpoint_serves(what, data, folder, tmp_path, monkeypatch):
     from hintdistill.training.trainer import HintTrainer
 
-    config = TrainSection(**{**FAST, "batch_size": 8, "micro_batch_size": 4, "epochs": 8})
+    config = train_section(**{**FAST, "batch_size": 8, "micro_batch_size": 4, "epochs": 8})
     work, out = tmp_path / "work", tmp_path / "student"
     plain, straight = HintTrainer._part, tmp_path / "straight"
     train(folder, data[0], RUN, config, tmp_path / "other", straight, "k")
@@ -443,7 +444,7 @@ def test_weights_that_are_not_finite_make_no_checkpoint_and_no_student(data, fol
     with pytest.raises(
         TripwireError, match=r"model.norm.weight is not finite after step 4; rows of the step: trace"
     ) as stop:
-        train(folder, data[0], RUN, TrainSection(**FAST), tmp_path / "w", tmp_path / "s", "k", overflow)
+        train(folder, data[0], RUN, train_section(**FAST), tmp_path / "w", tmp_path / "s", "k", overflow)
     assert "checkpoint-2" in stop.value.hint and not (tmp_path / "s").exists()
     assert [p.name for p in (tmp_path / "w").glob("checkpoint-*")] == ["checkpoint-2"]
 

@@ -129,7 +129,6 @@ def test_a_round_of_the_loop_by_the_server(server, tmp_path):
             "-q",
             f"run.dir={folder}",
             "run.rounds=2",
-            "rollout.sample.backend=server",
             f"rollout.sample.server.base_url={server.url}",
             "rollout.sample.episodes=24",
             "rollout.splits=[validation]",

@@ -1,0 +1,26 @@
+"""`hintdistill config`: what can be set."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hintdistill.cli.look import print_json
+
+config_app = typer.Typer(no_args_is_help=True, help="What can be set in a config.")
+
+
+@config_app.callback()
+def _config() -> None:
+    """What can be set in a config."""
+
+
+@config_app.command()
+def schema(
+    recipe: Annotated[bool, typer.Option("--recipe", help="Of a recipe file instead of a config.")] = False,
+) -> None:
+    """Print the JSON schema of a config file: every key, its type, bounds and meaning."""
+    from hintdistill.config.surface import json_schema, recipe_schema
+
+    print_json(recipe_schema() if recipe else json_schema())

@@ -1,0 +1,121 @@
+"""Keys that the configuration once had: where each one went, and how a saved configuration is read that has them.
+
+A config or an override with such a key is an error that names the new spelling. The configuration that a run folder keeps is
+translated instead (`upgrade`), so that folders of the version before stay readable.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from hintdistill.recipes import load_recipe
+
+_RECIPE = "train.recipe.terms"
+_GATE = "rescore.gate.checks lists the checks that are made; leave `{}` out of it"
+_PROMPT = "critic.{}.prompt names it: one prompt, or two for binary_search ([critic/half.jinja, critic/step.jinja])"
+_PRICE = "write critic.{}.price=[IN, OUT], both for a million tokens"
+
+REMOVED: dict[str, str] = {
+    "train.divergence": f"write {_RECIPE}.distill.divergence.kind",
+    "train.jsd_alpha": f"write {_RECIPE}.distill.divergence.alpha",
+    "train.support": f"write {_RECIPE}.distill.support.kind (`union` for union_topk, or `full`)",
+    "train.top_k": f"write {_RECIPE}.distill.support.k",
+    "train.teacher": "write train.recipe.teacher.update",
+    "train.teacher_model": "write train.recipe.teacher.model",
+    "train.loss_span": f"write {_RECIPE}.distill.span",
+    "train.quote_weight": f"write {_RECIPE}.distill.quote_weight",
+    "train.normalize": f"write {_RECIPE}.TERM.normalize for each term (`per_row` for row, `kept` for token)",
+    "train.anchor.min_probability": f"write {_RECIPE}.anchor.min_probability",
+    "train.outcome.clip_low": "write train.outcome.clip=[LOW, HIGH]",
+    "train.outcome.clip_high": "write train.outcome.clip=[LOW, HIGH]",
+    "train.push_private": "a repository that train.push makes is private; `hintdistill push RUN REPO --public` makes a public one",
+    "inject.message_format": "write inject.formats={message: …}",
+    "inject.observation_format": "write inject.formats={observation: …}",
+    "inject.system_format": "write inject.formats={system_prompt: …}",
+    "inject.turn_format": "write inject.formats={assistant_turn: …}",
+    "rescore.gate.require_legal_gain": _GATE.format("legal_gain"),
+    "rescore.gate.require_specific": _GATE.format("specific"),
+    "rescore.gate.check_leak": _GATE.format("leak"),
+    "rescore.gate.check_dialect": _GATE.format("dialect"),
+    "rescore.gate.check_words": _GATE.format("words"),
+    "rescore.gate.max_null_pass_rate": "the warning begins at .10; the rate itself is in every report (gate.null_pass_rate)",
+    **{f"critic.{c}.{p}_prompt": _PROMPT.format(c) for c in ("llm", "strong") for p in ("step", "half")},
+    **{f"critic.{c}.price_{way}": _PRICE.format(c) for c in ("llm", "strong") for way in ("in", "out")},
+    "ablate": "the ablation has its own config, benchmarks/ablation/ablate.yaml; run `python -m benchmarks.ablation`",
+    "rollout.parser": "leave it out: `hermes` is the one parser there is",
+    "rollout.sample.backend": "rollout.sample.server.base_url says it: the server samples where it is set",
+}
+"""Key → what to write instead."""
+
+_FORMATS = {
+    "message_format": ("message", "{hint}"),
+    "observation_format": ("observation", "\n\n{hint}"),
+    "system_format": ("system_prompt", "\n\n{hint}"),
+    "turn_format": ("assistant_turn", "{hint}\n"),
+}
+_CHECKS = {
+    "require_legal_gain": "legal_gain",
+    "require_specific": "specific",
+    "check_leak": "leak",
+    "check_dialect": "dialect",
+    "check_words": "words",
+}
+
+
+def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The whole configuration that a run of schema 1 saved, in today's keys and with the same meaning."""
+    data = copy.deepcopy(dict(saved))
+    data.pop("ablate", None)
+    for name in ("llm", "strong"):
+        _critic(data["critic"][name])
+    inject, gate, rollout = data["inject"], data["rescore"]["gate"], data["rollout"]
+    old = {key: inject.pop(key) for key in _FORMATS}
+    inject["formats"] = {_FORMATS[key][0]: text for key, text in old.items() if text != _FORMATS[key][1]}
+    on = {check: gate.pop(key) for key, check in _CHECKS.items()}
+    gate["checks"] = [check for check, made in on.items() if made]
+    gate.pop("max_null_pass_rate")
+    rollout.pop("parser")
+    if rollout["sample"].pop("backend") != "server":
+        rollout["sample"]["server"]["base_url"] = None
+    _train(data["train"])
+    return data
+
+
+def _critic(llm: dict[str, Any]) -> None:
+    prices = [llm.pop("price_in"), llm.pop("price_out")]
+    llm["price"] = prices if None not in prices else None
+    step, half = llm.pop("step_prompt"), llm.pop("half_prompt")
+    llm["prompt"] = {"all_at_once": [llm["prompt"]], "step_by_step": [step], "binary_search": [half, step]}[
+        llm["strategy"]
+    ]
+
+
+def _train(train: dict[str, Any]) -> None:
+    train.pop("push_private")
+    if "outcome" in train:
+        low, high = train["outcome"].pop("clip_low"), train["outcome"].pop("clip_high")
+        train["outcome"]["clip"] = [low, high]
+    support = {"union_topk": "union", None: None}.get(train["support"], train["support"])
+    distill = {
+        "divergence": _given(kind=train.pop("divergence"), alpha=train.pop("jsd_alpha")),
+        "support": _given(kind=support, k=train.pop("top_k")),
+    }
+    train.pop("support")
+    terms = {"distill": {k: v for k, v in distill.items() if v}}
+    span = _given(span=train.pop("loss_span"), quote_weight=train.pop("quote_weight"))
+    normalize = {"row": "per_row", "token": "kept", None: None}[train.pop("normalize")]
+    for name, term in load_recipe(train["recipe"]).terms.items():
+        own = (span if term.rows == "hint" else {}) | _given(normalize=normalize)
+        terms[name] = terms.get(name, {}) | own
+    terms["anchor"] = terms.get("anchor", {}) | _given(min_probability=train["anchor"].pop("min_probability"))
+    terms = {k: v for k, v in terms.items() if v}
+    teacher = _given(update=train.pop("teacher"), model=train.pop("teacher_model"))
+    changed = _given(terms=terms or None, teacher=teacher or None)
+    if changed:
+        train["recipe"] = {"preset": train["recipe"], **changed}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if v is not None}
