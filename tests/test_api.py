@@ -107,7 +107,7 @@ def test_bad_input_is_named(loaded, failed, monkeypatch):
     monkeypatch.setattr(loaded.engine, "max_length", 100)
     with pytest.raises(ContextLengthError, match=r"a sequence of \d+ tokens is longer than the model's 100 positions"):
         hd.rescore(messages, hint=good, engine=loaded, step=0)
-    with pytest.raises(ConfigError, match="no backend 'onnx'"):
+    with pytest.raises(ConfigError, match="unknown engine `onnx`"):
         hd.load_engine(str(STUDENT), backend="onnx")
     with pytest.raises(ValueError, match=r"cannot score ids\[3:9\] of 5"):
         ScoreRequest(np.arange(5), 3, 9)
