@@ -10,6 +10,7 @@ from conftest import TOOLWORLD
 from world import label_steps
 
 from benchmarks.ablation import critic_noise
+from benchmarks.ablation.__main__ import main
 from benchmarks.ablation.ablate import plan_jobs
 from benchmarks.ablation.scale import FULL_NOISE, scaled
 from benchmarks.ablation.settings import load_ablation
@@ -244,6 +245,16 @@ def test_quick_and_full_plans():
 def test_what_cannot_be_ablated_is_said(overrides, message):
     with pytest.raises(ConfigError, match=message):
         plan_jobs(load_ablation(CONFIG, overrides))
+
+
+def test_preflight_lists_what_is_owed_and_runs_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([CONFIG, "--quick", "--preflight", f"run.dir={folder}", "ablate.seeds=[3,4]"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == f"10 jobs are owed in {folder}" and not folder.exists()
+    assert said[0] == "common/shared/seed-3" and "common/random_step/seed-4" in said
+    assert main([CONFIG, "--summary", f"run.dir={folder}"]) == 2
+    assert "no ablation at" in capsys.readouterr().err
 
 
 def test_tables_refuse_seeds_on_different_tasks():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -85,6 +86,13 @@ def test_a_result_of_other_settings_is_owed_again(config, tmp_path):
         assert result_of(tmp_path, BenchJob(other, tmp_path, job)) is None, override
     same = load_ablation(CONFIG, ["ablate.seeds=[0]", "ablate.processes=1", "ablate.bootstrap=100"])
     assert result_of(tmp_path, BenchJob(same, tmp_path, job)) is not None, "what no result depends on"
+
+
+def test_a_job_goes_to_another_process_as_it_is(config, tmp_path):
+    job = BenchJob(config, tmp_path, Job("common", "hint", 0))
+    assert job.config.train.objective.name == "targeted"  # which keeps what cannot be pickled
+    sent = pickle.loads(pickle.dumps(job))
+    assert sent == job and sent.key() == job.key()
 
 
 def test_what_is_shared_does_not_depend_on_how_arms_train(config):
