@@ -71,6 +71,7 @@ TOP = {"terms": {"distill": {"support": {"k": 3}}}}
 ADVANCED = {"support": {"kind": "sampled"}, "divergence": {"kind": "pg", "signal": "advantage"}}
 WEIGHTED = [{"score": "gap", "shape": "sigmoid", "beta": 2.0}]
 PARTIAL = {"views": {"part": {"context": "partial"}}, "terms": {"distill": {"target": {"loglin": {"part": 0.5}}}}}
+ADDED = {"kind": "adv_add", "credit": WEIGHTED}
 ADVANTAGE = {"kind": "adv_mul", "credit": WEIGHTED}
 WORDS = ("title", "formula", "source", "published", "ours", "lowers_error_why", "note")
 
@@ -164,6 +165,8 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
         {"coupling": {"credit": [{"score": "pos"}]}},
     ),
 }
+for _key, _of, _value in (("lam", ADVANTAGE, 0.3), ("beta", ADDED, 3.0), ("keep_sign", ADDED, False)):
+    TABLE[f"coupling.{_key}"] = (loss, {"coupling": _of, **term(**ADVANCED)}, {"coupling": {_key: _value}})
 TOLD = {
     "views.grad": "a refusal: test_a_student_without_a_gradient_is_refused",
     "views.n": "a view of several contexts has numbered names: tests/recipes/test_recipes.py",
@@ -176,9 +179,6 @@ TOLD = {
     "terms.span": "tests/training/test_training.py",
     "terms.quote_weight": "tests/training/test_training.py",
     "terms.min_probability": "tests/training/test_training.py",
-    "coupling.lam": "tests/objectives/test_objectives_parts.py",
-    "coupling.beta": "tests/objectives/test_objectives_parts.py",
-    "coupling.keep_sign": "tests/objectives/test_objectives_parts.py",
     "coupling.weight": "tests/training/test_outcome_training.py",
 }
 """Keys that act in tests of their own."""

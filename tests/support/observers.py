@@ -27,8 +27,10 @@ from hintdistill.config import RunConfig
 from hintdistill.config.file import load_config
 from hintdistill.core.scores import Measurement, ScoreRequest
 from hintdistill.core.types import Trace
-from hintdistill.pipeline import Console, plan, run, run_folder
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.dry_run import dry_run
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run, run_folder
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.traces.reading import read_traces
@@ -62,7 +64,7 @@ def read(overrides: Sequence[str]) -> Any:
     """What the first stage keeps of the traces, how they are split, and how many threads it runs in."""
     config, before = config_of(overrides), torch.get_num_threads()
     try:
-        ahead = asdict(plan(config, until="read"))
+        ahead = asdict(dry_run(config, until="read"))
         with tempfile.TemporaryDirectory() as folder:
             run(config, Path(folder) / "run", until="read", console=Console(quiet=True))
             return ahead, rows(Path(folder) / "run" / "traces.jsonl"), torch.get_num_threads()

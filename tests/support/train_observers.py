@@ -21,7 +21,8 @@ from support.recipe_models import outcome_of, tiny
 
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.scores import Target
-from hintdistill.pipeline import Console, run
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.training.watch import WatchSets
 
 TIMES = ("seconds", "runtime", "per_second", "flos", "memory")
@@ -175,7 +176,7 @@ def ready(until: str) -> Any:
     """An observer of what a run says before it starts: refused, or ready."""
 
     def observe(overrides: Sequence[str]) -> Any:
-        from hintdistill.pipeline import check_inputs
+        from hintdistill.pipeline.stages import check_inputs
 
         config = config_of([f"traces.path={TOOLWORLD / 'traces.jsonl'}", *overrides])
         check_inputs(config, until)
