@@ -48,11 +48,11 @@ docs: install
 	$(BIN)/python docs/make_map.py
 
 evidence-quick: install
-	$(BIN)/hintdistill ablate configs/ablate.yaml --quick
+	$(BIN)/python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --quick
 
 evidence-full: install
 	$(BIN)/python examples/toolworld/make_foreign.py
-	$(BIN)/hintdistill ablate configs/ablate.yaml --full
+	$(BIN)/python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --full
 
 bench: install
 	$(BIN)/python benchmarks/startup.py

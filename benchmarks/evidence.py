@@ -2,11 +2,11 @@
 
     python benchmarks/evidence.py [--dir runs/evidence] [--full] [--longer] [--docs] [--summary] [key=value …]
 
-Runs `hintdistill ablate configs/ablate.yaml --sweep --resume` (with `--full` also regimes, critic noise, other traces and
-the LLM critic; some two and a half hours on two cores, resumable). `--longer` runs five rounds instead of two, of the
-targeted hint and of both SFT arms on two seeds, in DIR-longer; SFT on own successes has a lower rate too, in
-DIR-longer-lower. `--summary` runs nothing and takes what is finished. `--docs`, with `--full`, writes the blocks between the
-marks, docs/evidence_tables.md and the figure. Last line: one JSON object with
+Runs `python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --sweep --resume` (with `--full` also regimes, critic
+noise, other traces and the LLM critic; some two and a half hours on two cores, resumable). `--longer` runs five rounds
+instead of two, of the targeted hint and of both SFT arms on two seeds, in DIR-longer; SFT on own successes has a lower rate
+too, in DIR-longer-lower. `--summary` runs nothing and takes what is finished. `--docs`, with `--full`, writes the blocks
+between the marks, docs/evidence_tables.md and the figure. Last line: one JSON object with
   gap_closed                  by arm: [greedy, T=1], first regime
   aims_reached, aims_measured
   prediction_r2
@@ -26,10 +26,10 @@ from typing import Any
 
 from blocks import put
 
-from benchmarks.ablation.pages import NAMES, table
+from benchmarks.ablation.markdown import NAMES, table
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIG = "configs/ablate.yaml"
+CONFIG = "benchmarks/ablation/ablate.yaml"
 FOREIGN = "examples/toolworld/foreign.jsonl"
 GREEDY, SAMPLED, CLEAN = "test@0", "test@1", "test_clean@1"
 NEAR = ("near_miss_unknown_tool@0", "near_miss_wrong_argument@0")
@@ -49,8 +49,7 @@ def run(folder: Path, options: list[str], summary: bool, overrides: list[str]) -
     command = [
         sys.executable,
         "-m",
-        "hintdistill.cli",
-        "ablate",
+        "benchmarks.ablation",
         CONFIG,
         *(["--summary"] if summary else [*options, *resume]),
     ]
@@ -300,7 +299,7 @@ def write_docs(document: Data, folder: Path, longer: list[tuple[str, dict[str, A
     tables = (folder / "evidence.md").read_text(encoding="utf-8")
     commits = sorted({s["commit"] for s in document["sessions"]})
     head = (
-        "# Tables of the ablation\n\nAs `hintdistill ablate` writes them, put here by `python benchmarks/evidence.py --docs` "
+        "# Tables of the ablation\n\nAs `python -m benchmarks.ablation` writes them, put here by `python benchmarks/evidence.py --docs` "
         f"(commit {', '.join(commits)}). [evidence.md](evidence.md) says how to read them.\n\n"
     )
     (ROOT / "docs" / "evidence_tables.md").write_text(head + tables, encoding="utf-8")

@@ -38,8 +38,15 @@ LAYERS = (
 LOOSE = {"api.py", "__init__.py", "prompts.py"}
 
 
+ABLATION = ROOT / "benchmarks" / "ablation"
+
+
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
+
+
+ALL = [*modules(), *sorted(ABLATION.glob("*.py"))]
+"""The package, and the benchmark that is held to the same standard."""
 
 
 def name_of(path: Path) -> str:
@@ -51,16 +58,16 @@ def name_of(path: Path) -> str:
 NAMES = {name_of(p): p for p in modules()}
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of the package that a file imports, anywhere in it, by their full paths."""
+def imports(path: Path, names: dict[str, Path] = NAMES, root: str = "hintdistill") -> set[str]:
+    """The modules among `names` that a file imports, anywhere in it, by their full paths."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "hintdistill":
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and f"{node.module}.".startswith(f"{root}."):
             found |= {
-                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in NAMES else node.module for a in node.names
+                f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in names else node.module for a in node.names
             }
         elif isinstance(node, ast.Import):
-            found |= {a.name for a in node.names if a.name in NAMES}
+            found |= {a.name for a in node.names if a.name in names}
     return found - {name_of(path)}
 
 
@@ -103,11 +110,18 @@ def test_no_circle_of_modules_or_packages():
     assert circles(between) == []
 
 
+def test_no_circle_in_the_ablation_and_the_package_does_not_know_it():
+    names = {name_of(p): p for p in ABLATION.glob("*.py")}
+    graph = {name: imports(path, names, "benchmarks.ablation") for name, path in names.items()}
+    assert circles(graph) == [] and "benchmarks.ablation.jobs" in graph["benchmarks.ablation.bench"]
+    assert not [p for p in modules() if re.search(r"^\s*(from|import) benchmarks", p.read_text(), re.MULTILINE)]
+
+
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [("a", "b", "c")]
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_and_functions_stay_short(path):
     """Signatures and docstrings do not count: they are there to be read, and packing them makes nothing shorter."""
     text = path.read_text()
@@ -118,7 +132,50 @@ def test_files_and_functions_stay_short(path):
             assert node.end_lineno - first.lineno < 60, f"{path.name}:{node.name}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether typer calls it: each parameter is an option of the command line."""
+    return any("command" in ast.unparse(d) or "callback" in ast.unparse(d) for d in node.decorator_list)
+
+
+def too_many(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function takes more parameters than one can hold in mind; `self` and its like do not count.
+
+    Seven; ten for a command of the command line, and for a public function whose further parameters are keyword-only.
+    """
+    positional = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls", "ctx")]
+    named = len(node.args.kwonlyargs)
+    if is_command(node):
+        return len(positional) + named > 10
+    public = node.name == "__init__" or not node.name.startswith("_")
+    return len(positional) > 7 or len(positional) + named > (10 if public and named else 7)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))
+def test_functions_take_few_parameters(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert not too_many(node), f"{path.name}: {node.name} takes too many parameters"
+
+
+def test_few_lines_are_kept_from_the_formatter():
+    files = [
+        p
+        for folder in ("hintdistill", "tests", "benchmarks", "examples", "docs")
+        for p in (ROOT / folder).rglob("*.py")
+    ]
+    assert sum(p.read_text().count("# fmt: " + "skip") for p in files) <= 40
+
+
+def test_too_many_parameters_are_seen():
+    def of(text: str) -> ast.FunctionDef:
+        return ast.parse(f"def {text}: ...").body[0]
+
+    fine = ("f(a, b, c, d, e, f, g)", "f(self, a, b, c, d, e, f, g)", "f(a, b, c, d, e, f, *, g, h, i, j)")
+    wrong = ("f(a, b, c, d, e, f, g, h)", "_f(a, b, c, d, e, f, *, g, h)", "f(a, b, c, d, e, f, *, g, h, i, j, k)")
+    assert not any(too_many(of(t)) for t in fine) and all(too_many(of(t)) for t in wrong)
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))
 def test_public_things_are_documented(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), f"{path} has no docstring"

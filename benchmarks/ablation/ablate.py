@@ -1,30 +1,40 @@
-"""`hintdistill ablate`: every arm on every seed, in one-thread processes, resumable job by job; then table and figure."""
+"""Every arm on every seed, in one-thread processes, resumable job by job; then table and figure."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from benchmarks.ablation.jobs import Job, job_config, result_of, run_job
+from benchmarks.ablation.arm_run import run_arm
+from benchmarks.ablation.bench import Bench
+from benchmarks.ablation.jobs import Job, job_config, job_key
+from benchmarks.ablation.pages import write_evidence
+from benchmarks.ablation.settings import AblationConfig, run_part
+from benchmarks.ablation.shared_baseline import run_shared
 from benchmarks.ablation.sweep import chosen_settings, sweep_config, sweep_jobs, swept_arms, with_chosen
-from hintdistill.config import CriticSection, RunConfig
-from hintdistill.core.errors import ConfigError, HintdistillError
+from benchmarks.ablation.table import summarise_jobs
+from hintdistill.config import CriticSection
+from hintdistill.core.errors import ConfigError
 from hintdistill.core.storage import JsonlStore, write_atomic
-from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.arms import result_of, run_owed
+from hintdistill.pipeline.progress import Advance, Console
 from hintdistill.pipeline.store import RunDir
 
+SETTINGS = "ablation.json"
+"""The settings that an ablation's folder was made with."""
 
-def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
+
+def plan_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
     """What is shared by the arms of a seed, and the arms; the seeds of an arm stand together last, so that a run that is
     stopped half-way has every arm on its first seeds.
 
@@ -34,7 +44,7 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
     a = config.ablate
     if config.run.rounds is None:
         raise ConfigError("an ablation is a set of loops; set run.rounds")
-    if config.train.objective.teacher.update != "initial" or config.train.target_source != "stored":
+    if config.train.effective_recipe.teacher.update != "initial" or config.train.target_source != "stored":
         raise ConfigError(
             "arms are rows of stored targets of the initial teacher; leave train.recipe.teacher and train.targets"
         )
@@ -57,7 +67,7 @@ def plan_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
     return shared, [Job(regime, arm, seed) for seed in a.seeds for regime, arm in arms]
 
 
-def _check_settings(config: RunConfig) -> None:
+def _check_settings(config: AblationConfig) -> None:
     """Raises ConfigError where what an arm changes is no setting, before hours are spent on the arms before it."""
     a, regime = config.ablate, next(iter(config.ablate.regimes))
     tried = [Job(regime, arm, a.seeds[0], i) for arm in swept_arms(config) for i in range(len(a.sweep.settings))]
@@ -79,7 +89,9 @@ def _check_settings(config: RunConfig) -> None:
         raise ConfigError(f"ablate.llm_critic: {error.errors()[0]['msg']} ({error.errors()[0]['loc'][0]})") from None
 
 
-def ablate(config: RunConfig, folder: Path, *, resume: bool = False, console: Console | None = None) -> dict[str, Any]:
+def ablate(
+    config: AblationConfig, folder: Path, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
     """Run all jobs that are owed, then write evidence.json, evidence.md and the figure; returns the document.
 
     With `ablate.sweep.use`, every arm's settings are chosen first, on validation tasks. A result that was made with other
@@ -94,8 +106,9 @@ def ablate(config: RunConfig, folder: Path, *, resume: bool = False, console: Co
     console = console or Console()
     plan_jobs(config)
     check_inputs(config, "report")
-    rundir = RunDir.create(folder, config, resume=resume)
+    rundir = RunDir.create(folder, run_part(config), resume=resume)
     try:
+        write_atomic(folder / SETTINGS, config.model_dump_json(indent=1))
         log = rundir.store("sessions")
         if config.ablate.sweep.use:
             shared, trials = sweep_jobs(config)
@@ -110,7 +123,29 @@ def ablate(config: RunConfig, folder: Path, *, resume: bool = False, console: Co
         rundir.close()
 
 
-def tuned_config(config: RunConfig, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+def owed_jobs(config: AblationConfig, folder: Path) -> list[str]:
+    """Check settings and inputs; the names of the jobs without a result in `folder`.
+
+    With a sweep, the arms are counted with the settings that it has chosen so far, so that most are owed before it ends.
+
+    Raises:
+        ConfigError, InputError, ModelError: what `ablate` would raise before its first job.
+    """
+    from hintdistill.pipeline.stages import check_inputs
+
+    plan_jobs(config)
+    check_inputs(config, "report")
+    groups: list[tuple[AblationConfig, Sequence[Job]]] = []
+    if config.ablate.sweep.use:
+        shared, trials = sweep_jobs(config)
+        groups.append((sweep_config(config), [*shared, *trials]))
+    tuned, _ = tuned_config(config, folder)
+    shared, arms = plan_jobs(tuned)
+    groups.append((tuned, [*shared, *arms]))
+    return [j.name for c, jobs in groups for j in jobs if result_of(folder, BenchJob(c, folder, j)) is None]
+
+
+def tuned_config(config: AblationConfig, folder: Path) -> tuple[AblationConfig, dict[str, Any]]:
     """The configuration with what the sweep chose so far, and its trials; as it is where no sweep is asked for."""
     if not config.ablate.sweep.use:
         return config, {}
@@ -121,15 +156,14 @@ def tuned_config(config: RunConfig, folder: Path) -> tuple[RunConfig, dict[str, 
 
 def summarise_again(folder: Path) -> dict[str, Any]:
     """Table and figure of the jobs that are there, e.g. of an ablation still running. Raises ConfigError for none."""
-    rundir = RunDir.open(folder)
-    config = RunConfig.model_validate(rundir.manifest()["config"])
-    return _summarise(config, folder, list(rundir.store("sessions").rows()))
+    try:
+        config = AblationConfig.model_validate_json((folder / SETTINGS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no ablation at {folder}", hint=f"its folder holds {SETTINGS}") from None
+    return _summarise(config, folder, list(RunDir.open(folder).store("sessions").rows()))
 
 
-def _summarise(config: RunConfig, folder: Path, sessions: list[dict[str, Any]]) -> dict[str, Any]:
-    from benchmarks.ablation.pages import write_evidence
-    from benchmarks.ablation.table import summarise_jobs
-
+def _summarise(config: AblationConfig, folder: Path, sessions: list[dict[str, Any]]) -> dict[str, Any]:
     tuned, chosen = tuned_config(config, folder)
     shared, arms = plan_jobs(tuned)
     results = _results(tuned, folder, (*shared, *arms))
@@ -140,78 +174,61 @@ def _summarise(config: RunConfig, folder: Path, sessions: list[dict[str, Any]]) 
     return document
 
 
-def _results(config: RunConfig, folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    found = (result_of(config, folder, j) for j in jobs)
+def _results(config: AblationConfig, folder: Path, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    found = (result_of(folder, BenchJob(config, folder, j)) for j in jobs)
     return [r for r in found if r is not None]
 
 
 def _phase(
-    log: JsonlStore, config: RunConfig, folder: Path, jobs: Mapping[str, Sequence[Job]], console: Console
+    log: JsonlStore, config: AblationConfig, folder: Path, jobs: Mapping[str, Sequence[Job]], console: Console
 ) -> None:
     """Jobs one kind after the other; how long it took, and where, is a row."""
     began, done = time.monotonic(), 0
     try:
         for label, members in jobs.items():
-            done += _run_all(config, folder, members, label, console)
+            work = [BenchJob(config, folder, j) for j in members]
+            done += run_owed(folder, work, label, console, processes=config.ablate.processes)
     finally:
         if done:
             row = {"phase": list(jobs)[-1], "jobs": done, "seconds": time.monotonic() - began}
             log.append({"key": f"session-{len(list(log.rows()))}", **row, **about_this_machine(config)})
 
 
-def _run_all(config: RunConfig, folder: Path, jobs: Sequence[Job], label: str, console: Console) -> int:
-    """Do the jobs that are owed; returns how many were."""
-    owed = [j for j in jobs if result_of(config, folder, j) is None]
-    with console.progress(label, len(jobs)) as advance:
-        advance(len(jobs) - len(owed))
+@dataclass(frozen=True)
+class BenchJob:
+    """A job of the ablation, as the runner of arms takes it; the arm runs in a process of its own."""
 
-        def done(job: Job, seconds: float) -> None:
-            advance(1)
-            console.note(f"{job.name}: {seconds:.0f} s")
+    config: AblationConfig
+    folder: Path
+    job: Job
 
-        if owed:
-            _in_processes(config, folder, owed, done)
-    return len(owed)
+    @property
+    def name(self) -> str:
+        """Folder of the job."""
+        return self.job.name
 
+    @property
+    def units(self) -> int:
+        """One: the bar counts jobs."""
+        return 1
 
-def _in_processes(config: RunConfig, folder: Path, owed: Sequence[Job], done: Callable[[Job, float], object]) -> None:
-    """Each job in one of `ablate.processes` processes of one thread; a failure waits until the others are done."""
-    # read when the child imports torch; two threads on a busy machine are ten times slower than one
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")}
-    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    failed: list[tuple[Job, HintdistillError]] = []
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(config.ablate.processes, len(owed)), mp_context=context) as pool:
-            futures = {pool.submit(_timed, config.model_dump(mode="json"), folder, job): job for job in owed}
-            for future in as_completed(futures):
-                job = futures[future]
-                try:
-                    done(job, future.result())
-                except HintdistillError as error:
-                    failed.append((job, error))
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-    if failed:
-        job, first = failed[0]
-        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise type(first)(f"job {job.name}{more}: {first.message}", hint="--resume does what is owed")
+    def key(self) -> str:
+        """Key of everything that the result depends on."""
+        return job_key(self.config, self.job)
+
+    def run(self, advance: Advance) -> dict[str, Any]:
+        """Play, train and measure, in the job's folder; the rounds' checkpoints are removed afterwards."""
+        bench = Bench(self.config, self.folder, self.job, Console(quiet=True))
+        try:
+            document = run_shared(bench) if self.job.arm == "shared" else run_arm(bench)
+        finally:
+            bench.close()
+        for work in (bench.folder / "rounds").glob("*/train"):
+            shutil.rmtree(work, ignore_errors=True)
+        return {**asdict(self.job), **document}
 
 
-def _timed(config: dict[str, Any], folder: Path, job: Job) -> float:
-    import torch
-
-    torch.set_num_threads(1)
-    began = time.monotonic()
-    run_job(RunConfig.model_validate(config), folder, job)
-    return time.monotonic() - began
-
-
-def about_this_machine(config: RunConfig) -> dict[str, Any]:
+def about_this_machine(config: AblationConfig) -> dict[str, Any]:
     """What a reader needs to judge the times: processor, processes, commit."""
     try:
         commit = subprocess.run(

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.ablation import arms
-from benchmarks.ablation.jobs import Bench
+from benchmarks.ablation.bench import Bench
 from benchmarks.ablation.shared_baseline import held_targets, off_target_requests
-from hintdistill.config import TrainSection
-from hintdistill.core.errors import EmptyFunnelError, TripwireError
+from hintdistill.core.errors import TripwireError
 from hintdistill.core.scores import Target
-from hintdistill.core.storage import content_key
 from hintdistill.core.types import Trace
 from hintdistill.injection.hints import seed_of
+from hintdistill.pipeline.arms import ArmTraining, Budget, draw_rows, train_arm
 from hintdistill.pipeline.outcome import outcome_data
 from hintdistill.pipeline.preflight import predict
 from hintdistill.pipeline.rounds import collapsed
@@ -91,9 +89,9 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
         # another critic finds other steps to be right
         held = held_targets(bench, ctx, bench.folder if critic else bench.shared)
         outcome = outcome_data(ctx)
-    chosen, distinct = draw_rows(
-        targets, bench.ablate.rows, bench.salt(number), bench.ablate.fill, held, bench.ablate.hold.share
-    )
+    a = bench.ablate
+    budget = Budget(rows=a.rows, anchors=a.rows, steps=a.steps, fill=a.fill, held_share=a.hold.share)
+    chosen, distinct = draw_rows(targets, budget, bench.salt(number), held)
     hints = sum(t.kind == "hint" for t in chosen)
     row |= {
         "findings": len(data.found),
@@ -105,13 +103,12 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
     }
     if not hints:
         return row, targets, student
-    out = bench.loop.round_folder(number) / "student"
     try:
-        summary = train_rows(bench, chosen, student, out, bench.loop.round_folder(number) / "train", outcome)
+        summary = train_rows(bench, chosen, student, number, outcome)
         row |= {"steps": summary.steps, "traces": summary.rows}
     except TripwireError as error:
         return row | {"tripwire": error.message}, targets, student
-    return row, targets, out
+    return row, targets, bench.loop.round_folder(number) / "student"
 
 
 def _episodes(bench: Bench, number: int, students: Sequence[Path]) -> list[Episode]:
@@ -137,67 +134,11 @@ def _episodes(bench: Bench, number: int, students: Sequence[Path]) -> list[Episo
     return bench.loop.episodes(number, students[-2] if arm == "stale" and len(students) > 1 else students[-1])
 
 
-def draw_rows(
-    targets: Sequence[Target], rows: int, salt: str, fill: bool = True, held: Sequence[Target] = (), share: float = 0.5
-) -> tuple[list[Target], dict[str, int]]:
-    """`rows` accepted rows and as many anchors, drawn by `salt` alone, and how many of each are distinct.
-
-    With `fill`, where there are fewer, they are repeated under keys of their own, all as often as one another or once more;
-    without it there are fewer. Of a kind that has none there are none. Where there are `held` targets, `share` of the
-    anchors is drawn from them.
-    """
-    of_held = round(share * rows) if held else 0
-    own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in ("hint", "anchor")}
-    out: list[Target] = []
-    distinct = {"hint": 0, "anchor": 0}
-    for kind, members, wanted in (
-        ("hint", own["hint"], rows),
-        ("anchor", own["anchor"], rows - of_held),
-        ("anchor", list(held), of_held),
-    ):
-        members.sort(key=lambda t: t.key)
-        random.Random(seed_of("rows", salt, kind)).shuffle(members)
-        distinct[kind] += min(wanted, len(members))
-        for i in range((wanted if fill else min(wanted, len(members))) if members else 0):
-            again, at = divmod(i, len(members))
-            out.append(replace(members[at], key=f"{members[at].key}#{again}") if again else members[at])
-    return out, distinct
-
-
-def train_rows(
-    bench: Bench, targets: list[Target], student: Path, out: Path, work: Path, outcome: OutcomeData
-) -> TrainSummary:
-    """Train `student` on the steps for the arm's fixed number of optimiser steps."""
-    from hintdistill.training.rows import build_rows
-    from hintdistill.training.stage import read_summary, train
-    from hintdistill.training.watch import WatchSets
-
-    per_epoch = math.ceil(len(build_rows(targets, bench.config.train, outcome)) / bench.config.train.batch_size)
-    # half a step less, because the number of steps is rounded up
-    settings = bench.config.train.model_dump() | {"epochs": (bench.ablate.steps - 0.5) / per_epoch, "save_steps": 10**6}
-    config = TrainSection.model_validate(settings)
-    ended = [] if outcome.key is None else [outcome.key]
-    key = content_key("arm", bench.job.name, [t.key for t in targets], settings, str(student), *ended)
-    summary = read_summary(out)
-    if summary is None or summary.key != key:
-        shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
-        # movement is measured after the round, on sets that all arms share
-        watch = WatchSets(from_initial=student == bench.initial or config.objective.teacher.update == "initial")
-        summary = train(
-            student,
-            targets,
-            bench.config.run,
-            config,
-            work,
-            out,
-            key,
-            initial=bench.initial,
-            watch=watch,
-            outcome=outcome,
-        )
-    if summary.steps != bench.ablate.steps:
-        raise EmptyFunnelError(f"{bench.job.name}: {summary.steps} optimiser steps instead of {bench.ablate.steps}")
-    return summary
+def train_rows(bench: Bench, targets: list[Target], student: Path, number: int, outcome: OutcomeData) -> TrainSummary:
+    """Train `student` on the rows of round `number` for the ablation's fixed number of optimiser steps."""
+    folder, config = bench.loop.round_folder(number), bench.config
+    job = ArmTraining(bench.job.name, student, bench.initial, config.run, config.train, bench.ablate.steps, outcome)
+    return train_arm(job, targets, folder / "student", folder / "train")
 
 
 def off_target(bench: Bench, student: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Findings as a worse critic would give them: the controls and the noise of the ablation.
+"""Findings as a worse critic would give them. Wrong hints and wrong steps are in `hintdistill/pipeline/variants.py`.
 
 All of these are pure and seeded by what they act on, so that an arm is the same in every process.
 """
@@ -9,11 +9,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 from hintdistill.core.types import Critique, Finding, Trace
-from hintdistill.injection.hints import hint_facts, hint_text, other_class_hint, seed_of
+from hintdistill.injection.hints import hint_facts, hint_text, seed_of
+from hintdistill.pipeline.variants import Found, drawn
 from hintdistill.prompts import PromptLibrary, hint_name
-
-Found = list[tuple[Trace, Finding]]
-"""Root findings with their traces."""
 
 
 def roots(traces: Sequence[Trace], critiques: Mapping[str, Critique]) -> Found:
@@ -24,57 +22,6 @@ def roots(traces: Sequence[Trace], critiques: Mapping[str, Critique]) -> Found:
         for finding in (critiques[trace.id].findings if trace.id in critiques else ())
         if finding.caused_by is None
     ]
-
-
-def erring_steps(critiques: Mapping[str, Critique]) -> dict[str, set[int]]:
-    """Steps with any finding, by trace id."""
-    return {id_: {f.step for f in c.findings} for id_, c in critiques.items()}
-
-
-def other_hint(trace: Trace, finding: Finding, library: PromptLibrary, salt: str) -> str | None:
-    """Another error class's hint about the same step; None where no other template can be filled."""
-    return other_class_hint(trace, finding, library, random.Random(seed_of("other hint", salt, trace.id, finding.step)))
-
-
-def wrong_hints(found: Found, library: PromptLibrary, share: float, salt: str) -> Found:
-    """In `share` of the findings, the hint of another error class instead of the right one; dropped where none can be filled,
-    because a right hint in a wrong one's place would make the control look better than it is."""
-    out: Found = []
-    for trace, finding in found:
-        if _drawn("hint", salt, trace, finding.step, share):
-            text = other_hint(trace, finding, library, salt)
-            if text is None:
-                continue
-            finding = finding.model_copy(update={"hint": text})
-        out.append((trace, finding))
-    return out
-
-
-def other_steps(
-    found: Found,
-    traces: Sequence[Trace],
-    wrong: Mapping[str, set[int]],
-    library: PromptLibrary,
-    share: float,
-    salt: str,
-) -> Found:
-    """In `share` of the findings, the same hint above a step without an error: of the same trace where it has one, else
-    of a random trace."""
-    free = [(t, k) for t in traces for k in range(len(t.step_indices)) if k not in wrong.get(t.id, set())]
-    out: Found = []
-    for trace, finding in found:
-        if not _drawn("step", salt, trace, finding.step, share):
-            out.append((trace, finding))
-            continue
-        rng = random.Random(seed_of("other step", salt, trace.id, finding.step))
-        own = [(t, k) for t, k in free if t.id == trace.id]
-        if not own and not free:
-            continue
-        where, step = rng.choice(own or free)
-        text = hint_text(trace, finding, library)
-        moved = Finding(step=step, error_class=finding.error_class, hint=text, critic=finding.critic)
-        out.append((where, moved))
-    return out
 
 
 def false_alarms(
@@ -90,7 +37,7 @@ def false_alarms(
     if not found:
         return out
     for trace in (t for t in traces if not wrong.get(t.id) and t.step_indices):
-        if not _drawn("alarm", salt, trace, 0, share):
+        if not drawn("alarm", salt, trace, 0, share):
             continue
         rng = random.Random(seed_of("false alarm", salt, trace.id))
         source, finding = rng.choice(found)
@@ -109,7 +56,3 @@ def other_wording(found: Found, library: PromptLibrary) -> Found:
         if finding.hint is None and library.has(name := hint_name(finding.error_class)):
             out.append((trace, finding.model_copy(update={"hint": library.render(name, facts)})))
     return out
-
-
-def _drawn(kind: str, salt: str, trace: Trace, step: int, share: float) -> bool:
-    return random.Random(seed_of("noise", kind, salt, trace.id, step)).random() < share

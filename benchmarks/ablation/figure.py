@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablation.markdown import NAMES, main_arms
 from benchmarks.ablation.noise import KINDS
-from benchmarks.ablation.pages import NAMES, main_arms
 
 SHOWN_IN_REGIMES = ("hint", "llm_critic", "full_trace", "sft_success", "sft_corrected", "placebo")
 SHOWN_IN_CURVES = ("hint", "llm_critic", "sft_success", "full_trace", "placebo")

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hintdistill.config.rollout import parse_noise
+from benchmarks.ablation.settings import parse_noise
 from hintdistill.core.statistics import Interval
 
 KINDS = {"step": "wrong step", "alarm": "false alarms on clean traces", "hint": "wrong hint text"}

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablation.figure import draw
+from benchmarks.ablation.markdown import NAMES, interval, main_arms, table
+from benchmarks.ablation.pages_noise import noise_part
 from hintdistill.core.storage import write_atomic
-
-NAMES = {
-    "hint": "targeted hint",
-    "placebo": "placebo hint",
-    "wrong_hint": "wrong hint",
-    "random_step": "random other step",
-    "full_trace": "hint in system prompt, whole trace",
-    "sft_success": "SFT on own successes",
-    "sft_corrected": "SFT on hinted corrections",
-    "stale": "hint, traces one round stale",
-    "foreign": "hint, another policy's traces",
-    "llm_critic": "hint, LLM critic",
-    "hint_outcome": "hint beside an outcome reward",
-}
 
 
 def write_evidence(document: dict[str, Any], folder: Path) -> None:
     """evidence.json, evidence.md and, where matplotlib is installed, evidence.svg."""
-    from benchmarks.ablation.figure import draw
-
     write_atomic(folder / "evidence.json", json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
     drawn = draw(document, folder / "evidence.svg")
     (folder / "evidence.md").write_text(page(document, drawn), encoding="utf-8")
@@ -49,35 +36,10 @@ def page(document: Mapping[str, Any], drawn: bool) -> str:
             parts.append(f"### Success after each round\n\n{curve_table(data)}")
     parts.append(f"## Predicted and measured repair\n\n{preflight_table(document)}")
     if document["noise"]["rows"]:
-        from benchmarks.ablation.pages_noise import noise_part
-
         parts.append(noise_part(document["noise"]))
     parts.append(f"## Settings\n\n{sweep_table(document)}")
     parts.append(_cost(document))
     return "\n\n".join(p for p in parts if p) + "\n"
-
-
-def interval(x: Mapping[str, float] | None, digits: int = 3, sign: bool = False) -> str:
-    """`.612 (.570–.655)`."""
-    if x is None or x["mean"] is None:
-        return "–"
-    form = f"{'+' if sign else ''}.{digits}f"
-    return (
-        f"{x['mean']:{form}} ({x['low']:{form}} to {x['high']:{form}})"
-        if x["low"] is not None
-        else f"{x['mean']:{form}}"
-    )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a head."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *("| " + " | ".join(r) + " |" for r in rows)])
-
-
-def main_arms(data: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The arms that are not critic noise."""
-    return [(a, e) for a, e in data["arms"].items() if ":" not in a]
 
 
 def _about(data: Mapping[str, Any]) -> str:

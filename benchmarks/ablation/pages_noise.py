@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks.ablation.markdown import interval, table
 from benchmarks.ablation.noise import KINDS
-from benchmarks.ablation.pages import interval, table
 
 
 def noise_part(noise: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hintdistill.config import RunConfig
+from benchmarks.ablation.settings import AblationConfig
 from hintdistill.core.errors import ConfigError
 
 QUICK: dict[str, Any] = {
@@ -22,7 +22,7 @@ FULL_NOISE = [f"{spec}{gate}" for spec in NOISE for gate in ("", "+gate")] + ["s
 """`step:0` is the true critic with the gate off; the true critic with the gate on is the arm `hint`."""
 
 
-def scaled(config: RunConfig, *, quick: bool, full: bool, sweep: bool = False) -> RunConfig:
+def scaled(config: AblationConfig, *, quick: bool, full: bool, sweep: bool = False) -> AblationConfig:
     """The configuration of the ablation asked for. Raises ConfigError for quick and anything else."""
     if quick and (full or sweep):
         raise ConfigError(f"--quick and --{'full' if full else 'sweep'} exclude each other")
@@ -40,4 +40,4 @@ def scaled(config: RunConfig, *, quick: bool, full: bool, sweep: bool = False) -
         data["ablate"]["arms"] = [*data["ablate"]["arms"], *(a for a in extra if a not in data["ablate"]["arms"])]
         data["ablate"]["regimes"] |= data["ablate"]["further_regimes"]
         data["ablate"]["noise"] = data["ablate"]["noise"] or FULL_NOISE
-    return RunConfig.model_validate(data)
+    return AblationConfig.model_validate(data)

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ablation import arms, critic_noise
-from benchmarks.ablation.jobs import Bench
+from benchmarks.ablation.bench import Bench
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.scores import ScoreRequest, Target
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.splice import Injector
+from hintdistill.pipeline import critique
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.playing import episode_of, episode_row
 from hintdistill.pipeline.preflight import predict
+from hintdistill.pipeline.variants import Material, anchors, full_trace, judge, scorer_of
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rollouts.evaluate import outcome_of, tasks_of
 from hintdistill.rollouts.hinted import play_hinted
@@ -80,10 +82,8 @@ def held_targets(bench: Bench, ctx: RunContext, folder: Path) -> list[Target]:
         played = sampler.episodes(bench.loop.suite, tasks[: hold.episodes])
         # a round may play the same task, and its trace has another name
         traces = [e.trace.model_copy(update={"id": f"held:{e.trace.id}"}) for e in played if e.failure is None]
-        data = arms.RoundData(
-            ctx, (), traces, arms.judge(ctx)(traces), bench.salt(1), anchors_per_trace=bench.ablate.rows
-        )
-        store.append(arms.anchors(data))
+        data = Material(ctx, traces, judge(critique.critics(ctx))(traces), [], bench.salt(1))
+        store.append(anchors(data, bench.ablate.rows))
     return list(store.read())
 
 
@@ -93,7 +93,8 @@ def _hinted(bench: Bench, ctx: RunContext, setting: Setting, played: Sequence[Ep
     sampler = Sampler(ctx.engine(bench.initial), ctx.renderer, options)
     injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, ctx.config.rescore.placebos)
     return [
-        asdict(outcome_of(suite, e)) for e in play_hinted(sampler, suite, played, arms.judge(ctx), injector).episodes
+        asdict(outcome_of(suite, e))
+        for e in play_hinted(sampler, suite, played, judge(critique.critics(ctx)), injector).episodes
     ]
 
 
@@ -116,9 +117,9 @@ def hint_effects(data: arms.RoundData, targets: Sequence[Target]) -> dict[str, l
             items.append((f"other:{trace.id}:{finding.step}", injector.inject(trace, finding), "train"))
         except HintdistillError as error:
             data.ctx.console.warn(f"other wording: {error.message}")
-    scorer, size = arms.scorer_of(data), data.ctx.config.rescore.part_rows
+    scorer, size = scorer_of(data.ctx), data.ctx.config.rescore.part_rows
     others = [t for at in range(0, len(items), size) for t in scorer.score(items[at : at + size])]  # type: ignore[arg-type]
-    system = [t for t in arms.full_trace(data, erring_steps_only=True) if t.error_class != "none"]
+    system = [t for t in full_trace(data, erring_steps_only=True) if t.error_class != "none"]
     return {
         "all": [_effect(t) for t in hints],
         "accepted": [_effect(t) for t in hints if t.accepted],

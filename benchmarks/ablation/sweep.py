@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ablation.jobs import LIKE_HINT, Job, settings_of
-from hintdistill.config import RunConfig
+from benchmarks.ablation.settings import AblationConfig
 
 REGIME = "sweep"
 
 
-def swept_arms(config: RunConfig) -> list[str]:
+def swept_arms(config: AblationConfig) -> list[str]:
     """The arms that are tuned: those that do not take the method's settings."""
     return [a for a in config.ablate.arms if a == "hint" or a not in (*LIKE_HINT, "none")]
 
 
-def sweep_config(config: RunConfig) -> RunConfig:
+def sweep_config(config: AblationConfig) -> AblationConfig:
     """The ablation's configuration with the sweep's split, seeds and tasks in place of its own."""
     sweep, first = config.ablate.sweep, next(iter(config.ablate.regimes.values()))
     data = config.model_dump(mode="json")
@@ -41,17 +41,17 @@ def sweep_config(config: RunConfig) -> RunConfig:
     }
     # what was checked of the ablation holds no longer, on purpose: this one reports nothing
     data["ablate"]["sweep"] |= {"use": False, "seeds": [min(sweep.seeds) - 1]}
-    return RunConfig.model_validate(data)
+    return AblationConfig.model_validate(data)
 
 
-def sweep_jobs(config: RunConfig) -> tuple[list[Job], list[Job]]:
+def sweep_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
     """What is shared by the trials of a seed, and the trials."""
     seeds, arms = config.ablate.sweep.seeds, swept_arms(config)
     tried = range(len(config.ablate.sweep.settings))
     return [Job(REGIME, "shared", s) for s in seeds], [Job(REGIME, a, s, i) for s in seeds for i in tried for a in arms]
 
 
-def chosen_settings(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def chosen_settings(config: AblationConfig, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Every arm's trials with what they gave on validation tasks, and the one that is taken."""
     out: dict[str, Any] = {}
     for arm in swept_arms(config):
@@ -84,7 +84,7 @@ def chosen_settings(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> 
     return out
 
 
-def _kept(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> float | None:
+def _kept(config: AblationConfig, results: Sequence[Mapping[str, Any]]) -> float | None:
     """Success on the tasks whose names match `ablate.hold.tasks`, over all temperatures; None where there are none."""
     found = [
         o["success"]
@@ -96,9 +96,9 @@ def _kept(config: RunConfig, results: Sequence[Mapping[str, Any]]) -> float | No
     return float(np.mean(found)) if found else None
 
 
-def with_chosen(config: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
+def with_chosen(config: AblationConfig, chosen: Mapping[str, Any]) -> AblationConfig:
     """The configuration whose arms train as the sweep chose."""
     data = config.model_dump(mode="json")
     for arm, entry in chosen.items():
         data["ablate"]["train"][arm] = data["ablate"]["train"].get(arm, {}) | entry["setting"]
-    return RunConfig.model_validate(data)
+    return AblationConfig.model_validate(data)

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.ablation.aims import aims_of
 from benchmarks.ablation.noise import noise_of
 from benchmarks.ablation.predictions import Point, against, points_of
-from hintdistill.config import RunConfig
+from benchmarks.ablation.settings import AblationConfig
 from hintdistill.core.statistics import (
     Interval,
     crossed_bootstrap,
@@ -29,7 +29,10 @@ Seeds = Mapping[int, Result]
 
 
 def summarise_jobs(
-    config: RunConfig, results: Sequence[Result], sessions: Sequence[Result], sweep: Mapping[str, Any] | None = None
+    config: AblationConfig,
+    results: Sequence[Result],
+    sessions: Sequence[Result],
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The document of an ablation, from whatever jobs are finished; `sweep` is what `sweep.chosen_settings` gave."""
     a = config.ablate
@@ -107,7 +110,7 @@ def _cpu(results: Sequence[Result]) -> dict[str, float]:
     return {kind: float(np.mean(seconds)) for kind, seconds in kinds.items() if seconds}
 
 
-def _regime(config: RunConfig, shared: Seeds, by_arm: Mapping[str, Seeds]) -> dict[str, Any]:
+def _regime(config: AblationConfig, shared: Seeds, by_arm: Mapping[str, Seeds]) -> dict[str, Any]:
     a, everyone = config.ablate, sorted(shared)
     settings = list(shared[everyone[0]]["initial"])
     initial = {s: [shared[k]["initial"][s] for k in everyone] for s in settings}
@@ -146,7 +149,7 @@ def _measured(
 
 
 def _arm(
-    config: RunConfig, shared: Seeds, seeds: Seeds, hint: Seeds, classes: Mapping[str, Sequence[str]]
+    config: AblationConfig, shared: Seeds, seeds: Seeds, hint: Seeds, classes: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     n, ks = config.ablate.bootstrap, sorted(seeds)
     out: dict[str, Any] = {"seeds": ks, "settings": {}, "gap_closed": {}, "rounds": _rounds(seeds, ks)}
@@ -197,7 +200,7 @@ def _rounds(seeds: Seeds, ks: Sequence[int]) -> list[dict[str, Any]]:
     return out
 
 
-def _curve(config: RunConfig, shared: Seeds, seeds: Seeds, ks: Sequence[int]) -> list[dict[str, Any]]:
+def _curve(config: AblationConfig, shared: Seeds, seeds: Seeds, ks: Sequence[int]) -> list[dict[str, Any]]:
     """Success before training and after each round, on the tasks that were measured every time."""
     setting = f"{config.ablate.test_split}@{max(config.ablate.temperatures):g}"
     stages: list[list[Sequence[Mapping[str, Any]]]] = [[shared[k]["initial"][setting] for k in ks]]
@@ -219,6 +222,6 @@ def _curve(config: RunConfig, shared: Seeds, seeds: Seeds, ks: Sequence[int]) ->
     ]
 
 
-def _points(config: RunConfig, regime: str, shared: Seeds, by_arm: Mapping[str, Seeds]) -> list[Point]:
+def _points(config: AblationConfig, regime: str, shared: Seeds, by_arm: Mapping[str, Seeds]) -> list[Point]:
     setting = f"{config.ablate.test_split}@{max(config.ablate.temperatures):g}"
     return [p for arm, seeds in by_arm.items() for p in points_of(regime, arm, shared, seeds, setting)]

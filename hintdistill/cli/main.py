@@ -15,7 +15,7 @@ import typer
 
 from hintdistill import __version__
 from hintdistill.cli.config import config_app
-from hintdistill.cli.evidence import ablate, preflight
+from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.look import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.core.errors import ConfigError, HintdistillError
@@ -33,7 +33,7 @@ app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
 app.command()(convert)
-app.command()(ablate)
+app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 

@@ -21,7 +21,7 @@ from hintdistill.config.critic import (
     RulesSection,
 )
 from hintdistill.config.engine import EngineSection
-from hintdistill.config.rollout import AblateSection, RolloutSection, ServerSection
+from hintdistill.config.rollout import RolloutSection, ServerSection
 from hintdistill.config.train import (
     OUTPUT_KEYS,
     AnchorSection,
@@ -42,7 +42,6 @@ __all__ = [
     "GATE_CHECKS",
     "MAX_NULL_PASS_RATE",
     "OUTPUT_KEYS",
-    "AblateSection",
     "AnchorSection",
     "Check",
     "CriticSection",
@@ -203,7 +202,6 @@ class RunConfig(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     rollout: RolloutSection = RolloutSection()
     report: ReportSection = ReportSection()
-    ablate: AblateSection = AblateSection()
 
     @model_validator(mode="after")
     def _traces_or_rounds(self) -> RunConfig:

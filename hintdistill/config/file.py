@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,8 @@ from hintdistill.config import RunConfig, Section
 from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.paths import resolve_paths
+
+C = TypeVar("C", bound=Section)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -30,6 +32,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
     """
+    return load_as(RunConfig, path, overrides)
+
+
+def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """Read what is no run but has settings written the same way. Raises ConfigError as `load_config` does."""
     data: dict[str, Any] = {}
     where = "the overrides"
     if path is not None:
@@ -43,25 +50,30 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(loaded, dict):
-            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(RunConfig.model_fields)}")
+            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")
         data = loaded
     overridden = [_apply(data, override) for override in overrides]
     file = None if path is None else Path(path)
-    return validate(resolve_paths(coerce_sequences(data), RunConfig, file, overridden), where)
+    return validate_as(model, resolve_paths(coerce_sequences(data, model), model, file, overridden), where)
 
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Turn plain data into a RunConfig. Raises ConfigError naming every offending key."""
+    return validate_as(RunConfig, data, where)
+
+
+def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") -> C:
+    """Turn plain data into any settings. Raises ConfigError naming every offending key."""
     problems = [
         f"`{key}` is no key any more: {REMOVED[key]}"
         if key in REMOVED
         else f"unknown key `{key}`{_nearest(key, known)}"
-        for key, known in _unknown_keys(data, RunConfig)
+        for key, known in _unknown_keys(data, model)
     ]
     if problems:
         raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in error.errors()]
         raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
@@ -96,8 +108,8 @@ def _apply(data: dict[str, Any], override: str) -> str:
     return key
 
 
-def _sequence_keys() -> set[str]:
-    return {path for path, annotation in _leaves(RunConfig) if typing.get_origin(annotation) is tuple}
+def _sequence_keys(model: type[Section]) -> set[str]:
+    return {path for path, annotation in _leaves(model) if typing.get_origin(annotation) is tuple}
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -120,17 +132,20 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
-def _unknown_keys(data: Any, model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, list[str]]]:
+def _unknown_keys(
+    data: Any, model: type[BaseModel], prefix: str = "", root: type[BaseModel] | None = None
+) -> Iterable[tuple[str, list[str]]]:
+    root = root or model
     if not isinstance(data, Mapping):
         return
     for key, value in data.items():
         path = f"{prefix}{key}"
         if key not in model.model_fields:
-            yield path, [name for name, _ in _leaves(RunConfig)] + [f"{prefix}{n}" for n in model.model_fields]
+            yield path, [name for name, _ in _leaves(root)] + [f"{prefix}{n}" for n in model.model_fields]
             continue
         inner = section_of(model.model_fields[key].annotation)
         if inner is not None:
-            yield from _unknown_keys(value, inner, f"{path}.")
+            yield from _unknown_keys(value, inner, f"{path}.", root)
 
 
 def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -155,9 +170,9 @@ def _nearest(key: str, known: list[str]) -> str:
     return f" (did you mean `{near[0]}`?)" if near else ""
 
 
-def coerce_sequences(data: dict[str, Any]) -> dict[str, Any]:
+def coerce_sequences(data: dict[str, Any], model: type[Section] = RunConfig) -> dict[str, Any]:
     """Let YAML write one item where a field holds several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
-    for key in _sequence_keys():
+    for key in _sequence_keys(model):
         *parents, last = key.split(".")
         node: Any = data
         for part in parents:

@@ -43,6 +43,7 @@ REMOVED: dict[str, str] = {
     "rescore.gate.max_null_pass_rate": "the warning begins at .10; the rate itself is in every report (gate.null_pass_rate)",
     **{f"critic.{c}.{p}_prompt": _PROMPT.format(c) for c in ("llm", "strong") for p in ("step", "half")},
     **{f"critic.{c}.price_{way}": _PRICE.format(c) for c in ("llm", "strong") for way in ("in", "out")},
+    "ablate": "the ablation has its own config, benchmarks/ablation/ablate.yaml; run `python -m benchmarks.ablation`",
     "rollout.parser": "leave it out: `hermes` is the one parser there is",
     "rollout.sample.backend": "rollout.sample.server.base_url says it: the server samples where it is set",
 }
@@ -66,6 +67,7 @@ _CHECKS = {
 def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration that a run of schema 1 saved, in today's keys and with the same meaning."""
     data = copy.deepcopy(dict(saved))
+    data.pop("ablate", None)
     for name in ("llm", "strong"):
         _critic(data["critic"][name])
     inject, gate, rollout = data["inject"], data["rescore"]["gate"], data["rollout"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
@@ -17,7 +19,7 @@ from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, read, rescore, train
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.store import RUN_SCHEMA
+from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
@@ -25,6 +27,8 @@ from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
 from hintdistill.rollouts.sampling import SamplingOptions
 from hintdistill.traces.reading import read_traces
+
+CONTROLS = "controls.json"
 
 
 def run(ctx: RunContext, earlier: Sequence[str]) -> None:
@@ -45,6 +49,22 @@ def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str
     if _trained(ctx) and ctx.rundir.manifest()["schema"] == RUN_SCHEMA:
         _card(ctx, document)
     return document
+
+
+def controls(rundir: RunDir) -> dict[str, Any] | None:
+    """What `hintdistill controls` found of this run; None where it was not asked."""
+    path = rundir.path / CONTROLS
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any]) -> None:
+    """Keep the document of the controls, and put its section into the report that is there."""
+    write_atomic(rundir.path / CONTROLS, dumps(found))
+    path = rundir.path / "report.json"
+    document = json.loads(path.read_text(encoding="utf-8")) | {"controls": found}
+    write_atomic(path, dumps(document))
+    if config.report.html:
+        write_atomic(rundir.path / "report.html", render_html(document, config.report.max_findings))
 
 
 def card(ctx: RunContext, earlier: Sequence[str]) -> None:
@@ -228,4 +248,5 @@ def _collect(
         evaluations=evaluations,
         off_target=off_target,
         warnings=warnings,
+        controls=controls(ctx.rundir),
     )

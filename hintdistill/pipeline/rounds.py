@@ -102,7 +102,7 @@ class Loop:
 
     def _round_key(self, number: int, student: Path) -> str:
         settings = self.config.model_dump(
-            mode="json", exclude={"run": {"dir", "rounds"}, "train": set(OUTPUT_KEYS), "report": True, "ablate": True}
+            mode="json", exclude={"run": {"dir", "rounds"}, "train": set(OUTPUT_KEYS), "report": True}
         )
         return content_key("round", number, model_key(student).weights, contents(settings, RunConfig))
 

@@ -25,7 +25,9 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,3 +211,20 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             out[name] = importlib.metadata.version(name)
     return out
+
+
+@contextlib.contextmanager
+def scratch_copy(of: str | None) -> Iterator[Path]:
+    """A folder that goes with the context, with what the run folder `of` holds of the stages before training."""
+    with tempfile.TemporaryDirectory(prefix="hintdistill-plan-") as name:
+        folder = Path(name) / "run"
+        held = None if of is None else Path(of)
+        if held is not None and RunDir(held).is_run():
+            folder.mkdir()
+            for path in held.glob("*.jsonl"):
+                shutil.copy2(path, folder / path.name)
+            for part in ("index", "targets"):
+                if (held / part).is_dir():
+                    shutil.copytree(held / part, folder / part)
+            shutil.copy2(held / "manifest.json", folder / "manifest.json")
+        yield folder

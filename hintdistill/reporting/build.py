@@ -51,6 +51,8 @@ class ReportInput:
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    controls: Mapping[str, Any] | None = None
+    """The document of `hintdistill controls`, where it was run."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
@@ -107,6 +109,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         },
         "train": dict(data.train_summary) if data.train_summary else None,
         "warnings": list(data.warnings),
+        "controls": dict(data.controls) if data.controls else None,
         "findings": findings,
         "unscored": [_unscored(r) for r in data.injection_rows if "injection" not in r],
     }

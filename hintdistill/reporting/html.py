@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from hintdistill.reporting import printable
+from hintdistill.reporting.controls import TITLES, about, interval
 from hintdistill.reporting.spending import spent
 
 
@@ -21,13 +22,20 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(safe_text=lambda text: printable(text or ""), pct=_percent, num=_number, heat=_heat)
+    env.filters.update(
+        safe_text=lambda text: printable(text or ""), pct=_percent, num=_number, heat=_heat, interval=interval
+    )
     findings = sorted(
         document["findings"], key=lambda f: (not f["accepted"], f["split"] != "holdout", f["trace"], f["step"])
     )
     shown = _varied(findings, max_findings)
     return env.get_template("report.html.jinja").render(
-        doc=document, shown=shown, spent=spent(document["funnel"]["critique"].get("usage"))
+        doc=document,
+        shown=shown,
+        spent=spent(document["funnel"]["critique"].get("usage")),
+        controls=document.get("controls"),
+        about_controls=about(document["controls"]) if document.get("controls") else None,
+        arm_titles=TITLES,
     )
 
 

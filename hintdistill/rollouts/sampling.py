@@ -77,11 +77,11 @@ class Sampler:
         )
         self.renderer, self.options = renderer, options
         self._parse = PARSERS[options.parser]
-        self._eos = _stop_ids(weights, renderer)
+        self.stop = _stop_ids(weights, renderer)
 
     def generate(self, contexts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
         """Sample one step after each context, no environment; the end-of-turn token is kept where it was sampled."""
-        return [list(s.ids) for s in self.generator.generate(contexts, self._eos, self.options, seed)]
+        return [list(s.ids) for s in self.generator.generate(contexts, self.stop, self.options, seed)]
 
     def episodes(
         self, suite: TaskSuite, tasks: Sequence[str], progress: Callable[[int], None] | None = None, first: int = 0
@@ -154,12 +154,12 @@ class Sampler:
         active = [r for r in active if not r.done]
         if not active:
             return
-        sampled = self.generator.generate([r.hinted or r.context for r in active], self._eos, self.options, seed)
+        sampled = self.generator.generate([r.hinted or r.context for r in active], self.stop, self.options, seed)
         for r, step in zip(active, sampled, strict=True):
             self._advance(r, step)
 
     def _advance(self, r: _Running, step: Sampled) -> None:
-        ended = bool(step.ids) and step.ids[-1] in self._eos
+        ended = bool(step.ids) and step.ids[-1] in self.stop
         parsed = self._parse(self.renderer.decode(step.ids[:-1] if ended else step.ids))
         message = parsed.model_copy(
             update={

@@ -54,7 +54,7 @@ def card_text(
     head: dict[str, Any] = {"base_model": bases[0], "base_model_relation": "finetune"} if bases else {}
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {k: license_of[k] for k in LICENSE_KEYS if isinstance(license_of.get(k), str)}
-    head["tags"] = ["hintdistill", "self-distillation", train.objective.name]
+    head["tags"] = ["hintdistill", "self-distillation", train.effective_recipe.name]
     name = train.push.split("/")[-1] if train.push else "Corrected student"
     parts = [
         f"# {name}",
@@ -171,7 +171,7 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
 
 
 def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str, Any]) -> str:
-    recipe: Recipe = train.objective
+    recipe: Recipe = train.effective_recipe
     steps = (
         f"{facts['steps']} optimiser steps on {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters"
         if facts

@@ -16,7 +16,8 @@ from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.recipes import Recipe
 from hintdistill.training.losses import InStepView, OutputHead
 from hintdistill.training.passes import Placed
-from hintdistill.training.rows import Slot, TraceRow
+from hintdistill.training.rows import TraceRow
+from hintdistill.training.slots import Slot
 from hintdistill.training.views import sampled, supports, wide
 from hintdistill.training.watch import POSITIONS, entropy
 
@@ -66,9 +67,9 @@ class Meter:
             views: the views made in the step; None where targets are stored.
         """
         for name, value in metrics.items():
-            if name == f"{self._first[kind]}/mean":
+            if kind in OLD_NAMES and name == f"{self._first[kind]}/mean":
                 self._count(OLD_NAMES[kind], value * len(placed), len(placed))
-            elif kind == "hint":
+            elif kind != "anchor":
                 self._count(name, value * len(placed), len(placed))
         if kind == "hint" and self.reads(step):
             with torch.no_grad():

@@ -21,7 +21,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -30,86 +30,13 @@ from torch.utils.data import Dataset, Sampler
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target
-from hintdistill.recipes import Term
+from hintdistill.objectives.spans import slot_scale
 from hintdistill.rescoring.stored import by_part, extents, heads
-from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
+from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow
+from hintdistill.training.slots import Slot, loss_weights, slot_of_outcome, slot_of_target
 
-REWARD = "reward"
-"""Name under which an outcome slot has its weights."""
 CACHE_BYTES = 64 << 20
 """Bytes of the rows that were read last and are kept; at least one row is."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One step of a row that carries loss: T scored tokens, K kept entries."""
-
-    key: str
-    kind: Literal["hint", "anchor", "outcome"]
-    start: int
-    """Position of the step's first token in the row."""
-    length: int
-    """T"""
-    insert_at: int
-    """Position in the row at which the hint's tokens stand for the teacher."""
-    block: torch.Tensor
-    """int64 [H]: the hint's tokens; empty for an anchor."""
-    sampled: torch.Tensor
-    """int64 [T]: the step's tokens."""
-    weights: dict[str, torch.Tensor]
-    """float32 [T] by term: its loss span, normalised over all slots; of an outcome slot by `REWARD`, one number throughout."""
-    span: tuple[int, int]
-    """Quoted tokens, half-open."""
-    support_ids: torch.Tensor
-    """int64 [T, K], -1 pads; K is 0 of an outcome slot, which has no target."""
-    target: torch.Tensor
-    """float32 [T, K+1]: stored teacher log-probabilities and tail."""
-    plain: torch.Tensor
-    """float32 [T, K+1]: stored plain log-probabilities and tail."""
-    decision: int
-    """Index of the decision token, -1 where there is none."""
-    error_class: str | None = None
-    legal_ids: torch.Tensor | None = None
-    """int64 [G]: what the tool schemas allow at the decision token; None where they say nothing."""
-    outcome: TraceOutcome | None = None
-    """How its trace ended; None where the recipe reads no reward."""
-    behaviour: torch.Tensor | None = None
-    """float32 [T]: of an outcome slot, the log-probability of each token when it was sampled."""
-
-    @property
-    def token_weights(self) -> torch.Tensor:
-        """float32 [T]: the weights of the first term on this slot."""
-        return next(iter(self.weights.values()))
-
-    @property
-    def positions(self) -> range:
-        """Positions of the row whose next token is scored."""
-        return range(self.start - 1, self.start + self.length - 1)
-
-    @property
-    def columns(self) -> torch.Tensor:
-        """int64 [T]: where in the support the sampled token stands; it always does."""
-        return (self.support_ids == self.sampled[:, None]).int().argmax(-1)
-
-    def facts(self) -> dict[str, torch.Tensor]:
-        """What the recipe's weights may ask of a slot, [T] each."""
-        start, end = self.span
-        index = torch.arange(self.length)
-        quoted = ((index >= start) & (index < end)).float()
-        known = {
-            "in_quote": quoted,
-            "error_span": quoted,
-            "since_error": (index - start).float(),
-            "turn_is_target": torch.ones(self.length),
-        }
-        if self.outcome is None:
-            return known
-        ended = {
-            "reward": self.outcome.reward,
-            "advantage": self.outcome.advantage,
-            "group_acc": self.outcome.group_accuracy,
-        }
-        return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
 
 
 @dataclass(frozen=True)
@@ -181,22 +108,6 @@ class LengthSampler(Sampler[int]):
         yield from range(len(self.lengths), len(self))
 
 
-def loss_weights(target: Target, term: Term) -> np.ndarray:
-    """Weight of each step token before normalisation, float32 [T]: the term's loss span, and what it takes out of an anchor."""
-    if target.kind == "anchor":
-        return (np.exp(target.plain_sampled) >= term.min_probability).astype(np.float32)
-    weights = np.ones(len(target.step_ids), np.float32)
-    if term.span == "step":
-        return weights
-    start, end = target.span
-    if term.span == "quote_weighted":
-        weights[start:end] = term.quote_weight
-        return weights
-    weights[:] = 0.0
-    weights[start : end if term.span == "quote" else None] = 1.0
-    return weights
-
-
 def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> Rows:
     """Rows of accepted targets; the weights of each term are per slot, see the module's docstring.
 
@@ -230,7 +141,7 @@ class Weighing:
     """The static weights of slots: what is fixed over the whole data set, and each slot's from that."""
 
     def __init__(self, config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> None:
-        self.terms, self.outcome = config.objective.terms, outcome
+        self.terms, self.outcome = config.effective_recipe.terms, outcome
         self._slots, self._share = 0, 1.0
         # term → how many slots carry it, and the sum of their weights
         self._members: dict[str, tuple[int, float]] = {}
@@ -253,13 +164,14 @@ class Weighing:
         weights = self.raw(target)
         for name in [n for n, w in weights.items() if w.any()]:
             members, total = self._members[name]
-            scale = 1.0 / weights[name].sum() if self.terms[name].normalize == "per_row" else members / total
+            own = float(weights[name].sum())
+            scale = slot_scale(self.terms[name].normalize, own, members, total)
             weights[name] = weights[name] * np.float32(scale * self._share)
-        return _slot(target, weights, self.outcome.outcomes.get(target.trace_id))
+        return slot_of_target(target, weights, self.outcome.outcomes.get(target.trace_id))
 
     def outcome_slot(self, row: OutcomeRow) -> Slot:
         """The slot of a sampled step of a rollout."""
-        return _outcome_slot(row, self.outcome, self._slots / len(self.outcome.rows))
+        return slot_of_outcome(row, self.outcome, self._slots / len(self.outcome.rows))
 
 
 def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
@@ -277,7 +189,8 @@ class Member:
     source: int
     """Number of its target; behind the targets, of its outcome row."""
     key: str
-    kind: Literal["hint", "anchor", "outcome"]
+    kind: str
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
     start: int
     length: int
     insert_at: int = 0
@@ -412,7 +325,7 @@ class Rows(Sequence[TraceRow]):
     def _slot(self, source: Target | OutcomeRow) -> Slot:
         if self._weighing is None:
             assert isinstance(source, Target)
-            return _slot(source, {})
+            return slot_of_target(source, {})
         return self._weighing.outcome_slot(source) if isinstance(source, OutcomeRow) else self._weighing.slot(source)
 
 
@@ -426,54 +339,3 @@ def _ids(source: Target | OutcomeRow) -> np.ndarray:
     if isinstance(source, OutcomeRow):
         return source.ids.numpy()
     return np.concatenate([source.context_ids, source.step_ids])
-
-
-def _outcome_slot(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot:
-    """`share`: all slots over those of the reward."""
-    start = len(row.ids) - row.length
-    none = torch.zeros(row.length, 1)
-    return Slot(
-        key=row.key,
-        kind="outcome",
-        start=start,
-        length=row.length,
-        insert_at=start,
-        block=row.ids[:0],
-        sampled=row.ids[start:],
-        weights={REWARD: torch.full((row.length,), row.weight * share)},
-        span=(0, row.length),
-        support_ids=row.ids.new_zeros(row.length, 0),
-        target=none,
-        plain=none,
-        decision=-1,
-        outcome=outcome.outcomes[row.trace_id],
-        behaviour=row.behaviour,
-    )
-
-
-def _slot(target: Target, weights: dict[str, np.ndarray], outcome: TraceOutcome | None = None) -> Slot:
-    legal = target.legal_ids
-    at = None if target.measurement is None else target.measurement.position
-    return Slot(
-        key=target.key,
-        kind=target.kind,
-        start=len(target.context_ids),
-        length=len(target.step_ids),
-        # without a hint nothing is inserted, wherever that would be
-        insert_at=target.insert_at if len(target.block_ids) else len(target.context_ids),
-        block=torch.from_numpy(target.block_ids.astype(np.int64)),
-        sampled=torch.from_numpy(target.step_ids.astype(np.int64)),
-        weights={n: torch.from_numpy(w) for n, w in weights.items()},
-        span=target.span,
-        support_ids=torch.from_numpy(target.support_ids),
-        target=_with_tail(target.teacher_logprobs, target.teacher_tail),
-        plain=_with_tail(target.plain_logprobs, target.plain_tail),
-        decision=-1 if at is None else at,
-        error_class=target.error_class,
-        legal_ids=torch.from_numpy(legal) if len(legal) else None,
-        outcome=outcome,
-    )
-
-
-def _with_tail(kept: np.ndarray, tail: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([kept, tail[:, None]], 1).astype(np.float32))

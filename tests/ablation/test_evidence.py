@@ -12,8 +12,8 @@ from world import label_steps
 from benchmarks.ablation import critic_noise
 from benchmarks.ablation.ablate import plan_jobs
 from benchmarks.ablation.scale import FULL_NOISE, scaled
+from benchmarks.ablation.settings import load_ablation
 from benchmarks.ablation.table import clean, table_of
-from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.scores import Measurement, Target
 from hintdistill.core.statistics import (
@@ -29,11 +29,13 @@ from hintdistill.core.statistics import (
     resampled_means,
 )
 from hintdistill.core.types import Critique
+from hintdistill.pipeline import variants
 from hintdistill.pipeline.preflight import error_probabilities, predict
 from hintdistill.prompts import PromptLibrary
 from hintdistill.traces.reading import read_traces
 
 RNG = np.random.default_rng(0)
+CONFIG = "benchmarks/ablation/ablate.yaml"
 
 
 def test_the_crossed_interval_is_wider_than_the_one_over_tasks_where_seeds_differ():
@@ -154,23 +156,23 @@ def data():
         critiques[trace.id] = Critique(trace_id=trace.id, verdict="findings" if found else "none", findings=found)
     # arguments' right names are a fact of the general rules, not of the world's checker
     found = [(t, f) for t, f in critic_noise.roots(traces, critiques) if f.error_class != "wrong_argument"]
-    return traces, critic_noise.erring_steps(critiques), found, PromptLibrary(str(TOOLWORLD / "prompts"))
+    return traces, variants.erring_steps(critiques), found, PromptLibrary(str(TOOLWORLD / "prompts"))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_wrong_steps_in_that_share_of_findings(data, share):
     traces, wrong, found, library = data
-    got = critic_noise.other_steps(found, traces, wrong, library, share, "s")
+    got = variants.other_steps(found, traces, wrong, library, share, "s")
     moved = [(t, f) for (t, f), (t0, f0) in zip(got, found, strict=True) if (t.id, f.step) != (t0.id, f0.step)]
     assert len(moved) / len(found) == pytest.approx(share, abs=0.12)
     assert all(f.step not in wrong[t.id] and f.quote is None and f.hint for t, f in moved)
-    assert got == critic_noise.other_steps(found, traces, wrong, library, share, "s")
+    assert got == variants.other_steps(found, traces, wrong, library, share, "s")
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_wrong_hints_speak_of_another_error(data, share):
     _, _, found, library = data
-    got = critic_noise.wrong_hints(found, library, share, "s")
+    got = variants.wrong_hints(found, library, share, "s")
     changed = [(t, f, f0) for (t, f), (_, f0) in zip(got, found, strict=True) if f != f0]
     assert len(changed) / len(found) == pytest.approx(share, abs=0.12)
     for _, f, f0 in changed:
@@ -179,10 +181,9 @@ def test_wrong_hints_speak_of_another_error(data, share):
 
 def test_where_no_wrong_hint_can_be_made_there_is_no_row_with_a_right_one(data, monkeypatch):
     _, _, found, library = data
-    monkeypatch.setattr(critic_noise, "other_hint", lambda *_: None)
+    monkeypatch.setattr(variants, "other_hint", lambda *_: None)
     assert (
-        critic_noise.wrong_hints(found, library, 1.0, "s") == []
-        and critic_noise.wrong_hints(found, library, 0.0, "s") == found
+        variants.wrong_hints(found, library, 1.0, "s") == [] and variants.wrong_hints(found, library, 0.0, "s") == found
     )
 
 
@@ -208,7 +209,7 @@ def test_another_wording_of_the_same_hint(data):
 
 
 def test_quick_and_full_plans():
-    config = load_config("configs/ablate.yaml")
+    config = load_ablation(CONFIG)
     shared, arms = plan_jobs(config)
     assert len(shared) == 5 and len(arms) == 35 and len({j.name for j in (*shared, *arms)}) == 40
     shared, arms = plan_jobs(scaled(config, quick=True, full=False))
@@ -242,7 +243,7 @@ def test_quick_and_full_plans():
 )
 def test_what_cannot_be_ablated_is_said(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        plan_jobs(load_config("configs/ablate.yaml", overrides))
+        plan_jobs(load_ablation(CONFIG, overrides))
 
 
 def test_tables_refuse_seeds_on_different_tasks():

@@ -7,16 +7,17 @@ import json
 
 import numpy as np
 import pytest
-from test_evidence import target
+from test_evidence import CONFIG, target
 
-from benchmarks.ablation.arm_run import draw_rows
-from benchmarks.ablation.jobs import Job, family, job_config, job_key, result_of
+from benchmarks.ablation.ablate import BenchJob
+from benchmarks.ablation.jobs import Job, family, job_config, job_key
 from benchmarks.ablation.pages import write_evidence
 from benchmarks.ablation.scale import scaled
+from benchmarks.ablation.settings import load_ablation
 from benchmarks.ablation.sweep import chosen_settings, sweep_config, sweep_jobs, swept_arms, with_chosen
 from benchmarks.ablation.table import summarise_jobs
-from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
+from hintdistill.pipeline.arms import Budget, draw_rows, result_of
 
 SETTINGS = ("test@0", "test@1", "test_clean@1", "transfer@1", "near_miss_unknown_tool@0")
 SEEDS = (0, 1, 2)
@@ -25,10 +26,13 @@ N = 40
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config("configs/ablate.yaml", ["ablate.seeds=[0,1,2]", "ablate.bootstrap=300"])
+    return load_ablation(CONFIG, ["ablate.seeds=[0,1,2]", "ablate.bootstrap=300"])
 
 
 # -- equal rows ----------------------------------------------------------------------------------------------------------------
+
+
+TWELVE = Budget(rows=12, anchors=12, steps=1)
 
 
 def rows(n: int, kind: str):
@@ -37,17 +41,19 @@ def rows(n: int, kind: str):
 
 
 def test_every_arm_trains_on_as_many_rows_and_none_three_times_before_all_twice():
-    chosen, distinct = draw_rows([*rows(5, "hint"), *rows(30, "anchor")], 12, "s")
+    chosen, distinct = draw_rows([*rows(5, "hint"), *rows(30, "anchor")], TWELVE, "s")
     hints = [t.key for t in chosen if t.kind == "hint"]
     assert len(hints) == 12 == len(set(hints)) and distinct == {"hint": 5, "anchor": 12}
     times = np.unique([k.split("#")[0] for k in hints], return_counts=True)[1]
     assert sorted(times) == [2, 2, 2, 3, 3] and sum(t.kind == "anchor" for t in chosen) == 12
-    assert [t.key for t in draw_rows([*rows(5, "hint"), *rows(30, "anchor")], 12, "s")[0]] == [t.key for t in chosen]
+    assert [t.key for t in draw_rows([*rows(5, "hint"), *rows(30, "anchor")], TWELVE, "s")[0]] == [
+        t.key for t in chosen
+    ]
 
 
 def test_a_share_of_the_anchors_comes_from_what_is_held():
     held = [dataclasses.replace(t, key=f"held-{t.key}") for t in rows(4, "anchor")]
-    chosen, distinct = draw_rows([*rows(12, "hint"), *rows(30, "anchor")], 12, "s", True, held, 0.5)
+    chosen, distinct = draw_rows([*rows(12, "hint"), *rows(30, "anchor")], TWELVE, "s", held)
     keys = [t.key for t in chosen if t.kind == "anchor"]
     assert len(keys) == len(set(keys)) == 12 and sum(k.startswith("held-") for k in keys) == 6
     assert distinct == {"hint": 12, "anchor": 6 + 4}
@@ -55,9 +61,9 @@ def test_a_share_of_the_anchors_comes_from_what_is_held():
 
 def test_without_filling_rows_are_a_bound_and_what_the_gate_rejected_is_never_drawn():
     rejected = [dataclasses.replace(t, accepted=False) for t in rows(9, "hint")]
-    chosen, distinct = draw_rows([*rows(0, "hint"), *rejected, *rows(3, "anchor")], 12, "s")
+    chosen, distinct = draw_rows([*rows(0, "hint"), *rejected, *rows(3, "anchor")], TWELVE, "s")
     assert distinct == {"hint": 0, "anchor": 3} and [t.kind for t in chosen] == ["anchor"] * 12
-    chosen, _ = draw_rows([*rows(5, "hint"), *rows(30, "anchor")], 12, "s", fill=False)
+    chosen, _ = draw_rows([*rows(5, "hint"), *rows(30, "anchor")], dataclasses.replace(TWELVE, fill=False), "s")
     assert sum(t.kind == "hint" for t in chosen) == 5
 
 
@@ -68,23 +74,23 @@ def test_a_result_of_other_settings_is_owed_again(config, tmp_path):
     job = Job("common", "hint", 0)
     (tmp_path / job.name).mkdir(parents=True)
     (tmp_path / job.name / "result.json").write_text(json.dumps({"key": job_key(config, job), "arm": "hint"}))
-    assert result_of(config, tmp_path, job) is not None
+    assert result_of(tmp_path, BenchJob(config, tmp_path, job)) is not None
     for override in (
         "ablate.rows=64",
         "ablate.train.hint.learning_rate=1.0e-3",
         "ablate.limits={}",
         "rollout.sample.episodes=24",
     ):
-        other = load_config("configs/ablate.yaml", ["ablate.seeds=[0,1,2]", override])
-        assert result_of(other, tmp_path, job) is None, override
-    same = load_config("configs/ablate.yaml", ["ablate.seeds=[0]", "ablate.processes=1", "ablate.bootstrap=100"])
-    assert result_of(same, tmp_path, job) is not None, "what no result depends on"
+        other = load_ablation(CONFIG, ["ablate.seeds=[0,1,2]", override])
+        assert result_of(tmp_path, BenchJob(other, tmp_path, job)) is None, override
+    same = load_ablation(CONFIG, ["ablate.seeds=[0]", "ablate.processes=1", "ablate.bootstrap=100"])
+    assert result_of(tmp_path, BenchJob(same, tmp_path, job)) is not None, "what no result depends on"
 
 
 def test_what_is_shared_does_not_depend_on_how_arms_train(config):
     shared, other = (
         Job("common", "shared", 0),
-        load_config("configs/ablate.yaml", ["ablate.train.hint.learning_rate=1.0e-3"]),
+        load_ablation(CONFIG, ["ablate.train.hint.learning_rate=1.0e-3"]),
     )
     assert job_key(config, shared) == job_key(other, shared)
     assert job_key(config, Job("common", "hint", 0)) != job_key(other, Job("common", "hint", 0))
@@ -99,9 +105,12 @@ def test_whose_settings_an_arm_trains_with(config, tmp_path):
     assert (
         beside.learning_rate == 9e-4
         and beside.outcome.baseline == "round"
-        and beside.objective.coupling.kind == "additive"
+        and beside.effective_recipe.coupling.kind == "additive"
     )
-    assert beside.objective.terms == job_config(tuned, Job("common", "hint", 0), tmp_path).train.objective.terms
+    assert (
+        beside.effective_recipe.terms
+        == job_config(tuned, Job("common", "hint", 0), tmp_path).train.effective_recipe.terms
+    )
     assert rate("placebo") == 2e-4 and rate("sft_success") == 1.6e-3, "as the configuration says"
 
 
@@ -130,7 +139,7 @@ def test_every_arm_tries_as_many_settings_on_other_tasks_and_seeds(config):
 )
 def test_an_unfair_sweep_is_refused(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        load_config("configs/ablate.yaml", overrides)
+        load_ablation(CONFIG, overrides)
 
 
 def test_the_best_mean_success_is_taken_and_an_edge_is_said(config):
@@ -339,8 +348,8 @@ def test_a_tiny_ablation_with_a_sweep_is_resumed_job_by_job(tmp_path):
     """Sweep, two arms and critic noise; a second start does only what was taken away."""
     from benchmarks.ablation.ablate import ablate
 
-    settings = load_config(
-        "configs/ablate.yaml",
+    settings = load_ablation(
+        CONFIG,
         [
             "ablate.seeds=[0]",
             "ablate.arms=[hint,llm_critic,hint_outcome,none]",

@@ -50,7 +50,7 @@ def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
     config = validate(upgrade({k: v for k, v in saved.items() if k != "ablate"}))
     assert config.critic.llm.prompts == {"prompt": "critic/toolworld.jinja"}
     assert config.inject.formats == {} and len(config.rescore.gate.checks) == 5
-    assert config.train.objective.terms["anchor"].coef == 1.5 and config.train.recipe == "targeted"
+    assert config.train.effective_recipe.terms["anchor"].coef == 1.5 and config.train.recipe == "targeted"
     saved["train"] |= {"divergence": "fkl", "support": "union_topk", "top_k": 9, "teacher": "round_start"}
     saved["train"] |= {"normalize": "token", "loss_span": "quote_weighted", "quote_weight": 3.0}
     saved["train"]["anchor"]["min_probability"] = 0.25
@@ -64,11 +64,11 @@ def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
     saved["inject"]["turn_format"] = "({hint})"
     saved["rescore"]["gate"]["check_leak"] = False
     config = validate(upgrade({k: v for k, v in saved.items() if k != "ablate"}))
-    distill, anchor = config.train.objective.terms["distill"], config.train.objective.terms["anchor"]
+    distill, anchor = config.train.effective_recipe.terms["distill"], config.train.effective_recipe.terms["anchor"]
     assert (distill.divergence.kind, distill.support.kind, distill.support.k) == ("fkl", "union", 9)
     assert (distill.span, distill.quote_weight, distill.normalize) == ("quote_weighted", 3.0, "kept")
     assert (anchor.min_probability, anchor.normalize, anchor.coef) == (0.25, "kept", 1.5)
-    assert config.train.objective.teacher.update == "round_start" and config.train.outcome.clip == (0.1, None)
+    assert config.train.effective_recipe.teacher.update == "round_start" and config.train.outcome.clip == (0.1, None)
     assert config.critic.llm.prompts == {"half_prompt": "critic/half.jinja", "step_prompt": "critic/mine.jinja"}
     assert config.critic.llm.price == (1, 2) and config.inject.formats == {"assistant_turn": "({hint})"}
     assert "leak" not in config.rescore.gate.checks and len(config.rescore.gate.checks) == 4

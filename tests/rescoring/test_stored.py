@@ -72,10 +72,11 @@ def test_what_is_opened_is_what_is_read(folder):
     assert {t.reasons for t in stored.heads if t.kind == "hint"} == {("no_effect",)}
 
 
-@pytest.mark.parametrize("recipe", [{}, {"normalize": "per_row"}])
-def test_rows_of_stored_targets_are_those_of_targets_in_memory(folder, recipe, monkeypatch):
+@pytest.mark.parametrize("normalize", ["per_row", "kept"])
+def test_rows_of_stored_targets_are_those_of_targets_in_memory(folder, normalize, monkeypatch):
     monkeypatch.setattr("hintdistill.training.rows.CACHE_BYTES", 1)
-    config = TrainSection(**recipe)
+    terms = {name: {"normalize": normalize} for name in ("distill", "anchor")}
+    config = TrainSection(recipe={"preset": "targeted", "terms": terms})
     stored = TargetStore(folder).open(cache_bytes=1)
     lazy, eager = build_rows(by_key(stored), config), build_rows(sorted(synthetic(150), key=lambda t: t.key), config)
     assert len(lazy) == 75 and lazy.lengths == RowDataset(list(eager)).lengths == [len(r.ids) for r in eager]
@@ -101,10 +102,10 @@ def store_of(folder):
 
 
 def test_memory_does_not_grow_with_the_rows(folder, tmp_path):
-    """2,000 rows hold 70 MB of arrays; what a run keeps of them are their heads."""
+    """2,000 rows held in memory take 180 MB; what a run keeps of them are their heads."""
     write(tmp_path, 2_000)
     few, many = peaks(folder, tmp_path, cache_mb=1)
-    assert many["report"] - few["report"] < 20
+    assert many["report"] - few["report"] < 40
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ def trained(overrides: Sequence[str]) -> Any:
     with tempfile.TemporaryDirectory() as name:
         work, out = Path(name) / "work", Path(name) / "student"
         try:
-            outcome = outcome_of(targets, section.objective)
+            outcome = outcome_of(targets, section.effective_recipe)
             train(
                 _folder(), targets, config.run, section, work, out, "k", watch=watch, outcome=outcome, warn=said.append
             )

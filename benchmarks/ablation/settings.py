@@ -1,0 +1,172 @@
+"""The settings of an ablation: a run's own, and the `ablate` section beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from hintdistill.config import CriticSection, RunConfig
+from hintdistill.config.base import Section
+from hintdistill.config.file import load_as
+from hintdistill.core.paths import ConfigPath, PathMark
+
+Arm = Literal[
+    "hint",
+    "placebo",
+    "wrong_hint",
+    "random_step",
+    "full_trace",
+    "sft_success",
+    "sft_corrected",
+    "none",
+    "stale",
+    "foreign",
+    "llm_critic",
+    "hint_outcome",
+]
+MAIN_ARMS: tuple[Arm, ...] = (
+    "hint",
+    "placebo",
+    "wrong_hint",
+    "random_step",
+    "full_trace",
+    "sft_success",
+    "sft_corrected",
+    "none",
+)
+
+
+def _everything() -> dict[str, tuple[str, ...]]:
+    return {"all": ("*",)}
+
+
+class SweepSection(Section):
+    """`--sweep`: every arm tries as many settings on validation tasks, and its best one makes the table."""
+
+    use: bool = False
+    """What `--sweep` sets."""
+    split: str = "validation"
+    limit: int | None = Field(default=None, ge=1)
+    """Tasks of the split."""
+    seeds: tuple[int, ...] = Field(default=(100,), min_length=1)
+    """Not among `ablate.seeds`, so that no training is both chosen and reported."""
+    settings: tuple[dict[str, Any], ...] = ()
+    """Keys of the `train` section, one setting each, for every arm without a list of its own."""
+    own: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
+    """Arm → its own settings, as many as the others have."""
+
+    @model_validator(mode="after")
+    def _as_many_for_all(self) -> SweepSection:
+        for arm, settings in self.own.items():
+            if len(settings) != len(self.settings):
+                raise ValueError(
+                    f"own.{arm} has {len(settings)} settings, the other arms {len(self.settings)}; every arm tries as many"
+                )
+        if self.use and not self.settings:
+            raise ValueError("--sweep needs ablate.sweep.settings")
+        return self
+
+
+class HoldSection(Section):
+    """Behaviour that is to be kept: further episodes of the initial policy, whose steps without a finding are anchors in every
+    round and for every arm. What looks like an error and is none is rare in a round's own traces, and is what a correction
+    overruns first."""
+
+    tasks: tuple[str, ...] = ()
+    """Patterns of task names in `rollout.sample.split`; none: no such episodes."""
+    episodes: int = Field(default=112, ge=1)
+    """At most this many, each of another task, drawn by the seed and sampled as the rounds are."""
+    share: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Of a round's anchors, how many come from them."""
+
+
+class AblateSection(Section):
+    """The same loop as controlled arms over seeds; see docs/evidence.md for what each arm is."""
+
+    arms: tuple[Arm, ...] = MAIN_ARMS
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1)
+    processes: int = Field(default=2, ge=1)
+    """One-thread processes."""
+    regimes: dict[str, tuple[str, ...]] = Field(default_factory=_everything)
+    """Name → patterns of task names, for training and for the splits measured in that regime."""
+    further_regimes: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Regimes that only `--full` adds."""
+    rows: int = Field(default=128, ge=1)
+    """Steps with a loss of their own per round and arm, and as many anchors."""
+    fill: bool = True
+    """Whether an arm with fewer distinct rows has them repeated, none a third time before all twice, so that every arm trains
+    on equally many; without it `rows` is a bound."""
+    steps: int = Field(default=24, ge=1)
+    """Optimiser steps per round, the same in every arm."""
+    hold: HoldSection = HoldSection()
+    test_split: str = "test"
+    """Where success and error rates are reported."""
+    clean_split: str | None = None
+    """Tasks without a trigger, for retention."""
+    near_splits: tuple[str, ...] = ()
+    """Tasks in which the present behaviour is right; success there, and movement on their steps."""
+    transfer_split: str | None = None
+    """Task kinds never trained on."""
+    temperatures: tuple[float, ...] = Field(default=(0.0, 1.0), min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    """Tasks per split."""
+    limits: dict[str, int] = Field(default_factory=dict)
+    """Tasks of single splits, by name, where that differs from `limit`."""
+    noise: tuple[str, ...] = ()
+    """Critic noise, each an arm: `step:50` a wrong step in half of the findings, `alarm:10` a false alarm on a tenth of the
+    clean traces, `hint:25` a wrong hint text in a quarter; `+gate` appended: with the gate on."""
+    foreign_traces: tuple[ConfigPath, ...] = ()
+    """Trace files of another policy, for the arm `foreign`."""
+    llm_critic: Annotated[dict[str, Any], PathMark("section", of=CriticSection)] = Field(default_factory=dict)
+    """The `critic` section of the arm `llm_critic`, where it differs from `critic`."""
+    train: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Arm → keys of the `train` section in which it differs, e.g. a learning rate chosen on validation tasks."""
+    sweep: SweepSection = SweepSection()
+    error_groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Name → error classes that the tables also count together, e.g. those of one wrong token and those of a wrong plan."""
+    bootstrap: int = Field(default=4000, ge=100)
+    """Resamples for the intervals."""
+
+    @model_validator(mode="after")
+    def _noise_reads(self) -> AblateSection:
+        for spec in self.noise:
+            parse_noise(spec)
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_apart(self) -> AblateSection:
+        if both := sorted({*self.seeds} & {*self.sweep.seeds}):
+            raise ValueError(
+                f"seed {both[0]} is in ablate.seeds and in ablate.sweep.seeds; what is chosen on it is not reported on"
+            )
+        if self.sweep.use and self.sweep.split == self.test_split:
+            raise ValueError(f"the sweep would choose on {self.test_split}, the split that is reported")
+        return self
+
+
+def parse_noise(spec: str) -> tuple[str, float, bool]:
+    """`step:50+gate` → (`step`, 0.5, True). Raises ValueError for another form."""
+    body, _, gate = spec.partition("+")
+    kind, _, percent = body.partition(":")
+    if kind not in ("step", "alarm", "hint") or not percent.isdigit() or int(percent) > 100 or gate not in ("", "gate"):
+        raise ValueError(f"noise {spec!r} is not of the form step|alarm|hint:PERCENT[+gate]")
+    return kind, int(percent) / 100, gate == "gate"
+
+
+class AblationConfig(RunConfig):
+    """The configuration of an ablation."""
+
+    ablate: AblateSection = AblateSection()
+
+
+def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
+    """Read an ablation's YAML file and apply `key=value` overrides. Raises ConfigError as `load_config` does."""
+    return load_as(AblationConfig, path, overrides)
+
+
+def run_part(config: AblationConfig) -> RunConfig:
+    """The run's own settings, without the `ablate` section."""
+    return RunConfig.model_validate(config.model_dump(mode="json", exclude={"ablate"}))

@@ -1,0 +1,54 @@
+"""The commands that say what a run's hints do: `controls` and `preflight`. Parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hintdistill.cli.look import Json, print_json, say
+
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+
+
+def controls(
+    run: RunArg,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, e.g. steps=40; see docs/controls.md", show_default=False)
+    ] = None,
+    arms: Annotated[str | None, typer.Option(help="Arms beside `hint`, comma-separated; default: all.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Do what is owed of the controls in RUN.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Is the effect the hint's? Trains placebos, wrong hints and other controls on a run's own traces."""
+    from rich.console import Console as RichConsole
+
+    from hintdistill.config.file import load_as
+    from hintdistill.pipeline.controls import ARMS, ControlsSettings, run_controls
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.reporting.controls import show_controls
+
+    settings = load_as(ControlsSettings, None, overrides or [])
+    names = ARMS if arms is None else tuple(name.strip() for name in arms.split(",") if name.strip())
+    document = run_controls(run, settings, names, resume=resume, console=Console(quiet=quiet or as_json))
+    if as_json:
+        print_json(document)
+        return
+    show_controls(document, RichConsole())
+    print(f"controls: {run / 'controls.json'}")
+
+
+def preflight(run: RunArg, as_json: Json = False) -> None:
+    """What training would repair, by error class, predicted from a run's rescored hints."""
+    import dataclasses
+
+    from hintdistill.pipeline.preflight import predict_run
+
+    predictions = predict_run(run)
+    if as_json:
+        print_json([dataclasses.asdict(p) for p in predictions])
+        return
+    for p in predictions:
+        say(f"{p.error_class}: predicted repair {p.repair}, from {p.findings} findings")

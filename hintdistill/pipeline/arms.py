@@ -1,0 +1,277 @@
+"""The runner of arms: variants of shared targets that train on equally many rows for equally many optimiser steps.
+
+An arm is a name, how its targets are made, and the training settings in which it differs (its own learning rate, say).
+What is trained and measured of an arm is a job. A job's result is one JSON file under the key of everything that it
+depends on: a job without a result, or with one under another key, is owed; a kill costs the job that was at work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from hintdistill.config import RunSection, TrainSection
+from hintdistill.core.errors import EmptyFunnelError, HintdistillError
+from hintdistill.core.scores import Target
+from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.injection.hints import seed_of
+from hintdistill.pipeline.progress import Advance, Console
+
+if TYPE_CHECKING:
+    from hintdistill.training.reward import OutcomeData
+    from hintdistill.training.stage import TrainSummary
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A variant of the shared targets."""
+
+    name: str
+    targets: Callable[[], Sequence[Target]]
+    """Makes the targets, anchors included; called when the arm is owed and not before."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the `train` section in which this arm differs from the others."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is equal in all arms."""
+
+    rows: int
+    """Hint rows: steps with a loss of their own."""
+    anchors: int
+    """Anchor rows."""
+    steps: int
+    """Optimiser steps."""
+    fill: bool = True
+    """Repeat the rows of an arm that has too few; without it `rows` and `anchors` are upper bounds."""
+    held_share: float = 0.5
+    """Share of the anchors that is drawn from `held` targets, where there are any."""
+
+
+# -- rows and steps ----------------------------------------------------------------------------------------------------
+
+
+def draw_rows(
+    targets: Sequence[Target], budget: Budget, salt: str, held: Sequence[Target] = ()
+) -> tuple[list[Target], dict[str, int]]:
+    """Draw the budget's rows among the accepted targets, by `salt` alone; returns them and how many of each kind differ.
+
+    Where there are too few, they are repeated in rounds, under keys of their own, until there are as many as asked for.
+    A kind without a single target stays empty.
+
+    Args:
+        held: further anchors, the same in every arm.
+    """
+    of_held = round(budget.held_share * budget.anchors) if held else 0
+    own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in ("hint", "anchor")}
+    out: list[Target] = []
+    distinct = {"hint": 0, "anchor": 0}
+    for kind, members, wanted in (
+        ("hint", own["hint"], budget.rows),
+        ("anchor", own["anchor"], budget.anchors - of_held),
+        ("anchor", list(held), of_held),
+    ):
+        members.sort(key=lambda t: t.key)
+        random.Random(seed_of("rows", salt, kind)).shuffle(members)
+        distinct[kind] += min(wanted, len(members))
+        for i in range((wanted if budget.fill else min(wanted, len(members))) if members else 0):
+            again, at = divmod(i, len(members))
+            out.append(replace(members[at], key=f"{members[at].key}#{again}") if again else members[at])
+    return out, distinct
+
+
+@dataclass(frozen=True)
+class ArmTraining:
+    """One training of one arm."""
+
+    name: str
+    """Named in errors and part of the training's key."""
+    student: Path
+    """Whose weights it starts from."""
+    initial: Path
+    """The initial policy."""
+    run: RunSection
+    section: TrainSection
+    """The arm's own settings; how many epochs is decided by `steps`."""
+    steps: int
+    """Optimiser steps."""
+    outcome: OutcomeData | None = None
+
+
+def train_arm(
+    job: ArmTraining, targets: list[Target], out: Path, work: Path, advance: Advance | None = None
+) -> TrainSummary:
+    """Train on `targets` for exactly `job.steps` optimiser steps, unless `out` holds that student already.
+
+    The only place in which arms call the training.
+
+    Args:
+        advance: told of every optimiser step.
+
+    Raises:
+        EmptyFunnelError: no hint row, or another number of steps than asked for.
+        TripwireError: something is not finite, or a bound of `train.tripwires` is crossed.
+    """
+    from hintdistill.training.reward import NO_OUTCOME
+    from hintdistill.training.rows import build_rows
+    from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
+    from hintdistill.training.watch import WatchSets
+
+    outcome = job.outcome or NO_OUTCOME
+    per_epoch = math.ceil(len(build_rows(targets, job.section, outcome)) / job.section.batch_size)
+    # half a step less, because the number of steps is rounded up
+    settings = job.section.model_dump() | {"epochs": (job.steps - 0.5) / max(per_epoch, 1), "save_steps": 10**6}
+    config = TrainSection.model_validate(settings)
+    ended = [] if outcome.key is None else [outcome.key]
+    key = content_key("arm", job.name, [t.key for t in targets], settings, str(job.student), *ended)
+    summary = read_summary(out)
+    if summary is None or summary.key != key:
+        shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
+        # what moved is measured afterwards, on steps that all arms share
+        watch = WatchSets(
+            from_initial=job.student == job.initial or config.effective_recipe.teacher.update == "initial"
+        )
+        data = TrainData(targets, watch=watch, outcome=outcome)
+        training = TrainJob(job.student, data, job.run, config, work, out, key, job.initial)
+        summary = train(training, None if advance is None else lambda done, total: advance(1))
+    if summary.steps != job.steps:
+        raise EmptyFunnelError(f"{job.name}: {summary.steps} optimiser steps instead of {job.steps}")
+    return summary
+
+
+# -- jobs --------------------------------------------------------------------------------------------------------------
+
+
+class ArmJob(Protocol):
+    """A piece of work whose result is kept. Picklable, where it is to run in a process of its own."""
+
+    @property
+    def name(self) -> str:
+        """Folder of the result, below the folder of all results."""
+        ...
+
+    @property
+    def units(self) -> int:
+        """How much it adds to the progress bar."""
+        ...
+
+    def key(self) -> str:
+        """Content key of everything that the result depends on."""
+        ...
+
+    def run(self, advance: Advance) -> dict[str, Any]:
+        """Do it; returns the result as plain data. Calls `advance` `units` times, or less often."""
+        ...
+
+
+def result_of(folder: Path, job: ArmJob) -> dict[str, Any] | None:
+    """The result of a job, or None where it is owed."""
+    path = folder / job.name / RESULT
+    if not path.is_file():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return result if result.get("key") == job.key() else None
+
+
+def perform(folder: Path, job: ArmJob, advance: Advance = lambda _: None) -> Path:
+    """Do a job if it is owed; returns the file of its result. Raises whatever the job raises."""
+    path = folder / job.name / RESULT
+    if result_of(folder, job) is None:
+        began = time.process_time()
+        row = {"key": job.key(), **job.run(advance), "cpu_seconds": time.process_time() - began}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(row, ensure_ascii=False, allow_nan=False))
+    return path
+
+
+def run_owed(
+    folder: Path, jobs: Sequence[ArmJob], label: str, console: Console, *, processes: int | None = None
+) -> int:
+    """Do the jobs that are owed, in order; returns how many were.
+
+    Args:
+        processes: how many processes of one thread share the work; None does it here, one job after the other.
+
+    Raises:
+        HintdistillError: a job failed. With processes, the others are finished first; all results are kept.
+    """
+    owed = [j for j in jobs if result_of(folder, j) is None]
+    with console.progress(label, sum(j.units for j in jobs)) as advance:
+        advance(sum(j.units for j in jobs) - sum(j.units for j in owed))
+        if owed and processes is not None:
+            _in_processes(folder, owed, min(processes, len(owed)), lambda job, s: _done(console, advance, job, s))
+        for job in owed if processes is None else ():
+            counted, began = 0, time.monotonic()
+
+            def one(n: int) -> None:
+                nonlocal counted
+                counted += n
+                advance(n)
+
+            perform(folder, job, one)
+            advance(job.units - counted)
+            console.note(f"{job.name}: {time.monotonic() - began:.0f} s")
+    return len(owed)
+
+
+def _done(console: Console, advance: Advance, job: ArmJob, seconds: float) -> None:
+    advance(job.units)
+    console.note(f"{job.name}: {seconds:.0f} s")
+
+
+def _in_processes(
+    folder: Path, owed: Sequence[ArmJob], processes: int, done: Callable[[ArmJob, float], object]
+) -> None:
+    failed: list[tuple[ArmJob, HintdistillError]] = []
+    # two threads on a busy machine are ten times slower than one; torch reads this when the child imports it
+    with _environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
+            futures = {pool.submit(_timed, folder, job): job for job in owed}
+            for future in as_completed(futures):
+                job = futures[future]
+                try:
+                    done(job, future.result())
+                except HintdistillError as error:
+                    failed.append((job, error))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+    if failed:
+        job, first = failed[0]
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise type(first)(f"job {job.name}{more}: {first.message}", hint="--resume does what is owed")
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _timed(folder: Path, job: ArmJob) -> float:
+    import torch
+
+    torch.set_num_threads(1)
+    began = time.monotonic()
+    perform(folder, job)
+    return time.monotonic() - began

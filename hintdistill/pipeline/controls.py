@@ -1,0 +1,364 @@
+"""`hintdistill controls RUN`: is what the training did the hint's doing?
+
+From a finished run's own traces, without an environment, the initial student is trained once per arm: on the hints, and on
+what should do less (a placebo, a wrong hint, the hint above another step, the hints over the whole trace, plain fine-tuning
+on what the hinted model says instead). All arms have the same anchors, equally many rows and optimiser steps, and start
+from the same weights. Each is read on the decision tokens of held-out traces, and on clean steps that nothing trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from hintdistill.config import TrainSection
+from hintdistill.config.base import Section
+from hintdistill.config.file import validate
+from hintdistill.core.errors import ConfigError, EmptyFunnelError, TripwireError
+from hintdistill.core.models import model_key
+from hintdistill.core.scores import ScoreRequest, Target, TargetHead
+from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.pipeline import critique, inject, read, report, rescore, train
+from hintdistill.pipeline.arms import RESULT, Arm, ArmTraining, Budget, draw_rows, run_owed, train_arm
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.corrections import corrections
+from hintdistill.pipeline.outcome import outcome_data
+from hintdistill.pipeline.progress import Advance, Console
+from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.variants import Material, full_trace, hinted, other_steps, sft, wrong_hints
+from hintdistill.reporting.controls import ControlsInput, controls_document
+from hintdistill.rescoring.drift import movement
+
+ARMS = ("hint", "placebo", "wrong_hint", "random_step", "whole_trace", "sft_corrected")
+FEW_STEPS = 100
+"""Optimiser steps per arm, unless the run took fewer or `steps` says otherwise."""
+
+
+class ControlsSettings(Section):
+    """What `hintdistill controls` takes as `key=value`."""
+
+    rows: int | None = Field(default=None, ge=1)
+    """Hint rows per arm; default: as many as the run trained on. Anchors are in the run's own proportion to them."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps per arm; default: as many as the run took, at most 100."""
+    clean_steps: int = Field(default=100, ge=1)
+    """Steps per set of clean steps."""
+    train: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Arm → keys of the `train` section in which it differs, e.g. `train.wrong_hint.learning_rate=1.0e-4`."""
+
+
+def _has_decision(target: TargetHead) -> bool:
+    return target.kind == "hint" and target.measurement is not None and target.measurement.position is not None
+
+
+class Bench:
+    """What the arms of one run share."""
+
+    def __init__(self, ctx: RunContext, settings: ControlsSettings) -> None:
+        """Raises EmptyFunnelError where the run has nothing to train on or to read."""
+        self.ctx, self.settings, self.folder = ctx, settings, ctx.rundir.path / "controls"
+        self.salt = f"controls:{ctx.config.run.seed}"
+        rescore.require_accepted(ctx)
+        stored = rescore.load(ctx)
+        self.trained = list(train.selected(ctx, stored))
+        self.heldout = [t for t in stored.where(_has_decision) if t.split == "holdout"]
+        if not self.heldout:
+            raise EmptyFunnelError(
+                "no held-out trace has a finding with a decision token, so the arms cannot be compared",
+                hint="raise traces.holdout or give the run more traces",
+            )
+        own = self._own_steps()
+        hints = [t for t in self.trained if t.kind == "hint"]
+        rows = settings.rows or len(hints)
+        self.budget = Budget(
+            rows=rows,
+            anchors=round(rows * (len(self.trained) - len(hints)) / len(hints)),
+            steps=settings.steps or min(own or FEW_STEPS, FEW_STEPS),
+        )
+        self.outcome = outcome_data(ctx)
+
+    def _own_steps(self) -> int | None:
+        from hintdistill.training.stage import read_summary
+
+        summary = read_summary(self.ctx.student_folder)
+        return None if summary is None else summary.steps
+
+    @cached_property
+    def material(self) -> Material:
+        """The training traces, and the findings whose hints the run trains on."""
+        ctx = self.ctx
+        by_key = critique.load(ctx)
+        loaded = [(key, t) for key, t, split in read.load(ctx) if split == "train"]
+        wanted = {(t.trace_id, t.step, t.hint) for t in self.trained if t.kind == "hint"}
+        traces = {t.id: t for _, t in loaded}
+        found = [
+            (traces[i.injection.trace_id], i.injection.finding)
+            for i in inject.load(ctx)
+            if i.split == "train" and (i.injection.trace_id, i.injection.finding.step, i.injection.hint) in wanted
+        ]
+        critiques = {t.id: by_key[key] for key, t in loaded if key in by_key}
+        return Material(ctx, list(traces.values()), critiques, found, self.salt)
+
+    @cached_property
+    def clean(self) -> dict[str, list[ScoreRequest]]:
+        """Clean steps that no arm trains on, by set; the report's off-target sets, at most `clean_steps` of each."""
+        section = self.ctx.config.report.model_copy(update={"off_target_steps": self.settings.clean_steps})
+        config = self.ctx.config.model_copy(update={"report": section})
+        return report.off_target_sets(RunContext(config, self.ctx.rundir, self.ctx.console, self.ctx.engines))
+
+    def arms(self, names: Sequence[str]) -> list[Arm]:
+        """The arms in the order of `ARMS`. Raises ConfigError for a name that is none, or settings that do not hold."""
+        made = {
+            "hint": self._hints,
+            "placebo": lambda: hinted(self.material, self.material.found, "placebo", placebo=True),
+            "wrong_hint": self._wrong_hints,
+            "random_step": self._random_steps,
+            "whole_trace": lambda: full_trace(self.material),
+            "sft_corrected": self._corrected,
+        }
+        if unknown := [n for n in (*names, *self.settings.train) if n not in ARMS]:
+            raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
+        out = []
+        for name in (n for n in ARMS if n in names or n == "hint"):
+            change = dict(self.settings.train.get(name, {}))
+            if name == "sft_corrected":
+                change = {"recipe": self._cross_entropy()} | change
+            arm = Arm(name, made[name], change)
+            self.section_of(arm)
+            out.append(arm)
+        return out
+
+    def section_of(self, arm: Arm) -> TrainSection:
+        """How an arm trains. Raises ConfigError where what it changes is no setting."""
+        data = {"train": self.ctx.config.train.model_dump(mode="json") | dict(arm.train), "run": {"model": "-"}}
+        config = validate(data | {"traces": {"path": ["-"]}}, f"controls, arm {arm.name}")
+        return config.train
+
+    def _cross_entropy(self) -> dict[str, Any]:
+        """The run's recipe with the forward KL on hint rows: from a target that is certain, that is cross-entropy."""
+        section = self.ctx.config.train
+        named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
+        return {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}}
+
+    # -- targets --------------------------------------------------------------------------------------------------------
+
+    def _hints(self) -> list[Target]:
+        return [t for t in self.trained if t.kind == "hint"]
+
+    def _wrong_hints(self) -> list[Target]:
+        found = wrong_hints(self.material.found, self.ctx.library, 1.0, self.salt)
+        return hinted(self.material, found, "wrong_hint")
+
+    def _random_steps(self) -> list[Target]:
+        data = self.material
+        found = other_steps(data.found, data.traces, data.wrong, self.ctx.library, 1.0, self.salt)
+        return hinted(data, found, "random_step")
+
+    def _corrected(self) -> list[Target]:
+        found = corrections(self.ctx, self.material.found, self.salt)
+        write_atomic(
+            self.folder / "corrections.json", json.dumps({"critics": found.critics, "counts": found.counts}, indent=1)
+        )
+        return sft(self.ctx, found.kept)
+
+    def rows_of(self, arm: Arm) -> tuple[list[Target], dict[str, int]]:
+        """The arm's rows and as many anchors as every arm has, none on a step that the arm moves."""
+        hints = list(arm.targets())
+        moved = {(t.trace_id, t.step) for t in hints}
+        anchors = [t for t in self.trained if t.kind == "anchor" and (t.trace_id, t.step) not in moved]
+        return draw_rows([*hints, *anchors], self.budget, self.salt)
+
+    # -- measuring ------------------------------------------------------------------------------------------------------
+
+    def logprobs(self, model: Path) -> dict[str, float]:
+        """Log-probability of the decision token of every held-out finding, without a hint, by target key, nats."""
+        requests = [
+            ScoreRequest(
+                np.concatenate([t.context_ids, t.step_ids]), len(t.context_ids), len(t.context_ids) + len(t.step_ids)
+            )
+            for t in self.heldout
+        ]
+        scores = self.ctx.engine(model).score(requests, top_k=1)
+        at = [t.decision.position for t in self.heldout if t.decision is not None]
+        return {t.key: float(s.sampled[p]) for t, s, p in zip(self.heldout, scores, at, strict=True)}
+
+    def moved(self, model: Path) -> dict[str, dict[str, float]]:
+        """Movement from the initial policy on each set of clean steps."""
+        engine = self.ctx.engine
+        found = {n: movement(engine(self.ctx.initial_folder), engine(model), r) for n, r in self.clean.items()}
+        return {name: asdict(m) for name, m in found.items() if m is not None}
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm, trained and read."""
+
+    bench: Bench
+    arm: Arm
+
+    @property
+    def name(self) -> str:
+        """The arm's name."""
+        return self.arm.name
+
+    @property
+    def units(self) -> int:
+        """One per optimiser step."""
+        return self.bench.budget.steps
+
+    def key(self) -> str:
+        """Key of the run's targets, the arm's settings, and what is equal for all."""
+        bench, ctx = self.bench, self.bench.ctx
+        exclude = {"rows", "steps", "train"}
+        return content_key(
+            "control",
+            self.arm.name,
+            [ctx.rundir.index(stage) for stage in ("read", "critique", "inject", "rescore")],
+            model_key(ctx.model_folder).weights,
+            model_key(ctx.initial_folder).weights,
+            bench.section_of(self.arm).model_dump(mode="json"),
+            asdict(bench.budget),
+            bench.settings.model_dump(mode="json", exclude=exclude),
+            ctx.config.run.model_dump(mode="json", include={"seed", "dtype"}),
+            ctx.config.rollout.model_dump(mode="json") if self.arm.name == "sft_corrected" else None,
+        )
+
+    def run(self, advance: Advance) -> dict[str, Any]:
+        """Make the rows, train, read; the trained weights are removed afterwards."""
+        bench, ctx = self.bench, self.bench.ctx
+        began = time.monotonic()
+        chosen, distinct = bench.rows_of(self.arm)
+        hints = sum(t.kind == "hint" for t in chosen)
+        row = {
+            "arm": self.arm.name,
+            "rows": hints,
+            "anchors": len(chosen) - hints,
+            "distinct": distinct,
+            "steps": 0,
+            "train": dict(self.arm.train),
+            "not_read": None,
+        }
+        if not hints:
+            return row | {"not_read": "the arm has no rows"}
+        folder = bench.folder / self.arm.name
+        student, work = folder / "student", folder / "train"
+        job = ArmTraining(
+            self.arm.name,
+            ctx.model_folder,
+            ctx.initial_folder,
+            ctx.config.run,
+            bench.section_of(self.arm),
+            bench.budget.steps,
+            bench.outcome,
+        )
+        try:
+            summary = train_arm(job, chosen, student, work, advance)
+            row |= {"steps": summary.steps, "logprobs": bench.logprobs(student), "off_target": bench.moved(student)}
+        except TripwireError as error:
+            row["not_read"] = error.message
+        ctx.engines.pop(student, None)
+        for used in (student, work):
+            shutil.rmtree(used, ignore_errors=True)
+        return row | {"seconds": time.monotonic() - began}
+
+
+def run_controls(
+    folder: Path,
+    settings: ControlsSettings,
+    arms: Sequence[str] = ARMS,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train and read the arms that are owed; writes controls.json and the report's section, and returns the document.
+
+    Args:
+        arms: names among `ARMS`; `hint` always takes part, because the others are compared with it.
+
+    Raises:
+        InputError: there is no run at `folder`.
+        ConfigError: an arm or a setting that does not exist; controls are there already and `resume` is off.
+        EmptyFunnelError: nothing to train on, or no held-out finding to read.
+    """
+    console = console or Console()
+    opened = RunDir.open(folder)
+    config = validate(opened.manifest()["config"], str(folder / "manifest.json"))
+    if config.run.rounds is not None:
+        raise ConfigError(
+            f"{folder} is a loop of rounds; controls read one round's run", hint=f"try {folder}/rounds/01/run"
+        )
+    if (folder / "controls").is_dir() and not resume:
+        raise ConfigError(f"{folder} has controls already", hint="--resume does what is owed of them")
+    _check_teacher(config.train)
+    rundir = RunDir.create(folder, config, resume=True)
+    try:
+        bench = Bench(RunContext(config, rundir, console), settings)
+        jobs = [ArmRun(bench, arm) for arm in bench.arms(arms)]
+        bench.folder.mkdir(exist_ok=True)
+        bench.ctx.engine(bench.ctx.model_folder)
+        began = time.monotonic()
+        before = bench.logprobs(bench.ctx.model_folder)
+        console.note(_ahead(bench, len(jobs), time.monotonic() - began))
+        run_owed(bench.folder, jobs, "controls", console)
+        results = [json.loads((bench.folder / j.name / RESULT).read_text(encoding="utf-8")) for j in jobs]
+        document = controls_document(_read(bench, before, results))
+        report.add_controls(rundir, config, document)
+        return document
+    finally:
+        rundir.close()
+
+
+def _check_teacher(section: TrainSection) -> None:
+    """Raises ConfigError where targets are not stored ones: a variant of them would not be what the arm trains on."""
+    if section.target_source != "stored":
+        raise ConfigError(
+            "controls train on variants of stored targets, and this run's recipe makes its targets in the step",
+            hint="run the same traces with train.targets=stored and read the controls of that run",
+        )
+
+
+def _ahead(bench: Bench, arms: int, reading: float) -> str:
+    """What is about to be done, and about how long it takes, by the run's own speed."""
+    b = bench.budget
+    said = f"controls: {arms} arms, each {b.rows} hints and {b.anchors} anchors, {b.steps} optimiser steps"
+    per_step = _seconds_per_step(bench.ctx)
+    if per_step is None:
+        return f"{said}; this run has not trained, so how long a step takes is not known"
+    tokens = sum(len(t.context_ids) + len(t.step_ids) for t in bench.heldout)
+    clean = sum(r.end for requests in bench.clean.values() for r in requests)
+    # scoring of the variants reads each row four to five times, like the rescore stage
+    reads = reading * (1 + 2 * clean / tokens) + 5 * reading * b.rows / len(bench.heldout)
+    return f"{said}; about {max(1, round(arms * (b.steps * per_step + reads) / 60))} minutes"
+
+
+def _seconds_per_step(ctx: RunContext) -> float | None:
+    """Of the run's own training, from its metrics."""
+    for path in sorted((ctx.rundir.path / "train").glob("*/metrics.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        known = [r["train_runtime"] / r["step"] for r in rows if r.get("train_runtime") and r["step"]]
+        if known:
+            return float(known[-1])
+    return None
+
+
+def _read(bench: Bench, before: dict[str, float], results: Sequence[dict[str, Any]]) -> ControlsInput:
+    train, corrected = bench.ctx.config.train, bench.folder / "corrections.json"
+    return ControlsInput(
+        recipe=train.effective_recipe.name,
+        learning_rate=train.learning_rate,
+        equal={"rows": bench.budget.rows, "anchors": bench.budget.anchors, "steps": bench.budget.steps},
+        targets=bench.heldout,
+        before=before,
+        clean={name: len(requests) for name, requests in bench.clean.items()},
+        corrections=json.loads(corrected.read_text(encoding="utf-8")) if corrected.is_file() else None,
+        results=results,
+    )

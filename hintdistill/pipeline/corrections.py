@@ -1,0 +1,102 @@
+"""Corrected steps without an environment: the hinted model decodes each erring step again.
+
+The hint stands above the step while it is decoded; the corrected step is then recorded in its own, un-hinted context.
+What was cut, cannot be read, or draws an objection of a critic that costs nothing (`rules`, `checker`) is left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.types import Finding, Trace
+from hintdistill.critics.build import make_critics
+from hintdistill.injection.hints import seed_of
+from hintdistill.injection.splice import Injector
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.variants import judge
+from hintdistill.rollouts.measure import options_of
+from hintdistill.rollouts.parsing import PARSERS
+from hintdistill.rollouts.sampling import Sampler
+
+FREE = ("rules", "checker")
+"""Critics that ask no model. `recorded` speaks of the steps as they were, not of corrected ones."""
+MARKUP = "<tool_call>"
+"""Stays in the content of a message whose calls could not be read."""
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """What decoding under the hints gave."""
+
+    kept: tuple[tuple[Trace, int], ...]
+    """Each trace up to and including its corrected step, and that step's number."""
+    counts: dict[str, int]
+    """`asked`, `no_place` (the hint could not be spliced), `too_long`, `cut`, `unreadable`, `objected`, `kept`."""
+    critics: tuple[str, ...]
+    """The critics that were asked; empty where none of those in use costs nothing."""
+
+
+def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: str) -> Corrections:
+    """Sample one step under each finding's hint, at `rollout.sample.temperature`, and keep what nothing speaks against."""
+    counts = Counter({"asked": len(found)})
+    section = ctx.config.rollout
+    options = options_of(section, section.sample.temperature, seed_of(salt) % 2**31)
+    sampler = Sampler(ctx.engine(ctx.model_folder), ctx.renderer, options)
+    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos=0)
+    asked = []
+    for trace, finding in found:
+        try:
+            injection = injector.inject(trace, finding)
+        except HintdistillError:
+            counts["no_place"] += 1
+            continue
+        if len(injection.hinted_context_ids) + options.max_new_tokens > sampler.generator.max_length:
+            counts["too_long"] += 1
+            continue
+        asked.append((trace, finding.step, injection))
+    sampled: list[tuple[Trace, int]] = []
+    for at in range(0, len(asked), options.batch_size):
+        batch = asked[at : at + options.batch_size]
+        steps = sampler.generate([i.hinted_context_ids for _, _, i in batch], seed_of(options.seed, at))
+        for (trace, step, injection), ids in zip(batch, steps, strict=True):
+            corrected, why = _corrected(sampler, trace, step, injection.context_ids, ids)
+            counts[why] += 1
+            if corrected is not None:
+                sampled.append((corrected, step))
+    kept, critics = _unopposed(ctx, sampled)
+    counts["objected"] = len(sampled) - len(kept)
+    counts["kept"] = len(kept)
+    return Corrections(tuple(kept), {k: v for k, v in counts.items() if k != "readable"}, critics)
+
+
+def _corrected(
+    sampler: Sampler, trace: Trace, step: int, context: Sequence[int], ids: Sequence[int]
+) -> tuple[Trace | None, str]:
+    """The trace that ends with the sampled step, or None; and what became of it."""
+    if not ids or ids[-1] not in sampler.stop:
+        return None, "cut"
+    message = PARSERS[sampler.options.parser](sampler.renderer.decode(ids[:-1]))
+    if MARKUP in (message.content or "") or not (message.content or message.tool_calls):
+        return None, "unreadable"
+    recorded = {"prompt_token_ids": tuple(context), "token_ids": tuple(ids), "raw_text": None}
+    messages = (*trace.before(step), message.model_copy(update=recorded))
+    return Trace(id=trace.id, messages=messages, tools=trace.tools, task_id=trace.task_id), "readable"
+
+
+def _unopposed(ctx: RunContext, steps: Sequence[tuple[Trace, int]]) -> tuple[list[tuple[Trace, int]], tuple[str, ...]]:
+    free = tuple(c for c in ctx.config.critic.use if c in FREE)
+    if not free or not steps:
+        return list(steps), free
+    section = ctx.config.critic.model_copy(update={"use": free})
+    ask = judge(make_critics(section, ctx.config.run, ctx.library, None))
+    kept = []
+    for number, (trace, step) in enumerate(steps):
+        # one trace may have several corrected steps, each of them the end of a trace of its own
+        named = trace.model_copy(update={"id": f"{trace.id}#{number}"})
+        critique = ask([named]).get(named.id)
+        if critique is not None and not any(f.step == step for f in critique.findings):
+            kept.append((trace, step))
+    return kept, free

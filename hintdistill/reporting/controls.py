@@ -1,0 +1,155 @@
+"""The controls of a run: from what each arm was read to be, to a document, and to a table in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from hintdistill.core.scores import Target
+from hintdistill.core.statistics import Interval, crossed_bootstrap, mean_of, ratio
+
+CONTROLS_SCHEMA = 1
+TITLES = {
+    "hint": "targeted hint",
+    "placebo": "placebo hint",
+    "wrong_hint": "wrong hint",
+    "random_step": "hint at a random step",
+    "whole_trace": "hint on whole trace",
+    "sft_corrected": "SFT on corrections",
+}
+
+
+@dataclass(frozen=True)
+class ControlsInput:
+    """What the document is made of."""
+
+    recipe: str
+    learning_rate: float
+    """Of the arms that have none of their own."""
+    equal: Mapping[str, int]
+    """`rows`, `anchors` and `steps` of every arm."""
+    targets: Sequence[Target]
+    """Held-out findings with a decision token."""
+    before: Mapping[str, float]
+    """Log-probability of each decision token before training, by target key, nats."""
+    clean: Mapping[str, int]
+    """Clean steps by set."""
+    corrections: Mapping[str, Any] | None
+    """How the hinted model's corrections were filtered; None where that arm did not run."""
+    results: Sequence[Mapping[str, Any]]
+    """One row per arm, the hint's first."""
+
+
+def controls_document(data: ControlsInput) -> dict[str, Any]:
+    """How far the decision tokens fell in each arm, as a share of the hint's fall, and what else moved."""
+    decisions = [t.decision for t in data.targets if t.decision is not None]
+    hint = next(r for r in data.results if r["arm"] == "hint")
+    base = _falls(data, hint) if hint["not_read"] is None else None
+    return {
+        "schema": CONTROLS_SCHEMA,
+        "recipe": data.recipe,
+        "learning_rate": data.learning_rate,
+        "equal": dict(data.equal),
+        "heldout": {
+            "findings": len(data.targets),
+            "accepted": sum(t.accepted for t in data.targets),
+            "probability_before": float(np.mean(np.exp([data.before[t.key] for t in data.targets]))),
+            "probability_hinted": float(np.mean(np.exp([d.logprob_hinted for d in decisions]))),
+        },
+        "clean": dict(data.clean),
+        "corrections": data.corrections,
+        "arms": [_arm(data, row, base) for row in data.results],
+    }
+
+
+def _falls(data: ControlsInput, row: Mapping[str, Any]) -> np.ndarray:
+    """float [1, N]: by how much each decision token fell, nats."""
+    return np.array([[data.before[t.key] - row["logprobs"][t.key] for t in data.targets]])
+
+
+def _arm(data: ControlsInput, row: Mapping[str, Any], base: np.ndarray | None) -> dict[str, Any]:
+    out = {name: row[name] for name in ("arm", "rows", "anchors", "distinct", "steps", "train", "not_read")}
+    if row["not_read"] is not None:
+        return out
+    fall, accepted = _falls(data, row), np.array([t.accepted for t in data.targets])
+    moved = row["off_target"]
+    tokens = sum(m["tokens"] for m in moved.values())
+    return out | {
+        "fall_nats": asdict(crossed_bootstrap(mean_of, fall)),
+        "share_of_hint": None if base is None else _share(fall, base),
+        "fall_nats_accepted": float(fall[0][accepted].mean()) if accepted.any() else None,
+        "probability_after": float(np.mean(np.exp([row["logprobs"][t.key] for t in data.targets]))),
+        "kl_per_token": sum(m["kl_per_token"] * m["tokens"] for m in moved.values()) / tokens if tokens else None,
+        "off_target": moved,
+        "seconds": row["seconds"],
+    }
+
+
+def _share(fall: np.ndarray, base: np.ndarray) -> dict[str, float] | None:
+    """The fall over the hint's, over the same findings; None where the hint's is not above zero."""
+    found: Interval = crossed_bootstrap(ratio, fall, base)
+    return asdict(found) if all(np.isfinite((found.mean, found.low, found.high))) else None
+
+
+def about(document: Mapping[str, Any]) -> str:
+    """What was equal and what was read, in one sentence each."""
+    held, equal = document["heldout"], document["equal"]
+    clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
+    lines = [
+        f"Recipe {document['recipe']}. Every arm: {equal['rows']} hint rows and {equal['anchors']} anchors, "
+        f"{equal['steps']} optimiser steps, learning rate {document['learning_rate']:g} where the arm has none of its own.",
+        f"Read on the decision tokens of {held['findings']} held-out findings ({held['accepted']} accepted by the gate): mean "
+        f"probability {held['probability_before']:.3f} before training, {held['probability_hinted']:.3f} under the hint. "
+        f"Clean steps: {clean}.",
+    ]
+    corrected = document["corrections"]
+    if corrected is not None:
+        counts = corrected["counts"]
+        lost = ", ".join(f"{n} {why}" for why, n in counts.items() if why not in ("asked", "kept") and n)
+        who = (
+            f"asked {', '.join(corrected['critics'])}"
+            if corrected["critics"]
+            else "asked no critic, since none is free"
+        )
+        lines.append(
+            f"Corrections: {counts['asked']} decoded under their hints, {counts['kept']} kept"
+            f"{f' ({lost})' if lost else ''}; {who}."
+        )
+    return " ".join(lines)
+
+
+def show_controls(document: Mapping[str, Any], console: Console) -> None:
+    """One line per arm."""
+    table = Table(title="controls: is the fall of the error the hint's?", title_justify="left", box=SIMPLE)
+    table.add_column("trained on", no_wrap=True)
+    for heading in ("distinct rows", "p after", "fall, nats", "of hint's", "KL, clean steps"):
+        table.add_column(heading, justify="right")
+    for arm in document["arms"]:
+        rows = str(arm["distinct"]["hint"])
+        if arm["not_read"] is not None:
+            table.add_row(TITLES[arm["arm"]], rows, "–", "–", "–", "–")
+            continue
+        table.add_row(
+            TITLES[arm["arm"]],
+            rows,
+            f"{arm['probability_after']:.3f}",
+            interval(arm["fall_nats"]),
+            "–" if arm["share_of_hint"] is None else f"{arm['share_of_hint']['mean']:.0%}",
+            "–" if arm["kl_per_token"] is None else f"{arm['kl_per_token']:.5f}",
+        )
+    console.print(table)
+    console.print(about(document), markup=False, highlight=False)
+    for arm in document["arms"]:
+        if arm["not_read"] is not None:
+            console.print(f"{TITLES[arm['arm']]} was not read: {arm['not_read']}", markup=False)
+
+
+def interval(x: Mapping[str, float] | None) -> str:
+    """`1.23 (1.01 to 1.45)`; a dash for none."""
+    return "–" if x is None else f"{x['mean']:.2f} ({x['low']:.2f} to {x['high']:.2f})"
