@@ -90,8 +90,16 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
     "views.weights": (needed, PARTIAL, {"views": {"part": {"weights": "external"}}}),
     "views.context": (needed, PARTIAL, {"views": {"part": {"context": "wrong"}}}),
     "teacher.update": (needed, {}, {"teacher": {"update": "initial"}}),
-    "teacher.rate": (training(), {"teacher": {"update": "ema", "rate": 0.5}}, {"teacher": {"rate": 0.1}}),
-    "teacher.every": (training(), {"teacher": {"update": "periodic", "every": 1}}, {"teacher": {"every": 2}}),
+    "teacher.rate": (
+        training("train.epochs=1"),
+        {"teacher": {"update": "ema", "rate": 0.5}},
+        {"teacher": {"rate": 0.1}},
+    ),
+    "teacher.every": (
+        training("train.epochs=1"),
+        {"teacher": {"update": "periodic", "every": 1}},
+        {"teacher": {"every": 2}},
+    ),
     "terms.target.loglin": (loss, TOP, term(target={"loglin": {"teacher": 1.0, "plain": -0.5}})),
     "terms.target.anchor": (
         loss,
@@ -118,6 +126,11 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
     "terms.support.drop_special": (loss, term(support={"k": 9}), term(support={"drop_special": True})),
     "terms.support.include_sampled": (loss, term(support={"k": 3}), term(support={"include_sampled": True})),
     "terms.divergence.kind": (loss, term(support={"k": 3}), term(divergence={"kind": "fkl"})),
+    "terms.divergence.signal": (
+        loss,
+        term(support={"kind": "sampled"}, divergence={"kind": "pg", "signal": "log"}),
+        term(divergence={"signal": "softlog"}),
+    ),
     "terms.divergence.pointwise_clip": (loss, term(support={"k": 3}), term(divergence={"pointwise_clip": 0.01})),
     "terms.divergence.token_clip": (loss, term(support={"k": 3}), term(divergence={"token_clip": 0.05})),
     "terms.weights.score": (loss, term(weights=WEIGHTED), term(weights=[{**WEIGHTED[0], "score": "pos"}])),
@@ -327,9 +340,9 @@ ALSO = {
 
 
 def test_every_parameter_of_a_part_is_in_the_tables():
-    assert {(k, p) for k, names in parts.DIVERGENCES.items() for p in names} == set(DIVERGENCES)
-    assert {(k, p) for k, names in parts.SIGNALS.items() for p in names} == set(SIGNALS)
-    assert {(k, p) for k, names in parts.SHAPES.items() for p in names} == set(SHAPES)
+    assert {(e.name, p.name) for e in parts.DIVERGENCES.entries() for p in e.parameters} == set(DIVERGENCES)
+    assert {(k, p.name) for k, taken in parts.SIGNALS.items() for p in taken} == set(SIGNALS)
+    assert {(e.name, p.name) for e in parts.SHAPES.entries() for p in e.parameters} == set(SHAPES)
 
 
 def _both(of: tuple[str, str], values: Any, place: Callable[[dict[str, Any]], Change]) -> tuple[Any, Any]:

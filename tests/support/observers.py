@@ -6,6 +6,7 @@ keys, times and the echo of the configuration are left out of it, since they dif
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
@@ -190,10 +191,11 @@ def talking(answer: Any, fails: int = 0) -> Iterator[Talk]:
         yield talk
 
 
+@lru_cache(maxsize=1)
 def traces() -> list[Trace]:
     """Three short traces of the shipped example."""
-    found = [t for t in read_traces([str(TOOLWORLD / "traces.jsonl")]) if isinstance(t, Trace)]
-    return [t for t in found[:60] if len(t.step_indices) > 1][:3]
+    read = itertools.islice(read_traces([str(TOOLWORLD / "traces.jsonl")]), 60)
+    return [t for t in read if isinstance(t, Trace) and len(t.step_indices) > 1][:3]
 
 
 VERDICT = {"verdict": "findings", "findings": []}
@@ -431,7 +433,8 @@ def files() -> Path:
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
     (folder / "tools.json").write_text(json.dumps([tool]))
     (folder / "suite.py").write_text(SUITE.format(world=str(TOOLWORLD)))
-    found = [t for t in read_traces([str(TOOLWORLD / "traces.jsonl")]) if isinstance(t, Trace)][:3]
+    read = itertools.islice(read_traces([str(TOOLWORLD / "traces.jsonl")]), 3)
+    found = [t for t in read if isinstance(t, Trace)]
     name = found[0].step(0).tool_calls[0].name
     common = {"step": 0, "hint": "Look at the tool list.", "confidence": 0.9}
     right = {"trace": found[0].id, "error_class": "unknown_tool", "quote": name, **common}
