@@ -191,7 +191,7 @@ RESCORE: dict[str, Acts | Told] = {
     "engine.retries": Acts("1", see.served("down"), (*ENGINE, "rescore.engine.concurrency=1"), refusal=True),
     "engine.concurrency": Acts("1", see.served(), ENGINE),
     "engine.max_length": Acts("8", see.served(), ENGINE, refusal=True),
-    "gate.enabled": Acts("false", see.rescored, SCORED),
+    "gate.enabled": Acts("false", see.rescored, (*SCORED, "rescore.gate.min_drop_nats=99")),
     "gate.min_drop_nats": Acts("0.2", see.judged, GATED),
     "gate.max_raise_nats": Acts("0.9", see.judged, GATED),
     "gate.min_student_probability": Acts("0.001", see.judged, GATED),
@@ -238,7 +238,7 @@ TRAIN: dict[str, Acts | Told] = {
     "tripwires.max_heldout_kl": Acts("1e-12", learn.trained),
     "tripwires.min_entropy_ratio": Told("tests/training/test_watch.py", "test_each_bound_stops_with_its_cause"),
     "tripwires.max_end_drop": Told("tests/training/test_watch.py", "test_each_bound_stops_with_its_cause"),
-    "tripwires.min_hint_effect": Acts("50", learn.trained, LIVE),
+    "tripwires.min_hint_effect": Told("tests/training/test_watch.py", "test_each_bound_stops_with_its_cause"),
 }
 ROLLOUT: dict[str, Acts | Told] = {
     "environment": Acts(see.WORLD, learn.reported),

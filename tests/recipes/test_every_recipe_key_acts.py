@@ -71,6 +71,7 @@ TOP = {"terms": {"distill": {"support": {"k": 3}}}}
 ADVANCED = {"support": {"kind": "sampled"}, "divergence": {"kind": "pg", "signal": "advantage"}}
 WEIGHTED = [{"score": "gap", "shape": "sigmoid", "beta": 2.0}]
 PARTIAL = {"views": {"part": {"context": "partial"}}, "terms": {"distill": {"target": {"loglin": {"part": 0.5}}}}}
+ADDED = {"kind": "adv_add", "credit": WEIGHTED}
 ADVANTAGE = {"kind": "adv_mul", "credit": WEIGHTED}
 WORDS = ("title", "formula", "source", "published", "ours", "lowers_error_why", "note")
 
@@ -89,8 +90,16 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
     "views.weights": (needed, PARTIAL, {"views": {"part": {"weights": "external"}}}),
     "views.context": (needed, PARTIAL, {"views": {"part": {"context": "wrong"}}}),
     "teacher.update": (needed, {}, {"teacher": {"update": "initial"}}),
-    "teacher.rate": (training(), {"teacher": {"update": "ema", "rate": 0.5}}, {"teacher": {"rate": 0.1}}),
-    "teacher.every": (training(), {"teacher": {"update": "periodic", "every": 1}}, {"teacher": {"every": 2}}),
+    "teacher.rate": (
+        training("train.epochs=1"),
+        {"teacher": {"update": "ema", "rate": 0.5}},
+        {"teacher": {"rate": 0.1}},
+    ),
+    "teacher.every": (
+        training("train.epochs=1"),
+        {"teacher": {"update": "periodic", "every": 1}},
+        {"teacher": {"every": 2}},
+    ),
     "terms.target.loglin": (loss, TOP, term(target={"loglin": {"teacher": 1.0, "plain": -0.5}})),
     "terms.target.anchor": (
         loss,
@@ -117,6 +126,11 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
     "terms.support.drop_special": (loss, term(support={"k": 9}), term(support={"drop_special": True})),
     "terms.support.include_sampled": (loss, term(support={"k": 3}), term(support={"include_sampled": True})),
     "terms.divergence.kind": (loss, term(support={"k": 3}), term(divergence={"kind": "fkl"})),
+    "terms.divergence.signal": (
+        loss,
+        term(support={"kind": "sampled"}, divergence={"kind": "pg", "signal": "log"}),
+        term(divergence={"signal": "softlog"}),
+    ),
     "terms.divergence.pointwise_clip": (loss, term(support={"k": 3}), term(divergence={"pointwise_clip": 0.01})),
     "terms.divergence.token_clip": (loss, term(support={"k": 3}), term(divergence={"token_clip": 0.05})),
     "terms.weights.score": (loss, term(weights=WEIGHTED), term(weights=[{**WEIGHTED[0], "score": "pos"}])),
@@ -164,6 +178,8 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
         {"coupling": {"credit": [{"score": "pos"}]}},
     ),
 }
+for _key, _of, _value in (("lam", ADVANTAGE, 0.3), ("beta", ADDED, 3.0), ("keep_sign", ADDED, False)):
+    TABLE[f"coupling.{_key}"] = (loss, {"coupling": _of, **term(**ADVANCED)}, {"coupling": {_key: _value}})
 TOLD = {
     "views.grad": "a refusal: test_a_student_without_a_gradient_is_refused",
     "views.n": "a view of several contexts has numbered names: tests/recipes/test_recipes.py",
@@ -176,9 +192,6 @@ TOLD = {
     "terms.span": "tests/training/test_training.py",
     "terms.quote_weight": "tests/training/test_training.py",
     "terms.min_probability": "tests/training/test_training.py",
-    "coupling.lam": "tests/objectives/test_objectives_parts.py",
-    "coupling.beta": "tests/objectives/test_objectives_parts.py",
-    "coupling.keep_sign": "tests/objectives/test_objectives_parts.py",
     "coupling.weight": "tests/training/test_outcome_training.py",
 }
 """Keys that act in tests of their own."""
@@ -327,9 +340,9 @@ ALSO = {
 
 
 def test_every_parameter_of_a_part_is_in_the_tables():
-    assert {(k, p) for k, names in parts.DIVERGENCES.items() for p in names} == set(DIVERGENCES)
-    assert {(k, p) for k, names in parts.SIGNALS.items() for p in names} == set(SIGNALS)
-    assert {(k, p) for k, names in parts.SHAPES.items() for p in names} == set(SHAPES)
+    assert {(e.name, p.name) for e in parts.DIVERGENCES.entries() for p in e.parameters} == set(DIVERGENCES)
+    assert {(k, p.name) for k, taken in parts.SIGNALS.items() for p in taken} == set(SIGNALS)
+    assert {(e.name, p.name) for e in parts.SHAPES.entries() for p in e.parameters} == set(SHAPES)
 
 
 def _both(of: tuple[str, str], values: Any, place: Callable[[dict[str, Any]], Change]) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@ keys, times and the echo of the configuration are left out of it, since they dif
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tempfile
@@ -27,8 +28,10 @@ from hintdistill.config import RunConfig
 from hintdistill.config.file import load_config
 from hintdistill.core.scores import Measurement, ScoreRequest
 from hintdistill.core.types import Trace
-from hintdistill.pipeline import Console, plan, run, run_folder
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.dry_run import dry_run
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run, run_folder
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.traces.reading import read_traces
@@ -62,7 +65,7 @@ def read(overrides: Sequence[str]) -> Any:
     """What the first stage keeps of the traces, how they are split, and how many threads it runs in."""
     config, before = config_of(overrides), torch.get_num_threads()
     try:
-        ahead = asdict(plan(config, until="read"))
+        ahead = asdict(dry_run(config, until="read"))
         with tempfile.TemporaryDirectory() as folder:
             run(config, Path(folder) / "run", until="read", console=Console(quiet=True))
             return ahead, rows(Path(folder) / "run" / "traces.jsonl"), torch.get_num_threads()
@@ -188,10 +191,11 @@ def talking(answer: Any, fails: int = 0) -> Iterator[Talk]:
         yield talk
 
 
+@lru_cache(maxsize=1)
 def traces() -> list[Trace]:
     """Three short traces of the shipped example."""
-    found = [t for t in read_traces([str(TOOLWORLD / "traces.jsonl")]) if isinstance(t, Trace)]
-    return [t for t in found[:60] if len(t.step_indices) > 1][:3]
+    read = itertools.islice(read_traces([str(TOOLWORLD / "traces.jsonl")]), 60)
+    return [t for t in read if isinstance(t, Trace) and len(t.step_indices) > 1][:3]
 
 
 VERDICT = {"verdict": "findings", "findings": []}
@@ -429,7 +433,8 @@ def files() -> Path:
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
     (folder / "tools.json").write_text(json.dumps([tool]))
     (folder / "suite.py").write_text(SUITE.format(world=str(TOOLWORLD)))
-    found = [t for t in read_traces([str(TOOLWORLD / "traces.jsonl")]) if isinstance(t, Trace)][:3]
+    read = itertools.islice(read_traces([str(TOOLWORLD / "traces.jsonl")]), 3)
+    found = [t for t in read if isinstance(t, Trace)]
     name = found[0].step(0).tool_calls[0].name
     common = {"step": 0, "hint": "Look at the tool list.", "confidence": 0.9}
     right = {"trace": found[0].id, "error_class": "unknown_tool", "quote": name, **common}

@@ -21,7 +21,8 @@ from support.recipe_models import outcome_of, tiny
 
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.scores import Target
-from hintdistill.pipeline import Console, run
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.run import run
 from hintdistill.training.watch import WatchSets
 
 TIMES = ("seconds", "runtime", "per_second", "flos", "memory")
@@ -54,7 +55,7 @@ def _folder() -> Path:
 
 def trained(overrides: Sequence[str]) -> Any:
     """A whole training: what it logs, forward passes by module, checkpoints, and the student's weights and their precision."""
-    from hintdistill.training.stage import train
+    from hintdistill.training.stage import TrainData, TrainJob, train
 
     config = config_of([*SMALL, "run.dtype=float32", "run.device=cpu", *overrides])
     section, calls = config.train, Counter()
@@ -69,9 +70,8 @@ def trained(overrides: Sequence[str]) -> Any:
         work, out = Path(name) / "work", Path(name) / "student"
         try:
             outcome = outcome_of(targets, section.effective_recipe)
-            train(
-                _folder(), targets, config.run, section, work, out, "k", watch=watch, outcome=outcome, warn=said.append
-            )
+            data = TrainData(targets, watch=watch, outcome=outcome)
+            train(TrainJob(_folder(), data, config.run, section, work, out, "k"), warn=said.append)
         finally:
             handle.remove()
         logged = [
@@ -175,7 +175,7 @@ def ready(until: str) -> Any:
     """An observer of what a run says before it starts: refused, or ready."""
 
     def observe(overrides: Sequence[str]) -> Any:
-        from hintdistill.pipeline import check_inputs
+        from hintdistill.pipeline.stages import check_inputs
 
         config = config_of([f"traces.path={TOOLWORLD / 'traces.jsonl'}", *overrides])
         check_inputs(config, until)
