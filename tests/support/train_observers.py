@@ -54,7 +54,7 @@ def _folder() -> Path:
 
 def trained(overrides: Sequence[str]) -> Any:
     """A whole training: what it logs, forward passes by module, checkpoints, and the student's weights and their precision."""
-    from hintdistill.training.stage import train
+    from hintdistill.training.stage import TrainData, TrainJob, train
 
     config = config_of([*SMALL, "run.dtype=float32", "run.device=cpu", *overrides])
     section, calls = config.train, Counter()
@@ -69,9 +69,8 @@ def trained(overrides: Sequence[str]) -> Any:
         work, out = Path(name) / "work", Path(name) / "student"
         try:
             outcome = outcome_of(targets, section.effective_recipe)
-            train(
-                _folder(), targets, config.run, section, work, out, "k", watch=watch, outcome=outcome, warn=said.append
-            )
+            data = TrainData(targets, watch=watch, outcome=outcome)
+            train(TrainJob(_folder(), data, config.run, section, work, out, "k"), warn=said.append)
         finally:
             handle.remove()
         logged = [
