@@ -23,7 +23,7 @@ from hintdistill.objectives.divergences import DIVERGENCES
 from hintdistill.objectives.outcome import outcome_loss
 from hintdistill.recipes import Recipe, Term
 from hintdistill.training.processes import is_sharded
-from hintdistill.training.rows import REWARD, Slot
+from hintdistill.training.slots import REWARD, Slot
 from hintdistill.training.views import base, columns, restricted, sampled, stored, supports, whole
 
 

@@ -16,7 +16,8 @@ from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.recipes import Recipe
 from hintdistill.training.losses import InStepView, OutputHead
 from hintdistill.training.passes import Placed
-from hintdistill.training.rows import Slot, TraceRow
+from hintdistill.training.rows import TraceRow
+from hintdistill.training.slots import Slot
 from hintdistill.training.views import sampled, supports, wide
 from hintdistill.training.watch import POSITIONS, entropy
 

@@ -21,7 +21,8 @@ from hintdistill.engines.forward import intercept, last_feed_forward_on
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow
 from hintdistill.engines.shared_prefix import Memory, PackedCall, shared_hidden
 from hintdistill.engines.sharing import Sharing, SharingWarning, hidden_states
-from hintdistill.training.rows import Slot, TraceRow
+from hintdistill.training.rows import TraceRow
+from hintdistill.training.slots import Slot
 
 Placed = tuple[TraceRow, Slot]
 """A slot and the row it is in."""

@@ -17,8 +17,9 @@ outcome slots and the terms are the mean over all other slots, so each side's we
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -29,82 +30,13 @@ from torch.utils.data import Dataset, Sampler
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target
-from hintdistill.objectives.spans import slot_scale, span_mask
-from hintdistill.recipes import Term
-from hintdistill.rescoring.stored import by_part, extents
-from hintdistill.training.layout import Layout, RowPlan
-from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
+from hintdistill.objectives.spans import slot_scale
+from hintdistill.rescoring.stored import by_part, extents, heads
+from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow
+from hintdistill.training.slots import Slot, loss_weights, slot_of_outcome, slot_of_target
 
-REWARD = "reward"
-"""Name under which an outcome slot has its weights."""
 CACHE_BYTES = 64 << 20
 """Bytes of the rows that were read last and are kept; at least one row is."""
-
-
-@dataclass(frozen=True)
-class Slot:
-    """One step of a row that carries loss: T scored tokens, K kept entries."""
-
-    key: str
-    kind: str
-    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
-    start: int
-    """Position of the step's first token in the row."""
-    length: int
-    """T"""
-    insert_at: int
-    """Position in the row at which the hint's tokens stand for the teacher."""
-    block: torch.Tensor
-    """int64 [H]: the hint's tokens; empty for an anchor."""
-    sampled: torch.Tensor
-    """int64 [T]: the step's tokens."""
-    weights: dict[str, torch.Tensor]
-    """float32 [T] by term: its loss span, normalised over all slots; of an outcome slot by `REWARD`, one number throughout."""
-    span: tuple[int, int]
-    """Quoted tokens, half-open."""
-    support_ids: torch.Tensor
-    """int64 [T, K], -1 pads; K is 0 of an outcome slot, which has no target."""
-    target: torch.Tensor
-    """float32 [T, K+1]: stored teacher log-probabilities and tail."""
-    plain: torch.Tensor
-    """float32 [T, K+1]: stored plain log-probabilities and tail."""
-    decision: int
-    """Index of the decision token, -1 where there is none."""
-    error_class: str | None = None
-    legal_ids: torch.Tensor | None = None
-    """int64 [G]: what the tool schemas allow at the decision token; None where they say nothing."""
-    outcome: TraceOutcome | None = None
-    """How its trace ended; None where the recipe reads no reward."""
-    behaviour: torch.Tensor | None = None
-    """float32 [T]: of an outcome slot, the log-probability of each token when it was sampled."""
-
-    @property
-    def token_weights(self) -> torch.Tensor:
-        """float32 [T]: the weights of the first term on this slot."""
-        return next(iter(self.weights.values()))
-
-    @property
-    def positions(self) -> range:
-        """Positions of the row whose next token is scored."""
-        return range(self.start - 1, self.start + self.length - 1)
-
-    @property
-    def columns(self) -> torch.Tensor:
-        """int64 [T]: where in the support the sampled token stands; it always does."""
-        return (self.support_ids == self.sampled[:, None]).int().argmax(-1)
-
-    def facts(self) -> dict[str, torch.Tensor]:
-        """What the recipe's weights may ask of a slot, [T] each."""
-        known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
-        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length)}
-        if self.outcome is None:
-            return known
-        ended = {
-            "reward": self.outcome.reward,
-            "advantage": self.outcome.advantage,
-            "group_acc": self.outcome.group_accuracy,
-        }
-        return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
 
 
 @dataclass(frozen=True)
@@ -176,20 +108,6 @@ class LengthSampler(Sampler[int]):
         yield from range(len(self.lengths), len(self))
 
 
-def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
-    """What a step's quote says of its tokens, float32 [T] each: `in_quote`, and `since_error` counted from the quote's start."""
-    index = np.arange(length, dtype=np.float32)
-    return {"in_quote": ((index >= span[0]) & (index < span[1])).astype(np.float32), "since_error": index - span[0]}
-
-
-def loss_weights(target: Target, term: Term) -> np.ndarray:
-    """Weight of each step token before normalisation, float32 [T]: the term's loss span, see `objectives.spans`."""
-    facts = quote_facts(target.span, len(target.step_ids))
-    facts["certain"] = np.exp(target.plain_sampled) >= term.min_probability
-    weights: np.ndarray = span_mask(term, facts, np.ones(len(target.step_ids), np.float32))
-    return weights
-
-
 def build_rows(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> Rows:
     """Rows of accepted targets; the weights of each term are per slot, see the module's docstring.
 
@@ -208,7 +126,7 @@ def build_rows(targets: Sequence[Target], config: TrainSection, outcome: Outcome
             raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities of {row.length} sampled tokens")
     weighing = Weighing(config, outcome)
     lengths = [a + b for a, b in extents(targets)]
-    layout = Layout(targets, lengths, outcome.rows)
+    layout = _Layout(targets, lengths, outcome.rows)
     sums: dict[int, dict[str, float]] = {}
     for i, target in by_part(targets):
         carried = {n: float(w.sum()) for n, w in weighing.raw(target).items() if w.any()}
@@ -249,19 +167,107 @@ class Weighing:
             own = float(weights[name].sum())
             scale = slot_scale(self.terms[name].normalize, own, members, total)
             weights[name] = weights[name] * np.float32(scale * self._share)
-        return _slot(target, weights, self.outcome.outcomes.get(target.trace_id))
+        return slot_of_target(target, weights, self.outcome.outcomes.get(target.trace_id))
 
     def outcome_slot(self, row: OutcomeRow) -> Slot:
         """The slot of a sampled step of a rollout."""
-        return _outcome_slot(row, self.outcome, self._slots / len(self.outcome.rows))
+        return slot_of_outcome(row, self.outcome, self._slots / len(self.outcome.rows))
 
 
 def watch_rows(targets: Sequence[Target]) -> list[TraceRow]:
     """Rows of steps that are looked at and never trained on: their slots carry no weight."""
-    layout = Layout(targets, [a + b for a, b in extents(targets)])
+    layout = _Layout(targets, [a + b for a, b in extents(targets)])
     for i, target in by_part(targets):
         layout.read(i, target)
     return list(Rows(layout.plans(range(len(targets))), targets, None))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A slot before its arrays are read."""
+
+    source: int
+    """Number of its target; behind the targets, of its outcome row."""
+    key: str
+    kind: str
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
+    start: int
+    length: int
+    insert_at: int = 0
+    block: int = 0
+    """Tokens of the hint."""
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """A row before its arrays are read."""
+
+    key: str
+    trace_id: str
+    length: int
+    """Tokens."""
+    trunk: int
+    """The source whose sequence is the row."""
+    members: tuple[Member, ...]
+
+
+class _Layout:
+    """Which slots share a row: those of one trace, wherever one's sequence begins the other's, token for token.
+
+    Sequences are read once, in any order. Of each only fingerprints are kept, of its beginnings as long as the other
+    sequences of its trace: two that agree there are the same tokens.
+    """
+
+    def __init__(self, targets: Sequence[Target], lengths: Sequence[int], outcomes: Sequence[OutcomeRow] = ()) -> None:
+        """`lengths`: tokens of each target's context and step."""
+        self._traces = [h.trace_id for h in heads(targets)] + [r.trace_id for r in outcomes]
+        self._lengths = [*lengths, *(len(r.ids) for r in outcomes)]
+        self._cuts: dict[str, set[int]] = {}
+        for trace_id, length in zip(self._traces, self._lengths, strict=True):
+            self._cuts.setdefault(trace_id, set()).add(length)
+        self._prints: dict[int, dict[int, bytes]] = {}
+        self._members: dict[int, Member] = {}
+        for i, row in enumerate(outcomes, len(targets)):
+            self._add(Member(i, row.key, "outcome", len(row.ids) - row.length, row.length), row.ids.numpy())
+
+    def read(self, number: int, target: Target) -> None:
+        """Take a target up."""
+        start, block = len(target.context_ids), len(target.block_ids)
+        # without a hint nothing is inserted, wherever that would be
+        at = target.insert_at if block else start
+        member = Member(number, target.key, target.kind, start, len(target.step_ids), at, block)
+        self._add(member, np.concatenate([target.context_ids, target.step_ids]))
+
+    def _add(self, member: Member, ids: np.ndarray) -> None:
+        self._members[member.source] = member
+        digest, done, prints = hashlib.blake2b(digest_size=16), 0, {}
+        for cut in sorted(c for c in self._cuts[self._traces[member.source]] if c <= len(ids)):
+            digest.update(np.ascontiguousarray(ids[done:cut], np.int64).tobytes())
+            prints[cut], done = digest.digest(), cut
+        self._prints[member.source] = prints
+
+    def plans(self, chosen: Iterable[int]) -> list[RowPlan]:
+        """The rows of these targets and of all outcomes, traces in the order in which they appear."""
+        outcomes = [i for i, m in self._members.items() if m.kind == "outcome"]
+        by_trace: dict[str, list[int]] = {}
+        for i in [*sorted(chosen), *sorted(outcomes)]:
+            by_trace.setdefault(self._traces[i], []).append(i)
+        rows: list[RowPlan] = []
+        for trace_id, members in by_trace.items():
+            trunks: list[tuple[int, list[Member]]] = []
+            for i in sorted(members, key=lambda i: -self._lengths[i]):
+                length = self._lengths[i]
+                own = self._prints[i][length]
+                home = next((found for trunk, found in trunks if self._prints[trunk].get(length) == own), None)
+                if home is None:
+                    trunks.append((i, [self._members[i]]))
+                else:
+                    home.append(self._members[i])
+            for n, (trunk, found) in enumerate(trunks):
+                found.sort(key=lambda m: (m.start, m.key))
+                key = trace_id if n == 0 else f"{trace_id}#{n + 1}"
+                rows.append(RowPlan(key, trace_id, self._lengths[trunk], trunk, tuple(found)))
+        return rows
 
 
 class Rows(Sequence[TraceRow]):
@@ -319,7 +325,7 @@ class Rows(Sequence[TraceRow]):
     def _slot(self, source: Target | OutcomeRow) -> Slot:
         if self._weighing is None:
             assert isinstance(source, Target)
-            return _slot(source, {})
+            return slot_of_target(source, {})
         return self._weighing.outcome_slot(source) if isinstance(source, OutcomeRow) else self._weighing.slot(source)
 
 
@@ -333,54 +339,3 @@ def _ids(source: Target | OutcomeRow) -> np.ndarray:
     if isinstance(source, OutcomeRow):
         return source.ids.numpy()
     return np.concatenate([source.context_ids, source.step_ids])
-
-
-def _outcome_slot(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot:
-    """`share`: all slots over those of the reward."""
-    start = len(row.ids) - row.length
-    none = torch.zeros(row.length, 1)
-    return Slot(
-        key=row.key,
-        kind="outcome",
-        start=start,
-        length=row.length,
-        insert_at=start,
-        block=row.ids[:0],
-        sampled=row.ids[start:],
-        weights={REWARD: torch.full((row.length,), row.weight * share)},
-        span=(0, row.length),
-        support_ids=row.ids.new_zeros(row.length, 0),
-        target=none,
-        plain=none,
-        decision=-1,
-        outcome=outcome.outcomes[row.trace_id],
-        behaviour=row.behaviour,
-    )
-
-
-def _slot(target: Target, weights: dict[str, np.ndarray], outcome: TraceOutcome | None = None) -> Slot:
-    legal = target.legal_ids
-    at = None if target.measurement is None else target.measurement.position
-    return Slot(
-        key=target.key,
-        kind=target.kind,
-        start=len(target.context_ids),
-        length=len(target.step_ids),
-        # without a hint nothing is inserted, wherever that would be
-        insert_at=target.insert_at if len(target.block_ids) else len(target.context_ids),
-        block=torch.from_numpy(target.block_ids.astype(np.int64)),
-        sampled=torch.from_numpy(target.step_ids.astype(np.int64)),
-        weights={n: torch.from_numpy(w) for n, w in weights.items()},
-        span=target.span,
-        support_ids=torch.from_numpy(target.support_ids),
-        target=_with_tail(target.teacher_logprobs, target.teacher_tail),
-        plain=_with_tail(target.plain_logprobs, target.plain_tail),
-        decision=-1 if at is None else at,
-        error_class=target.error_class,
-        legal_ids=torch.from_numpy(legal) if len(legal) else None,
-        outcome=outcome,
-    )
-
-
-def _with_tail(kept: np.ndarray, tail: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([kept, tail[:, None]], 1).astype(np.float32))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hintdistill.objectives import Batch
-from hintdistill.training.rows import Slot
+from hintdistill.training.slots import Slot
 
 
 def wide(parts: Sequence[Tensor], fill: float) -> Tensor:

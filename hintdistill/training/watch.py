@@ -22,7 +22,8 @@ from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.rescoring.stored import by_key, heads, take
 from hintdistill.training.losses import OutputHead
 from hintdistill.training.passes import Passes, places
-from hintdistill.training.rows import Slot, TraceRow, watch_rows
+from hintdistill.training.rows import TraceRow, watch_rows
+from hintdistill.training.slots import Slot
 from hintdistill.training.views import sampled, supports, wide
 
 POSITIONS = 256

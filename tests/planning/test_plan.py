@@ -247,8 +247,8 @@ def test_activations_are_what_autograd_keeps(arch, narrow):
 
 def training_row(tokens, step):
     """A row with one slot at its end."""
-    from hintdistill.training.rows import Slot as TrainingSlot
     from hintdistill.training.rows import TraceRow
+    from hintdistill.training.slots import Slot as TrainingSlot
 
     ids = torch.randint(0, 512, (tokens,), generator=torch.Generator().manual_seed(tokens))
     none = torch.zeros(0)

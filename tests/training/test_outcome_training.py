@@ -40,7 +40,8 @@ from hintdistill.recipes import load_recipe, require_met
 from hintdistill.training.capabilities import available, several_rollouts
 from hintdistill.training.passes import places
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
-from hintdistill.training.rows import REWARD, build_rows
+from hintdistill.training.rows import build_rows
+from hintdistill.training.slots import REWARD
 from hintdistill.training.stage import read_summary
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -33,7 +33,8 @@ from hintdistill.rescoring.scorer import Scorer
 from hintdistill.traces.reading import read_traces
 from hintdistill.training import passes
 from hintdistill.training.passes import places
-from hintdistill.training.rows import build_rows, loss_weights
+from hintdistill.training.rows import build_rows
+from hintdistill.training.slots import loss_weights
 from hintdistill.training.stage import TrainData, TrainJob, make_trainer, read_summary, train
 
 RUN = RunSection(model=str(STUDENT), device="cpu", dtype="float32")

@@ -23,7 +23,8 @@ from hintdistill.objectives import gather_with_tail, rkl
 from hintdistill.prompts import PromptLibrary
 from hintdistill.rescoring.scorer import Scorer
 from hintdistill.traces.reading import read_traces
-from hintdistill.training.rows import Slot, TraceRow
+from hintdistill.training.rows import TraceRow
+from hintdistill.training.slots import Slot
 from hintdistill.training.stage import TrainData, TrainJob, train
 from hintdistill.training.window import cosine, windows
 

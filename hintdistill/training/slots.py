@@ -1,0 +1,148 @@
+"""A slot: one step of a row that carries loss, made of a stored target or of a sampled step of a rollout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hintdistill.core.scores import Target
+from hintdistill.objectives.spans import span_mask
+from hintdistill.recipes import Term
+from hintdistill.training.reward import OutcomeData, OutcomeRow, TraceOutcome
+
+REWARD = "reward"
+"""Name under which an outcome slot has its weights."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One step of a row that carries loss: T scored tokens, K kept entries."""
+
+    key: str
+    kind: str
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
+    start: int
+    """Position of the step's first token in the row."""
+    length: int
+    """T"""
+    insert_at: int
+    """Position in the row at which the hint's tokens stand for the teacher."""
+    block: torch.Tensor
+    """int64 [H]: the hint's tokens; empty for an anchor."""
+    sampled: torch.Tensor
+    """int64 [T]: the step's tokens."""
+    weights: dict[str, torch.Tensor]
+    """float32 [T] by term: its loss span, normalised over all slots; of an outcome slot by `REWARD`, one number throughout."""
+    span: tuple[int, int]
+    """Quoted tokens, half-open."""
+    support_ids: torch.Tensor
+    """int64 [T, K], -1 pads; K is 0 of an outcome slot, which has no target."""
+    target: torch.Tensor
+    """float32 [T, K+1]: stored teacher log-probabilities and tail."""
+    plain: torch.Tensor
+    """float32 [T, K+1]: stored plain log-probabilities and tail."""
+    decision: int
+    """Index of the decision token, -1 where there is none."""
+    error_class: str | None = None
+    legal_ids: torch.Tensor | None = None
+    """int64 [G]: what the tool schemas allow at the decision token; None where they say nothing."""
+    outcome: TraceOutcome | None = None
+    """How its trace ended; None where the recipe reads no reward."""
+    behaviour: torch.Tensor | None = None
+    """float32 [T]: of an outcome slot, the log-probability of each token when it was sampled."""
+
+    @property
+    def token_weights(self) -> torch.Tensor:
+        """float32 [T]: the weights of the first term on this slot."""
+        return next(iter(self.weights.values()))
+
+    @property
+    def positions(self) -> range:
+        """Positions of the row whose next token is scored."""
+        return range(self.start - 1, self.start + self.length - 1)
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """int64 [T]: where in the support the sampled token stands; it always does."""
+        return (self.support_ids == self.sampled[:, None]).int().argmax(-1)
+
+    def facts(self) -> dict[str, torch.Tensor]:
+        """What the recipe's weights may ask of a slot, [T] each."""
+        known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
+        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length)}
+        if self.outcome is None:
+            return known
+        ended = {
+            "reward": self.outcome.reward,
+            "advantage": self.outcome.advantage,
+            "group_acc": self.outcome.group_accuracy,
+        }
+        return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
+
+
+def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
+    """What a step's quote says of its tokens, float32 [T] each: `in_quote`, and `since_error` counted from the quote's start."""
+    index = np.arange(length, dtype=np.float32)
+    return {"in_quote": ((index >= span[0]) & (index < span[1])).astype(np.float32), "since_error": index - span[0]}
+
+
+def loss_weights(target: Target, term: Term) -> np.ndarray:
+    """Weight of each step token before normalisation, float32 [T]: the term's loss span, see `objectives.spans`."""
+    facts = quote_facts(target.span, len(target.step_ids))
+    facts["certain"] = np.exp(target.plain_sampled) >= term.min_probability
+    weights: np.ndarray = span_mask(term, facts, np.ones(len(target.step_ids), np.float32))
+    return weights
+
+
+def slot_of_outcome(row: OutcomeRow, outcome: OutcomeData, share: float) -> Slot:
+    """Return the slot of a sampled step; `share`: all slots over those of the reward."""
+    start = len(row.ids) - row.length
+    none = torch.zeros(row.length, 1)
+    return Slot(
+        key=row.key,
+        kind="outcome",
+        start=start,
+        length=row.length,
+        insert_at=start,
+        block=row.ids[:0],
+        sampled=row.ids[start:],
+        weights={REWARD: torch.full((row.length,), row.weight * share)},
+        span=(0, row.length),
+        support_ids=row.ids.new_zeros(row.length, 0),
+        target=none,
+        plain=none,
+        decision=-1,
+        outcome=outcome.outcomes[row.trace_id],
+        behaviour=row.behaviour,
+    )
+
+
+def slot_of_target(target: Target, weights: dict[str, np.ndarray], outcome: TraceOutcome | None = None) -> Slot:
+    """Return the slot of a target, with its static weights by term (float32 [T] each) and how its trace ended."""
+    legal = target.legal_ids
+    at = None if target.measurement is None else target.measurement.position
+    return Slot(
+        key=target.key,
+        kind=target.kind,
+        start=len(target.context_ids),
+        length=len(target.step_ids),
+        # without a hint nothing is inserted, wherever that would be
+        insert_at=target.insert_at if len(target.block_ids) else len(target.context_ids),
+        block=torch.from_numpy(target.block_ids.astype(np.int64)),
+        sampled=torch.from_numpy(target.step_ids.astype(np.int64)),
+        weights={n: torch.from_numpy(w) for n, w in weights.items()},
+        span=target.span,
+        support_ids=torch.from_numpy(target.support_ids),
+        target=_with_tail(target.teacher_logprobs, target.teacher_tail),
+        plain=_with_tail(target.plain_logprobs, target.plain_tail),
+        decision=-1 if at is None else at,
+        error_class=target.error_class,
+        legal_ids=torch.from_numpy(legal) if len(legal) else None,
+        outcome=outcome,
+    )
+
+
+def _with_tail(kept: np.ndarray, tail: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([kept, tail[:, None]], 1).astype(np.float32))
