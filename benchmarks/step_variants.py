@@ -173,7 +173,7 @@ class Ours:
             bf16=False,
             log_level="error",
         )
-        self.trainer = HintTrainer(model=model, args=arguments, train_dataset=RowDataset(self.rows), objective=section)
+        self.trainer = HintTrainer(model=model, args=arguments, train_dataset=RowDataset(self.rows), config=section)
         assert len(self.rows) == 1 and self.trainer.passes.way == "shared_prefix"
         model.train()
 
