@@ -23,6 +23,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.playing import episode_of, episode_row
 from hintdistill.pipeline.preflight import predict
 from hintdistill.pipeline.variants import Material, anchors, full_trace, judge, scorer_of
+from hintdistill.rescoring.scorer import HintItem
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rollouts.evaluate import outcome_of, tasks_of
 from hintdistill.rollouts.hinted import play_hinted
@@ -114,11 +115,11 @@ def hint_effects(data: arms.RoundData, targets: Sequence[Target]) -> dict[str, l
     items = []
     for trace, finding in critic_noise.other_wording(data.found, data.ctx.library):
         try:
-            items.append((f"other:{trace.id}:{finding.step}", injector.inject(trace, finding), "train"))
+            items.append(HintItem(f"other:{trace.id}:{finding.step}", injector.inject(trace, finding), "train"))
         except HintdistillError as error:
             data.ctx.console.warn(f"other wording: {error.message}")
     scorer, size = scorer_of(data.ctx), data.ctx.config.rescore.part_rows
-    others = [t for at in range(0, len(items), size) for t in scorer.score(items[at : at + size])]  # type: ignore[arg-type]
+    others = [t for at in range(0, len(items), size) for t in scorer.score(items[at : at + size])]
     system = [t for t in full_trace(data, erring_steps_only=True) if t.error_class != "none"]
     return {
         "all": [_effect(t) for t in hints],

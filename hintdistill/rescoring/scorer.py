@@ -86,8 +86,8 @@ class Scorer:
     def anchors(self, items: Sequence[AnchorItem]) -> list[Target]:
         """Targets of steps without a finding."""
         requests = [
-            self.request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), None, None)
-            for _, _, _, rendered, _ in items
+            self.request(item.rendered.context_ids + item.rendered.step_ids, len(item.rendered.step_ids), None, None)
+            for item in items
         ]
         return [
             self._anchor(item, score)
