@@ -36,8 +36,8 @@ What a recipe needs and the run lacks stops the run before it starts, with the m
 recorded: a run trains on the recorded steps of this student, located by the critic, whatever the method's own rollouts and locator were.
 
 `hintdistill.objectives` (torch only) computes all of it: `objective(load_recipe("hint_sd"), Batch(views, sampled, lengths))`;
-`examples/custom_loop.py` is a whole loop. `objectives.chunked_support.linear_term` is a term from hidden states, without a dense `[N, V]`. A
-recipe whose coupling is additive adds the loss of your reward where `objective(…, reward_loss=…)` gets one; in a run,
+`examples/custom_loop.py` is a whole loop. `objectives.chunked_support.linear_term` is a term from hidden states, without a dense `[N, V]`.
+A recipe whose coupling is additive adds the loss of your reward where `objective(…, reward_loss=…)` gets one; in a run,
 `train.recipe.coupling={kind: additive, weight: .5}` trains any of them beside a policy gradient on the outcome
 ([training.md](training.md#beside-an-outcome-reward)). Recipes that read a reward or an advantage need one on every trace.
 
