@@ -47,7 +47,7 @@ def test_a_removed_key_of_recipes_too(key):
 
 def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
     saved = yaml.safe_load((ROOT / "tests" / "goldens" / "run_v1" / "config.yaml").read_text())
-    config = validate(upgrade({k: v for k, v in saved.items() if k != "ablate"}))
+    config = validate(upgrade(saved))
     assert config.critic.llm.prompts == {"prompt": "critic/toolworld.jinja"}
     assert config.inject.formats == {} and len(config.rescore.gate.checks) == 5
     assert config.train.effective_recipe.terms["anchor"].coef == 1.5 and config.train.recipe == "targeted"
@@ -63,7 +63,7 @@ def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
     }
     saved["inject"]["turn_format"] = "({hint})"
     saved["rescore"]["gate"]["check_leak"] = False
-    config = validate(upgrade({k: v for k, v in saved.items() if k != "ablate"}))
+    config = validate(upgrade(saved))
     distill, anchor = config.train.effective_recipe.terms["distill"], config.train.effective_recipe.terms["anchor"]
     assert (distill.divergence.kind, distill.support.kind, distill.support.k) == ("fkl", "union", 9)
     assert (distill.span, distill.quote_weight, distill.normalize) == ("quote_weighted", 3.0, "kept")
