@@ -33,7 +33,7 @@ from typing import Any
 
 import yaml
 
-from hintdistill.pipeline.stages import stages_between
+from hintdistill.pipeline.stages import ORDER
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDENT = ROOT / "examples" / "toolworld" / "student"
@@ -189,8 +189,9 @@ def one_case(name: str, folder: Path) -> dict[str, dict[str, float]]:
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump({"quickstart": quickstart, "larger": larger}[name](folder)), encoding="utf-8")
     at = [f"run.dir={folder / 'run'}"]
-    for stage in stages_between(until="inject"):
-        run_stage(stage.name, config, at)
+    for stage in ORDER:
+        if not stage.needs_weights:
+            run_stage(stage.name, config, at)
     scored = run_stage("rescore", config, at)
     out: dict[str, dict[str, float]] = {}
     for way, overrides in CASES[name].items():

@@ -17,6 +17,11 @@ Every key, with its type, default and meaning. Written by `make docs` from `hint
 A config is YAML; any key can be set on the command line as `section.key=value`, where the value is YAML too
 (`traces.path=[a.jsonl, b.jsonl]`, `train.lora={rank: 8}`). A field that holds several things takes a single one as well.
 An unknown key is an error that names the nearest known one; a key of an earlier version is an error that names the new one.
+
+A path in a config file is relative to the file; one in `section.key=value` is relative to the folder you are in. `config.yaml` in a
+run folder holds absolute paths. A path that is found only in the folder you are in, as it was in releases before, is an error that
+names the new spelling. A model is a folder or a hub name: `owner/name` is the hub's unless there is such a folder. Names of prompts
+are searched in `critic.prompts`, then among the shipped ones.
 """
 
 

@@ -28,8 +28,9 @@ In YAML, `train.recipe` is a name, a file (`my-recipe.yaml`, which may start fro
 and the keys to change. `null` takes a term away. Any scalar of a term (coefficients, temperatures, clips, and the parameters of
 divergences, signals and shapes) may be a schedule: `coef: {from: 0.5, to: 0.0, start: 10, steps: 30}`. Static per row, and so no schedules:
 `quote_weight`, `min_probability`. A view beside the teacher, `target.loglin.plain=-0.5`, leaves the teacher's coefficient 1 where it is.
-The flat keys `train.divergence`, `jsd_alpha`, `support`, `top_k`, `teacher`, `loss_span`, `normalize` and `train.anchor.weight` are shorts
-for keys of the recipe. What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
+`train.anchor.weight` sets the coefficient of the anchor, adds the default recipe's anchor to a recipe without one, and takes it away at 0.
+Every key of a recipe acts; what a publication says beside them stands in words under `published:`.
+What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
 
 `hint_sd` and most others need the teacher in the training step; `train.targets` then is `in_step` by itself. Rollouts "as published" are
 recorded: a run trains on the recorded steps of this student, located by the critic, whatever the method's own rollouts and locator were.

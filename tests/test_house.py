@@ -132,6 +132,35 @@ def test_files_and_functions_stay_short(path):
             assert node.end_lineno - first.lineno < 60, f"{path.name}:{node.name}"
 
 
+FEW_PARAMETERS = ("objectives", "training")
+"""Packages whose functions take at most seven parameters; a public one whose further parameters are keyword-only takes ten."""
+
+
+def too_many(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function takes more parameters than one can hold in mind; `self` and its like do not count."""
+    positional = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls", "ctx")]
+    named = len(node.args.kwonlyargs)
+    public = node.name == "__init__" or not node.name.startswith("_")
+    return len(positional) > 7 or len(positional) + named > (10 if public and named else 7)
+
+
+@pytest.mark.parametrize("package", FEW_PARAMETERS)
+def test_functions_take_few_parameters(package):
+    for path in sorted((PACKAGE / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert not too_many(node), f"{path.name}: {node.name} takes too many parameters"
+
+
+def test_too_many_parameters_are_seen():
+    def of(text: str) -> ast.FunctionDef:
+        return ast.parse(f"def {text}: ...").body[0]
+
+    fine = ("f(a, b, c, d, e, f, g)", "f(self, a, b, c, d, e, f, g)", "f(a, b, c, d, e, f, *, g, h, i, j)")
+    wrong = ("f(a, b, c, d, e, f, g, h)", "_f(a, b, c, d, e, f, *, g, h)", "f(a, b, c, d, e, f, *, g, h, i, j, k)")
+    assert not any(too_many(of(t)) for t in fine) and all(too_many(of(t)) for t in wrong)
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(ROOT)))
 def test_public_things_are_documented(path):
     tree = ast.parse(path.read_text())

@@ -44,7 +44,7 @@ def plan_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
     a = config.ablate
     if config.run.rounds is None:
         raise ConfigError("an ablation is a set of loops; set run.rounds")
-    if config.train.objective.teacher.update != "initial" or config.train.target_source != "stored":
+    if config.train.effective_recipe.teacher.update != "initial" or config.train.target_source != "stored":
         raise ConfigError(
             "arms are rows of stored targets of the initial teacher; leave train.recipe.teacher and train.targets"
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from hintdistill.config import RunConfig
+from hintdistill.config import CriticSection, RunConfig
 from hintdistill.config.base import Section
 from hintdistill.config.file import load_as
+from hintdistill.core.paths import ConfigPath, PathMark
 
 Arm = Literal[
     "hint",
@@ -117,9 +118,9 @@ class AblateSection(Section):
     noise: tuple[str, ...] = ()
     """Critic noise, each an arm: `step:50` a wrong step in half of the findings, `alarm:10` a false alarm on a tenth of the
     clean traces, `hint:25` a wrong hint text in a quarter; `+gate` appended: with the gate on."""
-    foreign_traces: tuple[str, ...] = ()
+    foreign_traces: tuple[ConfigPath, ...] = ()
     """Trace files of another policy, for the arm `foreign`."""
-    llm_critic: dict[str, Any] = Field(default_factory=dict)
+    llm_critic: Annotated[dict[str, Any], PathMark("section", of=CriticSection)] = Field(default_factory=dict)
     """The `critic` section of the arm `llm_critic`, where it differs from `critic`."""
     train: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Arm → keys of the `train` section in which it differs, e.g. a learning rate chosen on validation tasks."""

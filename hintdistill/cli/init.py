@@ -21,6 +21,6 @@ def write_scaffold(folder: Path) -> list[Path]:
             raise ConfigError(f"{path} is there already", hint="choose another folder; nothing was written")
     folder.mkdir(parents=True, exist_ok=True)
     text = (data_root() / "configs" / "own-traces.yaml").read_text(encoding="utf-8")
-    config.write_text(text.replace("prompts: null", f"prompts: {prompts}"), encoding="utf-8")
+    config.write_text(text.replace("prompts: null", f"prompts: {prompts.name}"), encoding="utf-8")
     shutil.copytree(data_root() / "prompts", prompts)
     return [config, *sorted(prompts.rglob("*.jinja"))]

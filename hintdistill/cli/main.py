@@ -203,13 +203,10 @@ def report(
         written = write_shared(RunDir.open(run).path)
         say(written[0].read_text(encoding="utf-8") if as_json else "\n".join(map(str, written)))
         return
-    from hintdistill.config.file import validate
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import report_only
-    from hintdistill.pipeline.store import RunDir
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
-    report_only(settings, run, Console(quiet=quiet or as_json))
+    report_only(run, Console(quiet=quiet or as_json))
     _finish(run, as_json)
 
 
@@ -253,12 +250,11 @@ def push(
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
 ) -> None:
     """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
-    from hintdistill.config.file import validate
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import push as push_student
     from hintdistill.pipeline.store import RunDir
 
-    settings = validate(RunDir.open(run).manifest()["config"], str(run / "manifest.json"))
+    settings, _ = RunDir.open(run).config()
     print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 

@@ -12,7 +12,7 @@ from hintdistill.cli.look import Json, print_json, say
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hintdistill.planning.plan import RunPlan
+    from hintdistill.planning.estimate import Forecast
 
 
 def plan(
@@ -51,7 +51,7 @@ def plan(
         say(line)
 
 
-def _head(found: RunPlan) -> list[str]:
+def _head(found: Forecast) -> list[str]:
     model = found.model
     lines = [
         f"model: {model['kind']}, {model['parameters'] / 1e6:,.1f} M parameters, {model['positions']:,} positions",
@@ -64,7 +64,7 @@ def _head(found: RunPlan) -> list[str]:
     return lines
 
 
-def _table(found: RunPlan) -> Table:
+def _table(found: Forecast) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -82,7 +82,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _tail(found: RunPlan) -> list[str]:
+def _tail(found: Forecast) -> list[str]:
     lines = [f"memory: {found.memory_bytes / 1e9:.1f} GB {found.memory_source}"]
     lines += [f"longest trace that fits, {name}: {n:,} tokens" for name, n in found.largest_trace.items()]
     if found.too_long:

@@ -32,6 +32,7 @@ from hintdistill.config.train import (
     WatchSection,
 )
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
+from hintdistill.core.paths import ConfigPath, ModelPath, OutputPath
 from hintdistill.core.registry import NameIn
 from hintdistill.core.types import HintRole, Placement
 
@@ -72,9 +73,9 @@ CONFIG_SCHEMA = 2
 class RunSection(Section):
     """What is corrected, and where the run folder goes."""
 
-    model: str
+    model: ModelPath
     """Folder (or hub name) of the student: weights, tokenizer and chat template."""
-    dir: str | None = None
+    dir: OutputPath | None = None
     """Run folder; default `runs/<config>-<UTC time>`."""
     seed: int = 0
     device: str = "auto"
@@ -85,16 +86,16 @@ class RunSection(Section):
     rounds: int | None = Field(default=None, ge=1)
     """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
     traces. Default: no loop, `traces.path` is read."""
-    initial: str | None = None
+    initial: ModelPath | None = None
     """The policy the run starts from, where `model` is a later one. The loop sets it."""
 
 
 class TracesSection(Section):
     """1. read: which files, and how."""
 
-    path: tuple[str, ...] = ()
+    path: tuple[ConfigPath, ...] = ()
     """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
-    tools: str | None = None
+    tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: str = "auto"
     """`auto` recognises the format record by record; or a name in docs/traces.md, or that of an installed extension."""
@@ -184,7 +185,7 @@ class ReportSection(Section):
     html: bool = True
     max_findings: int = Field(default=60, ge=0)
     """Findings shown in full in the HTML; the JSON has all of them."""
-    off_target: dict[str, str] = Field(default_factory=dict)
+    off_target: dict[str, ConfigPath] = Field(default_factory=dict)
     """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
     off_target_steps: int = Field(default=400, ge=1)
     """At most this many steps per off-target set, drawn with the run's seed."""

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.core.extensions import CRITICS, STRATEGIES
+from hintdistill.core.paths import ConfigPath, CriticModel, ObjectPath, OutputPath
 from hintdistill.core.registry import NameIn
 
 Check = Literal[
@@ -31,7 +32,7 @@ class RulesSection(Section):
 class RecordedSection(Section):
     """Findings from a file: human labels, another tool, an environment's own checker."""
 
-    path: str | None = None
+    path: ConfigPath | None = None
     error_classes: tuple[str, ...] | None = None
     """Take only findings of these classes."""
 
@@ -43,7 +44,7 @@ class LLMSection(Section):
     """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
     decoding constrained by llguidance."""
     base_url: str | None = None
-    model: str | None = None
+    model: CriticModel | None = None
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
@@ -63,7 +64,7 @@ class LLMSection(Section):
     """Context of the critic. A longer trace is read in windows. Default: what the model or the server says it has."""
     overlap: int = Field(default=2, ge=0)
     """Messages that neighbouring windows share."""
-    tokenizer: str | None = None
+    tokenizer: ConfigPath | None = None
     """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
     retries: int = Field(default=3, ge=0)
@@ -139,7 +140,7 @@ class CriticSection(Section):
     max_per_trace: int = Field(default=3, ge=1)
     """At most this many root findings of a trace go on."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
-    prompts: str | None = None
+    prompts: ConfigPath | None = None
     """Folder whose prompts and hint templates come before the shipped ones."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
@@ -150,12 +151,18 @@ class CriticSection(Section):
     """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
-    cache: str | None = None
+    cache: OutputPath | None = None
     """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()
     recorded: RecordedSection = RecordedSection()
-    checker: str | None = None
+    checker: ObjectPath | None = None
     """`path/to/file.py:function` or `package.module:function`: your own rules, Trace → list of Finding."""
     llm: LLMSection = LLMSection()
     strong: LLMSection = LLMSection()
     """A second LLM critic, with the keys of `llm`."""
+
+    @field_validator("secret_scan", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false
+        return "off" if value is False else value

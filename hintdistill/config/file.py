@@ -5,6 +5,7 @@ An unknown key is an error that names the nearest known one; nothing is guessed 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import types
 import typing
@@ -18,12 +19,15 @@ from pydantic import BaseModel, ValidationError
 from hintdistill.config import RunConfig, Section
 from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.paths import resolve_paths
 
 C = TypeVar("C", bound=Section)
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file (or nothing), apply `key=value` overrides, validate.
+    """Read a YAML file (or nothing), apply `key=value` overrides, validate. Paths in the result are absolute.
+
+    Paths in the file are relative to the file, those in overrides to the working directory; see `config/paths.py`.
 
     Raises:
         ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
@@ -48,9 +52,9 @@ def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = 
         if not isinstance(loaded, dict):
             raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")
         data = loaded
-    for override in overrides:
-        _apply(data, override)
-    return validate_as(model, coerce_sequences(data, model), where)
+    overridden = [_apply(data, override) for override in overrides]
+    file = None if path is None else Path(path)
+    return validate_as(model, resolve_paths(coerce_sequences(data, model), model, file, overridden), where)
 
 
 def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
@@ -79,7 +83,8 @@ def _clean(message: str) -> str:
     return message.removeprefix("Value error, ")
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
+def _apply(data: dict[str, Any], override: str) -> str:
+    """Set the key in `data`; returns the key."""
     key, sep, text = override.partition("=")
     if not sep or not key:
         raise ConfigError(f"override {override!r} is not of the form key=value")
@@ -100,6 +105,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
             raise ConfigError(f"`{'.'.join(parents[: i + 1])}` is a value, not a section, so `{key}` cannot be set")
         node = child
     node[last] = value
+    return key
 
 
 def _sequence_keys(model: type[Section]) -> set[str]:
@@ -140,6 +146,19 @@ def _unknown_keys(
         inner = section_of(model.model_fields[key].annotation)
         if inner is not None:
             yield from _unknown_keys(value, inner, f"{path}.", root)
+
+
+def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A copy of a config's plain data without the keys that this release does not know, and these keys."""
+    unknown = [key for key, _ in _unknown_keys(data, RunConfig)]
+    known = copy.deepcopy(dict(data))
+    for key in unknown:
+        *parents, last = key.split(".")
+        node = known
+        for part in parents:
+            node = node[part]
+        del node[last]
+    return known, unknown
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.paths import ObjectPath
 
 
 class ServerSection(Section):
@@ -67,7 +68,7 @@ class StopSection(Section):
 class RolloutSection(Section):
     """The environment in which fresh traces are sampled and success is measured; none by default."""
 
-    environment: str | None = None
+    environment: ObjectPath | None = None
     """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
     splits: tuple[str, ...] = ("test",)
     """The first one gives `environment.before` and `environment.after`; all are in the report."""

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from hintdistill.config import RunConfig, Section
+from hintdistill.config import RunConfig
 from hintdistill.config.file import section_of
 from hintdistill.core.registry import NameIn
 
@@ -28,7 +29,7 @@ class Leaf:
     meaning: str
 
 
-def leaves(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[Leaf]:
+def leaves(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Leaf]:
     """Every key below a section, in order. A key whose type is a section, or a section or null, is not a leaf; its keys are."""
     texts = meanings(model)
     for name, info in model.model_fields.items():
@@ -41,7 +42,7 @@ def leaves(model: type[Section] = RunConfig, prefix: str = "") -> Iterator[Leaf]
             )
 
 
-def meanings(model: type[Section]) -> dict[str, str]:
+def meanings(model: type[BaseModel]) -> dict[str, str]:
     """Key → the string under it in the source of a section."""
     tree = ast.parse(inspect.getsource(sys.modules[model.__module__]))
     (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == model.__name__]
@@ -61,6 +62,7 @@ def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
     )
     text = re.sub(r"(?:typing\.)?Annotated\[str, NameIn\((.*?)\)\]", r"name: \1", text)
+    text = re.sub(r"typing\.Annotated\[(.*?), PathMark\((?:[^()]|\([^()]*\))*\)\]", r"\1", text)
     text = re.sub(r"typing\.Optional\[(.*)\]$", r"\1 or null", text)
     return text.replace("typing.", "").replace("NoneType", "null").replace("None", "null").replace("|", "or")
 
@@ -98,7 +100,7 @@ def recipe_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema(by_alias=True)}
 
 
-def _sections(model: type[Section]) -> Iterator[type[Section]]:
+def _sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     yield model
     for info in model.model_fields.values():
         inner = section_of(info.annotation)

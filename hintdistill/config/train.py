@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.core.paths import RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
 
@@ -94,7 +95,7 @@ class OutcomeSection(Section):
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
-    recipe: str | dict[str, Any] = DEFAULT
+    recipe: RecipeRef = DEFAULT
     """Name of a recipe (`hintdistill recipes list`), a YAML file, or a mapping: `preset` and the keys to change in it."""
     targets: Literal["stored", "in_step"] | None = None
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
@@ -141,7 +142,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSection:
-        update = self.objective.teacher.update
+        update = self.effective_recipe.teacher.update
         if self.targets == "stored" and not TEACHERS.get(update).stored:
             raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
         if self.targets == "stored" and (why := self._beyond_stored):
@@ -167,7 +168,7 @@ class TrainSection(Section):
         return data
 
     @cached_property
-    def objective(self) -> Recipe:
+    def effective_recipe(self) -> Recipe:
         """The recipe with its overrides and the anchor's weight. Raises ConfigError; see `recipes.load_recipe`."""
         recipe = load_recipe(self.recipe)
         anchored = self._anchored(recipe)
@@ -181,7 +182,7 @@ class TrainSection(Section):
     @property
     def _beyond_stored(self) -> str | None:
         """Why stored targets do not do for the recipe; None where they do."""
-        wanted = (n.why for n in needs(self.objective) if n.name in ("in_step_teacher", "full_vocabulary"))
+        wanted = (n.why for n in needs(self.effective_recipe) if n.name in ("in_step_teacher", "full_vocabulary"))
         return next(wanted, None)
 
     def _anchored(self, recipe: Recipe) -> dict[str, Any]:

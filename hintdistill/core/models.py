@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,7 @@ def resolve_model(name: str) -> Path:
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
             raise ModelError(f"{path} holds no config.json", hint="run.model names a folder saved by save_pretrained")
         return path
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") != 1 or path.suffix != ""
-    if looks_like_path:
+    if not is_hub_name(name):
         raise ModelError(
             f"no model folder at {name}", hint="run.model names a folder saved by save_pretrained, or a hub name"
         )
@@ -64,6 +64,11 @@ def resolve_model(name: str) -> Path:
             f"no model folder at {name}, and the hub did not give it: {type(error).__name__}: {str(error).splitlines()[0]}",
             hint="run.model names a folder saved by save_pretrained, or a hub name that can be reached",
         ) from None
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether the hub could have a model of this name, `owner/model`; a folder of that name comes first all the same."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
 def model_key(folder: Path) -> ModelKey:

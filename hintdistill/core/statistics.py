@@ -111,7 +111,7 @@ def bootstrap_ratio(numerator: Sequence[float], denominator: Sequence[float], n:
 
 
 @dataclass(frozen=True)
-class Line:
+class FittedLine:
     """A least-squares line."""
 
     slope: float
@@ -123,7 +123,7 @@ class Line:
     points: int
 
 
-def fit_line(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> Line | None:
+def fit_line(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> FittedLine | None:
     """Least squares of y on x; None for fewer than three points or a constant x."""
     a, b = np.asarray(x, float), np.asarray(y, float)
     if len(a) < 3 or np.ptp(a) == 0:
@@ -133,7 +133,7 @@ def fit_line(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -
     rest = float(((b - slope * a - intercept) ** 2).sum())
     off = float(((b - a) ** 2).sum())
     known = spread > 1e-12
-    return Line(
+    return FittedLine(
         float(slope),
         float(intercept),
         1 - rest / spread if known else float("nan"),

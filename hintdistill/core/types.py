@@ -29,13 +29,13 @@ Verdict = Literal["findings", "none", "not_student", "abstain"]
 Split = Literal["train", "holdout"]
 
 
-class Record(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen pydantic model that refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
 
-class ToolCall(Record):
+class ToolCall(FrozenModel):
     """One call the student made. The raw string is the truth; the parsed object is derived."""
 
     name: str
@@ -58,7 +58,7 @@ class ToolCall(Record):
         return value if isinstance(value, dict) else None
 
 
-class Message(Record):
+class Message(FrozenModel):
     """One message of a trace. Token fields are set on assistant messages only, where they were recorded."""
 
     role: Role
@@ -96,7 +96,7 @@ class Message(Record):
         return value
 
 
-class Source(Record):
+class Source(FrozenModel):
     """Where a record came from, so that an error message can point at it."""
 
     file: str
@@ -107,7 +107,7 @@ class Source(Record):
         return f"{self.file}, {self.position}"
 
 
-class Trace(Record):
+class Trace(FrozenModel):
     """One recorded run: messages, tool schemas, reward, and what else the source said."""
 
     id: str
@@ -149,7 +149,7 @@ class Trace(Record):
         return {f["name"]: f.get("parameters") or {} for f in functions if "name" in f}
 
 
-class Finding(Record):
+class Finding(FrozenModel):
     """One error the critic located. With `hint` None, the hint comes from the template of its error class."""
 
     step: int = Field(ge=0)
@@ -173,7 +173,7 @@ class Finding(Record):
     """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
 
 
-class Usage(Record):
+class Usage(FrozenModel):
     """What a critique cost, tokens as the server counted them."""
 
     requests: int = 0
@@ -181,7 +181,7 @@ class Usage(Record):
     completion_tokens: int = 0
 
 
-class Critique(Record):
+class Critique(FrozenModel):
     """All findings for one trace, or the verdict that there are none, or that the critic abstains."""
 
     trace_id: str
@@ -200,7 +200,7 @@ class Critique(Record):
         return self
 
 
-class PlaceboBlock(Record):
+class PlaceboBlock(FrozenModel):
     """The tokens of a hint that should do nothing, for the same place as the hint."""
 
     kind: Literal["generic", "shuffled", "other_class"]
@@ -209,7 +209,7 @@ class PlaceboBlock(Record):
     block_ids: tuple[int, ...] = Field(min_length=1)
 
 
-class Injection(Record):
+class Injection(FrozenModel):
     """A context, the same context with the hint in it, and the step's ids, shared verbatim by both.
 
     The hint is one contiguous insertion: `hinted_context_ids = context[:p] + block + context[p:]`. Because the hinted

@@ -30,7 +30,8 @@ class CheckerCritic:
             source = inspect.getsource(inspect.getmodule(self.function) or self.function)
         except (OSError, TypeError):
             source = spec
-        self._key = hashlib.sha256(f"checker:{spec}:{source}".encode()).hexdigest()
+        name = spec.rpartition(":")[2] if spec.rpartition(":")[0].endswith(".py") else spec
+        self._key = hashlib.sha256(f"checker:{name}:{source}".encode()).hexdigest()
 
     def key(self, trace: Trace) -> str:
         """Hash of the source the function stands in."""

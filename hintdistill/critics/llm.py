@@ -22,7 +22,7 @@ from hintdistill.critics import Outcome, one_by_one
 from hintdistill.critics import secrets as secret_scan
 from hintdistill.critics.answers import AnswerError, answer_schema, half_schema, step_schema
 from hintdistill.critics.backends import AnswerCache, Backend, Budget, Metered, Reply, Request
-from hintdistill.critics.record import Record, note, whole, windows
+from hintdistill.critics.record import Excerpt, note, whole, windows
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.critics.strategies import (
     RECORD,
@@ -109,6 +109,8 @@ class LLMCritic:
     def key(self, trace: Trace) -> str:
         """See `Critic.key`: settings, prompts and backend; the key in the environment is not part of it."""
         settings = self.config.model_dump(mode="json", exclude=NOT_IN_KEY)
+        if self.config.backend != "server":
+            settings["model"] = None  # the backend's key has its weights
         hashes = [self.library.hash(n) for n in self.prompts_used()]
         parts = [VERSION, settings, hashes, self.backend.key, self._rules.key(trace)]
         if any(self.library.mentions(n, "error_classes") for n in self._instructions()):
@@ -197,13 +199,13 @@ class LLMCritic:
             votes.append(judged[0] if len(judged) == 1 else merge_windows(judged))
         return self._critique(asker, agree(votes, self.config.min_agreement), note(records))
 
-    def records(self, asker: Asker) -> list[Record]:
+    def records(self, asker: Asker) -> list[Excerpt]:
         """The windows a trace is read in: what the context leaves beside instructions, tools, schema and answer."""
         context = self.backend.context_tokens
         if context is None:
             return [whole(asker.trace)]
         steps = tuple(range(len(asker.trace.step_indices)))
-        empty = Record(())
+        empty = Excerpt(())
         schema = answer_schema(steps, asker.bounds, asker.ranged)
         more = {"step": 0, "first": list(steps), "second": list(steps), "legal_steps": list(steps)}
         around = max(self.backend.count(asker.question(n, empty, schema, more)) for n in self._instructions())

@@ -31,7 +31,7 @@ _CONTROL = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u20
 
 
 @dataclass(frozen=True)
-class Line:
+class ExcerptLine:
     """One line of a record and what it stands for."""
 
     text: str
@@ -40,10 +40,10 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Record:
+class Excerpt:
     """What a critic reads at once: lines, and the steps it may name."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[ExcerptLine, ...]
     window: int = 0
     windows: int = 1
 
@@ -57,10 +57,10 @@ class Record:
         """The lines as one text."""
         return "\n".join(line.text for line in self.lines)
 
-    def until(self, step: int) -> Record:
+    def until(self, step: int) -> Excerpt:
         """The record up to and including a step: a prefix of the whole, byte by byte."""
         last = max(i for i, line in enumerate(self.lines) if line.step == step)
-        return Record(self.lines[: last + 1], self.window, self.windows)
+        return Excerpt(self.lines[: last + 1], self.window, self.windows)
 
 
 def encode(value: Any) -> str:
@@ -86,13 +86,15 @@ def _shown(message: Message, step: int | None) -> dict[str, Any]:
     return line
 
 
-def whole(trace: Trace) -> Record:
+def whole(trace: Trace) -> Excerpt:
     """The whole trace; lines of the student carry their step number."""
     steps = {at: k for k, at in enumerate(trace.step_indices)}
-    return Record(tuple(Line(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages)))
+    return Excerpt(
+        tuple(ExcerptLine(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages))
+    )
 
 
-def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[Record]:
+def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[Excerpt]:
     """The trace in as many records as it takes, each of at most `room` tokens; `room` None means all at once.
 
     Raises:
@@ -110,7 +112,7 @@ def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[
     lines = [part for line in record.lines for part in _parts(line, count, size)]
     opening = _opening(lines, trace, count, size)
     budget = room - sum(_cost(line, count) for line in opening)
-    bodies: list[tuple[Line, ...]] = []
+    bodies: list[tuple[ExcerptLine, ...]] = []
     at = 0
     while at < len(lines):
         end, used = at, 0
@@ -132,11 +134,11 @@ def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[
     records = []
     for n, body in enumerate(bodies):
         head = tuple(line for line in opening if line not in body)
-        records.append(Record(head + body, n, len(bodies)))
+        records.append(Excerpt(head + body, n, len(bodies)))
     return records
 
 
-def note(records: list[Record]) -> tuple[str, ...]:
+def note(records: list[Excerpt]) -> tuple[str, ...]:
     """How a trace was read, where it was not read at once."""
     if len(records) == 1:
         return ()
@@ -146,13 +148,13 @@ def note(records: list[Record]) -> tuple[str, ...]:
     return ("; ".join((f"read in {len(records)} windows, ending at messages {ranges}", *split)),)
 
 
-def _cost(line: Line, count: Count) -> int:
+def _cost(line: ExcerptLine, count: Count) -> int:
     return count(line.text) + 1
 
 
-def _opening(lines: list[Line], trace: Trace, count: Count, room: int) -> list[Line]:
+def _opening(lines: list[ExcerptLine], trace: Trace, count: Count, room: int) -> list[ExcerptLine]:
     """The system prompt and the first request, as far as they fit."""
-    out: list[Line] = []
+    out: list[ExcerptLine] = []
     for line in lines:
         role = trace.messages[line.message].role
         if role not in ("system", "developer", "user") or sum(_cost(x, count) for x in [*out, line]) > room:
@@ -163,7 +165,7 @@ def _opening(lines: list[Line], trace: Trace, count: Count, room: int) -> list[L
     return out
 
 
-def _parts(line: Line, count: Count, room: int) -> Iterator[Line]:
+def _parts(line: ExcerptLine, count: Count, room: int) -> Iterator[ExcerptLine]:
     """The line itself, or its message in numbered parts of about `room` tokens."""
     if count(line.text) <= room:
         yield line
@@ -175,4 +177,4 @@ def _parts(line: Line, count: Count, room: int) -> Iterator[Line]:
     width = max(1, (room - count(encode(value)) - 16) * per_token // 2)
     pieces = [(name, text[i : i + width]) for name, text in fields if text for i in range(0, len(text), width)]
     for n, (name, text) in enumerate(pieces, 1):
-        yield Line(encode({**value, "part": f"{n}/{len(pieces)}", name: text}), line.message, line.step)
+        yield ExcerptLine(encode({**value, "part": f"{n}/{len(pieces)}", name: text}), line.message, line.step)

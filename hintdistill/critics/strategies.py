@@ -38,7 +38,7 @@ from hintdistill.critics.answers import (
     step_schema,
 )
 from hintdistill.critics.backends import Reply, Request
-from hintdistill.critics.record import Record, encode, harmless
+from hintdistill.critics.record import Excerpt, encode, harmless
 from hintdistill.prompts import REVISE, PromptLibrary, hint_classes
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Asker:
     notes: list[str] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
 
-    def question(self, name: str, record: Record, schema: Mapping[str, Any], more: Mapping[str, Any]) -> str:
+    def question(self, name: str, record: Excerpt, schema: Mapping[str, Any], more: Mapping[str, Any]) -> str:
         """The text of a question: the record, then instructions, legal steps and schema."""
         steps = record.steps
         values = {
@@ -100,7 +100,7 @@ class Asker:
         return "\n".join(rows) or "nothing"
 
     def ask(
-        self, kind: type[A], name: str, record: Record, schema: dict[str, Any], vote: int, **more: Any
+        self, kind: type[A], name: str, record: Excerpt, schema: dict[str, Any], vote: int, **more: Any
     ) -> Asking[A]:
         """Ask, and where the answer does not validate, say why and ask again.
 
@@ -196,14 +196,14 @@ def signatures(trace: Trace) -> str:
     return "\n".join(lines)
 
 
-def all_at_once(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
+def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """The whole record, one answer."""
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
     answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
     return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
 
 
-def step_by_step(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
+def step_by_step(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """Each step with what stood above it, until the first mistake."""
     for step in record.steps:
         finding = yield from one_step(asker, record, step, vote)
@@ -214,7 +214,7 @@ def step_by_step(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
     return Judgement("none")
 
 
-def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
+def binary_search(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """Halve the steps until one is left, then judge that one."""
     steps = record.steps
     while len(steps) > 1:
@@ -237,7 +237,7 @@ def binary_search(asker: Asker, record: Record, vote: int) -> Asking[Judgement]:
     return Judgement("none") if finding is None else Judgement("findings", (finding,))
 
 
-def one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMFinding | None]:
+def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMFinding | None]:
     """The question about one step; None where it holds no mistake."""
     schema = step_schema(asker.bounds is not None, asker.ranged)
     answer = yield from asker.ask(
@@ -248,7 +248,7 @@ def one_step(asker: Asker, record: Record, step: int, vote: int) -> Asking[LLMFi
     return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake"}))
 
 
-def another_hint(asker: Asker, record: Record, finding: Finding, reasons: str) -> Asking[str]:
+def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) -> Asking[str]:
     """A second hint for a finding, given why the first was rejected; `record` ends with its step."""
     answer = yield from asker.ask(
         HintAnswer,
@@ -265,7 +265,7 @@ def another_hint(asker: Asker, record: Record, finding: Finding, reasons: str) -
     return answer.hint.strip()
 
 
-def asked_all_at_once(asker: Asker, record: Record) -> list[str]:
+def asked_all_at_once(asker: Asker, record: Excerpt) -> list[str]:
     """Every question of `all_at_once`."""
     return [
         asker.question(
@@ -274,12 +274,12 @@ def asked_all_at_once(asker: Asker, record: Record) -> list[str]:
     ]
 
 
-def asked_step_by_step(asker: Asker, record: Record) -> list[str]:
+def asked_step_by_step(asker: Asker, record: Excerpt) -> list[str]:
     """Every question of `step_by_step`, where no step is a mistake."""
     return [asked_of_step(asker, record, step) for step in record.steps]
 
 
-def asked_binary_search(asker: Asker, record: Record) -> list[str]:
+def asked_binary_search(asker: Asker, record: Excerpt) -> list[str]:
     """Every question of `binary_search`, as long as its longest."""
     halves = {"first": list(record.steps), "second": []}
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
@@ -288,7 +288,7 @@ def asked_binary_search(asker: Asker, record: Record) -> list[str]:
     return [half] * (max(1, len(record.steps)) - 1).bit_length() + last
 
 
-def asked_of_step(asker: Asker, record: Record, step: int) -> str:
+def asked_of_step(asker: Asker, record: Excerpt, step: int) -> str:
     """The text of the question about one step."""
     schema = answer_schema(record.steps, asker.bounds, asker.ranged)
     return asker.question(asker.config.prompts["step_prompt"], record.until(step), schema, {"step": step})

@@ -29,7 +29,7 @@ from hintdistill.engines.forward import head_error, hidden_at
 from hintdistill.engines.prefix_tree import PrefixTree, batches, call_tokens, grow
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
 from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_states
-from hintdistill.engines.vocabulary import Reading, Vocabulary
+from hintdistill.engines.vocabulary import HeadReading, Vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -297,7 +297,7 @@ class TransformersEngine:
         if batch:
             yield batch
 
-    def _scores(self, request: ScoreRequest, reading: Reading, ids: np.ndarray) -> Scores:
+    def _scores(self, request: ScoreRequest, reading: HeadReading, ids: np.ndarray) -> Scores:
         values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(reading, ids))
         sampled = reading.sampled.cpu().numpy()
         wanted = request.gather_ids

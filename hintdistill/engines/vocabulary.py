@@ -25,7 +25,7 @@ CLOSE = math.log(1e-3)
 
 
 @dataclass(frozen=True)
-class Reading:
+class HeadReading:
     """What one pass of the head over hidden states [T, H] left behind."""
 
     hidden: Tensor
@@ -49,7 +49,7 @@ class Vocabulary:
         self.head, self.squash = make_head(model), make_squash(model)
         self.size = int(model.get_output_embeddings().weight.shape[0])
 
-    def read(self, hidden: Tensor, sampled: np.ndarray, k: int) -> Reading:
+    def read(self, hidden: Tensor, sampled: np.ndarray, k: int) -> HeadReading:
         """Apply the head to hidden states [T, H]; keep the log-probabilities of `sampled` [T] and of the top `k`."""
         ids = torch.from_numpy(sampled).to(hidden.device)
         parts: list[tuple[Tensor, ...]] = []
@@ -63,13 +63,13 @@ class Vocabulary:
             parts.append(
                 (normaliser, at - normaliser, top.indices, top.values - normaliser[:, None], rest - normaliser)
             )
-        return Reading(hidden, *(torch.cat(p) for p in zip(*parts, strict=True)))
+        return HeadReading(hidden, *(torch.cat(p) for p in zip(*parts, strict=True)))
 
     def logprobs(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the whole vocabulary, float32 [T, V]."""
         return torch.cat([self.head(hidden[c]).log_softmax(-1) for c in chunks(len(hidden), self.size)])
 
-    def logprobs_of(self, reading: Reading, ids: np.ndarray) -> Tensor:
+    def logprobs_of(self, reading: HeadReading, ids: np.ndarray) -> Tensor:
         """Log-probabilities float32 [T, K] of ids int64 [T, K], or [K] for all positions; -inf at ids below 0."""
         hidden = reading.hidden
         wanted = torch.from_numpy(np.asarray(ids, np.int64)).to(hidden.device)
@@ -91,7 +91,7 @@ class Vocabulary:
             out.append(self.squash((logits if embedding.bias is None else logits + embedding.bias[ids[c]]).float()))
         return torch.cat(out)
 
-    def kept(self, reading: Reading, ids: np.ndarray) -> tuple[Tensor, Tensor]:
+    def kept(self, reading: HeadReading, ids: np.ndarray) -> tuple[Tensor, Tensor]:
         """Log-probabilities [T, K] of kept ids (ascending per row, -1 pads, own top k among them), and the tail [T]."""
         values = self.logprobs_of(reading, ids)
         here = torch.from_numpy(ids).to(values.device)

@@ -1,8 +1,9 @@
 """5. train: pure tensor functions, usable alone with torch only.
 
 `targets` says what to match, `supports` which vocabulary entries are compared, `divergences` and `signals` how, `scorebank`
-and `shapes` how much each token counts, `couplings` how a reward enters, `compose` puts a recipe's terms together, and
-`chunked` does it without a dense `[N, V]`. They work on log-probabilities and know nothing of models, traces or files.
+and `shapes` how much each token counts, `spans` which tokens carry loss, `couplings` how a reward enters. `terms` binds a
+recipe's term to an optimiser step, `compose` puts the terms together, and `chunked` does it without a dense `[N, V]`. They
+work on log-probabilities and know nothing of models, traces or files.
 """
 
 from hintdistill.objectives.compose import Batch, TermValue, objective, span_weights, term
@@ -12,10 +13,12 @@ from hintdistill.objectives.scorebank import ScoreBank
 from hintdistill.objectives.signals import policy_gradient
 from hintdistill.objectives.supports import gather_with_tail, restrict, select, union_of
 from hintdistill.objectives.targets import log_linear
+from hintdistill.objectives.terms import BoundTerm
 
 __all__ = [
     "DIVERGENCES",
     "Batch",
+    "BoundTerm",
     "ScoreBank",
     "TermValue",
     "divergence",

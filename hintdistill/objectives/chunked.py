@@ -103,12 +103,16 @@ def linear_divergence(
         )
     if len(weights) != len(hidden) or len(target_hidden) != len(hidden) or len(head.weight) != len(target_head.weight):
         raise ValueError("student, target and weights must have the same positions and the same vocabulary")
-    how = _How(kind, alpha, lam, positions, tile)
-    return _LinearDivergence.apply(hidden, head.weight, head.bias, head, target_hidden, target_head, weights, how)
+    how = _How(target_hidden, target_head, kind, alpha, lam, positions, tile)
+    return _LinearDivergence.apply(hidden, head.weight, head.bias, head, weights, how)
 
 
 @dataclass(frozen=True)
 class _How:
+    """The target's hidden states [N, H'] and head, the divergence from it, and how much is computed at once."""
+
+    target_hidden: Tensor
+    target_head: HeadSpec
     kind: str
     alpha: float
     lam: float
@@ -153,8 +157,6 @@ class _LinearDivergence(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         head: HeadSpec,
-        target_hidden: Tensor,
-        target_head: HeadSpec,
         weights: Tensor,
         how: _How,
     ) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,7 @@ class _LinearDivergence(torch.autograd.Function):
         for start in range(0, len(hidden), how.positions):
             at = slice(start, start + how.positions)
             chunk = hidden[at].detach()
-            s, t = own.logits(chunk), target_head.logits(target_hidden[at].detach())
+            s, t = own.logits(chunk), how.target_head.logits(how.target_hidden[at].detach())
             capped = s.clone() if head.softcap is not None and wants else s
             value = _value_and_gradient_(s, t, how)
             per_position[at] = value

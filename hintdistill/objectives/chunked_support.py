@@ -34,10 +34,9 @@ from hintdistill.objectives.chunked import (
     scaled,
     spread,
 )
-from hintdistill.objectives.divergences import DIVERGENCES, divergence
-from hintdistill.objectives.schedules import at_step, bound, scheduled
-from hintdistill.objectives.supports import RESTS, select
-from hintdistill.objectives.targets import log_linear
+from hintdistill.objectives.divergences import DIVERGENCES
+from hintdistill.objectives.supports import RESTS
+from hintdistill.objectives.terms import BoundTerm
 
 if TYPE_CHECKING:
     from hintdistill.recipes.schema import Term
@@ -77,7 +76,17 @@ def linear_support(
         raise ValueError(f"no remainder {rest!r}; the kinds are {', '.join(RESTS)}")
     if len(weights) != len(hidden):
         raise ValueError(f"{len(weights)} weights for {len(hidden)} positions")
-    return _LinearSupport.apply(hidden, head.weight, head.bias, head, weights, choose, rest, positions, tile)
+    return _LinearSupport.apply(hidden, head.weight, head.bias, head, weights, _How(choose, rest, positions, tile))
+
+
+@dataclass(frozen=True)
+class _How:
+    """How a loss on supports is computed: what it keeps and costs, its remainder, how much at once."""
+
+    choose: Choose
+    rest: str
+    positions: int
+    tile: int
 
 
 class _Restricted:
@@ -215,20 +224,17 @@ class _LinearSupport(torch.autograd.Function):
         bias: Tensor | None,
         head: HeadSpec,
         weights: Tensor,
-        choose: Choose,
-        rest: str,
-        positions: int,
-        tile: int,
+        how: _How,
     ) -> tuple[Tensor, Tensor]:
         """Loss and per-position values; the gradients are computed here and kept."""
         own, wants, gradients = begin(ctx, hidden, weight, bias, head)
         each = torch.empty(len(hidden), dtype=precision(hidden), device=hidden.device)
         weighted = torch.empty_like(each)
-        for start in range(0, len(hidden), positions):
-            at = slice(start, min(start + positions, len(hidden)))
+        for start in range(0, len(hidden), how.positions):
+            at = slice(start, min(start + how.positions, len(hidden)))
             chunk = hidden[at].detach()
             # in a function of its own, so that a chunk's logits are gone before the next one's are made
-            each[at], weighted[at], g = _chunk(chunk, own, weights[at], at, choose, rest, tile, wants)
+            each[at], weighted[at], g = _chunk(chunk, own, weights[at], at, how, wants)
             if g is not None:
                 spread(gradients, at, chunk, g.to(weight.dtype), own.weight)
                 del g
@@ -243,16 +249,16 @@ class _LinearSupport(torch.autograd.Function):
 
 
 def _chunk(
-    hidden: Tensor, head: HeadSpec, weights: Tensor, at: slice, choose: Choose, rest: str, tile: int, wants: bool
+    hidden: Tensor, head: HeadSpec, weights: Tensor, at: slice, how: _How, wants: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """ℓ [n], w·ℓ [n] and the gradient of their sum with respect to h W^T + b [n, V]."""
     logits = head.logits(hidden)
-    ids, loss = choose(logits, at)
-    on = _Restricted(logits, ids, rest, tile)
+    ids, loss = how.choose(logits, at)
+    on = _Restricted(logits, ids, how.rest, how.tile)
     w = weights.to(logits)
     with torch.enable_grad():
         leaf = on.values.detach().requires_grad_()
-        value = loss(_conditional(leaf) if rest == "renorm" else leaf)
+        value = loss(_conditional(leaf) if how.rest == "renorm" else leaf)
         same_shape(loss=value, positions=hidden[:, 0])
         share = torch.where(w != 0, value * w, 0.0)
         g = torch.autograd.grad(share.sum(), leaf)[0] if wants and value.requires_grad else None
@@ -297,46 +303,60 @@ def linear_term(
         )
     if spec.target.tilt_sign != "none":
         raise ValueError("a tilt by the advantage's sign reads a reward; use `compose.term`")
-    for name in _target_views(spec):
+    now = BoundTerm.at(spec, step)
+    for name in now.of.views:
         if name not in views:
             raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
-    tau = scheduled(spec.temperature, step)
-    warm = {
-        n: (views[n][0].detach(), replace(views[n][1], temperature=views[n][1].temperature * tau))
-        for n in _target_views(spec)
-    }
-    own = replace(head, temperature=head.temperature * tau)
-    at_once = _AtStep(spec, step, warm, sampled, tuple(special_ids) if spec.support.drop_special else (), tile)
-    value, each = at_once.over(hidden, own, weights, positions)
-    return scheduled(spec.coef, step) * value, each
+    warm = {n: (views[n][0].detach(), _warmer(views[n][1], now.temperature)) for n in now.of.views}
+    from_hidden = _FromHidden(now, warm, sampled, tuple(special_ids), tile)
+    value, each = from_hidden.over(hidden, _warmer(head, now.temperature), weights, positions)
+    return now.coefficient * value, each
 
 
-def _target_views(spec: Term) -> list[str]:
-    of = spec.target
-    return [*of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
+def stored_term(
+    now: BoundTerm, hidden: Tensor, head: HeadSpec, target: Tensor, ids: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One term on stored supports with a tail: coef·Σ_t w_t·ℓ_t, a scalar with gradient, and ℓ_t [N], nats.
+
+    Args:
+        hidden, head: the student's [N, H], with gradient.
+        target: what the term's target is on the stored entries and their tail, [N, K+1].
+        ids: int64 [N, K], -1 pads.
+        weights: static weights [N].
+    """
+
+    def choose(logits: Tensor, at: slice) -> tuple[Tensor, Loss]:
+        theirs = target[at]
+        return ids[at], lambda ours: now.loss(ours, theirs)
+
+    value, each = linear_support(hidden, head, weights, choose, rest="tail")
+    return now.coefficient * value, each
+
+
+def _warmer(head: HeadSpec, temperature: float) -> HeadSpec:
+    return replace(head, temperature=head.temperature * temperature)
 
 
 @dataclass(frozen=True)
-class _AtStep:
-    """A term at an optimiser step, with the hidden states of the views its target reads."""
+class _FromHidden:
+    """A term at a step, with the hidden states of the views its target reads."""
 
-    spec: Term
-    step: int
+    now: BoundTerm
     views: Mapping[str, View]
     sampled: Tensor
-    removed: tuple[int, ...]
+    special_ids: tuple[int, ...]
     tile: int
 
     def over(self, hidden: Tensor, head: HeadSpec, weights: Tensor, positions: int) -> tuple[Tensor, Tensor]:
         """Σ_t w_t·ℓ_t and ℓ_t [N]: in closed form, on a support, or as any loss of the whole vocabulary."""
-        how, support = self.spec.divergence, self.spec.support
-        if support.kind != "full" or self.removed:
+        how, support = self.now.spec.divergence, self.now.spec.support
+        if support.kind != "full" or (support.drop_special and self.special_ids):
             return linear_support(
                 hidden, head, weights, self.choose, rest=support.rest, positions=positions, tile=self.tile
             )
-        single = _single(self.spec, self.step)
-        if single and how.kind in CLOSED and how.pointwise_clip is None and how.token_clip is None:
-            numbers = {k: float(v) for k, v in at_step(how.parameters, self.step).items()}
+        single = self.now.of.single
+        if single and how.kind in CLOSED and self.now.pointwise_clip is None and self.now.token_clip is None:
+            numbers = {k: float(v) for k, v in self.now.parameters.items()}
             target, of = self.views[single]
             return linear_divergence(
                 hidden, head, target, of, weights, how.kind, positions=positions, tile=self.tile, **numbers
@@ -344,7 +364,7 @@ class _AtStep:
         each: list[Tensor] = []
 
         def loss(logprobs: Tensor, at: slice) -> Tensor:
-            value = self.compare(logprobs, self.target(at).log_softmax(-1))
+            value = self.now.loss(logprobs, self.target(at).log_softmax(-1))
             each.append(value.detach())
             return torch.where(weights[at] != 0, value * weights[at].to(value), 0.0)
 
@@ -353,58 +373,17 @@ class _AtStep:
 
     def target(self, at: slice) -> Tensor:
         """The target at a slice of positions [n, V]: a view's logits where it is that view, else log-probabilities."""
-        of = self.spec.target
         logits = {n: head.logits(hidden[at]) for n, (hidden, head) in self.views.items()}
-        if single := _single(self.spec, self.step):
+        if single := self.now.of.single:
             # not normalised yet: a support does that with the few entries it keeps
             return logits[single]
-        coefficients = {n: scheduled(a, self.step) for n, a in of.loglin.items()}
-        return log_linear(
-            {n: z.log_softmax(-1) for n, z in logits.items()},
-            coefficients,
-            anchor=of.anchor,
-            residual_clip=bound(of.residual_clip, self.step),
-            temperature=scheduled(of.temperature, self.step),
-            tilt=scheduled(of.tilt, self.step),
-            sampled=self.sampled[at],
-            mixture=at_step(of.mixture, self.step),
-        )[0]
-
-    def compare(self, student: Tensor, target: Tensor) -> Tensor:
-        """ℓ [n] of log-probabilities on the same entries."""
-        how = self.spec.divergence
-        return divergence(
-            how.kind,
-            student,
-            target,
-            pointwise_clip=bound(how.pointwise_clip, self.step),
-            token_clip=bound(how.token_clip, self.step),
-            **at_step(how.parameters, self.step),
-        )
+        return self.now.target({n: z.log_softmax(-1) for n, z in logits.items()}, self.sampled[at])[0]
 
     def choose(self, logits: Tensor, at: slice) -> tuple[Tensor, Loss]:
         """The support at a slice of positions, and the divergence from the target on it."""
-        support, target = self.spec.support, self.target(at)
-        ids = select(
-            support.kind,
-            logits,
-            target,
-            self.sampled[at],
-            k=support.k,
-            token_ids=support.token_ids,
-            removed=self.removed,
-            include_sampled=support.include_sampled,
-        )
+        target, rest = self.target(at), self.now.spec.support.rest
+        ids = self.now.support(logits, target, self.sampled[at], self.special_ids)
         assert ids is not None
-        values = _Restricted(target, ids, support.rest, self.tile).values
-        theirs = _conditional(values) if support.rest == "renorm" else values
-        return ids, lambda ours: self.compare(ours, theirs)
-
-
-def _single(spec: Term, step: int) -> str | None:
-    """The one view that the target is, where nothing has to be computed from it."""
-    of = spec.target
-    named = [n for n, a in of.loglin.items() if scheduled(a, step)]
-    if len(named) != 1 or scheduled(of.loglin[named[0]], step) != 1 or of.anchor or of.mixture:
-        return None
-    return named[0] if scheduled(of.temperature, step) == 1 and not scheduled(of.tilt, step) else None
+        values = _Restricted(target, ids, rest, self.tile).values
+        theirs = _conditional(values) if rest == "renorm" else values
+        return ids, lambda ours: self.now.loss(ours, theirs)

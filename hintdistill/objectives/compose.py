@@ -15,11 +15,12 @@ from torch import Tensor
 
 from hintdistill.objectives import couplings, shapes, signals
 from hintdistill.objectives.checks import dimensions, same_shape
-from hintdistill.objectives.divergences import compared, hidden_mse, nll, token_preference
-from hintdistill.objectives.schedules import at_step, bound, scheduled
+from hintdistill.objectives.divergences import hidden_mse, nll, token_preference
+from hintdistill.objectives.schedules import at_step, scheduled
 from hintdistill.objectives.scorebank import ScoreBank, at
-from hintdistill.objectives.supports import restrict, select
-from hintdistill.objectives.targets import log_linear
+from hintdistill.objectives.spans import slot_scale, span_mask
+from hintdistill.objectives.supports import restrict
+from hintdistill.objectives.terms import BoundTerm
 
 if TYPE_CHECKING:
     from hintdistill.recipes.schema import Coupling, Recipe, Term, WeightSpec
@@ -126,23 +127,21 @@ def term(
 ) -> TermValue:
     """One term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
     masks = {} if masks is None else masks
-    views = batch.views
-    temperature = scheduled(spec.temperature, step)
-    if temperature != 1.0:
-        views = {n: (v / temperature).log_softmax(-1) for n, v in views.items()}
-    student = views[spec.student_view]
-    target, metrics = target_of(spec, views, batch, step)
+    now, views = BoundTerm.at(spec, step), batch.views
+    if now.temperature != 1.0:
+        views = {n: (v / now.temperature).log_softmax(-1) for n, v in views.items()}
+    target, metrics = now.target(views, batch.sampled, _advantage_signs(spec, batch))
     bank = ScoreBank(views, target, batch.sampled, batch.lengths, batch.facts, student=spec.student_view)
     base = span_weights(spec, batch) if base is None else base
     weighing = _Weighing(bank, base != 0, masks, generator, step, metrics)
     weights = _weights(spec.weights, weighing)
-    per_token, more = _per_token(spec, batch, views, student, target, bank, coupling, step)
+    per_token, more = _per_token(_Scored(now, batch, views, target, bank, coupling))
     metrics |= more
     factor, kept = _renormalised(spec.normalize, base, weights, batch.lengths)
-    coefficient = scheduled(spec.coef, step)
     # positions without weight may hold an infinite divergence, which zero times would not remove
     weighted = torch.where(base * weights != 0, per_token, 0.0) * (base * weights * factor)
-    value = coefficient * torch.stack([w.sum() for w in weighted.split(list(batch.lengths))]).sum() / len(batch.lengths)
+    rows = torch.stack([w.sum() for w in weighted.split(list(batch.lengths))])
+    value = now.coefficient * rows.sum() / len(batch.lengths)
     metrics |= {
         "mean": float(per_token.detach()[base != 0].mean()) if (base != 0).any() else 0.0,
         "kept_fraction": kept,
@@ -150,51 +149,30 @@ def term(
     return TermValue(value, per_token, weights, metrics)
 
 
-def target_of(spec: Term, views: Mapping[str, Tensor], batch: Batch, step: int) -> tuple[Tensor, dict[str, float]]:
-    """A term's target [N, V] at an optimiser step, from its views, and metrics."""
-    of = spec.target
-    tilt: Tensor | float = scheduled(of.tilt, step)
-    if of.tilt_sign == "advantage":
-        sign = batch.facts["advantage"].sign()
-        spread = (
-            sign
-            if len(sign) == len(batch.sampled)
-            else sign.repeat_interleave(torch.tensor(batch.lengths, device=sign.device))
-        )
-        tilt = spread * tilt
-    coefficients = {n: scheduled(a, step) for n, a in of.loglin.items()}
-    return log_linear(
-        views,
-        coefficients,
-        anchor=of.anchor,
-        residual_clip=bound(of.residual_clip, step),
-        temperature=scheduled(of.temperature, step),
-        tilt=tilt,
-        sampled=batch.sampled,
-        mixture=at_step(of.mixture, step),
-    )
+def _advantage_signs(spec: Term, batch: Batch) -> Tensor | None:
+    """The advantage's sign at each token [N], for a target whose tilt follows it."""
+    if spec.target.tilt_sign != "advantage":
+        return None
+    sign = batch.facts["advantage"].sign()
+    if len(sign) == len(batch.sampled):
+        return sign
+    return sign.repeat_interleave(torch.tensor(batch.lengths, device=sign.device))
 
 
 def span_weights(spec: Term, batch: Batch) -> Tensor:
     """Base weights [N] of the term's loss span, normalised over this batch: Σ base · ℓ / R is the mean that is wanted.
 
-    `quote` spans read the fact `in_quote`, `suffix` the fact `since_error`.
+    `quote` spans read the fact `in_quote`, `suffix` the fact `since_error`; see `spans`.
     """
-    weights = batch.views["student"].detach().new_ones(len(batch.sampled))
-    if spec.rows == "hint" and spec.span != "step":
-        weights = span_mask(spec, batch.facts)
-    rows = weights.split(list(batch.lengths))
-    if spec.normalize == "per_row":
-        return torch.cat([r / r.sum().clamp(min=1e-12) for r in rows])
-    return weights * (len(rows) / weights.sum().clamp(min=1e-12))
-
-
-def span_mask(spec: Term, facts: Mapping[str, Tensor]) -> Tensor:
-    """Weight of each token by the loss span alone [N], before any normalisation."""
-    if spec.span == "suffix":
-        return (facts["since_error"] >= 0).float()
-    quoted = facts["in_quote"].float()
-    return quoted if spec.span == "quote" else 1.0 + (spec.quote_weight - 1.0) * quoted
+    student = batch.views["student"].detach()
+    ones = student.new_ones(len(batch.sampled))
+    if spec.rows == "hint":
+        # facts are float32, whatever the views are
+        ones = span_mask(spec, batch.facts, ones if spec.span == "step" else ones.float())
+    rows = ones.split(list(batch.lengths))
+    sums = [float(r.sum()) for r in rows]
+    each = [slot_scale(spec.normalize, own, len(rows), sum(sums)) for own in sums]
+    return torch.cat([r * scale for r, scale in zip(rows, each, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -259,119 +237,106 @@ def _renormalised(
     return (float(base.sum()) / total if total > 0 else 0.0), share
 
 
-def _per_token(
-    spec: Term,
-    batch: Batch,
-    views: Mapping[str, Tensor],
-    student: Tensor,
-    target: Tensor,
-    bank: ScoreBank,
-    coupling: Coupling | None,
-    step: int,
-) -> tuple[Tensor, dict[str, float]]:
+@dataclass(frozen=True)
+class _Scored:
+    """A term at a step with what it is computed from: whole distributions, the target, the scores, the coupling."""
+
+    now: BoundTerm
+    batch: Batch
+    views: Mapping[str, Tensor]
+    """At the term's temperature."""
+    target: Tensor
+    bank: ScoreBank
+    coupling: Coupling | None
+
+    @property
+    def student(self) -> Tensor:
+        """The view that carries the gradient [N, V]."""
+        return self.views[self.now.spec.student_view]
+
+    @property
+    def own(self) -> Tensor:
+        """The student's log-probability of each sampled token [N]."""
+        return at(self.student, self.batch.sampled)
+
+
+def _per_token(of: _Scored) -> tuple[Tensor, dict[str, float]]:
     """ℓ_t [N] and metrics."""
-    how, parameters = spec.divergence, at_step(spec.divergence.parameters, step)
-    token_clip = bound(how.token_clip, step)
-    if how.kind == "hidden_mse":
-        layers = parameters.get("layers")
-        if missing := {spec.student_view, "teacher"} - set(batch.hidden):
-            raise KeyError(
-                f"hidden_mse needs hidden states of {', '.join(sorted(missing))}; given: {', '.join(batch.hidden) or '-'}"
-            )
-        ours, theirs = batch.hidden[spec.student_view], batch.hidden["teacher"]
-        if layers is not None:
-            ours, theirs = ours[list(layers)], theirs[list(layers)]
-        return hidden_mse(ours, theirs), {}
-    if how.kind == "token_preference":
-        reference = views[str(parameters.get("reference", "initial"))]
-        value, active = token_preference(student, reference, target, batch.sampled, float(parameters.get("beta", 1.0)))
+    kind, now, batch = of.now.spec.divergence.kind, of.now, of.batch
+    if kind == "hidden_mse":
+        return _hidden_mse(of), {}
+    if kind == "token_preference":
+        reference = of.views[str(now.parameters.get("reference", "initial"))]
+        beta = float(now.parameters.get("beta", 1.0))
+        value, active = token_preference(of.student, reference, of.target, batch.sampled, beta)
         return value, {"active": float(active.float().mean())}
-    if how.kind in ("pg", "nll"):
-        own = at(student, batch.sampled)
-        if how.kind == "nll":
-            return nll(own), {}
-        value, metrics = _policy_gradient(spec, batch, views, own, student, target, bank, coupling, step)
-        return (value if token_clip is None else value.clamp(max=token_clip)), metrics
-    ids = _support(spec, batch, student, target)
-    rest = spec.support.rest
-    ours, theirs = restrict(student, ids, rest), restrict(target, ids, rest)
-    value, metrics = compared(
-        how.kind,
-        ours,
-        theirs,
-        rest=rest if ids is not None or batch.restricted else None,
-        pointwise_clip=bound(how.pointwise_clip, step),
-        token_clip=token_clip,
-        **parameters,
-    )
+    if kind == "nll":
+        return nll(of.own), {}
+    if kind == "pg":
+        value, metrics = _policy_gradient(of)
+        return (value if now.token_clip is None else value.clamp(max=now.token_clip)), metrics
+    ids = _support(of)
+    rest = now.spec.support.rest
+    ours, theirs = restrict(of.student, ids, rest), restrict(of.target, ids, rest)
+    value, metrics = now.watched_loss(ours, theirs, rest if ids is not None or batch.restricted else None)
     if ids is not None:
         metrics["empty_support"] = float((ids < 0).all(-1).float().mean())
     return value, metrics
 
 
-def _support(spec: Term, batch: Batch, student: Tensor, target: Tensor) -> Tensor | None:
-    of = spec.support
-    if batch.restricted:
+def _hidden_mse(of: _Scored) -> Tensor:
+    view, hidden, layers = of.now.spec.student_view, of.batch.hidden, of.now.parameters.get("layers")
+    if missing := {view, "teacher"} - set(hidden):
+        raise KeyError(
+            f"hidden_mse needs hidden states of {', '.join(sorted(missing))}; given: {', '.join(hidden) or '-'}"
+        )
+    ours, theirs = hidden[view], hidden["teacher"]
+    if layers is not None:
+        ours, theirs = ours[list(layers)], theirs[list(layers)]
+    return hidden_mse(ours, theirs)
+
+
+def _support(of: _Scored) -> Tensor | None:
+    if of.batch.restricted:
         # the columns are the union that was stored, with its tail
-        if spec.rows == "hint" and (of.kind != "union" or of.drop_special):
-            raise ValueError(f"stored targets hold the union support, not {of.kind}")
+        wanted = of.now.spec.support
+        if of.now.spec.rows == "hint" and (wanted.kind != "union" or wanted.drop_special):
+            raise ValueError(f"stored targets hold the union support, not {wanted.kind}")
         return None
-    return select(
-        of.kind,
-        student,
-        target,
-        batch.sampled,
-        k=of.k,
-        token_ids=of.token_ids,
-        removed=batch.special_ids if of.drop_special else (),
-        include_sampled=of.include_sampled,
-    )
+    return of.now.support(of.student, of.target, of.batch.sampled, of.batch.special_ids)
 
 
-def _policy_gradient(
-    spec: Term,
-    batch: Batch,
-    views: Mapping[str, Tensor],
-    own: Tensor,
-    student: Tensor,
-    target: Tensor,
-    bank: ScoreBank,
-    coupling: Coupling | None,
-    step: int,
-) -> tuple[Tensor, dict[str, float]]:
-    p = at_step(spec.divergence.parameters, step)
-    theirs = at(target, batch.sampled)
-    advantage, coupled = _advantage(spec, own.detach(), theirs, bank, batch, coupling, step)
+def _policy_gradient(of: _Scored) -> tuple[Tensor, dict[str, float]]:
+    p, sampled, own = of.now.parameters, of.batch.sampled, of.own
+    advantage, coupled = _advantage(of, own.detach(), at(of.target, sampled))
     if p.get("baseline") == "value":
         k = p.get("baseline_k")
-        ids = student.detach().topk(min(int(k), student.shape[-1])).indices if k else None
-        advantage = signals.value_baseline(advantage, student, target, ids)
+        ids = of.student.detach().topk(min(int(k), of.student.shape[-1])).indices if k else None
+        advantage = signals.value_baseline(advantage, of.student, of.target, ids)
     behaviour = p.get("behaviour")
     loss, metrics = signals.policy_gradient(
         own,
         advantage,
-        None if behaviour is None else at(views[behaviour], batch.sampled),
+        None if behaviour is None else at(of.views[behaviour], sampled),
         clip_low=p.get("clip_low"),
         clip_high=p.get("clip_high"),
         cap=p.get("cap"),
-        lengths=batch.lengths if p.get("ratio") == "row" else None,
+        lengths=of.batch.lengths if p.get("ratio") == "row" else None,
     )
     return loss, metrics | coupled
 
 
-def _advantage(
-    spec: Term, s: Tensor, t: Tensor, bank: ScoreBank, batch: Batch, coupling: Coupling | None, step: int
-) -> tuple[Tensor, dict[str, float]]:
-    """The signal of each token [N], detached, and what a coupling did to it."""
-    name, p = spec.divergence.signal, at_step(spec.divergence.parameters, step)
+def _advantage(of: _Scored, s: Tensor, t: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The signal of each token [N], detached, and what a coupling did to it; `s` and `t` are log S(y) and log T(y)."""
+    name, p, bank, coupling = of.now.spec.divergence.signal, of.now.parameters, of.bank, of.coupling
     if name in signals.SIGNALS:
         own = {k: p[k] for k in signals.SIGNALS[name].__code__.co_varnames[2:] if k in p}
         return signals.SIGNALS[name](s, t, **own), {}
     if name == "tanh_contrast":
         return signals.tanh_contrast(bank["contrast"], **{k: p[k] for k in ("tau", "scale") if k in p}), {}
     if name == "returns":
-        return signals.returns(t - s, batch.lengths, float(p.get("gamma", 0.0))), {}
-    advantage = bank["advantage"]
+        return signals.returns(t - s, of.batch.lengths, float(p.get("gamma", 0.0))), {}
+    advantage, step = bank["advantage"], of.now.step
     if coupling is None or coupling.kind not in ("adv_mul", "adv_add"):
         return advantage, {}
     everywhere = torch.ones_like(advantage, dtype=torch.bool)

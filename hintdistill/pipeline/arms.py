@@ -128,7 +128,7 @@ def train_arm(
     """
     from hintdistill.training.reward import NO_OUTCOME
     from hintdistill.training.rows import build_rows
-    from hintdistill.training.stage import read_summary, train
+    from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
     from hintdistill.training.watch import WatchSets
 
     outcome = job.outcome or NO_OUTCOME
@@ -142,20 +142,12 @@ def train_arm(
     if summary is None or summary.key != key:
         shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
         # what moved is measured afterwards, on steps that all arms share
-        watch = WatchSets(from_initial=job.student == job.initial or config.objective.teacher.update == "initial")
-        summary = train(
-            job.student,
-            targets,
-            job.run,
-            config,
-            work,
-            out,
-            key,
-            None if advance is None else lambda done, total: advance(1),
-            initial=job.initial,
-            watch=watch,
-            outcome=outcome,
+        watch = WatchSets(
+            from_initial=job.student == job.initial or config.effective_recipe.teacher.update == "initial"
         )
+        data = TrainData(targets, watch=watch, outcome=outcome)
+        training = TrainJob(job.student, data, job.run, config, work, out, key, job.initial)
+        summary = train(training, None if advance is None else lambda done, total: advance(1))
     if summary.steps != job.steps:
         raise EmptyFunnelError(f"{job.name}: {summary.steps} optimiser steps instead of {job.steps}")
     return summary

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hintdistill.config import RunConfig
-from hintdistill.config.file import load_config, validate
+from hintdistill.config.file import load_config
 from hintdistill.core.errors import InputError
 from hintdistill.core.types import Critique
 from hintdistill.pipeline import critique, read
@@ -94,7 +94,7 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 
 def _said(folder: Path) -> dict[str, Critique]:
     run = RunDir.open(folder)
-    config = validate(run.manifest()["config"], str(folder / "manifest.json"))
+    config, _ = run.config()
     ctx = RunContext(config, run, Console(quiet=True))
     keys = {key for key, _, _ in read.load(ctx)}
     return {key: c for key, c in critique.load(ctx).items() if key in keys}

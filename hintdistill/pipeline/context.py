@@ -61,7 +61,7 @@ class RunContext:
         """Whose plain and hinted views the targets are made from."""
         return (
             self.initial_folder
-            if whose("teacher", self.config.train.objective.teacher.update) == "initial"
+            if whose("teacher", self.config.train.effective_recipe.teacher.update) == "initial"
             else self.model_folder
         )
 
@@ -95,7 +95,7 @@ class RunContext:
 
     def check_scoring_engine(self) -> None:
         """Raises ConfigError where `rescore.engine` names a server that may not be asked, or that cannot follow the teacher."""
-        section, teacher = self.config.rescore.engine, self.config.train.objective.teacher.update
+        section, teacher = self.config.rescore.engine, self.config.train.effective_recipe.teacher.update
         remote, moves = ENGINES.get(section.backend).remote, whose("teacher", teacher) != "initial"
         if remote and self.config.run.rounds is not None and moves:
             raise ConfigError(

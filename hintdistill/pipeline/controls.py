@@ -146,7 +146,7 @@ class Bench:
     def _cross_entropy(self) -> dict[str, Any]:
         """The run's recipe with the forward KL on hint rows: from a target that is certain, that is cross-entropy."""
         section = self.ctx.config.train
-        named = [name for name, term in section.objective.terms.items() if term.rows == "hint"]
+        named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
         return {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}}
 
     # -- targets --------------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def _seconds_per_step(ctx: RunContext) -> float | None:
 def _read(bench: Bench, before: dict[str, float], results: Sequence[dict[str, Any]]) -> ControlsInput:
     train, corrected = bench.ctx.config.train, bench.folder / "corrections.json"
     return ControlsInput(
-        recipe=train.objective.name,
+        recipe=train.effective_recipe.name,
         learning_rate=train.learning_rate,
         equal={"rows": bench.budget.rows, "anchors": bench.budget.anchors, "steps": bench.budget.steps},
         targets=bench.heldout,

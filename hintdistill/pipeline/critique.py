@@ -4,6 +4,7 @@ apart and put together when it is used."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from hintdistill.core.errors import HintdistillError, ServiceError
@@ -21,6 +22,20 @@ def critics(ctx: RunContext) -> list[Critic]:
     # before there is a run folder the critics are only put together to see whether they can be
     cache = ctx.rundir.path / "answers.jsonl" if ctx.rundir.is_run() else None
     return make_critics(ctx.config.critic, ctx.config.run, ctx.library, cache)
+
+
+def asked(ctx: RunContext, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
+    """Requests and prompt tokens of each critic for these traces, at most; zero of one that is no LLM."""
+    from hintdistill.critics.llm import LLMCritic
+
+    out = {}
+    for critic in critics(ctx):
+        each = [critic.estimate(t) for t in traces] if isinstance(critic, LLMCritic) else []
+        out[critic.name] = {
+            "requests": sum(e.requests for e in each),
+            "prompt_tokens": sum(e.prompt_tokens for e in each),
+        }
+    return out
 
 
 def run(ctx: RunContext) -> None:

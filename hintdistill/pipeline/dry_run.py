@@ -32,7 +32,6 @@ class DryRun:
 
 def dry_run(config: RunConfig, until: str = "report") -> DryRun:
     """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises."""
-    from hintdistill.critics.llm import LLMCritic
     from hintdistill.pipeline import critique, outcome
     from hintdistill.traces.groups import group_traces
     from hintdistill.traces.reading import read_traces
@@ -48,16 +47,9 @@ def dry_run(config: RunConfig, until: str = "report") -> DryRun:
             failures += 1
         if config.traces.limit is not None and len(traces) == config.traces.limit:
             break
-    asked = {}
-    for critic in critique.critics(ctx):
-        each = [critic.estimate(t) for t in traces] if isinstance(critic, LLMCritic) else []
-        asked[critic.name] = {
-            "requests": sum(e.requests for e in each),
-            "prompt_tokens": sum(e.prompt_tokens for e in each),
-        }
     splits = [ctx.split_of(group) for group in group_traces(traces)]
     trains = stage_named("train") in stages_between(until=until)
-    if trains and config.run.rounds is None and reads_reward(config.train.objective):
+    if trains and config.run.rounds is None and reads_reward(config.train.effective_recipe):
         outcome.check_outcomes(config, [t for t, s in zip(traces, splits, strict=True) if s == "train"])
     return DryRun(
         traces=len(traces),
@@ -65,7 +57,7 @@ def dry_run(config: RunConfig, until: str = "report") -> DryRun:
         steps=sum(len(t.step_indices) for t in traces),
         train_traces=splits.count("train"),
         holdout_traces=splits.count("holdout"),
-        critics=asked,
+        critics=critique.asked(ctx, traces),
         tool_schemas=len({name for t in traces for name in t.tool_schemas}),
         recorded_ids=sum(t.messages[i].token_ids is not None for t in traces for i in t.step_indices),
     )

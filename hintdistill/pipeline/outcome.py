@@ -31,13 +31,13 @@ def outcome_data(ctx: RunContext) -> OutcomeData:
         EmptyFunnelError: no rollout has an advantage, or none has recorded ids and log-probabilities.
     """
     section = ctx.config.train
-    if not reads_reward(section.objective):
+    if not reads_reward(section.effective_recipe):
         return NO_OUTCOME
     loaded = [(key, trace) for key, trace, split in read.load(ctx) if split == "train"]
     traces = [trace for _, trace in loaded]
     outcomes = _outcomes(ctx.config, traces)
     key = content_key("outcome", sorted(key for key, _ in loaded), section.outcome.model_dump(mode="json"))
-    if section.objective.coupling.kind != "additive":
+    if section.effective_recipe.coupling.kind != "additive":
         return OutcomeData(outcomes, key=key)
     rows, left_out = outcome_rows(traces, outcomes, ctx.renderer)
     if lost := {reason: n for reason, n in left_out.items() if reason != "no_advantage"}:
@@ -53,18 +53,18 @@ def outcome_data(ctx: RunContext) -> OutcomeData:
 
 def require_outcomes(ctx: RunContext) -> None:
     """Raise what `outcome_data` would raise as soon as the traces are read, before a critic is asked or anything is scored."""
-    if reads_reward(ctx.config.train.objective):
+    if reads_reward(ctx.config.train.effective_recipe):
         check_outcomes(ctx.config, [trace for _, trace, split in read.load(ctx) if split == "train"])
 
 
 def check_outcomes(config: RunConfig, traces: Sequence[Trace]) -> None:
     """The same of the traces of a training split, for a recipe that reads rewards."""
     outcomes = _outcomes(config, traces)
-    if config.train.objective.coupling.kind == "additive":
+    if config.train.effective_recipe.coupling.kind == "additive":
         require_pulling(traces, outcomes)
 
 
 def _outcomes(config: RunConfig, traces: Sequence[Trace]) -> dict[str, TraceOutcome]:
     section = config.train
-    needed = reads_advantage(section.objective)
+    needed = reads_advantage(section.effective_recipe)
     return trace_outcomes(traces, section.outcome.baseline, section.outcome.normalise, advantage_needed=needed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.models import model_key
+from hintdistill.core.paths import object_content
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Trace
 from hintdistill.pipeline.context import RunContext
@@ -28,6 +29,7 @@ class Player:
     def episodes(self, number: int, student: Path, folder: Path) -> list[Episode]:
         """Play the episodes of round `number` into `folder`; those that are there already are not played again."""
         sample, seed = self.config.rollout.sample, self.config.run.seed
+        assert self.config.rollout.environment is not None
         folder.mkdir(parents=True, exist_ok=True)
         known = tasks_of(self.suite, sample.split, None, sample.tasks)
         tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
@@ -36,7 +38,7 @@ class Player:
         base = content_key(
             "episode",
             model_key(student).weights,
-            self.config.rollout.environment,
+            object_content(self.config.rollout.environment),
             describe(options),
             sample.backend,
             tasks,

@@ -13,12 +13,13 @@ import numpy as np
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
+from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, read, rescore, train
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
@@ -37,12 +38,15 @@ def run(ctx: RunContext, earlier: Sequence[str]) -> None:
 
 
 def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str, Any]:
-    """Write the report of what is there, and the student's card; without `measure`, nothing is evaluated for it."""
+    """Write the report of what is there, and the card of a student that this release trained.
+
+    Without `measure`, nothing is evaluated for it.
+    """
     document = _document(ctx, earlier, measure)
     write_atomic(ctx.rundir.path / "report.json", dumps(document))
     if ctx.config.report.html:
         write_atomic(ctx.rundir.path / "report.html", render_html(document, ctx.config.report.max_findings))
-    if _trained(ctx):
+    if _trained(ctx) and ctx.rundir.manifest()["schema"] == RUN_SCHEMA:
         _card(ctx, document)
     return document
 
@@ -181,7 +185,7 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     section = ctx.config.rollout
     if section.environment is None:
         return {}
-    suite = load_suite(section.environment)
+    suite, environment = load_suite(section.environment), object_content(section.environment)
     options = SamplingOptions(
         temperature=section.temperature,
         max_new_tokens=section.max_new_tokens,
@@ -199,7 +203,7 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     for split in section.splits:
         tasks = tasks_of(suite, split, section.limit)
         for when, folder, weights in whom:
-            key = content_key("evaluation", weights, section.environment, split, tasks, asdict(options))
+            key = content_key("evaluation", weights, environment, split, tasks, asdict(options))
             if key not in done:
                 with ctx.console.progress(f"{split} {when}", len(tasks)) as advance:
                     result = evaluate(ctx.engine(folder), ctx.renderer, suite, tasks, options, advance)
@@ -228,7 +232,7 @@ def _collect(
     summary = read_summary(ctx.student_folder) if trained else None
     failures = ctx.rundir.store("failures").by_key()
     return ReportInput(
-        manifest=ctx.rundir.manifest(),
+        manifest=ctx.rundir.manifest() | {"config": ctx.config.model_dump(mode="json")},
         trace_rows=ctx.rundir.current("read", "traces"),
         splits={key: split for key, _, split in read.load(ctx)},
         critique_rows=ctx.rundir.current("critique", "critiques"),

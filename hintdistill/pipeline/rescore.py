@@ -144,7 +144,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 def anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Steps without a finding: candidates for anchors of each training trace, and what is only read while training."""
     anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
-    wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.objective.terms.values())
+    wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.effective_recipe.terms.values())
     clean, base, seed = _clean_steps(ctx), _made_by(ctx, ctx.initial_folder), ctx.config.run.seed
     chosen: list[CleanStep] = []
     if wanted:

@@ -29,6 +29,7 @@ import numpy as np
 from hintdistill.config import OUTPUT_KEYS, RunConfig
 from hintdistill.core.errors import EmptyFunnelError, EnvironmentFailure, TripwireError
 from hintdistill.core.models import model_key
+from hintdistill.core.paths import contents, object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.pipeline import critique, rescore
@@ -58,6 +59,7 @@ class Loop:
         self.top = RunContext(config, rundir, console, self.engines)
         assert config.rollout.environment is not None
         self.suite = load_suite(config.rollout.environment)
+        self.environment = object_content(config.rollout.environment)
         self.player = Player(self.top, self.suite)
 
     # -- one round -----------------------------------------------------------------------------------------------------
@@ -102,7 +104,7 @@ class Loop:
         settings = self.config.model_dump(
             mode="json", exclude={"run": {"dir", "rounds"}, "train": set(OUTPUT_KEYS), "report": True}
         )
-        return content_key("round", number, model_key(student).weights, settings)
+        return content_key("round", number, model_key(student).weights, contents(settings, RunConfig))
 
     def _round(self, number: int, student: Path) -> dict[str, Any]:
         """Play, critique, inject, rescore, train, measure; stops early are part of the row."""
@@ -153,11 +155,11 @@ class Loop:
 
     def _weigh_hints(self, number: int, ctx: RunContext, row: dict[str, Any]) -> str | None:
         """Put the hints' effect into the row; why the loop stops here, where in a later round they have none left."""
-        hints = [t for t in rescore.load(ctx) if t.kind == "hint"]
+        hints = rescore.load(ctx).where(lambda t: t.kind == "hint")
         effects = [t.decision.effect if t.decision else 0.0 for t in hints]
         row["effect"] = {
             "scored": len(hints),
-            "accepted": sum(t.accepted for t in hints),
+            "accepted": sum(t.accepted for t in hints.heads),
             "median_nats": float(np.median(effects)) if effects else None,
         }
         if number == 1:
@@ -226,9 +228,7 @@ class Loop:
         """How every task of a setting went with these weights; played where it is not known."""
         tasks = tasks_of(self.suite, setting.split, limit or self.config.rollout.limit, patterns)
         options = options_of(self.config.rollout, setting.temperature, self.config.run.seed)
-        key = content_key(
-            "outcomes", model_key(student).weights, self.config.rollout.environment, tasks, describe(options)
-        )
+        key = content_key("outcomes", model_key(student).weights, self.environment, tasks, describe(options))
         store = self.rundir.store("outcomes")
         row = store.by_key().get(key)
         if row is None:
@@ -330,7 +330,7 @@ def run_rounds(config: RunConfig, rundir: RunDir, console: Console) -> None:
 
 def rundir_config(rundir: RunDir) -> RunConfig:
     """The configuration a run folder was opened with."""
-    return RunConfig.model_validate(rundir.manifest()["config"])
+    return rundir.config()[0]
 
 
 def _count(items: Any) -> dict[str, int]:

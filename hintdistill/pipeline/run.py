@@ -72,11 +72,20 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Co
     return folder
 
 
-def report_only(config: RunConfig, folder: Path, console: Console | None = None) -> None:
-    """Measure what is owed and write the report of an existing run again."""
-    rundir = RunDir.create(folder, config, resume=True)
+def report_only(folder: Path, console: Console | None = None) -> None:
+    """Measure what is owed and write the report of an existing run again.
+
+    A run of an older schema keeps its manifest and its student's card, which says with what the student was made.
+
+    Raises:
+        InputError, ConfigError: see `RunDir.reopen` and `RunDir.config`.
+    """
+    console, rundir = console or Console(), RunDir.reopen(folder)
     try:
-        run_stages(RunContext(config, rundir, console or Console()), first="report")
+        config, unknown = rundir.config()
+        if unknown:
+            console.note(f"{folder} was made by an older release; this one knows no {', '.join(unknown)}")
+        run_stages(RunContext(config, rundir, console), first="report")
     finally:
         rundir.close()
 

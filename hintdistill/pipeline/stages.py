@@ -21,7 +21,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 
-# The modules of the stages are imported when a stage runs: the command line reads the order and loads no torch.
+# A stage imports its module when it runs or checks, so that a run that ends before the weights are needed loads no torch.
 
 
 class Stage(Protocol):
@@ -126,7 +126,7 @@ class Train:
         config = ctx.config
         met = available(config.train, config.rescore.engine.backend, several_rollouts(config))
         met |= HINT_SOURCES.get(config.inject.hint).meets
-        require_met(config.train.objective, met)
+        require_met(config.train.effective_recipe, met)
         check_trackers(config.train)
 
     def run(self, ctx: RunContext) -> None:

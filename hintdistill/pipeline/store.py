@@ -25,18 +25,25 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from hintdistill.config import CONFIG_SCHEMA, RunConfig
+from hintdistill.config.file import known_keys, validate
 from hintdistill.config.removed import upgrade
 from hintdistill.core.errors import ConfigError, InputError
+from hintdistill.core.paths import resolve_paths
 from hintdistill.core.storage import JsonlStore, write_atomic
 
-RUN_SCHEMA = 1
+RUN_SCHEMA = 2
+"""2: paths in the manifest's config are absolute, and keys of releases before are gone from it."""
+READABLE = (1, RUN_SCHEMA)
+"""Schemas that `show`, `report` and `push` read; only the last one is continued."""
 
 
 class RunDir:
@@ -51,7 +58,8 @@ class RunDir:
         """Make or reopen a run folder.
 
         Raises:
-            ConfigError: the folder holds something already and `resume` is off, or another process has it open.
+            ConfigError: the folder holds something already and `resume` is off, it was made by another schema, or another
+                process has it open.
         """
         run = cls(path)
         used = run.path.exists() and any(run.path.iterdir())
@@ -61,6 +69,7 @@ class RunDir:
             raise ConfigError(
                 f"{run.path} holds a run already", hint="--resume continues it; run.dir= puts this one elsewhere"
             )
+        run.check_continues()
         run.path.mkdir(parents=True, exist_ok=True)
         run._acquire()
         run._write_manifest(config)
@@ -73,6 +82,29 @@ class RunDir:
         if not run.is_run():
             raise InputError(f"no run at {path}", hint="a run folder holds a manifest.json; see run.dir")
         return run
+
+    @classmethod
+    def reopen(cls, path: str | Path) -> RunDir:
+        """Open a run folder to write its report again, whatever readable schema made it; its manifest stays as it is.
+
+        Raises:
+            InputError: there is no run, or none of a schema that this release reads.
+            ConfigError: another process has it open.
+        """
+        run = cls.open(path)
+        run.manifest()
+        run._acquire()
+        return run
+
+    def check_continues(self) -> None:
+        """Raises ConfigError where the folder's run is of another schema than this release writes: its rows would be mixed."""
+        found = self.manifest() if self.is_run() else {}
+        if found and found["schema"] != RUN_SCHEMA:
+            made = found.get("versions", {}).get("hintdistill", "an unknown release")
+            raise ConfigError(
+                f"{self.path} was made by run schema {found['schema']} (hintdistill {made}); this release continues {RUN_SCHEMA}",
+                hint="run.dir= starts anew in another folder; `hintdistill show` and `report` still read this one",
+            )
 
     def is_run(self) -> bool:
         """Whether the folder holds a run."""
@@ -94,7 +126,7 @@ class RunDir:
             self._lock = None
 
     def _write_manifest(self, config: RunConfig) -> None:
-        data = config.model_dump(mode="json")
+        data = resolve_paths(config.model_dump(mode="json"), RunConfig, None)
         manifest = {
             "schema": RUN_SCHEMA,
             "config_schema": CONFIG_SCHEMA,
@@ -106,18 +138,41 @@ class RunDir:
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, empty where there is none yet, its configuration in today's keys. Raises InputError for another schema."""
+        """The manifest, empty where there is none yet, its configuration in today's keys.
+
+        Raises:
+            InputError: it is of a schema that cannot be read, or no JSON.
+        """
         try:
             data = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        if data.get("schema") != RUN_SCHEMA:
+        except ValueError as error:
+            raise InputError(f"{self.path / 'manifest.json'} is not JSON: {error}") from None
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema not in READABLE:
             raise InputError(
-                f"{self.path} was made by run schema {data.get('schema')}; this release reads {RUN_SCHEMA}"
+                f"{self.path} was made by run schema {schema}; this release reads {' and '.join(map(str, READABLE))}",
+                hint="read it with the release that made it; versions.hintdistill in manifest.json names it",
             )
-        if data["config_schema"] < CONFIG_SCHEMA:
+        if data.get("config_schema", 1) < CONFIG_SCHEMA:
             data["config"] = upgrade(data["config"])
         return data
+
+    def config(self) -> tuple[RunConfig, list[str]]:
+        """The configuration the run was made with, and the keys of an older schema that this release does not know.
+
+        Paths of schema 1 are taken relative to the working directory, as they were then.
+
+        Raises:
+            InputError: see `manifest`.
+            ConfigError: a value that this release does not take.
+        """
+        manifest, where = self.manifest(), str(self.path / "manifest.json")
+        if manifest["schema"] == RUN_SCHEMA:
+            return validate(manifest["config"], where), []
+        known, unknown = known_keys(manifest["config"])
+        return validate(resolve_paths(known, RunConfig, None), where), unknown
 
     def note(self, **values: Any) -> None:
         """Set top-level values of the manifest, e.g. `model`, `prompts` or `formats`."""
@@ -156,3 +211,20 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             out[name] = importlib.metadata.version(name)
     return out
+
+
+@contextlib.contextmanager
+def scratch_copy(of: str | None) -> Iterator[Path]:
+    """A folder that goes with the context, with what the run folder `of` holds of the stages before training."""
+    with tempfile.TemporaryDirectory(prefix="hintdistill-plan-") as name:
+        folder = Path(name) / "run"
+        held = None if of is None else Path(of)
+        if held is not None and RunDir(held).is_run():
+            folder.mkdir()
+            for path in held.glob("*.jsonl"):
+                shutil.copy2(path, folder / path.name)
+            for part in ("index", "targets"):
+                if (held / part).is_dir():
+                    shutil.copytree(held / part, folder / part)
+            shutil.copy2(held / "manifest.json", folder / "manifest.json")
+        yield folder

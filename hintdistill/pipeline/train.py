@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hintdistill.config import OUTPUT_KEYS, TrainSection
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
-from hintdistill.planning.fits import require_fits
-from hintdistill.planning.histogram import RowLength, Slot
-from hintdistill.planning.shape import ModelShape
-from hintdistill.rescoring.stored import StoredTargets, by_key, by_part, heads, take
+from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
+from hintdistill.training.fits import require_fits
+from hintdistill.training.row_lengths import trained_lengths
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
-    from hintdistill.training.rows import RowPlan
     from hintdistill.training.watch import WatchSets
 
 
@@ -51,7 +49,7 @@ def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int
 
     What their choice asks of their log-probabilities is read part by part.
     """
-    terms = [t for t in config.objective.terms.values() if t.rows == "anchor"]
+    terms = [t for t in config.effective_recipe.terms.values() if t.rows == "anchor"]
     if not terms:
         return take(candidates, [])
     bound = min(t.min_probability for t in terms)
@@ -122,20 +120,20 @@ def run(ctx: RunContext) -> None:
     """
     from hintdistill.pipeline.outcome import outcome_data
     from hintdistill.training.processes import together
-    from hintdistill.training.stage import read_summary, train
+    from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
 
     stored = rescore.load(ctx)
     rescore.require_accepted(ctx, stored)
     targets, outcome = selected(ctx, stored), outcome_data(ctx)
     watch, run, section = watched(ctx, targets, outcome, stored), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
-    external = section.objective.teacher.model
+    external = section.effective_recipe.teacher.model
     made_of = [
         sorted(t.key for t in targets.heads),
         # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
-        # start a training over
-        section.model_dump(mode="json", exclude={"watch", "tripwires", *OUTPUT_KEYS}),
-        section.objective.model_dump(mode="json"),
+        # start a training over; the recipe and its teacher are the two lines after it, wherever their files are
+        section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS}),
+        section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
         [str(ctx.model_key), model_key(ctx.initial_folder).weights],
         None if external is None else model_key(resolve_model(external)).weights,
         run.seed,
@@ -146,23 +144,12 @@ def run(ctx: RunContext) -> None:
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
     if summary is None or summary.key != key:
-        require_fits(row_lengths(targets, section, outcome), ModelShape.of(ctx.model_folder), ctx.config)
+        lengths = trained_lengths(targets, section, outcome)
+        require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.console.progress("train", None) as advance:
-            job = partial(
-                train, initial=ctx.initial_folder, heldout=held_out(ctx, stored), watch=watch, outcome=outcome
-            )
-            summary = together(
-                job,
-                ctx.model_folder,
-                targets,
-                run,
-                section,
-                work,
-                ctx.student_folder,
-                key,
-                progress=lambda done, total: advance(1),
-                warn=ctx.console.warn,
-            )
+            data = TrainData(targets, held_out(ctx, stored), watch, outcome)
+            job = TrainJob(ctx.model_folder, data, run, section, work, ctx.student_folder, key, ctx.initial_folder)
+            summary = together(train, job, progress=lambda done, total: advance(1), warn=ctx.console.warn)
     ctx.rundir.set_index("train", [key])
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
@@ -174,27 +161,3 @@ def run(ctx: RunContext) -> None:
             f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
             f"{summary.grad_window_cosine:.3f} to the exact one"
         )
-
-
-def row_lengths(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData) -> list[RowLength]:
-    """The rows that training would make of these, as lengths."""
-    from hintdistill.training.rows import build_rows
-
-    return [_length(plan) for plan in build_rows(by_key(targets), config, outcome).plans]
-
-
-def _length(plan: RowPlan) -> RowLength:
-    hinted = [m for m in plan.members if m.block]
-    return RowLength(
-        trace_id=plan.trace_id,
-        # the last token is read by nobody
-        tokens=plan.length - 1,
-        scored=sum(m.length for m in plan.members),
-        hinted=sum(m.length for m in hinted),
-        branches=tuple((m.insert_at, m.block + m.start - m.insert_at + m.length - 1) for m in hinted),
-    )
-
-
-def outcome_slots(outcome: OutcomeData) -> list[Slot]:
-    """What the steps with an outcome take of them."""
-    return [Slot(r.trace_id, r.ids[: -r.length].numpy(), r.ids[-r.length :].numpy()) for r in outcome.rows]

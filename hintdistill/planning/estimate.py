@@ -1,48 +1,112 @@
-"""`hintdistill plan`: what lies ahead of a run, counted, measured, and put together."""
+"""`hintdistill plan`: per stage tokens, peak memory and time, what fits, and settings that suit the lengths."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 from hintdistill.config import RunConfig
-from hintdistill.core.errors import ConfigError
+from hintdistill.core.machine import Growth, Peak, Room, room
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import resolve_model
 from hintdistill.engines.prefix_tree import call_tokens
+from hintdistill.engines.token_counts import (
+    FLOAT,
+    ScoringUse,
+    TokenCount,
+    count_tokens,
+    operations,
+    pairs,
+    scoring_peak,
+)
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs
-from hintdistill.planning.fits import load_of, require_fits, setup_of
-from hintdistill.planning.histogram import RowLength
-from hintdistill.planning.machine import Room, room
-from hintdistill.planning.memory import train_peak
-from hintdistill.planning.plan import RunPlan, Work, make_plan
-from hintdistill.planning.shape import ModelShape
-from hintdistill.planning.speed import Speed, measure
-from hintdistill.planning.token_counts import reading
-from hintdistill.planning.workload import Ahead, gather, rollout_tokens
+from hintdistill.planning.measure import Job, Measured, Part, measure
+from hintdistill.planning.workload import Histogram, Workload, gathered
+from hintdistill.rollouts.openings import played_tokens
+from hintdistill.training.fits import (
+    MARGIN,
+    Recommended,
+    largest,
+    load_of,
+    longest_trace,
+    options,
+    recommend,
+    setup_of,
+    weight_bytes,
+)
+from hintdistill.training.memory import Beside, Load, TrainSetup, train_peak
+from hintdistill.training.row_lengths import RowLength, micro_batches, row_operations
+from hintdistill.training.synthetic import shorter
+from hintdistill.training.watch import times_watched
 
-__all__ = ["forecast", "micro_batches", "require_fits"]
+FLOOR_ROWS = 32
+"""Rows read before training, to measure the mismatch of the engines; `training.stage`."""
+SAVED_PER_SECOND = 1e9
+"""Bytes a second at which checkpoints are taken to be written. Not measured."""
+SHARES = (1 / 16, 1 / 4, 1 / 2)
+"""Of the largest call and of the longest rows: what is measured, the last two for memory."""
+
+
+@dataclass(frozen=True)
+class StageForecast:
+    """One stage."""
+
+    stage: str
+    tokens: int
+    """That the student's model reads; of an LLM critic, its prompt tokens."""
+    peak_bytes: int | None = None
+    """Resident memory of the process at its worst moment, or device memory; None where it is not this process's."""
+    parts: Mapping[str, int] | None = None
+    """What the peak is made of."""
+    seconds: float | None = None
+    """None where nothing was measured."""
+    fits: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run would take; of a run in rounds, what one round would."""
+
+    model: Mapping[str, Any]
+    source: str
+    lengths: Mapping[str, Histogram]
+    memory_bytes: int
+    memory_source: str
+    stages: tuple[StageForecast, ...]
+    largest_trace: Mapping[str, int]
+    """Tokens of the longest trace that fits, by stage, and for training by setting."""
+    too_long: tuple[tuple[str, int], ...]
+    """Traces that do not train under the present settings, with their tokens."""
+    recommended: Recommended | None
+    sharing: str
+    notes: tuple[str, ...]
+    rounds: int | None = None
+    """How many rounds there are like the one that is planned; None for a run without."""
+
+    def document(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self)
 
 
 def forecast(
     config: RunConfig, *, measured: bool = True, gigabytes: float | None = None, console: Console | None = None
-) -> RunPlan:
+) -> Forecast:
     """Plan a run; nothing is written and nothing is asked of a critic that costs anything.
 
     Args:
-        measured: load the model and time it for some ten seconds; without, tokens and memory only.
+        measured: measure memory and time in short real runs; without, what is counted from the model's shape only.
         gigabytes: memory to plan for (10^9 bytes) instead of what is free.
 
     Raises:
-        ConfigError: a run in rounds, whose traces are not there yet.
-        HintdistillError: what `check_inputs` and the stages up to inject raise.
+        HintdistillError: what `check_inputs`, the stages up to inject and `measure` raise.
     """
     console = console or Console(quiet=True)
-    if config.run.rounds is not None:
-        raise ConfigError(
-            "a run in rounds samples its own traces, so there are no lengths to plan with",
-            hint="plan one round: run.rounds=null and traces.path naming traces like those it will sample",
-        )
     check_inputs(config, "report")
     if config.run.threads is not None:
         import torch
@@ -50,49 +114,243 @@ def forecast(
         torch.set_num_threads(config.run.threads)
     folder = resolve_model(config.run.model)
     shape, where = ModelShape.of(folder), room(config.run.device, gigabytes)
-    ahead = gather(config, shape)
-    speed: Speed | None = None
-    if measured:
-        speed = measure(config, folder, shape, ahead.calls, ahead.rows, _fits(config, shape, where), console.note)
-    work = _count(config, shape, ahead, where.on_cpu)
-    return make_plan(config, shape, work, where, speed, micro_batches([r.tokens for r in ahead.rows], config))
+    with gathered(config, shape, console) as (work, held):
+        planner = _Planner(config, shape, where, work, measured=measured)
+        if measured:
+            planner.measure(folder, held, console)
+    return planner.plan()
 
 
-def _fits(config: RunConfig, shape: ModelShape, where: Room) -> Callable[[Sequence[RowLength]], bool]:
-    setup = setup_of(shape, config.run, config.train, where.on_cpu)
-    return lambda rows: where.holds(train_peak(shape, setup, load_of(rows)), 0.9)
+class _Planner:
+    """One plan in the making: what is counted, corrected by what was measured."""
 
+    def __init__(self, config: RunConfig, shape: ModelShape, where: Room, work: Workload, *, measured: bool) -> None:
+        self.config, self.shape, self.where, self.work = config, shape, where, work
+        self.measured: Measured | None = None
+        self.bytes = weight_bytes(config.run.dtype, where.on_cpu)
+        self.budget = call_tokens(config.rescore.batch_tokens, where.on_cpu)
+        self.setup = setup_of(shape, config.run, config.train, where.on_cpu)
+        own = config.rescore.engine.backend == "transformers"
+        beside = Beside(
+            # the rescoring engine stays loaded while training follows in the same process
+            other_weights=shape.parameters * self.bytes if own else 0,
+            # they are read part by part, in the measured run too where they are there
+            stored=0 if work.stored and measured else work.entries[1],
+            watched=sum(r.tokens for r in work.watched),
+        )
+        self.beside = replace(self.setup, beside=beside)
+        self.batches = [
+            [work.rows[i] for i in b]
+            for b in micro_batches([r.tokens for r in work.rows], config.train, config.run.seed)
+        ]
 
-def micro_batches(lengths: Sequence[int], config: RunConfig) -> list[list[int]]:
-    """Indices of the rows of each micro-batch of a whole training, in the order in which the trainer reads them."""
-    from hintdistill.training.rows import LengthSampler
+    @cached_property
+    def counted(self) -> TokenCount:
+        """Of rescoring."""
+        return count_tokens(self.work.calls, self.shape, self.budget)
 
-    train = config.train
-    each = train.micro_batch_size or train.batch_size
-    sampler = LengthSampler([n + 1 for n in lengths], train.batch_size, config.run.seed)
-    out: list[list[int]] = []
-    for epoch in range(math.ceil(train.epochs) if lengths else 0):
-        sampler.set_epoch(epoch)
-        order = list(sampler)
-        out += [order[at : at + each] for at in range(0, len(order), each)]
-    return out
+    def measure(self, folder: Path, held: Path, console: Console) -> None:
+        """Measure parts of the two costly stages; see `measure`."""
+        laid_out = bool(self.work.hints)
+        job = Job(
+            config=self.config,
+            model=folder,
+            parts=list(self._calls()),
+            # what is planned for may be another machine
+            available=min(self.where.available, room(self.config.run.device).available),
+            vocabulary=self.shape.vocab,
+            folder=None if laid_out else held,
+            hints=self.work.hints,
+            anchors=self.work.anchors,
+        )
+        self.measured = measure(job, list(self._rows()), self.setup.trained, console.note)
 
+    def _calls(self) -> Iterator[Part]:
+        """The beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
+        size, found = self.config.rescore.part_rows, list[Part]()
+        each = 2 + self.config.rescore.placebos
+        hints = self.work.hinted
+        for share in SHARES:
+            items = max(1, round(min(hints, size) * share))
+            if hints:
+                found.append(self._call("hint", self.work.calls[0][: items * each], items))
+            plain = self.work.calls[-(-hints // size) :]
+            if plain and share != SHARES[0]:
+                items = max(1, round(len(plain[0]) * share))
+                found.append(self._call("anchor", plain[0][:items], items))
+        yield from sorted({p.operations: p for p in found}.values(), key=lambda p: (p.peak.added, p.operations))
 
-def _count(config: RunConfig, shape: ModelShape, ahead: Ahead, on_cpu: bool) -> Work:
-    budget = call_tokens(config.rescore.batch_tokens, on_cpu)
-    return Work(
-        source=ahead.source,
-        lengths=ahead.lengths,
-        traces=ahead.traces,
-        asked=ahead.asked,
-        rescore=reading(ahead.calls, shape, budget),
-        score_calls=len(ahead.calls),
-        targets=ahead.targets,
-        waiting=ahead.waiting,
-        entries=ahead.entries,
-        rows=ahead.rows,
-        watched=ahead.watched,
-        after=reading(ahead.after, shape, budget),
-        off_target=reading(ahead.off_target, shape, budget),
-        rollouts=rollout_tokens(config, ahead.lengths, ahead.steps),
-    )
+    def _call(self, kind: Any, requests: Sequence[Any], items: int) -> Part:
+        read = count_tokens([requests], self.shape, self.budget)
+        written = sum(r.end - r.start for r in requests) * self.config.rescore.top_k
+        peak = self._scoring(read, written=written // (2 + self.config.rescore.placebos if kind == "hint" else 1))
+        return Part(kind, peak, operations(self.shape, read.computed, read.pairs, read.scored), items, read.scored)
+
+    def _rows(self) -> Iterator[Part]:
+        """The largest micro-batch with rows of ¼ and of ½ of their lengths."""
+        if self.batches:
+            most = max(self.batches, key=lambda b: sum(r.tokens for r in b))
+            setup = replace(self.setup, accumulates=len(most) < self.config.train.batch_size)
+            for share in SHARES[1:]:
+                cut = [shorter(r, share) for r in most]
+                peak = train_peak(self.shape, setup, load_of(cut))
+                yield Part("rows", peak, sum(map(self._row_operations, cut)), rows=cut)
+
+    def _row_operations(self, row: RowLength) -> float:
+        return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
+
+    def _grown(self, stage: str, peak: Peak) -> Peak:
+        return growth(peak) if (growth := self._growth(stage)) else peak
+
+    def _growth(self, stage: str) -> Growth | None:
+        return self.measured.growth.get(stage) if self.measured else None
+
+    # -- the stages ----------------------------------------------------------------------------------------------------
+
+    def plan(self) -> Forecast:
+        """Put the plan together."""
+        shape, work, where = self.shape, self.work, self.where
+        stages = (*self._critique(), self._rescore(), self._train(), self._report(), *self._rollouts())
+        longest = load_of(sorted(work.rows, key=lambda r: -r.tokens)[:1])
+        growth = self._growth("train")
+        trace = {"train": longest_trace(shape, self.beside, longest, where, growth)}
+        for words, other in options(shape, self.beside):
+            trace[f"train with {words}"] = longest_trace(shape, other, longest, where, growth)
+        above = {r.trace_id: r.tokens for r in work.rows if r.tokens > trace["train"]}
+        return Forecast(
+            model={
+                "kind": shape.kind,
+                "parameters": shape.parameters,
+                "layers": shape.layers,
+                "hidden": shape.hidden,
+                "vocabulary": shape.vocab,
+                "positions": shape.max_length,
+            },
+            source=work.source,
+            lengths=work.lengths,
+            memory_bytes=where.available,
+            memory_source=where.source,
+            stages=stages,
+            largest_trace=trace | {"rescore": self._longest_scored()},
+            too_long=tuple(sorted(above.items(), key=lambda x: -x[1])),
+            recommended=recommend(work.rows, options(shape, self.beside), self.config.train, self._holds),
+            sharing=self.measured.sharing if self.measured else "not measured",
+            notes=tuple(self._notes()),
+            rounds=self.config.run.rounds,
+        )
+
+    def _notes(self) -> Iterator[str]:
+        if self.measured is None:
+            yield "nothing was measured: no times, and the way prefixes are shared is taken to be exact"
+        else:
+            yield from self.measured.notes
+            if self.measured.sharing == "separate":
+                yield "this model's prefixes are not shared: every sequence is read by itself, so rescoring reads what is asked"
+        if self.measured is None and not self.where.on_cpu:
+            yield "memory on an accelerator is counted and has not been checked against measurements"
+        if self.config.run.rounds is not None:
+            yield f"this is one round of {self.config.run.rounds}; the first one also measures the initial model"
+        if self.work.hints:
+            yield "what is watched while training and the report's off-target steps are not known before a round was played"
+
+    def _critique(self) -> Iterator[StageForecast]:
+        for name, asked in self.work.asked.items():
+            note = f"{asked['requests']:,} requests at most; memory and time are the critic's own"
+            yield StageForecast(f"critique ({name})", asked["prompt_tokens"], note=note)
+
+    def _scoring(self, read: TokenCount, *, written: int = 0, other: int = 0) -> Peak:
+        step, top_k = self.work.lengths["step"].longest, self.config.rescore.top_k
+        use = ScoringUse(self.bytes, step, top_k, written, other, self.where.on_cpu)
+        return scoring_peak(self.shape, read, use)
+
+    def _stage(self, name: str, tokens: int, peak: Peak, seconds: float | None, note: str) -> StageForecast:
+        return StageForecast(name, tokens, peak.total, dict(peak.parts), seconds, self.where.holds(peak), note)
+
+    def _rescore(self) -> StageForecast:
+        read, speed = self.counted, self.measured
+        if self.config.rescore.engine.backend != "transformers":
+            return StageForecast("rescore", read.asked, note=f"read by {self.config.rescore.engine.backend}")
+        tokens = read.asked if speed is not None and speed.sharing == "separate" else read.computed
+        seconds = None
+        if speed is not None and speed.score is not None:
+            counted = operations(self.shape, tokens, read.pairs, read.scored)
+            seconds = speed.startup_s["rescore"] + speed.score.seconds(len(self.work.calls), counted, read.scored)
+        note = (
+            f"{read.asked:,} tokens asked, {read.asked / max(1, tokens):.1f}× fewer read; {self.work.targets:,} targets"
+        )
+        peak = self._grown("rescore", self._scoring(read, written=self.work.entries[1]))
+        return self._stage("rescore", tokens, peak, seconds, note)
+
+    def _train(self) -> StageForecast:
+        rows, section = self.work.rows, self.config.train
+        if not rows:
+            return StageForecast("train", 0, note="no row to train on")
+        peaks = [train_peak(self.shape, self.beside, load_of(b)) for b in self.batches]
+        peak = self._grown("train", max(peaks, key=lambda p: p.total))
+        steps = -(-len(rows) // section.batch_size) * section.epochs
+        branches = sum(r.branch_tokens for r in rows) if self.setup.teacher.views else 0
+        readings = times_watched(self.config.train, steps) if self.work.watched else 0
+        watched = sum(r.tokens for r in self.work.watched)
+        note = (
+            f"{len(rows):,} rows of at most {max(r.tokens for r in rows):,} tokens, {steps:g} steps; "
+            f"largest micro-batch {max(sum(r.tokens for r in b) for b in self.batches):,} tokens"
+        )
+        note += f"; {branches:,} tokens of branches an epoch for the teacher" if branches else ""
+        note += f"; watched {readings} times, {watched:,} tokens each" if readings else ""
+        read = round(section.epochs * (sum(r.tokens for r in rows) + branches)) + readings * watched
+        return self._stage("train", read, peak, self._train_seconds(steps, readings), note)
+
+    def _train_seconds(self, steps: float, readings: int) -> float | None:
+        rows, section, speed = self.work.rows, self.config.train, self.measured
+        if speed is None or speed.train is None:
+            return None
+        each = [self._row_operations(r) for r in rows]
+        epochs = section.epochs / max(1, math.ceil(section.epochs))
+        calls = len(self.batches) * epochs + min(len(rows), FLOOR_ROWS) / 3
+        seconds = speed.train.seconds(calls, sum(each) * section.epochs + sum(each[:FLOOR_ROWS]) / 3)
+        seen = sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in self.work.watched)
+        # a pass without gradient is a third of one with
+        seconds += readings * (speed.train.fixed * 2 / 3 + speed.train.per_operation * seen)
+        saved = (steps // section.save_steps + 1) * (3 * self.setup.trained * FLOAT)
+        optimizer = steps * self.setup.trained * speed.optimizer_s
+        return speed.startup_s["train"] + seconds + optimizer + saved / SAVED_PER_SECOND
+
+    def _report(self) -> StageForecast:
+        after = count_tokens(self.work.after, self.shape, self.budget)
+        both = count_tokens(self.work.off_target, self.shape, self.budget)
+        tokens, other = after.computed + 2 * both.computed, self.shape.parameters * self.bytes
+        peak = max((self._scoring(r, other=other) for r in (after, both)), key=lambda p: p.total)
+        seconds = None
+        if (speed := self.measured) is not None and speed.score is not None:
+            scored = after.scored + 2 * both.scored
+            counted = operations(self.shape, tokens, after.pairs + 2 * both.pairs, scored)
+            seconds = 2 * speed.startup_s["rescore"]
+            seconds += speed.score.seconds(len(self.work.after) + 2 * len(self.work.off_target), counted, scored)
+        note = "scored steps once more, and off-target steps under both models"
+        return self._stage("report", tokens, self._grown("rescore", peak), seconds, note)
+
+    def _rollouts(self) -> Iterator[StageForecast]:
+        if (found := played_tokens(self.config, self.work.lengths, self.work.steps)) is not None:
+            name = "report: environment" if self.config.run.rounds is None else "episodes"
+            note = f"{found['episodes']:,} episodes like the traces: {found['sampled']:,} tokens sampled; time depends on the environment"
+            yield StageForecast(name, found["read"] + found["sampled"], note=note)
+
+    def _holds(self, setup: TrainSetup, load: Load) -> bool:
+        return self.where.holds(self._grown("train", train_peak(self.shape, setup, load)), MARGIN)
+
+    def _longest_scored(self) -> int:
+        """Tokens of the longest trace that can be rescored, with three injections of the longest hint and step in it."""
+        branch = self.work.lengths["hint"].longest + self.work.lengths["step"].longest
+        branches = 3 * (2 + self.config.rescore.placebos) * branch
+        groups = max(1, self.shape.heads // self.shape.kv_heads)
+
+        def fits(tokens: int) -> bool:
+            read = TokenCount(
+                kept=tokens + branch,
+                largest_call=min(self.budget, tokens + branches),
+                masks=2 * groups * branches * (tokens + branch),
+                together=branches,
+            )
+            return self.where.holds(self._grown("rescore", self._scoring(read)))
+
+        return min(largest(fits), self.shape.max_length)

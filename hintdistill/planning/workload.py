@@ -1,14 +1,14 @@
-"""What lies ahead of a run, without weights: its traces, injections, anchors and rows as token ids.
+"""What lies ahead of a run, counted without weights: its traces, injections, anchors and rows as token ids.
 
 The stages that need no model of the student run for real, in a folder that is thrown away; what the run folder holds already
-(critiques, injections, targets) is taken from there. So what is counted is what would be read.
+(critiques, injections, targets) is taken from there. So what is counted is what would be read. A run in rounds has no traces
+yet: the newest round's episodes stand for the next one's, and before the first round episodes are laid out from the
+environment's opening messages.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +17,30 @@ from typing import Any, cast
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
+from hintdistill.core.lines import Histogram
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.types import Trace
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.pipeline import critique, inject, outcome, read, report, rescore, train
+from hintdistill.pipeline import critique, outcome, read, report, rescore, train
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.playing import draw_tasks
 from hintdistill.pipeline.progress import Console
-from hintdistill.pipeline.store import RunDir
-from hintdistill.planning.histogram import Histogram, RowLength, Slot, rows
-from hintdistill.planning.shape import ModelShape
-from hintdistill.rescoring.scorer import Scorer
+from hintdistill.pipeline.stages import run_stages, stages_between
+from hintdistill.pipeline.store import RunDir, scratch_copy
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.stored import StoredTargets
+from hintdistill.rollouts.evaluate import load_suite, tasks_of
+from hintdistill.rollouts.openings import lay_out
 from hintdistill.training.reward import OutcomeData
+from hintdistill.training.row_lengths import RowLength, StepIds, of_outcome, row_lengths, trained_lengths
 
 FREE = ("rules", "recorded", "checker")
 """Critics that cost nothing to ask."""
 
 
 @dataclass(frozen=True)
-class Ahead:
+class Workload:
     """What the stages would work on."""
 
     source: str
@@ -46,10 +51,10 @@ class Ahead:
     asked: dict[str, dict[str, int]]
     """Requests and prompt tokens of each critic that is an LLM, at most."""
     calls: list[list[ScoreRequest]]
-    """Rescoring: the engine's calls, in order."""
+    """Rescoring: the engine's calls, in order, those of hints before those of anchors."""
+    hinted: int
+    """Hints that are scored."""
     targets: int
-    waiting: int
-    """Tokens of all that is to be scored."""
     entries: tuple[int, int]
     """Kept entries: of all targets, of the largest parquet part."""
     rows: list[RowLength]
@@ -61,6 +66,11 @@ class Ahead:
     """Report: steps that both models read."""
     steps: float
     """Steps of a trace, mean."""
+    hints: Sequence[HintItem] = ()
+    """What is scored, where no run folder has it: laid out from opening messages."""
+    anchors: Sequence[AnchorItem] = ()
+    stored: bool = False
+    """Whether targets are there already."""
 
 
 class _Paper(RunContext):
@@ -73,49 +83,100 @@ class _Paper(RunContext):
         return cast("TransformersEngine", SimpleNamespace(max_length=self.shape.max_length))
 
 
-def gather(config: RunConfig, shape: ModelShape, console: Console | None = None) -> Ahead:
-    """Read, critique with what costs nothing, inject, and lay out what follows.
+@contextlib.contextmanager
+def gathered(config: RunConfig, shape: ModelShape, console: Console | None = None) -> Iterator[tuple[Workload, Path]]:
+    """Read, critique with what costs nothing, inject, and lay out what follows; the folder goes with the context.
 
     Raises:
         HintdistillError: what these stages raise.
     """
     console = console or Console(quiet=True)
-    with _scratch(config) as folder:
+    first, played = None, None
+    if config.run.rounds is not None:
+        first, played = config, _newest_round(config)
+        config = _one_round(config, played)
+    with scratch_copy(config.run.dir) as folder:
+        if first is not None and played is None:
+            yield _from_openings(first, shape, folder), folder
+            return
         have = {stage for stage in ("critique", "rescore") if RunDir(folder).index(stage) is not None}
-        use = (
-            config.critic.use if "critique" in have else tuple(c for c in config.critic.use if c in FREE) or ("rules",)
-        )
+        asked = config.critic.use
+        use = asked if "critique" in have else tuple(c for c in asked if c in FREE) or ("rules",)
         settings = config.model_copy(update={"critic": config.critic.model_copy(update={"use": use})})
         ctx = _Paper(settings, RunDir.create(folder, settings, resume=True), console)
         ctx.shape = shape
         try:
-            read.run(ctx)
-            outcome.require_outcomes(ctx)
-            asked = _asked(config, ctx)
-            if "critique" not in have:
-                critique.run(ctx)
-            inject.run(ctx)
+            requests = _stages(config, ctx, critiqued="critique" in have)
             targets = rescore.load(ctx) if "rescore" in have else None
-            return _lay_out(ctx, asked, targets, _source(config, use, have))
+            source = _source(config, use, have)
+            work = _lay_out(ctx, requests, targets, source if played is None else f"episodes of {played}; {source}")
         finally:
             ctx.rundir.close()
+        yield work, folder
 
 
-@contextlib.contextmanager
-def _scratch(config: RunConfig) -> Iterator[Path]:
-    """A folder to work in, with what `run.dir` holds of the stages before training."""
-    with tempfile.TemporaryDirectory(prefix="hintdistill-plan-") as name:
-        folder = Path(name) / "run"
-        held = None if config.run.dir is None else Path(config.run.dir)
-        if held is not None and RunDir(held).is_run():
-            folder.mkdir()
-            for path in held.glob("*.jsonl"):
-                shutil.copy2(path, folder / path.name)
-            for part in ("index", "targets"):
-                if (held / part).is_dir():
-                    shutil.copytree(held / part, folder / part)
-            shutil.copy2(held / "manifest.json", folder / "manifest.json")
-        yield folder
+def gather(config: RunConfig, shape: ModelShape) -> Workload:
+    """What `gathered` lays out, without its folder. Raises what the stages up to inject raise."""
+    with gathered(config, shape) as (work, _):
+        return work
+
+
+def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, int]]:
+    """Run the stages that need no weights; returns what critics would be asked."""
+    run_stages(ctx, until="read")
+    outcome.require_outcomes(ctx)
+    named = RunContext(config, RunDir(Path()), Console(quiet=True))
+    asked = {
+        n: each for n, each in critique.asked(named, [t for _, t, _ in read.load(ctx)]).items() if each["requests"]
+    }
+    last = [s.name for s in stages_between() if not s.needs_weights][-1]
+    run_stages(ctx, first="critique", until=last, skip=("critique",) if critiqued else ())
+    return asked
+
+
+def _newest_round(config: RunConfig) -> Path | None:
+    """The traces that the last round played; None where none was."""
+    found = sorted((Path(config.run.dir) / "rounds").glob("*/rollouts.jsonl")) if config.run.dir is not None else []
+    return next((p for p in reversed(found) if p.stat().st_size), None)
+
+
+def _one_round(config: RunConfig, played: Path | None) -> RunConfig:
+    """The configuration of one round on these traces."""
+    run = config.run.model_copy(update={"rounds": None, "dir": None if played is None else str(played.parent / "run")})
+    traces = config.traces.model_copy(update={"path": (str(played),) if played else ()})
+    return config.model_copy(update={"run": run, "traces": traces})
+
+
+def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Workload:
+    """A round laid out from the first messages of the tasks that it would draw; see `rollouts.openings`."""
+    section = config.rollout
+    assert section.environment is not None
+    suite, ctx = load_suite(section.environment), RunContext(config, RunDir(folder), Console(quiet=True))
+    known = tasks_of(suite, section.sample.split, None, section.sample.tasks)
+    tasks = draw_tasks(known, section.sample.episodes, 1, config.run.seed, section.sample.per_task)
+    found = lay_out(suite, ctx.renderer, tasks, config, shape)
+    slots = [StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids) for _, i, _ in found.hints]
+    slots += [StepIds(name, r.context_ids, r.step_ids) for _, name, _, r, _ in found.anchors]
+    opened = Histogram.of(found.openings)
+    return Workload(
+        source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens median); "
+        f"each taken to go to {section.max_steps} steps of {section.max_new_tokens} tokens, with one error in its last step",
+        lengths={
+            "opening": opened,
+            "trace": Histogram.of(len(i.context_ids) + len(i.step_ids) for _, i, _ in found.hints),
+            **_lengths(found.hints, found.anchors),
+        },
+        traces=len(tasks),
+        asked={},
+        **_scored(config, found.hints, found.anchors),
+        rows=row_lengths(slots),
+        watched=[],
+        after=[],
+        off_target=[],
+        steps=float(section.max_steps),
+        hints=found.hints,
+        anchors=found.anchors,
+    )
 
 
 def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
@@ -128,69 +189,59 @@ def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
     return said if not left else f"estimated, because {', '.join(left)} is not asked here: {said}"
 
 
-def _asked(config: RunConfig, ctx: RunContext) -> dict[str, dict[str, int]]:
-    from hintdistill.critics.llm import LLMCritic
-
-    out = {}
-    named = RunContext(config, RunDir(Path()), Console(quiet=True))
-    traces = [trace for _, trace, _ in read.load(ctx)]
-    for critic in critique.critics(named):
-        if isinstance(critic, LLMCritic):
-            each = [critic.estimate(t) for t in traces]
-            out[critic.name] = {
-                "requests": sum(e.requests for e in each),
-                "prompt_tokens": sum(e.prompt_tokens for e in each),
-            }
-    return out
-
-
-def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Ahead:
+def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
     hints, anchors = rescore.hint_items(ctx), rescore.anchor_items(ctx)
-    size = ctx.config.rescore.part_rows
-    hint_requests = [Scorer.requests(h.key, h.injection) for h in hints]
-    steps = [a.rendered for a in anchors]
-    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for r in steps]
-    calls = [[r for some in hint_requests[at : at + size] for r in some] for at in range(0, len(hints), size)]
-    calls += [plain[at : at + size] for at in range(0, len(plain), size)]
     ended = outcome.outcome_data(ctx)
     if targets is not None:
-        trained = train.row_lengths(train.selected(ctx, targets), ctx.config.train, ended)
+        trained = trained_lengths(train.selected(ctx, targets), ctx.config.train, ended)
     else:
-        trained = rows([*_all_slots(ctx), *train.outcome_slots(ended)])
+        trained = row_lengths([*_all_slots(ctx), *of_outcome(ended)])
     watched = _watched(ctx, targets, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
-    kept = _entries(ctx, targets, hint_requests, plain)
-    after = [[some[0] for some in hint_requests[at : at + 64]] for at in range(0, len(hints), 64)]
+    unhinted = [Scorer.requests(h.key, h.injection)[0] for h in hints]
+    after = [unhinted[at : at + 64] for at in range(0, len(hints), 64)]
     sets = report.off_target_sets(ctx)
     off = [requests[at : at + 32] for requests in sets.values() for at in range(0, len(requests), 32)]
     traces = [trace for _, trace, _ in read.load(ctx)]
-    return Ahead(
+    return Workload(
         source=source,
         traces=len(traces),
         asked=asked,
-        calls=calls,
-        targets=len(hints) + len(anchors),
-        lengths={
-            "trace": Histogram.of(n for t in traces if (n := _length(ctx, t))),
-            "step": Histogram.of([len(h.injection.step_ids) for h in hints] + [len(r.step_ids) for r in steps]),
-            "hint": Histogram.of(len(h.injection.block_ids) for h in hints),
-        },
-        waiting=_waiting(hints, plain),
-        entries=kept,
+        **_scored(ctx.config, hints, anchors, targets),
+        lengths={"trace": Histogram.of(n for t in traces if (n := _length(ctx, t))), **_lengths(hints, anchors)},
         rows=trained,
-        watched=rows(watched),
+        watched=row_lengths(watched),
         after=after,
         off_target=off,
         steps=sum(len(t.step_indices) for t in traces) / max(1, len(traces)),
+        stored=targets is not None,
     )
 
 
-def _waiting(hints: Sequence[rescore.HintItem], plain: Sequence[ScoreRequest]) -> int:
-    """Tokens of all that waits to be scored, as it is stored: a context once, and each block."""
-    made = [h.injection for h in hints]
-    blocks = sum(len(i.block_ids) + sum(len(p.block_ids) for p in i.placebos) for i in made)
-    return blocks + sum(len(i.plain_ids) for i in made) + sum(r.end for r in plain)
+def _scored(
+    config: RunConfig, hints: Sequence[HintItem], anchors: Sequence[AnchorItem], targets: StoredTargets | None = None
+) -> dict[str, Any]:
+    """What follows from the items to score: the engine's calls and the kept entries."""
+    size = config.rescore.part_rows
+    hinted = [Scorer.requests(h.key, h.injection) for h in hints]
+    steps = [a.rendered for a in anchors]
+    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for r in steps]
+    calls = [[r for some in hinted[at : at + size] for r in some] for at in range(0, len(hinted), size)]
+    return {
+        "calls": calls + [plain[at : at + size] for at in range(0, len(plain), size)],
+        "hinted": len(hints),
+        "targets": len(hints) + len(anchors),
+        "entries": _entries(config, targets, hinted, plain),
+    }
+
+
+def _lengths(hints: Sequence[HintItem], anchors: Sequence[AnchorItem]) -> dict[str, Histogram]:
+    of_hints = [len(h.injection.step_ids) for h in hints]
+    return {
+        "step": Histogram.of(of_hints + [len(a.rendered.step_ids) for a in anchors]),
+        "hint": Histogram.of(len(h.injection.block_ids) for h in hints),
+    }
 
 
 def _length(ctx: RunContext, trace: Trace) -> int:
@@ -202,52 +253,58 @@ def _length(ctx: RunContext, trace: Trace) -> int:
     return len(last.context_ids) + len(last.step_ids)
 
 
-def _all_slots(ctx: RunContext) -> list[Slot]:
+def _all_slots(ctx: RunContext) -> list[StepIds]:
     """What training would take at most: every injection of the training split, and as many anchors as it uses."""
     config = ctx.config.train
     out = [
-        Slot(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids)
-        for _, i, split in rescore.hint_items(ctx)
-        if split == "train" and i.fidelity in config.fidelity
+        StepIds(
+            h.injection.trace_id,
+            h.injection.context_ids,
+            h.injection.step_ids,
+            h.injection.insert_at,
+            h.injection.block_ids,
+        )
+        for h in rescore.hint_items(ctx)
+        if h.split == "train" and h.injection.fidelity in config.fidelity
     ]
     taken: dict[str, int] = {}
-    anchored = any(t.rows == "anchor" for t in config.objective.terms.values())
-    for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
-        if split != "train" or not anchored:
+    anchored = any(t.rows == "anchor" for t in config.effective_recipe.terms.values())
+    for item in rescore.anchor_items(ctx):
+        if item.split != "train" or not anchored:
             # stored to be looked at while training
             continue
-        taken[trace_id] = taken.get(trace_id, 0) + 1
-        if taken[trace_id] <= config.anchor.per_trace:
-            out.append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
+        taken[item.trace_id] = taken.get(item.trace_id, 0) + 1
+        if taken[item.trace_id] <= config.anchor.per_trace:
+            out.append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
     return out
 
 
-def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> list[Slot]:
+def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> list[StepIds]:
     """What the training reads of stored targets to watch itself."""
     from hintdistill.training.watch import subsample
 
     sets, steps = train.watched(ctx, train.selected(ctx, targets), ended, targets), ctx.config.train.watch.steps
     chosen = [t for some in (sets.off_target, sets.heldout) for t in subsample(some, steps, ctx.config.run.seed)]
-    return [Slot(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
+    return [StepIds(t.trace_id, t.context_ids, t.step_ids) for t in chosen]
 
 
-def _perhaps_watched(ctx: RunContext) -> list[Slot]:
+def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
     """As many clean steps of either split as will be watched; which ones is known when they are scored."""
     steps = ctx.config.train.watch.steps
-    of: dict[str, list[Slot]] = {"train": [], "holdout": []}
-    for _, trace_id, _, rendered, split in rescore.anchor_items(ctx):
-        of[split].append(Slot(trace_id, rendered.context_ids, rendered.step_ids))
+    of: dict[str, list[StepIds]] = {"train": [], "holdout": []}
+    for item in rescore.anchor_items(ctx):
+        of[item.split].append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
     return [*of["train"][-steps:], *of["holdout"][:steps]]
 
 
 def _entries(
-    ctx: RunContext,
+    config: RunConfig,
     targets: StoredTargets | None,
     hints: Sequence[Sequence[ScoreRequest]],
     anchors: Sequence[ScoreRequest],
 ) -> tuple[int, int]:
     """Kept entries of all targets and of the largest part; stored ones are counted."""
-    k, size = ctx.config.rescore.top_k, ctx.config.rescore.part_rows
+    k, size = config.rescore.top_k, config.rescore.part_rows
     if targets is not None:
         kept = {i: t.support_ids.size for i, t in targets.by_part()}
         each = [kept[i] for i in range(len(targets))]
@@ -256,18 +313,3 @@ def _entries(
         each = [(some[0].end - some[0].start) * k * 4 // 3 for some in hints]
         each += [(r.end - r.start) * (k + 1) for r in anchors]
     return sum(each), max((sum(each[at : at + size]) for at in range(0, len(each), size)), default=0)
-
-
-def rollout_tokens(config: RunConfig, lengths: dict[str, Histogram], steps: float) -> dict[str, Any] | None:
-    """What measuring success in the environment would read and sample, if its episodes are like the traces."""
-    section = config.rollout
-    if section.environment is None:
-        return None
-    from hintdistill.rollouts.evaluate import load_suite, tasks_of
-
-    suite = load_suite(section.environment)
-    episodes = 2 * sum(len(tasks_of(suite, split, section.limit)) for split in section.splits)
-    trace, step = lengths["trace"], lengths["step"]
-    mean = trace.total / max(1, trace.count)
-    sampled = round(episodes * steps * step.total / max(1, step.count))
-    return {"episodes": episodes, "read": round(episodes * steps * mean * 0.75), "sampled": sampled}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
+from hintdistill.core.paths import recipe_paths, relative_to_file
 from hintdistill.core.registry import nearest
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
@@ -123,7 +124,7 @@ def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         raise ConfigError(
             f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
         )
-    data = _read(path)
+    data = recipe_paths(_read(path), "", partial(relative_to_file, path))
     if data.get("preset"):
         start, _ = _resolved(str(data["preset"]))
         data = _merge(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem})

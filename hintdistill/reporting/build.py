@@ -16,13 +16,12 @@ import numpy as np
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
+from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.rescoring.drift import Movement
 from hintdistill.rescoring.scorer import placebos_pass
 from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
-
-REPORT_SCHEMA = 1
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accep
     total = {part: sum(u[part] for u in by_critic.values()) for part in PARTS}
     money: float | None = 0.0
     for name, usage in by_critic.items():
-        prices = (config.get("critic", {}).get(name) or {}).get("price")
         if not usage["requests"]:
             continue
+        prices = (config.get("critic", {}).get(name) or {}).get("price")
         if money is None or prices is None:
             money = None
             continue

@@ -19,7 +19,7 @@ def available(config: TrainSection, engine: str = "transformers", several: bool 
     if config.target_source == "stored":
         return frozenset(outcome | ({"union_support"} if "gather" in ENGINES.get(engine).capabilities else set()))
     met = {"union_support", "in_step_teacher", "full_vocabulary"} | outcome
-    return frozenset(met | ({"external_teacher"} if config.objective.teacher.model is not None else set()))
+    return frozenset(met | ({"external_teacher"} if config.effective_recipe.teacher.model is not None else set()))
 
 
 def several_rollouts(config: RunConfig) -> bool:

@@ -17,6 +17,7 @@ import yaml
 
 from hintdistill.config import OUTPUT_KEYS, InjectSection, RescoreSection, Section, TrainSection
 from hintdistill.core.extensions import HINT_SOURCES
+from hintdistill.core.paths import PathMark, map_paths, recipe_paths
 from hintdistill.recipes import Recipe
 from hintdistill.recipes.describe import CONFIDENCE, settings
 
@@ -53,7 +54,7 @@ def card_text(
     head: dict[str, Any] = {"base_model": bases[0], "base_model_relation": "finetune"} if bases else {}
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {k: license_of[k] for k in LICENSE_KEYS if isinstance(license_of.get(k), str)}
-    head["tags"] = ["hintdistill", "self-distillation", train.objective.name]
+    head["tags"] = ["hintdistill", "self-distillation", train.effective_recipe.name]
     name = train.push.split("/")[-1] if train.push else "Corrected student"
     parts = [
         f"# {name}",
@@ -80,6 +81,13 @@ def adapter_card(base: str, arrived: Arrived | None) -> str:
     if arrived is not None and arrived.handling == "beside":
         lines.append("It is one of two: the student is the base model under this adapter and the one in `arrived/`.")
     return f"---\n{_yaml(head)}---\n\n" + "\n".join(lines) + "\n"
+
+
+def _without_place(key: str, mark: PathMark, value: str) -> str:
+    """What a card may say of a path: the hub's name of a model, the name of a shipped recipe, else that it is local."""
+    if mark.kind == "recipe":
+        return "a local file" if Path(value).is_absolute() else value
+    return hub_name(value) or "a local folder"
 
 
 def hub_name(name: str, folder: Path | None = None) -> str | None:
@@ -163,7 +171,7 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
 
 
 def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str, Any]) -> str:
-    recipe: Recipe = train.objective
+    recipe: Recipe = train.effective_recipe
     steps = (
         f"{facts['steps']} optimiser steps on {facts['trainable_parameters']:,} of {facts['parameters']:,} parameters"
         if facts
@@ -187,8 +195,8 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
     )
     for name, section in sections:
         given = section.model_validate(config[name]).model_dump(mode="json", exclude_defaults=True)
-        changed |= {f"{name}.{k}": v for k, v in _flat(given)}
-    own = settings(recipe)
+        changed |= {f"{name}.{k}": v for k, v in _flat(map_paths(given, section, _without_place))}
+    own = recipe_paths(settings(recipe), "", _without_place)
     return (
         _table(("", ""), rows)
         + "\n\nSeed, precision, and every setting of training, injection and rescoring that is not the default:\n\n"

@@ -6,7 +6,7 @@ whose weights read every position before any of them has a gradient (quantiles, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,15 @@ from torch import Tensor
 from hintdistill.config import OutcomeSection
 from hintdistill.core.errors import ConfigError
 from hintdistill.engines.forward import make_head, squash_numbers
-from hintdistill.objectives import gather_with_tail, objective
+from hintdistill.objectives import BoundTerm, gather_with_tail, objective
 from hintdistill.objectives.chunked import HeadSpec
-from hintdistill.objectives.chunked_support import linear_kept, linear_support, linear_term
-from hintdistill.objectives.compose import target_of
-from hintdistill.objectives.divergences import DIVERGENCES, compared
+from hintdistill.objectives.chunked_support import linear_kept, linear_term, stored_term
+from hintdistill.objectives.divergences import DIVERGENCES
 from hintdistill.objectives.outcome import outcome_loss
-from hintdistill.objectives.schedules import at_step, bound, scheduled
 from hintdistill.recipes import Recipe, Term
 from hintdistill.training.processes import is_sharded
 from hintdistill.training.rows import REWARD, Slot
-from hintdistill.training.views import base, restricted, sampled, supports, whole
+from hintdistill.training.views import base, columns, restricted, sampled, stored, supports, whole
 
 
 class OutputHead:
@@ -87,7 +85,9 @@ class Terms:
 
     def __init__(self, recipe: Recipe, special_ids: Sequence[int], seed: int) -> None:
         self.recipe, self.special_ids, self.seed = recipe, tuple(special_ids), seed
-        self.chunked = {kind: self._chunked(kind) for kind in ("hint", "anchor")}
+        self.kinds: tuple[str, ...] = tuple(dict.fromkeys(t.rows for t in recipe.terms.values()))
+        """The kinds of slot that a term names as its rows."""
+        self.chunked: dict[str, bool] = {kind: self._chunked(kind) for kind in self.kinds}
         """By kind, whether every term on it is a sum over positions."""
 
     def _chunked(self, kind: str) -> bool:
@@ -142,12 +142,11 @@ class Terms:
         """Stored targets: the support is given, the divergence compares with the stored numbers."""
         weights = base(slots, hidden.device)
         total, metrics = hidden.new_zeros((), dtype=torch.float32), dict[str, float]()
-        # nothing of these terms reads the student's place in the batch
-        batch = restricted(slots, torch.zeros(len(hidden), ids.shape[1] + 1, device=hidden.device))
+        views, kept = stored(slots, hidden.device), columns(slots, hidden.device)
         for name, term in self._of(kind).items():
-            compare = _Compare(term, target_of(term, batch.views, batch, step)[0], ids, step)
-            value, each = linear_support(hidden, spec, weights[name], compare, rest="tail")
-            value = scheduled(term.coef, step) * value
+            now = BoundTerm.at(term, step)
+            target, _ = now.target(views, kept)
+            value, each = stored_term(now, hidden, spec, target, ids, weights[name])
             total = total + value
             metrics |= _metrics(name, value, each, weights[name], len(slots))
         return total, metrics
@@ -215,33 +214,3 @@ def _plain_union(term: Term) -> bool:
     """Whether a term reads a stored support as it is, and a target that the student's own view is no part of."""
     of = term.target
     return term.support.rest == "tail" and "student" not in (*of.loglin, *of.mixture, of.anchor)
-
-
-@dataclass(frozen=True)
-class _Compare:
-    """What `linear_support` asks for: the stored support of a slice of positions, and the divergence on it."""
-
-    term: Term
-    target: Tensor
-    """[N, K+1]"""
-    ids: Tensor
-    """[N, K]"""
-    step: int
-
-    def __call__(self, logits: Tensor, at: slice) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Support ids [n, K] and the loss of the student's log-probabilities on them."""
-        how, theirs = self.term.divergence, self.target[at]
-
-        def loss(ours: Tensor) -> Tensor:
-            value, _ = compared(
-                how.kind,
-                ours,
-                theirs,
-                rest=self.term.support.rest,
-                pointwise_clip=bound(how.pointwise_clip, self.step),
-                token_clip=bound(how.token_clip, self.step),
-                **at_step(how.parameters, self.step),
-            )
-            return value
-
-        return self.ids[at], loss

@@ -66,9 +66,9 @@ class Meter:
             views: the views made in the step; None where targets are stored.
         """
         for name, value in metrics.items():
-            if name == f"{self._first[kind]}/mean":
+            if kind in OLD_NAMES and name == f"{self._first[kind]}/mean":
                 self._count(OLD_NAMES[kind], value * len(placed), len(placed))
-            elif kind == "hint":
+            elif kind != "anchor":
                 self._count(name, value * len(placed), len(placed))
         if kind == "hint" and self.reads(step):
             with torch.no_grad():

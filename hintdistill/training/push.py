@@ -5,8 +5,11 @@ The hub is huggingface.co, or what HF_ENDPOINT names. Nothing but the student's 
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from hintdistill.core.errors import ConfigError, InputError, ServiceError
@@ -41,8 +44,8 @@ def check_push(repository: str | None) -> None:
 
 
 def push_student(student: Path, repository: str, private: bool = True) -> str:
-    """Upload the student's folder as it is; returns the address of the commit. A repository that is not there is made,
-    private unless told otherwise.
+    """Upload the student's folder; returns the address of the commit. A repository that is not there is made, private
+    unless told otherwise. Names of this machine's folders do not leave: in their place stands `path/to/the/initial/model`.
 
     Raises:
         InputError: there is no student.
@@ -52,15 +55,43 @@ def push_student(student: Path, repository: str, private: bool = True) -> str:
     if not (student / "config.json").is_file():
         raise InputError(f"no student at {student}", hint="`hintdistill train` makes one")
     check_push(repository)
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(endpoint=hub())
     try:
         name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        commit = api.upload_folder(repo_id=name, folder_path=student, commit_message="Student of a hintdistill run")
+        files = [CommitOperationAdd(rel, what) for rel, what in _published(student)]
+        commit = api.create_commit(name, files, commit_message="Student of a hintdistill run")
     except Exception as error:
         raise ServiceError(
             f"{urlsplit(hub()).hostname} did not take the student for {repository}: {error}",
             hint=f"the student is at {student}; `hintdistill push` tries again",
         ) from error
     return str(commit.commit_url)
+
+
+LOCAL_NAMES = frozenset({"base_model_name_or_path", "name_or_path", "_name_or_path", "base", "adapter"})
+"""Keys of a student's JSON files that may name a folder of this machine."""
+
+
+def _published(student: Path) -> Iterator[tuple[str, str | bytes]]:
+    """Every file of the student's folder by its name there: its path, or its text where a folder's name was taken out."""
+    for path in sorted(p for p in student.rglob("*") if p.is_file()):
+        name = path.relative_to(student).as_posix()
+        if path.name in ("adapter_config.json", "config.json", "hintdistill.json"):
+            data = json.loads(path.read_text(encoding="utf-8"))
+            clean = _without_folders(data)
+            if clean != data:
+                yield name, (json.dumps(clean, indent=2, sort_keys=True) + "\n").encode()
+                continue
+        yield name, str(path)
+
+
+def _without_folders(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {k: _without_folders(v, k) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(v, key) for v in value]
+    if key in LOCAL_NAMES and isinstance(value, str) and Path(value).is_absolute():
+        return "path/to/the/initial/model"
+    return value

@@ -50,7 +50,7 @@ class Others:
             ModelError: the external teacher cannot be loaded, or its tokenizer is not the student's.
             EmptyFunnelError: a gated teacher, and no held-out finding to read it on.
         """
-        recipe = config.objective
+        recipe = config.effective_recipe
         views = recipe.used_views("hint").values() if config.target_source == "in_step" else ()
         weights = {whose(v.weights, recipe.teacher.update) for v in views}
         gated = sorted(w for w in weights if TEACHERS.get(w).reads_heldout)

@@ -21,7 +21,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from torch.utils.data import Dataset, Sampler
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target
+from hintdistill.objectives.spans import slot_scale, span_mask
 from hintdistill.recipes import Term
 from hintdistill.rescoring.stored import by_part, extents, heads
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
@@ -45,7 +46,8 @@ class Slot:
     """One step of a row that carries loss: T scored tokens, K kept entries."""
 
     key: str
-    kind: Literal["hint", "anchor", "outcome"]
+    kind: str
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
     start: int
     """Position of the step's first token in the row."""
     length: int
@@ -93,15 +95,8 @@ class Slot:
 
     def facts(self) -> dict[str, torch.Tensor]:
         """What the recipe's weights may ask of a slot, [T] each."""
-        start, end = self.span
-        index = torch.arange(self.length)
-        quoted = ((index >= start) & (index < end)).float()
-        known = {
-            "in_quote": quoted,
-            "error_span": quoted,
-            "since_error": (index - start).float(),
-            "turn_is_target": torch.ones(self.length),
-        }
+        known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
+        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length)}
         if self.outcome is None:
             return known
         ended = {
@@ -181,19 +176,17 @@ class LengthSampler(Sampler[int]):
         yield from range(len(self.lengths), len(self))
 
 
+def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
+    """What a step's quote says of its tokens, float32 [T] each: `in_quote`, and `since_error` counted from the quote's start."""
+    index = np.arange(length, dtype=np.float32)
+    return {"in_quote": ((index >= span[0]) & (index < span[1])).astype(np.float32), "since_error": index - span[0]}
+
+
 def loss_weights(target: Target, term: Term) -> np.ndarray:
-    """Weight of each step token before normalisation, float32 [T]: the term's loss span, and what it takes out of an anchor."""
-    if target.kind == "anchor":
-        return (np.exp(target.plain_sampled) >= term.min_probability).astype(np.float32)
-    weights = np.ones(len(target.step_ids), np.float32)
-    if term.span == "step":
-        return weights
-    start, end = target.span
-    if term.span == "quote_weighted":
-        weights[start:end] = term.quote_weight
-        return weights
-    weights[:] = 0.0
-    weights[start : end if term.span == "quote" else None] = 1.0
+    """Weight of each step token before normalisation, float32 [T]: the term's loss span, see `objectives.spans`."""
+    facts = quote_facts(target.span, len(target.step_ids))
+    facts["certain"] = np.exp(target.plain_sampled) >= term.min_probability
+    weights: np.ndarray = span_mask(term, facts, np.ones(len(target.step_ids), np.float32))
     return weights
 
 
@@ -230,7 +223,7 @@ class Weighing:
     """The static weights of slots: what is fixed over the whole data set, and each slot's from that."""
 
     def __init__(self, config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> None:
-        self.terms, self.outcome = config.objective.terms, outcome
+        self.terms, self.outcome = config.effective_recipe.terms, outcome
         self._slots, self._share = 0, 1.0
         # term → how many slots carry it, and the sum of their weights
         self._members: dict[str, tuple[int, float]] = {}
@@ -253,7 +246,8 @@ class Weighing:
         weights = self.raw(target)
         for name in [n for n, w in weights.items() if w.any()]:
             members, total = self._members[name]
-            scale = 1.0 / weights[name].sum() if self.terms[name].normalize == "per_row" else members / total
+            own = float(weights[name].sum())
+            scale = slot_scale(self.terms[name].normalize, own, members, total)
             weights[name] = weights[name] * np.float32(scale * self._share)
         return _slot(target, weights, self.outcome.outcomes.get(target.trace_id))
 
@@ -277,7 +271,8 @@ class Member:
     source: int
     """Number of its target; behind the targets, of its outcome row."""
     key: str
-    kind: Literal["hint", "anchor", "outcome"]
+    kind: str
+    """`hint`, `anchor`, or another kind that a term names as its `rows`; `outcome` for a step that the reward alone trains."""
     start: int
     length: int
     insert_at: int = 0

@@ -62,62 +62,92 @@ def read_summary(student: Path) -> TrainSummary | None:
         return None
 
 
+@dataclass(frozen=True)
+class TrainData:
+    """What a training reads."""
+
+    targets: Sequence[Target]
+    """Accepted hints and chosen anchors: what it trains on."""
+    heldout: Sequence[Target] = ()
+    """Accepted hints of held-out tasks, which a `cgtr` teacher is read on."""
+    watch: WatchSets = NOTHING
+    """Steps that are read while training, see `watch`."""
+    outcome: OutcomeData = NO_OUTCOME
+    """How the rollouts ended, for a recipe that reads rewards."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """One training: the model, what it reads, how it trains, and where its files go."""
+
+    folder: Path
+    """The model that is trained."""
+    data: TrainData
+    run: RunSection
+    config: TrainSection
+    work: Path
+    """Checkpoints and metrics."""
+    out: Path
+    """The student."""
+    key: str
+    """Content key of all this, written into the summary."""
+    initial: Path | None = None
+    """The folder of the initial policy, if the model of `folder` is a later one."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told while training."""
+
+    progress: Callable[[int, int], None] | None = None
+    """Finished and planned optimiser steps, after each."""
+    warn: Callable[[str], None] | None = None
+    """A bound that is crossed."""
+
+
+SILENT = Listener()
+
+
 def train(
-    folder: Path,
-    targets: Sequence[Target],
-    run: RunSection,
-    config: TrainSection,
-    work: Path,
-    out: Path,
-    key: str,
+    job: TrainJob,
     progress: Callable[[int, int], None] | None = None,
     *,
-    initial: Path | None = None,
-    heldout: Sequence[Target] = (),
-    watch: WatchSets = NOTHING,
-    outcome: OutcomeData = NO_OUTCOME,
     warn: Callable[[str], None] | None = None,
 ) -> TrainSummary:
-    """Train the model of `folder` on accepted targets and save it to `out`; checkpoints go to `work`.
+    """Train the job's model on accepted targets and save it to `job.out`; checkpoints go to `job.work`.
 
-    Interrupted and called again with the same arguments, it goes on from the last whole checkpoint and ends with the
-    same weights. Where there are several processes, each of them calls this with the same arguments; the main one measures
-    and writes. `watch` is read while training, see `watch`; `warn` is told of a bound that is crossed.
-
-    Args:
-        initial: the folder of the initial policy, where the model of `folder` is a later one.
-        heldout: accepted hints of held-out tasks, which a `cgtr` teacher is read on.
-        outcome: how the rollouts ended, for a recipe that reads rewards.
+    Interrupted and called again with the same job, it goes on from the last whole checkpoint and ends with the same
+    weights. If there are several processes, each of them calls this with the same job; the main one measures and writes.
+    `progress` and `warn` are as in `Listener`.
 
     Raises:
-        EmptyFunnelError: no accepted hint among the targets, or none held out where the teacher needs them.
+        EmptyFunnelError: no accepted hint among the targets, or none held out although the teacher needs them.
         ConfigError: the processes cannot share the rows, or cannot read the checkpoint.
         ModelError: an external teacher that cannot be loaded, or whose tokenizer is another; `train.grad_window` on a
             model whose layers do not all attend.
-        TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed. `out`
-            stays as it was, and so does the last checkpoint.
+        TripwireError: the loss, the gradient or a weight is not finite, or a bound of `train.tripwires` is crossed.
+            `job.out` stays as it was, and so does the last checkpoint.
     """
-    hints = sum(h.kind == "hint" for h in heads(targets))
+    data, run, config, work = job.data, job.run, job.config, job.work
+    hints = sum(h.kind == "hint" for h in heads(data.targets))
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     device = _start(run, config)
-    student = load_student(folder, run, config, device)
-    rows = build_rows(by_key(targets), config, outcome)
-    others = Others.load(folder, run, config, device, initial, heldout)
-    with tracking(config, work, key) as trackers:
+    student = load_student(job.folder, run, config, device)
+    rows = build_rows(by_key(data.targets), config, data.outcome)
+    others = Others.load(job.folder, run, config, device, job.initial, data.heldout)
+    with tracking(config, work, job.key) as trackers:
         trainer = make_trainer(
             student.model,
             rows,
             run,
             config,
             work,
-            device,
-            progress,
-            _special_ids(folder, config),
-            others,
-            trackers,
-            watch=watch,
-            warn=warn,
+            special_ids=_special_ids(job.folder, config),
+            others=others,
+            trackers=trackers,
+            watch=data.watch,
+            listener=Listener(progress, warn),
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
@@ -125,7 +155,7 @@ def train(
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
     summary = TrainSummary(
-        key=key,
+        key=job.key,
         hint_rows=hints,
         anchor_rows=rows.number_of("anchor"),
         rows=len(rows),
@@ -136,9 +166,9 @@ def train(
         parameters=parameters,
         grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
-        outcome_rows=len(outcome.rows),
+        outcome_rows=len(data.outcome.rows),
     )
-    _save(trainer, student, folder, run, config, out, summary)
+    _save(trainer, student, job, summary)
     return summary
 
 
@@ -159,16 +189,14 @@ def make_trainer(
     run: RunSection,
     config: TrainSection,
     work: Path,
-    device: torch.device,
-    progress: Callable[[int, int], None] | None,
+    *,
     special_ids: Sequence[int] = (),
     others: Others | None = None,
     trackers: Mapping[str, Any] | None = None,
-    *,
     watch: WatchSets = NOTHING,
-    warn: Callable[[str], None] | None = None,
+    listener: Listener = SILENT,
 ) -> Any:
-    """The trainer of these rows; checkpoints and metrics go to `work`."""
+    """The trainer of these rows, on the device of `run`; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback
 
     from hintdistill.training.trainer import HintTrainer
@@ -186,25 +214,25 @@ def make_trainer(
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
                 trainer.follower.after_step(state.global_step)
-            if progress:
-                progress(state.global_step, state.max_steps)
+            if listener.progress:
+                listener.progress(state.global_step, state.max_steps)
 
     micro, world = processes.rows_per_pass(config.batch_size, config.micro_batch_size), processes.world()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
-    arguments = _arguments(model, run, config, work, device, micro, trackers or {"report_to": "none"})
+    arguments = _arguments(model, run, config, work, micro, trackers or {"report_to": "none"})
     trainer = HintTrainer(
         model=model,
         args=arguments,
         train_dataset=RowDataset(rows, micro * world if world > 1 else 1),
-        objective=config,
+        config=config,
         callbacks=[Metrics()],
         special_ids=special_ids,
         **(others or Others()).arguments(),
         from_initial=watch.from_initial,
-        watch=_watch(watch, config, run.seed, warn),
-        tripwires=Tripwires(config.tripwires, work, partial(_warn, work, warn)),
+        watch=_watch(watch, config, run.seed, listener.warn),
+        tripwires=Tripwires(config.tripwires, work, partial(_warn, work, listener.warn)),
     )
     _silence(trainer)
     return trainer
@@ -215,13 +243,13 @@ def _arguments(
     run: RunSection,
     config: TrainSection,
     work: Path,
-    device: torch.device,
     micro: int,
     trackers: Mapping[str, Any],
 ) -> Any:
     """What the Trainer is told; `micro`: rows of one process in one pass."""
     from transformers import TrainingArguments
 
+    device = pick_device(run.device)
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=micro,
@@ -285,7 +313,7 @@ def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) ->
 
 def _special_ids(folder: Path, config: TrainSection) -> list[int]:
     """The tokenizer's special tokens, where the recipe takes them out of a support."""
-    if not any(t.support.drop_special for t in config.objective.terms.values()):
+    if not any(t.support.drop_special for t in config.effective_recipe.terms.values()):
         return []
     from transformers import AutoTokenizer
 
@@ -322,25 +350,17 @@ def _last_checkpoint(work: Path) -> Path | None:
     return None
 
 
-def _save(
-    trainer: Any,
-    student: Student,
-    folder: Path,
-    run: RunSection,
-    config: TrainSection,
-    out: Path,
-    summary: TrainSummary,
-) -> None:
+def _save(trainer: Any, student: Student, job: TrainJob, summary: TrainSummary) -> None:
     """The main process writes the student's folder; see `output.write_student`."""
     # where weights are sharded, all processes take part in gathering them
     weights = trainer.accelerator.get_state_dict(trainer.model) if processes.is_sharded(trainer.owner) else None
     write = partial(
         write_student,
-        out,
+        job.out,
         trainer.owner,
-        folder=folder,
-        run=run,
-        config=config,
+        folder=job.folder,
+        run=job.run,
+        config=job.config,
         summary=asdict(summary),
         arrived=student.arrived,
         state_dict=weights,

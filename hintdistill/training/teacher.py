@@ -32,7 +32,7 @@ GATE = "teacher_gate.json"
 
 
 @dataclass(frozen=True)
-class Reading:
+class HeldoutReading:
     """What the student does on held-out findings, no hint in its context."""
 
     repaired: float
@@ -44,14 +44,14 @@ class Reading:
 class Follower:
     """The following teacher's trained parameters."""
 
-    def __init__(self, model: Any, rule: TeacherRule, read: Callable[[], Reading] | None = None) -> None:
+    def __init__(self, model: Any, rule: TeacherRule, read: Callable[[], HeldoutReading] | None = None) -> None:
         """`read` takes a reading of the student, for `cgtr`."""
         self.rule, self.read, self._model = rule, read, model
         self._live = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.weights = {n: p.detach().clone() for n, p in self._live.items()}
         """By name; under FSDP2, after `bind`, this process's shards."""
         self.gate = Cgtr(isolation=rule.isolation, margin=rule.margin, tail=rule.tail, every=rule.every)
-        self.first: Reading | None = None
+        self.first: HeldoutReading | None = None
         self.copies = 0
 
     @property
@@ -166,7 +166,7 @@ class Follower:
         state = json.loads((Path(folder) / GATE).read_text(encoding="utf-8"))
         recent = deque(state["gate"].pop("recent"), maxlen=self.gate.recent.maxlen)
         self.gate = Cgtr(**state["gate"], recent=recent)
-        self.first = Reading(**state["first"]) if state["first"] else None
+        self.first = HeldoutReading(**state["first"]) if state["first"] else None
         self.copies = state["copies"]
 
 

@@ -33,7 +33,7 @@ from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
 from hintdistill.training.processes import is_sharded, local, lockstep, shard_on_cpus_too
 from hintdistill.training.rows import LengthSampler, TraceRow
-from hintdistill.training.teacher import Follower, Reading
+from hintdistill.training.teacher import Follower, HeldoutReading
 from hintdistill.training.tripwires import Tripwires, kept
 from hintdistill.training.views import supports, wide
 from hintdistill.training.watch import Watch
@@ -51,7 +51,7 @@ class HintTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        objective: TrainSection,
+        config: TrainSection,
         special_ids: Sequence[int] = (),
         initial: Any = None,
         external: Any = None,
@@ -64,7 +64,7 @@ class HintTrainer(Trainer):
         """Beside the Trainer's own arguments:
 
         Args:
-            objective: the training section of a run.
+            config: the training section of a run.
             special_ids: what `drop_special` takes out of supports.
             initial: the initial policy as a model, where the student no longer is it as this training starts.
             external: the external teacher as a model, where the recipe has one.
@@ -74,7 +74,7 @@ class HintTrainer(Trainer):
             from_initial: whether the stored plain views are the initial policy's.
         """
         super().__init__(*args, data_collator=collate, **kwargs)
-        self.config, self.recipe = objective, objective.objective
+        self.config, self.recipe = config, config.effective_recipe
         # the loss is normalised by what `_get_num_items_in_batch` counts over the accumulated batch
         self.model_accepts_loss_kwargs = True
         self.owner = self.accelerator.unwrap_model(self.model)
@@ -87,11 +87,11 @@ class HintTrainer(Trainer):
         self.passes = Passes(
             self.owner,
             way,
-            objective.branch_tokens,
-            narrow=not objective.gradient_checkpointing,
+            config.branch_tokens,
+            narrow=not config.gradient_checkpointing,
             link=self.args.world_size > 1,
         )
-        self._views = self.recipe.used_views("hint") if objective.target_source == "in_step" else {}
+        self._views = self.recipe.used_views("hint") if config.target_source == "in_step" else {}
         weights = {self._weights_of(v) for v in self._views.values()}
         self._external = external
         # the student as this training starts, unless taking its adapter off gives it
@@ -109,10 +109,10 @@ class HintTrainer(Trainer):
         self._batch: list[TraceRow] = []
         self.probe: WindowProbe | None = None
         """What measures a truncated gradient, where it is one."""
-        if objective.grad_window is not None:
+        if config.grad_window is not None:
             require_window(self.passes)
             self.probe = WindowProbe(
-                objective.grad_window_every, self.args.output_dir, writes=self.args.process_index == 0
+                config.grad_window_every, self.args.output_dir, writes=self.args.process_index == 0
             )
 
     def _vocabulary(self) -> int:
@@ -168,7 +168,7 @@ class HintTrainer(Trainer):
             done = windowed(self.passes, model, rows, self.config.grad_window, self._ride)
         # a process without a slot takes part all the same
         loss = done.nothing if self.args.world_size > 1 else done.nothing.detach()
-        for kind in ("hint", "anchor"):
+        for kind in self.terms.kinds:
             placed = places(rows, kind)
             if placed:
                 loss = loss + self._part(kind, placed, done)
@@ -335,7 +335,7 @@ class HintTrainer(Trainer):
             self.owner.train(was_training)
 
     @torch.no_grad()
-    def _reading(self) -> Reading:
+    def _reading(self) -> HeldoutReading:
         """The student on held-out findings."""
         training = self.owner.training
         self.owner.eval()
@@ -348,7 +348,7 @@ class HintTrainer(Trainer):
                 errors.append(float(logprobs[0].exp()))
                 ends.append(float((-logprobs[1]).exp()))
         self.owner.train(training)
-        return Reading(1.0 - sum(errors) / len(errors), sum(ends) / len(ends))
+        return HeldoutReading(1.0 - sum(errors) / len(errors), sum(ends) / len(ends))
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 

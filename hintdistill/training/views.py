@@ -35,20 +35,25 @@ def supports(slots: Sequence[Slot], device: torch.device) -> Tensor:
 def restricted(slots: Sequence[Slot], student: Tensor) -> Batch:
     """A batch of stored targets; `student` are log-probabilities of the stored entries and the rest, [N, max K + 1]."""
     device = student.device
-    before = wide([s.plain for s in slots], -torch.inf).to(device)
     return Batch(
-        # the run has trained nothing when targets are made, so the plain view is the initial policy's
-        views={
-            "student": student,
-            "teacher": wide([s.target for s in slots], -torch.inf).to(device),
-            "plain": before,
-            "initial": before,
-        },
-        sampled=torch.cat([s.columns for s in slots]).to(device),
+        views={"student": student, **stored(slots, device)},
+        sampled=columns(slots, device),
         lengths=[s.length for s in slots],
         facts=facts(slots, device),
         restricted=True,
     )
+
+
+def stored(slots: Sequence[Slot], device: torch.device) -> dict[str, Tensor]:
+    """The stored views under each other, log-probabilities of kept entries and tail, [N, max K + 1] each."""
+    before = wide([s.plain for s in slots], -torch.inf).to(device)
+    # the run has trained nothing when targets are made, so the plain view is the initial policy's
+    return {"teacher": wide([s.target for s in slots], -torch.inf).to(device), "plain": before, "initial": before}
+
+
+def columns(slots: Sequence[Slot], device: torch.device) -> Tensor:
+    """Where each sampled token stands in its stored support, int64 [N]."""
+    return torch.cat([s.columns for s in slots]).to(device)
 
 
 def whole(slots: Sequence[Slot], views: Mapping[str, Tensor], special_ids: Sequence[int]) -> Batch:

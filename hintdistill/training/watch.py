@@ -7,6 +7,7 @@ same training with and without a watch ends with the same weights, bit for bit. 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hintdistill.config import WatchSection
+from hintdistill.config import TrainSection, WatchSection
 from hintdistill.core.scores import Target
 from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.rescoring.stored import by_key, heads, take
@@ -128,3 +129,13 @@ def entropy(logprobs: Tensor) -> Tensor:
     """Entropy of distributions [..., K] given as log-probabilities, nats [...]; entries of -inf contribute nothing."""
     present = logprobs > -torch.inf
     return -(torch.where(present, logprobs.exp(), 0.0) * torch.where(present, logprobs, 0.0)).sum(-1)
+
+
+def times_watched(train: TrainSection, steps: float) -> int:
+    """Count how often training is watched: at logging steps, and after the last step."""
+    every = train.logging_steps if train.watch.every is None else train.watch.every
+    if every == 0:
+        return 0
+    last, log = math.ceil(steps), train.logging_steps
+    due = [s for s in range(log, last + 1, log) if s // every > (s - log) // every]
+    return len(set(due) | {last})

@@ -113,9 +113,12 @@ def test_whose_settings_an_arm_trains_with(config, tmp_path):
     assert (
         beside.learning_rate == 9e-4
         and beside.outcome.baseline == "round"
-        and beside.objective.coupling.kind == "additive"
+        and beside.effective_recipe.coupling.kind == "additive"
     )
-    assert beside.objective.terms == job_config(tuned, Job("common", "hint", 0), tmp_path).train.objective.terms
+    assert (
+        beside.effective_recipe.terms
+        == job_config(tuned, Job("common", "hint", 0), tmp_path).train.effective_recipe.terms
+    )
     assert rate("placebo") == 2e-4 and rate("sft_success") == 1.6e-3, "as the configuration says"
 
 

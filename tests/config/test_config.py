@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 from conftest import ROOT
@@ -18,7 +20,7 @@ def test_overrides_build_a_config():
         None,
         [*BASE, "train.lora={rank: 4}", "critic.use=[rules, recorded]", "critic.recorded.path=f.jsonl", "run.seed=3"],
     )
-    assert config.traces.path == ("t.jsonl",)
+    assert config.traces.path == (str(Path.cwd() / "t.jsonl"),)
     assert config.train.lora.rank == 4 and config.train.lora.alpha == 64
     assert config.critic.use == ("rules", "recorded") and config.run.seed == 3
 
@@ -27,7 +29,7 @@ def test_override_beats_file_and_null_resets(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("run: {model: a, seed: 1}\ntraces: {path: [x, y]}\n")
     config = load_config(path, ["run.seed=2", "traces.path=z"])
-    assert config.run.seed == 2 and config.traces.path == ("z",)
+    assert config.run.seed == 2 and config.traces.path == (str(Path.cwd() / "z"),)
     assert load_config(path, ["run.dir="]).run.dir is None
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from conftest import ROOT, STUDENT
 from support.exact_rows import targets_of, trainer_of
+from support.flat_recipe import train_section
 from support.model_kinds import model_of
 
 import hintdistill as hd
@@ -185,14 +186,14 @@ def test_a_critic_strategy_asks_its_question(plugin, weather_trace):
 
 
 def test_a_teacher_rule_follows_in_a_training_step(plugin, tmp_path):
-    with pytest.raises(ValueError, match="unknown teacher rule `halving`"):
-        TrainSection(teacher="halving")
+    with pytest.raises(ConfigError, match="unknown teacher rule `halving`"):
+        train_section(teacher="halving")
     plugin("teacher_rule")
     section = {"teacher": "halving", "targets": "in_step", "anchor": {"weight": 0.0}, "batch_size": 8, "epochs": 1}
-    config = TrainSection(**section)
-    assert not missing(config.objective, available(config))
+    config = train_section(**section)
+    assert not missing(config.effective_recipe, available(config))
     with pytest.raises(ValueError, match="a teacher that is halving has no stored targets"):
-        TrainSection(teacher="halving", targets="stored")
+        train_section(teacher="halving", targets="stored")
     model = model_of("llama")
     trainer = trainer_of(model, targets_of(copy.deepcopy(model))[:2], tmp_path, **section, learning_rate=1e-2)
     before = {n: w.clone() for n, w in trainer.follower.weights.items()}
@@ -213,7 +214,7 @@ def test_an_engine_scores_and_its_capabilities_decide(plugin, weather_trace):
     assert EngineSection(backend="uniform").backend == "uniform"
     for backend, lacking in (("uniform", []), ("transformers", []), ("vllm", ["union_support"])):
         config = TrainSection(**section)
-        assert [n.name for n in missing(config.objective, available(config, backend))] == lacking
+        assert [n.name for n in missing(config.effective_recipe, available(config, backend))] == lacking
     engine = hd.load_engine(str(STUDENT), backend="uniform")
     messages, tools = list(weather_trace.messages), weather_trace.tools
     target = hd.rescore(messages, step=0, hint="There is get_weather.", engine=engine, tools=tools)
@@ -357,8 +358,9 @@ def test_names_are_known_without_their_implementations():
     code = (
         "import sys\nfrom hintdistill.config import RunConfig\n"
         "c = RunConfig.model_validate({'run': {'model': 'm'}, 'traces': {'path': ['t']}, 'rescore': {'engine': {'backend': 'vllm'}},"
-        " 'critic': {'use': ['rules']}, 'inject': {'hint': 'placebo', 'placements': ['observation']}, 'train': {'teacher': 'ema'}})\n"
-        "assert c.train.objective.teacher.update == 'ema' and not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
+        " 'critic': {'use': ['rules']}, 'inject': {'hint': 'placebo', 'placements': ['observation']},"
+        " 'train': {'recipe': {'preset': 'targeted', 'teacher': {'update': 'ema'}}}})\n"
+        "assert c.train.effective_recipe.teacher.update == 'ema' and not {'torch', 'transformers', 'vllm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     schema = RunConfig.model_json_schema()["$defs"]["EngineSection"]["properties"]["backend"]

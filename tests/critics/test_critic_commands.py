@@ -309,7 +309,7 @@ def test_spending_per_accepted_finding():
         {"critic": "llm", "failure": {"usage": {"requests": 2, "prompt_tokens": 200, "completion_tokens": 0}}},
         {"critic": "rules", "critique": {}},
     ]
-    got = spending(rows, {"critic": {"llm": {"price_in": 1.0, "price_out": 2.0}}}, accepted=4)
+    got = spending(rows, {"critic": {"llm": {"price": [1.0, 2.0]}}}, accepted=4)
     assert (got["requests"], got["tokens_per_accepted_finding"], got["money"]) == (3, 80.0, pytest.approx(340e-6))
     assert spent(got) == (
         "critics: 3 requests, 300 prompt and 20 answer tokens, 80 per accepted finding; cost 0.0003, 0.000085 per accepted finding"

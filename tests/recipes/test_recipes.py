@@ -363,15 +363,17 @@ def test_nca_has_no_gradient_through_the_plain_view():
 
 def test_rlcsd_never_crosses_the_sign_of_the_advantage():
     recipe = RECIPES["rlcsd"]
-    from hintdistill.objectives.compose import _advantage
+    from hintdistill.objectives import BoundTerm
+    from hintdistill.objectives.compose import _advantage, _Scored
     from hintdistill.objectives.scorebank import ScoreBank
 
     for a in (-0.3, 0.3):
         _, batch, y = batch_for(recipe)
         facts = {**batch.facts, "advantage": torch.full((2,), a)}
         bank = ScoreBank(batch.views, batch.views["teacher"], y, batch.lengths, facts)
-        spec = recipe.terms["kept"]
-        got, coupled = _advantage(spec, bank["surprisal"], bank["surprisal"], bank, batch, recipe.coupling, 0)
+        now = BoundTerm.at(recipe.terms["kept"])
+        scored = _Scored(now, batch, batch.views, batch.views["teacher"], bank, recipe.coupling)
+        got, coupled = _advantage(scored, bank["surprisal"], bank["surprisal"])
         assert ((got.sign() == math.copysign(1, a)) | (got == 0)).all() and (got != a).any()
         assert "sign_held" in coupled
 
@@ -432,7 +434,7 @@ def test_what_a_run_can_train_today():
     # another kind of hint is one key away
     for name in ("sdpo", "opsd", "sdft", "ophsd"):
         again = TrainSection(recipe={"preset": name, "data": {"hint": {"kind": "feedback"}}})
-        require_met(again.objective, available(again))
+        require_met(again.effective_recipe, available(again))
 
 
 def test_a_run_stops_before_it_writes(tmp_path):
@@ -540,8 +542,8 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.data.hint.kind=feedbak", r"unknown hint kind `feedbak` \(did you mean `feedback`\?\)"),
         ("train={recipe: hint_sd, targets: stored}", "a teacher that is ema has no stored targets"),
         ("train={recipe: opcd, targets: stored}", "stored targets hold top-k entries, not the full vocabulary"),
-        ("train={recipe: rlcsd, top_k: 5}", "has no term `distill`"),
-        ("train.recipe=nowhere/mine.yaml", "no recipe file at nowhere/mine.yaml"),
+        ("train={recipe: {preset: rlcsd, terms: {distill: {support: {k: 5}}}}}", "no term `distill`"),
+        ("train.recipe=nowhere/mine.yaml", "no recipe file at .*/nowhere/mine.yaml"),
     ],
 )
 def test_mistakes_are_refused_at_load(override, message):
@@ -664,7 +666,7 @@ def test_any_key_can_be_overridden(tmp_path):
     config = load_config(
         None, [*BASE, "train.recipe=hint_sd", "train.recipe.terms.distill.support.k=7", "train.recipe.teacher.rate=.5"]
     )
-    recipe = config.train.objective
+    recipe = config.train.effective_recipe
     assert recipe.name == "hint_sd" and recipe.terms["distill"].support.k == 7 and recipe.teacher.rate == 0.5
     assert recipe.terms["distill"].support.rest == "tail" and config.train.target_source == "in_step"
     # a divergence of another kind leaves the old one's parameters behind; a scalar becomes a schedule
@@ -682,20 +684,20 @@ def test_any_key_can_be_overridden(tmp_path):
     mine.write_text("preset: sdpo\ntitle: mine\ndata: {hint: {kind: feedback}}\n")
     own = load_config(None, [*BASE, f"train.recipe={mine}"]).train
     assert (
-        own.objective.name == "mine"
-        and own.objective.teacher.rate == 0.05
-        and not missing(own.objective, available(own))
+        own.effective_recipe.name == "mine"
+        and own.effective_recipe.teacher.rate == 0.05
+        and not missing(own.effective_recipe, available(own))
     )
 
 
 def test_the_anchors_weight_changes_the_recipe():
-    default = TrainSection().objective
+    default = TrainSection().effective_recipe
     assert default == load_recipe("targeted") and TrainSection().target_source == "stored"
-    halved = TrainSection(anchor={"weight": 0.5}).objective.terms
+    halved = TrainSection(anchor={"weight": 0.5}).effective_recipe.terms
     assert halved["anchor"].coef == 0.5 and halved["anchor"].min_probability == 0.5
     assert halved["distill"] == default.terms["distill"]
-    assert "anchor" not in TrainSection(anchor={"weight": 0}).objective.terms
-    added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).objective
+    assert "anchor" not in TrainSection(anchor={"weight": 0}).effective_recipe.terms
+    added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).effective_recipe
     assert added.terms["anchor"].coef == 1.5 and added.terms["anchor"].divergence.kind == "fkl"
     assert TrainSection(recipe={"teacher": {"update": "live"}}).target_source == "in_step"
 

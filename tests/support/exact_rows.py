@@ -97,7 +97,7 @@ def trainer_of(model, stored, tmp_path, ended=NO_OUTCOME, **config):
     own.config.use_cache = False
     run = RunSection(model="tiny", device="cpu", dtype="float32")
     rows = build_rows(stored, section, ended)
-    return make_trainer(own, rows, run, section, tmp_path, torch.device("cpu"), None, special_ids=[0, 1, 2])
+    return make_trainer(own, rows, run, section, tmp_path, special_ids=[0, 1, 2])
 
 
 def flat(model) -> torch.Tensor:

@@ -89,7 +89,7 @@ def trained() -> list[tuple[str, str]]:
         pairs.append((name, usual))
         if usual == "stored":
             section = TrainSection(recipe=name, targets="in_step")
-            if not missing(section.objective, available(section)):
+            if not missing(section.effective_recipe, available(section)):
                 pairs.append((name, "in_step"))
     return pairs
 

@@ -1,7 +1,7 @@
 """Many synthetic targets on disk, and the memory that a process needs to go through them.
 
-`python tests/support/many_targets.py write FOLDER ROWS` writes them with the real store; `… read FOLDER` does what a run does
-with them between scoring and the report and prints resident memory, MB, after each of its parts.
+`python tests/support/many_targets.py write FOLDER ROWS` writes them with the real store. `… read CACHE_MB FOLDER …` does what a
+run does with them between scoring and the report, folder after folder, and prints the peak of resident memory, MB, after each part.
 """
 
 from __future__ import annotations
@@ -82,17 +82,17 @@ def resident() -> float:
     return int(line.split()[1]) / 1024
 
 
-def read(folder: Path) -> dict[str, float]:
+def read(folder: Path, cache_bytes: int) -> dict[str, float]:
     """Select, build the training's data set, take every row of it, and read what a report reads: peak MB after each."""
     from hintdistill.config import GateSection, TrainSection
     from hintdistill.pipeline.train import chosen_anchors
-    from hintdistill.rescoring.scorer import null_pass_rate
     from hintdistill.rescoring.stored import by_key
-    from hintdistill.training.rows import RowDataset, build_rows
+    from hintdistill.training import rows
     from hintdistill.training.watch import subsample, watch_rows
 
+    rows.CACHE_BYTES = cache_bytes
     found = {"start": resident()}
-    stored = TargetStore(folder).open(gate=GateSection())
+    stored = TargetStore(folder).open(gate=GateSection(), cache_bytes=cache_bytes)
     found["open"] = resident()
     usable = stored.where(lambda t: t.accepted and t.split == "train")
     config = TrainSection()
@@ -100,20 +100,19 @@ def read(folder: Path) -> dict[str, float]:
     watch_rows(subsample(stored.where(lambda t: t.split == "holdout" and t.kind == "anchor"), 64, 0))
     found["select"] = resident()
     chosen = {t.key for t in anchors.heads} | {t.key for t in usable.heads if t.kind == "hint"}
-    data = RowDataset(build_rows(by_key(usable.where(lambda t: t.key in chosen)), config))
+    data = rows.RowDataset(rows.build_rows(by_key(usable.where(lambda t: t.key in chosen)), config))
     found["build"] = resident()
     slots = sum(len(data[i].slots) for i in range(len(data)))
     assert slots == len(chosen), (slots, len(chosen))
     found["train"] = resident()
     hints = stored.where(lambda t: t.kind == "hint")
-    assert null_pass_rate((t for _, t in hints.by_part()), GateSection()) is not None
-    assert sum(t.decision is not None for t in hints) == len(hints)
+    assert sum(t.decision is not None and len(t.placebos) == 1 for _, t in hints.by_part()) == len(hints)
     return found | {"report": resident()}
 
 
-def peaks(folder: Path) -> dict[str, float]:
-    """`read` in a process of its own."""
-    command = [sys.executable, __file__, "read", str(folder)]
+def peaks(*folders: Path, cache_mb: int) -> list[dict[str, float]]:
+    """`read` of each folder, one after the other, in a process of its own."""
+    command = [sys.executable, __file__, "read", str(cache_mb), *map(str, folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout)
@@ -123,4 +122,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "write":
         write(Path(sys.argv[2]), int(sys.argv[3]))
     else:
-        print(json.dumps({k: round(v, 1) for k, v in read(Path(sys.argv[2])).items()}))
+        peak = [read(Path(folder), int(sys.argv[2]) << 20) for folder in sys.argv[3:]]
+        print(json.dumps([{k: round(v, 1) for k, v in p.items()} for p in peak]))

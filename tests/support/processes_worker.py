@@ -13,7 +13,7 @@ from typing import Any
 
 from hintdistill.training import processes
 from hintdistill.training.reward import NO_OUTCOME
-from hintdistill.training.stage import train
+from hintdistill.training.stage import TrainData, TrainJob, train
 
 
 class Broken(Exception):
@@ -33,16 +33,16 @@ def run_case(folder: Path, name: str, case: dict[str, Any]) -> None:
 
     try:
         train(
-            case["model"],
-            case["targets"],
-            case["run"],
-            case["train"],
-            here,
-            here / "student",
-            name,
-            progress,
-            watch=case["watch"],
-            outcome=case.get("outcome", NO_OUTCOME),
+            TrainJob(
+                case["model"],
+                TrainData(case["targets"], watch=case["watch"], outcome=case.get("outcome", NO_OUTCOME)),
+                case["run"],
+                case["train"],
+                here,
+                here / "student",
+                name,
+            ),
+            progress=progress,
         )
     except StopIteration:
         # all of them stop after the same step

@@ -23,6 +23,7 @@ class ScriptedServer(ThreadingHTTPServer):
     def __init__(self, script: list[Any]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script, self.received, self.lock = list(script), [], threading.Lock()
+        self.headers: list[dict[str, str]] = []
         self.max_model_len: int | None = None
         self.prompt_tokens = 7
 
@@ -49,7 +50,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])) or b"{}")
+        self.server.headers.append(dict(self.headers))  # type: ignore[attr-defined]
         act = self.server.next(body)  # type: ignore[attr-defined]
         if callable(act):
             act = act(body)

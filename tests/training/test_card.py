@@ -40,7 +40,7 @@ def cards(tmp_path_factory) -> tuple[Path, str, str]:
         config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
         run(config, folder, until="train", console=Console(quiet=True))
         first = (folder / "student" / "README.md").read_text()
-        report_only(config, folder, Console(quiet=True))
+        report_only(folder, Console(quiet=True))
     return folder, first, (folder / "student" / "README.md").read_text()
 
 
@@ -150,8 +150,7 @@ def test_the_card_of_equal_runs_is_equal_and_the_report_writes_it_again(cards):
     path.write_text("something else")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        config = load_config("configs/quickstart.yaml", [*SETTINGS, f"run.dir={folder}"])
-        report_only(config, folder, Console(quiet=True))
+        report_only(folder, Console(quiet=True))
     assert path.read_text() == after
     assert RunDir(folder).manifest()["formats"] == {"native": 40}
 
@@ -172,3 +171,18 @@ def test_a_folder_of_the_hubs_cache_has_its_name(tmp_path):
     (folder / "README.md").write_text("---\nlicense: [broken\n---\n")
     assert front_matter(folder) == {} == front_matter(tmp_path)
     assert not re.search(r"\d{4}-\d\d-\d\d", adapter_card("org/x", None)), "a card holds no date"
+
+
+def test_the_card_names_no_folder_of_this_machine(cards, tmp_path):
+    """Also where a teacher and a recipe are named by their paths, which a run folder holds absolute."""
+    folder, _, text = cards
+    assert str(ROOT) not in text and str(folder) not in text
+    document = json.loads((folder / "report.json").read_text())
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("preset: targeted\n")
+    teacher = {"update": "external", "model": str(tmp_path / "teacher")}
+    document["run"]["config"]["train"]["recipe"] = {"preset": str(recipe), "teacher": teacher}
+    text = card_text(document, {}, adapter=False, license_of={})
+    assert str(tmp_path) not in text and "a local folder" in text
+    document["run"]["config"]["train"]["recipe"]["teacher"]["model"] = "owner/Teacher-7B"
+    assert "owner/Teacher-7B" in card_text(document, {}, adapter=False, license_of={})

@@ -27,6 +27,7 @@ from support.model_kinds import VOCAB, model_of
 from hintdistill.config import OutcomeSection, RunConfig, TrainSection
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, InputError
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.objectives.outcome import outcome_loss
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.outcome import outcome_data
@@ -34,7 +35,6 @@ from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import selected
-from hintdistill.planning.shape import ModelShape
 from hintdistill.planning.workload import gather
 from hintdistill.recipes import load_recipe, require_met
 from hintdistill.training.capabilities import available, several_rollouts
@@ -158,7 +158,7 @@ def test_weight_one_is_the_terms_alone_and_weight_nought_the_reward_alone(tmp_pa
 def test_clipping_is_the_sections(tmp_path):
     model = fresh("llama")
     stored = targets_of(model)
-    outcome, open_ = outcome_of(model, stored), {"outcome": {"clip_low": None, "clip_high": None}}
+    outcome, open_ = outcome_of(model, stored), {"outcome": {"clip": [None, None]}}
     clipped = loss_and_gradient(trainer_of(model, stored, tmp_path, outcome, **additive(0.0)))
     free = loss_and_gradient(trainer_of(model, stored, tmp_path, outcome, **additive(0.0), **open_))
     assert clipped[0] != free[0] and error(clipped[1], free[1]) > 1e-2
@@ -264,7 +264,7 @@ def test_other_couplings_read_the_same_facts(name, tmp_path):
     model = fresh("llama")
     stored = targets_of(model)
     recipe = {"recipe": {"preset": name, "data": {"hint": {"kind": "feedback"}}}}
-    require_met(TrainSection(**recipe).objective, available(TrainSection(**recipe)))
+    require_met(TrainSection(**recipe).effective_recipe, available(TrainSection(**recipe)))
     right = OutcomeData({t: TraceOutcome(*o, 4) for t, o in OUTCOMES.items()})
     wrong = OutcomeData({t: TraceOutcome(1 - r, -a, 1 - g, 4) for t, (r, a, g) in OUTCOMES.items()})
     _, g = loss_and_gradient(trainer_of(model, stored, tmp_path, right, **recipe))
@@ -334,7 +334,7 @@ def test_what_a_run_cannot_have_is_refused_by_its_config(tmp_path):
         assert not (tmp_path / "run").exists()
         for change in ("rollout.sample.per_task=4", "train.outcome.baseline=round"):
             config = load_config(ROOT / "configs" / "rounds.yaml", [recipe, change])
-            require_met(config.train.objective, available(config.train, several=several_rollouts(config)))
+            require_met(config.train.effective_recipe, available(config.train, several=several_rollouts(config)))
     with pytest.raises(ConfigError, match=r"between 0 and 1, not 1\.5"):
         load_recipe({"preset": "targeted", "coupling": {"kind": "additive", "weight": 1.5}})
     with pytest.raises(ConfigError, match="peer_contexts"):

@@ -19,7 +19,7 @@ from hintdistill.core.errors import ConfigError, ModelError
 from hintdistill.engines.transformers import load_model
 from hintdistill.training import output
 from hintdistill.training.output import file_dtype, write_student
-from hintdistill.training.stage import read_summary, train
+from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
 from hintdistill.training.students import initial_weights, load_student
 
 CPU = torch.device("cpu")
@@ -178,7 +178,7 @@ def test_a_merged_arrival_is_recorded_and_its_new_adapter_has_a_base(targets, tm
     run = RunSection(model=str(adapter), device="cpu", dtype="float32")
     config = TrainSection(**test_training.FAST, **LORA, learning_rate=1e-2)
     assert not (adapter / "generation_config.json").exists() and file_dtype(adapter) == torch.bfloat16
-    summary = train(adapter, targets[:4], run, config, tmp_path / "w", tmp_path / "student", "k")
+    summary = train(TrainJob(adapter, TrainData(targets[:4]), run, config, tmp_path / "w", tmp_path / "student", "k"))
     for folder in (tmp_path / "student", tmp_path / "student" / "initial"):
         text = (folder / "generation_config.json").read_text()
         assert text == (STUDENT / "generation_config.json").read_text(), "the base model's"
@@ -208,7 +208,7 @@ def test_beside_an_arriving_adapter_only_the_new_one_is_trained(targets, tmp_pat
     assert far(logits(student.model), moved) == 0.0 < far(moved, logits(came))
     assert {n for n, p in student.model.named_parameters() if p.requires_grad} == trainable
 
-    summary = train(adapter, targets[:4], run, config, tmp_path / "w", tmp_path / "student", "k")
+    summary = train(TrainJob(adapter, TrainData(targets[:4]), run, config, tmp_path / "w", tmp_path / "student", "k"))
     assert summary.arrived is not None and summary.arrived["handling"] == "beside"
     folder = tmp_path / "student"
     kept = load_file(folder / "arrived" / "adapter_model.safetensors")
@@ -228,7 +228,7 @@ def test_a_step_beside_an_arriving_adapter_moves_nothing_else(targets, tmp_path,
     student = load_student(adapter, run, config, CPU)
     before = {n: p.detach().clone() for n, p in student.model.named_parameters()}
     trainer = test_training.make_trainer(
-        student.model, test_training.build_rows(targets[:6], config), run, config, tmp_path / "w", CPU, None
+        student.model, test_training.build_rows(targets[:6], config), run, config, tmp_path / "w"
     )
     trainer.train()
     changed = {n for n, p in student.model.named_parameters() if not torch.equal(p, before[n])}
@@ -241,7 +241,7 @@ def test_beside_a_killed_training_goes_on_to_the_same_weights(targets, tmp_path,
     config = TrainSection(
         **{**test_training.FAST, "epochs": 2, "batch_size": 2, "save_steps": 2}, **LORA, arriving_adapter="beside"
     )
-    train(adapter, targets[:4], run, config, tmp_path / "a", tmp_path / "student_a", "k")
+    train(TrainJob(adapter, TrainData(targets[:4]), run, config, tmp_path / "a", tmp_path / "student_a", "k"))
 
     class Killed(Exception):
         pass
@@ -251,9 +251,12 @@ def test_beside_a_killed_training_goes_on_to_the_same_weights(targets, tmp_path,
             raise Killed
 
     with pytest.raises(Killed):
-        train(adapter, targets[:4], run, config, tmp_path / "b", tmp_path / "student_b", "k", progress=kill)
+        train(
+            TrainJob(adapter, TrainData(targets[:4]), run, config, tmp_path / "b", tmp_path / "student_b", "k"),
+            progress=kill,
+        )
     assert (tmp_path / "b" / "checkpoint-2").is_dir()
-    train(adapter, targets[:4], run, config, tmp_path / "b", tmp_path / "student_b", "k")
+    train(TrainJob(adapter, TrainData(targets[:4]), run, config, tmp_path / "b", tmp_path / "student_b", "k"))
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         a, b = (load_file(tmp_path / s / name) for s in ("student_a", "student_b"))
         assert all(torch.equal(a[k], b[k]) for k in a)

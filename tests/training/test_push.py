@@ -111,3 +111,23 @@ def test_a_hub_that_refuses_or_is_gone_and_a_run_without_student(tmp_path, hub):
     assert "no student at" in done.stderr
     manifest = json.loads((run / "manifest.json").read_text())
     assert TOKEN not in json.dumps(manifest), "a token is never written down"
+
+
+def test_no_folder_of_this_machine_is_published(tmp_path, hub):
+    """Paths are absolute in a run folder; what is pushed names none, and a local student is not changed by it."""
+    run = finished(tmp_path / "run")
+    student = run / "student"
+    (student / "adapter").mkdir()
+    named = {"base_model_name_or_path": str(student / "initial"), "r": 4}
+    (student / "adapter" / "adapter_config.json").write_text(json.dumps(named))
+    arrived = {"adapter": str(tmp_path / "a"), "base": str(tmp_path / "b"), "handling": "merged"}
+    (student / "hintdistill.json").write_text(json.dumps({"key": "k", "arrived": arrived}))
+    before = files(student)
+    hintdistill(tmp_path, "push", str(run), "me/x", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)
+    there = files(tmp_path / "hub" / "me" / "x")
+    assert files(student) == before and there.keys() == before.keys()
+    assert [name for name, data in there.items() if str(tmp_path).encode() in data or str(ROOT).encode() in data] == []
+    assert json.loads(there["adapter/adapter_config.json"]) == named | {
+        "base_model_name_or_path": "path/to/the/initial/model"
+    }
+    assert there["model.safetensors"] == before["model.safetensors"]

@@ -14,7 +14,7 @@ from hintdistill.recipes import load_recipe
 from hintdistill.recipes.schema import TeacherRule
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows
-from hintdistill.training.stage import _last_checkpoint, make_trainer
+from hintdistill.training.stage import Listener, _last_checkpoint, make_trainer
 from hintdistill.training.teacher import Follower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,8 +81,8 @@ def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
         from peft import LoraConfig, get_peft_model
 
         model = get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM", target_modules="all-linear"))
-    rows = build_rows(of, section, outcome_of(of, section.objective))
-    return make_trainer(model, rows, run, section, tmp_path, torch.device("cpu"), None, [0, 1, 2], others)
+    rows = build_rows(of, section, outcome_of(of, section.effective_recipe))
+    return make_trainer(model, rows, run, section, tmp_path, special_ids=[0, 1, 2], others=others)
 
 
 def loss_and_gradient(trainer):
@@ -206,7 +206,7 @@ def test_a_resumed_run_takes_its_teacher_up_again(targets, tmp_path):
         if step == 5:
             raise Killed
 
-    broken = make_trainer(tiny(), build_rows(targets, section), run, section, tmp_path / "b", torch.device("cpu"), kill)
+    broken = make_trainer(tiny(), build_rows(targets, section), run, section, tmp_path / "b", listener=Listener(kill))
     with pytest.raises(Killed):
         broken.train()
     resumed = trainer_of(targets, tmp_path / "b", **settings)

@@ -22,7 +22,7 @@ from hintdistill.recipes.schema import TeacherRule
 from hintdistill.training.capabilities import available
 from hintdistill.training.reference_models import Others
 from hintdistill.training.rows import watch_rows
-from hintdistill.training.teacher import Follower, Reading
+from hintdistill.training.teacher import Follower, HeldoutReading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -116,13 +116,13 @@ def test_an_external_teacher_must_have_the_same_tokenizer(tmp_path):
 
 def test_without_a_model_an_external_teacher_is_a_missing_need():
     config = train_section(teacher="external")
-    assert [n.name for n in missing(config.objective, available(config))] == ["external_teacher"]
+    assert [n.name for n in missing(config.effective_recipe, available(config))] == ["external_teacher"]
     assert config.target_source == "in_step"
 
 
 def test_a_gated_teacher_copies_the_student_when_it_has_earned_it(tmp_path):
     """Isolation passed, held-out findings repaired by more than the margin, steps not getting longer."""
-    model, said = tiny(), [Reading(0.1, 1.0)]
+    model, said = tiny(), [HeldoutReading(0.1, 1.0)]
     rule = TeacherRule(update="cgtr", every=5, isolation=10, margin=0.05, tail=2.0)
     follower = Follower(model, rule, lambda: said[0])
     name, parameter = next(iter(model.named_parameters()))
@@ -132,11 +132,11 @@ def test_a_gated_teacher_copies_the_student_when_it_has_earned_it(tmp_path):
     follower.after_step(5)
     assert follower.copies == 0
     # the mean of the last five readings rises, but steps get longer
-    said[0] = Reading(0.9, 2.5)
+    said[0] = HeldoutReading(0.9, 2.5)
     follower.after_step(10)
     assert follower.copies == 0 and torch.equal(follower.weights[name], first)
     follower.save(tmp_path)
-    said[0] = Reading(0.9, 1.1)
+    said[0] = HeldoutReading(0.9, 1.1)
     for again in (follower, Follower(tiny(), rule, lambda: said[0])):
         if again is not follower:
             again.load(tmp_path)

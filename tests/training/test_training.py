@@ -34,7 +34,7 @@ from hintdistill.traces.reading import read_traces
 from hintdistill.training import passes
 from hintdistill.training.passes import places
 from hintdistill.training.rows import build_rows, loss_weights
-from hintdistill.training.stage import make_trainer, read_summary, train
+from hintdistill.training.stage import TrainData, TrainJob, make_trainer, read_summary, train
 
 RUN = RunSection(model=str(STUDENT), device="cpu", dtype="float32")
 FAST = {"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "anchor": AnchorSection(weight=1.0)}
@@ -59,9 +59,7 @@ def targets(student_engine, student_renderer) -> list[Target]:
 def trainer_of(of, tmp_path, model=STUDENT, **config):
     section = train_section(**{**FAST, **config})
     device = torch.device("cpu")
-    return make_trainer(
-        load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path, device, None
-    )
+    return make_trainer(load_model(model, torch.float32, device), build_rows(of, section), RUN, section, tmp_path)
 
 
 def gradient(trainer, batches) -> torch.Tensor:
@@ -164,7 +162,7 @@ def test_loss_span(targets):
     quoted = [1.0 if start <= i < end else 0.0 for i in range(n)]
 
     def weights(**config):
-        return loss_weights(target, train_section(**config).objective.terms["distill"])
+        return loss_weights(target, train_section(**config).effective_recipe.terms["distill"])
 
     assert weights().tolist() == [1.0] * n
     assert weights(loss_span="quote").tolist() == quoted
@@ -206,7 +204,7 @@ def test_a_term_counts_with_its_slots(targets, tmp_path):
     anchor = next(t for t in targets if t.kind == "anchor")
 
     def summed(of) -> float:
-        trainer = trainer_of(of, tmp_path, anchor={"weight": 2.0, "min_probability": 0.0})
+        trainer = trainer_of(of, tmp_path, anchor={"weight": 5000.0, "min_probability": 0.0})
         nudge = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for p in trainer.model.parameters():
@@ -215,7 +213,7 @@ def test_a_term_counts_with_its_slots(targets, tmp_path):
 
     of_hints, both = summed(hints), summed([*hints, anchor])
     of_anchor = both - of_hints
-    assert of_anchor > 0.01 * of_hints
+    assert of_anchor > 0.1 * of_hints
     assert summed(repeated([*hints, anchor], "hint", 6)) == pytest.approx(6 * of_hints + of_anchor, rel=1e-4)
     assert summed(repeated([*hints, anchor], "anchor", 4)) == pytest.approx(of_hints + 4 * of_anchor, rel=1e-4)
 
@@ -225,11 +223,11 @@ def test_an_anchor_holds_only_what_the_initial_policy_was_sure_of(targets):
     wavered = np.array(anchor.plain_sampled)
     wavered[0] = np.log(0.2)
     config = train_section(anchor={"min_probability": 0.35})
-    term = config.objective.terms["anchor"]
+    term = config.effective_recipe.terms["anchor"]
     sure = (np.exp(wavered) >= 0.35).tolist()
     assert not sure[0] and any(sure)
     assert loss_weights(replace(anchor, plain_sampled=wavered), term).tolist() == [float(x) for x in sure]
-    everything = train_section(anchor={"min_probability": 0.0}).objective.terms["anchor"]
+    everything = train_section(anchor={"min_probability": 0.0}).effective_recipe.terms["anchor"]
     assert loss_weights(anchor, everything).all()
     # nothing to hold: the row is left out, and the others still average to the coefficient
     nowhere = replace(anchor, key="nowhere", plain_sampled=np.full_like(wavered, np.log(0.2)))
@@ -312,7 +310,7 @@ def weights(folder) -> dict[str, torch.Tensor]:
 
 def test_training_lowers_the_error_and_a_resumed_run_is_bit_equal(targets, tmp_path):
     config = TrainSection(**{**FAST, "epochs": 4, "save_steps": 3, "learning_rate": 5e-5})
-    straight = train(STUDENT, targets, RUN, config, tmp_path / "a", tmp_path / "student_a", "k")
+    straight = train(TrainJob(STUDENT, TrainData(targets), RUN, config, tmp_path / "a", tmp_path / "student_a", "k"))
     assert straight.hint_rows == 8 and straight.anchor_rows == 4 and straight.steps == 4 * -(-straight.rows // 4)
     assert straight.engine_floor_nats < 1e-6 and straight.way == "shared_prefix"
     assert read_summary(tmp_path / "student_a") == straight
@@ -325,13 +323,16 @@ def test_training_lowers_the_error_and_a_resumed_run_is_bit_equal(targets, tmp_p
             raise Killed
 
     with pytest.raises(Killed):
-        train(STUDENT, targets, RUN, config, tmp_path / "b", tmp_path / "student_b", "k", progress=kill)
+        train(
+            TrainJob(STUDENT, TrainData(targets), RUN, config, tmp_path / "b", tmp_path / "student_b", "k"),
+            progress=kill,
+        )
     assert not (tmp_path / "student_b").exists()
     # a checkpoint that a kill tore apart is not resumed from
     torn = tmp_path / "b" / "checkpoint-9"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
-    train(STUDENT, targets, RUN, config, tmp_path / "b", tmp_path / "student_b", "k")
+    train(TrainJob(STUDENT, TrainData(targets), RUN, config, tmp_path / "b", tmp_path / "student_b", "k"))
     a, b = weights(tmp_path / "student_a"), weights(tmp_path / "student_b")
     assert all(torch.equal(a[k], b[k]) for k in a)
     before, after = (trainer_of(targets, tmp_path, model=m) for m in (STUDENT, tmp_path / "student_a"))
@@ -346,7 +347,7 @@ def test_lora_output_loads_merged_and_as_adapter(targets, tmp_path):
     from transformers import AutoModelForCausalLM
 
     config = TrainSection(**{**FAST, "lora": LoraSection(rank=4, alpha=8), "learning_rate": 1e-2})
-    summary = train(STUDENT, targets, RUN, config, tmp_path / "w", tmp_path / "student", "k")
+    summary = train(TrainJob(STUDENT, TrainData(targets), RUN, config, tmp_path / "w", tmp_path / "student", "k"))
     assert summary.trainable_parameters < summary.parameters / 5
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "student", dtype=torch.float32)
     ids = torch.arange(7, 20)[None]
@@ -360,7 +361,7 @@ def test_lora_output_loads_merged_and_as_adapter(targets, tmp_path):
 
 def test_a_student_that_arrives_as_an_adapter(targets, tmp_path):
     config = TrainSection(**{**FAST, "lora": LoraSection(rank=4, alpha=8)})
-    train(STUDENT, targets, RUN, config, tmp_path / "w", tmp_path / "student", "k")
+    train(TrainJob(STUDENT, TrainData(targets), RUN, config, tmp_path / "w", tmp_path / "student", "k"))
     adapter = tmp_path / "student" / "adapter"
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy2(STUDENT / name, adapter / name)
@@ -370,7 +371,7 @@ def test_a_student_that_arrives_as_an_adapter(targets, tmp_path):
 
 def test_nothing_to_train_on_and_nan_are_errors(targets, tmp_path):
     with pytest.raises(EmptyFunnelError, match="no accepted hint"):
-        train(STUDENT, targets[8:], RUN, TrainSection(**FAST), tmp_path / "a", tmp_path / "s", "k")
+        train(TrainJob(STUDENT, TrainData(targets[8:]), RUN, TrainSection(**FAST), tmp_path / "a", tmp_path / "s", "k"))
     trainer = trainer_of(targets, tmp_path)
     rows = trainer.train_dataset.rows[:3]
     with torch.no_grad():

@@ -28,7 +28,7 @@ from hintdistill.training import processes
 from hintdistill.training.checkpoints import check_checkpoint
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 from hintdistill.training.rows import LengthSampler, RowDataset, build_rows
-from hintdistill.training.stage import read_summary, train
+from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
 from hintdistill.training.watch import WatchSets
 
 V = 96
@@ -245,15 +245,15 @@ def alone(cases, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("alone")
     for name, case in cases.items():
         train(
-            case["model"],
-            case["targets"],
-            case["run"],
-            case["train"],
-            root / name,
-            root / name / "student",
-            name,
-            watch=case["watch"],
-            outcome=case["outcome"],
+            TrainJob(
+                case["model"],
+                TrainData(case["targets"], watch=case["watch"], outcome=case["outcome"]),
+                case["run"],
+                case["train"],
+                root / name,
+                root / name / "student",
+                name,
+            )
         )
     return root
 
@@ -276,7 +276,15 @@ def check_weights(ours: Path, theirs: Path) -> None:
 def go_on_alone(case: dict, folder: Path) -> None:
     assert (folder / "checkpoint-3").is_dir() and not (folder / "student").exists()
     train(
-        case["model"], case["targets"], case["run"], case["train"], folder, folder / "student", "k", watch=case["watch"]
+        TrainJob(
+            case["model"],
+            TrainData(case["targets"], watch=case["watch"]),
+            case["run"],
+            case["train"],
+            folder,
+            folder / "student",
+            "k",
+        )
     )
     assert read_summary(folder / "student").steps == 4
 

@@ -24,7 +24,7 @@ from hintdistill.prompts import PromptLibrary
 from hintdistill.rescoring.scorer import Scorer
 from hintdistill.traces.reading import read_traces
 from hintdistill.training.rows import Slot, TraceRow
-from hintdistill.training.stage import train
+from hintdistill.training.stage import TrainData, TrainJob, train
 from hintdistill.training.window import cosine, windows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -111,7 +111,7 @@ def test_training_reports_the_cosine(real_targets, tmp_path):
         learning_rate=1e-5,
     )
     run = RunSection(model=str(STUDENT), device="cpu", dtype="float32")
-    summary = train(STUDENT, real_targets, run, config, tmp_path / "w", tmp_path / "student", "k")
+    summary = train(TrainJob(STUDENT, TrainData(real_targets), run, config, tmp_path / "w", tmp_path / "student", "k"))
     lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
     # measured before steps 1, 3, …, so in the log of those steps
     found = {x["step"]: x["grad_window_cosine"] for x in lines if "grad_window_cosine" in x}

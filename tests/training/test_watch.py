@@ -20,7 +20,7 @@ from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.training.passes import places
 from hintdistill.training.provenance import require_same
 from hintdistill.training.rows import build_rows, watch_rows
-from hintdistill.training.stage import make_trainer, train
+from hintdistill.training.stage import TrainData, TrainJob, make_trainer, train
 from hintdistill.training.tripwires import WIRES, Tripwires
 from hintdistill.training.watch import Watch, WatchSets, subsample
 
@@ -108,16 +108,7 @@ def folder(tmp_path_factory):
 
 def trainer_of(of, tmp_path, watch=None, **config):
     section = train_section(**{**FAST, **config})
-    return make_trainer(
-        tiny(),
-        build_rows(of, section),
-        RUN,
-        section,
-        tmp_path,
-        torch.device("cpu"),
-        None,
-        watch=watch or WatchSets(),
-    )
+    return make_trainer(tiny(), build_rows(of, section), RUN, section, tmp_path, watch=watch or WatchSets())
 
 
 def metrics(work) -> list[dict]:
@@ -288,7 +279,12 @@ def test_a_watched_training_is_bit_equal_to_one_that_is_not_and_so_is_a_resumed_
             raise Killed
 
     def run(name: str, watch: WatchSets, progress=None):
-        train(folder, data[0], RUN, config, tmp_path / name, tmp_path / f"{name} student", "k", progress, watch=watch)
+        train(
+            TrainJob(
+                folder, TrainData(data[0], watch=watch), RUN, config, tmp_path / name, tmp_path / f"{name} student", "k"
+            ),
+            progress=progress,
+        )
         from safetensors.torch import load_file
 
         return load_file(tmp_path / f"{name} student" / "model.safetensors")
@@ -335,22 +331,32 @@ def test_each_bound_stops_with_its_cause(name, metric, bound, good, bad, tmp_pat
 
 def test_a_stop_keeps_the_last_checkpoint_and_a_wider_bound_goes_on_from_it(data, folder, tmp_path):
     work, out, fast = tmp_path / "work", tmp_path / "student", {**FAST, "learning_rate": 1e-2}
-    train(folder, data[0], RUN, train_section(**fast), tmp_path / "free", tmp_path / "any", "k", watch=data[1])
+    train(
+        TrainJob(
+            folder,
+            TrainData(data[0], watch=data[1]),
+            RUN,
+            train_section(**fast),
+            tmp_path / "free",
+            tmp_path / "any",
+            "k",
+        )
+    )
     free = [r["off_target_kl"] for r in metrics(tmp_path / "free") if "off_target_kl" in r]
     assert free[3] > 1.02 * max(free[:3])
     bound = (free[3] + max(free[:3])) / 2
     strict = train_section(**fast, tripwires={"action": "stop", "max_off_target_kl": bound})
     with pytest.raises(TripwireError, match=r"off_target_kl is .* nats per token at step 4, above") as stop:
-        train(folder, data[0], RUN, strict, work, out, "k", watch=data[1])
+        train(TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, strict, work, out, "k"))
     assert not out.exists()
     assert f"the last checkpoint is {work / 'checkpoint-2'}" in stop.value.hint
     assert [p.name for p in work.glob("checkpoint-*")] == ["checkpoint-2"]
     # the same bound stops again, at the same place
     with pytest.raises(TripwireError) as again:
-        train(folder, data[0], RUN, strict, work, out, "k", watch=data[1])
+        train(TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, strict, work, out, "k"))
     assert again.value.message == stop.value.message
     wide = train_section(**fast, tripwires={"action": "stop", "max_off_target_kl": 50})
-    summary = train(folder, data[0], RUN, wide, work, out, "k", watch=data[1])
+    summary = train(TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, wide, work, out, "k"))
     assert summary.steps == 8 and out.is_dir()
     steps = [r["step"] for r in metrics(work) if "off_target_kl" in r]
     assert steps == [1, 2, 3, 4, 3, 4, 3, 4, 5, 6, 7, 8], "it went on from the checkpoint, twice"
@@ -359,7 +365,10 @@ def test_a_stop_keeps_the_last_checkpoint_and_a_wider_bound_goes_on_from_it(data
 def test_a_warning_is_said_once_and_is_a_row(data, folder, tmp_path):
     said: list[str] = []
     config = train_section(**FAST, tripwires={"max_off_target_kl": 1e-6, "max_heldout_kl": None})
-    train(folder, data[0], RUN, config, tmp_path / "w", tmp_path / "s", "k", watch=data[1], warn=said.append)
+    train(
+        TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, config, tmp_path / "w", tmp_path / "s", "k"),
+        warn=said.append,
+    )
     rows = [r for r in metrics(tmp_path / "w") if "tripwire" in r]
     ours = [r for r in rows if r["tripwire"] == "max_off_target_kl"]
     assert len(ours) == 1 and ours[0]["step"] == 1 and ours[0]["value"] > ours[0]["bound"] == 1e-6
@@ -370,14 +379,15 @@ def test_a_stop_that_nothing_can_trigger_is_said(data, folder, tmp_path):
     said: list[str] = []
     config = train_section(**{**FAST, "epochs": 0.5}, tripwires={"action": "stop"})
     train(
-        folder,
-        data[0],
-        RUN,
-        config,
-        tmp_path / "w",
-        tmp_path / "s",
-        "k",
-        watch=WatchSets(data[1].off_target),
+        TrainJob(
+            folder,
+            TrainData(data[0], watch=WatchSets(data[1].off_target)),
+            RUN,
+            config,
+            tmp_path / "w",
+            tmp_path / "s",
+            "k",
+        ),
         warn=said.append,
     )
     assert said == [
@@ -407,7 +417,7 @@ def test_nan_stops_before_the_update_and_the_last_checkpoint_serves(what, data, 
     config = train_section(**{**FAST, "batch_size": 8, "micro_batch_size": 4, "epochs": 8})
     work, out = tmp_path / "work", tmp_path / "student"
     plain, straight = HintTrainer._part, tmp_path / "straight"
-    train(folder, data[0], RUN, config, tmp_path / "other", straight, "k")
+    train(TrainJob(folder, TrainData(data[0]), RUN, config, tmp_path / "other", straight, "k"))
 
     def poisoned(self, kind, placed, done):
         value = plain(self, kind, placed, done)
@@ -417,11 +427,11 @@ def test_nan_stops_before_the_update_and_the_last_checkpoint_serves(what, data, 
 
     monkeypatch.setattr(HintTrainer, "_part", poisoned)
     with pytest.raises(TripwireError, match=f"the {what} is nan at step 5; rows trace hint 2\n") as stop:
-        train(folder, data[0], RUN, config, work, out, "k")
+        train(TrainJob(folder, TrainData(data[0]), RUN, config, work, out, "k"))
     assert f"the last checkpoint is {work / 'checkpoint-4'}" in stop.value.hint
     assert [p.name for p in work.glob("checkpoint-*")] == ["checkpoint-4"] and not out.exists()
     monkeypatch.setattr(HintTrainer, "_part", plain)
-    train(folder, data[0], RUN, config, work, out, "k")
+    train(TrainJob(folder, TrainData(data[0]), RUN, config, work, out, "k"))
     from safetensors.torch import load_file
 
     a, b = (load_file(f / "model.safetensors") for f in (straight, out))
@@ -444,7 +454,10 @@ def test_weights_that_are_not_finite_make_no_checkpoint_and_no_student(data, fol
     with pytest.raises(
         TripwireError, match=r"model.norm.weight is not finite after step 4; rows of the step: trace"
     ) as stop:
-        train(folder, data[0], RUN, train_section(**FAST), tmp_path / "w", tmp_path / "s", "k", overflow)
+        train(
+            TrainJob(folder, TrainData(data[0]), RUN, train_section(**FAST), tmp_path / "w", tmp_path / "s", "k"),
+            progress=overflow,
+        )
     assert "checkpoint-2" in stop.value.hint and not (tmp_path / "s").exists()
     assert [p.name for p in (tmp_path / "w").glob("checkpoint-*")] == ["checkpoint-2"]
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import Message, Source, Trace, Verdict
-from hintdistill.core.types import Record as FrozenRecord
+from hintdistill.core.types import FrozenModel, Message, Source, Trace, Verdict
 from hintdistill.traces.files import all_files
 from hintdistill.traces.formats import openai_chat
 from hintdistill.traces.options import Failure, ReadOptions, Record
@@ -29,7 +28,7 @@ NOT_AGENTS = {"human", "user", "computer_terminal", "computerterminal"}
 """Speakers of the multi-agent sets that are nobody's student, in lower case."""
 
 
-class Label(FrozenRecord):
+class Label(FrozenModel):
     """What people say of a trace."""
 
     verdict: Verdict
@@ -44,7 +43,7 @@ class Label(FrozenRecord):
     reason: str | None = None
 
 
-class Labelled(FrozenRecord):
+class Labelled(FrozenModel):
     """A trace and its label."""
 
     trace: Trace

@@ -29,7 +29,7 @@ NOTES = (
     "ai-title",
     "last-prompt",
 )
-Line = Mapping[str, Any]
+Entry = Mapping[str, Any]
 
 
 def fits(value: Any) -> bool:
@@ -46,7 +46,7 @@ class _Group:
 
     def __init__(self, parent: _Group | None) -> None:
         self.parent = parent
-        self.lines: list[Line] = []
+        self.lines: list[Entry] = []
         self.children = 0
         if parent is not None:
             parent.children += 1
@@ -64,7 +64,7 @@ class _Group:
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     """One trace per path of the session, main line first. Raises TraceError where there is no turn."""
     skipped: Counter[str] = Counter()
-    said: list[Line] = []
+    said: list[Entry] = []
     for line in record.value:
         what = line.get("type") if isinstance(line, Mapping) else None
         if what in ("user", "assistant") and isinstance(line.get("message"), Mapping):
@@ -95,7 +95,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
         done.update(id(g) for g in path)
 
 
-def _groups(lines: list[Line]) -> list[_Group]:
+def _groups(lines: list[Entry]) -> list[_Group]:
     """The messages of the session in file order, each knowing its parent."""
     by_uuid: dict[str, _Group] = {}
     by_answer: dict[tuple[Any, ...], _Group] = {}
@@ -135,7 +135,7 @@ def _groups(lines: list[Line]) -> list[_Group]:
     return groups
 
 
-def _is_result(line: Line) -> bool:
+def _is_result(line: Entry) -> bool:
     content = line["message"].get("content")
     return (
         line["type"] == "user"

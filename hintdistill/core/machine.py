@@ -1,0 +1,142 @@
+"""How much memory there is, and how much a stage takes of it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CGROUP = Path("/sys/fs/cgroup")
+BESIDE = ("program", "weights", "other models", "stored targets")
+"""Parts of a peak that do not grow with what a stage reads at once."""
+
+SLOPES = (0.8, 2.0)
+"""Bounds of a slope of measured over counted bytes: two points that are near each other say little about it."""
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes at the worst moment of a stage."""
+
+    parts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts, bytes."""
+        return sum(self.parts.values())
+
+    @property
+    def added(self) -> int:
+        """Bytes that the stage's own work takes: without `BESIDE`, which is counted exactly or known from elsewhere."""
+        return self.total - sum(self.parts.get(name, 0) for name in BESIDE)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Measured memory of a stage's own work as a straight line of the counted one."""
+
+    program: int
+    """Resident bytes of a process that has imported everything and loaded no model; 0 on an accelerator."""
+    base: float = 0.0
+    slope: float = 1.0
+
+    def __call__(self, counted: Peak) -> Peak:
+        """The peak that is to be expected where so much is counted."""
+        parts = {name: counted.parts[name] for name in BESIDE if counted.parts.get(name)}
+        own = max(0, round(self.base + self.slope * counted.added))
+        return Peak(parts | {"program": self.program, "measured and extrapolated": own})
+
+
+def grow_by(program: int, points: Sequence[tuple[int, int]]) -> Growth:
+    """The line through the last two of (counted, measured) bytes of a stage's own work, the counted ones ascending."""
+    (x1, y1), (x2, y2) = points[-2] if len(points) > 1 else points[-1], points[-1]
+    slope = min(max((y2 - y1) / (x2 - x1), SLOPES[0]), SLOPES[1]) if x2 - x1 > 0.05 * x2 else 1.0
+    return Growth(program, y2 - slope * x2, slope)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory that a run may use, bytes."""
+
+    available: int
+    source: str
+    """Where the figure comes from."""
+    on_cpu: bool = True
+    beside_program: bool = True
+    """Whether this process, its libraries loaded, is there already, so that they need no further room."""
+
+    def need(self, peak: Peak) -> int:
+        """What a stage wants of this room, bytes."""
+        return peak.total - (peak.parts.get("program", 0) if self.beside_program else 0)
+
+    def holds(self, peak: Peak, share: float = 1.0) -> bool:
+        """Whether a stage fits into this share of it."""
+        return self.need(peak) <= share * self.available
+
+
+def room(device: str = "auto", gigabytes: float | None = None) -> Room:
+    """What the device of a run has free; `gigabytes` says it instead. A container's own limit counts."""
+    on_cpu = not _accelerated(device)
+    if gigabytes is not None:
+        return Room(int(gigabytes * 1e9), "--memory", on_cpu, beside_program=False)
+    if not on_cpu:
+        import torch
+
+        free, _ = torch.cuda.mem_get_info(None if device == "auto" else device)
+        return Room(int(free), "free on the device", on_cpu=False)
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    limit = _container_room()
+    return Room(free, "available") if limit is None or limit >= free else Room(limit, "left of the container's limit")
+
+
+def _accelerated(device: str) -> bool:
+    if device.startswith("cpu"):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _container_room() -> int | None:
+    """What the control group leaves, None where it sets no limit."""
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None
+    return None if limit == "max" else max(0, int(limit) - used)
+
+
+def process_figure(key: str) -> int:
+    """Read a figure of /proc/self/status, bytes; the peak of the process where there is no such file."""
+    try:
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(line.split()[1]) * 1024
+
+
+def high_water(device: Any) -> int:
+    """Read the peak so far: resident bytes of the process on a CPU, of what is allocated on a CUDA device."""
+    if device.type == "cpu":
+        return process_figure("VmHWM")
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def clock() -> float:
+    """Read seconds: of this process on one CPU thread, else of the wall."""
+    import torch
+
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+        return time.perf_counter()
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()

@@ -1,0 +1,216 @@
+"""Paths in the configuration: which fields are paths, and what they are relative to.
+
+A field that is a path has one of the types below. In a config file it is relative to the file, in a `key=value` override to the
+shell's folder; either way the configuration holds it absolute. What is no path stays as it is: the hub name of a model, the
+server's name of one, `package.module:Name`, the name of a shipped recipe.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.models import is_hub_name, model_key
+
+
+@dataclass(frozen=True)
+class PathMark:
+    """Says that a field holds paths, of which kind, and when it does not."""
+
+    kind: Literal["input", "output", "model", "object", "recipe", "section"]
+    unless: tuple[str, str] | None = None
+    """A key of the same section and its value with which the field is no path."""
+    of: type[BaseModel] | None = None
+    """With `section`: the section whose keys the field's mapping has."""
+
+
+ConfigPath = Annotated[str, PathMark("input")]
+"""A file, a folder or a glob that is read."""
+OutputPath = Annotated[str, PathMark("output")]
+"""A file or a folder that is written."""
+ModelPath = Annotated[str, PathMark("model")]
+"""A model folder or a hub name."""
+CriticModel = Annotated[str, PathMark("model", unless=("backend", "server"))]
+"""A model folder or a hub name; with a server, the server's name of the model."""
+ObjectPath = Annotated[str, PathMark("object")]
+"""`path/to/file.py:Name` or `package.module:Name`."""
+RecipeRef = Annotated[str | dict[str, Any], PathMark("recipe")]
+"""The name of a recipe, a YAML file, or a mapping with `preset`."""
+
+Change = Callable[[str, PathMark, str], Any]
+"""Key, mark and value of a path → what stands in its place."""
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    """The model class of an annotation `X` or `X | None`, else None."""
+    union = typing.get_origin(annotation) in (Union, types.UnionType)
+    options = typing.get_args(annotation) if union else (annotation,)
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+
+
+def mark_of(field: FieldInfo) -> PathMark | None:
+    """The mark of a field that holds paths, wherever in its annotation it stands; None of any other field."""
+    return next((m for m in field.metadata if isinstance(m, PathMark)), None) or _inner_mark(field.annotation)
+
+
+def _inner_mark(annotation: Any) -> PathMark | None:
+    if typing.get_origin(annotation) is Annotated:
+        return next((m for m in typing.get_args(annotation)[1:] if isinstance(m, PathMark)), None)
+    return next((m for m in map(_inner_mark, typing.get_args(annotation)) if m is not None), None)
+
+
+def map_paths(data: Mapping[str, Any], section: type[BaseModel], change: Change, prefix: str = "") -> dict[str, Any]:
+    """A copy of a section's plain data with every path changed; what is not valid is left for validation to say."""
+    out = dict(data)
+    for name, field in section.model_fields.items():
+        value, key = data.get(name), f"{prefix}{name}"
+        inner, mark = _model_of(field.annotation), mark_of(field)
+        if inner is not None and isinstance(value, Mapping):
+            out[name] = map_paths(value, inner, change, f"{key}.")
+        elif mark is not None and mark.of is not None and isinstance(value, Mapping):
+            out[name] = map_paths(value, mark.of, change, f"{key}.")
+        elif mark is not None and value is not None and not _is_other(data, section, mark):
+            out[name] = _map(value, key, mark, change)
+    return out
+
+
+def _is_other(data: Mapping[str, Any], section: type[BaseModel], mark: PathMark) -> bool:
+    if mark.unless is None:
+        return False
+    name, value = mark.unless
+    return bool(data.get(name, section.model_fields[name].default) == value)
+
+
+def _map(value: Any, key: str, mark: PathMark, change: Change) -> Any:
+    if isinstance(value, str):
+        return change(key, mark, value)
+    if isinstance(value, list | tuple):
+        return [_map(item, key, mark, change) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if mark.kind == "recipe":
+        return recipe_paths(value, key, change)
+    return {name: _map(item, f"{key}.{name}", mark, change) for name, item in value.items()}
+
+
+def recipe_paths(recipe: Mapping[str, Any], key: str, change: Change) -> dict[str, Any]:
+    """A copy of a recipe's plain data with its paths changed: the recipe it starts from and its teacher's model."""
+    out, teacher = dict(recipe), recipe.get("teacher")
+    if isinstance(recipe.get("preset"), str):
+        out["preset"] = change(f"{key}.preset", PathMark("recipe"), recipe["preset"])
+    if isinstance(teacher, Mapping) and isinstance(teacher.get("model"), str):
+        model = change(f"{key}.teacher.model", PathMark("model"), teacher["model"])
+        out["teacher"] = {**teacher, "model": model}
+    return out
+
+
+def resolve_paths(
+    data: Mapping[str, Any], section: type[BaseModel], file: Path | None, overridden: Collection[str] = ()
+) -> dict[str, Any]:
+    """A copy of a config's plain data with absolute paths.
+
+    Args:
+        file: where the data was read from; None where all of it comes from the shell.
+        overridden: keys that were set by overrides, whose paths are relative to the shell's folder.
+
+    Raises:
+        ConfigError: see `relative_to_file`.
+    """
+
+    def change(key: str, mark: PathMark, value: str) -> str:
+        if file is None or any(key == o or key.startswith(f"{o}.") for o in overridden):
+            return absolute(value, mark, Path.cwd())
+        return relative_to_file(file, key, mark, value)
+
+    return map_paths(data, section, change)
+
+
+def relative_to_file(file: Path, key: str, mark: PathMark, value: str) -> str:
+    """The absolute path of what a file says under a key.
+
+    Raises:
+        ConfigError: it is not there, but would be if it were relative to the shell's folder, as it was in releases before;
+            the text names the new spelling.
+    """
+    base, shell = file.parent.resolve(), Path.cwd()
+    path, before = absolute(value, mark, base), absolute(value, mark, shell)
+    if before == path or _exists(path, mark) or not _exists(before, mark):
+        return path
+    new = os.path.relpath(_place(before, mark), base) + value[len(_place(value, mark)) :]
+    raise ConfigError(
+        f"{file}: {key}: {value} is in the working directory, not beside the config file",
+        hint=f"paths in a config file are relative to the file; write {new}",
+    )
+
+
+def absolute(value: str, mark: PathMark, base: Path) -> str:
+    """The path as an absolute one; what is no path as it is. A hub name that is also a folder below `base` is the folder."""
+    place = _place(value, mark)
+    if not place or (mark.kind == "model" and is_hub_name(value) and not (base / value).is_dir()):
+        return value
+    home = os.path.expanduser(place)  # noqa: PTH111
+    # a pattern's own signs stay signs, those in the folder's name are letters
+    root = glob.escape(str(base)) if mark.kind == "input" and glob.has_magic(home) else str(base)
+    return os.path.normpath(os.path.join(root, home)) + value[len(place) :]  # noqa: PTH118
+
+
+def _place(value: str, mark: PathMark) -> str:
+    """The part of a value that is a path; empty where it is none."""
+    if mark.kind == "object":
+        file = value.rpartition(":")[0]
+        return file if file.endswith(".py") else ""
+    if mark.kind == "recipe":
+        return value if value.endswith((".yaml", ".yml")) else ""
+    return value
+
+
+def _exists(value: str, mark: PathMark) -> bool:
+    place = _place(value, mark)
+    if not place or not Path(place).is_absolute():
+        return False
+    return Path(place).exists() or (mark.kind == "input" and glob.has_magic(place) and bool(glob.glob(place)))  # noqa: PTH207
+
+
+def contents(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """A copy of a config's plain data with the content of what paths lead to in their place.
+
+    Two configurations that read the same bytes are equal in it, wherever their files are; paths that are written to are None.
+    """
+
+    def change(key: str, mark: PathMark, value: str) -> Any:
+        place = _place(value, mark)
+        if mark.kind == "output":
+            return None
+        if not place or not Path(place).exists():
+            return value
+        return content_of(Path(place)) + value[len(place) :]
+
+    return map_paths(data, section, change)
+
+
+def content_of(path: Path) -> str:
+    """Hash of a file's or a folder's content, 16 hexadecimal digits; of a model folder, its key."""
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return str(model_key(path))
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        name = "" if file == path else file.relative_to(path).as_posix()
+        digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def object_content(spec: str) -> str:
+    """`path/to/file.py:Name` with the content of the file in the place of its path; `package.module:Name` as it is."""
+    place = _place(spec, PathMark("object"))
+    return content_of(Path(place)) + spec[len(place) :] if place and Path(place).is_file() else spec

@@ -1,0 +1,197 @@
+"""What an engine would read for a set of requests, and hold while it reads: counted from the ids alone, through the engine's
+own prefix tree. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hintdistill.core.machine import Peak
+from hintdistill.core.model_shape import ModelShape
+from hintdistill.core.scores import ScoreRequest
+from hintdistill.engines.prefix_tree import Piece, PrefixTree, batches, grow
+
+FLOAT = 4
+PROGRAM = 400_000_000
+"""Resident bytes of a process that has imported torch and transformers, before it loads a model. Measured, CPU build."""
+LOGIT_CHUNK = 1 << 24
+"""Entries of a chunk of logits in an engine; `engines.forward.CHUNK_ELEMENTS`."""
+MASK_ROWS = 256
+"""Queries per masked block; `engines.shared_prefix.BLOCK`."""
+ENTRY = 104
+"""Bytes of a kept entry while a part is written: Python objects of its id and two log-probabilities, and their places in lists."""
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """One forward pass after another over a set of requests, or the sum of several."""
+
+    asked: int = 0
+    """Tokens that separate passes would read."""
+    computed: int = 0
+    """Tokens that are read."""
+    pairs: int = 0
+    """Σ over tokens of the keys they attend to, half of a token's own stretch counted."""
+    scored: int = 0
+    """Positions that the head is applied to."""
+    calls: int = 0
+    kept: int = 0
+    """Tokens whose keys and values are kept at once."""
+    largest_call: int = 0
+    """Tokens of the largest forward call."""
+    masks: int = 0
+    """Entries of all masks of the call that has most of them."""
+    together: int = 0
+    """Scored positions whose hidden states are kept at once."""
+
+    def __add__(self, other: TokenCount) -> TokenCount:
+        return TokenCount(
+            self.asked + other.asked,
+            self.computed + other.computed,
+            self.pairs + other.pairs,
+            self.scored + other.scored,
+            self.calls + other.calls,
+            max(self.kept, other.kept),
+            max(self.largest_call, other.largest_call),
+            max(self.masks, other.masks),
+            max(self.together, other.together),
+        )
+
+
+def count_tokens(calls: Iterable[Sequence[ScoreRequest]], shape: ModelShape, budget: int) -> TokenCount:
+    """What `Engine.score` would read, call by call, with at most `budget` tokens per forward pass."""
+    total = TokenCount()
+    for requests in calls:
+        total += _one_call(requests, shape, budget)
+    return total
+
+
+def _one_call(requests: Sequence[ScoreRequest], shape: ModelShape, budget: int) -> TokenCount:
+    # the last scored token itself is not read
+    sequences = [np.ascontiguousarray(r.ids[: r.end - 1], dtype=np.int64) for r in requests]
+    total = TokenCount()
+    for batch in batches(sequences, budget) if sequences else []:
+        some = [sequences[i] for i in batch]
+        places = [range(requests[i].start - 1, requests[i].end - 1) for i in batch]
+        total += of_tree(grow(some), places, shape, budget)
+    scored = sum(r.end - r.start for r in requests)
+    return total + TokenCount(together=scored)
+
+
+def of_tree(tree: PrefixTree, positions: Sequence[range], shape: ModelShape, budget: int) -> TokenCount:
+    """What one tree costs; `positions` are the scored ones of each sequence."""
+    wanted = _wanted(tree, positions)
+    calls = tree.calls(budget)
+    pieces = [p for call in calls for p in call]
+    return TokenCount(
+        asked=tree.asked,
+        computed=tree.computed,
+        pairs=sum(pairs(p.start, p.length) for p in pieces),
+        scored=sum(len(p) for p in positions),
+        calls=len(calls),
+        kept=kept_tokens(tree),
+        largest_call=max((sum(p.length for p in call) for call in calls), default=0),
+        masks=max((mask_bytes(shape, call, wanted, 1) for call in calls), default=0),
+    )
+
+
+def pairs(past: int, tokens: int) -> int:
+    """Keys that `tokens` new tokens attend to after `past` others."""
+    return tokens * past + tokens * tokens // 2
+
+
+def _wanted(tree: PrefixTree, positions: Sequence[range]) -> Callable[[Piece], range]:
+    """Which stretch of a piece is asked for: from its first wanted position to its last."""
+    by_chain: dict[int, list[int]] = {}
+    for i, some in enumerate(positions):
+        for chain, position in tree.places(i, some):
+            by_chain.setdefault(chain, []).append(position)
+
+    def wanted(piece: Piece) -> range:
+        here = [p for p in by_chain.get(piece.chain, ()) if piece.start <= p < piece.stop]
+        return range(min(here), max(here) + 1) if here else range(piece.start, piece.start)
+
+    return wanted
+
+
+def forward_bytes(shape: ModelShape, tokens: int, width: int) -> int:
+    """What a pass without gradient holds at most beside keys and values: one layer's tensors, `width` bytes each entry."""
+    h, a, k, i = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
+    return tokens * width * max(2 * h + 3 * i, 2 * h + 4 * a + 3 * k)
+
+
+def cache_bytes(shape: ModelShape, tokens: int, width: int) -> int:
+    """Keys and values of all layers."""
+    return 2 * shape.key_width * shape.layers * tokens * width
+
+
+def mask_bytes(shape: ModelShape, pieces: Sequence[Piece], wanted: Callable[[Piece], range], width: int) -> int:
+    """Masks of one packed call: a block of queries times the keys it may see, kept until the call is done.
+
+    `wanted`: the positions of a piece whose hidden states are asked for; the last layer masks those alone.
+    """
+    groups = max(1, shape.heads // shape.kv_heads)
+    blocks: set[tuple[int, int]] = set()
+    for piece in pieces:
+        ranges = [wanted(piece)] if piece.start == 0 else [range(piece.start, piece.stop), wanted(piece)]
+        for r in ranges:
+            blocks |= {(at, min(at + MASK_ROWS, r.stop)) for at in range(r.start, r.stop, MASK_ROWS)}
+    return sum(groups * (stop - start) * stop for start, stop in blocks) * width
+
+
+def kept_tokens(tree: PrefixTree) -> int:
+    """Tokens whose keys and values are kept, the room of trunks for what leaves them included."""
+    return sum(
+        tree.depths[i] if chain.trunk == i else len(chain.ids)
+        for i, chain in enumerate(tree.chains)
+        if i in tree.parents
+    )
+
+
+@dataclass(frozen=True)
+class ScoringUse:
+    """How an engine scores, as far as memory goes."""
+
+    weight_bytes: int
+    step: int
+    """Tokens of the longest step."""
+    top_k: int
+    written: int = 0
+    """Kept entries of one parquet part."""
+    other_weights: int = 0
+    """Bytes of another model that is loaded."""
+    on_cpu: bool = True
+
+
+def scoring_peak(shape: ModelShape, read: TokenCount, use: ScoringUse) -> Peak:
+    """Peak of scoring: keys and values, one call's tensors, masks, a chunk of logits, and the part that is written."""
+    width = use.weight_bytes
+    reads = {
+        "keys and values": cache_bytes(shape, read.kept, width),
+        "activations": forward_bytes(shape, read.largest_call, width),
+        "masks": read.masks * width,
+    }
+    chunk = min(use.step * shape.vocab, LOGIT_CHUNK)
+    rows = min(use.step, max(1, LOGIT_CHUNK // (2 * use.top_k * shape.hidden)))
+    heads = {
+        "logits": 3 * chunk * FLOAT + 2 * rows * 2 * use.top_k * shape.hidden * width,
+        "targets": use.written * ENTRY,
+    }
+    parts = {
+        "program": PROGRAM if use.on_cpu else 0,
+        "weights": shape.parameters * width,
+        "other models": use.other_weights,
+        **max((reads, heads), key=lambda part: sum(part.values())),
+        "hidden states": 3 * read.together * shape.hidden * width,
+    }
+    return Peak({k: int(v) for k, v in parts.items() if v})
+
+
+def operations(shape: ModelShape, tokens: int, keys: int, scored: int) -> float:
+    """Floating-point operations of a pass without gradient: 2 per body parameter and token, 4·(heads × width) per layer and
+    pair of query and key, 2 per head entry and scored position."""
+    attention = 4.0 * shape.query_width * shape.layers * keys
+    return 2.0 * shape.body * tokens + attention + 2.0 * shape.head * scored

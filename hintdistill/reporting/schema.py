@@ -1,0 +1,226 @@
+"""The number of the report's schema, and which of its keys may leave with `hintdistill report --share`.
+
+`build.py` makes the document, `docs/report.md` describes it. A new key stays in the house until a rule here lets it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import get_args
+
+from hintdistill.core import errors
+from hintdistill.core.types import Fidelity, HintRole, Placement, Verdict
+from hintdistill.prompts import hint_classes, shipped_library
+from hintdistill.reporting.allow import (
+    Rule,
+    each,
+    head,
+    how_many,
+    matching,
+    nothing,
+    number,
+    numbered,
+    record,
+    table,
+    text,
+    word,
+)
+
+REPORT_SCHEMA = 1
+
+
+def _classes() -> Collection[str]:
+    return {"", *hint_classes(shipped_library())}
+
+
+def _prompts() -> Collection[str]:
+    return shipped_library().names()
+
+
+def _reasons() -> Collection[str]:
+    """Why something came to nothing: the reasons of declared errors, and the words that stages and readers use."""
+    kinds = (k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.HintdistillError))
+    return {*_WORDS, *(k("").reason for k in kinds if k is not errors.SharingError)}
+
+
+_WORDS = frozenset(
+    [
+        "answer",
+        "bad_archive",
+        "budget",
+        "consequence",
+        "duplicate_id",
+        "empty_file",
+        "empty_record",
+        "holdout",
+        "lone_surrogate",
+        "low_confidence",
+        "no_label",
+        "not_a_file",
+        "not_a_label",
+        "not_a_trace",
+        "not_finite",
+        "not_json",
+        "not_utf8",
+        "number_too_large",
+        "over_max_per_trace",
+        "reader_error",
+        "repeated_prefix",
+        "secret",
+        "symlink",
+        "too_deep",
+        "too_large",
+        "unreadable",
+    ]
+)
+_GATE = frozenset(
+    [
+        "leak",
+        "dialect",
+        "illegal",
+        "vacuous",
+        "no_effect",
+        "not_below_placebo",
+        "not_specific",
+        "mass_to_illegal",
+        "primed",
+        "not_this_students_error",
+    ]
+)
+_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
+_FIDELITIES: tuple[str, ...] = get_args(Fidelity)
+_PLACES = {*get_args(Placement), *(f"{place}/{role}" for place in get_args(Placement) for role in get_args(HintRole))}
+_SPLITS = frozenset({"train", "validation", "holdout", "test"})
+_PACKAGES = frozenset({"hintdistill", "torch", "transformers", "peft", "accelerate", "vllm"})
+
+hashed = matching("[0-9a-f]{8,64}")
+error_class = word("class", _classes)
+critic = word("critic", ("rules", "recorded", "llm", "strong", "checker", "unknown"))
+reason = word("reason", _reasons)
+gate_reason = word("reason", _GATE)
+split = word("split", _SPLITS)
+placement = word("placement", _PLACES)
+fidelity = word("fidelity", _FIDELITIES)
+note = head(" ", word("note", _NOTES))
+
+
+def counts(key: Rule) -> Rule:
+    """Numbers by name."""
+    return table(key, number)
+
+
+def numbers(*keys: str) -> dict[str, Rule]:
+    """Keys that hold numbers."""
+    return dict.fromkeys(keys, number)
+
+
+_usage = numbers("requests", "prompt_tokens", "completion_tokens")
+_funnel = record(
+    read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    critique=record(
+        **numbers("findings", "dropped", "in_windows"),
+        verdicts=counts(word("verdict", get_args(Verdict))),
+        failed=counts(reason),
+        by_class=counts(error_class),
+        usage=record(
+            **_usage,
+            **numbers("money", "tokens_per_accepted_finding", "money_per_accepted_finding"),
+            by_critic=table(critic, record(**_usage)),
+        ),
+    ),
+    inject=record(
+        injections=number,
+        skipped=counts(reason),
+        failed=counts(reason),
+        placements=counts(placement),
+        fidelity=counts(fidelity),
+        quotes=counts(word("quote", ("exact", "normalised", "fuzzy", "whole_step"))),
+        notes=counts(note),
+    ),
+    rescore=record(
+        **numbers("scored", "accepted", "rejected", "anchors", "watched"),
+        failed=counts(reason),
+        reasons=counts(gate_reason),
+        revised=record(**numbers("scored", "accepted")),
+    ),
+    train=record(
+        **numbers("hints", "anchors"),
+        left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
+    ),
+)
+_evaluation = record(
+    **numbers("episodes", "success_rate", "error_rate"),
+    errors=counts(error_class),
+    failures=counts(numbered("failure")),
+)
+_measured = dict.fromkeys(("before", "after"), _evaluation)
+_effects = record(
+    **numbers("n", "with_decision", "accepted", "decision_effect_mean_nats", "decision_effect_median_nats"),
+    **numbers("specificity_mean_nats", "legal_mass_gain_mean"),
+    error_probability=record(**numbers("before", "hinted", "after")),
+)
+_finding = record(
+    key=hashed,
+    trace=numbered("trace"),
+    split=split,
+    error_class=error_class,
+    critic=critic,
+    placement=placement,
+    fidelity=fidelity,
+    **numbers("step", "accepted", "trained", "specificity_nats", "legal_mass_gain"),
+    **dict.fromkeys(("hint", "context_above", "context_below"), text),
+    **dict.fromkeys(("quote", "evidence"), nothing),
+    notes=each(note),
+    reasons=each(gate_reason),
+    guards=each(head(":", gate_reason)),
+    decision=record(**numbers("position", "before", "hinted", "after", "effect_nats"), token=text, instead=text),
+    placebos=each(
+        record(kind=word("kind", ("generic", "shuffled", "other_class")), text=text, **numbers("passes", "effect_nats"))
+    ),
+    tokens=each(record(text=text, instead=text, **numbers("quoted", "before", "hinted", "after"))),
+)
+SHARED: Rule = record(
+    schema=number,
+    run=record(
+        model=text,
+        critics=each(critic),
+        hint=word("hint", ("critic", "placebo")),
+        model_key=record(weights=hashed, tokenizer=hashed, template=hashed),
+        prompts=table(word("prompt", _prompts), hashed),
+        versions=table(word("package", _PACKAGES), head("+", matching(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)*"))),
+    ),
+    funnel=_funnel,
+    environment=record(**_measured, splits=table(split, record(**_measured))),
+    off_target_kl_nats=number,
+    off_target=table(
+        word("set", ("heldout_other_steps", "heldout_clean")),
+        record(**numbers("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate")),
+    ),
+    effects=record(
+        **dict.fromkeys(("all", "accepted", "rejected"), _effects),
+        by_class=table(error_class, _effects),
+        by_split=table(split, _effects),
+    ),
+    gate=record(
+        **numbers("null_pass_rate", "bound", "enabled", "min_drop_nats", "max_raise_nats", "min_student_probability"),
+        **numbers("require_legal_gain", "require_specific", "check_leak", "check_dialect", "check_words"),
+        **numbers("max_null_pass_rate"),
+        checks=each(word("check", ("legal_gain", "specific", "leak", "dialect", "words"))),
+    ),
+    weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),
+    train=record(
+        key=hashed,
+        **numbers("hint_rows", "anchor_rows", "outcome_rows", "rows", "steps", "trainable_parameters", "parameters"),
+        **numbers("engine_floor_nats", "grad_window_cosine"),
+        way=word("way", ("shared_prefix", "snapshots", "snapshots_by_token", "separate")),
+        arrived=record(handling=word("handling", ("merged", "beside"))),
+    ),
+    warnings=how_many("warnings"),
+    findings=each(_finding),
+    unscored=each(
+        record(
+            trace=numbered("trace"), step=number, error_class=error_class, reason=reason, quote=nothing, message=nothing
+        )
+    ),
+)
+"""What leaves of a report document: numbers, hashes, and words of this program. See docs/report.md."""

@@ -1,0 +1,108 @@
+"""Episodes laid out before any is played: an environment's opening messages, and as many tokens after them as there may be.
+
+Assumed: every episode goes to `rollout.max_steps` steps of `rollout.max_new_tokens` tokens, with what the environment answers
+counted among them, and has one error, in its last step, with a hint of `HINT_TOKENS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from hintdistill.config import RunConfig
+from hintdistill.core.lines import Histogram
+from hintdistill.core.model_shape import ModelShape
+from hintdistill.core.types import Finding, Injection, PlaceboBlock
+from hintdistill.injection.rendering import RenderedStep, Renderer
+from hintdistill.rescoring.scorer import AnchorItem, HintItem
+from hintdistill.rollouts.environment import TaskSuite
+from hintdistill.rollouts.evaluate import load_suite, tasks_of
+
+HINT_TOKENS = 64
+"""Tokens that a hint is taken to have where none was written yet."""
+
+
+@dataclass
+class LaidOut:
+    """What would be scored of these episodes."""
+
+    openings: list[int] = field(default_factory=list)
+    """Tokens of each episode's opening."""
+    hints: list[HintItem] = field(default_factory=list)
+    anchors: list[AnchorItem] = field(default_factory=list)
+
+
+def opening_ids(suite: TaskSuite, renderer: Renderer, task: str) -> list[int]:
+    """Token ids of what the student reads before its first step of a task."""
+    start = suite.make().reset(task)
+    return renderer.encode(renderer.render(start.messages, start.tools, header=True))
+
+
+def lay_out(
+    suite: TaskSuite, renderer: Renderer, tasks: Sequence[str], config: RunConfig, shape: ModelShape
+) -> LaidOut:
+    """Lay out an episode of each task, in their order; a model's positions bound its length."""
+    section, out = config.rollout, LaidOut()
+    openings = {task: opening_ids(suite, renderer, task) for task in dict.fromkeys(tasks)}
+    step = min(section.max_new_tokens, shape.max_length // 2)
+    anchored = any(t.rows == "anchor" for t in config.train.effective_recipe.terms.values())
+    anchors = min(config.train.anchor.per_trace, section.max_steps - 1) if anchored else 0
+    for n, task in enumerate(tasks):
+        opening = openings[task]
+        longest = min(len(opening) + section.max_steps * section.max_new_tokens, shape.max_length - HINT_TOKENS)
+        # what is said is unknown; ids that differ by episode share no more than the opening
+        said = np.random.default_rng(n).integers(0, shape.vocab, max(step + 1, longest - len(opening))).tolist()
+        ids = tuple([*opening, *said][:longest])
+        out.openings.append(len(opening))
+        out.hints.append(HintItem(f"hint-{n}", _hint(f"episode-{n}", ids, step, config.rescore.placebos), "train"))
+        for k in range(anchors):
+            end = len(ids) - (k + 1) * step
+            if end - step > 0:
+                rendered = RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None))
+                number = section.max_steps - 2 - k
+                out.anchors.append(AnchorItem(f"anchor-{n}-{k}", f"episode-{n}", number, rendered, "train"))
+    return out
+
+
+def _hint(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injection:
+    """A hint above the last step."""
+    context, block = ids[:-step], tuple(ids[n % len(ids)] for n in range(HINT_TOKENS))
+    others = [(*block[n + 1 :], *block[: n + 1]) for n in range(placebos)]
+    return Injection(
+        trace_id=name,
+        finding=Finding(step=0, error_class="assumed"),
+        hint="",
+        context_ids=context,
+        insert_at=len(context),
+        block_ids=block,
+        step_ids=ids[-step:],
+        span=(0, step),
+        fidelity="ids",
+        placement="message",
+        placebos=tuple(PlaceboBlock(kind="shuffled", text="", insert_at=len(context), block_ids=b) for b in others),
+    )
+
+
+def played_tokens(config: RunConfig, lengths: Mapping[str, Histogram], steps: float) -> dict[str, int] | None:
+    """Count what playing in the environment would read and sample, tokens, if its episodes are like the traces.
+
+    Args:
+        steps: of a trace, mean.
+    """
+    section = config.rollout
+    if section.environment is None:
+        return None
+    suite = load_suite(section.environment)
+    episodes = sum(len(tasks_of(suite, split, section.limit)) for split in section.splits)
+    if config.run.rounds is None:
+        episodes *= 2
+    else:
+        # a round plays its own, and measures greedily (or as configured) and as it samples
+        episodes = episodes * len({section.temperature, section.sample.temperature}) + section.sample.episodes
+    trace, step = lengths["trace"], lengths["step"]
+    mean = trace.total / max(1, trace.count)
+    sampled = round(episodes * steps * step.total / max(1, step.count))
+    return {"episodes": episodes, "read": round(episodes * steps * mean * 0.75), "sampled": sampled}

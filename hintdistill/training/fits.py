@@ -1,0 +1,226 @@
+"""What fits: the largest micro-batch, the longest trace, and an error before the first step where one does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hintdistill.config import RunConfig, RunSection, TrainSection
+from hintdistill.core.errors import DoesNotFitError
+from hintdistill.core.machine import Growth, Peak, Room, room
+from hintdistill.core.model_shape import ModelShape
+from hintdistill.engines.token_counts import FLOAT
+from hintdistill.recipes.teachers import of_kind, whose
+from hintdistill.training.memory import Load, TeacherUse, TrainSetup, train_peak
+from hintdistill.training.row_lengths import RowLength
+
+DOUBT = 0.7
+"""A row is refused only where this share of what is counted for it is more than there is: never what does fit."""
+MARGIN = 0.9
+"""Share of the memory that recommended settings may fill."""
+ENOUGH = 16_384
+"""Tokens in a forward pass beyond which a larger one gains nothing."""
+LONGEST = 1 << 24
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def weight_bytes(dtype: str, on_cpu: bool) -> int:
+    """Bytes of an entry under `run.dtype`."""
+    return BYTES.get(dtype, 4 if on_cpu else 2)
+
+
+def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> TrainSetup:
+    """How a training with these sections uses memory."""
+    stored, lora = weight_bytes(run.dtype, on_cpu), train.lora
+    return TrainSetup(
+        trained=shape.parameters if lora is None else shape.adapter(lora.rank, lora.target_modules),
+        weight_bytes=FLOAT if lora is None else stored,
+        activation_bytes=FLOAT if on_cpu else stored,
+        on_cpu=on_cpu,
+        rank=0 if lora is None else lora.rank,
+        checkpointing=train.gradient_checkpointing,
+        accumulates=train.micro_batch_size is not None and train.micro_batch_size < train.batch_size,
+        kinds=len({t.rows for t in train.effective_recipe.terms.values()}),
+        teacher=_teacher(train),
+    )
+
+
+def _teacher(train: TrainSection) -> TeacherUse:
+    recipe = train.effective_recipe
+    views = recipe.used_views("hint") if train.target_source == "in_step" else {}
+    made = {(whose(v.weights, recipe.teacher.update), v.context) for v in views.values()}
+    made -= {("live", "plain")}
+    weights = {w for w, _ in made}
+    own = weights & {"initial", "round_start"} and train.lora is None
+    return TeacherUse(
+        copies=int(bool(own)) + int("external" in weights),
+        follower=bool(of_kind(weights, "follows")),
+        views=len(made),
+        rides=("live", "hint") in made,
+        prefills=bool(weights - {"live"}),
+        dense=bool(views) and (not recipe.coupling.leaves_terms or any(t.weights for t in recipe.terms.values())),
+        branch_tokens=train.branch_tokens,
+    )
+
+
+def load_of(rows: Sequence[RowLength]) -> Load:
+    """Rows as one micro-batch."""
+    return Load(sum(r.tokens for r in rows), sum(r.scored for r in rows), sum(r.branch_tokens for r in rows))
+
+
+def largest(fits: Callable[[int], bool]) -> int:
+    """The largest number up to `LONGEST` for which `fits` holds, 0 where none does; it holds below whatever it holds for."""
+    low, high = 0, LONGEST
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def longest_trace(shape: ModelShape, setup: TrainSetup, like: Load, where: Room, growth: Growth | None = None) -> int:
+    """Tokens of the longest trace that trains by itself, with the scored and branch tokens of `like` in it.
+
+    Args:
+        growth: how the memory that was measured here grows with the counted one.
+    """
+
+    def fits(tokens: int) -> bool:
+        peak = train_peak(shape, setup, Load(tokens, min(tokens, like.scored), like.branch_tokens))
+        return where.holds(growth(peak) if growth else peak)
+
+    return min(largest(fits), shape.max_length)
+
+
+def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig, where: Room | None = None) -> None:
+    """Stop before the first training step where a micro-batch cannot fit, whatever the order of the rows.
+
+    Cheap: nothing is measured and no model is loaded. What is counted is scaled down by `DOUBT`, so what does fit is never
+    refused.
+
+    Raises:
+        DoesNotFitError: names the longest rows, and what would fit.
+    """
+    where = where or room(config.run.device)
+    setup = setup_of(shape, config.run, config.train, where.on_cpu)
+    order = sorted(rows, key=lambda r: (-r.tokens, r.trace_id))
+    each = config.train.micro_batch_size or config.train.batch_size
+    # even the shortest rows together, or one row alone: what no order of rows could avoid
+    unavoidable = [load_of(order[:1]), load_of(order[-each:])]
+    if not order or all(_least(train_peak(shape, setup, load)) <= where.available for load in unavoidable):
+        return
+    raise DoesNotFitError(_why(order, shape, setup, each, where), hint=_what_would(order, shape, setup, where))
+
+
+def _least(peak: Peak) -> float:
+    """What a stage needs at the very least of memory that is free now."""
+    return DOUBT * (peak.total - peak.parts.get("program", 0))
+
+
+def _why(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, each: int, where: Room) -> str:
+    longest = longest_trace(shape, setup, load_of(order[:1]), where)
+    above = [r for r in order if r.tokens > longest]
+    if not above:
+        need = where.need(train_peak(shape, setup, load_of(order[-each:])))
+        return f"{each} rows at once take some {need / 1e9:.1f} GB to train on, and {where.available / 1e9:.1f} GB are {where.source}"
+    names = ", ".join(f"{r.trace_id} ({r.tokens:,} tokens)" for r in above[:5])
+    more = f" and {len(above) - 5} more" if len(above) > 5 else ""
+    fitting = f"the longest that fits has {longest:,} tokens" if longest else "no trace fits, however short"
+    return f"{len(above)} traces are longer than {where.available / 1e9:.1f} GB of memory allow ({where.source}): {names}{more}; {fitting}"
+
+
+def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, where: Room) -> str:
+    """Settings under which the longest row trains, or shorter traces."""
+    for words, other in options(shape, setup):
+        if where.holds(train_peak(shape, other, load_of(order[:1]))):
+            return f"set {words}"
+    return "leave these traces out, cut them, or use a machine with more memory"
+
+
+def options(shape: ModelShape, setup: TrainSetup, rank: int = 32) -> list[tuple[str, TrainSetup]]:
+    """Settings that need less and less memory, the present one first, each with the words of the config."""
+    small = dataclasses.replace(
+        setup,
+        rank=rank,
+        trained=shape.adapter(rank, "all-linear"),
+        teacher=dataclasses.replace(setup.teacher, copies=0),
+    )
+    out = [("train.micro_batch_size=1", dataclasses.replace(setup, accumulates=True))]
+    if not setup.checkpointing:
+        out.append(
+            (
+                "train.micro_batch_size=1 train.gradient_checkpointing=true",
+                dataclasses.replace(setup, accumulates=True, checkpointing=True),
+            )
+        )
+    if not setup.rank:
+        out.append(
+            (
+                f"train.micro_batch_size=1 train.gradient_checkpointing=true train.lora.rank={rank}",
+                dataclasses.replace(small, accumulates=True, checkpointing=True),
+            )
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """Settings under which everything fits, with the reason."""
+
+    settings: Mapping[str, Any]
+    token_budget: int
+    """Tokens of a micro-batch that fit under these settings."""
+    batches: int
+    """Micro-batches of an epoch, were rows packed by length up to the budget."""
+    largest_batch: int
+    """Rows of the fullest of them."""
+    why: str
+
+
+def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows sorted by length and packed up to `budget` tokens each, longest first; a row above the budget is alone."""
+    out: list[list[int]] = []
+    for n in sorted(lengths, reverse=True):
+        if not out or sum(out[-1]) + n > budget:
+            out.append([])
+        out[-1].append(n)
+    return out
+
+
+def recommend(
+    rows: Sequence[RowLength],
+    choices: Sequence[tuple[str, TrainSetup]],
+    train: TrainSection,
+    holds: Callable[[TrainSetup, Load], bool],
+) -> Recommended | None:
+    """The first of the settings that holds the longest row, and the largest micro-batch that fits under it; None where none does."""
+    batch_size = train.batch_size
+    order = sorted(rows, key=lambda r: -r.tokens)
+    for words, setup in choices if order else ():
+        # one row at a time at first: accumulation keeps gradients beside activations
+        if not holds(setup, load_of(order[:1])):
+            continue
+        budget = _budget(setup, order, holds)
+        sizes = [m for m in range(2, batch_size + 1) if batch_size % m == 0]
+        micro = max((m for m in sizes if sum(r.tokens for r in order[:m]) <= budget), default=1)
+        settings: dict[str, Any] = {"train.micro_batch_size": micro}
+        settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
+        packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
+        why = f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens"
+        return Recommended(
+            settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in train.effective_recipe.terms},
+            budget,
+            len(packed),
+            max(map(len, packed)),
+            f"{why}; every injection weighs the same",
+        )
+    return None
+
+
+def _budget(setup: TrainSetup, order: Sequence[RowLength], holds: Callable[[TrainSetup, Load], bool]) -> int:
+    """Tokens of a micro-batch that fit, at the run's own share of scored tokens and branches."""
+    total = sum(r.tokens for r in order)
+    scored, branches = sum(r.scored for r in order) / total, sum(r.branch_tokens for r in order) / total
+    most = largest(lambda n: holds(setup, Load(n, round(n * scored), round(n * branches))))
+    return min(most, max(ENOUGH, order[0].tokens))

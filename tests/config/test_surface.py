@@ -1,0 +1,111 @@
+"""The frozen surface, the JSON schema, and keys that are no more."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from conftest import ROOT
+from support.surface import frozen, lines
+from typer.testing import CliRunner
+
+from hintdistill.cli.main import app
+from hintdistill.config.file import load_config, validate
+from hintdistill.config.removed import REMOVED, upgrade
+from hintdistill.config.surface import leaves
+from hintdistill.core.errors import ConfigError
+from hintdistill.recipes import load_recipe
+from hintdistill.recipes.library import REMOVED as REMOVED_OF_RECIPES
+
+BASE = ["run.model=m", "traces.path=t.jsonl"]
+
+
+def test_the_surface_is_frozen():
+    gone, new = sorted(set(frozen()) - set(lines())), sorted(set(lines()) - set(frozen()))
+    assert not gone and not new, "freeze it again with a reason: python tests/support/surface.py REASON"
+
+
+@pytest.mark.parametrize("key", REMOVED)
+def test_a_removed_key_is_an_error_with_the_new_spelling(key):
+    assert key not in {leaf.key for leaf in leaves()}
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*BASE, f"{key}=1"])
+    assert caught.value.message == f"the overrides: `{key}` is no key any more: {REMOVED[key]}"
+
+
+@pytest.mark.parametrize("key", REMOVED_OF_RECIPES)
+def test_a_removed_key_of_recipes_too(key):
+    *parents, last = key.split(".")
+    change = {last: "x"}
+    for part in reversed(parents):
+        change = {part: change}
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("sdpo", change)
+    assert f"`{key}` is no key any more: {REMOVED_OF_RECIPES[key]}" in caught.value.message
+
+
+def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
+    saved = yaml.safe_load((ROOT / "tests" / "goldens" / "run_v1" / "config.yaml").read_text())
+    config = validate(upgrade({k: v for k, v in saved.items() if k != "ablate"}))
+    assert config.critic.llm.prompts == {"prompt": "critic/toolworld.jinja"}
+    assert config.inject.formats == {} and len(config.rescore.gate.checks) == 5
+    assert config.train.effective_recipe.terms["anchor"].coef == 1.5 and config.train.recipe == "targeted"
+    saved["train"] |= {"divergence": "fkl", "support": "union_topk", "top_k": 9, "teacher": "round_start"}
+    saved["train"] |= {"normalize": "token", "loss_span": "quote_weighted", "quote_weight": 3.0}
+    saved["train"]["anchor"]["min_probability"] = 0.25
+    saved["train"]["outcome"] = {"baseline": "round", "normalise": False, "clip_low": 0.1, "clip_high": None}
+    saved["critic"]["llm"] |= {
+        "strategy": "binary_search",
+        "step_prompt": "critic/mine.jinja",
+        "price_in": 1,
+        "price_out": 2,
+    }
+    saved["inject"]["turn_format"] = "({hint})"
+    saved["rescore"]["gate"]["check_leak"] = False
+    config = validate(upgrade({k: v for k, v in saved.items() if k != "ablate"}))
+    distill, anchor = config.train.effective_recipe.terms["distill"], config.train.effective_recipe.terms["anchor"]
+    assert (distill.divergence.kind, distill.support.kind, distill.support.k) == ("fkl", "union", 9)
+    assert (distill.span, distill.quote_weight, distill.normalize) == ("quote_weighted", 3.0, "kept")
+    assert (anchor.min_probability, anchor.normalize, anchor.coef) == (0.25, "kept", 1.5)
+    assert config.train.effective_recipe.teacher.update == "round_start" and config.train.outcome.clip == (0.1, None)
+    assert config.critic.llm.prompts == {"half_prompt": "critic/half.jinja", "step_prompt": "critic/mine.jinja"}
+    assert config.critic.llm.price == (1, 2) and config.inject.formats == {"assistant_turn": "({hint})"}
+    assert "leak" not in config.rescore.gate.checks and len(config.rescore.gate.checks) == 4
+
+
+def test_the_json_schema_names_every_key():
+    said = CliRunner().invoke(app, ["config", "schema"])
+    assert said.exit_code == 0
+    schema = json.loads(said.stdout)
+
+    def keys(node, prefix=""):
+        for name, inner in node["properties"].items():
+            options = [inner, *inner.get("anyOf", [])]
+            inside = [schema["$defs"][o["$ref"].rpartition("/")[2]] for o in options if "$ref" in o]
+            if inside:
+                yield from keys(inside[0], f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", inner
+
+    found = dict(keys(schema))
+    wanted = {leaf.key: leaf for leaf in leaves()}
+    assert set(found) == set(wanted)
+    assert all(found[k].get("description", "") == leaf.meaning for k, leaf in wanted.items())
+    recipe = json.loads(CliRunner().invoke(app, ["config", "schema", "--recipe"]).stdout)
+    assert {"terms", "teacher", "coupling"} <= set(recipe["properties"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("critic.llm={strategy: binary_search, prompt: a.jinja}", "takes 2 prompts, in place of critic/half.jinja"),
+        ("critic.llm.prompt=[a.jinja, b.jinja]", "the strategy all_at_once takes 1 prompt"),
+        ("critic.llm.price=[-1, 2]", "not below 0"),
+        ("train.outcome.clip=[2, null]", "a low end between 0 and 1"),
+        ("rescore.gate.checks=[leeks]", "'legal_gain', 'specific', 'leak'"),
+    ],
+)
+def test_folded_values_are_checked(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [*BASE, override])
