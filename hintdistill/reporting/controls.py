@@ -19,7 +19,7 @@ TITLES = {
     "hint": "targeted hint",
     "placebo": "placebo hint",
     "wrong_hint": "wrong hint",
-    "random_step": "hint at a random step",
+    "random_step": "hint at random step",
     "whole_trace": "hint on whole trace",
     "sft_corrected": "SFT on corrections",
 }
@@ -126,10 +126,12 @@ def about(document: Mapping[str, Any]) -> str:
 
 def show_controls(document: Mapping[str, Any], console: Console) -> None:
     """One line per arm."""
-    table = Table(title="controls: is the fall of the error the hint's?", title_justify="left", box=SIMPLE)
+    table = Table(
+        title="controls: is the fall of the error the hint's?", title_justify="left", box=SIMPLE, pad_edge=False
+    )
     table.add_column("trained on", no_wrap=True)
-    for heading in ("distinct rows", "p after", "fall, nats", "of hint's", "KL, clean steps"):
-        table.add_column(heading, justify="right")
+    for heading in ("rows", "p after", "fall, nats", "share", "KL clean"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for arm in document["arms"]:
         rows = str(arm["distinct"]["hint"])
         if arm["not_read"] is not None:
@@ -139,11 +141,14 @@ def show_controls(document: Mapping[str, Any], console: Console) -> None:
             TITLES[arm["arm"]],
             rows,
             f"{arm['probability_after']:.3f}",
-            interval(arm["fall_nats"]),
+            interval(arm["fall_nats"]).replace(" to ", "…"),
             "–" if arm["share_of_hint"] is None else f"{arm['share_of_hint']['mean']:.0%}",
             "–" if arm["kl_per_token"] is None else f"{arm['kl_per_token']:.5f}",
         )
     console.print(table)
+    console.print(
+        "rows: distinct ones; p after, fall: of the decision tokens; share: of the hint's fall; KL clean: nats per token."
+    )
     console.print(about(document), markup=False, highlight=False)
     for arm in document["arms"]:
         if arm["not_read"] is not None:
