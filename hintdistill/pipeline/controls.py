@@ -33,6 +33,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.corrections import corrections
 from hintdistill.pipeline.outcome import outcome_data
 from hintdistill.pipeline.progress import Advance, Console
+from hintdistill.pipeline.stages import stages_between
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.variants import Material, full_trace, hinted, other_steps, sft, wrong_hints
 from hintdistill.reporting.controls import ControlsInput, controls_document
@@ -222,7 +223,7 @@ class ArmRun:
         return content_key(
             "control",
             self.arm.name,
-            [ctx.rundir.index(stage) for stage in ("read", "critique", "inject", "rescore")],
+            [ctx.rundir.index(stage.name) for stage in stages_between(until="rescore")],
             model_key(ctx.model_folder).weights,
             model_key(ctx.initial_folder).weights,
             bench.section_of(self.arm).model_dump(mode="json"),

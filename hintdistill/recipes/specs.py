@@ -36,6 +36,10 @@ class Spec(Part):
         common = _common(type(self))
         return {n: getattr(self, n) for n in type(self).model_fields if n not in common and n in self.model_fields_set}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as plain data: the models of the kinds are made there anew."""
+        return _made_anew, (isinstance(self, WeightSpec), self.model_dump())
+
     @model_serializer(mode="wrap")
     def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """The parameters that are given, even where they are a default, and no others: those are the implementation's own."""
@@ -226,6 +230,10 @@ def divergence_spec(**data: Any) -> DivergenceSpec:
     made = DIVERGENCE_UNION.validate(data)
     assert isinstance(made, DivergenceSpec)
     return made
+
+
+def _made_anew(weight: bool, data: dict[str, Any]) -> Spec:
+    return (WEIGHT_UNION if weight else DIVERGENCE_UNION).validate(data)
 
 
 def _common(model: type[Spec]) -> Mapping[str, Any]:

@@ -9,7 +9,8 @@ from collections.abc import Collection
 from typing import get_args
 
 from hintdistill.core import errors
-from hintdistill.core.types import Fidelity, HintRole, Placement, Verdict
+from hintdistill.core.extensions import PLACEMENTS
+from hintdistill.core.types import Fidelity, HintRole, Verdict
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.reporting.allow import (
     Rule,
@@ -89,7 +90,13 @@ _GATE = frozenset(
 )
 _NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
-_PLACES = {*get_args(Placement), *(f"{place}/{role}" for place in get_args(Placement) for role in get_args(HintRole))}
+
+
+def _places() -> Collection[str]:
+    names = PLACEMENTS.names()
+    return {*names, *(f"{place}/{role}" for place in names for role in get_args(HintRole))}
+
+
 _SPLITS = frozenset({"train", "validation", "holdout", "test"})
 _PACKAGES = frozenset({"hintdistill", "torch", "transformers", "peft", "accelerate", "vllm"})
 
@@ -99,7 +106,7 @@ critic = word("critic", ("rules", "recorded", "llm", "strong", "checker", "unkno
 reason = word("reason", _reasons)
 gate_reason = word("reason", _GATE)
 split = word("split", _SPLITS)
-placement = word("placement", _PLACES)
+placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
 note = head(" ", word("note", _NOTES))
 

@@ -84,7 +84,7 @@ def test_inspect_of_nothing_usable_is_exit_3_and_still_a_document(tmp_path):
     assert document["files"][0]["failures"] == 1 and "not_json" in document["files"][0]["reason"]
     assert "no such file" in hintdistill("traces", "inspect", str(tmp_path / "nowhere"), expect=3).stderr
     assert (
-        "did you mean 'atif'" in hintdistill("traces", "inspect", str(tmp_path), "--format", "atiff", expect=2).stderr
+        "did you mean `atif`" in hintdistill("traces", "inspect", str(tmp_path), "--format", "atiff", expect=2).stderr
     )
 
 
@@ -124,7 +124,7 @@ def test_a_run_stops_at_a_file_without_a_step_unless_told_otherwise(folder, tmp_
     run(tmp_path / "b", "critique", f"traces.path={folder}", "traces.allow_empty_files=true")
     assert sum("trace" in r for r in rows(tmp_path / "b", "traces")) == 2
     run(tmp_path / "c", "read", f"traces.path={folder}", f"traces.tools={folder / 'tools.json'}")
-    with pytest.raises(ConfigError, match="no trace format 'nope'"):
+    with pytest.raises(ConfigError, match="unknown trace format `nope`"):
         run(tmp_path / "d", "read", f"traces.path={folder}", "traces.format=nope")
 
 

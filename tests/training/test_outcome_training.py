@@ -195,7 +195,7 @@ def _renamed(of, trace_id: str):
     return replace(of, trace_id=trace_id, key=f"{trace_id}/{of.key}")
 
 
-@pytest.mark.parametrize("normalize", ["row", "token"])
+@pytest.mark.parametrize("normalize", ["per_row", "kept"])
 def test_a_batch_of_eight_is_eight_batches_of_one(normalize, tmp_path):
     config = {**LIVE, **ANCHORED, "normalize": normalize}
     whole, parts = (one_step(tmp_path / str(m), m, config) for m in (8, 1))

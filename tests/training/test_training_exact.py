@@ -172,7 +172,7 @@ def train_one_step(tmp_path, micro: int, **config) -> torch.Tensor:
     return change_of_one_step(trainer, rows=8)
 
 
-@pytest.mark.parametrize("normalize", ["row", "token"])
+@pytest.mark.parametrize("normalize", ["per_row", "kept"])
 @pytest.mark.parametrize("teacher", ["live", "initial"])
 def test_a_batch_of_eight_is_eight_batches_of_one(teacher, normalize, tmp_path):
     """Through the Trainer itself: what one optimiser step does to the weights."""
