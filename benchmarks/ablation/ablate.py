@@ -202,10 +202,6 @@ class BenchJob:
     folder: Path
     job: Job
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Go to another process as plain data: classes of registered parts cannot be pickled."""
-        return _bench_job, (self.config.model_dump(mode="json"), self.folder, self.job)
-
     @property
     def name(self) -> str:
         """Folder of the job."""
@@ -230,10 +226,6 @@ class BenchJob:
         for work in (bench.folder / "rounds").glob("*/train"):
             shutil.rmtree(work, ignore_errors=True)
         return {**asdict(self.job), **document}
-
-
-def _bench_job(config: dict[str, Any], folder: Path, job: Job) -> BenchJob:
-    return BenchJob(AblationConfig.model_validate(config), folder, job)
 
 
 def about_this_machine(config: AblationConfig) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_a_result_of_other_settings_is_owed_again(config, tmp_path):
 
 def test_a_job_goes_to_another_process_as_it_is(config, tmp_path):
     job = BenchJob(config, tmp_path, Job("common", "hint", 0))
-    assert job.config.train.effective_recipe.name == "targeted"  # which keeps what cannot be pickled
+    assert job.config.train.effective_recipe.name == "targeted"
     sent = pickle.loads(pickle.dumps(job))
     assert sent == job and sent.key() == job.key()
 
