@@ -150,8 +150,8 @@ KILL_WHEN = {
 }
 
 
-# three of the five are for `make test-full`
-SLOW = ("critique", "inject", "report")
+# four of the five are for `make test-full`
+SLOW = ("critique", "inject", "rescore", "report")
 
 
 @pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in KILL_WHEN])

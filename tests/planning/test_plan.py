@@ -326,7 +326,7 @@ print(json.dumps({"peak": figure("VmHWM") - before}))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="resident memory is read from /proc")
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_takes_the_memory_that_is_counted(checkpointing):
     """Resident memory of two real steps, within 15 %, under an allocator that gives freed blocks back at once."""
     shape = ModelShape.from_config(_qwen(256, 768, 4))

@@ -29,7 +29,7 @@ from hintdistill.engines.transformers import TransformersEngine, load_model
 from hintdistill.injection.splice import Injector
 from hintdistill.objectives import divergence, gather_with_tail
 from hintdistill.prompts import PromptLibrary
-from hintdistill.rescoring.scorer import Scorer
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.traces.reading import read_traces
 from hintdistill.training import passes
 from hintdistill.training.passes import places
@@ -49,9 +49,9 @@ def targets(student_engine, student_renderer) -> list[Target]:
     hints, clean = [], []
     for trace in read_traces([TOOLWORLD / "traces.jsonl"]):
         found = RulesCritic(CHECKS).check(trace).findings
-        hints += [(f"hint {trace.id}", injector.inject(trace, f), "train") for f in found]
+        hints += [HintItem(f"hint {trace.id}", injector.inject(trace, f), "train") for f in found]
         if not found:
-            clean.append((f"anchor {trace.id}", trace.id, 0, student_renderer.step(trace, 0), "train"))
+            clean.append(AnchorItem(f"anchor {trace.id}", trace.id, 0, student_renderer.step(trace, 0), "train"))
         if len(hints) >= 20 and len(clean) >= 4:
             break
     return [t for t in scorer.score(hints) if t.accepted][:8] + scorer.anchors(clean[:4])
