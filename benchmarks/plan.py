@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, list[str]]] = {
 
 def quickstart(folder: Path) -> dict[str, Any]:
     """The shipped config with critics that cost nothing."""
-    config: dict[str, Any] = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    config = load_config(ROOT / "configs" / "quickstart.yaml").model_dump(mode="json")
     config["critic"]["use"] = ["rules", "recorded"]
     del config["rollout"]
     config["run"] |= {"dtype": "float32", "threads": 1}
