@@ -33,6 +33,7 @@ from typing import Any
 
 import yaml
 
+from hintdistill.config.file import load_config
 from hintdistill.pipeline.stages import ORDER
 
 ROOT = Path(__file__).resolve().parent.parent
