@@ -101,6 +101,16 @@ def test_the_json_schema_names_every_key():
     [
         ("critic.llm={strategy: binary_search, prompt: a.jinja}", "takes 2 prompts, in place of critic/half.jinja"),
         ("critic.llm.prompt=[a.jinja, b.jinja]", "the strategy all_at_once takes 1 prompt"),
+        (
+            "critic.llm={strategy: step_by_step, prompt: critic/all_at_once.jinja}",
+            r"critic/all_at_once.jinja is the shipped prompt of another place \(prompt\); the strategy step_by_step asks with "
+            "critic/step.jinja there",
+        ),
+        (
+            "critic.llm={strategy: binary_search, prompt: [critic/step.jinja, a.jinja]}",
+            "asks with critic/half.jinja there",
+        ),
+        ("critic.llm.prompt=critic/repair.jinja", r"another place \(repair\)"),
         ("critic.llm.price=[-1, 2]", "not below 0"),
         ("train.outcome.clip=[2, null]", "a low end between 0 and 1"),
         ("rescore.gate.checks=[leeks]", "'legal_gain', 'specific', 'leak'"),
@@ -109,3 +119,18 @@ def test_the_json_schema_names_every_key():
 def test_folded_values_are_checked(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, [*BASE, override])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "prompts"),
+    [
+        ("all_at_once", {"prompt": "critic/all_at_once.jinja"}),
+        ("step_by_step", {"step_prompt": "critic/step.jinja"}),
+        ("binary_search", {"half_prompt": "critic/half.jinja", "step_prompt": "critic/step.jinja"}),
+    ],
+)
+def test_another_strategy_brings_its_own_prompts(strategy, prompts):
+    config = load_config(ROOT / "configs" / "llm-critic.yaml", [f"critic.llm.strategy={strategy}"])
+    assert config.critic.llm.prompts == prompts
+    own = load_config(None, [*BASE, f"critic.llm={{strategy: {strategy}, prompt: {[*'ab'][: len(prompts)]}}}"])
+    assert list(own.critic.llm.prompts.values()) == ["a", "b"][: len(prompts)]
