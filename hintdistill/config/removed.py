@@ -13,20 +13,21 @@ from typing import Any
 from hintdistill.recipes import load_recipe
 
 _RECIPE = "train.recipe.terms"
+_TERM = "; TERM is `distill`, unless the recipe has hint terms of other names (`hintdistill recipes show NAME`)"
 _GATE = "rescore.gate.checks lists the checks that are made; leave `{}` out of it"
 _PROMPT = "critic.{}.prompt names it: one prompt, or two for binary_search ([critic/half.jinja, critic/step.jinja])"
 _PRICE = "write critic.{}.price=[IN, OUT], both for a million tokens"
 
 REMOVED: dict[str, str] = {
-    "train.divergence": f"write {_RECIPE}.distill.divergence.kind",
-    "train.jsd_alpha": f"write {_RECIPE}.distill.divergence.alpha",
-    "train.support": f"write {_RECIPE}.distill.support.kind (`union` for union_topk, or `full`)",
-    "train.top_k": f"write {_RECIPE}.distill.support.k",
+    "train.divergence": f"write {_RECIPE}.TERM.divergence.kind{_TERM}",
+    "train.jsd_alpha": f"write {_RECIPE}.TERM.divergence.alpha{_TERM}",
+    "train.support": f"write {_RECIPE}.TERM.support.kind (`union` for union_topk, or `full`){_TERM}",
+    "train.top_k": f"write {_RECIPE}.TERM.support.k{_TERM}",
     "train.teacher": "write train.recipe.teacher.update",
     "train.teacher_model": "write train.recipe.teacher.model",
-    "train.loss_span": f"write {_RECIPE}.distill.span",
-    "train.quote_weight": f"write {_RECIPE}.distill.quote_weight",
-    "train.normalize": f"write {_RECIPE}.TERM.normalize for each term (`per_row` for row, `kept` for token)",
+    "train.loss_span": f"write {_RECIPE}.TERM.span{_TERM}",
+    "train.quote_weight": f"write {_RECIPE}.TERM.quote_weight{_TERM}",
+    "train.normalize": f"write {_RECIPE}.TERM.normalize for each TERM (`per_row` for row, `kept` for token)",
     "train.anchor.min_probability": f"write {_RECIPE}.anchor.min_probability",
     "train.outcome.clip_low": "write train.outcome.clip=[LOW, HIGH]",
     "train.outcome.clip_high": "write train.outcome.clip=[LOW, HIGH]",

@@ -31,7 +31,7 @@ def test_a_removed_key_is_an_error_with_the_new_spelling(key):
     assert key not in {leaf.key for leaf in leaves()}
     with pytest.raises(ConfigError) as caught:
         load_config(None, [*BASE, f"{key}=1"])
-    assert caught.value.message == f"the overrides: `{key}` is no key any more: {REMOVED[key]}"
+    assert caught.value.message == f"the overrides: `{key}` was removed: {REMOVED[key]}"
 
 
 @pytest.mark.parametrize("key", REMOVED_OF_RECIPES)
@@ -42,7 +42,7 @@ def test_a_removed_key_of_recipes_too(key):
         change = {part: change}
     with pytest.raises(ConfigError) as caught:
         load_recipe("sdpo", change)
-    assert f"`{key}` is no key any more: {REMOVED_OF_RECIPES[key]}" in caught.value.message
+    assert f"`{key}` was removed: {REMOVED_OF_RECIPES[key]}" in caught.value.message
 
 
 def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
