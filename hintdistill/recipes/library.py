@@ -156,8 +156,8 @@ def _over(
                 f"recipe {name}: no term `{term}`{nearest(str(term), there)}; its terms are {', '.join(there) or 'none'}",
                 hint="a term of your own must say which rows it is of (rows: hint, or rows: anchor) and its divergence",
             )
-        start = _merge(start, {"terms": {term: (beneath or {})[term]}})
-    return _merge(start, own)
+        start = merge(start, {"terms": {term: (beneath or {})[term]}})
+    return merge(start, own)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -170,7 +170,8 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Change keys of a recipe's plain data; null takes a key away, and neither argument is changed. See `load_recipe`."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
@@ -184,9 +185,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             # another signal, or the same: what the old one took is left behind, what is new is checked
             before = str(old.get("signal", "log"))
             mine = {p.name for p in SIGNALS.get(before, ())} if value["signal"] != before else set()
-            out[key] = _merge({k: v for k, v in old.items() if k not in mine}, value)
+            out[key] = merge({k: v for k, v in old.items() if k not in mine}, value)
         elif isinstance(value, Mapping):
-            out[key] = _merge(old if isinstance(old, Mapping) else {}, value)
+            out[key] = merge(old if isinstance(old, Mapping) else {}, value)
         else:
             out[key] = value
     return out

@@ -14,7 +14,7 @@ from hintdistill.cli.main import app
 from hintdistill.config.file import load_config, validate
 from hintdistill.config.removed import REMOVED, upgrade
 from hintdistill.config.surface import leaves
-from hintdistill.core.errors import ConfigError
+from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.recipes import load_recipe
 from hintdistill.recipes.library import REMOVED as REMOVED_OF_RECIPES
 
@@ -72,6 +72,46 @@ def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
     assert config.critic.llm.prompts == {"half_prompt": "critic/half.jinja", "step_prompt": "critic/mine.jinja"}
     assert config.critic.llm.price == (1, 2) and config.inject.formats == {"assistant_turn": "({hint})"}
     assert "leak" not in config.rescore.gate.checks and len(config.rescore.gate.checks) == 4
+
+
+def saved_train(**changes):
+    """A configuration that schema 1 saved, with changes in its section `train`; `anchor` is merged."""
+    saved = yaml.safe_load((ROOT / "tests" / "goldens" / "run_v1" / "config.yaml").read_text())
+    anchor = saved["train"]["anchor"] | {"weight": None} | changes.pop("anchor", {})
+    saved["train"] |= {"targets": None, "anchor": anchor} | changes
+    return saved
+
+
+def test_saved_recipes_of_every_form_are_translated():
+    old_keys = {"preset": "targeted", "diagnostics": ["locality"], "data": {"locator": "critic", "rollout": {"n": 4}}}
+    recipe = validate(upgrade(saved_train(recipe=old_keys, top_k=9))).train.effective_recipe
+    assert recipe.terms["distill"].support.k == 9 and list(recipe.terms) == ["distill", "anchor"]
+    # no term `distill`: the settings of all hint terms reach its own
+    recipe = validate(upgrade(saved_train(recipe="trace", loss_span="quote", normalize="token"))).train.effective_recipe
+    assert [(n, t.span, t.normalize) for n, t in recipe.terms.items()] == [
+        ("key", "quote", "kept"),
+        ("error", "quote", "kept"),
+    ]
+    # no anchor: the default one, as schema 1 added it
+    bound = {"weight": 1.0, "min_probability": 0.3}
+    terms = validate(upgrade(saved_train(recipe="hint_sd", anchor=bound))).train.effective_recipe.terms
+    assert (terms["anchor"].rows, terms["anchor"].coef, terms["anchor"].min_probability) == ("anchor", 1.0, 0.3)
+    bound["weight"] = None
+    terms = validate(upgrade(saved_train(recipe="hint_sd", anchor=bound))).train.effective_recipe.terms
+    assert terms["anchor"].coef == load_recipe().terms["anchor"].coef and terms["anchor"].min_probability == 0.3
+    bound["weight"] = 0
+    assert "anchor" not in validate(upgrade(saved_train(anchor=bound))).train.effective_recipe.terms
+    own = {"preset": "hint_sd", "terms": {"mine": {"divergence": {"kind": "fkl"}, "coef": 0.5}}}
+    assert list(validate(upgrade(saved_train(recipe=own))).train.effective_recipe.terms) == ["distill", "mine"]
+
+
+def test_a_saved_config_without_a_translation_says_who_made_it():
+    with pytest.raises(
+        InputError, match=r"schema 1 and cannot be translated: .*trace has no term `distill`; .* key, error"
+    ):
+        upgrade(saved_train(recipe="trace", divergence="fkl"))
+    with pytest.raises(InputError, match="schema 1 and cannot be translated: KeyError: 'critic'"):
+        upgrade({"run": {}})
 
 
 def test_the_json_schema_names_every_key():
