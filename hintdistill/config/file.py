@@ -73,7 +73,11 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in error.errors()]
+        found = error.errors()
+        # where an item is wrong, the ones that are left may be too few; that says nothing new
+        items = {e["loc"][:-1] for e in found if e["loc"] and isinstance(e["loc"][-1], int)}
+        said = [e for e in found if e["type"] != "too_short" or e["loc"] not in items]
+        lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in said]
         raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
 
 

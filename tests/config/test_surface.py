@@ -7,13 +7,14 @@ import json
 import pytest
 import yaml
 from conftest import ROOT
+from jsonschema import Draft202012Validator
 from support.surface import frozen, lines
 from typer.testing import CliRunner
 
 from hintdistill.cli.main import app
 from hintdistill.config.file import load_config, validate
 from hintdistill.config.removed import REMOVED, upgrade
-from hintdistill.config.surface import leaves
+from hintdistill.config.surface import json_schema, leaves
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.recipes import load_recipe
 from hintdistill.recipes.library import REMOVED as REMOVED_OF_RECIPES
@@ -134,6 +135,31 @@ def test_the_json_schema_names_every_key():
     assert all(found[k].get("description", "") == leaf.meaning for k, leaf in wanted.items())
     recipe = json.loads(CliRunner().invoke(app, ["config", "schema", "--recipe"]).stdout)
     assert {"terms", "teacher", "coupling"} <= set(recipe["properties"])
+
+
+def test_the_json_schema_takes_what_the_loader_takes():
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    check = Draft202012Validator(schema)
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        assert not [e.message for e in check.iter_errors(yaml.safe_load(path.read_text()))], path
+    base = {"run": {"model": "m"}}
+    several = [
+        {"traces": {"path": ["a", "b"]}},
+        {"critic": {"use": "rules"}},
+        {"critic": {"llm": {"prompt": ["a", "b"]}}},
+        {"critic": {"llm": {"prompt": "a"}}},
+    ]
+    assert all(check.is_valid(base | part) for part in several)
+    wrong = [
+        {"traces": {"path": 3}},
+        {"critic": {"use": "rule"}},
+        {"critic": {"use": []}},
+        {"inject": {"placements": ["mesage"]}},
+        {"critic": {"llm": {"price": 1}}},
+        {"train": {"outcome": {"clip": 0.2}}},
+    ]
+    assert not any(check.is_valid(base | part) for part in wrong)
 
 
 @pytest.mark.parametrize(
