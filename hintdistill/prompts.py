@@ -43,7 +43,7 @@ ROLES: dict[str, frozenset[str]] = {
     "revise": _ASKED | {"step", "hint", "reason", "error_class", "quote"},
 }
 """What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the three with a fixed name."""
-_ROLE_OF = {
+ROLE_OF = {
     "critic/record.jinja": "record",
     "critic/all_at_once.jinja": "prompt",
     "critic/step.jinja": "step_prompt",
@@ -51,6 +51,7 @@ _ROLE_OF = {
     "critic/repair.jinja": "repair",
     REVISE: "revise",
 }
+"""Shipped critic prompt → the place it is written for, a key of `ROLES`."""
 VARIABLES: dict[str, frozenset[str]] = {
     "critic": frozenset().union(*ROLES.values()),
     "hints": frozenset(
@@ -135,7 +136,7 @@ class PromptLibrary:
         kind = name.split("/", 1)[0]
         if kind not in VARIABLES:
             return [f"{path}:1: unknown kind of prompt {kind!r}; the kinds are {', '.join(VARIABLES)}"]
-        role = role or _ROLE_OF.get(name)
+        role = role or ROLE_OF.get(name)
         known = VARIABLES[kind] if role is None else ROLES[role]
         unknown = meta.find_undeclared_variables(tree) - known - _asked_for(tree)
         return [

@@ -10,6 +10,7 @@ from hintdistill.config.base import Section
 from hintdistill.core.extensions import CRITICS, STRATEGIES
 from hintdistill.core.paths import ConfigPath, CriticModel, ObjectPath, OutputPath
 from hintdistill.core.registry import NameIn
+from hintdistill.prompts import ROLE_OF
 
 Check = Literal[
     "unknown_tool",
@@ -114,6 +115,12 @@ class LLMSection(Section):
                 f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)}, in place of "
                 f"{', '.join(wanted.values())}; prompt names {len(self.prompt)}"
             )
+        for (place, default), name in zip(wanted.items(), self.prompt, strict=False):
+            if name != default and ROLE_OF.get(name, place) != place:
+                raise ValueError(
+                    f"{name} is the shipped prompt of another place ({ROLE_OF[name]}); the strategy {self.strategy} asks "
+                    f"with {default} there: leave prompt out, or name a prompt of your own"
+                )
         return self
 
     @model_validator(mode="after")

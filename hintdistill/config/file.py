@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Section)
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML file (or nothing), apply `key=value` overrides, validate. Paths in the result are absolute.
 
-    Paths in the file are relative to the file, those in overrides to the working directory; see `config/paths.py`.
+    Paths in the file are relative to the file, those in overrides to the working directory; see `core/paths.py`.
 
     Raises:
         ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
@@ -65,9 +65,7 @@ def validate(data: Mapping[str, Any], where: str = "config") -> RunConfig:
 def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") -> C:
     """Turn plain data into any settings. Raises ConfigError naming every offending key."""
     problems = [
-        f"`{key}` is no key any more: {REMOVED[key]}"
-        if key in REMOVED
-        else f"unknown key `{key}`{_nearest(key, known)}"
+        f"`{key}` was removed: {REMOVED[key]}" if key in REMOVED else f"unknown key `{key}`{_nearest(key, known)}"
         for key, known in _unknown_keys(data, model)
     ]
     if problems:
@@ -75,7 +73,11 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in error.errors()]
+        found = error.errors()
+        # where an item is wrong, the ones that are left may be too few; that says nothing new
+        items = {e["loc"][:-1] for e in found if e["loc"] and isinstance(e["loc"][-1], int)}
+        said = [e for e in found if e["type"] != "too_short" or e["loc"] not in items]
+        lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in said]
         raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
 
 

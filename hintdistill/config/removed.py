@@ -10,23 +10,28 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from hintdistill.recipes import load_recipe
+from hintdistill.config.train import default_anchor
+from hintdistill.core.errors import ConfigError, InputError
+from hintdistill.recipes import DEFAULT, Recipe, load_recipe
+from hintdistill.recipes.library import REMOVED as REMOVED_OF_RECIPES
+from hintdistill.recipes.library import merge
 
 _RECIPE = "train.recipe.terms"
+_TERM = "; TERM is `distill`, unless the recipe has hint terms of other names (`hintdistill recipes show NAME`)"
 _GATE = "rescore.gate.checks lists the checks that are made; leave `{}` out of it"
 _PROMPT = "critic.{}.prompt names it: one prompt, or two for binary_search ([critic/half.jinja, critic/step.jinja])"
 _PRICE = "write critic.{}.price=[IN, OUT], both for a million tokens"
 
 REMOVED: dict[str, str] = {
-    "train.divergence": f"write {_RECIPE}.distill.divergence.kind",
-    "train.jsd_alpha": f"write {_RECIPE}.distill.divergence.alpha",
-    "train.support": f"write {_RECIPE}.distill.support.kind (`union` for union_topk, or `full`)",
-    "train.top_k": f"write {_RECIPE}.distill.support.k",
+    "train.divergence": f"write {_RECIPE}.TERM.divergence.kind{_TERM}",
+    "train.jsd_alpha": f"write {_RECIPE}.TERM.divergence.alpha{_TERM}",
+    "train.support": f"write {_RECIPE}.TERM.support.kind (`union` for union_topk, or `full`){_TERM}",
+    "train.top_k": f"write {_RECIPE}.TERM.support.k{_TERM}",
     "train.teacher": "write train.recipe.teacher.update",
     "train.teacher_model": "write train.recipe.teacher.model",
-    "train.loss_span": f"write {_RECIPE}.distill.span",
-    "train.quote_weight": f"write {_RECIPE}.distill.quote_weight",
-    "train.normalize": f"write {_RECIPE}.TERM.normalize for each term (`per_row` for row, `kept` for token)",
+    "train.loss_span": f"write {_RECIPE}.TERM.span{_TERM}",
+    "train.quote_weight": f"write {_RECIPE}.TERM.quote_weight{_TERM}",
+    "train.normalize": f"write {_RECIPE}.TERM.normalize for each TERM (`per_row` for row, `kept` for token)",
     "train.anchor.min_probability": f"write {_RECIPE}.anchor.min_probability",
     "train.outcome.clip_low": "write train.outcome.clip=[LOW, HIGH]",
     "train.outcome.clip_high": "write train.outcome.clip=[LOW, HIGH]",
@@ -65,7 +70,22 @@ _CHECKS = {
 
 
 def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration that a run of schema 1 saved, in today's keys and with the same meaning."""
+    """The whole configuration that a run of schema 1 saved, in today's keys and with the same meaning.
+
+    Raises:
+        InputError: something in it has no translation; the text says what.
+    """
+    try:
+        return _upgraded(saved)
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
+        why = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise InputError(
+            f"the configuration was saved by configuration schema 1 and cannot be translated: {why}",
+            hint="read it with the release that made it",
+        ) from error
+
+
+def _upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     data = copy.deepcopy(dict(saved))
     data.pop("ablate", None)
     for name in ("llm", "strong"):
@@ -97,24 +117,61 @@ def _train(train: dict[str, Any]) -> None:
     if "outcome" in train:
         low, high = train["outcome"].pop("clip_low"), train["outcome"].pop("clip_high")
         train["outcome"]["clip"] = [low, high]
+    old = _recipe(train["recipe"])
+    teacher = _given(update=train.pop("teacher"), model=train.pop("teacher_model"))
+    changed = _given(terms=_terms(train, load_recipe(old)) or None, teacher=teacher or None)
+    if changed:
+        old = merge(old if isinstance(old, Mapping) else {"preset": old}, changed)
+    train["recipe"] = old
+    load_recipe(old)
+
+
+def _recipe(recipe: Any) -> Any:
+    """A saved recipe without the keys that recipes no longer have; a term of its own says its rows."""
+    if not isinstance(recipe, Mapping):
+        return recipe
+    recipe = copy.deepcopy(dict(recipe))
+    for key in REMOVED_OF_RECIPES:
+        *parents, last = key.split(".")
+        node: Any = recipe
+        for part in parents:
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if isinstance(node, dict):
+            node.pop(last, None)
+    known = load_recipe(recipe.get("preset") or DEFAULT).terms
+    for name, term in (recipe.get("terms") or {}).items():
+        if name not in known and isinstance(term, dict):
+            term.setdefault("rows", "hint")
+    return recipe
+
+
+def _terms(train: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Take the settings of terms out of a saved section; returns them as changes of the recipe's terms.
+
+    Raises:
+        ConfigError: the divergence or the support is set, and the recipe has no term `distill`; schema 1 knew no other.
+    """
     support = {"union_topk": "union", None: None}.get(train["support"], train["support"])
     distill = {
         "divergence": _given(kind=train.pop("divergence"), alpha=train.pop("jsd_alpha")),
         "support": _given(kind=support, k=train.pop("top_k")),
     }
     train.pop("support")
-    terms = {"distill": {k: v for k, v in distill.items() if v}}
+    distill = {k: v for k, v in distill.items() if v}
+    if distill and "distill" not in recipe.terms:
+        raise ConfigError(f"the recipe {recipe.name} has no term `distill`; its terms are {', '.join(recipe.terms)}")
+    terms: dict[str, Any] = {"distill": distill}
     span = _given(span=train.pop("loss_span"), quote_weight=train.pop("quote_weight"))
     normalize = {"row": "per_row", "token": "kept", None: None}[train.pop("normalize")]
-    for name, term in load_recipe(train["recipe"]).terms.items():
+    for name, term in recipe.terms.items():
         own = (span if term.rows == "hint" else {}) | _given(normalize=normalize)
         terms[name] = terms.get(name, {}) | own
-    terms["anchor"] = terms.get("anchor", {}) | _given(min_probability=train["anchor"].pop("min_probability"))
-    terms = {k: v for k, v in terms.items() if v}
-    teacher = _given(update=train.pop("teacher"), model=train.pop("teacher_model"))
-    changed = _given(terms=terms or None, teacher=teacher or None)
-    if changed:
-        train["recipe"] = {"preset": train["recipe"], **changed}
+    bound = _given(min_probability=train["anchor"].pop("min_probability"))
+    if bound and train["anchor"]["weight"] != 0:
+        # a bound alone asked for the default anchor, too
+        default = {} if "anchor" in recipe.terms else default_anchor()
+        terms["anchor"] = default | terms.get("anchor", {}) | bound
+    return {k: v for k, v in terms.items() if v}
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -90,7 +90,17 @@ def json_schema() -> dict[str, Any]:
         if name in described:
             for key, text in meanings(described[name]).items():
                 part["properties"][key]["description"] = text
+            part["properties"] = {key: _one_or_several(field) for key, field in part["properties"].items()}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _one_or_several(field: dict[str, Any]) -> dict[str, Any]:
+    """A field's schema; one that holds several items of a kind takes one item as it is, as `load_config` does."""
+    if field.get("type") != "array" or "items" not in field:
+        return field
+    said = {key: field[key] for key in ("title", "description", "default") if key in field}
+    array = {key: value for key, value in field.items() if key not in said}
+    return said | {"anyOf": [field["items"], array]}
 
 
 def recipe_schema() -> dict[str, Any]:

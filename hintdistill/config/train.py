@@ -170,9 +170,10 @@ class TrainSection(Section):
     @cached_property
     def effective_recipe(self) -> Recipe:
         """The recipe with its overrides and the anchor's weight. Raises ConfigError; see `recipes.load_recipe`."""
-        recipe = load_recipe(self.recipe)
+        beneath = {"anchor": default_anchor()} if self.anchor.weight else {}
+        recipe = load_recipe(self.recipe, beneath=beneath)
         anchored = self._anchored(recipe)
-        return load_recipe(self.recipe, anchored) if anchored else recipe
+        return load_recipe(self.recipe, anchored, beneath) if anchored else recipe
 
     @property
     def target_source(self) -> Literal["stored", "in_step"]:
@@ -191,5 +192,10 @@ class TrainSection(Section):
             return {}
         if self.anchor.weight == 0:
             return {"terms": {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}}
-        default = load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
-        return {"terms": {"anchor": {**({} if "anchor" in recipe.terms else default), "coef": self.anchor.weight}}}
+        default = {} if "anchor" in recipe.terms else default_anchor()
+        return {"terms": {"anchor": {**default, "coef": self.anchor.weight}}}
+
+
+def default_anchor() -> dict[str, Any]:
+    """The anchor of the default recipe, as a recipe file says it."""
+    return load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)

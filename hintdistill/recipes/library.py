@@ -46,17 +46,25 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in recipe_folder().glob("*.yaml"))
 
 
-def load_recipe(what: str | Mapping[str, Any] = DEFAULT, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def load_recipe(
+    what: str | Mapping[str, Any] = DEFAULT,
+    overrides: Mapping[str, Any] | None = None,
+    beneath: Mapping[str, Any] | None = None,
+) -> Recipe:
     """A recipe by name, by file (`*.yaml`), or as a mapping whose `preset` names what it starts from.
 
     Overrides are merged into it, key by key; null takes a term or view away, and a divergence of another kind, or another
-    signal, leaves the old one's parameters behind.
+    signal, leaves the old one's parameters behind. A term that the preset does not have must say its `rows`, or its `target`
+    and `divergence`.
+
+    Args:
+        beneath: terms by name, which a preset without them gets where the mapping changes keys of them.
 
     Raises:
         ConfigError: no such recipe, an unknown part or key (with the nearest name), or a contradiction (with the reason).
     """
-    data, name = _resolved(what)
-    merged = _merge(data, dict(overrides or {}))
+    data, name = _resolved(what, beneath)
+    merged = _over(data, overrides or {}, name)
     merged.setdefault("name", name)
     terms = merged.get("terms")
     terms = terms if isinstance(terms, Mapping) else {}
@@ -91,7 +99,7 @@ def _line(error: Any) -> str:
     place = [str(p) for p in error["loc"] if p not in ("float", "Schedule") and "[" not in str(p)]
     where = ".".join(place) or "recipe"
     if error["type"] == "extra_forbidden" and (why := _removed(where)):
-        return f"`{where}` is no key any more: {why}"
+        return f"`{where}` was removed: {why}"
     if error["type"] == "extra_forbidden":
         return f"unknown key `{where}`{nearest(place[-1], _all_keys())}"
     if error["type"] == "literal_error":
@@ -112,11 +120,11 @@ def _all_keys() -> tuple[str, ...]:
     return tuple(sorted({f.alias or n for c in classes for n, f in c.model_fields.items()}))
 
 
-def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], str]:
     if isinstance(what, Mapping):
-        start, name = _resolved(what.get("preset") or DEFAULT)
+        start, name = _resolved(what.get("preset") or DEFAULT, beneath)
         own = {k: v for k, v in what.items() if k != "preset"}
-        return _merge(start, own), str(own.get("name", name))
+        return _over(start, own, name, beneath), str(own.get("name", name))
     path = Path(what) if what.endswith((".yaml", ".yml")) else recipe_folder() / f"{what}.yaml"
     if not path.is_file():
         if path == Path(what):
@@ -126,13 +134,30 @@ def _resolved(what: str | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         )
     data = recipe_paths(_read(path), "", partial(relative_to_file, path))
     if data.get("preset"):
-        start, _ = _resolved(str(data["preset"]))
-        data = _merge(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem})
+        start, name = _resolved(str(data["preset"]), beneath)
+        data = _over(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem}, name, beneath)
     for term in (data.get("terms") or {}).values():
         # said, so that an override of one coefficient leaves the teacher's where it was
         if isinstance(term, dict) and term.get("divergence"):
             term["target"] = {"loglin": {"teacher": 1.0}} | dict(term.get("target") or {})
     return data, path.stem
+
+
+def _over(
+    start: Mapping[str, Any], own: Mapping[str, Any], name: str, beneath: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What changes a recipe, merged into it. Raises ConfigError for keys of a term that the recipe does not have."""
+    there, changed = start.get("terms") or {}, own.get("terms")
+    for term, keys in changed.items() if isinstance(changed, Mapping) else ():
+        if term in there or not isinstance(keys, Mapping) or "rows" in keys or {"target", "divergence"} <= keys.keys():
+            continue
+        if term not in (beneath or {}):
+            raise ConfigError(
+                f"recipe {name}: no term `{term}`{nearest(str(term), there)}; its terms are {', '.join(there) or 'none'}",
+                hint="a term of your own must say which rows it is of (rows: hint, or rows: anchor) and its divergence",
+            )
+        start = merge(start, {"terms": {term: (beneath or {})[term]}})
+    return merge(start, own)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -145,7 +170,8 @@ def _read(path: Path) -> dict[str, Any]:
     return data
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Change keys of a recipe's plain data; null takes a key away, and neither argument is changed. See `load_recipe`."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)
@@ -159,9 +185,9 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             # another signal, or the same: what the old one took is left behind, what is new is checked
             before = str(old.get("signal", "log"))
             mine = {p.name for p in SIGNALS.get(before, ())} if value["signal"] != before else set()
-            out[key] = _merge({k: v for k, v in old.items() if k not in mine}, value)
+            out[key] = merge({k: v for k, v in old.items() if k not in mine}, value)
         elif isinstance(value, Mapping):
-            out[key] = _merge(old if isinstance(old, Mapping) else {}, value)
+            out[key] = merge(old if isinstance(old, Mapping) else {}, value)
         else:
             out[key] = value
     return out

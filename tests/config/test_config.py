@@ -61,6 +61,16 @@ def test_errors_say_what_is_wrong(override, message):
         load_config(None, [*BASE, "run.seed=1", override])
 
 
+@pytest.mark.parametrize("override", ["critic.use=[rule]", "inject.placements=[mesage]", "inject.roles=[usr]"])
+def test_a_wrong_item_is_one_error(override):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [*BASE, override])
+    key = override.partition("=")[0]
+    assert caught.value.message.startswith(f"the overrides: {key}.0: ") and "at least" not in caught.value.message
+    with pytest.raises(ConfigError, match=f"{key}: .*at least 1 item"):
+        load_config(None, [*BASE, f"{key}=[]"])
+
+
 def test_missing_keys_and_files(tmp_path):
     with pytest.raises(ConfigError, match="run: Field required"):
         load_config(None, ["traces.path=x"])

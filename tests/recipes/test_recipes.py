@@ -542,7 +542,14 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.data.hint.kind=feedbak", r"unknown hint kind `feedbak` \(did you mean `feedback`\?\)"),
         ("train={recipe: hint_sd, targets: stored}", "a teacher that is ema has no stored targets"),
         ("train={recipe: opcd, targets: stored}", "stored targets hold top-k entries, not the full vocabulary"),
-        ("train={recipe: {preset: rlcsd, terms: {distill: {support: {k: 5}}}}}", "no term `distill`"),
+        (
+            "train={recipe: {preset: rlcsd, terms: {distill: {support: {k: 5}}}}}",
+            "no term `distill`; its terms are kept, rest",
+        ),
+        ("train={recipe: {preset: trace, terms: {distill: {divergence: {kind: fkl}}}}}", "its terms are key, error"),
+        ("train.recipe.terms.distil.divergence.kind=fkl", "no term `distil`.*; its terms are distill, anchor"),
+        ("train={recipe: {preset: hint_sd, terms: {anchor: {min_probability: .3}}}}", "no term `anchor`"),
+        ("train={recipe: {terms: {mine: {rows: hint}}}}", "a term of your own must name its divergence"),
         ("train.recipe=nowhere/mine.yaml", "no recipe file at .*/nowhere/mine.yaml"),
     ],
 )
@@ -700,6 +707,28 @@ def test_the_anchors_weight_changes_the_recipe():
     added = TrainSection(recipe="hint_sd", anchor={"weight": 1.5}).effective_recipe
     assert added.terms["anchor"].coef == 1.5 and added.terms["anchor"].divergence.kind == "fkl"
     assert TrainSection(recipe={"teacher": {"update": "live"}}).target_source == "in_step"
+    # the anchor that the weight asks for is there before the recipe's overrides change it
+    changed = load_config(
+        None, [*BASE, "train.recipe=hint_sd", "train.anchor.weight=1", "train.recipe.terms.anchor.min_probability=.3"]
+    ).train.effective_recipe
+    assert (changed.terms["anchor"].coef, changed.terms["anchor"].min_probability) == (1.0, 0.3)
+    assert changed.terms["anchor"].support == default.terms["anchor"].support and [*changed.terms] == [
+        "distill",
+        "anchor",
+    ]
+    own = {"anchor": {"rows": "anchor", "divergence": {"kind": "rkl"}, "target": {"loglin": {"initial": 1.0}}}}
+    kept = TrainSection(recipe={"preset": "hint_sd", "terms": own}, anchor={"weight": 1}).effective_recipe.terms[
+        "anchor"
+    ]
+    assert (kept.divergence.kind, kept.min_probability) == ("rkl", 0.0)
+
+
+def test_a_term_of_ones_own_says_its_rows_or_its_target_and_divergence():
+    """The other names of terms are mistakes: they would add a second loss in silence."""
+    rows = {"rows": "hint", "divergence": {"kind": "fkl"}, "support": {"kind": "teacher_topk", "k": 5}}
+    assert list(load_recipe("rlcsd", {"terms": {"mine": rows}}).terms) == ["kept", "rest", "mine"]
+    target = {"target": {"loglin": {"teacher": 1.0}}} | {k: v for k, v in rows.items() if k != "rows"}
+    assert "mine" in load_recipe({"preset": "hint_sd", "terms": {"mine": target}}).terms
 
 
 def test_recipes_are_checked_without_torch():
