@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation.settings import AblationConfig
-from hintdistill.config import RunConfig
+from hintdistill.config import RunConfig, TrainSection
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.storage import content_key
+from hintdistill.pipeline.arms import changed, cross_entropy
 
 LIKE_HINT = ("stale", "foreign", "llm_critic", "hint_outcome", "step", "alarm", "hint")
 """Arms that are the method on other data, under another critic or beside a reward, and train as it does unless told otherwise."""
@@ -51,15 +52,14 @@ def job_config(config: AblationConfig, job: Job, folder: Path) -> RunConfig:
     data["rollout"]["splits"] = [config.ablate.test_split]
     data["rollout"]["limit"] = config.ablate.limit
     own = config.ablate.train
-    data["train"] |= own.get(job.arm, own.get(job.arm.partition(":")[0], own.get(family(job.arm), {})))
+    change = own.get(job.arm, own.get(job.arm.partition(":")[0], own.get(family(job.arm), {})))
+    data["train"] = changed(data["train"], change)
     if job.setting is not None:
-        data["train"] |= settings_of(config, job.arm)[job.setting]
+        data["train"] = changed(data["train"], settings_of(config, job.arm)[job.setting])
     if job.arm.startswith("sft_"):
-        distill = {"distill": {"divergence": {"kind": "fkl"}}}
-        data["train"]["recipe"] = {"preset": data["train"]["recipe"], "terms": distill}
+        data["train"] = changed(data["train"], cross_entropy(TrainSection.model_validate(data["train"])))
     if job.arm == "hint_outcome":
-        coupling = {"kind": "additive", "weight": 0.5}
-        data["train"]["recipe"] = {"preset": data["train"]["recipe"], "coupling": coupling}
+        data["train"] = changed(data["train"], {"recipe": {"coupling": {"kind": "additive", "weight": 0.5}}})
         # a round plays each task once
         data["train"].setdefault("outcome", {"baseline": "round"})
     return RunConfig.model_validate(data)

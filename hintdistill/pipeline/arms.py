@@ -62,6 +62,46 @@ class Budget:
     """Share of the anchors that is drawn from `held` targets, where there are any."""
 
 
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a `train` section with an arm's own merged into them, key by key.
+
+    A recipe that is changed starts from the one that is there, unless it says by `preset` from which.
+    """
+    own = change.get("recipe")
+    if isinstance(own, Mapping) and "preset" not in own and base.get("recipe") is not None:
+        change = {**change, "recipe": {"preset": base["recipe"], **own}}
+    return _merged(base, change)
+
+
+def combined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """One change that does what `first` and then `second` do to a `train` section."""
+    before, own = first.get("recipe"), second.get("recipe")
+    if all(isinstance(r, Mapping) and "preset" not in r for r in (before, own)):
+        # both change the recipe of a section that is not here
+        return _merged(first, {**second, "recipe": _merged(before or {}, own or {})})
+    return changed(first, second)
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for name, value in change.items():
+        old = out.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and name != "recipe"
+        out[name] = _merged(old, value) if both else value
+    return out
+
+
+def cross_entropy(section: TrainSection) -> dict[str, Any]:
+    """The change that gives a section's hint rows the forward KL: from a target that is certain, that is cross-entropy."""
+    named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
+    return {
+        "recipe": {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}},
+    }
+
+
 # -- rows and steps ----------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,17 @@ from hintdistill.core.models import model_key
 from hintdistill.core.scores import ScoreRequest, Target, TargetHead
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
-from hintdistill.pipeline.arms import RESULT, Arm, ArmTraining, Budget, draw_rows, run_owed, train_arm
+from hintdistill.pipeline.arms import (
+    RESULT,
+    Arm,
+    ArmTraining,
+    Budget,
+    changed,
+    cross_entropy,
+    draw_rows,
+    run_owed,
+    train_arm,
+)
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.corrections import corrections
 from hintdistill.pipeline.outcome import outcome_data
@@ -130,25 +140,19 @@ class Bench:
             raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
         out = []
         for name in (n for n in ARMS if n in names or n == "hint"):
-            change = dict(self.settings.train.get(name, {}))
+            arm = Arm(name, made[name], self.settings.train.get(name, {}))
+            section = self.section_of(arm)
             if name == "sft_corrected":
-                change = {"recipe": self._cross_entropy()} | change
-            arm = Arm(name, made[name], change)
-            self.section_of(arm)
+                arm = replace(arm, train={**arm.train, **cross_entropy(section)})
+                self.section_of(arm)
             out.append(arm)
         return out
 
     def section_of(self, arm: Arm) -> TrainSection:
         """How an arm trains. Raises ConfigError where what it changes is no setting."""
-        data = {"train": self.ctx.config.train.model_dump(mode="json") | dict(arm.train), "run": {"model": "-"}}
+        data = {"train": changed(self.ctx.config.train.model_dump(mode="json"), arm.train), "run": {"model": "-"}}
         config = validate(data | {"traces": {"path": ["-"]}}, f"controls, arm {arm.name}")
         return config.train
-
-    def _cross_entropy(self) -> dict[str, Any]:
-        """The run's recipe with the forward KL on hint rows: from a target that is certain, that is cross-entropy."""
-        section = self.ctx.config.train
-        named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
-        return {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}}
 
     # -- targets --------------------------------------------------------------------------------------------------------
 

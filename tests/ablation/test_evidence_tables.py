@@ -122,6 +122,34 @@ def test_whose_settings_an_arm_trains_with(config, tmp_path):
     assert rate("placebo") == 2e-4 and rate("sft_success") == 1.6e-3, "as the configuration says"
 
 
+def test_what_an_arm_changes_is_merged_into_the_section_key_by_key(config):
+    own = [
+        "train.anchor={weight: 3.0, per_trace: 2}",
+        "train.recipe={preset: sdpo, terms: {anchor: {rows: anchor, divergence: {kind: fkl}}}}",
+        "ablate.train.placebo={anchor: {weight: 1.0}, recipe: {terms: {distill: {coef: 0.5}}}}",
+        "ablate.train.sft_success={recipe: {terms: {distill: {coef: 0.5, divergence: {kind: rkl}}}}}",
+        "ablate.train.wrong_hint={recipe: opsd}",
+    ]
+    tuned = load_ablation(CONFIG, own)
+    section = lambda arm: job_config(tuned, Job("common", arm, 0), None).train  # noqa: E731
+    ours, base = section("placebo"), tuned.train
+    assert (ours.anchor.weight, ours.anchor.per_trace) == (1.0, 2)
+    terms, before = ours.effective_recipe.terms, base.effective_recipe.terms
+    assert base.effective_recipe.name == ours.effective_recipe.name == "sdpo"
+    assert terms["distill"] == before["distill"].model_copy(update={"coef": 0.5})
+    assert section("wrong_hint").effective_recipe.name == "opsd" and section("wrong_hint").anchor == base.anchor
+    sft = section("sft_success").effective_recipe.terms["distill"]
+    assert (sft.coef, sft.divergence.kind) == (0.5, "fkl"), "cross-entropy survives a change of the recipe"
+
+
+def test_cross_entropy_is_given_to_every_term_of_hint_rows(config, tmp_path):
+    renamed = {"preset": "targeted", "terms": {"distill": None, "mine": {"divergence": {"kind": "jsd"}}}}
+    tuned = load_ablation(CONFIG, [f"train.recipe={json.dumps(renamed)}"])
+    terms = job_config(tuned, Job("common", "sft_corrected", 0), tmp_path).train.effective_recipe.terms
+    assert "distill" not in terms and terms["mine"].divergence.kind == "fkl"
+    assert terms["anchor"] == tuned.train.effective_recipe.terms["anchor"]
+
+
 # -- the sweep -----------------------------------------------------------------------------------------------------------------
 
 
