@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hintdistill.config import RunSection, TrainSection
+from hintdistill.config import OUTPUT_KEYS, RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError, HintdistillError
+from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.injection.hints import seed_of
@@ -102,6 +103,16 @@ def cross_entropy(section: TrainSection) -> dict[str, Any]:
     }
 
 
+def training_content(section: TrainSection) -> dict[str, Any]:
+    """What a training depends on of its settings, with the recipe's content in the place of its name or path."""
+    external = section.effective_recipe.teacher.model
+    return {
+        **section.model_dump(mode="json", exclude={"recipe", *OUTPUT_KEYS}),
+        "recipe": section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
+        "teacher": None if external is None else model_key(resolve_model(external)).weights,
+    }
+
+
 # -- rows and steps ----------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +161,8 @@ class ArmTraining:
     steps: int
     """Optimiser steps."""
     outcome: OutcomeData | None = None
+    made_of: str = ""
+    """Key of what the targets are made of beyond what their own keys say, e.g. prompts."""
 
 
 def train_arm(
@@ -177,7 +190,9 @@ def train_arm(
     settings = job.section.model_dump() | {"epochs": (job.steps - 0.5) / max(per_epoch, 1), "save_steps": 10**6}
     config = TrainSection.model_validate(settings)
     ended = [] if outcome.key is None else [outcome.key]
-    key = content_key("arm", job.name, [t.key for t in targets], settings, str(job.student), *ended)
+    weights = [model_key(folder).weights for folder in (job.student, job.initial)]
+    made_of = [[t.key for t in targets], job.made_of, training_content(config), weights]
+    key = content_key("arm", job.name, *made_of, job.run.seed, job.run.dtype, *ended)
     summary = read_summary(out)
     if summary is None or summary.key != key:
         shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
@@ -294,7 +309,10 @@ def _in_processes(
     if failed:
         job, first = failed[0]
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise type(first)(f"job {job.name}{more}: {first.message}", hint="--resume does what is owed")
+        raise type(first)(
+            f"job {job.name}{more}: {first.message}",
+            hint=f"{first.hint}; --resume does what is owed" if first.hint else "--resume does what is owed",
+        )
 
 
 @contextmanager

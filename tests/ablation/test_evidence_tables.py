@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_evidence import CONFIG, target
 
 from benchmarks.ablation.ablate import BenchJob
@@ -148,6 +149,28 @@ def test_cross_entropy_is_given_to_every_term_of_hint_rows(config, tmp_path):
     terms = job_config(tuned, Job("common", "sft_corrected", 0), tmp_path).train.effective_recipe.terms
     assert "distill" not in terms and terms["mine"].divergence.kind == "fkl"
     assert terms["anchor"] == tuned.train.effective_recipe.terms["anchor"]
+
+
+def test_a_jobs_key_is_of_content_wherever_the_files_are(tmp_path):
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "world.py").write_text("class World: ...\n")
+        (folder / "recipe.yaml").write_text("preset: targeted\nterms: {distill: {coef: 0.5}}\n")
+    paths = lambda f: [f"rollout.environment={f}/world.py:World", f"train.recipe={f}/recipe.yaml"]  # noqa: E731
+    key = lambda f, arm="hint": job_key(load_ablation(CONFIG, paths(f)), Job("common", arm, 0))  # noqa: E731
+    here, there = folders
+    assert key(here) == key(there)
+    before, shared = key(there), key(there, "shared")
+    (there / "recipe.yaml").write_text("preset: targeted\nterms: {distill: {coef: 0.25}}\n")
+    assert key(there) != before and key(there, "shared") == shared
+    (there / "world.py").write_text("class World:\n    other = True\n")
+    assert key(there, "shared") != shared
+
+
+def test_a_config_without_an_ablate_section_is_told_so_first():
+    with pytest.raises(ConfigError, match="the `ablate` section is missing"):
+        load_ablation(ROOT / "configs" / "quickstart.yaml")
 
 
 # -- the sweep -----------------------------------------------------------------------------------------------------------------
