@@ -71,12 +71,12 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
         for key, known in _unknown_keys(data, model)
     ]
     if problems:
-        raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
+        raise ConfigError(f"{where}: " + "; ".join(problems), hint=f"keys are listed in {model.documented}")
     try:
         return model.model_validate(data)
     except ValidationError as error:
         lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in error.errors()]
-        raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
+        raise ConfigError(f"{where}: " + "; ".join(lines), hint=f"keys are listed in {model.documented}") from None
 
 
 def _clean(message: str) -> str:
