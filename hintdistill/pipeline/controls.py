@@ -231,16 +231,14 @@ class ArmRun:
     def key(self) -> str:
         """Key of the run's targets, the arm's settings, what its targets are made of, and what is equal for all."""
         bench, ctx = self.bench, self.bench.ctx
-        exclude = {"rows", "steps", "train"}
         return content_key(
             "control",
             self.arm.name,
             [ctx.rundir.index(stage.name) for stage in stages_between(until="rescore")],
-            model_key(ctx.model_folder).weights,
-            model_key(ctx.initial_folder).weights,
+            [model_key(folder).weights for folder in (ctx.model_folder, ctx.initial_folder)],
             training_content(bench.section_of(self.arm)),
             asdict(bench.budget),
-            bench.settings.model_dump(mode="json", exclude=exclude),
+            bench.settings.model_dump(mode="json", exclude={"rows", "steps", "train"}),
             ctx.config.run.model_dump(mode="json", include={"seed", "dtype"}),
             self._made_of(),
         )
