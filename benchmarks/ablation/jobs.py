@@ -90,8 +90,8 @@ MEASURED = (
 def job_key(config: AblationConfig, job: Job) -> str:
     """Key of everything a job's result depends on; a result with another key is owed again."""
     own = job_config(config, job, Path())
-    exclude = {"report": {"html"}, "run": {"dir", "threads"}, "train": True}
-    data = contents(own.model_dump(mode="json", exclude=exclude), RunConfig)
+    plain = own.model_dump(mode="json", exclude={"report": {"html"}, "run": {"dir", "threads"}, "train": True})
+    data = contents(plain, RunConfig)
     train = None if job.arm == "shared" else training_content(own.train)
     ablate = contents(config.ablate.model_dump(mode="json"), AblateSection)
     wanted = {"foreign": ["foreign_traces"], "llm_critic": ["llm_critic"]}.get(job.arm, [])

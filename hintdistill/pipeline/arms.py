@@ -80,9 +80,9 @@ def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 def combined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """One change that does what `first` and then `second` do to a `train` section."""
     before, own = first.get("recipe"), second.get("recipe")
-    if all(isinstance(r, Mapping) and "preset" not in r for r in (before, own)):
+    if isinstance(before, Mapping) and isinstance(own, Mapping) and "preset" not in {*before, *own}:
         # both change the recipe of a section that is not here
-        return _merged(first, {**second, "recipe": _merged(before or {}, own or {})})
+        return _merged(first, {**second, "recipe": _merged(before, own)})
     return changed(first, second)
 
 
