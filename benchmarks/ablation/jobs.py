@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation.settings import AblationConfig
-from hintdistill.config import RunConfig
+from benchmarks.ablation.settings import AblateSection, AblationConfig
+from hintdistill.config import RunConfig, TrainSection
 from hintdistill.core.models import model_key, resolve_model
+from hintdistill.core.paths import contents
 from hintdistill.core.storage import content_key
+from hintdistill.pipeline.arms import changed, cross_entropy, training_content
 
 LIKE_HINT = ("stale", "foreign", "llm_critic", "hint_outcome", "step", "alarm", "hint")
 """Arms that are the method on other data, under another critic or beside a reward, and train as it does unless told otherwise."""
@@ -51,15 +53,14 @@ def job_config(config: AblationConfig, job: Job, folder: Path) -> RunConfig:
     data["rollout"]["splits"] = [config.ablate.test_split]
     data["rollout"]["limit"] = config.ablate.limit
     own = config.ablate.train
-    data["train"] |= own.get(job.arm, own.get(job.arm.partition(":")[0], own.get(family(job.arm), {})))
+    change = own.get(job.arm, own.get(job.arm.partition(":")[0], own.get(family(job.arm), {})))
+    data["train"] = changed(data["train"], change)
     if job.setting is not None:
-        data["train"] |= settings_of(config, job.arm)[job.setting]
+        data["train"] = changed(data["train"], settings_of(config, job.arm)[job.setting])
     if job.arm.startswith("sft_"):
-        distill = {"distill": {"divergence": {"kind": "fkl"}}}
-        data["train"]["recipe"] = {"preset": data["train"]["recipe"], "terms": distill}
+        data["train"] = changed(data["train"], cross_entropy(TrainSection.model_validate(data["train"])))
     if job.arm == "hint_outcome":
-        coupling = {"kind": "additive", "weight": 0.5}
-        data["train"]["recipe"] = {"preset": data["train"]["recipe"], "coupling": coupling}
+        data["train"] = changed(data["train"], {"recipe": {"coupling": {"kind": "additive", "weight": 0.5}}})
         # a round plays each task once
         data["train"].setdefault("outcome", {"baseline": "round"})
     return RunConfig.model_validate(data)
@@ -89,10 +90,10 @@ MEASURED = (
 def job_key(config: AblationConfig, job: Job) -> str:
     """Key of everything a job's result depends on; a result with another key is owed again."""
     own = job_config(config, job, Path())
-    data = own.model_dump(mode="json", exclude={"report": {"html"}, "run": {"dir", "threads"}})
-    if job.arm == "shared":
-        del data["train"]
-    ablate = config.ablate.model_dump(mode="json")
+    plain = own.model_dump(mode="json", exclude={"report": {"html"}, "run": {"dir", "threads"}, "train": True})
+    data = contents(plain, RunConfig)
+    train = None if job.arm == "shared" else training_content(own.train)
+    ablate = contents(config.ablate.model_dump(mode="json"), AblateSection)
     wanted = {"foreign": ["foreign_traces"], "llm_critic": ["llm_critic"]}.get(job.arm, [])
     weights = model_key(resolve_model(config.run.model)).weights
-    return content_key("job", asdict(job), data, {k: ablate[k] for k in (*MEASURED, *wanted)}, weights)
+    return content_key("job", asdict(job), data, train, {k: ablate[k] for k in (*MEASURED, *wanted)}, weights)

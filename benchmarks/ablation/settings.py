@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from hintdistill.config import CriticSection, RunConfig
 from hintdistill.config.base import Section
 from hintdistill.config.file import load_as
+from hintdistill.core.errors import ConfigError
 from hintdistill.core.paths import ConfigPath, PathMark
 
 Arm = Literal[
@@ -163,8 +164,18 @@ class AblationConfig(RunConfig):
 
 
 def load_ablation(path: str | Path, overrides: Sequence[str] = ()) -> AblationConfig:
-    """Read an ablation's YAML file and apply `key=value` overrides. Raises ConfigError as `load_config` does."""
-    return load_as(AblationConfig, path, overrides)
+    """Read an ablation's YAML file and apply `key=value` overrides.
+
+    Raises:
+        ConfigError: as `load_config` does; the file has no `ablate` section.
+    """
+    config = load_as(AblationConfig, path, overrides)
+    if "ablate" not in config.model_fields_set:
+        raise ConfigError(
+            f"{path}: the `ablate` section is missing, so this is the config of a run and not of an ablation",
+            hint="benchmarks/ablation/ablate.yaml has one; docs/evidence.md says what is in it",
+        )
+    return config
 
 
 def run_part(config: AblationConfig) -> RunConfig:

@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.ablation.jobs import LIKE_HINT, Job, settings_of
 from benchmarks.ablation.settings import AblationConfig
+from hintdistill.pipeline.arms import combined
 
 REGIME = "sweep"
 
@@ -100,5 +101,5 @@ def with_chosen(config: AblationConfig, chosen: Mapping[str, Any]) -> AblationCo
     """The configuration whose arms train as the sweep chose."""
     data = config.model_dump(mode="json")
     for arm, entry in chosen.items():
-        data["ablate"]["train"][arm] = data["ablate"]["train"].get(arm, {}) | entry["setting"]
+        data["ablate"]["train"][arm] = combined(data["ablate"]["train"].get(arm, {}), entry["setting"])
     return AblationConfig.model_validate(data)

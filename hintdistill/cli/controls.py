@@ -17,8 +17,8 @@ def controls(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, e.g. steps=40; see docs/controls.md", show_default=False)
     ] = None,
-    arms: Annotated[str | None, typer.Option(help="Arms beside `hint`, comma-separated; default: all.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Do what is owed of the controls in RUN.")] = False,
+    arms: Annotated[str | None, typer.Option(help="Arms in addition to `hint`, comma-separated; default: all.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Train the arms that have no result yet.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
     """A frozen part of the configuration."""
+
+    documented: ClassVar[str] = "docs/config.md"
+    """Where the keys are listed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

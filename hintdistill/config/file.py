@@ -69,7 +69,7 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
         for key, known in _unknown_keys(data, model)
     ]
     if problems:
-        raise ConfigError(f"{where}: " + "; ".join(problems), hint="keys are listed in docs/config.md")
+        raise ConfigError(f"{where}: " + "; ".join(problems), hint=f"keys are listed in {model.documented}")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -78,7 +78,7 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
         items = {e["loc"][:-1] for e in found if e["loc"] and isinstance(e["loc"][-1], int)}
         said = [e for e in found if e["type"] != "too_short" or e["loc"] not in items]
         lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in said]
-        raise ConfigError(f"{where}: " + "; ".join(lines), hint="keys are listed in docs/config.md") from None
+        raise ConfigError(f"{where}: " + "; ".join(lines), hint=f"keys are listed in {model.documented}") from None
 
 
 def _clean(message: str) -> str:

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hintdistill.config import RunSection, TrainSection
+from hintdistill.config import OUTPUT_KEYS, RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError, HintdistillError
+from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.injection.hints import seed_of
@@ -60,6 +61,56 @@ class Budget:
     """Repeat the rows of an arm that has too few; without it `rows` and `anchors` are upper bounds."""
     held_share: float = 0.5
     """Share of the anchors that is drawn from `held` targets, where there are any."""
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a `train` section with an arm's own merged into them, key by key.
+
+    A recipe that is changed starts from the one that is there, unless it says by `preset` from which.
+    """
+    own = change.get("recipe")
+    if isinstance(own, Mapping) and "preset" not in own and base.get("recipe") is not None:
+        change = {**change, "recipe": {"preset": base["recipe"], **own}}
+    return _merged(base, change)
+
+
+def combined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """One change that does what `first` and then `second` do to a `train` section."""
+    before, own = first.get("recipe"), second.get("recipe")
+    if isinstance(before, Mapping) and isinstance(own, Mapping) and "preset" not in {*before, *own}:
+        # both change the recipe of a section that is not here
+        return _merged(first, {**second, "recipe": _merged(before, own)})
+    return changed(first, second)
+
+
+def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for name, value in change.items():
+        old = out.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping) and name != "recipe"
+        out[name] = _merged(old, value) if both else value
+    return out
+
+
+def cross_entropy(section: TrainSection) -> dict[str, Any]:
+    """The change that gives a section's hint rows the forward KL: from a target that is certain, that is cross-entropy."""
+    named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
+    return {
+        "recipe": {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}},
+    }
+
+
+def training_content(section: TrainSection) -> dict[str, Any]:
+    """What a training depends on of its settings, with the recipe's content in the place of its name or path."""
+    external = section.effective_recipe.teacher.model
+    return {
+        **section.model_dump(mode="json", exclude={"recipe", *OUTPUT_KEYS}),
+        "recipe": section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
+        "teacher": None if external is None else model_key(resolve_model(external)).weights,
+    }
 
 
 # -- rows and steps ----------------------------------------------------------------------------------------------------
@@ -110,6 +161,8 @@ class ArmTraining:
     steps: int
     """Optimiser steps."""
     outcome: OutcomeData | None = None
+    made_of: str = ""
+    """Key of what the targets are made of beyond what their own keys say, e.g. prompts."""
 
 
 def train_arm(
@@ -137,7 +190,9 @@ def train_arm(
     settings = job.section.model_dump() | {"epochs": (job.steps - 0.5) / max(per_epoch, 1), "save_steps": 10**6}
     config = TrainSection.model_validate(settings)
     ended = [] if outcome.key is None else [outcome.key]
-    key = content_key("arm", job.name, [t.key for t in targets], settings, str(job.student), *ended)
+    weights = [model_key(folder).weights for folder in (job.student, job.initial)]
+    made_of = [[t.key for t in targets], job.made_of, training_content(config), weights]
+    key = content_key("arm", job.name, *made_of, job.run.seed, job.run.dtype, *ended)
     summary = read_summary(out)
     if summary is None or summary.key != key:
         shutil.rmtree(work, ignore_errors=True)  # of a training with other settings
@@ -254,7 +309,10 @@ def _in_processes(
     if failed:
         job, first = failed[0]
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise type(first)(f"job {job.name}{more}: {first.message}", hint="--resume does what is owed")
+        raise type(first)(
+            f"job {job.name}{more}: {first.message}",
+            hint=f"{first.hint}; --resume does what is owed" if first.hint else "--resume does what is owed",
+        )
 
 
 @contextmanager

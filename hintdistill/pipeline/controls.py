@@ -12,23 +12,36 @@ import json
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from hintdistill.config import TrainSection
+from hintdistill.config import CriticSection, TrainSection
 from hintdistill.config.base import Section
 from hintdistill.config.file import validate
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, TripwireError
 from hintdistill.core.models import model_key
+from hintdistill.core.paths import contents
 from hintdistill.core.scores import ScoreRequest, Target, TargetHead
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
-from hintdistill.pipeline.arms import RESULT, Arm, ArmTraining, Budget, draw_rows, run_owed, train_arm
+from hintdistill.pipeline.arms import (
+    RESULT,
+    Arm,
+    ArmTraining,
+    Budget,
+    changed,
+    cross_entropy,
+    draw_rows,
+    result_of,
+    run_owed,
+    train_arm,
+    training_content,
+)
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.corrections import corrections
 from hintdistill.pipeline.outcome import outcome_data
@@ -46,6 +59,8 @@ FEW_STEPS = 100
 
 class ControlsSettings(Section):
     """What `hintdistill controls` takes as `key=value`."""
+
+    documented: ClassVar[str] = "docs/controls.md"
 
     rows: int | None = Field(default=None, ge=1)
     """Hint rows per arm; default: as many as the run trained on. Anchors are in the run's own proportion to them."""
@@ -79,6 +94,11 @@ class Bench:
             )
         own = self._own_steps()
         hints = [t for t in self.trained if t.kind == "hint"]
+        if not hints:
+            raise EmptyFunnelError(
+                f"no accepted hint is of a training trace and of a fidelity in train.fidelity ({', '.join(ctx.config.train.fidelity)})",
+                hint="run the same traces with more fidelities in train.fidelity, or with a smaller traces.holdout",
+            )
         rows = settings.rows or len(hints)
         self.budget = Budget(
             rows=rows,
@@ -117,7 +137,7 @@ class Bench:
         return report.off_target_sets(RunContext(config, self.ctx.rundir, self.ctx.console, self.ctx.engines))
 
     def arms(self, names: Sequence[str]) -> list[Arm]:
-        """The arms in the order of `ARMS`. Raises ConfigError for a name that is none, or settings that do not hold."""
+        """The arms in the order of `ARMS`. Raises ConfigError for settings that do not hold."""
         made = {
             "hint": self._hints,
             "placebo": lambda: hinted(self.material, self.material.found, "placebo", placebo=True),
@@ -126,29 +146,21 @@ class Bench:
             "whole_trace": lambda: full_trace(self.material),
             "sft_corrected": self._corrected,
         }
-        if unknown := [n for n in (*names, *self.settings.train) if n not in ARMS]:
-            raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
         out = []
         for name in (n for n in ARMS if n in names or n == "hint"):
-            change = dict(self.settings.train.get(name, {}))
+            arm = Arm(name, made[name], self.settings.train.get(name, {}))
+            section = self.section_of(arm)
             if name == "sft_corrected":
-                change = {"recipe": self._cross_entropy()} | change
-            arm = Arm(name, made[name], change)
-            self.section_of(arm)
+                arm = replace(arm, train={**arm.train, **cross_entropy(section)})
+                self.section_of(arm)
             out.append(arm)
         return out
 
     def section_of(self, arm: Arm) -> TrainSection:
         """How an arm trains. Raises ConfigError where what it changes is no setting."""
-        data = {"train": self.ctx.config.train.model_dump(mode="json") | dict(arm.train), "run": {"model": "-"}}
+        data = {"train": changed(self.ctx.config.train.model_dump(mode="json"), arm.train), "run": {"model": "-"}}
         config = validate(data | {"traces": {"path": ["-"]}}, f"controls, arm {arm.name}")
         return config.train
-
-    def _cross_entropy(self) -> dict[str, Any]:
-        """The run's recipe with the forward KL on hint rows: from a target that is certain, that is cross-entropy."""
-        section = self.ctx.config.train
-        named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
-        return {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}}
 
     # -- targets --------------------------------------------------------------------------------------------------------
 
@@ -217,21 +229,32 @@ class ArmRun:
         return self.bench.budget.steps
 
     def key(self) -> str:
-        """Key of the run's targets, the arm's settings, and what is equal for all."""
+        """Key of the run's targets, the arm's settings, what its targets are made of, and what is equal for all."""
         bench, ctx = self.bench, self.bench.ctx
-        exclude = {"rows", "steps", "train"}
         return content_key(
             "control",
             self.arm.name,
             [ctx.rundir.index(stage.name) for stage in stages_between(until="rescore")],
-            model_key(ctx.model_folder).weights,
-            model_key(ctx.initial_folder).weights,
-            bench.section_of(self.arm).model_dump(mode="json"),
+            [model_key(folder).weights for folder in (ctx.model_folder, ctx.initial_folder)],
+            training_content(bench.section_of(self.arm)),
             asdict(bench.budget),
-            bench.settings.model_dump(mode="json", exclude=exclude),
+            bench.settings.model_dump(mode="json", exclude={"rows", "steps", "train"}),
             ctx.config.run.model_dump(mode="json", include={"seed", "dtype"}),
-            ctx.config.rollout.model_dump(mode="json") if self.arm.name == "sft_corrected" else None,
+            self._made_of(),
         )
+
+    def _made_of(self) -> list[Any]:
+        """What the arm's targets are made of beyond the run's own: prompts, and of corrections how they are sampled and judged."""
+        ctx = self.bench.ctx
+        if self.arm.name == "hint":
+            return []
+        prompts = {n: ctx.library.hash(n) for n in ctx.library.names() if not n.startswith("critic/")}
+        made_of: list[Any] = [prompts, ctx.config.inject.model_dump(mode="json")]
+        if self.arm.name == "sft_corrected":
+            # corrections are sampled without the environment
+            made_of.append(ctx.config.rollout.model_dump(mode="json", exclude={"environment", "splits", "limit"}))
+            made_of.append(contents(ctx.config.critic.model_dump(mode="json"), CriticSection))
+        return made_of
 
     def run(self, advance: Advance) -> dict[str, Any]:
         """Make the rows, train, read; the trained weights are removed afterwards."""
@@ -260,6 +283,7 @@ class ArmRun:
             bench.section_of(self.arm),
             bench.budget.steps,
             bench.outcome,
+            content_key(self._made_of()),
         )
         try:
             summary = train_arm(job, chosen, student, work, advance)
@@ -291,7 +315,13 @@ def run_controls(
         EmptyFunnelError: nothing to train on, or no held-out finding to read.
     """
     console = console or Console()
+    if unknown := [n for n in (*arms, *settings.train) if n not in ARMS]:
+        raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
     opened = RunDir.open(folder)
+    try:
+        opened.check_continues()
+    except ConfigError as error:
+        raise ConfigError(error.message, hint="run its traces again with this release, in another folder") from None
     config = validate(opened.manifest()["config"], str(folder / "manifest.json"))
     if config.run.rounds is not None:
         raise ConfigError(
@@ -303,7 +333,12 @@ def run_controls(
     rundir = RunDir.create(folder, config, resume=True)
     try:
         bench = Bench(RunContext(config, rundir, console), settings)
-        jobs = [ArmRun(bench, arm) for arm in bench.arms(arms)]
+        every = [ArmRun(bench, arm) for arm in bench.arms(ARMS)]
+        # what was trained before, under these settings, stays in the document
+        jobs = [j for j in every if j.name in (*arms, "hint") or result_of(bench.folder, j) is not None]
+        for job in every:
+            if job not in jobs and (bench.folder / job.name / RESULT).is_file():
+                console.note(f"{job.name}: its result is of other settings and is left out")
         bench.folder.mkdir(exist_ok=True)
         bench.ctx.engine(bench.ctx.model_folder)
         began = time.monotonic()
@@ -312,7 +347,7 @@ def run_controls(
         run_owed(bench.folder, jobs, "controls", console)
         results = [json.loads((bench.folder / j.name / RESULT).read_text(encoding="utf-8")) for j in jobs]
         document = controls_document(_read(bench, before, results))
-        report.add_controls(rundir, config, document)
+        report.add_controls(rundir, config, document, console)
         return document
     finally:
         rundir.close()
@@ -353,6 +388,7 @@ def _seconds_per_step(ctx: RunContext) -> float | None:
 
 def _read(bench: Bench, before: dict[str, float], results: Sequence[dict[str, Any]]) -> ControlsInput:
     train, corrected = bench.ctx.config.train, bench.folder / "corrections.json"
+    decoded = corrected.is_file() and any(r["arm"] == "sft_corrected" for r in results)
     return ControlsInput(
         recipe=train.effective_recipe.name,
         learning_rate=train.learning_rate,
@@ -360,6 +396,6 @@ def _read(bench: Bench, before: dict[str, float], results: Sequence[dict[str, An
         targets=bench.heldout,
         before=before,
         clean={name: len(requests) for name, requests in bench.clean.items()},
-        corrections=json.loads(corrected.read_text(encoding="utf-8")) if corrected.is_file() else None,
+        corrections=json.loads(corrected.read_text(encoding="utf-8")) if decoded else None,
         results=results,
     )

@@ -19,6 +19,7 @@ from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, read, rescore, train
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
@@ -57,10 +58,13 @@ def controls(rundir: RunDir) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any]) -> None:
-    """Keep the document of the controls, and put its section into the report that is there."""
+def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], console: Console) -> None:
+    """Keep the document of the controls, and put its section into the report, where there is one."""
     write_atomic(rundir.path / CONTROLS, dumps(found))
     path = rundir.path / "report.json"
+    if not path.is_file():
+        console.note(f"controls: {rundir.path} has no report yet; `hintdistill report` writes one with these controls")
+        return
     document = json.loads(path.read_text(encoding="utf-8")) | {"controls": found}
     write_atomic(path, dumps(document))
     if config.report.html:

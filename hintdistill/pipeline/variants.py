@@ -87,12 +87,16 @@ def other_steps(
     share: float,
     salt: str,
 ) -> Found:
-    """In `share` of the findings, the same hint above a step without an error: of the same trace, or of any other one."""
+    """In `share` of the findings, the same hint above a step without an error: of the same trace, or of any other one.
+
+    Args:
+        wrong: steps with a finding by trace id; a trace that is not in it was not critiqued, and none of its steps is taken.
+    """
     free = [
         (t, k)
         for t in traces
         for k in range(len(t.step_indices))
-        if k not in wrong.get(t.id, set()) and k not in t.given_steps
+        if t.id in wrong and k not in wrong[t.id] and k not in t.given_steps
     ]
     out: Found = []
     for trace, finding in found:

@@ -41,6 +41,11 @@ def text(value: Any, names: Names) -> Any:
     return BLANK
 
 
+def text_or_none(value: Any, names: Names) -> Any:
+    """Replace a text by the blank; None stays None."""
+    return None if value is None else BLANK
+
+
 def nothing(value: Any, names: Names) -> Any:
     """Replace a value by None: the key is kept for the page's sake."""
     return None

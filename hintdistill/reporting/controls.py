@@ -115,7 +115,7 @@ def about(document: Mapping[str, Any]) -> str:
         who = (
             f"asked {', '.join(corrected['critics'])}"
             if corrected["critics"]
-            else "asked no critic, since none is free"
+            else "no critic ran, because only critics without a model are used"
         )
         lines.append(
             f"Corrections: {counts['asked']} decoded under their hints, {counts['kept']} kept"
@@ -126,9 +126,7 @@ def about(document: Mapping[str, Any]) -> str:
 
 def show_controls(document: Mapping[str, Any], console: Console) -> None:
     """One line per arm."""
-    table = Table(
-        title="controls: is the fall of the error the hint's?", title_justify="left", box=SIMPLE, pad_edge=False
-    )
+    table = Table(title="controls: does the hint cause the drop?", title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("trained on", no_wrap=True)
     for heading in ("rows", "p after", "fall, nats", "share", "KL clean"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -152,7 +150,7 @@ def show_controls(document: Mapping[str, Any], console: Console) -> None:
     console.print(about(document), markup=False, highlight=False)
     for arm in document["arms"]:
         if arm["not_read"] is not None:
-            console.print(f"{TITLES[arm['arm']]} was not read: {arm['not_read']}", markup=False)
+            console.print(f"{TITLES[arm['arm']]} has no result: {arm['not_read']}", markup=False)
 
 
 def interval(x: Mapping[str, float] | None) -> str:

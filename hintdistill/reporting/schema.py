@@ -12,6 +12,7 @@ from hintdistill.core import errors
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.types import Fidelity, HintRole, Verdict
 from hintdistill.prompts import hint_classes, shipped_library
+from hintdistill.recipes import recipe_names
 from hintdistill.reporting.allow import (
     Rule,
     each,
@@ -24,8 +25,10 @@ from hintdistill.reporting.allow import (
     record,
     table,
     text,
+    text_or_none,
     word,
 )
+from hintdistill.reporting.controls import TITLES
 
 REPORT_SCHEMA = 1
 
@@ -89,6 +92,7 @@ _GATE = frozenset(
     ]
 )
 _NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
+_CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
 
@@ -186,6 +190,30 @@ _finding = record(
     ),
     tokens=each(record(text=text, instead=text, **numbers("quoted", "before", "hinted", "after"))),
 )
+_off_target = table(
+    word("set", ("heldout_other_steps", "heldout_clean")),
+    record(**numbers("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate")),
+)
+_interval = record(**numbers("mean", "low", "high"))
+_controls = record(
+    recipe=word("recipe", recipe_names),
+    equal=record(**numbers("rows", "anchors", "steps")),
+    heldout=record(**numbers("findings", "accepted", "probability_before", "probability_hinted")),
+    clean=counts(word("set", ("heldout_other_steps", "heldout_clean"))),
+    corrections=record(critics=each(critic), counts=counts(word("correction", _CORRECTIONS))),
+    arms=each(
+        record(
+            arm=word("arm", TITLES),
+            distinct=record(**numbers("hint", "anchor")),
+            not_read=text_or_none,
+            fall_nats=_interval,
+            share_of_hint=_interval,
+            off_target=_off_target,
+            **numbers("rows", "anchors", "steps", "fall_nats_accepted", "probability_after", "kl_per_token", "seconds"),
+        )
+    ),
+    **numbers("schema", "learning_rate"),
+)
 SHARED: Rule = record(
     schema=number,
     run=record(
@@ -199,10 +227,7 @@ SHARED: Rule = record(
     funnel=_funnel,
     environment=record(**_measured, splits=table(split, record(**_measured))),
     off_target_kl_nats=number,
-    off_target=table(
-        word("set", ("heldout_other_steps", "heldout_clean")),
-        record(**numbers("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate")),
-    ),
+    off_target=_off_target,
     effects=record(
         **dict.fromkeys(("all", "accepted", "rejected"), _effects),
         by_class=table(error_class, _effects),
@@ -223,6 +248,7 @@ SHARED: Rule = record(
         arrived=record(handling=word("handling", ("merged", "beside"))),
     ),
     warnings=how_many("warnings"),
+    controls=_controls,
     findings=each(_finding),
     unscored=each(
         record(

@@ -170,6 +170,13 @@ def test_wrong_steps_in_that_share_of_findings(data, share):
     assert got == variants.other_steps(found, traces, wrong, library, share, "s")
 
 
+def test_a_hint_moves_to_no_trace_that_was_not_critiqued(data):
+    traces, wrong, found, library = data
+    known = {id_: steps for id_, steps in wrong.items() if id_ in {t.id for t, _ in found}}
+    got = variants.other_steps(found, traces, known, library, 1.0, "s")
+    assert len(got) == len(found) and {t.id for t, _ in got} <= set(known) < set(wrong)
+
+
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_wrong_hints_speak_of_another_error(data, share):
     _, _, found, library = data

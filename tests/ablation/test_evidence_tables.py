@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_evidence import CONFIG, target
 
 from benchmarks.ablation.ablate import BenchJob
@@ -120,6 +121,56 @@ def test_whose_settings_an_arm_trains_with(config, tmp_path):
         == job_config(tuned, Job("common", "hint", 0), tmp_path).train.effective_recipe.terms
     )
     assert rate("placebo") == 2e-4 and rate("sft_success") == 1.6e-3, "as the configuration says"
+
+
+def test_what_an_arm_changes_is_merged_into_the_section_key_by_key(config):
+    own = [
+        "train.anchor={weight: 3.0, per_trace: 2}",
+        "train.recipe={preset: sdpo, terms: {anchor: {rows: anchor, divergence: {kind: fkl}}}}",
+        "ablate.train.placebo={anchor: {weight: 1.0}, recipe: {terms: {distill: {coef: 0.5}}}}",
+        "ablate.train.sft_success={recipe: {terms: {distill: {coef: 0.5, divergence: {kind: rkl}}}}}",
+        "ablate.train.wrong_hint={recipe: opsd}",
+    ]
+    tuned = load_ablation(CONFIG, own)
+    section = lambda arm: job_config(tuned, Job("common", arm, 0), None).train  # noqa: E731
+    ours, base = section("placebo"), tuned.train
+    assert (ours.anchor.weight, ours.anchor.per_trace) == (1.0, 2)
+    terms, before = ours.effective_recipe.terms, base.effective_recipe.terms
+    assert base.effective_recipe.name == ours.effective_recipe.name == "sdpo"
+    assert terms["distill"] == before["distill"].model_copy(update={"coef": 0.5})
+    assert section("wrong_hint").effective_recipe.name == "opsd" and section("wrong_hint").anchor == base.anchor
+    sft = section("sft_success").effective_recipe.terms["distill"]
+    assert (sft.coef, sft.divergence.kind) == (0.5, "fkl"), "cross-entropy survives a change of the recipe"
+
+
+def test_cross_entropy_is_given_to_every_term_of_hint_rows(config, tmp_path):
+    renamed = {"preset": "targeted", "terms": {"distill": None, "mine": {"divergence": {"kind": "jsd"}}}}
+    tuned = load_ablation(CONFIG, [f"train.recipe={json.dumps(renamed)}"])
+    terms = job_config(tuned, Job("common", "sft_corrected", 0), tmp_path).train.effective_recipe.terms
+    assert "distill" not in terms and terms["mine"].divergence.kind == "fkl"
+    assert terms["anchor"] == tuned.train.effective_recipe.terms["anchor"]
+
+
+def test_a_jobs_key_is_of_content_wherever_the_files_are(tmp_path):
+    folders = [tmp_path / name for name in ("here", "there")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "world.py").write_text("class World: ...\n")
+        (folder / "recipe.yaml").write_text("preset: targeted\nterms: {distill: {coef: 0.5}}\n")
+    paths = lambda f: [f"rollout.environment={f}/world.py:World", f"train.recipe={f}/recipe.yaml"]  # noqa: E731
+    key = lambda f, arm="hint": job_key(load_ablation(CONFIG, paths(f)), Job("common", arm, 0))  # noqa: E731
+    here, there = folders
+    assert key(here) == key(there)
+    before, shared = key(there), key(there, "shared")
+    (there / "recipe.yaml").write_text("preset: targeted\nterms: {distill: {coef: 0.25}}\n")
+    assert key(there) != before and key(there, "shared") == shared
+    (there / "world.py").write_text("class World:\n    other = True\n")
+    assert key(there, "shared") != shared
+
+
+def test_a_config_without_an_ablate_section_is_told_so_first():
+    with pytest.raises(ConfigError, match="the `ablate` section is missing"):
+        load_ablation(ROOT / "configs" / "quickstart.yaml")
 
 
 # -- the sweep -----------------------------------------------------------------------------------------------------------------

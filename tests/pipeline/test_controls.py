@@ -9,11 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from hintdistill.cli.main import app
-from hintdistill.config.file import load_as, load_config
-from hintdistill.core.errors import ConfigError
+from hintdistill.config.file import load_as, load_config, validate
+from hintdistill.core.errors import ConfigError, EmptyFunnelError
 from hintdistill.pipeline import run as whole_run
-from hintdistill.pipeline.controls import ARMS, ControlsSettings, run_controls
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.controls import ARMS, ArmRun, Bench, ControlsSettings, run_controls
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.report import add_controls
+from hintdistill.pipeline.store import RunDir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUIET = Console(quiet=True)
@@ -93,11 +96,87 @@ def test_the_document_is_in_the_folder_and_the_report(run, document):
 
 def test_the_command_prints_a_table_and_does_nothing_twice(run, document):
     said = CliRunner().invoke(
-        app, ["controls", str(run), "rows=16", "steps=16", "clean_steps=8", "--arms", ",".join(SOME), "--resume", "-q"]
+        app, ["controls", str(run), "rows=16", "steps=16", "clean_steps=8", "--arms", "placebo", "--resume", "-q"]
     )
     assert said.exit_code == 0, said.output
     for text in ("targeted hint", "placebo hint", "SFT on corrections", "16 optimiser steps", "controls.json"):
         assert text in " ".join(said.output.split()), text
+
+
+def test_arms_that_have_a_result_stay_in_the_document_while_their_settings_are_the_same(run, document):
+    def arms(*overrides: str) -> list[str]:
+        settings = load_as(ControlsSettings, None, ["rows=16", "steps=16", "clean_steps=8", *overrides])
+        found = run_controls(run, settings, ("placebo",), resume=True, console=QUIET)
+        assert (found["corrections"] is None) == ("sft_corrected" not in [a["arm"] for a in found["arms"]])
+        return [a["arm"] for a in found["arms"]]
+
+    assert arms() == ["hint", *SOME]
+    assert arms("train.sft_corrected.learning_rate=1.0e-3") == ["hint", "placebo", "random_step"]
+
+
+def bench_of(run: Path, *overrides: str, **sections: dict) -> Bench:
+    """The bench of the run as it would be under other settings; its folder is only read."""
+    opened = RunDir.open(run)
+    data = opened.manifest()["config"]
+    config = validate(data | {name: data[name] | keys for name, keys in sections.items()})
+    return Bench(RunContext(config, opened, QUIET), load_as(ControlsSettings, None, overrides))
+
+
+def test_an_arms_keys_are_merged_into_the_runs_and_corrections_stay_cross_entropy(run):
+    own = {"anchor": {"weight": 3.0, "per_trace": 2}, "recipe": {"preset": "sdpo"}}
+    changes = ["train.placebo.anchor.weight=1", "train.placebo.recipe.terms.distill.coef=0.5"]
+    changes += ["train.sft_corrected.recipe.terms.distill.divergence.kind=rkl"]
+    bench = bench_of(run, *changes, train=own)
+    sections = {a.name: bench.section_of(a) for a in bench.arms(ARMS)}
+    base, placebo, corrected = sections["hint"], sections["placebo"], sections["sft_corrected"]
+    assert (placebo.anchor.weight, placebo.anchor.per_trace) == (1, base.anchor.per_trace) == (1, 2)
+    assert placebo.effective_recipe.name == base.effective_recipe.name == "sdpo"
+    assert placebo.effective_recipe.terms["distill"].coef == 0.5
+    assert corrected.effective_recipe.terms["distill"].divergence.kind == "fkl"
+
+
+def test_another_content_of_recipe_or_prompt_is_another_key(run, tmp_path):
+    recipe, prompt = tmp_path / "recipe.yaml", tmp_path / "hint" / "placebo.jinja"
+    recipe.write_text("preset: targeted\n")
+
+    def keys() -> dict[str, str]:
+        settings = {"train": {"recipe": str(recipe)}, "critic": {"prompts": str(tmp_path)}}
+        bench = bench_of(run, **settings)
+        return {a.name: ArmRun(bench, a).key() for a in bench.arms(ARMS)}
+
+    before = keys()
+    recipe.write_text("preset: targeted\nterms: {distill: {coef: 0.5}}\n")
+    edited = keys()
+    assert all(edited[name] != before[name] for name in ARMS)
+    prompt.parent.mkdir()
+    prompt.write_text("Take care with this step.")
+    assert {name for name, key in keys().items() if key == edited[name]} == {"hint"}
+
+
+def test_accepted_hints_of_no_fidelity_that_may_be_trained_are_an_empty_funnel(run):
+    with pytest.raises(EmptyFunnelError, match=r"train\.fidelity"):
+        bench_of(run, train={"fidelity": ["reserialised"]})
+
+
+def test_without_a_report_the_document_is_kept_and_that_is_said(tmp_path, capsys):
+    config = load_config("configs/quickstart.yaml", [])
+    add_controls(RunDir(tmp_path), config, {"schema": 1}, Console())
+    assert json.loads((tmp_path / "controls.json").read_text()) == {"schema": 1}
+    said = capsys.readouterr()
+    assert "has no report yet" in " ".join((said.out + said.err).split()) and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_wrong_is_said_before_the_folder_is_looked_at_and_names_its_own_page(run, tmp_path):
+    with pytest.raises(ConfigError, match="no arm 'sham'"):
+        run_controls(tmp_path / "none", SMALL, ("sham",), console=QUIET)
+    with pytest.raises(ConfigError) as unknown:
+        load_as(ControlsSettings, None, ["foo=3"])
+    assert unknown.value.hint == "keys are listed in docs/controls.md"
+    manifest = json.loads((run / "manifest.json").read_text()) | {"schema": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match="run schema 1") as older:
+        run_controls(tmp_path, SMALL, console=QUIET)
+    assert "run.dir" not in older.value.hint
 
 
 @pytest.mark.parametrize(

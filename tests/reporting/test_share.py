@@ -24,7 +24,7 @@ MARK = "Zq9Marker"
 STAYS = ("run.config", "train.arrived.base")
 """Whole parts of the document of which nothing leaves."""
 PLAIN = re.compile(
-    r"[a-z_/]+|[0-9a-f]{16,24}|(trace|class|set|reason|failure|split|note|critic|prompt|package)-\d+|[\d.]+"
+    r"[a-z_/]+|[0-9a-f]{16,24}|(trace|class|set|reason|failure|split|note|critic|prompt|package|recipe)-\d+|[\d.]+"
 )
 
 
@@ -48,6 +48,31 @@ def full(golden: dict[str, Any]) -> dict[str, Any]:
     document["train"]["arrived"] = {"adapter": "/home/alice/adapter", "base": "/home/alice/base", "handling": "merged"}
     document["warnings"] = ["the server at 10.0.0.7 said sk-live-abcdef"]
     document["funnel"]["read"]["failed"] = {"not_json": 2, "alice": 1}
+    moved = dict.fromkeys(("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate"), 0.25)
+    interval = {"mean": 1.5, "low": 1.25, "high": 1.75}
+    arm = {
+        "rows": 16,
+        "anchors": 24,
+        "distinct": {"hint": 12, "anchor": 24},
+        "steps": 16,
+        "train": {},
+        "not_read": None,
+    }
+    read = {"fall_nats": interval, "share_of_hint": interval, "fall_nats_accepted": 1.5, "probability_after": 0.25}
+    read |= {"kl_per_token": 0.5, "off_target": {"heldout_clean": moved, "alice's set": moved}, "seconds": 3.5}
+    document["controls"] = {
+        "schema": 1,
+        "recipe": "alice's recipe",
+        "learning_rate": 0.5,
+        "equal": {"rows": 16, "anchors": 24, "steps": 16},
+        "heldout": {"findings": 9, "accepted": 7, "probability_before": 0.75, "probability_hinted": 0.125},
+        "clean": {"heldout_clean": 8, "alice's set": 8},
+        "corrections": {"critics": ["rules"], "counts": {"asked": 5, "kept": 4, "cut": 1}},
+        "arms": [
+            arm | read | {"arm": "hint"},
+            arm | {"arm": "placebo", "not_read": "alice's gradient is not finite", "train": {"schedule": "alice"}},
+        ],
+    }
     document["unscored"] = [
         {
             "trace": "alice",
@@ -101,6 +126,19 @@ def test_the_shared_document_keeps_the_figures_and_the_order(golden):
     assert [f["decision"]["before"] for f in shared["findings"]] == [
         f["decision"]["before"] for f in golden["findings"]
     ]
+
+
+def test_of_controls_the_figures_leave_and_no_setting_or_text(golden):
+    document = full(golden)["controls"]
+    shared = shareable(full(golden))["controls"]
+    hint, placebo = shared["arms"]
+    moved = document["arms"][0]["off_target"]["heldout_clean"]
+    assert list(hint["off_target"].values()) == [moved, moved] and "heldout_clean" in hint["off_target"]
+    for key in ("arm", "rows", "distinct", "fall_nats", "share_of_hint", "probability_after", "seconds"):
+        assert hint[key] == document["arms"][0][key], key
+    assert placebo["arm"] == "placebo" and placebo["not_read"] == BLANK and hint["not_read"] is None
+    assert "train" not in hint and "train" not in placebo and shared["recipe"] == "recipe-1"
+    assert shared["corrections"] == document["corrections"] and shared["heldout"] == document["heldout"]
 
 
 def planted(value: Any, at: list[int]) -> Any:
