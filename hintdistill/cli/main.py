@@ -290,6 +290,15 @@ def doctor(
         raise typer.Exit(3)
 
 
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ablate() -> None:
+    """Say where the ablation went, which was a command before."""
+    raise ConfigError(
+        "`hintdistill ablate` is a benchmark now, run from a checkout of the repository",
+        hint="python -m benchmarks.ablation benchmarks/ablation/ablate.yaml; for your own run, hintdistill controls RUN",
+    )
+
+
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
     try:
