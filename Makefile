@@ -26,7 +26,7 @@ test-vllm: install-vllm
 
 # property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
 fuzz: install
-	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/test_injection.py tests/test_rendering.py tests/test_quotes.py tests/test_traces.py tests/test_traces_contract.py tests/test_traces_files.py tests/test_objectives.py tests/test_objectives_parts.py
+	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/injection/test_injection.py tests/injection/test_rendering.py tests/injection/test_quotes.py tests/traces/test_traces.py tests/traces/test_traces_contract.py tests/traces/test_traces_files.py tests/objectives/test_objectives.py tests/objectives/test_objectives_parts.py
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz_traces.py --seconds 600
 

@@ -246,6 +246,16 @@ def test_readme_links_exist():
                 assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
 
+def test_named_test_files_exist():
+    """The paths of tests that the Makefile and the documents name."""
+    named = [
+        (page.name, path)
+        for page in (ROOT / "Makefile", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+        for path in re.findall(r"(?<![\w/.])tests/[\w/]+\.py", page.read_text())
+    ]
+    assert len(named) > 10 and [n for n in named if not (ROOT / n[1]).is_file()] == []
+
+
 def test_the_wheel_carries_prompts_configs_and_the_page(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],

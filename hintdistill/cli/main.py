@@ -61,11 +61,13 @@ def _stages(
 ) -> None:
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import check_named_folder, run_folder
     from hintdistill.pipeline.run import run as run_pipeline
-    from hintdistill.pipeline.run import run_folder
     from hintdistill.training.processes import is_main
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
+    if resume:
+        check_named_folder(config, overrides or [])
     settings = load_config(config, [*(overrides or []), *extra])
     folder = run_folder(settings, config.stem)
     run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
@@ -195,7 +197,7 @@ def report(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what is owed and write the report of a run again."""
+    """Take the missing measurements and write the report of a run again."""
     if share:
         from hintdistill.pipeline.store import RunDir
         from hintdistill.reporting.share import write_shared
@@ -286,6 +288,15 @@ def doctor(
             print(f"{c.status:>4}  {c.name}: {c.detail}" + (f"\n      → {c.fix}" if c.fix else ""))
     if any(c.status == "fail" for c in checks):
         raise typer.Exit(3)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ablate() -> None:
+    """Say where the ablation went, which was a command before."""
+    raise ConfigError(
+        "`hintdistill ablate` is a benchmark now, run from a checkout of the repository",
+        hint="python -m benchmarks.ablation benchmarks/ablation/ablate.yaml; for your own run, hintdistill controls RUN",
+    )
 
 
 def main() -> None:

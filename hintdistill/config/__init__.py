@@ -76,7 +76,7 @@ class RunSection(Section):
     model: ModelPath
     """Folder (or hub name) of the student: weights, tokenizer and chat template."""
     dir: OutputPath | None = None
-    """Run folder; default `runs/<config>-<UTC time>`."""
+    """Run folder, relative to the config file; default `runs/<config>-<UTC time>` in the folder you are in."""
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

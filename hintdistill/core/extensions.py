@@ -22,7 +22,7 @@ class PlacementEntry:
     implementation: str | Callable[..., Any]
     """`(site: StepSite, text, role, offset) -> Splice`; raises TemplateError or SpliceError where there is no exact place."""
     form: str = "{hint}"
-    """What stands around the hint, where `inject.formats` does not say it."""
+    """The format around the hint, where `inject.formats` does not say it."""
     has_role: bool = False
     """Whether it is tried with each of `inject.roles`; otherwise the role is None."""
     inside_step: bool = False
@@ -47,7 +47,7 @@ PLACEMENTS: Registry[PlacementEntry] = Registry(
 
 @dataclass(frozen=True)
 class HintSource:
-    """Where the words of a hint come from, named in `inject.hint`."""
+    """A source of a hint's words, named in `inject.hint`."""
 
     name: str
     implementation: str | Callable[..., Any]
@@ -56,7 +56,7 @@ class HintSource:
     meets: frozenset[str] = frozenset()
     """Needs of recipes that such hints meet, names of `recipes.needs.HOW`: `demonstrations` of a source of demonstrations."""
     control: str = ""
-    """What such hints are, in the words of the model card, where training on them is a control."""
+    """A description of such hints in the model card, where training on them is a control."""
 
 
 HINT_SOURCES: Registry[HintSource] = Registry(
@@ -71,7 +71,7 @@ HINT_SOURCES: Registry[HintSource] = Registry(
 
 @dataclass(frozen=True)
 class Strategy:
-    """How an LLM critic is led to a verdict, named in `critic.llm.strategy`."""
+    """A way to lead an LLM critic to a verdict, named in `critic.llm.strategy`."""
 
     name: str
     implementation: str | Callable[..., Any]
@@ -125,7 +125,7 @@ class EngineEntry:
 
     name: str
     capabilities: frozenset[str]
-    """Of `engines.CAPABILITIES`; what a recipe may ask of stored targets hangs on them. The loaded engine must say the same."""
+    """Names of `engines.CAPABILITIES`; they decide what a recipe may ask of stored targets. The loaded engine must say the same."""
     implementation: str | Callable[..., Any]
     """`(job: engines.loading.EngineJob) -> Engine`; its `close`, where it has one, is called at the end."""
     shared: bool = False

@@ -30,7 +30,7 @@ class Parameter:
     default: str | None = None
     """The view that is read where none is named."""
     why: str = ""
-    """Why a number must lie where it must."""
+    """The reason for the bounds."""
 
 
 def inside(name: str, low: float = 0, high: float = math.inf, why: str = "") -> Parameter:
@@ -87,8 +87,8 @@ class Divergence:
     """`distributions`: both on a support; `sampled`: the sampled token alone; `hidden`: hidden states; `vocabulary`: every
     token's log-probability."""
     truncated: Literal["sound", "lowers_mass"] | None = None
-    """On a support without its rest: `sound`, or `lowers_mass` where its gradient lowers the mass of the kept entries. Must be
-    said of what reads distributions."""
+    """Its behaviour on a support without its rest: `sound`, or `lowers_mass` where its gradient lowers the mass of the kept
+    entries. An entry that reads distributions must say it."""
     one_sided: bool = False
     """Whether it is a sum over the target's entries that means nothing once renormalised."""
     needs: tuple[tuple[str, str], ...] = ()
@@ -232,11 +232,11 @@ SHAPES: Registry[Shape] = Registry("shape", Shape, {s.name: s for s in _SHIPPED_
 
 @dataclass(frozen=True)
 class HintKindEntry:
-    """What the teacher has read that the student has not, as a recipe names it."""
+    """A kind of hint, named by a recipe: what the teacher reads and the student does not."""
 
     name: str
     needs: tuple[str, ...] = ()
-    """What a run needs for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`).
+    """Needs that a run must meet for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`).
     Kinds without need a hint text, which the critic or a template writes."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -185,7 +186,8 @@ def _exists(value: str, mark: PathMark) -> bool:
 def contents(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
     """A copy of a config's plain data with the content of what paths lead to in their place.
 
-    Two configurations that read the same bytes are equal in it, wherever their files are; paths that are written to are None.
+    Two configurations that read the same bytes are equal in it, wherever their files are: a glob stands for what it matches,
+    by name below the folder where its signs begin. Paths that are written to are None; what is not there stays a path.
     """
 
     def change(key: str, mark: PathMark, value: str) -> Any:
@@ -193,7 +195,7 @@ def contents(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any
         if mark.kind == "output":
             return None
         if not place or not Path(place).exists():
-            return value
+            return _content_of_glob(value) if mark.kind == "input" and glob.has_magic(place) else value
         return content_of(Path(place)) + value[len(place) :]
 
     return map_paths(data, section, change)
@@ -208,6 +210,25 @@ def content_of(path: Path) -> str:
         name = "" if file == path else file.relative_to(path).as_posix()
         digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _content_of_glob(pattern: str) -> str:
+    """Hash of the names and contents of what a pattern matches; the pattern itself where nothing does."""
+    found = {p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file() or p.is_dir()}  # noqa: PTH207
+    if not found:
+        return pattern
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.escape(_unescape(part)) != part), len(parts) - 1)
+    base, digest = Path(*map(_unescape, parts[:fixed])), hashlib.sha256()
+    # a folder that is matched beside its own files holds them already
+    for path in sorted(p for p in found if not any(q in found for q in p.parents)):
+        digest.update(f"{path.relative_to(base).as_posix()}\0{content_of(path)}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _unescape(part: str) -> str:
+    """The inverse of `glob.escape`."""
+    return re.sub(r"\[([*?[])\]", r"\1", part)
 
 
 def object_content(spec: str) -> str:

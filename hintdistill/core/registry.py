@@ -159,7 +159,7 @@ class Implementations(Mapping[str, Any]):
     """The implementations of a registry's entries by name, each imported when it is asked for."""
 
     def __init__(self, registry: Registry[Any], which: Callable[[Any], bool] = lambda entry: True) -> None:
-        """`which` entries are meant; the others are unknown here."""
+        """Make the mapping of the entries that `which` accepts; the others are unknown to it."""
         self._registry, self._which = registry, which
 
     def __getitem__(self, name: str) -> Any:

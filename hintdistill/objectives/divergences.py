@@ -10,7 +10,6 @@ KL(student ‖ target).
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 
 import torch
@@ -181,15 +180,6 @@ def compared(
                 mass = logprobs[..., -1].exp() if rest == "tail" else (1 - logprobs.exp().sum(-1)).clamp(min=0)
                 metrics[f"tail_{side}"] = float(mass.mean())
     return value, metrics
-
-
-def parameters_of(function: Callable[..., Tensor]) -> dict[str, float]:
-    """The named parameters of a part that have a default, with it."""
-    return {
-        n: p.default
-        for n, p in inspect.signature(function).parameters.items()
-        if p.default is not inspect.Parameter.empty
-    }
 
 
 def nll(student_sampled: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 from hintdistill.config import RunConfig
@@ -20,6 +21,18 @@ def run_folder(config: RunConfig, name: str) -> Path:
         return Path(config.run.dir)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
     return Path("runs") / f"{name}-{now}"
+
+
+def check_named_folder(file: Path, overrides: Sequence[str]) -> None:
+    """Raise ConfigError where the run folder to continue is of another schema, before its configuration is read.
+
+    A configuration of before is full of keys and paths that this release takes otherwise, which would be the first errors. The
+    folder is that of the override `run.dir=`; without one, that of the file where the file is a run's own config.yaml.
+    """
+    named = [o.removeprefix("run.dir=") for o in overrides if o.startswith("run.dir=")]
+    folder = Path(named[-1]).expanduser() if named else file.parent
+    if named or file.name == "config.yaml":
+        RunDir(folder).check_continues()
 
 
 def run(

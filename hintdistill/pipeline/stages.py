@@ -49,7 +49,7 @@ class Read:
         from hintdistill.traces.files import trace_files
 
         if ctx.config.run.rounds is None:
-            trace_files(ctx.config.traces.path)
+            trace_files(ctx.config.traces.path, "traces.path")
         ctx.read_options()
 
     def run(self, ctx: RunContext) -> None:
@@ -148,7 +148,8 @@ class Report:
 
         config = ctx.config
         check_push(config.train.push)
-        trace_files(list(config.report.off_target.values()))
+        for name, path in config.report.off_target.items():
+            trace_files([path], f"report.off_target.{name}")
         if config.rollout.environment is not None:
             from hintdistill.rollouts.evaluate import load_suite, tasks_of
 

@@ -48,11 +48,6 @@ class FileReport:
     checks: dict[str, int] = field(default_factory=dict)
     """Findings of the deterministic checks by class."""
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether a file that was to be read yielded no step, and none of its turns was read from another."""
-        return not self.steps and bool(self.failures) and not set(self.reasons) <= HELD_ELSEWHERE
-
 
 def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) -> Iterator[FileReport]:
     """One report per file met, in reading order; files of another kind are reported with that reason.

@@ -169,10 +169,6 @@ class TransformersGenerator:
         sequences = [(*context, *row) for context, row in zip(contexts, rows, strict=True)]
         self._kept = _Kept(sequences, out.sequences, longer, _cache_of(out))
 
-    def forget(self) -> None:
-        """Let go of what was kept, e.g. between batches."""
-        self._kept = None
-
     def _logprobs(self, contexts: Sequence[Sequence[int]], rows: list[list[int]]) -> list[tuple[float, ...] | None]:
         requests = [
             ScoreRequest(np.array([*context, *ids]), len(context), len(context) + len(ids))

@@ -40,13 +40,13 @@ class TraceFile:
         return self.member.open() if self.member else self.path.open("rb", buffering=1 << 20)
 
 
-def trace_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The trace files and archives under `paths`, in order, without opening any.
+def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Path]:
+    """The trace files and archives under `paths`, in order, without opening any; errors name the `key` that names the paths.
 
     Raises:
         InputError: a path does not exist, or a folder holds no file with a known ending.
     """
-    return [file.path for file in _walk_all(paths) if not file.foreign]
+    return [file.path for file in _walk_all(paths, key) if not file.foreign]
 
 
 def all_files(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
@@ -67,16 +67,16 @@ def all_files(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
             yield file
 
 
-def _walk_all(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
+def _walk_all(paths: Sequence[str | Path], key: str | None = None) -> Iterator[TraceFile]:
     seen: set[Path] = set()
-    for path in (found for given in paths for found in _expand(given)):
+    for path in (found for given in paths for found in _expand(given, key)):
         for file in [TraceFile(str(path), path)] if path.is_file() else _folder(path):
             if file.path not in seen:
                 seen.add(file.path)
                 yield file
 
 
-def _expand(given: str | Path) -> list[Path]:
+def _expand(given: str | Path, key: str | None) -> list[Path]:
     path = Path(given)
     if path.is_dir() or path.is_file():
         return [path]
@@ -86,7 +86,10 @@ def _expand(given: str | Path) -> list[Path]:
             raise InputError(f"nothing matches {given}", hint="quote the pattern, so that the shell leaves it alone")
         # a folder that a pattern matches beside its own files would only name them again
         return [p for p in found if not any(q in found for q in p.parents)]
-    raise InputError(f"no such file or folder: {path}", hint="traces.path names the traces to read")
+    hint = (
+        f"{key} names it" if key else "a path in a config file is relative to the file, others to the working directory"
+    )
+    raise InputError(f"no such file or folder: {path}", hint=hint)
 
 
 def _folder(folder: Path) -> list[TraceFile]:

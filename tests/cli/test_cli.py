@@ -17,6 +17,8 @@ def test_version_and_help():
     assert "Exit codes" in hintdistill("--help").stdout
     hintdistill("nonsense", expect=2)
     hintdistill("run", expect=2)
+    gone = hintdistill("ablate", "configs/ablate.yaml", "--sweep", "run.dir=x", expect=2).stderr
+    assert "python -m benchmarks.ablation benchmarks/ablation/ablate.yaml" in gone
 
 
 def test_doctor():
@@ -33,6 +35,7 @@ def test_init_writes_a_config_that_loads(tmp_path):
     assert (
         str(folder / "hintdistill.yaml") in written and (folder / "prompts" / "critic" / "all_at_once.jinja").exists()
     )
+    assert "relative to this file" in (folder / "hintdistill.yaml").read_text()
     config = hd.load_config(folder / "hintdistill.yaml")
     assert config.critic.prompts == str(folder / "prompts")
     assert "is there already" in hintdistill("init", str(folder), expect=2).stderr

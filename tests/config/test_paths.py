@@ -230,3 +230,33 @@ def test_contents_stand_for_paths(folder, tmp_path):
     (moved / "world.py").write_text("x = 2")
     assert contents(data, RunConfig)["critic"]["checker"] != before["critic"]["checker"]
     assert object_content("package.module:World") == "package.module:World"
+
+
+@pytest.mark.parametrize("pattern", ["more/*.jsonl", "m*/*.jsonl", "**/*.jsonl", "**", "mor[e]", "more/[[]a].jsonl"])
+def test_a_glob_stands_for_the_contents_of_what_it_matches(tmp_path, pattern):
+    """Also where the folder's own name has a glob's signs, which `load_config` escapes."""
+
+    def traces(place: str, **files: str) -> tuple:
+        home = tmp_path / place
+        (home / "more").mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (home / "more" / f"{name}.jsonl").write_text(text)
+        (home / "c.yaml").write_text(yaml.safe_dump({"run": {"model": "some/name"}, "traces": {"path": [pattern]}}))
+        data = load_config(home / "c.yaml").model_dump(mode="json")
+        return tuple(contents(data | {"run": None}, RunConfig)["traces"]["path"])
+
+    for place in ("one", "two[1]*"):
+        (tmp_path / place).mkdir()
+    a, b, c = ("[a]", "b", "c") if "[[]" in pattern else ("a", "b", "c")
+    one, two = traces("one", **{a: "1", b: "2"}), traces("two[1]*", **{a: "1", b: "2"})
+    assert one == two and str(tmp_path) not in one[0]
+    assert traces("one", **{a: "3"}) != two, "other bytes"
+    further = traces("one", **{a: "1", c: "3"})
+    assert (further == two) == (a != "a"), "another file, which the pattern of one file does not match"
+    (tmp_path / "one" / "more" / "c.jsonl").rename(tmp_path / "one" / "more" / "d.jsonl")
+    assert (traces("one") == further) == (a != "a"), "another name"
+
+
+def test_a_glob_that_matches_nothing_stays_as_it_is(tmp_path):
+    data = {"traces": {"path": [f"{tmp_path}/*.jsonl"]}}
+    assert contents(data, RunConfig)["traces"]["path"] == [f"{tmp_path}/*.jsonl"]

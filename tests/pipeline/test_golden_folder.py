@@ -84,6 +84,13 @@ def test_resume_refuses_it_by_name_and_changes_nothing(folder):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_resume_with_the_folder_s_own_config_speaks_of_the_schema_first(folder, named):
+    """Its config.yaml has keys and paths of before, which are not the trouble."""
+    with pytest.raises(ConfigError, match=r"made by run schema 1 \(hintdistill 0\.1\.0\)"):
+        run("run", folder / "config.yaml", "--resume", "-q", *([f"run.dir={folder}"] if named else []))
+
+
 def test_its_configuration_is_read_and_unknown_keys_are_named(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     config, unknown = RunDir.open(folder).config()

@@ -317,11 +317,15 @@ ONE = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assi
         (2, ["critic.prompts=nowhere"], ["no prompt folder at ", "/nowhere"]),
         (3, ["run.model=./nowhere"], ["no model folder at ", "/nowhere"]),
         (3, ["run.model=examples"], ["holds no config.json"]),
-        (3, ["traces.path=nowhere.jsonl"], ["no such file or folder: ", "/nowhere.jsonl"]),
+        (3, ["traces.path=nowhere.jsonl"], ["no such file or folder: ", "/nowhere.jsonl", "traces.path names it"]),
         (3, ["traces.path=prompts"], ["no trace files in ", "/prompts"]),
         (3, ["traces.tools=nowhere.json"], ["no tool schemas at ", "/nowhere.json"]),
         (3, ["critic.recorded.path=nowhere.jsonl"], ["no recorded findings"]),
-        (3, ["report.off_target={x: nowhere.jsonl}"], ["no such file or folder: ", "/nowhere.jsonl"]),
+        (
+            3,
+            ["report.off_target={x: nowhere.jsonl}"],
+            ["no such file or folder: ", "/nowhere.jsonl", "report.off_target.x names it"],
+        ),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_written(tmp_path, code, overrides, says):

@@ -1,4 +1,4 @@
-"""The frozen surface: every key of the configuration and every command with its options, as lines of text.
+"""The frozen surface: every key of the configuration and every command in the help with its options, as lines of text.
 
 `python tests/support/surface.py "why it changes"` writes tests/config/surface.txt again and puts the reason on top.
 """
@@ -30,7 +30,8 @@ def lines() -> list[str]:
 
 def _commands(command: Any, name: str) -> Iterator[str]:
     for sub, inner in sorted(getattr(command, "commands", {}).items()):
-        yield from _commands(inner, f"{name} {sub}")
+        if not inner.hidden:
+            yield from _commands(inner, f"{name} {sub}")
     if not hasattr(command, "commands"):
         yield f"command {name}"
         for parameter in command.params:
