@@ -39,7 +39,7 @@ from hintdistill.training.fits import (
     setup_of,
     weight_bytes,
 )
-from hintdistill.training.memory import Beside, Load, TrainSetup, train_peak
+from hintdistill.training.memory import Beside, Load, TrainSetup, train_peak, with_caches
 from hintdistill.training.row_lengths import RowLength, micro_batches, row_operations
 from hintdistill.training.synthetic import shorter
 from hintdistill.training.watch import times_watched
@@ -278,7 +278,10 @@ class _Planner:
         note = (
             f"{read.asked:,} tokens asked, {read.asked / max(1, tokens):.1f}× fewer read; {self.work.targets:,} targets"
         )
-        peak = self._grown("rescore", self._scoring(read, written=self.work.entries[1]))
+        # the stage ends by reading its targets again
+        peak = with_caches(
+            self._grown("rescore", self._scoring(read, written=self.work.entries[1])), self.work.entries[0]
+        )
         return self._stage("rescore", tokens, peak, seconds, note)
 
     def _train(self) -> StageForecast:
@@ -287,6 +290,7 @@ class _Planner:
             return StageForecast("train", 0, note="no row to train on")
         peaks = [train_peak(self.shape, self.beside, load_of(b)) for b in self.batches]
         peak = self._grown("train", max(peaks, key=lambda p: p.total))
+        peak = with_caches(peak, self.work.entries[0], rows=True)
         steps = -(-len(rows) // section.batch_size) * section.epochs
         branches = sum(r.branch_tokens for r in rows) if self.setup.teacher.views else 0
         readings = times_watched(self.config.train, steps) if self.work.watched else 0

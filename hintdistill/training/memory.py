@@ -25,6 +25,10 @@ STORED = 48
 """Bytes of a stored entry: an id and two log-probabilities (16), as the file's table, as a target, and as tensors of a row."""
 
 
+ENTRY_BYTES = 16
+"""Of a kept entry of a target: an id and two log-probabilities."""
+
+
 @dataclass(frozen=True)
 class TeacherUse:
     """What the recipe's teacher needs in a training step."""
@@ -188,3 +192,18 @@ def teacher_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
         own = cache_bytes(shape, load.tokens, setup.activation_bytes)
         out = max(out, own + forward_bytes(shape, min(read, setup.teacher.branch_tokens), setup.activation_bytes))
     return out + setup.teacher.views * load.scored * shape.hidden * setup.activation_bytes
+
+
+def with_caches(peak: Peak, entries: int, *, rows: bool = False) -> Peak:
+    """Add what the caches of stored targets hold at most: a short measured run is over before they are full.
+
+    Args:
+        entries: kept entries of all targets.
+        rows: whether training rows are cached too.
+    """
+    # the data set and the store are imported here, because counting by shape alone needs no torch
+    from hintdistill.rescoring.stored import CACHE_BYTES as COLUMNS
+    from hintdistill.training.rows import CACHE_BYTES as ROWS
+
+    limits = (COLUMNS, ROWS) if rows else (COLUMNS,)
+    return Peak({**peak.parts, "kept targets": sum(min(ENTRY_BYTES * entries, limit) for limit in limits)})
