@@ -200,7 +200,8 @@ class _Planner:
         return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
 
     def _grown(self, stage: str, peak: Peak) -> Peak:
-        return growth(peak) if (growth := self._growth(stage)) else peak
+        peak = growth(peak) if (growth := self._growth(stage)) else peak
+        return with_caches(peak, self.work.entries[0], rows=stage == "train")
 
     def _growth(self, stage: str) -> Growth | None:
         return self.measured.growth.get(stage) if self.measured else None
@@ -278,10 +279,7 @@ class _Planner:
         note = (
             f"{read.asked:,} tokens asked, {read.asked / max(1, tokens):.1f}× fewer read; {self.work.targets:,} targets"
         )
-        # the stage ends by reading its targets again
-        peak = with_caches(
-            self._grown("rescore", self._scoring(read, written=self.work.entries[1])), self.work.entries[0]
-        )
+        peak = self._grown("rescore", self._scoring(read, written=self.work.entries[1]))
         return self._stage("rescore", tokens, peak, seconds, note)
 
     def _train(self) -> StageForecast:
@@ -290,7 +288,6 @@ class _Planner:
             return StageForecast("train", 0, note="no row to train on")
         peaks = [train_peak(self.shape, self.beside, load_of(b)) for b in self.batches]
         peak = self._grown("train", max(peaks, key=lambda p: p.total))
-        peak = with_caches(peak, self.work.entries[0], rows=True)
         steps = -(-len(rows) // section.batch_size) * section.epochs
         branches = sum(r.branch_tokens for r in rows) if self.setup.teacher.views else 0
         readings = times_watched(self.config.train, steps) if self.work.watched else 0
