@@ -21,7 +21,7 @@ nearest known one.
 | hint kind | `hintdistill.core.parts.HINTS` | a recipe's `data.hint.kind` | |
 | divergence | `hintdistill.core.parts.DIVERGENCES` | a term's `divergence.kind` | |
 | weight shape | `hintdistill.core.parts.SHAPES` | a weight's `shape` | |
-| teacher rule | `hintdistill.recipes.teachers.TEACHERS` | `train.teacher`, a recipe's `teacher.update` | |
+| teacher rule | `hintdistill.recipes.teachers.TEACHERS` | a recipe's `teacher.update` (`train.recipe.teacher.update`) | |
 | critic strategy | `hintdistill.core.extensions.STRATEGIES` | `critic.llm.strategy` | |
 | critic | `hintdistill.core.extensions.CRITICS` | `critic.use` | `hintdistill.critics` |
 | engine | `hintdistill.core.extensions.ENGINES` | `rescore.engine.backend` | `hintdistill.engines` |

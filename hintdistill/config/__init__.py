@@ -1,7 +1,7 @@
 """RunConfig: every setting of a run, one validated, frozen tree.
 
 The defaults are the settings the quickstart was measured with, or the ones the field settled on where the example has
-no say. `config_file.py` turns YAML and overrides into it.
+no say. `config/file.py` turns YAML and overrides into it.
 """
 
 from __future__ import annotations

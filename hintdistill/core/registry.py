@@ -132,18 +132,21 @@ class Registry(Generic[E]):
                 except Exception as error:
                     raise ConfigError(
                         f"the {self.what} {point.name} ({point.value}) does not load: {error}",
-                        hint=f"it is an entry point of the group {self.group}; mend or uninstall its package",
+                        hint=f"it is an entry point of the group {self.group}; fix or uninstall its package",
                     ) from error
                 name = self._name(self._checked(entry, f" {point.name} ({point.value})"))
                 if name in self._shipped or name in found or name in self._registered:
-                    raise ConfigError(f"the {self.what} {point.name} ({point.value}) takes the name `{name}` again")
+                    raise ConfigError(
+                        f"the {self.what} {point.name} ({point.value}) cannot be added: the name `{name}` is already taken"
+                    )
                 found[name] = entry
             self._installed = found
         return self._installed
 
     def _checked(self, entry: Any, where: str) -> Any:
         if not isinstance(entry, self._entry):
-            lacks = f"is no {self._entry.__name__}"
+            article = "an" if self._entry.__name__[0] in "AEIOU" else "a"
+            lacks = f"is not {article} {self._entry.__name__}"
             if getattr(self._entry, "_is_protocol", False):
                 asked = {*self._entry.__annotations__, *vars(self._entry)}
                 lacks = f"lacks {', '.join(sorted(n for n in asked if n[0] != '_' and not hasattr(entry, n)))}"

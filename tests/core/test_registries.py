@@ -334,7 +334,7 @@ def test_a_broken_or_doubled_entry_is_refused_by_name(monkeypatch, plugin):
         extensions.CRITICS.remove("rules")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Point()])
     own = registry.Registry("critic", extensions.CriticEntry, {}, group="hintdistill.critics")
-    with pytest.raises(ConfigError, match=r"the critic broken \(pkg:broken\) is no CriticEntry"):
+    with pytest.raises(ConfigError, match=r"the critic broken \(pkg:broken\) is not a CriticEntry"):
         own.names()
 
 
