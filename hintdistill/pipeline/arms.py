@@ -90,8 +90,9 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     out = dict(base)
     for name, value in change.items():
         old = out.get(name)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping) and name != "recipe"
-        out[name] = _merged(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and name != "recipe":
+            value = _merged(old, value)
+        out[name] = value
     return out
 
 
