@@ -91,9 +91,8 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     for name, value in change.items():
         old = out.get(name)
         if isinstance(old, Mapping) and isinstance(value, Mapping) and name != "recipe":
-            out[name] = _merged(old, value)
-        else:
-            out[name] = value
+            value = _merged(old, value)
+        out[name] = value
     return out
 
 

@@ -276,11 +276,10 @@ class _Planner:
         if speed is not None and speed.score is not None:
             counted = operations(self.shape, tokens, read.pairs, read.scored)
             seconds = speed.startup_s["rescore"] + speed.score.seconds(len(self.work.calls), counted, read.scored)
-        note = (
-            f"{read.asked:,} tokens asked, {read.asked / max(1, tokens):.1f}× fewer read; {self.work.targets:,} targets"
-        )
-        peak = self._grown("rescore", self._scoring(read, written=self.work.entries[1]))
-        return self._stage("rescore", tokens, peak, seconds, note)
+        fewer = read.asked / max(1, tokens)
+        note = f"{read.asked:,} tokens asked, {fewer:.1f}× fewer read; {self.work.targets:,} targets"
+        peak = self._scoring(read, written=self.work.entries[1])
+        return self._stage("rescore", tokens, self._grown("rescore", peak), seconds, note)
 
     def _train(self) -> StageForecast:
         rows, section = self.work.rows, self.config.train

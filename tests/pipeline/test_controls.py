@@ -136,7 +136,7 @@ def test_an_arms_keys_are_merged_into_the_runs_and_corrections_stay_cross_entrop
 
 
 def test_another_content_of_recipe_or_prompt_is_another_key(run, tmp_path):
-    recipe, prompt = tmp_path / "recipe.yaml", tmp_path / "hint" / "placebo.jinja"
+    recipe, prompt = tmp_path / "recipe.yaml", tmp_path / "placebo" / "generic.jinja"
     recipe.write_text("preset: targeted\n")
 
     def keys() -> dict[str, str]:
