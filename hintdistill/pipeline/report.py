@@ -27,6 +27,7 @@ from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
 from hintdistill.rollouts.sampling import SamplingOptions
+from hintdistill.traces.files import trace_files
 from hintdistill.traces.reading import read_traces
 
 CONTROLS = "controls.json"
@@ -159,6 +160,7 @@ def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
         name = "heldout_other_steps" if wrong else "heldout_clean"
         chosen[name] += [(trace, k) for k in range(len(trace.step_indices)) if k not in wrong | trace.given_steps]
     for name, path in ctx.config.report.off_target.items():
+        trace_files([path], f"report.off_target.{name}")  # an error that names the key
         found = [t for t in read_traces([path], ctx.read_options()) if isinstance(t, Trace)]
         chosen[name] = [(t, k) for t in found for k in range(len(t.step_indices)) if k not in t.given_steps]
     out = {}

@@ -16,8 +16,8 @@ class Teacher:
 
     name: str
     weights: Literal["initial", "round_start", "live", "follows", "external"]
-    """Whose they are: the initial policy's, this round's first student's, the student's own, a copy that follows the student,
-    or another model's."""
+    """The origin of the weights: the initial policy, this round's first student, the student itself, a copy that follows the
+    student, or another model."""
     follow: str | Callable[..., None] | None = None
     """Of a copy that follows: `(follower, step)`, called after each optimiser step (from 1); see `training.teacher.Follower`."""
     reads_heldout: bool = False
@@ -65,7 +65,7 @@ def of_kind(names: set[str], *weights: str) -> set[str]:
 
 
 def whose(view_weights: str, update: str) -> str:
-    """Whose weights a view has under a teacher rule: one of `Teacher.weights`, and of a copy that follows its rule's name."""
+    """The origin of a view's weights under a teacher rule: one of `Teacher.weights`, and of a copy that follows its rule's name."""
     if view_weights != "teacher":
         return view_weights
     rule = TEACHERS.get(update)

@@ -84,6 +84,13 @@ def test_resume_refuses_it_by_name_and_changes_nothing(folder):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == files
 
 
+def test_report_of_a_moved_folder_names_the_key_of_the_missing_file(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"near_misses\.jsonl") as caught:
+        run("report", folder, "-q")
+    assert caught.value.hint.startswith("report.off_target.") and caught.value.hint.endswith(" names it")
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_resume_with_the_folder_s_own_config_speaks_of_the_schema_first(folder, named):
     """Its config.yaml has keys and paths of before, which are not the trouble."""
