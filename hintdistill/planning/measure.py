@@ -187,9 +187,9 @@ def _context(job: Job) -> RunContext | None:
 
 def _score(job: Job, work: Path) -> dict[str, Any]:
     """Score parts, larger and larger, until the time or the memory is used up."""
-    config, ctx = job.config, _context(job)
+    began, config, ctx = clock(), job.config, _context(job)
+    # rendering what is to be scored is a part of the stage
     hints, anchors = (job.hints, job.anchors) if ctx is None else (rescore.hint_items(ctx), rescore.anchor_items(ctx))
-    began = clock()
     engine = TransformersEngine.load(job.model, config.run.dtype, config.run.device, config.rescore.batch_tokens)
     renderer = RunContext(config, RunDir(work), Console(quiet=True)).renderer
     scorer, store = Scorer(engine, renderer, config.rescore), TargetStore(work / "targets")
