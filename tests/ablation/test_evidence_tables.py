@@ -144,7 +144,10 @@ def test_what_an_arm_changes_is_merged_into_the_section_key_by_key(config):
 
 
 def test_cross_entropy_is_given_to_every_term_of_hint_rows(config, tmp_path):
-    renamed = {"preset": "targeted", "terms": {"distill": None, "mine": {"divergence": {"kind": "jsd"}}}}
+    renamed = {
+        "preset": "targeted",
+        "terms": {"distill": None, "mine": {"rows": "hint", "divergence": {"kind": "jsd"}}},
+    }
     tuned = load_ablation(CONFIG, [f"train.recipe={json.dumps(renamed)}"])
     terms = job_config(tuned, Job("common", "sft_corrected", 0), tmp_path).train.effective_recipe.terms
     assert "distill" not in terms and terms["mine"].divergence.kind == "fkl"

@@ -249,6 +249,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_stage_commands_continue_each_other(tmp_path):
     folder = tmp_path / "run"
     common = ["configs/quickstart.yaml", f"run.dir={folder}", "-q", "--json", *SMALL, "traces.limit=12"]

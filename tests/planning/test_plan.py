@@ -452,6 +452,7 @@ def test_a_line_goes_through_its_points():
     assert min(falling.fixed, falling.per_operation, falling.per_position) >= 0
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_says_all(tmp_path):
     import yaml
 

@@ -50,6 +50,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_pushes_its_student_when_told_and_only_then(tmp_path, hub):
     run = tmp_path / "run"
     hintdistill(tmp_path, *RUN, f"run.dir={run}", HF_ENDPOINT=hub.url, HF_TOKEN=TOKEN)

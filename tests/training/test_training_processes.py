@@ -301,6 +301,7 @@ def test_ddp(cases, alone, tmp_path):
     check_weights(tmp_path / "left", alone / "lora")
 
 
+@pytest.mark.slow
 def test_fsdp2(cases, alone, tmp_path):
     """Whole and sharded alike, tied or not; runs left are taken up by two processes and by one."""
     more = {
