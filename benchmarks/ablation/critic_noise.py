@@ -36,7 +36,8 @@ def false_alarms(
     out = list(found)
     if not found:
         return out
-    for trace in (t for t in traces if not wrong.get(t.id) and t.step_indices):
+    # a trace that is not in `wrong` was not critiqued, so nobody knows that it is clean
+    for trace in (t for t in traces if t.id in wrong and not wrong[t.id] and t.step_indices):
         if not drawn("alarm", salt, trace, 0, share):
             continue
         rng = random.Random(seed_of("false alarm", salt, trace.id))

@@ -10,13 +10,11 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,6 +24,7 @@ from hintdistill.core.errors import EmptyFunnelError, HintdistillError
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.variables import environment_variables
 from hintdistill.injection.hints import seed_of
 from hintdistill.pipeline.progress import Advance, Console
 
@@ -294,7 +293,7 @@ def _in_processes(
 ) -> None:
     failed: list[tuple[ArmJob, HintdistillError]] = []
     # two threads on a busy machine are ten times slower than one; torch reads this when the child imports it
-    with _environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false"):
+    with environment_variables({"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}):
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context) as pool:
             futures = {pool.submit(_timed, folder, job): job for job in owed}
@@ -314,17 +313,6 @@ def _in_processes(
             f"job {job.name}{more}: {first.message}",
             hint=f"{first.hint}; --resume does what is owed" if first.hint else "--resume does what is owed",
         )
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _timed(folder: Path, job: ArmJob) -> float:

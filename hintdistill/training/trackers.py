@@ -13,13 +13,14 @@ import importlib.util
 import netrc
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.variables import environment_variables
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PROJECT = "hintdistill"
@@ -76,7 +77,7 @@ def tracking(config: TrainSection, work: Path, name: str) -> Iterator[dict[str, 
     if not config.trackers:
         yield keywords
         return
-    with _set(environment), contextlib.redirect_stdout(sys.stderr):
+    with environment_variables(environment), contextlib.redirect_stdout(sys.stderr):
         if "wandb" in config.trackers:
             # wandb falls back to a folder for temporary files where this one does not exist
             Path(os.environ["WANDB_DIR"]).mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def tracking(config: TrainSection, work: Path, name: str) -> Iterator[dict[str, 
 def one_trackio_folder(config: TrainSection, folder: Path) -> Iterator[None]:
     """trackio reads its folder once in a process, so that several trainings of one process share `folder`."""
     needed = "trackio" in config.trackers and "TRACKIO_DIR" not in os.environ
-    with _set({"TRACKIO_DIR": str((folder / "tracker" / "trackio").resolve())} if needed else {}):
+    with environment_variables({"TRACKIO_DIR": str((folder / "tracker" / "trackio").resolve())} if needed else {}):
         yield
 
 
@@ -136,17 +137,3 @@ def _wandb_key() -> bool:
         return netrc.netrc(path).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-@contextlib.contextmanager
-def _set(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
