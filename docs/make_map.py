@@ -1,4 +1,4 @@
-"""Write the map of the code into README.md: a line per file, taken from its docstring.
+"""Write the map of the code into docs/map.md: a line per file, taken from its docstring.
 
 python docs/make_map.py          # or `make docs`
 """
@@ -33,17 +33,17 @@ def code_map() -> str:
     return "\n".join(lines)
 
 
-def with_map(readme: str) -> str:
-    """`readme` with its map made anew. Raises ValueError where the markers are missing."""
-    head, begin, rest = readme.partition(BEGIN)
+def with_map(page: str) -> str:
+    """`page` with its map made anew. Raises ValueError where the markers are missing."""
+    head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md lacks {BEGIN} … {END}")
+        raise ValueError(f"docs/map.md lacks {BEGIN} … {END}")
     return f"{head}{BEGIN}\n```\n{code_map()}\n```\n{END}{tail}"
 
 
 def main() -> None:
-    path = ROOT / "README.md"
+    path = ROOT / "docs" / "map.md"
     path.write_text(with_map(path.read_text(encoding="utf-8")), encoding="utf-8")
     print(path)
 
