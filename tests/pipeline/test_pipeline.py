@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, STUDENT, TOOLWORLD, real_file
 from safetensors.torch import load_file
-from support.command import COMMAND, ENV, hintdistill, rows
+from support.command import COMMAND, ENV, hintdistill, process, rows
 
 from hintdistill.core.scores import Target
 from hintdistill.rescoring.store import TargetStore
@@ -39,7 +39,7 @@ SMALL = [
 def straight(tmp_path_factory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    out = hintdistill("run", "configs/quickstart.yaml", f"run.dir={folder}", *SMALL)
+    out = process("run", "configs/quickstart.yaml", f"run.dir={folder}", *SMALL)
     assert out.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     return folder
 

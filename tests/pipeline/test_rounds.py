@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, STUDENT, TOOLWORLD
 from safetensors.torch import load_file
+from support.command import COMMAND, ENV, hintdistill
 from world import Toolworld
 
 from hintdistill.config.file import load_config
@@ -25,8 +24,6 @@ from hintdistill.pipeline.run import run
 from hintdistill.rescoring.drift import movement
 from hintdistill.rollouts.evaluate import tasks_of
 
-COMMAND = [sys.executable, "-m", "hintdistill.cli"]
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 SMALL = [
     "rollout.sample.episodes=24",
     "rollout.batch_size=8",
@@ -42,11 +39,7 @@ SMALL = [
 
 
 def loop(*args: str, expect: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [*COMMAND, "run", "configs/rounds.yaml", *args], capture_output=True, text=True, env=ENV, cwd=ROOT
-    )
-    assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+    return hintdistill("run", "configs/rounds.yaml", *args, expect=expect)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from support.command import hintdistill
 from typer.testing import CliRunner
 
 from hintdistill.cli.main import app
@@ -438,11 +439,8 @@ def test_what_a_run_can_train_today():
 
 
 def test_a_run_stops_before_it_writes(tmp_path):
-    command = [sys.executable, "-m", "hintdistill.cli", "run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'r'}"]
-    done = subprocess.run([*command, "train.recipe=rlcsd"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode in (2, 3)
-    if done.returncode == 2:
-        assert "wrong_hints" in done.stderr
+    run = ["run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'r'}", "train.recipe=rlcsd"]
+    assert "wrong_hints" in hintdistill(*run, expect=2).stderr
     assert not (tmp_path / "r").exists()
 
 

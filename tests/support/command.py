@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
+import torch
 from conftest import ROOT
 
 COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
@@ -15,7 +19,34 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def hintdistill(*args: str, expect: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, env=ENV, cwd=ROOT)
+    """Run the command's own `main` in this process, which has torch loaded, and give what it printed and its exit code.
+
+    A test of processes (kills, signals, environment variables) takes `process`.
+    """
+    from hintdistill.cli.main import main
+
+    out, err, argv, code = StringIO(), StringIO(), sys.argv, 0
+    states = random.getstate(), torch.get_rng_state()
+    sys.argv = [COMMAND[0], *args]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), chdir(ROOT):
+            main()
+    except SystemExit as left:
+        code = int(left.code or 0)
+    finally:
+        sys.argv = argv
+        random.setstate(states[0])
+        torch.set_rng_state(states[1])
+    return _checked(subprocess.CompletedProcess([*COMMAND, *args], code, out.getvalue(), err.getvalue()), expect)
+
+
+def process(*args: str, expect: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Run the installed command as a user does, in a process of its own."""
+    env = ENV if env is None else env
+    return _checked(subprocess.run([*COMMAND, *args], capture_output=True, text=True, env=env, cwd=ROOT), expect)
+
+
+def _checked(done: subprocess.CompletedProcess, expect: int) -> subprocess.CompletedProcess:
     assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

@@ -6,13 +6,12 @@ import importlib.util
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
 import test_training
 from conftest import STUDENT
+from support.command import ENV, hintdistill, process
 
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import ConfigError
@@ -123,15 +122,10 @@ def test_a_missing_package_and_a_missing_key_are_said_at_once(tmp_path, monkeypa
 
 
 def test_the_command_refuses_before_it_writes_and_doctor_says_what_is_there(tmp_path):
-    command = [sys.executable, "-m", "hintdistill.cli"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"NETRC": str(tmp_path / "none")}
-    done = subprocess.run(
-        [*command, "run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'run'}", "train.trackers=[wandb]"],
-        capture_output=True,
-        text=True,
-        env=env,
-    )
-    assert done.returncode == 2 and "there is no key" in done.stderr and not (tmp_path / "run").exists()
-    said = json.loads(subprocess.run([*command, "doctor", "--json"], capture_output=True, text=True).stdout)
+    env = {k: v for k, v in ENV.items() if not k.startswith("WANDB")} | {"NETRC": str(tmp_path / "none")}
+    run = ["run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'run'}", "train.trackers=[wandb]"]
+    done = process(*run, expect=2, env=env)
+    assert "there is no key" in done.stderr and not (tmp_path / "run").exists()
+    said = json.loads(hintdistill("doctor", "--json").stdout)
     (line,) = [c["detail"] for c in said if c["name"] == "trackers"]
     assert all(name in line for name in trackers.TRACKERS)
