@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from hintdistill.core.types import Fidelity, Split
+from hintdistill.core.types import Fidelity, Split, TargetKind
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class TargetHead:
     key: str
     trace_id: str
     step: int
-    kind: Literal["hint", "anchor"]
+    kind: TargetKind
     split: Split
     span: tuple[int, int]
     """Quoted tokens, half-open; the whole step without a quote."""
@@ -143,8 +142,8 @@ class Target(TargetHead):
     """The distribution to match on one step, what the hint did to it, and whether it was accepted.
 
     `support_ids` are student top-k, teacher top-k and the sampled id, each once; the tails are the rest of the
-    vocabulary. When targets are made the student is the plain view, because the run has not trained anything yet. An
-    `anchor` target has no hint: its teacher is the plain view itself, and it holds the student where it is.
+    vocabulary. When targets are made the student is the plain view, because the run has not trained anything yet. Targets
+    of the kinds `HELD` have no hint: their teacher is the plain view itself, and they hold the student where it is.
     """
 
     context_ids: np.ndarray

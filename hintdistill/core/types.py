@@ -27,6 +27,11 @@ HintRole = Literal["user", "system"]
 QuoteField = Literal["content", "reasoning", "tool_name", "arguments"]
 Verdict = Literal["findings", "none", "not_student", "abstain"]
 Split = Literal["train", "holdout"]
+TargetKind = Literal["hint", "anchor", "hold", "twin"]
+"""What a target does to its step: `hint` corrects it; `anchor` holds a clean step of a training trace, `hold` a step of a hold
+trace, `twin` an erring step in the changed context in which it is right."""
+HELD: tuple[TargetKind, ...] = ("anchor", "hold", "twin")
+"""The kinds that have no hint: their teacher is the initial policy itself."""
 
 
 class FrozenModel(BaseModel):
@@ -171,6 +176,54 @@ class Finding(FrozenModel):
     """The hint that the gate rejected before the critic wrote this one."""
     facts: dict[str, Any] = Field(default_factory=dict)
     """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
+
+
+class Replacement(FrozenModel):
+    """One change of a trace's text, made before anything is rendered."""
+
+    where: Literal["message", "tools"]
+    """`message`: in the content of a message; `tools`: in the JSON of a tool schema, `json.dumps(schema, ensure_ascii=False)`."""
+    index: int = Field(ge=0)
+    """Which message of the trace, or which of its tools."""
+    old: str
+    """Text that is there; empty appends `new` to a message, or adds `new` as a schema of its own at `index` of the tools."""
+    new: str
+    """Text in its place; empty takes `old` away."""
+    count: int = Field(default=1, ge=1)
+    """How often `old` must stand there."""
+
+
+class TwinEdit(FrozenModel):
+    """The smallest change of a step's context under which the erring step is right."""
+
+    kind: str = Field(min_length=1)
+    """Kind of the edit within its class: `rename`, `add`, `describe`, ..."""
+    replacements: tuple[Replacement, ...] = ()
+    removed: tuple[int, ...] = ()
+    """Messages that are taken out whole, as numbers of the trace's messages."""
+    maker: str = Field(min_length=1)
+    """The maker that wrote it: an entry of the registry, or the critic's name."""
+
+
+class Twin(FrozenModel):
+    """An erring step in the changed context in which it is right: the same step ids, nothing else of the trace moved."""
+
+    trace_id: str
+    finding: Finding
+    edit: TwinEdit
+    context_ids: tuple[int, ...]
+    """The edited context, rendered anew; earlier steps keep their recorded ids."""
+    step_ids: tuple[int, ...] = Field(min_length=1)
+    """The erring step's ids, as sampled in the original context."""
+    span: tuple[int, int]
+    """Quoted tokens of the step, half-open, as in the injection of the same finding."""
+    fidelity: Fidelity
+    notes: tuple[str, ...] = ()
+
+    @property
+    def plain_ids(self) -> tuple[int, ...]:
+        """Edited context and step."""
+        return self.context_ids + self.step_ids
 
 
 class Usage(FrozenModel):

@@ -22,7 +22,7 @@ def span_mask(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
 
     Raises KeyError for a fact that the span reads and that is not given.
     """
-    if spec.rows == "anchor":
+    if spec.rows != "hint":
         return ones * facts["certain"] if spec.min_probability else ones
     if spec.span == "step":
         return ones

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
 from hintdistill.core.paths import recipe_paths, relative_to_file
 from hintdistill.core.registry import nearest
+from hintdistill.core.types import TargetKind
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
 from hintdistill.recipes.parts import SIGNALS
@@ -76,7 +77,7 @@ def load_recipe(
             )
     recipe = validate(merged, f"recipe {name}")
     shipped = _resolved(recipe.name)[0].get("views") or {} if recipe.name in recipe_names() else {}
-    read = [*recipe.used_names("hint"), *recipe.used_names("anchor")]
+    read = [name for rows in get_args(TargetKind) for name in recipe.used_names(rows)]
     for view in recipe.views:
         if view not in shipped and view not in read:
             raise ConfigError(f"recipe {name}: nothing reads the view `{view}`{nearest(view, read)}")
@@ -154,7 +155,7 @@ def _over(
         if term not in (beneath or {}):
             raise ConfigError(
                 f"recipe {name}: no term `{term}`{nearest(str(term), there)}; its terms are {', '.join(there) or 'none'}",
-                hint="a term of your own must say which rows it is of (rows: hint, or rows: anchor) and its divergence",
+                hint="a term of your own must say which rows it is of (rows: hint, anchor, hold or twin) and its divergence",
             )
         start = merge(start, {"terms": {term: (beneath or {})[term]}})
     return merge(start, own)

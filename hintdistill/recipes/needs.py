@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import get_args
 
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.types import TargetKind
 from hintdistill.recipes import parts
 from hintdistill.recipes.schema import Recipe, Term
 from hintdistill.recipes.teachers import TEACHERS
@@ -89,7 +91,7 @@ def needs(recipe: Recipe) -> list[Need]:
         )
         if recipe.coupling.kind in ("additive", "adv_mul", "adv_add"):
             add(["several_rollouts"], "an advantage compares rollouts with each other")
-    for rows in ("hint", "anchor"):
+    for rows in get_args(TargetKind):
         for name, view in recipe.used_views(rows).items():
             add(parts.CONTEXTS[view.context], f"view {name} reads {view.context}")
             if view.weights == "external":

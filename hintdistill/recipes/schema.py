@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from hintdistill.core.registry import nearest, require
+from hintdistill.core.types import TargetKind
 from hintdistill.recipes import parts, values
 from hintdistill.recipes.data import IMPLICIT_VIEWS, Data, TeacherRule, View
 from hintdistill.recipes.specs import AnyDivergence, DivergenceSpec, Weight, WeightSpec, divergence_spec
@@ -91,7 +92,7 @@ class Term(Part):
     weights: tuple[Weight, ...] = ()
     normalize: str = "kept"
     coef: Number = 1.0
-    rows: Literal["hint", "anchor"] = "hint"
+    rows: TargetKind = "hint"
     """`hint`: the located steps; `anchor`: steps without a finding, whose target is the initial policy."""
     span: str = "step"
     """Loss span: the whole step, the quote, the quote weighted up within the step, or from the quote to the end."""
@@ -202,12 +203,16 @@ class Recipe(Part):
             raise ValueError("an objective needs at least one term")
         for name, term in self.terms.items():
             self._check_views(name, term)
-            if term.rows == "anchor" and (term.weights or term.student_view != "student"):
-                raise ValueError(f"terms.{name}: an anchor holds the plain student to the initial policy; no weights")
+            if term.rows != "hint" and (term.weights or term.student_view != "student"):
+                raise ValueError(
+                    f"terms.{name}: {term.rows} rows hold the plain student to the initial policy; no weights"
+                )
             if term.rows == "hint" and term.min_probability:
-                raise ValueError(f"terms.{name}: min_probability is of anchors; on hints use a weight of `surprisal`")
+                raise ValueError(
+                    f"terms.{name}: min_probability is of anchors, holds and twins; on hints use a weight of `surprisal`"
+                )
             if term.divergence.entry.has_signal and term.divergence.signal == "advantage" and term.rows != "hint":
-                raise ValueError(f"terms.{name}: anchors have no advantage")
+                raise ValueError(f"terms.{name}: {term.rows} rows have no advantage")
         for view in (v for w in self.coupling.credit for s in sorted(w.scores()) for v in parts.SCORES.get(s, ())):
             if view not in self.all_views():
                 raise ValueError(f"coupling.credit: unknown view `{view}`{nearest(view, self.all_views())}")
@@ -230,21 +235,21 @@ class Recipe(Part):
                 )
         if not self.all_views()[term.student_view].grad:
             raise ValueError(f"terms.{name}: the student view `{term.student_view}` has no gradient")
-        if term.divergence.entry.reads == "hidden" and term.rows == "anchor":
-            raise ValueError(f"terms.{name}: an anchor compares distributions")
+        if term.divergence.entry.reads == "hidden" and term.rows != "hint":
+            raise ValueError(f"terms.{name}: {term.rows} rows compare distributions")
 
     def all_views(self) -> dict[str, View]:
         """The declared views and the implicit ones."""
         return {**IMPLICIT_VIEWS, **self.views}
 
-    def used_views(self, rows: str = "hint") -> dict[str, View]:
+    def used_views(self, rows: TargetKind = "hint") -> dict[str, View]:
         """The views that the terms on these rows read, by name; several contexts of a kind under numbered names."""
         wanted = {n: self.all_views()[n] for n in self.used_names(rows)}
         return {
             (name if view.n == 1 else f"{name}_{i + 1}"): view for name, view in wanted.items() for i in range(view.n)
         }
 
-    def used_names(self, rows: str = "hint") -> list[str]:
+    def used_names(self, rows: TargetKind = "hint") -> list[str]:
         """The names of the views that the terms on these rows read, as declared."""
         names: dict[str, None] = {}
         for term in self.terms.values():

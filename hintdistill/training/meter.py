@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from hintdistill.core.types import HELD
 from hintdistill.objectives import fkl, gather_with_tail
 from hintdistill.recipes import Recipe
 from hintdistill.training.losses import InStepView, OutputHead
@@ -21,7 +22,7 @@ from hintdistill.training.slots import Slot
 from hintdistill.training.views import sampled, supports, wide
 from hintdistill.training.watch import POSITIONS, entropy
 
-OLD_NAMES = {"hint": "divergence", "anchor": "anchor_kl"}
+OLD_NAMES = {"hint": "divergence", "anchor": "anchor_kl", "hold": "hold_kl", "twin": "twin_kl"}
 """Kind of row → what the loss of its first term, mean over the tokens that carry it, is called."""
 
 OF_TOKENS = frozenset({"reward/ratio_mean", "reward/ratio_clipped", "reward/behaviour_gap"})
@@ -69,7 +70,7 @@ class Meter:
         for name, value in metrics.items():
             if kind in OLD_NAMES and name == f"{self._first[kind]}/mean":
                 self._count(OLD_NAMES[kind], value * len(placed), len(placed))
-            elif kind != "anchor":
+            elif kind not in HELD:
                 self._count(name, value * len(placed), len(placed))
         if kind == "hint" and self.reads(step):
             with torch.no_grad():
