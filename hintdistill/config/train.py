@@ -28,6 +28,15 @@ class AnchorSection(Section):
     small margin and drift undoes it first; `random`: any."""
 
 
+class TwinSection(Section):
+    """Twins: erring steps held in the changed context in which they are right; see docs/twins.md."""
+
+    per_finding: int = Field(default=0, ge=0)
+    """Twins made of each finding that has a hint, each by another kind of edit; 0 makes none."""
+    state_changing: bool = False
+    """Make twins of calls whose tool changes something, or may: an edit then licenses that call in its context."""
+
+
 class LoraSection(Section):
     """Low-rank adapters instead of full weights."""
 
@@ -101,6 +110,7 @@ class TrainSection(Section):
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
     the recipe can."""
     anchor: AnchorSection = AnchorSection()
+    twins: TwinSection = TwinSection()
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
     lora: LoraSection | None = None
@@ -161,10 +171,12 @@ class TrainSection(Section):
 
     @model_serializer(mode="wrap")
     def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `outcome` where nothing of it is set: folders of runs that know no such key stay theirs."""
+        """As it is, without `outcome` or `twins` where nothing of it is set: folders of runs that know no such key stay theirs."""
         data: dict[str, Any] = plain(self)
         if self.outcome == OutcomeSection():
             data.pop("outcome", None)
+        if self.twins == TwinSection():
+            data.pop("twins", None)
         return data
 
     @cached_property
