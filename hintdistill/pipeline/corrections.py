@@ -45,7 +45,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
     section = ctx.config.rollout
     options = options_of(section, section.sample.temperature, seed_of(salt) % 2**31)
     sampler = Sampler(ctx.engine(ctx.model_folder), ctx.renderer, options)
-    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos=0)
+    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos={})
     asked = []
     for trace, finding in found:
         try:

@@ -19,7 +19,7 @@ from hintdistill.core.types import Critique, Injection
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.rescoring.drift import Movement
-from hintdistill.rescoring.scorer import placebos_pass
+from hintdistill.rescoring.gate import placebos_pass
 from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
 
