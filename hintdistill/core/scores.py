@@ -84,6 +84,8 @@ class Measurement:
     """Change of the log-probability of `instead_id`: odds = rise - effect."""
     placebo_odds: float | None = None
     """Largest odds that any placebo gives the same token at the same place."""
+    placebo_odds_median: float | None = None
+    """Median over the placebos of the odds that they give it: one that happens to work does not decide alone."""
     flips: bool = True
     """Whether the hinted view's top-1 leaves the sampled token."""
 

@@ -253,6 +253,12 @@ class Injector:
             ),
         ]
 
+    def with_placebos(
+        self, trace: Trace, finding: Finding, hint: str, placebos: Sequence[tuple[PlaceboKind, str]]
+    ) -> Injection:
+        """Splice a hint in, with these placebos instead of drawn ones. Errors are those of `inject`."""
+        return self._spliced(trace, finding, hint, placebos)
+
     def _first(self, trace: Trace, finding: Finding) -> tuple[str, Sequence[tuple[PlaceboKind, str]]]:
         source = loaded(HINT_SOURCES.get(self.config.hint).implementation)
         hint, pairs = source(trace, finding, self.library, self.kinds)

@@ -94,8 +94,9 @@ def measure(injection: Injection, view: View, placebos: Sequence[View]) -> Measu
     specificity -= float(np.mean([_contrast(p.effect, start, end) for p in placebos] or [0.0]))
     raised = float(max(0.0, quoted.max())) if has_quote and len(quoted) else 0.0
     if position is None or instead is None:
-        return Measurement(None, None, 0.0, 0.0, raised, specificity, None, 0.0, odds=0.0, rise=0.0, placebo_odds=0.0)
-    odds = view.odds(position, instead)
+        nothing = {"odds": 0.0, "rise": 0.0, "placebo_odds": 0.0, "placebo_odds_median": 0.0, "flips": False}
+        return Measurement(None, None, 0.0, 0.0, raised, specificity, None, 0.0, **nothing)
+    odds, others = view.odds(position, instead), [p.odds(position, instead) for p in placebos] or [0.0]
     return Measurement(
         position=position,
         instead_id=instead,
@@ -107,7 +108,8 @@ def measure(injection: Injection, view: View, placebos: Sequence[View]) -> Measu
         best_placebo=min((float(p.effect[position]) for p in placebos), default=0.0),
         odds=odds,
         rise=odds + float(effect[position]),
-        placebo_odds=max((p.odds(position, instead) for p in placebos), default=0.0),
+        placebo_odds=max(others),
+        placebo_odds_median=float(np.median(others)),
         flips=flips,
     )
 

@@ -40,6 +40,7 @@ _MEASUREMENT = [
     ("odds", pa.float32()),
     ("rise", pa.float32()),
     ("placebo_odds", pa.float32()),
+    ("placebo_odds_median", pa.float32()),
     ("flips", pa.bool_()),
 ]
 SCHEMA = pa.schema(
