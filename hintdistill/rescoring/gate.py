@@ -20,7 +20,7 @@ import numpy as np
 
 from hintdistill.config import GateSection
 from hintdistill.core.scores import Measurement, Scores, Target, TargetHead
-from hintdistill.core.types import Injection
+from hintdistill.core.types import HELD, Injection
 
 T = TypeVar("T", bound=TargetHead)
 
@@ -94,8 +94,8 @@ def measure(injection: Injection, view: View, placebos: Sequence[View]) -> Measu
     specificity -= float(np.mean([_contrast(p.effect, start, end) for p in placebos] or [0.0]))
     raised = float(max(0.0, quoted.max())) if has_quote and len(quoted) else 0.0
     if position is None or instead is None:
-        nothing = {"odds": 0.0, "rise": 0.0, "placebo_odds": 0.0, "placebo_odds_median": 0.0, "flips": False}
-        return Measurement(None, None, 0.0, 0.0, raised, specificity, None, 0.0, **nothing)
+        nothing = Measurement(None, None, 0.0, 0.0, raised, specificity, None, 0.0, flips=False)
+        return replace(nothing, odds=0.0, rise=0.0, placebo_odds=0.0, placebo_odds_median=0.0)
     odds, others = view.odds(position, instead), [p.odds(position, instead) for p in placebos] or [0.0]
     return Measurement(
         position=position,
@@ -180,8 +180,11 @@ def _has(guards: Sequence[str], name: str) -> bool:
 
 
 def decide(target: T, gate: GateSection) -> T:
-    """The target with the gate's decision. With the gate disabled everything is accepted, reasons kept."""
-    if target.measurement is None:
+    """The target with the gate's decision. With the gate disabled everything is accepted, reasons kept.
+
+    What is held is not the gate's to judge: a twin's decision is its own, see `twins`.
+    """
+    if target.measurement is None or target.kind in HELD:
         return target
     chosen = (target.choice,) if target.choice in ("outranked", "other_level") else ()
     reasons = judge(target.measurement, (*target.guards, *chosen), gate)

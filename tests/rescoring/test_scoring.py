@@ -14,7 +14,7 @@ from hintdistill.core.scores import Measurement, Scores
 from hintdistill.core.types import Finding, Injection
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import PromptLibrary
-from hintdistill.rescoring.gate import View, decide, harmful, judge, measure, null_pass_rate
+from hintdistill.rescoring.gate import View, decide, judge, measure, null_pass_rate
 from hintdistill.rescoring.scorer import Scorer
 
 GATE = GateSection()
@@ -213,7 +213,12 @@ def test_placebos_are_measured_by_the_same_gate(scored):
     assert null_pass_rate([target], GATE) in {0.0, 1 / 3}
     assert null_pass_rate([], GATE) is None
     lax = GateSection(
-        min_drop_nats=0, min_odds_nats=0, min_odds_margin_nats=0, max_raise_nats=99, checks=("leak", "dialect", "words"), min_student_probability=0
+        min_drop_nats=0,
+        min_odds_nats=0,
+        min_odds_margin_nats=0,
+        max_raise_nats=99,
+        checks=("leak", "dialect", "words"),
+        min_student_probability=0,
     )
     assert null_pass_rate([target], lax) >= null_pass_rate([target], GATE)
 
