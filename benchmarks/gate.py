@@ -77,21 +77,22 @@ GRID = {
 def arms_of(
     injector: Injector, trace: Trace, finding: Finding, wordings: Sequence[str], clean: Sequence[int]
 ) -> list[tuple[str, Injection]]:
-    """The injections of a finding by arm."""
+    """The injections of a finding by arm, all beside the placebos of its first hint, which are so read once."""
     first, *others = injector.candidates(trace, finding)
-    out = [(f"hint:{first.candidate or 'critic'}", first), *((f"hint:{i.candidate}", i) for i in others)]
-    said = {i.hint for _, i in out}
-    for n, text in enumerate(wordings):
-        if text not in said:
-            out.append((f"hint:wording{n}", injector.inject(trace, finding.model_copy(update={"hint": text}))))
-    tool = _other_tool(trace, finding, first.hint)
-    if tool is not None:
-        text = f"The right tool here is {tool}."
-        out.append(("other_tool", injector.inject(trace, finding.model_copy(update={"hint": text}))))
-    near = [k for k in clean if abs(k - finding.step) == 1]
-    for k in near[:1]:
+    placebos = [(p.kind, p.text) for p in first.placebos]
+    texts = [(f"hint:{i.candidate}", i.hint) for i in others]
+    texts += [(f"hint:wording{n}", text) for n, text in enumerate(wordings)]
+    if (tool := _other_tool(trace, finding, first.hint)) is not None:
+        texts.append(("other_tool", f"The right tool here is {tool}."))
+    out = [(f"hint:{first.candidate or 'critic'}", first)]
+    for arm, text in texts:
+        if text not in {i.hint for _, i in out}:
+            out.append((arm, injector.with_placebos(trace, finding, text, placebos)))
+    for k in [k for k in clean if abs(k - finding.step) == 1][:1]:
         moved = Finding(step=k, error_class=finding.error_class, hint=first.hint, critic=finding.critic)
         out.append(("one_off", injector.inject(trace, moved)))
+    twice = placebo_texts(trace, finding, first.hint, injector.library, [*injector.kinds, *injector.kinds])
+    out.append(("draw2", injector.with_placebos(trace, finding, first.hint, twice[len(injector.kinds) :])))
     return out
 
 
@@ -101,13 +102,6 @@ def _other_tool(trace: Trace, finding: Finding, hint: str) -> str | None:
     said |= set(words_of(json.dumps(finding.facts, ensure_ascii=False)))
     left = sorted(n for n in trace.tool_schemas if n.casefold() not in said)
     return left[seed_of("other tool", trace.id, finding.step) % len(left)] if left else None
-
-
-def second_draw(injector: Injector, trace: Trace, finding: Finding, first: Injection) -> Injection:
-    """The same hint with other placebos: those that come after the first of each kind."""
-    twice = [*injector.kinds, *injector.kinds]
-    texts = placebo_texts(trace, finding, first.hint, injector.library, twice)[len(injector.kinds) :]
-    return injector.with_placebos(trace, finding, first.hint, texts)
 
 
 def rows_of(
@@ -156,7 +150,6 @@ def collect(args: argparse.Namespace) -> None:
             for n, (trace, finding, clean) in enumerate(found[at : at + 16], at):
                 try:
                     arms = arms_of(injector, trace, finding, wordings(trace, finding), clean)
-                    arms.append(("draw2", second_draw(injector, trace, finding, arms[0][1])))
                 except HintdistillError as error:
                     print(f"{trace.id}:{finding.step}: {error.message}", file=sys.stderr)
                     continue
@@ -239,7 +232,7 @@ def working(rows: Sequence[Row]) -> list[Row]:
 def gates() -> Iterator[GateSection]:
     """Every setting of the grid."""
     for values in itertools.product(*GRID.values()):
-        yield GateSection(**dict(zip(GRID, values, strict=True)))
+        yield GateSection.model_validate(dict(zip(GRID, values, strict=True)))
 
 
 def calibrate(rows: Sequence[Row]) -> GateSection:
@@ -283,7 +276,7 @@ def read_half(rows: Sequence[Row], gate: GateSection) -> dict[str, Any]:
     def margin(of: Sequence[Row]) -> list[float]:
         return [r["m"]["odds"] - r["m"]["placebo_odds"] for r in of]
 
-    thresholds = np.quantile(margin([*good, *nulls]), np.linspace(0, 1, 11)) if good else []
+    thresholds: Sequence[float] = np.quantile(margin([*good, *nulls]), np.linspace(0, 1, 11)).tolist() if good else []
     return {
         "findings": len({r["finding"] for r in rows}),
         "repaired_without_a_hint": float(np.mean([r["plain_repaired"] for r in rows if "plain_repaired" in r])),
