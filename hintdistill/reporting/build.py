@@ -51,6 +51,8 @@ class ReportInput:
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    twins: Mapping[str, Any] | None = None
+    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
@@ -186,6 +188,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
+            **({} if data.twins is None else {"twins": dict(data.twins)}),
         },
         "rescore": {
             "scored": len(hints),

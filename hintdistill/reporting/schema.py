@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import get_args
 
 from hintdistill.core import errors
-from hintdistill.core.extensions import PLACEMENTS
+from hintdistill.core.extensions import PLACEMENTS, TWIN_MAKERS
 from hintdistill.core.types import Fidelity, HintRole, Verdict
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
@@ -44,7 +44,11 @@ def _prompts() -> Collection[str]:
 def _reasons() -> Collection[str]:
     """Why something came to nothing: the reasons of declared errors, and the words that stages and readers use."""
     kinds = (k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.HintdistillError))
-    return {*_WORDS, *(k("").reason for k in kinds if k is not errors.SharingError)}
+    return {
+        *_WORDS,
+        *errors.TWIN_REASONS,
+        *(k("").reason for k in kinds if k not in (errors.SharingError, errors.TwinError)),
+    }
 
 
 _WORDS = frozenset(
@@ -91,6 +95,12 @@ _GATE = frozenset(
         "not_this_students_error",
     ]
 )
+
+
+def _twin_kinds() -> Collection[str]:
+    return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
+
+
 _NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
@@ -112,6 +122,7 @@ gate_reason = word("reason", _GATE)
 split = word("split", _SPLITS)
 placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
+twin_kind = word("kind", _twin_kinds)
 note = head(" ", word("note", _NOTES))
 
 
@@ -126,6 +137,18 @@ def numbers(*keys: str) -> dict[str, Rule]:
 
 
 _usage = numbers("requests", "prompt_tokens", "completion_tokens")
+_twins = record(
+    **numbers("findings", "covered", "twins"),
+    classes=table(
+        error_class,
+        record(
+            **numbers("findings", "covered", "twins"),
+            kinds=counts(twin_kind),
+            dropped=table(twin_kind, counts(reason)),
+            no_edit=counts(reason),
+        ),
+    ),
+)
 _funnel = record(
     read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
     critique=record(
@@ -147,6 +170,7 @@ _funnel = record(
         fidelity=counts(fidelity),
         quotes=counts(word("quote", ("exact", "normalised", "fuzzy", "whole_step"))),
         notes=counts(note),
+        twins=_twins,
     ),
     rescore=record(
         **numbers("scored", "accepted", "rejected", "anchors", "watched"),
