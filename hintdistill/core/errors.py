@@ -81,8 +81,27 @@ class QuoteNotFoundError(SpliceError):
 
 
 TWIN_REASONS = frozenset(
-    """beyond_step control_tokens count critic_adds edits_a_step empty finds_error no_call no_edit no_maker no_value not_a_schema
-    not_judged not_shown recorded_differs rerender_differs same_as_another state_changing too_many""".split()
+    [
+        "beyond_step",
+        "control_tokens",
+        "count",
+        "critic_adds",
+        "edits_a_step",
+        "empty",
+        "finds_error",
+        "no_call",
+        "no_edit",
+        "no_maker",
+        "no_value",
+        "not_a_schema",
+        "not_judged",
+        "not_shown",
+        "recorded_differs",
+        "rerender_differs",
+        "same_as_another",
+        "state_changing",
+        "too_many",
+    ]
 )
 """Why an edit makes no twin; docs/twins.md explains each. A plugin's maker may have reasons of its own."""
 

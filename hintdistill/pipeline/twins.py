@@ -136,7 +136,7 @@ class Making:
             TemplateError, SpliceError: the step cannot be rendered.
         """
         edited, step = apply_edit(trace, finding.step, edit)
-        by_critic = edit.maker not in TWIN_MAKERS
+        by_critic = edit == finding.twin
         if by_critic:
             refuse_critics_edit(trace, edited, edit)
         guarded = by_critic or not self.state_changing
