@@ -54,6 +54,8 @@ class ReportInput:
     warnings: Sequence[str] = field(default_factory=list)
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
     """By key of the twin's target."""
+    twins: Mapping[str, Any] | None = None
+    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
@@ -194,6 +196,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
+            **({} if data.twins is None else {"twins": dict(data.twins)}),
         },
         "rescore": {
             "scored": len(hints),
