@@ -14,13 +14,11 @@ from typing import Literal
 
 from hintdistill.core.errors import TwinError
 from hintdistill.core.types import Replacement, Trace, TwinEdit
-from hintdistill.critics.answers import LLMEdit
+from hintdistill.critics.answers import MOST_REPLACEMENTS, LLMEdit
 from hintdistill.critics.record import harmless
 from hintdistill.critics.rules import MARKUP
 from hintdistill.injection.effects import effect_of
 
-MOST = 3
-"""Replacements of one edit, at most."""
 _CALL = re.compile(r"\"(?:name|arguments|tool_calls|function)\"\s*:", re.IGNORECASE)
 
 
@@ -30,8 +28,10 @@ def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> T
     Raises:
         TwinError: a quote does not stand exactly once in what the step could read (`count`), or there are too many (`too_many`).
     """
-    if len(parts) > MOST:
-        raise TwinError("too_many", f"{len(parts)} replacements are no small edit; at most {MOST} are taken")
+    if len(parts) > MOST_REPLACEMENTS:
+        raise TwinError(
+            "too_many", f"{len(parts)} replacements are no small edit; at most {MOST_REPLACEMENTS} are taken"
+        )
     return TwinEdit(kind="critic", replacements=tuple(_located(trace, step, part) for part in parts), maker=critic)
 
 

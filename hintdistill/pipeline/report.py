@@ -17,7 +17,7 @@ from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
-from hintdistill.pipeline import critique, read, rescore, train
+from hintdistill.pipeline import critique, read, rescore, train, twins
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
@@ -245,6 +245,7 @@ def _collect(
         critique_rows=ctx.rundir.current("critique", "critiques"),
         critiques=critique.load(ctx),
         injection_rows=ctx.rundir.current("inject", "injections"),
+        twins=twins.counts(rows) if (rows := ctx.rundir.current("twins", "twins")) else None,
         failures=[failures[k] for k in ctx.rundir.index("failures") or []],
         targets=targets,
         injections=by_target,

@@ -136,7 +136,7 @@ class Making:
             TemplateError, SpliceError: the step cannot be rendered.
         """
         edited, step = apply_edit(trace, finding.step, edit)
-        by_critic = edit.maker not in TWIN_MAKERS
+        by_critic = edit == finding.twin
         if by_critic:
             refuse_critics_edit(trace, edited, edit)
         guarded = by_critic or not self.state_changing
@@ -148,40 +148,43 @@ class Making:
 
 
 def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Numbers about rows of twins: by class findings, covered findings and twins; by kind twins; by reason what was dropped."""
-    classes: dict[str, Counter[str]] = {}
-    kinds: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    none: Counter[str] = Counter()
+    """Numbers about rows of twins: findings, those that have a twin (`covered`) and twins, in all and by error class.
+
+    A class also has its twins by kind of edit, its dropped edits by kind and reason, and by reason its findings without an edit.
+    """
+    classes: dict[str, dict[str, Any]] = {}
     for row in rows:
         name = row["finding"]["error_class"]
-        mine = classes.setdefault(name, Counter())
-        mine.update(findings=1, covered=bool(row["twins"]), twins=len(row["twins"]))
-        kinds.update(f"{name}/{t['edit']['kind']}" for t in row["twins"])
-        dropped.update(f"{name}/{d['edit']['kind']}/{d['reason']}" for d in row["dropped"])
+        mine = classes.setdefault(
+            name, {"findings": 0, "covered": 0, "twins": 0, "kinds": {}, "dropped": {}, "no_edit": {}}
+        )
+        mine["findings"] += 1
+        mine["covered"] += bool(row["twins"])
+        mine["twins"] += len(row["twins"])
+        for twin in row["twins"]:
+            _add(mine["kinds"], twin["edit"]["kind"])
+        for left in row["dropped"]:
+            _add(mine["dropped"].setdefault(left["edit"]["kind"], {}), left["reason"])
         if "reason" in row:
-            none[f"{name}/{row['reason']}"] += 1
-    return {
-        "findings": len(rows),
-        "covered": sum(c["covered"] for c in classes.values()),
-        "twins": sum(c["twins"] for c in classes.values()),
-        "classes": {n: {k: classes[n][k] for k in ("findings", "covered", "twins")} for n in sorted(classes)},
-        "kinds": dict(sorted(kinds.items())),
-        "dropped": dict(sorted(dropped.items())),
-        "no_edit": dict(sorted(none.items())),
-    }
+            _add(mine["no_edit"], row["reason"])
+    totals = {key: sum(c[key] for c in classes.values()) for key in ("findings", "covered", "twins")}
+    return totals | {"classes": dict(sorted(classes.items()))}
+
+
+def _add(table: dict[str, int], name: str) -> None:
+    table[name] = table.get(name, 0) + 1
 
 
 def _summarise(ctx: RunContext) -> None:
     said = counts(ctx.rundir.current("twins", "twins"))
-    classes = ", ".join(f"{n} {c['covered']}/{c['findings']}" for n, c in said["classes"].items())
+    classes = ", ".join(f"{name} {c['covered']}/{c['findings']}" for name, c in said["classes"].items())
     reasons: Counter[str] = Counter()
-    for part in (said["dropped"], said["no_edit"]):
-        for name, n in part.items():
-            reasons[name.rpartition("/")[2]] += n
+    for of_class in said["classes"].values():
+        for table in (*of_class["dropped"].values(), of_class["no_edit"]):
+            reasons.update(table)
     left = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
     ctx.console.note(
-        f"twins: {said['twins']} of {said['covered']} of {said['findings']} findings ({classes})"
+        f"twins: {said['twins']}, for {said['covered']} of {said['findings']} findings ({classes})"
         + (f"; dropped: {left}" if left else "")
     )
     if said["findings"] and not said["twins"]:

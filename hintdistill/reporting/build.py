@@ -56,6 +56,8 @@ class ReportInput:
     warnings: Sequence[str] = field(default_factory=list)
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
     """By key of the twin's target."""
+    twins: Mapping[str, Any] | None = None
+    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
@@ -213,6 +215,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
             "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
+            **({} if data.twins is None else {"twins": dict(data.twins)}),
         },
         "rescore": {
             "scored": len(hints),

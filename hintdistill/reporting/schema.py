@@ -47,7 +47,11 @@ def _prompts() -> Collection[str]:
 def _reasons() -> Collection[str]:
     """Why something came to nothing: the reasons of declared errors, and the words that stages and readers use."""
     kinds = (k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.HintdistillError))
-    return {*_WORDS, *(k("").reason for k in kinds if k is not errors.SharingError)}
+    return {
+        *_WORDS,
+        *errors.TWIN_REASONS,
+        *(k("").reason for k in kinds if k not in (errors.SharingError, errors.TwinError)),
+    }
 
 
 _WORDS = frozenset(
@@ -145,6 +149,18 @@ def numbers(*keys: str) -> dict[str, Rule]:
 
 
 _usage = numbers("requests", "prompt_tokens", "completion_tokens")
+_twins = record(
+    **numbers("findings", "covered", "twins"),
+    classes=table(
+        error_class,
+        record(
+            **numbers("findings", "covered", "twins"),
+            kinds=counts(twin_kind),
+            dropped=table(twin_kind, counts(reason)),
+            no_edit=counts(reason),
+        ),
+    ),
+)
 _funnel = record(
     read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
     critique=record(
@@ -167,6 +183,7 @@ _funnel = record(
         quotes=counts(word("quote", ("exact", "normalised", "fuzzy", "whole_step"))),
         notes=counts(note),
         levels=counts(level),
+        twins=_twins,
     ),
     rescore=record(
         **numbers("scored", "accepted", "rejected", "anchors", "watched"),
