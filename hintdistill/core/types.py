@@ -8,6 +8,7 @@ derived is a property and is never stored. All log-probabilities are natural log
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,8 @@ HintRole = Literal["user", "system"]
 QuoteField = Literal["content", "reasoning", "tool_name", "arguments"]
 Verdict = Literal["findings", "none", "not_student", "abstain"]
 Split = Literal["train", "holdout"]
+ToolEffect = Literal["reads", "changes"]
+"""What a call of a tool does to the world: only look at it, or change its state (book, pay, delete, send)."""
 TargetKind = Literal["hint", "anchor", "hold", "twin"]
 """What a target does to its step: `hint` corrects it; `anchor` holds a clean step of a training trace, `hold` a step of a hold
 trace, `twin` an erring step in the changed context in which it is right."""
@@ -124,6 +127,9 @@ class Trace(FrozenModel):
     model: str | None = None
     """Name or key of the weights that produced the trace, where known."""
     source: Source | None = None
+    tool_effects: dict[str, ToolEffect] = Field(default_factory=dict)
+    """Which tools only read and which change state, by name, as the environment or the file of `traces.tools` says; the student
+    never reads it. Ask `tool_effect`, which knows what the schemas say as well."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
     @cached_property
@@ -152,6 +158,32 @@ class Trace(FrozenModel):
         """Parameter schema (JSON schema of an object) by tool name."""
         functions = [t.get("function", t) for t in self.tools]
         return {f["name"]: f.get("parameters") or {} for f in functions if "name" in f}
+
+
+def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
+    """Return whether a tool reads or changes state, or None where nothing says it; names that no schema has are unknown too.
+
+    What the environment or the file of `traces.tools` said comes first, then the key `effect` of the trace's own schema
+    (beside `name`, or beside `function`), then `annotations.readOnlyHint` of the Model Context Protocol.
+    """
+    if name in trace.tool_effects:
+        return trace.tool_effects[name]
+    for schema in trace.tools:
+        function = schema.get("function", schema)
+        if function.get("name") == name:
+            return declared_effect(schema) or declared_effect(function)
+    return None
+
+
+def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
+    """Return what one tool schema says of the tool's effect; see `tool_effect`."""
+    if schema.get("effect") == "reads":
+        return "reads"
+    if schema.get("effect") == "changes":
+        return "changes"
+    notes = schema.get("annotations")
+    hint = notes.get("readOnlyHint") if isinstance(notes, Mapping) else None
+    return None if not isinstance(hint, bool) else "reads" if hint else "changes"
 
 
 class Finding(FrozenModel):
