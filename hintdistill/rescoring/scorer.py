@@ -17,7 +17,7 @@ import numpy as np
 
 from hintdistill.config import GateSection, RescoreSection
 from hintdistill.core.scores import Measurement, Placebo, ScoreRequest, Scores, Target, TargetHead
-from hintdistill.core.types import Finding, Injection, Split
+from hintdistill.core.types import Finding, Injection, Split, TargetKind
 from hintdistill.engines import Engine
 from hintdistill.injection.rendering import RenderedStep, Renderer
 
@@ -36,13 +36,14 @@ class HintItem(NamedTuple):
 
 
 class AnchorItem(NamedTuple):
-    """A step without a finding to score, and the key of its target."""
+    """A step without a finding to score, and the key of its target: an anchor, or a step of a hold trace."""
 
     key: str
     trace_id: str
     step: int
     rendered: RenderedStep
     split: Split
+    kind: TargetKind = "anchor"
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ class Scorer:
         )
 
     def _anchor(self, item: AnchorItem, score: Scores) -> Target:
-        key, trace_id, step, rendered, split = item
+        key, trace_id, step, rendered, split, kind = item
         return Target(
             key=key,
             trace_id=trace_id,
             step=step,
-            kind="anchor",
+            kind=kind,
             split=split,
             context_ids=np.array(rendered.context_ids, np.int64),
             step_ids=np.array(rendered.step_ids, np.int64),
