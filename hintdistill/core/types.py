@@ -66,6 +66,21 @@ class ToolCall(FrozenModel):
         return value if isinstance(value, dict) else None
 
 
+class SampledFrom(FrozenModel):
+    """The distribution that recorded log-probabilities are of; by default the model's own, at temperature 1 and whole."""
+
+    temperature: float = Field(default=1.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    """0: no bound."""
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the model's own distribution: nothing else can be compared with what a model says."""
+        return self == SampledFrom()
+
+
 class Message(FrozenModel):
     """One message of a trace. Token fields are set on assistant messages only, where they were recorded."""
 
@@ -81,6 +96,9 @@ class Message(FrozenModel):
     """The tokens it then sampled, end-of-turn token included where it was sampled."""
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each sampled token at the time of sampling, nats; same length as `token_ids`."""
+    logprobs_of: SampledFrom | None = None
+    """The distribution that `logprobs` are of: after a temperature or a filter they are not what the model says. None: not said,
+    taken for the model's own."""
     raw_text: str | None = None
     """The text as generated, before any server parsed it, without the end-of-turn token."""
     given: bool = False
@@ -88,6 +106,11 @@ class Message(FrozenModel):
     turn that another trace already holds. It is context; nothing is trained or measured on it."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Whatever else the source said of this message."""
+
+    @property
+    def own_logprobs(self) -> tuple[float, ...] | None:
+        """`logprobs` where they are of the model's own distribution, temperature 1 and whole; else None."""
+        return self.logprobs if self.logprobs_of is None or self.logprobs_of.whole else None
 
     @field_validator("prompt_token_ids", "token_ids", "logprobs", mode="before")
     @classmethod

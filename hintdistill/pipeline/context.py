@@ -158,6 +158,9 @@ def trace_key(trace: Trace) -> str:
     """Content key of a trace; where it was read from does not count."""
     data = trace.model_dump(mode="json", exclude={"source"})
     if not trace.tool_effects:
-        # runs that know no such field keep their keys
+        # runs that know no such fields keep their keys
         del data["tool_effects"]
+    for message in data["messages"]:
+        if message["logprobs_of"] is None:
+            del message["logprobs_of"]
     return content_key("trace", data)

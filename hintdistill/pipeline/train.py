@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hintdistill.config import OUTPUT_KEYS, TrainSection
+from hintdistill.core.errors import InputError
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
@@ -136,6 +137,29 @@ def warn_if_little_is_held(ctx: RunContext, targets: Sequence[Target]) -> None:
     )
 
 
+def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
+    """Say of a recipe with an importance ratio what it divides by, where steps have no recorded log-probabilities.
+
+    Raises:
+        InputError: in a later round, where neither the initial policy nor the student as it is now has sampled them.
+    """
+    read = {t.rows for t in ctx.config.train.effective_recipe.terms.values() if t.reads_sampler}
+    if not read:
+        return
+    each = [t for _, t in by_part(targets) if t.kind in read]
+    lacking = [t for t in each if not len(t.sampler_logprobs)]
+    if not lacking:
+        return
+    said = f"{len(lacking)} of {len(each)} steps have no recorded log-probabilities of the model's own distribution"
+    if ctx.initial_folder != ctx.model_folder:
+        raise InputError(
+            f"{said} (the first: trace {lacking[0].trace_id}, step {lacking[0].step}), and the importance ratio of "
+            f"{ctx.config.train.effective_recipe.name} needs them in a later round",
+            hint="rollouts of this toolkit record them; a recipe without `behaviour` or `importance` does without",
+        )
+    ctx.console.warn(f"{said}: the importance ratio divides by the policy that the run starts from")
+
+
 def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained on exactly this.
 
@@ -155,6 +179,7 @@ def run(ctx: RunContext) -> None:
     watch, run, section = watched(ctx, targets, outcome, stored), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
     warn_if_little_is_held(ctx, targets)
+    check_sampler(ctx, targets)
     external = section.effective_recipe.teacher.model
     made_of = [
         sorted(t.key for t in targets.heads),

@@ -156,7 +156,7 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
     tasks = draw_tasks(known, section.sample.episodes, 1, config.run.seed, section.sample.per_task)
     found = lay_out(suite, ctx.renderer, tasks, config, shape)
     slots = [StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids) for _, i, _ in found.hints]
-    slots += [StepIds(name, r.context_ids, r.step_ids) for _, name, _, r, _ in found.anchors]
+    slots += [StepIds(a.trace_id, a.rendered.context_ids, a.rendered.step_ids) for a in found.anchors]
     opened = Histogram.of(found.openings)
     return Workload(
         source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens median); "

@@ -93,7 +93,7 @@ _GATE = frozenset(
         "not_this_students_error",
     ]
 )
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
+_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs"})
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 

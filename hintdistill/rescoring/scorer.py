@@ -195,6 +195,7 @@ class Scorer:
             instead=self._names(top1),
             legal_ids=np.array(injection.legal.get(at, ()) if at is not None else (), np.int64),
             recorded_gap=_recorded_gap(injection, plain.sampled),
+            sampler_logprobs=_sampled_with(injection),
             versions=self._versions(injection.finding),
         )
         return decide(target, self.config.gate)
@@ -334,6 +335,13 @@ def _top1(score: Scores) -> np.ndarray:
     if score.top1 is not None:
         return score.top1
     return score.topk_ids[np.arange(len(score.topk_ids)), score.topk_logprobs.argmax(1)]
+
+
+def _sampled_with(injection: Injection) -> np.ndarray:
+    """The recorded log-probabilities where they speak of exactly these tokens, float32 [T]; else empty."""
+    recorded = injection.recorded_logprobs
+    fits = recorded is not None and injection.fidelity == "ids" and len(recorded) == len(injection.step_ids)
+    return np.array(recorded if fits else (), np.float32)
 
 
 def _recorded_gap(injection: Injection, plain: np.ndarray) -> float | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hintdistill.core.errors import EnvironmentFailure, HintdistillError
-from hintdistill.core.types import Message, ToolEffect, Trace
+from hintdistill.core.types import Message, SampledFrom, ToolEffect, Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.rendering import Renderer
@@ -170,6 +170,7 @@ class Sampler:
                 "prompt_token_ids": tuple(r.context),
                 "token_ids": step.ids or None,
                 "logprobs": step.logprobs or None,
+                "logprobs_of": SampledFrom() if step.logprobs else None,
                 "raw_text": None,
                 "extra": {"hinted": True} if r.hinted else {},
             }

@@ -209,7 +209,7 @@ TRAIN: dict[str, Acts | Told] = {
         "tests/pipeline/test_hold.py", "test_each_record_is_a_row_and_nothing_of_it_is_critiqued_or_injected"
     ),
     "hold.split": Told(
-        "tests/pipeline/test_hold.py",
+        "tests/pipeline/test_rounds_held.py",
         "test_a_rounds_hold_traces_are_played_once_by_the_initial_policy_and_held_in_each",
     ),
     "hold.per_trace": Acts("2", see.rescored, (*SCORED, HELD)),

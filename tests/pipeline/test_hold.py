@@ -18,7 +18,6 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
-from hintdistill.rescoring.stored import heads
 from hintdistill.traces.formats import native
 from hintdistill.traces.reading import read_traces
 
@@ -119,44 +118,6 @@ def test_too_little_held_is_warned_of_with_what_to_do(held):
     assert len(console.warnings) == 1
     for word in (f"{len(hints)} hints and only 0 steps", "train.anchor.weight", "train.hold"):
         assert word in console.warnings[0]
-
-
-def test_a_rounds_hold_traces_are_played_once_by_the_initial_policy_and_held_in_each(tmp_path):
-    config = config_of(
-        [
-            *ROLLOUT,
-            "run.rounds=2",
-            "traces.holdout=0",
-            "critic.use=[rules]",
-            "rollout.sample.episodes=16",
-            "rollout.batch_size=16",
-            "rollout.splits=[validation]",
-            "rollout.limit=2",
-            "train.epochs=0.2",
-            "train.watch.every=0",
-            "rescore.top_k=4",
-            "report.off_target_steps=2",
-            "report.html=false",
-            "train.hold={split: test_clean, limit: 3}",
-        ]
-    )
-    run(config, tmp_path / "run", console=Console(quiet=True))
-    played = list(read_traces([tmp_path / "run" / "hold-traces.jsonl"]))
-    assert len(rows(tmp_path / "run" / "hold_episodes.jsonl")) == 3 and 1 <= len(played) <= 3
-    models = {t.model for t in played}
-    folders = [tmp_path / "run" / "rounds" / n / "run" for n in ("01", "02")]
-    documents = [json.loads((f / "report.json").read_text()) for f in folders if (f / "report.json").exists()]
-    assert documents and all(d["funnel"]["hold"]["traces"] == len(played) for d in documents)
-    assert all(d["train"]["hold_rows"] + d["train"]["anchor_rows"] > 0 for d in documents if d["train"])
-    assert len(models) == 1 and len(heads([t for f in folders[:1] for t in _targets(f) if t.kind == "hold"])) == len(
-        played
-    )
-
-
-def _targets(folder: Path) -> list[Any]:
-    from hintdistill.rescoring.store import TargetStore
-
-    return list(TargetStore(folder / "targets").read())
 
 
 @pytest.mark.parametrize(
