@@ -56,6 +56,7 @@ def _reasons() -> Collection[str]:
 
 _WORDS = frozenset(
     [
+        "also_trained",
         "answer",
         "bad_archive",
         "budget",
@@ -63,6 +64,7 @@ _WORDS = frozenset(
         "duplicate_id",
         "empty_file",
         "empty_record",
+        "failed_episode",
         "holdout",
         "lone_surrogate",
         "low_confidence",
@@ -110,7 +112,7 @@ def _twin_kinds() -> Collection[str]:
     return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
 
 
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
+_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs"})
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
@@ -163,6 +165,7 @@ _twins = record(
 )
 _funnel = record(
     read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
         **numbers("findings", "dropped", "in_windows"),
         verdicts=counts(word("verdict", get_args(Verdict))),
@@ -186,7 +189,7 @@ _funnel = record(
         twins=_twins,
     ),
     rescore=record(
-        **numbers("scored", "accepted", "rejected", "anchors", "watched"),
+        **numbers("scored", "accepted", "rejected", "anchors", "watched", "holds"),
         failed=counts(reason),
         reasons=counts(gate_reason),
         levels=counts(level),
@@ -195,7 +198,8 @@ _funnel = record(
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
-        **numbers("hints", "anchors", "twins"),
+        **numbers("hints", "anchors", "holds", "twins"),
+        **numbers("hints", "anchors", "holds"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
 )
@@ -323,6 +327,7 @@ SHARED: Rule = record(
             "hint_rows",
             "anchor_rows",
             "outcome_rows",
+            "hold_rows",
             "twin_rows",
             "rows",
             "steps",
