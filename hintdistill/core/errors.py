@@ -131,6 +131,10 @@ class ScoreError(InputError):
     """A log-probability is missing or not finite."""
 
 
+class UncheckedTwinError(InputError):
+    """A twin has nothing to be checked against: its finding's hint has no target."""
+
+
 class EnvironmentFailure(InputError):
     """An environment raised or returned something malformed; costs one episode."""
 

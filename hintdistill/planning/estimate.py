@@ -127,7 +127,7 @@ class _Planner:
     def __init__(self, config: RunConfig, shape: ModelShape, where: Room, work: Workload, *, measured: bool) -> None:
         self.config, self.shape, self.where, self.work = config, shape, where, work
         self.measured: Measured | None = None
-        self.bytes = weight_bytes(config.run.dtype, where.on_cpu)
+        self.bytes = weight_bytes(config.run.dtype, where.on_cpu, shape)
         self.budget = call_tokens(config.rescore.batch_tokens, where.on_cpu)
         self.setup = setup_of(shape, config.run, config.train, where.on_cpu)
         own = config.rescore.engine.backend == "transformers"
@@ -167,17 +167,15 @@ class _Planner:
 
     def _calls(self) -> Iterator[Part]:
         """The beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
-        size, found = self.config.rescore.part_rows, list[Part]()
+        (hints, plain), found = self.work.samples, list[Part]()
         each = 2 + self.config.rescore.placebos
-        hints = self.work.hinted
         for share in SHARES:
-            items = max(1, round(min(hints, size) * share))
+            items = max(1, round(min(self.work.hinted, self.config.rescore.part_rows) * share))
             if hints:
-                found.append(self._call("hint", self.work.calls[0][: items * each], items))
-            plain = self.work.calls[-(-hints // size) :]
+                found.append(self._call("hint", hints[: items * each], items))
             if plain and share != SHARES[0]:
-                items = max(1, round(len(plain[0]) * share))
-                found.append(self._call("anchor", plain[0][:items], items))
+                items = max(1, round(len(plain) * share))
+                found.append(self._call("anchor", plain[:items], items))
         yield from sorted({p.operations: p for p in found}.values(), key=lambda p: (p.peak.added, p.operations))
 
     def _call(self, kind: Any, requests: Sequence[Any], items: int) -> Part:

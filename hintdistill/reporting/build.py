@@ -18,8 +18,9 @@ from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
+from hintdistill.reporting.twins import twin_document, twin_entries
 from hintdistill.rescoring.drift import Movement
-from hintdistill.rescoring.scorer import placebos_pass
+from hintdistill.rescoring.scorer import TwinItem, placebos_pass
 from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
 
@@ -46,20 +47,23 @@ class ReportInput:
     """Keys of the targets trained on."""
     train_summary: Mapping[str, Any] | None
     after: Mapping[str, np.ndarray]
-    """By target key, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
+    """By key of a hint's or twin's target, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
     evaluations: Mapping[str, Mapping[str, Evaluation]]
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
-    twins: Mapping[str, Any] | None = None
+    twin_counts: Mapping[str, Any] | None = None
     """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
+    twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
+    """By key of the twin's target."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
     """The report document; see `docs/report.md`."""
-    scored, findings = _read_hints(data)
+    entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), data.after)
+    scored, findings = _read_hints(data, entries)
     hints = [s.head for s in scored]
     passed = [found for s in scored for found in s.placebos_pass]
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
@@ -74,10 +78,12 @@ def build(data: ReportInput) -> dict[str, Any]:
             "hint": data.manifest["config"]["inject"]["hint"],
             "model_key": data.manifest.get("model"),
             "prompts": data.manifest.get("prompts"),
+            "precision": data.manifest.get("precision"),
             "versions": data.manifest["versions"],
             "config": data.manifest["config"],
         },
         "funnel": funnel(data, hints),
+        "twins": twin_document(hints, entries),
         "environment": {
             "before": asdict(first["before"]) if "before" in first else None,
             "after": asdict(first["after"]) if "after" in first else None,
@@ -127,11 +133,13 @@ class ScoredHint:
     hinted: float | None
     """Log-probability under the hint, nats."""
     after: float | None
-    """Probability after training; None too where nothing was trained."""
+    """Log-probability after training, nats; None too where nothing was trained."""
     placebos_pass: Sequence[bool]
 
 
-def _read_hints(data: ReportInput) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
+def _read_hints(
+    data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]
+) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
     """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
     known = heads(data.targets)
     hints = take(data.targets, [i for i, h in enumerate(known) if h.kind == "hint"])
@@ -143,10 +151,11 @@ def _read_hints(data: ReportInput) -> tuple[list[ScoredHint], list[dict[str, Any
             head=heads(hints)[i],
             plain=None if decision is None else decision.logprob_plain,
             hinted=None if decision is None else decision.logprob_hinted,
-            after=None if decision is None or after is None else float(np.exp(after[decision.position])),
+            after=None if decision is None or after is None else float(after[decision.position]),
             placebos_pass=placebos_pass(target, gate),
         )
-        found[i] = facts, _finding(target, data, facts.placebos_pass, target.key in trained)
+        said = _finding(target, data, facts.placebos_pass, target.key in trained)
+        found[i] = facts, said | {"twins": twins.get(target.key, [])}
     return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
 
 
@@ -188,7 +197,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
-            **({} if data.twins is None else {"twins": dict(data.twins)}),
+            **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
         },
         "rescore": {
             "scored": len(hints),
@@ -206,6 +215,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
         "train": {
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
+            "twins": sum(t.key in trained for t in heads(data.targets) if t.kind == "twin"),
             "left_out": dict(left) if trained else {},
         },
     }
@@ -216,6 +226,11 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
     pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
     drops = [hinted - plain for plain, hinted in pairs]
     targets = [s.head for s in scored]
+    moved = [
+        (s.plain - s.after, s.plain - s.hinted)
+        for s in scored
+        if s.plain is not None and s.hinted is not None and s.after is not None
+    ]
     return {
         "n": len(targets),
         "with_decision": len(pairs),
@@ -227,9 +242,25 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
         "error_probability": {
             "before": _mean([float(np.exp(plain)) for plain, _ in pairs]),
             "hinted": _mean([float(np.exp(hinted)) for _, hinted in pairs]),
-            "after": _mean([s.after for s in scored]),
+            "after": _mean([None if s.after is None else float(np.exp(s.after)) for s in scored]),
+        },
+        "moved": {
+            "n": len(moved),
+            "training_nats": _mean([trained for trained, _ in moved]),
+            "hint_nats": _mean([hinted for _, hinted in moved]),
         },
     }
+
+
+def moved_line(document: Mapping[str, Any]) -> str | None:
+    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
+    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
+    if not moved["n"]:
+        return None
+    return (
+        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
+        f"(mean of {moved['n']} accepted findings)"
+    )
 
 
 def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:

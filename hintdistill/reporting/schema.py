@@ -29,6 +29,7 @@ from hintdistill.reporting.allow import (
     word,
 )
 from hintdistill.reporting.controls import TITLES
+from hintdistill.rescoring.twins import NOT_DONE_HERE
 
 REPORT_SCHEMA = 1
 
@@ -93,6 +94,7 @@ _GATE = frozenset(
         "mass_to_illegal",
         "primed",
         "not_this_students_error",
+        NOT_DONE_HERE,
     ]
 )
 
@@ -124,6 +126,7 @@ placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
 twin_kind = word("kind", _twin_kinds)
 note = head(" ", word("note", _NOTES))
+maker = word("maker", lambda: TWIN_MAKERS.names())
 
 
 def counts(key: Rule) -> Rule:
@@ -179,7 +182,7 @@ _funnel = record(
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
-        **numbers("hints", "anchors"),
+        **numbers("hints", "anchors", "twins"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
 )
@@ -193,7 +196,15 @@ _effects = record(
     **numbers("n", "with_decision", "accepted", "decision_effect_mean_nats", "decision_effect_median_nats"),
     **numbers("specificity_mean_nats", "legal_mass_gain_mean"),
     error_probability=record(**numbers("before", "hinted", "after")),
+    moved=record(**numbers("n", "training_nats", "hint_nats")),
 )
+_twin_figures: dict[str, Rule] = {
+    **numbers("findings", "covered", "twins", "kept", "trained"),
+    "reasons": counts(gate_reason),
+    "kinds": counts(twin_kind),
+    "probability": record(**numbers("original", "here", "after")),
+}
+_twin_figure = record(**_twin_figures)
 _finding = record(
     key=hashed,
     trace=numbered("trace"),
@@ -213,6 +224,19 @@ _finding = record(
         record(kind=word("kind", ("generic", "shuffled", "other_class")), text=text, **numbers("passes", "effect_nats"))
     ),
     tokens=each(record(text=text, instead=text, **numbers("quoted", "before", "hinted", "after"))),
+    # the edit is text of a trace and of a critic
+    twins=each(
+        record(
+            key=hashed,
+            kind=twin_kind,
+            maker=maker,
+            split=split,
+            error_class=error_class,
+            **numbers("accepted", "trained", "original", "here", "after"),
+            notes=each(note),
+            reasons=each(gate_reason),
+        )
+    ),
 )
 _off_target = table(
     word("set", ("heldout_other_steps", "heldout_clean")),
@@ -246,9 +270,18 @@ SHARED: Rule = record(
         hint=word("hint", ("critic", "placebo")),
         model_key=record(weights=hashed, tokenizer=hashed, template=hashed),
         prompts=table(word("prompt", _prompts), hashed),
+        precision=record(
+            **numbers("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate"),
+            dtype=word("dtype", ("bfloat16",)),
+        ),
         versions=table(word("package", _PACKAGES), head("+", matching(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)*"))),
     ),
     funnel=_funnel,
+    twins=record(
+        **dict.fromkeys(("all", "kept", "dropped"), _twin_figure),
+        by_class=table(error_class, _twin_figure),
+        by_split=table(split, _twin_figure),
+    ),
     environment=record(**_measured, splits=table(split, record(**_measured))),
     off_target_kl_nats=number,
     off_target=_off_target,
@@ -266,7 +299,16 @@ SHARED: Rule = record(
     weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),
     train=record(
         key=hashed,
-        **numbers("hint_rows", "anchor_rows", "outcome_rows", "rows", "steps", "trainable_parameters", "parameters"),
+        **numbers(
+            "hint_rows",
+            "anchor_rows",
+            "outcome_rows",
+            "twin_rows",
+            "rows",
+            "steps",
+            "trainable_parameters",
+            "parameters",
+        ),
         **numbers("engine_floor_nats", "grad_window_cosine"),
         way=word("way", ("shared_prefix", "snapshots", "snapshots_by_token", "separate")),
         arrived=record(handling=word("handling", ("merged", "beside"))),

@@ -15,7 +15,7 @@ from hintdistill.core.types import Finding, Message, Replacement, Trace, TwinEdi
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.injection.effects import effect_of, named_effect
 from hintdistill.injection.twin_makers import twin_edits
-from hintdistill.injection.twins import TwinBuilder, apply_edit, located, onto_recorded
+from hintdistill.injection.twins import TwinBuilder, apply_edit, changed, located, onto_recorded
 from hintdistill.traces.reading import read_traces
 
 ASK = Message(role="user", content="What is the weather in Paris?")
@@ -75,6 +75,8 @@ def case_of(name: str) -> tuple[Trace, Finding]:
 
 def moved(old, new) -> tuple[int, int]:
     """Tokens of each side that the other one does not have, in order."""
+    start, end, new_end = changed(old, new)
+    old, new = old[start:end], new[start:new_end]
     same = sum(b.size for b in SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks())
     return len(old) - same, len(new) - same
 
