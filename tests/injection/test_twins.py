@@ -6,10 +6,21 @@ import json
 from difflib import SequenceMatcher
 
 import pytest
-from conftest import OWN_TEMPLATES, TEMPLATES, TIME, TOOLWORLD, WEATHER, call, published_templates, renderer_for, tool
+from conftest import (
+    OWN_TEMPLATES,
+    ROOT,
+    TEMPLATES,
+    TIME,
+    TOOLWORLD,
+    WEATHER,
+    call,
+    published_templates,
+    renderer_for,
+    tool,
+)
 
 from hintdistill.config import CHECKS
-from hintdistill.core.errors import TemplateError, TwinError
+from hintdistill.core.errors import TWIN_REASONS, TemplateError, TwinError
 from hintdistill.core.extensions import TWIN_MAKERS
 from hintdistill.core.types import Finding, Message, Replacement, Trace, TwinEdit
 from hintdistill.critics.rules import RulesCritic
@@ -305,6 +316,14 @@ def test_a_template_that_changes_more_than_the_place_is_refused(student_renderer
     with pytest.raises(TwinError) as refused:
         TwinBuilder(renderer).build(trace, finding, replace(new="Rome and Oslo"), (0, 1))
     assert refused.value.reason == "rerender_differs"
+
+
+def test_the_page_names_every_maker_kind_and_reason():
+    page = (ROOT / "docs" / "twins.md").read_text(encoding="utf-8")
+    for maker in TWIN_MAKERS.entries():
+        for word in (maker.name, *maker.classes, *maker.kinds):
+            assert f"`{word}`" in page, word
+    assert all(f"`{reason}`" in page for reason in TWIN_REASONS)
 
 
 def test_what_a_tool_does_to_the_world():

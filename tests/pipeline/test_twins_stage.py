@@ -17,6 +17,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
+from hintdistill.traces.reading import read_traces
 
 BASE = (
     f"run.model={STUDENT}",
@@ -110,6 +111,24 @@ def test_the_users_checker_judges_twins(student_renderer, weather_trace, tmp_pat
         with pytest.raises(TwinError, match="old_name under the edit") as refused:
             making.twin(weather_trace, finding, edit, (0, 1))
         assert refused.value.reason == reason
+
+
+def test_the_environment_judges_twins_where_the_run_has_one(student_renderer, tmp_path):
+    """A name is no order's number in toolworld, whoever says so; that no general check can see."""
+    traces = {t.id: t for t in read_traces([TOOLWORLD / "traces.jsonl"])}
+    trace = traces["order.urgent.none.old.26219#1"]
+    finding = Finding(step=0, error_class="skipped_lookup", quote="track_order")
+    edit = next(e for e in twins.twin_edits(trace, finding) if e.kind == "named")
+    alone = twins.Making(TwinBuilder(student_renderer), twins.judge(), 1, False, 0)
+    assert "order_id Victor" in student_renderer.decode(alone.twin(trace, finding, edit, (0, 1)).context_ids)
+    world = twins.judge(environment=f"{TOOLWORLD / 'world.py'}:Toolworld")
+    with pytest.raises(TwinError, match="skipped_lookup under the edit"):
+        twins.Making(TwinBuilder(student_renderer), world, 1, False, 0).twin(trace, finding, edit, (0, 1))
+    (tmp_path / "broken.py").write_text("def check(trace):\n    raise KeyError('id')\n")
+    broken = twins.Making(TwinBuilder(student_renderer), twins.judge(f"{tmp_path / 'broken.py'}:check"), 1, False, 0)
+    with pytest.raises(TwinError, match="KeyError") as refused:
+        broken.twin(trace, finding, edit, (0, 1))
+    assert refused.value.reason == "not_judged"
 
 
 def test_a_critics_edit_never_licenses_a_change_even_where_twins_may(student_renderer):
