@@ -254,7 +254,7 @@ def _collect(
         critique_rows=ctx.rundir.current("critique", "critiques"),
         critiques=critique.load(ctx),
         injection_rows=ctx.rundir.current("inject", "injections"),
-        twins=twins.counts(rows) if (rows := ctx.rundir.current("twins", "twins")) else None,
+        twin_counts=twins.counts(rows) if (rows := ctx.rundir.current("twins", "twins")) else None,
         failures=[failures[k] for k in ctx.rundir.index("failures") or []],
         targets=targets,
         injections=by_target,

@@ -54,10 +54,10 @@ class ReportInput:
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    twin_counts: Mapping[str, Any] | None = None
+    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
     """By key of the twin's target."""
-    twins: Mapping[str, Any] | None = None
-    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     holds: Mapping[str, Any] | None = None
     """Number of hold traces, and what was not one by reason; None where none were asked for."""
     controls: Mapping[str, Any] | None = None
@@ -217,8 +217,8 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
+            **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
             "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
-            **({} if data.twins is None else {"twins": dict(data.twins)}),
         },
         "rescore": {
             "scored": len(hints),

@@ -51,6 +51,13 @@ RECORDED = (
     "critic.use=[recorded]",
     f"critic.recorded.path={FILES / 'findings.jsonl'}",
 )
+TWINNED = (
+    f"traces.path={DATA}",
+    "traces.limit=20",
+    "critic.use=[recorded]",
+    f"critic.recorded.path={TOOLWORLD / 'findings.jsonl'}",
+    "train.twins.per_finding=3",
+)
 SCORED = (*RULED, "rescore.top_k=4", "rescore.part_rows=50", "train.watch.steps=1", "train.anchor.candidates=1")
 HELD = f"train.hold.path={TOOLWORLD / 'near_misses.jsonl'}"
 SAMPLED = (
@@ -215,6 +222,8 @@ TRAIN: dict[str, Acts | Told] = {
     "hold.per_trace": Acts("2", see.rescored, (*SCORED, HELD)),
     "hold.limit": Acts("1", see.rescored, (*SCORED, HELD)),
     "hold.weight": Acts("0", see.rescored, (*SCORED, HELD)),
+    "twins.per_finding": Acts("1", see.injected, RULED),
+    "twins.state_changing": Acts("true", see.injected, TWINNED),
     "outcome.baseline": Acts("round", learn.compared),
     "outcome.normalise": Acts("true", learn.compared),
     "outcome.clip": Told("tests/training/test_outcome_training.py", "test_clipping_is_the_sections"),
