@@ -82,7 +82,9 @@ class RunSection(Section):
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is float32 on a CPU and bfloat16 on an accelerator."""
+    """Precision of the weights; `auto` is bfloat16 on an accelerator, and on a CPU that multiplies it itself for models above
+    50 M parameters (the difference from float32 is measured and said); else float32. Full weights are trained in float32 and
+    cast as they are used."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
     rounds: int | None = Field(default=None, ge=1)

@@ -35,6 +35,7 @@ REMOVED: dict[str, str] = {
     "train.anchor.min_probability": f"write {_RECIPE}.anchor.min_probability",
     "train.outcome.clip_low": "write train.outcome.clip=[LOW, HIGH]",
     "train.outcome.clip_high": "write train.outcome.clip=[LOW, HIGH]",
+    "train.warmup_steps": "write train.warmup_ratio, a share of the optimiser steps (default 0.03)",
     "train.push_private": "a repository that train.push makes is private; `hintdistill push RUN REPO --public` makes a public one",
     "inject.message_format": "write inject.formats={message: …}",
     "inject.observation_format": "write inject.formats={observation: …}",
@@ -114,6 +115,9 @@ def _critic(llm: dict[str, Any]) -> None:
 
 def _train(train: dict[str, Any]) -> None:
     train.pop("push_private")
+    # a number of steps is no share of them, and nothing is trained from such a folder: it reads as the default, or as none
+    if train.pop("warmup_steps") == 0:
+        train["warmup_ratio"] = 0.0
     if "outcome" in train:
         low, high = train["outcome"].pop("clip_low"), train["outcome"].pop("clip_high")
         train["outcome"]["clip"] = [low, high]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from hintdistill.core.errors import SpliceError, TemplateError, TwinError
 from hintdistill.core.types import Finding, Replacement, Trace, Twin, TwinEdit
@@ -52,10 +52,8 @@ def apply_edit(trace: Trace, step: int, edit: TwinEdit) -> tuple[Trace, int]:
         TwinError: an old text does not stand where and as often as the edit says (`count`), the edit is out of place
             (`beyond_step`, `edits_a_step`), changes nothing (`empty`), or breaks a schema (`not_a_schema`).
     """
-    made = list(stages(trace, step, edit))
-    if not made:
-        raise TwinError("empty", "the edit changes nothing")
-    return made[-1].trace, made[-1].step
+    last = list(stages(trace, step, edit))[-1]
+    return last.trace, last.step
 
 
 def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
@@ -66,6 +64,8 @@ def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
     additions = sorted((r for r in edit.replacements if not r.old), key=lambda r: r.index, reverse=True)
     todo += [lambda r=r: draft.add(r) for r in additions]
     todo += [lambda run=run: draft.remove(run) for run in _runs(edit.removed)]
+    if not todo:
+        raise TwinError("empty", "the edit changes nothing")
     for change in todo:
         yield from change()
 
@@ -203,6 +203,24 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((n, n + 1))
     return runs[::-1]
+
+
+def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
+    """The replacement of words that stand exactly once in what a step could have read: messages of others, and tool schemas.
+
+    Raises:
+        TwinError: they stand nowhere or more than once (`count`).
+    """
+    places: list[tuple[Literal["message", "tools"], int]] = []
+    if old:
+        for i, message in enumerate(trace.before(step)):
+            if message.role != "assistant":
+                places += [("message", i)] * (message.content or "").count(old)
+        for i, tool in enumerate(trace.tools):
+            places += [("tools", i)] * json.dumps(tool, ensure_ascii=False).count(old)
+    if len(places) != 1:
+        raise TwinError("count", f"{old[:60]!r} stands {len(places)} times above step {step}, not once")
+    return Replacement(where=places[0][0], index=places[0][1], old=old, new=new)
 
 
 def changed(old: Sequence[Any] | str, new: Sequence[Any] | str) -> tuple[int, int, int]:

@@ -59,6 +59,9 @@ def run(ctx: RunContext) -> None:
             for batch, score in batches:
                 store.append(_score(batch, score, failures, engine.max_length))
                 advance(len(batch))
+        from hintdistill.pipeline.precision import note_precision
+
+        note_precision(ctx, hints)
         saved = getattr(engine, "saved", None)
         if saved is not None and saved.asked:
             ctx.console.note(f"rescore: {saved}")
@@ -162,7 +165,10 @@ def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
     other = (
         [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
     )
-    return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
+    from hintdistill.engines.transformers import pick_device, pick_dtype
+
+    dtype = str(pick_dtype(ctx.config.run.dtype, pick_device(ctx.config.run.device), folder))
+    return [model_key(folder).weights, dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:

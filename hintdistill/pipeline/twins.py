@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hintdistill.config import CHECKS
 from hintdistill.core.errors import HintdistillError, TwinError
 from hintdistill.core.extensions import TWIN_MAKERS
+from hintdistill.core.paths import object_content
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Finding, Injection, Split, Trace, Twin, TwinEdit
 from hintdistill.critics.checker import CheckerCritic
@@ -51,11 +53,17 @@ def run(ctx: RunContext) -> None:
     store = ctx.rundir.store("twins")
     done, traces = store.by_key(), {key: trace for key, trace, _ in read.load(ctx)}
     checker = None if "checker" not in ctx.config.critic.use else ctx.config.critic.checker
+    environment = ctx.config.rollout.environment
     making = Making(
-        TwinBuilder(ctx.renderer), judge(checker), section.per_finding, section.state_changing, ctx.config.run.seed
+        TwinBuilder(ctx.renderer),
+        judge(checker, environment),
+        section.per_finding,
+        section.state_changing,
+        ctx.config.run.seed,
     )
     makers = [(m.name, m.classes, m.kinds) for m in TWIN_MAKERS.entries()]
-    settings = [VERSION, ctx.renderer.key, makers, checker, section.model_dump(mode="json"), ctx.config.run.seed]
+    judges = [object_content(spec) for spec in (checker, environment) if spec]
+    settings = [VERSION, ctx.renderer.key, makers, judges, section.model_dump(mode="json"), ctx.config.run.seed]
     index: list[str] = []
     injections = inject.load(ctx)
     with ctx.console.progress("twins", len(injections)) as advance:
@@ -70,20 +78,41 @@ def run(ctx: RunContext) -> None:
     _summarise(ctx)
 
 
-def judge(checker: str | None = None) -> Judge:
-    """The judge of edited traces: every deterministic check, and the user's own checker where the run has one."""
+def judge(checker: str | None = None, environment: str | None = None) -> Judge:
+    """The judge of edited traces: every deterministic check, the user's own checker, and the environment's.
+
+    Args:
+        checker: `path/to/file.py:function`, as in `critic.checker`.
+        environment: as in `rollout.environment`; its `check` is asked.
+
+    Raises:
+        ConfigError: one of them does not load.
+    """
     critics: list[RulesCritic | CheckerCritic] = [RulesCritic(CHECKS), *([CheckerCritic(checker)] if checker else [])]
+    checks: list[Callable[[Trace], Sequence[Finding]]] = [partial(_findings, critic) for critic in critics]
+    if environment:
+        from hintdistill.rollouts.evaluate import load_suite
+
+        checks.append(load_suite(environment).check)
 
     def findings(trace: Trace, step: int) -> list[Finding]:
         found: list[Finding] = []
-        for critic in critics:
-            for _, outcome in critic.critique([trace]):
-                if isinstance(outcome, HintdistillError):
-                    raise TwinError("not_judged", outcome.message)
-                found += [f for f in outcome.findings if f.step == step]
+        for check in checks:
+            try:
+                found += [f for f in check(trace) if f.step == step]
+            except Exception as error:
+                raise TwinError("not_judged", f"a check raised {type(error).__name__}: {error}") from error
         return found
 
     return findings
+
+
+def _findings(critic: RulesCritic | CheckerCritic, trace: Trace) -> Sequence[Finding]:
+    """What a critic finds. Raises what kept it from judging."""
+    ((_, outcome),) = critic.critique([trace])
+    if isinstance(outcome, HintdistillError):
+        raise outcome
+    return outcome.findings
 
 
 @dataclass(frozen=True)
@@ -143,7 +172,8 @@ class Making:
         if guarded and (calls := state_changing_calls(trace, edited, step)):
             raise TwinError("state_changing", f"the step calls {', '.join(calls)}, which may change something")
         if found := self.judge(edited, step):
-            raise TwinError("finds_error", f"{found[0].error_class} under the edit: {found[0].evidence}")
+            why = f": {found[0].evidence}" if found[0].evidence else ""
+            raise TwinError("finds_error", f"{found[0].error_class} under the edit{why}")
         return self.builder.build(trace, finding, edit, span)
 
 

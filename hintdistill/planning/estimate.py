@@ -127,7 +127,7 @@ class _Planner:
     def __init__(self, config: RunConfig, shape: ModelShape, where: Room, work: Workload, *, measured: bool) -> None:
         self.config, self.shape, self.where, self.work = config, shape, where, work
         self.measured: Measured | None = None
-        self.bytes = weight_bytes(config.run.dtype, where.on_cpu)
+        self.bytes = weight_bytes(config.run.dtype, where.on_cpu, shape)
         self.budget = call_tokens(config.rescore.batch_tokens, where.on_cpu)
         self.setup = setup_of(shape, config.run, config.train, where.on_cpu)
         own = config.rescore.engine.backend == "transformers"

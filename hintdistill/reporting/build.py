@@ -52,10 +52,10 @@ class ReportInput:
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    twin_counts: Mapping[str, Any] | None = None
+    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
     """By key of the twin's target."""
-    twins: Mapping[str, Any] | None = None
-    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
@@ -78,6 +78,7 @@ def build(data: ReportInput) -> dict[str, Any]:
             "hint": data.manifest["config"]["inject"]["hint"],
             "model_key": data.manifest.get("model"),
             "prompts": data.manifest.get("prompts"),
+            "precision": data.manifest.get("precision"),
             "versions": data.manifest["versions"],
             "config": data.manifest["config"],
         },
@@ -132,7 +133,7 @@ class ScoredHint:
     hinted: float | None
     """Log-probability under the hint, nats."""
     after: float | None
-    """Probability after training; None too where nothing was trained."""
+    """Log-probability after training, nats; None too where nothing was trained."""
     placebos_pass: Sequence[bool]
 
 
@@ -150,7 +151,7 @@ def _read_hints(
             head=heads(hints)[i],
             plain=None if decision is None else decision.logprob_plain,
             hinted=None if decision is None else decision.logprob_hinted,
-            after=None if decision is None or after is None else float(np.exp(after[decision.position])),
+            after=None if decision is None or after is None else float(after[decision.position]),
             placebos_pass=placebos_pass(target, gate),
         )
         said = _finding(target, data, facts.placebos_pass, target.key in trained)
@@ -196,7 +197,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
-            **({} if data.twins is None else {"twins": dict(data.twins)}),
+            **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
         },
         "rescore": {
             "scored": len(hints),
@@ -225,6 +226,11 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
     pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
     drops = [hinted - plain for plain, hinted in pairs]
     targets = [s.head for s in scored]
+    moved = [
+        (s.plain - s.after, s.plain - s.hinted)
+        for s in scored
+        if s.plain is not None and s.hinted is not None and s.after is not None
+    ]
     return {
         "n": len(targets),
         "with_decision": len(pairs),
@@ -236,9 +242,25 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
         "error_probability": {
             "before": _mean([float(np.exp(plain)) for plain, _ in pairs]),
             "hinted": _mean([float(np.exp(hinted)) for _, hinted in pairs]),
-            "after": _mean([s.after for s in scored]),
+            "after": _mean([None if s.after is None else float(np.exp(s.after)) for s in scored]),
+        },
+        "moved": {
+            "n": len(moved),
+            "training_nats": _mean([trained for trained, _ in moved]),
+            "hint_nats": _mean([hinted for _, hinted in moved]),
         },
     }
+
+
+def moved_line(document: Mapping[str, Any]) -> str | None:
+    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
+    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
+    if not moved["n"]:
+        return None
+    return (
+        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
+        f"(mean of {moved['n']} accepted findings)"
+    )
 
 
 def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:

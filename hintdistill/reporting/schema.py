@@ -196,6 +196,7 @@ _effects = record(
     **numbers("n", "with_decision", "accepted", "decision_effect_mean_nats", "decision_effect_median_nats"),
     **numbers("specificity_mean_nats", "legal_mass_gain_mean"),
     error_probability=record(**numbers("before", "hinted", "after")),
+    moved=record(**numbers("n", "training_nats", "hint_nats")),
 )
 _twin_figures: dict[str, Rule] = {
     **numbers("findings", "covered", "twins", "kept", "trained"),
@@ -269,6 +270,10 @@ SHARED: Rule = record(
         hint=word("hint", ("critic", "placebo")),
         model_key=record(weights=hashed, tokenizer=hashed, template=hashed),
         prompts=table(word("prompt", _prompts), hashed),
+        precision=record(
+            **numbers("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate"),
+            dtype=word("dtype", ("bfloat16",)),
+        ),
         versions=table(word("package", _PACKAGES), head("+", matching(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)*"))),
     ),
     funnel=_funnel,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hintdistill.reporting import printable
+from hintdistill.reporting.build import moved_line
 from hintdistill.reporting.inspection import FileReport
 from hintdistill.reporting.spending import spent
 from hintdistill.reporting.twins import edit_lines
@@ -63,6 +64,8 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         console.print(f"placebos that pass the gate: {rate:.1%}")
     for warning in document["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(printable(warning))}")
+    if line := moved_line(document):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:

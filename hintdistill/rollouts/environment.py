@@ -2,7 +2,7 @@
 
 An environment is small on purpose, so that a verifiers, OpenEnv or Gymnasium-style tool environment wraps in a few
 lines: `reset` gives the opening messages and the tool schemas, `step` takes one assistant message and gives the
-messages that answer it. A `TaskSuite` says which tasks exist; `check` is optional and only ever used to measure.
+messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins where they are made.
 """
 
 from __future__ import annotations
@@ -56,5 +56,8 @@ class TaskSuite(Protocol):
         ...
 
     def check(self, trace: Trace) -> Sequence[Finding]:
-        """The errors the environment itself can see in a trace. Measures; never selects what is trained on."""
+        """The errors the environment itself can see in a trace, which may end at any step.
+
+        Measures; where twins are made, a twin in whose step it finds an error is dropped. Never selects what is corrected.
+        """
         ...

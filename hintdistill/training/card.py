@@ -316,6 +316,8 @@ def _loading(train: TrainSection, facts: Mapping[str, Any], adapter: bool, bases
         f'model = AutoModelForCausalLM.from_pretrained("{here}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{here}")\n```\n\n```shell\nvllm serve {here}\n```'
     )
+    if train.lora is not None and train.save == "adapter":
+        return text.partition("\n\n```shell")[0] + "\n\nThis is an adapter; peft must be installed."
     if not adapter or train.lora is None:
         return text
     arrived = facts.get("arrived")

@@ -51,6 +51,13 @@ RECORDED = (
     "critic.use=[recorded]",
     f"critic.recorded.path={FILES / 'findings.jsonl'}",
 )
+TWINNED = (
+    f"traces.path={DATA}",
+    "traces.limit=20",
+    "critic.use=[recorded]",
+    f"critic.recorded.path={TOOLWORLD / 'findings.jsonl'}",
+    "train.twins.per_finding=3",
+)
 SCORED = (*RULED, "rescore.top_k=4", "rescore.part_rows=50", "train.watch.steps=1", "train.anchor.candidates=1")
 SAMPLED = (
     f"rollout.environment={see.WORLD}",
@@ -204,6 +211,8 @@ TRAIN: dict[str, Acts | Told] = {
     "anchor.per_trace": Acts("2", learn.chosen),
     "anchor.candidates": Acts("3", see.rescored, SCORED),
     "anchor.choose": Acts("random", learn.chosen, ("run.seed=4",)),
+    "twins.per_finding": Acts("1", see.injected, RULED),
+    "twins.state_changing": Acts("true", see.injected, TWINNED),
     "outcome.baseline": Acts("round", learn.compared),
     "outcome.normalise": Acts("true", learn.compared),
     "outcome.clip": Told("tests/training/test_outcome_training.py", "test_clipping_is_the_sections"),
@@ -220,7 +229,7 @@ TRAIN: dict[str, Acts | Told] = {
     "gradient_checkpointing": Acts("true", learn.trained),
     "grad_window": Acts("2", learn.trained),
     "grad_window_every": Acts("2", learn.trained, ("train.grad_window=2",)),
-    "warmup_steps": Acts("3", learn.trained),
+    "warmup_ratio": Acts("0.5", learn.trained),
     "schedule": Acts("constant", learn.trained),
     "max_grad_norm": Acts("0.01", learn.trained),
     "weight_decay": Acts("0.5", learn.trained),
@@ -229,6 +238,7 @@ TRAIN: dict[str, Acts | Told] = {
     "keep_checkpoints": Acts("2", learn.trained),
     "arriving_adapter": Acts("beside", learn.loaded, ("traces.path=none",), refusal=True),
     "save_dtype": Acts("bfloat16", learn.trained),
+    "save": Acts("adapter", learn.trained, LORA),
     "push": Acts("me/student", learn.ready("report"), refusal=True),
     "trackers": Acts("[tensorboard]", learn.trained),
     "watch.steps": Acts("3", see.rescored, SCORED),
