@@ -103,7 +103,7 @@ def _twin_kinds() -> Collection[str]:
     return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
 
 
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
+_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "combined"})
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
