@@ -10,7 +10,7 @@ from typing import get_args
 
 from hintdistill.core import errors
 from hintdistill.core.extensions import PLACEMENTS, TWIN_MAKERS
-from hintdistill.core.types import Fidelity, HintRole, Verdict
+from hintdistill.core.types import HELD, Fidelity, HintRole, Verdict
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
 from hintdistill.reporting.allow import (
@@ -245,19 +245,19 @@ _off_target = table(
 _interval = record(**numbers("mean", "low", "high"))
 _controls = record(
     recipe=word("recipe", recipe_names),
-    equal=record(**numbers("rows", "anchors", "steps")),
+    equal=record(**numbers("rows", "anchors", "twins", "holds", "steps")),
     heldout=record(**numbers("findings", "accepted", "probability_before", "probability_hinted")),
     clean=counts(word("set", ("heldout_other_steps", "heldout_clean"))),
     corrections=record(critics=each(critic), counts=counts(word("correction", _CORRECTIONS))),
     arms=each(
         record(
             arm=word("arm", TITLES),
-            distinct=record(**numbers("hint", "anchor")),
+            distinct=record(**numbers("hint", *HELD)),
             not_read=text_or_none,
             fall_nats=_interval,
             share_of_hint=_interval,
             off_target=_off_target,
-            **numbers("rows", "anchors", "steps", "fall_nats_accepted", "probability_after", "kl_per_token", "seconds"),
+            **numbers("rows", "anchors", "twins", "holds", "steps", "fall_nats_accepted", "probability_after", "kl_per_token", "seconds"),
         )
     ),
     **numbers("schema", "learning_rate"),
