@@ -11,7 +11,7 @@ from typing import get_args
 from hintdistill.core import errors
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS, TWIN_MAKERS
 from hintdistill.core.scores import Choice
-from hintdistill.core.types import Fidelity, HintRole, PlaceboKind, Verdict
+from hintdistill.core.types import HELD, Fidelity, HintRole, PlaceboKind, Verdict
 from hintdistill.injection.candidates import NAMES as CANDIDATES
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
@@ -112,7 +112,9 @@ def _twin_kinds() -> Collection[str]:
     return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
 
 
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs"})
+_NOTES = frozenset(
+    {"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs", "combined"}
+)
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
@@ -266,19 +268,29 @@ _off_target = table(
 _interval = record(**numbers("mean", "low", "high"))
 _controls = record(
     recipe=word("recipe", recipe_names),
-    equal=record(**numbers("rows", "anchors", "steps")),
+    equal=record(**numbers("rows", "anchors", "twins", "holds", "steps")),
     heldout=record(**numbers("findings", "accepted", "probability_before", "probability_hinted")),
     clean=counts(word("set", ("heldout_other_steps", "heldout_clean"))),
     corrections=record(critics=each(critic), counts=counts(word("correction", _CORRECTIONS))),
     arms=each(
         record(
             arm=word("arm", TITLES),
-            distinct=record(**numbers("hint", "anchor")),
+            distinct=record(**numbers("hint", *HELD)),
             not_read=text_or_none,
             fall_nats=_interval,
             share_of_hint=_interval,
             off_target=_off_target,
-            **numbers("rows", "anchors", "steps", "fall_nats_accepted", "probability_after", "kl_per_token", "seconds"),
+            **numbers(
+                "rows",
+                "anchors",
+                "twins",
+                "holds",
+                "steps",
+                "fall_nats_accepted",
+                "probability_after",
+                "kl_per_token",
+                "seconds",
+            ),
         )
     ),
     **numbers("schema", "learning_rate"),

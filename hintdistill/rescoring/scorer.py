@@ -90,6 +90,11 @@ class Scorer:
         scores = self.engine.score(requests, 1) if requests else []
         return {key: Original(at, s.sampled) for (key, (_, at)), s in zip(items.items(), scores, strict=True)}
 
+    def twins_alone(self, items: Sequence[TwinItem]) -> list[Target]:
+        """Targets of twins whose originals nobody scored: none of them is judged, and no effect of the edit is known."""
+        scores = self.engine.score([self.twin_request(t.twin) for t in items], self.config.top_k)
+        return [self._twin(item, Original(None, s.sampled), s) for item, s in zip(items, scores, strict=True)]
+
     @classmethod
     def twin_request(cls, twin: Twin) -> ScoreRequest:
         """What a twin asks of the engine: its step in the edited context."""
