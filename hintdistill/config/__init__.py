@@ -29,6 +29,7 @@ from hintdistill.config.train import (
     OutcomeSection,
     TrainSection,
     TripwireSection,
+    TwinSection,
     WatchSection,
 )
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
@@ -64,6 +65,7 @@ __all__ = [
     "TracesSection",
     "TrainSection",
     "TripwireSection",
+    "TwinSection",
     "WatchSection",
 ]
 

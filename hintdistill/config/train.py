@@ -28,6 +28,19 @@ class AnchorSection(Section):
     small margin and drift undoes it first; `random`: any."""
 
 
+class TwinSection(Section):
+    """Twins: erring steps held in the changed context in which they are right; see docs/twins.md."""
+
+    weight: float | None = Field(default=None, ge=0.0)
+    """Coefficient of the twins (`train.recipe.terms.twin.coef`): a recipe without such a term gets the default recipe's anchor for
+    them. 0 trains on no twin, and those that are made are only scored and reported. `null` leaves the recipe's term as it is, and
+    adds one of 1 where twins are made and the recipe has none."""
+    per_finding: int = Field(default=0, ge=0)
+    """Twins made of each finding that has a hint, each by another kind of edit; 0 makes none."""
+    state_changing: bool = False
+    """Make twins of calls whose tool changes something, or may: an edit then licenses that call in its context."""
+
+
 class LoraSection(Section):
     """Low-rank adapters instead of full weights."""
 
@@ -101,6 +114,7 @@ class TrainSection(Section):
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
     the recipe can."""
     anchor: AnchorSection = AnchorSection()
+    twins: TwinSection = TwinSection()
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
     lora: LoraSection | None = None
@@ -161,19 +175,22 @@ class TrainSection(Section):
 
     @model_serializer(mode="wrap")
     def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `outcome` where nothing of it is set: folders of runs that know no such key stay theirs."""
+        """As it is, without `outcome` or `twins` where nothing of it is set: folders of runs that know no such key stay theirs."""
         data: dict[str, Any] = plain(self)
         if self.outcome == OutcomeSection():
             data.pop("outcome", None)
+        if self.twins == TwinSection():
+            data.pop("twins", None)
         return data
 
     @cached_property
     def effective_recipe(self) -> Recipe:
-        """The recipe with its overrides and the anchor's weight. Raises ConfigError; see `recipes.load_recipe`."""
+        """The recipe with its overrides and the weights of what is held. Raises ConfigError; see `recipes.load_recipe`."""
         beneath = {"anchor": default_anchor()} if self.anchor.weight else {}
+        beneath |= {"twin": default_twin()} if self.twins.weight or self.twins.per_finding else {}
         recipe = load_recipe(self.recipe, beneath=beneath)
-        anchored = self._anchored(recipe)
-        return load_recipe(self.recipe, anchored, beneath) if anchored else recipe
+        terms = self._anchored(recipe) | self._twinned(recipe)
+        return load_recipe(self.recipe, {"terms": terms}, beneath) if terms else recipe
 
     @property
     def target_source(self) -> Literal["stored", "in_step"]:
@@ -187,15 +204,29 @@ class TrainSection(Section):
         return next(wanted, None)
 
     def _anchored(self, recipe: Recipe) -> dict[str, Any]:
-        """`anchor.weight` as overrides of the recipe."""
-        if self.anchor.weight is None:
+        """`anchor.weight` as overrides of the recipe's terms."""
+        return {} if self.anchor.weight is None else _weighed(recipe, "anchor", self.anchor.weight, default_anchor())
+
+    def _twinned(self, recipe: Recipe) -> dict[str, Any]:
+        """`twins.weight` as overrides of the recipe's terms."""
+        weight = self.twins.weight
+        if weight is None and (not self.twins.per_finding or any(t.rows == "twin" for t in recipe.terms.values())):
             return {}
-        if self.anchor.weight == 0:
-            return {"terms": {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}}
-        default = {} if "anchor" in recipe.terms else default_anchor()
-        return {"terms": {"anchor": {**default, "coef": self.anchor.weight}}}
+        return _weighed(recipe, "twin", default_twin()["coef"] if weight is None else weight, default_twin())
+
+
+def _weighed(recipe: Recipe, kind: str, weight: float, default: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's terms on this kind of row without weight, or the one named like it with this coefficient."""
+    if weight == 0:
+        return {n: None for n, t in recipe.terms.items() if t.rows == kind}
+    return {kind: {**({} if kind in recipe.terms else default), "coef": weight}}
 
 
 def default_anchor() -> dict[str, Any]:
     """The anchor of the default recipe, as a recipe file says it."""
     return load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def default_twin() -> dict[str, Any]:
+    """The term of twins, as a recipe file says it: the default recipe's anchor, each twin weighing as much as a hint."""
+    return default_anchor() | {"rows": "twin", "coef": 1.0}

@@ -80,6 +80,19 @@ class QuoteNotFoundError(SpliceError):
     """The critic's quote is nowhere in the step."""
 
 
+class TwinError(InputError):
+    """An edit makes no twin of its step; `reason` is a short name for counts, e.g. `count` or `not_shown`."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+    @property
+    def reason(self) -> str:
+        """Why, in one word."""
+        return self.why
+
+
 class ContextLengthError(InputError):
     """A step lies beyond the model's context length."""
 
@@ -90,6 +103,10 @@ class DoesNotFitError(InputError):
 
 class ScoreError(InputError):
     """A log-probability is missing or not finite."""
+
+
+class UncheckedTwinError(InputError):
+    """A twin has nothing to be checked against: its finding's hint has no target."""
 
 
 class EnvironmentFailure(InputError):

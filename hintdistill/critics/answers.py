@@ -24,6 +24,13 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class LLMEdit(Answer):
+    """Words of what the agent had read, and others in their place."""
+
+    quote: str
+    replacement: str
+
+
 class LLMFinding(Answer):
     """One mistake, as the critic states it."""
 
@@ -33,6 +40,8 @@ class LLMFinding(Answer):
     hint: str
     confidence: float
     caused_by: int | None
+    twin: list[LLMEdit] | None = None
+    """The smallest edit under which the step would be right; asked for only where twins are made."""
 
 
 class LLMAnswer(Answer):
@@ -56,6 +65,7 @@ class StepAnswer(Answer):
     error_class: str
     hint: str
     confidence: float
+    twin: list[LLMEdit] | None = None
 
 
 class HalfAnswer(Answer):

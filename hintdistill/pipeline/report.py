@@ -103,9 +103,9 @@ def _student_key(ctx: RunContext) -> str:
 
 
 def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, np.ndarray]:
-    """Plain log-probabilities of every scored step under the corrected student."""
+    """Plain log-probabilities of every scored step, in its own context and in its twins', under the corrected student."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
-    hints = targets.where(lambda t: t.kind == "hint")
+    hints = targets.where(lambda t: t.kind in ("hint", "twin"))
     keys = {t.key: content_key("after", t.key, student) for t in hints.heads}
     done = store.by_key()
     with ctx.console.progress("after", len(hints)) as advance:
@@ -254,5 +254,6 @@ def _collect(
         evaluations=evaluations,
         off_target=off_target,
         warnings=warnings,
+        twin_items={item.key: item for item in rescore.twin_items(ctx)},
         controls=controls(ctx.rundir),
     )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
-    """The targets to train on: accepted hints and chosen anchors of the training split, in a fidelity that may be trained.
+    """The targets to train on: accepted hints and twins, chosen anchors; of the training split and a fidelity that may be trained.
+
+    Twins are taken where the recipe has a term for them, whether or not the gate accepted the hint of their finding.
 
     `stored` are the current targets, if they are open; the same of the functions below.
     """
@@ -34,8 +36,9 @@ def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTarg
     usable = stored.where(lambda t: t.accepted and t.split == "train" and t.fidelity in allowed)
     candidates = usable.where(lambda t: t.kind == "anchor")
     anchors = {t.key for t in heads(chosen_anchors(candidates, ctx.config.train, ctx.config.run.seed))}
+    taken = {t.rows for t in ctx.config.train.effective_recipe.terms.values()} & {"twin"} | {"hint"}
     # hints come first already
-    return usable.where(lambda t: t.kind == "hint" or t.key in anchors)
+    return usable.where(lambda t: t.kind in taken or t.key in anchors)
 
 
 def held_out(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
@@ -153,6 +156,7 @@ def run(ctx: RunContext) -> None:
     ctx.rundir.set_index("train", [key])
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
+        + (f", {summary.twin_rows} twins" if summary.twin_rows else "")
         + (f", {summary.outcome_rows} steps with an outcome" if summary.outcome_rows else "")
         + f" → {ctx.student_folder}"
     )

@@ -167,17 +167,15 @@ class _Planner:
 
     def _calls(self) -> Iterator[Part]:
         """The beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
-        size, found = self.config.rescore.part_rows, list[Part]()
+        (hints, plain), found = self.work.samples, list[Part]()
         each = 2 + self.config.rescore.placebos
-        hints = self.work.hinted
         for share in SHARES:
-            items = max(1, round(min(hints, size) * share))
+            items = max(1, round(min(self.work.hinted, self.config.rescore.part_rows) * share))
             if hints:
-                found.append(self._call("hint", self.work.calls[0][: items * each], items))
-            plain = self.work.calls[-(-hints // size) :]
+                found.append(self._call("hint", hints[: items * each], items))
             if plain and share != SHARES[0]:
-                items = max(1, round(len(plain[0]) * share))
-                found.append(self._call("anchor", plain[0][:items], items))
+                items = max(1, round(len(plain) * share))
+                found.append(self._call("anchor", plain[:items], items))
         yield from sorted({p.operations: p for p in found}.values(), key=lambda p: (p.peak.added, p.operations))
 
     def _call(self, kind: Any, requests: Sequence[Any], items: int) -> Part:

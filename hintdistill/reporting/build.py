@@ -18,8 +18,9 @@ from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
+from hintdistill.reporting.twins import twin_document, twin_entries
 from hintdistill.rescoring.drift import Movement
-from hintdistill.rescoring.scorer import placebos_pass
+from hintdistill.rescoring.scorer import TwinItem, placebos_pass
 from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
 
@@ -46,18 +47,21 @@ class ReportInput:
     """Keys of the targets trained on."""
     train_summary: Mapping[str, Any] | None
     after: Mapping[str, np.ndarray]
-    """By target key, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
+    """By key of a hint's or twin's target, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
     evaluations: Mapping[str, Mapping[str, Evaluation]]
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
+    """By key of the twin's target."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
     """The report document; see `docs/report.md`."""
-    scored, findings = _read_hints(data)
+    entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), data.after)
+    scored, findings = _read_hints(data, entries)
     hints = [s.head for s in scored]
     passed = [found for s in scored for found in s.placebos_pass]
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
@@ -76,6 +80,7 @@ def build(data: ReportInput) -> dict[str, Any]:
             "config": data.manifest["config"],
         },
         "funnel": funnel(data, hints),
+        "twins": twin_document(hints, entries),
         "environment": {
             "before": asdict(first["before"]) if "before" in first else None,
             "after": asdict(first["after"]) if "after" in first else None,
@@ -129,7 +134,9 @@ class ScoredHint:
     placebos_pass: Sequence[bool]
 
 
-def _read_hints(data: ReportInput) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
+def _read_hints(
+    data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]
+) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
     """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
     known = heads(data.targets)
     hints = take(data.targets, [i for i, h in enumerate(known) if h.kind == "hint"])
@@ -144,7 +151,8 @@ def _read_hints(data: ReportInput) -> tuple[list[ScoredHint], list[dict[str, Any
             after=None if decision is None or after is None else float(np.exp(after[decision.position])),
             placebos_pass=placebos_pass(target, gate),
         )
-        found[i] = facts, _finding(target, data, facts.placebos_pass, target.key in trained)
+        said = _finding(target, data, facts.placebos_pass, target.key in trained)
+        found[i] = facts, said | {"twins": twins.get(target.key, [])}
     return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
 
 
@@ -203,6 +211,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
         "train": {
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
+            "twins": sum(t.key in trained for t in heads(data.targets) if t.kind == "twin"),
             "left_out": dict(left) if trained else {},
         },
     }

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import get_args
 
 from hintdistill.core import errors
-from hintdistill.core.extensions import PLACEMENTS
+from hintdistill.core.extensions import PLACEMENTS, TWIN_MAKERS
 from hintdistill.core.types import Fidelity, HintRole, Verdict
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
@@ -29,6 +29,7 @@ from hintdistill.reporting.allow import (
     word,
 )
 from hintdistill.reporting.controls import TITLES
+from hintdistill.rescoring.twins import NOT_DONE_HERE
 
 REPORT_SCHEMA = 1
 
@@ -89,8 +90,15 @@ _GATE = frozenset(
         "mass_to_illegal",
         "primed",
         "not_this_students_error",
+        NOT_DONE_HERE,
     ]
 )
+
+
+def _twin_kinds() -> Collection[str]:
+    return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
+
+
 _NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
@@ -112,7 +120,9 @@ gate_reason = word("reason", _GATE)
 split = word("split", _SPLITS)
 placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
+twin_kind = word("kind", _twin_kinds)
 note = head(" ", word("note", _NOTES))
+maker = word("maker", lambda: TWIN_MAKERS.names())
 
 
 def counts(key: Rule) -> Rule:
@@ -155,7 +165,7 @@ _funnel = record(
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
-        **numbers("hints", "anchors"),
+        **numbers("hints", "anchors", "twins"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
 )
@@ -170,6 +180,13 @@ _effects = record(
     **numbers("specificity_mean_nats", "legal_mass_gain_mean"),
     error_probability=record(**numbers("before", "hinted", "after")),
 )
+_twin_figures: dict[str, Rule] = {
+    **numbers("findings", "covered", "twins", "kept", "trained"),
+    "reasons": counts(gate_reason),
+    "kinds": counts(twin_kind),
+    "probability": record(**numbers("original", "here", "after")),
+}
+_twin_figure = record(**_twin_figures)
 _finding = record(
     key=hashed,
     trace=numbered("trace"),
@@ -189,6 +206,19 @@ _finding = record(
         record(kind=word("kind", ("generic", "shuffled", "other_class")), text=text, **numbers("passes", "effect_nats"))
     ),
     tokens=each(record(text=text, instead=text, **numbers("quoted", "before", "hinted", "after"))),
+    # the edit is text of a trace and of a critic
+    twins=each(
+        record(
+            key=hashed,
+            kind=twin_kind,
+            maker=maker,
+            split=split,
+            error_class=error_class,
+            **numbers("accepted", "trained", "original", "here", "after"),
+            notes=each(note),
+            reasons=each(gate_reason),
+        )
+    ),
 )
 _off_target = table(
     word("set", ("heldout_other_steps", "heldout_clean")),
@@ -225,6 +255,11 @@ SHARED: Rule = record(
         versions=table(word("package", _PACKAGES), head("+", matching(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)*"))),
     ),
     funnel=_funnel,
+    twins=record(
+        **dict.fromkeys(("all", "kept", "dropped"), _twin_figure),
+        by_class=table(error_class, _twin_figure),
+        by_split=table(split, _twin_figure),
+    ),
     environment=record(**_measured, splits=table(split, record(**_measured))),
     off_target_kl_nats=number,
     off_target=_off_target,
@@ -242,7 +277,16 @@ SHARED: Rule = record(
     weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),
     train=record(
         key=hashed,
-        **numbers("hint_rows", "anchor_rows", "outcome_rows", "rows", "steps", "trainable_parameters", "parameters"),
+        **numbers(
+            "hint_rows",
+            "anchor_rows",
+            "outcome_rows",
+            "twin_rows",
+            "rows",
+            "steps",
+            "trainable_parameters",
+            "parameters",
+        ),
         **numbers("engine_floor_nats", "grad_window_cosine"),
         way=word("way", ("shared_prefix", "snapshots", "snapshots_by_token", "separate")),
         arrived=record(handling=word("handling", ("merged", "beside"))),

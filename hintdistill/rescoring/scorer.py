@@ -17,9 +17,10 @@ import numpy as np
 
 from hintdistill.config import GateSection, RescoreSection
 from hintdistill.core.scores import Measurement, Placebo, ScoreRequest, Scores, Target, TargetHead
-from hintdistill.core.types import Finding, Injection, Split
+from hintdistill.core.types import HELD, Finding, Injection, Split, Twin
 from hintdistill.engines import Engine
 from hintdistill.injection.rendering import RenderedStep, Renderer
+from hintdistill.rescoring.twins import Original, TwinItem, judge_twin, measure_twin
 
 T = TypeVar("T", bound=TargetHead)
 
@@ -67,8 +68,17 @@ class Scorer:
         """`prompts` says which prompts a finding came from, for the targets' `versions`."""
         self.engine, self.renderer, self.config, self._prompts = engine, renderer, config, prompts
 
-    def score(self, items: Sequence[HintItem]) -> list[Target]:
-        """Score injections in one call of the engine.
+    def score(
+        self,
+        items: Sequence[HintItem],
+        twins: Sequence[TwinItem] = (),
+        originals: Mapping[str, Original] | None = None,
+    ) -> list[Target]:
+        """Score injections in one call of the engine, and twins of them or of others with them.
+
+        Args:
+            twins: scored with these weights, which must be the initial policy's.
+            originals: by key of the hint's target, the originals of twins whose finding is not among `items`.
 
         Raises:
             ContextLengthError, ScoreError: see `Engine.score`.
@@ -76,12 +86,29 @@ class Scorer:
         requests: list[ScoreRequest] = []
         for key, injection, _ in items:
             requests += self.requests(key, injection)
+        requests += [self.twin_request(t.twin) for t in twins]
         scores = iter(self.engine.score(requests, self.config.top_k))
-        out = []
+        out, known = list[Target](), dict(originals or {})
         for key, injection, split in items:
             plain, teacher = next(scores), next(scores)
             out.append(self._target(key, injection, split, plain, teacher, [next(scores) for _ in injection.placebos]))
-        return out
+            known[key] = Original.of(out[-1])
+        return out + [self._twin(item, known[item.of], score) for item, score in zip(twins, scores, strict=True)]
+
+    def originals(self, items: Mapping[str, tuple[Injection, int | None]]) -> dict[str, Original]:
+        """Read the erring steps in their own contexts, for twins of hints that other weights scored.
+
+        Args:
+            items: by key of the hint's target, its injection and its decision token.
+        """
+        requests = [self.request(i.plain_ids, len(i.step_ids), None, None) for i, _ in items.values()]
+        scores = self.engine.score(requests, 1) if requests else []
+        return {key: Original(at, s.sampled) for (key, (_, at)), s in zip(items.items(), scores, strict=True)}
+
+    @classmethod
+    def twin_request(cls, twin: Twin) -> ScoreRequest:
+        """What a twin asks of the engine: its step in the edited context."""
+        return cls.request(twin.plain_ids, len(twin.step_ids), None, None)
 
     def anchors(self, items: Sequence[AnchorItem]) -> list[Target]:
         """Targets of steps without a finding."""
@@ -130,6 +157,35 @@ class Scorer:
             tokens=self.renderer.token_texts(rendered.step_ids),
             instead=self._names(score),
             versions=self._versions(),
+        )
+
+    def _twin(self, item: TwinItem, original: Original, score: Scores) -> Target:
+        twin, top1 = item.twin, _top1(score)
+        reasons = judge_twin(twin, original, score.sampled, top1)
+        return Target(
+            key=item.key,
+            trace_id=twin.trace_id,
+            step=twin.finding.step,
+            kind="twin",
+            split=item.split,
+            context_ids=np.array(twin.context_ids, np.int64),
+            step_ids=np.array(twin.step_ids, np.int64),
+            span=twin.span,
+            support_ids=score.topk_ids,
+            teacher_logprobs=score.topk_logprobs,
+            plain_logprobs=score.topk_logprobs,
+            teacher_tail=score.tail_logprob,
+            plain_tail=score.tail_logprob,
+            teacher_sampled=score.sampled,
+            plain_sampled=score.sampled,
+            error_class=twin.finding.error_class,
+            fidelity=twin.fidelity,
+            measurement=measure_twin(twin, original, score.sampled, top1),
+            accepted=not reasons,
+            reasons=reasons,
+            tokens=self.renderer.token_texts(twin.step_ids),
+            instead=self._names(score),
+            versions=self._versions() | {"edit": f"{twin.edit.maker}/{twin.edit.kind}"},
         )
 
     @classmethod
@@ -286,8 +342,11 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
 
 
 def decide(target: T, gate: GateSection) -> T:
-    """The target with the gate's decision. With the gate disabled everything is accepted, reasons kept."""
-    if target.measurement is None:
+    """The target with the gate's decision. With the gate disabled everything is accepted, reasons kept.
+
+    What is held is not the gate's to judge: a twin's decision is its own, see `twins`.
+    """
+    if target.measurement is None or target.kind in HELD:
         return target
     reasons = judge(target.measurement, target.guards, gate)
     return replace(target, accepted=not reasons or not gate.enabled, reasons=reasons)

@@ -158,6 +158,7 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
         ("hints accepted", f"{rescore['accepted']} of {rescore['scored']} scored"),
         ("hints rejected, by reason", _counts(rescore["reasons"])),
         ("trained on", f"{train['hints']} hints, {train['anchors']} anchors (clean steps held in place)"),
+        *_twins(document),
         ("accepted and left out", _counts(train["left_out"])),
         ("fidelity of the steps", _counts(inject["fidelity"])),
     ]
@@ -168,6 +169,23 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
         + _table(("error class", "hints scored", "accepted", "rejected"), by_class)
         + "\n\nA hint can be rejected for several reasons. No trace text is published with this card."
     )
+
+
+def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many erring steps are held where they are right; nothing where no twin was scored."""
+    twins = document.get("twins")
+    if twins is None:
+        return []
+    covered = ", ".join(f"{x['covered']} of {x['findings']} {name}" for name, x in twins["by_class"].items())
+    said = f"{twins['all']['trained']} twins (erring steps held in the changed context in which they are right)"
+    return [
+        ("held where it is right", said),
+        ("findings with a twin", covered),
+        (
+            "probability of the step in a held-out twin",
+            " → ".join(_percent(twins["by_split"]["holdout"]["probability"][when]) for when in ("here", "after")),
+        ),
+    ]
 
 
 def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ class TrainSummary:
     """The adapter the student came as, and what became of it; see `students.Arrived`."""
     outcome_rows: int = 0
     """Sampled steps that the outcome reward was trained on."""
+    twin_rows: int = 0
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -67,7 +68,7 @@ class TrainData:
     """What a training reads."""
 
     targets: Sequence[Target]
-    """Accepted hints and chosen anchors: what it trains on."""
+    """Accepted hints, chosen anchors and twins: what it trains on."""
     heldout: Sequence[Target] = ()
     """Accepted hints of held-out tasks, which a `cgtr` teacher is read on."""
     watch: WatchSets = NOTHING
@@ -167,6 +168,7 @@ def train(
         grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
         outcome_rows=len(data.outcome.rows),
+        twin_rows=rows.number_of("twin"),
     )
     _save(trainer, student, job, summary)
     return summary
