@@ -11,6 +11,7 @@ that neither a call that is corrected after an error message nor a needless seco
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from hintdistill.core.types import Finding, Message, Trace
 from hintdistill.rollouts.environment import Reply, Start
 
 Schema = dict[str, Any]
-Result = Callable[[dict[str, Any]], dict[str, Any]]
+Result = Callable[[dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -241,13 +242,6 @@ _EDITS: tuple[tuple[str, str, str, str, Callable[[Task], Scene]], ...] = (
     ),
     (
         "ignored_error",
-        "error_first",
-        "observation",
-        "the error, then the result",
-        _result(lambda r: {"error": "timeout", **r}),
-    ),
-    (
-        "ignored_error",
         "no_error",
         "observation",
         "an empty error, then the result",
@@ -259,6 +253,13 @@ _EDITS: tuple[tuple[str, str, str, str, Callable[[Task], Scene]], ...] = (
         "observation",
         "the result one level down, then the error",
         _result(lambda r: {"result": r, "error": "timeout"}),
+    ),
+    (
+        "ignored_error",
+        "list",
+        "observation",
+        "a list of the result and the error",
+        _result(lambda r: [r, {"error": "timeout"}]),
     ),
 )
 EDITS: dict[str, Edit] = {e.family: e for e in (Edit(*row) for row in _EDITS)}
@@ -327,9 +328,24 @@ def _problem(parameters: Schema, args: dict[str, Any]) -> str | None:
     return next((f"missing argument {name}" for name in parameters["required"] if name not in args), None)
 
 
+def label_stated(trace: Trace) -> list[Finding]:
+    """The world's findings, but for ids that the system prompt or the request states: those need no look-up.
+
+    Stated is `hotel_id Paris`, or `The hotel_id is Paris`, in any message of system or user. Toolworld's own texts state none.
+    """
+    said = "\n".join(m.content or "" for m in trace.messages if m.role in ("system", "user"))
+
+    def stated(finding: Finding) -> bool:
+        facts = finding.facts
+        words = rf"\b{re.escape(facts['argument'])}( is)? {re.escape(facts['wrong'])}\b"
+        return re.search(words, said) is not None
+
+    return [f for f in label_steps(trace) if f.error_class != "skipped_lookup" or not stated(f)]
+
+
 def check_edited(trace: Trace) -> list[Finding]:
     """The world's findings, without those on steps that the task's own edit makes right."""
-    found = label_steps(trace)
+    found = label_stated(trace)
     if len((trace.task_id or "").split(".")) != 6:
         return found
     task = scene_of(trace.task_id or "").task
