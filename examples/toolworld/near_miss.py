@@ -293,6 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--per-family", type=int, help="at most this many pairs of each family")
     parser.add_argument("--pairs", type=Path, default=PAIRS, help="another world's pairs")
     parser.add_argument("--environment", help="another world's suite, path/to/file.py:Name")
+    parser.add_argument("--test-families", nargs="+", default=list(TEST_FAMILIES), help="the families of the headline")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print the document as JSON")
@@ -308,7 +309,14 @@ def main(arguments: list[str] | None = None) -> int:
         pairs = read_pairs(args.pairs, args.families, args.per_family)
     except ValueError as error:
         parser.error(str(error))
-    document = score_student(args.student, pairs, suite, temperature=args.temperature, seed=args.seed)
+    document = score_student(
+        args.student,
+        pairs,
+        suite,
+        temperature=args.temperature,
+        seed=args.seed,
+        test_families=args.test_families,
+    )
     print(json.dumps(document, indent=1) if args.json else table(document))
     return 0
 
