@@ -134,7 +134,8 @@ class TrainSection(Section):
     grad_window_every: int = Field(default=50, ge=1)
     """Optimiser steps between two measurements of the cosine between the truncated gradient and the exact one, from the
     first step on; `grad_window_cosine` in the metrics."""
-    warmup_steps: int = Field(default=5, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
+    """Share of the optimiser steps over which the learning rate rises to its height, rounded up to whole steps."""
     schedule: str = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -146,6 +147,10 @@ class TrainSection(Section):
     that gives; `beside`: it stays as it is, frozen, and the new adapter of `train.lora` is trained beside it."""
     save_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the student's files. `float32` keeps every update; `auto` is what the initial model's files have."""
+    save: Literal["merged", "adapter", "both"] = "both"
+    """What is written of a student with `train.lora`: `merged`: whole weights, the adapter merged into them; `adapter`: the adapter
+    alone, in an adapter folder that names its base model and that every command reads as a model; `both`: whole weights, and the
+    adapter in `adapter/`. A student without `train.lora` is whole weights."""
     push: str | None = None
     """Hub repository that the student's folder is uploaded to once the report is written, e.g. `me/my-student`; nothing leaves
     this machine by default. A repository that is made for it is private; `hintdistill push RUN REPO --public` makes a public one."""
@@ -171,6 +176,10 @@ class TrainSection(Section):
     def _outputs(self) -> TrainSection:
         if self.arriving_adapter == "beside" and self.lora is None:
             raise ValueError("arriving_adapter=beside trains a new adapter; set train.lora, or arriving_adapter=merge")
+        if self.save == "adapter" and self.lora is None:
+            raise ValueError("save=adapter writes an adapter and none is trained; set train.lora, or save=merged")
+        if self.save == "adapter" and self.arriving_adapter == "beside":
+            raise ValueError("save=adapter writes one adapter, and arriving_adapter=beside makes two; set save=both")
         return self
 
     @model_serializer(mode="wrap")

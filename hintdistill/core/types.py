@@ -272,10 +272,14 @@ class Critique(FrozenModel):
         return self
 
 
+PlaceboKind = Literal["generic", "other_class", "shuffled_answer_free", "shuffled"]
+"""`shuffled` has every word of the hint: where that is short it names the answer and works like a hint."""
+
+
 class PlaceboBlock(FrozenModel):
     """The tokens of a hint that should do nothing, for the same place as the hint."""
 
-    kind: Literal["generic", "shuffled", "other_class"]
+    kind: PlaceboKind
     text: str
     insert_at: int
     block_ids: tuple[int, ...] = Field(min_length=1)
@@ -291,6 +295,10 @@ class Injection(FrozenModel):
     trace_id: str
     finding: Finding
     hint: str
+    level: int | None = Field(default=None, ge=0, le=3)
+    """How much of the answer the hint holds; see `injection.levels`."""
+    candidate: str = ""
+    """Which of several hints for its finding this is; empty for the only one."""
     context_ids: tuple[int, ...]
     insert_at: int
     block_ids: tuple[int, ...] = Field(min_length=1)
@@ -308,7 +316,8 @@ class Injection(FrozenModel):
     notes: tuple[str, ...] = ()
     """`spliced_block`, `rewritten_history`, `boundary_shifted`, fallbacks taken and why."""
     guards: tuple[str, ...] = ()
-    """Text-level reasons against the hint: `leak: …`, `dialect: …`. The gate decides on them."""
+    """Text-level reasons against the hint: `leak: …`, `dialect: …`, `level: …`. The gate decides on them; `primes: …` is said
+    only, because the scores show whether it does."""
     recorded_logprobs: tuple[float, ...] | None = None
     """Log-probabilities the trace recorded for the step, where it did."""
     placebos: tuple[PlaceboBlock, ...] = ()

@@ -21,7 +21,7 @@ from hintdistill.pipeline import critique, read, rescore, train
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
-from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
@@ -35,7 +35,8 @@ CONTROLS = "controls.json"
 
 def run(ctx: RunContext, earlier: Sequence[str]) -> None:
     """Measure what is owed and write report.json and report.html; `earlier` is what the stages before warned of."""
-    write(ctx, earlier, measure=True)
+    if line := moved_line(write(ctx, earlier, measure=True)):
+        ctx.console.note(f"report: {line}")
     ctx.rundir.set_index("report", [])
 
 

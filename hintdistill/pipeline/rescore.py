@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hintdistill.config import MAX_NULL_PASS_RATE
 from hintdistill.core.errors import (
@@ -20,16 +20,20 @@ from hintdistill.core.errors import (
 )
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
-from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.scores import Choice, Target, TargetHead
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Finding, Split, Trace
+from hintdistill.injection.candidates import choose
 from hintdistill.pipeline import critique, inject, read, twins
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import REVISE, hint_name
-from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer, decide, null_pass_rate
+from hintdistill.rescoring.gate import decide, null_pass_rate
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rescoring.twins import Original, TwinItem
+
+T = TypeVar("T", bound=TargetHead)
 
 
 def run(ctx: RunContext) -> None:
@@ -59,13 +63,16 @@ def run(ctx: RunContext) -> None:
             for batch, score in batches:
                 store.append(_score(batch, score, failures, engine.max_length))
                 advance(len(batch))
+        from hintdistill.pipeline.precision import note_precision
+
+        note_precision(ctx, hints)
         saved = getattr(engine, "saved", None)
         if saved is not None and saved.asked:
             ctx.console.note(f"rescore: {saved}")
     _record_failures(ctx, failures)
     keys = [item.key for items in (hints, anchors, twins) for item in items]
     ctx.rundir.set_index("rescore", [k for k in keys if k not in failures])
-    _refresh_decisions(ctx, store)
+    _refresh_decisions(ctx, store, _choices(ctx, store, hints))
     _summarise(ctx)
 
 
@@ -162,7 +169,10 @@ def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
     other = (
         [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
     )
-    return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
+    from hintdistill.engines.transformers import pick_device, pick_dtype
+
+    dtype = str(pick_dtype(ctx.config.run.dtype, pick_device(ctx.config.run.device), folder))
+    return [model_key(folder).weights, dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
@@ -312,17 +322,36 @@ def _anchor_item(ctx: RunContext, step: CleanStep, base: Sequence[Any]) -> Ancho
     return AnchorItem(key, step.trace.id, step.step, rendered, step.split)
 
 
-def _refresh_decisions(ctx: RunContext, store: TargetStore) -> None:
-    """Where the gate changed since a row was written, write the rows again: the file is what a foreign trainer reads."""
-    gate = ctx.config.rescore.gate
+def _choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:
+    """Of the hints that compete for a finding, what becomes of each; by target key."""
+    if ctx.config.inject.candidates == 1:
+        return {}
+    finding = {h.key: content_key(h.injection.trace_id, h.injection.finding.model_dump(mode="json")) for h in hints}
+    groups: dict[str, list[tuple[str, int, float, bool]]] = {}
     for part in store.parts():
-        if any(_said(head) != _said(decide(head, gate)) for head in store.heads(part)):
+        for head in store.heads(part):
+            if head.key in finding and head.measurement is not None:
+                judged = decide(replace(head, choice="only"), ctx.config.rescore.gate)
+                row = (head.key, head.level or 0, head.measurement.odds or 0.0, not judged.reasons)
+                groups.setdefault(finding[head.key], []).append(row)
+    return choose(groups)
+
+
+def _refresh_decisions(ctx: RunContext, store: TargetStore, choices: Mapping[str, Choice]) -> None:
+    """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
+    gate = ctx.config.rescore.gate
+
+    def judged(target: T) -> T:
+        return decide(replace(target, choice=choices.get(target.key, target.choice)), gate)
+
+    for part in store.parts():
+        if any(_said(head) != _said(judged(head)) for head in store.heads(part)):
             # the same keys give the same name, so the new part takes the old one's place in one rename
-            store.append([decide(t, gate) for t in store.read_part(part)])
+            store.append([judged(t) for t in store.read_part(part)])
 
 
-def _said(head: TargetHead) -> tuple[bool, tuple[str, ...]]:
-    return head.accepted, head.reasons
+def _said(head: TargetHead) -> tuple[bool, tuple[str, ...], Choice]:
+    return head.accepted, head.reasons, head.choice
 
 
 def load(ctx: RunContext) -> StoredTargets:

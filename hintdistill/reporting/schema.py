@@ -9,8 +9,10 @@ from collections.abc import Collection
 from typing import get_args
 
 from hintdistill.core import errors
-from hintdistill.core.extensions import PLACEMENTS, TWIN_MAKERS
-from hintdistill.core.types import Fidelity, HintRole, Verdict
+from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS, TWIN_MAKERS
+from hintdistill.core.scores import Choice
+from hintdistill.core.types import Fidelity, HintRole, PlaceboKind, Verdict
+from hintdistill.injection.candidates import NAMES as CANDIDATES
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
 from hintdistill.reporting.allow import (
@@ -89,6 +91,11 @@ _GATE = frozenset(
         "not_specific",
         "mass_to_illegal",
         "primed",
+        "primes",
+        "level",
+        "outranked",
+        "other_level",
+        "not_above_placebo",
         "not_this_students_error",
         NOT_DONE_HERE,
     ]
@@ -117,6 +124,8 @@ error_class = word("class", _classes)
 critic = word("critic", ("rules", "recorded", "llm", "strong", "checker", "unknown"))
 reason = word("reason", _reasons)
 gate_reason = word("reason", _GATE)
+level = word("level", ("0", "1", "2", "3"))
+placebo = word("kind", get_args(PlaceboKind))
 split = word("split", _SPLITS)
 placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
@@ -157,11 +166,15 @@ _funnel = record(
         fidelity=counts(fidelity),
         quotes=counts(word("quote", ("exact", "normalised", "fuzzy", "whole_step"))),
         notes=counts(note),
+        levels=counts(level),
     ),
     rescore=record(
         **numbers("scored", "accepted", "rejected", "anchors", "watched"),
         failed=counts(reason),
         reasons=counts(gate_reason),
+        levels=counts(level),
+        accepted_levels=counts(level),
+        candidates=number,
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
@@ -177,8 +190,9 @@ _evaluation = record(
 _measured = dict.fromkeys(("before", "after"), _evaluation)
 _effects = record(
     **numbers("n", "with_decision", "accepted", "decision_effect_mean_nats", "decision_effect_median_nats"),
-    **numbers("specificity_mean_nats", "legal_mass_gain_mean"),
+    **numbers("specificity_mean_nats", "legal_mass_gain_mean", "odds_mean_nats", "odds_over_placebos_mean_nats"),
     error_probability=record(**numbers("before", "hinted", "after")),
+    moved=record(**numbers("n", "training_nats", "hint_nats")),
 )
 _twin_figures: dict[str, Rule] = {
     **numbers("findings", "covered", "twins", "kept", "trained"),
@@ -195,16 +209,20 @@ _finding = record(
     critic=critic,
     placement=placement,
     fidelity=fidelity,
-    **numbers("step", "accepted", "trained", "specificity_nats", "legal_mass_gain"),
+    **numbers("step", "accepted", "trained", "specificity_nats", "legal_mass_gain", "level"),
+    candidate=word("candidate", ("", *HINT_SOURCES.names(), *CANDIDATES)),
+    choice=word("choice", get_args(Choice)),
     **dict.fromkeys(("hint", "context_above", "context_below"), text),
     **dict.fromkeys(("quote", "evidence"), nothing),
     notes=each(note),
     reasons=each(gate_reason),
     guards=each(head(":", gate_reason)),
-    decision=record(**numbers("position", "before", "hinted", "after", "effect_nats"), token=text, instead=text),
-    placebos=each(
-        record(kind=word("kind", ("generic", "shuffled", "other_class")), text=text, **numbers("passes", "effect_nats"))
+    decision=record(
+        **numbers("position", "before", "hinted", "after", "effect_nats", "odds_nats", "flips"),
+        token=text,
+        instead=text,
     ),
+    placebos=each(record(kind=placebo, text=text, **numbers("passes", "effect_nats", "odds_nats"))),
     tokens=each(record(text=text, instead=text, **numbers("quoted", "before", "hinted", "after"))),
     # the edit is text of a trace and of a critic
     twins=each(
@@ -252,6 +270,10 @@ SHARED: Rule = record(
         hint=word("hint", ("critic", "placebo")),
         model_key=record(weights=hashed, tokenizer=hashed, template=hashed),
         prompts=table(word("prompt", _prompts), hashed),
+        precision=record(
+            **numbers("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate"),
+            dtype=word("dtype", ("bfloat16",)),
+        ),
         versions=table(word("package", _PACKAGES), head("+", matching(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)*"))),
     ),
     funnel=_funnel,
@@ -266,12 +288,15 @@ SHARED: Rule = record(
     effects=record(
         **dict.fromkeys(("all", "accepted", "rejected"), _effects),
         by_class=table(error_class, _effects),
+        by_level=table(level, _effects),
         by_split=table(split, _effects),
     ),
     gate=record(
         **numbers("null_pass_rate", "bound", "enabled", "min_drop_nats", "max_raise_nats", "min_student_probability"),
         **numbers("require_legal_gain", "require_specific", "check_leak", "check_dialect", "check_words"),
-        **numbers("max_null_pass_rate"),
+        **numbers("max_null_pass_rate", "min_odds_nats", "min_odds_margin_nats"),
+        null_pass_rate_by_kind=table(placebo, number),
+        null_pass_rate_by_level=table(level, number),
         checks=each(word("check", ("legal_gain", "specific", "leak", "dialect", "words"))),
     ),
     weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hintdistill.reporting import printable
+from hintdistill.reporting.build import moved_line
 from hintdistill.reporting.inspection import FileReport
 from hintdistill.reporting.spending import spent
 from hintdistill.reporting.twins import edit_lines
@@ -48,6 +49,10 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
             *(_number(p[k]) for k in ("before", "hinted", "after")),
         )
     console.print(table)
+    levels = e.get("by_level") or {}
+    if levels:
+        said = ", ".join(f"level {n}: {x['accepted']} of {x['n']} accepted" for n, x in levels.items())
+        console.print(f"hints by level: {said}")
     if document["environment"]:
         table = Table(
             "split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left"
@@ -63,6 +68,8 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         console.print(f"placebos that pass the gate: {rate:.1%}")
     for warning in document["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(printable(warning))}")
+    if line := moved_line(document):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:

@@ -15,7 +15,7 @@ import torch
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError
 from hintdistill.core.scores import Target
-from hintdistill.engines.transformers import pick_device
+from hintdistill.engines.transformers import pick_device, pick_dtype
 from hintdistill.rescoring.stored import by_key, heads
 from hintdistill.training import processes
 from hintdistill.training.output import SUMMARY, write_student
@@ -152,7 +152,7 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
-        parameters = sum(p.numel() for p in student.model.parameters())
+        parameters = _parameters(student.model)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
     summary = TrainSummary(
@@ -259,7 +259,7 @@ def _arguments(
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,
         lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup_ratio,
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         seed=run.seed,
@@ -273,11 +273,16 @@ def _arguments(
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
         optim="adamw_torch",
-        bf16=device.type != "cpu" and config.lora is None,
+        # full weights stay float32 and are cast as they are used
+        bf16=config.lora is None and pick_dtype(run.dtype, device, _parameters(model)) == torch.bfloat16,
         dataloader_pin_memory=False,
         log_level="error",
         ddp_find_unused_parameters=processes.may_leave_unused(model),
     )
+
+
+def _parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:
