@@ -272,6 +272,17 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
     }
 
 
+def moved_line(document: Mapping[str, Any]) -> str | None:
+    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
+    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
+    if not moved["n"]:
+        return None
+    return (
+        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
+        f"(mean of {moved['n']} accepted findings)"
+    )
+
+
 def _over_placebos(t: TargetHead) -> float | None:
     """Odds of a hint beyond the median of its placebos, nats."""
     m = t.measurement
@@ -284,17 +295,6 @@ def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
     for name, passes in found:
         by.setdefault(name, []).append(passes)
     return {name: sum(passes) / len(passes) for name, passes in sorted(by.items())}
-
-
-def moved_line(document: Mapping[str, Any]) -> str | None:
-    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
-    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
-    if not moved["n"]:
-        return None
-    return (
-        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
-        f"(mean of {moved['n']} accepted findings)"
-    )
 
 
 def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:

@@ -94,9 +94,9 @@ def measure(injection: Injection, view: View, placebos: Sequence[View]) -> Measu
     specificity -= float(np.mean([_contrast(p.effect, start, end) for p in placebos] or [0.0]))
     raised = float(max(0.0, quoted.max())) if has_quote and len(quoted) else 0.0
     if position is None or instead is None:
-        nothing = Measurement(None, None, 0.0, 0.0, raised, specificity, None, 0.0, flips=False)
-        return replace(nothing, odds=0.0, rise=0.0, placebo_odds=0.0, placebo_odds_median=0.0)
-    odds, others = view.odds(position, instead), [p.odds(position, instead) for p in placebos] or [0.0]
+        odds = dict.fromkeys(("odds", "rise", "placebo_odds", "placebo_odds_median"), 0.0)
+        return Measurement(None, None, 0.0, 0.0, raised, specificity, None, 0.0, flips=False, **odds)
+    own, others = view.odds(position, instead), [p.odds(position, instead) for p in placebos] or [0.0]
     return Measurement(
         position=position,
         instead_id=instead,
@@ -106,8 +106,8 @@ def measure(injection: Injection, view: View, placebos: Sequence[View]) -> Measu
         specificity=specificity,
         legal_mass_gain=_legal_gain(injection, position, gathered(view.plain), gathered(view.scores)),
         best_placebo=min((float(p.effect[position]) for p in placebos), default=0.0),
-        odds=odds,
-        rise=odds + float(effect[position]),
+        odds=own,
+        rise=own + float(effect[position]),
         placebo_odds=max(others),
         placebo_odds_median=float(np.median(others)),
         flips=flips,
@@ -148,11 +148,9 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
         return (*reasons, "primed") if primed else tuple(reasons)
     if m.effect > -gate.min_drop_nats or (m.odds is not None and m.odds < gate.min_odds_nats):
         reasons.append("no_effect")
-    if m.odds is None or m.placebo_odds_median is None:
-        # a target of schema 2: the odds are not known
-        if m.effect >= m.best_placebo:
-            reasons.append("not_below_placebo")
-    elif m.odds - m.placebo_odds_median < gate.min_odds_margin_nats:
+    if m.effect >= m.best_placebo:
+        reasons.append("not_below_placebo")
+    if m.odds is not None and m.placebo_odds is not None and m.odds - m.placebo_odds < gate.min_odds_margin_nats:
         reasons.append("not_above_placebo")
     if "specific" in gate.checks and m.specificity >= 0:
         reasons.append("not_specific")
