@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.config.hold import HoldSection
 from hintdistill.core.paths import RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
@@ -101,6 +102,7 @@ class TrainSection(Section):
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
     the recipe can."""
     anchor: AnchorSection = AnchorSection()
+    hold: HoldSection = HoldSection()
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
     lora: LoraSection | None = None
@@ -161,19 +163,24 @@ class TrainSection(Section):
 
     @model_serializer(mode="wrap")
     def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `outcome` where nothing of it is set: folders of runs that know no such key stay theirs."""
+        """As it is, without `outcome` and `hold` where nothing of them is set: folders of runs without such keys stay theirs."""
         data: dict[str, Any] = plain(self)
         if self.outcome == OutcomeSection():
             data.pop("outcome", None)
+        if self.hold == HoldSection():
+            data.pop("hold", None)
         return data
 
     @cached_property
     def effective_recipe(self) -> Recipe:
-        """The recipe with its overrides and the anchor's weight. Raises ConfigError; see `recipes.load_recipe`."""
+        """The recipe with its overrides, the anchor's weight and the hold term. Raises ConfigError; see `recipes.load_recipe`."""
         beneath = {"anchor": default_anchor()} if self.anchor.weight else {}
+        if self.hold.given and self.hold.weight != 0:
+            # so that train.recipe.terms.hold may change a key of the term that train.hold adds
+            beneath["hold"] = {**default_anchor(), "rows": "hold"}
         recipe = load_recipe(self.recipe, beneath=beneath)
-        anchored = self._anchored(recipe)
-        return load_recipe(self.recipe, anchored, beneath) if anchored else recipe
+        terms = self._anchored(recipe) | self.hold.terms("hold" in recipe.terms, default_anchor())
+        return load_recipe(self.recipe, {"terms": terms}, beneath) if terms else recipe
 
     @property
     def target_source(self) -> Literal["stored", "in_step"]:
@@ -187,13 +194,13 @@ class TrainSection(Section):
         return next(wanted, None)
 
     def _anchored(self, recipe: Recipe) -> dict[str, Any]:
-        """`anchor.weight` as overrides of the recipe."""
+        """`anchor.weight` as overrides of the recipe's terms."""
         if self.anchor.weight is None:
             return {}
         if self.anchor.weight == 0:
-            return {"terms": {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}}
+            return {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}
         default = {} if "anchor" in recipe.terms else default_anchor()
-        return {"terms": {"anchor": {**default, "coef": self.anchor.weight}}}
+        return {"anchor": {**default, "coef": self.anchor.weight}}
 
 
 def default_anchor() -> dict[str, Any]:

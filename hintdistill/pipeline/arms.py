@@ -24,6 +24,7 @@ from hintdistill.core.errors import EmptyFunnelError, HintdistillError
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.types import HELD
 from hintdistill.core.variables import environment_variables
 from hintdistill.injection.hints import seed_of
 from hintdistill.pipeline.progress import Advance, Console
@@ -128,7 +129,10 @@ def draw_rows(
         held: further anchors, the same in every arm.
     """
     of_held = round(budget.held_share * budget.anchors) if held else 0
-    own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in ("hint", "anchor")}
+    own = {
+        "hint": [t for t in targets if t.kind == "hint" and t.accepted],
+        "anchor": [t for t in targets if t.kind in HELD and t.accepted],
+    }
     out: list[Target] = []
     distinct = {"hint": 0, "anchor": 0}
     for kind, members, wanted in (

@@ -28,6 +28,7 @@ from hintdistill.core.models import model_key
 from hintdistill.core.paths import contents
 from hintdistill.core.scores import ScoreRequest, Target, TargetHead
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.types import HELD
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
 from hintdistill.pipeline.arms import (
     RESULT,
@@ -187,7 +188,7 @@ class Bench:
         """The arm's rows and as many anchors as every arm has, none on a step that the arm moves."""
         hints = list(arm.targets())
         moved = {(t.trace_id, t.step) for t in hints}
-        anchors = [t for t in self.trained if t.kind == "anchor" and (t.trace_id, t.step) not in moved]
+        anchors = [t for t in self.trained if t.kind in HELD and (t.trace_id, t.step) not in moved]
         return draw_rows([*hints, *anchors], self.budget, self.salt)
 
     # -- measuring ------------------------------------------------------------------------------------------------------

@@ -51,6 +51,8 @@ class ReportInput:
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    holds: Mapping[str, Any] | None = None
+    """Number of hold traces, and what was not one by reason; None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
@@ -169,6 +171,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
             "split": _count(data.splits.values()),
         },
+        **({"hold": dict(data.holds)} if data.holds else {}),
         "critique": {
             "verdicts": _count(c.verdict for c in data.critiques.values()),
             "failed": _count(r["failure"]["reason"] for r in data.critique_rows if "failure" in r),
@@ -195,6 +198,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "reasons": _count(r for t in rejected for r in t.reasons),
             "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
             "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
+            **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
             "revised": {
                 "scored": sum(_is_revised(t, data) for t in hints),
                 "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
@@ -203,6 +207,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
         "train": {
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
+            **({"holds": sum(t.key in trained for t in heads(data.targets) if t.kind == "hold")} if data.holds else {}),
             "left_out": dict(left) if trained else {},
         },
     }

@@ -49,6 +49,7 @@ def _reasons() -> Collection[str]:
 
 _WORDS = frozenset(
     [
+        "also_trained",
         "answer",
         "bad_archive",
         "budget",
@@ -56,6 +57,7 @@ _WORDS = frozenset(
         "duplicate_id",
         "empty_file",
         "empty_record",
+        "failed_episode",
         "holdout",
         "lone_surrogate",
         "low_confidence",
@@ -91,7 +93,7 @@ _GATE = frozenset(
         "not_this_students_error",
     ]
 )
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
+_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs"})
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
@@ -128,6 +130,7 @@ def numbers(*keys: str) -> dict[str, Rule]:
 _usage = numbers("requests", "prompt_tokens", "completion_tokens")
 _funnel = record(
     read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
         **numbers("findings", "dropped", "in_windows"),
         verdicts=counts(word("verdict", get_args(Verdict))),
@@ -149,13 +152,13 @@ _funnel = record(
         notes=counts(note),
     ),
     rescore=record(
-        **numbers("scored", "accepted", "rejected", "anchors", "watched"),
+        **numbers("scored", "accepted", "rejected", "anchors", "watched", "holds"),
         failed=counts(reason),
         reasons=counts(gate_reason),
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
-        **numbers("hints", "anchors"),
+        **numbers("hints", "anchors", "holds"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
 )
@@ -242,7 +245,16 @@ SHARED: Rule = record(
     weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),
     train=record(
         key=hashed,
-        **numbers("hint_rows", "anchor_rows", "outcome_rows", "rows", "steps", "trainable_parameters", "parameters"),
+        **numbers(
+            "hint_rows",
+            "anchor_rows",
+            "hold_rows",
+            "outcome_rows",
+            "rows",
+            "steps",
+            "trainable_parameters",
+            "parameters",
+        ),
         **numbers("engine_floor_nats", "grad_window_cosine"),
         way=word("way", ("shared_prefix", "snapshots", "snapshots_by_token", "separate")),
         arrived=record(handling=word("handling", ("merged", "beside"))),

@@ -17,7 +17,7 @@ import numpy as np
 
 from hintdistill.config import GateSection, RescoreSection
 from hintdistill.core.scores import Measurement, Placebo, ScoreRequest, Scores, Target, TargetHead
-from hintdistill.core.types import Finding, Injection, Split
+from hintdistill.core.types import Finding, Injection, Split, TargetKind
 from hintdistill.engines import Engine
 from hintdistill.injection.rendering import RenderedStep, Renderer
 
@@ -36,13 +36,14 @@ class HintItem(NamedTuple):
 
 
 class AnchorItem(NamedTuple):
-    """A step without a finding to score, and the key of its target."""
+    """A step without a finding to score, and the key of its target: an anchor, or a step of a hold trace."""
 
     key: str
     trace_id: str
     step: int
     rendered: RenderedStep
     split: Split
+    kind: TargetKind = "anchor"
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ class Scorer:
         )
 
     def _anchor(self, item: AnchorItem, score: Scores) -> Target:
-        key, trace_id, step, rendered, split = item
+        key, trace_id, step, rendered, split, kind = item
         return Target(
             key=key,
             trace_id=trace_id,
             step=step,
-            kind="anchor",
+            kind=kind,
             split=split,
             context_ids=np.array(rendered.context_ids, np.int64),
             step_ids=np.array(rendered.step_ids, np.int64),
@@ -194,6 +195,7 @@ class Scorer:
             instead=self._names(top1),
             legal_ids=np.array(injection.legal.get(at, ()) if at is not None else (), np.int64),
             recorded_gap=_recorded_gap(injection, plain.sampled),
+            sampler_logprobs=_sampled_with(injection),
             versions=self._versions(injection.finding),
         )
         return decide(target, self.config.gate)
@@ -333,6 +335,13 @@ def _top1(score: Scores) -> np.ndarray:
     if score.top1 is not None:
         return score.top1
     return score.topk_ids[np.arange(len(score.topk_ids)), score.topk_logprobs.argmax(1)]
+
+
+def _sampled_with(injection: Injection) -> np.ndarray:
+    """The recorded log-probabilities where they speak of exactly these tokens, float32 [T]; else empty."""
+    recorded = injection.recorded_logprobs
+    fits = recorded is not None and injection.fidelity == "ids" and len(recorded) == len(injection.step_ids)
+    return np.array(recorded if fits else (), np.float32)
 
 
 def _recorded_gap(injection: Injection, plain: np.ndarray) -> float | None:

@@ -52,6 +52,8 @@ class TrainSummary:
     """The adapter the student came as, and what became of it; see `students.Arrived`."""
     outcome_rows: int = 0
     """Sampled steps that the outcome reward was trained on."""
+    hold_rows: int = 0
+    """Steps of hold traces."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -67,7 +69,7 @@ class TrainData:
     """What a training reads."""
 
     targets: Sequence[Target]
-    """Accepted hints and chosen anchors: what it trains on."""
+    """Accepted hints, chosen anchors and hold steps: what it trains on."""
     heldout: Sequence[Target] = ()
     """Accepted hints of held-out tasks, which a `cgtr` teacher is read on."""
     watch: WatchSets = NOTHING
@@ -167,6 +169,7 @@ def train(
         grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
         outcome_rows=len(data.outcome.rows),
+        hold_rows=rows.number_of("hold"),
     )
     _save(trainer, student, job, summary)
     return summary
