@@ -26,6 +26,7 @@ from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import Injector
 from hintdistill.injection.twins import TwinBuilder, located
 from hintdistill.prompts import shipped_library
+from hintdistill.rescoring.gate import harmful
 from hintdistill.rescoring.scorer import HintItem, Scorer
 from hintdistill.traces.formats import openai_chat
 from hintdistill.traces.options import ReadOptions
@@ -54,8 +55,18 @@ class RankedHint:
 
     @property
     def effect(self) -> float:
-        """Hint effect at its decision token, nats; 0.0 where the hint changes no token's first choice."""
+        """Hint effect at its decision token, nats; 0.0 where the hint changes nothing."""
         return self.target.decision.effect if self.target.decision is not None else 0.0
+
+    @property
+    def odds(self) -> float:
+        """Rise of the log-odds of what the hinted view says instead, nats; 0.0 where the hint changes nothing."""
+        return (self.target.decision.odds or 0.0) if self.target.decision is not None else 0.0
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the hint makes the error more likely."""
+        return harmful(self.target)
 
 
 def load_engine(
@@ -180,8 +191,8 @@ def rank_hints(
 ) -> list[RankedHint]:
     """Several hints for one step, best first, in one call of the engine: what they share is read once.
 
-    Accepted hints come first (see `scoring.judge`), then those that the gate rejects; within each, the one that lowers
-    the step's decision token most. Arguments and errors are those of `rescore`.
+    Accepted hints come first (see `rescoring.gate.judge`), then those that the gate rejects, last those that make the error
+    more likely; within each, the one that raises the odds of another continuation most. Arguments and errors are those of `rescore`.
     """
     _require_engine(engine, config)
     trace = _trace(messages, step, tools)
@@ -199,7 +210,7 @@ def rank_hints(
         items.append(HintItem(key, injection, "train"))
     targets = Scorer(engine.engine, engine.renderer, config).score(items)
     ranked = [RankedHint(hint, target) for hint, target in zip(hints, targets, strict=True)]
-    return sorted(ranked, key=lambda r: (not r.target.accepted, r.effect))
+    return sorted(ranked, key=lambda r: (r.harmful, not r.target.accepted, -r.odds))
 
 
 async def rescore_async(messages: Sequence[MessageLike], **kwargs: Any) -> Target:

@@ -70,20 +70,30 @@ _CHECKS = {
 }
 
 
-def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration that a run of schema 1 saved, in today's keys and with the same meaning.
+def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
+    """The whole configuration that a run of an earlier schema saved, in today's keys and with the same meaning.
 
     Raises:
         InputError: something in it has no translation; the text says what.
     """
     try:
-        return _upgraded(saved)
+        return _placebos(_upgraded(saved) if schema == 1 else copy.deepcopy(dict(saved)))
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         why = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"the configuration was saved by configuration schema 1 and cannot be translated: {why}",
+            f"the configuration was saved by configuration schema {schema} and cannot be translated: {why}",
             hint="read it with the release that made it",
         ) from error
+
+
+def _placebos(data: dict[str, Any]) -> dict[str, Any]:
+    """Placebos as kinds and numbers: until schema 2 they were a number, of three kinds in turn."""
+    rescore = data["rescore"]
+    if isinstance(rescore["placebos"], int):
+        n = rescore["placebos"]
+        kinds = ("generic", "shuffled", "other_class")
+        rescore["placebos"] = {kind: len(range(i, n, 3)) for i, kind in enumerate(kinds)}
+    return data
 
 
 def _upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class HintSource:
 
     name: str
     implementation: str | Callable[..., Any]
-    """`(trace, finding, library, n) -> (hint, [(kind, text), …])`: the hint and `n` placebos that are not it; see
+    """`(trace, finding, library, kinds) -> (hint, [(kind, text), …])`: the hint and a placebo of each kind that is not it; see
     `injection.hints.placebo_texts`."""
     meets: frozenset[str] = frozenset()
     """Needs of recipes that such hints meet, names of `recipes.needs.HOW`: `demonstrations` of a source of demonstrations."""

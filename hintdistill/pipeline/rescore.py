@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hintdistill.config import MAX_NULL_PASS_RATE
 from hintdistill.core.errors import (
@@ -20,16 +20,20 @@ from hintdistill.core.errors import (
 )
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
-from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.scores import Choice, Target, TargetHead
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Split, Trace
-from hintdistill.pipeline import critique, inject, read, twins
+from hintdistill.core.types import Finding, Split, TargetKind, Trace
+from hintdistill.injection.candidates import choose
+from hintdistill.pipeline import critique, hold, inject, read, twins
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import REVISE, hint_name
-from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer, decide, null_pass_rate
+from hintdistill.rescoring.gate import decide, null_pass_rate
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rescoring.twins import Original, TwinItem
+
+T = TypeVar("T", bound=TargetHead)
 
 
 def run(ctx: RunContext) -> None:
@@ -38,6 +42,7 @@ def run(ctx: RunContext) -> None:
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
+    hold.play(ctx)
     hints, anchors, twins = hint_items(ctx), anchor_items(ctx), twin_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
@@ -68,7 +73,7 @@ def run(ctx: RunContext) -> None:
     _record_failures(ctx, failures)
     keys = [item.key for items in (hints, anchors, twins) for item in items]
     ctx.rundir.set_index("rescore", [k for k in keys if k not in failures])
-    _refresh_decisions(ctx, store)
+    _refresh_decisions(ctx, store, _choices(ctx, store, hints))
     _summarise(ctx)
 
 
@@ -248,7 +253,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 
 
 def anchor_items(ctx: RunContext) -> list[AnchorItem]:
-    """Steps without a finding: candidates for anchors of each training trace, and what is only read while training."""
+    """Steps without a finding: candidates for anchors of each training trace, what is only read while training, and holds."""
     anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
     wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.effective_recipe.terms.values())
     clean, base, seed = _clean_steps(ctx), _made_by(ctx, ctx.initial_folder), ctx.config.run.seed
@@ -268,6 +273,25 @@ def anchor_items(ctx: RunContext) -> list[AnchorItem]:
         if not wanted:
             # nothing is anchored, so nothing of it is there to be watched
             items += _watch_items(ctx, [s for s in clean if s.split == "train"], base)
+    return items + hold_items(ctx)
+
+
+def hold_items(ctx: RunContext) -> list[AnchorItem]:
+    """Steps of hold traces; none where the recipe has no term for them."""
+    if not any(t.rows == "hold" for t in ctx.config.train.effective_recipe.terms.values()):
+        return []
+    base, items, wanted = _made_by(ctx, ctx.initial_folder), list[AnchorItem](), 0
+    for key, trace in hold.load(ctx):
+        for k in hold.steps(ctx, key, trace):
+            wanted += 1
+            step = CleanStep(key, trace, "train", k, False)
+            if (item := _anchor_item(ctx, step, base, "hold")) is not None:
+                items.append(item)
+    if lost := wanted - len(items):
+        ctx.console.warn(
+            f"{lost} of {wanted} steps of hold traces are left out: they cannot be rendered, or their tokens are not known "
+            f"exactly enough (train.fidelity={', '.join(ctx.config.train.fidelity)})"
+        )
     return items
 
 
@@ -305,30 +329,51 @@ def _watch_items(ctx: RunContext, steps: Sequence[CleanStep], base: Sequence[Any
     return items
 
 
-def _anchor_item(ctx: RunContext, step: CleanStep, base: Sequence[Any]) -> AnchorItem | None:
+def _anchor_item(
+    ctx: RunContext, step: CleanStep, base: Sequence[Any], kind: TargetKind = "anchor"
+) -> AnchorItem | None:
     """What is scored of a clean step; None where it cannot be rendered or is not known exactly enough to train on."""
     try:
         rendered = ctx.renderer.step(step.trace, step.step)
     except HintdistillError as error:
-        ctx.console.warn(f"no anchor: {error.message}")
+        ctx.console.warn(f"no {kind}: {error.message}")
         return None
     if rendered.fidelity not in ctx.config.train.fidelity:
         return None
-    key = content_key("anchor", step.key, step.step, ctx.renderer.key, *base)
-    return AnchorItem(key, step.trace.id, step.step, rendered, step.split)
+    key = content_key(kind, step.key, step.step, ctx.renderer.key, *base)
+    return AnchorItem(key, step.trace.id, step.step, rendered, step.split, kind)
 
 
-def _refresh_decisions(ctx: RunContext, store: TargetStore) -> None:
-    """Where the gate changed since a row was written, write the rows again: the file is what a foreign trainer reads."""
-    gate = ctx.config.rescore.gate
+def _choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:
+    """Of the hints that compete for a finding, what becomes of each; by target key."""
+    if ctx.config.inject.candidates == 1:
+        return {}
+    finding = {h.key: content_key(h.injection.trace_id, h.injection.finding.model_dump(mode="json")) for h in hints}
+    groups: dict[str, list[tuple[str, int, float, bool]]] = {}
     for part in store.parts():
-        if any(_said(head) != _said(decide(head, gate)) for head in store.heads(part)):
+        for head in store.heads(part):
+            if head.key in finding and head.measurement is not None:
+                judged = decide(replace(head, choice="only"), ctx.config.rescore.gate)
+                row = (head.key, head.level or 0, head.measurement.odds or 0.0, not judged.reasons)
+                groups.setdefault(finding[head.key], []).append(row)
+    return choose(groups)
+
+
+def _refresh_decisions(ctx: RunContext, store: TargetStore, choices: Mapping[str, Choice]) -> None:
+    """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
+    gate = ctx.config.rescore.gate
+
+    def judged(target: T) -> T:
+        return decide(replace(target, choice=choices.get(target.key, target.choice)), gate)
+
+    for part in store.parts():
+        if any(_said(head) != _said(judged(head)) for head in store.heads(part)):
             # the same keys give the same name, so the new part takes the old one's place in one rename
-            store.append([decide(t, gate) for t in store.read_part(part)])
+            store.append([judged(t) for t in store.read_part(part)])
 
 
-def _said(head: TargetHead) -> tuple[bool, tuple[str, ...]]:
-    return head.accepted, head.reasons
+def _said(head: TargetHead) -> tuple[bool, tuple[str, ...], Choice]:
+    return head.accepted, head.reasons, head.choice
 
 
 def load(ctx: RunContext) -> StoredTargets:

@@ -157,7 +157,7 @@ class RunDir:
                 hint="read it with the release that made it; versions.hintdistill in manifest.json names it",
             )
         if data.get("config_schema", 1) < CONFIG_SCHEMA:
-            data["config"] = upgrade(data["config"])
+            data["config"] = upgrade(data["config"], data.get("config_schema", 1))
         return data
 
     def config(self) -> tuple[RunConfig, list[str]]:

@@ -150,7 +150,7 @@ def hinted(data: Material, found: Found, name: str, *, placebo: bool = False) ->
     section = data.ctx.config.inject
     if placebo:
         section = section.model_copy(update={"hint": "placebo"})
-    injector = Injector(data.ctx.renderer, data.ctx.library, section, placebos=0)
+    injector = Injector(data.ctx.renderer, data.ctx.library, section, placebos={})
     items, problems = [], list[str]()
     for trace, finding in found:
         try:
@@ -229,7 +229,7 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
     for trace, finding in data.found:
         by_trace.setdefault(trace.id, []).append(finding)
     placed = data.ctx.config.inject.model_copy(update={"placements": ("system_prompt",)})
-    injector = Injector(data.ctx.renderer, data.ctx.library, placed, placebos=0)
+    injector = Injector(data.ctx.renderer, data.ctx.library, placed, placebos={})
     items, problems = [], list[str]()
     for trace in data.traces:
         findings = by_trace.get(trace.id, [])

@@ -168,7 +168,7 @@ class _Planner:
     def _calls(self) -> Iterator[Part]:
         """The beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
         (hints, plain), found = self.work.samples, list[Part]()
-        each = 2 + self.config.rescore.placebos
+        each = 2 + self.config.rescore.placebo_count
         for share in SHARES:
             items = max(1, round(min(self.work.hinted, self.config.rescore.part_rows) * share))
             if hints:
@@ -181,7 +181,7 @@ class _Planner:
     def _call(self, kind: Any, requests: Sequence[Any], items: int) -> Part:
         read = count_tokens([requests], self.shape, self.budget)
         written = sum(r.end - r.start for r in requests) * self.config.rescore.top_k
-        peak = self._scoring(read, written=written // (2 + self.config.rescore.placebos if kind == "hint" else 1))
+        peak = self._scoring(read, written=written // (2 + self.config.rescore.placebo_count if kind == "hint" else 1))
         return Part(kind, peak, operations(self.shape, read.computed, read.pairs, read.scored), items, read.scored)
 
     def _rows(self) -> Iterator[Part]:
@@ -339,7 +339,7 @@ class _Planner:
     def _longest_scored(self) -> int:
         """Tokens of the longest trace that can be rescored, with three injections of the longest hint and step in it."""
         branch = self.work.lengths["hint"].longest + self.work.lengths["step"].longest
-        branches = 3 * (2 + self.config.rescore.placebos) * branch
+        branches = 3 * (2 + self.config.rescore.placebo_count) * branch
         groups = max(1, self.shape.heads // self.shape.kv_heads)
 
         def fits(tokens: int) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,11 +16,13 @@ import numpy as np
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
+from hintdistill.injection.levels import LEVELS
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.reporting.twins import twin_document, twin_entries
 from hintdistill.rescoring.drift import Movement
-from hintdistill.rescoring.scorer import TwinItem, placebos_pass
+from hintdistill.rescoring.gate import placebos_pass
+from hintdistill.rescoring.scorer import TwinItem
 from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
 
@@ -56,6 +58,8 @@ class ReportInput:
     """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
     """By key of the twin's target."""
+    holds: Mapping[str, Any] | None = None
+    """Number of hold traces, and what was not one by reason; None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
@@ -101,12 +105,21 @@ def build(data: ReportInput) -> dict[str, Any]:
                 c: effects([s for s in scored if s.head.error_class == c])
                 for c in sorted({t.error_class or "" for t in hints})
             },
+            "by_level": {
+                str(n): effects([s for s in scored if s.head.level == n])
+                for n in LEVELS
+                if any(s.head.level == n for s in scored)
+            },
             "by_split": {
                 split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")
             },
         },
         "gate": {
-            "null_pass_rate": sum(passed) / len(passed) if passed else None,
+            "null_pass_rate": _mean(passed),
+            "null_pass_rate_by_kind": _rates((kind, found) for s in scored for kind, found in s.placebos),
+            "null_pass_rate_by_level": _rates(
+                (str(s.head.level), found) for s in scored if s.head.level is not None for found in s.placebos_pass
+            ),
             "bound": MAX_NULL_PASS_RATE,
             **gate.model_dump(),
         },
@@ -134,7 +147,13 @@ class ScoredHint:
     """Log-probability under the hint, nats."""
     after: float | None
     """Log-probability after training, nats; None too where nothing was trained."""
-    placebos_pass: Sequence[bool]
+    placebos: Sequence[tuple[str, bool]]
+    """Kind of each placebo, and whether the gate would accept it in the hint's place."""
+
+    @property
+    def placebos_pass(self) -> list[bool]:
+        """Whether the gate would accept each placebo in the hint's place."""
+        return [passes for _, passes in self.placebos]
 
 
 def _read_hints(
@@ -152,7 +171,7 @@ def _read_hints(
             plain=None if decision is None else decision.logprob_plain,
             hinted=None if decision is None else decision.logprob_hinted,
             after=None if decision is None or after is None else float(after[decision.position]),
-            placebos_pass=placebos_pass(target, gate),
+            placebos=list(zip((p.kind for p in target.placebos), placebos_pass(target, gate), strict=True)),
         )
         said = _finding(target, data, facts.placebos_pass, target.key in trained)
         found[i] = facts, said | {"twins": twins.get(target.key, [])}
@@ -180,6 +199,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
             "split": _count(data.splits.values()),
         },
+        **({"hold": dict(data.holds)} if data.holds else {}),
         "critique": {
             "verdicts": _count(c.verdict for c in data.critiques.values()),
             "failed": _count(r["failure"]["reason"] for r in data.critique_rows if "failure" in r),
@@ -197,6 +217,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
+            "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
             **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
         },
         "rescore": {
@@ -205,8 +226,12 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "accepted": len(hints) - len(rejected),
             "rejected": len(rejected),
             "reasons": _count(r for t in rejected for r in t.reasons),
+            "levels": _count(str(t.level) for t in hints if t.level is not None),
+            "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
+            "candidates": sum(t.choice != "only" for t in hints),
             "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
             "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
+            **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
             "revised": {
                 "scored": sum(_is_revised(t, data) for t in hints),
                 "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
@@ -216,6 +241,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
             "twins": sum(t.key in trained for t in heads(data.targets) if t.kind == "twin"),
+            **({"holds": sum(t.key in trained for t in heads(data.targets) if t.kind == "hold")} if data.holds else {}),
             "left_out": dict(left) if trained else {},
         },
     }
@@ -237,6 +263,8 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
         "accepted": sum(t.accepted for t in targets),
         "decision_effect_mean_nats": _mean(drops),
         "decision_effect_median_nats": float(np.median(drops)) if drops else None,
+        "odds_mean_nats": _mean([t.measurement.odds for t in targets if t.measurement is not None]),
+        "odds_over_placebos_mean_nats": _mean([_over_placebos(t) for t in targets]),
         "specificity_mean_nats": _mean([t.specificity for t in targets if t.specificity is not None]),
         "legal_mass_gain_mean": _mean([t.legal_mass_gain for t in targets if t.legal_mass_gain is not None]),
         "error_probability": {
@@ -250,6 +278,20 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
             "hint_nats": _mean([hinted for _, hinted in moved]),
         },
     }
+
+
+def _over_placebos(t: TargetHead) -> float | None:
+    """Odds of a hint beyond the median of its placebos, nats."""
+    m = t.measurement
+    return None if m is None or m.odds is None or m.placebo_odds_median is None else m.odds - m.placebo_odds_median
+
+
+def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
+    """Share of passing placebos by name."""
+    by: dict[str, list[bool]] = {}
+    for name, passes in found:
+        by.setdefault(name, []).append(passes)
+    return {name: sum(passes) / len(passes) for name, passes in sorted(by.items())}
 
 
 def moved_line(document: Mapping[str, Any]) -> str | None:
@@ -278,6 +320,9 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
         "critic": injection.finding.critic if injection else None,
         "evidence": injection.finding.evidence if injection else None,
         "hint": t.hint,
+        "level": t.level,
+        "candidate": t.candidate,
+        "choice": t.choice,
         "placement": "/".join(filter(None, (injection.placement, injection.role))) if injection else None,
         "notes": list(injection.notes) if injection else [],
         "fidelity": t.fidelity,
@@ -295,6 +340,8 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
             "hinted": float(np.exp(decision.logprob_hinted)),
             "after": None if after is None else float(np.exp(after[decision.position])),
             "effect_nats": decision.effect,
+            "odds_nats": decision.odds,
+            "flips": decision.flips,
         },
         "specificity_nats": t.specificity,
         "legal_mass_gain": t.legal_mass_gain,
@@ -304,6 +351,7 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
                 "text": p.text,
                 "passes": passed,
                 "effect_nats": float(p.hint_effect[decision.position]) if decision else None,
+                "odds_nats": p.odds,
             }
             for p, passed in zip(t.placebos, passes, strict=True)
         ],

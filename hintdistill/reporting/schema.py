@@ -9,8 +9,10 @@ from collections.abc import Collection
 from typing import get_args
 
 from hintdistill.core import errors
-from hintdistill.core.extensions import PLACEMENTS, TWIN_MAKERS
-from hintdistill.core.types import HELD, Fidelity, HintRole, Verdict
+from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS, TWIN_MAKERS
+from hintdistill.core.scores import Choice
+from hintdistill.core.types import HELD, Fidelity, HintRole, PlaceboKind, Verdict
+from hintdistill.injection.candidates import NAMES as CANDIDATES
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
 from hintdistill.reporting.allow import (
@@ -54,6 +56,7 @@ def _reasons() -> Collection[str]:
 
 _WORDS = frozenset(
     [
+        "also_trained",
         "answer",
         "bad_archive",
         "budget",
@@ -61,6 +64,7 @@ _WORDS = frozenset(
         "duplicate_id",
         "empty_file",
         "empty_record",
+        "failed_episode",
         "holdout",
         "lone_surrogate",
         "low_confidence",
@@ -93,6 +97,11 @@ _GATE = frozenset(
         "not_specific",
         "mass_to_illegal",
         "primed",
+        "primes",
+        "level",
+        "outranked",
+        "other_level",
+        "not_above_placebo",
         "not_this_students_error",
         NOT_DONE_HERE,
     ]
@@ -103,7 +112,9 @@ def _twin_kinds() -> Collection[str]:
     return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
 
 
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "combined"})
+_NOTES = frozenset(
+    {"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs", "combined"}
+)
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
@@ -121,6 +132,8 @@ error_class = word("class", _classes)
 critic = word("critic", ("rules", "recorded", "llm", "strong", "checker", "unknown"))
 reason = word("reason", _reasons)
 gate_reason = word("reason", _GATE)
+level = word("level", ("0", "1", "2", "3"))
+placebo = word("kind", get_args(PlaceboKind))
 split = word("split", _SPLITS)
 placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
@@ -154,6 +167,7 @@ _twins = record(
 )
 _funnel = record(
     read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
         **numbers("findings", "dropped", "in_windows"),
         verdicts=counts(word("verdict", get_args(Verdict))),
@@ -173,16 +187,21 @@ _funnel = record(
         fidelity=counts(fidelity),
         quotes=counts(word("quote", ("exact", "normalised", "fuzzy", "whole_step"))),
         notes=counts(note),
+        levels=counts(level),
         twins=_twins,
     ),
     rescore=record(
-        **numbers("scored", "accepted", "rejected", "anchors", "watched"),
+        **numbers("scored", "accepted", "rejected", "anchors", "watched", "holds"),
         failed=counts(reason),
         reasons=counts(gate_reason),
+        levels=counts(level),
+        accepted_levels=counts(level),
+        candidates=number,
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
-        **numbers("hints", "anchors", "twins"),
+        **numbers("hints", "anchors", "holds", "twins"),
+        **numbers("hints", "anchors", "holds"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
 )
@@ -194,7 +213,7 @@ _evaluation = record(
 _measured = dict.fromkeys(("before", "after"), _evaluation)
 _effects = record(
     **numbers("n", "with_decision", "accepted", "decision_effect_mean_nats", "decision_effect_median_nats"),
-    **numbers("specificity_mean_nats", "legal_mass_gain_mean"),
+    **numbers("specificity_mean_nats", "legal_mass_gain_mean", "odds_mean_nats", "odds_over_placebos_mean_nats"),
     error_probability=record(**numbers("before", "hinted", "after")),
     moved=record(**numbers("n", "training_nats", "hint_nats")),
 )
@@ -213,16 +232,20 @@ _finding = record(
     critic=critic,
     placement=placement,
     fidelity=fidelity,
-    **numbers("step", "accepted", "trained", "specificity_nats", "legal_mass_gain"),
+    **numbers("step", "accepted", "trained", "specificity_nats", "legal_mass_gain", "level"),
+    candidate=word("candidate", ("", *HINT_SOURCES.names(), *CANDIDATES)),
+    choice=word("choice", get_args(Choice)),
     **dict.fromkeys(("hint", "context_above", "context_below"), text),
     **dict.fromkeys(("quote", "evidence"), nothing),
     notes=each(note),
     reasons=each(gate_reason),
     guards=each(head(":", gate_reason)),
-    decision=record(**numbers("position", "before", "hinted", "after", "effect_nats"), token=text, instead=text),
-    placebos=each(
-        record(kind=word("kind", ("generic", "shuffled", "other_class")), text=text, **numbers("passes", "effect_nats"))
+    decision=record(
+        **numbers("position", "before", "hinted", "after", "effect_nats", "odds_nats", "flips"),
+        token=text,
+        instead=text,
     ),
+    placebos=each(record(kind=placebo, text=text, **numbers("passes", "effect_nats", "odds_nats"))),
     tokens=each(record(text=text, instead=text, **numbers("quoted", "before", "hinted", "after"))),
     # the edit is text of a trace and of a critic
     twins=each(
@@ -257,7 +280,17 @@ _controls = record(
             fall_nats=_interval,
             share_of_hint=_interval,
             off_target=_off_target,
-            **numbers("rows", "anchors", "twins", "holds", "steps", "fall_nats_accepted", "probability_after", "kl_per_token", "seconds"),
+            **numbers(
+                "rows",
+                "anchors",
+                "twins",
+                "holds",
+                "steps",
+                "fall_nats_accepted",
+                "probability_after",
+                "kl_per_token",
+                "seconds",
+            ),
         )
     ),
     **numbers("schema", "learning_rate"),
@@ -288,12 +321,15 @@ SHARED: Rule = record(
     effects=record(
         **dict.fromkeys(("all", "accepted", "rejected"), _effects),
         by_class=table(error_class, _effects),
+        by_level=table(level, _effects),
         by_split=table(split, _effects),
     ),
     gate=record(
         **numbers("null_pass_rate", "bound", "enabled", "min_drop_nats", "max_raise_nats", "min_student_probability"),
         **numbers("require_legal_gain", "require_specific", "check_leak", "check_dialect", "check_words"),
-        **numbers("max_null_pass_rate"),
+        **numbers("max_null_pass_rate", "min_odds_nats", "min_odds_margin_nats"),
+        null_pass_rate_by_kind=table(placebo, number),
+        null_pass_rate_by_level=table(level, number),
         checks=each(word("check", ("legal_gain", "specific", "leak", "dialect", "words"))),
     ),
     weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),
@@ -303,6 +339,7 @@ SHARED: Rule = record(
             "hint_rows",
             "anchor_rows",
             "outcome_rows",
+            "hold_rows",
             "twin_rows",
             "rows",
             "steps",

@@ -49,6 +49,10 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
             *(_number(p[k]) for k in ("before", "hinted", "after")),
         )
     console.print(table)
+    levels = e.get("by_level") or {}
+    if levels:
+        said = ", ".join(f"level {n}: {x['accepted']} of {x['n']} accepted" for n, x in levels.items())
+        console.print(f"hints by level: {said}")
     if document["environment"]:
         table = Table(
             "split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left"

@@ -424,3 +424,9 @@ def test_a_shapes_parameter_is_seen(of):
     weight = {"score": score, "shape": of[0]}
     one, two = _both(of, SHAPES[of], lambda m: term(support={"k": 4}, weights=[{**weight, **m}], normalize="all"))
     assert one != two
+
+
+def test_a_term_that_is_not_there_cannot_be_taken_away():
+    with pytest.raises(ConfigError, match=r"no term `distil` to take away.*distill"):
+        load_recipe("hint_sd", {"terms": {"distil": None}})
+    assert "anchor" not in load_recipe("hint_sd", {"terms": {"anchor": None}}).terms

@@ -118,7 +118,7 @@ def forward_calls(overrides: Sequence[str]) -> Any:
 
 def judged(overrides: Sequence[str]) -> Any:
     """What the gate says of hints that are just good enough in all but one respect."""
-    from hintdistill.rescoring.scorer import judge
+    from hintdistill.rescoring.gate import judge
 
     good = {
         "position": 0,
