@@ -217,8 +217,8 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
-            "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
             **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
+            "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
         },
         "rescore": {
             "scored": len(hints),

@@ -187,8 +187,8 @@ _funnel = record(
         fidelity=counts(fidelity),
         quotes=counts(word("quote", ("exact", "normalised", "fuzzy", "whole_step"))),
         notes=counts(note),
-        levels=counts(level),
         twins=_twins,
+        levels=counts(level),
     ),
     rescore=record(
         **numbers("scored", "accepted", "rejected", "anchors", "watched", "holds"),

@@ -148,11 +148,9 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
         return (*reasons, "primed") if primed else tuple(reasons)
     if m.effect > -gate.min_drop_nats or (m.odds is not None and m.odds < gate.min_odds_nats):
         reasons.append("no_effect")
-    if m.odds is None or m.placebo_odds_median is None:
-        # a target of schema 2: the odds are not known
-        if m.effect >= m.best_placebo:
-            reasons.append("not_below_placebo")
-    elif m.odds - m.placebo_odds_median < gate.min_odds_margin_nats:
+    if m.effect >= m.best_placebo:
+        reasons.append("not_below_placebo")
+    if m.odds is not None and m.placebo_odds is not None and m.odds - m.placebo_odds < gate.min_odds_margin_nats:
         reasons.append("not_above_placebo")
     if "specific" in gate.checks and m.specificity >= 0:
         reasons.append("not_specific")

@@ -2,8 +2,8 @@
 
 An environment is small on purpose, so that a verifiers, OpenEnv or Gymnasium-style tool environment wraps in a few
 lines: `reset` gives the opening messages and the tool schemas, `step` takes one assistant message and gives the
-messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins where they are made. A suite may
-have a third method, `tool_effects`, that says which tools change state; see `effects_of`.
+messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins where they are made. A suite
+may have a third method, `tool_effects`, that says which tools change state; see `effects_of`.
 """
 
 from __future__ import annotations
