@@ -24,6 +24,7 @@ from hintdistill.core.errors import EmptyFunnelError, HintdistillError
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.types import HELD
 from hintdistill.core.variables import environment_variables
 from hintdistill.injection.hints import seed_of
 from hintdistill.pipeline.progress import Advance, Console
