@@ -226,6 +226,7 @@ TRAIN: dict[str, Acts | Told] = {
     "hold.per_trace": Acts("2", see.rescored, (*SCORED, HELD)),
     "hold.limit": Acts("1", see.rescored, (*SCORED, HELD)),
     "hold.weight": Acts("0", see.rescored, (*SCORED, HELD)),
+    "twins.weight": Told("tests/rescoring/test_twin_scores.py", "test_a_twin_is_a_row_of_its_own_and_weighs_as_a_slot"),
     "twins.per_finding": Acts("1", see.injected, RULED),
     "twins.state_changing": Acts("true", see.injected, TWINNED),
     "outcome.baseline": Acts("round", learn.compared),
