@@ -78,7 +78,7 @@ def _erring_candidates(bench: Bench) -> list[Trace]:
 
 
 def _heldout(bench: Bench, ctx: RunContext, traces: list[Trace], limit: int) -> dict[str, Any]:
-    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos=0)
+    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos={})
     decisions, branches, refused = [], [], 0
     critiques: dict[str, Critique] = judge(critique.critics(ctx))(traces)
     items = []
