@@ -6,7 +6,7 @@ no say. `config/file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
