@@ -41,7 +41,7 @@ def test_a_good_hint_is_accepted():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"odds": 1.0, "placebo_odds": 0.0, "placebo_odds_median": 0.0}, "no_effect"),
+        ({"odds": 1.5, "placebo_odds": 0.0, "placebo_odds_median": -1.0}, "no_effect"),
         ({"effect": 0.1}, "no_effect"),
         ({"position": None}, "no_effect"),
         ({"placebo_odds": 6.0, "placebo_odds_median": 5.9}, "not_above_placebo"),
