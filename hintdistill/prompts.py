@@ -31,19 +31,23 @@ from hintdistill.core.package_data import data_root
 
 REVISE = "critic/revise.jinja"
 """What asks for a second hint."""
+TWIN = "critic/twin.jinja"
+"""What asks for the edit of a twin, in the same question as the hint."""
 _ASKED = frozenset(
     {"trace", "tools", "signatures", "legal_steps", "checks", "error_classes", "schema", "window", "windows"}
 )
+_INSTRUCTS = _ASKED | {"twin"}
 ROLES: dict[str, frozenset[str]] = {
     # nothing that differs between two questions about one trace, so that the bytes above every instruction are the same
     "record": frozenset({"trace", "tools", "signatures"}),
-    "prompt": _ASKED,
-    "step_prompt": _ASKED | {"step"},
+    "prompt": _INSTRUCTS,
+    "step_prompt": _INSTRUCTS | {"step"},
     "half_prompt": _ASKED | {"first", "second"},
     "repair": frozenset({"answer", "problem", "schema"}),
     "revise": _ASKED | {"step", "hint", "reason", "error_class", "quote"},
+    "twin": _ASKED,
 }
-"""What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the three with a fixed name."""
+"""What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the four with a fixed name."""
 ROLE_OF = {
     "critic/record.jinja": "record",
     "critic/all_at_once.jinja": "prompt",
@@ -51,6 +55,7 @@ ROLE_OF = {
     "critic/half.jinja": "half_prompt",
     "critic/repair.jinja": "repair",
     REVISE: "revise",
+    TWIN: "twin",
 }
 """Shipped critic prompt → the place it is written for, a key of `ROLES`."""
 VARIABLES: dict[str, frozenset[str]] = {

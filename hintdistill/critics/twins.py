@@ -7,20 +7,17 @@ turns, and gives no tool a name under which something is changed (docs/security.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from hintdistill.core.errors import TwinError
-from hintdistill.core.types import Replacement, Trace, TwinEdit
-from hintdistill.critics.answers import LLMEdit
+from hintdistill.core.types import Trace, TwinEdit
+from hintdistill.critics.answers import MOST_REPLACEMENTS, LLMEdit
 from hintdistill.critics.record import harmless
 from hintdistill.critics.rules import MARKUP
 from hintdistill.injection.effects import effect_of
+from hintdistill.injection.twins import located
 
-MOST = 3
-"""Replacements of one edit, at most."""
 _CALL = re.compile(r"\"(?:name|arguments|tool_calls|function)\"\s*:", re.IGNORECASE)
 
 
@@ -30,23 +27,12 @@ def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> T
     Raises:
         TwinError: a quote does not stand exactly once in what the step could read (`count`), or there are too many (`too_many`).
     """
-    if len(parts) > MOST:
-        raise TwinError("too_many", f"{len(parts)} replacements are no small edit; at most {MOST} are taken")
-    return TwinEdit(kind="critic", replacements=tuple(_located(trace, step, part) for part in parts), maker=critic)
-
-
-def _located(trace: Trace, step: int, part: LLMEdit) -> Replacement:
-    places: list[tuple[Literal["message", "tools"], int]] = []
-    if part.quote:
-        for i, message in enumerate(trace.before(step)):
-            if message.role != "assistant":
-                places += [("message", i)] * (message.content or "").count(part.quote)
-        for i, tool in enumerate(trace.tools):
-            places += [("tools", i)] * json.dumps(tool, ensure_ascii=False).count(part.quote)
-    if len(places) != 1:
-        raise TwinError("count", f"{part.quote[:60]!r} stands {len(places)} times above step {step}, not once")
-    where, index = places[0]
-    return Replacement(where=where, index=index, old=part.quote, new=part.replacement)
+    if len(parts) > MOST_REPLACEMENTS:
+        raise TwinError(
+            "too_many", f"{len(parts)} replacements are no small edit; at most {MOST_REPLACEMENTS} are taken"
+        )
+    replacements = tuple(located(trace, step, part.quote, part.replacement) for part in parts)
+    return TwinEdit(kind="critic", replacements=replacements, maker=critic)
 
 
 def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:

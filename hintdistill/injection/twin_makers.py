@@ -25,6 +25,7 @@ from hintdistill.injection.twin_schemas import (
     right_tool,
     schema_for,
     with_argument,
+    with_argument_note,
     with_note,
     without_requirement,
 )
@@ -171,22 +172,22 @@ def wrong_argument(case: TwinCase) -> list[TwinEdit]:
     required = without_requirement(parameters, right) if right is not None and right in missing else None
     loose = () if required is None else case.swap(number, *required)
     needs = [loose] if required is not None else []
-    if right is not None:
-        if not case.called_before(case.call.name, right):
-            renamed = case.swap(
-                number,
-                f"{json_of(right)}: {json_of(properties[right])}",
-                f"{json_of(wrong)}: {json_of(properties[right])}",
-            )
-            names = parameters.get("required") or []
-            again = [wrong if n == right else n for n in names]
-            listed = case.swap(number, f'"required": {json_of(names)}', f'"required": {json_of(again)}')
-            edits.add("rename", renamed, *([listed] if right in names else []))
-        noted = f"Old name of {wrong}; give {wrong}."
-        edits.add("describe", with_argument(case.trace.tools[number], number, wrong, args[wrong], right, noted), *needs)
+    if right is not None and not case.called_before(case.call.name, right):
+        renamed = case.swap(
+            number,
+            f"{json_of(right)}: {json_of(properties[right])}",
+            f"{json_of(wrong)}: {json_of(properties[right])}",
+        )
+        names = parameters.get("required") or []
+        again = [wrong if n == right else n for n in names]
+        listed = case.swap(number, f'"required": {json_of(names)}', f'"required": {json_of(again)}')
+        edits.add("rename", renamed, *([listed] if right in names else []))
     added = with_argument(case.trace.tools[number], number, wrong, args[wrong], right)
     edits.add("add", added, *needs)
     edits.add("request", added, *needs, case.say("user", f"Pass it as {wrong}."))
+    if right is not None:
+        note = with_argument_note(case.trace.tools[number], number, right, f"Old name of {wrong}; give {wrong}.")
+        edits.add("describe", added, *needs, note)
     return edits.made
 
 
@@ -242,13 +243,7 @@ def skipped_lookup(case: TwinCase) -> list[TwinEdit]:
         edits.add("observation", _with_field(case.before[seen].content or "", seen, argument, value))
     number = case.tool_number(case.call.name)
     if number is not None:
-        spec = ((case.function(number).get("parameters") or {}).get("properties") or {}).get(argument)
-        if isinstance(spec, dict):
-            noted = {**spec, "description": " ".join(filter(None, (spec.get("description"), words)))}
-            edits.add(
-                "schema",
-                case.swap(number, f"{json_of(argument)}: {json_of(spec)}", f"{json_of(argument)}: {json_of(noted)}"),
-            )
+        edits.add("schema", with_argument_note(case.trace.tools[number], number, argument, words))
     return edits.made
 
 

@@ -115,27 +115,32 @@ def without_requirement(parameters: Mapping[str, Any], name: str) -> tuple[str, 
 
 
 def with_argument(
-    tool: dict[str, Any], number: int, name: str, value: Any, beside: str | None, note: str = ""
+    tool: dict[str, Any], number: int, name: str, value: Any, beside: str | None
 ) -> tuple[Replacement, ...]:
-    """One argument more, right after another one whose kind it has, and a note at that one.
+    """One argument more, right after another one whose kind it has.
 
     Args:
         value: what is passed; its type is the argument's where no other one is named.
     """
     parameters = (tool.get("function") or tool).get("parameters") or {}
     properties = parameters.get("properties") or {}
-    if beside is None or not isinstance(properties.get(beside), dict):
-        own = {"type": json_type(value)}
-        if not properties:
-            return _once(tool, number, '"properties": {}', f'"properties": {{{json_of(name)}: {json_of(own)}}}')
-        beside = list(properties)[-1]
-        spec = properties[beside]
-    else:
-        spec = properties[beside]
-        own = {**spec} if isinstance(spec, dict) else {"type": json_type(value)}
-    old = f"{json_of(beside)}: {json_of(spec)}"
-    said = spec if not note else {**spec, "description": " ".join(filter(None, (spec.get("description"), note)))}
-    return _once(tool, number, old, f"{json_of(beside)}: {json_of(said)}, {json_of(name)}: {json_of(own)}")
+    own = {"type": json_type(value)}
+    if beside is not None and isinstance(properties.get(beside), dict):
+        own = dict(properties[beside])
+    if not properties:
+        return _once(tool, number, '"properties": {}', f'"properties": {{{json_of(name)}: {json_of(own)}}}')
+    last = beside if beside in properties else list(properties)[-1]
+    old = f"{json_of(last)}: {json_of(properties[last])}"
+    return _once(tool, number, old, f"{old}, {json_of(name)}: {json_of(own)}")
+
+
+def with_argument_note(tool: dict[str, Any], number: int, name: str, note: str) -> tuple[Replacement, ...]:
+    """A sentence more in the description of an argument; nothing where its place cannot be told."""
+    spec = ((tool.get("function") or tool).get("parameters") or {}).get("properties", {}).get(name)
+    if not isinstance(spec, dict):
+        return ()
+    said = {**spec, "description": " ".join(filter(None, (spec.get("description"), note)))}
+    return _once(tool, number, f"{json_of(name)}: {json_of(spec)}", f"{json_of(name)}: {json_of(said)}")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 from hintdistill.core.errors import SpliceError, TemplateError, TwinError
 from hintdistill.core.types import Finding, Replacement, Trace, Twin, TwinEdit
@@ -33,8 +33,10 @@ class Stage:
     trace: Trace
     step: int
     """The step's number in it; lower than in the original where earlier steps are taken out."""
-    group: tuple[str, int]
-    """What the last place is in: `message`, `tools`, `added` or `removed`, and its number."""
+    part: str
+    """What the last place belongs to, in words; one part of an edit has the places of one replacement, or of messages taken out."""
+    may_hide: bool
+    """Whether the template need not print it: a schema's list of required arguments, which follows from the rest."""
     removed: int
     """Characters that the last place may take out of the render, at most."""
     added: int
@@ -50,10 +52,8 @@ def apply_edit(trace: Trace, step: int, edit: TwinEdit) -> tuple[Trace, int]:
         TwinError: an old text does not stand where and as often as the edit says (`count`), the edit is out of place
             (`beyond_step`, `edits_a_step`), changes nothing (`empty`), or breaks a schema (`not_a_schema`).
     """
-    made = list(stages(trace, step, edit))
-    if not made:
-        raise TwinError("empty", "the edit changes nothing")
-    return made[-1].trace, made[-1].step
+    last = list(stages(trace, step, edit))[-1]
+    return last.trace, last.step
 
 
 def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
@@ -64,6 +64,8 @@ def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
     additions = sorted((r for r in edit.replacements if not r.old), key=lambda r: r.index, reverse=True)
     todo += [lambda r=r: draft.add(r) for r in additions]
     todo += [lambda run=run: draft.remove(run) for run in _runs(edit.removed)]
+    if not todo:
+        raise TwinError("empty", "the edit changes nothing")
     for change in todo:
         yield from change()
 
@@ -78,8 +80,9 @@ class _Draft:
         self.tools: list[dict[str, Any] | None] = list(trace.tools)
         self.added: list[tuple[int, dict[str, Any]]] = []
         self.removed: set[int] = set()
+        self.replaced = 0
 
-    def made(self, group: tuple[str, int], removed: int, added: int) -> Stage:
+    def made(self, part: str, removed: int, added: int, may_hide: bool = False) -> Stage:
         """The trace as it is now."""
         messages = []
         for i, message in enumerate(self.trace.messages[: self.at + 1]):
@@ -107,7 +110,7 @@ class _Draft:
             extra=t.extra,
         )
         gone = sum(i in self.removed for i in self.trace.step_indices[: self.step])
-        return Stage(trace, self.step - gone, group, removed, added)
+        return Stage(trace, self.step - gone, part, may_hide, removed, added)
 
     def replace(self, r: Replacement) -> Iterator[Stage]:
         """Change one place after the other."""
@@ -118,16 +121,19 @@ class _Draft:
             raise TwinError("count", f"{r.old[:60]!r} stands {len(parts) - 1} times in {where}, not {r.count}")
         if r.new == r.old:
             raise TwinError("empty", f"{r.old[:60]!r} is replaced by itself")
+        self.replaced += 1
+        part = f"replacement {self.replaced}, of {r.old[:40]!r} in {r.where} {r.index}"
+        listed = r.old.startswith('"required": ')
         for n in range(1, r.count + 1):
             now = r.new.join(parts[: n + 1]) + "".join(r.old + p for p in parts[n + 1 :])
             if r.where == "message":
                 self.contents[r.index] = now
-                yield self.made((r.where, r.index), len(json.dumps(r.old)), len(json.dumps(r.new)))
+                yield self.made(part, len(json.dumps(r.old)), len(json.dumps(r.new)))
                 continue
             schema = None if not now else _schema(now, last=n == r.count)
             if schema is not None or not now:
                 self.tools[r.index] = schema
-                yield self.made((r.where, r.index), 2 * len(r.old) * n + SLACK, 2 * len(r.new) * n + SLACK)
+                yield self.made(part, 2 * len(r.old) * n + SLACK, 2 * len(r.new) * n + SLACK, listed)
 
     def add(self, r: Replacement) -> Iterator[Stage]:
         """Append to a message, or add a schema."""
@@ -135,7 +141,7 @@ class _Draft:
             raise TwinError("empty", "an addition has a text and happens once")
         if r.where == "message":
             self.contents[r.index] = self._text(r) + r.new
-            yield self.made((r.where, r.index), 2, len(json.dumps(r.new)))
+            yield self.made(f"the addition to message {r.index}", 2, len(json.dumps(r.new)))
             return
         if r.index > len(self.tools):
             raise TwinError("count", f"there are {len(self.tools)} tools; none can be added at {r.index}")
@@ -145,7 +151,7 @@ class _Draft:
         if name in self.trace.tool_schemas:
             raise TwinError("not_a_schema", f"the tool {name} is listed already")
         self.added.append((r.index, schema))
-        yield self.made(("added", r.index), SLACK, 4 * len(r.new) + SLACK)
+        yield self.made(f"the tool added at {r.index}", SLACK, 4 * len(r.new) + SLACK)
 
     def remove(self, run: tuple[int, int]) -> Iterator[Stage]:
         """Take out a run of messages, with the results of every call among them."""
@@ -158,7 +164,9 @@ class _Draft:
         if self.trace.messages[first].role == "tool":
             raise TwinError("edits_a_step", f"message {first} answers a call that stays")
         self.removed |= set(range(first, end))
-        yield self.made(("removed", first), len(json.dumps([str(m) for m in self.trace.messages[first:end]])) * 2, 0)
+        yield self.made(
+            f"the messages from {first}", len(json.dumps([str(m) for m in self.trace.messages[first:end]])) * 2, 0
+        )
 
     def _text(self, r: Replacement) -> str:
         if r.where == "tools":
@@ -195,6 +203,24 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((n, n + 1))
     return runs[::-1]
+
+
+def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
+    """The replacement of words that stand exactly once in what a step could have read: messages of others, and tool schemas.
+
+    Raises:
+        TwinError: they stand nowhere or more than once (`count`).
+    """
+    places: list[tuple[Literal["message", "tools"], int]] = []
+    if old:
+        for i, message in enumerate(trace.before(step)):
+            if message.role != "assistant":
+                places += [("message", i)] * (message.content or "").count(old)
+        for i, tool in enumerate(trace.tools):
+            places += [("tools", i)] * json.dumps(tool, ensure_ascii=False).count(old)
+    if len(places) != 1:
+        raise TwinError("count", f"{old[:60]!r} stands {len(places)} times above step {step}, not once")
+    return Replacement(where=places[0][0], index=places[0][1], old=old, new=new)
 
 
 def changed(old: Sequence[Any] | str, new: Sequence[Any] | str) -> tuple[int, int, int]:
@@ -266,7 +292,7 @@ class TwinBuilder:
         """Ids of the edited context as the template prints it, and where each comes from in the original render."""
         ids, text = original, site.opening.text
         origin: list[int | None] = list(range(len(ids)))
-        shown: dict[tuple[str, int], bool] = {}
+        shown: dict[str, bool] = {}
         for stage in stages(site.trace, site.step, edit):
             try:
                 rendered = self.renderer.step(stage.trace, stage.step)
@@ -276,18 +302,16 @@ class TwinBuilder:
                 raise TwinError("rerender_differs", "the step itself is printed otherwise in the edited context")
             start, end, new_end = changed(text, rendered.opening.text)
             if end - start > stage.removed or new_end - start > stage.added:
-                where = f"{stage.group[0]} {stage.group[1]}"
-                raise TwinError("rerender_differs", f"the template changes more than the edited place in {where}")
-            shown[stage.group] = shown.get(stage.group, False) or (end, new_end) != (start, start)
+                raise TwinError("rerender_differs", f"the template changes more than {stage.part}")
+            seen = stage.may_hide or (end, new_end) != (start, start)
+            shown[stage.part] = shown.get(stage.part, False) or seen
             text, now = rendered.opening.text, tuple(self.renderer.encode(rendered.opening.text))
             start, end, new_end = changed(ids, now)
             origin = origin[:start] + [None] * (new_end - start) + origin[end:]
             ids = now
-        hidden = [f"{where} {number}" for (where, number), seen in shown.items() if not seen]
-        if hidden or not shown or ids == original:
-            raise TwinError(
-                "not_shown", f"the template prints nothing of the change in {', '.join(hidden) or 'the trace'}"
-            )
+        hidden = [part for part, seen in shown.items() if not seen]
+        if hidden or ids == original:
+            raise TwinError("not_shown", f"the template prints nothing of {', '.join(hidden) or 'the edit'}")
         return ids, origin
 
 

@@ -16,7 +16,7 @@ from support import train_observers as learn
 from hintdistill.config.surface import leaves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOUND = 170
+BOUND = 190
 """Keys at most, each counted by its path; a key needs a reason to be the next one (tests/support/surface.py)."""
 
 
@@ -51,7 +51,15 @@ RECORDED = (
     "critic.use=[recorded]",
     f"critic.recorded.path={FILES / 'findings.jsonl'}",
 )
+TWINNED = (
+    f"traces.path={DATA}",
+    "traces.limit=20",
+    "critic.use=[recorded]",
+    f"critic.recorded.path={TOOLWORLD / 'findings.jsonl'}",
+    "train.twins.per_finding=3",
+)
 SCORED = (*RULED, "rescore.top_k=4", "rescore.part_rows=50", "train.watch.steps=1", "train.anchor.candidates=1")
+HELD = f"train.hold.path={TOOLWORLD / 'near_misses.jsonl'}"
 SAMPLED = (
     f"rollout.environment={see.WORLD}",
     "rollout.sample.episodes=2",
@@ -209,6 +217,18 @@ TRAIN: dict[str, Acts | Told] = {
     "anchor.per_trace": Acts("2", learn.chosen),
     "anchor.candidates": Acts("3", see.rescored, SCORED),
     "anchor.choose": Acts("random", learn.chosen, ("run.seed=4",)),
+    "hold.path": Told(
+        "tests/pipeline/test_hold.py", "test_each_record_is_a_row_and_nothing_of_it_is_critiqued_or_injected"
+    ),
+    "hold.split": Told(
+        "tests/pipeline/test_rounds_held.py",
+        "test_a_rounds_hold_traces_are_played_once_by_the_initial_policy_and_held_in_each",
+    ),
+    "hold.per_trace": Acts("2", see.rescored, (*SCORED, HELD)),
+    "hold.limit": Acts("1", see.rescored, (*SCORED, HELD)),
+    "hold.weight": Acts("0", see.rescored, (*SCORED, HELD)),
+    "twins.per_finding": Acts("1", see.injected, RULED),
+    "twins.state_changing": Acts("true", see.injected, TWINNED),
     "outcome.baseline": Acts("round", learn.compared),
     "outcome.normalise": Acts("true", learn.compared),
     "outcome.clip": Told("tests/training/test_outcome_training.py", "test_clipping_is_the_sections"),

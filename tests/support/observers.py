@@ -79,11 +79,11 @@ def place(overrides: Sequence[str]) -> Any:
 
 
 def injected(overrides: Sequence[str]) -> Any:
-    """Critiques, injections and findings left out, each with its reason; and files that are shared between runs."""
+    """Critiques, injections, twins, and findings left out, each with its reason."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         run(config_of(overrides), path, until="inject", console=Console(quiet=True))
-        return rows(path / "injections.jsonl"), rows(path / "critiques.jsonl")
+        return rows(path / "injections.jsonl"), rows(path / "critiques.jsonl"), rows(path / "twins.jsonl")
 
 
 def rescored(overrides: Sequence[str]) -> Any:
