@@ -326,7 +326,7 @@ SHARED: Rule = record(
     gate=record(
         **numbers("null_pass_rate", "bound", "enabled", "min_drop_nats", "max_raise_nats", "min_student_probability"),
         **numbers("require_legal_gain", "require_specific", "check_leak", "check_dialect", "check_words"),
-        **numbers("max_null_pass_rate", "min_odds_nats", "min_odds_margin_nats"),
+        **numbers("max_null_pass_rate", "min_odds_nats", "min_odds_margin_nats", "min_legal_gain"),
         null_pass_rate_by_kind=table(placebo, number),
         null_pass_rate_by_level=table(level, number),
         checks=each(word("check", ("legal_gain", "specific", "leak", "dialect", "words"))),
