@@ -167,8 +167,11 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
         "read": {
             "records": len(data.trace_rows),
             "traces": len(traces),
-            "steps": sum(sum(m["role"] == "assistant" for m in r["trace"]["messages"]) for r in traces),
+            "steps": sum(
+                sum(m["role"] == "assistant" and not m.get("given") for m in r["trace"]["messages"]) for r in traces
+            ),
             "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
+            **({"cut": cut} if (cut := sum(any(m.get("cut") for m in r["trace"]["messages"]) for r in traces)) else {}),
             "split": _count(data.splits.values()),
         },
         **({"hold": dict(data.holds)} if data.holds else {}),

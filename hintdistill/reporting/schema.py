@@ -57,6 +57,7 @@ _WORDS = frozenset(
         "duplicate_id",
         "empty_file",
         "empty_record",
+        "cut_step",
         "failed_episode",
         "holdout",
         "lone_surrogate",
@@ -129,7 +130,7 @@ def numbers(*keys: str) -> dict[str, Rule]:
 
 _usage = numbers("requests", "prompt_tokens", "completion_tokens")
 _funnel = record(
-    read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    read=record(**numbers("records", "traces", "steps", "cut"), failed=counts(reason), split=counts(split)),
     hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
         **numbers("findings", "dropped", "in_windows"),

@@ -40,7 +40,7 @@ class Evaluation:
     errors: dict[str, float]
     """Share of episodes with a root error of that class."""
     failures: dict[str, int]
-    """Episodes that came to nothing, by reason; they count as unsuccessful."""
+    """Episodes that came to nothing or ran into a limit of tokens, by reason; they count as unsuccessful."""
 
 
 def load_suite(spec: str) -> TaskSuite:
@@ -90,10 +90,10 @@ def outcome_of(suite: TaskSuite, episode: Episode) -> Outcome:
     try:
         found = checked(suite, episode.trace)
     except EnvironmentFailure as error:
-        return Outcome(episode.task, False, (), episode.failure or error.message)
+        return Outcome(episode.task, False, (), episode.failure or episode.cut or error.message)
     classes = sorted({f.error_class for f in found if f.caused_by is None})
     success = episode.failure is None and (episode.trace.reward or 0.0) > 0.5
-    return Outcome(episode.task, success, tuple(classes), episode.failure)
+    return Outcome(episode.task, success, tuple(classes), episode.failure or episode.cut)
 
 
 def summarise(outcomes: Iterable[Outcome]) -> Evaluation:

@@ -256,6 +256,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "splits": Acts("[test]", see.measured, MEASURED),
     "limit": Acts("1", see.measured, MEASURED),
     "temperature": Acts("1.0", see.measured, MEASURED),
+    "top_p": Acts("0.3", see.measured, (*MEASURED, "rollout.temperature=2")),
+    "top_k": Acts("1", see.measured, (*MEASURED, "rollout.temperature=2")),
+    "min_p": Acts("0.9", see.measured, (*MEASURED, "rollout.temperature=2")),
     "max_new_tokens": Acts("5", see.measured, MEASURED),
     "max_steps": Acts("1", see.measured, MEASURED),
     "batch_size": Acts("1", see.played, SAMPLED),
@@ -267,6 +270,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "sample.episodes": Acts("4", see.played, SAMPLED),
     "sample.per_task": Acts("2", see.played, SAMPLED),
     "sample.temperature": Acts("0", see.played, SAMPLED),
+    "sample.top_p": Acts("0.3", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
+    "sample.top_k": Acts("1", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
+    "sample.min_p": Acts("0.9", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
     "sample.server.base_url": Acts(
         "URL1", see.played, (*SAMPLED, "rollout.sample.server={model: m, max_gap_nats: 99}")
     ),
