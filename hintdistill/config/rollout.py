@@ -67,6 +67,9 @@ class StopSection(Section):
     """A median drop of the decision token below this: the hint's effect is gone."""
     max_off_target_kl: float | None = Field(default=0.1, gt=0.0)
     """Tripwire: KL(initial ‖ student) off target above this, nats per token. The student before it is kept."""
+    max_changes_drop: float | None = Field(default=0.5, gt=0.0, lt=1.0)
+    """Tripwire: successful calls of tools that change state, per episode, fell by more than this share of what the initial policy
+    made. Read where the environment says which tools those are (`tool_effects`); without a loop the report warns."""
     max_failed_share: float = Field(default=0.5, gt=0.0, le=1.0)
     """Tripwire: more than this share of a round's episodes came to nothing (cut steps, endless episodes)."""
 

@@ -25,7 +25,7 @@ from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
-from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
+from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, lost_changes, tasks_of
 from hintdistill.rollouts.measure import describe, measured_from, options_of
 from hintdistill.traces.files import trace_files
 from hintdistill.traces.reading import read_traces
@@ -218,6 +218,9 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
                 store.append({"key": key, "split": split, "when": when, "evaluation": asdict(result)})
                 done = store.by_key()
             out.setdefault(split, {})[when] = Evaluation(**done[key]["evaluation"])
+        played, bound = out[split], section.stop.max_changes_drop
+        if trained and (lost := lost_changes(played["before"], played["after"], bound)):
+            ctx.console.warn(f"{split}: {lost}")
     return out
 
 

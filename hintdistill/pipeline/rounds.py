@@ -40,7 +40,7 @@ from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import each_stage, write_report
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.drift import movement
-from hintdistill.rollouts.evaluate import Outcome, load_suite, outcome_of, summarise, tasks_of
+from hintdistill.rollouts.evaluate import Outcome, load_suite, lost_changes, outcome_of, summarise, tasks_of
 from hintdistill.rollouts.measure import Setting, describe, measured_from, off_target_sets, options_of, played_from
 from hintdistill.rollouts.sampling import Episode, Sampler
 from hintdistill.traces.formats import native
@@ -188,6 +188,10 @@ class Loop:
             out["environment"] = self.measure(student)
         except EnvironmentFailure as error:
             return out | {"tripwire": True, "stop": f"collapse: {error.message}"}
+        for setting in self.settings():
+            first, now = (summarise(self.outcomes(folder, setting)) for folder in (self.top.model_folder, student))
+            if lost := lost_changes(first, now, self.config.rollout.stop.max_changes_drop):
+                return out | {"tripwire": True, "stop": f"{setting.name}: {lost}"}
         played = [o for s in self.settings() for o in self.outcomes(student, s)]
         if collapse := collapsed(sum(o.failure is not None for o in played), len(played), self.config):
             return out | {"tripwire": True, "stop": f"{collapse} when measured"}

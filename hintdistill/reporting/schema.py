@@ -167,6 +167,7 @@ _evaluation = record(
     **numbers("episodes", "success_rate", "error_rate"),
     errors=counts(error_class),
     failures=counts(numbered("failure")),
+    tools=table(word("effect", ("reads", "changes")), record(**numbers("calls", "successful", "error_rate"))),
 )
 _measured = dict.fromkeys(("before", "after"), _evaluation)
 _effects = record(

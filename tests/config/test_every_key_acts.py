@@ -289,6 +289,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "stop.max_off_target_kl": Told(
         "tests/pipeline/test_rounds.py", "test_a_bound_that_is_crossed_stops_with_the_last_good_weights"
     ),
+    "stop.max_changes_drop": Told(
+        "tests/rollouts/test_rollouts_effects.py", "test_a_loss_of_state_changing_calls_is_found_and_bounded"
+    ),
     "stop.max_failed_share": Acts("0.3", see.collapse, SAMPLED),
 }
 REPORT: dict[str, Acts | Told] = {
