@@ -18,6 +18,7 @@ nearest known one.
 | trace format | `hintdistill.traces.registry.FORMATS` | `traces.format` (or recognised) | `hintdistill.trace_formats` |
 | placement | `hintdistill.core.extensions.PLACEMENTS` | `inject.placements` | |
 | hint source | `hintdistill.core.extensions.HINT_SOURCES` | `inject.hint` | |
+| twin maker | `hintdistill.core.extensions.TWIN_MAKERS` | (by error class) | `hintdistill.twin_makers` |
 | hint kind | `hintdistill.core.parts.HINTS` | a recipe's `data.hint.kind` | |
 | divergence | `hintdistill.core.parts.DIVERGENCES` | a term's `divergence.kind` | |
 | weight shape | `hintdistill.core.parts.SHAPES` | a weight's `shape` | |
@@ -54,6 +55,11 @@ SECTIONS = {
         "Hint source",
         "A function that gives the hint and `n` placebos for it. `meets` names needs of recipes (`hintdistill recipes show`) that such "
         "hints meet; `control` says in words what they are where training on them is a control, for the model card.",
+    ),
+    "twin_maker": (
+        "Twin maker",
+        "A function from a `TwinCase` (a finding and its trace) to edits under which the step would be right, each of another kind. "
+        "It serves the error classes that its entry names, beside the makers that ship; [twins.md](twins.md) says what becomes of an edit.",
     ),
     "hint_kind": ("Hint kind", "A recipe's word for what its teacher reads, and what a run needs for it."),
     "divergence": (

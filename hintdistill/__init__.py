@@ -20,6 +20,9 @@ _EXPORTS = {
     "Target": "core.scores",
     "ToolCall": "core.types",
     "Trace": "core.types",
+    "Twin": "core.types",
+    "TwinEdit": "core.types",
+    "Replacement": "core.types",
     "HintdistillError": "core.errors",
     "RunConfig": "config",
     "load_config": "config.file",
@@ -31,6 +34,7 @@ _EXPORTS = {
     "rank_hints_async": "api",
     "rescore": "api",
     "rescore_async": "api",
+    "twin": "api",
     "read_traces": "traces.reading",
     "run": "pipeline.run",
 }
@@ -46,12 +50,23 @@ if TYPE_CHECKING:
         rank_hints_async,
         rescore,
         rescore_async,
+        twin,
     )
     from hintdistill.config import RunConfig
     from hintdistill.config.file import load_config
     from hintdistill.core.errors import HintdistillError
     from hintdistill.core.scores import ScoreRequest, Scores, Target
-    from hintdistill.core.types import Critique, Finding, Injection, Message, ToolCall, Trace
+    from hintdistill.core.types import (
+        Critique,
+        Finding,
+        Injection,
+        Message,
+        Replacement,
+        ToolCall,
+        Trace,
+        Twin,
+        TwinEdit,
+    )
     from hintdistill.pipeline.run import run
     from hintdistill.traces.reading import read_traces
 

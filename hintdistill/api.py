@@ -13,17 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hintdistill.config import EngineSection, InjectSection, RescoreSection
-from hintdistill.core.errors import ConfigError, SpliceError, TraceError
+from hintdistill.core.errors import ConfigError, QuoteNotFoundError, SpliceError, TraceError
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Message, Placement, Source, Trace
+from hintdistill.core.types import Finding, Message, Placement, Source, Trace, Twin, TwinEdit
 from hintdistill.engines import Engine
 from hintdistill.engines.loading import EngineJob, load
+from hintdistill.injection.quotes import locate, tokens_in
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import Injector
+from hintdistill.injection.twins import TwinBuilder, located
 from hintdistill.prompts import shipped_library
+from hintdistill.rescoring.gate import harmful
 from hintdistill.rescoring.scorer import HintItem, Scorer
 from hintdistill.traces.formats import openai_chat
 from hintdistill.traces.options import ReadOptions
@@ -52,8 +55,18 @@ class RankedHint:
 
     @property
     def effect(self) -> float:
-        """Hint effect at its decision token, nats; 0.0 where the hint changes no token's first choice."""
+        """Hint effect at its decision token, nats; 0.0 where the hint changes nothing."""
         return self.target.decision.effect if self.target.decision is not None else 0.0
+
+    @property
+    def odds(self) -> float:
+        """Rise of the log-odds of what the hinted view says instead, nats; 0.0 where the hint changes nothing."""
+        return (self.target.decision.odds or 0.0) if self.target.decision is not None else 0.0
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the hint makes the error more likely."""
+        return harmful(self.target)
 
 
 def load_engine(
@@ -178,8 +191,8 @@ def rank_hints(
 ) -> list[RankedHint]:
     """Several hints for one step, best first, in one call of the engine: what they share is read once.
 
-    Accepted hints come first (see `scoring.judge`), then those that the gate rejects; within each, the one that lowers
-    the step's decision token most. Arguments and errors are those of `rescore`.
+    Accepted hints come first (see `rescoring.gate.judge`), then those that the gate rejects, last those that make the error
+    more likely; within each, the one that raises the odds of another continuation most. Arguments and errors are those of `rescore`.
     """
     _require_engine(engine, config)
     trace = _trace(messages, step, tools)
@@ -197,7 +210,7 @@ def rank_hints(
         items.append(HintItem(key, injection, "train"))
     targets = Scorer(engine.engine, engine.renderer, config).score(items)
     ranked = [RankedHint(hint, target) for hint, target in zip(hints, targets, strict=True)]
-    return sorted(ranked, key=lambda r: (not r.target.accepted, r.effect))
+    return sorted(ranked, key=lambda r: (r.harmful, not r.target.accepted, -r.odds))
 
 
 async def rescore_async(messages: Sequence[MessageLike], **kwargs: Any) -> Target:
@@ -208,6 +221,51 @@ async def rescore_async(messages: Sequence[MessageLike], **kwargs: Any) -> Targe
 async def rank_hints_async(messages: Sequence[MessageLike], **kwargs: Any) -> list[RankedHint]:
     """`rank_hints` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rank_hints, messages, **kwargs)
+
+
+def twin(
+    messages: Sequence[MessageLike],
+    *,
+    step: int,
+    edit: TwinEdit | Sequence[tuple[str, str]],
+    engine: LoadedModel,
+    quote: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    state_changing: bool = False,
+) -> Twin:
+    """Return the twin of a step: the same step in the context that an edit makes of its own. Nothing is computed with the weights.
+
+    Args:
+        messages: an OpenAI-style conversation that contains the step; later messages are ignored.
+        step: which assistant message, counted from 0 over assistant messages only.
+        edit: a `TwinEdit`, or pairs of words and what stands in their place; each pair's words must stand exactly once in the
+            messages of others above the step and the tool schemas (their JSON).
+        engine: from `load_engine` or `connect_engine`; only its tokenizer and chat template are used.
+        quote: the words of the step that are wrong without the edit.
+        tools: OpenAI function schemas the agent had.
+        state_changing: allow it for a step that calls a tool which changes something, or may.
+
+    Raises:
+        TraceError: the messages are malformed or hold no such step.
+        TwinError: the edit makes no twin; its `reason` says why, see docs/twins.md.
+        QuoteNotFoundError: the quote is not in the step.
+        TemplateError, SpliceError: the chat template cannot render the step.
+    """
+    from hintdistill.pipeline.twins import Making, judge
+
+    trace = _trace(messages, step, tools)
+    if not isinstance(edit, TwinEdit):
+        pairs = tuple(located(trace, step, old, new) for old, new in edit)
+        edit = TwinEdit(kind="given", replacements=pairs, maker="caller")
+    finding = Finding(step=step, error_class="given", quote=quote, critic="caller")
+    with engine.lock:
+        builder = TwinBuilder(engine.renderer)
+        site = builder.site(trace, step)
+        found = locate(finding, site.text, trace.step(step)) if quote else None
+        span = tokens_in(found[0], site.spans) if found else (0, len(site.rendered.step_ids))
+        if span is None or (quote and found is None):
+            raise QuoteNotFoundError(f"the quote {str(quote)[:60]!r} is nowhere in step {step}")
+        return Making(builder, judge(), 1, state_changing, 0).twin(trace, finding, edit, span)
 
 
 def _require_engine(engine: LoadedModel, config: RescoreSection) -> None:

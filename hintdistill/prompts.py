@@ -8,6 +8,7 @@ Kinds, by folder:
 
 * `critic/`   what an LLM critic reads; ends in the instructions, so that a server's prefix cache serves every edit
 * `hints/`    one file per error class: the remedial hint, from the finding's facts, no LLM needed
+* `candidates/` other hints for the same finding, which may compete with it: a principle, the right action alone
 * `placebo/`  hints that should do nothing, for the gate and the control arm
 * `attempts/` contexts made of other attempts at a task, one right beside one wrong (`bcq`) or all wrong (`ncq`)
 """
@@ -30,19 +31,23 @@ from hintdistill.core.package_data import data_root
 
 REVISE = "critic/revise.jinja"
 """What asks for a second hint."""
+TWIN = "critic/twin.jinja"
+"""What asks for the edit of a twin, in the same question as the hint."""
 _ASKED = frozenset(
     {"trace", "tools", "signatures", "legal_steps", "checks", "error_classes", "schema", "window", "windows"}
 )
+_INSTRUCTS = _ASKED | {"twin"}
 ROLES: dict[str, frozenset[str]] = {
     # nothing that differs between two questions about one trace, so that the bytes above every instruction are the same
     "record": frozenset({"trace", "tools", "signatures"}),
-    "prompt": _ASKED,
-    "step_prompt": _ASKED | {"step"},
+    "prompt": _INSTRUCTS,
+    "step_prompt": _INSTRUCTS | {"step"},
     "half_prompt": _ASKED | {"first", "second"},
     "repair": frozenset({"answer", "problem", "schema"}),
     "revise": _ASKED | {"step", "hint", "reason", "error_class", "quote"},
+    "twin": _ASKED,
 }
-"""What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the three with a fixed name."""
+"""What a critic prompt may use, by the place it is used in: the keys of `critic.llm`, and the four with a fixed name."""
 ROLE_OF = {
     "critic/record.jinja": "record",
     "critic/all_at_once.jinja": "prompt",
@@ -50,6 +55,7 @@ ROLE_OF = {
     "critic/half.jinja": "half_prompt",
     "critic/repair.jinja": "repair",
     REVISE: "revise",
+    TWIN: "twin",
 }
 """Shipped critic prompt → the place it is written for, a key of `ROLES`."""
 VARIABLES: dict[str, frozenset[str]] = {
@@ -57,6 +63,7 @@ VARIABLES: dict[str, frozenset[str]] = {
     "hints": frozenset(
         {"wrong", "right", "tool", "tools", "argument", "arguments", "error", "quote", "step", "variant", "expected"}
     ),
+    "candidates": frozenset({"error_class", "right", "tool", "argument", "error", "expected"}),
     "placebo": frozenset({"variant"}),
     "attempts": frozenset({"attempts"}),
 }
@@ -144,6 +151,26 @@ class PromptLibrary:
             for word in sorted(unknown)
         ]
 
+    def advice(self, name: str) -> list[str]:
+        """What in a hint template may make the error more likely, `file: what`; empty where nothing does, or for another kind.
+
+        The template is rendered with names made up for the purpose, in each of its wordings.
+        """
+        if name.split("/", 1)[0] not in ("hints", "candidates"):
+            return []
+        found: dict[str, None] = {}
+        for facts in _PROBES:
+            for variant in range(8):
+                try:
+                    text = self.render(name, {**facts, "variant": variant})
+                except PromptError:
+                    continue
+                if _WRONG in text and not 0 <= text.find(_RIGHT) < text.find(_WRONG):
+                    found["it names the wrong word first"] = None
+                if all(tool in text for tool in _TOOLS):
+                    found["it lists the tools"] = None
+        return [f"{self.path(name)}: {what}; a real model then says the error more often" for what in found]
+
     def render(self, name: str, variables: Mapping[str, Any]) -> str:
         """Render a prompt; the text is stripped of surrounding white space.
 
@@ -182,6 +209,24 @@ class PromptLibrary:
             return self._env.parse(source)
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(f"{self.path(name)}:{error.lineno}: {error.message}") from error
+
+
+_WRONG, _RIGHT, _TOOLS = "wrong_name_7", "right_name_7", ("first_tool_7", "second_tool_7", "third_tool_7")
+_COMMON = {
+    "tool": _TOOLS[0],
+    "tools": list(_TOOLS),
+    "arguments": ["one_7"],
+    "argument": "one_7",
+    "error": "busy",
+    "quote": "q",
+}
+_EVERY = _COMMON | {"wrong": _WRONG, "right": _RIGHT, "step": 1, "expected": "of type string"}
+_PROBES: tuple[dict[str, Any], ...] = tuple(
+    {k: v for k, v in _EVERY.items() if k not in without} | {"error_class": error_class}
+    for without in ((), ("right",), ("wrong",))
+    for error_class in ("unknown_tool", "wrong_argument", "other")
+)
+"""Facts that hint templates are rendered with to see in which order they name what."""
 
 
 def _asked_for(tree: nodes.Template) -> set[str]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, print_json, say
-
-RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+from hintdistill.cli.look import Json, RunArg, print_json, say
 
 
 def controls(

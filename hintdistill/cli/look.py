@@ -11,6 +11,7 @@ import typer
 
 from hintdistill.reporting import printable
 
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
 traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)

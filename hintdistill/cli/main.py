@@ -14,9 +14,10 @@ from typing import Annotated
 import typer
 
 from hintdistill import __version__
+from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
-from hintdistill.cli.look import Json, convert, print_json, prompts_app, recipes_app, say, traces_app
+from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.core.errors import ConfigError, HintdistillError
 
@@ -36,11 +37,11 @@ app.command()(convert)
 app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
+app.command()(clean)
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
-RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 
 
 @app.callback(invoke_without_command=True)

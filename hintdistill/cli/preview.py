@@ -13,7 +13,7 @@ from hintdistill.critics.backends import Reply, Request, by_bytes
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.injection.hints import hint_facts, seed_of
-from hintdistill.prompts import PromptLibrary
+from hintdistill.prompts import TWIN, PromptLibrary
 from hintdistill.traces.options import ReadOptions
 from hintdistill.traces.reading import load_tools, read_traces
 
@@ -60,6 +60,9 @@ def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | 
             raise InputError(
                 f"{name} is part of other prompts", hint="render critic/all_at_once.jinja to see it in place"
             )
+        twins = name == TWIN
+        # what asks for an edit stands in front of the instructions, which are rendered with it
+        name = "critic/all_at_once.jinja" if twins else name
         prompts, strategy = [name], "all_at_once"
         if library.mentions(name, "first"):
             prompts, strategy = [name, "critic/step.jinja"], "binary_search"
@@ -68,7 +71,7 @@ def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | 
         section = LLMSection.model_validate(
             {"base_url": "http://localhost", "model": "preview", "strategy": strategy, "prompt": prompts}
         )
-        return [LLMCritic(section, library, _Nobody()).prompt(trace, name)]
+        return [LLMCritic(section, library, _Nobody(), twins=twins).prompt(trace, name)]
     if kind == "placebo":
         return [library.render(name, {"variant": seed_of(trace.id)})]
     error_class = file.removesuffix(".jinja")

@@ -6,9 +6,9 @@ no say. `config/file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.config.critic import (
@@ -30,12 +30,13 @@ from hintdistill.config.train import (
     OutcomeSection,
     TrainSection,
     TripwireSection,
+    TwinSection,
     WatchSection,
 )
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.paths import ConfigPath, ModelPath, OutputPath
 from hintdistill.core.registry import NameIn
-from hintdistill.core.types import HintRole, Placement
+from hintdistill.core.types import HintRole, PlaceboKind, Placement
 
 __all__ = [
     "CHECKS",
@@ -66,10 +67,11 @@ __all__ = [
     "TracesSection",
     "TrainSection",
     "TripwireSection",
+    "TwinSection",
     "WatchSection",
 ]
 
-CONFIG_SCHEMA = 2
+CONFIG_SCHEMA = 3
 
 
 class RunSection(Section):
@@ -82,7 +84,9 @@ class RunSection(Section):
     seed: int = 0
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is float32 on a CPU and bfloat16 on an accelerator."""
+    """Precision of the weights; `auto` is bfloat16 on an accelerator, and on a CPU that multiplies it itself for models above
+    50 M parameters (the difference from float32 is measured and said); else float32. Full weights are trained in float32 and
+    cast as they are used."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
     rounds: int | None = Field(default=None, ge=1)
@@ -128,6 +132,11 @@ class InjectSection(Section):
     """`placebo` puts a generic hint in the critic's place: the control arm."""
     whole_step_without_quote: bool = False
     """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
+    candidates: int = Field(default=1, ge=1, le=4)
+    """Hints per finding, which compete within their level: the critic's, a principle, the right action alone, the class's
+    template. The one with the largest odds is taken before anything is accepted; see docs/hints.md."""
+    max_level: int = Field(default=2, ge=0, le=3)
+    """Hints of a higher level are rejected: 0 principle, 1 narrows, 2 has a corrected token, 3 has what the context does not."""
     min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)
     """A quote that is not found as it is, nor up to white space and JSON escapes, is taken to be its best match in the
     step if at least this share of its characters fits; 1 turns that off."""
@@ -155,10 +164,14 @@ class GateSection(Section):
 
     enabled: bool = True
     """False accepts every scored finding by force, for controls."""
-    min_drop_nats: float = Field(default=1.0, ge=0.0)
+    min_drop_nats: float = Field(default=0.0, ge=0.0)
     """The decision token must fall by at least this much."""
+    min_odds_nats: float = Field(default=2.0, ge=0.0)
+    """The log-odds of what the hinted view says instead, against the decision token, must rise by at least this much."""
+    min_odds_margin_nats: float = Field(default=1.0, ge=0.0)
+    """They must rise by at least this much more than under each placebo."""
     max_raise_nats: float = Field(default=0.5, ge=0.0)
-    """No quoted token may rise by more than this."""
+    """No quoted token may rise by more than this, whether or not a first choice changes."""
     min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
     """Below this plain probability of the decision token it is not this student's error."""
     checks: tuple[GateCheck, ...] = GATE_CHECKS
@@ -173,12 +186,36 @@ class RescoreSection(Section):
     top_k: int = Field(default=64, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; `null`: 4096 on a CPU, 16384 elsewhere."""
-    placebos: int = Field(default=3, ge=3, le=9)
-    """At least three, of the kinds generic, shuffled and other_class in turn."""
+    placebos: dict[PlaceboKind, int] = Field(default={"generic": 1, "other_class": 1, "shuffled_answer_free": 1})
+    """Kind → number; three to nine in all. `generic`: true everywhere; `other_class`: another error class's hint; `shuffled_answer_free`:
+    the hint's words in disorder without those of the answer; `shuffled`: all of its words, which may work like the hint."""
     part_rows: int = Field(default=64, ge=1)
     """Targets per parquet part; a kill loses at most one part."""
     engine: EngineSection = EngineSection()
     gate: GateSection = GateSection()
+
+    @field_validator("placebos", mode="before")
+    @classmethod
+    def _kinds(cls, given: Any) -> Any:
+        if isinstance(given, int | list):
+            raise ValueError(
+                "placebos names kinds and numbers; write {generic: 1, other_class: 1, shuffled_answer_free: 1}"
+            )
+        return given
+
+    @field_validator("placebos")
+    @classmethod
+    def _enough(cls, given: dict[PlaceboKind, int]) -> dict[PlaceboKind, int]:
+        if any(n < 0 for n in given.values()) or not 3 <= sum(given.values()) <= 9:
+            raise ValueError(
+                "placebos must be three to nine in all, e.g. {generic: 1, other_class: 1, shuffled_answer_free: 1}"
+            )
+        return given
+
+    @property
+    def placebo_count(self) -> int:
+        """Placebos per hint."""
+        return sum(self.placebos.values())
 
 
 class ReportSection(Section):

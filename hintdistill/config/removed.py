@@ -35,6 +35,7 @@ REMOVED: dict[str, str] = {
     "train.anchor.min_probability": f"write {_RECIPE}.anchor.min_probability",
     "train.outcome.clip_low": "write train.outcome.clip=[LOW, HIGH]",
     "train.outcome.clip_high": "write train.outcome.clip=[LOW, HIGH]",
+    "train.warmup_steps": "write train.warmup_ratio, a share of the optimiser steps (default 0.03)",
     "train.push_private": "a repository that train.push makes is private; `hintdistill push RUN REPO --public` makes a public one",
     "inject.message_format": "write inject.formats={message: …}",
     "inject.observation_format": "write inject.formats={observation: …}",
@@ -69,20 +70,30 @@ _CHECKS = {
 }
 
 
-def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration that a run of schema 1 saved, in today's keys and with the same meaning.
+def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
+    """The whole configuration that a run of an earlier schema saved, in today's keys and with the same meaning.
 
     Raises:
         InputError: something in it has no translation; the text says what.
     """
     try:
-        return _upgraded(saved)
+        return _placebos(_upgraded(saved) if schema == 1 else copy.deepcopy(dict(saved)))
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         why = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"the configuration was saved by configuration schema 1 and cannot be translated: {why}",
+            f"the configuration was saved by configuration schema {schema} and cannot be translated: {why}",
             hint="read it with the release that made it",
         ) from error
+
+
+def _placebos(data: dict[str, Any]) -> dict[str, Any]:
+    """Placebos as kinds and numbers: until schema 2 they were a number, of three kinds in turn."""
+    rescore = data["rescore"]
+    if isinstance(rescore["placebos"], int):
+        n = rescore["placebos"]
+        kinds = ("generic", "shuffled", "other_class")
+        rescore["placebos"] = {kind: len(range(i, n, 3)) for i, kind in enumerate(kinds)}
+    return data
 
 
 def _upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +125,9 @@ def _critic(llm: dict[str, Any]) -> None:
 
 def _train(train: dict[str, Any]) -> None:
     train.pop("push_private")
+    # a number of steps is no share of them, and nothing is trained from such a folder: it reads as the default, or as none
+    if train.pop("warmup_steps") == 0:
+        train["warmup_ratio"] = 0.0
     if "outcome" in train:
         low, high = train["outcome"].pop("clip_low"), train["outcome"].pop("clip_high")
         train["outcome"]["clip"] = [low, high]

@@ -29,6 +29,19 @@ class AnchorSection(Section):
     small margin and drift undoes it first; `random`: any."""
 
 
+class TwinSection(Section):
+    """Twins: erring steps held in the changed context in which they are right; see docs/twins.md."""
+
+    weight: float | None = Field(default=None, ge=0.0)
+    """Coefficient of the twins (`train.recipe.terms.twin.coef`): a recipe without such a term gets the default recipe's anchor for
+    them. 0 trains on no twin, and those that are made are only scored and reported. `null` leaves the recipe's term as it is, and
+    adds one of 1 where twins are made and the recipe has none."""
+    per_finding: int = Field(default=0, ge=0)
+    """Twins made of each finding that has a hint, each by another kind of edit; 0 makes none."""
+    state_changing: bool = False
+    """Make twins of calls whose tool changes something, or may: an edit then licenses that call in its context."""
+
+
 class LoraSection(Section):
     """Low-rank adapters instead of full weights."""
 
@@ -102,6 +115,7 @@ class TrainSection(Section):
     """`stored` trains on the rescore stage's targets; `in_step` runs the teacher in every training step. Default: stored where
     the recipe can."""
     anchor: AnchorSection = AnchorSection()
+    twins: TwinSection = TwinSection()
     hold: HoldSection = HoldSection()
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
@@ -122,7 +136,8 @@ class TrainSection(Section):
     grad_window_every: int = Field(default=50, ge=1)
     """Optimiser steps between two measurements of the cosine between the truncated gradient and the exact one, from the
     first step on; `grad_window_cosine` in the metrics."""
-    warmup_steps: int = Field(default=5, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
+    """Share of the optimiser steps over which the learning rate rises to its height, rounded up to whole steps."""
     schedule: str = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
@@ -134,6 +149,10 @@ class TrainSection(Section):
     that gives; `beside`: it stays as it is, frozen, and the new adapter of `train.lora` is trained beside it."""
     save_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the student's files. `float32` keeps every update; `auto` is what the initial model's files have."""
+    save: Literal["merged", "adapter", "both"] = "both"
+    """What is written of a student with `train.lora`: `merged`: whole weights, the adapter merged into them; `adapter`: the adapter
+    alone, in an adapter folder that names its base model and that every command reads as a model; `both`: whole weights, and the
+    adapter in `adapter/`. A student without `train.lora` is whole weights."""
     push: str | None = None
     """Hub repository that the student's folder is uploaded to once the report is written, e.g. `me/my-student`; nothing leaves
     this machine by default. A repository that is made for it is private; `hintdistill push RUN REPO --public` makes a public one."""
@@ -159,27 +178,32 @@ class TrainSection(Section):
     def _outputs(self) -> TrainSection:
         if self.arriving_adapter == "beside" and self.lora is None:
             raise ValueError("arriving_adapter=beside trains a new adapter; set train.lora, or arriving_adapter=merge")
+        if self.save == "adapter" and self.lora is None:
+            raise ValueError("save=adapter writes an adapter and none is trained; set train.lora, or save=merged")
+        if self.save == "adapter" and self.arriving_adapter == "beside":
+            raise ValueError("save=adapter writes one adapter, and arriving_adapter=beside makes two; set save=both")
         return self
 
     @model_serializer(mode="wrap")
     def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `outcome` and `hold` where nothing of them is set: folders of runs without such keys stay theirs."""
+        """As it is, without sections of which nothing is set: folders of runs that know no such key stay theirs."""
         data: dict[str, Any] = plain(self)
-        if self.outcome == OutcomeSection():
-            data.pop("outcome", None)
-        if self.hold == HoldSection():
-            data.pop("hold", None)
+        for name, unset in (("outcome", OutcomeSection()), ("twins", TwinSection()), ("hold", HoldSection())):
+            if getattr(self, name) == unset:
+                data.pop(name, None)
         return data
 
     @cached_property
     def effective_recipe(self) -> Recipe:
-        """The recipe with its overrides, the anchor's weight and the hold term. Raises ConfigError; see `recipes.load_recipe`."""
+        """The recipe with its overrides and the weights of what is held. Raises ConfigError; see `recipes.load_recipe`."""
         beneath = {"anchor": default_anchor()} if self.anchor.weight else {}
+        beneath |= {"twin": default_twin()} if self.twins.weight or self.twins.per_finding else {}
         if self.hold.given and self.hold.weight != 0:
             # so that train.recipe.terms.hold may change a key of the term that train.hold adds
             beneath["hold"] = {**default_anchor(), "rows": "hold"}
         recipe = load_recipe(self.recipe, beneath=beneath)
-        terms = self._anchored(recipe) | self.hold.terms("hold" in recipe.terms, default_anchor())
+        terms = self._anchored(recipe) | self._twinned(recipe)
+        terms |= self.hold.terms("hold" in recipe.terms, default_anchor())
         return load_recipe(self.recipe, {"terms": terms}, beneath) if terms else recipe
 
     @property
@@ -195,14 +219,28 @@ class TrainSection(Section):
 
     def _anchored(self, recipe: Recipe) -> dict[str, Any]:
         """`anchor.weight` as overrides of the recipe's terms."""
-        if self.anchor.weight is None:
+        return {} if self.anchor.weight is None else _weighed(recipe, "anchor", self.anchor.weight, default_anchor())
+
+    def _twinned(self, recipe: Recipe) -> dict[str, Any]:
+        """`twins.weight` as overrides of the recipe's terms."""
+        weight = self.twins.weight
+        if weight is None and (not self.twins.per_finding or any(t.rows == "twin" for t in recipe.terms.values())):
             return {}
-        if self.anchor.weight == 0:
-            return {n: None for n, t in recipe.terms.items() if t.rows == "anchor"}
-        default = {} if "anchor" in recipe.terms else default_anchor()
-        return {"anchor": {**default, "coef": self.anchor.weight}}
+        return _weighed(recipe, "twin", default_twin()["coef"] if weight is None else weight, default_twin())
+
+
+def _weighed(recipe: Recipe, kind: str, weight: float, default: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's terms on this kind of row without weight, or the one named like it with this coefficient."""
+    if weight == 0:
+        return {n: None for n, t in recipe.terms.items() if t.rows == kind}
+    return {kind: {**({} if kind in recipe.terms else default), "coef": weight}}
 
 
 def default_anchor() -> dict[str, Any]:
     """The anchor of the default recipe, as a recipe file says it."""
     return load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+
+def default_twin() -> dict[str, Any]:
+    """The term of twins, as a recipe file says it: the default recipe's anchor, each twin weighing as much as a hint."""
+    return default_anchor() | {"rows": "twin", "coef": 1.0}

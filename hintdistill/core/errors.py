@@ -80,6 +80,45 @@ class QuoteNotFoundError(SpliceError):
     """The critic's quote is nowhere in the step."""
 
 
+TWIN_REASONS = frozenset(
+    [
+        "beyond_step",
+        "control_tokens",
+        "count",
+        "critic_adds",
+        "edits_a_step",
+        "empty",
+        "finds_error",
+        "no_call",
+        "no_edit",
+        "no_maker",
+        "no_value",
+        "not_a_schema",
+        "not_judged",
+        "not_shown",
+        "recorded_differs",
+        "rerender_differs",
+        "same_as_another",
+        "state_changing",
+        "too_many",
+    ]
+)
+"""Why an edit makes no twin; docs/twins.md explains each. A plugin's maker may have reasons of its own."""
+
+
+class TwinError(InputError):
+    """An edit makes no twin of its step; `reason` is one of `TWIN_REASONS`, for counts."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+    @property
+    def reason(self) -> str:
+        """Why, in one word."""
+        return self.why
+
+
 class ContextLengthError(InputError):
     """A step lies beyond the model's context length."""
 
@@ -90,6 +129,10 @@ class DoesNotFitError(InputError):
 
 class ScoreError(InputError):
     """A log-probability is missing or not finite."""
+
+
+class UncheckedTwinError(InputError):
+    """A twin has nothing to be checked against: its finding's hint has no target."""
 
 
 class EnvironmentFailure(InputError):

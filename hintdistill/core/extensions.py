@@ -51,7 +51,7 @@ class HintSource:
 
     name: str
     implementation: str | Callable[..., Any]
-    """`(trace, finding, library, n) -> (hint, [(kind, text), …])`: the hint and `n` placebos that are not it; see
+    """`(trace, finding, library, kinds) -> (hint, [(kind, text), …])`: the hint and a placebo of each kind that is not it; see
     `injection.hints.placebo_texts`."""
     meets: frozenset[str] = frozenset()
     """Needs of recipes that such hints meet, names of `recipes.needs.HOW`: `demonstrations` of a source of demonstrations."""
@@ -66,6 +66,42 @@ HINT_SOURCES: Registry[HintSource] = Registry(
         "critic": HintSource("critic", "hintdistill.injection.hints:from_critic"),
         "placebo": HintSource("placebo", "hintdistill.injection.hints:from_placebo", control="hints that say nothing"),
     },
+)
+
+
+@dataclass(frozen=True)
+class TwinMaker:
+    """A maker of twins: the smallest changes of a step's context under which its error is none; see docs/twins.md."""
+
+    name: str
+    implementation: str | Callable[..., Any]
+    """`(case: injection.twin_makers.TwinCase) -> iterable of TwinEdit`; raises TwinError where the step allows none."""
+    classes: tuple[str, ...]
+    """Error classes it serves; several makers may serve one."""
+    kinds: tuple[str, ...]
+    """Kinds of edit it knows, at most one of each for a finding."""
+
+
+def _maker(name: str, kinds: str, *others: str) -> TwinMaker:
+    return TwinMaker(name, f"hintdistill.injection.twin_makers:{name}", (name, *others), tuple(kinds.split()))
+
+
+TWIN_MAKERS: Registry[TwinMaker] = Registry(
+    "twin maker",
+    TwinMaker,
+    {
+        m.name: m
+        for m in (
+            _maker("unknown_tool", "rename add describe request"),
+            _maker("wrong_argument", "rename add describe request optional removed default"),
+            _maker("wrong_argument_type", "type union open enum_replaced enum_added relaxed"),
+            _maker("skipped_lookup", "named request system observation schema", "invented_value"),
+            _maker("ignored_error", "field plain nested warning shaped"),
+            _maker("repeated_failing_call", "removed transient retry", "repeated_step"),
+            _maker("wrong_tool", "request system describe", "unneeded_call"),
+        )
+    },
+    group="hintdistill.twin_makers",
 )
 
 

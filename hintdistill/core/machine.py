@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,32 @@ BESIDE = ("program", "weights", "other models", "stored targets")
 
 SLOPES = (0.8, 2.0)
 """Bounds of a slope of measured over counted bytes: two points that are near each other say little about it."""
+
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number by precision."""
+SMALL = 50_000_000
+"""Parameters up to which a CPU computes in float32 whatever it has: there is nothing to gain."""
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 by itself (AVX512-BF16, AMX, or ARM's bf16); where that is unknown it has not."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return False
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def precision(dtype: str, on_cpu: bool, parameters: int) -> str:
+    """Return `run.dtype` with `auto` decided for a model of so many parameters.
+
+    `auto` is bfloat16 on an accelerator, and on a CPU that has it for models above `SMALL`; else float32.
+    """
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if not on_cpu or (parameters > SMALL and cpu_has_bfloat16()) else "float32"
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from hintdistill.core.types import Fidelity, Split, TargetKind
+
+Choice = Literal["only", "best", "outranked", "other_level"]
+"""Of several hints for one finding: the best of its level, one that another of its level outranks, or the best of a level that
+is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,10 @@ class Measurement:
 
     position: int | None
     """The decision token: index into the step's tokens of the first token of the span at which the hinted view's top-1
-    leaves the sampled token; None where it never does."""
+    leaves the sampled token. Where it never does (`flips` is false), the token at which the odds of the best alternative rose
+    most; None where every alternative stays negligible under the hint."""
     instead_id: int | None
-    """What the hinted view would say there."""
+    """What the hinted view would say there, or its best alternative."""
     effect: float
     """Hint effect at the decision token; 0.0 where there is none."""
     plain_logprob: float
@@ -71,6 +77,17 @@ class Measurement:
     """Change in probability of the legal continuations at the decision token; None where no schema defines them."""
     best_placebo: float
     """Lowest effect of any placebo at the decision token."""
+    odds: float | None = None
+    """Log-odds of `instead_id` against the sampled token under the hint, minus the same without it; 0.0 without a decision
+    token, None in targets of schema 2, which are judged by their effect alone."""
+    rise: float | None = None
+    """Change of the log-probability of `instead_id`: odds = rise - effect."""
+    placebo_odds: float | None = None
+    """Largest odds that any placebo gives the same token at the same place."""
+    placebo_odds_median: float | None = None
+    """Median over the placebos of the odds that they give it: one that happens to work does not decide alone."""
+    flips: bool = True
+    """Whether the hinted view's top-1 leaves the sampled token."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,10 @@ class DecisionToken:
     instead: str
     logprob_plain: float
     logprob_hinted: float
+    odds: float | None = None
+    """Rise of the log-odds of `instead` against `token` under the hint, nats."""
+    flips: bool = True
+    """Whether the hint changes the first choice here; otherwise `instead` is its best alternative."""
 
     @property
     def effect(self) -> float:
@@ -94,12 +115,14 @@ class Placebo:
     """A hint that should do nothing, scored in the same place."""
 
     kind: str
-    """`generic`, `shuffled` or `other_class`."""
+    """A name of `injection.placebos.PLACEBO_KINDS`."""
     text: str
     hint_effect: np.ndarray
     """float32 [T], nats."""
     measurement: Measurement
     """The placebo measured as if it were the hint, against the other placebos: the gate's null."""
+    odds: float | None = None
+    """Odds that this placebo gives what the *hint* says instead, at the hint's decision token; None without one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +139,12 @@ class TargetHead:
     insert_at: int = 0
     error_class: str | None = None
     fidelity: Fidelity = "ids"
+    level: int | None = None
+    """Level of the hint, 0 to 3; see `injection.levels`. None without a hint, and in targets of schema 2."""
+    candidate: str = ""
+    """Which of several hints for its finding this is; empty for the only one."""
+    choice: Choice = "only"
+    """What became of it among them."""
     measurement: Measurement | None = None
     guards: tuple[str, ...] = ()
     accepted: bool = False
@@ -185,7 +214,7 @@ class Target(TargetHead):
 
     @property
     def decision(self) -> DecisionToken | None:
-        """The token where the hint changes course; None where it changes none."""
+        """The token where the hint changes course, or comes nearest to it; None where it changes nothing."""
         m = self.measurement
         if m is None or m.position is None:
             return None
@@ -195,6 +224,8 @@ class Target(TargetHead):
             instead=self.instead[m.position],
             logprob_plain=float(self.plain_sampled[m.position]),
             logprob_hinted=float(self.teacher_sampled[m.position]),
+            odds=m.odds,
+            flips=m.flips,
         )
 
     def shifts(self, n: int = 5) -> list[TokenShift]:

@@ -12,7 +12,16 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.registry import NameIn
@@ -209,30 +218,6 @@ def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
     return None if not isinstance(hint, bool) else "reads" if hint else "changes"
 
 
-class Finding(FrozenModel):
-    """One error the critic located. With `hint` None, the hint comes from the template of its error class."""
-
-    step: int = Field(ge=0)
-    error_class: str = Field(min_length=1)
-    quote: str | None = None
-    """Words copied from the step. None means the whole step."""
-    quote_in: QuoteField | None = None
-    """Which part of the step the quote is in, where the critic knows."""
-    call: int | None = Field(default=None, ge=0)
-    """Which of the step's tool calls the quote is in, counted from 0."""
-    hint: str | None = None
-    confidence: float = Field(default=1.0, ge=0.0, le=1.0)
-    caused_by: int | None = Field(default=None, ge=0)
-    """Step of the earlier finding that this one is a consequence of; None for a root error."""
-    critic: str = "unknown"
-    evidence: str | None = None
-    """Why the critic thinks so, in a sentence."""
-    revised_from: str | None = None
-    """The hint that the gate rejected before the critic wrote this one."""
-    facts: dict[str, Any] = Field(default_factory=dict)
-    """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
-
-
 class Replacement(FrozenModel):
     """One change of a trace's text, made before anything is rendered."""
 
@@ -258,6 +243,40 @@ class TwinEdit(FrozenModel):
     """Messages that are taken out whole, as numbers of the trace's messages."""
     maker: str = Field(min_length=1)
     """The maker that wrote it: an entry of the registry, or the critic's name."""
+
+
+class Finding(FrozenModel):
+    """One error the critic located. With `hint` None, the hint comes from the template of its error class."""
+
+    step: int = Field(ge=0)
+    error_class: str = Field(min_length=1)
+    quote: str | None = None
+    """Words copied from the step. None means the whole step."""
+    quote_in: QuoteField | None = None
+    """Which part of the step the quote is in, where the critic knows."""
+    call: int | None = Field(default=None, ge=0)
+    """Which of the step's tool calls the quote is in, counted from 0."""
+    hint: str | None = None
+    confidence: float = Field(default=1.0, ge=0.0, le=1.0)
+    caused_by: int | None = Field(default=None, ge=0)
+    """Step of the earlier finding that this one is a consequence of; None for a root error."""
+    critic: str = "unknown"
+    evidence: str | None = None
+    """Why the critic thinks so, in a sentence."""
+    revised_from: str | None = None
+    """The hint that the gate rejected before the critic wrote this one."""
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
+    twin: TwinEdit | None = None
+    """The smallest edit under which the step would be right, where the critic wrote one."""
+
+    @model_serializer(mode="wrap")
+    def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it is, without `twin` where there is none: keys of findings from before stay theirs."""
+        data: dict[str, Any] = plain(self)
+        if self.twin is None:
+            data.pop("twin", None)
+        return data
 
 
 class Twin(FrozenModel):
@@ -308,10 +327,14 @@ class Critique(FrozenModel):
         return self
 
 
+PlaceboKind = Literal["generic", "other_class", "shuffled_answer_free", "shuffled"]
+"""`shuffled` has every word of the hint: where that is short it names the answer and works like a hint."""
+
+
 class PlaceboBlock(FrozenModel):
     """The tokens of a hint that should do nothing, for the same place as the hint."""
 
-    kind: Literal["generic", "shuffled", "other_class"]
+    kind: PlaceboKind
     text: str
     insert_at: int
     block_ids: tuple[int, ...] = Field(min_length=1)
@@ -327,6 +350,10 @@ class Injection(FrozenModel):
     trace_id: str
     finding: Finding
     hint: str
+    level: int | None = Field(default=None, ge=0, le=3)
+    """How much of the answer the hint holds; see `injection.levels`."""
+    candidate: str = ""
+    """Which of several hints for its finding this is; empty for the only one."""
     context_ids: tuple[int, ...]
     insert_at: int
     block_ids: tuple[int, ...] = Field(min_length=1)
@@ -344,7 +371,8 @@ class Injection(FrozenModel):
     notes: tuple[str, ...] = ()
     """`spliced_block`, `rewritten_history`, `boundary_shifted`, fallbacks taken and why."""
     guards: tuple[str, ...] = ()
-    """Text-level reasons against the hint: `leak: …`, `dialect: …`. The gate decides on them."""
+    """Text-level reasons against the hint: `leak: …`, `dialect: …`, `level: …`. The gate decides on them; `primes: …` is said
+    only, because the scores show whether it does."""
     recorded_logprobs: tuple[float, ...] | None = None
     """Log-probabilities the trace recorded for the step, where it did."""
     placebos: tuple[PlaceboBlock, ...] = ()

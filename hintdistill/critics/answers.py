@@ -16,12 +16,21 @@ from hintdistill.core.types import Usage, Verdict
 
 QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH = 300, 48, 400
 """Bounds on strings, characters, so that constrained decoding always comes to an end."""
+MOST_REPLACEMENTS = 3
+"""Replacements of one edit, at most: more are no small edit."""
 
 
 class Answer(BaseModel):
     """An answer that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class LLMEdit(Answer):
+    """Words of what the agent had read, and others in their place."""
+
+    quote: str
+    replacement: str
 
 
 class LLMFinding(Answer):
@@ -33,6 +42,8 @@ class LLMFinding(Answer):
     hint: str
     confidence: float
     caused_by: int | None
+    twin: list[LLMEdit] | None = None
+    """The smallest edit under which the step would be right; asked for only where twins are made."""
 
 
 class LLMAnswer(Answer):
@@ -56,6 +67,7 @@ class StepAnswer(Answer):
     error_class: str
     hint: str
     confidence: float
+    twin: list[LLMEdit] | None = None
 
 
 class HalfAnswer(Answer):
@@ -100,16 +112,19 @@ def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
     return answer
 
 
-def answer_schema(legal_steps: tuple[int, ...], bounds: int | None = None, ranged: bool = False) -> dict[str, Any]:
+def answer_schema(
+    legal_steps: tuple[int, ...], bounds: int | None = None, ranged: bool = False, edits: bool = False
+) -> dict[str, Any]:
     """JSON schema of an `LLMAnswer`.
 
     `bounds` limits the number of findings, and then also the length of every string, and ties verdict and findings
     together. Strict modes of some services refuse such keywords; without `bounds` the schema has none. `ranged` states the
     confidence as a range and not as the numbers 0.0, 0.1, …: xgrammar, which vLLM uses, would spell 0.9 as 0.90000000000000002.
+    `edits` asks for the edit of a twin.
     """
     schema = LLMAnswer.model_json_schema()
     steps = {"type": "integer", "enum": list(legal_steps)}
-    finding = _finding_schema(schema.pop("$defs")["LLMFinding"], bounds is not None, ranged)
+    finding = _finding_schema(schema.pop("$defs")["LLMFinding"], bounds is not None, ranged, edits)
     finding["properties"]["step"] = steps
     finding["properties"]["caused_by"] = {"anyOf": [steps, {"type": "null"}]}
     schema["properties"]["findings"]["items"] = finding
@@ -123,9 +138,11 @@ def answer_schema(legal_steps: tuple[int, ...], bounds: int | None = None, range
     return {"anyOf": [found, nothing] if legal_steps else [nothing]}
 
 
-def step_schema(bounded: bool, ranged: bool = False) -> dict[str, Any]:
+def step_schema(bounded: bool, ranged: bool = False, edits: bool = False) -> dict[str, Any]:
     """JSON schema of a `StepAnswer`; see `answer_schema`."""
-    return _finding_schema(StepAnswer.model_json_schema(), bounded, ranged)
+    schema = StepAnswer.model_json_schema()
+    del schema["$defs"]
+    return _finding_schema(schema, bounded, ranged, edits)
 
 
 def half_schema() -> dict[str, Any]:
@@ -141,7 +158,7 @@ def hint_schema(bounded: bool) -> dict[str, Any]:
     return schema
 
 
-def _finding_schema(schema: dict[str, Any], bounded: bool, ranged: bool) -> dict[str, Any]:
+def _finding_schema(schema: dict[str, Any], bounded: bool, ranged: bool, edits: bool) -> dict[str, Any]:
     properties = schema["properties"]
     steps = {"minimum": 0, "maximum": 1} if ranged else {"enum": [n / 10 for n in range(11)]}
     properties["confidence"] = {"type": "number"} | steps
@@ -149,4 +166,18 @@ def _finding_schema(schema: dict[str, Any], bounded: bool, ranged: bool) -> dict
         properties["quote"]["anyOf"][0]["maxLength"] = QUOTE_LENGTH
         properties["error_class"]["maxLength"] = CLASS_LENGTH
         properties["hint"]["maxLength"] = HINT_LENGTH
+    del properties["twin"]
+    if edits:
+        # strict modes want every key, so that an edit is null where there is none
+        properties["twin"] = {"anyOf": [_edit_schema(bounded), {"type": "null"}]}
+        schema["required"].append("twin")
     return schema
+
+
+def _edit_schema(bounded: bool) -> dict[str, Any]:
+    part = LLMEdit.model_json_schema()
+    if not bounded:
+        return {"type": "array", "items": part}
+    for words in part["properties"].values():
+        words["maxLength"] = QUOTE_LENGTH
+    return {"type": "array", "items": part, "minItems": 1, "maxItems": MOST_REPLACEMENTS}

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 
 def make_critics(
-    section: CriticSection, run: RunSection, library: PromptLibrary, cache: Path | None = None
+    section: CriticSection, run: RunSection, library: PromptLibrary, cache: Path | None = None, *, twins: bool = False
 ) -> list[Critic]:
     """The critics in use, in order.
 
     Args:
         cache: where answers are kept unless the configuration names a file; None keeps them in memory.
+        twins: whether LLM critics are asked for the edits of twins.
 
     Raises:
         ConfigError, PromptError, InputError, ModelError: a critic that cannot be put together.
     """
-    making = Making(section, run, library, Budget(section.budget_tokens), section.cache or cache)
+    making = Making(section, run, library, Budget(section.budget_tokens), section.cache or cache, twins)
     out: list[Critic] = [loaded(CRITICS.get(name).implementation)(making) for name in dict.fromkeys(section.use)]
     return sorted(out, key=lambda critic: critic.name == "strong")
 
@@ -48,6 +49,8 @@ class Making:
     """Tokens that all of them together may spend."""
     answers_path: str | Path | None = None
     """Where answers are kept."""
+    twins: bool = False
+    """Whether LLM critics are asked for the edits of twins."""
 
     @cached_property
     def answers(self) -> AnswerCache:
@@ -78,13 +81,13 @@ def checker(making: Making) -> Critic:
 def llm(making: Making) -> Critic:
     """The LLM of `critic.llm`."""
     m = making
-    return make_llm("llm", m.section.llm, m.section, m.run, m.library, m.answers, m.budget)
+    return make_llm("llm", m.section.llm, m.section, m.run, m.library, m.answers, m.budget, twins=m.twins)
 
 
 def strong(making: Making) -> Critic:
     """The LLM of `critic.strong`."""
     m = making
-    return make_llm("strong", m.section.strong, m.section, m.run, m.library, m.answers, m.budget)
+    return make_llm("strong", m.section.strong, m.section, m.run, m.library, m.answers, m.budget, twins=m.twins)
 
 
 def make_llm(
@@ -95,6 +98,8 @@ def make_llm(
     library: PromptLibrary,
     cache: AnswerCache | None = None,
     budget: Budget | None = None,
+    *,
+    twins: bool = False,
 ) -> LLMCritic:
     """One LLM critic. Raises what `make_critics` raises."""
     from hintdistill.critics.llm import LLMCritic
@@ -102,7 +107,7 @@ def make_llm(
     backend = make_backend(name, config, section, run)
     sent_away = config.backend == "server" and is_outside(config.base_url)
     scan = section.secret_scan == "always" or (section.secret_scan == "outside" and sent_away)
-    return LLMCritic(config, library, backend, name=name, cache=cache, budget=budget, scan=scan)
+    return LLMCritic(config, library, backend, name=name, cache=cache, budget=budget, scan=scan, twins=twins)
 
 
 def make_backend(name: str, config: LLMSection, section: CriticSection, run: RunSection) -> Backend:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from hintdistill.config import LLMSection
-from hintdistill.core.errors import ConfigError, HintdistillError, ServiceError
+from hintdistill.core.errors import ConfigError, HintdistillError, ServiceError, TwinError
 from hintdistill.core.extensions import STRATEGIES
 from hintdistill.core.registry import loaded
 from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Outcome, one_by_one
 from hintdistill.critics import secrets as secret_scan
-from hintdistill.critics.answers import AnswerError, answer_schema, half_schema, step_schema
+from hintdistill.critics.answers import AnswerError, LLMEdit, half_schema
 from hintdistill.critics.backends import AnswerCache, Backend, Budget, Metered, Reply, Request
 from hintdistill.critics.record import Excerpt, note, whole, windows
 from hintdistill.critics.rules import RulesCritic
@@ -32,11 +32,13 @@ from hintdistill.critics.strategies import (
     Judgement,
     agree,
     another_hint,
+    asks_for_edit,
     merge_windows,
     tool_lines,
 )
+from hintdistill.critics.twins import edit_of
 from hintdistill.injection.quotes import is_in_step
-from hintdistill.prompts import REVISE, PromptLibrary, hint_classes
+from hintdistill.prompts import REVISE, TWIN, PromptLibrary, hint_classes
 
 Answered = TypeVar("Answered")
 
@@ -77,13 +79,15 @@ class LLMCritic:
         cache: AnswerCache | None = None,
         budget: Budget | None = None,
         scan: bool = False,
+        twins: bool = False,
     ) -> None:
-        """Put a critic together.
+        """Put a critic together. `twins`: ask it for the edits of twins, where its prompt leaves room for that.
 
         Raises:
             ConfigError: a prompt does not lint, or the secret scan is asked for and not installed.
         """
         self.name, self.config, self.library, self.backend, self.scan = name, config, prompts, backend, scan
+        self.twins = twins
         self._strategy = STRATEGIES.get(config.strategy)
         if problems := [p for n, role in self._roles().items() for p in prompts.lint(n, role)]:
             raise ConfigError("; ".join(problems))
@@ -96,7 +100,13 @@ class LLMCritic:
         """The prompts this critic's answers depend on."""
         names = self._instructions()
         record = [] if all(self.library.mentions(n, "trace") for n in names) else [RECORD]
-        return [*record, *names, *([REPAIR] if self.config.repair_rounds else [])]
+        edits = [TWIN] if self.asks_edits else []
+        return [*record, *names, *edits, *([REPAIR] if self.config.repair_rounds else [])]
+
+    @property
+    def asks_edits(self) -> bool:
+        """Whether it is asked for the edits of twins."""
+        return self.twins and asks_for_edit(self.library, self.config, self.config.asked_prompt)
 
     def _instructions(self) -> list[str]:
         return list(self.config.prompts.values())
@@ -104,7 +114,7 @@ class LLMCritic:
     def _roles(self) -> dict[str, str]:
         """The prompts that may be asked for, and the place of each."""
         named = {name: place for place, name in self.config.prompts.items()}
-        return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise"}
+        return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise", TWIN: "twin"}
 
     def key(self, trace: Trace) -> str:
         """See `Critic.key`: settings, prompts and backend; the key in the environment is not part of it."""
@@ -178,7 +188,7 @@ class LLMCritic:
                     yield trace, outcome
 
     def _asker(self, trace: Trace) -> Asker:
-        return Asker(trace, self.config, self.library, self._rules.check(trace).findings)
+        return Asker(trace, self.config, self.library, self._rules.check(trace).findings, self.twins)
 
     def _refuse_secrets(self, trace: Trace) -> None:
         if self.scan:
@@ -206,7 +216,7 @@ class LLMCritic:
             return [whole(asker.trace)]
         steps = tuple(range(len(asker.trace.step_indices)))
         empty = Excerpt(())
-        schema = answer_schema(steps, asker.bounds, asker.ranged)
+        schema = asker.answer_schema(steps)
         more = {"step": 0, "first": list(steps), "second": list(steps), "legal_steps": list(steps)}
         around = max(self.backend.count(asker.question(n, empty, schema, more)) for n in self._instructions())
         room = context - self.config.max_tokens - around - 32
@@ -231,9 +241,9 @@ class LLMCritic:
             halves = {"first": steps[: len(steps) // 2], "second": steps[len(steps) // 2 :]}
             return asker.question(name, record, half_schema(), halves)
         if self._roles()[name] == "step_prompt":
-            schema = step_schema(asker.bounds is not None, asker.ranged)
+            schema = asker.step_schema()
             return asker.question(name, record.until(steps[0]), schema, {"step": steps[0]})
-        return asker.question(name, record, answer_schema(record.steps, asker.bounds, asker.ranged), {})
+        return asker.question(name, record, asker.answer_schema(record.steps), {})
 
     def _critique(self, asker: Asker, judgement: Judgement, read: tuple[str, ...]) -> Critique:
         findings, notes = [], [*read, *asker.notes, *judgement.notes]
@@ -250,7 +260,7 @@ class LLMCritic:
             if self.config.drop_unfound_quotes and not is_in_step(finding, asker.trace.step(f.step)):
                 notes.append(f"dropped: step {f.step}, quote not in the step: {(f.quote or '')[:60]!r}")
                 continue
-            findings.append(finding)
+            findings.append(self._with_twin(asker.trace, finding, f.twin, notes))
         verdict = judgement.verdict
         if verdict == "findings" and not findings:
             verdict = "abstain"
@@ -263,6 +273,16 @@ class LLMCritic:
             raw_answer="\n".join(asker.raw),
             notes=tuple(notes),
         )
+
+    def _with_twin(self, trace: Trace, finding: Finding, parts: list[LLMEdit] | None, notes: list[str]) -> Finding:
+        """The finding with the edit that its critic states; an edit that stands nowhere is noted and left out."""
+        if not parts or not self.asks_edits:
+            return finding
+        try:
+            return finding.model_copy(update={"twin": edit_of(trace, finding.step, parts, finding.critic)})
+        except TwinError as error:
+            notes.append(f"edit left out: step {finding.step}, {error.reason}: {error.message}")
+            return finding
 
 
 def _advance(asking: Asking[Critique], reply: Reply | HintdistillError | None) -> Request | Critique | HintdistillError:

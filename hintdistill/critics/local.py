@@ -103,7 +103,7 @@ class LocalBackend:
     def model(self) -> Any:
         """The folder's model. Raises ModelError."""
         where = pick_device(self.device)
-        return load_model(self.folder, pick_dtype(self.dtype, where), where)
+        return load_model(self.folder, pick_dtype(self.dtype, where, self.folder), where)
 
     @cached_property
     def _token_table(self) -> Any:

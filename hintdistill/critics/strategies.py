@@ -39,7 +39,7 @@ from hintdistill.critics.answers import (
 )
 from hintdistill.critics.backends import Reply, Request
 from hintdistill.critics.record import Excerpt, encode, harmless
-from hintdistill.prompts import REVISE, PromptLibrary, hint_classes
+from hintdistill.prompts import REVISE, TWIN, PromptLibrary, hint_classes
 
 T = TypeVar("T")
 A = TypeVar("A", bound=Answer)
@@ -66,6 +66,8 @@ class Asker:
     config: LLMSection
     library: PromptLibrary
     checks: tuple[Finding, ...]
+    twins: bool = False
+    """Whether the run makes twins, so that the critic is asked for their edits; see `asks_edit`."""
     usage: Usage = field(default_factory=Usage)
     notes: list[str] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
@@ -85,10 +87,26 @@ class Asker:
             "windows": record.windows,
             **more,
         }
+        values["twin"] = self.library.render(TWIN, values) if self.asks_edit(name) else ""
         body = self.library.render(name, values)
         if self.library.mentions(name, "trace"):
             return body
-        return f"{self.library.render(RECORD, values)}\n\n{body}"
+        # the instructions end in the schema; what more is asked for comes before them, unless they place it themselves
+        between = "" if not values["twin"] or self.library.mentions(name, "twin") else f"{values['twin']}\n\n"
+        return f"{self.library.render(RECORD, values)}\n\n{between}{body}"
+
+    def asks_edit(self, name: str) -> bool:
+        """Whether a prompt's answer may hold the edit of a twin; see `asks_for_edit`."""
+        return self.twins and asks_for_edit(self.library, self.config, name)
+
+    def answer_schema(self, steps: tuple[int, ...]) -> dict[str, Any]:
+        """The schema of the answer about a whole record with these steps."""
+        edits = self.asks_edit(self.config.asked_prompt)
+        return answer_schema(steps, self.bounds, self.ranged, edits)
+
+    def step_schema(self) -> dict[str, Any]:
+        """The schema of the answer about one step."""
+        return step_schema(self.bounds is not None, self.ranged, self.asks_edit(self.config.asked_prompt))
 
     def _checks(self, step: int | None, steps: tuple[int, ...]) -> str:
         wanted = set(steps) if step is None else {step}
@@ -152,6 +170,16 @@ class Asker:
         return self.bounds is not None and self.config.backend != "local"
 
 
+def asks_for_edit(library: PromptLibrary, config: LLMSection, name: str) -> bool:
+    """Whether a prompt leaves room to ask for the edit of a twin.
+
+    Only the prompt that asks for the hint does; one that lays out the record itself must say where (`{{ twin }}`).
+    """
+    if name != config.asked_prompt:
+        return False
+    return library.mentions(name, "twin") or not library.mentions(name, "trace")
+
+
 def add(a: Usage, b: Usage) -> Usage:
     """Two costs as one."""
     return Usage(
@@ -198,7 +226,7 @@ def signatures(trace: Trace) -> str:
 
 def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """The whole record, one answer."""
-    schema = answer_schema(record.steps, asker.bounds, asker.ranged)
+    schema = asker.answer_schema(record.steps)
     answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
     return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
 
@@ -239,7 +267,7 @@ def binary_search(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]
 
 def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMFinding | None]:
     """The question about one step; None where it holds no mistake."""
-    schema = step_schema(asker.bounds is not None, asker.ranged)
+    schema = asker.step_schema()
     answer = yield from asker.ask(
         StepAnswer, asker.config.prompts["step_prompt"], record.until(step), schema, vote, step=step
     )
@@ -267,11 +295,7 @@ def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) 
 
 def asked_all_at_once(asker: Asker, record: Excerpt) -> list[str]:
     """Every question of `all_at_once`."""
-    return [
-        asker.question(
-            asker.config.prompts["prompt"], record, answer_schema(record.steps, asker.bounds, asker.ranged), {}
-        )
-    ]
+    return [asker.question(asker.config.prompts["prompt"], record, asker.answer_schema(record.steps), {})]
 
 
 def asked_step_by_step(asker: Asker, record: Excerpt) -> list[str]:
@@ -282,7 +306,7 @@ def asked_step_by_step(asker: Asker, record: Excerpt) -> list[str]:
 def asked_binary_search(asker: Asker, record: Excerpt) -> list[str]:
     """Every question of `binary_search`, as long as its longest."""
     halves = {"first": list(record.steps), "second": []}
-    schema = answer_schema(record.steps, asker.bounds, asker.ranged)
+    schema = asker.answer_schema(record.steps)
     half = asker.question(asker.config.prompts["half_prompt"], record, schema, halves)
     last = [asked_of_step(asker, record, step) for step in record.steps[-1:]]
     return [half] * (max(1, len(record.steps)) - 1).bit_length() + last
@@ -290,7 +314,7 @@ def asked_binary_search(asker: Asker, record: Excerpt) -> list[str]:
 
 def asked_of_step(asker: Asker, record: Excerpt, step: int) -> str:
     """The text of the question about one step."""
-    schema = answer_schema(record.steps, asker.bounds, asker.ranged)
+    schema = asker.answer_schema(record.steps)
     return asker.question(asker.config.prompts["step_prompt"], record.until(step), schema, {"step": step})
 
 

@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from hintdistill.core.errors import ContextLengthError, ModelError, ScoreError
+from hintdistill.core.machine import precision
+from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines import union_rows
@@ -45,11 +47,16 @@ def pick_device(name: str) -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU and bfloat16 elsewhere."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return DTYPES[name]
+def pick_dtype(name: str, device: torch.device, model: Path | int) -> torch.dtype:
+    """Return the precision of a model, given as its folder or its number of parameters; see `machine.precision`.
+
+    Raises:
+        ModelError: the folder's config cannot be read, where `auto` must know the size.
+    """
+    on_cpu = device.type == "cpu"
+    if isinstance(model, Path):
+        model = ModelShape.of(model).parameters if name == "auto" and on_cpu else 0
+    return DTYPES[precision(name, on_cpu, model)]
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -145,7 +152,7 @@ class TransformersEngine:
     ) -> TransformersEngine:
         """Load a model folder. Raises ModelError."""
         where = pick_device(device)
-        model = load_model(folder, pick_dtype(dtype, where), where)
+        model = load_model(folder, pick_dtype(dtype, where, folder), where)
         return cls(model, model_key(folder).weights, batch_tokens, sharing=sharing)
 
     def view(self, weights: str) -> TransformersEngine:

@@ -14,16 +14,16 @@ import json
 import random
 import re
 from collections.abc import Collection, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 from hintdistill.core.errors import NoHintError, PromptError
-from hintdistill.core.types import Finding, Trace
+from hintdistill.core.types import Finding, PlaceboKind, Trace
+from hintdistill.injection.levels import answer_words, words_of
 from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
 
-PlaceboKind = Literal["generic", "shuffled", "other_class"]
 PlaceboText = tuple[PlaceboKind, str]
 """A placebo's kind and words."""
-PLACEBO_KINDS: tuple[PlaceboKind, ...] = ("generic", "shuffled", "other_class")
+PLACEBO_KINDS: tuple[PlaceboKind, ...] = get_args(PlaceboKind)
 GENERIC = "placebo/generic.jinja"
 
 _LITERALS = re.compile(
@@ -100,30 +100,40 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
     return library.render(name, hint_facts(trace, finding))
 
 
-def from_critic(trace: Trace, finding: Finding, library: PromptLibrary, n: int) -> tuple[str, list[PlaceboText]]:
-    """The hint source `critic`: the critic's words or its class's template, and `n` placebos. Errors as in `hint_text`."""
+def from_critic(
+    trace: Trace, finding: Finding, library: PromptLibrary, kinds: Sequence[PlaceboKind]
+) -> tuple[str, list[PlaceboText]]:
+    """The hint source `critic`: the critic's words or its class's template, and a placebo of each kind. Errors as in `hint_text`."""
     hint = hint_text(trace, finding, library)
-    return hint, placebo_texts(trace, finding, hint, library, n)
+    return hint, placebo_texts(trace, finding, hint, library, kinds)
 
 
-def from_placebo(trace: Trace, finding: Finding, library: PromptLibrary, n: int) -> tuple[str, list[PlaceboText]]:
-    """The hint source `placebo`: a generic hint in the critic's place, and `n` others. Errors as in `hint_text`."""
-    first, *others = placebo_texts(trace, finding, hint_text(trace, finding, library), library, n + 1)
+def from_placebo(
+    trace: Trace, finding: Finding, library: PromptLibrary, kinds: Sequence[PlaceboKind]
+) -> tuple[str, list[PlaceboText]]:
+    """The hint source `placebo`: a generic hint in the critic's place, and others. Errors as in `hint_text`."""
+    first, *others = placebo_texts(trace, finding, hint_text(trace, finding, library), library, ("generic", *kinds))
     return first[1], others
 
 
 def placebo_texts(
-    trace: Trace, finding: Finding, hint: str, library: PromptLibrary, n: int
-) -> list[tuple[PlaceboKind, str]]:
-    """`n` hints that should do nothing, the kinds in turn, no text twice and never the hint itself."""
+    trace: Trace, finding: Finding, hint: str, library: PromptLibrary, kinds: Sequence[PlaceboKind]
+) -> list[PlaceboText]:
+    """A hint of each kind that should do nothing, no text twice and never the hint itself.
+
+    Where a kind has no other text, a generic one takes its place, under its own name.
+
+    Raises:
+        PromptError: there are too few different generic ones.
+    """
     rng = random.Random(seed_of("placebo", trace.id, finding.step, hint))
-    out: list[tuple[PlaceboKind, str]] = []
+    answer = answer_words(hint, trace, finding)
+    out: list[PlaceboText] = []
     taken = {hint}
-    for i in range(n):
-        kind = PLACEBO_KINDS[i % len(PLACEBO_KINDS)]
-        text = _placebo(kind, trace, finding, hint, library, rng, taken)
+    for wanted in kinds:
+        kind, text = wanted, _placebo(wanted, trace, finding, hint, library, rng, taken, answer)
         if text is None:
-            kind, text = "generic", _placebo("generic", trace, finding, hint, library, rng, taken)
+            kind, text = "generic", _placebo("generic", trace, finding, hint, library, rng, taken, answer)
         if text is None:
             raise PromptError(f"{GENERIC} offers too few different placebos", hint="add variants to it")
         taken.add(text)
@@ -132,26 +142,52 @@ def placebo_texts(
 
 
 def _placebo(
-    kind: str, trace: Trace, finding: Finding, hint: str, library: PromptLibrary, rng: random.Random, taken: set[str]
+    kind: PlaceboKind,
+    trace: Trace,
+    finding: Finding,
+    hint: str,
+    library: PromptLibrary,
+    rng: random.Random,
+    taken: set[str],
+    answer: Collection[str],
 ) -> str | None:
-    if kind == "shuffled":
-        words = hint.split()
-        for _ in range(16):
-            rng.shuffle(words)
-            if (text := " ".join(words)) not in taken:
-                return text
-        return None
     if kind == "generic":
-        first = rng.randrange(1 << 16)
-        texts = (library.render(GENERIC, {"variant": first + i}) for i in range(32))
-        return next((t for t in texts if t not in taken), None)
-    return other_class_hint(trace, finding, library, rng, taken)
+        return _generic(library, rng, taken)
+    if kind == "other_class":
+        return other_class_hint(trace, finding, library, rng, taken, answer)
+    words = hint.split()
+    if kind == "shuffled_answer_free":
+        free = [w for w in words if not set(answer) & set(words_of(w))]
+        # as many words as the hint has: those of the answer give way to a generic hint's
+        other = (_generic(library, rng, taken) or "").split()
+        words = free + other[: len(words) - len(free)]
+    for _ in range(16):
+        rng.shuffle(words)
+        if (text := " ".join(words)) not in taken:
+            return text
+    return None
+
+
+def _generic(library: PromptLibrary, rng: random.Random, taken: Collection[str]) -> str | None:
+    first = rng.randrange(1 << 16)
+    texts = (library.render(GENERIC, {"variant": first + i}) for i in range(32))
+    return next((t for t in texts if t not in taken), None)
 
 
 def other_class_hint(
-    trace: Trace, finding: Finding, library: PromptLibrary, rng: random.Random, taken: Collection[str] = ()
+    trace: Trace,
+    finding: Finding,
+    library: PromptLibrary,
+    rng: random.Random,
+    taken: Collection[str] = (),
+    answer: Collection[str] = frozenset(),
 ) -> str | None:
-    """Another error class's hint about the same step, not one of `taken`; None where no other template can be filled."""
+    """Another error class's hint about the same step; None where no other template can be filled.
+
+    Args:
+        taken: texts that it may not be.
+        answer: words, in lower case, of which it may have none: a hint that names the right tool is no placebo.
+    """
     classes = [c for c in hint_classes(library) if c != finding.error_class]
     rng.shuffle(classes)
     facts = {
@@ -168,7 +204,7 @@ def other_class_hint(
             text = library.render(hint_name(error_class), facts)
         except PromptError:
             continue
-        if text not in taken:
+        if text not in taken and not set(answer) & set(words_of(text)):
             return text
     return None
 
@@ -226,6 +262,21 @@ def illegal_actions(hint: str, trace: Trace) -> list[str]:
         elif (declared := schemas[name].get("properties")) is not None:
             out += [f"it shows {name} with {a}, which it does not have" for a in shown if a not in declared]
     return list(dict.fromkeys(out))
+
+
+def primes(hint: str, trace: Trace, finding: Finding) -> list[str]:
+    """What of a hint may make the error more likely: the wrong name before any other, or a list of tools."""
+    said = words_of(hint)
+    listed = {n.casefold() for n in trace.tool_schemas}
+    wrong = {c.name.casefold() for c in trace.step(finding.step).tool_calls} - listed
+    if isinstance(finding.facts.get("wrong"), str):
+        wrong.add(finding.facts["wrong"].casefold())
+    names = listed | {a.casefold() for s in trace.tool_schemas.values() for a in s.get("properties") or {}} | wrong
+    first = next((w for w in said if w in names), None)
+    out = [f"the wrong name {first!r} comes first"] if first in wrong else []
+    if len(listed & set(said)) > 2:
+        out.append(f"it lists {len(listed & set(said))} tools")
+    return out
 
 
 def is_vacuous(hint: str) -> bool:

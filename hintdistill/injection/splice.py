@@ -9,19 +9,30 @@ the record says which was refused and why; when none is left, the error names th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from hintdistill.config import InjectSection
+from hintdistill.config import InjectSection, RescoreSection
 from hintdistill.core.errors import QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.registry import loaded
-from hintdistill.core.types import Finding, HintRole, Injection, Message, PlaceboBlock, Placement, Trace
-from hintdistill.injection.hints import guards
+from hintdistill.core.types import (
+    Finding,
+    HintRole,
+    Injection,
+    Message,
+    PlaceboBlock,
+    PlaceboKind,
+    Placement,
+    Trace,
+)
+from hintdistill.injection.candidates import other_hints
+from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
+from hintdistill.injection.levels import hint_level
 from hintdistill.injection.quotes import locate, tokens_in
 from hintdistill.injection.rendering import RenderedStep, Renderer
 from hintdistill.injection.schema_tokens import legal_continuations
@@ -202,8 +213,17 @@ def insertion(
 class Injector:
     """Builds injections under one configuration."""
 
-    def __init__(self, renderer: Renderer, library: PromptLibrary, config: InjectSection, placebos: int = 3) -> None:
-        self.renderer, self.library, self.config, self.placebos = renderer, library, config, placebos
+    def __init__(
+        self,
+        renderer: Renderer,
+        library: PromptLibrary,
+        config: InjectSection,
+        placebos: Mapping[PlaceboKind, int] | None = None,
+    ) -> None:
+        """`placebos` says how many of each kind; the default is that of `rescore.placebos`."""
+        self.renderer, self.library, self.config = renderer, library, config
+        given = RescoreSection().placebos if placebos is None else placebos
+        self.kinds: tuple[PlaceboKind, ...] = tuple(kind for kind, n in given.items() for _ in range(n))
         self._last: StepSite | None = None
 
     def inject(self, trace: Trace, finding: Finding) -> Injection:
@@ -214,11 +234,49 @@ class Injector:
             SpliceError: the step or the place cannot be told apart exactly, or the quote is nowhere in the step.
             PromptError: no hint could be rendered.
         """
+        hint, pairs = self._first(trace, finding)
+        return self._spliced(trace, finding, hint, pairs)
+
+    def candidates(self, trace: Trace, finding: Finding) -> list[Injection]:
+        """Splice up to `inject.candidates` hints above the finding's step, each with placebos of its own.
+
+        The first one is that of `inject`; errors are those of `inject`.
+        """
+        hint, pairs = self._first(trace, finding)
+        others = other_hints(trace, finding, hint, self.library, self.config.candidates - 1)
+        first = self._spliced(trace, finding, hint, pairs, self.config.hint if others else "")
+        return [
+            first,
+            *(
+                self._spliced(trace, finding, text, placebo_texts(trace, finding, text, self.library, self.kinds), name)
+                for name, text in others
+            ),
+        ]
+
+    def with_placebos(
+        self, trace: Trace, finding: Finding, hint: str, placebos: Sequence[tuple[PlaceboKind, str]]
+    ) -> Injection:
+        """Splice a hint in, with these placebos instead of drawn ones. Errors are those of `inject`."""
+        return self._spliced(trace, finding, hint, placebos)
+
+    def _first(self, trace: Trace, finding: Finding) -> tuple[str, Sequence[tuple[PlaceboKind, str]]]:
+        source = loaded(HINT_SOURCES.get(self.config.hint).implementation)
+        hint, pairs = source(trace, finding, self.library, self.kinds)
+        return hint, pairs
+
+    def _spliced(
+        self,
+        trace: Trace,
+        finding: Finding,
+        hint: str,
+        pairs: Sequence[tuple[PlaceboKind, str]],
+        candidate: str = "",
+    ) -> Injection:
         site = self._site(trace, finding.step)
         span, quote_found = self._span(site, finding)
-        source = loaded(HINT_SOURCES.get(self.config.hint).implementation)
-        hint, pairs = source(trace, finding, self.library, self.placebos)
         splice = self._place(site, hint, span[0])
+        unknown = leaks(hint, trace, site.known_text + site.text)
+        level = hint_level(hint, trace, finding, unknown)
         placebos = []
         for kind, text in pairs:
             words = self._formatted(text, splice.placement)
@@ -232,6 +290,8 @@ class Injector:
             trace_id=trace.id,
             finding=finding,
             hint=hint,
+            level=level,
+            candidate=candidate,
             context_ids=rendered.context_ids + rendered.step_ids[:above],
             insert_at=splice.insert_at,
             block_ids=splice.block_ids,
@@ -243,7 +303,11 @@ class Injector:
             placement=splice.placement,
             role=splice.role,
             notes=rendered.notes + splice.notes + _of_another_distribution(message),
-            guards=guards(hint, trace, finding.step, site.known_text, site.text),
+            guards=(
+                *guards(hint, trace, finding.step, site.known_text, site.text),
+                *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
+                *(f"primes: {what}" for what in primes(hint, trace, finding)),
+            ),
             placebos=tuple(placebos),
             recorded_logprobs=message.own_logprobs[above:] if message.own_logprobs else None,
             legal={t - above: ids for t, ids in legal.items() if t >= above},

@@ -19,7 +19,7 @@ from hintdistill.objectives.checks import dimensions, same_shape
 from hintdistill.objectives.divergences import hidden_mse, nll, token_preference
 from hintdistill.objectives.schedules import at_step, scheduled
 from hintdistill.objectives.scorebank import ScoreBank, at
-from hintdistill.objectives.spans import slot_scale, span_mask
+from hintdistill.objectives.spans import plain_span, slot_scale
 from hintdistill.objectives.supports import restrict
 from hintdistill.objectives.terms import BoundTerm
 
@@ -167,9 +167,9 @@ def span_weights(spec: Term, batch: Batch) -> Tensor:
     """
     student = batch.views["student"].detach()
     ones = student.new_ones(len(batch.sampled))
-    if spec.rows == "hint":
+    if spec.rows in ("hint", "twin"):
         # facts are float32, whatever the views are
-        ones = span_mask(spec, batch.facts, ones if spec.span == "step" else ones.float())
+        ones = plain_span(spec, batch.facts, ones if spec.span == "step" else ones.float())
     rows = ones.split(list(batch.lengths))
     sums = [float(r.sum()) for r in rows]
     each = [slot_scale(spec.normalize, own, len(rows), sum(sums)) for own in sums]

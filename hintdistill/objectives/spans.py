@@ -17,13 +17,26 @@ def span_mask(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
 
     Args:
         facts: [N] each: `in_quote` for the spans `quote` and `quote_weighted`, `since_error` for `suffix`, and `certain` (1
-            where the initial policy gave the sampled token at least `min_probability`) for anchors.
+            where the initial policy gave the sampled token at least `min_probability`) for what is held.
         ones: [N], which gives the kind and precision of the result; the weights of a whole step.
+
+    A twin's quoted tokens are held whatever their probability, because they were checked; of an anchor or a hold trace the whole
+    step is the quote, and uncertain tokens carry nothing.
 
     Raises KeyError for a fact that the span reads and that is not given.
     """
-    if spec.rows != "hint":
-        return ones * facts["certain"] if spec.min_probability else ones
+    mask = plain_span(spec, facts, ones)
+    if spec.rows == "hint" or not spec.min_probability:
+        return mask
+    certain = ones * facts["certain"]
+    if spec.rows != "twin":
+        return mask * certain
+    quoted = ones * facts["in_quote"]
+    return mask * (certain + quoted - certain * quoted)
+
+
+def plain_span(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
+    """Weight of each token by the loss span, whatever the initial policy gave it; arguments as in `span_mask`."""
     if spec.span == "step":
         return ones
     if spec.span == "suffix":

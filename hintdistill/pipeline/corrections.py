@@ -45,7 +45,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
     section = ctx.config.rollout
     options = options_of(section, section.sample.temperature, seed_of(salt) % 2**31)
     sampler = Sampler(ctx.engine(ctx.model_folder), ctx.renderer, options)
-    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos=0)
+    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos={})
     asked = []
     for trace, finding in found:
         try:
@@ -62,7 +62,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
         batch = asked[at : at + options.batch_size]
         steps = sampler.generate([i.hinted_context_ids for _, _, i in batch], seed_of(options.seed, at))
         for (trace, step, injection), ids in zip(batch, steps, strict=True):
-            corrected, why = _corrected(sampler, trace, step, injection.context_ids, ids)
+            corrected, why = corrected_step(sampler, trace, step, injection.context_ids, ids)
             counts[why] += 1
             if corrected is not None:
                 sampled.append((corrected, step))
@@ -72,7 +72,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
     return Corrections(tuple(kept), {k: v for k, v in counts.items() if k != "readable"}, critics)
 
 
-def _corrected(
+def corrected_step(
     sampler: Sampler, trace: Trace, step: int, context: Sequence[int], ids: Sequence[int]
 ) -> tuple[Trace | None, str]:
     """The trace that ends with the sampled step, or None; and what became of it."""

@@ -21,7 +21,8 @@ def critics(ctx: RunContext) -> list[Critic]:
     """The critics in use, in order. Raises ConfigError, PromptError or InputError."""
     # before there is a run folder the critics are only put together to see whether they can be
     cache = ctx.rundir.path / "answers.jsonl" if ctx.rundir.is_run() else None
-    return make_critics(ctx.config.critic, ctx.config.run, ctx.library, cache)
+    twins = ctx.config.train.twins.per_finding > 0
+    return make_critics(ctx.config.critic, ctx.config.run, ctx.library, cache, twins=twins)
 
 
 def asked(ctx: RunContext, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:

@@ -64,24 +64,37 @@ def run(ctx: RunContext) -> None:
                 if finding.step in trace.given_steps:
                     skipped = skipped or "given_step"
                 key = content_key("inject", trace_key, finding.model_dump(mode="json"), skipped, *settings)
-                index.append(key)
-                if key not in done:
-                    rows.append({"key": key, "trace": trace_key, **_outcome(injector, trace, finding, skipped)})
+                if key in done:
+                    count = done[key].get("candidates", 1)
+                else:
+                    made = _outcomes(injector, trace, finding, skipped)
+                    count = len(made)
+                    # the first one last: where it is there, the others are
+                    for n in reversed(range(count)):
+                        rows.append({"key": _numbered(key, n), "trace": trace_key, **made[n]})
+                index += [_numbered(key, n) for n in range(count)]
             store.extend(rows)
             advance(1)
     ctx.rundir.set_index("inject", index)
     _summarise(ctx)
 
 
-def _outcome(injector: Injector, trace: Trace, finding: Finding, skipped: str | None) -> dict[str, Any]:
+def _numbered(key: str, n: int) -> str:
+    """The key of the n-th hint of a finding."""
+    return key if n == 0 else f"{key}-{n}"
+
+
+def _outcomes(injector: Injector, trace: Trace, finding: Finding, skipped: str | None) -> list[dict[str, Any]]:
+    """The rows of a finding: each of its hints, or why there is none."""
     about = {"trace_id": trace.id, "finding": finding.model_dump(mode="json", exclude_defaults=True)}
     if skipped is not None:
-        return {**about, "skipped": skipped}
+        return [{**about, "skipped": skipped}]
     try:
-        injection = injector.inject(trace, finding)
+        injections = injector.candidates(trace, finding)
     except HintdistillError as error:
-        return {**about, "failure": {"reason": error.reason, "message": error.message}}
-    return {"injection": injection.model_dump(mode="json", exclude_defaults=True)}
+        return [{**about, "failure": {"reason": error.reason, "message": error.message}}]
+    counted = {"candidates": len(injections)} if len(injections) > 1 else {}
+    return [{"injection": i.model_dump(mode="json", exclude_defaults=True), **counted} for i in injections]
 
 
 def _summarise(ctx: RunContext) -> None:

@@ -17,11 +17,11 @@ from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
-from hintdistill.pipeline import critique, hold, read, rescore, train
+from hintdistill.pipeline import critique, hold, read, rescore, train, twins
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
-from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
@@ -35,7 +35,8 @@ CONTROLS = "controls.json"
 
 def run(ctx: RunContext, earlier: Sequence[str]) -> None:
     """Measure what is owed and write report.json and report.html; `earlier` is what the stages before warned of."""
-    write(ctx, earlier, measure=True)
+    if line := moved_line(write(ctx, earlier, measure=True)):
+        ctx.console.note(f"report: {line}")
     ctx.rundir.set_index("report", [])
 
 
@@ -103,9 +104,9 @@ def _student_key(ctx: RunContext) -> str:
 
 
 def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, np.ndarray]:
-    """Plain log-probabilities of every scored step under the corrected student."""
+    """Plain log-probabilities of every scored step, in its own context and in its twins', under the corrected student."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
-    hints = targets.where(lambda t: t.kind == "hint")
+    hints = targets.where(lambda t: t.kind in ("hint", "twin"))
     keys = {t.key: content_key("after", t.key, student) for t in hints.heads}
     done = store.by_key()
     with ctx.console.progress("after", len(hints)) as advance:
@@ -253,6 +254,7 @@ def _collect(
         critique_rows=ctx.rundir.current("critique", "critiques"),
         critiques=critique.load(ctx),
         injection_rows=ctx.rundir.current("inject", "injections"),
+        twin_counts=twins.counts(rows) if (rows := ctx.rundir.current("twins", "twins")) else None,
         failures=[failures[k] for k in ctx.rundir.index("failures") or []],
         targets=targets,
         injections=by_target,
@@ -263,6 +265,7 @@ def _collect(
         evaluations=evaluations,
         off_target=off_target,
         warnings=warnings,
+        twin_items={item.key: item for item in rescore.twin_items(ctx)},
         controls=controls(ctx.rundir),
         holds=hold.counts(ctx),
     )

@@ -1,27 +1,39 @@
-"""Stage 4: plain, hinted and placebo views of every injection, anchors, and what is only watched; each a row in parquet."""
+"""Stage 4: plain, hinted and placebo views of every injection, its twins, anchors, and what is only watched; each a row."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hintdistill.config import MAX_NULL_PASS_RATE
-from hintdistill.core.errors import ConfigError, ContextLengthError, EmptyFunnelError, HintdistillError, ServiceError
+from hintdistill.core.errors import (
+    ConfigError,
+    ContextLengthError,
+    EmptyFunnelError,
+    HintdistillError,
+    ServiceError,
+    UncheckedTwinError,
+)
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
-from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.scores import Choice, Target, TargetHead
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Finding, Split, TargetKind, Trace
-from hintdistill.pipeline import critique, hold, inject, read
+from hintdistill.injection.candidates import choose
+from hintdistill.pipeline import critique, hold, inject, read, twins
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import REVISE, hint_name
-from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer, decide, null_pass_rate
+from hintdistill.rescoring.gate import decide, null_pass_rate
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rescoring.stored import StoredTargets
+from hintdistill.rescoring.twins import Original, TwinItem
+
+T = TypeVar("T", bound=TargetHead)
 
 
 def run(ctx: RunContext) -> None:
@@ -31,37 +43,109 @@ def run(ctx: RunContext) -> None:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
     hold.play(ctx)
-    hints, anchors = hint_items(ctx), anchor_items(ctx)
+    hints, anchors, twins = hint_items(ctx), anchor_items(ctx), twin_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
-    done, size = store.keys(), ctx.config.rescore.part_rows
+    done = store.keys()
     with ctx.scoring_engine() as engine:
         scorer = Scorer(engine, ctx.renderer, ctx.config.rescore, _prompt_versions(ctx))
-        # an anchor holds the student to the initial policy, whoever the teacher is
+        # an anchor or a twin holds the student to the initial policy, whoever the teacher is
         other = ctx.initial_folder != ctx.teacher_folder
         holder = Scorer(ctx.engine(ctx.initial_folder), ctx.renderer, ctx.config.rescore) if other else scorer
-        work: list[tuple[list[Any], Callable[[Any], list[Target]]]] = []
-        kinds: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [
-            (hints, scorer.score),
-            (anchors, holder.anchors),
-        ]
-        for items, score in kinds:
+        work = _Work(scorer, holder, hints, store, failures)
+        batches: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [
             # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
-            for at in range(0, len(items), size):
-                work.append(([i for i in items[at : at + size] if i.key not in done], score))
-        with ctx.console.progress("rescore", len(hints) + len(anchors)) as advance:
-            advance(len(hints) + len(anchors) - sum(len(batch) for batch, _ in work))
-            for batch, score in work:
+            ([i for i in batch if i.key not in done], work.scoring(batch))
+            for batch in batched(hints, anchors, twins, ctx.config.rescore.part_rows, together=not other)
+        ]
+        number = len(hints) + len(anchors) + len(twins)
+        with ctx.console.progress("rescore", number) as advance:
+            advance(number - sum(len(batch) for batch, _ in batches))
+            for batch, score in batches:
                 store.append(_score(batch, score, failures, engine.max_length))
                 advance(len(batch))
+        from hintdistill.pipeline.precision import note_precision
+
+        note_precision(ctx, hints)
         saved = getattr(engine, "saved", None)
         if saved is not None and saved.asked:
             ctx.console.note(f"rescore: {saved}")
     _record_failures(ctx, failures)
-    keys = [h.key for h in hints] + [a.key for a in anchors]
+    keys = [item.key for items in (hints, anchors, twins) for item in items]
     ctx.rundir.set_index("rescore", [k for k in keys if k not in failures])
-    _refresh_decisions(ctx, store)
+    _refresh_decisions(ctx, store, _choices(ctx, store, hints))
     _summarise(ctx)
+
+
+def batched(
+    hints: Sequence[HintItem], anchors: Sequence[AnchorItem], twins: Sequence[TwinItem], size: int, *, together: bool
+) -> list[list[Any]]:
+    """What is scored in one call of the engine each, at most `size` targets: hints with their twins, then anchors.
+
+    Args:
+        together: whether the same weights read hints and twins; else the twins follow in calls of their own. A finding and its
+            twins are never parted, so that a call with more of them than `size` is larger.
+    """
+    of: dict[str, list[TwinItem]] = {}
+    for twin in twins:
+        of.setdefault(twin.of, []).append(twin)
+    units = [[hint, *(of.pop(hint.key, ()) if together else ())] for hint in hints]
+    alone = [[twin] for some in of.values() for twin in some]
+    out = list[list[Any]]()
+    for kind in (units, [[a] for a in anchors], alone):
+        batch: list[Any] = []
+        for unit in kind:
+            if batch and len(batch) + len(unit) > size:
+                out.append(batch)
+                batch = []
+            batch = batch + unit
+        out += [batch] if batch else []
+    # an engine's call has the hints first, whose decision tokens their twins are checked at
+    return [sorted(b, key=lambda item: isinstance(item, TwinItem)) for b in out]
+
+
+class _Work:
+    """Who scores which batch, and what is known of the erring steps that twins are checked against."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        holder: Scorer,
+        hints: Sequence[HintItem],
+        store: TargetStore,
+        failures: dict[str, dict[str, Any]],
+    ) -> None:
+        """`holder` has the initial policy's weights, `scorer` the teacher's."""
+        self.scorer, self.holder, self.store, self.failures = scorer, holder, store, failures
+        self.hints = {h.key: h for h in hints}
+        self._known: dict[str, Original] = {}
+
+    def scoring(self, batch: Sequence[Any]) -> Callable[[Any], list[Target]]:
+        """The function that scores such a batch."""
+        if isinstance(batch[0], AnchorItem):
+            return self.holder.anchors
+        return self._hints if isinstance(batch[0], HintItem) else self._twins
+
+    def _hints(self, items: Sequence[Any]) -> list[Target]:
+        """Hints and their twins, by the same weights."""
+        hints, twins = [i for i in items if isinstance(i, HintItem)], [i for i in items if isinstance(i, TwinItem)]
+        here = {h.key for h in hints}
+        self._read({t.of for t in twins} - here - self._known.keys())
+        targets = self.scorer.score(hints, twins, self._known)
+        self._known |= {t.key: Original.of(t) for t in targets if t.kind == "hint"}
+        return targets
+
+    def _twins(self, items: Sequence[Any]) -> list[Target]:
+        """Twins by the initial policy, where the teacher is another: it reads the originals too."""
+        wanted = {t.of for t in items}
+        self._read(wanted - self._known.keys())
+        found = {key: (self.hints[key].injection, self._known[key].position) for key in sorted(wanted)}
+        return self.holder.score([], items, self.holder.originals(found))
+
+    def _read(self, keys: Set[str]) -> None:
+        """Take originals from targets that are stored. Raises InputError where one is missing."""
+        if keys:
+            self._known |= {t.key: Original.of(t) for _, t in self.store.open(sorted(keys)).by_part()}
 
 
 def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
@@ -86,13 +170,33 @@ def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
     other = (
         [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
     )
-    return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
+    from hintdistill.engines.transformers import pick_device, pick_dtype
+
+    dtype = str(pick_dtype(ctx.config.run.dtype, pick_device(ctx.config.run.device), folder))
+    return [model_key(folder).weights, dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
     """The current injections with the keys of their targets."""
     base = _made_by(ctx, ctx.teacher_folder)
     return [HintItem(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
+
+
+def twin_items(ctx: RunContext) -> list[TwinItem]:
+    """The current twins with the keys of their targets, each with that of its finding's hint; the initial policy scores them."""
+    base, found = _made_by(ctx, ctx.initial_folder), twins.load(ctx)
+    if not found:
+        return []
+    hints = {h: item.key for h, item in zip(map(_told, inject.load(ctx)), hint_items(ctx), strict=True)}
+    out = []
+    for t in found:
+        of = hints.get((t.trace_key, content_key(t.twin.finding.model_dump(mode="json"))), "")
+        out.append(TwinItem(content_key("twin", t.key, t.split, of, ctx.renderer.key, *base), t.twin, t.split, of))
+    return out
+
+
+def _told(loaded: inject.LoadedInjection) -> tuple[str, str]:
+    return loaded.trace_key, content_key(loaded.injection.finding.model_dump(mode="json"))
 
 
 def _score(
@@ -104,6 +208,9 @@ def _score(
         if (longest := _longest(item)) > max_length:
             text = f"step needs {longest} tokens with its hint, the model has {max_length} positions"
             failures[item.key] = _failure(item, ContextLengthError(text))
+        elif isinstance(item, TwinItem) and (not item.of or item.of in failures):
+            text = "a twin is checked against its finding's hint, which was not scored"
+            failures[item.key] = _failure(item, UncheckedTwinError(text))
         else:
             fitting.append(item)
     try:
@@ -118,16 +225,19 @@ def _score(
     return [t for item in fitting for t in _score([item], score, failures, max_length)]
 
 
-def _longest(item: HintItem | AnchorItem) -> int:
+def _longest(item: HintItem | AnchorItem | TwinItem) -> int:
+    if isinstance(item, TwinItem):
+        return len(item.twin.plain_ids)
     if isinstance(item, HintItem):
         blocks = [len(item.injection.block_ids), *(len(p.block_ids) for p in item.injection.placebos)]
         return len(item.injection.plain_ids) + max(blocks)
     return len(item.rendered.context_ids) + len(item.rendered.step_ids)
 
 
-def _failure(item: HintItem | AnchorItem, error: HintdistillError) -> dict[str, Any]:
-    if isinstance(item, HintItem):
-        trace_id, step = item.injection.trace_id, item.injection.finding.step
+def _failure(item: HintItem | AnchorItem | TwinItem, error: HintdistillError) -> dict[str, Any]:
+    if not isinstance(item, AnchorItem):
+        made = item.twin if isinstance(item, TwinItem) else item.injection
+        trace_id, step = made.trace_id, made.finding.step
     else:
         trace_id, step = item.trace_id, item.step
     return {"trace_id": trace_id, "step": step, "reason": error.reason, "message": error.message}
@@ -234,21 +344,40 @@ def _anchor_item(
     return AnchorItem(key, step.trace.id, step.step, rendered, step.split, kind)
 
 
-def _refresh_decisions(ctx: RunContext, store: TargetStore) -> None:
-    """Where the gate changed since a row was written, write the rows again: the file is what a foreign trainer reads."""
-    gate = ctx.config.rescore.gate
+def _choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:
+    """Of the hints that compete for a finding, what becomes of each; by target key."""
+    if ctx.config.inject.candidates == 1:
+        return {}
+    finding = {h.key: content_key(h.injection.trace_id, h.injection.finding.model_dump(mode="json")) for h in hints}
+    groups: dict[str, list[tuple[str, int, float, bool]]] = {}
     for part in store.parts():
-        if any(_said(head) != _said(decide(head, gate)) for head in store.heads(part)):
+        for head in store.heads(part):
+            if head.key in finding and head.measurement is not None:
+                judged = decide(replace(head, choice="only"), ctx.config.rescore.gate)
+                row = (head.key, head.level or 0, head.measurement.odds or 0.0, not judged.reasons)
+                groups.setdefault(finding[head.key], []).append(row)
+    return choose(groups)
+
+
+def _refresh_decisions(ctx: RunContext, store: TargetStore, choices: Mapping[str, Choice]) -> None:
+    """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
+    gate = ctx.config.rescore.gate
+
+    def judged(target: T) -> T:
+        return decide(replace(target, choice=choices.get(target.key, target.choice)), gate)
+
+    for part in store.parts():
+        if any(_said(head) != _said(judged(head)) for head in store.heads(part)):
             # the same keys give the same name, so the new part takes the old one's place in one rename
-            store.append([decide(t, gate) for t in store.read_part(part)])
+            store.append([judged(t) for t in store.read_part(part)])
 
 
-def _said(head: TargetHead) -> tuple[bool, tuple[str, ...]]:
-    return head.accepted, head.reasons
+def _said(head: TargetHead) -> tuple[bool, tuple[str, ...], Choice]:
+    return head.accepted, head.reasons, head.choice
 
 
 def load(ctx: RunContext) -> StoredTargets:
-    """The current targets, hints before anchors, as the present gate judges them; their arrays stay on disk.
+    """The current targets, hints before anchors and twins, as the present gate judges them; their arrays stay on disk.
 
     Raises:
         InputError: a part is corrupt, or another program or version wrote it, or a target is not there; names it.
@@ -266,9 +395,24 @@ def _summarise(ctx: RunContext) -> None:
     ctx.console.note(
         f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
     )
+    _summarise_twins(ctx)
     null = null_pass_rate((t for _, t in targets.by_part()), gate)
     if null is not None and null > MAX_NULL_PASS_RATE:
         ctx.console.warn(f"{null:.0%} of the placebos would pass the gate (bound {MAX_NULL_PASS_RATE:.0%})")
+
+
+def _summarise_twins(ctx: RunContext) -> None:
+    found = load(ctx).where(lambda t: t.kind == "twin").heads
+    if not found:
+        return
+    kept = [t for t in found if t.accepted]
+    reasons = Counter(r for t in found if not t.accepted for r in t.reasons)
+    why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
+    by_class = Counter(t.error_class or "" for t in kept)
+    ctx.console.note(f"rescore: {len(found)} twins scored, {len(kept)} kept, {len(found) - len(kept)} rejected{why}")
+    ctx.console.note(
+        f"rescore: twins kept by class: {', '.join(f'{n} {c}' for c, n in by_class.most_common()) or 'none'}"
+    )
 
 
 def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> None:

@@ -84,7 +84,7 @@ class Critique:
 
 
 class Inject:
-    """Which findings go on, and their hints spliced in."""
+    """Which findings go on, their hints spliced in, and their twins."""
 
     name, needs_weights = "inject", False
 
@@ -93,10 +93,11 @@ class Inject:
         _ = ctx.renderer
 
     def run(self, ctx: RunContext) -> None:
-        """Inject what is owed."""
-        from hintdistill.pipeline import inject
+        """Inject what is owed, then make the twins that are owed."""
+        from hintdistill.pipeline import inject, twins
 
         inject.run(ctx)
+        twins.run(ctx)
 
 
 class Rescore:

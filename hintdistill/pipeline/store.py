@@ -8,6 +8,7 @@ index/<stage>-warnings.json   what the stage warned of when it last ran, the rev
 traces.jsonl         one row per record read: a trace, or a failure with file and line
 critiques.jsonl      one row per (trace, critic)
 injections.jsonl     one row per finding: an injection, or a failure with its reason
+twins.jsonl          one row per injected finding: its twins, the edits that were dropped and why; where twins are made
 targets/             parquet parts: one row per injection and per anchor
 train/<key>/         checkpoints and metrics.jsonl
 student/             the corrected model
@@ -156,7 +157,7 @@ class RunDir:
                 hint="read it with the release that made it; versions.hintdistill in manifest.json names it",
             )
         if data.get("config_schema", 1) < CONFIG_SCHEMA:
-            data["config"] = upgrade(data["config"])
+            data["config"] = upgrade(data["config"], data.get("config_schema", 1))
         return data
 
     def config(self) -> tuple[RunConfig, list[str]]:

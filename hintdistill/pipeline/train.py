@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 
 def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
-    """The targets to train on: accepted hints, chosen anchors and hold steps, in a fidelity that may be trained.
+    """The targets to train on: accepted hints and twins, chosen anchors, hold steps; of the training split, as exact as must be.
+
+    Twins are taken where the recipe has a term for them, whether or not the gate accepted the hint of their finding.
 
     `stored` are the current targets, if they are open; the same of the functions below.
     """
@@ -36,8 +38,9 @@ def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTarg
     usable = stored.where(lambda t: t.accepted and t.split == "train" and t.fidelity in allowed)
     candidates = usable.where(lambda t: t.kind == "anchor")
     anchors = {t.key for t in heads(chosen_anchors(candidates, ctx.config.train, ctx.config.run.seed))}
+    taken = {t.rows for t in ctx.config.train.effective_recipe.terms.values()} & {"hold", "twin"} | {"hint"}
     # hints come first already
-    return usable.where(lambda t: t.kind != "anchor" or t.key in anchors)
+    return usable.where(lambda t: t.kind in taken or t.key in anchors)
 
 
 def held_out(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
@@ -206,6 +209,7 @@ def run(ctx: RunContext) -> None:
     ctx.rundir.set_index("train", [key])
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
+        + (f", {summary.twin_rows} twins" if summary.twin_rows else "")
         + (f", {summary.hold_rows} steps of hold traces" if summary.hold_rows else "")
         + (f", {summary.outcome_rows} steps with an outcome" if summary.outcome_rows else "")
         + f" → {ctx.student_folder}"

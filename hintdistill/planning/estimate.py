@@ -127,7 +127,7 @@ class _Planner:
     def __init__(self, config: RunConfig, shape: ModelShape, where: Room, work: Workload, *, measured: bool) -> None:
         self.config, self.shape, self.where, self.work = config, shape, where, work
         self.measured: Measured | None = None
-        self.bytes = weight_bytes(config.run.dtype, where.on_cpu)
+        self.bytes = weight_bytes(config.run.dtype, where.on_cpu, shape)
         self.budget = call_tokens(config.rescore.batch_tokens, where.on_cpu)
         self.setup = setup_of(shape, config.run, config.train, where.on_cpu)
         own = config.rescore.engine.backend == "transformers"
@@ -167,23 +167,21 @@ class _Planner:
 
     def _calls(self) -> Iterator[Part]:
         """The beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
-        size, found = self.config.rescore.part_rows, list[Part]()
-        each = 2 + self.config.rescore.placebos
-        hints = self.work.hinted
+        (hints, plain), found = self.work.samples, list[Part]()
+        each = 2 + self.config.rescore.placebo_count
         for share in SHARES:
-            items = max(1, round(min(hints, size) * share))
+            items = max(1, round(min(self.work.hinted, self.config.rescore.part_rows) * share))
             if hints:
-                found.append(self._call("hint", self.work.calls[0][: items * each], items))
-            plain = self.work.calls[-(-hints // size) :]
+                found.append(self._call("hint", hints[: items * each], items))
             if plain and share != SHARES[0]:
-                items = max(1, round(len(plain[0]) * share))
-                found.append(self._call("anchor", plain[0][:items], items))
+                items = max(1, round(len(plain) * share))
+                found.append(self._call("anchor", plain[:items], items))
         yield from sorted({p.operations: p for p in found}.values(), key=lambda p: (p.peak.added, p.operations))
 
     def _call(self, kind: Any, requests: Sequence[Any], items: int) -> Part:
         read = count_tokens([requests], self.shape, self.budget)
         written = sum(r.end - r.start for r in requests) * self.config.rescore.top_k
-        peak = self._scoring(read, written=written // (2 + self.config.rescore.placebos if kind == "hint" else 1))
+        peak = self._scoring(read, written=written // (2 + self.config.rescore.placebo_count if kind == "hint" else 1))
         return Part(kind, peak, operations(self.shape, read.computed, read.pairs, read.scored), items, read.scored)
 
     def _rows(self) -> Iterator[Part]:
@@ -341,7 +339,7 @@ class _Planner:
     def _longest_scored(self) -> int:
         """Tokens of the longest trace that can be rescored, with three injections of the longest hint and step in it."""
         branch = self.work.lengths["hint"].longest + self.work.lengths["step"].longest
-        branches = 3 * (2 + self.config.rescore.placebos) * branch
+        branches = 3 * (2 + self.config.rescore.placebo_count) * branch
         groups = max(1, self.shape.heads // self.shape.kv_heads)
 
         def fits(tokens: int) -> bool:

@@ -30,6 +30,7 @@ from hintdistill.pipeline.stages import run_stages, stages_between
 from hintdistill.pipeline.store import RunDir, scratch_copy
 from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.stored import StoredTargets
+from hintdistill.rescoring.twins import TwinItem
 from hintdistill.rollouts.evaluate import load_suite, tasks_of
 from hintdistill.rollouts.openings import lay_out
 from hintdistill.training.reward import OutcomeData
@@ -51,7 +52,9 @@ class Workload:
     asked: dict[str, dict[str, int]]
     """Requests and prompt tokens of each critic that is an LLM, at most."""
     calls: list[list[ScoreRequest]]
-    """Rescoring: the engine's calls, in order, those of hints before those of anchors."""
+    """Rescoring: the engine's calls, in order: hints with their twins, anchors, twins that other weights score."""
+    samples: tuple[list[ScoreRequest], list[ScoreRequest]]
+    """The requests of the first hints and of the first anchors, as many as one call holds: what is measured."""
     hinted: int
     """Hints that are scored."""
     targets: int
@@ -168,7 +171,7 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
         },
         traces=len(tasks),
         asked={},
-        **_scored(config, found.hints, found.anchors),
+        **_scored(_Items(config, found.hints, found.anchors)),
         rows=row_lengths(slots),
         watched=[],
         after=[],
@@ -190,7 +193,7 @@ def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
 
 
 def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
-    hints, anchors = rescore.hint_items(ctx), rescore.anchor_items(ctx)
+    hints, anchors, twins = rescore.hint_items(ctx), rescore.anchor_items(ctx), rescore.twin_items(ctx)
     ended = outcome.outcome_data(ctx)
     if targets is not None:
         trained = trained_lengths(train.selected(ctx, targets), ctx.config.train, ended)
@@ -199,8 +202,8 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     watched = _watched(ctx, targets, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
-    unhinted = [Scorer.requests(h.key, h.injection)[0] for h in hints]
-    after = [unhinted[at : at + 64] for at in range(0, len(hints), 64)]
+    plain = [Scorer.requests(h.key, h.injection)[0] for h in hints] + [Scorer.twin_request(t.twin) for t in twins]
+    after = [plain[at : at + 64] for at in range(0, len(plain), 64)]
     sets = report.off_target_sets(ctx)
     off = [requests[at : at + 32] for requests in sets.values() for at in range(0, len(requests), 32)]
     traces = [trace for _, trace, _ in read.load(ctx)]
@@ -208,7 +211,7 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
         source=source,
         traces=len(traces),
         asked=asked,
-        **_scored(ctx.config, hints, anchors, targets),
+        **_scored(_Items(ctx.config, hints, anchors, twins, ctx.teacher_folder == ctx.initial_folder), targets),
         lengths={"trace": Histogram.of(n for t in traces if (n := _length(ctx, t))), **_lengths(hints, anchors)},
         rows=trained,
         watched=row_lengths(watched),
@@ -219,20 +222,52 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     )
 
 
-def _scored(
-    config: RunConfig, hints: Sequence[HintItem], anchors: Sequence[AnchorItem], targets: StoredTargets | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Items:
+    """What rescoring scores."""
+
+    config: RunConfig
+    hints: Sequence[HintItem]
+    anchors: Sequence[AnchorItem]
+    twins: Sequence[TwinItem] = ()
+    together: bool = True
+    """Whether the same weights score hints and twins."""
+
+    def batches(self) -> list[list[Any]]:
+        """The items of each call."""
+        size = self.config.rescore.part_rows
+        return rescore.batched(self.hints, self.anchors, self.twins, size, together=self.together)
+
+    def calls(self) -> Iterator[list[ScoreRequest]]:
+        """The engine's calls, in order."""
+        injections = {h.key: h.injection for h in self.hints}
+        for batch in self.batches():
+            if isinstance(batch[0], TwinItem):
+                # the originals are read once more, by the weights that score the twins
+                wanted = [injections[key] for key in sorted({t.of for t in batch} & injections.keys())]
+                yield [Scorer.request(i.plain_ids, len(i.step_ids), None, None) for i in wanted]
+            yield [r for item in batch for r in requests_of(item)]
+
+
+def requests_of(item: HintItem | AnchorItem | TwinItem) -> list[ScoreRequest]:
+    """What an item asks of the engine."""
+    if isinstance(item, HintItem):
+        return Scorer.requests(item.key, item.injection)
+    if isinstance(item, TwinItem):
+        return [Scorer.twin_request(item.twin)]
+    ids = item.rendered.context_ids + item.rendered.step_ids
+    return [Scorer.request(ids, len(item.rendered.step_ids), None, None)]
+
+
+def _scored(items: _Items, targets: StoredTargets | None = None) -> dict[str, Any]:
     """What follows from the items to score: the engine's calls and the kept entries."""
-    size = config.rescore.part_rows
-    hinted = [Scorer.requests(h.key, h.injection) for h in hints]
-    steps = [a.rendered for a in anchors]
-    plain = [Scorer.request(r.context_ids + r.step_ids, len(r.step_ids), None, None) for r in steps]
-    calls = [[r for some in hinted[at : at + size] for r in some] for at in range(0, len(hinted), size)]
+    size = items.config.rescore.part_rows
     return {
-        "calls": calls + [plain[at : at + size] for at in range(0, len(plain), size)],
-        "hinted": len(hints),
-        "targets": len(hints) + len(anchors),
-        "entries": _entries(config, targets, hinted, plain),
+        "calls": [call for call in items.calls() if call],
+        "samples": tuple([r for i in some[:size] for r in requests_of(i)] for some in (items.hints, items.anchors)),
+        "hinted": len(items.hints),
+        "targets": len(items.hints) + len(items.anchors) + len(items.twins),
+        "entries": _entries(items, targets),
     }
 
 
@@ -254,8 +289,9 @@ def _length(ctx: RunContext, trace: Trace) -> int:
 
 
 def _all_slots(ctx: RunContext) -> list[StepIds]:
-    """What training would take at most: every injection of the training split, and as many anchors as it uses."""
+    """What training would take at most: every injection and twin of the training split, and as many anchors as it uses."""
     config = ctx.config.train
+    terms = {t.rows for t in config.effective_recipe.terms.values()}
     out = [
         StepIds(
             h.injection.trace_id,
@@ -267,13 +303,17 @@ def _all_slots(ctx: RunContext) -> list[StepIds]:
         for h in rescore.hint_items(ctx)
         if h.split == "train" and h.injection.fidelity in config.fidelity
     ]
+    out += [
+        StepIds(t.twin.trace_id, t.twin.context_ids, t.twin.step_ids)
+        for t in rescore.twin_items(ctx)
+        if t.split == "train" and t.twin.fidelity in config.fidelity and "twin" in terms
+    ]
     taken: dict[str, int] = {}
-    anchored = any(t.rows == "anchor" for t in config.effective_recipe.terms.values())
     for item in rescore.anchor_items(ctx):
         if item.kind == "hold":
             out.append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
             continue
-        if item.split != "train" or not anchored:
+        if item.split != "train" or "anchor" not in terms:
             # stored to be looked at while training
             continue
         taken[item.trace_id] = taken.get(item.trace_id, 0) + 1
@@ -300,19 +340,17 @@ def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
     return [*of["train"][-steps:], *of["holdout"][:steps]]
 
 
-def _entries(
-    config: RunConfig,
-    targets: StoredTargets | None,
-    hints: Sequence[Sequence[ScoreRequest]],
-    anchors: Sequence[ScoreRequest],
-) -> tuple[int, int]:
+def _entries(items: _Items, targets: StoredTargets | None) -> tuple[int, int]:
     """Kept entries of all targets and of the largest part; stored ones are counted."""
-    k, size = config.rescore.top_k, config.rescore.part_rows
-    if targets is not None:
-        kept = {i: t.support_ids.size for i, t in targets.by_part()}
-        each = [kept[i] for i in range(len(targets))]
-    else:
+    k = items.config.rescore.top_k
+    kept = {} if targets is None else {targets.heads[i].key: t.support_ids.size for i, t in targets.by_part()}
+
+    def of(item: HintItem | AnchorItem | TwinItem) -> int:
+        if targets is not None:
+            return kept.get(item.key, 0)
+        first = requests_of(item)[0]
         # two views' top entries overlap: between k and 2 k, a third more than one's in the traces that were looked at
-        each = [(some[0].end - some[0].start) * k * 4 // 3 for some in hints]
-        each += [(r.end - r.start) * (k + 1) for r in anchors]
-    return sum(each), max((sum(each[at : at + size]) for at in range(0, len(each), size)), default=0)
+        return (first.end - first.start) * (k * 4 // 3 if isinstance(item, HintItem) else k + 1)
+
+    each = [sum(map(of, batch)) for batch in items.batches()]
+    return sum(each), max(each, default=0)

@@ -15,7 +15,7 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
 from hintdistill.core.paths import recipe_paths, relative_to_file
 from hintdistill.core.registry import nearest
-from hintdistill.core.types import TargetKind
+from hintdistill.core.types import HELD, TargetKind
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
 from hintdistill.recipes.parts import SIGNALS
@@ -150,6 +150,12 @@ def _over(
     """What changes a recipe, merged into it. Raises ConfigError for keys of a term that the recipe does not have."""
     there, changed = start.get("terms") or {}, own.get("terms")
     for term, keys in changed.items() if isinstance(changed, Mapping) else ():
+        if keys is None and term not in there and term not in HELD:
+            # a default term that is not there may be taken away: it is what was wanted
+            raise ConfigError(
+                f"recipe {name}: no term `{term}` to take away{nearest(str(term), there)}",
+                hint=f"its terms are {', '.join(there) or 'none'}",
+            )
         if term in there or not isinstance(keys, Mapping) or "rows" in keys or {"target", "divergence"} <= keys.keys():
             continue
         if term not in (beneath or {}):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,10 +16,13 @@ import numpy as np
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
+from hintdistill.injection.levels import LEVELS
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
+from hintdistill.reporting.twins import twin_document, twin_entries
 from hintdistill.rescoring.drift import Movement
-from hintdistill.rescoring.scorer import placebos_pass
+from hintdistill.rescoring.gate import placebos_pass
+from hintdistill.rescoring.scorer import TwinItem
 from hintdistill.rescoring.stored import by_part, heads, take
 from hintdistill.rollouts.evaluate import Evaluation
 
@@ -46,11 +49,15 @@ class ReportInput:
     """Keys of the targets trained on."""
     train_summary: Mapping[str, Any] | None
     after: Mapping[str, np.ndarray]
-    """By target key, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
+    """By key of a hint's or twin's target, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
     evaluations: Mapping[str, Mapping[str, Evaluation]]
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
+    twin_counts: Mapping[str, Any] | None = None
+    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
+    twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
+    """By key of the twin's target."""
     holds: Mapping[str, Any] | None = None
     """Number of hold traces, and what was not one by reason; None where none were asked for."""
     controls: Mapping[str, Any] | None = None
@@ -59,7 +66,8 @@ class ReportInput:
 
 def build(data: ReportInput) -> dict[str, Any]:
     """The report document; see `docs/report.md`."""
-    scored, findings = _read_hints(data)
+    entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), data.after)
+    scored, findings = _read_hints(data, entries)
     hints = [s.head for s in scored]
     passed = [found for s in scored for found in s.placebos_pass]
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
@@ -74,10 +82,12 @@ def build(data: ReportInput) -> dict[str, Any]:
             "hint": data.manifest["config"]["inject"]["hint"],
             "model_key": data.manifest.get("model"),
             "prompts": data.manifest.get("prompts"),
+            "precision": data.manifest.get("precision"),
             "versions": data.manifest["versions"],
             "config": data.manifest["config"],
         },
         "funnel": funnel(data, hints),
+        "twins": twin_document(hints, entries),
         "environment": {
             "before": asdict(first["before"]) if "before" in first else None,
             "after": asdict(first["after"]) if "after" in first else None,
@@ -95,12 +105,21 @@ def build(data: ReportInput) -> dict[str, Any]:
                 c: effects([s for s in scored if s.head.error_class == c])
                 for c in sorted({t.error_class or "" for t in hints})
             },
+            "by_level": {
+                str(n): effects([s for s in scored if s.head.level == n])
+                for n in LEVELS
+                if any(s.head.level == n for s in scored)
+            },
             "by_split": {
                 split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")
             },
         },
         "gate": {
-            "null_pass_rate": sum(passed) / len(passed) if passed else None,
+            "null_pass_rate": _mean(passed),
+            "null_pass_rate_by_kind": _rates((kind, found) for s in scored for kind, found in s.placebos),
+            "null_pass_rate_by_level": _rates(
+                (str(s.head.level), found) for s in scored if s.head.level is not None for found in s.placebos_pass
+            ),
             "bound": MAX_NULL_PASS_RATE,
             **gate.model_dump(),
         },
@@ -127,11 +146,19 @@ class ScoredHint:
     hinted: float | None
     """Log-probability under the hint, nats."""
     after: float | None
-    """Probability after training; None too where nothing was trained."""
-    placebos_pass: Sequence[bool]
+    """Log-probability after training, nats; None too where nothing was trained."""
+    placebos: Sequence[tuple[str, bool]]
+    """Kind of each placebo, and whether the gate would accept it in the hint's place."""
+
+    @property
+    def placebos_pass(self) -> list[bool]:
+        """Whether the gate would accept each placebo in the hint's place."""
+        return [passes for _, passes in self.placebos]
 
 
-def _read_hints(data: ReportInput) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
+def _read_hints(
+    data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]
+) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
     """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
     known = heads(data.targets)
     hints = take(data.targets, [i for i, h in enumerate(known) if h.kind == "hint"])
@@ -143,10 +170,11 @@ def _read_hints(data: ReportInput) -> tuple[list[ScoredHint], list[dict[str, Any
             head=heads(hints)[i],
             plain=None if decision is None else decision.logprob_plain,
             hinted=None if decision is None else decision.logprob_hinted,
-            after=None if decision is None or after is None else float(np.exp(after[decision.position])),
-            placebos_pass=placebos_pass(target, gate),
+            after=None if decision is None or after is None else float(after[decision.position]),
+            placebos=list(zip((p.kind for p in target.placebos), placebos_pass(target, gate), strict=True)),
         )
-        found[i] = facts, _finding(target, data, facts.placebos_pass, target.key in trained)
+        said = _finding(target, data, facts.placebos_pass, target.key in trained)
+        found[i] = facts, said | {"twins": twins.get(target.key, [])}
     return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
 
 
@@ -189,6 +217,8 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "fidelity": _count(i["fidelity"] for i in injections),
             "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
             "notes": dict(notes),
+            **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
+            "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
         },
         "rescore": {
             "scored": len(hints),
@@ -196,6 +226,9 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "accepted": len(hints) - len(rejected),
             "rejected": len(rejected),
             "reasons": _count(r for t in rejected for r in t.reasons),
+            "levels": _count(str(t.level) for t in hints if t.level is not None),
+            "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
+            "candidates": sum(t.choice != "only" for t in hints),
             "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
             "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
             **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
@@ -207,6 +240,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
         "train": {
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
+            "twins": sum(t.key in trained for t in heads(data.targets) if t.kind == "twin"),
             **({"holds": sum(t.key in trained for t in heads(data.targets) if t.kind == "hold")} if data.holds else {}),
             "left_out": dict(left) if trained else {},
         },
@@ -218,20 +252,57 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
     pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
     drops = [hinted - plain for plain, hinted in pairs]
     targets = [s.head for s in scored]
+    moved = [
+        (s.plain - s.after, s.plain - s.hinted)
+        for s in scored
+        if s.plain is not None and s.hinted is not None and s.after is not None
+    ]
     return {
         "n": len(targets),
         "with_decision": len(pairs),
         "accepted": sum(t.accepted for t in targets),
         "decision_effect_mean_nats": _mean(drops),
         "decision_effect_median_nats": float(np.median(drops)) if drops else None,
+        "odds_mean_nats": _mean([t.measurement.odds for t in targets if t.measurement is not None]),
+        "odds_over_placebos_mean_nats": _mean([_over_placebos(t) for t in targets]),
         "specificity_mean_nats": _mean([t.specificity for t in targets if t.specificity is not None]),
         "legal_mass_gain_mean": _mean([t.legal_mass_gain for t in targets if t.legal_mass_gain is not None]),
         "error_probability": {
             "before": _mean([float(np.exp(plain)) for plain, _ in pairs]),
             "hinted": _mean([float(np.exp(hinted)) for _, hinted in pairs]),
-            "after": _mean([s.after for s in scored]),
+            "after": _mean([None if s.after is None else float(np.exp(s.after)) for s in scored]),
+        },
+        "moved": {
+            "n": len(moved),
+            "training_nats": _mean([trained for trained, _ in moved]),
+            "hint_nats": _mean([hinted for _, hinted in moved]),
         },
     }
+
+
+def _over_placebos(t: TargetHead) -> float | None:
+    """Odds of a hint beyond the median of its placebos, nats."""
+    m = t.measurement
+    return None if m is None or m.odds is None or m.placebo_odds_median is None else m.odds - m.placebo_odds_median
+
+
+def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
+    """Share of passing placebos by name."""
+    by: dict[str, list[bool]] = {}
+    for name, passes in found:
+        by.setdefault(name, []).append(passes)
+    return {name: sum(passes) / len(passes) for name, passes in sorted(by.items())}
+
+
+def moved_line(document: Mapping[str, Any]) -> str | None:
+    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
+    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
+    if not moved["n"]:
+        return None
+    return (
+        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
+        f"(mean of {moved['n']} accepted findings)"
+    )
 
 
 def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:
@@ -249,6 +320,9 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
         "critic": injection.finding.critic if injection else None,
         "evidence": injection.finding.evidence if injection else None,
         "hint": t.hint,
+        "level": t.level,
+        "candidate": t.candidate,
+        "choice": t.choice,
         "placement": "/".join(filter(None, (injection.placement, injection.role))) if injection else None,
         "notes": list(injection.notes) if injection else [],
         "fidelity": t.fidelity,
@@ -266,6 +340,8 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
             "hinted": float(np.exp(decision.logprob_hinted)),
             "after": None if after is None else float(np.exp(after[decision.position])),
             "effect_nats": decision.effect,
+            "odds_nats": decision.odds,
+            "flips": decision.flips,
         },
         "specificity_nats": t.specificity,
         "legal_mass_gain": t.legal_mass_gain,
@@ -275,6 +351,7 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
                 "text": p.text,
                 "passes": passed,
                 "effect_nats": float(p.hint_effect[decision.position]) if decision else None,
+                "odds_nats": p.odds,
             }
             for p, passed in zip(t.placebos, passes, strict=True)
         ],

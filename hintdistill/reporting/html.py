@@ -11,6 +11,7 @@ import jinja2
 from hintdistill.reporting import printable
 from hintdistill.reporting.controls import TITLES, about, interval
 from hintdistill.reporting.spending import spent
+from hintdistill.reporting.twins import edit_lines
 
 
 def render_html(document: Mapping[str, Any], max_findings: int) -> str:
@@ -36,6 +37,7 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
         controls=document.get("controls"),
         about_controls=about(document["controls"]) if document.get("controls") else None,
         arm_titles=TITLES,
+        edit_lines=edit_lines,
     )
 
 

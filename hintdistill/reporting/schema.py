@@ -9,8 +9,10 @@ from collections.abc import Collection
 from typing import get_args
 
 from hintdistill.core import errors
-from hintdistill.core.extensions import PLACEMENTS
-from hintdistill.core.types import Fidelity, HintRole, Verdict
+from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS, TWIN_MAKERS
+from hintdistill.core.scores import Choice
+from hintdistill.core.types import HELD, Fidelity, HintRole, PlaceboKind, Verdict
+from hintdistill.injection.candidates import NAMES as CANDIDATES
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
 from hintdistill.reporting.allow import (
@@ -29,6 +31,7 @@ from hintdistill.reporting.allow import (
     word,
 )
 from hintdistill.reporting.controls import TITLES
+from hintdistill.rescoring.twins import NOT_DONE_HERE
 
 REPORT_SCHEMA = 1
 
@@ -44,7 +47,11 @@ def _prompts() -> Collection[str]:
 def _reasons() -> Collection[str]:
     """Why something came to nothing: the reasons of declared errors, and the words that stages and readers use."""
     kinds = (k for k in vars(errors).values() if isinstance(k, type) and issubclass(k, errors.HintdistillError))
-    return {*_WORDS, *(k("").reason for k in kinds if k is not errors.SharingError)}
+    return {
+        *_WORDS,
+        *errors.TWIN_REASONS,
+        *(k("").reason for k in kinds if k not in (errors.SharingError, errors.TwinError)),
+    }
 
 
 _WORDS = frozenset(
@@ -90,10 +97,24 @@ _GATE = frozenset(
         "not_specific",
         "mass_to_illegal",
         "primed",
+        "primes",
+        "level",
+        "outranked",
+        "other_level",
+        "not_above_placebo",
         "not_this_students_error",
+        NOT_DONE_HERE,
     ]
 )
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs"})
+
+
+def _twin_kinds() -> Collection[str]:
+    return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
+
+
+_NOTES = frozenset(
+    {"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs", "combined"}
+)
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
@@ -111,10 +132,14 @@ error_class = word("class", _classes)
 critic = word("critic", ("rules", "recorded", "llm", "strong", "checker", "unknown"))
 reason = word("reason", _reasons)
 gate_reason = word("reason", _GATE)
+level = word("level", ("0", "1", "2", "3"))
+placebo = word("kind", get_args(PlaceboKind))
 split = word("split", _SPLITS)
 placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
+twin_kind = word("kind", _twin_kinds)
 note = head(" ", word("note", _NOTES))
+maker = word("maker", lambda: TWIN_MAKERS.names())
 
 
 def counts(key: Rule) -> Rule:
@@ -128,6 +153,18 @@ def numbers(*keys: str) -> dict[str, Rule]:
 
 
 _usage = numbers("requests", "prompt_tokens", "completion_tokens")
+_twins = record(
+    **numbers("findings", "covered", "twins"),
+    classes=table(
+        error_class,
+        record(
+            **numbers("findings", "covered", "twins"),
+            kinds=counts(twin_kind),
+            dropped=table(twin_kind, counts(reason)),
+            no_edit=counts(reason),
+        ),
+    ),
+)
 _funnel = record(
     read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
     hold=record(**numbers("traces"), failed=counts(reason)),
@@ -150,14 +187,20 @@ _funnel = record(
         fidelity=counts(fidelity),
         quotes=counts(word("quote", ("exact", "normalised", "fuzzy", "whole_step"))),
         notes=counts(note),
+        twins=_twins,
+        levels=counts(level),
     ),
     rescore=record(
         **numbers("scored", "accepted", "rejected", "anchors", "watched", "holds"),
         failed=counts(reason),
         reasons=counts(gate_reason),
+        levels=counts(level),
+        accepted_levels=counts(level),
+        candidates=number,
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
+        **numbers("hints", "anchors", "holds", "twins"),
         **numbers("hints", "anchors", "holds"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
@@ -170,9 +213,17 @@ _evaluation = record(
 _measured = dict.fromkeys(("before", "after"), _evaluation)
 _effects = record(
     **numbers("n", "with_decision", "accepted", "decision_effect_mean_nats", "decision_effect_median_nats"),
-    **numbers("specificity_mean_nats", "legal_mass_gain_mean"),
+    **numbers("specificity_mean_nats", "legal_mass_gain_mean", "odds_mean_nats", "odds_over_placebos_mean_nats"),
     error_probability=record(**numbers("before", "hinted", "after")),
+    moved=record(**numbers("n", "training_nats", "hint_nats")),
 )
+_twin_figures: dict[str, Rule] = {
+    **numbers("findings", "covered", "twins", "kept", "trained"),
+    "reasons": counts(gate_reason),
+    "kinds": counts(twin_kind),
+    "probability": record(**numbers("original", "here", "after")),
+}
+_twin_figure = record(**_twin_figures)
 _finding = record(
     key=hashed,
     trace=numbered("trace"),
@@ -181,17 +232,34 @@ _finding = record(
     critic=critic,
     placement=placement,
     fidelity=fidelity,
-    **numbers("step", "accepted", "trained", "specificity_nats", "legal_mass_gain"),
+    **numbers("step", "accepted", "trained", "specificity_nats", "legal_mass_gain", "level"),
+    candidate=word("candidate", ("", *HINT_SOURCES.names(), *CANDIDATES)),
+    choice=word("choice", get_args(Choice)),
     **dict.fromkeys(("hint", "context_above", "context_below"), text),
     **dict.fromkeys(("quote", "evidence"), nothing),
     notes=each(note),
     reasons=each(gate_reason),
     guards=each(head(":", gate_reason)),
-    decision=record(**numbers("position", "before", "hinted", "after", "effect_nats"), token=text, instead=text),
-    placebos=each(
-        record(kind=word("kind", ("generic", "shuffled", "other_class")), text=text, **numbers("passes", "effect_nats"))
+    decision=record(
+        **numbers("position", "before", "hinted", "after", "effect_nats", "odds_nats", "flips"),
+        token=text,
+        instead=text,
     ),
+    placebos=each(record(kind=placebo, text=text, **numbers("passes", "effect_nats", "odds_nats"))),
     tokens=each(record(text=text, instead=text, **numbers("quoted", "before", "hinted", "after"))),
+    # the edit is text of a trace and of a critic
+    twins=each(
+        record(
+            key=hashed,
+            kind=twin_kind,
+            maker=maker,
+            split=split,
+            error_class=error_class,
+            **numbers("accepted", "trained", "original", "here", "after"),
+            notes=each(note),
+            reasons=each(gate_reason),
+        )
+    ),
 )
 _off_target = table(
     word("set", ("heldout_other_steps", "heldout_clean")),
@@ -200,19 +268,29 @@ _off_target = table(
 _interval = record(**numbers("mean", "low", "high"))
 _controls = record(
     recipe=word("recipe", recipe_names),
-    equal=record(**numbers("rows", "anchors", "steps")),
+    equal=record(**numbers("rows", "anchors", "twins", "holds", "steps")),
     heldout=record(**numbers("findings", "accepted", "probability_before", "probability_hinted")),
     clean=counts(word("set", ("heldout_other_steps", "heldout_clean"))),
     corrections=record(critics=each(critic), counts=counts(word("correction", _CORRECTIONS))),
     arms=each(
         record(
             arm=word("arm", TITLES),
-            distinct=record(**numbers("hint", "anchor")),
+            distinct=record(**numbers("hint", *HELD)),
             not_read=text_or_none,
             fall_nats=_interval,
             share_of_hint=_interval,
             off_target=_off_target,
-            **numbers("rows", "anchors", "steps", "fall_nats_accepted", "probability_after", "kl_per_token", "seconds"),
+            **numbers(
+                "rows",
+                "anchors",
+                "twins",
+                "holds",
+                "steps",
+                "fall_nats_accepted",
+                "probability_after",
+                "kl_per_token",
+                "seconds",
+            ),
         )
     ),
     **numbers("schema", "learning_rate"),
@@ -225,21 +303,33 @@ SHARED: Rule = record(
         hint=word("hint", ("critic", "placebo")),
         model_key=record(weights=hashed, tokenizer=hashed, template=hashed),
         prompts=table(word("prompt", _prompts), hashed),
+        precision=record(
+            **numbers("steps", "tokens", "kl_per_token", "kl_per_step", "kl_p99", "top1_flip_rate"),
+            dtype=word("dtype", ("bfloat16",)),
+        ),
         versions=table(word("package", _PACKAGES), head("+", matching(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)*"))),
     ),
     funnel=_funnel,
+    twins=record(
+        **dict.fromkeys(("all", "kept", "dropped"), _twin_figure),
+        by_class=table(error_class, _twin_figure),
+        by_split=table(split, _twin_figure),
+    ),
     environment=record(**_measured, splits=table(split, record(**_measured))),
     off_target_kl_nats=number,
     off_target=_off_target,
     effects=record(
         **dict.fromkeys(("all", "accepted", "rejected"), _effects),
         by_class=table(error_class, _effects),
+        by_level=table(level, _effects),
         by_split=table(split, _effects),
     ),
     gate=record(
         **numbers("null_pass_rate", "bound", "enabled", "min_drop_nats", "max_raise_nats", "min_student_probability"),
         **numbers("require_legal_gain", "require_specific", "check_leak", "check_dialect", "check_words"),
-        **numbers("max_null_pass_rate"),
+        **numbers("max_null_pass_rate", "min_odds_nats", "min_odds_margin_nats"),
+        null_pass_rate_by_kind=table(placebo, number),
+        null_pass_rate_by_level=table(level, number),
         checks=each(word("check", ("legal_gain", "specific", "leak", "dialect", "words"))),
     ),
     weights=record(**numbers("recorded_gap_nats", "recorded_steps", "engine_floor_nats")),
@@ -248,8 +338,9 @@ SHARED: Rule = record(
         **numbers(
             "hint_rows",
             "anchor_rows",
-            "hold_rows",
             "outcome_rows",
+            "hold_rows",
+            "twin_rows",
             "rows",
             "steps",
             "trainable_parameters",

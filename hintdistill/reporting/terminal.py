@@ -11,8 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hintdistill.reporting import printable
+from hintdistill.reporting.build import moved_line
 from hintdistill.reporting.inspection import FileReport
 from hintdistill.reporting.spending import spent
+from hintdistill.reporting.twins import edit_lines
 
 
 def show_summary(document: Mapping[str, Any], console: Console) -> None:
@@ -27,6 +29,7 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     if f["rescore"]["reasons"]:
         console.print("rejected: " + ", ".join(f"{n} {r}" for r, n in f["rescore"]["reasons"].items()))
+    _show_coverage(document.get("twins"), console)
     table = Table(
         "error class",
         "findings",
@@ -46,6 +49,10 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
             *(_number(p[k]) for k in ("before", "hinted", "after")),
         )
     console.print(table)
+    levels = e.get("by_level") or {}
+    if levels:
+        said = ", ".join(f"level {n}: {x['accepted']} of {x['n']} accepted" for n, x in levels.items())
+        console.print(f"hints by level: {said}")
     if document["environment"]:
         table = Table(
             "split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left"
@@ -61,6 +68,39 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         console.print(f"placebos that pass the gate: {rate:.1%}")
     for warning in document["warnings"]:
         console.print(f"[yellow]warning:[/] {escape(printable(warning))}")
+    if line := moved_line(document):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:
+    """Which findings have a twin, by class, and what the policy does in them; nothing where none was scored."""
+    if twins is None:
+        return
+    classes = ", ".join(f"{printable(n)} {x['covered']}/{x['findings']}" for n, x in twins["by_class"].items())
+    console.print(f"findings with a twin: {escape(classes)}", highlight=False, soft_wrap=True)
+    for name in ("kept", "dropped"):
+        some, p = twins[name], twins[name]["probability"]
+        why = ", ".join(f"{n} {r}" for r, n in some["reasons"].items())
+        console.print(
+            f"twins {name}: {some['twins']}{f' ({why})' if why else ''}; probability of the step's decision token "
+            f"{_number(p['original'])} in the original, {_number(p['here'])} in the twin, {_number(p['after'])} there after training",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _show_twins(twins: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """A finding's twins: where the same step is right, and whether the policy does it there."""
+    for twin in twins:
+        verdict = "[green]kept[/]" if twin["accepted"] else f"[red]{escape(', '.join(twin['reasons']))}[/]"
+        after = "" if twin["after"] is None else f", {twin['after']:.4f} after training"
+        console.print(
+            f"twin {escape(printable(twin['maker']))}/{escape(printable(twin['kind']))} {verdict}: {twin['original']:.4f} in the "
+            f"original → {twin['here']:.4f} here{after}",
+            soft_wrap=True,
+        )
+        for line in edit_lines(twin["edit"]):
+            console.print(Text("  " + printable(line), style="dim"))
 
 
 def show_finding(finding: Mapping[str, Any], console: Console) -> None:
@@ -87,6 +127,7 @@ def show_finding(finding: Mapping[str, Any], console: Console) -> None:
             f"decision token {escape(printable(repr(decision['token'])))}: {decision['before']:.4f} → "
             f"{decision['hinted']:.4f} under the hint{after}; the teacher says {escape(printable(repr(decision['instead'])))}"
         )
+    _show_twins(finding.get("twins", ()), console)
 
 
 def show_findings(document: Mapping[str, Any], console: Console) -> None:

@@ -19,7 +19,9 @@ import pyarrow.parquet as pq
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Measurement, Placebo, Target, TargetHead
 
-TARGET_SCHEMA = 2
+TARGET_SCHEMA = 3
+READABLE = (2, 3)
+"""Schemas that are read. Schema 2 has no odds and no level: its hints are judged by the fall of the decision token alone."""
 META = b"hintdistill.targets"
 """Entry of a part's metadata that holds the number of its schema."""
 
@@ -33,6 +35,8 @@ _PER_TOKEN = (
     "teacher_sampled",
     "plain_sampled",
 )
+_SINCE_3 = ("level", "candidate", "choice")
+"""Columns that parts of schema 2 do not have."""
 _TEXTS = ("tokens", "instead", "hint", "placebos")
 
 
@@ -54,15 +58,17 @@ def open_part(part: Path) -> pq.ParquetFile:
         raise InputError(f"{part} is not a readable parquet file: {error}", hint=_AGAIN) from None
     if version is None:
         raise InputError(f"{part} holds no hintdistill targets", hint="another program wrote it; move it away")
-    if version != str(TARGET_SCHEMA).encode():
-        raise InputError(f"{part} has target schema {version.decode()}; this release reads {TARGET_SCHEMA}")
+    if version not in [str(n).encode() for n in READABLE]:
+        known = " and ".join(map(str, READABLE))
+        raise InputError(f"{part} has target schema {version.decode()}; this release reads {known}")
     return file
 
 
 def read_columns(part: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of a group of rows, or all. Raises InputError where they are damaged; names the part."""
     try:
-        return file.read_row_group(group, columns=None if columns is None else list(columns))
+        names = None if columns is None else [c for c in columns if c not in _SINCE_3 or c in file.schema_arrow.names]
+        return file.read_row_group(group, columns=names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part} is damaged: {error}", hint=_AGAIN) from None
 
@@ -77,6 +83,9 @@ class Heads:
         "kind",
         "split",
         "error_class",
+        "level",
+        "candidate",
+        "choice",
         "fidelity",
         "accepted",
         "reasons",
@@ -112,6 +121,9 @@ class Heads:
             "key": row["key"],
             "step": row["step"],
             "span": (row["span_start"], row["span_end"]),
+            "level": row.get("level"),
+            "candidate": row.get("candidate", ""),
+            "choice": sys.intern(row.get("choice", "only")),
             "insert_at": row["insert_at"],
             "measurement": Measurement(**measured) if measured else None,
             "guards": self._words.setdefault(words := tuple(row["guards"]), words),
@@ -161,7 +173,13 @@ class Columns:
             plain_logprobs=_padded(*nested["plain_logprobs"], -np.inf, np.float32),
             hint=small["hint"],
             placebos=tuple(
-                Placebo(p["kind"], p["text"], np.array(p["hint_effect"], np.float32), Measurement(**p["measurement"]))
+                Placebo(
+                    p["kind"],
+                    p["text"],
+                    np.array(p["hint_effect"], np.float32),
+                    Measurement(**p["measurement"]),
+                    p.get("odds"),
+                )
                 for p in small["placebos"]
             ),
             tokens=tuple(small["tokens"]),

@@ -1,30 +1,24 @@
-"""Injection + Engine → Target: what the hint did, compared with placebos, and whether it has earned its place.
+"""Injection + Engine → Target: the views of a step, what the hint did compared with placebos, and the gate's decision.
 
-The hint effect of a sampled token is negative for *any* change of context, because the step was sampled without it. So
-it is read where the teacher changes course (the decision token), over the quote against the rest of the step, and
-against hints that should do nothing in the same place. Each placebo is measured the same way against the others; the
-share of placebos that would pass is the gate's null pass rate.
+Each placebo is measured like the hint, against the other placebos; the share of placebos that would pass is the gate's null
+pass rate. `gate` has what is measured and how it is judged.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from hintdistill.config import GateSection, RescoreSection
-from hintdistill.core.scores import Measurement, Placebo, ScoreRequest, Scores, Target, TargetHead
-from hintdistill.core.types import Finding, Injection, Split, TargetKind
+from hintdistill.config import RescoreSection
+from hintdistill.core.scores import Placebo, ScoreRequest, Scores, Target
+from hintdistill.core.types import Finding, Injection, Split, TargetKind, Twin
 from hintdistill.engines import Engine
 from hintdistill.injection.rendering import RenderedStep, Renderer
-
-T = TypeVar("T", bound=TargetHead)
-
-NEGLIGIBLE = math.log(0.05)
-"""A quoted token below this log-probability under the hint is not `raised`, whatever it was before."""
+from hintdistill.rescoring.gate import View, decide, first_choice, legal_ids, measure
+from hintdistill.rescoring.twins import Original, TwinItem, judge_twin, measure_twin
 
 
 class HintItem(NamedTuple):
@@ -46,15 +40,6 @@ class AnchorItem(NamedTuple):
     kind: TargetKind = "anchor"
 
 
-@dataclass(frozen=True)
-class _View:
-    """One view's scores beside the plain ones."""
-
-    effect: np.ndarray
-    top1: np.ndarray
-    gathered: np.ndarray
-
-
 class Scorer:
     """Turns injections into targets with one engine."""
 
@@ -68,8 +53,17 @@ class Scorer:
         """`prompts` says which prompts a finding came from, for the targets' `versions`."""
         self.engine, self.renderer, self.config, self._prompts = engine, renderer, config, prompts
 
-    def score(self, items: Sequence[HintItem]) -> list[Target]:
-        """Score injections in one call of the engine.
+    def score(
+        self,
+        items: Sequence[HintItem],
+        twins: Sequence[TwinItem] = (),
+        originals: Mapping[str, Original] | None = None,
+    ) -> list[Target]:
+        """Score injections in one call of the engine, and twins of them or of others with them.
+
+        Args:
+            twins: scored with these weights, which must be the initial policy's.
+            originals: by key of the hint's target, the originals of twins whose finding is not among `items`.
 
         Raises:
             ContextLengthError, ScoreError: see `Engine.score`.
@@ -77,12 +71,34 @@ class Scorer:
         requests: list[ScoreRequest] = []
         for key, injection, _ in items:
             requests += self.requests(key, injection)
+        requests += [self.twin_request(t.twin) for t in twins]
         scores = iter(self.engine.score(requests, self.config.top_k))
-        out = []
+        out, known = list[Target](), dict(originals or {})
         for key, injection, split in items:
             plain, teacher = next(scores), next(scores)
             out.append(self._target(key, injection, split, plain, teacher, [next(scores) for _ in injection.placebos]))
-        return out
+            known[key] = Original.of(out[-1])
+        return out + [self._twin(item, known[item.of], score) for item, score in zip(twins, scores, strict=True)]
+
+    def originals(self, items: Mapping[str, tuple[Injection, int | None]]) -> dict[str, Original]:
+        """Read the erring steps in their own contexts, for twins of hints that other weights scored.
+
+        Args:
+            items: by key of the hint's target, its injection and its decision token.
+        """
+        requests = [self.request(i.plain_ids, len(i.step_ids), None, None) for i, _ in items.values()]
+        scores = self.engine.score(requests, 1) if requests else []
+        return {key: Original(at, s.sampled) for (key, (_, at)), s in zip(items.items(), scores, strict=True)}
+
+    def twins_alone(self, items: Sequence[TwinItem]) -> list[Target]:
+        """Targets of twins whose originals nobody scored: none of them is judged, and no effect of the edit is known."""
+        scores = self.engine.score([self.twin_request(t.twin) for t in items], self.config.top_k)
+        return [self._twin(item, Original(None, s.sampled), s) for item, s in zip(items, scores, strict=True)]
+
+    @classmethod
+    def twin_request(cls, twin: Twin) -> ScoreRequest:
+        """What a twin asks of the engine: its step in the edited context."""
+        return cls.request(twin.plain_ids, len(twin.step_ids), None, None)
 
     def anchors(self, items: Sequence[AnchorItem]) -> list[Target]:
         """Targets of steps without a finding."""
@@ -133,10 +149,39 @@ class Scorer:
             versions=self._versions(),
         )
 
+    def _twin(self, item: TwinItem, original: Original, score: Scores) -> Target:
+        twin, top1 = item.twin, first_choice(score)
+        reasons = judge_twin(twin, original, score.sampled, top1)
+        return Target(
+            key=item.key,
+            trace_id=twin.trace_id,
+            step=twin.finding.step,
+            kind="twin",
+            split=item.split,
+            context_ids=np.array(twin.context_ids, np.int64),
+            step_ids=np.array(twin.step_ids, np.int64),
+            span=twin.span,
+            support_ids=score.topk_ids,
+            teacher_logprobs=score.topk_logprobs,
+            plain_logprobs=score.topk_logprobs,
+            teacher_tail=score.tail_logprob,
+            plain_tail=score.tail_logprob,
+            teacher_sampled=score.sampled,
+            plain_sampled=score.sampled,
+            error_class=twin.finding.error_class,
+            fidelity=twin.fidelity,
+            measurement=measure_twin(twin, original, score.sampled, top1),
+            accepted=not reasons,
+            reasons=reasons,
+            tokens=self.renderer.token_texts(twin.step_ids),
+            instead=self._names(score),
+            versions=self._versions() | {"edit": f"{twin.edit.maker}/{twin.edit.kind}"},
+        )
+
     @classmethod
     def requests(cls, key: str, injection: Injection) -> list[ScoreRequest]:
         """What an injection asks of the engine: the plain view, the hinted one, and each placebo."""
-        gather = _legal_ids(injection)
+        gather = legal_ids(injection)
         length = len(injection.step_ids)
         return [
             cls.request(injection.plain_ids, length, key, gather),
@@ -155,15 +200,12 @@ class Scorer:
     def _target(
         self, key: str, injection: Injection, split: Split, plain: Scores, teacher: Scores, placebos: list[Scores]
     ) -> Target:
-        base = _gathered(plain)
-        top1 = teacher
+        views = [View(s, plain) for s in (teacher, *placebos)]
+        said = teacher
         if not np.array_equal(plain.topk_ids, teacher.topk_ids):
             plain, teacher = on_common_ids(plain, teacher)
-        views = [_View(s.sampled - plain.sampled, _top1(s), _gathered(s)) for s in (top1, *placebos)]
-        measurements = [
-            measure(injection, plain.sampled, base, view, [v for v in views[1:] if v is not view]) for view in views
-        ]
-        at = measurements[0].position
+        measurements = [measure(injection, view, [v for v in views[1:] if v is not view]) for view in views]
+        at, instead = measurements[0].position, measurements[0].instead_id
         target = Target(
             key=key,
             trace_id=injection.trace_id,
@@ -184,15 +226,17 @@ class Scorer:
             block_ids=np.array(injection.block_ids, np.int64),
             error_class=injection.finding.error_class,
             hint=injection.hint,
+            level=injection.level,
+            candidate=injection.candidate,
             fidelity=injection.fidelity,
             measurement=measurements[0],
             placebos=tuple(
-                Placebo(p.kind, p.text, view.effect, m)
+                Placebo(p.kind, p.text, view.effect, m, None if at is None else view.odds(at, instead or 0))
                 for p, view, m in zip(injection.placebos, views[1:], measurements[1:], strict=True)
             ),
             guards=injection.guards,
             tokens=self.renderer.token_texts(injection.step_ids),
-            instead=self._names(top1),
+            instead=self._instead(said, at, instead),
             legal_ids=np.array(injection.legal.get(at, ()) if at is not None else (), np.int64),
             recorded_gap=_recorded_gap(injection, plain.sampled),
             sampler_logprobs=_sampled_with(injection),
@@ -200,8 +244,15 @@ class Scorer:
         )
         return decide(target, self.config.gate)
 
+    def _instead(self, said: Scores, at: int | None, instead: int | None) -> tuple[str, ...]:
+        """What the teacher would say at each position; at the decision token what is weighed against the sampled one."""
+        names = list(self._names(said))
+        if at is not None and instead is not None:
+            names[at] = self.renderer.decode([instead])
+        return tuple(names)
+
     def _names(self, score: Scores) -> tuple[str, ...]:
-        return tuple(self.renderer.decode([int(i)]) for i in _top1(score))
+        return tuple(self.renderer.decode([int(i)]) for i in first_choice(score))
 
     def _versions(self, finding: Finding | None = None) -> dict[str, str]:
         made = {"weights": self.engine.key, "renderer": self.renderer.key, "engine": type(self.engine).__name__}
@@ -230,111 +281,7 @@ def _restricted(score: Scores, ids: np.ndarray) -> Scores:
         logprobs[t, : keep.sum()] = score.topk_logprobs[t][keep][order]
         left = np.concatenate([score.topk_logprobs[t][~keep], score.tail_logprob[t : t + 1]]).astype(np.float64)
         tails[t] = np.logaddexp.reduce(left)
-    return replace(score, topk_ids=ids, topk_logprobs=logprobs, tail_logprob=tails, top1=_top1(score))
-
-
-def measure(
-    injection: Injection, plain: np.ndarray, plain_gathered: np.ndarray, view: _View, placebos: Sequence[_View]
-) -> Measurement:
-    """Measure one hinted view against the plain one and against placebos.
-
-    Args:
-        plain: float32 [T], plain log-probabilities of the sampled tokens.
-        plain_gathered: float32 [T, G], plain log-probabilities of the gathered ids.
-    """
-    start, end = injection.span
-    step_ids = np.array(injection.step_ids)
-    leaves = np.flatnonzero(view.top1[start:end] != step_ids[start:end])
-    position = int(leaves[0]) + start if len(leaves) else None
-    quoted = view.effect[start:end][(view.effect + plain)[start:end] > NEGLIGIBLE]
-    has_quote = injection.quote_found != "whole_step"
-    return Measurement(
-        position=position,
-        instead_id=None if position is None else int(view.top1[position]),
-        effect=0.0 if position is None else float(view.effect[position]),
-        plain_logprob=0.0 if position is None else float(plain[position]),
-        max_raise=float(max(0.0, quoted.max())) if has_quote and len(quoted) else 0.0,
-        specificity=_contrast(view.effect, start, end)
-        - float(np.mean([_contrast(p.effect, start, end) for p in placebos] or [0.0])),
-        legal_mass_gain=_legal_gain(injection, position, plain_gathered, view.gathered),
-        best_placebo=0.0 if position is None else min((float(p.effect[position]) for p in placebos), default=0.0),
-    )
-
-
-def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str, ...]:
-    """Why a hint is rejected, in the order of the checks; empty when it is accepted."""
-    reasons: list[str] = []
-    if "leak" in gate.checks and any(g.startswith("leak") for g in guards):
-        reasons.append("leak")
-    if "dialect" in gate.checks and any(g.startswith("dialect") for g in guards):
-        reasons.append("dialect")
-    if "words" in gate.checks:
-        reasons += [name for name in ("illegal", "vacuous") if any(g.startswith(name) for g in guards)]
-    if m.position is None:
-        return (*reasons, "no_effect")
-    if math.exp(m.plain_logprob) < gate.min_student_probability:
-        return (*reasons, "not_this_students_error")
-    if m.effect > -gate.min_drop_nats:
-        reasons.append("no_effect")
-    if m.effect >= m.best_placebo:
-        reasons.append("not_below_placebo")
-    if "specific" in gate.checks and m.specificity >= 0:
-        reasons.append("not_specific")
-    if "legal_gain" in gate.checks and m.legal_mass_gain is not None and m.legal_mass_gain <= 0:
-        reasons.append("mass_to_illegal")
-    if m.max_raise > gate.max_raise_nats:
-        reasons.append("primed")
-    return tuple(reasons)
-
-
-def decide(target: T, gate: GateSection) -> T:
-    """The target with the gate's decision. With the gate disabled everything is accepted, reasons kept."""
-    if target.measurement is None:
-        return target
-    reasons = judge(target.measurement, target.guards, gate)
-    return replace(target, accepted=not reasons or not gate.enabled, reasons=reasons)
-
-
-def null_pass_rate(targets: Iterable[Target], gate: GateSection) -> float | None:
-    """Share of placebos that the gate would accept in the hint's place; None without placebos."""
-    passed = [found for t in targets for found in placebos_pass(t, gate)]
-    return sum(passed) / len(passed) if passed else None
-
-
-def placebos_pass(target: Target, gate: GateSection) -> list[bool]:
-    """Of each placebo of a target, whether the gate would accept it in the hint's place."""
-    return [not judge(p.measurement, (), gate) for p in target.placebos]
-
-
-def _contrast(effect: np.ndarray, start: int, end: int) -> float:
-    rest = np.concatenate([effect[:start], effect[end:]])
-    return float(effect[start:end].mean() - (rest.mean() if len(rest) else 0.0))
-
-
-def _legal_ids(injection: Injection) -> np.ndarray | None:
-    ids = sorted({i for allowed in injection.legal.values() for i in allowed})
-    return np.array(ids, np.int64) if ids else None
-
-
-def _legal_gain(injection: Injection, position: int | None, plain: np.ndarray, hinted: np.ndarray) -> float | None:
-    allowed = injection.legal.get(position) if position is not None else None
-    if not allowed or not hinted.shape[1]:
-        # no schema speaks of this position, or the engine cannot be asked about chosen ids
-        return None
-    ids = _legal_ids(injection)
-    assert ids is not None
-    columns = np.searchsorted(ids, np.array(allowed, np.int64))
-    return float(np.exp(hinted[position, columns]).sum() - np.exp(plain[position, columns]).sum())
-
-
-def _gathered(score: Scores) -> np.ndarray:
-    return score.gathered if score.gathered is not None else np.zeros((len(score.sampled), 0), np.float32)
-
-
-def _top1(score: Scores) -> np.ndarray:
-    if score.top1 is not None:
-        return score.top1
-    return score.topk_ids[np.arange(len(score.topk_ids)), score.topk_logprobs.argmax(1)]
+    return replace(score, topk_ids=ids, topk_logprobs=logprobs, tail_logprob=tails, top1=first_choice(score))
 
 
 def _sampled_with(injection: Injection) -> np.ndarray:

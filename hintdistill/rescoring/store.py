@@ -37,6 +37,11 @@ _MEASUREMENT = [
     ("specificity", pa.float32()),
     ("legal_mass_gain", pa.float32()),
     ("best_placebo", pa.float32()),
+    ("odds", pa.float32()),
+    ("rise", pa.float32()),
+    ("placebo_odds", pa.float32()),
+    ("placebo_odds_median", pa.float32()),
+    ("flips", pa.bool_()),
 ]
 SCHEMA = pa.schema(
     [
@@ -47,6 +52,9 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("error_class", pa.string()),
         ("hint", pa.string()),
+        ("level", pa.int8()),
+        ("candidate", pa.string()),
+        ("choice", pa.string()),
         ("fidelity", pa.string()),
         ("accepted", pa.bool_()),
         ("reasons", pa.list_(pa.string())),
@@ -82,6 +90,7 @@ SCHEMA = pa.schema(
                         ("text", pa.string()),
                         ("hint_effect", _FLOATS),
                         ("measurement", pa.struct(_MEASUREMENT)),
+                        ("odds", pa.float32()),
                     ]
                 )
             ),
@@ -221,6 +230,9 @@ def _row(t: Target) -> dict[str, Any]:
         "split": t.split,
         "error_class": t.error_class,
         "hint": t.hint,
+        "level": t.level,
+        "candidate": t.candidate,
+        "choice": t.choice,
         "fidelity": t.fidelity,
         "accepted": t.accepted,
         "reasons": list(t.reasons),
@@ -240,6 +252,7 @@ def _row(t: Target) -> dict[str, Any]:
                 "text": p.text,
                 "hint_effect": p.hint_effect.tolist(),
                 "measurement": asdict(p.measurement),
+                "odds": p.odds,
             }
             for p in t.placebos
         ],

@@ -2,8 +2,8 @@
 
 An environment is small on purpose, so that a verifiers, OpenEnv or Gymnasium-style tool environment wraps in a few
 lines: `reset` gives the opening messages and the tool schemas, `step` takes one assistant message and gives the
-messages that answer it. A `TaskSuite` says which tasks exist; `check` is optional and only ever used to measure. A suite may
-have a third method, `tool_effects`, that says which tools change state; see `effects_of`.
+messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins where they are made. A suite
+may have a third method, `tool_effects`, that says which tools change state; see `effects_of`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ class TaskSuite(Protocol):
         ...
 
     def check(self, trace: Trace) -> Sequence[Finding]:
-        """The errors the environment itself can see in a trace. Measures; never selects what is trained on."""
+        """The errors the environment itself can see in a trace, which may end at any step.
+
+        Measures; where twins are made, a twin in whose step it finds an error is dropped. Never selects what is corrected.
+        """
         ...
 
 

@@ -57,7 +57,7 @@ def lay_out(
         said = np.random.default_rng(n).integers(0, shape.vocab, max(step + 1, longest - len(opening))).tolist()
         ids = tuple([*opening, *said][:longest])
         out.openings.append(len(opening))
-        out.hints.append(HintItem(f"hint-{n}", _hint(f"episode-{n}", ids, step, config.rescore.placebos), "train"))
+        out.hints.append(HintItem(f"hint-{n}", _hint(f"episode-{n}", ids, step, config.rescore.placebo_count), "train"))
         for k in range(anchors):
             end = len(ids) - (k + 1) * step
             if end - step > 0:

@@ -192,7 +192,9 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
         ("findings", f"{critique['findings']} ({_counts(critique['by_class'])})"),
         ("not injected", _counts({**inject["skipped"], **inject["failed"]})),
         ("hints accepted", f"{rescore['accepted']} of {rescore['scored']} scored"),
+        ("hints by level, scored and accepted", _levels(rescore)),
         ("hints rejected, by reason", _counts(rescore["reasons"])),
+        *_twins(document),
         *_hold_rows(document["funnel"].get("hold")),
         (
             "trained on",
@@ -206,8 +208,26 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
         _table(("", ""), rows)
         + "\n\n"
         + _table(("error class", "hints scored", "accepted", "rejected"), by_class)
-        + "\n\nA hint can be rejected for several reasons. No trace text is published with this card."
+        + "\n\nA hint can be rejected for several reasons. Level 0 is a principle, 1 narrows, 2 has a word of the right step, 3 what the "
+        "student could not have found. No trace text is published with this card."
     )
+
+
+def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How many erring steps are held where they are right; nothing where no twin was scored."""
+    twins = document.get("twins")
+    if twins is None:
+        return []
+    covered = ", ".join(f"{x['covered']} of {x['findings']} {name}" for name, x in twins["by_class"].items())
+    said = f"{twins['all']['trained']} twins (erring steps held in the changed context in which they are right)"
+    return [
+        ("held where it is right", said),
+        ("findings with a twin", covered),
+        (
+            "probability of the step in a held-out twin",
+            " → ".join(_percent(twins["by_split"]["holdout"]["probability"][when]) for when in ("here", "after")),
+        ),
+    ]
 
 
 def _hold_rows(holds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -264,6 +284,10 @@ def _controls(document: Mapping[str, Any]) -> str:
             f"{_percent(gate['null_pass_rate'])} (bound {_percent(gate['bound'])})",
         ),
         (
+            "odds of accepted hints beyond those of the placebos, mean",
+            _nats(accepted.get("odds_over_placebos_mean_nats")),
+        ),
+        (
             "specificity of accepted hints, mean (below 0: they speak to the error)",
             _nats(accepted["specificity_mean_nats"]),
         ),
@@ -275,6 +299,14 @@ def _controls(document: Mapping[str, Any]) -> str:
     ]
     note = "" if gate["enabled"] else "\n\n**The gate was off:** every scored hint was accepted by force."
     return _table(("", ""), rows) + note
+
+
+def _levels(rescore: Mapping[str, Any]) -> str:
+    taken = rescore.get("accepted_levels", {})
+    return (
+        ", ".join(f"level {n}: {taken.get(n, 0)} of {count}" for n, count in rescore.get("levels", {}).items())
+        or "not recorded"
+    )
 
 
 def placebo_share(findings: Iterable[Mapping[str, Any]]) -> float | None:
@@ -346,6 +378,8 @@ def _loading(train: TrainSection, facts: Mapping[str, Any], adapter: bool, bases
         f'model = AutoModelForCausalLM.from_pretrained("{here}")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{here}")\n```\n\n```shell\nvllm serve {here}\n```'
     )
+    if train.lora is not None and train.save == "adapter":
+        return text.partition("\n\n```shell")[0] + "\n\nThis is an adapter; peft must be installed."
     if not adapter or train.lora is None:
         return text
     arrived = facts.get("arrived")

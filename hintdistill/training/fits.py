@@ -9,7 +9,7 @@ from typing import Any
 
 from hintdistill.config import RunConfig, RunSection, TrainSection
 from hintdistill.core.errors import DoesNotFitError
-from hintdistill.core.machine import Growth, Peak, Room, room
+from hintdistill.core.machine import BYTES, Growth, Peak, Room, precision, room
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.engines.token_counts import FLOAT
 from hintdistill.recipes.teachers import of_kind, whose
@@ -23,21 +23,20 @@ MARGIN = 0.9
 ENOUGH = 16_384
 """Tokens in a forward pass beyond which a larger one gains nothing."""
 LONGEST = 1 << 24
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def weight_bytes(dtype: str, on_cpu: bool) -> int:
+def weight_bytes(dtype: str, on_cpu: bool, shape: ModelShape) -> int:
     """Bytes of an entry under `run.dtype`."""
-    return BYTES.get(dtype, 4 if on_cpu else 2)
+    return BYTES[precision(dtype, on_cpu, shape.parameters)]
 
 
 def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> TrainSetup:
     """How a training with these sections uses memory."""
-    stored, lora = weight_bytes(run.dtype, on_cpu), train.lora
+    stored, lora = weight_bytes(run.dtype, on_cpu, shape), train.lora
     return TrainSetup(
         trained=shape.parameters if lora is None else shape.adapter(lora.rank, lora.target_modules),
         weight_bytes=FLOAT if lora is None else stored,
-        activation_bytes=FLOAT if on_cpu else stored,
+        activation_bytes=stored,
         on_cpu=on_cpu,
         rank=0 if lora is None else lora.rank,
         checkpointing=train.gradient_checkpointing,

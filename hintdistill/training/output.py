@@ -2,10 +2,11 @@
 
 ```
 config.json model*.safetensors generation_config.json    the student; an adapter is merged into what it was trained on
+adapter_config.json adapter_model.safetensors            instead of these, with train.save=adapter
 tokenizer*.json chat_template.jinja …                     copied as they are
 README.md                                                the model card (`card`)
 hintdistill.json                                         what the training did
-adapter/                                                 with train.lora: the new adapter, for peft and vLLM
+adapter/                                                 with train.lora and train.save=both: the new adapter, for peft and vLLM
 initial/                                                 with train.lora and an arriving adapter that was merged: what adapter/ stands on
 arrived/                                                 with train.arriving_adapter=beside: the adapter the student came as
 ```
@@ -67,13 +68,20 @@ def write_student(
     dtype = save_dtype(folder, config)
     if hasattr(model, "peft_config"):
         _write_adapter(model, aside, out, folder, run, arrived, state_dict)
-        whole = load_model(folder, dtype, CPU)
-        if arrived is not None and arrived.handling == "merged":
+        merges = arrived is not None and arrived.handling == "merged"
+        if merges or config.save != "adapter":
+            whole = load_model(folder, dtype, CPU)
+        if merges and config.save != "merged":
             save_model(whole, aside / "initial", folder, dtype)
-        from peft import PeftModel
+        if config.save == "adapter":
+            _adapter_alone(aside, folder)
+        else:
+            from peft import PeftModel
 
-        merged = PeftModel.from_pretrained(whole, aside / "adapter").merge_and_unload()
-        save_model(merged, aside, folder, dtype)
+            merged = PeftModel.from_pretrained(whole, aside / "adapter").merge_and_unload()
+            save_model(merged, aside, folder, dtype)
+            if config.save == "merged":
+                shutil.rmtree(aside / "adapter")
     else:
         save_model(model, aside, folder, dtype, state_dict)
     (aside / SUMMARY).write_text(json.dumps(dict(summary), indent=1), encoding="utf-8")
@@ -101,11 +109,22 @@ def save_model(
         if generation is not None:
             model.generation_config = generation
     _edit(into / "config.json", dtype=str(dtype).removeprefix("torch."))
-    if settings is not None:
-        shutil.copy2(settings, into / settings.name)
-    for name in COPIED:
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, into / name)
+    _copy_files(folder, into)
+
+
+def _copy_files(folder: Path, into: Path) -> None:
+    """The tokenizer, template and generation settings of `folder`, as they are."""
+    settings = _file_of(folder, "generation_config.json")
+    for path in ([settings] if settings else []) + [folder / name for name in COPIED if (folder / name).is_file()]:
+        shutil.copy2(path, into / path.name)
+
+
+def _adapter_alone(aside: Path, folder: Path) -> None:
+    """The adapter takes the place of the whole weights."""
+    for path in (aside / "adapter").iterdir():
+        path.rename(aside / path.name)
+    (aside / "adapter").rmdir()
+    _copy_files(folder, aside)
 
 
 def save_dtype(folder: Path, config: TrainSection) -> torch.dtype:

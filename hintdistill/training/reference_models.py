@@ -60,17 +60,16 @@ class Others:
                 f"a {gated[0]} teacher is refreshed when held-out findings are repaired, and there is none",
                 hint="raise traces.holdout, or set train.recipe.teacher.update=periodic",
             )
-        dtype = pick_dtype(run.dtype, device)
         first = external = None
         # an adapter's initial policy is the model without it, unless an earlier round moved the model itself
         if "initial" in weights and initial is not None and initial != folder:
-            first = load_model(initial, dtype, device).requires_grad_(False)
+            first = load_model(initial, pick_dtype(run.dtype, device, initial), device).requires_grad_(False)
         if "external" in weights:
-            external = _external(folder, recipe.teacher.model, dtype, device)
+            external = _external(folder, recipe.teacher.model, run.dtype, device)
         return cls(first, external, rows)
 
 
-def _external(folder: Path, name: str | None, dtype: torch.dtype, device: torch.device) -> Any:
+def _external(folder: Path, name: str | None, dtype: str, device: torch.device) -> Any:
     from transformers import AutoTokenizer
 
     assert name is not None
@@ -83,4 +82,4 @@ def _external(folder: Path, name: str | None, dtype: torch.dtype, device: torch.
             f"the teacher {name} has another tokenizer: {len(differ)} entries differ, the first is {token!r} (id {at})",
             hint="token distributions can only be compared where the ids mean the same; take a model of the same family",
         )
-    return load_model(teacher, dtype, device).requires_grad_(False)
+    return load_model(teacher, pick_dtype(dtype, device, teacher), device).requires_grad_(False)

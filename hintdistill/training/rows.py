@@ -2,7 +2,8 @@
 
 A row is the student's own sequence of one trace, cut after the last scored token; its slots are the steps that carry loss:
 hints, anchors, and for an additive outcome reward every sampled step of a rollout that was better or worse than its group.
-One student pass reads the row once and covers all of them. Where a template rewrote history, a trace makes several rows.
+One student pass reads the row once and covers all of them. Where a template rewrote history, a trace makes several rows; its
+twins have other contexts and hence rows of their own, one for all twins of a trace that share an edited context.
 
 A batch's loss is the mean over its slots of `coef · Σ_t weight_t · W_t · ℓ_t`, summed over the recipe's terms. Weights are per
 slot: the static weights of a term (loss span and normaliser) sum to 1 over the tokens of a slot (`per_row`) or do so on average
@@ -18,7 +19,7 @@ outcome slots and the terms are the mean over all other slots, so each side's we
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -44,7 +45,7 @@ class TraceRow:
     """One trace to train on."""
 
     key: str
-    """The trace's id; where history was rewritten, with the number of the row."""
+    """The trace's id; where history was rewritten, with the number of the row. Of a twin's row the id and `~twin`."""
     ids: torch.Tensor
     """int64 [L]: the student's own tokens, no hint, up to the last scored one."""
     slots: tuple[Slot, ...]
@@ -263,9 +264,12 @@ class _Layout:
                     trunks.append((i, [self._members[i]]))
                 else:
                     home.append(self._members[i])
-            for n, (trunk, found) in enumerate(trunks):
+            taken: Counter[str] = Counter()
+            for trunk, found in trunks:
                 found.sort(key=lambda m: (m.start, m.key))
-                key = trace_id if n == 0 else f"{trace_id}#{n + 1}"
+                name = f"{trace_id}~twin" if all(m.kind == "twin" for m in found) else trace_id
+                taken[name] += 1
+                key = name if taken[name] == 1 else f"{name}#{taken[name]}"
                 rows.append(RowPlan(key, trace_id, self._lengths[trunk], trunk, tuple(found)))
         return rows
 

@@ -15,7 +15,7 @@ import torch
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError
 from hintdistill.core.scores import Target
-from hintdistill.engines.transformers import pick_device
+from hintdistill.engines.transformers import pick_device, pick_dtype
 from hintdistill.rescoring.stored import by_key, heads
 from hintdistill.training import processes
 from hintdistill.training.output import SUMMARY, write_student
@@ -52,6 +52,7 @@ class TrainSummary:
     """The adapter the student came as, and what became of it; see `students.Arrived`."""
     outcome_rows: int = 0
     """Sampled steps that the outcome reward was trained on."""
+    twin_rows: int = 0
     hold_rows: int = 0
     """Steps of hold traces."""
 
@@ -69,7 +70,7 @@ class TrainData:
     """What a training reads."""
 
     targets: Sequence[Target]
-    """Accepted hints, chosen anchors and hold steps: what it trains on."""
+    """Accepted hints, chosen anchors, hold steps and twins: what it trains on."""
     heldout: Sequence[Target] = ()
     """Accepted hints of held-out tasks, which a `cgtr` teacher is read on."""
     watch: WatchSets = NOTHING
@@ -153,7 +154,7 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
-        parameters = sum(p.numel() for p in student.model.parameters())
+        parameters = _parameters(student.model)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
     summary = TrainSummary(
@@ -169,6 +170,7 @@ def train(
         grad_window_cosine=None if trainer.probe is None else trainer.probe.least,
         arrived=student.arrived.record() if student.arrived else None,
         outcome_rows=len(data.outcome.rows),
+        twin_rows=rows.number_of("twin"),
         hold_rows=rows.number_of("hold"),
     )
     _save(trainer, student, job, summary)
@@ -260,7 +262,7 @@ def _arguments(
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,
         lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.warmup_ratio,
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         seed=run.seed,
@@ -274,11 +276,16 @@ def _arguments(
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
         optim="adamw_torch",
-        bf16=device.type != "cpu" and config.lora is None,
+        # full weights stay float32 and are cast as they are used
+        bf16=config.lora is None and pick_dtype(run.dtype, device, _parameters(model)) == torch.bfloat16,
         dataloader_pin_memory=False,
         log_level="error",
         ddp_find_unused_parameters=processes.may_leave_unused(model),
     )
+
+
+def _parameters(model: Any) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:

@@ -58,13 +58,13 @@ def load_student(folder: Path, run: RunSection, config: TrainSection, device: to
     Raises:
         ModelError: the folder cannot be loaded, or its adapter takes no other beside it.
     """
-    # full weights are trained in float32, so that small updates are not rounded away
-    dtype = pick_dtype(run.dtype, device) if config.lora else torch.float32
     arrived = arriving(folder, run, config)
+    # full weights are trained in float32, so that small updates are not rounded away
     if arrived is not None and arrived.handling == "beside":
         assert config.lora is not None
-        model = _beside(folder, config.lora, dtype).to(device)
+        model = _beside(folder, config.lora, run.dtype, device)
     else:
+        dtype = pick_dtype(run.dtype, device, folder) if config.lora else torch.float32
         model = load_model(folder, dtype, device)
         if config.lora is not None:
             from peft import get_peft_model
@@ -124,11 +124,12 @@ def initial_weights(model: Any) -> Iterator[None]:
         yield
 
 
-def _beside(folder: Path, section: LoraSection, dtype: torch.dtype) -> Any:
+def _beside(folder: Path, section: LoraSection, precision: str, device: torch.device) -> Any:
     """The arriving adapter on its base model, frozen, and a new one beside it."""
     from peft import AutoPeftModelForCausalLM
 
     try:
+        dtype = pick_dtype(precision, device, folder)
         model = AutoPeftModelForCausalLM.from_pretrained(folder, adapter_name=ARRIVED, is_trainable=False, dtype=dtype)
         model.__class__ = _two_adapters()
         model.add_adapter(NEW, lora_config(section))
@@ -137,7 +138,7 @@ def _beside(folder: Path, section: LoraSection, dtype: torch.dtype) -> Any:
         raise ModelError(
             f"cannot train a new adapter beside {folder}: {error}", hint="set train.arriving_adapter=merge"
         ) from error
-    return model.eval()
+    return model.eval().to(device)
 
 
 @cache

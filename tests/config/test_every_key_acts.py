@@ -51,6 +51,13 @@ RECORDED = (
     "critic.use=[recorded]",
     f"critic.recorded.path={FILES / 'findings.jsonl'}",
 )
+TWINNED = (
+    f"traces.path={DATA}",
+    "traces.limit=20",
+    "critic.use=[recorded]",
+    f"critic.recorded.path={TOOLWORLD / 'findings.jsonl'}",
+    "train.twins.per_finding=3",
+)
 SCORED = (*RULED, "rescore.top_k=4", "rescore.part_rows=50", "train.watch.steps=1", "train.anchor.candidates=1")
 HELD = f"train.hold.path={TOOLWORLD / 'near_misses.jsonl'}"
 SAMPLED = (
@@ -170,12 +177,14 @@ INJECT: dict[str, Acts | Told] = {
     "formats": Acts('{message: "({hint})"}', see.injected, RULED),
     "hint": Acts("placebo", see.injected, RULED),
     "whole_step_without_quote": Acts("true", see.injected, RECORDED),
+    "candidates": Acts("2", see.injected, RULED),
+    "max_level": Acts("0", see.injected, RULED),
     "min_quote_match": Acts("0.6", see.injected, RECORDED),
 }
 RESCORE: dict[str, Acts | Told] = {
     "top_k": Acts("6", see.rescored, SCORED),
     "batch_tokens": Acts("80", see.forward_calls, GATED),
-    "placebos": Acts("4", see.rescored, SCORED),
+    "placebos": Acts("{generic: 2, other_class: 1}", see.rescored, SCORED),
     "part_rows": Acts("2", see.rescored, SCORED),
     "engine.backend": Acts("server", see.served(), ("rescore.engine={base_url: URL1, model: m, max_length: 100}",)),
     "engine.base_url": Acts("URL2", see.served(), ENGINE),
@@ -192,8 +201,10 @@ RESCORE: dict[str, Acts | Told] = {
     "engine.retries": Acts("1", see.served("down"), (*ENGINE, "rescore.engine.concurrency=1"), refusal=True),
     "engine.concurrency": Acts("1", see.served(), ENGINE),
     "engine.max_length": Acts("8", see.served(), ENGINE, refusal=True),
-    "gate.enabled": Acts("false", see.rescored, (*SCORED, "rescore.gate.min_drop_nats=99")),
-    "gate.min_drop_nats": Acts("0.2", see.judged, GATED),
+    "gate.enabled": Acts("false", see.rescored, (*SCORED, "rescore.gate.min_odds_nats=99")),
+    "gate.min_drop_nats": Acts("1.0", see.judged, GATED),
+    "gate.min_odds_nats": Acts("4.0", see.judged, GATED),
+    "gate.min_odds_margin_nats": Acts("2.0", see.judged, GATED),
     "gate.max_raise_nats": Acts("0.9", see.judged, GATED),
     "gate.min_student_probability": Acts("0.001", see.judged, GATED),
     "gate.checks": Acts("[leak]", see.judged, GATED),
@@ -215,6 +226,8 @@ TRAIN: dict[str, Acts | Told] = {
     "hold.per_trace": Acts("2", see.rescored, (*SCORED, HELD)),
     "hold.limit": Acts("1", see.rescored, (*SCORED, HELD)),
     "hold.weight": Acts("0", see.rescored, (*SCORED, HELD)),
+    "twins.per_finding": Acts("1", see.injected, RULED),
+    "twins.state_changing": Acts("true", see.injected, TWINNED),
     "outcome.baseline": Acts("round", learn.compared),
     "outcome.normalise": Acts("true", learn.compared),
     "outcome.clip": Told("tests/training/test_outcome_training.py", "test_clipping_is_the_sections"),
@@ -231,7 +244,7 @@ TRAIN: dict[str, Acts | Told] = {
     "gradient_checkpointing": Acts("true", learn.trained),
     "grad_window": Acts("2", learn.trained),
     "grad_window_every": Acts("2", learn.trained, ("train.grad_window=2",)),
-    "warmup_steps": Acts("3", learn.trained),
+    "warmup_ratio": Acts("0.5", learn.trained),
     "schedule": Acts("constant", learn.trained),
     "max_grad_norm": Acts("0.01", learn.trained),
     "weight_decay": Acts("0.5", learn.trained),
@@ -240,6 +253,7 @@ TRAIN: dict[str, Acts | Told] = {
     "keep_checkpoints": Acts("2", learn.trained),
     "arriving_adapter": Acts("beside", learn.loaded, ("traces.path=none",), refusal=True),
     "save_dtype": Acts("bfloat16", learn.trained),
+    "save": Acts("adapter", learn.trained, LORA),
     "push": Acts("me/student", learn.ready("report"), refusal=True),
     "trackers": Acts("[tensorboard]", learn.trained),
     "watch.steps": Acts("3", see.rescored, SCORED),

@@ -33,13 +33,15 @@ from hintdistill.config import (
     TrainSection,
 )
 from hintdistill.core import extensions, parts, registry
-from hintdistill.core.errors import ConfigError
+from hintdistill.core.errors import ConfigError, TwinError
 from hintdistill.core.types import Finding, Usage
 from hintdistill.critics.backends import Reply, by_bytes
 from hintdistill.critics.build import make_critics
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.engines.loading import EngineJob, load
 from hintdistill.injection.splice import Injector
+from hintdistill.injection.twin_makers import twin_edits
+from hintdistill.injection.twins import TwinBuilder
 from hintdistill.objectives.compose import Batch, term
 from hintdistill.prompts import shipped_library
 from hintdistill.recipes import load_recipe, missing, teachers
@@ -58,6 +60,7 @@ REGISTRIES = (
     teachers.TEACHERS,
     extensions.PLACEMENTS,
     extensions.HINT_SOURCES,
+    extensions.TWIN_MAKERS,
     extensions.STRATEGIES,
     extensions.CRITICS,
     extensions.ENGINES,
@@ -68,6 +71,7 @@ GROUPS = {
     "hintdistill.engines": "engine",
     "hintdistill.environments": "environment",
     "hintdistill.critics": "critic",
+    "hintdistill.twin_makers": "twin_maker",
 }
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -273,6 +277,16 @@ def test_a_critic_reads_beside_the_others(plugin, weather_trace):
     )
 
 
+def test_a_twin_maker_serves_its_class(plugin, student_renderer, weather_trace):
+    finding = Finding(step=1, error_class="rude", critic="polite")
+    with pytest.raises(TwinError, match="no maker of twins serves the error class 'rude'"):
+        twin_edits(weather_trace, finding)
+    plugin("twin_maker")
+    (edit,) = twin_edits(weather_trace, finding)
+    made = TwinBuilder(student_renderer).build(weather_trace, finding, edit, (0, 1))
+    assert edit.maker == "asked_to_be_rude" and "Paris? Be rude, please." in student_renderer.decode(made.context_ids)
+
+
 def test_an_environment_is_named_without_a_file(plugin):
     with pytest.raises(ConfigError, match="not of the form"):
         load_suite("echo")
@@ -301,6 +315,7 @@ def test_an_installed_package_offers_what_its_entry_points_name(monkeypatch, tmp
             r.refresh()
         assert formats()[0].NAME == "dialogue" and EngineSection(backend="uniform").backend == "uniform"
         (polite,) = make_critics(CriticSection(use=("polite",)), RunSection(model="m"), shipped_library())
+        assert "asked_to_be_rude" in extensions.TWIN_MAKERS
         assert polite.name == "polite" and load_suite("echo").splits()["test"] == ("blue",)
         assert load("uniform", EngineJob(STUDENT)).capabilities == {"gather"}
     for r in offered:
@@ -313,7 +328,7 @@ def _unregistered(path: Path) -> str:
     """A plugin whose entry an entry point names, in place of the call that registers it."""
     *body, last = path.read_text().strip().split("\n")
     call, _, entry = last.partition(".register(")
-    assert call in ("FORMATS", "ENGINES", "ENVIRONMENTS", "CRITICS") and entry.endswith(")")
+    assert call in ("FORMATS", "ENGINES", "ENVIRONMENTS", "CRITICS", "TWIN_MAKERS") and entry.endswith(")")
     return "\n".join([*body, f"ENTRY = {entry[:-1]}", ""])
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import typing
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
+from conftest import ROOT
 from pydantic import BaseModel
 from support.golden_values import dense
 from support.train_observers import LIVE_TRAINING, trained
 
 from hintdistill.core.errors import ConfigError
+from hintdistill.objectives.spans import span_mask
 from hintdistill.recipes import Recipe, load_recipe, needs, parts
 from hintdistill.recipes.describe import document
 from hintdistill.recipes.values import Schedule
@@ -39,6 +43,16 @@ def _types(annotation: Any) -> Iterator[type[BaseModel]]:
 def loss(recipe: Recipe) -> Any:
     """Value and gradient of every term."""
     return dense(recipe)
+
+
+def weighed(recipe: Recipe) -> Any:
+    """What each term weighs the tokens of a step by, before any normalisation."""
+    facts = {"in_quote": np.array([0.0, 1.0, 0.0]), "since_error": np.array([-1.0, 0.0, 1.0])}
+    bounds = {name: np.exp(np.array([-0.1, -3.0, -0.9])) >= term.min_probability for name, term in recipe.terms.items()}
+    return {
+        name: span_mask(term, facts | {"certain": bounds[name]}, np.ones(3)).tolist()
+        for name, term in recipe.terms.items()
+    }
 
 
 def needed(recipe: Recipe) -> Any:
@@ -162,6 +176,13 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
         term(weights=[{**WEIGHTED[0], "id": "m"}]),
         term(weights=[{**WEIGHTED[0], "id": "m"}, {"ref": "m"}]),
     ),
+    "terms.span": (weighed, TOP, term(span="quote")),
+    "terms.quote_weight": (weighed, term(span="quote_weighted"), term(quote_weight=7.0)),
+    "terms.min_probability": (
+        weighed,
+        term(rows="anchor", target={"loglin": {"teacher": None, "initial": 1.0}}),
+        term(min_probability=0.5),
+    ),
     "terms.normalize": (loss, term(weights=WEIGHTED, normalize="kept"), term(normalize="per_row")),
     "terms.coef": (loss, TOP, term(coef=0.5)),
     "terms.rows": (needed, {}, term(rows="anchor", target={"loglin": {"teacher": None, "initial": 1.0}})),
@@ -180,21 +201,39 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
 }
 for _key, _of, _value in (("lam", ADVANTAGE, 0.3), ("beta", ADDED, 3.0), ("keep_sign", ADDED, False)):
     TABLE[f"coupling.{_key}"] = (loss, {"coupling": _of, **term(**ADVANCED)}, {"coupling": {_key: _value}})
+HERE = "tests/recipes/test_every_recipe_key_acts.py"
 TOLD = {
-    "views.grad": "a refusal: test_a_student_without_a_gradient_is_refused",
-    "views.n": "a view of several contexts has numbered names: tests/recipes/test_recipes.py",
-    "views.rho": "the share of a partial hint; no run has partial hints (`needs` refuses)",
-    "teacher.isolation": "tests/training/test_teachers.py",
-    "teacher.margin": "tests/training/test_teachers.py",
-    "teacher.tail": "tests/training/test_teachers.py",
-    "teacher.model": "tests/training/test_teachers.py",
-    "terms.support.accept_bias": "a refusal; tests/recipes/test_recipes.py",
-    "terms.span": "tests/training/test_training.py",
-    "terms.quote_weight": "tests/training/test_training.py",
-    "terms.min_probability": "tests/training/test_training.py",
-    "coupling.weight": "tests/training/test_outcome_training.py",
+    "views.grad": (HERE, "test_a_student_without_a_gradient_is_refused"),
+    "views.n": (HERE, "test_several_contexts_have_numbered_names"),
+    "views.rho": (HERE, "test_a_partial_hint_says_its_share"),
+    "teacher.isolation": (
+        "tests/training/test_teachers.py",
+        "test_a_gated_teacher_copies_the_student_when_it_has_earned_it",
+    ),
+    "teacher.margin": (
+        "tests/training/test_teachers.py",
+        "test_a_gated_teacher_copies_the_student_when_it_has_earned_it",
+    ),
+    "teacher.tail": (
+        "tests/training/test_teachers.py",
+        "test_a_gated_teacher_copies_the_student_when_it_has_earned_it",
+    ),
+    "teacher.model": ("tests/training/test_teachers.py", "test_an_external_teacher_must_have_the_same_tokenizer"),
+    "terms.support.accept_bias": (HERE, "test_a_biased_loss_has_to_be_accepted"),
+    "coupling.weight": (
+        "tests/training/test_outcome_training.py",
+        "test_weight_one_is_the_terms_alone_and_weight_nought_the_reward_alone",
+    ),
 }
-"""Keys that act in tests of their own."""
+"""Keys that act in tests of their own: the file, and the test whose text sets the key."""
+
+
+@pytest.mark.parametrize("key", TOLD)
+def test_a_key_that_acts_elsewhere_is_set_there(key):
+    file, test = TOLD[key]
+    text = (ROOT / file).read_text()
+    found = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef) and n.name == test]
+    assert found and key.rpartition(".")[2] in (ast.get_source_segment(text, found[0]) or "")
 
 
 @pytest.mark.parametrize("key", TABLE)
@@ -221,6 +260,20 @@ def test_a_student_without_a_gradient_is_refused():
     load_recipe("hint_sd", {"views": {"other": other}} | term(student_view="other"))
     with pytest.raises(ConfigError, match="has no gradient"):
         load_recipe("hint_sd", {"views": {"other": other | {"grad": False}}} | term(student_view="other"))
+
+
+def test_several_contexts_have_numbered_names():
+    contrast = term(support={"kind": "sampled"}, divergence={"kind": "pg", "signal": "tanh_contrast"})
+    for n, names in ((1, {"wrong"}), (2, {"wrong_1", "wrong_2"})):
+        used = load_recipe("hint_sd", {"views": {"wrong": {"context": "wrong", "n": n}}} | contrast).used_views()
+        assert {name for name in used if name.startswith("wrong")} == names
+
+
+def test_a_partial_hint_says_its_share():
+    recipe = load_recipe(
+        "hint_sd", {"views": {"part": {"context": "partial", "rho": 0.25}}} | term(target={"loglin": {"part": 1.0}})
+    )
+    assert recipe.used_views()["part"].rho == 0.25 and "partial_hints" in needed(recipe)
 
 
 def test_a_biased_loss_has_to_be_accepted():
@@ -371,3 +424,9 @@ def test_a_shapes_parameter_is_seen(of):
     weight = {"score": score, "shape": of[0]}
     one, two = _both(of, SHAPES[of], lambda m: term(support={"k": 4}, weights=[{**weight, **m}], normalize="all"))
     assert one != two
+
+
+def test_a_term_that_is_not_there_cannot_be_taken_away():
+    with pytest.raises(ConfigError, match=r"no term `distil` to take away.*distill"):
+        load_recipe("hint_sd", {"terms": {"distil": None}})
+    assert "anchor" not in load_recipe("hint_sd", {"terms": {"anchor": None}}).terms

@@ -92,7 +92,7 @@ def target_of(model, key, trace_id, trace, start, end, at, block) -> Target:
 
 def trainer_of(model, stored, tmp_path, ended=NO_OUTCOME, **config):
     """A trainer of (a copy of) this model; `batch_size` and the like come from `config`."""
-    section = train_section(**{"epochs": 1, "batch_size": 8, "warmup_steps": 0, "save_steps": 1000, **config})
+    section = train_section(**{"epochs": 1, "batch_size": 8, "warmup_ratio": 0, "save_steps": 1000, **config})
     own = copy.deepcopy(model)
     own.config.use_cache = False
     run = RunSection(model="tiny", device="cpu", dtype="float32")

@@ -16,7 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
 from hintdistill.core.errors import ConfigError, ModelError
+from hintdistill.core.models import model_key
 from hintdistill.engines.transformers import load_model
+from hintdistill.injection.rendering import Renderer
 from hintdistill.training import output
 from hintdistill.training.output import file_dtype, write_student
 from hintdistill.training.stage import TrainData, TrainJob, read_summary, train
@@ -274,3 +276,29 @@ def test_what_cannot_stand_beside_is_refused(tmp_path, adapter):
     (adapter / "adapter_config.json").write_text(json.dumps(said | {"base_model_name_or_path": "./nowhere"}))
     with pytest.raises(ModelError, match="cannot train a new adapter beside"):
         load_student(adapter, run, config, CPU)
+
+
+@pytest.mark.parametrize("save", ["merged", "adapter", "both"])
+def test_what_is_saved_of_an_adapter(tmp_path, save):
+    student = load_student(STUDENT, RUN, TrainSection(**LORA), CPU)
+    stir(student.model)
+    folder = written(tmp_path, student.model, **LORA, save=save)
+    assert far(logits(load_model(folder, torch.float32, CPU)), logits(student.model)) <= 1e-5
+    assert (folder / "adapter").is_dir() == (save == "both")
+    assert (folder / "model.safetensors").is_file() == (save != "adapter")
+    assert (folder / "adapter_config.json").is_file() == (save == "adapter")
+    # whatever is saved, it is a model folder: the renderer and the content key read it
+    assert Renderer.from_pretrained(folder).key == Renderer.from_pretrained(STUDENT).key
+    assert model_key(folder) != model_key(STUDENT) and not (tmp_path / "student.writing").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"save": "adapter"}, "none is trained"),
+        ({"save": "adapter", "arriving_adapter": "beside", **LORA}, "makes two"),
+    ],
+)
+def test_an_adapter_that_cannot_be_saved_is_refused(settings, says):
+    with pytest.raises(ValidationError, match=says):
+        TrainSection(**settings)

@@ -73,7 +73,7 @@ def targets() -> list[Target]:
 
 def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
     section = train_section(
-        **{"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "lora": lora, **config}
+        **{"epochs": 1, "batch_size": 4, "warmup_ratio": 0, "save_steps": 1000, "lora": lora, **config}
     )
     run = RunSection(model="tiny", device="cpu", dtype="float32")
     model = model if model is not None else tiny()
@@ -199,7 +199,7 @@ def test_a_resumed_run_takes_its_teacher_up_again(targets, tmp_path):
     class Killed(Exception):
         pass
 
-    section = TrainSection(**{"batch_size": 4, "warmup_steps": 0, **settings})
+    section = TrainSection(**{"batch_size": 4, "warmup_ratio": 0, **settings})
     run = RunSection(model="tiny", device="cpu", dtype="float32")
 
     def kill(step: int, total: int) -> None:

@@ -26,7 +26,7 @@ NAME = "0123456789abcdef01234567"
 
 def tracked(targets, tmp_path, *names: str) -> tuple[set[str], TrainSection]:
     """Train two steps; returns the names that metrics.jsonl has, as the Trainer hands them to trackers."""
-    config = TrainSection(epochs=1, batch_size=4, warmup_steps=0, logging_steps=1, trackers=names)
+    config = TrainSection(epochs=1, batch_size=4, warmup_ratio=0, logging_steps=1, trackers=names)
     train(TrainJob(STUDENT, TrainData(targets[:8]), RUN, config, tmp_path / "work", tmp_path / "student", NAME))
     rows = [json.loads(line) for line in (tmp_path / "work" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3 and {"loss", "divergence", "decision_probability", "grad_norm"} <= rows[0].keys()

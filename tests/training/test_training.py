@@ -38,7 +38,7 @@ from hintdistill.training.slots import loss_weights
 from hintdistill.training.stage import TrainData, TrainJob, make_trainer, read_summary, train
 
 RUN = RunSection(model=str(STUDENT), device="cpu", dtype="float32")
-FAST = {"epochs": 1, "batch_size": 4, "warmup_steps": 0, "save_steps": 1000, "anchor": AnchorSection(weight=1.0)}
+FAST = {"epochs": 1, "batch_size": 4, "warmup_ratio": 0, "save_steps": 1000, "anchor": AnchorSection(weight=1.0)}
 
 
 @pytest.fixture(scope="module")

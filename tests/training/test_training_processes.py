@@ -160,7 +160,7 @@ def cases(tmp_path_factory) -> dict[str, dict]:
             epochs=2,
             batch_size=4,
             micro_batch_size=1,
-            warmup_steps=0,
+            warmup_ratio=0,
             save_steps=3,
             logging_steps=1,
             learning_rate=1e-3,

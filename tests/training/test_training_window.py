@@ -106,7 +106,7 @@ def test_training_reports_the_cosine(real_targets, tmp_path):
         epochs=2,
         batch_size=2,
         logging_steps=1,
-        warmup_steps=0,
+        warmup_ratio=0,
         grad_window=16,
         grad_window_every=2,
         learning_rate=1e-5,

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 RUN = RunSection(model="tiny", device="cpu", dtype="float32")
 FAST = {
     "batch_size": 4,
-    "warmup_steps": 0,
+    "warmup_ratio": 0,
     "epochs": 4,
     "save_steps": 2,
     "logging_steps": 1,

@@ -1,0 +1,34 @@
+"""`hintdistill clean`: delete what of a run folder is not needed any more."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hintdistill.cli.look import RunArg, print_json, say
+
+
+def clean(
+    run: RunArg,
+    students: Annotated[bool, typer.Option("--students", help="Also the students of earlier rounds.")] = False,
+    targets: Annotated[bool, typer.Option("--targets", help="Also the stored targets.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Delete a run's training checkpoints and half-written files; rows, report and the last student stay."""
+    from hintdistill.pipeline.clean import clean as delete
+    from hintdistill.pipeline.clean import removable
+    from hintdistill.pipeline.store import RunDir
+
+    folder = RunDir.open(run)
+    items = removable(folder, students=students, targets=targets)
+    freed = 0 if dry_run else delete(folder, items)
+    if as_json:
+        rows = [{"path": str(i.path), "bytes": i.bytes, "loses": i.loses} for i in items]
+        print_json({"items": rows, "bytes": sum(i.bytes for i in items), "deleted": not dry_run})
+        return
+    for item in items:
+        say(f"{item.bytes / 1e6:9.1f} MB  {item.path}" + (f"  ({item.loses})" if item.loses else ""))
+    total = sum(i.bytes for i in items)
+    say(f"{total / 1e6:9.1f} MB  would be free" if dry_run else f"{freed / 1e6:9.1f} MB  free")

@@ -1,0 +1,56 @@
+"""Edits for twins that an LLM critic wrote: from quotes to replacements, and what they may never do.
+
+The critic has read the trace, which may hold hostile text, and what it writes decides where a step is held. So an edit of a
+critic exchanges words that are there: it adds no message, no call and no tool, takes no message out, writes no markup of calls or
+turns, and gives no tool a name under which something is changed (docs/security.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from hintdistill.core.errors import TwinError
+from hintdistill.core.types import Trace, TwinEdit
+from hintdistill.critics.answers import MOST_REPLACEMENTS, LLMEdit
+from hintdistill.critics.record import harmless
+from hintdistill.critics.rules import MARKUP
+from hintdistill.injection.effects import effect_of
+from hintdistill.injection.twins import located
+
+_CALL = re.compile(r"\"(?:name|arguments|tool_calls|function)\"\s*:", re.IGNORECASE)
+
+
+def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> TwinEdit:
+    """The edit that a critic states as quotes and replacements.
+
+    Raises:
+        TwinError: a quote does not stand exactly once in what the step could read (`count`), or there are too many (`too_many`).
+    """
+    if len(parts) > MOST_REPLACEMENTS:
+        raise TwinError(
+            "too_many", f"{len(parts)} replacements are no small edit; at most {MOST_REPLACEMENTS} are taken"
+        )
+    replacements = tuple(located(trace, step, part.quote, part.replacement) for part in parts)
+    return TwinEdit(kind="critic", replacements=replacements, maker=critic)
+
+
+def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
+    """Raise TwinError where an edit does what no critic's edit may; see the module.
+
+    Args:
+        edited: the trace under the edit.
+    """
+    if edit.removed or any(not r.old for r in edit.replacements):
+        raise TwinError("critic_adds", "a critic's edit exchanges words; it adds and takes out no messages or tools")
+    for r in edit.replacements:
+        if harmless(r.new) != r.new or any(ord(c) < 32 and c not in "\n\t" for c in r.new):
+            raise TwinError("control_tokens", f"the edit writes control characters or turn markers: {r.new[:60]!r}")
+        if MARKUP.search(r.new) or (r.where == "message" and _CALL.search(r.new) and not _CALL.search(r.old)):
+            raise TwinError("critic_adds", f"the edit writes what looks like a call: {r.new[:60]!r}")
+    if len(edited.tools) != len(trace.tools):
+        raise TwinError("critic_adds", "the edit adds a tool or takes one out")
+    for before, after in zip(trace.tools, edited.tools, strict=True):
+        name = (after.get("function") or after)["name"]
+        if before != after and name not in trace.tool_schemas and effect_of(name, (before, after)) != "reads":
+            raise TwinError("state_changing", f"the edit lists {name}, which may change something")

@@ -1,0 +1,399 @@
+"""Twins: an erring step in the changed context in which it is right, token for token the same step.
+
+An edit is a set of replacements in the texts of messages and schemas, and of messages taken out; it is applied to the trace and
+the context is rendered anew, never patched as tokens. The edit is rendered place by place, so that each place is one stretch
+between a common beginning and a common end; a template that changes more than a place is refused (`rerender_differs`). Where
+the original context was recorded, what is outside the places keeps its recorded ids.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+from hintdistill.core.errors import SpliceError, TemplateError, TwinError
+from hintdistill.core.types import Finding, Replacement, Trace, Twin, TwinEdit
+from hintdistill.injection.effects import effect_of
+from hintdistill.injection.rendering import Renderer
+from hintdistill.injection.splice import StepSite
+
+SLACK = 64
+"""Characters by which a template may print a changed schema longer than twice its JSON."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The trace with some of an edit's places changed, up to and including the step."""
+
+    trace: Trace
+    step: int
+    """The step's number in it; lower than in the original where earlier steps are taken out."""
+    part: str
+    """What the last place belongs to, in words; one part of an edit has the places of one replacement, or of messages taken out."""
+    may_hide: bool
+    """Whether the template need not print it: a schema's list of required arguments, which follows from the rest."""
+    removed: int
+    """Characters that the last place may take out of the render, at most."""
+    added: int
+    """Characters that it may put in, at most."""
+
+
+def apply_edit(trace: Trace, step: int, edit: TwinEdit) -> tuple[Trace, int]:
+    """The trace up to and including the step under an edit, and the step's number in it.
+
+    Recorded contexts and log-probabilities are left out of its messages: they belong to the original context.
+
+    Raises:
+        TwinError: an old text does not stand where and as often as the edit says (`count`), the edit is out of place
+            (`beyond_step`, `edits_a_step`), changes nothing (`empty`), or breaks a schema (`not_a_schema`).
+    """
+    last = list(stages(trace, step, edit))[-1]
+    return last.trace, last.step
+
+
+def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
+    """The trace under more and more of an edit, one place at a time; the last one is the whole edit. Errors as in `apply_edit`."""
+    draft = _Draft(trace, step)
+    todo = [lambda r=r: draft.replace(r) for r in edit.replacements if r.old]
+    # from the back, so that every number is one of the original trace
+    additions = sorted((r for r in edit.replacements if not r.old), key=lambda r: r.index, reverse=True)
+    todo += [lambda r=r: draft.add(r) for r in additions]
+    todo += [lambda run=run: draft.remove(run) for run in _runs(edit.removed)]
+    if not todo:
+        raise TwinError("empty", "the edit changes nothing")
+    for change in todo:
+        yield from change()
+
+
+class _Draft:
+    """A trace while an edit is applied to it."""
+
+    def __init__(self, trace: Trace, step: int) -> None:
+        self.trace, self.step = trace, step
+        self.at = trace.step_indices[step]
+        self.contents = [m.content for m in trace.messages[: self.at + 1]]
+        self.tools: list[dict[str, Any] | None] = list(trace.tools)
+        self.added: list[tuple[int, dict[str, Any]]] = []
+        self.removed: set[int] = set()
+        self.replaced = 0
+
+    def made(self, part: str, removed: int, added: int, may_hide: bool = False) -> Stage:
+        """The trace as it is now."""
+        messages = []
+        for i, message in enumerate(self.trace.messages[: self.at + 1]):
+            if i in self.removed:
+                continue
+            changed = self.contents[i] != message.content
+            update: dict[str, Any] = {"content": self.contents[i]} if changed else {}
+            if message.role == "assistant":
+                update |= {"prompt_token_ids": None, "logprobs": None}
+            messages.append(message.model_copy(update=update) if update else message)
+        tools: list[dict[str, Any]] = []
+        for i in range(len(self.tools) + 1):
+            tools += [schema for at, schema in reversed(self.added) if at == i]
+            if i < len(self.tools) and (kept := self.tools[i]) is not None:
+                tools.append(kept)
+        t = self.trace
+        # made anew: a copy would keep the step numbers it has worked out
+        trace = Trace(
+            id=t.id,
+            messages=tuple(messages),
+            tools=tuple(tools),
+            task_id=t.task_id,
+            model=t.model,
+            source=t.source,
+            extra=t.extra,
+        )
+        gone = sum(i in self.removed for i in self.trace.step_indices[: self.step])
+        return Stage(trace, self.step - gone, part, may_hide, removed, added)
+
+    def replace(self, r: Replacement) -> Iterator[Stage]:
+        """Change one place after the other."""
+        text = self._text(r)
+        parts = text.split(r.old)
+        if len(parts) - 1 != r.count:
+            where = f"{r.where} {r.index}"
+            raise TwinError("count", f"{r.old[:60]!r} stands {len(parts) - 1} times in {where}, not {r.count}")
+        if r.new == r.old:
+            raise TwinError("empty", f"{r.old[:60]!r} is replaced by itself")
+        self.replaced += 1
+        part = f"replacement {self.replaced}, of {r.old[:40]!r} in {r.where} {r.index}"
+        listed = r.old.startswith('"required": ')
+        for n in range(1, r.count + 1):
+            now = r.new.join(parts[: n + 1]) + "".join(r.old + p for p in parts[n + 1 :])
+            if r.where == "message":
+                self.contents[r.index] = now
+                yield self.made(part, len(json.dumps(r.old)), len(json.dumps(r.new)))
+                continue
+            schema = None if not now else _schema(now, last=n == r.count)
+            if schema is not None or not now:
+                self.tools[r.index] = schema
+                yield self.made(part, 2 * len(r.old) * n + SLACK, 2 * len(r.new) * n + SLACK, listed)
+
+    def add(self, r: Replacement) -> Iterator[Stage]:
+        """Append to a message, or add a schema."""
+        if r.count != 1 or not r.new:
+            raise TwinError("empty", "an addition has a text and happens once")
+        if r.where == "message":
+            self.contents[r.index] = self._text(r) + r.new
+            yield self.made(f"the addition to message {r.index}", 2, len(json.dumps(r.new)))
+            return
+        if r.index > len(self.tools):
+            raise TwinError("count", f"there are {len(self.tools)} tools; none can be added at {r.index}")
+        schema = _schema(r.new, last=True)
+        assert schema is not None
+        name = (schema.get("function") or schema).get("name")
+        if name in self.trace.tool_schemas:
+            raise TwinError("not_a_schema", f"the tool {name} is listed already")
+        self.added.append((r.index, schema))
+        yield self.made(f"the tool added at {r.index}", SLACK, 4 * len(r.new) + SLACK)
+
+    def remove(self, run: tuple[int, int]) -> Iterator[Stage]:
+        """Take out a run of messages, with the results of every call among them."""
+        first, end = run
+        if end > self.at:
+            raise TwinError("beyond_step", f"message {end - 1} does not stand above the step")
+        following = self.trace.messages[end : self.at + 1]
+        if any(self.trace.messages[i].tool_calls for i in range(first, end)) and following[0].role == "tool":
+            raise TwinError("edits_a_step", f"message {end} answers a call that is taken out")
+        if self.trace.messages[first].role == "tool":
+            raise TwinError("edits_a_step", f"message {first} answers a call that stays")
+        self.removed |= set(range(first, end))
+        yield self.made(
+            f"the messages from {first}", len(json.dumps([str(m) for m in self.trace.messages[first:end]])) * 2, 0
+        )
+
+    def _text(self, r: Replacement) -> str:
+        if r.where == "tools":
+            if r.index >= len(self.tools) or (schema := self.tools[r.index]) is None:
+                raise TwinError("count", f"there is no tool {r.index}")
+            return json.dumps(schema, ensure_ascii=False)
+        if r.index >= self.at:
+            raise TwinError("beyond_step", f"message {r.index} does not stand above the step")
+        if self.trace.messages[r.index].role == "assistant":
+            raise TwinError("edits_a_step", f"message {r.index} is an earlier step, which keeps its tokens")
+        return self.contents[r.index] or ""
+
+
+def _schema(text: str, last: bool) -> dict[str, Any] | None:
+    """A tool schema from its text; None where a text that is changed further is none yet. Raises TwinError."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        if last:
+            raise TwinError("not_a_schema", f"the edited schema is no JSON: {error}") from None
+        return None
+    function = value.get("function", value) if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise TwinError("not_a_schema", "the edited schema is no object with a name")
+    return value
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Numbers as half-open runs, the last one first."""
+    runs: list[tuple[int, int]] = []
+    for n in sorted(set(numbers)):
+        if runs and runs[-1][1] == n:
+            runs[-1] = (runs[-1][0], n + 1)
+        else:
+            runs.append((n, n + 1))
+    return runs[::-1]
+
+
+def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
+    """The replacement of words that stand exactly once in what a step could have read: messages of others, and tool schemas.
+
+    Raises:
+        TwinError: they stand nowhere or more than once (`count`).
+    """
+    places: list[tuple[Literal["message", "tools"], int]] = []
+    if old:
+        for i, message in enumerate(trace.before(step)):
+            if message.role != "assistant":
+                places += [("message", i)] * (message.content or "").count(old)
+        for i, tool in enumerate(trace.tools):
+            places += [("tools", i)] * json.dumps(tool, ensure_ascii=False).count(old)
+    if len(places) != 1:
+        raise TwinError("count", f"{old[:60]!r} stands {len(places)} times above step {step}, not once")
+    return Replacement(where=places[0][0], index=places[0][1], old=old, new=new)
+
+
+def changed(old: Sequence[Any] | str, new: Sequence[Any] | str) -> tuple[int, int, int]:
+    """Where two sequences differ: the common beginning, and the half-open ends of the differing stretch in each."""
+    start = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+    room = min(len(old), len(new)) - start
+    same = next((i for i in range(room) if old[len(old) - 1 - i] != new[len(new) - 1 - i]), room)
+    return start, len(old) - same, len(new) - same
+
+
+class TwinBuilder:
+    """Renders twins with one tokenizer and template."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self._last: StepSite | None = None
+
+    def site(self, trace: Trace, step: int) -> StepSite:
+        """The original step; kept for the next edit of the same one. Raises TemplateError or SpliceError."""
+        if self._last is None or self._last.trace is not trace or self._last.step != step:
+            self._last = StepSite(trace, step, self.renderer)
+        return self._last
+
+    def build(self, trace: Trace, finding: Finding, edit: TwinEdit, span: tuple[int, int]) -> Twin:
+        """The twin of a finding's step under an edit.
+
+        Args:
+            span: quoted tokens of the step, half-open.
+
+        Raises:
+            TwinError: see `apply_edit`; the template prints nothing of a changed part (`not_shown`), changes more than the
+                edit's places (`rerender_differs`), the recorded context is not what it prints there (`recorded_differs`), or
+                the edit writes a control token (`control_tokens`).
+            TemplateError, SpliceError: the original step cannot be rendered.
+        """
+        self._refuse_control_tokens(edit)
+        site = self.site(trace, finding.step)
+        original = tuple(self.renderer.encode(site.opening.text))
+        made, origin = self._rendered(site, original, edit)
+        context_ids = onto_recorded(original, site.rendered.context_ids, made, origin, loose=bool(edit.removed))
+        return Twin(
+            trace_id=trace.id,
+            finding=finding,
+            edit=edit,
+            context_ids=context_ids,
+            step_ids=site.rendered.step_ids,
+            span=span,
+            fidelity=site.rendered.fidelity,
+            notes=site.rendered.notes,
+        )
+
+    def _refuse_control_tokens(self, edit: TwinEdit) -> None:
+        for r in edit.replacements:
+            written = self._control_ids & set(self.renderer.encode(r.new))
+            if written:
+                words = self.renderer.decode(sorted(written))
+                raise TwinError("control_tokens", f"the edit writes the control tokens {words!r}")
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        """Ids of the tokens that a template is built of; some tokenizers also add plain words and runs of blanks."""
+        texts = {i: self.renderer.decode([i]).strip() for i in self.renderer.special_ids}
+        special = set(self.renderer.tokenizer.all_special_ids)
+        return frozenset(i for i, text in texts.items() if i in special or text[:1] in ("<", "[", "|"))
+
+    def _rendered(
+        self, site: StepSite, original: tuple[int, ...], edit: TwinEdit
+    ) -> tuple[tuple[int, ...], list[int | None]]:
+        """Ids of the edited context as the template prints it, and where each comes from in the original render."""
+        ids, text = original, site.opening.text
+        origin: list[int | None] = list(range(len(ids)))
+        shown: dict[str, bool] = {}
+        for stage in stages(site.trace, site.step, edit):
+            try:
+                rendered = self.renderer.step(stage.trace, stage.step)
+            except (TemplateError, SpliceError) as error:
+                raise TwinError("rerender_differs", f"the edited trace does not render: {error.message}") from error
+            if rendered.step_ids != site.rendered.step_ids:
+                raise TwinError("rerender_differs", "the step itself is printed otherwise in the edited context")
+            start, end, new_end = changed(text, rendered.opening.text)
+            if end - start > stage.removed or new_end - start > stage.added:
+                raise TwinError("rerender_differs", f"the template changes more than {stage.part}")
+            seen = stage.may_hide or (end, new_end) != (start, start)
+            shown[stage.part] = shown.get(stage.part, False) or seen
+            text, now = rendered.opening.text, tuple(self.renderer.encode(rendered.opening.text))
+            start, end, new_end = changed(ids, now)
+            origin = origin[:start] + [None] * (new_end - start) + origin[end:]
+            ids = now
+        hidden = [part for part, seen in shown.items() if not seen]
+        if hidden or ids == original:
+            raise TwinError("not_shown", f"the template prints nothing of {', '.join(hidden) or 'the edit'}")
+        return ids, origin
+
+
+def onto_recorded(
+    original: tuple[int, ...],
+    recorded: tuple[int, ...],
+    made: tuple[int, ...],
+    origin: Sequence[int | None],
+    loose: bool = False,
+) -> tuple[int, ...]:
+    """The edited context with recorded ids wherever nothing is edited.
+
+    Args:
+        original: the original context as rendered.
+        recorded: the original context as recorded; the same tokens, or other spellings of earlier steps.
+        made: the edited context as rendered.
+        origin: for each token of `made`, where it comes from in `original`; None for what the edit put there.
+        loose: whether what is taken out may be spelled otherwise in the recorded context, as messages taken out whole may.
+
+    Raises:
+        TwinError: the recorded context is not what the template prints around an edited place (`recorded_differs`).
+    """
+    if original == recorded:
+        return made
+    where = [-1, *_matches(original, recorded), len(recorded)]
+    kept = [-1, *(i for i in origin if i is not None), len(original)]
+    new: dict[int, list[int]] = {}
+    last = -1
+    for token, source in zip(made, origin, strict=True):
+        if source is None:
+            new.setdefault(last, []).append(token)
+        else:
+            last = source
+    out: list[int] = []
+    at = 0
+    for before, after in pairwise(kept):
+        if after == before + 1 and before not in new:
+            continue
+        left, right = where[before + 1], where[after + 1]
+        exact = right is not None and left is not None and right - left == after - before
+        if left is None or right is None or not (exact or (loose and right > left)):
+            raise TwinError(
+                "recorded_differs", "the recorded context is not what the template prints at an edited place"
+            )
+        out += [*recorded[at : left + 1], *new.get(before, ())]
+        at = right
+    return tuple(out) + recorded[at:]
+
+
+def _matches(original: tuple[int, ...], recorded: tuple[int, ...]) -> list[int | None]:
+    """For each token of the rendered context, the same token of the recorded one; None where there is none."""
+    start, end, recorded_end = changed(original, recorded)
+    out: list[int | None] = [*range(start), *([None] * (end - start))]
+    out += [recorded_end + i for i in range(len(original) - end)]
+    middle = SequenceMatcher(None, original[start:end], recorded[start:recorded_end], autojunk=False)
+    for block in middle.get_matching_blocks():
+        for i in range(block.size):
+            out[start + block.a + i] = start + block.b + i
+    return out
+
+
+def state_changing_calls(original: Trace, twin: Trace, step: int) -> list[str]:
+    """Tools that the step calls and that change something, or may; `step` is its number in the twin.
+
+    A tool that took its name from another one, or is a copy of another one, has the effect of both.
+    """
+    found = []
+    for call in twin.step(step).tool_calls:
+        schemas = []
+        for i, schema in enumerate(twin.tools):
+            if _name(schema) == call.name:
+                schemas.append(schema)
+                schemas += original.tools[i : i + 1] if len(twin.tools) == len(original.tools) else ()
+                schemas += [other for other in original.tools if _but_for_its_name(other) == _but_for_its_name(schema)]
+        if effect_of(call.name, schemas) != "reads":
+            found.append(call.name)
+    return list(dict.fromkeys(found))
+
+
+def _name(schema: dict[str, Any]) -> Any:
+    return (schema.get("function") or schema).get("name")
+
+
+def _but_for_its_name(schema: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in (schema.get("function") or schema).items() if k != "name"}

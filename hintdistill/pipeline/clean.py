@@ -1,0 +1,73 @@
+"""What of a run folder can go: found and weighed first, then deleted.
+
+Checkpoints and half-written folders are never read again once a student is there. Students of earlier rounds and stored targets
+are only deleted on request, because something is lost with them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hintdistill.pipeline.store import RunDir
+
+
+@dataclass(frozen=True)
+class Removable:
+    """A file or folder that can go."""
+
+    path: Path
+    bytes: int
+    loses: str
+    """What can no longer be done without it; empty where nothing is lost."""
+
+
+def removable(run: RunDir, *, students: bool = False, targets: bool = False) -> list[Removable]:
+    """Return what can go from a run folder, of a loop in its rounds too.
+
+    Args:
+        run: the run's folder.
+        students: also the students of earlier rounds; the last good one is `student/` of the loop.
+        targets: also stored targets.
+    """
+    found = [
+        Removable(path, _bytes(path), loses)
+        for folder in (run.path, *sorted(run.path.glob("rounds/*/run")))
+        for path, loses in _of_run(folder, folder != run.path and students, targets)
+    ]
+    return [item for item in found if item.bytes]
+
+
+def clean(run: RunDir, items: list[Removable]) -> int:
+    """Delete `items`, with the run's lock held, and return the bytes that are free.
+
+    Raises:
+        ConfigError: another process is working in the folder.
+    """
+    locked = RunDir.reopen(run.path)
+    try:
+        for item in items:
+            shutil.rmtree(item.path) if item.path.is_dir() else item.path.unlink()
+    finally:
+        locked.close()
+    return sum(item.bytes for item in items)
+
+
+def _of_run(folder: Path, students: bool, targets: bool) -> Iterator[tuple[Path, str]]:
+    if (folder / "student").is_dir():
+        for checkpoint in sorted(folder.glob("train/*/checkpoint-*")):
+            yield checkpoint, ""
+    for pattern in ("*.writing", ".*.writing"):
+        for left in sorted(folder.glob(pattern)):
+            yield left, ""
+    if students and (folder / "student").is_dir():
+        yield folder / "student", "the loop cannot be continued, and this round's student is gone"
+    if targets and (folder / "targets").is_dir():
+        yield folder / "targets", "training again, or elsewhere, first scores again"
+
+
+def _bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and not p.is_symlink()]
+    return sum(p.stat().st_size for p in files)

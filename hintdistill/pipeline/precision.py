@@ -1,0 +1,48 @@
+"""What `run.dtype=auto` chose on a CPU, and how far its scores are from float32's on this run's own steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from hintdistill.core.machine import BYTES, room
+from hintdistill.core.model_shape import ModelShape
+from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.pipeline.context import RunContext
+from hintdistill.rescoring.drift import movement
+from hintdistill.rescoring.scorer import HintItem, Scorer
+
+STEPS = 4
+"""Steps that are read twice, the shortest ones."""
+SHARE = 0.5
+"""Share of the free memory that a second copy of the weights in float32 may take."""
+
+
+def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
+    """Say and keep in the manifest how far bfloat16 is from float32 where `auto` took it on a CPU: KL per token, nats.
+
+    Raises:
+        ModelError: the model cannot be loaded in float32.
+    """
+    run = ctx.config.run
+    engine = ctx.engines.get(ctx.teacher_folder)
+    if run.dtype != "auto" or not isinstance(engine, TransformersEngine) or not hints:
+        return
+    weights = next(engine.model.parameters())
+    if weights.device.type != "cpu" or weights.dtype != torch.bfloat16 or ctx.rundir.manifest().get("precision"):
+        return
+    if ModelShape.of(ctx.teacher_folder).parameters * BYTES["float32"] > SHARE * room(run.device).available:
+        ctx.console.note("rescore: run.dtype=auto took bfloat16; no room for a second copy to compare it with float32")
+        return
+    shortest = sorted(hints, key=lambda h: (len(h.injection.plain_ids), h.key))[:STEPS]
+    requests = [r for h in shortest for r in Scorer.requests(h.key, h.injection)[:2]]
+    exact = TransformersEngine.load(ctx.teacher_folder, "float32", run.device, ctx.config.rescore.batch_tokens)
+    found = movement(exact, engine, requests)
+    assert found is not None
+    ctx.rundir.note(precision={"dtype": "bfloat16", **asdict(found)})
+    ctx.console.note(
+        f"rescore: run.dtype=auto took bfloat16; KL(float32 ‖ bfloat16) is {found.kl_per_token:.4f} nats per token over "
+        f"{found.tokens} tokens, {found.top1_flip_rate:.1%} of the first choices differ"
+    )

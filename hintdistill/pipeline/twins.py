@@ -1,0 +1,251 @@
+"""The twins of a run: made of the findings that have an injection, after the injections, in the inject stage.
+
+`twins.jsonl` has a row for each such finding: the twins it got, the edits that were dropped on the way with their reasons, or why
+there was no edit at all. Rows are keyed by what made them, so that a resumed run makes only what is owed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from hintdistill.config import CHECKS
+from hintdistill.core.errors import HintdistillError, TwinError
+from hintdistill.core.extensions import TWIN_MAKERS
+from hintdistill.core.paths import object_content
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Finding, Injection, Split, Trace, Twin, TwinEdit
+from hintdistill.critics.checker import CheckerCritic
+from hintdistill.critics.rules import RulesCritic
+from hintdistill.critics.twins import refuse_critics_edit
+from hintdistill.injection.twin_makers import twin_edits
+from hintdistill.injection.twins import TwinBuilder, apply_edit, state_changing_calls
+from hintdistill.pipeline import inject, read
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.twin_contexts import combined
+
+VERSION = 1
+"""Raised when the same findings would get other twins."""
+Judge = Callable[[Trace, int], Sequence[Finding]]
+"""What is wrong with a step of a trace, as far as it can be told without a model."""
+
+
+@dataclass(frozen=True)
+class LoadedTwin:
+    """A current twin and where it belongs."""
+
+    key: str
+    """Content key of the twin itself, so that an unchanged one keeps its target."""
+    trace_key: str
+    twin: Twin
+    split: Split
+
+
+def run(ctx: RunContext) -> None:
+    """Make the twins that are owed; nothing where `train.twins.per_finding` is 0."""
+    section = ctx.config.train.twins
+    if section.per_finding == 0:
+        if ctx.rundir.index("twins"):
+            ctx.rundir.set_index("twins", [])
+        return
+    store = ctx.rundir.store("twins")
+    done, traces = store.by_key(), {key: trace for key, trace, _ in read.load(ctx)}
+    checker = None if "checker" not in ctx.config.critic.use else ctx.config.critic.checker
+    environment = ctx.config.rollout.environment
+    making = Making(
+        TwinBuilder(ctx.renderer),
+        judge(checker, environment),
+        section.per_finding,
+        section.state_changing,
+        ctx.config.run.seed,
+    )
+    makers = [(m.name, m.classes, m.kinds) for m in TWIN_MAKERS.entries()]
+    judges = [object_content(spec) for spec in (checker, environment) if spec]
+    # what a twin weighs in training makes no other twin
+    asked = section.model_dump(mode="json", exclude={"weight"})
+    settings = [VERSION, ctx.renderer.key, makers, judges, asked, ctx.config.run.seed]
+    index: list[str] = []
+    of_trace: dict[str, list[inject.LoadedInjection]] = {}
+    for loaded in inject.load(ctx):
+        of_trace.setdefault(loaded.trace_key, []).append(loaded)
+    with ctx.console.progress("twins", len(of_trace)) as advance:
+        for trace_key, members in of_trace.items():
+            # the twins of a trace may share a context, so that each depends on all of its findings
+            keys = [content_key("twins", m.key, [other.key for other in members], *settings) for m in members]
+            index += keys
+            if any(key not in done for key in keys):
+                rows = making.rows(traces[trace_key], [m.injection for m in members])
+                owed = [(k, row) for k, row in zip(keys, rows, strict=True) if k not in done]
+                store.extend([{"key": key, "trace": trace_key, **row} for key, row in owed])
+            advance(1)
+    ctx.rundir.set_index("twins", index)
+    _summarise(ctx)
+
+
+def judge(checker: str | None = None, environment: str | None = None) -> Judge:
+    """The judge of edited traces: every deterministic check, the user's own checker, and the environment's.
+
+    Args:
+        checker: `path/to/file.py:function`, as in `critic.checker`.
+        environment: as in `rollout.environment`; its `check` is asked.
+
+    Raises:
+        ConfigError: one of them does not load.
+    """
+    critics: list[RulesCritic | CheckerCritic] = [RulesCritic(CHECKS), *([CheckerCritic(checker)] if checker else [])]
+    checks: list[Callable[[Trace], Sequence[Finding]]] = [partial(_findings, critic) for critic in critics]
+    if environment:
+        from hintdistill.rollouts.evaluate import load_suite
+
+        checks.append(load_suite(environment).check)
+
+    def findings(trace: Trace, step: int) -> list[Finding]:
+        found: list[Finding] = []
+        for check in checks:
+            try:
+                found += [f for f in check(trace) if f.step == step]
+            except Exception as error:
+                raise TwinError("not_judged", f"a check raised {type(error).__name__}: {error}") from error
+        return found
+
+    return findings
+
+
+def _findings(critic: RulesCritic | CheckerCritic, trace: Trace) -> Sequence[Finding]:
+    """What a critic finds. Raises what kept it from judging."""
+    ((_, outcome),) = critic.critique([trace])
+    if isinstance(outcome, HintdistillError):
+        raise outcome
+    return outcome.findings
+
+
+@dataclass(frozen=True)
+class Making:
+    """Makes the twins of findings under one configuration."""
+
+    builder: TwinBuilder
+    judge: Judge
+    per_finding: int
+    state_changing: bool
+    seed: int
+
+    def rows(self, trace: Trace, injections: Sequence[Injection]) -> list[dict[str, Any]]:
+        """What the findings of one trace came to, see `row`; their twins share a context where they can."""
+        rows = [self.row(trace, injection) for injection in injections]
+        for n in range(self.per_finding):
+            some = [row for row in rows if len(row["twins"]) > n]
+            if len(some) > 1:
+                twins = [Twin.model_validate(row["twins"][n]) for row in some]
+                shared = combined(trace, twins, lambda t, edit: self.twin(trace, t.finding, edit, t.span))
+                for row, twin in zip(some, shared, strict=True):
+                    row["twins"][n] = twin.model_dump(mode="json", exclude_defaults=True)
+        return rows
+
+    def row(self, trace: Trace, injection: Injection) -> dict[str, Any]:
+        """What a finding came to: `twins` and `dropped`, or `reason` where it has no edit."""
+        finding = injection.finding
+        row: dict[str, Any] = {
+            "trace_id": trace.id,
+            "finding": finding.model_dump(mode="json", exclude_defaults=True),
+            "twins": [],
+            "dropped": [],
+        }
+        try:
+            edits = twin_edits(trace, finding, self.seed)
+        except TwinError as error:
+            return row | {"reason": error.reason, "message": error.message}
+        start, end = injection.span
+        span = (start + injection.step_offset, end + injection.step_offset)
+        contexts: set[tuple[int, ...]] = set()
+        for edit in edits:
+            if len(row["twins"]) == self.per_finding:
+                break
+            try:
+                twin = self.twin(trace, finding, edit, span)
+                if twin.context_ids in contexts:
+                    raise TwinError("same_as_another", "another edit of this finding gives the same context")
+            except HintdistillError as error:
+                said = edit.model_dump(mode="json", exclude_defaults=True)
+                row["dropped"].append({"edit": said, "reason": error.reason, "message": error.message})
+                continue
+            contexts.add(twin.context_ids)
+            row["twins"].append(twin.model_dump(mode="json", exclude_defaults=True))
+        return row
+
+    def twin(self, trace: Trace, finding: Finding, edit: TwinEdit, span: tuple[int, int]) -> Twin:
+        """One twin, checked as text.
+
+        Raises:
+            TwinError: see `TwinBuilder.build`; the edit licenses a state-changing call (`state_changing`), or a check still
+                finds an error at the step (`finds_error`).
+            TemplateError, SpliceError: the step cannot be rendered.
+        """
+        edited, step = apply_edit(trace, finding.step, edit)
+        by_critic = edit == finding.twin
+        if by_critic:
+            refuse_critics_edit(trace, edited, edit)
+        guarded = by_critic or not self.state_changing
+        if guarded and (calls := state_changing_calls(trace, edited, step)):
+            raise TwinError("state_changing", f"the step calls {', '.join(calls)}, which may change something")
+        if found := self.judge(edited, step):
+            why = f": {found[0].evidence}" if found[0].evidence else ""
+            raise TwinError("finds_error", f"{found[0].error_class} under the edit{why}")
+        return self.builder.build(trace, finding, edit, span)
+
+
+def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Numbers about rows of twins: findings, those that have a twin (`covered`) and twins, in all and by error class.
+
+    A class also has its twins by kind of edit, its dropped edits by kind and reason, and by reason its findings without an edit.
+    """
+    classes: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row["finding"]["error_class"]
+        mine = classes.setdefault(
+            name, {"findings": 0, "covered": 0, "twins": 0, "kinds": {}, "dropped": {}, "no_edit": {}}
+        )
+        mine["findings"] += 1
+        mine["covered"] += bool(row["twins"])
+        mine["twins"] += len(row["twins"])
+        for twin in row["twins"]:
+            _add(mine["kinds"], twin["edit"]["kind"])
+        for left in row["dropped"]:
+            _add(mine["dropped"].setdefault(left["edit"]["kind"], {}), left["reason"])
+        if "reason" in row:
+            _add(mine["no_edit"], row["reason"])
+    totals = {key: sum(c[key] for c in classes.values()) for key in ("findings", "covered", "twins")}
+    return totals | {"classes": dict(sorted(classes.items()))}
+
+
+def _add(table: dict[str, int], name: str) -> None:
+    table[name] = table.get(name, 0) + 1
+
+
+def _summarise(ctx: RunContext) -> None:
+    said = counts(ctx.rundir.current("twins", "twins"))
+    classes = ", ".join(f"{name} {c['covered']}/{c['findings']}" for name, c in said["classes"].items())
+    reasons: Counter[str] = Counter()
+    for of_class in said["classes"].values():
+        for table in (*of_class["dropped"].values(), of_class["no_edit"]):
+            reasons.update(table)
+    left = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
+    ctx.console.note(
+        f"twins: {said['twins']}, for {said['covered']} of {said['findings']} findings ({classes})"
+        + (f"; dropped: {left}" if left else "")
+    )
+    if said["findings"] and not said["twins"]:
+        ctx.console.warn("no finding has a twin: nothing holds its step where it is right; twins.jsonl has the reasons")
+
+
+def load(ctx: RunContext) -> list[LoadedTwin]:
+    """The current twins, in the order of their traces and findings."""
+    splits = {key: split for key, _, split in read.load(ctx)}
+    out = []
+    for row in ctx.rundir.current("twins", "twins"):
+        for made in row["twins"]:
+            twin = Twin.model_validate(made)
+            out.append(LoadedTwin(content_key("twin", made), row["trace"], twin, splits[row["trace"]]))
+    return out
