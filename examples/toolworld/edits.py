@@ -368,3 +368,11 @@ class EditedToolworld(Toolworld):
     def check(self, trace: Trace) -> list[Finding]:
         """The habit errors of a trace."""
         return check_edited(trace)
+
+
+class StatedToolworld(Toolworld):
+    """Toolworld, whose checker also knows that an id which a text states needs no look-up; episodes and rewards are Toolworld's."""
+
+    def check(self, trace: Trace) -> list[Finding]:
+        """The habit errors of a trace."""
+        return label_stated(trace)

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from conftest import TOOLWORLD
-from edits import EDITS, EditedToolworld, habit_of, label_stated, scene_of
+from edits import EDITS, EditedToolworld, StatedToolworld, habit_of, label_stated, scene_of
 from near_miss import (
     GROUPS,
     MAKER_FAMILIES,
@@ -141,6 +141,7 @@ def test_an_id_that_a_text_states_needs_no_look_up():
     pair = read_pairs(families=["skipped_lookup.request"])[0]
     trace, _ = played(pair.near_miss, habit_steps(pair.near_miss))
     assert [f.error_class for f in label_steps(trace)] == ["skipped_lookup"] and label_stated(trace) == []
+    assert StatedToolworld().check(trace) == [] != Toolworld().check(trace)
     erring, _ = played(pair.trigger, habit_steps(pair.trigger))
     assert label_stated(erring) == label_steps(erring) != []
 
