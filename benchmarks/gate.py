@@ -9,9 +9,11 @@ hint (`inject.candidates`, and the texts of `--wordings`), the placebos of two d
 confident one for another listed tool; the right one above a neighbouring clean step). Candidates and wrong hints are decoded
 greedily as well, as is the step without a hint; a step is *repaired* if the checker finds nothing in it.
 
-`calibrate` divides the findings by noun (the first part of a task's name) into two halves, each class in both, and tries a grid of
-thresholds on the calibration half alone: of those that let at most 10 % of generic and of answer-free shuffled placebos pass, the
-one that accepts most of the hints that repair. With these thresholds the test half, and every `--held` file whole, is read once.
+`calibrate` divides the findings of each file by noun (the first part of a task's name) into two halves, each class in both, and
+tries a grid of thresholds on the calibration halves alone: of those that let at most 10 % of the generic placebos, of the
+answer-free shuffled ones and of all of them together pass, the one that accepts most of the hints that repair; of several files,
+the worst counts. With these thresholds each test half, and every `--held` file whole, is read once. `fall_alone` is the gate of
+before: the decision token falls by 1 nat, and by more than under any placebo.
 `read` does the reading with the thresholds of the configuration's defaults.
 
 A finding counts for the choice among candidates if several of them have the same level: `winner` is the repair rate of the one
@@ -30,7 +32,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -41,7 +43,7 @@ from hintdistill.config.file import load_config
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.importing import load_object
 from hintdistill.core.scores import Measurement, Target
-from hintdistill.core.types import Finding, Injection, Trace
+from hintdistill.core.types import Finding, Injection, PlaceboKind, Trace
 from hintdistill.injection.hints import placebo_texts, seed_of
 from hintdistill.injection.levels import words_of
 from hintdistill.injection.splice import Injector
@@ -77,21 +79,22 @@ GRID = {
 def arms_of(
     injector: Injector, trace: Trace, finding: Finding, wordings: Sequence[str], clean: Sequence[int]
 ) -> list[tuple[str, Injection]]:
-    """The injections of a finding by arm."""
+    """The injections of a finding by arm, all beside the placebos of its first hint, which are so read once."""
     first, *others = injector.candidates(trace, finding)
-    out = [(f"hint:{first.candidate or 'critic'}", first), *((f"hint:{i.candidate}", i) for i in others)]
-    said = {i.hint for _, i in out}
-    for n, text in enumerate(wordings):
-        if text not in said:
-            out.append((f"hint:wording{n}", injector.inject(trace, finding.model_copy(update={"hint": text}))))
-    tool = _other_tool(trace, finding, first.hint)
-    if tool is not None:
-        text = f"The right tool here is {tool}."
-        out.append(("other_tool", injector.inject(trace, finding.model_copy(update={"hint": text}))))
-    near = [k for k in clean if abs(k - finding.step) == 1]
-    for k in near[:1]:
+    placebos = [(p.kind, p.text) for p in first.placebos]
+    texts = [(f"hint:{i.candidate}", i.hint) for i in others]
+    texts += [(f"hint:wording{n}", text) for n, text in enumerate(wordings)]
+    if (tool := _other_tool(trace, finding, first.hint)) is not None:
+        texts.append(("other_tool", f"The right tool here is {tool}."))
+    out = [(f"hint:{first.candidate or 'critic'}", first)]
+    for arm, text in texts:
+        if text not in {i.hint for _, i in out}:
+            out.append((arm, injector.with_placebos(trace, finding, text, placebos)))
+    for k in [k for k in clean if abs(k - finding.step) == 1][:1]:
         moved = Finding(step=k, error_class=finding.error_class, hint=first.hint, critic=finding.critic)
         out.append(("one_off", injector.inject(trace, moved)))
+    twice = placebo_texts(trace, finding, first.hint, injector.library, [*injector.kinds, *injector.kinds])
+    out.append(("draw2", injector.with_placebos(trace, finding, first.hint, twice[len(injector.kinds) :])))
     return out
 
 
@@ -101,13 +104,6 @@ def _other_tool(trace: Trace, finding: Finding, hint: str) -> str | None:
     said |= set(words_of(json.dumps(finding.facts, ensure_ascii=False)))
     left = sorted(n for n in trace.tool_schemas if n.casefold() not in said)
     return left[seed_of("other tool", trace.id, finding.step) % len(left)] if left else None
-
-
-def second_draw(injector: Injector, trace: Trace, finding: Finding, first: Injection) -> Injection:
-    """The same hint with other placebos: those that come after the first of each kind."""
-    twice = [*injector.kinds, *injector.kinds]
-    texts = placebo_texts(trace, finding, first.hint, injector.library, twice)[len(injector.kinds) :]
-    return injector.with_placebos(trace, finding, first.hint, texts)
 
 
 def rows_of(
@@ -156,7 +152,6 @@ def collect(args: argparse.Namespace) -> None:
             for n, (trace, finding, clean) in enumerate(found[at : at + 16], at):
                 try:
                     arms = arms_of(injector, trace, finding, wordings(trace, finding), clean)
-                    arms.append(("draw2", second_draw(injector, trace, finding, arms[0][1])))
                 except HintdistillError as error:
                     print(f"{trace.id}:{finding.step}: {error.message}", file=sys.stderr)
                     continue
@@ -239,24 +234,36 @@ def working(rows: Sequence[Row]) -> list[Row]:
 def gates() -> Iterator[GateSection]:
     """Every setting of the grid."""
     for values in itertools.product(*GRID.values()):
-        yield GateSection(**dict(zip(GRID, values, strict=True)))
+        yield GateSection.model_validate(dict(zip(GRID, values, strict=True)))
 
 
-def calibrate(rows: Sequence[Row]) -> GateSection:
-    """The setting that accepts most hints that repair, with at most `MOST` of each null accepted; ties go to the stricter one."""
-    good = working(rows)
-    nulls = [[r for r in rows if r["arm"] == kind] for kind in NULLS]
+def calibrate(files: Sequence[Sequence[Row]]) -> GateSection:
+    """The setting that accepts most hints that repair within the bounds, the worst of several files; ties go to the stricter one."""
+    good = [working(rows) for rows in files]
+    nulls = [of for rows in files for of in _nulls(rows)]
     best: tuple[float, float, GateSection] | None = None
     for gate in gates():
         worst = max(rate(n, gate) or 0.0 for n in nulls)
         if worst > MOST:
             continue
-        score = (rate(good, gate) or 0.0, -worst, gate)
+        score = (min(rate(g, gate) or 0.0 for g in good), -worst, gate)
         if best is None or score[:2] > best[:2]:
             best = score
     if best is None:
         sys.exit("no setting of the grid keeps the placebos within the bound")
     return best[2]
+
+
+def _nulls(rows: Sequence[Row]) -> list[list[Row]]:
+    """The sets of placebos that a bound is on: each of two kinds, and all of them together."""
+    kinds = [[r for r in rows if r["arm"] == kind] for kind in NULLS]
+    return [*kinds, [r for r in rows if r["arm"] in get_args(PlaceboKind)]]
+
+
+def fall_alone(row: Row) -> bool:
+    """Whether the gate of before accepts this row."""
+    m = {**row["m"], "odds": None} | ({} if row["m"]["flips"] else {"position": None})
+    return not judge(Measurement(**m), row["guards"], GateSection(min_drop_nats=1.0))
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float | None:
@@ -283,11 +290,17 @@ def read_half(rows: Sequence[Row], gate: GateSection) -> dict[str, Any]:
     def margin(of: Sequence[Row]) -> list[float]:
         return [r["m"]["odds"] - r["m"]["placebo_odds"] for r in of]
 
-    thresholds = np.quantile(margin([*good, *nulls]), np.linspace(0, 1, 11)) if good else []
+    thresholds: Sequence[float] = np.quantile(margin([*good, *nulls]), np.linspace(0, 1, 11)).tolist() if good else []
     return {
         "findings": len({r["finding"] for r in rows}),
         "repaired_without_a_hint": float(np.mean([r["plain_repaired"] for r in rows if "plain_repaired" in r])),
         "hints_that_repair": {"n": len(good), "accepted": rate(good, gate)},
+        "placebos": {"n": len(every := _nulls(rows)[-1]), "accepted": rate(every, gate)},
+        "fall_alone": {
+            name: float(np.mean([fall_alone(r) for r in of]))
+            for name, of in (("hints", good), ("placebos", every))
+            if of
+        },
         "hints_that_do_not": {"n": len(useless), "accepted": rate(useless, gate)},
         "by_level": {
             level: {"n": len(of), "repair": float(np.mean([r["repaired"] for r in of])), "accepted": rate(of, gate)}
@@ -363,27 +376,23 @@ def main() -> None:
     three = sub.add_parser("read")
     three.add_argument("files", type=Path, nargs="+")
     three.add_argument("--half", choices=("test", "calibration", "all"), default="all")
-    args, args.overrides = parser.parse_known_args()
-    if args.overrides and args.command != "collect":
-        parser.error(f"unrecognised: {' '.join(args.overrides)}")
+    args, overrides = parser.parse_known_args()
+    args.overrides = overrides
+    if overrides and args.command != "collect":
+        parser.error(f"unrecognised: {' '.join(overrides)}")
     if args.command == "collect":
         return collect(args)
-    rows = load(args.files)
     if args.command == "read":
+        rows = load(args.files)
         chosen = [r for r in rows if args.half in ("all", half_of(r))]
         print(json.dumps(read_half(chosen, GateSection())))
         return None
-    half = {name: [r for r in rows if half_of(r) == name] for name in ("calibration", "test")}
-    gate = calibrate(half["calibration"])
-    print(
-        json.dumps(
-            {
-                "thresholds": {k: getattr(gate, k) for k in GRID},
-                **{name: read_half(of, gate) for name, of in half.items()},
-                **{f"held:{p.stem}": read_half(load([p]), gate) for p in args.held},
-            }
-        )
-    )
+    files = {p.stem: load([p]) for p in args.files}
+    half = {h: {n: [r for r in rows if half_of(r) == h] for n, rows in files.items()} for h in ("calibration", "test")}
+    gate = calibrate(list(half["calibration"].values()))
+    read_of = {name: {h: read_half(half[h][name], gate) for h in half} for name in files}
+    held = {p.stem: read_half(load([p]), gate) for p in args.held}
+    print(json.dumps({"thresholds": {k: getattr(gate, k) for k in GRID}, **read_of, "held": held}))
     return None
 
 

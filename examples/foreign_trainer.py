@@ -4,8 +4,10 @@
     python examples/foreign_trainer.py runs/demo/targets examples/toolworld/student [--steps 20] [--out trained]
 
 Per row: check that the context is the one the row was made for, run the student over context and step, and take
-KL(teacher ‖ student) over the support and the tail, weighted by token. `docs/targets.md` explains every column.
-Last line: one JSON object with the loss before and after, nats per weighted token.
+KL(teacher ‖ student) over the support and the tail, weighted by token. Hints move the student; anchors, steps of hold traces and
+twins hold it: their teacher is the initial policy, their whole step carries loss where that policy was sure, and a twin's quote
+always. `docs/targets.md` explains every column. Last line: one JSON object with the rows of each kind and the loss before and
+after, nats per weighted token.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 SCHEMA = b"2"
+KINDS = ("hint", "anchor", "hold", "twin")
+SURE = 0.5
+"""Probability that the initial policy gave a token which is held."""
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
@@ -31,7 +38,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     for part in sorted(folder.glob("part-*.parquet")):
         if (pq.read_schema(part).metadata or {}).get(b"hintdistill.targets") != SCHEMA:
             raise SystemExit(f"{part} is not a target file of schema {SCHEMA.decode()}")
-        rows += [r for r in pq.read_table(part).to_pylist() if r["accepted"] and r["kind"] == "hint"]
+        rows += [r for r in pq.read_table(part).to_pylist() if r["accepted"] and r["kind"] in KINDS]
     for row in rows:
         digest = hashlib.sha256(np.asarray(row["context_ids"], "<i4").tobytes()).hexdigest()
         if digest != row["context_sha256"] or row["first_position"] != len(row["context_ids"]):
@@ -39,12 +46,22 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def token_weights(row: dict[str, Any]) -> list[float]:
+    """Weight of each token: of a hint the quote, of what is held the tokens that the initial policy was sure of."""
+    weights = row["token_weights"]
+    if row["kind"] != "hint":
+        quoted = weights if row["kind"] == "twin" else [0.0] * len(weights)
+        sure = [math.exp(p) >= SURE for p in row["plain_sampled"]]
+        return [float(a or b) for a, b in zip(sure, quoted, strict=True)]
+    return weights if sum(weights) else [1.0] * len(row["step_ids"])
+
+
 def loss(model: Any, row: dict[str, Any]) -> torch.Tensor:
     """KL(teacher ‖ student) over support and tail, mean over token weights, nats."""
     context, step = row["context_ids"], row["step_ids"]
     logits = model(torch.tensor([context + step[:-1]]), logits_to_keep=len(step)).logits[0].float()
     logp, total = logits.log_softmax(-1), logits.new_zeros(())
-    weights = row["token_weights"] if sum(row["token_weights"]) else [1.0] * len(step)
+    weights = token_weights(row)
     for t, weight in enumerate(weights):
         if not weight:
             continue
@@ -55,7 +72,7 @@ def loss(model: Any, row: dict[str, Any]) -> torch.Tensor:
         if torch.isfinite(tail):
             rest = logp[t].scatter(0, ids, -torch.inf).logsumexp(0)
             total = total + weight * tail.exp() * (tail - rest)
-    return total / sum(weights)
+    return total / max(1.0, sum(weights))
 
 
 def main() -> None:
@@ -68,11 +85,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
     rows = read_rows(args.targets)
-    if not rows:
+    if not any(r["kind"] == "hint" for r in rows):
         raise SystemExit(f"no accepted target in {args.targets}")
-    train = [r for r in rows if r["split"] == "train"] or rows
+    # held-out rows are there to be watched
+    train = [r for r in rows if r["split"] == "train"]
+    if not any(r["kind"] == "hint" for r in train):
+        train = [r for r in rows if r["kind"] == "hint"]
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    measured, draw = train[:16], random.Random(0)
+    # hints alone: what holds starts at zero
+    measured, draw = [r for r in train if r["kind"] == "hint"][:16], random.Random(0)
     with torch.no_grad():
         before = float(torch.stack([loss(model, r) for r in measured]).mean())
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
@@ -87,7 +108,8 @@ def main() -> None:
         after = float(torch.stack([loss(model, r) for r in measured]).mean())
     if args.out:
         model.save_pretrained(args.out)
-    print(json.dumps({"rows": len(rows), "loss_before": before, "loss_after": after}))
+    kinds = Counter(r["kind"] for r in rows)
+    print(json.dumps({"rows": len(rows), "kinds": dict(kinds), "loss_before": before, "loss_after": after}))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def run_arm(bench: Bench) -> dict[str, Any]:
 
 def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[str, Any], list[Target], Path]:
     arm, student = bench.job.arm, students[-1]
-    episodes = _episodes(bench, number, students)
+    episodes = round_episodes(bench, number, students)
     failed = sum(e.failure is not None for e in episodes)
     row: dict[str, Any] = {
         "round": number,
@@ -111,7 +111,7 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
     return row, targets, bench.loop.round_folder(number) / "student"
 
 
-def _episodes(bench: Bench, number: int, students: Sequence[Path]) -> list[Episode]:
+def round_episodes(bench: Bench, number: int, students: Sequence[Path]) -> list[Episode]:
     """The round's episodes: the student's own, those of the round before, or another policy's."""
     arm, own = bench.job.arm, bench.loop.round_folder(number)
     if arm == "foreign":

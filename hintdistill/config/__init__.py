@@ -21,6 +21,7 @@ from hintdistill.config.critic import (
     RulesSection,
 )
 from hintdistill.config.engine import EngineSection
+from hintdistill.config.hold import HoldSection
 from hintdistill.config.rollout import RolloutSection, ServerSection
 from hintdistill.config.train import (
     OUTPUT_KEYS,
@@ -49,6 +50,7 @@ __all__ = [
     "EngineSection",
     "Escalation",
     "GateSection",
+    "HoldSection",
     "InjectSection",
     "LLMSection",
     "LoraSection",
@@ -250,6 +252,17 @@ class RunConfig(Section):
             raise ValueError("run.rounds needs rollout.environment to sample in")
         if self.run.rounds is not None and "recorded" in self.critic.use:
             raise ValueError("recorded findings say nothing of fresh traces; use another critic with run.rounds")
+        return self
+
+    @model_validator(mode="after")
+    def _held_apart(self) -> RunConfig:
+        split = self.train.hold.split
+        if split is not None and not self.rollout.environment:
+            raise ValueError("train.hold.split needs rollout.environment to play in")
+        if split is not None and split in self.rollout.splits:
+            raise ValueError(f"train.hold.split={split} is measured by rollout.splits; hold a split that is not")
+        if split is not None and self.run.rounds is not None and split == self.rollout.sample.split:
+            raise ValueError(f"train.hold.split={split} is the split whose errors the rounds correct; hold another")
         return self
 
     @model_validator(mode="after")

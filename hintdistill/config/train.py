@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from hintdistill.config.base import Section
+from hintdistill.config.hold import HoldSection
 from hintdistill.core.paths import RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
@@ -115,6 +116,7 @@ class TrainSection(Section):
     the recipe can."""
     anchor: AnchorSection = AnchorSection()
     twins: TwinSection = TwinSection()
+    hold: HoldSection = HoldSection()
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
     lora: LoraSection | None = None
@@ -184,12 +186,11 @@ class TrainSection(Section):
 
     @model_serializer(mode="wrap")
     def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `outcome` or `twins` where nothing of it is set: folders of runs that know no such key stay theirs."""
+        """As it is, without sections of which nothing is set: folders of runs that know no such key stay theirs."""
         data: dict[str, Any] = plain(self)
-        if self.outcome == OutcomeSection():
-            data.pop("outcome", None)
-        if self.twins == TwinSection():
-            data.pop("twins", None)
+        for name, unset in (("outcome", OutcomeSection()), ("twins", TwinSection()), ("hold", HoldSection())):
+            if getattr(self, name) == unset:
+                data.pop(name, None)
         return data
 
     @cached_property
@@ -197,8 +198,12 @@ class TrainSection(Section):
         """The recipe with its overrides and the weights of what is held. Raises ConfigError; see `recipes.load_recipe`."""
         beneath = {"anchor": default_anchor()} if self.anchor.weight else {}
         beneath |= {"twin": default_twin()} if self.twins.weight or self.twins.per_finding else {}
+        if self.hold.given and self.hold.weight != 0:
+            # so that train.recipe.terms.hold may change a key of the term that train.hold adds
+            beneath["hold"] = {**default_anchor(), "rows": "hold"}
         recipe = load_recipe(self.recipe, beneath=beneath)
         terms = self._anchored(recipe) | self._twinned(recipe)
+        terms |= self.hold.terms("hold" in recipe.terms, default_anchor())
         return load_recipe(self.recipe, {"terms": terms}, beneath) if terms else recipe
 
     @property

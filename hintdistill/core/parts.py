@@ -122,6 +122,10 @@ def _divergence(name: str, *parameters: Parameter, sound: bool = False, one_side
     )
 
 
+SAMPLER = "sampler"
+"""What an importance ratio divides by, where a view is named: no view, but the log-probabilities that the tokens were sampled
+with, as the trace recorded them; where it did not, the policy that the run starts from."""
+
 _SHIPPED_DIVERGENCES = (
     _divergence("fkl", sound=True),
     _divergence("rkl"),

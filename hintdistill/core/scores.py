@@ -203,6 +203,9 @@ class Target(TargetHead):
     """What the teacher would say at each position, as text."""
     legal_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """int64 [G]: the ids that the tool schemas allow at the decision token; empty where they say nothing."""
+    sampler_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """float32 [T]: the log-probabilities that the step was sampled with, at temperature 1 of the whole vocabulary; empty where
+    the trace recorded none, or those of another distribution."""
 
     @property
     def hint_effect(self) -> np.ndarray:

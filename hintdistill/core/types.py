@@ -8,6 +8,7 @@ derived is a property and is never stored. All log-probabilities are natural log
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -36,6 +37,8 @@ HintRole = Literal["user", "system"]
 QuoteField = Literal["content", "reasoning", "tool_name", "arguments"]
 Verdict = Literal["findings", "none", "not_student", "abstain"]
 Split = Literal["train", "holdout"]
+ToolEffect = Literal["reads", "changes"]
+"""What a call of a tool does to the world: only look at it, or change its state (book, pay, delete, send)."""
 TargetKind = Literal["hint", "anchor", "hold", "twin"]
 """What a target does to its step: `hint` corrects it; `anchor` holds a clean step of a training trace, `hold` a step of a hold
 trace, `twin` an erring step in the changed context in which it is right."""
@@ -72,6 +75,21 @@ class ToolCall(FrozenModel):
         return value if isinstance(value, dict) else None
 
 
+class SampledFrom(FrozenModel):
+    """The distribution that recorded log-probabilities are of; by default the model's own, at temperature 1 and whole."""
+
+    temperature: float = Field(default=1.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    """0: no bound."""
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the model's own distribution: nothing else can be compared with what a model says."""
+        return self == SampledFrom()
+
+
 class Message(FrozenModel):
     """One message of a trace. Token fields are set on assistant messages only, where they were recorded."""
 
@@ -87,6 +105,9 @@ class Message(FrozenModel):
     """The tokens it then sampled, end-of-turn token included where it was sampled."""
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each sampled token at the time of sampling, nats; same length as `token_ids`."""
+    logprobs_of: SampledFrom | None = None
+    """The distribution that `logprobs` are of: after a temperature or a filter they are not what the model says. None: not said,
+    taken for the model's own."""
     raw_text: str | None = None
     """The text as generated, before any server parsed it, without the end-of-turn token."""
     given: bool = False
@@ -94,6 +115,11 @@ class Message(FrozenModel):
     turn that another trace already holds. It is context; nothing is trained or measured on it."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Whatever else the source said of this message."""
+
+    @property
+    def own_logprobs(self) -> tuple[float, ...] | None:
+        """`logprobs` where they are of the model's own distribution, temperature 1 and whole; else None."""
+        return self.logprobs if self.logprobs_of is None or self.logprobs_of.whole else None
 
     @field_validator("prompt_token_ids", "token_ids", "logprobs", mode="before")
     @classmethod
@@ -133,6 +159,9 @@ class Trace(FrozenModel):
     model: str | None = None
     """Name or key of the weights that produced the trace, where known."""
     source: Source | None = None
+    tool_effects: dict[str, ToolEffect] = Field(default_factory=dict)
+    """Which tools only read and which change state, by name, as the environment or the file of `traces.tools` says; the student
+    never reads it. Ask `tool_effect`, which knows what the schemas say as well."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
     @cached_property
@@ -161,6 +190,32 @@ class Trace(FrozenModel):
         """Parameter schema (JSON schema of an object) by tool name."""
         functions = [t.get("function", t) for t in self.tools]
         return {f["name"]: f.get("parameters") or {} for f in functions if "name" in f}
+
+
+def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
+    """Return whether a tool reads or changes state, or None where nothing says it; names that no schema has are unknown too.
+
+    What the environment or the file of `traces.tools` said comes first, then the key `effect` of the trace's own schema
+    (beside `name`, or beside `function`), then `annotations.readOnlyHint` of the Model Context Protocol.
+    """
+    if name in trace.tool_effects:
+        return trace.tool_effects[name]
+    for schema in trace.tools:
+        function = schema.get("function", schema)
+        if function.get("name") == name:
+            return declared_effect(schema) or declared_effect(function)
+    return None
+
+
+def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
+    """Return what one tool schema says of the tool's effect; see `tool_effect`."""
+    if schema.get("effect") == "reads":
+        return "reads"
+    if schema.get("effect") == "changes":
+        return "changes"
+    notes = schema.get("annotations")
+    hint = notes.get("readOnlyHint") if isinstance(notes, Mapping) else None
+    return None if not isinstance(hint, bool) else "reads" if hint else "changes"
 
 
 class Replacement(FrozenModel):

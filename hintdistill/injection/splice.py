@@ -302,14 +302,14 @@ class Injector:
             fidelity=rendered.fidelity,
             placement=splice.placement,
             role=splice.role,
-            notes=rendered.notes + splice.notes,
+            notes=rendered.notes + splice.notes + _of_another_distribution(message),
             guards=(
                 *guards(hint, trace, finding.step, site.known_text, site.text),
                 *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
                 *(f"primes: {what}" for what in primes(hint, trace, finding)),
             ),
             placebos=tuple(placebos),
-            recorded_logprobs=message.logprobs[above:] if message.logprobs else None,
+            recorded_logprobs=message.own_logprobs[above:] if message.own_logprobs else None,
             legal={t - above: ids for t, ids in legal.items() if t >= above},
         )
 
@@ -361,3 +361,8 @@ class Injector:
             has_role = PLACEMENTS.get(placement).has_role
             options += [(placement, r) for r in self.config.roles] if has_role else [(placement, None)]
         return options
+
+
+def _of_another_distribution(message: Message) -> tuple[str, ...]:
+    """A note where recorded log-probabilities are not what the model says, and are left out for that."""
+    return ("filtered_logprobs",) if message.logprobs and message.own_logprobs is None else ()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from hintdistill.core.parts import SAMPLER
 from hintdistill.objectives import couplings, shapes, signals
 from hintdistill.objectives.checks import dimensions, same_shape
 from hintdistill.objectives.divergences import hidden_mse, nll, token_preference
@@ -40,7 +41,7 @@ class Batch:
     lengths: Sequence[int]
     """Tokens of each row."""
     facts: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scores that no view can give, [N] or [R]; see `scorebank.FACTS`."""
+    """Scores that no view can give, [N] or [R]; see `scorebank.FACTS`, and `scorebank.RECORDED` for importance ratios."""
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     """Hidden states [L, N, D] by view name, for hidden_mse."""
     special_ids: Sequence[int] = ()
@@ -313,11 +314,12 @@ def _policy_gradient(of: _Scored) -> tuple[Tensor, dict[str, float]]:
         k = p.get("baseline_k")
         ids = of.student.detach().topk(min(int(k), of.student.shape[-1])).indices if k else None
         advantage = signals.value_baseline(advantage, of.student, of.target, ids)
-    behaviour = p.get("behaviour")
+    name = p.get("behaviour")
+    behaviour = None if name is None else of.bank.recorded() if name == SAMPLER else at(of.views[name], sampled)
     loss, metrics = signals.policy_gradient(
         own,
         advantage,
-        None if behaviour is None else at(of.views[behaviour], sampled),
+        behaviour,
         clip_low=p.get("clip_low"),
         clip_high=p.get("clip_high"),
         cap=p.get("cap"),

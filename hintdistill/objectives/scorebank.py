@@ -44,6 +44,10 @@ def disagreement(views: Sequence[Tensor], sampled: Tensor) -> Tensor:
     return torch.stack([at(v, sampled) for v in views]).std(0, unbiased=False)
 
 
+RECORDED = "recorded"
+"""The fact that is each token's log-probability when it was sampled, temperature 1, nats."""
+
+
 class ScoreBank:
     """Scores [N] of one batch and one term, each computed when it is first asked for."""
 
@@ -104,6 +108,12 @@ class ScoreBank:
             raise KeyError(f"this score needs the view {name!r}")
         return self.views[name]
 
+    def recorded(self) -> Tensor:
+        """Log-probability of each token when it was sampled [N]: the fact `recorded`; without it the initial policy's."""
+        if RECORDED in self.facts:
+            return self.per_token(self.facts[RECORDED]).to(self.s)
+        return at(self.view("initial"), self.y)
+
     def numbered(self, stem: str) -> list[Tensor]:
         """Views `stem`, `stem_1`, `stem_2`, …: several hints of one kind."""
         return [v for n, v in self.views.items() if n == stem or n.startswith(f"{stem}_")]
@@ -132,7 +142,7 @@ def _rolling_divergence(b: ScoreBank) -> Tensor:
 
 SCORES: dict[str, Callable[[ScoreBank], Tensor]] = {
     "one": lambda b: torch.ones_like(b.s[:, 0]),
-    "importance": lambda b: (at(b.s, b.y) - at(b.view("initial"), b.y)).clamp(-20, 20).exp(),
+    "importance": lambda b: (at(b.s, b.y) - b.recorded()).clamp(-20, 20).exp(),
     "adv_sign": lambda b: b["advantage"].sign(),
     "H_S": lambda b: entropy(b.s),
     "H_T": lambda b: entropy(b.t),
@@ -157,7 +167,7 @@ SCORES: dict[str, Callable[[ScoreBank], Tensor]] = {
     "ppl_S": lambda b: b.row_mean(-at(b.s, b.y)).exp(),
     "ppl_T": lambda b: b.row_mean(-at(b.t, b.y)).exp(),
 }
-"""`importance` takes the initial policy for the one that sampled: true of recorded traces of this student. Entropies and
+"""`importance` divides by the policy that sampled, see `ScoreBank.recorded`. Entropies and
 divergences in nats, `pos` in (0, 1), `index` from 1; the rest as their functions say."""
 
 FACTS = (

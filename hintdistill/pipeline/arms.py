@@ -15,7 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,6 +60,13 @@ class Budget:
     """Repeat the rows of an arm that has too few; without it `rows` and `anchors` are upper bounds."""
     held_share: float = 0.5
     """Share of the anchors that is drawn from `held` targets, where there are any."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the other held kinds (`twin`, `hold`), by kind; as `anchors`."""
+
+    def content(self) -> dict[str, Any]:
+        """What results depend on, as plain data; without `others` where there are none, as before there were such kinds."""
+        data = asdict(self)
+        return data if self.others else {k: v for k, v in data.items() if k != "others"}
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
@@ -128,13 +135,15 @@ def draw_rows(
         held: further anchors, the same in every arm.
     """
     of_held = round(budget.held_share * budget.anchors) if held else 0
-    own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in ("hint", "anchor")}
+    kinds = ("hint", "anchor", *budget.others)
+    own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in kinds}
     out: list[Target] = []
-    distinct = {"hint": 0, "anchor": 0}
+    distinct = dict.fromkeys(kinds, 0)
     for kind, members, wanted in (
         ("hint", own["hint"], budget.rows),
         ("anchor", own["anchor"], budget.anchors - of_held),
         ("anchor", list(held), of_held),
+        *((kind, own[kind], number) for kind, number in budget.others.items()),
     ):
         members.sort(key=lambda t: t.key)
         random.Random(seed_of("rows", salt, kind)).shuffle(members)

@@ -21,7 +21,7 @@ from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import PromptLibrary
 from hintdistill.recipes.teachers import whose
 from hintdistill.traces.options import ReadOptions
-from hintdistill.traces.reading import load_tools
+from hintdistill.traces.reading import load_tool_effects, load_tools
 from hintdistill.traces.registry import format_named
 
 if TYPE_CHECKING:
@@ -143,6 +143,7 @@ class RunContext:
             student_role=section.student_role,
             token_ids=section.token_ids,
             tools=load_tools(section.tools) if section.tools else (),
+            tool_effects=load_tool_effects(section.tools) if section.tools else {},
             max_record_bytes=section.max_record_mb * 2**20,
         )
 
@@ -155,4 +156,11 @@ class RunContext:
 
 def trace_key(trace: Trace) -> str:
     """Content key of a trace; where it was read from does not count."""
-    return content_key("trace", trace.model_dump(mode="json", exclude={"source"}))
+    data = trace.model_dump(mode="json", exclude={"source"})
+    if not trace.tool_effects:
+        # runs that know no such fields keep their keys
+        del data["tool_effects"]
+    for message in data["messages"]:
+        if message["logprobs_of"] is None:
+            del message["logprobs_of"]
+    return content_key("trace", data)

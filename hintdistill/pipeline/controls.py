@@ -28,6 +28,7 @@ from hintdistill.core.models import model_key
 from hintdistill.core.paths import contents
 from hintdistill.core.scores import ScoreRequest, Target, TargetHead
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.types import HELD
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
 from hintdistill.pipeline.arms import (
     RESULT,
@@ -100,10 +101,12 @@ class Bench:
                 hint="run the same traces with more fidelities in train.fidelity, or with a smaller traces.holdout",
             )
         rows = settings.rows or len(hints)
+        held = {kind: round(rows * sum(t.kind == kind for t in self.trained) / len(hints)) for kind in HELD}
         self.budget = Budget(
             rows=rows,
-            anchors=round(rows * (len(self.trained) - len(hints)) / len(hints)),
+            anchors=held.pop("anchor"),
             steps=settings.steps or min(own or FEW_STEPS, FEW_STEPS),
+            others={kind: n for kind, n in held.items() if n},
         )
         self.outcome = outcome_data(ctx)
 
@@ -184,11 +187,15 @@ class Bench:
         return sft(self.ctx, found.kept)
 
     def rows_of(self, arm: Arm) -> tuple[list[Target], dict[str, int]]:
-        """The arm's rows and as many anchors as every arm has, none on a step that the arm moves."""
+        """The arm's rows, as many anchors as every arm has, none on a step that the arm moves, and every arm's twins and holds."""
         hints = list(arm.targets())
         moved = {(t.trace_id, t.step) for t in hints}
-        anchors = [t for t in self.trained if t.kind == "anchor" and (t.trace_id, t.step) not in moved]
-        return draw_rows([*hints, *anchors], self.budget, self.salt)
+        held = [
+            t
+            for t in self.trained
+            if t.kind in self.budget.others or (t.kind == "anchor" and (t.trace_id, t.step) not in moved)
+        ]
+        return draw_rows([*hints, *held], self.budget, self.salt)
 
     # -- measuring ------------------------------------------------------------------------------------------------------
 
@@ -237,7 +244,7 @@ class ArmRun:
             [ctx.rundir.index(stage.name) for stage in stages_between(until="rescore")],
             [model_key(folder).weights for folder in (ctx.model_folder, ctx.initial_folder)],
             training_content(bench.section_of(self.arm)),
-            asdict(bench.budget),
+            bench.budget.content(),
             bench.settings.model_dump(mode="json", exclude={"rows", "steps", "train"}),
             ctx.config.run.model_dump(mode="json", include={"seed", "dtype"}),
             self._made_of(),
@@ -265,7 +272,8 @@ class ArmRun:
         row = {
             "arm": self.arm.name,
             "rows": hints,
-            "anchors": len(chosen) - hints,
+            "anchors": sum(t.kind == "anchor" for t in chosen),
+            **{f"{kind}s": sum(t.kind == kind for t in chosen) for kind in bench.budget.others},
             "distinct": distinct,
             "steps": 0,
             "train": dict(self.arm.train),
@@ -392,7 +400,12 @@ def _read(bench: Bench, before: dict[str, float], results: Sequence[dict[str, An
     return ControlsInput(
         recipe=train.effective_recipe.name,
         learning_rate=train.learning_rate,
-        equal={"rows": bench.budget.rows, "anchors": bench.budget.anchors, "steps": bench.budget.steps},
+        equal={
+            "rows": bench.budget.rows,
+            "anchors": bench.budget.anchors,
+            **{f"{kind}s": n for kind, n in bench.budget.others.items()},
+            "steps": bench.budget.steps,
+        },
         targets=bench.heldout,
         before=before,
         clean={name: len(requests) for name, requests in bench.clean.items()},

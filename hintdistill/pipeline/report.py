@@ -17,8 +17,8 @@ from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
-from hintdistill.pipeline import critique, read, rescore, train, twins
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline import critique, hold, read, rescore, train, twins
+from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
@@ -151,8 +151,11 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
 
 
 def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
-    """Steps that no loss and no anchor touched: other steps of held-out erring traces, held-out clean traces, user sets."""
-    critiques = critique.load(ctx)
+    """Steps that no loss and no anchor touched: other steps of held-out erring traces, held-out clean traces, user sets.
+
+    A trace that is held as well (`train.hold`) is left out and said.
+    """
+    critiques, held = critique.load(ctx), {key for key, _ in hold.load(ctx)}
     chosen: dict[str, list[tuple[Trace, int]]] = {"heldout_other_steps": [], "heldout_clean": []}
     for key, trace, split in read.load(ctx):
         if split != "holdout" or key not in critiques:
@@ -163,6 +166,12 @@ def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
     for name, path in ctx.config.report.off_target.items():
         trace_files([path], f"report.off_target.{name}")  # an error that names the key
         found = [t for t in read_traces([path], ctx.read_options()) if isinstance(t, Trace)]
+        free = [t for t in found if trace_key(t) not in held]
+        if len(free) < len(found):
+            ctx.console.warn(
+                f"off-target: {len(found) - len(free)} traces of report.off_target.{name} are held by train.hold and left out"
+            )
+        found = free
         chosen[name] = [(t, k) for t in found for k in range(len(t.step_indices)) if k not in t.given_steps]
     out = {}
     for name, steps in chosen.items():
@@ -258,4 +267,5 @@ def _collect(
         warnings=warnings,
         twin_items={item.key: item for item in rescore.twin_items(ctx)},
         controls=controls(ctx.rundir),
+        holds=hold.counts(ctx),
     )

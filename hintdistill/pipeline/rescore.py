@@ -22,9 +22,9 @@ from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import Choice, Target, TargetHead
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Split, Trace
+from hintdistill.core.types import Finding, Split, TargetKind, Trace
 from hintdistill.injection.candidates import choose
-from hintdistill.pipeline import critique, inject, read, twins
+from hintdistill.pipeline import critique, hold, inject, read, twins
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import REVISE, hint_name
 from hintdistill.rescoring.gate import decide, null_pass_rate
@@ -42,6 +42,7 @@ def run(ctx: RunContext) -> None:
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
     """
+    hold.play(ctx)
     hints, anchors, twins = hint_items(ctx), anchor_items(ctx), twin_items(ctx)
     store = TargetStore(ctx.rundir.path / "targets")
     failures: dict[str, dict[str, Any]] = {}
@@ -252,7 +253,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 
 
 def anchor_items(ctx: RunContext) -> list[AnchorItem]:
-    """Steps without a finding: candidates for anchors of each training trace, and what is only read while training."""
+    """Steps without a finding: candidates for anchors of each training trace, what is only read while training, and holds."""
     anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
     wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.effective_recipe.terms.values())
     clean, base, seed = _clean_steps(ctx), _made_by(ctx, ctx.initial_folder), ctx.config.run.seed
@@ -272,6 +273,25 @@ def anchor_items(ctx: RunContext) -> list[AnchorItem]:
         if not wanted:
             # nothing is anchored, so nothing of it is there to be watched
             items += _watch_items(ctx, [s for s in clean if s.split == "train"], base)
+    return items + hold_items(ctx)
+
+
+def hold_items(ctx: RunContext) -> list[AnchorItem]:
+    """Steps of hold traces; none where the recipe has no term for them."""
+    if not any(t.rows == "hold" for t in ctx.config.train.effective_recipe.terms.values()):
+        return []
+    base, items, wanted = _made_by(ctx, ctx.initial_folder), list[AnchorItem](), 0
+    for key, trace in hold.load(ctx):
+        for k in hold.steps(ctx, key, trace):
+            wanted += 1
+            step = CleanStep(key, trace, "train", k, False)
+            if (item := _anchor_item(ctx, step, base, "hold")) is not None:
+                items.append(item)
+    if lost := wanted - len(items):
+        ctx.console.warn(
+            f"{lost} of {wanted} steps of hold traces are left out: they cannot be rendered, or their tokens are not known "
+            f"exactly enough (train.fidelity={', '.join(ctx.config.train.fidelity)})"
+        )
     return items
 
 
@@ -309,17 +329,19 @@ def _watch_items(ctx: RunContext, steps: Sequence[CleanStep], base: Sequence[Any
     return items
 
 
-def _anchor_item(ctx: RunContext, step: CleanStep, base: Sequence[Any]) -> AnchorItem | None:
+def _anchor_item(
+    ctx: RunContext, step: CleanStep, base: Sequence[Any], kind: TargetKind = "anchor"
+) -> AnchorItem | None:
     """What is scored of a clean step; None where it cannot be rendered or is not known exactly enough to train on."""
     try:
         rendered = ctx.renderer.step(step.trace, step.step)
     except HintdistillError as error:
-        ctx.console.warn(f"no anchor: {error.message}")
+        ctx.console.warn(f"no {kind}: {error.message}")
         return None
     if rendered.fidelity not in ctx.config.train.fidelity:
         return None
-    key = content_key("anchor", step.key, step.step, ctx.renderer.key, *base)
-    return AnchorItem(key, step.trace.id, step.step, rendered, step.split)
+    key = content_key(kind, step.key, step.step, ctx.renderer.key, *base)
+    return AnchorItem(key, step.trace.id, step.step, rendered, step.split, kind)
 
 
 def _choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:

@@ -4,6 +4,7 @@
 rounds/<n>/episodes.jsonl   one row per episode, failed ones with their reason
 rounds/<n>/rollouts.jsonl   the traces among them
 rounds/<n>/run/             the round's own run folder: critiques, injections, targets, student
+hold-traces.jsonl           what `train.hold.split` holds, where it is set: the initial policy's episodes, the same in every round
 outcomes.jsonl              one row per (weights, split, temperature): how every task went
 rounds.jsonl                one row per finished round: the curves
 rounds.json, report.json    the same as one document
@@ -32,7 +33,7 @@ from hintdistill.core.models import model_key
 from hintdistill.core.paths import contents, object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
-from hintdistill.pipeline import critique, rescore
+from hintdistill.pipeline import critique, hold, rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.playing import Player, episode_of, episode_row
 from hintdistill.pipeline.progress import Console
@@ -75,6 +76,8 @@ class Loop:
         student, rows = self.top.model_folder, self.rundir.store("rounds").by_key()
         before = student
         self._measure_initial()
+        if self.config.train.hold.split is not None:
+            hold.write_for_rounds(self.top, self.hold_file)
         current: list[str] = []
         for number in range(1, self.config.run.rounds + 1):
             key = self._round_key(number, student)
@@ -190,6 +193,11 @@ class Loop:
         """Where a round lies."""
         return self.rundir.path / "rounds" / f"{number:02d}"
 
+    @property
+    def hold_file(self) -> Path:
+        """The initial policy's episodes of `train.hold.split`, played once and held in every round."""
+        return self.rundir.path / "hold-traces.jsonl"
+
     def episodes(self, number: int, student: Path) -> list[Episode]:
         """Play the round's episodes and write their traces; those that are there already are not played again."""
         folder = self.round_folder(number)
@@ -207,6 +215,8 @@ class Loop:
             "dir": str(self.round_folder(number) / "run"),
         }
         data["train"]["push"] = None  # the last good student is pushed, not each round's
+        if self.config.train.hold.split is not None:
+            data["train"]["hold"] |= {"split": None, "path": [str(self.hold_file)]}
         data["traces"]["path"] = [str(self.round_folder(number) / "rollouts.jsonl")]
         return RunConfig.model_validate(data)
 

@@ -50,13 +50,16 @@ class Read:
 
         if ctx.config.run.rounds is None:
             trace_files(ctx.config.traces.path, "traces.path")
+        if ctx.config.train.hold.path:
+            trace_files(ctx.config.train.hold.path, "train.hold.path")
         ctx.read_options()
 
     def run(self, ctx: RunContext) -> None:
-        """Read all files."""
-        from hintdistill.pipeline import read
+        """Read all files, those of hold traces too."""
+        from hintdistill.pipeline import hold, read
 
         read.run(ctx)
+        hold.read(ctx)
 
 
 class Critique:
@@ -103,8 +106,13 @@ class Rescore:
     name, needs_weights = "rescore", True
 
     def check(self, ctx: RunContext) -> None:
-        """Raise ConfigError where the scoring engine may not be asked."""
+        """Raise ConfigError where the scoring engine may not be asked, or no hold traces can be played."""
         ctx.check_scoring_engine()
+        if (split := ctx.config.train.hold.split) is not None:
+            from hintdistill.rollouts.evaluate import load_suite, tasks_of
+
+            assert ctx.config.rollout.environment is not None
+            tasks_of(load_suite(ctx.config.rollout.environment), split, None)
 
     def run(self, ctx: RunContext) -> None:
         """Score what is owed."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hintdistill.config import OUTPUT_KEYS, TrainSection
+from hintdistill.core.errors import InputError
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
-    """The targets to train on: accepted hints and twins, chosen anchors; of the training split and a fidelity that may be trained.
+    """The targets to train on: accepted hints and twins, chosen anchors, hold steps; of the training split, as exact as must be.
 
     Twins are taken where the recipe has a term for them, whether or not the gate accepted the hint of their finding.
 
@@ -36,7 +38,7 @@ def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTarg
     usable = stored.where(lambda t: t.accepted and t.split == "train" and t.fidelity in allowed)
     candidates = usable.where(lambda t: t.kind == "anchor")
     anchors = {t.key for t in heads(chosen_anchors(candidates, ctx.config.train, ctx.config.run.seed))}
-    taken = {t.rows for t in ctx.config.train.effective_recipe.terms.values()} & {"twin"} | {"hint"}
+    taken = {t.rows for t in ctx.config.train.effective_recipe.terms.values()} & {"hold", "twin"} | {"hint"}
     # hints come first already
     return usable.where(lambda t: t.kind in taken or t.key in anchors)
 
@@ -112,6 +114,55 @@ def _check_targets(ctx: RunContext, targets: Sequence[Target], watch: WatchSets)
     require_same(others, model_key(ctx.initial_folder).weights, ctx.renderer.key)
 
 
+def warn_if_little_is_held(ctx: RunContext, targets: Sequence[Target]) -> None:
+    """Warn where anchors and hold steps are fewer than a tenth of the hints, and say what to do about it.
+
+    Steps that no term gives weight, because the initial policy wavered at every token, hold nothing and are not counted.
+    """
+    from hintdistill.training.rows import Weighing
+
+    weighing, section = Weighing(ctx.config.train), ctx.config.train
+    carried: Counter[str] = Counter()
+    for _, target in by_part(targets):
+        carried[target.kind] += any(w.any() for w in weighing.raw(target).values())
+    held = carried["anchor"] + carried["hold"]
+    if not carried["hint"] or held * 10 >= carried["hint"]:
+        return
+    rows = {t.rows for t in section.effective_recipe.terms.values()}
+    advice = ["name traces that must stay as they are in train.hold (path or split)"]
+    if "anchor" not in rows:
+        advice.insert(0, "set train.anchor.weight (2 is the default recipe's)")
+    elif section.anchor.per_trace < 3:
+        advice.insert(0, "raise train.anchor.per_trace, if these traces have more clean steps")
+    ctx.console.warn(
+        f"{carried['hint']} hints and only {held} steps that hold the student in place (anchors and hold traces): with fewer than "
+        f"one to ten, what no hint corrects may drift; {', or '.join(advice)}"
+    )
+
+
+def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
+    """Say of a recipe with an importance ratio what it divides by, where steps have no recorded log-probabilities.
+
+    Raises:
+        InputError: in a later round, where neither the initial policy nor the student as it is now has sampled them.
+    """
+    read = {t.rows for t in ctx.config.train.effective_recipe.terms.values() if t.reads_sampler}
+    if not read:
+        return
+    each = [t for _, t in by_part(targets) if t.kind in read]
+    lacking = [t for t in each if not len(t.sampler_logprobs)]
+    if not lacking:
+        return
+    said = f"{len(lacking)} of {len(each)} steps have no recorded log-probabilities of the model's own distribution"
+    if ctx.initial_folder != ctx.model_folder:
+        raise InputError(
+            f"{said} (the first: trace {lacking[0].trace_id}, step {lacking[0].step}), and the importance ratio of "
+            f"{ctx.config.train.effective_recipe.name} needs them in a later round",
+            hint="rollouts of this toolkit record them; a recipe without `behaviour` or `importance` does without",
+        )
+    ctx.console.warn(f"{said}: the importance ratio divides by the policy that the run starts from")
+
+
 def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained on exactly this.
 
@@ -130,6 +181,8 @@ def run(ctx: RunContext) -> None:
     targets, outcome = selected(ctx, stored), outcome_data(ctx)
     watch, run, section = watched(ctx, targets, outcome, stored), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
+    warn_if_little_is_held(ctx, targets)
+    check_sampler(ctx, targets)
     external = section.effective_recipe.teacher.model
     made_of = [
         sorted(t.key for t in targets.heads),
@@ -157,6 +210,7 @@ def run(ctx: RunContext) -> None:
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
         + (f", {summary.twin_rows} twins" if summary.twin_rows else "")
+        + (f", {summary.hold_rows} steps of hold traces" if summary.hold_rows else "")
         + (f", {summary.outcome_rows} steps with an outcome" if summary.outcome_rows else "")
         + f" → {ctx.student_folder}"
     )

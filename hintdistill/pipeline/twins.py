@@ -25,6 +25,7 @@ from hintdistill.injection.twin_makers import twin_edits
 from hintdistill.injection.twins import TwinBuilder, apply_edit, state_changing_calls
 from hintdistill.pipeline import inject, read
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.twin_contexts import combined
 
 VERSION = 1
 """Raised when the same findings would get other twins."""
@@ -63,16 +64,22 @@ def run(ctx: RunContext) -> None:
     )
     makers = [(m.name, m.classes, m.kinds) for m in TWIN_MAKERS.entries()]
     judges = [object_content(spec) for spec in (checker, environment) if spec]
-    settings = [VERSION, ctx.renderer.key, makers, judges, section.model_dump(mode="json"), ctx.config.run.seed]
+    # what a twin weighs in training makes no other twin
+    asked = section.model_dump(mode="json", exclude={"weight"})
+    settings = [VERSION, ctx.renderer.key, makers, judges, asked, ctx.config.run.seed]
     index: list[str] = []
-    injections = inject.load(ctx)
-    with ctx.console.progress("twins", len(injections)) as advance:
-        for loaded in injections:
-            key = content_key("twins", loaded.key, *settings)
-            index.append(key)
-            if key not in done:
-                row = making.row(traces[loaded.trace_key], loaded.injection)
-                store.append({"key": key, "trace": loaded.trace_key, **row})
+    of_trace: dict[str, list[inject.LoadedInjection]] = {}
+    for loaded in inject.load(ctx):
+        of_trace.setdefault(loaded.trace_key, []).append(loaded)
+    with ctx.console.progress("twins", len(of_trace)) as advance:
+        for trace_key, members in of_trace.items():
+            # the twins of a trace may share a context, so that each depends on all of its findings
+            keys = [content_key("twins", m.key, [other.key for other in members], *settings) for m in members]
+            index += keys
+            if any(key not in done for key in keys):
+                rows = making.rows(traces[trace_key], [m.injection for m in members])
+                owed = [(k, row) for k, row in zip(keys, rows, strict=True) if k not in done]
+                store.extend([{"key": key, "trace": trace_key, **row} for key, row in owed])
             advance(1)
     ctx.rundir.set_index("twins", index)
     _summarise(ctx)
@@ -124,6 +131,18 @@ class Making:
     per_finding: int
     state_changing: bool
     seed: int
+
+    def rows(self, trace: Trace, injections: Sequence[Injection]) -> list[dict[str, Any]]:
+        """What the findings of one trace came to, see `row`; their twins share a context where they can."""
+        rows = [self.row(trace, injection) for injection in injections]
+        for n in range(self.per_finding):
+            some = [row for row in rows if len(row["twins"]) > n]
+            if len(some) > 1:
+                twins = [Twin.model_validate(row["twins"][n]) for row in some]
+                shared = combined(trace, twins, lambda t, edit: self.twin(trace, t.finding, edit, t.span))
+                for row, twin in zip(some, shared, strict=True):
+                    row["twins"][n] = twin.model_dump(mode="json", exclude_defaults=True)
+        return rows
 
     def row(self, trace: Trace, injection: Injection) -> dict[str, Any]:
         """What a finding came to: `twins` and `dropped`, or `reason` where it has no edit."""

@@ -17,13 +17,13 @@ from hintdistill.config import RescoreSection
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Critique, Finding, Trace
+from hintdistill.core.types import Critique, Finding, Trace, Twin
 from hintdistill.critics import Critic, merge
 from hintdistill.injection.hints import hint_text, other_class_hint, seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import PromptLibrary
-from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
+from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer, TwinItem
 
 Found = list[tuple[Trace, Finding]]
 """Root findings with their traces."""
@@ -190,6 +190,19 @@ def plain_targets(ctx: RunContext, steps: Steps, name: str) -> list[Target]:
     return _scored(ctx, name, items, scorer_of(ctx).anchors, problems)
 
 
+def twin_targets(ctx: RunContext, twins: Sequence[Twin], name: str) -> list[Target]:
+    """Targets of twins, held to what the initial policy says there; `name` begins their keys.
+
+    Nothing is judged: each is accepted, whether or not the policy does the step there, and no effect of its edit is known.
+    """
+    scorer = Scorer(ctx.engine(ctx.initial_folder), ctx.renderer, ctx.config.rescore)
+    items = []
+    for n, twin in enumerate(twins):
+        told = content_key(twin.model_dump(mode="json"))[:8]
+        items.append(TwinItem(f"{name}:{twin.trace_id}:{twin.finding.step}:{told}:{n}", twin, "train", ""))
+    return _scored(ctx, name, items, scorer.twins_alone, [])
+
+
 def sft(ctx: RunContext, steps: Steps) -> list[Target]:
     """Cross-entropy on steps as they were sampled: forward KL from the distribution that is certain of each token."""
     return [as_sampled(t) for t in plain_targets(ctx, steps, "sft")]
@@ -255,7 +268,9 @@ def _scored(
     return usable
 
 
-def _length(item: HintItem | AnchorItem) -> int:
+def _length(item: HintItem | AnchorItem | TwinItem) -> int:
+    if isinstance(item, TwinItem):
+        return len(item.twin.plain_ids)
     if isinstance(item, HintItem):
         return len(item.injection.hinted_ids)
     return len(item.rendered.context_ids) + len(item.rendered.step_ids)

@@ -159,7 +159,7 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
     tasks = draw_tasks(known, section.sample.episodes, 1, config.run.seed, section.sample.per_task)
     found = lay_out(suite, ctx.renderer, tasks, config, shape)
     slots = [StepIds(i.trace_id, i.context_ids, i.step_ids, i.insert_at, i.block_ids) for _, i, _ in found.hints]
-    slots += [StepIds(name, r.context_ids, r.step_ids) for _, name, _, r, _ in found.anchors]
+    slots += [StepIds(a.trace_id, a.rendered.context_ids, a.rendered.step_ids) for a in found.anchors]
     opened = Histogram.of(found.openings)
     return Workload(
         source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens median); "
@@ -310,6 +310,9 @@ def _all_slots(ctx: RunContext) -> list[StepIds]:
     ]
     taken: dict[str, int] = {}
     for item in rescore.anchor_items(ctx):
+        if item.kind == "hold":
+            out.append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
+            continue
         if item.split != "train" or "anchor" not in terms:
             # stored to be looked at while training
             continue
@@ -332,7 +335,7 @@ def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
     """As many clean steps of either split as will be watched; which ones is known when they are scored."""
     steps = ctx.config.train.watch.steps
     of: dict[str, list[StepIds]] = {"train": [], "holdout": []}
-    for item in rescore.anchor_items(ctx):
+    for item in (i for i in rescore.anchor_items(ctx) if i.kind == "anchor"):
         of[item.split].append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
     return [*of["train"][-steps:], *of["holdout"][:steps]]
 

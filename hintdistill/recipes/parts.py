@@ -22,7 +22,7 @@ FULL_VOCABULARY_SCORES = frozenset(
 SCORES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(sorted(FULL_VOCABULARY_SCORES), ()),
     "one": (),
-    "importance": ("initial",),
+    "importance": (),
     "adv_sign": (),
     "gap": (),
     "ratio": (),

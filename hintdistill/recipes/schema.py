@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from hintdistill.core.parts import SAMPLER
 from hintdistill.core.registry import nearest, require
 from hintdistill.core.types import TargetKind
 from hintdistill.recipes import parts, values
@@ -114,6 +115,18 @@ class Term(Part):
     def _span(cls, value: str) -> str:
         return require(value, parts.SPANS, "loss span")
 
+    @property
+    def reads_sampler(self) -> bool:
+        """Whether it divides by the probability that its tokens were sampled with."""
+        behaviour = self.divergence.parameters.get("behaviour") if self.divergence.entry.has_signal else None
+        return behaviour == SAMPLER or any("importance" in w.scores() for w in self.weights)
+
+    @model_validator(mode="after")
+    def _sampled_at_one(self) -> Term:
+        if self.reads_sampler and self.temperature != 1.0:
+            raise ValueError("log-probabilities are recorded at temperature 1, and this term's importance ratio is not")
+        return self
+
     @model_validator(mode="after")
     def _sound(self) -> Term:
         entry, kind, support = self.divergence.entry, self.divergence.kind, self.support
@@ -197,6 +210,8 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
+        if SAMPLER in self.views:
+            raise ValueError(f"a view may not be called `{SAMPLER}`: that is the policy that sampled the tokens")
         for name in self.controllers:
             require(name, parts.CONTROLLERS, "controller")
         if self.kind == "objective" and not self.terms:
@@ -268,7 +283,7 @@ def _named_views(term: Term) -> list[str]:
     of, given = term.target, term.divergence.parameters
     names = [term.student_view, *of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
     read = [given.get(p.name, p.default) for p in term.divergence.entry.views]
-    names += [str(view) for view in read if view is not None]
+    names += [str(view) for view in read if view not in (None, SAMPLER)]
     return names
 
 

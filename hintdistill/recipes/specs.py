@@ -68,7 +68,7 @@ class DivergenceSpec(Spec):
             raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
         bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
         if self.entry.has_signal and bounds and self.parameters.get("behaviour") is None:
-            raise ValueError(f"{bounds[0]} is of an importance ratio, which needs `behaviour: initial`")
+            raise ValueError(f"{bounds[0]} is of an importance ratio, which needs `behaviour: sampler`")
         if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
             raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
         if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:

@@ -58,6 +58,8 @@ class ReportInput:
     """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
     """By key of the twin's target."""
+    holds: Mapping[str, Any] | None = None
+    """Number of hold traces, and what was not one by reason; None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
 
@@ -197,6 +199,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
             "split": _count(data.splits.values()),
         },
+        **({"hold": dict(data.holds)} if data.holds else {}),
         "critique": {
             "verdicts": _count(c.verdict for c in data.critiques.values()),
             "failed": _count(r["failure"]["reason"] for r in data.critique_rows if "failure" in r),
@@ -228,6 +231,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "candidates": sum(t.choice != "only" for t in hints),
             "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
             "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
+            **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
             "revised": {
                 "scored": sum(_is_revised(t, data) for t in hints),
                 "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
@@ -237,6 +241,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
             "twins": sum(t.key in trained for t in heads(data.targets) if t.kind == "twin"),
+            **({"holds": sum(t.key in trained for t in heads(data.targets) if t.kind == "hold")} if data.holds else {}),
             "left_out": dict(left) if trained else {},
         },
     }
@@ -275,17 +280,6 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
     }
 
 
-def moved_line(document: Mapping[str, Any]) -> str | None:
-    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
-    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
-    if not moved["n"]:
-        return None
-    return (
-        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
-        f"(mean of {moved['n']} accepted findings)"
-    )
-
-
 def _over_placebos(t: TargetHead) -> float | None:
     """Odds of a hint beyond the median of its placebos, nats."""
     m = t.measurement
@@ -298,6 +292,17 @@ def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
     for name, passes in found:
         by.setdefault(name, []).append(passes)
     return {name: sum(passes) / len(passes) for name, passes in sorted(by.items())}
+
+
+def moved_line(document: Mapping[str, Any]) -> str | None:
+    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
+    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
+    if not moved["n"]:
+        return None
+    return (
+        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
+        f"(mean of {moved['n']} accepted findings)"
+    )
 
 
 def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import get_args
 from hintdistill.core import errors
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS, TWIN_MAKERS
 from hintdistill.core.scores import Choice
-from hintdistill.core.types import Fidelity, HintRole, PlaceboKind, Verdict
+from hintdistill.core.types import HELD, Fidelity, HintRole, PlaceboKind, Verdict
 from hintdistill.injection.candidates import NAMES as CANDIDATES
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
@@ -56,6 +56,7 @@ def _reasons() -> Collection[str]:
 
 _WORDS = frozenset(
     [
+        "also_trained",
         "answer",
         "bad_archive",
         "budget",
@@ -63,6 +64,7 @@ _WORDS = frozenset(
         "duplicate_id",
         "empty_file",
         "empty_record",
+        "failed_episode",
         "holdout",
         "lone_surrogate",
         "low_confidence",
@@ -110,7 +112,9 @@ def _twin_kinds() -> Collection[str]:
     return {"critic", *(kind for maker in TWIN_MAKERS.entries() for kind in maker.kinds)}
 
 
-_NOTES = frozenset({"rewritten_history", "boundary_retokenised", "spliced_block", "refused"})
+_NOTES = frozenset(
+    {"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs", "combined"}
+)
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
 
@@ -163,6 +167,7 @@ _twins = record(
 )
 _funnel = record(
     read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
         **numbers("findings", "dropped", "in_windows"),
         verdicts=counts(word("verdict", get_args(Verdict))),
@@ -186,7 +191,7 @@ _funnel = record(
         levels=counts(level),
     ),
     rescore=record(
-        **numbers("scored", "accepted", "rejected", "anchors", "watched"),
+        **numbers("scored", "accepted", "rejected", "anchors", "watched", "holds"),
         failed=counts(reason),
         reasons=counts(gate_reason),
         levels=counts(level),
@@ -195,7 +200,8 @@ _funnel = record(
         revised=record(**numbers("scored", "accepted")),
     ),
     train=record(
-        **numbers("hints", "anchors", "twins"),
+        **numbers("hints", "anchors", "holds", "twins"),
+        **numbers("hints", "anchors", "holds"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
 )
@@ -262,19 +268,29 @@ _off_target = table(
 _interval = record(**numbers("mean", "low", "high"))
 _controls = record(
     recipe=word("recipe", recipe_names),
-    equal=record(**numbers("rows", "anchors", "steps")),
+    equal=record(**numbers("rows", "anchors", "twins", "holds", "steps")),
     heldout=record(**numbers("findings", "accepted", "probability_before", "probability_hinted")),
     clean=counts(word("set", ("heldout_other_steps", "heldout_clean"))),
     corrections=record(critics=each(critic), counts=counts(word("correction", _CORRECTIONS))),
     arms=each(
         record(
             arm=word("arm", TITLES),
-            distinct=record(**numbers("hint", "anchor")),
+            distinct=record(**numbers("hint", *HELD)),
             not_read=text_or_none,
             fall_nats=_interval,
             share_of_hint=_interval,
             off_target=_off_target,
-            **numbers("rows", "anchors", "steps", "fall_nats_accepted", "probability_after", "kl_per_token", "seconds"),
+            **numbers(
+                "rows",
+                "anchors",
+                "twins",
+                "holds",
+                "steps",
+                "fall_nats_accepted",
+                "probability_after",
+                "kl_per_token",
+                "seconds",
+            ),
         )
     ),
     **numbers("schema", "learning_rate"),
@@ -323,6 +339,7 @@ SHARED: Rule = record(
             "hint_rows",
             "anchor_rows",
             "outcome_rows",
+            "hold_rows",
             "twin_rows",
             "rows",
             "steps",

@@ -165,6 +165,7 @@ class Columns:
         fields = self._read.fields(small)
         fields |= {name: values.astype(np.int64) for name, values in arrays.items()}
         fields |= {name: values.astype(np.float32) for name, values in flat.items()}
+        fields["sampler_logprobs"] = self._sampled_with(row, len(arrays["step_ids"]), small["key"])
         return Target(
             **fields,
             support_ids=_padded(*nested["support_ids"], -1, np.int64),
@@ -184,6 +185,17 @@ class Columns:
             tokens=tuple(small["tokens"]),
             instead=tuple(small["instead"]),
         )
+
+    def _sampled_with(self, row: int, length: int, key: str) -> np.ndarray:
+        """What the trace recorded of a row's step; empty where it did not, or where an earlier release wrote the part."""
+        if "sampler_logprobs" not in self._lists:
+            return np.zeros(0, np.float32)
+        found = self._flat("sampler_logprobs", row).astype(np.float32)
+        if len(found) not in (0, length):
+            raise InputError(
+                f"{self.part}: row {key}: sampler_logprobs speaks of {len(found)} tokens of {length}", hint=_AGAIN
+            )
+        return found
 
     def _flat(self, name: str, row: int) -> np.ndarray:
         """One row of a list column."""

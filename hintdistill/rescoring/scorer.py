@@ -14,7 +14,7 @@ import numpy as np
 
 from hintdistill.config import RescoreSection
 from hintdistill.core.scores import Placebo, ScoreRequest, Scores, Target
-from hintdistill.core.types import Finding, Injection, Split, Twin
+from hintdistill.core.types import Finding, Injection, Split, TargetKind, Twin
 from hintdistill.engines import Engine
 from hintdistill.injection.rendering import RenderedStep, Renderer
 from hintdistill.rescoring.gate import View, decide, first_choice, legal_ids, measure
@@ -30,13 +30,14 @@ class HintItem(NamedTuple):
 
 
 class AnchorItem(NamedTuple):
-    """A step without a finding to score, and the key of its target."""
+    """A step without a finding to score, and the key of its target: an anchor, or a step of a hold trace."""
 
     key: str
     trace_id: str
     step: int
     rendered: RenderedStep
     split: Split
+    kind: TargetKind = "anchor"
 
 
 class Scorer:
@@ -89,6 +90,11 @@ class Scorer:
         scores = self.engine.score(requests, 1) if requests else []
         return {key: Original(at, s.sampled) for (key, (_, at)), s in zip(items.items(), scores, strict=True)}
 
+    def twins_alone(self, items: Sequence[TwinItem]) -> list[Target]:
+        """Targets of twins whose originals nobody scored: none of them is judged, and no effect of the edit is known."""
+        scores = self.engine.score([self.twin_request(t.twin) for t in items], self.config.top_k)
+        return [self._twin(item, Original(None, s.sampled), s) for item, s in zip(items, scores, strict=True)]
+
     @classmethod
     def twin_request(cls, twin: Twin) -> ScoreRequest:
         """What a twin asks of the engine: its step in the edited context."""
@@ -119,12 +125,12 @@ class Scorer:
         )
 
     def _anchor(self, item: AnchorItem, score: Scores) -> Target:
-        key, trace_id, step, rendered, split = item
+        key, trace_id, step, rendered, split, kind = item
         return Target(
             key=key,
             trace_id=trace_id,
             step=step,
-            kind="anchor",
+            kind=kind,
             split=split,
             context_ids=np.array(rendered.context_ids, np.int64),
             step_ids=np.array(rendered.step_ids, np.int64),
@@ -233,6 +239,7 @@ class Scorer:
             instead=self._instead(said, at, instead),
             legal_ids=np.array(injection.legal.get(at, ()) if at is not None else (), np.int64),
             recorded_gap=_recorded_gap(injection, plain.sampled),
+            sampler_logprobs=_sampled_with(injection),
             versions=self._versions(injection.finding),
         )
         return decide(target, self.config.gate)
@@ -275,6 +282,13 @@ def _restricted(score: Scores, ids: np.ndarray) -> Scores:
         left = np.concatenate([score.topk_logprobs[t][~keep], score.tail_logprob[t : t + 1]]).astype(np.float64)
         tails[t] = np.logaddexp.reduce(left)
     return replace(score, topk_ids=ids, topk_logprobs=logprobs, tail_logprob=tails, top1=first_choice(score))
+
+
+def _sampled_with(injection: Injection) -> np.ndarray:
+    """The recorded log-probabilities where they speak of exactly these tokens, float32 [T]; else empty."""
+    recorded = injection.recorded_logprobs
+    fits = recorded is not None and injection.fidelity == "ids" and len(recorded) == len(injection.step_ids)
+    return np.array(recorded if fits else (), np.float32)
 
 
 def _recorded_gap(injection: Injection, plain: np.ndarray) -> float | None:

@@ -78,6 +78,7 @@ SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.string())),
         ("instead", pa.list_(pa.string())),
         ("legal_ids", _IDS),
+        ("sampler_logprobs", _FLOATS),
         ("recorded_gap", pa.float32()),
         ("measurement", pa.struct(_MEASUREMENT)),
         (
@@ -199,6 +200,7 @@ _FLAT = (
     "teacher_sampled",
     "plain_sampled",
     "legal_ids",
+    "sampler_logprobs",
 )
 """Fields of a target that are lists of numbers as they stand."""
 _NESTED = ("support_ids", "teacher_logprobs", "plain_logprobs")

@@ -17,7 +17,7 @@ from hintdistill.config import GateSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.rescoring.columns import Columns, Heads, open_part, read_columns
-from hintdistill.rescoring.scorer import decide
+from hintdistill.rescoring.gate import decide
 
 CACHE_BYTES = 32 << 20
 """Bytes of the columns that were read last and are kept; at least one group of rows is."""

@@ -2,7 +2,8 @@
 
 An environment is small on purpose, so that a verifiers, OpenEnv or Gymnasium-style tool environment wraps in a few
 lines: `reset` gives the opening messages and the tool schemas, `step` takes one assistant message and gives the
-messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins where they are made.
+messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins where they are made. A suite
+may have a third method, `tool_effects`, that says which tools change state; see `effects_of`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from hintdistill.core.types import Finding, Message, Trace
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.types import Finding, Message, ToolEffect, Trace
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,24 @@ class TaskSuite(Protocol):
         Measures; where twins are made, a twin in whose step it finds an error is dropped. Never selects what is corrected.
         """
         ...
+
+
+def effects_of(suite: TaskSuite) -> dict[str, ToolEffect]:
+    """Return the effects of a suite's tools by name: `reads` or `changes`; empty where it does not say.
+
+    A suite says so by a method of its own choice, `tool_effects() -> {name: "reads" | "changes"}`.
+
+    Raises:
+        ConfigError: it raised, or gave something else.
+    """
+    ask = getattr(suite, "tool_effects", None)
+    if ask is None:
+        return {}
+    try:
+        given = dict(ask())
+    except Exception as error:
+        raise ConfigError(f"tool_effects of the environment raised {type(error).__name__}: {error}") from error
+    for name, effect in given.items():
+        if not isinstance(name, str) or effect not in ("reads", "changes"):
+            raise ConfigError(f"tool_effects of the environment says {effect!r} of {name!r}, not `reads` or `changes`")
+    return given

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hintdistill.core.errors import EnvironmentFailure, HintdistillError
-from hintdistill.core.types import Message, Trace
+from hintdistill.core.types import Message, SampledFrom, ToolEffect, Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.rendering import Renderer
-from hintdistill.rollouts.environment import TaskSuite
+from hintdistill.rollouts.environment import TaskSuite, effects_of
 from hintdistill.rollouts.generation import Generator, Sampled, SamplingOptions, TransformersGenerator
 from hintdistill.rollouts.guard import GuardedEnvironment
 from hintdistill.rollouts.parsing import PARSERS
@@ -56,6 +56,8 @@ class _Running:
     environment: GuardedEnvironment
     messages: list[Message] = field(default_factory=list)
     tools: tuple[dict[str, Any], ...] = ()
+    effects: dict[str, ToolEffect] = field(default_factory=dict)
+    """What the suite says of its tools."""
     context: list[int] = field(default_factory=list)
     hinted: list[int] | None = None
     """What the next step is sampled in, where that is not its own context."""
@@ -121,6 +123,7 @@ class Sampler:
 
     def _begin(self, suite: TaskSuite, task: str, index: int) -> _Running:
         running = _Running(task, f"{task}#{index}", GuardedEnvironment(suite.make, self.options.timeout_s))
+        running.effects = effects_of(suite)
         try:
             start = running.environment.reset(task)
             running.messages, running.tools = list(start.messages), tuple(start.tools)
@@ -133,6 +136,7 @@ class Sampler:
         trace = branch.trace
         task = trace.task_id or trace.id
         running = _Running(task, trace.id, GuardedEnvironment(suite.make, self.options.timeout_s))
+        running.effects = effects_of(suite)
         recorded = list(trace.before(branch.step))
         try:
             start = running.environment.reset(task)
@@ -166,6 +170,7 @@ class Sampler:
                 "prompt_token_ids": tuple(r.context),
                 "token_ids": step.ids or None,
                 "logprobs": step.logprobs or None,
+                "logprobs_of": SampledFrom() if step.logprobs else None,
                 "raw_text": None,
                 "extra": {"hinted": True} if r.hinted else {},
             }
@@ -201,6 +206,7 @@ class Sampler:
             reward=r.reward,
             task_id=r.task,
             model=self.generator.key,
+            tool_effects=r.effects,
             extra={"failure": r.failure} if r.failure else {},
         )
 

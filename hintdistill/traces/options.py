@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hintdistill.core.errors import TraceError
-from hintdistill.core.types import Source
+from hintdistill.core.types import Source, ToolEffect
 
 MAX_RECORD_BYTES = 256 * 2**20
 """Default bound on one record, and on one session that is read whole."""
@@ -24,6 +25,8 @@ class ReadOptions:
     """`ignore` drops recorded token ids, so that every step is rendered through the chat template."""
     tools: tuple[dict[str, Any], ...] = ()
     """Used for traces that carry no tool schemas."""
+    tool_effects: Mapping[str, ToolEffect] = field(default_factory=dict)
+    """By tool's name; of every trace that has the tool, whoever gave its schema."""
     max_record_bytes: int = MAX_RECORD_BYTES
     """A larger record is refused, not read: memory is bounded by this."""
 

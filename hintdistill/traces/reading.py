@@ -5,13 +5,13 @@ Every record met becomes a `Trace` or a `Failure` with file, position and reason
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import Source, Trace
+from hintdistill.core.types import Source, ToolEffect, Trace, declared_effect
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.options import Failure, ReadOptions, Record
@@ -24,15 +24,36 @@ from hintdistill.traces.turns import parse_tools, trace_id
 GENERIC = "openai_chat"
 """The format that says of an unknown record what it lacks."""
 
-__all__ = ["Deduplicator", "Failure", "ReadOptions", "load_tools", "read_file", "read_traces"]
+__all__ = ["Deduplicator", "Failure", "ReadOptions", "load_tool_effects", "load_tools", "read_file", "read_traces"]
 
 
 def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
-    """Tool schemas from a JSON file: a list of OpenAI function schemas, bare or wrapped.
+    """Tool schemas from a JSON file: a list of OpenAI function schemas, bare or wrapped, without their key `effect`.
 
     Raises:
-        InputError: the file is missing or holds no tool schemas.
+        InputError: the file is missing or holds no tool schemas, or an `effect` is not `reads` or `changes`.
     """
+    _check_effects(path, _declared_tools(path))
+    # the student's prompt is not where an effect belongs
+    return tuple(
+        {k: _without_effect(v) if k == "function" else v for k, v in _without_effect(tool).items()}
+        for tool in _declared_tools(path)
+    )
+
+
+def load_tool_effects(path: str | Path) -> dict[str, ToolEffect]:
+    """Return what the schemas of a file say of their tools' effects (`effect: reads` or `changes`), by name.
+
+    Raises:
+        InputError: as of `load_tools`.
+    """
+    tools = _declared_tools(path)
+    _check_effects(path, tools)
+    found = {t["function"]["name"]: declared_effect(t) or declared_effect(t["function"]) for t in tools}
+    return {name: effect for name, effect in found.items() if effect is not None}
+
+
+def _declared_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     import json
 
     try:
@@ -48,6 +69,18 @@ def load_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     if not tools:
         raise InputError(f"{path} holds no tool schema")
     return tools
+
+
+def _check_effects(path: str | Path, tools: Sequence[dict[str, Any]]) -> None:
+    for tool in tools:
+        for given in (tool, tool["function"]):
+            if "effect" in given and given["effect"] not in ("reads", "changes"):
+                name = tool["function"]["name"]
+                raise InputError(f"{path}: the effect of {name} is `reads` or `changes`, not {given['effect']!r}")
+
+
+def _without_effect(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in schema.items() if k != "effect"}
 
 
 def read_traces(
@@ -178,7 +211,7 @@ def _parse(
         # the generic reader says of an unknown record what it lacks
         for outcome in (found or format_named(GENERIC)).traces(record, options):
             empty = False
-            yield keep.check(outcome, getattr(found, "CALLS", False))
+            yield keep.check(_with_effects(outcome, options), getattr(found, "CALLS", False))
         if empty:
             yield Failure(record.source, "empty_record", "holds no conversation")
     except TraceError as error:
@@ -189,6 +222,14 @@ def _parse(
         # a reader, ours or an extension's, met what it did not expect: this record is lost, loudly, and the run goes on
         name = GENERIC if found is None else found.NAME
         yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
+
+
+def _with_effects(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
+    """Tell a trace what the file of tool schemas says of its tools' effects; what it says itself stays."""
+    if isinstance(outcome, Failure) or not options.tool_effects:
+        return outcome
+    known = {name: effect for name, effect in options.tool_effects.items() if name in outcome.tool_schemas}
+    return outcome.model_copy(update={"tool_effects": {**known, **outcome.tool_effects}}) if known else outcome
 
 
 READER_ERROR = "reader_error"

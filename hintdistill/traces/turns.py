@@ -52,6 +52,7 @@ _USED = _ALL_TOKEN_KEYS | {
     "tool_call_id",
     "name",
     "raw_text",
+    "logprobs_of",
     "reasoning_content",
     "reasoning",
     GIVEN,
@@ -181,6 +182,10 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
         tokens, kept = _tokens(value, index, options)
         fields |= tokens
         extra |= kept
+    if "logprobs" in fields and isinstance(value.get("logprobs_of"), Mapping):
+        fields["logprobs_of"] = dict(value["logprobs_of"])
+    elif value.get("logprobs_of") is not None:
+        extra["logprobs_of"] = value["logprobs_of"]
     if calls := _calls(value, index):
         fields["tool_calls"] = calls
     for key in _TEXTS:

@@ -121,8 +121,8 @@ def _bases(document: Mapping[str, Any]) -> list[str | None]:
 def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[str, Any]) -> str:
     origin = f"`{bases[0]}`" if bases else "A local model"
     text = (
-        f"{origin} after hint distillation: errors in its own traces were located, a hint was put above each erring step, and "
-        "the model without the hint was trained to say there what it says under the hint. Other steps were held in place."
+        f"{origin} after hint distillation: errors in recorded traces were located, a hint was put into the context of each, and "
+        f"the model without the hint was trained on {_pull(document)}. {_held(facts)}"
     )
     if rewarded := facts.get("outcome_rows"):
         text += (
@@ -144,6 +144,42 @@ def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[s
     return text
 
 
+def _pull(document: Mapping[str, Any]) -> str:
+    """What the training pulled the student towards on hinted steps, no more than the recipe says."""
+    recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
+    who = {"initial": "the model itself", "external": "another model"}.get(
+        recipe.teacher.update, f"the model itself (weights: `{recipe.teacher.update}`)"
+    )
+    terms = {n: t for n, t in recipe.terms.items() if t.rows == "hint"}
+    how = " and ".join(f"`{t.divergence.kind}`" for t in terms.values())
+    spans = " and ".join(dict.fromkeys(SPAN_WORDS.get(t.span, f"`{t.span}`") for t in terms.values()))
+    return f"what {who} says there under the hint (loss: {how} over {spans})"
+
+
+SPAN_WORDS = {
+    "step": "the whole step",
+    "quote": "the quoted words",
+    "quote_weighted": "the whole step, the quoted words weighted up",
+    "suffix": "the quote and what follows it",
+}
+HELD_ROWS = {
+    "anchor_rows": "clean steps of the same traces",
+    "hold_rows": "steps of hold traces",
+    "twin_rows": "erring steps in changed contexts in which they are right",
+}
+"""What a summary of a training counts beside hints, in words."""
+
+
+def _held(facts: Mapping[str, Any]) -> str:
+    """What else was trained on to keep the student where it was; that nothing was, where nothing was."""
+    if not facts:
+        return "Nothing was trained."
+    held = [f"{facts[key]} {words}" for key, words in HELD_ROWS.items() if facts.get(key)]
+    if not held:
+        return "No other step was held in place."
+    return f"Held at what the initial model says there: {', '.join(held)}. No other step was."
+
+
 def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
     read, critique, inject, rescore, train = (
         document["funnel"][k] for k in ("read", "critique", "inject", "rescore", "train")
@@ -158,8 +194,12 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
         ("hints accepted", f"{rescore['accepted']} of {rescore['scored']} scored"),
         ("hints by level, scored and accepted", _levels(rescore)),
         ("hints rejected, by reason", _counts(rescore["reasons"])),
-        ("trained on", f"{train['hints']} hints, {train['anchors']} anchors (clean steps held in place)"),
         *_twins(document),
+        *_hold_rows(document["funnel"].get("hold")),
+        (
+            "trained on",
+            _counts({name: train[name] for name in ("hints", "anchors", "holds", "twins") if train.get(name)}),
+        ),
         ("accepted and left out", _counts(train["left_out"])),
         ("fidelity of the steps", _counts(inject["fidelity"])),
     ]
@@ -188,6 +228,14 @@ def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
             " → ".join(_percent(twins["by_split"]["holdout"]["probability"][when]) for when in ("here", "after")),
         ),
     ]
+
+
+def _hold_rows(holds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The row of the data table that counts hold traces; none where none were asked for."""
+    if holds is None:
+        return []
+    failed = f"; not one: {_counts(holds['failed'])}" if holds["failed"] else ""
+    return [("hold traces (never critiqued, never hinted)", f"{holds['traces']}{failed}")]
 
 
 def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str, Any]) -> str:

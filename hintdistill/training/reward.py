@@ -123,7 +123,8 @@ def trace_outcomes(
 def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
     """Every step that the student sampled by itself, with ids and log-probabilities; the others are counted by reason.
 
-    `not_sampled`: given, or sampled under a hint; `unrecorded`: without ids or log-probabilities.
+    `not_sampled`: given, or sampled under a hint; `unrecorded`: without ids or log-probabilities; `filtered_logprobs`: its
+    log-probabilities are of another distribution than the model's own (`Message.logprobs_of`).
 
     Raises:
         InputError: as many ids as log-probabilities are not recorded at a step.
@@ -135,6 +136,8 @@ def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
             left_out["not_sampled"] += 1
         elif not message.token_ids or not message.logprobs:
             left_out["unrecorded"] += 1
+        elif message.own_logprobs is None:
+            left_out["filtered_logprobs"] += 1
         elif len(message.token_ids) != len(message.logprobs):
             raise InputError(
                 f"trace {trace.id}, step {k}: {len(message.token_ids)} ids, {len(message.logprobs)} log-probs"

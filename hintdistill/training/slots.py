@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hintdistill.core.scores import Target
+from hintdistill.objectives.scorebank import RECORDED
 from hintdistill.objectives.spans import span_mask
 from hintdistill.recipes import Term
 from hintdistill.training.reward import OutcomeData, OutcomeRow, TraceOutcome
@@ -51,7 +52,7 @@ class Slot:
     outcome: TraceOutcome | None = None
     """How its trace ended; None where the recipe reads no reward."""
     behaviour: torch.Tensor | None = None
-    """float32 [T]: of an outcome slot, the log-probability of each token when it was sampled."""
+    """float32 [T]: the log-probability of each token when it was sampled, temperature 1; None where it was not recorded."""
 
     @property
     def token_weights(self) -> torch.Tensor:
@@ -68,10 +69,17 @@ class Slot:
         """int64 [T]: where in the support the sampled token stands; it always does."""
         return (self.support_ids == self.sampled[:, None]).int().argmax(-1)
 
+    @property
+    def recorded(self) -> torch.Tensor:
+        """float32 [T]: what an importance ratio divides by; where nothing is recorded, what the run started from says."""
+        if self.behaviour is not None or not self.support_ids.shape[1]:
+            return torch.zeros(self.length) if self.behaviour is None else self.behaviour
+        return self.plain[torch.arange(self.length), self.columns]
+
     def facts(self) -> dict[str, torch.Tensor]:
         """What the recipe's weights may ask of a slot, [T] each."""
         known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
-        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length)}
+        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length), RECORDED: self.recorded}
         if self.outcome is None:
             return known
         ended = {
@@ -141,6 +149,7 @@ def slot_of_target(target: Target, weights: dict[str, np.ndarray], outcome: Trac
         error_class=target.error_class,
         legal_ids=torch.from_numpy(legal) if len(legal) else None,
         outcome=outcome,
+        behaviour=torch.from_numpy(target.sampler_logprobs) if len(target.sampler_logprobs) else None,
     )
 
 

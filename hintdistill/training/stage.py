@@ -53,6 +53,8 @@ class TrainSummary:
     outcome_rows: int = 0
     """Sampled steps that the outcome reward was trained on."""
     twin_rows: int = 0
+    hold_rows: int = 0
+    """Steps of hold traces."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -68,7 +70,7 @@ class TrainData:
     """What a training reads."""
 
     targets: Sequence[Target]
-    """Accepted hints, chosen anchors and twins: what it trains on."""
+    """Accepted hints, chosen anchors, hold steps and twins: what it trains on."""
     heldout: Sequence[Target] = ()
     """Accepted hints of held-out tasks, which a `cgtr` teacher is read on."""
     watch: WatchSets = NOTHING
@@ -169,6 +171,7 @@ def train(
         arrived=student.arrived.record() if student.arrived else None,
         outcome_rows=len(data.outcome.rows),
         twin_rows=rows.number_of("twin"),
+        hold_rows=rows.number_of("hold"),
     )
     _save(trainer, student, job, summary)
     return summary

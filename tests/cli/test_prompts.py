@@ -163,7 +163,7 @@ def trace(*tool_calls) -> Trace:
 def test_every_check_renders_its_hint(weather_trace):
     (first, _) = RulesCritic(CHECKS).check(weather_trace).findings
     text = hint_text(weather_trace, first, SHIPPED)
-    assert text == "There is no tool named get_forecast. The available tools are: get_weather, get_time."
+    assert text == "Only the listed tools can be called. Take the one that fits the request, by its exact name."
 
 
 def test_the_critics_own_words_come_first_and_a_class_without_template_is_said(weather_trace):

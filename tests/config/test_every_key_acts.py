@@ -16,7 +16,7 @@ from support import train_observers as learn
 from hintdistill.config.surface import leaves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOUND = 178
+BOUND = 190
 """Keys at most, each counted by its path; a key needs a reason to be the next one (tests/support/surface.py)."""
 
 
@@ -59,6 +59,7 @@ TWINNED = (
     "train.twins.per_finding=3",
 )
 SCORED = (*RULED, "rescore.top_k=4", "rescore.part_rows=50", "train.watch.steps=1", "train.anchor.candidates=1")
+HELD = f"train.hold.path={TOOLWORLD / 'near_misses.jsonl'}"
 SAMPLED = (
     f"rollout.environment={see.WORLD}",
     "rollout.sample.episodes=2",
@@ -176,12 +177,14 @@ INJECT: dict[str, Acts | Told] = {
     "formats": Acts('{message: "({hint})"}', see.injected, RULED),
     "hint": Acts("placebo", see.injected, RULED),
     "whole_step_without_quote": Acts("true", see.injected, RECORDED),
+    "candidates": Acts("2", see.injected, RULED),
+    "max_level": Acts("0", see.injected, RULED),
     "min_quote_match": Acts("0.6", see.injected, RECORDED),
 }
 RESCORE: dict[str, Acts | Told] = {
     "top_k": Acts("6", see.rescored, SCORED),
     "batch_tokens": Acts("80", see.forward_calls, GATED),
-    "placebos": Acts("4", see.rescored, SCORED),
+    "placebos": Acts("{generic: 2, other_class: 1}", see.rescored, SCORED),
     "part_rows": Acts("2", see.rescored, SCORED),
     "engine.backend": Acts("server", see.served(), ("rescore.engine={base_url: URL1, model: m, max_length: 100}",)),
     "engine.base_url": Acts("URL2", see.served(), ENGINE),
@@ -198,8 +201,10 @@ RESCORE: dict[str, Acts | Told] = {
     "engine.retries": Acts("1", see.served("down"), (*ENGINE, "rescore.engine.concurrency=1"), refusal=True),
     "engine.concurrency": Acts("1", see.served(), ENGINE),
     "engine.max_length": Acts("8", see.served(), ENGINE, refusal=True),
-    "gate.enabled": Acts("false", see.rescored, (*SCORED, "rescore.gate.min_drop_nats=99")),
-    "gate.min_drop_nats": Acts("0.2", see.judged, GATED),
+    "gate.enabled": Acts("false", see.rescored, (*SCORED, "rescore.gate.min_odds_nats=99")),
+    "gate.min_drop_nats": Acts("1.0", see.judged, GATED),
+    "gate.min_odds_nats": Acts("4.0", see.judged, GATED),
+    "gate.min_odds_margin_nats": Acts("2.0", see.judged, GATED),
     "gate.max_raise_nats": Acts("0.9", see.judged, GATED),
     "gate.min_student_probability": Acts("0.001", see.judged, GATED),
     "gate.checks": Acts("[leak]", see.judged, GATED),
@@ -211,6 +216,16 @@ TRAIN: dict[str, Acts | Told] = {
     "anchor.per_trace": Acts("2", learn.chosen),
     "anchor.candidates": Acts("3", see.rescored, SCORED),
     "anchor.choose": Acts("random", learn.chosen, ("run.seed=4",)),
+    "hold.path": Told(
+        "tests/pipeline/test_hold.py", "test_each_record_is_a_row_and_nothing_of_it_is_critiqued_or_injected"
+    ),
+    "hold.split": Told(
+        "tests/pipeline/test_rounds_held.py",
+        "test_a_rounds_hold_traces_are_played_once_by_the_initial_policy_and_held_in_each",
+    ),
+    "hold.per_trace": Acts("2", see.rescored, (*SCORED, HELD)),
+    "hold.limit": Acts("1", see.rescored, (*SCORED, HELD)),
+    "hold.weight": Acts("0", see.rescored, (*SCORED, HELD)),
     "twins.per_finding": Acts("1", see.injected, RULED),
     "twins.state_changing": Acts("true", see.injected, TWINNED),
     "outcome.baseline": Acts("round", learn.compared),

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from hintdistill.config import InjectSection
 from hintdistill.core.errors import HintdistillError, QuoteNotFoundError, TemplateError
 from hintdistill.core.types import Finding, Injection, Message, Trace
+from hintdistill.injection.levels import words_of
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import PromptLibrary
 
@@ -187,12 +188,47 @@ def test_quote_that_is_nowhere(weather_trace, student_renderer):
 
 def test_placebos_are_three_kinds_in_the_same_place(weather_trace, student_renderer):
     made = inject(student_renderer, weather_trace)
-    assert [p.kind for p in made.placebos] == ["generic", "shuffled", "other_class"]
+    assert [p.kind for p in made.placebos] == ["generic", "other_class", "shuffled_answer_free"]
     assert len({p.text for p in made.placebos} | {HINT}) == 4
     assert {p.insert_at for p in made.placebos} == {made.insert_at}
-    assert sorted(made.placebos[1].text.split()) == sorted(HINT.split())
+    words, free = HINT.split(), made.placebos[2].text.split()
+    assert len(free) == len(words) and len(set(free) & set(words)) > 2
+    assert not set(words_of(made.placebos[2].text)) & {"get_weather", "get_time", "get_forecast"}
     for p in made.placebos:
         assert p.text in student_renderer.decode(p.block_ids)
+
+
+def test_kinds_of_placebo_and_their_number_are_chosen(weather_trace, student_renderer):
+    kinds = {"generic": 1, "shuffled": 2}
+    made = Injector(student_renderer, LIBRARY, InjectSection(), kinds).inject(
+        weather_trace, Finding(step=0, error_class="unknown_tool", hint=HINT)
+    )
+    assert [p.kind for p in made.placebos] == ["generic", "shuffled", "shuffled"]
+    assert sorted(made.placebos[1].text.split()) == sorted(HINT.split())
+
+
+def test_a_level_above_the_bound_and_a_wrong_name_first_are_said(weather_trace, student_renderer):
+    hint = "There is no get_forecast. Use get_weather."
+    finding = Finding(step=0, error_class="unknown_tool", hint=hint, facts={"wrong": "get_forecast"})
+    made = Injector(student_renderer, LIBRARY, InjectSection(max_level=1)).inject(weather_trace, finding)
+    assert made.level == 2
+    assert made.guards == ("level: 2 is above 1", "primes: the wrong name 'get_forecast' comes first")
+    assert Injector(student_renderer, LIBRARY, InjectSection()).inject(weather_trace, finding).guards == made.guards[1:]
+
+
+def test_candidates_are_other_hints_for_the_same_finding(weather_trace, student_renderer):
+    injector = Injector(student_renderer, LIBRARY, InjectSection(candidates=3))
+    finding = Finding(step=0, error_class="unknown_tool", hint="Look at the list.", facts={"right": "get_weather"})
+    made = injector.candidates(weather_trace, finding)
+    assert [(i.candidate, i.level, i.hint) for i in made] == [
+        ("critic", 0, "Look at the list."),
+        ("principle", 0, "Call one of the listed tools, by its exact name."),
+        ("action", 2, "The right tool here is get_weather."),
+    ]
+    assert len({(i.context_ids, i.step_ids, i.span) for i in made}) == 1
+    assert [
+        i.candidate for i in Injector(student_renderer, LIBRARY, InjectSection()).candidates(weather_trace, finding)
+    ] == [""]
 
 
 def test_placebo_hint_takes_the_critics_place(weather_trace, student_renderer):

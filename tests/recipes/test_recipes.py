@@ -188,6 +188,7 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
         "tag": torch.ones(n),
         "key_span": torch.zeros(n),
         "lookahead": torch.zeros(n),
+        "recorded": torch.full((n,), -1.0),
     }
     return logits, Batch(views, sampled, [n // 2, n - n // 2], facts, hidden), sampled
 

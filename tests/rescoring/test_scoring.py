@@ -10,11 +10,12 @@ import pytest
 from conftest import TOOLWORLD
 
 from hintdistill.config import GateSection, InjectSection, RescoreSection
-from hintdistill.core.scores import Measurement
+from hintdistill.core.scores import Measurement, Scores
 from hintdistill.core.types import Finding, Injection
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import PromptLibrary
-from hintdistill.rescoring.scorer import Scorer, _View, decide, judge, measure, null_pass_rate
+from hintdistill.rescoring.gate import View, decide, judge, measure, null_pass_rate
+from hintdistill.rescoring.scorer import Scorer
 
 GATE = GateSection()
 GOOD = Measurement(
@@ -26,6 +27,10 @@ GOOD = Measurement(
     specificity=-1.0,
     legal_mass_gain=0.5,
     best_placebo=-0.2,
+    odds=6.0,
+    rise=3.0,
+    placebo_odds=0.8,
+    placebo_odds_median=0.3,
 )
 
 
@@ -36,9 +41,10 @@ def test_a_good_hint_is_accepted():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"effect": -0.9, "best_placebo": 0.0}, "no_effect"),
+        ({"odds": 1.0, "placebo_odds": 0.0, "placebo_odds_median": 0.0}, "no_effect"),
+        ({"effect": 0.1}, "no_effect"),
         ({"position": None}, "no_effect"),
-        ({"best_placebo": -3.0}, "not_below_placebo"),
+        ({"placebo_odds": 6.0, "placebo_odds_median": 5.9}, "not_above_placebo"),
         ({"specificity": 0.0}, "not_specific"),
         ({"legal_mass_gain": 0.0}, "mass_to_illegal"),
         ({"max_raise": 0.6}, "primed"),
@@ -75,25 +81,37 @@ def injection(**change) -> Injection:
     return Injection(**{**base, **change})
 
 
-NOTHING = np.zeros((4, 0))
-
-
-def view(effect, top1=(10, 11, 99, 13), gathered=NOTHING) -> _View:
-    return _View(np.array(effect, np.float32), np.array(top1), np.asarray(gathered))
-
-
+STEP = (10, 11, 12, 13)
 PLAIN = np.log(np.array([0.9, 0.8, 0.7, 0.9], np.float32))
 
 
+def scores(sampled, other, at, gathered=None, top1=None) -> Scores:
+    """Scores of the step with one other id at each position, and its log-probability."""
+    ids = np.array([STEP, other]).T
+    logprobs = np.stack([np.asarray(sampled, np.float32), np.asarray(at, np.float32)], 1)
+    return Scores(np.asarray(sampled, np.float32), ids, logprobs, np.full(4, -9.0, np.float32), gathered, top1)
+
+
+def view(effect, top1=(10, 11, 99, 13), gathered=None, plain_gathered=None, plain=PLAIN, at=-0.5) -> View:
+    """A view that lowers the sampled tokens by `effect` and gives each other token `at`; without a hint it has log .02."""
+    top1 = np.array(top1)
+    other = np.where(top1 == STEP, 77, top1)
+    effect = np.array(effect, np.float32)
+    alternative = np.where(top1 == STEP, -6.0, at)
+    before = scores(plain, other, np.full(4, math.log(0.02)), plain_gathered)
+    return View(scores(plain + effect, other, alternative, gathered, top1), before)
+
+
 def test_the_decision_token_is_the_first_of_the_quote_that_the_teacher_leaves():
-    m = measure(injection(), PLAIN, NOTHING, view([-5, -0.1, -3, -4], top1=(98, 11, 99, 97)), [])
+    m = measure(injection(), view([-5, -0.1, -3, -4], top1=(98, 11, 99, 97)), [])
     assert (m.position, m.instead_id) == (2, 99)
     assert m.effect == pytest.approx(-3)
-    assert measure(injection(), PLAIN, NOTHING, view([-1, -1, -1, -1], top1=(98, 11, 12, 97)), []).position is None
+    assert measure(injection(), view([-1, -1, -1, -1], top1=(98, 11, 12, 97)), []).position is None
+    assert m.flips and m.odds == pytest.approx(3 - 0.5 - math.log(0.02)) and m.rise == pytest.approx(m.odds - 3)
 
 
 def test_specificity_compares_quote_rest_and_placebo():
-    m = measure(injection(), PLAIN, NOTHING, view([-1, -2, -4, -1]), [view([0, -1, -1, 0]), view([0, 0, 0, 0])])
+    m = measure(injection(), view([-1, -2, -4, -1]), [view([0, -1, -1, 0]), view([0, 0, 0, 0])])
     # quote mean -3, rest mean -1, contrast -2; placebo contrasts -1 and 0, mean -0.5
     assert m.specificity == pytest.approx(-1.5)
     assert m.best_placebo == pytest.approx(-1)
@@ -101,18 +119,53 @@ def test_specificity_compares_quote_rest_and_placebo():
 
 def test_raised_quoted_tokens_count_only_where_they_are_not_negligible():
     plain = np.log(np.array([0.9, 0.3, 1e-6, 0.9], np.float32))
-    assert measure(injection(), plain, NOTHING, view([0, 0.9, 5, 0]), []).max_raise == pytest.approx(0.9)
+    assert measure(injection(), view([0, 0.9, 5, 0], plain=plain), []).max_raise == pytest.approx(0.9)
     whole = injection(span=(0, 4), quote_found="whole_step")
-    assert measure(whole, plain, NOTHING, view([0, 0.9, 5, 0]), []).max_raise == 0.0
+    assert measure(whole, view([0, 0.9, 5, 0], plain=plain), []).max_raise == 0.0
 
 
 def test_legal_mass_gain_is_read_at_the_decision_token():
     legal = injection(legal={2: (5, 7), 1: (6,)})
     plain = np.log(np.array([[0.1, 0.1, 0.1]] * 4))
     hinted = np.log(np.array([[0.1, 0.1, 0.1], [0.1, 0.9, 0.1], [0.4, 0.1, 0.3], [0.1, 0.1, 0.1]]))
-    m = measure(legal, PLAIN, plain, view([0, 0, -3, 0], gathered=hinted), [])
+    m = measure(legal, view([0, 0, -3, 0], gathered=hinted, plain_gathered=plain), [])
     assert m.legal_mass_gain == pytest.approx(0.5)
-    assert measure(injection(), PLAIN, NOTHING, view([0, 0, -3, 0]), []).legal_mass_gain is None
+    assert measure(injection(), view([0, 0, -3, 0]), []).legal_mass_gain is None
+
+
+def test_where_no_first_choice_changes_the_odds_decide():
+    """The student still says its error, less surely: the alternative went from .02 to .35."""
+    quiet = view([0, 0, -1.2, 0], top1=STEP)
+    quiet.scores.topk_logprobs[2, 1] = math.log(0.35)
+    m = measure(injection(), quiet, [])
+    assert (m.position, m.instead_id, m.flips) == (2, 77, False)
+    assert m.odds == pytest.approx(math.log(0.35 / 0.02) + 1.2, abs=1e-5)
+    assert judge(replace(m, specificity=-1.0), (), GATE) == ()
+
+
+def test_priming_is_judged_where_no_first_choice_changes():
+    plain = np.log(np.array([0.9, 0.2, 0.2, 0.9], np.float32))
+    primed = measure(injection(), view([0, 1.5, 0, 0], top1=STEP, plain=plain), [])
+    assert primed.position is None and judge(primed, (), GATE) == ("no_effect", "primed")
+
+
+def test_a_placebo_is_weighed_on_the_token_of_the_hint_and_an_unkept_one_counts_as_the_most_it_can_be():
+    hint = view([0, 0, -3, 0])
+    m = measure(injection(), hint, [View(view([0, 0, -0.1, 0], top1=STEP).scores, hint.plain)])
+    # the placebo's own rows do not have id 99: it can be no likelier than what they kept least of
+    assert m.placebo_odds == pytest.approx(-9.0 - math.log(0.7) + 0.1 - (math.log(0.02) - math.log(0.7)), abs=0.01)
+
+
+def test_targets_of_schema_2_are_judged_by_the_fall():
+    old = replace(GOOD, odds=None, rise=None, placebo_odds=None, placebo_odds_median=None)
+    assert judge(old, (), GATE) == ()
+    assert judge(replace(old, best_placebo=-3.0), (), GATE) == ("not_below_placebo",)
+    assert judge(replace(old, effect=-0.9), (), GateSection(min_drop_nats=1)) == ("no_effect",)
+
+
+def test_a_level_that_is_refused_and_a_hint_that_lost_are_reasons_whatever_the_checks():
+    gate = GateSection(checks=())
+    assert judge(GOOD, ("level: 3 is above 2", "primes: it lists 3 tools"), gate) == ("level",)
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +202,9 @@ def test_step_ids_and_support_are_shared_by_both_views(scored):
 
 def test_the_gate_can_be_switched_off_and_keeps_the_reasons(scored):
     _, target = scored
-    rejected = decide(target, GateSection(min_drop_nats=50))
+    rejected = decide(target, GateSection(min_odds_nats=50))
     assert not rejected.accepted and rejected.reasons == ("no_effect",)
-    forced = decide(target, GateSection(min_drop_nats=50, enabled=False))
+    forced = decide(target, GateSection(min_odds_nats=50, enabled=False))
     assert forced.accepted and forced.reasons == ("no_effect",)
 
 
@@ -159,9 +212,8 @@ def test_placebos_are_measured_by_the_same_gate(scored):
     _, target = scored
     assert null_pass_rate([target], GATE) in {0.0, 1 / 3}
     assert null_pass_rate([], GATE) is None
-    lax = GateSection(
-        min_drop_nats=0, max_raise_nats=99, checks=("leak", "dialect", "words"), min_student_probability=0
-    )
+    off = {"min_drop_nats": 0, "min_odds_nats": 0, "min_odds_margin_nats": 0, "max_raise_nats": 99}
+    lax = GateSection(**off, checks=("leak", "dialect", "words"), min_student_probability=0)
     assert null_pass_rate([target], lax) >= null_pass_rate([target], GATE)
 
 

@@ -14,7 +14,7 @@ from support.stored_targets import make_target
 from hintdistill.config import GateSection, TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Placebo, Target
-from hintdistill.rescoring.scorer import decide
+from hintdistill.rescoring.gate import decide
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rescoring.stored import by_key, extents, heads
 from hintdistill.training.rows import RowDataset, build_rows

@@ -118,7 +118,7 @@ def forward_calls(overrides: Sequence[str]) -> Any:
 
 def judged(overrides: Sequence[str]) -> Any:
     """What the gate says of hints that are just good enough in all but one respect."""
-    from hintdistill.rescoring.scorer import judge
+    from hintdistill.rescoring.gate import judge
 
     good = {
         "position": 0,
@@ -129,8 +129,11 @@ def judged(overrides: Sequence[str]) -> Any:
         "specificity": -1.0,
     }
     good |= {"legal_mass_gain": 0.5, "best_placebo": 0.0}
+    good |= {"odds": 5.0, "rise": 3.0, "placebo_odds": 0.5, "placebo_odds_median": 0.2}
     bad = [
         {"effect": -0.5},
+        {"odds": 2.2},
+        {"placebo_odds_median": 3.4},
         {"plain_logprob": -6.0},
         {"max_raise": 0.7},
         {"specificity": 0.1},

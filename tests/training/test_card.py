@@ -186,3 +186,37 @@ def test_the_card_names_no_folder_of_this_machine(cards, tmp_path):
     assert str(tmp_path) not in text and "a local folder" in text
     document["run"]["config"]["train"]["recipe"]["teacher"]["model"] = "owner/Teacher-7B"
     assert "owner/Teacher-7B" in card_text(document, {}, adapter=False, license_of={})
+
+
+def said(document: dict, recipe: str | dict, **facts) -> str:
+    """The card's first paragraph for another recipe and other counts of what was trained on."""
+    config = json.loads(json.dumps(document["run"]["config"]))
+    config["train"]["recipe"] = recipe
+    changed = document | {"run": document["run"] | {"config": config}, "train": document["train"] | facts}
+    return card_text(changed, {}, adapter=False, license_of={}).split("\n\n")[2]
+
+
+def test_no_sentence_claims_what_was_not_done(document):
+    assert document["train"]["anchor_rows"] > 0
+    plain = said(document, "targeted")
+    assert (
+        f"Held at what the initial model says there: {document['train']['anchor_rows']} clean steps of the same traces."
+        in plain
+    )
+    assert "(loss: `jsd` over the whole step)" in plain and "what the model itself says there under the hint" in plain
+    alone = said(document, "targeted", anchor_rows=0, hold_rows=0)
+    assert "No other step was held in place." in alone and "Held at" not in alone
+    both = said(document, "targeted", hold_rows=3)
+    assert "clean steps of the same traces, 3 steps of hold traces. No other step was." in both
+    other = said(
+        document, {"preset": "targeted", "terms": {"distill": {"divergence": {"kind": "fkl"}, "span": "quote"}}}
+    )
+    assert "(loss: `fkl` over the quoted words)" in other and "jsd" not in other
+    external = said(document, {"preset": "targeted", "teacher": {"update": "external", "model": "some/model"}})
+    assert "what another model says there under the hint" in external
+
+
+def test_a_card_of_a_run_without_a_gate_says_so_and_one_with_it_does_not(document):
+    off = document | {"gate": document["gate"] | {"enabled": False}}
+    assert "**The gate was off:**" in card_text(off, {}, adapter=False, license_of={})
+    assert "gate was off" not in card_text(document, {}, adapter=False, license_of={})

@@ -46,7 +46,7 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
     if not trace.tools and options.tools:
         update["tools"] = options.tools
     if options.token_ids == "ignore":
-        blank = {"prompt_token_ids": None, "token_ids": None, "logprobs": None}
+        blank = {"prompt_token_ids": None, "token_ids": None, "logprobs": None, "logprobs_of": None}
         update["messages"] = tuple(m.model_copy(update=blank) for m in trace.messages)
     return trace.model_copy(update=update)
 

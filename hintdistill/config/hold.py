@@ -1,0 +1,53 @@
+"""The part of the configuration that speaks of hold traces: traces that are only held in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from hintdistill.config.base import Section
+from hintdistill.core.paths import ConfigPath
+
+
+class HoldSection(Section):
+    """Traces whose steps are held at the initial policy: read and scored, never critiqued, never given a hint."""
+
+    path: tuple[ConfigPath, ...] = ()
+    """A file, a folder, a glob or a zip of traces, or several of them, read as `traces.path` is."""
+    split: str | None = None
+    """In place of `path`: a split of `rollout.environment`; the initial policy plays its tasks once, at
+    `rollout.sample.temperature`. Every finished episode is held, whatever its reward, so name a split on which the present
+    behaviour is right."""
+    per_trace: int = Field(default=1, ge=1)
+    """Steps per trace that are held, drawn by the seed; given steps are never among them."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many traces, drawn by the seed; of a split, its first tasks."""
+    weight: float | None = Field(default=None, ge=0.0)
+    """Coefficient of the hold term (`train.recipe.terms.hold.coef`): a recipe without one gets the default recipe's anchor on
+    these rows, with this coefficient. 0 takes the term away; `null`: the anchor's coefficient, or the recipe's own."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> HoldSection:
+        if self.path and self.split is not None:
+            raise ValueError("hold traces come from files or from an environment's split; set path or split, not both")
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there are hold traces."""
+        return bool(self.path) or self.split is not None
+
+    def terms(self, has_own: bool, default: dict[str, Any]) -> dict[str, Any]:
+        """Return this section as overrides of a recipe's terms.
+
+        Args:
+            has_own: whether the recipe has a term called `hold`.
+            default: the term that a recipe without one gets.
+        """
+        if self.weight == 0:
+            return {"hold": None} if has_own else {}
+        if not self.given:
+            return {}
+        coef = {} if self.weight is None else {"coef": self.weight}
+        return {"hold": coef if has_own else {**default, "rows": "hold", **coef}} if coef or not has_own else {}
