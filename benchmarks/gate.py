@@ -38,7 +38,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hintdistill.config import GateSection
+from hintdistill.config import GateCheck, GateSection
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.importing import load_object
@@ -67,9 +67,9 @@ NULLS = ("generic", "shuffled_answer_free")
 MOST = 0.10
 GRID = {
     "min_odds_nats": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
-    "min_odds_margin_nats": (0.25, 0.5, 1.0, 1.5, 2.0),
-    "min_drop_nats": (0.0, 0.1, 0.25, 0.5, 1.0),
-    "max_raise_nats": (0.5, 1.0, 2.0),
+    "min_odds_margin_nats": (0.5, 1.0, 1.5, 2.0, 3.0),
+    "min_drop_nats": (0.0, 0.25, 0.5),
+    "min_legal_gain": (0.0, 0.1, 0.2, 0.3),
 }
 
 
@@ -263,7 +263,9 @@ def _nulls(rows: Sequence[Row]) -> list[list[Row]]:
 def fall_alone(row: Row) -> bool:
     """Whether the gate of before accepts this row."""
     m = {**row["m"], "odds": None} | ({} if row["m"]["flips"] else {"position": None})
-    return not judge(Measurement(**m), row["guards"], GateSection(min_drop_nats=1.0))
+    return not judge(
+        Measurement(**m), row["guards"], GateSection(min_drop_nats=1.0, min_legal_gain=0.0, checks=get_args(GateCheck))
+    )
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float | None:

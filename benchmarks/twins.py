@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.ablation.jobs import Job  # noqa: E402
 from benchmarks.ablation.twin_page import BLOCKS, blocks_of, document_of  # noqa: E402
-from benchmarks.ablation.twin_settings import TwinJob, TwinsConfig, jobs_of, load_twins  # noqa: E402
+from benchmarks.ablation.twin_run import TwinJob  # noqa: E402
+from benchmarks.ablation.twin_settings import TwinsConfig, jobs_of, load_twins  # noqa: E402
 from benchmarks.blocks import put  # noqa: E402
 from hintdistill.core.errors import ConfigError, HintdistillError  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402

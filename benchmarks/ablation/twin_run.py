@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation import arms
 from benchmarks.ablation.arm_run import off_target, round_episodes
 from benchmarks.ablation.bench import Bench
-from benchmarks.ablation.jobs import Job
+from benchmarks.ablation.jobs import Job, job_key
 from benchmarks.ablation.shared_baseline import run_shared
 from benchmarks.ablation.twin_arms import Round, drawn, held_rows, kinds_of
 from benchmarks.ablation.twin_reads import (
@@ -23,16 +24,46 @@ from benchmarks.ablation.twin_reads import (
     removability,
     write_shared_reads,
 )
-from benchmarks.ablation.twin_settings import TwinsConfig
+from benchmarks.ablation.twin_settings import SUITE, TwinsConfig
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import EmptyFunnelError, TripwireError
 from hintdistill.core.scores import Target
+from hintdistill.core.storage import content_key
 from hintdistill.pipeline.arms import ArmTraining, Budget, changed, draw_rows, train_arm
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.outcome import outcome_data
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.rounds import collapsed
 from hintdistill.pipeline.twins import counts
+
+
+@dataclass(frozen=True)
+class TwinJob:
+    """A job of the benchmark, as the runner of arms takes it."""
+
+    config: TwinsConfig
+    folder: Path
+    job: Job
+
+    @property
+    def name(self) -> str:
+        """Folder of the job."""
+        return self.job.name
+
+    @property
+    def units(self) -> int:
+        """One: the bar counts jobs."""
+        return 1
+
+    def key(self) -> str:
+        """Key of everything that the result depends on."""
+        measured = self.config.twins.model_dump(mode="json", exclude={"arms", "frontier", "rate"})
+        pairs = hashlib.sha256(SUITE.with_name("near_miss_pairs.jsonl").read_bytes()).hexdigest()
+        return content_key("twins", job_key(self.config.ablation, self.job), measured, pairs)
+
+    def run(self, advance: Any) -> dict[str, Any]:
+        """Play, train and measure, in the job's folder."""
+        return {**asdict(self.job), **run_job(self.config, self.folder, self.job)}
 
 
 def run_job(config: TwinsConfig, folder: Path, job: Job) -> dict[str, Any]:

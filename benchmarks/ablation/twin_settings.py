@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field
 
-from benchmarks.ablation.jobs import Job, job_key
+from benchmarks.ablation.jobs import Job
 from benchmarks.ablation.settings import AblationConfig
 from hintdistill.config import RunConfig
 from hintdistill.config.base import Section
 from hintdistill.config.file import load_as
 from hintdistill.core.errors import ConfigError
-from hintdistill.core.storage import content_key
 from hintdistill.pipeline.arms import changed
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,13 +87,13 @@ QUICK: dict[str, Any] = {
     "run": {"rounds": 1},
     "rollout": {"sample": {"episodes": 128}},
     "report": {"off_target_steps": 40},
-    "ablate": {"seeds": [0], "steps": 12, "limit": 48, "limits": {}, "near_splits": []},
+    "ablate": {"seeds": [0], "steps": 24, "limit": 48, "limits": {}, "near_splits": []},
     "twins": {
         "arms": ["none", "twins"],
         "frontier": [],
-        "hints": 64,
-        "anchors": 32,
-        "held": 32,
+        "hints": 96,
+        "anchors": 48,
+        "held": 48,
         "pairs_per_family": 8,
         "heldout": 40,
     },
@@ -132,34 +129,3 @@ def jobs_of(config: TwinsConfig) -> tuple[list[Job], list[Job]]:
         for rate in (every if arm in t.frontier else (t.rate,))
     ]
     return [Job(regime, "shared", seed) for seed in config.ablate.seeds], arms
-
-
-@dataclass(frozen=True)
-class TwinJob:
-    """A job of the benchmark, as the runner of arms takes it."""
-
-    config: TwinsConfig
-    folder: Path
-    job: Job
-
-    @property
-    def name(self) -> str:
-        """Folder of the job."""
-        return self.job.name
-
-    @property
-    def units(self) -> int:
-        """One: the bar counts jobs."""
-        return 1
-
-    def key(self) -> str:
-        """Key of everything that the result depends on."""
-        measured = self.config.twins.model_dump(mode="json", exclude={"arms", "frontier", "rate"})
-        pairs = hashlib.sha256(SUITE.with_name("near_miss_pairs.jsonl").read_bytes()).hexdigest()
-        return content_key("twins", job_key(self.config.ablation, self.job), measured, pairs)
-
-    def run(self, advance: Any) -> dict[str, Any]:
-        """Play, train and measure, in the job's folder."""
-        from benchmarks.ablation.twin_run import run_job
-
-        return {**asdict(self.job), **run_job(self.config, self.folder, self.job)}

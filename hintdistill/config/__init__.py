@@ -6,7 +6,7 @@ no say. `config/file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -154,7 +154,9 @@ class InjectSection(Section):
 
 
 GateCheck = Literal["legal_gain", "specific", "leak", "dialect", "words"]
-GATE_CHECKS: tuple[GateCheck, ...] = get_args(GateCheck)
+GATE_CHECKS: tuple[GateCheck, ...] = ("legal_gain", "leak", "dialect", "words")
+"""The checks that are made unless `rescore.gate.checks` says otherwise. `specific` is not among them: on a student that sampled
+its error by chance the whole step moves, and it rejected every fourth hint that repairs."""
 MAX_NULL_PASS_RATE = 0.10
 """Placebos that pass the gate above this rate raise a warning."""
 
@@ -168,14 +170,16 @@ class GateSection(Section):
     """The decision token must fall by at least this much."""
     min_odds_nats: float = Field(default=2.0, ge=0.0)
     """The log-odds of what the hinted view says instead, against the decision token, must rise by at least this much."""
-    min_odds_margin_nats: float = Field(default=1.0, ge=0.0)
-    """They must rise by at least this much more than under each placebo."""
+    min_odds_margin_nats: float = Field(default=2.0, ge=0.0)
+    """They must rise by at least this much more than under the median placebo."""
+    min_legal_gain: float = Field(default=0.2, ge=0.0, le=1.0)
+    """Probability that must go to what the tool schemas allow at the decision token, where they say something."""
     max_raise_nats: float = Field(default=0.5, ge=0.0)
     """No quoted token may rise by more than this, whether or not a first choice changes."""
     min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
     """Below this plain probability of the decision token it is not this student's error."""
     checks: tuple[GateCheck, ...] = GATE_CHECKS
-    """What else is required. `legal_gain`: probability moves to what the tool schemas allow; `specific`: the quote falls more
+    """What else is required. `legal_gain`: `min_legal_gain` goes to what the tool schemas allow; `specific`: the quote falls more
     than the rest of the step; `leak`: no literal that the step's context does not hold; `dialect`: no tool-call markup of
     another model; `words`: no hint that proposes a call no schema allows (`illegal`) or says nothing (`vacuous`)."""
 

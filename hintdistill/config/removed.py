@@ -87,8 +87,10 @@ def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
 
 
 def _placebos(data: dict[str, Any]) -> dict[str, Any]:
-    """Placebos as kinds and numbers: until schema 2 they were a number, of three kinds in turn."""
+    """Placebos as kinds and numbers: until schema 2 they were a number, of three kinds in turn; and the gate asked for no odds."""
     rescore = data["rescore"]
+    for key in ("min_odds_nats", "min_odds_margin_nats", "min_legal_gain"):
+        rescore["gate"].setdefault(key, 0.0)
     if isinstance(rescore["placebos"], int):
         n = rescore["placebos"]
         kinds = ("generic", "shuffled", "other_class")

@@ -70,7 +70,8 @@ class Measurement:
     plain_logprob: float
     """Log-probability of the decision token without the hint; 0.0 where there is none."""
     max_raise: float
-    """Largest hint effect over quoted tokens that are not negligible under the hint; 0.0 without a quote."""
+    """Largest hint effect over quoted tokens that are not negligible under the hint, up to the one at which the hinted view leaves
+    them; 0.0 without a quote."""
     specificity: float
     """Mean effect on the span minus mean effect on the step's other tokens, minus the same under the placebos."""
     legal_mass_gain: float | None

@@ -24,6 +24,7 @@ from hintdistill.core.errors import EmptyFunnelError, HintdistillError
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.types import HELD
 from hintdistill.core.variables import environment_variables
 from hintdistill.injection.hints import seed_of
 from hintdistill.pipeline.progress import Advance, Console
@@ -53,7 +54,7 @@ class Budget:
     rows: int
     """Hint rows: steps with a loss of their own."""
     anchors: int
-    """Anchor rows."""
+    """Anchor rows; see `others`."""
     steps: int
     """Optimiser steps."""
     fill: bool = True
@@ -61,7 +62,7 @@ class Budget:
     held_share: float = 0.5
     """Share of the anchors that is drawn from `held` targets, where there are any."""
     others: Mapping[str, int] = field(default_factory=dict)
-    """Rows of the other held kinds (`twin`, `hold`), by kind; as `anchors`."""
+    """Rows of held kinds (`twin`, `hold`) that have a number of their own; those of other held kinds count among `anchors`."""
 
     def content(self) -> dict[str, Any]:
         """What results depend on, as plain data; without `others` where there are none, as before there were such kinds."""
@@ -137,6 +138,8 @@ def draw_rows(
     of_held = round(budget.held_share * budget.anchors) if held else 0
     kinds = ("hint", "anchor", *budget.others)
     own = {kind: [t for t in targets if t.kind == kind and t.accepted] for kind in kinds}
+    # what has no number of its own counts as an anchor
+    own["anchor"] = [t for t in targets if t.kind in HELD and t.kind not in budget.others and t.accepted]
     out: list[Target] = []
     distinct = dict.fromkeys(kinds, 0)
     for kind, members, wanted in (

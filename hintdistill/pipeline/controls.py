@@ -101,12 +101,12 @@ class Bench:
                 hint="run the same traces with more fidelities in train.fidelity, or with a smaller traces.holdout",
             )
         rows = settings.rows or len(hints)
-        held = {kind: round(rows * sum(t.kind == kind for t in self.trained) / len(hints)) for kind in HELD}
+        twins = sum(t.kind == "twin" for t in self.trained)
         self.budget = Budget(
             rows=rows,
-            anchors=held.pop("anchor"),
+            anchors=round(rows * (len(self.trained) - len(hints) - twins) / len(hints)),
             steps=settings.steps or min(own or FEW_STEPS, FEW_STEPS),
-            others={kind: n for kind, n in held.items() if n},
+            others={"twin": round(rows * twins / len(hints))} if twins else {},
         )
         self.outcome = outcome_data(ctx)
 
@@ -187,13 +187,13 @@ class Bench:
         return sft(self.ctx, found.kept)
 
     def rows_of(self, arm: Arm) -> tuple[list[Target], dict[str, int]]:
-        """The arm's rows, as many anchors as every arm has, none on a step that the arm moves, and every arm's twins and holds."""
+        """The arm's rows, as many anchors as every arm has, none on a step that the arm moves, and every arm's twins."""
         hints = list(arm.targets())
         moved = {(t.trace_id, t.step) for t in hints}
         held = [
             t
             for t in self.trained
-            if t.kind in self.budget.others or (t.kind == "anchor" and (t.trace_id, t.step) not in moved)
+            if t.kind in self.budget.others or (t.kind in HELD and (t.trace_id, t.step) not in moved)
         ]
         return draw_rows([*hints, *held], self.budget, self.salt)
 
@@ -272,7 +272,7 @@ class ArmRun:
         row = {
             "arm": self.arm.name,
             "rows": hints,
-            "anchors": sum(t.kind == "anchor" for t in chosen),
+            "anchors": sum(t.kind in HELD and t.kind not in bench.budget.others for t in chosen),
             **{f"{kind}s": sum(t.kind == kind for t in chosen) for kind in bench.budget.others},
             "distinct": distinct,
             "steps": 0,

@@ -101,7 +101,7 @@ def about(document: Mapping[str, Any]) -> str:
     """What was equal and what was read, in one sentence each."""
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
-    rows = [f"{equal['rows']} hint rows", *(f"{equal[k]} {k}" for k in ("anchors", "twins", "holds") if k in equal)]
+    rows = [f"{equal['rows']} hint rows", *(f"{equal[k]} {k}" for k in ("anchors", "twins") if k in equal)]
     lines = [
         f"Recipe {document['recipe']}. Every arm: {', '.join(rows)}, "
         f"{equal['steps']} optimiser steps, learning rate {document['learning_rate']:g} where the arm has none of its own.",

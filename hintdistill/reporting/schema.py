@@ -64,6 +64,7 @@ _WORDS = frozenset(
         "duplicate_id",
         "empty_file",
         "empty_record",
+        "cut_step",
         "failed_episode",
         "holdout",
         "lone_surrogate",
@@ -166,7 +167,7 @@ _twins = record(
     ),
 )
 _funnel = record(
-    read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    read=record(**numbers("records", "traces", "steps", "cut"), failed=counts(reason), split=counts(split)),
     hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
         **numbers("findings", "dropped", "in_windows"),
@@ -208,6 +209,7 @@ _evaluation = record(
     **numbers("episodes", "success_rate", "error_rate"),
     errors=counts(error_class),
     failures=counts(numbered("failure")),
+    tools=table(word("effect", ("reads", "changes")), record(**numbers("calls", "successful", "error_rate"))),
 )
 _measured = dict.fromkeys(("before", "after"), _evaluation)
 _effects = record(
@@ -326,7 +328,7 @@ SHARED: Rule = record(
     gate=record(
         **numbers("null_pass_rate", "bound", "enabled", "min_drop_nats", "max_raise_nats", "min_student_probability"),
         **numbers("require_legal_gain", "require_specific", "check_leak", "check_dialect", "check_words"),
-        **numbers("max_null_pass_rate", "min_odds_nats", "min_odds_margin_nats"),
+        **numbers("max_null_pass_rate", "min_odds_nats", "min_odds_margin_nats", "min_legal_gain"),
         null_pass_rate_by_kind=table(placebo, number),
         null_pass_rate_by_level=table(level, number),
         checks=each(word("check", ("legal_gain", "specific", "leak", "dialect", "words"))),

@@ -89,7 +89,9 @@ def measure(injection: Injection, view: View, placebos: Sequence[View]) -> Measu
     start, end = injection.span
     position, instead, flips = _decision(injection, view)
     effect, has_quote = view.effect, injection.quote_found != "whole_step"
-    quoted = effect[start:end][view.scores.sampled[start:end] > NEGLIGIBLE]
+    # once the view has left the sampled tokens, it does not come to those that follow
+    stop = position + 1 if flips and position is not None else end
+    quoted = effect[start:stop][view.scores.sampled[start:stop] > NEGLIGIBLE]
     specificity = _contrast(effect, start, end)
     specificity -= float(np.mean([_contrast(p.effect, start, end) for p in placebos] or [0.0]))
     raised = float(max(0.0, quoted.max())) if has_quote and len(quoted) else 0.0
@@ -148,17 +150,24 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
         return (*reasons, "primed") if primed else tuple(reasons)
     if m.effect > -gate.min_drop_nats or (m.odds is not None and m.odds < gate.min_odds_nats):
         reasons.append("no_effect")
-    if m.effect >= m.best_placebo:
-        reasons.append("not_below_placebo")
-    if m.odds is not None and m.placebo_odds is not None and m.odds - m.placebo_odds < gate.min_odds_margin_nats:
+    if m.odds is None or m.placebo_odds_median is None:
+        # a target of schema 2: the odds are not known
+        if m.effect >= m.best_placebo:
+            reasons.append("not_below_placebo")
+    elif m.odds - m.placebo_odds_median < gate.min_odds_margin_nats:
         reasons.append("not_above_placebo")
     if "specific" in gate.checks and m.specificity >= 0:
         reasons.append("not_specific")
-    if "legal_gain" in gate.checks and m.legal_mass_gain is not None and m.legal_mass_gain <= 0:
+    if "legal_gain" in gate.checks and m.legal_mass_gain is not None and _too_little(m.legal_mass_gain, gate):
         reasons.append("mass_to_illegal")
     if primed:
         reasons.append("primed")
     return tuple(reasons)
+
+
+def _too_little(gain: float, gate: GateSection) -> bool:
+    """Whether the mass that went to legal continuations is too small; never enough where there is none."""
+    return gain <= 0 or gain < gate.min_legal_gain
 
 
 _GUARDS = (

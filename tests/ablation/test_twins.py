@@ -12,8 +12,8 @@ from support.stored_targets import make_target
 from benchmarks.ablation.twin_arms import drawn, transplanted
 from benchmarks.ablation.twin_page import BLOCKS, blocks_of, document_of
 from benchmarks.ablation.twin_reads import suite_name
-from benchmarks.ablation.twin_run import mass, training
-from benchmarks.ablation.twin_settings import NAMES, SUITE, TwinJob, jobs_of, load_twins
+from benchmarks.ablation.twin_run import TwinJob, mass, training
+from benchmarks.ablation.twin_settings import NAMES, SUITE, jobs_of, load_twins
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.types import Finding, Message, Replacement, Trace, Twin, TwinEdit
 
@@ -27,7 +27,7 @@ def test_jobs():
     assert {j.arm for j in arms} == set(NAMES)
     quick = load_twins(CONFIG, quick=True)
     assert [(j.arm, j.seed) for group in jobs_of(quick) for j in group] == [("shared", 0), ("none", 0), ("twins", 0)]
-    assert quick.run.rounds == 1 and quick.ablate.steps == 12 and quick.twins.held == 32
+    assert quick.run.rounds == 1 and quick.ablate.steps == 24 and quick.twins.held == 48
     assert SUITE.is_file()
 
 

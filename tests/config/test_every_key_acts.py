@@ -205,6 +205,7 @@ RESCORE: dict[str, Acts | Told] = {
     "gate.min_drop_nats": Acts("1.0", see.judged, GATED),
     "gate.min_odds_nats": Acts("4.0", see.judged, GATED),
     "gate.min_odds_margin_nats": Acts("2.0", see.judged, GATED),
+    "gate.min_legal_gain": Acts("0.6", see.judged, GATED),
     "gate.max_raise_nats": Acts("0.9", see.judged, GATED),
     "gate.min_student_probability": Acts("0.001", see.judged, GATED),
     "gate.checks": Acts("[leak]", see.judged, GATED),
@@ -226,6 +227,7 @@ TRAIN: dict[str, Acts | Told] = {
     "hold.per_trace": Acts("2", see.rescored, (*SCORED, HELD)),
     "hold.limit": Acts("1", see.rescored, (*SCORED, HELD)),
     "hold.weight": Acts("0", see.rescored, (*SCORED, HELD)),
+    "twins.weight": Told("tests/rescoring/test_twin_scores.py", "test_a_twin_is_a_row_of_its_own_and_weighs_as_a_slot"),
     "twins.per_finding": Acts("1", see.injected, RULED),
     "twins.state_changing": Acts("true", see.injected, TWINNED),
     "outcome.baseline": Acts("round", learn.compared),
@@ -270,6 +272,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "splits": Acts("[test]", see.measured, MEASURED),
     "limit": Acts("1", see.measured, MEASURED),
     "temperature": Acts("1.0", see.measured, MEASURED),
+    "top_p": Acts("0.3", see.measured, (*MEASURED, "rollout.temperature=2")),
+    "top_k": Acts("1", see.measured, (*MEASURED, "rollout.temperature=2")),
+    "min_p": Acts("0.9", see.measured, (*MEASURED, "rollout.temperature=2")),
     "max_new_tokens": Acts("5", see.measured, MEASURED),
     "max_steps": Acts("1", see.measured, MEASURED),
     "batch_size": Acts("1", see.played, SAMPLED),
@@ -281,6 +286,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "sample.episodes": Acts("4", see.played, SAMPLED),
     "sample.per_task": Acts("2", see.played, SAMPLED),
     "sample.temperature": Acts("0", see.played, SAMPLED),
+    "sample.top_p": Acts("0.3", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
+    "sample.top_k": Acts("1", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
+    "sample.min_p": Acts("0.9", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
     "sample.server.base_url": Acts(
         "URL1", see.played, (*SAMPLED, "rollout.sample.server={model: m, max_gap_nats: 99}")
     ),
@@ -296,6 +304,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "stop.min_effect_nats": Acts("1000", see.looped, LOOPED),
     "stop.max_off_target_kl": Told(
         "tests/pipeline/test_rounds.py", "test_a_bound_that_is_crossed_stops_with_the_last_good_weights"
+    ),
+    "stop.max_changes_drop": Told(
+        "tests/rollouts/test_rollouts_effects.py", "test_a_loss_of_state_changing_calls_is_found_and_bounded"
     ),
     "stop.max_failed_share": Acts("0.3", see.collapse, SAMPLED),
 }

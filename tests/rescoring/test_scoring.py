@@ -41,18 +41,23 @@ def test_a_good_hint_is_accepted():
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"odds": 1.0, "placebo_odds": 0.0, "placebo_odds_median": 0.0}, "no_effect"),
+        ({"odds": 1.5, "placebo_odds": 0.0, "placebo_odds_median": -1.0}, "no_effect"),
         ({"effect": 0.1}, "no_effect"),
         ({"position": None}, "no_effect"),
         ({"placebo_odds": 6.0, "placebo_odds_median": 5.9}, "not_above_placebo"),
-        ({"specificity": 0.0}, "not_specific"),
-        ({"legal_mass_gain": 0.0}, "mass_to_illegal"),
+        ({"legal_mass_gain": 0.1}, "mass_to_illegal"),
         ({"max_raise": 0.6}, "primed"),
         ({"plain_logprob": math.log(0.009)}, "not_this_students_error"),
     ],
 )
 def test_each_reason(change, reason):
     assert judge(replace(GOOD, **change), (), GATE) == (reason,)
+
+
+def test_specificity_is_a_check_that_has_to_be_asked_for():
+    unspecific = replace(GOOD, specificity=0.0)
+    assert judge(unspecific, (), GATE) == ()
+    assert judge(unspecific, (), GateSection(checks=("specific",))) == ("not_specific",)
 
 
 def test_no_schema_no_opinion():
@@ -120,6 +125,8 @@ def test_specificity_compares_quote_rest_and_placebo():
 def test_raised_quoted_tokens_count_only_where_they_are_not_negligible():
     plain = np.log(np.array([0.9, 0.3, 1e-6, 0.9], np.float32))
     assert measure(injection(), view([0, 0.9, 5, 0], plain=plain), []).max_raise == pytest.approx(0.9)
+    after = view([0, -3, 0.9, 0], top1=(10, 99, 12, 13), plain=plain)
+    assert measure(injection(), after, []).max_raise == 0.0, "the hinted view has left the quote before"
     whole = injection(span=(0, 4), quote_found="whole_step")
     assert measure(whole, view([0, 0.9, 5, 0], plain=plain), []).max_raise == 0.0
 

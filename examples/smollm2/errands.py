@@ -1,0 +1,379 @@
+"""Errands: two or three look-ups in a city, one call a step. What an untouched SmolLM2-135M-Instruct gets wrong by itself.
+
+The system prompt lists tools as text (`find_bank(city)`), two finished errands show how a call looks, then comes the
+request: "I need a bank, a park and a school in Oslo." Every listed thing is looked up once; the episode ends when all are
+found. In half of the tasks one look-up is answered by `{"error": "busy"}` once: the same call, made again, works.
+
+The model answers in a sentence with things missing, takes `busy` for a result, calls a tool that nobody asked for, or
+repeats a call. None of these but an unlisted name can be removed by constraining names to the list.
+
+A task is `split.number`; everything about it follows from that name.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hintdistill.core.types import Finding, Message, Trace
+from hintdistill.rollouts.environment import Reply, Start
+
+# every noun is one token, alone and after a space: a longer one is garbled when it is copied ("tacine" for taxi)
+NOUNS = [
+    "bag",
+    "ball",
+    "bank",
+    "bed",
+    "bell",
+    "belt",
+    "bench",
+    "boat",
+    "book",
+    "box",
+    "bridge",
+    "brush",
+    "bus",
+    "button",
+    "camera",
+    "car",
+    "card",
+    "castle",
+    "chair",
+    "church",
+    "clock",
+    "coat",
+    "coin",
+    "cup",
+    "doctor",
+    "door",
+    "driver",
+    "farm",
+    "flag",
+    "flower",
+    "guide",
+    "hat",
+    "horse",
+    "hospital",
+    "house",
+    "key",
+    "library",
+    "lock",
+    "map",
+    "market",
+    "museum",
+    "park",
+    "phone",
+    "school",
+]
+"""Things of the splits train, validation, test, near and clean."""
+UNSEEN = [
+    "pen",
+    "picture",
+    "pipe",
+    "plane",
+    "plant",
+    "pool",
+    "port",
+    "radio",
+    "ring",
+    "road",
+    "seat",
+    "ship",
+    "shirt",
+    "shop",
+    "station",
+    "store",
+    "table",
+    "teacher",
+    "tower",
+    "train",
+    "tree",
+    "van",
+    "wallet",
+    "watch",
+]
+"""Things of the split unseen alone."""
+CITIES, TEST_CITIES, SHOWN_CITY = (
+    ("Oslo", "Lima", "Porto", "Vienna", "Madrid", "Tokyo"),
+    ("Dublin", "Paris", "London", "Boston", "Berlin"),
+    "Rome",
+)
+PHRASINGS = ("I need {things} in {city}.", "Find {things} in {city}.")
+HELD_OUT = ("I want {things} in {city}.", "Look for {things} in {city}.")
+"""Phrasings of the splits test and unseen; the others have those of training."""
+SHOWN = (1, 3)
+"""How many things the finished errands look up that the student reads first."""
+BUSY = '{"error": "busy"}'
+NUDGE = "What about the {thing}?"
+"""What the user says to a sentence with things missing. The episode has failed by then."""
+SPLITS = {"train": 2000, "validation": 200, "test": 300, "unseen": 300, "near": 320, "clean": 320, "one": 60}
+MIX = {"two": 1, "two_busy": 1, "three": 1, "three_busy": 1}
+"""Weights of the kinds of task in train, validation, test and unseen: how many things, and whether one look-up is busy once."""
+
+
+def listing(things: Sequence[str]) -> str:
+    """`a bank, a park and a school`."""
+    named = [f"a {t}" for t in things]
+    return ", ".join(named[:-1]) + (" and " if len(named) > 1 else "") + named[-1]
+
+
+def call_text(tool: str, city: str) -> str:
+    """A call as the model writes it."""
+    return "<tool_call>" + json.dumps({"name": tool, "arguments": {"city": city}}) + "</tool_call>"
+
+
+def schema(tool: str) -> dict[str, Any]:
+    """The JSON schema of a tool."""
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": tool, "description": "", "parameters": parameters}}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task's name stands for."""
+
+    kind: str
+    asked: tuple[str, ...]
+    city: str
+    busy: str | None
+    """The thing whose first look-up is answered by an error."""
+    found: bool
+    """Whether all is found when the student's turn comes: only a sentence is right then (a near-miss of stopping early)."""
+    tools: tuple[str, ...]
+    opening: tuple[Message, ...]
+    results: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, name: str) -> Task:
+        """The task of that name. Raises ValueError for a name that no split has."""
+        split, _, number = name.partition(".")
+        if split not in SPLITS or not number.isdigit():
+            raise ValueError(f"no task {name!r}")
+        rng = random.Random(f"errands {name}")
+        things = rng.sample(UNSEEN if split == "unseen" else NOUNS, 3 + sum(SHOWN) + 1)
+        kind = {"near": rng.choice(("found", "two")), "clean": "two", "one": "one"}.get(split) or rng.choices(
+            list(MIX), list(MIX.values())
+        )[0]
+        asked = things[: {"one": 1, "three": 3}.get(kind.split("_")[0], 2)]
+        held_out = split in ("test", "unseen")
+        city = rng.choice(TEST_CITIES if held_out else CITIES)
+        phrasing = rng.choice(HELD_OUT if held_out else PHRASINGS)
+        results = {t: f"{rng.choice('ABCDEFGH')}{rng.randint(10, 99)}" for t in things}
+        tools = [f"find_{t}" for t in [*asked, *things[3:]]]
+        rng.shuffle(tools)
+        opening = [Message(role="system", content="Tools:\n" + "\n".join(f"{t}(city)" for t in tools))]
+        first = 3
+        for count in SHOWN:
+            opening += _errand(PHRASINGS[0], things[first : first + count], SHOWN_CITY, results)
+            first += count
+        request = Message(role="user", content=phrasing.format(things=listing(asked), city=city))
+        opening += _errand(phrasing, asked, city, results)[:-1] if kind == "found" else [request]
+        busy = rng.choice(asked) if kind.endswith("_busy") else None
+        return cls(kind, tuple(asked), city, busy, kind == "found", tuple(tools), tuple(opening), results)
+
+
+def _errand(phrasing: str, things: Sequence[str], city: str, results: dict[str, str]) -> list[Message]:
+    """A finished errand, its assistant messages marked as given."""
+    said = [Message(role="user", content=phrasing.format(things=listing(things), city=city))]
+    for thing in things:
+        said.append(Message(role="assistant", content=call_text(f"find_{thing}", city), given=True))
+        said.append(Message(role="tool", content=json.dumps({"result": results[thing]})))
+    return [*said, Message(role="assistant", content="Done.", given=True)]
+
+
+def spoken(message: Message) -> tuple[str, str] | str | None:
+    """What an assistant message does: (tool, city) of a call, "broken" for anything else with a call's markup, None for a sentence."""
+    if not message.tool_calls:
+        text = message.content or ""
+        if message.given:
+            match = re.fullmatch(r"<tool_call>(.*)</tool_call>", text)
+            if match:
+                read = json.loads(match[1])
+                return read["name"], read["arguments"]["city"]
+        return "broken" if "tool_call>" in text else None
+    one = message.tool_calls[0]
+    arguments = one.arguments
+    if (
+        len(message.tool_calls) > 1
+        or (message.content or "").strip()
+        or not isinstance(arguments, dict)
+        or list(arguments) != ["city"]
+    ):
+        return "broken"
+    return one.name, str(arguments["city"])
+
+
+class ErrandsEnvironment:
+    """One errand at a time. Success: everything was found with no step wasted, or, in a found task, the first step is a sentence."""
+
+    def reset(self, task: str) -> Start:
+        """Begin `task`. Raises ValueError for a name that no split has."""
+        self.task = Task.parse(task)
+        self.found: list[str] = []
+        self.was_busy = False
+        self.steps = 0
+        return Start(messages=self.task.opening, tools=tuple(schema(t) for t in self.task.tools))
+
+    def step(self, message: Message) -> Reply:
+        """Answer one assistant message."""
+        task, did = self.task, spoken(message)
+        self.steps += 1
+        allowed = len(task.asked) + (task.busy is not None)
+        if task.found:
+            return Reply(messages=(), done=True, reward=float(did is None))
+        answer = self._answer(did)
+        if len(self.found) == len(task.asked):
+            return Reply(messages=(answer,), done=True, reward=float(self.steps <= allowed))
+        done = self.steps >= allowed + 2
+        return Reply(messages=(answer,), done=done, reward=0.0 if done else None)
+
+    def _answer(self, did: tuple[str, str] | str | None) -> Message:
+        task = self.task
+        missing = next(t for t in task.asked if t not in self.found)
+        if did is None:
+            return Message(role="user", content=NUDGE.format(thing=missing))
+        if isinstance(did, str) or did[0] not in task.tools:
+            return _refused("unknown tool", missing)
+        thing, city = did[0].removeprefix("find_"), did[1]
+        if city != task.city or thing not in task.asked:
+            return _refused("not asked for", missing)
+        if thing in self.found:
+            return _refused("found before", missing)
+        if thing == task.busy and not self.was_busy:
+            self.was_busy = True
+            return Message(role="tool", content=BUSY)
+        self.found.append(thing)
+        return Message(role="tool", content=json.dumps({"result": task.results[thing]}))
+
+
+def _refused(error: str, missing: str) -> Message:
+    """What the tools answer to a wasted call. The episode has failed by then, so the answer may help."""
+    return Message(role="tool", content=json.dumps({"error": error, "missing": missing}))
+
+
+class Errands:
+    """The tasks of Errands."""
+
+    def splits(self) -> dict[str, Sequence[str]]:
+        """Task names by split."""
+        return {split: [f"{split}.{i}" for i in range(n)] for split, n in SPLITS.items()}
+
+    def make(self) -> ErrandsEnvironment:
+        """A fresh environment."""
+        return ErrandsEnvironment()
+
+    def check(self, trace: Trace) -> Sequence[Finding]:
+        """The wrong steps of a trace, from its text alone."""
+        return check(trace)
+
+
+_NUDGED = re.compile(re.escape(NUDGE).replace(r"\{thing\}", r"\w+"))
+_REQUEST = re.compile(r"(?:I need|Find|I want|Look for) (a \w+(?:(?:, | and )a \w+)*) in (\w+)\.")
+
+
+def check(trace: Trace) -> list[Finding]:
+    """Every wrong step of a trace of Errands. Reads the listed tools, the request, the calls and what they returned.
+
+    Each later error of an episode counts as a consequence of its first one. Raises ValueError where no request is found.
+    """
+    found: list[Finding] = []
+    progress = _Progress(re.findall(r"(\w+)\(city\)", trace.messages[0].content or ""))
+    for index, message in enumerate(trace.messages):
+        if message.role == "user" and not _NUDGED.fullmatch(message.content or ""):
+            progress.request(message.content or "")
+        elif message.role == "tool":
+            progress.observed(message.content or "")
+        elif message.role == "assistant":
+            wrong = None if message.given else progress.error(spoken(message))
+            if wrong:
+                facts = {**progress.facts(), **wrong[1]}
+                root = found[0].step if found else None
+                found.append(_finding(trace.step_indices.index(index), wrong[0], message, facts, root))
+            progress.did(spoken(message))
+    return found
+
+
+def _finding(step: int, error_class: str, message: Message, facts: dict[str, Any], root: int | None) -> Finding:
+    quote: dict[str, Any] = {}
+    if message.tool_calls and error_class != "wrong_city":
+        quote = {"quote": message.tool_calls[0].name, "quote_in": "tool_name", "call": 0}
+    elif message.tool_calls and facts.get("wrong"):
+        quote = {"quote": facts["wrong"], "quote_in": "arguments", "call": 0}
+    return Finding(step=step, error_class=error_class, facts=facts, caused_by=root, critic="checker", **quote)
+
+
+class _Progress:
+    """How far an errand has come, read message by message."""
+
+    def __init__(self, listed: list[str]) -> None:
+        self.listed, self.asked, self.city, self.found = listed, [""][:0], "", [""][:0]
+        self.last: tuple[str, str] | None = None
+        self.busy = False
+
+    def request(self, text: str) -> None:
+        """A new errand begins."""
+        match = _REQUEST.fullmatch(text)
+        if match is None:
+            raise ValueError(f"no request of Errands: {text!r}")
+        self.asked, self.city = re.findall(r"a (\w+)", match[1]), match[2]
+        self.found, self.last, self.busy = [], None, False
+
+    def did(self, what: tuple[str, str] | str | None) -> None:
+        """The step that was just judged is now part of the past."""
+        self.last = what if isinstance(what, tuple) else None
+        self.busy = False
+
+    def observed(self, text: str) -> None:
+        """A tool's answer to the last call."""
+        self.busy = text == BUSY
+        if self.last and self.last[1] == self.city and '"result"' in text:
+            thing = self.last[0].removeprefix("find_")
+            if thing in self.asked and thing not in self.found:
+                self.found.append(thing)
+
+    @property
+    def missing(self) -> list[str]:
+        """Things asked for and not found."""
+        return [t for t in self.asked if t not in self.found]
+
+    def facts(self) -> dict[str, Any]:
+        """What hint templates may use: `thing` to look up now, `city`, `right` (its tool), `tool` and `error` of a failed call."""
+        thing = self.last[0].removeprefix("find_") if self.busy and self.last else next(iter(self.missing), None)
+        facts: dict[str, Any] = {"city": self.city}
+        if thing:
+            facts |= {"thing": thing, "right": f"find_{thing}"}
+        return facts | ({"tool": self.last[0], "error": "busy"} if self.busy and self.last else {})
+
+    def error(self, what: tuple[str, str] | str | None) -> tuple[str, dict[str, Any]] | None:
+        """The class of error of a step and the facts it adds; None if the step is right."""
+        missing = self.missing
+        if not missing:
+            return None if what is None else ("unneeded_call", {})
+        if self.busy and what != self.last and not self._progress(what):
+            return "ignored_error", {}
+        if what is None:
+            return "stopped_early", {}
+        if isinstance(what, str):
+            return "unparsable_call", {}
+        tool, city = what
+        thing = tool.removeprefix("find_")
+        if tool not in self.listed:
+            return "unknown_tool", {"wrong": tool}
+        if thing in self.found:
+            return "repeated_step", {"wrong": tool}
+        if thing not in missing:
+            return "wrong_tool", {"wrong": tool}
+        return None if city == self.city else ("wrong_city", {"wrong": city, "right": self.city})
+
+    def _progress(self, what: tuple[str, str] | str | None) -> bool:
+        """Whether a step looks up another missing thing: the failed one can wait."""
+        return isinstance(what, tuple) and what[0].removeprefix("find_") in self.missing and what[1] == self.city
