@@ -12,6 +12,7 @@ interleaved, the best of each variant counts, so the figures are ratios of one r
   C  per error one hinted forward pass cut after the step, logits of the step only
   given       the trace's keys and values are there (a training step's own forward left them): the branches alone
   standalone  nothing is there: trunk and branches
+  twinned     standalone, and the twins of all N errors in one edited context (one token is changed near its beginning)
 
 The bound is the ratio of the floating-point operations: 2·P per token and body parameter, 4·d·keys per token and layer
 for attention, 2·d·V per scored position for the head. `flop_bound_share` = measured ratio to C / bound at 4k, N = 4.
@@ -95,7 +96,10 @@ class Variants:
     def errors(self, names: Sequence[str]) -> tuple[float, float]:
         """Largest |Δ log p| of ours to C, and the same after one hint token was changed for C alone: a check of the check."""
         self.wide = True
-        ours, plain = [run() for run in (self.given, self.standalone) if run.__name__ in names], self.truncated()
+        ours, plain = (
+            [run() for run in (self.given, self.standalone, self.twinned) if run.__name__ in names],
+            self.truncated(),
+        )
         error = max(float((x - plain).abs().max()) for x in ours)
         hint = len(self.cut[0]) - self.case.step - 1
         before = self.cut[0][hint]
@@ -148,6 +152,19 @@ class Variants:
     def standalone(self) -> Tensor:
         """Trunk and branches."""
         return self._shared(None)
+
+    def twinned(self) -> Tensor:
+        """Trunk and branches, and a second trunk for the twins; returns the log-probabilities under the hints."""
+        n, edited = self.case.step, self.trace.copy()
+        edited[32] = (edited[32] + 1) % self.case.vocab
+        sequences = [*self.cut, *(edited[:end] for end in self.case.ends)]
+        tree = grow([q[:-1] for q in sequences], [])
+        places = [range(len(q) - n - 1, len(q) - 1) for q in sequences]
+        hidden = shared_hidden(self.model, tree, places, BUDGET, None)
+        ids = np.concatenate([q[-n:] for q in sequences])
+        return self._of_steps(self.model.lm_head(torch.cat(hidden)), ids).reshape(len(sequences), -1)[
+            : self.case.errors
+        ]
 
 
 class Peak:
@@ -223,6 +240,7 @@ def cpu(model: Any, case: Case, names: tuple[str, ...], repeats: int) -> dict[st
         "C": v.truncated,
         "given": v.given,
         "standalone": v.standalone,
+        "twinned": v.twinned,
     }
     best, peak = measure({n: ways[n] for n in names}, repeats, time.process_time)
     with torch.inference_mode():
@@ -292,13 +310,14 @@ def main() -> None:
     layers, repeats = (2, 1) if args.quick else (8, args.repeats)
     ratios: dict[str, Any] = {}
     model = build(layers, 32_000)
-    four = cpu(model, Case(4096, 4, 32_000), ("A", "B", "C", "given", "standalone"), repeats)
+    four = cpu(model, Case(4096, 4, 32_000), ("A", "B", "C", "given", "standalone", "twinned"), repeats)
     eight = cpu(model, Case(4096, 8, 32_000), ("C", "standalone"), repeats)
     ratios["vs_truncated_4k_n4"] = four["s"]["C"] / four["s"]["given"]
     ratios["vs_truncated_16k_n4"] = None
     ratios["vs_naive_full_4k_n4"] = four["s"]["B"] / four["s"]["given"]
     ratios["vs_trl_style_4k_n4"] = four["s"]["A"] / four["s"]["standalone"]
     ratios["engine_vs_truncated_4k_n4"] = engine_ratio(model, Case(4096, 4, 32_000), four["s"]["C"])
+    ratios["twinned_vs_standalone_4k_n4"] = four["s"]["twinned"] / four["s"]["standalone"]
     cases = [four, eight]
     if not args.quick:
         cases.append(cpu(model, Case(16_384, 4, 32_000, 64, 128), ("C", "given"), 1))
