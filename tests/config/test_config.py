@@ -89,3 +89,11 @@ def test_shipped_configs_load(path):
     config = load_config(path)
     again = RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
     assert again == config
+
+
+@pytest.mark.parametrize("value", ["3", "[generic]"])
+def test_placebos_are_named_and_a_number_alone_is_refused_with_the_new_spelling(value):
+    with pytest.raises(ConfigError, match=r"write \{generic: 1, other_class: 1, shuffled_answer_free: 1\}"):
+        load_config(None, ["run.model=m", "traces.path=t", f"rescore.placebos={value}"])
+    with pytest.raises(ConfigError, match="three to nine"):
+        load_config(None, ["run.model=m", "traces.path=t", "rescore.placebos={generic: 2}"])

@@ -14,7 +14,7 @@ from hintdistill.core.scores import Measurement, Scores
 from hintdistill.core.types import Finding, Injection
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import PromptLibrary
-from hintdistill.rescoring.gate import View, decide, judge, measure, null_pass_rate
+from hintdistill.rescoring.gate import View, decide, harmful, judge, measure, null_pass_rate
 from hintdistill.rescoring.scorer import Scorer
 
 GATE = GateSection()
@@ -233,3 +233,10 @@ def test_the_same_context_twice_is_no_effect(scored, student_engine, student_ren
     request = ScoreRequest(ids, len(made.context_ids), len(ids), "g")
     a, b = student_engine.score([request, request], 16)
     assert (a.sampled - b.sampled == 0).all() and (a.topk_logprobs == b.topk_logprobs).all()
+
+
+def test_a_hint_that_makes_the_error_likelier_is_harmful(scored):
+    _, target = scored
+    assert not harmful(target)
+    assert harmful(replace(target, measurement=replace(target.measurement, odds=-0.5)))
+    assert harmful(decide(replace(target, measurement=replace(target.measurement, max_raise=2.0)), GATE))
