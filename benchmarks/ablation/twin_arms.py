@@ -36,7 +36,7 @@ from hintdistill.injection.quotes import locate, tokens_in
 from hintdistill.injection.rendering import RenderedStep
 from hintdistill.injection.splice import StepSite
 from hintdistill.injection.twins import TwinBuilder, changed
-from hintdistill.pipeline.rescore import twin_items
+from hintdistill.pipeline.to_score import twin_items
 from hintdistill.pipeline.variants import anchors, scorer_of
 from hintdistill.rescoring.scorer import AnchorItem
 from hintdistill.rollouts.measure import options_of

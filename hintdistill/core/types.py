@@ -8,7 +8,7 @@ derived is a property and is never stored. All log-probabilities are natural log
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -213,32 +213,6 @@ class Trace(FrozenModel):
         """Parameter schema (JSON schema of an object) by tool name."""
         functions = [t.get("function", t) for t in self.tools]
         return {f["name"]: f.get("parameters") or {} for f in functions if "name" in f}
-
-
-def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
-    """Return whether a tool reads or changes state, or None where nothing says it; names that no schema has are unknown too.
-
-    What the environment or the file of `traces.tools` said comes first, then the key `effect` of the trace's own schema
-    (beside `name`, or beside `function`), then `annotations.readOnlyHint` of the Model Context Protocol.
-    """
-    if name in trace.tool_effects:
-        return trace.tool_effects[name]
-    for schema in trace.tools:
-        function = schema.get("function", schema)
-        if function.get("name") == name:
-            return declared_effect(schema) or declared_effect(function)
-    return None
-
-
-def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
-    """Return what one tool schema says of the tool's effect; see `tool_effect`."""
-    if schema.get("effect") == "reads":
-        return "reads"
-    if schema.get("effect") == "changes":
-        return "changes"
-    notes = schema.get("annotations")
-    hint = notes.get("readOnlyHint") if isinstance(notes, Mapping) else None
-    return None if not isinstance(hint, bool) else "reads" if hint else "changes"
 
 
 class Replacement(FrozenModel):

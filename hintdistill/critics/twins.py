@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from hintdistill.core.effects import effect_of
 from hintdistill.core.errors import TwinError
 from hintdistill.core.types import Trace, TwinEdit
 from hintdistill.critics.answers import MOST_REPLACEMENTS, LLMEdit
 from hintdistill.critics.record import harmless
 from hintdistill.critics.rules import MARKUP
-from hintdistill.injection.effects import effect_of
 from hintdistill.injection.twins import located
 
 _CALL = re.compile(r"\"(?:name|arguments|tool_calls|function)\"\s*:", re.IGNORECASE)
@@ -52,5 +52,9 @@ def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
         raise TwinError("critic_adds", "the edit adds a tool or takes one out")
     for before, after in zip(trace.tools, edited.tools, strict=True):
         name = (after.get("function") or after)["name"]
-        if before != after and name not in trace.tool_schemas and effect_of(name, (before, after)) != "reads":
+        if (
+            before != after
+            and name not in trace.tool_schemas
+            and effect_of(name, (before, after), trace.tool_effects) != "reads"
+        ):
             raise TwinError("state_changing", f"the edit lists {name}, which may change something")

@@ -127,13 +127,12 @@ def placebo_texts(
         PromptError: there are too few different generic ones.
     """
     rng = random.Random(seed_of("placebo", trace.id, finding.step, hint))
-    answer = answer_words(hint, trace, finding)
     out: list[PlaceboText] = []
     taken = {hint}
     for wanted in kinds:
-        kind, text = wanted, _placebo(wanted, trace, finding, hint, library, rng, taken, answer)
+        kind, text = wanted, _placebo(wanted, trace, finding, hint, library, rng, taken)
         if text is None:
-            kind, text = "generic", _placebo("generic", trace, finding, hint, library, rng, taken, answer)
+            kind, text = "generic", _placebo("generic", trace, finding, hint, library, rng, taken)
         if text is None:
             raise PromptError(f"{GENERIC} offers too few different placebos", hint="add variants to it")
         taken.add(text)
@@ -149,10 +148,10 @@ def _placebo(
     library: PromptLibrary,
     rng: random.Random,
     taken: set[str],
-    answer: Collection[str],
 ) -> str | None:
     if kind == "generic":
         return _generic(library, rng, taken)
+    answer = answer_words(hint, trace, finding)
     if kind == "other_class":
         return other_class_hint(trace, finding, library, rng, taken, answer)
     words = hint.split()

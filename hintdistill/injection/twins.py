@@ -16,9 +16,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
+from hintdistill.core.effects import effect_of
 from hintdistill.core.errors import SpliceError, TemplateError, TwinError
 from hintdistill.core.types import Finding, Replacement, Trace, Twin, TwinEdit
-from hintdistill.injection.effects import effect_of
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import StepSite
 
@@ -386,7 +386,7 @@ def state_changing_calls(original: Trace, twin: Trace, step: int) -> list[str]:
                 schemas.append(schema)
                 schemas += original.tools[i : i + 1] if len(twin.tools) == len(original.tools) else ()
                 schemas += [other for other in original.tools if _but_for_its_name(other) == _but_for_its_name(schema)]
-        if effect_of(call.name, schemas) != "reads":
+        if effect_of(call.name, schemas, original.tool_effects) != "reads":
             found.append(call.name)
     return list(dict.fromkeys(found))
 

@@ -17,7 +17,7 @@ from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.types import Trace
-from hintdistill.pipeline import critique, hold, read, rescore, train, twins
+from hintdistill.pipeline import critique, hold, read, rescore, to_score, train, twins
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
@@ -233,7 +233,7 @@ def _collect(
     evaluations: dict[str, dict[str, Evaluation]],
     warnings: list[str],
 ) -> ReportInput:
-    by_target = {item.key: item.injection for item in rescore.hint_items(ctx)}
+    by_target = {item.key: item.injection for item in to_score.hint_items(ctx)}
     contexts = {}
     for key, injection in by_target.items():
         above = ctx.renderer.decode(injection.context_ids[: injection.insert_at][-400:])
@@ -261,7 +261,7 @@ def _collect(
         evaluations=evaluations,
         off_target=off_target,
         warnings=warnings,
-        twin_items={item.key: item for item in rescore.twin_items(ctx)},
+        twin_items={item.key: item for item in to_score.twin_items(ctx)},
         controls=controls(ctx.rundir),
         holds=hold.counts(ctx),
     )

@@ -10,7 +10,7 @@ from hintdistill.core.errors import HintdistillError, ServiceError
 from hintdistill.core.storage import content_key
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.injection.hints import is_vacuous
-from hintdistill.pipeline import critique, read, rescore
+from hintdistill.pipeline import critique, read, rescore, to_score
 from hintdistill.pipeline.context import RunContext
 
 SAID = {
@@ -33,7 +33,7 @@ def run(ctx: RunContext) -> int:
     critics = {c.name: c for c in critique.critics(ctx) if isinstance(c, LLMCritic)}
     store, traces = ctx.rundir.store("revisions"), {t.id: (key, t) for key, t, _ in read.load(ctx)}
     rows, index, new = store.by_key(), list(ctx.rundir.index("revise") or []), 0
-    injections = {item.key: item.injection for item in rescore.hint_items(ctx)}
+    injections = {item.key: item.injection for item in to_score.hint_items(ctx)}
     rejected = [t for t in rescore.load(ctx).heads if t.kind == "hint" and not t.accepted and t.key in injections]
     for target in rejected:
         finding, reasons = injections[target.key].finding, [SAID[r] for r in target.reasons if r in SAID]

@@ -28,7 +28,7 @@ from hintdistill.core.lines import TimeLine, fit
 from hintdistill.core.machine import Growth, Peak, clock, grow_by, high_water, process_figure
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.transformers import TransformersEngine, pick_device
-from hintdistill.pipeline import rescore
+from hintdistill.pipeline import to_score
 from hintdistill.pipeline import train as training
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
@@ -189,7 +189,7 @@ def _score(job: Job, work: Path) -> dict[str, Any]:
     """Score parts, larger and larger, until the time or the memory is used up."""
     began, config, ctx = clock(), job.config, _context(job)
     # rendering what is to be scored is a part of the stage
-    hints, anchors = (job.hints, job.anchors) if ctx is None else (rescore.hint_items(ctx), rescore.anchor_items(ctx))
+    hints, anchors = (job.hints, job.anchors) if ctx is None else (to_score.hint_items(ctx), to_score.anchor_items(ctx))
     engine = TransformersEngine.load(job.model, config.run.dtype, config.run.device, config.rescore.batch_tokens)
     renderer = RunContext(config, RunDir(work), Console(quiet=True)).renderer
     scorer, store = Scorer(engine, renderer, config.rescore), TargetStore(work / "targets")

@@ -22,7 +22,7 @@ from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.types import Trace
 from hintdistill.engines.transformers import TransformersEngine
-from hintdistill.pipeline import critique, outcome, read, report, rescore, train
+from hintdistill.pipeline import critique, outcome, read, report, rescore, to_score, train
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.playing import draw_tasks
 from hintdistill.pipeline.progress import Console
@@ -193,7 +193,7 @@ def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
 
 
 def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
-    hints, anchors, twins = rescore.hint_items(ctx), rescore.anchor_items(ctx), rescore.twin_items(ctx)
+    hints, anchors, twins = to_score.hint_items(ctx), to_score.anchor_items(ctx), to_score.twin_items(ctx)
     ended = outcome.outcome_data(ctx)
     if targets is not None:
         trained = trained_lengths(train.selected(ctx, targets), ctx.config.train, ended)
@@ -300,16 +300,16 @@ def _all_slots(ctx: RunContext) -> list[StepIds]:
             h.injection.insert_at,
             h.injection.block_ids,
         )
-        for h in rescore.hint_items(ctx)
+        for h in to_score.hint_items(ctx)
         if h.split == "train" and h.injection.fidelity in config.fidelity
     ]
     out += [
         StepIds(t.twin.trace_id, t.twin.context_ids, t.twin.step_ids)
-        for t in rescore.twin_items(ctx)
+        for t in to_score.twin_items(ctx)
         if t.split == "train" and t.twin.fidelity in config.fidelity and "twin" in terms
     ]
     taken: dict[str, int] = {}
-    for item in rescore.anchor_items(ctx):
+    for item in to_score.anchor_items(ctx):
         if item.kind == "hold":
             out.append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
             continue
@@ -335,7 +335,7 @@ def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
     """As many clean steps of either split as will be watched; which ones is known when they are scored."""
     steps = ctx.config.train.watch.steps
     of: dict[str, list[StepIds]] = {"train": [], "holdout": []}
-    for item in (i for i in rescore.anchor_items(ctx) if i.kind == "anchor"):
+    for item in (i for i in to_score.anchor_items(ctx) if i.kind == "anchor"):
         of[item.split].append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
     return [*of["train"][-steps:], *of["holdout"][:steps]]
 

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from hintdistill.core.effects import tool_effect
 from hintdistill.core.errors import ConfigError, EnvironmentFailure
 from hintdistill.core.extensions import ENVIRONMENTS
 from hintdistill.core.importing import load_object
 from hintdistill.core.registry import loaded
-from hintdistill.core.types import Finding, Trace, tool_effect
+from hintdistill.core.types import Finding, Trace
 from hintdistill.critics.rules import call_results, error_text
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import Renderer

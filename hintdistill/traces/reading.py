@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hintdistill.core.effects import declared_effect
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import Source, ToolEffect, Trace, declared_effect, with_greetings_given
+from hintdistill.core.types import Source, ToolEffect, Trace, with_greetings_given
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.options import Failure, ReadOptions, Record
@@ -49,7 +50,7 @@ def load_tool_effects(path: str | Path) -> dict[str, ToolEffect]:
     """
     tools = _declared_tools(path)
     _check_effects(path, tools)
-    found = {t["function"]["name"]: declared_effect(t) or declared_effect(t["function"]) for t in tools}
+    found = {t["function"]["name"]: declared_effect(t) for t in tools}
     return {name: effect for name, effect in found.items() if effect is not None}
 
 

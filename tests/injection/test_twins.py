@@ -20,11 +20,11 @@ from conftest import (
 )
 
 from hintdistill.config import CHECKS
+from hintdistill.core.effects import effect_of, named_effect
 from hintdistill.core.errors import TWIN_REASONS, TemplateError, TwinError
 from hintdistill.core.extensions import TWIN_MAKERS
 from hintdistill.core.types import Finding, Message, Replacement, Trace, TwinEdit
 from hintdistill.critics.rules import RulesCritic
-from hintdistill.injection.effects import effect_of, named_effect
 from hintdistill.injection.twin_makers import twin_edits
 from hintdistill.injection.twins import TwinBuilder, apply_edit, changed, located, onto_recorded
 from hintdistill.traces.reading import read_traces

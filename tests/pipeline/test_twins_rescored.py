@@ -12,7 +12,7 @@ from support.command import hintdistill
 from hintdistill.config.file import load_config
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.types import Finding, Replacement, Twin, TwinEdit
-from hintdistill.pipeline import rescore, train, twins
+from hintdistill.pipeline import rescore, to_score, train, twins
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
@@ -48,7 +48,7 @@ def done(tmp_path_factory):
 
 def test_every_twin_has_a_target_and_the_accepted_ones_train(done):
     stored, made = rescore.load(done), twins.load(done)
-    items = rescore.twin_items(done)
+    items = to_score.twin_items(done)
     assert len(items) == len(made) > 5
     heads = {h.key: h for h in stored.heads if h.kind == "twin"}
     assert heads.keys() == {i.key for i in items}
@@ -87,7 +87,7 @@ def test_a_resumed_run_scores_only_the_twins_that_are_owed(done, tmp_path):
 def test_the_plan_counts_what_is_scored_and_trained(done):
     shape = ModelShape.of(done.model_folder)
     work = gather(done.config, shape)
-    hints, anchors, twinned = rescore.hint_items(done), rescore.anchor_items(done), rescore.twin_items(done)
+    hints, anchors, twinned = to_score.hint_items(done), to_score.anchor_items(done), to_score.twin_items(done)
     assert work.targets == len(hints) + len(anchors) + len(twinned)
     asked = sum(2 + len(h.injection.placebos) for h in hints) + len(anchors) + len(twinned)
     assert sum(map(len, work.calls)) == asked
@@ -106,7 +106,7 @@ def test_the_report_has_them_and_no_text_of_theirs_leaves(done):
     hintdistill("report", str(folder))
     document = json.loads((folder / "report.json").read_text())
     told = document["twins"]
-    assert told["all"]["twins"] == len(rescore.twin_items(done)) == told["kept"]["twins"] + told["dropped"]["twins"]
+    assert told["all"]["twins"] == len(to_score.twin_items(done)) == told["kept"]["twins"] + told["dropped"]["twins"]
     assert told["all"]["trained"] == document["funnel"]["train"]["twins"] == document["train"]["twin_rows"]
     for name, x in told["by_class"].items():
         mine = [f for f in document["findings"] if f["error_class"] == name]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hintdistill.core.effects import tool_effect
 from hintdistill.core.errors import ConfigError, InputError
-from hintdistill.core.types import Message, Trace, tool_effect
+from hintdistill.core.types import Message, Trace
 from hintdistill.pipeline.context import trace_key
 from hintdistill.rollouts.environment import effects_of
 from hintdistill.traces.formats import native

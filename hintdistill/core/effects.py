@@ -1,8 +1,9 @@
 """Whether a tool only reads, or changes something outside the conversation.
 
-A schema may say it: `effect` (`read`, `none`, or anything else for a change) or MCP's `annotations.readOnlyHint`, in the schema
-or in its `function`. Where it says nothing the words of the name decide, on the safe side: a word of a change makes it one, a
-word of reading makes it a reader, and any other name is `unknown`, which counts as a change wherever a promise depends on it.
+The environment or the file of `traces.tools` may say it by name. A schema may say it: `effect` (`reads`, `read`, `none`, or
+anything else for a change) or MCP's `annotations.readOnlyHint`, in the schema or in its `function`. Where nothing declares it
+the words of the name can decide (`effect_of`), on the safe side: a word of a change makes it one, a word of reading makes it a
+reader, and any other name is `unknown`, which counts as a change wherever a promise depends on it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+from hintdistill.core.types import ToolEffect, Trace
 
 Effect = Literal["reads", "changes", "unknown"]
 """What a call of a tool does to the world outside the conversation."""
@@ -27,8 +30,8 @@ READS, CHANGES = frozenset(_READS.split()), frozenset(_CHANGES.split())
 """Words of tool names that say what a tool does, where its schema does not."""
 
 
-def declared_effect(schema: Mapping[str, Any]) -> Effect:
-    """What a tool's schema says of itself; `unknown` where it says nothing."""
+def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
+    """Return what a tool's schema says of itself, in the schema or in its `function`; None where it says nothing."""
     for part in (schema, schema.get("function") or {}):
         said = part.get("effect") if isinstance(part, Mapping) else None
         if isinstance(said, str):
@@ -36,7 +39,18 @@ def declared_effect(schema: Mapping[str, Any]) -> Effect:
         notes = part.get("annotations") if isinstance(part, Mapping) else None
         if isinstance(notes, Mapping) and isinstance(notes.get("readOnlyHint"), bool):
             return "reads" if notes["readOnlyHint"] else "changes"
-    return "unknown"
+    return None
+
+
+def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
+    """Return whether a tool reads or changes state, or None where nothing says it; names that no schema has are unknown too.
+
+    What the environment or the file of `traces.tools` said comes first, then the trace's own schema; names are not read.
+    """
+    if name in trace.tool_effects:
+        return trace.tool_effects[name]
+    schema = next((s for s in trace.tools if (s.get("function") or s).get("name") == name), None)
+    return None if schema is None else declared_effect(schema)
 
 
 def named_effect(name: str) -> Effect:
@@ -57,16 +71,23 @@ def _both(words: Sequence[str]) -> bool:
     )
 
 
-def effect_of(name: str, schemas: Sequence[Mapping[str, Any]] = ()) -> Effect:
-    """The effect of a tool by its schemas (one, or that of the tool whose name it took), else by its names.
+def effect_of(
+    name: str, schemas: Sequence[Mapping[str, Any]] = (), known: Mapping[str, ToolEffect] | None = None
+) -> Effect:
+    """Return the effect of a tool by what is declared of it, else by its names.
+
+    Args:
+        name: what it is called by.
+        schemas: its schema, or those of it and of the tool whose name it took.
+        known: effects by name that the environment or `traces.tools` declared; see `Trace.tool_effects`.
 
     Returns:
-        `changes` as soon as one schema says so; `reads` where all that declare it say so; by the names where none declares it.
+        `changes` as soon as one declaration says so; `reads` where all that declare it say so; by the names where none declares it.
     """
-    declared = {d for s in schemas if (d := declared_effect(s)) != "unknown"}
+    names = {name, *(str((s.get("function") or s).get("name", name)) for s in schemas)}
+    declared = {d for s in schemas if (d := declared_effect(s))} | {e for n, e in (known or {}).items() if n in names}
     if declared:
         return "changes" if "changes" in declared else "reads"
-    names = {name, *(str((s.get("function") or s).get("name", name)) for s in schemas)}
     found = {named_effect(n) for n in names}
     if "changes" in found:
         return "changes"
