@@ -293,6 +293,8 @@ def _trace(messages: Sequence[MessageLike], step: int, tools: Sequence[Mapping[s
         trace = trace.model_copy(update={"messages": _typed(messages, trace)})
     if not 0 <= step < len(trace.step_indices):
         raise TraceError(f"the messages hold steps 0..{len(trace.step_indices) - 1}, not {step}")
+    if step in trace.given_steps:
+        raise TraceError(f"step {step} is given: it is context, and no step of the student")
     return trace
 
 

@@ -96,7 +96,7 @@ def other_steps(
         (t, k)
         for t in traces
         for k in range(len(t.step_indices))
-        if t.id in wrong and k not in wrong[t.id] and k not in t.given_steps
+        if t.id in wrong and k not in wrong[t.id] and k in t.own_steps
     ]
     out: Found = []
     for trace, finding in found:
