@@ -23,8 +23,8 @@ from hintdistill.core.models import model_key
 from hintdistill.core.scores import Choice, Target, TargetHead
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Finding, Split, TargetKind, Trace
-from hintdistill.injection.candidates import choose
 from hintdistill.pipeline import critique, hold, inject, read, twins
+from hintdistill.pipeline.choices import choices
 from hintdistill.pipeline.context import RunContext
 from hintdistill.prompts import REVISE, hint_name
 from hintdistill.rescoring.gate import decide, null_pass_rate
@@ -73,7 +73,7 @@ def run(ctx: RunContext) -> None:
     _record_failures(ctx, failures)
     keys = [item.key for items in (hints, anchors, twins) for item in items]
     ctx.rundir.set_index("rescore", [k for k in keys if k not in failures])
-    _refresh_decisions(ctx, store, _choices(ctx, store, hints))
+    _refresh_decisions(ctx, store, choices(ctx, store, hints))
     _summarise(ctx)
 
 
@@ -344,27 +344,12 @@ def _anchor_item(
     return AnchorItem(key, step.trace.id, step.step, rendered, step.split, kind)
 
 
-def _choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:
-    """Of the hints that compete for a finding, what becomes of each; by target key."""
-    if ctx.config.inject.candidates == 1:
-        return {}
-    finding = {h.key: content_key(h.injection.trace_id, h.injection.finding.model_dump(mode="json")) for h in hints}
-    groups: dict[str, list[tuple[str, int, float, bool]]] = {}
-    for part in store.parts():
-        for head in store.heads(part):
-            if head.key in finding and head.measurement is not None:
-                judged = decide(replace(head, choice="only"), ctx.config.rescore.gate)
-                row = (head.key, head.level or 0, head.measurement.odds or 0.0, not judged.reasons)
-                groups.setdefault(finding[head.key], []).append(row)
-    return choose(groups)
-
-
-def _refresh_decisions(ctx: RunContext, store: TargetStore, choices: Mapping[str, Choice]) -> None:
+def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str, Choice]) -> None:
     """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
     gate = ctx.config.rescore.gate
 
     def judged(target: T) -> T:
-        return decide(replace(target, choice=choices.get(target.key, target.choice)), gate)
+        return decide(replace(target, choice=chosen.get(target.key, target.choice)), gate)
 
     for part in store.parts():
         if any(_said(head) != _said(judged(head)) for head in store.heads(part)):
