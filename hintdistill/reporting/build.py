@@ -96,23 +96,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         else None,
         "off_target_kl_nats": kl,
         "off_target": {name: asdict(m) for name, m in data.off_target.items()},
-        "effects": {
-            "all": effects(scored),
-            "accepted": effects([s for s in scored if s.head.accepted]),
-            "rejected": effects([s for s in scored if not s.head.accepted]),
-            "by_class": {
-                c: effects([s for s in scored if s.head.error_class == c])
-                for c in sorted({t.error_class or "" for t in hints})
-            },
-            "by_level": {
-                str(n): effects([s for s in scored if s.head.level == n])
-                for n in LEVELS
-                if any(s.head.level == n for s in scored)
-            },
-            "by_split": {
-                split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")
-            },
-        },
+        "effects": _all_effects(scored),
         "gate": _gate(scored, gate),
         "weights": {
             "recorded_gap_nats": _mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
@@ -167,6 +151,25 @@ def _read_hints(
         said = _finding(target, data, facts.placebos_pass, target.key in trained)
         found[i] = facts, said | {"twins": twins.get(target.key, [])}
     return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
+
+
+def _all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
+    """What hints did, over all of them and over parts."""
+    return {
+        "all": effects(scored),
+        "accepted": effects([s for s in scored if s.head.accepted]),
+        "rejected": effects([s for s in scored if not s.head.accepted]),
+        "by_class": {
+            c: effects([s for s in scored if s.head.error_class == c])
+            for c in sorted({s.head.error_class or "" for s in scored})
+        },
+        "by_level": {
+            str(n): effects([s for s in scored if s.head.level == n])
+            for n in LEVELS
+            if any(s.head.level == n for s in scored)
+        },
+        "by_split": {split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")},
+    }
 
 
 def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:

@@ -284,14 +284,8 @@ def _controls(document: Mapping[str, Any]) -> str:
             "placebos that the gate would accept",
             f"{_percent(gate['null_pass_rate'])} (bound {_percent(gate['bound'])})",
         ),
-        (
-            "odds of accepted hints beyond those of the placebos, mean",
-            _nats(accepted.get("odds_over_placebos_mean_nats")),
-        ),
-        (
-            "specificity of accepted hints, mean (below 0: they speak to the error)",
-            _nats(accepted["specificity_mean_nats"]),
-        ),
+        ("odds of accepted hints beyond the placebos, mean", _nats(accepted.get("odds_over_placebos_mean_nats"))),
+        ("specificity of accepted hints, mean (below 0: of the error)", _nats(accepted["specificity_mean_nats"])),
         ("effect of accepted hints at the decision token, mean", _nats(accepted["decision_effect_mean_nats"])),
         ("placebos in the same place, share of that effect", _percent(share)),
         ("traces against these weights, mean gap per token", _nats(document["weights"]["recorded_gap_nats"])),
