@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModelForCausalLM
 
-SCHEMA = b"2"
+SCHEMA = b"3"
 KINDS = ("hint", "anchor", "hold", "twin")
 SURE = 0.5
 """Probability that the initial policy gave a token which is held."""

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from hintdistill.core.errors import NoHintError, PromptError
 from hintdistill.core.types import Finding, PlaceboKind, Trace
-from hintdistill.injection.levels import answer_words, words_of
+from hintdistill.injection.levels import words_of
 from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
 
 PlaceboText = tuple[PlaceboKind, str]
@@ -127,12 +127,19 @@ def placebo_texts(
         PromptError: there are too few different generic ones.
     """
     rng = random.Random(seed_of("placebo", trace.id, finding.step, hint))
+    answer = answer_words(hint, trace, finding)
     out: list[PlaceboText] = []
     taken = {hint}
     for wanted in kinds:
-        kind, text = wanted, _placebo(wanted, trace, finding, hint, library, rng, taken)
+        kind, text = wanted, None
+        if wanted == "other_class":
+            text = other_class_hint(trace, finding, library, rng, taken, answer)
+        elif wanted == "shuffled_answer_free":
+            text = _shuffled(_without(hint, answer, _generic(library, rng, taken) or ""), rng, taken)
+        elif wanted == "shuffled":
+            text = _shuffled(hint.split(), rng, taken)
         if text is None:
-            kind, text = "generic", _placebo("generic", trace, finding, hint, library, rng, taken)
+            kind, text = "generic", _generic(library, rng, taken)
         if text is None:
             raise PromptError(f"{GENERIC} offers too few different placebos", hint="add variants to it")
         taken.add(text)
@@ -140,31 +147,20 @@ def placebo_texts(
     return out
 
 
-def _placebo(
-    kind: PlaceboKind,
-    trace: Trace,
-    finding: Finding,
-    hint: str,
-    library: PromptLibrary,
-    rng: random.Random,
-    taken: set[str],
-) -> str | None:
-    if kind == "generic":
-        return _generic(library, rng, taken)
-    answer = answer_words(hint, trace, finding)
-    if kind == "other_class":
-        return other_class_hint(trace, finding, library, rng, taken, answer)
-    words = hint.split()
-    if kind == "shuffled_answer_free":
-        free = [w for w in words if not set(answer) & set(words_of(w))]
-        # as many words as the hint has: those of the answer give way to a generic hint's
-        other = (_generic(library, rng, taken) or "").split()
-        words = free + other[: len(words) - len(free)]
+def _shuffled(words: list[str], rng: random.Random, taken: Collection[str]) -> str | None:
+    """The words in another order; None where every order is taken."""
     for _ in range(16):
         rng.shuffle(words)
         if (text := " ".join(words)) not in taken:
             return text
     return None
+
+
+def _without(hint: str, answer: Collection[str], fill: str) -> list[str]:
+    """The hint's words without those of the answer, filled up to as many with a generic hint's."""
+    words = hint.split()
+    free = [w for w in words if not set(answer) & set(words_of(w))]
+    return free + fill.split()[: len(words) - len(free)]
 
 
 def _generic(library: PromptLibrary, rng: random.Random, taken: Collection[str]) -> str | None:

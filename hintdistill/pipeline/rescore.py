@@ -17,10 +17,9 @@ from hintdistill.core.errors import (
     UncheckedTwinError,
 )
 from hintdistill.core.scores import Choice, Target, TargetHead
-from hintdistill.core.storage import content_key
 from hintdistill.core.types import Finding
-from hintdistill.injection.candidates import choose
 from hintdistill.pipeline import hold
+from hintdistill.pipeline.choices import choices
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.to_score import anchor_items, hint_items, twin_items
 from hintdistill.prompts import REVISE, hint_name
@@ -70,7 +69,7 @@ def run(ctx: RunContext) -> None:
     _record_failures(ctx, failures)
     keys = [item.key for items in (hints, anchors, twins) for item in items]
     ctx.rundir.set_index("rescore", [k for k in keys if k not in failures])
-    _refresh_decisions(ctx, store, _choices(ctx, store, hints))
+    _refresh_decisions(ctx, store, choices(ctx, store, hints))
     _summarise(ctx)
 
 
@@ -214,36 +213,20 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
         ctx.console.warn(message)
 
 
-def _choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:
-    """Of the hints that compete for a finding, what becomes of each; by target key."""
-    if ctx.config.inject.candidates == 1:
-        return {}
-    finding = {h.key: content_key(h.injection.trace_id, h.injection.finding.model_dump(mode="json")) for h in hints}
-    groups: dict[str, list[tuple[str, int, float, bool]]] = {}
-    for part in store.parts():
-        for head in store.heads(part):
-            if head.key in finding and head.measurement is not None:
-                judged = decide(replace(head, choice="only"), ctx.config.rescore.gate)
-                row = (head.key, head.level or 0, head.measurement.odds or 0.0, not judged.reasons)
-                groups.setdefault(finding[head.key], []).append(row)
-    return choose(groups)
-
-
-def _refresh_decisions(ctx: RunContext, store: TargetStore, choices: Mapping[str, Choice]) -> None:
+def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str, Choice]) -> None:
     """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
     gate = ctx.config.rescore.gate
 
     def judged(target: T) -> T:
-        return decide(replace(target, choice=choices.get(target.key, target.choice)), gate)
+        return decide(replace(target, choice=chosen.get(target.key, target.choice)), gate)
+
+    def said(head: TargetHead) -> tuple[bool, tuple[str, ...], Choice]:
+        return head.accepted, head.reasons, head.choice
 
     for part in store.parts():
-        if any(_said(head) != _said(judged(head)) for head in store.heads(part)):
+        if any(said(head) != said(judged(head)) for head in store.heads(part)):
             # the same keys give the same name, so the new part takes the old one's place in one rename
             store.append([judged(t) for t in store.read_part(part)])
-
-
-def _said(head: TargetHead) -> tuple[bool, tuple[str, ...], Choice]:
-    return head.accepted, head.reasons, head.choice
 
 
 def load(ctx: RunContext) -> StoredTargets:

@@ -69,7 +69,6 @@ def build(data: ReportInput) -> dict[str, Any]:
     entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), data.after)
     scored, findings = _read_hints(data, entries)
     hints = [s.head for s in scored]
-    passed = [found for s in scored for found in s.placebos_pass]
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
     first = next(iter(data.evaluations.values()), {})
     tokens = sum(m.tokens for m in data.off_target.values())
@@ -97,32 +96,8 @@ def build(data: ReportInput) -> dict[str, Any]:
         else None,
         "off_target_kl_nats": kl,
         "off_target": {name: asdict(m) for name, m in data.off_target.items()},
-        "effects": {
-            "all": effects(scored),
-            "accepted": effects([s for s in scored if s.head.accepted]),
-            "rejected": effects([s for s in scored if not s.head.accepted]),
-            "by_class": {
-                c: effects([s for s in scored if s.head.error_class == c])
-                for c in sorted({t.error_class or "" for t in hints})
-            },
-            "by_level": {
-                str(n): effects([s for s in scored if s.head.level == n])
-                for n in LEVELS
-                if any(s.head.level == n for s in scored)
-            },
-            "by_split": {
-                split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")
-            },
-        },
-        "gate": {
-            "null_pass_rate": _mean(passed),
-            "null_pass_rate_by_kind": _rates((kind, found) for s in scored for kind, found in s.placebos),
-            "null_pass_rate_by_level": _rates(
-                (str(s.head.level), found) for s in scored if s.head.level is not None for found in s.placebos_pass
-            ),
-            "bound": MAX_NULL_PASS_RATE,
-            **gate.model_dump(),
-        },
+        "effects": _all_effects(scored),
+        "gate": _gate(scored, gate),
         "weights": {
             "recorded_gap_nats": _mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
             "recorded_steps": sum(t.recorded_gap is not None for t in hints),
@@ -176,6 +151,39 @@ def _read_hints(
         said = _finding(target, data, facts.placebos_pass, target.key in trained)
         found[i] = facts, said | {"twins": twins.get(target.key, [])}
     return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
+
+
+def _all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
+    """What hints did, over all of them and over parts."""
+    return {
+        "all": effects(scored),
+        "accepted": effects([s for s in scored if s.head.accepted]),
+        "rejected": effects([s for s in scored if not s.head.accepted]),
+        "by_class": {
+            c: effects([s for s in scored if s.head.error_class == c])
+            for c in sorted({s.head.error_class or "" for s in scored})
+        },
+        "by_level": {
+            str(n): effects([s for s in scored if s.head.level == n])
+            for n in LEVELS
+            if any(s.head.level == n for s in scored)
+        },
+        "by_split": {split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")},
+    }
+
+
+def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
+    """The gate's settings, and how many placebos pass."""
+    passed = [found for s in scored for found in s.placebos_pass]
+    return {
+        "null_pass_rate": _mean(passed),
+        "null_pass_rate_by_kind": _rates((kind, found) for s in scored for kind, found in s.placebos),
+        "null_pass_rate_by_level": _rates(
+            (str(s.head.level), found) for s in scored if s.head.level is not None for found in s.placebos_pass
+        ),
+        "bound": MAX_NULL_PASS_RATE,
+        **gate.model_dump(),
+    }
 
 
 def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.core.paths import PathMark, map_paths, recipe_paths
 from hintdistill.recipes import Recipe
 from hintdistill.recipes.describe import CONFIDENCE, settings
+from hintdistill.training.card_controls import hint_levels, placebo_share
 
 if TYPE_CHECKING:
     from hintdistill.training.students import Arrived
@@ -192,7 +193,7 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
         ("findings", f"{critique['findings']} ({_counts(critique['by_class'])})"),
         ("not injected", _counts({**inject["skipped"], **inject["failed"]})),
         ("hints accepted", f"{rescore['accepted']} of {rescore['scored']} scored"),
-        ("hints by level, scored and accepted", _levels(rescore)),
+        ("hints by level, scored and accepted", hint_levels(rescore)),
         ("hints rejected, by reason", _counts(rescore["reasons"])),
         *_twins(document),
         *_hold_rows(document["funnel"].get("hold")),
@@ -283,14 +284,8 @@ def _controls(document: Mapping[str, Any]) -> str:
             "placebos that the gate would accept",
             f"{_percent(gate['null_pass_rate'])} (bound {_percent(gate['bound'])})",
         ),
-        (
-            "odds of accepted hints beyond those of the placebos, mean",
-            _nats(accepted.get("odds_over_placebos_mean_nats")),
-        ),
-        (
-            "specificity of accepted hints, mean (below 0: they speak to the error)",
-            _nats(accepted["specificity_mean_nats"]),
-        ),
+        ("odds of accepted hints beyond the placebos, mean", _nats(accepted.get("odds_over_placebos_mean_nats"))),
+        ("specificity of accepted hints, mean (below 0: of the error)", _nats(accepted["specificity_mean_nats"])),
         ("effect of accepted hints at the decision token, mean", _nats(accepted["decision_effect_mean_nats"])),
         ("placebos in the same place, share of that effect", _percent(share)),
         ("traces against these weights, mean gap per token", _nats(document["weights"]["recorded_gap_nats"])),
@@ -299,24 +294,6 @@ def _controls(document: Mapping[str, Any]) -> str:
     ]
     note = "" if gate["enabled"] else "\n\n**The gate was off:** every scored hint was accepted by force."
     return _table(("", ""), rows) + note
-
-
-def _levels(rescore: Mapping[str, Any]) -> str:
-    taken = rescore.get("accepted_levels", {})
-    return (
-        ", ".join(f"level {n}: {taken.get(n, 0)} of {count}" for n, count in rescore.get("levels", {}).items())
-        or "not recorded"
-    )
-
-
-def placebo_share(findings: Iterable[Mapping[str, Any]]) -> float | None:
-    """Mean effect of the placebos ÷ mean effect of the hints, at the decision token of accepted findings; None without any."""
-    decided = [f for f in findings if f["accepted"] and f["decision"] is not None]
-    hints = [f["decision"]["effect_nats"] for f in decided]
-    placebos = [p["effect_nats"] for f in decided for p in f["placebos"] if p["effect_nats"] is not None]
-    if not hints or not placebos or not sum(hints):
-        return None
-    return (sum(placebos) / len(placebos)) / (sum(hints) / len(hints))
 
 
 def _effect(document: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from hintdistill.config.file import load_config
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import report_only, run
 from hintdistill.pipeline.store import RunDir
-from hintdistill.training.card import NOT, adapter_card, card_text, front_matter, hub_name, placebo_share
+from hintdistill.training.card import NOT, adapter_card, card_text, front_matter, hub_name
+from hintdistill.training.card_controls import placebo_share
 from hintdistill.training.students import Arrived
 
 SETTINGS = [

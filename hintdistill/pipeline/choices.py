@@ -1,0 +1,29 @@
+"""Which of the hints that compete for a finding is trained on, from their stored targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hintdistill.core.scores import Choice
+from hintdistill.core.storage import content_key
+from hintdistill.injection.candidates import choose
+from hintdistill.pipeline.context import RunContext
+from hintdistill.rescoring.gate import decide
+from hintdistill.rescoring.scorer import HintItem
+from hintdistill.rescoring.store import TargetStore
+
+
+def choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:
+    """Of the hints that compete for a finding, what becomes of each; by target key."""
+    if ctx.config.inject.candidates == 1:
+        return {}
+    finding = {h.key: content_key(h.injection.trace_id, h.injection.finding.model_dump(mode="json")) for h in hints}
+    groups: dict[str, list[tuple[str, int, float, bool]]] = {}
+    for part in store.parts():
+        for head in store.heads(part):
+            if head.key in finding and head.measurement is not None:
+                judged = decide(replace(head, choice="only"), ctx.config.rescore.gate)
+                row = (head.key, head.level or 0, head.measurement.odds or 0.0, not judged.reasons)
+                groups.setdefault(finding[head.key], []).append(row)
+    return choose(groups)

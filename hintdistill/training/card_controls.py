@@ -1,0 +1,25 @@
+"""Numbers of the model card that say what hints and placebos did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def hint_levels(rescore: Mapping[str, Any]) -> str:
+    """Accepted and scored hints by level, in words."""
+    taken = rescore.get("accepted_levels", {})
+    return (
+        ", ".join(f"level {n}: {taken.get(n, 0)} of {count}" for n, count in rescore.get("levels", {}).items())
+        or "not recorded"
+    )
+
+
+def placebo_share(findings: Iterable[Mapping[str, Any]]) -> float | None:
+    """Mean effect of the placebos ÷ mean effect of the hints, at the decision token of accepted findings; None without any."""
+    decided = [f for f in findings if f["accepted"] and f["decision"] is not None]
+    hints = [f["decision"]["effect_nats"] for f in decided]
+    placebos = [p["effect_nats"] for f in decided for p in f["placebos"] if p["effect_nats"] is not None]
+    if not hints or not placebos or not sum(hints):
+        return None
+    return (sum(placebos) / len(placebos)) / (sum(hints) / len(hints))
