@@ -38,6 +38,12 @@ class SampleSection(Section):
     per_task: int = Field(default=1, ge=1)
     """Episodes of each task drawn: the group that an outcome reward's advantage compares (`training/reward.py`)."""
     temperature: float = Field(default=1.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Draw from the likeliest tokens that together have this probability, after temperature and `top_k`; 1: from all."""
+    top_k: int = Field(default=0, ge=0)
+    """Draw from so many likeliest tokens; 0: from all."""
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Draw from tokens with at least this share of the likeliest one's probability."""
     server: ServerSection = ServerSection()
 
     @property
@@ -61,6 +67,9 @@ class StopSection(Section):
     """A median drop of the decision token below this: the hint's effect is gone."""
     max_off_target_kl: float | None = Field(default=0.1, gt=0.0)
     """Tripwire: KL(initial ‖ student) off target above this, nats per token. The student before it is kept."""
+    max_changes_drop: float | None = Field(default=0.5, gt=0.0, lt=1.0)
+    """Tripwire: successful calls of tools that change state, per episode, fell by more than this share of what the initial policy
+    made. Read where the environment says which tools those are (`tool_effects`); without a loop the report warns."""
     max_failed_share: float = Field(default=0.5, gt=0.0, le=1.0)
     """Tripwire: more than this share of a round's episodes came to nothing (cut steps, endless episodes)."""
 
@@ -75,6 +84,13 @@ class RolloutSection(Section):
     limit: int | None = Field(default=None, ge=1)
     """Tasks per split."""
     temperature: float = Field(default=0.0, ge=0.0)
+    """At which success is measured; 0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """As `sample.top_p`, where success is measured."""
+    top_k: int = Field(default=0, ge=0)
+    """As `sample.top_k`, where success is measured."""
+    min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """As `sample.min_p`, where success is measured."""
     max_new_tokens: int = Field(default=256, ge=1)
     max_steps: int = Field(default=16, ge=1)
     batch_size: int = Field(default=64, ge=1)

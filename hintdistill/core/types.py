@@ -8,7 +8,7 @@ derived is a property and is never stored. All log-probabilities are natural log
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -113,6 +113,8 @@ class Message(FrozenModel):
     given: bool = False
     """An assistant turn that was read here, not produced here: earlier turns of a prompt, a demonstration, a copied context, a
     turn that another trace already holds. It is context; nothing is trained or measured on it."""
+    cut: bool = False
+    """An assistant turn that ran into the limit of tokens and has no end: it is no whole step, and gets no hint and no anchor."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Whatever else the source said of this message."""
 
@@ -134,6 +136,22 @@ class Message(FrozenModel):
         if value is not None and "token_ids" in info.data and len(value) != len(ids or ()):
             raise ValueError(f"{len(value)} log-probabilities for {len(ids or ())} token ids: they must pair up")
         return value
+
+
+def with_greetings_given(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Mark an agent's greeting as given: assistant messages without a call or recorded ids before the first user message.
+
+    Nothing but system messages may be above them, so that the first steps of an agent that works without a user stay steps.
+    """
+    first = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer", "assistant")), None)
+    if first is None or messages[first].role != "user":
+        return tuple(messages)
+    if any(m.tool_calls or m.token_ids for m in messages[:first] if m.role == "assistant"):
+        return tuple(messages)
+    return tuple(
+        m.model_copy(update={"given": True}) if i < first and m.role == "assistant" and not m.given else m
+        for i, m in enumerate(messages)
+    )
 
 
 class Source(FrozenModel):
@@ -179,6 +197,11 @@ class Trace(FrozenModel):
     def given_steps(self) -> frozenset[int]:
         """Steps that are context only; see `Message.given`."""
         return frozenset(k for k, i in enumerate(self.step_indices) if self.messages[i].given)
+
+    @cached_property
+    def own_steps(self) -> tuple[int, ...]:
+        """The steps that may be critiqued, hinted, anchored, held or measured: those that are neither given nor cut."""
+        return tuple(k for k, i in enumerate(self.step_indices) if not (self.messages[i].given or self.messages[i].cut))
 
     def before(self, k: int) -> tuple[Message, ...]:
         """The messages the student had read when it produced step `k`."""

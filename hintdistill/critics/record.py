@@ -87,8 +87,8 @@ def _shown(message: Message, step: int | None) -> dict[str, Any]:
 
 
 def whole(trace: Trace) -> Excerpt:
-    """The whole trace; lines of the student carry their step number."""
-    steps = {at: k for k, at in enumerate(trace.step_indices)}
+    """The whole trace; lines of the student carry their step number, given ones (demonstrations, greetings) do not."""
+    steps = {at: k for k, at in enumerate(trace.step_indices) if k not in trace.given_steps}
     return Excerpt(
         tuple(ExcerptLine(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages))
     )

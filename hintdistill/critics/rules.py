@@ -114,7 +114,7 @@ class RulesCritic:
         """All findings of one trace, in step order; at a step that breaks several rules, the most basic one stands."""
         findings: list[Finding] = []
         calls = call_results(trace)
-        for step in range(len(trace.step_indices)):
+        for step in (k for k in range(len(trace.step_indices)) if k not in trace.given_steps):
             mine = [c for c in calls if c.step == step]
             found = next(self._at(trace, step, mine, calls), None)
             if found is not None:

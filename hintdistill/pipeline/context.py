@@ -163,4 +163,6 @@ def trace_key(trace: Trace) -> str:
     for message in data["messages"]:
         if message["logprobs_of"] is None:
             del message["logprobs_of"]
+        if not message["cut"]:
+            del message["cut"]
     return content_key("trace", data)

@@ -17,7 +17,7 @@ from hintdistill.injection.hints import seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.variants import judge
-from hintdistill.rollouts.measure import options_of
+from hintdistill.rollouts.measure import options_of, played_from
 from hintdistill.rollouts.parsing import PARSERS
 from hintdistill.rollouts.sampling import Sampler
 
@@ -43,7 +43,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
     """Sample one step under each finding's hint, at `rollout.sample.temperature`, and keep what nothing speaks against."""
     counts = Counter({"asked": len(found)})
     section = ctx.config.rollout
-    options = options_of(section, section.sample.temperature, seed_of(salt) % 2**31)
+    options = options_of(section, played_from(section), seed_of(salt) % 2**31)
     sampler = Sampler(ctx.engine(ctx.model_folder), ctx.renderer, options)
     injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos={})
     asked = []

@@ -4,7 +4,7 @@ apart and put together when it is used."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hintdistill.core.errors import HintdistillError, ServiceError
@@ -64,12 +64,34 @@ def run(ctx: RunContext) -> None:
                 said[id_].append(_said(rows[keys[id_]]))
         with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
             advance(len(asked) - len(owed))
-            for trace, outcome in critic.critique(owed):
+            for trace, answer in _own_only(critic, owed):
+                outcome = without_given(trace, answer)
                 store.append(_row(keys[trace.id], traces[trace.id][0], trace.id, critic.name, outcome))
                 said[trace.id].append(outcome)
                 advance(1)
     ctx.rundir.set_index("critique", index)
     _summarise(ctx, len(traces))
+
+
+def _own_only(critic: Critic, traces: Sequence[Trace]) -> Iterator[tuple[Trace, Said]]:
+    """Ask the critic about traces with a step of their own; of the others there is nothing to say."""
+    for trace in (t for t in traces if len(t.given_steps) == len(t.step_indices)):
+        yield trace, Critique(trace_id=trace.id, verdict="none", critics=(critic.name,), notes=("every step is given",))
+    yield from critic.critique([t for t in traces if len(t.given_steps) < len(t.step_indices)])
+
+
+def without_given(trace: Trace, outcome: Said) -> Said:
+    """The critique without findings on given steps, which are context; each is noted. An error caused by one is a root error."""
+    if not isinstance(outcome, Critique) or not trace.given_steps:
+        return outcome
+    findings = tuple(
+        f.model_copy(update={"caused_by": None}) if f.caused_by in trace.given_steps else f
+        for f in outcome.findings
+        if f.step not in trace.given_steps
+    )
+    notes = tuple(f"dropped: step {f.step} is given" for f in outcome.findings if f.step in trace.given_steps)
+    verdict = "none" if outcome.findings and not findings else outcome.verdict
+    return outcome.model_copy(update={"findings": findings, "verdict": verdict, "notes": (*outcome.notes, *notes)})
 
 
 def _open(ctx: RunContext, trace: Trace, said: list[Said]) -> str | None:

@@ -57,14 +57,14 @@ def episodes(ctx: RunContext) -> list[Trace | Failure]:
     from hintdistill.core.paths import object_content
     from hintdistill.pipeline.playing import episode_of, episode_row
     from hintdistill.rollouts.evaluate import load_suite, tasks_of
-    from hintdistill.rollouts.measure import describe, options_of
+    from hintdistill.rollouts.measure import describe, options_of, played_from
     from hintdistill.rollouts.sampling import Sampler
 
     rollout, section = ctx.config.rollout, ctx.config.train.hold
     assert rollout.environment is not None and section.split is not None
     suite = load_suite(rollout.environment)
     tasks = tasks_of(suite, section.split, section.limit)
-    options = options_of(rollout, rollout.sample.temperature, ctx.config.run.seed)
+    options = options_of(rollout, played_from(rollout), ctx.config.run.seed)
     weights = model_key(ctx.initial_folder).weights
     base = content_key("hold", weights, object_content(rollout.environment), describe(options), tasks)
     store = ctx.rundir.store("hold_episodes")
@@ -154,7 +154,7 @@ def counts(ctx: RunContext) -> dict[str, Any] | None:
 
 def steps(ctx: RunContext, key: str, trace: Trace) -> list[int]:
     """Return the steps of a hold trace that are held: `train.hold.per_trace` of its own, drawn by the seed and the trace alone."""
-    own = [k for k in range(len(trace.step_indices)) if k not in trace.given_steps]
+    own = list(trace.own_steps)
     rng = random.Random(f"hold:{ctx.config.run.seed}:{key}")
     return sorted(rng.sample(own, min(ctx.config.train.hold.per_trace, len(own))))
 

@@ -63,6 +63,8 @@ def run(ctx: RunContext) -> None:
             ):
                 if finding.step in trace.given_steps:
                     skipped = skipped or "given_step"
+                elif trace.step(finding.step).cut:
+                    skipped = skipped or "cut_step"
                 key = content_key("inject", trace_key, finding.model_dump(mode="json"), skipped, *settings)
                 if key in done:
                     count = done[key].get("candidates", 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hintdistill.config import RunConfig
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Trace
+from hintdistill.core.types import SampledFrom, Trace
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.recipes import reads_advantage, reads_reward
@@ -42,13 +42,22 @@ def outcome_data(ctx: RunContext) -> OutcomeData:
     rows, left_out = outcome_rows(traces, outcomes, ctx.renderer)
     if lost := {reason: n for reason, n in left_out.items() if reason != "no_advantage"}:
         ctx.console.warn(f"outcome term: steps left out: {', '.join(f'{n} {reason}' for reason, n in lost.items())}")
-    sample = ctx.config.rollout.sample
-    if sample.temperature != 1.0:
-        ctx.console.warn(
-            f"outcome term: rollouts were sampled at temperature {sample.temperature:g}, but log-probabilities are recorded "
-            "at 1, so the importance ratio is not that of the policy that sampled"
-        )
+    if elsewhere := sampled_elsewhere(ctx.config):
+        ctx.console.warn(f"outcome term: {elsewhere}")
     return OutcomeData(outcomes, rows, key)
+
+
+def sampled_elsewhere(config: RunConfig) -> str | None:
+    """What to say of importance ratios where rollouts are not drawn from the model's own distribution; None where they are."""
+    sample = config.rollout.sample
+    how = SampledFrom(temperature=sample.temperature, top_p=sample.top_p, top_k=sample.top_k, min_p=sample.min_p)
+    if how.whole:
+        return None
+    said = ", ".join(f"{name} {value:g}" for name, value in how.model_dump(exclude_defaults=True).items())
+    return (
+        f"rollouts were sampled at {said}, but log-probabilities are recorded at temperature 1 of the whole vocabulary, so the "
+        "importance ratio is not that of the policy that sampled"
+    )
 
 
 def require_outcomes(ctx: RunContext) -> None:

@@ -16,7 +16,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.evaluate import tasks_of
-from hintdistill.rollouts.measure import describe, options_of
+from hintdistill.rollouts.measure import describe, options_of, played_from
 from hintdistill.rollouts.sampling import Episode, Sampler
 
 
@@ -33,7 +33,7 @@ class Player:
         folder.mkdir(parents=True, exist_ok=True)
         known = tasks_of(self.suite, sample.split, None, sample.tasks)
         tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
-        options = options_of(self.config.rollout, sample.temperature, seed * 1000 + number, logprobs=True)
+        options = options_of(self.config.rollout, played_from(self.config.rollout), seed * 1000 + number, logprobs=True)
         # the seed draws a batch at a time, so a batch is the unit that is played again
         base = content_key(
             "episode",

@@ -25,8 +25,8 @@ from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
 from hintdistill.reporting.html import render_html
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
-from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, tasks_of
-from hintdistill.rollouts.sampling import SamplingOptions
+from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, lost_changes, tasks_of
+from hintdistill.rollouts.measure import describe, measured_from, options_of
 from hintdistill.traces.files import trace_files
 from hintdistill.traces.reading import read_traces
 
@@ -162,7 +162,7 @@ def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
             continue
         wrong = {f.step for f in critiques[key].findings}
         name = "heldout_other_steps" if wrong else "heldout_clean"
-        chosen[name] += [(trace, k) for k in range(len(trace.step_indices)) if k not in wrong | trace.given_steps]
+        chosen[name] += [(trace, k) for k in trace.own_steps if k not in wrong]
     for name, path in ctx.config.report.off_target.items():
         trace_files([path], f"report.off_target.{name}")  # an error that names the key
         found = [t for t in read_traces([path], ctx.read_options()) if isinstance(t, Trace)]
@@ -172,7 +172,7 @@ def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
                 f"off-target: {len(found) - len(free)} traces of report.off_target.{name} are held by train.hold and left out"
             )
         found = free
-        chosen[name] = [(t, k) for t in found for k in range(len(t.step_indices)) if k not in t.given_steps]
+        chosen[name] = [(t, k) for t in found for k in t.own_steps]
     out = {}
     for name, steps in chosen.items():
         if len(steps) > ctx.config.report.off_target_steps:
@@ -202,14 +202,7 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     if section.environment is None:
         return {}
     suite, environment = load_suite(section.environment), object_content(section.environment)
-    options = SamplingOptions(
-        temperature=section.temperature,
-        max_new_tokens=section.max_new_tokens,
-        max_steps=section.max_steps,
-        batch_size=section.batch_size,
-        seed=ctx.config.run.seed,
-        timeout_s=section.timeout_s,
-    )
+    options = options_of(section, measured_from(section), ctx.config.run.seed)
     store = ctx.rundir.store("evaluations")
     out: dict[str, dict[str, Evaluation]] = {}
     done = store.by_key()
@@ -219,13 +212,16 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     for split in section.splits:
         tasks = tasks_of(suite, split, section.limit)
         for when, folder, weights in whom:
-            key = content_key("evaluation", weights, environment, split, tasks, asdict(options))
+            key = content_key("evaluation", weights, environment, split, tasks, describe(options))
             if key not in done:
                 with ctx.console.progress(f"{split} {when}", len(tasks)) as advance:
                     result = evaluate(ctx.engine(folder), ctx.renderer, suite, tasks, options, advance)
                 store.append({"key": key, "split": split, "when": when, "evaluation": asdict(result)})
                 done = store.by_key()
             out.setdefault(split, {})[when] = Evaluation(**done[key]["evaluation"])
+        played, bound = out[split], section.stop.max_changes_drop
+        if trained and (lost := lost_changes(played["before"], played["after"], bound)):
+            ctx.console.warn(f"{split}: {lost}")
     return out
 
 

@@ -313,7 +313,7 @@ def _clean_steps(ctx: RunContext) -> list[CleanStep]:
         if key not in critiques:
             continue
         wrong = {f.step for f in critiques[key].findings}
-        steps = [k for k in range(len(trace.step_indices)) if k not in wrong | trace.given_steps]
+        steps = [k for k in trace.own_steps if k not in wrong]
         out += [CleanStep(key, trace, split, k, bool(wrong)) for k in steps]
     return out
 

@@ -40,8 +40,8 @@ from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import each_stage, write_report
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.drift import movement
-from hintdistill.rollouts.evaluate import Outcome, load_suite, outcome_of, summarise, tasks_of
-from hintdistill.rollouts.measure import Setting, describe, off_target_sets, options_of
+from hintdistill.rollouts.evaluate import Outcome, load_suite, lost_changes, outcome_of, summarise, tasks_of
+from hintdistill.rollouts.measure import Setting, describe, measured_from, off_target_sets, options_of, played_from
 from hintdistill.rollouts.sampling import Episode, Sampler
 from hintdistill.traces.formats import native
 
@@ -120,7 +120,13 @@ class Loop:
         failed = [e for e in episodes if e.failure is not None]
         row["episodes"] = {"played": len(episodes), "failed": len(failed), "reasons": _count(e.failure for e in failed)}
         row["episodes"]["success_rate"] = float(np.mean([(e.trace.reward or 0.0) > 0.5 for e in episodes]))
-        if collapse := collapsed(len(failed), len(episodes), self.config):
+        cut = [e.cut for e in episodes if e.failure is None and e.cut is not None]
+        row["episodes"]["cut"] = len(cut)
+        if cut:
+            self.console.note(
+                f"{len(cut)} of {len(episodes)} episodes ran into a limit of tokens: traces without a last step"
+            )
+        if collapse := collapsed(len(failed) + len(cut), len(episodes), self.config):
             return row | {"tripwire": True, "collapsed_in_play": True, "stop": collapse}
         rundir = RunDir.create(self.round_folder(number) / "run", self.round_config(number, student), resume=True)
         try:
@@ -182,6 +188,10 @@ class Loop:
             out["environment"] = self.measure(student)
         except EnvironmentFailure as error:
             return out | {"tripwire": True, "stop": f"collapse: {error.message}"}
+        for setting in self.settings():
+            first, now = (summarise(self.outcomes(folder, setting)) for folder in (self.top.model_folder, student))
+            if lost := lost_changes(first, now, self.config.rollout.stop.max_changes_drop):
+                return out | {"tripwire": True, "stop": f"{setting.name}: {lost}"}
         played = [o for s in self.settings() for o in self.outcomes(student, s)]
         if collapse := collapsed(sum(o.failure is not None for o in played), len(played), self.config):
             return out | {"tripwire": True, "stop": f"{collapse} when measured"}
@@ -225,8 +235,8 @@ class Loop:
     def settings(self) -> list[Setting]:
         """What is measured after each round: every split, greedy (or as configured) and as sampled."""
         section = self.config.rollout
-        temperatures = dict.fromkeys((section.temperature, section.sample.temperature))
-        return [Setting(split, t) for split in section.splits for t in temperatures]
+        each = dict.fromkeys(Setting.of("", how) for how in (measured_from(section), played_from(section)))
+        return [Setting.of(split, setting.how) for split in section.splits for setting in each]
 
     def measure(self, student: Path) -> dict[str, Any]:
         """Success and error rates by setting; outcomes by task are rows."""
@@ -237,7 +247,7 @@ class Loop:
     ) -> list[Outcome]:
         """How every task of a setting went with these weights; played where it is not known."""
         tasks = tasks_of(self.suite, setting.split, limit or self.config.rollout.limit, patterns)
-        options = options_of(self.config.rollout, setting.temperature, self.config.run.seed)
+        options = options_of(self.config.rollout, setting.how, self.config.run.seed)
         key = content_key("outcomes", model_key(student).weights, self.environment, tasks, describe(options))
         store = self.rundir.store("outcomes")
         row = store.by_key().get(key)
@@ -252,9 +262,9 @@ class Loop:
     @cached_property
     def _off_target_sets(self) -> dict[str, list[ScoreRequest]]:
         """From the initial policy's own episodes on the first measured split."""
-        setting = Setting(self.config.rollout.splits[0], self.config.rollout.sample.temperature)
+        setting = Setting.of(self.config.rollout.splits[0], played_from(self.config.rollout))
         tasks = tasks_of(self.suite, setting.split, self.config.rollout.limit)
-        options = options_of(self.config.rollout, setting.temperature, self.config.run.seed)
+        options = options_of(self.config.rollout, setting.how, self.config.run.seed)
         key = content_key("off-target", self.top.model_key.weights, tasks, describe(options))
         store = self.rundir.store("initial")
         have = {k: r for k, r in store.by_key().items() if k.startswith(key)}

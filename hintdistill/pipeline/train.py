@@ -146,9 +146,13 @@ def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
     Raises:
         InputError: in a later round, where neither the initial policy nor the student as it is now has sampled them.
     """
+    from hintdistill.pipeline.outcome import sampled_elsewhere
+
     read = {t.rows for t in ctx.config.train.effective_recipe.terms.values() if t.reads_sampler}
     if not read:
         return
+    if ctx.config.run.initial is not None and (elsewhere := sampled_elsewhere(ctx.config)):
+        ctx.console.warn(f"{ctx.config.train.effective_recipe.name}: {elsewhere}")
     each = [t for _, t in by_part(targets) if t.kind in read]
     lacking = [t for t in each if not len(t.sampler_logprobs)]
     if not lacking:

@@ -169,7 +169,7 @@ def anchors(data: Material, per_trace: int, erring_traces: bool = True) -> list[
     chosen = []
     for trace in data.traces:
         wrong = data.wrong.get(trace.id, set())
-        clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
+        clean = [k for k in trace.own_steps if k not in wrong]
         if trace.id not in data.critiques or (wrong and not erring_traces):
             continue
         rng = random.Random(seed_of("anchor", data.salt, trace.id))
@@ -236,7 +236,7 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
         if not findings:
             continue
         hint = " ".join(dict.fromkeys(hint_text(trace, f, data.ctx.library) for f in findings))
-        for k in (k for k in range(len(trace.step_indices)) if k not in trace.given_steps):
+        for k in trace.own_steps:
             own = next((f for f in findings if f.step == k), None)
             if own is None and erring_steps_only:
                 continue

@@ -192,13 +192,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
         if t.accepted and t.key not in trained
     )
     return {
-        "read": {
-            "records": len(data.trace_rows),
-            "traces": len(traces),
-            "steps": sum(sum(m["role"] == "assistant" for m in r["trace"]["messages"]) for r in traces),
-            "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
-            "split": _count(data.splits.values()),
-        },
+        "read": _read(data, traces),
         **({"hold": dict(data.holds)} if data.holds else {}),
         "critique": {
             "verdicts": _count(c.verdict for c in data.critiques.values()),
@@ -244,6 +238,20 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             **({"holds": sum(t.key in trained for t in heads(data.targets) if t.kind == "hold")} if data.holds else {}),
             "left_out": dict(left) if trained else {},
         },
+    }
+
+
+def _read(data: ReportInput, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Records, and steps of the student's own; steps that were cut are counted where there are any."""
+    return {
+        "records": len(data.trace_rows),
+        "traces": len(traces),
+        "steps": sum(
+            sum(m["role"] == "assistant" and not m.get("given") for m in r["trace"]["messages"]) for r in traces
+        ),
+        "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
+        **({"cut": cut} if (cut := sum(any(m.get("cut") for m in r["trace"]["messages"]) for r in traces)) else {}),
+        "split": _count(data.splits.values()),
     }
 
 

@@ -64,6 +64,7 @@ _WORDS = frozenset(
         "duplicate_id",
         "empty_file",
         "empty_record",
+        "cut_step",
         "failed_episode",
         "holdout",
         "lone_surrogate",
@@ -166,7 +167,7 @@ _twins = record(
     ),
 )
 _funnel = record(
-    read=record(**numbers("records", "traces", "steps"), failed=counts(reason), split=counts(split)),
+    read=record(**numbers("records", "traces", "steps", "cut"), failed=counts(reason), split=counts(split)),
     hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
         **numbers("findings", "dropped", "in_windows"),
@@ -209,6 +210,7 @@ _evaluation = record(
     **numbers("episodes", "success_rate", "error_rate"),
     errors=counts(error_class),
     failures=counts(numbered("failure")),
+    tools=table(word("effect", ("reads", "changes")), record(**numbers("calls", "successful", "error_rate"))),
 )
 _measured = dict.fromkeys(("before", "after"), _evaluation)
 _effects = record(

@@ -61,6 +61,14 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
             for when, x in by.items():
                 table.add_row(split, when, str(x["episodes"]), f"{x['success_rate']:.1%}", f"{x['error_rate']:.1%}")
         console.print(table)
+        for split, by in document["environment"]["splits"].items():
+            for when, x in by.items():
+                for effect, t in x.get("tools", {}).items():
+                    console.print(
+                        f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: {t['calls']:.2f} calls an "
+                        f"episode, {t['error_rate']:.1%} answered with an error",
+                        soft_wrap=True,
+                    )
     if document["off_target_kl_nats"] is not None:
         console.print(f"off-target KL {document['off_target_kl_nats']:.5f} nats per token")
     rate = document["gate"]["null_pass_rate"]

@@ -21,6 +21,8 @@ class Start:
     """What the student sees first."""
 
     messages: tuple[Message, ...]
+    """Assistant messages among them are an agent's greeting, before the first user message, or a demonstration, which is marked
+    `given=True`, as its calls are answered by tool messages. Neither is a step of the student."""
     tools: tuple[dict[str, Any], ...]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from hintdistill.core.errors import ConfigError, EnvironmentFailure
 from hintdistill.core.extensions import ENVIRONMENTS
 from hintdistill.core.importing import load_object
 from hintdistill.core.registry import loaded
-from hintdistill.core.types import Finding, Trace
+from hintdistill.core.types import Finding, Trace, tool_effect
+from hintdistill.critics.rules import call_results, error_text
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
@@ -27,6 +28,8 @@ class Outcome:
     errors: tuple[str, ...]
     """Classes of the root errors that the environment's own checker sees."""
     failure: str | None = None
+    calls: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """By what the tool does (`reads`, `changes`): how many calls the student made, and how many an error answered."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Evaluation:
     errors: dict[str, float]
     """Share of episodes with a root error of that class."""
     failures: dict[str, int]
-    """Episodes that came to nothing, by reason; they count as unsuccessful."""
+    """Episodes that came to nothing or ran into a limit of tokens, by reason; they count as unsuccessful."""
+    tools: dict[str, dict[str, float]] = field(default_factory=dict)
+    """By what tools do (`reads`, `changes`): `calls` and `successful` calls per episode, and `error_rate`, the share of calls that an
+    error answered. Empty where nothing says what the tools do."""
 
 
 def load_suite(spec: str) -> TaskSuite:
@@ -90,10 +96,42 @@ def outcome_of(suite: TaskSuite, episode: Episode) -> Outcome:
     try:
         found = checked(suite, episode.trace)
     except EnvironmentFailure as error:
-        return Outcome(episode.task, False, (), episode.failure or error.message)
+        return Outcome(episode.task, False, (), episode.failure or episode.cut or error.message)
     classes = sorted({f.error_class for f in found if f.caused_by is None})
     success = episode.failure is None and (episode.trace.reward or 0.0) > 0.5
-    return Outcome(episode.task, success, tuple(classes), episode.failure)
+    return Outcome(
+        episode.task, success, tuple(classes), episode.failure or episode.cut, calls_by_effect(episode.trace)
+    )
+
+
+def calls_by_effect(trace: Trace) -> dict[str, list[int]]:
+    """Calls of the student's own steps by what the tool does: how many, and how many a result answered with an error."""
+    out: dict[str, list[int]] = {}
+    for found in call_results(trace):
+        effect = tool_effect(trace, found.call.name)
+        if effect is None or found.step in trace.given_steps:
+            continue
+        counted = out.setdefault(effect, [0, 0])
+        counted[0] += 1
+        counted[1] += error_text(found.result) is not None
+    return out
+
+
+def lost_changes(before: Evaluation, after: Evaluation, bound: float | None) -> str | None:
+    """What to say where successful state-changing calls per episode fell by more than `bound`, a share; None where they did not.
+
+    Privileged distillation can lose such calls without a fall of success that a small split would show.
+    """
+    first, last = before.tools.get("changes"), after.tools.get("changes", {"successful": 0.0})
+    if bound is None or first is None or first["successful"] <= 0:
+        return None
+    fallen = 1 - last["successful"] / first["successful"]
+    if fallen <= bound:
+        return None
+    return (
+        f"successful state-changing calls fell by {fallen:.0%}, from {first['successful']:.3g} to {last['successful']:.3g} an "
+        f"episode; the bound is {bound:.0%} (rollout.stop.max_changes_drop)"
+    )
 
 
 def summarise(outcomes: Iterable[Outcome]) -> Evaluation:
@@ -115,7 +153,17 @@ def summarise(outcomes: Iterable[Outcome]) -> Evaluation:
         error_rate=sum(bool(o.errors) for o in played) / n,
         errors={k: v / n for k, v in sorted(by_class.items())},
         failures=dict(failures.most_common(5)),
+        tools=_tools(played),
     )
+
+
+def _tools(played: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    out = {}
+    for effect in sorted({e for o in played for e in o.calls}):
+        calls, errors = (sum(o.calls[effect][i] for o in played if effect in o.calls) for i in (0, 1))
+        n = len(played)
+        out[effect] = {"calls": calls / n, "successful": (calls - errors) / n, "error_rate": errors / calls}
+    return out
 
 
 def evaluate(

@@ -24,6 +24,12 @@ class SamplingOptions:
 
     temperature: float = 1.0
     """0 is greedy."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability, after the temperature and `top_k`."""
+    top_k: int = 0
+    """Only so many likeliest tokens; 0: all."""
+    min_p: float = 0.0
+    """Only tokens with at least this share of the likeliest one's probability."""
     max_new_tokens: int = 256
     """Tokens per step."""
     max_steps: int = 16
@@ -34,6 +40,18 @@ class SamplingOptions:
     """Whether to keep the log-probability of every sampled token (in process: one more prefill per step)."""
     timeout_s: float | None = 60.0
     """Time an environment has for one answer; None waits for ever."""
+
+
+def drawing(options: SamplingOptions) -> dict[str, Any]:
+    """Arguments of `model.generate` that draw from the distribution the options ask for; greedy at temperature 0.
+
+    The library applies the temperature, then `top_k`, `top_p` and `min_p`, each to what the one before left.
+    """
+    if options.temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None, "min_p": None}
+    # 0 and 1 switch filters off; None would bring back what the model's own generation config says
+    filters = {"top_k": options.top_k, "top_p": options.top_p, "min_p": options.min_p}
+    return {"do_sample": True, "temperature": options.temperature, **filters}
 
 
 @dataclass(frozen=True)
@@ -103,17 +121,13 @@ class TransformersGenerator:
     ) -> list[list[int]]:
         device = next(self.engine.model.parameters()).device
         ids, mask, cache = self._continued(contexts) or (*self._padded(contexts, device), self._empty())
-        sample = options.temperature > 0
         rng = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
         with self.engine.hold() as model, rng, torch.inference_mode():
             torch.manual_seed(seed)
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                do_sample=sample,
-                temperature=options.temperature if sample else None,
-                top_k=0 if sample else None,
-                top_p=1.0 if sample else None,
+                **drawing(options),
                 max_new_tokens=options.max_new_tokens,
                 eos_token_id=list(stop),
                 pad_token_id=self.engine.pad,

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from hintdistill.core.errors import EnvironmentFailure, HintdistillError
-from hintdistill.core.types import Message
+from hintdistill.core.types import Message, with_greetings_given
 from hintdistill.rollouts.environment import Environment, Reply, Start
 
 ANSWERING = ("system", "developer", "user", "tool")
@@ -43,7 +43,9 @@ class GuardedEnvironment:
         start = self._bounded("reset", begin)
         if not isinstance(start, Start):
             raise EnvironmentFailure(f"reset returned {type(start).__name__}, not a Start")
-        _check_messages("reset", start.messages)
+        _check_messages(
+            "reset", with_greetings_given(tuple(start.messages)) if _are_messages(start.messages) else start.messages
+        )
         if not start.messages:
             raise EnvironmentFailure("reset gave no message to answer")
         if not isinstance(start.tools, tuple | list) or not all(isinstance(t, dict) for t in start.tools):
@@ -103,14 +105,21 @@ class GuardedEnvironment:
                 future.set_exception(EnvironmentFailure(f"the environment raised {type(error).__name__}: {error}"))
 
 
+def _are_messages(messages: Any) -> bool:
+    return isinstance(messages, tuple | list) and all(isinstance(m, Message) for m in messages)
+
+
 def _check_messages(where: str, messages: Any) -> None:
     if not isinstance(messages, tuple | list):
         raise EnvironmentFailure(f"{where} returned messages of type {type(messages).__name__}")
     for message in messages:
         if not isinstance(message, Message):
             raise EnvironmentFailure(f"{where} returned {type(message).__name__}, not a Message")
-        if message.role not in ANSWERING:
-            raise EnvironmentFailure(f"{where} returned a message of role {message.role}, which is the student's")
+        if message.role not in ANSWERING and not (where == "reset" and message.given):
+            raise EnvironmentFailure(
+                f"{where} returned a message of role {message.role}, which is the student's"
+                + (" (a demonstration is marked given=True)" if where == "reset" else "")
+            )
         try:
             message.model_dump_json()
         except (ValueError, RecursionError) as error:

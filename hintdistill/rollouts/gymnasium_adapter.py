@@ -40,6 +40,7 @@ class GymnasiumSuite:
         splits: Mapping[str, int] = SPLITS,
         max_turns: int | None = None,
         success: Callable[[float], float] = float,
+        opening: Sequence[Message] = (),
         **settings: Any,
     ) -> None:
         """
@@ -49,13 +50,14 @@ class GymnasiumSuite:
             actions: a name for each discrete action; default `action_0`, `action_1`, …
             max_turns: assistant messages after which an episode is over; default: the environment's own limit.
             success: sum of the episode's rewards → reward of the trace.
+            opening: what stands between goal and first observation: a demonstration, whose assistant messages are `given=True`.
             settings: passed to `gymnasium.make`.
 
         Raises:
             ConfigError: Gymnasium is not installed, the id is unknown, or its actions are neither discrete nor text.
         """
         self.env_id, self.goal, self.settings, self._splits = env_id, goal, settings, dict(splits)
-        self.max_turns, self.success = max_turns, success
+        self.max_turns, self.success, self.opening = max_turns, success, tuple(opening)
         self.actions = tuple(actions)
         probe = self._new()
         spaces = _gymnasium().spaces
@@ -100,7 +102,7 @@ class GymnasiumSuite:
         return [
             Finding(step=k, error_class="illegal_action", critic="gymnasium")
             for k, i in enumerate(trace.step_indices)
-            if _error_after(trace, i)
+            if k not in trace.given_steps and _error_after(trace, i)
         ]
 
 
@@ -121,7 +123,7 @@ class GymnasiumEnvironment:
             Message(role="system", content=self.suite.goal),
             Message(role="user", content=self._say(observation)),
         )
-        return Start((system, user), self._tools())
+        return Start((system, *self.suite.opening, user), self._tools())
 
     def step(self, message: Message) -> Reply:
         """Take the action that the message names; see `Environment`."""

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from hintdistill.config import RolloutSection
+from hintdistill.config.rollout import RolloutSection, SampleSection
 from hintdistill.core.errors import EnvironmentFailure, HintdistillError
 from hintdistill.core.scores import ScoreRequest
-from hintdistill.core.types import Trace
+from hintdistill.core.types import SampledFrom, Trace
 from hintdistill.injection.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.evaluate import checked
@@ -21,21 +21,53 @@ from hintdistill.rollouts.sampling import Episode
 
 @dataclass(frozen=True)
 class Setting:
-    """A split at a temperature."""
+    """A split, and the distribution that its episodes are sampled from."""
 
     split: str
     temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    @classmethod
+    def of(cls, split: str, how: SampledFrom) -> Setting:
+        """The setting of a split."""
+        return cls(split, **how.model_dump())
+
+    @property
+    def how(self) -> SampledFrom:
+        """The distribution."""
+        return SampledFrom(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, min_p=self.min_p)
 
     @property
     def name(self) -> str:
-        """E.g. `test@0`, `test@1`."""
-        return f"{self.split}@{self.temperature:g}"
+        """E.g. `test@0`, `test@1`, `test@0.7,top_p=0.9`."""
+        filters = [f",{n}={v:g}" for n, v in self.how.model_dump(exclude_defaults=True).items() if n != "temperature"]
+        return f"{self.split}@{self.temperature:g}{''.join(filters)}"
 
 
-def options_of(section: RolloutSection, temperature: float, seed: int, logprobs: bool = False) -> SamplingOptions:
-    """Sampling options of a config section."""
+def measured_from(section: RolloutSection) -> SampledFrom:
+    """The distribution from which success is measured."""
+    return _distribution(section)
+
+
+def played_from(section: RolloutSection) -> SampledFrom:
+    """The distribution from which the fresh episodes of a round are sampled."""
+    return _distribution(section.sample)
+
+
+def _distribution(section: RolloutSection | SampleSection) -> SampledFrom:
+    if section.temperature == 0:
+        # greedy: no filter can change the likeliest token
+        return SampledFrom(temperature=0.0)
+    return SampledFrom(temperature=section.temperature, top_p=section.top_p, top_k=section.top_k, min_p=section.min_p)
+
+
+def options_of(section: RolloutSection, how: SampledFrom | float, seed: int, logprobs: bool = False) -> SamplingOptions:
+    """Sampling options of a config section; `how` is a distribution, or a temperature without filters."""
+    drawn = how if isinstance(how, SampledFrom) else SampledFrom(temperature=how)
     return SamplingOptions(
-        temperature=temperature,
+        **drawn.model_dump(),
         max_new_tokens=section.max_new_tokens,
         max_steps=section.max_steps,
         batch_size=section.batch_size,
@@ -66,14 +98,14 @@ def off_target_sets(
         except EnvironmentFailure:
             continue  # what is wrong in it is unknown
         name = "other_steps" if wrong else "clean"
-        chosen[name] += [(trace, k) for k in range(len(trace.step_indices)) if k not in wrong]
+        chosen[name] += [(trace, k) for k in trace.own_steps if k not in wrong]
     return {name: _requests(renderer, steps, limit, seed) for name, steps in chosen.items() if steps}
 
 
 def step_requests(renderer: Renderer, episodes: Sequence[Episode], limit: int, seed: int) -> list[ScoreRequest]:
     """Every step of successful episodes, e.g. on near-misses."""
     good = [e.trace for e in episodes if e.failure is None and (e.trace.reward or 0.0) > 0.5]
-    return _requests(renderer, [(t, k) for t in good for k in range(len(t.step_indices))], limit, seed)
+    return _requests(renderer, [(t, k) for t in good for k in t.own_steps], limit, seed)
 
 
 def _requests(renderer: Renderer, steps: list[tuple[Trace, int]], limit: int, seed: int) -> list[ScoreRequest]:
@@ -91,5 +123,7 @@ def _requests(renderer: Renderer, steps: list[tuple[Trace, int]], limit: int, se
 
 
 def describe(options: SamplingOptions) -> dict[str, object]:
-    """Options as plain data, for keys."""
-    return asdict(options)
+    """Options as plain data, for keys; filters that let everything pass are left out."""
+    data = asdict(options)
+    plain = SampledFrom().model_dump(exclude={"temperature"})
+    return {name: value for name, value in data.items() if name not in plain or value != plain[name]}

@@ -20,6 +20,7 @@ from hintdistill.injection.rendering import RenderedStep, Renderer
 from hintdistill.rescoring.scorer import AnchorItem, HintItem
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.evaluate import load_suite, tasks_of
+from hintdistill.rollouts.measure import Setting, measured_from, played_from
 
 HINT_TOKENS = 64
 """Tokens that a hint is taken to have where none was written yet."""
@@ -101,7 +102,10 @@ def played_tokens(config: RunConfig, lengths: Mapping[str, Histogram], steps: fl
         episodes *= 2
     else:
         # a round plays its own, and measures greedily (or as configured) and as it samples
-        episodes = episodes * len({section.temperature, section.sample.temperature}) + section.sample.episodes
+        episodes = (
+            episodes * len({Setting.of("", how) for how in (measured_from(section), played_from(section))})
+            + section.sample.episodes
+        )
     trace, step = lengths["trace"], lengths["step"]
     mean = trace.total / max(1, trace.count)
     sampled = round(episodes * steps * step.total / max(1, step.count))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hintdistill.core.errors import EnvironmentFailure, HintdistillError
-from hintdistill.core.types import Message, SampledFrom, ToolEffect, Trace
+from hintdistill.core.types import Message, SampledFrom, ToolEffect, Trace, with_greetings_given
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.rendering import Renderer
@@ -28,6 +28,10 @@ from hintdistill.rollouts.parsing import PARSERS
 __all__ = ["Branch", "Episode", "Sampler", "SamplingOptions"]
 
 
+CUT = "cut"
+"""Key of a trace's `extra` under which stands which limit of tokens ended it."""
+
+
 @dataclass(frozen=True)
 class Episode:
     """A finished episode: its trace with the reward, or why it came to nothing."""
@@ -35,6 +39,12 @@ class Episode:
     task: str
     trace: Trace
     failure: str | None = None
+
+    @property
+    def cut(self) -> str | None:
+        """The limit of tokens that ended it; such an episode is a trace with the reward 0, and no success."""
+        found = self.trace.extra.get(CUT)
+        return found if isinstance(found, str) else None
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,11 @@ class _Running:
     reward: float | None = None
     done: bool = False
     failure: str | None = None
+    cut: str | None = None
+
+    def end_at_limit(self, why: str) -> None:
+        """End this episode at a limit of tokens: what there is of it is a trace."""
+        self.done, self.cut, self.reward = True, why, 0.0
 
     def fail(self, why: str) -> None:
         """End this episode as one that came to nothing."""
@@ -126,7 +141,7 @@ class Sampler:
         running.effects = effects_of(suite)
         try:
             start = running.environment.reset(task)
-            running.messages, running.tools = list(start.messages), tuple(start.tools)
+            running.messages, running.tools = list(with_greetings_given(start.messages)), tuple(start.tools)
             running.context = self.renderer.encode(self.renderer.render(running.messages, running.tools, header=True))
         except HintdistillError as error:
             running.fail(error.message)
@@ -140,8 +155,8 @@ class Sampler:
         recorded = list(trace.before(branch.step))
         try:
             start = running.environment.reset(task)
-            running.tools, replayed = tuple(start.tools), list(start.messages)
-            for message in [m for m in recorded if m.role == "assistant"]:
+            running.tools, replayed = tuple(start.tools), list(with_greetings_given(start.messages))
+            for message in [m for m in recorded if m.role == "assistant" and not m.given]:
                 replayed += [message, *running.environment.step(message).messages]
             if replayed != recorded:
                 raise EnvironmentFailure("played again, the environment answers otherwise; it must be deterministic")
@@ -154,7 +169,11 @@ class Sampler:
     def _turn(self, active: list[_Running], seed: int) -> None:
         for r in active:
             if len(r.hinted or r.context) + self.options.max_new_tokens > self.generator.max_length:
-                r.fail(f"context of {len(r.context)} tokens leaves no room for a step")
+                why = f"context of {len(r.context)} tokens leaves no room for a step"
+                if any(m.role == "assistant" and not m.given for m in r.messages):
+                    r.end_at_limit(why)
+                else:
+                    r.fail(why)
         active = [r for r in active if not r.done]
         if not active:
             return
@@ -172,13 +191,14 @@ class Sampler:
                 "logprobs": step.logprobs or None,
                 "logprobs_of": SampledFrom() if step.logprobs else None,
                 "raw_text": None,
+                "cut": not ended,
                 "extra": {"hinted": True} if r.hinted else {},
             }
         )
         r.hinted = None
         r.messages.append(message)
         if not ended:
-            r.fail(f"a step was cut after {len(step.ids)} tokens")
+            r.end_at_limit(f"a step was cut after {len(step.ids)} tokens")
             return
         try:
             reply = r.environment.step(message)
@@ -207,7 +227,7 @@ class Sampler:
             task_id=r.task,
             model=self.generator.key,
             tool_effects=r.effects,
-            extra={"failure": r.failure} if r.failure else {},
+            extra=({"failure": r.failure} if r.failure else {}) | ({CUT: r.cut} if r.cut else {}),
         )
 
 

@@ -58,6 +58,10 @@ class ServerGenerator:
             "logprobs": 0,
             "extra_body": {"return_token_ids": True, "stop_token_ids": list(stop), "skip_special_tokens": False},
         }
+        if options.temperature > 0:
+            # said even where they filter nothing: a server has defaults of its own, from the model's generation config
+            body["top_p"] = options.top_p
+            body["extra_body"] |= {"top_k": options.top_k or -1, "min_p": options.min_p}
 
         def one(item: tuple[int, Sequence[int]]) -> Sampled:
             i, context = item

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import Source, ToolEffect, Trace, declared_effect
+from hintdistill.core.types import Source, ToolEffect, Trace, declared_effect, with_greetings_given
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.options import Failure, ReadOptions, Record
@@ -116,7 +116,7 @@ class Deduplicator:
             outcome: what a format made of a record.
             calls: whether the format logs single calls, whose earlier turns other records hold as well.
         """
-        if isinstance(outcome, Failure) or not outcome.step_indices:
+        if isinstance(outcome, Failure) or not outcome.step_indices or _only_a_greeting(outcome):
             return outcome if isinstance(outcome, Failure) else _without_step(outcome)
         assert outcome.source is not None
         marks = marks_of(outcome.messages)
@@ -211,7 +211,7 @@ def _parse(
         # the generic reader says of an unknown record what it lacks
         for outcome in (found or format_named(GENERIC)).traces(record, options):
             empty = False
-            yield keep.check(_with_effects(outcome, options), getattr(found, "CALLS", False))
+            yield keep.check(_understood(outcome, options), getattr(found, "CALLS", False))
         if empty:
             yield Failure(record.source, "empty_record", "holds no conversation")
     except TraceError as error:
@@ -224,9 +224,13 @@ def _parse(
         yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
 
 
-def _with_effects(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
-    """Tell a trace what the file of tool schemas says of its tools' effects; what it says itself stays."""
-    if isinstance(outcome, Failure) or not options.tool_effects:
+def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
+    """A trace whose greeting is marked as given, and which knows what the file of tool schemas says of its tools' effects."""
+    if isinstance(outcome, Failure):
+        return outcome
+    if (messages := with_greetings_given(outcome.messages)) != outcome.messages:
+        outcome = outcome.model_copy(update={"messages": messages})
+    if not options.tool_effects:
         return outcome
     known = {name: effect for name, effect in options.tool_effects.items() if name in outcome.tool_schemas}
     return outcome.model_copy(update={"tool_effects": {**known, **outcome.tool_effects}}) if known else outcome
@@ -241,6 +245,11 @@ def _check_forced(found: TraceFormat, record: Record) -> None:
     first = record.value[0] if found.SCOPE == "file" else record.value
     if found.NAME not in ("native", GENERIC) and not found.fits(first):
         raise TraceError(f"not in the format {found.NAME}, which traces.format asks for")
+
+
+def _only_a_greeting(trace: Trace) -> bool:
+    """Whether the student said nothing after the user came in."""
+    return trace.messages[-1].role != "assistant" and len(trace.given_steps) == len(trace.step_indices)
 
 
 def _without_step(trace: Trace) -> Failure:

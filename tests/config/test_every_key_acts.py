@@ -270,6 +270,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "splits": Acts("[test]", see.measured, MEASURED),
     "limit": Acts("1", see.measured, MEASURED),
     "temperature": Acts("1.0", see.measured, MEASURED),
+    "top_p": Acts("0.3", see.measured, (*MEASURED, "rollout.temperature=2")),
+    "top_k": Acts("1", see.measured, (*MEASURED, "rollout.temperature=2")),
+    "min_p": Acts("0.9", see.measured, (*MEASURED, "rollout.temperature=2")),
     "max_new_tokens": Acts("5", see.measured, MEASURED),
     "max_steps": Acts("1", see.measured, MEASURED),
     "batch_size": Acts("1", see.played, SAMPLED),
@@ -281,6 +284,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "sample.episodes": Acts("4", see.played, SAMPLED),
     "sample.per_task": Acts("2", see.played, SAMPLED),
     "sample.temperature": Acts("0", see.played, SAMPLED),
+    "sample.top_p": Acts("0.3", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
+    "sample.top_k": Acts("1", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
+    "sample.min_p": Acts("0.9", see.played, (*SAMPLED, "rollout.sample.temperature=2")),
     "sample.server.base_url": Acts(
         "URL1", see.played, (*SAMPLED, "rollout.sample.server={model: m, max_gap_nats: 99}")
     ),
@@ -296,6 +302,9 @@ ROLLOUT: dict[str, Acts | Told] = {
     "stop.min_effect_nats": Acts("1000", see.looped, LOOPED),
     "stop.max_off_target_kl": Told(
         "tests/pipeline/test_rounds.py", "test_a_bound_that_is_crossed_stops_with_the_last_good_weights"
+    ),
+    "stop.max_changes_drop": Told(
+        "tests/rollouts/test_rollouts_effects.py", "test_a_loss_of_state_changing_calls_is_found_and_bounded"
     ),
     "stop.max_failed_share": Acts("0.3", see.collapse, SAMPLED),
 }

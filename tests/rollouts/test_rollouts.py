@@ -16,7 +16,7 @@ from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.types import Message
 from hintdistill.rollouts.cache import GrowingLayer
 from hintdistill.rollouts.environment import Reply, Start
-from hintdistill.rollouts.evaluate import evaluate, load_suite, tasks_of
+from hintdistill.rollouts.evaluate import evaluate, load_suite, outcome_of, tasks_of
 from hintdistill.rollouts.parsing import parse_hermes
 from hintdistill.rollouts.sampling import Sampler, SamplingOptions
 
@@ -144,7 +144,7 @@ def test_a_broken_environment_costs_its_episode(fault, reason, student_engine, s
     assert got.success_rate == 0.5 and sum(got.failures.values()) == 1
 
 
-def test_endless_and_cut_episodes_are_failures(student_engine, student_renderer):
+def test_endless_episodes_are_failures_and_cut_ones_are_traces_that_say_so(student_engine, student_renderer):
     options = SamplingOptions(temperature=0.0, max_new_tokens=64, max_steps=2)
     assert {
         e.failure
@@ -154,7 +154,11 @@ def test_endless_and_cut_episodes_are_failures(student_engine, student_renderer)
     } == {"not done after 2 steps"}
     short = SamplingOptions(temperature=0.0, max_new_tokens=3)
     (cut,) = Sampler(student_engine, student_renderer, short).episodes(Toolworld(), ["weather.none.none.old.1"])
-    assert cut.failure == "a step was cut after 3 tokens"
+    assert cut.failure is None and cut.cut == "a step was cut after 3 tokens" and cut.trace.reward == 0.0
+    last = cut.trace.messages[-1]
+    assert last.cut and len(last.token_ids) == 3 and cut.trace.own_steps == ()
+    judged = outcome_of(Toolworld(), cut)
+    assert not judged.success and judged.failure == cut.cut
     with pytest.raises(EnvironmentFailure, match="all 1 episodes failed"):
         evaluate(student_engine, student_renderer, Toolworld(), ["weather.none.none.old.1"], short)
 
