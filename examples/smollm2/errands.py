@@ -1,8 +1,8 @@
-"""Errands: two or three look-ups in a city, one call a step. What an untouched SmolLM2-135M-Instruct gets wrong by itself.
+"""Errands: one to three look-ups in a city, one call a step. What an untouched SmolLM2-135M-Instruct gets wrong by itself.
 
 The system prompt lists tools as text (`find_bank(city)`), two finished errands show how a call looks, then comes the
 request: "I need a bank, a park and a school in Oslo." Every listed thing is looked up once; the episode ends when all are
-found. In half of the tasks one look-up is answered by `{"error": "busy"}` once: the same call, made again, works.
+found. In some tasks one look-up is answered by `{"error": "busy"}` once: the same call, made again, works.
 
 The model answers in a sentence with things missing, takes `busy` for a result, calls a tool that nobody asked for, or
 repeats a call. None of these but an unlisted name can be removed by constraining names to the list.
@@ -105,13 +105,13 @@ CITIES, TEST_CITIES, SHOWN_CITY = (
 PHRASINGS = ("I need {things} in {city}.", "Find {things} in {city}.")
 HELD_OUT = ("I want {things} in {city}.", "Look for {things} in {city}.")
 """Phrasings of the splits test and unseen; the others have those of training."""
-SHOWN = (1, 3)
+SHOWN = (1, 2)
 """How many things the finished errands look up that the student reads first."""
 BUSY = '{"error": "busy"}'
 NUDGE = "What about the {thing}?"
-"""What the user says to a sentence with things missing. The episode has failed by then."""
+"""What the user says after a wasted step. The episode has failed by then; what follows shows how the student goes on."""
 SPLITS = {"train": 2000, "validation": 200, "test": 300, "unseen": 300, "near": 320, "clean": 320, "one": 60}
-MIX = {"two": 1, "two_busy": 1, "three": 1, "three_busy": 1}
+MIX = {"one": 4, "two": 2, "two_busy": 2, "three": 2, "three_busy": 1}
 """Weights of the kinds of task in train, validation, test and unseen: how many things, and whether one look-up is busy once."""
 
 
@@ -159,10 +159,10 @@ class Task:
         if split not in SPLITS or not number.isdigit():
             raise ValueError(f"no task {name!r}")
         rng = random.Random(f"errands {name}")
-        things = rng.sample(UNSEEN if split == "unseen" else NOUNS, 3 + sum(SHOWN) + 1)
-        kind = {"near": rng.choice(("found", "two")), "clean": "two", "one": "one"}.get(split) or rng.choices(
-            list(MIX), list(MIX.values())
-        )[0]
+        things = rng.sample(UNSEEN if split == "unseen" else NOUNS, 3 + sum(SHOWN))
+        kind = {"near": rng.choice(("found", "two")), "clean": rng.choice(("one", "two")), "one": "one"}.get(
+            split
+        ) or rng.choices(list(MIX), list(MIX.values()))[0]
         asked = things[: {"one": 1, "three": 3}.get(kind.split("_")[0], 2)]
         held_out = split in ("test", "unseen")
         city = rng.choice(TEST_CITIES if held_out else CITIES)
@@ -186,7 +186,7 @@ def _errand(phrasing: str, things: Sequence[str], city: str, results: dict[str, 
     said = [Message(role="user", content=phrasing.format(things=listing(things), city=city))]
     for thing in things:
         said.append(Message(role="assistant", content=call_text(f"find_{thing}", city), given=True))
-        said.append(Message(role="tool", content=json.dumps({"result": results[thing]})))
+        said.append(Message(role="tool", content=json.dumps({thing: results[thing]})))
     return [*said, Message(role="assistant", content="Done.", given=True)]
 
 
@@ -232,32 +232,29 @@ class ErrandsEnvironment:
             return Reply(messages=(), done=True, reward=float(did is None))
         answer = self._answer(did)
         if len(self.found) == len(task.asked):
-            return Reply(messages=(answer,), done=True, reward=float(self.steps <= allowed))
+            return Reply(messages=tuple(answer), done=True, reward=float(self.steps <= allowed))
         done = self.steps >= allowed + 2
-        return Reply(messages=(answer,), done=done, reward=0.0 if done else None)
+        return Reply(messages=tuple(answer), done=done, reward=0.0 if done else None)
 
-    def _answer(self, did: tuple[str, str] | str | None) -> Message:
+    def _answer(self, did: tuple[str, str] | str | None) -> list[Message]:
         task = self.task
-        missing = next(t for t in task.asked if t not in self.found)
+        nudge = Message(role="user", content=NUDGE.format(thing=next(t for t in task.asked if t not in self.found)))
         if did is None:
-            return Message(role="user", content=NUDGE.format(thing=missing))
+            return [nudge]
         if isinstance(did, str) or did[0] not in task.tools:
-            return _refused("unknown tool", missing)
+            return [_observed(error="unknown tool"), nudge]
         thing, city = did[0].removeprefix("find_"), did[1]
-        if city != task.city or thing not in task.asked:
-            return _refused("not asked for", missing)
-        if thing in self.found:
-            return _refused("found before", missing)
+        if city != task.city or thing not in task.asked or thing in self.found:
+            return [_observed(error="not needed"), nudge]
         if thing == task.busy and not self.was_busy:
             self.was_busy = True
-            return Message(role="tool", content=BUSY)
+            return [Message(role="tool", content=BUSY)]
         self.found.append(thing)
-        return Message(role="tool", content=json.dumps({"result": task.results[thing]}))
+        return [_observed(**{thing: task.results[thing]})]
 
 
-def _refused(error: str, missing: str) -> Message:
-    """What the tools answer to a wasted call. The episode has failed by then, so the answer may help."""
-    return Message(role="tool", content=json.dumps({"error": error, "missing": missing}))
+def _observed(**content: str) -> Message:
+    return Message(role="tool", content=json.dumps(content))
 
 
 class Errands:
@@ -335,9 +332,8 @@ class _Progress:
     def observed(self, text: str) -> None:
         """A tool's answer to the last call."""
         self.busy = text == BUSY
-        if self.last and self.last[1] == self.city and '"result"' in text:
-            thing = self.last[0].removeprefix("find_")
-            if thing in self.asked and thing not in self.found:
+        for thing in self.missing:
+            if f'{{"{thing}": ' in text:
                 self.found.append(thing)
 
     @property
