@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from hintdistill.core.errors import NoHintError, PromptError
 from hintdistill.core.types import Finding, PlaceboKind, Trace
-from hintdistill.injection.levels import words_of
+from hintdistill.injection.levels import answer_words, words_of
 from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
 
 PlaceboText = tuple[PlaceboKind, str]

@@ -346,19 +346,7 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
         "reasons": list(t.reasons),
         "guards": list(t.guards),
         "trained": trained,
-        "decision": None
-        if decision is None
-        else {
-            "position": decision.position,
-            "token": decision.token,
-            "instead": decision.instead,
-            "before": float(np.exp(decision.logprob_plain)),
-            "hinted": float(np.exp(decision.logprob_hinted)),
-            "after": None if after is None else float(np.exp(after[decision.position])),
-            "effect_nats": decision.effect,
-            "odds_nats": decision.odds,
-            "flips": decision.flips,
-        },
+        "decision": _decision(t, after),
         "specificity_nats": t.specificity,
         "legal_mass_gain": t.legal_mass_gain,
         "placebos": [
@@ -373,18 +361,41 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
         ],
         "context_above": above,
         "context_below": below,
-        "tokens": [
-            {
-                "text": text,
-                "quoted": t.span[0] <= i < t.span[1],
-                "before": float(np.exp(t.plain_sampled[i])),
-                "hinted": float(np.exp(t.teacher_sampled[i])),
-                "after": None if after is None else float(np.exp(after[i])),
-                "instead": t.instead[i],
-            }
-            for i, text in enumerate(t.tokens)
-        ],
+        "tokens": _tokens(t, after),
     }
+
+
+def _decision(t: Target, after: np.ndarray | None) -> dict[str, Any] | None:
+    """The decision token of a finding, with its probabilities; None where the hint changes nothing."""
+    decision = t.decision
+    if decision is None:
+        return None
+    return {
+        "position": decision.position,
+        "token": decision.token,
+        "instead": decision.instead,
+        "before": float(np.exp(decision.logprob_plain)),
+        "hinted": float(np.exp(decision.logprob_hinted)),
+        "after": None if after is None else float(np.exp(after[decision.position])),
+        "effect_nats": decision.effect,
+        "odds_nats": decision.odds,
+        "flips": decision.flips,
+    }
+
+
+def _tokens(t: Target, after: np.ndarray | None) -> list[dict[str, Any]]:
+    """The step token by token, with probabilities before, under the hint and after training."""
+    return [
+        {
+            "text": text,
+            "quoted": t.span[0] <= i < t.span[1],
+            "before": float(np.exp(t.plain_sampled[i])),
+            "hinted": float(np.exp(t.teacher_sampled[i])),
+            "after": None if after is None else float(np.exp(after[i])),
+            "instead": t.instead[i],
+        }
+        for i, text in enumerate(t.tokens)
+    ]
 
 
 def _is_revised(t: TargetHead, data: ReportInput) -> bool:
