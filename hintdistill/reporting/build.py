@@ -192,7 +192,6 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
     injections = [r["injection"] for r in data.injection_rows if "injection" in r]
     notes = Counter(n.split(" ", 1)[0] for i in injections for n in i.get("notes", ()))
     findings = [f for c in data.critiques.values() for f in c.findings]
-    rejected = [t for t in hints if not t.accepted]
     trained = set(data.trained)
     left = Counter(
         "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}"
@@ -228,29 +227,35 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
             "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
         },
-        "rescore": {
-            "scored": len(hints),
-            "failed": _count(f["reason"] for f in data.failures),
-            "accepted": len(hints) - len(rejected),
-            "rejected": len(rejected),
-            "reasons": _count(r for t in rejected for r in t.reasons),
-            "levels": _count(str(t.level) for t in hints if t.level is not None),
-            "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
-            "candidates": sum(t.choice != "only" for t in hints),
-            "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
-            "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
-            **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
-            "revised": {
-                "scored": sum(_is_revised(t, data) for t in hints),
-                "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
-            },
-        },
+        "rescore": _rescored(data, hints),
         "train": {
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
             "twins": sum(t.key in trained for t in heads(data.targets) if t.kind == "twin"),
             **({"holds": sum(t.key in trained for t in heads(data.targets) if t.kind == "hold")} if data.holds else {}),
             "left_out": dict(left) if trained else {},
+        },
+    }
+
+
+def _rescored(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
+    """Counts of the rescore stage."""
+    rejected = [t for t in hints if not t.accepted]
+    return {
+        "scored": len(hints),
+        "failed": _count(f["reason"] for f in data.failures),
+        "accepted": len(hints) - len(rejected),
+        "rejected": len(rejected),
+        "reasons": _count(r for t in rejected for r in t.reasons),
+        "levels": _count(str(t.level) for t in hints if t.level is not None),
+        "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
+        "candidates": sum(t.choice != "only" for t in hints),
+        "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
+        "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
+        **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
+        "revised": {
+            "scored": sum(_is_revised(t, data) for t in hints),
+            "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
         },
     }
 
@@ -313,6 +318,21 @@ def moved_line(document: Mapping[str, Any]) -> str | None:
     )
 
 
+def _placebos(t: Target, passes: Sequence[bool]) -> list[dict[str, Any]]:
+    """The placebos beside a hint, read at its decision token."""
+    decision = t.decision
+    return [
+        {
+            "kind": p.kind,
+            "text": p.text,
+            "passes": passed,
+            "effect_nats": float(p.hint_effect[decision.position]) if decision else None,
+            "odds_nats": p.odds,
+        }
+        for p, passed in zip(t.placebos, passes, strict=True)
+    ]
+
+
 def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:
     injection = data.injections.get(t.key)
     above, below = data.contexts.get(t.key, ("", ""))
@@ -353,16 +373,7 @@ def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool
         },
         "specificity_nats": t.specificity,
         "legal_mass_gain": t.legal_mass_gain,
-        "placebos": [
-            {
-                "kind": p.kind,
-                "text": p.text,
-                "passes": passed,
-                "effect_nats": float(p.hint_effect[decision.position]) if decision else None,
-                "odds_nats": p.odds,
-            }
-            for p, passed in zip(t.placebos, passes, strict=True)
-        ],
+        "placebos": _placebos(t, passes),
         "context_above": above,
         "context_below": below,
         "tokens": [
