@@ -154,7 +154,6 @@ def _read_hints(
 
 
 def _all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """What hints did, over all of them and over parts."""
     return {
         "all": effects(scored),
         "accepted": effects([s for s in scored if s.head.accepted]),
@@ -239,7 +238,6 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
 
 
 def _rescored(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
-    """Counts of the rescore stage."""
     rejected = [t for t in hints if not t.accepted]
     return {
         "scored": len(hints),
@@ -319,7 +317,6 @@ def moved_line(document: Mapping[str, Any]) -> str | None:
 
 
 def _placebos(t: Target, passes: Sequence[bool]) -> list[dict[str, Any]]:
-    """The placebos beside a hint, read at its decision token."""
     decision = t.decision
     return [
         {
