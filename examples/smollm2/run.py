@@ -32,7 +32,7 @@ NEW_TOKENS = 27
 """Tokens of a call."""
 BATCH = 8
 TRAINING = 3.0
-"""Critique, rescoring and training, in forward passes over the fresh episodes: one each for rescoring and forward, one more for the backward pass."""
+"""Rescoring and training, in forward passes over the fresh episodes: one each for rescoring and forward, one for the backward pass."""
 
 
 def seconds_per_step(model: str, dtype: torch.dtype) -> float:

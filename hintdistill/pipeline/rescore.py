@@ -220,11 +220,8 @@ def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str,
     def judged(target: T) -> T:
         return decide(replace(target, choice=chosen.get(target.key, target.choice)), gate)
 
-    def said(head: TargetHead) -> tuple[bool, tuple[str, ...], Choice]:
-        return head.accepted, head.reasons, head.choice
-
     for part in store.parts():
-        if any(said(head) != said(judged(head)) for head in store.heads(part)):
+        if any(head != judged(head) for head in store.heads(part)):
             # the same keys give the same name, so the new part takes the old one's place in one rename
             store.append([judged(t) for t in store.read_part(part)])
 

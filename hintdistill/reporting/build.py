@@ -17,6 +17,7 @@ from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
 from hintdistill.injection.levels import LEVELS
+from hintdistill.reporting.findings import finding_entry, unscored_entry
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.reporting.twins import twin_document, twin_entries
@@ -107,7 +108,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         "warnings": list(data.warnings),
         "controls": dict(data.controls) if data.controls else None,
         "findings": findings,
-        "unscored": [_unscored(r) for r in data.injection_rows if "injection" not in r],
+        "unscored": [unscored_entry(r) for r in data.injection_rows if "injection" not in r],
     }
 
 
@@ -148,13 +149,19 @@ def _read_hints(
             after=None if decision is None or after is None else float(after[decision.position]),
             placebos=list(zip((p.kind for p in target.placebos), placebos_pass(target, gate), strict=True)),
         )
-        said = _finding(target, data, facts.placebos_pass, target.key in trained)
+        said = finding_entry(
+            target,
+            data.injections.get(target.key),
+            data.contexts.get(target.key, ("", "")),
+            after,
+            facts.placebos_pass,
+            target.key in trained,
+        )
         found[i] = facts, said | {"twins": twins.get(target.key, [])}
     return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
 
 
 def _all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """What hints did, over all of them and over parts."""
     return {
         "all": effects(scored),
         "accepted": effects([s for s in scored if s.head.accepted]),
@@ -192,7 +199,6 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
     injections = [r["injection"] for r in data.injection_rows if "injection" in r]
     notes = Counter(n.split(" ", 1)[0] for i in injections for n in i.get("notes", ()))
     findings = [f for c in data.critiques.values() for f in c.findings]
-    rejected = [t for t in hints if not t.accepted]
     trained = set(data.trained)
     left = Counter(
         "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}"
@@ -222,23 +228,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
             "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
         },
-        "rescore": {
-            "scored": len(hints),
-            "failed": _count(f["reason"] for f in data.failures),
-            "accepted": len(hints) - len(rejected),
-            "rejected": len(rejected),
-            "reasons": _count(r for t in rejected for r in t.reasons),
-            "levels": _count(str(t.level) for t in hints if t.level is not None),
-            "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
-            "candidates": sum(t.choice != "only" for t in hints),
-            "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
-            "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
-            **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
-            "revised": {
-                "scored": sum(_is_revised(t, data) for t in hints),
-                "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
-            },
-        },
+        "rescore": _rescored(data, hints),
         "train": {
             "hints": sum(t.key in trained for t in hints),
             "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
@@ -260,6 +250,27 @@ def _read(data: ReportInput, traces: Sequence[Mapping[str, Any]]) -> dict[str, A
         "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
         **({"cut": cut} if (cut := sum(any(m.get("cut") for m in r["trace"]["messages"]) for r in traces)) else {}),
         "split": _count(data.splits.values()),
+    }
+
+
+def _rescored(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
+    rejected = [t for t in hints if not t.accepted]
+    return {
+        "scored": len(hints),
+        "failed": _count(f["reason"] for f in data.failures),
+        "accepted": len(hints) - len(rejected),
+        "rejected": len(rejected),
+        "reasons": _count(r for t in rejected for r in t.reasons),
+        "levels": _count(str(t.level) for t in hints if t.level is not None),
+        "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
+        "candidates": sum(t.choice != "only" for t in hints),
+        "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
+        "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
+        **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
+        "revised": {
+            "scored": sum(_is_revised(t, data) for t in hints),
+            "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
+        },
     }
 
 
@@ -321,99 +332,9 @@ def moved_line(document: Mapping[str, Any]) -> str | None:
     )
 
 
-def _finding(t: Target, data: ReportInput, passes: Sequence[bool], trained: bool) -> dict[str, Any]:
-    injection = data.injections.get(t.key)
-    above, below = data.contexts.get(t.key, ("", ""))
-    after = data.after.get(t.key)
-    decision = t.decision
-    return {
-        "key": t.key,
-        "trace": t.trace_id,
-        "step": t.step,
-        "split": t.split,
-        "error_class": t.error_class,
-        "quote": injection.finding.quote if injection else None,
-        "critic": injection.finding.critic if injection else None,
-        "evidence": injection.finding.evidence if injection else None,
-        "hint": t.hint,
-        "level": t.level,
-        "candidate": t.candidate,
-        "choice": t.choice,
-        "placement": "/".join(filter(None, (injection.placement, injection.role))) if injection else None,
-        "notes": list(injection.notes) if injection else [],
-        "fidelity": t.fidelity,
-        "accepted": t.accepted,
-        "reasons": list(t.reasons),
-        "guards": list(t.guards),
-        "trained": trained,
-        "decision": _decision(t, after),
-        "specificity_nats": t.specificity,
-        "legal_mass_gain": t.legal_mass_gain,
-        "placebos": [
-            {
-                "kind": p.kind,
-                "text": p.text,
-                "passes": passed,
-                "effect_nats": float(p.hint_effect[decision.position]) if decision else None,
-                "odds_nats": p.odds,
-            }
-            for p, passed in zip(t.placebos, passes, strict=True)
-        ],
-        "context_above": above,
-        "context_below": below,
-        "tokens": _tokens(t, after),
-    }
-
-
-def _decision(t: Target, after: np.ndarray | None) -> dict[str, Any] | None:
-    """The decision token of a finding, with its probabilities; None where the hint changes nothing."""
-    decision = t.decision
-    if decision is None:
-        return None
-    return {
-        "position": decision.position,
-        "token": decision.token,
-        "instead": decision.instead,
-        "before": float(np.exp(decision.logprob_plain)),
-        "hinted": float(np.exp(decision.logprob_hinted)),
-        "after": None if after is None else float(np.exp(after[decision.position])),
-        "effect_nats": decision.effect,
-        "odds_nats": decision.odds,
-        "flips": decision.flips,
-    }
-
-
-def _tokens(t: Target, after: np.ndarray | None) -> list[dict[str, Any]]:
-    """The step token by token, with probabilities before, under the hint and after training."""
-    return [
-        {
-            "text": text,
-            "quoted": t.span[0] <= i < t.span[1],
-            "before": float(np.exp(t.plain_sampled[i])),
-            "hinted": float(np.exp(t.teacher_sampled[i])),
-            "after": None if after is None else float(np.exp(after[i])),
-            "instead": t.instead[i],
-        }
-        for i, text in enumerate(t.tokens)
-    ]
-
-
 def _is_revised(t: TargetHead, data: ReportInput) -> bool:
     """Whether the hint is the critic's second, after the gate had rejected the first."""
     return t.key in data.injections and data.injections[t.key].finding.revised_from is not None
-
-
-def _unscored(row: Mapping[str, Any]) -> dict[str, Any]:
-    finding = row["finding"]
-    failure = row.get("failure", {})
-    return {
-        "trace": row["trace_id"],
-        "step": finding["step"],
-        "error_class": finding["error_class"],
-        "quote": finding.get("quote"),
-        "reason": row.get("skipped") or failure.get("reason"),
-        "message": failure.get("message"),
-    }
 
 
 def _count(items: Any) -> dict[str, int]:
