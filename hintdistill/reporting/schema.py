@@ -202,7 +202,6 @@ _funnel = record(
     ),
     train=record(
         **numbers("hints", "anchors", "holds", "twins"),
-        **numbers("hints", "anchors", "holds"),
         left_out=counts(word("reason", ("holdout", *(f"fidelity_{f}" for f in _FIDELITIES)))),
     ),
 )
