@@ -342,11 +342,11 @@ class _Progress:
         return [t for t in self.asked if t not in self.found]
 
     def facts(self) -> dict[str, Any]:
-        """What hint templates may use: `thing` to look up now, `city`, `right` (its tool), `tool` and `error` of a failed call."""
+        """What hint templates may use: `expected` (what is missing), `right` (its tool), `tool` and `error` of a failed call."""
         thing = self.last[0].removeprefix("find_") if self.busy and self.last else next(iter(self.missing), None)
         facts: dict[str, Any] = {"city": self.city}
         if thing:
-            facts |= {"thing": thing, "right": f"find_{thing}"}
+            facts |= {"thing": thing, "right": f"find_{thing}", "expected": f"a {thing} in {self.city}"}
         return facts | ({"tool": self.last[0], "error": "busy"} if self.busy and self.last else {})
 
     def error(self, what: tuple[str, str] | str | None) -> tuple[str, dict[str, Any]] | None:

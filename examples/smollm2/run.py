@@ -32,11 +32,11 @@ NEW_TOKENS = 27
 """Tokens of a call."""
 BATCH = 8
 TRAINING = 3.0
-"""Rescoring and training, in forward passes over the fresh episodes: one each for rescoring and forward, one for the backward pass."""
+"""Rescoring and training, in played steps per fresh step: a pass to rescore, one forward and one backward."""
 
 
 def seconds_per_step(model: str, dtype: torch.dtype) -> float:
-    """Time one step of `BATCH` episodes as it is sampled: the opening is read, a call's length is written. Seconds per step and episode."""
+    """Time a step of `BATCH` episodes: read the opening, write a call. Seconds per step and episode."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     weights = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     opening = Errands().make().reset("train.0").messages

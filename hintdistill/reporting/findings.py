@@ -105,6 +105,7 @@ def _tokens(t: Target, after: np.ndarray | None) -> list[dict[str, Any]]:
 
 
 def unscored_entry(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A finding that was never scored, with the reason."""
     finding = row["finding"]
     failure = row.get("failure", {})
     return {

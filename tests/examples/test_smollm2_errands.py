@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from hintdistill.core.types import Message, Trace
+from hintdistill.injection.levels import hint_level
+from hintdistill.prompts import PromptLibrary
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.parsing import parse_hermes
 
@@ -178,3 +180,23 @@ def test_a_task_without_a_split_is_refused(world):
         with pytest.raises(ValueError, match="no task"):
             world.Task.parse(name)
     assert isinstance(world.Task.parse("train.0").opening[0], Message)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_hint_of_every_class_has_its_level_and_does_not_name_what_was_wrong(world, level):
+    library = PromptLibrary(SCRIPT.parent / "prompts" / f"level{level}")
+    computed = set()
+    for error_class in CLASSES:
+        made: list[int] = []
+
+        def policy(task, found, messages, error_class=error_class, made=made):
+            text = None if made else wrong(world, error_class, task, found, messages)
+            made += [1] if text is not None else []
+            return text if text is not None else right(world, task, found, messages)
+
+        trace = play(world, by_kind(world, "three_busy"), policy)
+        (finding,) = world.check(trace)
+        text = library.render(f"hints/{error_class}.jinja", {**finding.facts, "variant": 0})
+        assert not finding.facts.get("wrong") or finding.facts["wrong"] not in text
+        computed.add(hint_level(text, trace, finding, ()))
+    assert computed <= {0, 1, 2} and max(computed) <= level
