@@ -137,7 +137,7 @@ class TrainSection(Section):
     """Optimiser steps between two measurements of the cosine between the truncated gradient and the exact one, from the
     first step on; `grad_window_cosine` in the metrics."""
     warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
-    """Share of the optimiser steps over which the learning rate rises to its height, rounded up to whole steps."""
+    """Share of the optimiser steps over which the learning rate rises from 0 to its height, rounded down to whole steps."""
     schedule: str = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)

@@ -25,10 +25,7 @@ def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
     other = (
         [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
     )
-    from hintdistill.engines.transformers import pick_device, pick_dtype
-
-    dtype = str(pick_dtype(ctx.config.run.dtype, pick_device(ctx.config.run.device), folder))
-    return [model_key(folder).weights, dtype, ctx.config.rescore.top_k, *other]
+    return [model_key(folder).weights, ctx.config.run.dtype, ctx.config.rescore.top_k, *other]
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:

@@ -297,7 +297,7 @@ def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
         "error_probability": {
             "before": _mean([float(np.exp(plain)) for plain, _ in pairs]),
             "hinted": _mean([float(np.exp(hinted)) for _, hinted in pairs]),
-            "after": _mean([None if s.after is None else float(np.exp(s.after)) for s in scored]),
+            "after": _mean([None if s.after is None else float(np.exp(np.float32(s.after))) for s in scored]),
         },
         "moved": {
             "n": len(moved),

@@ -229,7 +229,9 @@ def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failu
     """A trace whose greeting is marked as given, and which knows what the file of tool schemas says of its tools' effects."""
     if isinstance(outcome, Failure):
         return outcome
-    if (messages := with_greetings_given(outcome.messages)) != outcome.messages:
+    # who plays the user opens the conversation: that is a step of its own
+    asked = options.student_role == "assistant"
+    if asked and (messages := with_greetings_given(outcome.messages)) != outcome.messages:
         outcome = outcome.model_copy(update={"messages": messages})
     if not options.tool_effects:
         return outcome

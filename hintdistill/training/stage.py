@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -226,7 +227,7 @@ def make_trainer(
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     work.mkdir(parents=True, exist_ok=True)
-    arguments = _arguments(model, run, config, work, micro, trackers or {"report_to": "none"})
+    arguments = _arguments(model, run, config, work, len(rows), trackers or {"report_to": "none"})
     trainer = HintTrainer(
         model=model,
         args=arguments,
@@ -248,13 +249,15 @@ def _arguments(
     run: RunSection,
     config: TrainSection,
     work: Path,
-    micro: int,
+    rows: int,
     trackers: Mapping[str, Any],
 ) -> Any:
-    """What the Trainer is told; `micro`: rows of one process in one pass."""
+    """What the Trainer is told; `rows`: how many there are to train on."""
     from transformers import TrainingArguments
 
     device = pick_device(run.device)
+    micro = processes.rows_per_pass(config.batch_size, config.micro_batch_size)
+    steps = math.ceil(config.epochs * math.ceil(rows / config.batch_size))
     return TrainingArguments(
         output_dir=str(work),
         per_device_train_batch_size=micro,
@@ -262,7 +265,8 @@ def _arguments(
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,
         lr_scheduler_type=config.schedule,
-        warmup_steps=config.warmup_ratio,
+        # the first step of a warm-up has a rate of 0, so a run of few steps has none
+        warmup_steps=int(config.warmup_ratio * steps),
         max_grad_norm=config.max_grad_norm,
         weight_decay=config.weight_decay,
         seed=run.seed,

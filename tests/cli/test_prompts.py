@@ -173,14 +173,17 @@ def test_the_critics_own_words_come_first_and_a_class_without_template_is_said(w
             hint_text(weather_trace, Finding(step=0, error_class=error_class), SHIPPED)
 
 
+KINDS = ("generic", "shuffled", "other_class")
+
+
 def test_placebos_differ_and_are_the_same_every_time(weather_trace):
     finding = Finding(step=0, error_class="unknown_tool")
-    got = placebo_texts(weather_trace, finding, "one two three four", SHIPPED, 6)
-    assert got == placebo_texts(weather_trace, finding, "one two three four", SHIPPED, 6)
-    assert [k for k, _ in got] == ["generic", "shuffled", "other_class"] * 2
+    got = placebo_texts(weather_trace, finding, "one two three four", SHIPPED, KINDS * 2)
+    assert got == placebo_texts(weather_trace, finding, "one two three four", SHIPPED, KINDS * 2)
+    assert [k for k, _ in got] == [*KINDS, *KINDS]
     assert len({t for _, t in got}) == 6
     # a hint of one word cannot be shuffled
-    assert [k for k, _ in placebo_texts(weather_trace, finding, "Stop.", SHIPPED, 3)] == [
+    assert [k for k, _ in placebo_texts(weather_trace, finding, "Stop.", SHIPPED, KINDS)] == [
         "generic",
         "generic",
         "other_class",

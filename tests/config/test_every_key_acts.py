@@ -204,7 +204,7 @@ RESCORE: dict[str, Acts | Told] = {
     "gate.enabled": Acts("false", see.rescored, (*SCORED, "rescore.gate.min_odds_nats=99")),
     "gate.min_drop_nats": Acts("1.0", see.judged, GATED),
     "gate.min_odds_nats": Acts("4.0", see.judged, GATED),
-    "gate.min_odds_margin_nats": Acts("2.0", see.judged, GATED),
+    "gate.min_odds_margin_nats": Acts("50.0", see.judged, GATED),
     "gate.min_legal_gain": Acts("0.6", see.judged, GATED),
     "gate.max_raise_nats": Acts("0.9", see.judged, GATED),
     "gate.min_student_probability": Acts("0.001", see.judged, GATED),

@@ -221,7 +221,7 @@ def test_nothing_of_a_trace_or_an_answer_reaches_the_terminal_raw(hostile, tmp_p
     assert is_quiet(page) and "<script>alert" not in page
     rendered = run("prompts", "render", "hints/call_error.jinja", "--traces", path)
     assert rendered.startswith("Before calling \\u001b[2J") and is_quiet(rendered)
-    again = json.loads(run("prompts", "render", "hints/unknown_tool.jinja", "--traces", path, "--json"))
+    again = json.loads(run("prompts", "render", "hints/call_error.jinja", "--traces", path, "--json"))
     assert EVIL in again["texts"][0], "in JSON the same text, escaped"
     assert is_quiet(run("prompts", "render", "critic/all_at_once.jinja", "--traces", path))
 

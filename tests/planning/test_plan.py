@@ -365,9 +365,9 @@ def _qwen(hidden, intermediate, layers):
     ("train", "part", "times"),
     [
         ({"targets": "in_step"}, "frozen copies", 1),
-        # a running average of what is trained; and the initial policy, which the recipe's target reads too
+        # a running average of what is trained; the ratio divides by what the sampler recorded, not by a second model
         ({"recipe": "hint_sd"}, "frozen copies", 1),
-        ({"recipe": "sdpo"}, "frozen copies", 2),
+        ({"recipe": "sdpo"}, "frozen copies", 1),
         ({}, "optimizer moments", 2),
     ],
 )

@@ -129,12 +129,12 @@ def test_a_run_stops_at_a_file_without_a_step_unless_told_otherwise(folder, tmp_
 
 
 def test_a_given_turn_is_never_injected(tmp_path):
-    """The prompt's own wrong call is a finding, and stays one; the same call in the run is injected."""
+    """The prompt's own wrong call is context and no step of the student's; the same call in the run is injected."""
     path = tmp_path / "t.jsonl"
     record = {"prompt": [USER, WRONG, RESULT, USER], "completion": [WRONG, RESULT, ANSWER], "tools": [WEATHER]}
     path.write_text(json.dumps(record))
     folder = tmp_path / "run"
     run(folder, "inject", "critic.rules.checks=[unknown_tool]", "traces.holdout=0", f"traces.path={path}")
     made = rows(folder, "injections")
-    assert [r.get("skipped") for r in made if r.get("finding", {}).get("step") == 0] == ["given_step"]
+    assert not [r for r in made if r.get("finding", {}).get("step") == 0]
     assert [r["injection"]["finding"]["step"] for r in made if "injection" in r] == [1]

@@ -538,7 +538,7 @@ def test_tau2_hides_the_users_own_calls(read):
     }
     for value in (run, {"simulations": [run]}):
         (trace,) = read(value)
-        assert shape(trace) == ["assistant", "user", "assistant f", "tool"]
+        assert shape(trace) == ["assistant*", "user", "assistant f", "tool"], "a greeting is given"
         assert trace.step(1).tool_calls[0].arguments_raw == '{"x":1}' and (trace.reward, trace.task_id) == (1.0, "7")
 
 
