@@ -9,13 +9,17 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test test-full test-vllm evidence-quick evidence-full real fuzz lint format docs bench install install-vllm clean
+.PHONY: run test suite test-full test-vllm evidence-quick evidence-full real fuzz lint format docs bench install install-vllm clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
 
 # one process per core, each on one thread: two torch threads of two processes would wait for one another
-test: install lint
+# the linter needs one core and half a minute: it runs beside the tests
+test: install
+	$(MAKE) -j2 --no-print-directory lint suite
+
+suite: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm" -n 2 --dist loadfile
 
 test-full: install

@@ -347,7 +347,11 @@ def _a_key_in_the_environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("key", TABLE)
+LONG = {"rollout.stop.min_effect_nats"}
+"""Keys whose test plays several rounds; it is in `make test-full`."""
+
+
+@pytest.mark.parametrize("key", [pytest.param(k, marks=pytest.mark.slow) if k in LONG else k for k in TABLE])
 def test_a_second_value_is_seen(key):
     acts = TABLE[key]
     if isinstance(acts, Told):

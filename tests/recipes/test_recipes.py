@@ -743,6 +743,7 @@ def test_objectives_need_torch_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_custom_loop_runs():
     """About forty lines, with torch alone; with a recipe's name on that recipe."""
     loop = ROOT / "examples" / "custom_loop.py"
