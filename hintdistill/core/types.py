@@ -141,15 +141,12 @@ class Message(FrozenModel):
 def with_greetings_given(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Mark an agent's greeting as given: assistant messages without a call or recorded ids before the first user message.
 
-    Nothing but system messages may be above them, so that the first steps of an agent that works without a user stay steps. Where
-    the agent says nothing later, what it says first is no greeting.
+    Nothing but system messages may be above them, so that the first steps of an agent that works without a user stay steps.
     """
     first = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer", "assistant")), None)
     if first is None or messages[first].role != "user":
         return tuple(messages)
     if any(m.tool_calls or m.token_ids for m in messages[:first] if m.role == "assistant"):
-        return tuple(messages)
-    if not any(m.role == "assistant" and not m.given for m in messages[first:]):
         return tuple(messages)
     return tuple(
         m.model_copy(update={"given": True}) if i < first and m.role == "assistant" and not m.given else m

@@ -12,7 +12,7 @@ from typing import Any
 
 from hintdistill.core.effects import declared_effect
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import Source, ToolEffect, Trace, with_greetings_given
+from hintdistill.core.types import Message, Source, ToolEffect, Trace, with_greetings_given
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.options import Failure, ReadOptions, Record
@@ -225,12 +225,19 @@ def _parse(
         yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
 
 
+def _after_first_user(trace: Trace) -> Sequence[Message]:
+    first = next((i for i, m in enumerate(trace.messages) if m.role == "user"), len(trace.messages))
+    return trace.messages[first:]
+
+
 def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
     """A trace whose greeting is marked as given, and which knows what the file of tool schemas says of its tools' effects."""
     if isinstance(outcome, Failure):
         return outcome
     # who plays the user opens the conversation: that is a step of its own
     asked = options.student_role == "assistant"
+    # an agent that says nothing later has not only greeted
+    asked = asked and any(m.role == "assistant" for m in _after_first_user(outcome))
     if asked and (messages := with_greetings_given(outcome.messages)) != outcome.messages:
         outcome = outcome.model_copy(update={"messages": messages})
     if not options.tool_effects:

@@ -50,7 +50,7 @@ def loop(tmp_path_factory) -> Path:
             "rescore.top_k=4",
             "rescore.gate.enabled=false",
             "train.recipe={preset: tm_opd, teacher: {update: initial}}",
-            "train.learning_rate=3e-3",
+            "train.learning_rate=1e-3",
             "train.epochs=1",
             "train.batch_size=4",
             "train.watch.every=0",

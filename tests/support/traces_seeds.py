@@ -304,7 +304,10 @@ SEEDS: dict[str, list[Any]] = {
             ],
         }
     ],
-    "openhands_events": [{**EVENT, "action": "message"}, {**EVENT, "source": "user", "action": "message"}],
+    "openhands_events": [
+        {**EVENT, "source": "user", "action": "message"},
+        {**EVENT, "action": "message"},
+    ],
     "swe_agent": [
         {"history": [USER, {**CALLS, "thought": "t"}, {**RESULT, "tool_call_ids": ["c"]}], "trajectory": [], "info": {}}
     ],
