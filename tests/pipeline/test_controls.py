@@ -28,7 +28,7 @@ SOME = ("placebo", "random_step", "sft_corrected")
 def run(tmp_path_factory) -> Path:
     """A run up to rescore: controls need no trained student."""
     folder = tmp_path_factory.mktemp("controls") / "run"
-    settings = ["critic.use=[rules,recorded]", "traces.limit=50", "traces.holdout=0.3", "rollout.environment=null"]
+    settings = ["critic.use=[rules,recorded]", "traces.limit=80", "traces.holdout=0.3", "rollout.environment=null"]
     whole_run.run(load_config("configs/quickstart.yaml", settings), folder, until="rescore", console=QUIET)
     return folder
 
@@ -57,8 +57,7 @@ def test_the_error_falls_by_the_hint_and_not_by_a_placebo_or_another_step(docume
     for name in ("placebo", "random_step"):
         control = arm(document, name)
         assert control["fall_nats"]["mean"] < hint["mean"] / 3, name
-        # the share's own interval is wide: with so few findings the hint's fall comes near zero in some resamples
-        assert control["fall_nats"]["high"] < hint["mean"], name
+        assert control["share_of_hint"]["high"] < 0.6, name
     held = document["heldout"]
     assert held["probability_hinted"] < arm(document, "hint")["probability_after"] < held["probability_before"]
     assert all(0 <= a["kl_per_token"] < 0.1 for a in document["arms"])
