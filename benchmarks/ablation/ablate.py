@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from benchmarks.ablation.arm_run import run_arm
 from benchmarks.ablation.bench import Bench
-from benchmarks.ablation.jobs import Job, job_config, job_key
+from benchmarks.ablation.jobs import Job, OneUnit, job_config, job_key
 from benchmarks.ablation.pages import write_evidence
 from benchmarks.ablation.settings import AblationConfig, run_part
 from benchmarks.ablation.shared_baseline import run_shared
@@ -195,22 +195,12 @@ def _phase(
 
 
 @dataclass(frozen=True)
-class BenchJob:
+class BenchJob(OneUnit):
     """A job of the ablation, as the runner of arms takes it; the arm runs in a process of its own."""
 
     config: AblationConfig
     folder: Path
     job: Job
-
-    @property
-    def name(self) -> str:
-        """Folder of the job."""
-        return self.job.name
-
-    @property
-    def units(self) -> int:
-        """One: the bar counts jobs."""
-        return 1
 
     def key(self) -> str:
         """Key of everything that the result depends on."""

@@ -97,3 +97,19 @@ def job_key(config: AblationConfig, job: Job) -> str:
     wanted = {"foreign": ["foreign_traces"], "llm_critic": ["llm_critic"]}.get(job.arm, [])
     weights = model_key(resolve_model(config.run.model)).weights
     return content_key("job", asdict(job), data, train, {k: ablate[k] for k in (*MEASURED, *wanted)}, weights)
+
+
+class OneUnit:
+    """What the runner of arms asks of a job that its bar counts as one."""
+
+    job: Job
+
+    @property
+    def name(self) -> str:
+        """Folder of the job."""
+        return self.job.name
+
+    @property
+    def units(self) -> int:
+        """One: the bar counts jobs."""
+        return 1

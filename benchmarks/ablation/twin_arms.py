@@ -23,8 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from benchmarks.ablation.arms import RoundData
 from benchmarks.ablation.twin_settings import SUITE, TwinsConfig
 from hintdistill.core.errors import HintdistillError, TwinError
@@ -38,7 +36,7 @@ from hintdistill.injection.splice import StepSite
 from hintdistill.injection.twins import TwinBuilder, changed
 from hintdistill.pipeline.to_score import twin_items
 from hintdistill.pipeline.variants import anchors, scorer_of
-from hintdistill.rescoring.scorer import AnchorItem
+from hintdistill.rescoring.scorer import AnchorItem, held_arrays
 from hintdistill.rollouts.measure import options_of
 from hintdistill.rollouts.sampling import Sampler
 
@@ -268,15 +266,7 @@ def _ids_scored(source: Round, key: str, like: Target, ids: tuple[Sequence[int],
     return replace(
         like,
         key=key,
-        context_ids=np.array(ids[0], np.int64),
-        step_ids=np.array(ids[1], np.int64),
-        support_ids=score.topk_ids,
-        teacher_logprobs=score.topk_logprobs,
-        plain_logprobs=score.topk_logprobs,
-        teacher_tail=score.tail_logprob,
-        plain_tail=score.tail_logprob,
-        teacher_sampled=score.sampled,
-        plain_sampled=score.sampled,
+        **held_arrays(*ids, score),
         tokens=source.data.ctx.renderer.token_texts(ids[1]),
         instead=(),
         measurement=None,

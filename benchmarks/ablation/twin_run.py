@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.ablation import arms
 from benchmarks.ablation.arm_run import off_target, round_episodes
 from benchmarks.ablation.bench import Bench
-from benchmarks.ablation.jobs import Job, job_key
+from benchmarks.ablation.jobs import Job, OneUnit, job_key
 from benchmarks.ablation.shared_baseline import run_shared
 from benchmarks.ablation.twin_arms import Round, drawn, held_rows, kinds_of
 from benchmarks.ablation.twin_reads import (
@@ -38,22 +38,12 @@ from hintdistill.pipeline.twins import counts
 
 
 @dataclass(frozen=True)
-class TwinJob:
+class TwinJob(OneUnit):
     """A job of the benchmark, as the runner of arms takes it."""
 
     config: TwinsConfig
     folder: Path
     job: Job
-
-    @property
-    def name(self) -> str:
-        """Folder of the job."""
-        return self.job.name
-
-    @property
-    def units(self) -> int:
-        """One: the bar counts jobs."""
-        return 1
 
     def key(self) -> str:
         """Key of everything that the result depends on."""

@@ -18,7 +18,7 @@ import hashlib
 import json
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ from hintdistill.critics.evaluation import rate  # noqa: E402
 from hintdistill.engines.transformers import TransformersEngine  # noqa: E402
 from hintdistill.injection.rendering import Renderer  # noqa: E402
 from hintdistill.rollouts.environment import TaskSuite  # noqa: E402
-from hintdistill.rollouts.evaluate import load_suite, outcome_of  # noqa: E402
-from hintdistill.rollouts.sampling import Sampler, SamplingOptions  # noqa: E402
+from hintdistill.rollouts.evaluate import Outcome, load_suite, outcomes  # noqa: E402
+from hintdistill.rollouts.sampling import SamplingOptions  # noqa: E402
 
 PAIRS = HERE / "near_miss_pairs.jsonl"
 PAIRS_SHA256 = "83f00cd6acf4e7024c92e75ecd8d149e7b678f961c1530de720c2d1594eb2723"
@@ -171,17 +171,9 @@ def tasks_of_pairs(pairs: Sequence[Pair]) -> list[str]:
 # -- playing and scoring -----------------------------------------------------------------------------------------------
 
 
-def play(
-    engine: TransformersEngine,
-    renderer: Renderer,
-    suite: TaskSuite,
-    tasks: Sequence[str],
-    options: SamplingOptions,
-    progress: Callable[[int], None] | None = None,
-) -> dict[str, bool]:
-    """Play each task once; whether it was right: it succeeded, and the suite's checker sees no error in it."""
-    outcomes = (outcome_of(suite, e) for e in Sampler(engine, renderer, options).episodes(suite, tasks, progress))
-    return {o.task: o.success and not o.errors for o in outcomes}
+def right_tasks(played: Iterable[Outcome]) -> dict[str, bool]:
+    """Whether each task of `evaluate.outcomes` was right: it succeeded, and the suite's checker sees no error in it."""
+    return {o.task: o.success and not o.errors for o in played}
 
 
 def score(
@@ -267,7 +259,7 @@ def score_student(
     """Play all tasks of the pairs with a student's weights and score them."""
     engine, renderer = TransformersEngine.load(student, dtype="float32"), Renderer.from_pretrained(student)
     options = SamplingOptions(temperature=temperature, max_new_tokens=64, max_steps=8, batch_size=128, seed=seed)
-    right = play(engine, renderer, suite, tasks_of_pairs(pairs), options)
+    right = right_tasks(outcomes(engine, renderer, suite, tasks_of_pairs(pairs), options))
     return {"student": str(student), "temperature": temperature, **score(pairs, right, test_families)}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -132,16 +132,8 @@ class Scorer:
             step=step,
             kind=kind,
             split=split,
-            context_ids=np.array(rendered.context_ids, np.int64),
-            step_ids=np.array(rendered.step_ids, np.int64),
             span=(0, len(rendered.step_ids)),
-            support_ids=score.topk_ids,
-            teacher_logprobs=score.topk_logprobs,
-            plain_logprobs=score.topk_logprobs,
-            teacher_tail=score.tail_logprob,
-            plain_tail=score.tail_logprob,
-            teacher_sampled=score.sampled,
-            plain_sampled=score.sampled,
+            **held_arrays(rendered.context_ids, rendered.step_ids, score),
             fidelity=rendered.fidelity,
             accepted=True,
             tokens=self.renderer.token_texts(rendered.step_ids),
@@ -158,16 +150,8 @@ class Scorer:
             step=twin.finding.step,
             kind="twin",
             split=item.split,
-            context_ids=np.array(twin.context_ids, np.int64),
-            step_ids=np.array(twin.step_ids, np.int64),
             span=twin.span,
-            support_ids=score.topk_ids,
-            teacher_logprobs=score.topk_logprobs,
-            plain_logprobs=score.topk_logprobs,
-            teacher_tail=score.tail_logprob,
-            plain_tail=score.tail_logprob,
-            teacher_sampled=score.sampled,
-            plain_sampled=score.sampled,
+            **held_arrays(twin.context_ids, twin.step_ids, score),
             error_class=twin.finding.error_class,
             fidelity=twin.fidelity,
             measurement=measure_twin(twin, original, score.sampled, top1),
@@ -257,6 +241,21 @@ class Scorer:
     def _versions(self, finding: Finding | None = None) -> dict[str, str]:
         made = {"weights": self.engine.key, "renderer": self.renderer.key, "engine": type(self.engine).__name__}
         return made if finding is None or self._prompts is None else {**made, **self._prompts(finding)}
+
+
+def held_arrays(context_ids: Sequence[int], step_ids: Sequence[int], score: Scores) -> dict[str, Any]:
+    """Return the arrays of a target without a hint, by name: its teacher is the plain view itself."""
+    return {
+        "context_ids": np.array(context_ids, np.int64),
+        "step_ids": np.array(step_ids, np.int64),
+        "support_ids": score.topk_ids,
+        "teacher_logprobs": score.topk_logprobs,
+        "plain_logprobs": score.topk_logprobs,
+        "teacher_tail": score.tail_logprob,
+        "plain_tail": score.tail_logprob,
+        "teacher_sampled": score.sampled,
+        "plain_sampled": score.sampled,
+    }
 
 
 def on_common_ids(a: Scores, b: Scores) -> tuple[Scores, Scores]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hintdistill.core.effects import tool_effect
@@ -176,5 +176,17 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Play every task once and count. Raises EnvironmentFailure where not a single episode came to an end."""
-    episodes = Sampler(engine, renderer, options).episodes(suite, tasks, progress)
-    return summarise(outcome_of(suite, e) for e in episodes)
+    return summarise(outcomes(engine, renderer, suite, tasks, options, progress))
+
+
+def outcomes(
+    engine: TransformersEngine,
+    renderer: Renderer,
+    suite: TaskSuite,
+    tasks: Sequence[str],
+    options: SamplingOptions,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Outcome]:
+    """Play every task once and yield how each ended, as the suite's checker sees it."""
+    for episode in Sampler(engine, renderer, options).episodes(suite, tasks, progress):
+        yield outcome_of(suite, episode)

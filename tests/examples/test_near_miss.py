@@ -16,8 +16,8 @@ from near_miss import (
     TEST_FAMILIES,
     main,
     make_pairs,
-    play,
     read_pairs,
+    right_tasks,
     score,
     tasks_of_pairs,
 )
@@ -25,6 +25,7 @@ from world import HABITS, Task, Toolworld, compact, label_steps
 
 from hintdistill.core.extensions import TWIN_MAKERS
 from hintdistill.core.types import Message, ToolCall, Trace
+from hintdistill.rollouts.evaluate import outcomes
 from hintdistill.rollouts.sampling import SamplingOptions
 
 
@@ -172,7 +173,8 @@ def test_a_file_that_is_no_pairs_file(tmp_path):
 def test_the_shipped_student_is_right_on_near_misses_and_wrong_on_triggers(student_engine, student_renderer):
     pairs = [p for p in read_pairs(families=["test"], per_family=3) if p.habit != "wrong_argument"]
     options = SamplingOptions(temperature=0.0, max_new_tokens=64, max_steps=8, batch_size=64, seed=0)
-    right = play(student_engine, student_renderer, EditedToolworld(), tasks_of_pairs(pairs), options)
+    played = outcomes(student_engine, student_renderer, EditedToolworld(), tasks_of_pairs(pairs), options)
+    right = right_tasks(played)
     document = score(pairs, right)
     assert document["headline"]["test"]["near_miss"] >= 0.9 and document["headline"]["test"]["trigger"] == 0.0
 

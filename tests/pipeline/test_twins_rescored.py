@@ -6,8 +6,8 @@ import json
 from itertools import pairwise
 
 import pytest
-from conftest import STUDENT, TOOLWORLD
 from support.command import hintdistill
+from support.twinnable import TWINNABLE
 
 from hintdistill.config.file import load_config
 from hintdistill.core.model_shape import ModelShape
@@ -23,18 +23,7 @@ from hintdistill.planning.workload import gather
 from hintdistill.reporting.share import shareable
 from hintdistill.training.rows import build_rows
 
-SETTINGS = (
-    f"run.model={STUDENT}",
-    f"traces.path={TOOLWORLD / 'traces.jsonl'}",
-    "traces.limit=24",
-    "critic.use=[rules,recorded]",
-    f"critic.recorded.path={TOOLWORLD / 'findings.jsonl'}",
-    "critic.recorded.error_classes=[skipped_lookup]",
-    f"critic.prompts={TOOLWORLD / 'prompts'}",
-    "rescore.top_k=8",
-    "rescore.part_rows=7",
-    "train.watch.every=0",
-)
+SETTINGS = (*TWINNABLE, "rescore.top_k=8", "rescore.part_rows=7", "train.watch.every=0")
 
 
 @pytest.fixture(scope="module")

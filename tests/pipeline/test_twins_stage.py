@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import STUDENT, TOOLWORLD, WEATHER, call
+from conftest import TOOLWORLD, WEATHER, call
+from support.twinnable import TWINNABLE
 
 import hintdistill as hd
 from hintdistill.config.file import load_config
@@ -19,19 +20,9 @@ from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
 from hintdistill.traces.reading import read_traces
 
-BASE = (
-    f"run.model={STUDENT}",
-    f"traces.path={TOOLWORLD / 'traces.jsonl'}",
-    "traces.limit=24",
-    "critic.use=[rules,recorded]",
-    f"critic.recorded.path={TOOLWORLD / 'findings.jsonl'}",
-    "critic.recorded.error_classes=[skipped_lookup]",
-    f"critic.prompts={TOOLWORLD / 'prompts'}",
-)
-
 
 def made(folder, *overrides, resume=False):
-    config = load_config(None, [*BASE, *overrides])
+    config = load_config(None, [*TWINNABLE, *overrides])
     run(config, folder, until="inject", console=Console(quiet=True), resume=resume)
     rundir = RunDir.open(folder)
     return RunContext(config, rundir, Console(quiet=True)), rundir.current("twins", "twins")
