@@ -156,8 +156,11 @@ def critique(
     settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
     if dry_run:
         from hintdistill.pipeline.dry_run import dry_run as look_ahead
+        from hintdistill.pipeline.labels import score_ahead
 
-        asked = look_ahead(settings, until="critique").critics
+        asked = (
+            look_ahead(settings, until="critique").critics if labels is None else score_ahead(settings, labels, console)
+        )
         text = [
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
         ]

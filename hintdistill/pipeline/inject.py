@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.storage import content_key
@@ -24,14 +24,21 @@ class LoadedInjection:
     split: Split
 
 
-def select(found: Critique, max_per_trace: int, min_confidence: float) -> list[tuple[Finding, str | None]]:
-    """Every finding with None, or with why it goes no further: only root errors train, the earliest first."""
+def select(
+    found: Critique, max_per_trace: int, min_confidence: float, which: Literal["decisive", "roots"] = "roots"
+) -> list[tuple[Finding, str | None]]:
+    """Every finding with None, or with why it goes no further: only root errors train, the earliest first.
+
+    With `which="decisive"` one that its critic calls not decisive goes no further either.
+    """
     out: list[tuple[Finding, str | None]] = []
     taken = 0
     for finding in found.findings:
         reason = None
         if finding.caused_by is not None:
             reason = "consequence"
+        elif which == "decisive" and finding.decisive is False:
+            reason = "not_decisive"
         elif finding.confidence < min_confidence:
             reason = "low_confidence"
         elif taken == max_per_trace:
@@ -60,6 +67,7 @@ def run(ctx: RunContext) -> None:
                 critiques[trace_key] if trace_key in critiques else Critique(trace_id=trace.id, verdict="abstain"),
                 config.critic.max_per_trace,
                 config.critic.min_confidence,
+                config.critic.select,
             ):
                 if finding.step in trace.given_steps:
                     skipped = skipped or "given_step"

@@ -447,4 +447,5 @@ def files() -> Path:
     absent = {**right, "trace": found[2].id, "quote": "words that are nowhere in it"}
     write("findings.jsonl", right, near, worse, absent)
     write("findings_other.jsonl", right)
+    write("findings_marked.jsonl", {**right, "decisive": False}, {**near, "decisive": True})
     return folder
