@@ -63,14 +63,16 @@ def test_labels_of_published_sets(config):
     assert named and None not in named and all("confidence" in f for case in result["cases"] for f in case["findings"])
 
 
-def test_a_dry_run_of_labels_asks_nothing_and_a_dead_critic_is_no_success(config, tmp_path):
+def test_a_dry_run_of_labels_asks_nothing_and_a_critic_that_fails_is_no_success(config, tmp_path):
     labels = ("--labels", TOOLWORLD / "findings.jsonl", "traces.limit=3", "critic.use=[llm]")
     server = ("critic.llm.base_url=http://127.0.0.1:9", "critic.llm.model=m", "critic.llm.retries=0")
     asked = json.loads(
         run("critique", config, *labels, *server, "critic.llm.context_tokens=16000", "--dry-run", "--json")
     )
     assert asked["llm"]["requests"] == 3
-    failed = run("critique", config, *labels, *server, expect=ServiceError)
+    with scripted_server("nonsense") as other:
+        server = (f"critic.llm.base_url={other.url}", "critic.llm.model=m", "critic.llm.repair_rounds=0")
+        failed = run("critique", config, *labels, *server, "critic.llm.context_tokens=16000", expect=ServiceError)
     assert "every critic failed on all 3 labelled traces" in failed
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["failed"]["hits"] == 3
 
