@@ -121,7 +121,9 @@ def test_a_host_outside_this_machine_has_to_be_allowed(url):
         client(url, allow_hosts=("example", "critic.example.com"))
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x/v1", "http:///v1", "http://[x/v1", "http://h:p/v1", "http://h/v1?k=1", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x/v1", "http:///v1", "http://[x/v1", "http://h:p/v1", "http://h/v1?k=1", ""]
+)
 def test_what_is_no_address_is_a_config_error(url):
     with pytest.raises(ConfigError, match=r"critic\.llm\.base_url"):
         client(url)
@@ -159,7 +161,9 @@ def test_a_password_in_the_address_is_sent_and_never_shown():
         with pytest.raises(ServiceError) as caught:
             client(url).post("/x", TRACE)
         sent = server.received[0]["headers"]["authorization"]
-    assert sent.startswith("Basic ") and sent.split()[1] not in str(caught.value) and "hunter22" not in str(caught.value)
+    assert (
+        sent.startswith("Basic ") and sent.split()[1] not in str(caught.value) and "hunter22" not in str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("mode", ["hangs", "drips", "busy"])

@@ -17,7 +17,14 @@ FOUND = json.dumps(
     {
         "verdict": "findings",
         "findings": [
-            {"step": 0, "quote": None, "error_class": "other", "hint": "Look at the list of tools first.", "confidence": 0.9, "caused_by": None}
+            {
+                "step": 0,
+                "quote": None,
+                "error_class": "other",
+                "hint": "Look at the list of tools first.",
+                "confidence": 0.9,
+                "caused_by": None,
+            }
         ],
     }
 )
