@@ -17,6 +17,7 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
+from hintdistill.cli.interrupts import how_to_continue, interrupted, interruptible, works_in
 from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.core.errors import ConfigError, HintdistillError
@@ -71,9 +72,16 @@ def _stages(
         check_named_folder(config, overrides or [])
     settings = load_config(config, [*(overrides or []), *extra])
     folder = run_folder(settings, config.stem)
-    run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
-    if is_main():
-        _finish(folder, as_json)
+    with works_in(folder):
+        run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
+    if not is_main():
+        return
+    _finish(folder, as_json)
+    if until == "rescore":
+        from hintdistill.pipeline.inject import require_some
+        from hintdistill.pipeline.store import RunDir
+
+        require_some(RunDir(folder))
 
 
 def _finish(folder: Path, as_json: bool) -> None:
@@ -305,16 +313,22 @@ def ablate() -> None:
 
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
+    with interruptible():
+        _main()
+
+
+def _main() -> None:
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)
     except HintdistillError as error:
-        say(f"error: {error}", error=True)
+        more = how_to_continue() if error.exit_code != ConfigError.exit_code else ""
+        say(f"error: {error}" + (f"\n{more}" if more else ""), error=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; --resume continues", file=sys.stderr)
+        say(interrupted(), error=True)
         sys.exit(130)
     except Exception as error:
         usage = getattr(error, "show", None)

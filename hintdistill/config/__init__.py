@@ -135,6 +135,10 @@ class InjectSection(Section):
     candidates: int = Field(default=1, ge=1, le=4)
     """Hints per finding, which compete within their level: the critic's, a principle, the right action alone, the class's
     template. The one with the largest odds is taken before anything is accepted; see docs/hints.md."""
+    max_hint_tokens: int = Field(default=512, ge=1)
+    """A hint of more tokens is refused (`hint_too_long`): it is a document, and no hint."""
+    max_hint_share: float = Field(default=1.0, gt=0.0)
+    """A hint of more tokens than this share of the context above its step is refused, beyond 64 tokens."""
     max_level: int = Field(default=2, ge=0, le=3)
     """Hints of a higher level are rejected: 0 principle, 1 narrows, 2 has a corrected token, 3 has what the context does not."""
     min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)

@@ -71,6 +71,7 @@ class LLMSection(Section):
     tokenizer: ConfigPath | None = None
     """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
+    """For one whole answer, from the first byte sent to the last received."""
     retries: int = Field(default=3, ge=0)
     concurrency: int = Field(default=8, ge=1)
     """Traces in flight at a server; traces per batch with `vllm` and `local`."""
@@ -168,6 +169,9 @@ class CriticSection(Section):
     """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
+    allow_owed: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the traces that may still be owed a critique (server failed, budget spent) where training follows; above it
+    the run ends before it trains, with exit code 5, and `--resume` continues it."""
     cache: OutputPath | None = None
     """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()

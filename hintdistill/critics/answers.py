@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hintdistill.core.errors import InputError
+from hintdistill.core.masking import mask_all
 from hintdistill.core.types import QuoteField, Usage, Verdict
 
 QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH, ANALYSIS_LENGTH = 300, 48, 400, 1200
@@ -189,6 +190,8 @@ def _valid(kind: type[A], text: str, legal_steps: tuple[int, ...]) -> A:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the object'}: {first['msg']}") from None
+    # an escape in the answer may have spelled the key that was sent
+    answer = kind.model_validate(mask_all(answer.model_dump()))
     if isinstance(answer, LLMAnswer):
         for finding in answer.findings:
             if finding.step not in legal_steps:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hintdistill.core.errors import HintdistillError
+from hintdistill.core.errors import EmptyFunnelError, HintdistillError
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Finding, Injection, Split, Trace
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.store import RunDir
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,19 @@ def _summarise(ctx: RunContext) -> None:
     )
     for message in dict.fromkeys(f["message"] for f in failed[:3]):
         ctx.console.warn(message)
+
+
+def require_some(rundir: RunDir) -> None:
+    """Raise EmptyFunnelError where nothing was injected in this run, with the counts that explain it."""
+    rows = rundir.current("inject", "injections")
+    if any("injection" in row for row in rows):
+        return
+    why = Counter(row["skipped"] if "skipped" in row else row["failure"]["reason"] for row in rows)
+    counts = ", ".join(f"{n} {reason}" for reason, n in why.most_common()) or "the critics found nothing"
+    raise EmptyFunnelError(
+        f"no hint was injected, so that no finding was rescored: {len(rows)} findings ({counts})",
+        hint="all rows are written; report.json has the funnel, and critiques.jsonl and injections.jsonl the reasons",
+    )
 
 
 def load(ctx: RunContext) -> list[LoadedInjection]:
