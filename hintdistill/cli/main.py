@@ -17,7 +17,7 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
-from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
+from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.core.errors import ConfigError, HintdistillError
 
@@ -59,6 +59,7 @@ def _stages(
     quiet: bool,
     as_json: bool,
     limit: int | None = None,
+    trust: bool = False,
 ) -> None:
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
@@ -71,7 +72,7 @@ def _stages(
         check_named_folder(config, overrides or [])
     settings = load_config(config, [*(overrides or []), *extra])
     folder = run_folder(settings, config.stem)
-    run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
+    run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json), trust=trust)
     if is_main():
         _finish(folder, as_json)
 
@@ -109,10 +110,11 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N traces.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """The whole job: read, critique, inject, rescore, train, report."""
     if not dry_run:
-        _stages(config, overrides, until, resume, quiet, as_json, limit)
+        _stages(config, overrides, until, resume, quiet, as_json, limit, trust)
         return
     import dataclasses
 
@@ -120,7 +122,7 @@ def run(
     from hintdistill.pipeline.dry_run import dry_run as look_ahead
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
-    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra])))
+    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra]), trust=trust))
     if as_json:
         print_json(ahead)
         return
@@ -145,10 +147,11 @@ def critique(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Read and critique; continues the run in run.dir."""
     if labels is None and compare is None and not dry_run:
-        _stages(config, overrides, "critique", True, quiet, as_json)
+        _stages(config, overrides, "critique", True, quiet, as_json, trust=trust)
         return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
@@ -157,7 +160,7 @@ def critique(
     if dry_run:
         from hintdistill.pipeline.dry_run import dry_run as look_ahead
 
-        asked = look_ahead(settings, until="critique").critics
+        asked = look_ahead(settings, until="critique", trust=trust).critics
         text = [
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
         ]
@@ -169,26 +172,30 @@ def critique(
         from hintdistill.pipeline.run import run_folder
 
         folder = run_folder(settings, f"{config.stem}-labels")
-        result = score_critics(settings, labels, folder, console)
+        result = score_critics(settings, labels, folder, console, trust=trust)
         print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
         return
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 
     assert compare is not None
-    found = run_comparison(config, overrides or [], compare, console)
+    found = run_comparison(config, overrides or [], compare, console, trust=trust)
     print_json(found) if as_json else say("\n".join(compare_lines(found)))
 
 
 @app.command()
-def rescore(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def rescore(
+    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
+) -> None:
     """Read, critique, inject and rescore; continues the run in run.dir."""
-    _stages(config, overrides, "rescore", True, quiet, as_json)
+    _stages(config, overrides, "rescore", True, quiet, as_json, trust=trust)
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def train(
+    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
+) -> None:
     """Everything up to the trained student; continues the run in run.dir."""
-    _stages(config, overrides, "train", True, quiet, as_json)
+    _stages(config, overrides, "train", True, quiet, as_json, trust=trust)
 
 
 @app.command()
@@ -197,6 +204,7 @@ def report(
     share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Take the missing measurements and write the report of a run again."""
     if share:
@@ -209,7 +217,7 @@ def report(
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import report_only
 
-    report_only(run, Console(quiet=quiet or as_json))
+    report_only(run, Console(quiet=quiet or as_json), trust=trust)
     _finish(run, as_json)
 
 
@@ -274,14 +282,18 @@ def init(
 
 @app.command()
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None, as_json: Json = False
+    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that stands in the model folder run.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """What is installed, what will not work, and how to fix it."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
 
-    checks = diagnose(model)
+    checks = diagnose(model, trust_remote_code=trust_remote_code)
     if as_json:
         print_json([dataclasses.asdict(c) for c in checks])
     else:

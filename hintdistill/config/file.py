@@ -20,6 +20,7 @@ from hintdistill.config import RunConfig, Section
 from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.paths import resolve_paths
+from hintdistill.core.trust import written_elsewhere
 
 C = TypeVar("C", bound=Section)
 
@@ -32,7 +33,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
     """
-    return load_as(RunConfig, path, overrides)
+    config = load_as(RunConfig, path, overrides)
+    if path is None or not (Path(path).parent / "manifest.json").exists():
+        return config
+    # a run folder's own configuration is not the caller's
+    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return config.of_folder(written_elsewhere(Path(path).parent, written))
 
 
 def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:

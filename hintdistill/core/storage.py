@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,64 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+REPAIR = "`hintdistill verify` says what of the folder is damaged, and --resume makes it again"
+"""What to do about a damaged file of a run folder."""
+
+
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file aside and rename it, so that a reader sees the old one or the new one, never half."""
+    """Write a file aside, have it on disk, and rename it: a reader sees the old one or the new one, never half.
+
+    Lone surrogates, which a trace may hold, are written as they are in rows.
+    """
+    with writing_aside(path) as aside:
+        aside.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+@contextmanager
+def writing_aside(path: Path) -> Iterator[Path]:
+    """A path to write a file to; it is on disk and takes the place of `path` when the block ends, and goes where it fails."""
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        yield aside
+        sync(aside)
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk."""
+    at = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)
+
+
+def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
+    """The JSON value of a file, which is a `kind`: dict or list.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: it is empty, no JSON, of another kind, or cannot be read; names it and says `hint`.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}", hint=hint) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", hint=hint) from None
+    if not isinstance(value, kind):
+        raise InputError(f"{path} holds no JSON {'object' if kind is dict else 'array'}", hint=hint)
+    return value
+
+
+LINE = "`hintdistill verify` takes damaged lines out of a folder; --resume makes them again"
 
 
 class JsonlStore:
@@ -66,12 +120,12 @@ class JsonlStore:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    yield json.loads(line.decode("utf-8", "surrogatepass"))
-                except ValueError as error:
-                    raise InputError(
-                        f"{self.path}, line {number}: not valid JSON: {error}",
-                        hint="delete that line; --resume makes it again",
-                    ) from None
+                    row = json.loads(line.decode("utf-8", "surrogatepass"))
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{self.path}, line {number}: not valid JSON: {error}", hint=LINE) from None
+                if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+                    raise InputError(f"{self.path}, line {number}: no object with a key", hint=LINE)
+                yield row
 
     def by_key(self) -> dict[str, dict[str, Any]]:
         """The newest row of each key."""

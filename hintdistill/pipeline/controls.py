@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from hintdistill.config import CriticSection, TrainSection
+from hintdistill.config import CriticSection, RunConfig, TrainSection
 from hintdistill.config.base import Section
 from hintdistill.config.file import validate
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, TripwireError
@@ -43,7 +43,7 @@ from hintdistill.pipeline.arms import (
     train_arm,
     training_content,
 )
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.corrections import corrections
 from hintdistill.pipeline.outcome import outcome_data
 from hintdistill.pipeline.progress import Advance, Console
@@ -311,11 +311,13 @@ def run_controls(
     *,
     resume: bool = False,
     console: Console | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Train and read the arms that are owed; writes controls.json and the report's section, and returns the document.
 
     Args:
         arms: names among `ARMS`; `hint` always takes part, because the others are compared with it.
+        trust: see `pipeline.run.run`.
 
     Raises:
         InputError: there is no run at `folder`.
@@ -330,7 +332,7 @@ def run_controls(
         opened.check_continues()
     except ConfigError as error:
         raise ConfigError(error.message, hint="run its traces again with this release, in another folder") from None
-    config = validate(opened.manifest()["config"], str(folder / "manifest.json"))
+    config, _ = opened.config()
     if config.run.rounds is not None:
         raise ConfigError(
             f"{folder} is a loop of rounds; controls read one round's run", hint=f"try {folder}/rounds/01/run"
@@ -338,6 +340,13 @@ def run_controls(
     if (folder / "controls").is_dir() and not resume:
         raise ConfigError(f"{folder} has controls already", hint="--resume does what is owed of them")
     _check_teacher(config.train)
+    with in_use(config, trust):
+        return _run_controls(folder, config, settings, arms, console)
+
+
+def _run_controls(
+    folder: Path, config: RunConfig, settings: ControlsSettings, arms: Sequence[str], console: Console
+) -> dict[str, Any]:
     rundir = RunDir.create(folder, config, resume=True)
     try:
         bench = Bench(RunContext(config, rundir, console), settings)

@@ -15,7 +15,7 @@ from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.critics.evaluation import Case, evaluate
 from hintdistill.critics.recorded import RecordedCritic
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.traces.formats.annotated import Label, Labelled, read_annotated
@@ -23,11 +23,16 @@ from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import read_traces
 
 
-def score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
+def score_critics(
+    config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False
+) -> dict[str, Any]:
     """Critique the labelled traces and score the outcome; written to `folder`/evaluation.json.
 
     `labels` is a file or folder of a known annotated set, or a file of recorded findings about the traces that
     traces.path names. Answers are kept in the folder, so that a second call asks nothing twice.
+
+    Args:
+        trust: see `pipeline.run.run`.
 
     Raises:
         InputError: nothing at `labels`.
@@ -38,6 +43,11 @@ def score_critics(config: RunConfig, labels: Path, folder: Path, console: Consol
         raise InputError(
             f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
         )
+    with in_use(config, trust):
+        return _score_critics(config, labels, folder, console)
+
+
+def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
     labelled, failures = _read(ctx, labels)
     limit = config.traces.limit

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
-from hintdistill.pipeline.context import RunContext
+from hintdistill.core.trust import require_trusted
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs, run_stages, stage_named, write_report
 from hintdistill.pipeline.store import RunDir
@@ -36,14 +37,24 @@ def check_named_folder(file: Path, overrides: Sequence[str]) -> None:
 
 
 def run(
-    config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", console: Console | None = None
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    until: str = "report",
+    console: Console | None = None,
+    trust: bool = False,
 ) -> Path:
     """Run the stages up to and including `until`; returns the run folder.
 
     Of several processes, the main one runs the stages; the others wait, and train with it.
 
+    Args:
+        trust: whether settings that were read from a run folder from elsewhere may run code, download and ask servers.
+
     Raises:
         ConfigError: the folder is in use, or `until` is no stage.
+        UntrustedError: settings from elsewhere name one of these.
         HintdistillError: whatever stopped a stage; everything done before it is kept.
     """
     stage_named(until)
@@ -51,8 +62,13 @@ def run(
         import torch
 
         torch.set_num_threads(config.run.threads)
+    with in_use(config, trust):
+        return _run(config, folder, resume, until, console or Console())
+
+
+def _run(config: RunConfig, folder: Path, resume: bool, until: str, console: Console) -> Path:
     if processes.world() == 1:
-        return _lead(config, folder, resume, until, console or Console())
+        return _lead(config, folder, resume, until, console)
     from hintdistill.engines.transformers import pick_device
 
     device = pick_device(config.run.device)
@@ -60,7 +76,7 @@ def run(
         processes.follow(device)
         return folder
     with processes.leading(device):
-        return _lead(config, folder, resume, until, console or Console())
+        return _lead(config, folder, resume, until, console)
 
 
 def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Console) -> Path:
@@ -85,10 +101,11 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Co
     return folder
 
 
-def report_only(folder: Path, console: Console | None = None) -> None:
+def report_only(folder: Path, console: Console | None = None, *, trust: bool = False) -> None:
     """Measure what is owed and write the report of an existing run again.
 
-    A run of an older schema keeps its manifest and its student's card, which says with what the student was made.
+    A run of an older schema keeps its manifest and its student's card, which says with what the student was made. What a run
+    from elsewhere names (an environment, a model to download) is left out and said, unless `trust`.
 
     Raises:
         InputError, ConfigError: see `RunDir.reopen` and `RunDir.config`.
@@ -98,7 +115,8 @@ def report_only(folder: Path, console: Console | None = None) -> None:
         config, unknown = rundir.config()
         if unknown:
             console.note(f"{folder} was made by an older release; this one knows no {', '.join(unknown)}")
-        run_stages(RunContext(config, rundir, console), first="report")
+        with in_use(config, trust):
+            run_stages(RunContext(config, rundir, console), first="report")
     finally:
         rundir.close()
 
@@ -113,6 +131,8 @@ def push(
         InputError: `repository` is given and the run has no student.
         ServiceError: the hub cannot be reached or refuses.
     """
+    if repository is None and config.train.push is not None:
+        require_trusted(f"push the student to {config.train.push}")
     student, name = folder / "student", repository or config.train.push
     if name is None or (repository is None and not student.is_dir()):
         return None

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 
 from hintdistill.config import RunSection, TrainSection
+from hintdistill.core.model_shape import safetensors_header
 from hintdistill.core.models import TEMPLATES, TOKENIZER
-from hintdistill.engines.transformers import DTYPES, load_model
+from hintdistill.engines.transformers import DTYPES
+from hintdistill.engines.weights import load_model
 from hintdistill.training.card import adapter_card, hub_name
 from hintdistill.training.students import NEW, Arrived
 
@@ -143,12 +145,9 @@ def file_dtype(folder: Path) -> torch.dtype | None:
     folder = found.parent
     sizes: dict[str, int] = {}
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, end = tensor["data_offsets"]
-                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - start
+        for tensor in safetensors_header(path).values():
+            start, end = tensor["data_offsets"]
+            sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - start
     if sizes:
         return SAFETENSORS.get(max(sizes, key=lambda d: sizes[d]))
     config = json.loads(found.read_text(encoding="utf-8"))

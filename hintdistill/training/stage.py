@@ -15,6 +15,7 @@ import torch
 
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError
+from hintdistill.core.models import load_tokenizer
 from hintdistill.core.scores import Target
 from hintdistill.engines.transformers import pick_device, pick_dtype
 from hintdistill.rescoring.stored import by_key, heads
@@ -329,9 +330,7 @@ def _special_ids(folder: Path, config: TrainSection) -> list[int]:
     """The tokenizer's special tokens, where the recipe takes them out of a support."""
     if not any(t.support.drop_special for t in config.effective_recipe.terms.values()):
         return []
-    from transformers import AutoTokenizer
-
-    return sorted(AutoTokenizer.from_pretrained(folder).all_special_ids)
+    return sorted(load_tokenizer(folder).all_special_ids)
 
 
 def _silence(trainer: Any) -> None:
