@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from hintdistill.config import RescoreSection
-from hintdistill.core.trust import in_use
 from hintdistill.core.errors import HintdistillError
+from hintdistill.core.trust import in_use
 from hintdistill.prompts import PromptLibrary, data_root
 
 Status = Literal["ok", "warn", "fail"]

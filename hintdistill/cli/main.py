@@ -39,7 +39,9 @@ app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
 
-Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
+Config = Annotated[
+    Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
 
@@ -60,19 +62,38 @@ def _stages(
     as_json: bool,
     limit: int | None = None,
     trust: bool = False,
+    find: bool = False,
 ) -> None:
     from hintdistill.config.file import load_config
+    from hintdistill.pipeline.continuing import RUNS, command, only_unfinished, says_how_to_continue
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import check_named_folder, run_folder
     from hintdistill.pipeline.run import run as run_pipeline
+    from hintdistill.pipeline.store import RunDir
     from hintdistill.training.processes import is_main
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
+    console = Console(quiet=quiet or as_json)
+    of_run = RunDir(config).is_run()
+    if of_run and not resume:
+        raise ConfigError(f"{config} is a run folder", hint=f"to continue it: {command(config, until)}")
+    file = config / "config.yaml" if of_run else config
     if resume:
-        check_named_folder(config, overrides or [])
-    settings = load_config(config, [*(overrides or []), *extra])
-    folder = run_folder(settings, config.stem)
-    run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json), trust=trust)
+        check_named_folder(file, overrides or [])
+    settings = load_config(file, [*(overrides or []), *extra])
+    named = any(o.startswith("run.dir=") for o in overrides or [])
+    folder = config if of_run and not named else run_folder(settings, config.stem)
+    if resume and find and settings.run.dir is None and not of_run:
+        found = only_unfinished(config, until)
+        if found is None:
+            say(f"no run of {config} in {RUNS} is unfinished; without --resume a new one begins", error=as_json)
+            return
+        folder = found
+        console.note(f"continues {folder}")
+    with says_how_to_continue(folder, until, trust=trust):
+        console.note(f"in {folder}; if it is stopped, this continues it: {command(folder, until)}")
+        own = None if of_run else file
+        run_pipeline(settings, folder, resume=resume, until=until, console=console, trust=trust, file=own)
     if is_main():
         _finish(folder, as_json)
 
@@ -102,7 +123,9 @@ def _finish(folder: Path, as_json: bool) -> None:
 def run(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in run.dir, else the only unfinished one of CONFIG.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     until: Annotated[
         str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")
@@ -114,7 +137,7 @@ def run(
 ) -> None:
     """The whole job: read, critique, inject, rescore, train, report."""
     if not dry_run:
-        _stages(config, overrides, until, resume, quiet, as_json, limit, trust)
+        _stages(config, overrides, until, resume, quiet, as_json, limit, trust, find=True)
         return
     import dataclasses
 
@@ -253,6 +276,24 @@ def show(
 
 
 @app.command()
+def verify(run: RunArg, as_json: Json = False) -> None:
+    """Whether the bytes of a run folder are those that were written; what is damaged is moved to RUN/damaged."""
+    from hintdistill.pipeline.continuing import command
+    from hintdistill.pipeline.verify import verify as check
+
+    found = check(run)
+    if as_json:
+        print_json([{"path": str(d.path), "what": d.what, "lines": list(d.lines), "redone": d.redone} for d in found])
+    else:
+        for damage in found:
+            say(str(damage))
+        said = f"{len(found)} damaged, now in {run / 'damaged'}; this makes them again: {command(run)}"
+        say(said if found else f"{run}: everything is as it was written")
+    if found:
+        raise typer.Exit(3)
+
+
+@app.command()
 def push(
     run: RunArg,
     repository: Annotated[
@@ -320,12 +361,17 @@ def main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except HintdistillError as error:
-        say(f"error: {error}", error=True)
+        say("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), error=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; --resume continues", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        from hintdistill.core.storage import disk_trouble
+
+        if (trouble := disk_trouble(error)) is not None:
+            say("\n".join([f"error: {trouble}", *getattr(error, "__notes__", ())]), error=True)
+            sys.exit(trouble.exit_code)
         usage = getattr(error, "show", None)
         if usage is None:
             raise

@@ -51,6 +51,10 @@ class InputError(HintdistillError):
     exit_code = 3
 
 
+class DiskError(InputError):
+    """A file cannot be written: the disk is full, the folder read-only, a quota or a limit reached."""
+
+
 class TraceError(InputError):
     """One record of a trace file is not a trace."""
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hintdistill.core.errors import InputError
+from hintdistill.core.errors import DiskError, HintdistillError, InputError
 
 
 def content_key(*parts: Any) -> str:
@@ -47,6 +49,55 @@ def writing_aside(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file grew beyond a limit",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "it may not be written",
+    errno.EPERM: "it may not be written",
+    errno.EIO: "the disk fails",
+}
+_SAID = re.compile(
+    r"No space left|StorageFull|Disk quota|File too large|FileTooLarge|Read-only file system|ReadOnlyFilesystem"
+    r"|PytorchStreamWriter failed writing|code: (?:28|27|30|122)\b|\[errno (?:28|27|30|122)\]",
+    re.IGNORECASE,
+)
+"""How libraries that are no Python say it."""
+
+
+def disk_trouble(error: BaseException, folder: Path | None = None) -> DiskError | None:
+    """The declared error for one that a full or read-only disk raised, in this package or in a library; None for any other.
+
+    Args:
+        folder: what was being written, where the error names no file.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number not in _DISK and not (isinstance(error, Exception) and _SAID.search(str(error))):
+        return None
+    named = getattr(error, "filename", None)
+    where = (os.fsdecode(named) if isinstance(named, str | bytes) else None) or (str(folder) if folder else "a file")
+    what = _DISK[number] if number in _DISK else f"the disk refuses ({str(error).strip().splitlines()[0][:160]})"
+    return DiskError(
+        f"cannot write {where}: {what}",
+        hint="make room, or make it writable; everything whole is kept, and --resume continues",
+    )
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise DiskError for what a full or read-only disk raises inside, wherever it comes up."""
+    try:
+        yield
+    except HintdistillError:
+        raise
+    except Exception as error:
+        trouble = disk_trouble(error, folder)
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
 def sync(path: Path) -> None:
     """Have a file, or the names in a folder, on disk."""
     at = os.open(path, os.O_RDONLY)
@@ -54,6 +105,12 @@ def sync(path: Path) -> None:
         os.fsync(at)
     finally:
         os.close(at)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
@@ -72,11 +129,27 @@ def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}", hint=hint) from None
     if not isinstance(value, kind):
-        raise InputError(f"{path} holds no JSON {'object' if kind is dict else 'array'}", hint=hint)
+        named = {dict: "object", list: "array", float: "number"}.get(kind, kind.__name__)
+        raise InputError(f"{path} holds no JSON {named}", hint=hint)
     return value
 
 
 LINE = "`hintdistill verify` takes damaged lines out of a folder; --resume makes them again"
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append lines, the last one without its end, in one write: it is on disk, or the file is as it was."""
+    with path.open("ab") as file:
+        before = file.tell()
+        try:
+            file.write(text.encode("utf-8", "surrogatepass") + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            # a full disk, or an interrupt: half a row would run into the next one
+            with suppress(OSError):
+                os.truncate(path, before)
+            raise
 
 
 class JsonlStore:
@@ -105,11 +178,7 @@ class JsonlStore:
         if not rows:
             return
         self._drop_torn_line()
-        data = "".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) + "\n" for r in rows)
-        with self.path.open("ab") as file:
-            file.write(data.encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, "\n".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row, oldest first. Raises InputError for a line that is not JSON, naming it."""

@@ -27,7 +27,7 @@ from hintdistill.core.errors import ConfigError, EmptyFunnelError, TripwireError
 from hintdistill.core.models import model_key
 from hintdistill.core.paths import contents
 from hintdistill.core.scores import ScoreRequest, Target, TargetHead
-from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.storage import content_key, disk_errors, write_atomic
 from hintdistill.core.types import HELD
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
 from hintdistill.pipeline.arms import (
@@ -340,7 +340,7 @@ def run_controls(
     if (folder / "controls").is_dir() and not resume:
         raise ConfigError(f"{folder} has controls already", hint="--resume does what is owed of them")
     _check_teacher(config.train)
-    with in_use(config, trust):
+    with in_use(config, trust), disk_errors(folder):
         return _run_controls(folder, config, settings, arms, console)
 
 

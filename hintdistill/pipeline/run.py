@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.storage import disk_errors
 from hintdistill.core.trust import require_trusted
 from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.continuing import changed_settings, settings_before
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs, run_stages, stage_named, write_report
 from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.verify import repair
 from hintdistill.training import processes
 
 
@@ -44,6 +47,7 @@ def run(
     until: str = "report",
     console: Console | None = None,
     trust: bool = False,
+    file: Path | None = None,
 ) -> Path:
     """Run the stages up to and including `until`; returns the run folder.
 
@@ -51,10 +55,12 @@ def run(
 
     Args:
         trust: whether settings that were read from a run folder from elsewhere may run code, download and ask servers.
+        file: the config file, by which `run FILE --resume` finds this run again.
 
     Raises:
         ConfigError: the folder is in use, or `until` is no stage.
         UntrustedError: settings from elsewhere name one of these.
+        DiskError: the folder cannot be written.
         HintdistillError: whatever stopped a stage; everything done before it is kept.
     """
     stage_named(until)
@@ -62,13 +68,14 @@ def run(
         import torch
 
         torch.set_num_threads(config.run.threads)
-    with in_use(config, trust):
-        return _run(config, folder, resume, until, console or Console())
+    console, named = console or Console(), {"file": str(file.resolve())} if file is not None else {}
+    with in_use(config, trust), disk_errors(folder):
+        return _run(config, folder, resume, until, console, named)
 
 
-def _run(config: RunConfig, folder: Path, resume: bool, until: str, console: Console) -> Path:
+def _run(config: RunConfig, folder: Path, resume: bool, until: str, console: Console, named: Mapping[str, str]) -> Path:
     if processes.world() == 1:
-        return _lead(config, folder, resume, until, console)
+        return _lead(config, folder, resume, until, console, named)
     from hintdistill.engines.transformers import pick_device
 
     device = pick_device(config.run.device)
@@ -76,15 +83,24 @@ def _run(config: RunConfig, folder: Path, resume: bool, until: str, console: Con
         processes.follow(device)
         return folder
     with processes.leading(device):
-        return _lead(config, folder, resume, until, console)
+        return _lead(config, folder, resume, until, console, named)
 
 
-def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Console) -> Path:
+def _lead(
+    config: RunConfig, folder: Path, resume: bool, until: str, console: Console, named: Mapping[str, str]
+) -> Path:
     check_inputs(config, until)
     if config.run.rounds is not None and until != "report":
         raise ConfigError(f"run.rounds is a loop over all stages and cannot end at {until!r}", hint="unset run.rounds")
+    before = settings_before(folder) if resume else None
     rundir = RunDir.create(folder, config, resume=resume)
     try:
+        rundir.note(until=until, finished=False, **named)
+        if before is not None:
+            for line in changed_settings(before, rundir.manifest()["config"]):
+                console.note(line)
+            for item in repair(rundir):
+                console.warn(str(item))
         if config.run.rounds is not None:
             from hintdistill.pipeline.rounds import run_rounds
 
@@ -96,6 +112,7 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Co
                 write_report(ctx)
         if until == "report":
             push(config, folder, console)
+        rundir.note(finished=True)
     finally:
         rundir.close()
     return folder
@@ -115,7 +132,7 @@ def report_only(folder: Path, console: Console | None = None, *, trust: bool = F
         config, unknown = rundir.config()
         if unknown:
             console.note(f"{folder} was made by an older release; this one knows no {', '.join(unknown)}")
-        with in_use(config, trust):
+        with in_use(config, trust), disk_errors(folder):
             run_stages(RunContext(config, rundir, console), first="report")
     finally:
         rundir.close()

@@ -3,6 +3,7 @@
 ```
 manifest.json        schema, config, versions, model and prompt hashes
 config.yaml          the configuration, to run again
+damaged/             what `verify` or a resume took out, because its bytes were not as they were written
 index/<stage>.json   the row keys that are current, in order; older rows stay in their files and count for nothing
 index/<stage>-warnings.json   what the stage warned of when it last ran, the revision among them
 traces.jsonl         one row per record read: a trace, or a failure with file and line
@@ -50,6 +51,8 @@ DAMAGED = (
     "`hintdistill verify` says what of the folder is damaged; `run CONFIG --resume run.dir=…` writes the manifest again"
 )
 """What to do about a manifest that cannot be read."""
+KEPT = ("model", "prompts", "formats", "file", "until", "finished")
+"""What of a manifest stays when a run is continued."""
 READABLE = (1, RUN_SCHEMA)
 """Schemas that `show`, `report` and `push` read; only the last one is continued."""
 
@@ -119,7 +122,7 @@ class RunDir:
         return (self.path / "manifest.json").is_file()
 
     def _acquire(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -142,7 +145,7 @@ class RunDir:
             # what came from elsewhere and is not trusted stays so
             "signature": None if guards() else sign(data),
             "versions": _versions(),
-            **{k: v for k, v in self.manifest().items() if k in ("model", "prompts", "formats")},
+            **{k: v for k, v in self.manifest().items() if k in KEPT},
         }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
@@ -238,6 +241,11 @@ class RunDir:
         if not keys:
             return []
         rows = self.store(store).by_key()
+        if lacking := [k for k in keys if k not in rows]:
+            raise InputError(
+                f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
+                hint=REPAIR,
+            )
         return [rows[k] for k in keys]
 
 

@@ -26,9 +26,11 @@ from torch import Tensor
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.model_shape import safetensors_header
 from hintdistill.core.models import TEMPLATES, TOKENIZER
+from hintdistill.core.storage import sync
 from hintdistill.engines.transformers import DTYPES
 from hintdistill.engines.weights import load_model
 from hintdistill.training.card import adapter_card, hub_name
+from hintdistill.training.checksums import write_checksums
 from hintdistill.training.students import NEW, Arrived
 
 SUMMARY = "hintdistill.json"
@@ -87,8 +89,10 @@ def write_student(
     else:
         save_model(model, aside, folder, dtype, state_dict)
     (aside / SUMMARY).write_text(json.dumps(dict(summary), indent=1), encoding="utf-8")
+    write_checksums(aside)
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
+    sync(out.parent)
 
 
 def save_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -14,12 +15,13 @@ from typing import Any
 import torch
 
 from hintdistill.config import RunSection, TrainSection
-from hintdistill.core.errors import EmptyFunnelError
+from hintdistill.core.errors import EmptyFunnelError, InputError
 from hintdistill.core.models import load_tokenizer
 from hintdistill.core.scores import Target
+from hintdistill.core.storage import append_line, read_json, write_atomic
 from hintdistill.engines.transformers import pick_device, pick_dtype
 from hintdistill.rescoring.stored import by_key, heads
-from hintdistill.training import processes
+from hintdistill.training import checkpoints, processes
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.reference_models import Others
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData
@@ -156,6 +158,7 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
+        processes.from_main(lambda: _cut_metrics(work, last))
         parameters = _parameters(student.model)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
@@ -294,8 +297,25 @@ def _parameters(model: Any) -> int:
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:
-    with (work / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    append_line(work / METRICS, json.dumps(row))
+
+
+def _cut_metrics(work: Path, checkpoint: Path | None) -> None:
+    """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again."""
+    path = work / METRICS
+    if not path.is_file():
+        return
+    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            # what a kill tore off
+            continue
+        if line.endswith(b"\n") and isinstance(row, dict) and row.get("step", step + 1) <= step:
+            kept.append(line)
+    write_atomic(path, b"".join(kept).decode("utf-8"))
 
 
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
@@ -343,10 +363,11 @@ def _silence(trainer: Any) -> None:
 def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
     """Measured once, before the first update, and kept for a resumed run."""
     stored = work / "engine_floor.json"
-    if stored.is_file():
-        return float(json.loads(stored.read_text(encoding="utf-8")))
+    # a checkpoint is loaded after this, so that it can be measured again at any time
+    with contextlib.suppress(FileNotFoundError, InputError):
+        return float(read_json(stored, float))
     floor = trainer.engine_floor(rows[:32])
-    stored.write_text(json.dumps(floor), encoding="utf-8")
+    write_atomic(stored, json.dumps(floor))
     return floor
 
 
@@ -355,11 +376,9 @@ def _last_checkpoint(work: Path) -> Path | None:
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
     for path in found:
         # the trainer state is the last thing a checkpoint gets
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        if (path / "trainer_state.json").is_file() and not checkpoints.broken(path):
             return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)
+        shutil.rmtree(path)
     return None
 
 
