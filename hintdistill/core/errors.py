@@ -59,6 +59,14 @@ class TraceError(InputError):
     """One record of a trace file is not a trace."""
 
 
+class UnreadBranchesError(TraceError):
+    """A search holds branches that are not read; its answered branch is."""
+
+
+class LostStepError(TraceError):
+    """A record names a step that its messages lack; what they hold is read."""
+
+
 class ModelError(InputError):
     """The model folder, its tokenizer or its template cannot be used."""
 

@@ -139,17 +139,22 @@ LINE = "`hintdistill verify` takes damaged lines out of a folder; --resume makes
 
 def append_line(path: Path, text: str) -> None:
     """Append lines, the last one without its end, in one write: it is on disk, or the file is as it was."""
-    with path.open("ab") as file:
-        before = file.tell()
+    data = memoryview(text.encode("utf-8", "surrogatepass") + b"\n")
+    # no buffer, which would be written when the file is closed after a failure
+    at = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        before = os.fstat(at).st_size
         try:
-            file.write(text.encode("utf-8", "surrogatepass") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            while data:
+                data = data[os.write(at, data) :]
+            os.fsync(at)
         except BaseException:
             # a full disk, or an interrupt: half a row would run into the next one
             with suppress(OSError):
-                os.truncate(path, before)
+                os.ftruncate(at, before)
             raise
+    finally:
+        os.close(at)
 
 
 class JsonlStore:

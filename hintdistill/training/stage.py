@@ -158,7 +158,9 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
-        processes.from_main(lambda: _cut_metrics(work, last))
+        trainer.loss_before, read = processes.from_main(lambda: _cut_metrics(work, last))
+        if trainer.watch is not None:
+            trainer.watch.last = read
         parameters = _parameters(student.model)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
@@ -218,8 +220,11 @@ def make_trainer(
                 trainer.follower.bind()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            row = {"step": state.global_step, **(logs or {})}
+            if "train_loss" in row:
+                row["train_loss"] += trainer.loss_before / max(state.global_step, 1)
             if processes.is_main():
-                _write_row(work, {"step": state.global_step, **(logs or {})})
+                _write_row(work, row)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -300,22 +305,31 @@ def _write_row(work: Path, row: dict[str, Any]) -> None:
     append_line(work / METRICS, json.dumps(row))
 
 
-def _cut_metrics(work: Path, checkpoint: Path | None) -> None:
-    """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again."""
-    path = work / METRICS
+def _cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, int]:
+    """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again.
+
+    Returns the sum of the loss over the steps before it, because the Trainer's mean counts what it has seen itself, and the
+    last step that the watch has read.
+    """
+    path, until = work / METRICS, 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if not path.is_file():
-        return
-    step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    kept = []
+        return 0.0, 0
+    kept, total, last, read = [], 0.0, 0, 0
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             row = json.loads(line)
         except ValueError:
             # what a kill tore off
             continue
-        if line.endswith(b"\n") and isinstance(row, dict) and row.get("step", step + 1) <= step:
+        whole = line.endswith(b"\n") and isinstance(row, dict)
+        if whole and row.get("step", until + 1) <= until and "train_runtime" not in row:
             kept.append(line)
+            if "loss" in row:
+                total, last = total + row["loss"] * (row["step"] - last), row["step"]
+            if "off_target_kl" in row or "heldout_kl" in row:
+                read = row["step"]
     write_atomic(path, b"".join(kept).decode("utf-8"))
+    return total, read
 
 
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
