@@ -62,9 +62,13 @@ class TraceError(InputError):
 class UnreadBranchesError(TraceError):
     """A search holds branches that are not read; its answered branch is."""
 
+    code = "unread_branches"
+
 
 class LostStepError(TraceError):
     """A record names a step that its messages lack; what they hold is read."""
+
+    code = "lost_step"
 
 
 class ModelError(InputError):
