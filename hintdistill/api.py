@@ -19,7 +19,17 @@ from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.core.trust import in_use
-from hintdistill.core.types import Finding, Message, Placement, Source, Trace, Twin, TwinEdit
+from hintdistill.core.types import (
+    HALF_A_PAIR,
+    Finding,
+    Message,
+    Placement,
+    Source,
+    Trace,
+    Twin,
+    TwinEdit,
+    holds_half_a_pair,
+)
 from hintdistill.engines import Engine
 from hintdistill.engines.loading import EngineJob, load
 from hintdistill.injection.quotes import locate, tokens_in
@@ -214,6 +224,8 @@ def rank_hints(
             raise SpliceError(
                 f"the hint {hint!r} tokenises to nothing", hint="hint=None scores the step without a hint"
             )
+        if holds_half_a_pair([hint, quote]):
+            raise SpliceError(f"the hint or the quote {HALF_A_PAIR}")
         finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
         with engine.lock:
             injection = injector.inject(trace, finding)
@@ -299,6 +311,8 @@ def _require_engine(engine: LoadedModel, config: RescoreSection) -> None:
 def _trace(messages: Sequence[MessageLike], step: int, tools: Sequence[Mapping[str, Any]] | None) -> Trace:
     """The messages as a trace. Raises TraceError where they are malformed or hold no such step."""
     record = {"messages": [_plain(m) for m in messages], "tools": list(tools or ())}
+    if holds_half_a_pair(record["messages"]) or holds_half_a_pair(record["tools"]):
+        raise TraceError(f"a message or a tool {HALF_A_PAIR}")
     trace = openai_chat.parse(record, Source(file="call", position="record 1"), ReadOptions())
     if any(isinstance(m, Message) for m in messages):
         trace = trace.model_copy(update={"messages": _typed(messages, trace)})

@@ -53,7 +53,13 @@ def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = 
             raise ConfigError(
                 f"no config file at {path}", hint="`hintdistill init DIR` writes one to start from"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except IsADirectoryError:
+            raise ConfigError(
+                f"{path} is a folder, and no run", hint="name a config file, or a run folder with --resume"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         if not isinstance(loaded, dict):
             raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")

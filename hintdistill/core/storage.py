@@ -58,6 +58,19 @@ _DISK = {
     errno.EPERM: "it may not be written",
     errno.EIO: "the disk fails",
 }
+_PATHS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
+    errno.ENXIO,
+    errno.ESTALE,
+)
+"""Paths that are not what they should be."""
 _SAID = re.compile(
     r"No space left|StorageFull|Disk quota|File too large|FileTooLarge|Read-only file system|ReadOnlyFilesystem"
     r"|PytorchStreamWriter failed writing|code: (?:28|27|30|122)\b|\[errno (?:28|27|30|122)\]",
@@ -67,12 +80,16 @@ _SAID = re.compile(
 
 
 def disk_trouble(error: BaseException, folder: Path | None = None) -> DiskError | None:
-    """The declared error for one that a full or read-only disk raised, in this package or in a library; None for any other.
+    """The declared error for one that a disk or a path raised, in this package or in a library; None for any other.
 
     Args:
         folder: what was being written, where the error names no file.
     """
     number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and number in _PATHS and error.filename is not None:
+        return DiskError(
+            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="look at that path; nothing whole is lost"
+        )
     if number not in _DISK and not (isinstance(error, Exception) and _SAID.search(str(error))):
         return None
     named = getattr(error, "filename", None)

@@ -370,3 +370,47 @@ def test_a_row_is_whole_or_not_there(tmp_path: Path):
     with pytest.raises(InputError, match=r"line 1: no object with a key"):
         list(JsonlStore(tmp_path / "bad.jsonl").rows())
     assert os.environ["XDG_STATE_HOME"], "the tests' own key"
+
+
+# -- paths and text ----------------------------------------------------------------------------------------------------
+
+
+def test_paths_that_are_not_what_they_should_be(tmp_path: Path):
+    folder = tmp_path / "loop"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("".join((TOOLWORLD / "traces.jsonl").read_text().splitlines(keepends=True)[:2]))
+    for name, to in (
+        ("self", "."),
+        ("me", "me"),
+        ("gone.jsonl", "/nowhere"),
+        ("x.jsonl", "y.jsonl"),
+        ("y.jsonl", "x.jsonl"),
+    ):
+        (folder / name).symlink_to(to)
+    os.mkfifo(folder / "pipe.jsonl")
+    done = hintdistill("traces", "inspect", str(folder))
+    assert "a symbolic link that leads back to itself" in done.stdout and "2 traces" in done.stdout
+    for words in (["run", folder], ["run", folder, "--resume"], ["critique", folder], ["plan", folder]):
+        assert "is a folder, and no run" in hintdistill(*map(str, words), expect=2).stderr
+    assert "/proc/" in hintdistill("convert", str(folder), "--allow-empty-files", "--out", "/proc/x", expect=3).stderr
+    assert "/proc/x" in hintdistill("init", "/proc/x", expect=3).stderr
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path: Path):
+    import hintdistill as hd
+    from hintdistill.core.errors import SpliceError
+
+    rows = [json.loads(line) | {"hint": "half \ud800"} for line in (TOOLWORLD / "findings.jsonl").open()][:2]
+    (tmp_path / "f.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    words = [
+        *SMALL,
+        "critic.use=[recorded]",
+        f"critic.recorded.path={tmp_path / 'f.jsonl'}",
+        f"run.dir={tmp_path / 'r'}",
+    ]
+    said = hintdistill("run", "configs/quickstart.yaml", *words, "--until", "inject", expect=3).stderr
+    assert "f.jsonl, line 1" in said and "surrogate" in said
+    engine = hd.load_engine(str(TOOLWORLD / "student"), device="cpu")
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(SpliceError, match="surrogate"):
+        hd.rescore(talk, step=0, hint="half \ud800", engine=engine)
