@@ -190,6 +190,7 @@ def kills(number: int, minutes: float, seed: int) -> dict[str, Any]:
             if not found:
                 found = differences(wanted, artefacts(folder))
             wrong += [f"trial {trials}: {text}" for text in found]
+            print("\n".join(found), end="\n" if found else "", file=sys.stderr, flush=True)
             trials += 1
             print(f"{trials} trials, {dict(counts)}, {len(wrong)} wrong", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)
