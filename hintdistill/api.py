@@ -18,18 +18,9 @@ from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
+from hintdistill.core.text import HALF_A_PAIR, holds_half_a_pair
 from hintdistill.core.trust import in_use
-from hintdistill.core.types import (
-    HALF_A_PAIR,
-    Finding,
-    Message,
-    Placement,
-    Source,
-    Trace,
-    Twin,
-    TwinEdit,
-    holds_half_a_pair,
-)
+from hintdistill.core.types import Finding, Message, Placement, Source, Trace, Twin, TwinEdit
 from hintdistill.engines import Engine
 from hintdistill.engines.loading import EngineJob, load
 from hintdistill.injection.quotes import locate, tokens_in

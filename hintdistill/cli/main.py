@@ -19,6 +19,7 @@ from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
+from hintdistill.cli.running import Asked, finish, run_stages
 from hintdistill.core.errors import ConfigError, HintdistillError
 
 app = typer.Typer(
@@ -53,72 +54,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def _stages(
-    config: Path,
-    overrides: list[str] | None,
-    until: str,
-    resume: bool,
-    quiet: bool,
-    as_json: bool,
-    limit: int | None = None,
-    trust: bool = False,
-    find: bool = False,
-) -> None:
-    from hintdistill.config.file import load_config
-    from hintdistill.pipeline.continuing import RUNS, command, only_unfinished, says_how_to_continue
-    from hintdistill.pipeline.progress import Console
-    from hintdistill.pipeline.run import check_named_folder, run_folder
-    from hintdistill.pipeline.run import run as run_pipeline
-    from hintdistill.pipeline.store import RunDir
-    from hintdistill.training.processes import is_main
-
-    extra = [f"traces.limit={limit}"] if limit is not None else []
-    console = Console(quiet=quiet or as_json)
-    of_run = RunDir(config).is_run()
-    if of_run and not resume:
-        raise ConfigError(f"{config} is a run folder", hint=f"to continue it: {command(config, until)}")
-    file = config / "config.yaml" if of_run else config
-    if resume:
-        check_named_folder(file, overrides or [])
-    settings = load_config(file, [*(overrides or []), *extra])
-    named = any(o.startswith("run.dir=") for o in overrides or [])
-    folder = config if of_run and not named else run_folder(settings, config.stem)
-    if resume and find and settings.run.dir is None and not of_run:
-        found = only_unfinished(config, until)
-        if found is None:
-            say(f"no run of {config} in {RUNS} is unfinished; without --resume a new one begins", error=as_json)
-            return
-        folder = found
-        console.note(f"continues {folder}")
-    with says_how_to_continue(folder, until, trust=trust):
-        console.note(f"in {folder}; if it is stopped, this continues it: {command(folder, until)}")
-        own = None if of_run else file
-        run_pipeline(settings, folder, resume=resume, until=until, console=console, trust=trust, file=own)
-    if is_main():
-        _finish(folder, as_json)
-
-
-def _finish(folder: Path, as_json: bool) -> None:
-    """Print what the run came to; the last line says where the report is."""
-    report = folder / "report.json"
-    if as_json:
-        say(report.read_text(encoding="utf-8"))
-        return
-    from rich.console import Console as RichConsole
-
-    if (folder / "rounds.json").is_file():
-        from hintdistill.reporting.rounds import show_rounds
-
-        show_rounds(json.loads(report.read_text(encoding="utf-8")), RichConsole())
-        print(f"report: {report}")
-        return
-    from hintdistill.reporting.terminal import show_summary
-
-    show_summary(json.loads(report.read_text(encoding="utf-8")), RichConsole())
-    html = folder / "report.html"
-    print(f"report: {html if html.is_file() else report}")
-
-
 @app.command()
 def run(
     config: Config,
@@ -137,7 +72,7 @@ def run(
 ) -> None:
     """The whole job: read, critique, inject, rescore, train, report."""
     if not dry_run:
-        _stages(config, overrides, until, resume, quiet, as_json, limit, trust, find=True)
+        run_stages(config, overrides, Asked(until, resume, quiet, as_json, trust, limit, find=True))
         return
     import dataclasses
 
@@ -174,7 +109,7 @@ def critique(
 ) -> None:
     """Read and critique; continues the run in run.dir."""
     if labels is None and compare is None and not dry_run:
-        _stages(config, overrides, "critique", True, quiet, as_json, trust=trust)
+        run_stages(config, overrides, Asked("critique", True, quiet, as_json, trust))
         return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
@@ -210,7 +145,7 @@ def rescore(
     config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
 ) -> None:
     """Read, critique, inject and rescore; continues the run in run.dir."""
-    _stages(config, overrides, "rescore", True, quiet, as_json, trust=trust)
+    run_stages(config, overrides, Asked("rescore", True, quiet, as_json, trust))
 
 
 @app.command()
@@ -218,7 +153,7 @@ def train(
     config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
 ) -> None:
     """Everything up to the trained student; continues the run in run.dir."""
-    _stages(config, overrides, "train", True, quiet, as_json, trust=trust)
+    run_stages(config, overrides, Asked("train", True, quiet, as_json, trust))
 
 
 @app.command()
@@ -241,7 +176,7 @@ def report(
     from hintdistill.pipeline.run import report_only
 
     report_only(run, Console(quiet=quiet or as_json), trust=trust)
-    _finish(run, as_json)
+    finish(run, as_json)
 
 
 @app.command()

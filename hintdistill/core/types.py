@@ -8,7 +8,7 @@ derived is a property and is never stored. All log-probabilities are natural log
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from pydantic import (
 
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.registry import NameIn
+from hintdistill.core.text import require_text
 
 TRACE_SCHEMA = 1
 """Version of the native trace format; raised whenever a stored field changes its meaning."""
@@ -44,18 +45,6 @@ TargetKind = Literal["hint", "anchor", "hold", "twin"]
 trace, `twin` an erring step in the changed context in which it is right."""
 HELD: tuple[TargetKind, ...] = ("anchor", "hold", "twin")
 """The kinds that have no hint: their teacher is the initial policy itself."""
-
-
-HALF_A_PAIR = "holds half of a surrogate pair, which is no text"
-
-
-def holds_half_a_pair(value: Any) -> bool:
-    """Whether a text in plain data holds a lone surrogate, which neither a tokenizer nor UTF-8 takes."""
-    if isinstance(value, str):
-        return not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
-    if isinstance(value, Mapping):
-        return any(holds_half_a_pair(k) or holds_half_a_pair(v) for k, v in value.items())
-    return isinstance(value, list | tuple) and any(map(holds_half_a_pair, value))
 
 
 class FrozenModel(BaseModel):
@@ -291,9 +280,7 @@ class Finding(FrozenModel):
 
     @model_validator(mode="after")
     def _is_text(self) -> Finding:
-        if holds_half_a_pair([self.error_class, self.quote, self.hint, self.critic, self.evidence, self.facts]):
-            raise ValueError(HALF_A_PAIR)
-        return self
+        return require_text(self, [self.error_class, self.quote, self.hint, self.evidence, self.facts])
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

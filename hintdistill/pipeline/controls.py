@@ -27,7 +27,7 @@ from hintdistill.core.errors import ConfigError, EmptyFunnelError, TripwireError
 from hintdistill.core.models import model_key
 from hintdistill.core.paths import contents
 from hintdistill.core.scores import ScoreRequest, Target, TargetHead
-from hintdistill.core.storage import content_key, disk_errors, write_atomic
+from hintdistill.core.storage import content_key, disk_errors, read_json, write_atomic
 from hintdistill.core.types import HELD
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
 from hintdistill.pipeline.arms import (
@@ -324,7 +324,6 @@ def run_controls(
         ConfigError: an arm or a setting that does not exist; controls are there already and `resume` is off.
         EmptyFunnelError: nothing to train on, or no held-out finding to read.
     """
-    console = console or Console()
     if unknown := [n for n in (*arms, *settings.train) if n not in ARMS]:
         raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
     opened = RunDir.open(folder)
@@ -341,7 +340,7 @@ def run_controls(
         raise ConfigError(f"{folder} has controls already", hint="--resume does what is owed of them")
     _check_teacher(config.train)
     with in_use(config, trust), disk_errors(folder):
-        return _run_controls(folder, config, settings, arms, console)
+        return _run_controls(folder, config, settings, arms, console or Console())
 
 
 def _run_controls(
@@ -353,16 +352,14 @@ def _run_controls(
         every = [ArmRun(bench, arm) for arm in bench.arms(ARMS)]
         # what was trained before, under these settings, stays in the document
         jobs = [j for j in every if j.name in (*arms, "hint") or result_of(bench.folder, j) is not None]
-        for job in every:
-            if job not in jobs and (bench.folder / job.name / RESULT).is_file():
-                console.note(f"{job.name}: its result is of other settings and is left out")
+        for job in (j for j in every if j not in jobs and (bench.folder / j.name / RESULT).is_file()):
+            console.note(f"{job.name}: its result is of other settings and is left out")
         bench.folder.mkdir(exist_ok=True)
         bench.ctx.engine(bench.ctx.model_folder)
-        began = time.monotonic()
-        before = bench.logprobs(bench.ctx.model_folder)
+        began, before = time.monotonic(), bench.logprobs(bench.ctx.model_folder)
         console.note(_ahead(bench, len(jobs), time.monotonic() - began))
         run_owed(bench.folder, jobs, "controls", console)
-        results = [json.loads((bench.folder / j.name / RESULT).read_text(encoding="utf-8")) for j in jobs]
+        results = [read_json(bench.folder / j.name / RESULT, dict) for j in jobs]
         document = controls_document(_read(bench, before, results))
         report.add_controls(rundir, config, document, console)
         return document

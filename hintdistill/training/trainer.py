@@ -75,8 +75,7 @@ class HintTrainer(Trainer):
         """
         super().__init__(*args, data_collator=collate, **kwargs)
         self.config, self.recipe = config, config.effective_recipe
-        self.loss_before = 0.0
-        """Sum of the loss over the steps that a resumed training does not do itself."""
+        self.loss_before = 0.0  # summed over the steps that a resumed training does not do itself
         # the loss is normalised by what `_get_num_items_in_batch` counts over the accumulated batch
         self.model_accepts_loss_kwargs = True
         self.owner = self.accelerator.unwrap_model(self.model)
