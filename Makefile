@@ -9,7 +9,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test suite test-full test-vllm evidence-quick evidence-full real fuzz lint format docs bench install install-vllm clean
+.PHONY: run test suite test-full test-vllm evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -33,6 +33,10 @@ fuzz: install
 	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/injection/test_injection.py tests/injection/test_rendering.py tests/injection/test_quotes.py tests/traces/test_traces.py tests/traces/test_traces_contract.py tests/traces/test_traces_files.py tests/objectives/test_objectives.py tests/objectives/test_objectives_parts.py
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz_traces.py --seconds 600
+
+# an hour of kills at random moments, full disks and repeated runs; everything that comes out is compared
+kill-test: install
+	$(BIN)/python benchmarks/kill.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -18,6 +18,8 @@ from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
+from hintdistill.core.text import HALF_A_PAIR, holds_half_a_pair
+from hintdistill.core.trust import in_use
 from hintdistill.core.types import Finding, Message, Placement, Source, Trace, Twin, TwinEdit
 from hintdistill.engines import Engine
 from hintdistill.engines.loading import EngineJob, load
@@ -76,11 +78,14 @@ def load_engine(
     device: str = "auto",
     batch_tokens: int | None = None,
     backend: str = "transformers",
+    trust_remote_code: bool = False,
     **kwargs: Any,
 ) -> LoadedModel:
     """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
 
-    `backend` is any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
+    Args:
+        backend: any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
+        trust_remote_code: whether Python code that stands in the model folder may run; it can do whatever you can.
 
     Raises:
         ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
@@ -90,6 +95,13 @@ def load_engine(
         raise ConfigError(
             f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
         )
+    with in_use(None, model_code=trust_remote_code):
+        return _loaded(name, dtype, device, batch_tokens, backend, kwargs)
+
+
+def _loaded(
+    name: str, dtype: str, device: str, batch_tokens: int | None, backend: str, kwargs: dict[str, Any]
+) -> LoadedModel:
     folder = resolve_model(name)
     renderer = Renderer.from_pretrained(folder)
     job = EngineJob(
@@ -203,6 +215,8 @@ def rank_hints(
             raise SpliceError(
                 f"the hint {hint!r} tokenises to nothing", hint="hint=None scores the step without a hint"
             )
+        if holds_half_a_pair([hint, quote]):
+            raise SpliceError(f"the hint or the quote {HALF_A_PAIR}")
         finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
         with engine.lock:
             injection = injector.inject(trace, finding)
@@ -288,6 +302,8 @@ def _require_engine(engine: LoadedModel, config: RescoreSection) -> None:
 def _trace(messages: Sequence[MessageLike], step: int, tools: Sequence[Mapping[str, Any]] | None) -> Trace:
     """The messages as a trace. Raises TraceError where they are malformed or hold no such step."""
     record = {"messages": [_plain(m) for m in messages], "tools": list(tools or ())}
+    if holds_half_a_pair(record["messages"]) or holds_half_a_pair(record["tools"]):
+        raise TraceError(f"a message or a tool {HALF_A_PAIR}")
     trace = openai_chat.parse(record, Source(file="call", position="record 1"), ReadOptions())
     if any(isinstance(m, Message) for m in messages):
         trace = trace.model_copy(update={"messages": _typed(messages, trace)})

@@ -13,6 +13,7 @@ from typing import Literal
 
 from hintdistill.config import RescoreSection
 from hintdistill.core.errors import HintdistillError
+from hintdistill.core.trust import in_use
 from hintdistill.prompts import PromptLibrary, data_root
 
 Status = Literal["ok", "warn", "fail"]
@@ -28,10 +29,11 @@ class Check:
     fix: str = ""
 
 
-def diagnose(model: str | None = None) -> list[Check]:
-    """Every check, in order; `model` adds those of a model folder."""
+def diagnose(model: str | None = None, *, trust_remote_code: bool = False) -> list[Check]:
+    """Every check, in order; `model` adds those of a model folder, whose own code runs only with `trust_remote_code`."""
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
-    return checks + (_model(model) if model else [])
+    with in_use(None, model_code=trust_remote_code):
+        return checks + ([*_model(model), *_weights(model)] if model else [])
 
 
 PACKAGES = (
@@ -116,6 +118,28 @@ def _trackers() -> Check:
     detail = ", ".join(f"{t} {v}" if v else f"{t} not installed" for t, v in found.items())
     fix = "" if all(found.values()) else "pip install 'hintdistill[trackers]'; only train.trackers needs them"
     return Check("trackers", "warn" if fix else "ok", detail, fix)
+
+
+def _weights(name: str) -> list[Check]:
+    """Whether the weights are whole and finite: they are loaded, where there is memory for them."""
+    from hintdistill.core.machine import room
+    from hintdistill.core.model_shape import ModelShape
+    from hintdistill.core.models import resolve_model
+
+    try:
+        folder = resolve_model(name)
+        needed, free = ModelShape.of(folder).parameters * 2, room("cpu").available
+        if needed * 2 > free:
+            said = f"not looked at: they need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            return [Check("weights", "warn", said, "a run looks at them when it loads them")]
+        import torch
+
+        from hintdistill.engines.weights import load_model
+
+        model = load_model(folder, torch.bfloat16, torch.device("cpu"))
+    except HintdistillError as error:
+        return [Check("weights", "fail", error.message, error.hint)]
+    return [Check("weights", "ok", f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M, whole and finite")]
 
 
 def _model(name: str) -> list[Check]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,38 +12,24 @@ from typing import Any
 from hintdistill.core.threads import stop_all
 
 _working: tuple[Path, str] | None = None
-"""The run folder of this command, and the command that continues it."""
-
-
-def continuing(arguments: Sequence[str], folder: Path) -> str:
-    """The command that continues the run of this command line (without the program's name) in `folder`."""
-    kept = [a for a in arguments if a != "--resume" and not a.startswith("run.dir=")]
-    resume = ["--resume"] if kept[:1] == ["run"] else []
-    return shlex.join(["hintdistill", *kept, f"run.dir={folder}", *resume])
+"""The run folder of this command, and the line that says how to continue it."""
 
 
 @contextmanager
-def works_in(folder: Path) -> Iterator[None]:
-    """While the command works in this run folder, an early end says how to continue it."""
+def works_in(folder: Path, line: str) -> Iterator[None]:
+    """While the command works in this run folder, an interruption says with `line` how to continue it."""
     global _working
-    _working = (folder, continuing(sys.argv[1:], folder))
+    _working = (folder, line)
     yield
     # only a run that came to its end forgets it: the message is made after an error has left this block
     _working = None
 
 
-def how_to_continue() -> str:
-    """The folder and the command, empty where the command left no run folder behind."""
-    if _working is None or not (_working[0] / "manifest.json").is_file():
-        return ""
-    folder, command = _working
-    return f"{folder} keeps what is done; this continues it:\n  {command}"
-
-
 def interrupted() -> str:
-    """What is said after Ctrl-C."""
-    more = how_to_continue()
-    return f"interrupted; {more}" if more else "interrupted"
+    """What is said after Ctrl-C, or after a signal to end."""
+    if _working is None or not (_working[0] / "manifest.json").is_file():
+        return "interrupted"
+    return f"interrupted; {_working[0]} keeps what is done. {_working[1]}"
 
 
 @contextmanager

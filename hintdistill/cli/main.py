@@ -17,9 +17,10 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
-from hintdistill.cli.interrupts import how_to_continue, interrupted, interruptible, works_in
-from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
+from hintdistill.cli.interrupts import interrupted, interruptible
+from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
+from hintdistill.cli.running import Asked, finish, run_stages
 from hintdistill.core.errors import ConfigError, HintdistillError
 
 app = typer.Typer(
@@ -40,7 +41,9 @@ app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
 
-Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
+Config = Annotated[
+    Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
 
@@ -52,64 +55,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def _stages(
-    config: Path,
-    overrides: list[str] | None,
-    until: str,
-    resume: bool,
-    quiet: bool,
-    as_json: bool,
-    limit: int | None = None,
-) -> None:
-    from hintdistill.config.file import load_config
-    from hintdistill.pipeline.progress import Console
-    from hintdistill.pipeline.run import check_named_folder, run_folder
-    from hintdistill.pipeline.run import run as run_pipeline
-    from hintdistill.training.processes import is_main
-
-    extra = [f"traces.limit={limit}"] if limit is not None else []
-    if resume:
-        check_named_folder(config, overrides or [])
-    settings = load_config(config, [*(overrides or []), *extra])
-    folder = run_folder(settings, config.stem)
-    with works_in(folder):
-        run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
-    if not is_main():
-        return
-    _finish(folder, as_json)
-    if until == "rescore":
-        from hintdistill.pipeline.inject import require_some
-        from hintdistill.pipeline.store import RunDir
-
-        require_some(RunDir(folder))
-
-
-def _finish(folder: Path, as_json: bool) -> None:
-    """Print what the run came to; the last line says where the report is."""
-    report = folder / "report.json"
-    if as_json:
-        say(report.read_text(encoding="utf-8"))
-        return
-    from rich.console import Console as RichConsole
-
-    if (folder / "rounds.json").is_file():
-        from hintdistill.reporting.rounds import show_rounds
-
-        show_rounds(json.loads(report.read_text(encoding="utf-8")), RichConsole())
-        print(f"report: {report}")
-        return
-    from hintdistill.reporting.terminal import show_summary
-
-    show_summary(json.loads(report.read_text(encoding="utf-8")), RichConsole())
-    html = folder / "report.html"
-    print(f"report: {html if html.is_file() else report}")
-
-
 @app.command()
 def run(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in run.dir, else the only unfinished one of CONFIG.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     until: Annotated[
         str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")
@@ -117,10 +69,11 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N traces.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """The whole job: read, critique, inject, rescore, train, report."""
     if not dry_run:
-        _stages(config, overrides, until, resume, quiet, as_json, limit)
+        run_stages(config, overrides, Asked(until, resume, quiet, as_json, trust, limit, find=True))
         return
     import dataclasses
 
@@ -128,7 +81,7 @@ def run(
     from hintdistill.pipeline.dry_run import dry_run as look_ahead
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
-    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra])))
+    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra]), trust=trust))
     if as_json:
         print_json(ahead)
         return
@@ -153,10 +106,11 @@ def critique(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Read and critique; continues the run in run.dir."""
     if labels is None and compare is None and not dry_run:
-        _stages(config, overrides, "critique", True, quiet, as_json)
+        run_stages(config, overrides, Asked("critique", True, quiet, as_json, trust))
         return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
@@ -167,7 +121,9 @@ def critique(
         from hintdistill.pipeline.labels import score_ahead
 
         asked = (
-            look_ahead(settings, until="critique").critics if labels is None else score_ahead(settings, labels, console)
+            look_ahead(settings, until="critique", trust=trust).critics
+            if labels is None
+            else score_ahead(settings, labels, console, trust=trust)
         )
         text = [
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
@@ -180,26 +136,30 @@ def critique(
         from hintdistill.pipeline.run import run_folder
 
         folder = run_folder(settings, f"{config.stem}-labels")
-        result = score_critics(settings, labels, folder, console)
+        result = score_critics(settings, labels, folder, console, trust=trust)
         print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
         return
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 
     assert compare is not None
-    found = run_comparison(config, overrides or [], compare, console)
+    found = run_comparison(config, overrides or [], compare, console, trust=trust)
     print_json(found) if as_json else say("\n".join(compare_lines(found)))
 
 
 @app.command()
-def rescore(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def rescore(
+    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
+) -> None:
     """Read, critique, inject and rescore; continues the run in run.dir."""
-    _stages(config, overrides, "rescore", True, quiet, as_json)
+    run_stages(config, overrides, Asked("rescore", True, quiet, as_json, trust))
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def train(
+    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
+) -> None:
     """Everything up to the trained student; continues the run in run.dir."""
-    _stages(config, overrides, "train", True, quiet, as_json)
+    run_stages(config, overrides, Asked("train", True, quiet, as_json, trust))
 
 
 @app.command()
@@ -208,6 +168,7 @@ def report(
     share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Take the missing measurements and write the report of a run again."""
     if share:
@@ -220,8 +181,8 @@ def report(
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import report_only
 
-    report_only(run, Console(quiet=quiet or as_json))
-    _finish(run, as_json)
+    report_only(run, Console(quiet=quiet or as_json), trust=trust)
+    finish(run, as_json)
 
 
 @app.command()
@@ -256,6 +217,24 @@ def show(
 
 
 @app.command()
+def verify(run: RunArg, as_json: Json = False) -> None:
+    """Whether the bytes of a run folder are those that were written; what is damaged is moved to RUN/damaged."""
+    from hintdistill.pipeline.continuing import command
+    from hintdistill.pipeline.verify import verify as check
+
+    found = check(run)
+    if as_json:
+        print_json([{"path": str(d.path), "what": d.what, "lines": list(d.lines), "redone": d.redone} for d in found])
+    else:
+        for damage in found:
+            say(str(damage))
+        said = f"{len(found)} damaged, now in {run / 'damaged'}; this makes them again: {command(run)}"
+        say(said if found else f"{run}: everything is as it was written")
+    if found:
+        raise typer.Exit(3)
+
+
+@app.command()
 def push(
     run: RunArg,
     repository: Annotated[
@@ -285,14 +264,18 @@ def init(
 
 @app.command()
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None, as_json: Json = False
+    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that stands in the model folder run.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
     """What is installed, what will not work, and how to fix it."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
 
-    checks = diagnose(model)
+    checks = diagnose(model, trust_remote_code=trust_remote_code)
     if as_json:
         print_json([dataclasses.asdict(c) for c in checks])
     else:
@@ -324,13 +307,17 @@ def _main() -> None:
             raise KeyboardInterrupt
         sys.exit(code)
     except HintdistillError as error:
-        more = how_to_continue() if error.exit_code != ConfigError.exit_code else ""
-        say(f"error: {error}" + (f"\n{more}" if more else ""), error=True)
+        say("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), error=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         say(interrupted(), error=True)
         sys.exit(130)
     except Exception as error:
+        from hintdistill.core.storage import disk_trouble
+
+        if (trouble := disk_trouble(error)) is not None:
+            say("\n".join([f"error: {trouble}", *getattr(error, "__notes__", ())]), error=True)
+            sys.exit(trouble.exit_code)
         usage = getattr(error, "show", None)
         if usage is None:
             raise

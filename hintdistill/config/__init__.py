@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.config.critic import (
@@ -89,6 +89,9 @@ class RunSection(Section):
     cast as they are used."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
+    trust_remote_code: bool = False
+    """Whether code that stands in a model folder may run when its model or tokenizer is loaded. It can do whatever you can; it is
+    off, and an error says where a model needs it."""
     rounds: int | None = Field(default=None, ge=1)
     """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
     traces. Default: no loop, `traces.path` is read."""
@@ -249,6 +252,17 @@ class RunConfig(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     rollout: RolloutSection = RolloutSection()
     report: ReportSection = ReportSection()
+    _foreign: str | None = PrivateAttr(default=None)
+
+    @property
+    def foreign(self) -> str | None:
+        """The run folder from elsewhere that these settings were read from; None for settings that the caller named."""
+        return self._foreign
+
+    def of_folder(self, foreign: str | None) -> RunConfig:
+        """The same settings, read from a run folder from elsewhere; see `core/trust.py`."""
+        self._foreign = foreign
+        return self
 
     @model_validator(mode="after")
     def _traces_or_rounds(self) -> RunConfig:

@@ -25,6 +25,7 @@ from pydantic import (
 
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.registry import NameIn
+from hintdistill.core.text import require_text
 
 TRACE_SCHEMA = 1
 """Version of the native trace format; raised whenever a stored field changes its meaning."""
@@ -278,6 +279,10 @@ class Finding(FrozenModel):
     """The smallest edit under which the step would be right, where the critic wrote one."""
     decisive: bool | None = None
     """Whether the run would have gone well without this error; None where the critic was not asked."""
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Finding:
+        return require_text(self, [self.error_class, self.quote, self.hint, self.evidence, self.facts])
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:

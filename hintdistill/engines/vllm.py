@@ -21,6 +21,7 @@ import numpy as np
 from hintdistill.core.errors import ConfigError, ModelError
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import ScoreRequest, Scores
+from hintdistill.core.trust import model_code_allowed
 from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
 
 
@@ -76,6 +77,7 @@ class VLLMEngine:
                 max_model_len=max_length,
                 enable_prefix_caching=True,
                 skip_tokenizer_init=not tokenizer,
+                trust_remote_code=model_code_allowed(),
                 **kwargs,
             )
         except Exception as error:

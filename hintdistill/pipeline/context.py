@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from hintdistill.core.extensions import ENGINES
 from hintdistill.core.hosts import require_allowed
 from hintdistill.core.models import ModelKey, model_key, resolve_model
 from hintdistill.core.storage import content_key
+from hintdistill.core.trust import in_use as settings_in_use
+from hintdistill.core.trust import require_scope
 from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
@@ -36,7 +38,12 @@ class RunContext:
     def __init__(
         self, config: RunConfig, rundir: RunDir, console: Console, engines: dict[Path, TransformersEngine] | None = None
     ) -> None:
-        """`engines` are those already loaded, by folder; new ones are added to it."""
+        """`engines` are those already loaded, by folder; new ones are added to it.
+
+        Raises:
+            UntrustedError: the configuration is that of a run folder from elsewhere, outside `in_use`.
+        """
+        require_scope(config.foreign)
         self.config, self.rundir, self.console = config, rundir, console
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
 
@@ -152,6 +159,11 @@ class RunContext:
         share = self.config.traces.holdout
         draw = random.Random(f"{self.config.run.seed}:{group}").random()
         return "holdout" if draw < share else "train"
+
+
+def in_use(config: RunConfig, trust: bool = False) -> AbstractContextManager[None]:
+    """The scope in which a configuration's settings are used; see `core/trust.py`. `trust` is the caller's `--trust`."""
+    return settings_in_use(config.foreign, model_code=config.run.trust_remote_code, trusted=trust)
 
 
 def trace_key(trace: Trace) -> str:

@@ -16,7 +16,7 @@ from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.critics.evaluation import Case, evaluate, named_step
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.pipeline import critique
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import hint_classes
@@ -28,17 +28,27 @@ TOLD = {"step", "error_class", "quote", "hint", "confidence", "caused_by", "deci
 """What is kept of a finding beside the scores."""
 
 
-def score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
+def score_critics(
+    config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False
+) -> dict[str, Any]:
     """Critique the labelled traces and score the outcome; written to `folder`/evaluation.json.
 
     `labels` is a file or folder of a known annotated set, or a file of recorded findings about the traces that
     traces.path names. Answers are kept in the folder, so that a second call asks nothing twice.
+
+    Args:
+        trust: see `pipeline.run.run`.
 
     Raises:
         InputError: nothing at `labels`.
         EmptyFunnelError: no labelled trace.
         ServiceError: a critic's server is gone; what it answered before is kept.
     """
+    with in_use(config, trust):
+        return _score_critics(config, labels, folder, console)
+
+
+def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
     labelled, unread = _labelled(ctx, labels)
     said = _critiques(ctx, [of.trace for of in labelled])
@@ -77,11 +87,12 @@ def score_critics(config: RunConfig, labels: Path, folder: Path, console: Consol
     return result
 
 
-def score_ahead(config: RunConfig, labels: Path, console: Console) -> dict[str, dict[str, int]]:
+def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, dict[str, int]]:
     """What `score_critics` would ask of each critic, at most; nothing is asked. Raises what `score_critics` raises."""
-    ctx = RunContext(config, RunDir(Path()), console)
-    labelled, _ = _labelled(ctx, labels)
-    return critique.asked(ctx, [of.trace for of in labelled])
+    with in_use(config, trust):
+        ctx = RunContext(config, RunDir(Path()), console)
+        labelled, _ = _labelled(ctx, labels)
+        return critique.asked(ctx, [of.trace for of in labelled])
 
 
 def _labelled(ctx: RunContext, labels: Path) -> tuple[list[Labelled], int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hintdistill.config import CHECKS
 from hintdistill.core.errors import InputError
+from hintdistill.core.storage import disk_errors, writing_aside
 from hintdistill.core.types import Trace
 from hintdistill.critics.rules import NOT_JUDGED, RulesCritic
 from hintdistill.traces.files import TraceFile, all_files
@@ -121,10 +122,9 @@ def convert(
         InputError: no trace at all, or a file yielded none and that was not allowed; nothing is written then.
     """
     done, out = Conversion(str(out)), Path(out)
-    aside = out.with_name(f".{out.name}.writing")
     keep, empty = Deduplicator(), []
-    try:
-        with aside.open("w", encoding="utf-8") as target:
+    with disk_errors(out), writing_aside(out) as aside:
+        with aside.open("w", encoding="utf-8", errors="surrogatepass") as target:
             for file in all_files(paths):
                 if file.foreign or (out.exists() and file.path.exists() and file.path.samefile(out)):
                     continue
@@ -140,9 +140,6 @@ def convert(
                     empty.append(f"{missed[0].source}: {missed[0].message}")
         if not done.traces or (empty and not allow_empty_files):
             raise empty_files_error(empty)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
     return done
 
 

@@ -111,7 +111,11 @@ def _look(path: Path, root: Path) -> TraceFile:
         return TraceFile(str(path), path, refused=Failure(Source(file=str(path), position="file"), reason, message))
 
     if path.is_symlink():
-        target = path.resolve()
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):
+            # Python before 3.13 says it with a RuntimeError
+            return refuse("symlink", "a symbolic link that leads back to itself: not followed")
         if not target.is_relative_to(root):
             return refuse("symlink", f"a symbolic link out of the folder, to {target}: not followed")
         if not target.is_file():

@@ -16,7 +16,7 @@ from support import train_observers as learn
 from hintdistill.config.surface import leaves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOUND = 194
+BOUND = 200
 """Keys at most, each counted by its path; a key needs a reason to be the next one (tests/support/surface.py)."""
 
 
@@ -130,6 +130,7 @@ RUN: dict[str, Acts | Told] = {
     "device": Acts("cuda:7", see.forward_calls, GATED, refusal=True),
     "dtype": Acts("bfloat16", see.forward_calls, GATED),
     "threads": Acts("2", see.read, TRACES),
+    "trust_remote_code": Told("tests/core/test_trust.py", "test_code_of_a_model_folder_runs_only_where_it_is_set"),
     "rounds": Acts("2", learn.loaded, TRACES, refusal=True),
     "initial": Acts("nowhere", see.rescored, SCORED, refusal=True),
 }

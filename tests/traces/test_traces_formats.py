@@ -570,6 +570,37 @@ def test_toolbench_chats_and_failed_searches(read):
     assert "neither chats nor a tree" in failure.message
 
 
+def test_toolbench_branches_beside_the_answered_one_are_counted(read):
+    def node(kind, text, children=(), **more):
+        return {"node_type": kind, "description": text, "children": list(children), **more}
+
+    call = {"role": "assistant", "content": None, "function_call": {"name": "b", "arguments": "{}"}}
+    leaves = [node("Action", n, [node("Action Input", "{}", observation="r")]) for n in "bcd"]
+    answer = {"function": [], "query": "q", "train_messages": [[{"role": "user", "content": "q"}, call]]}
+    trace, failure = read({"tree": {"tree": node("Action Input", "", leaves)}, "answer_generation": answer})
+    assert shape(trace) == ["user", "assistant b"]
+    assert failure.reason == "unread_branches" and failure.message.startswith("2 branches of the search tree")
+
+
+def test_swe_agent_last_step_stands_in_the_trajectory_alone(read):
+    history = [
+        {"role": "system", "content": "s"},
+        {"role": "assistant", "content": "shown", "is_demo": True},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "r1"},
+    ]
+    steps = [{"response": "one\n", "action": "ls", "observation": "r1"}, {"response": "two", "observation": "r2"}]
+    (trace,) = read({"history": history, "trajectory": [*steps, {"response": "", "observation": "killed"}]})
+    assert shape(trace) == ["system", "assistant*", "user", "assistant", "user", "assistant", "user"]
+    assert trace.step(2).content == "two" and trace.messages[-1].content == "r2"
+    (whole,) = read({"history": history, "trajectory": steps[:1]})
+    assert len(whole.step_indices) == 2
+    called = [*history[:3], {**history[3], "tool_calls": [{"id": "1", "function": {"name": "a", "arguments": "{}"}}]}]
+    trace, failure = read({"history": called, "trajectory": steps})
+    assert len(trace.step_indices) == 2 and failure.reason == "lost_step" and "last 1 steps" in failure.message
+
+
 def test_openhands_events_take_the_models_own_message(read):
     answer = {
         "id": "r1",

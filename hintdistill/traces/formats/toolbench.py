@@ -1,8 +1,8 @@
 """ToolBench and StableToolBench answers: a search tree of chats in the legacy `function_call` form.
 
-`answer_generation.train_messages` holds the prefixes of the branch that was answered, one per call of the model. Where a
-search failed there are none, and the turns stand in the tree: each path to a leaf is a conversation, and a node is the
-student's on the first path that holds it only.
+`answer_generation.train_messages` holds the prefixes of the branch that was answered, one per call of the model; branches
+beside it are counted, not read. Where a search failed there are none, and the turns stand in the tree: each path to a leaf is a
+conversation, and a node is the student's on the first path that holds it only.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from hintdistill.core.errors import TraceError
+from hintdistill.core.errors import TraceError, UnreadBranchesError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.repeats import chains
@@ -30,7 +30,12 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """One trace per conversation that no other continues. Raises TraceError."""
+    """One trace per conversation that no other continues.
+
+    Raises:
+        TraceError: there is none.
+        UnreadBranchesError: after the traces, where the search has branches that are not read.
+    """
     value = record.value
     answer = value["answer_generation"]
     listed = answer.get("train_messages")
@@ -51,6 +56,21 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
             task_id=answer.get("query"),
             reward=value.get("win"),
         )
+    if isinstance(listed, list) and listed and (unread := _unread(_from_tree(value), found)):
+        raise UnreadBranchesError(
+            f"{unread} branches of the search tree beside the answered one are not read: they were given up in the search"
+        )
+
+
+def _unread(paths: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]) -> int:
+    """How many paths of the tree make calls that no conversation makes from its start on."""
+    read = [_calls(messages) for messages in found]
+    return sum(not any(calls == other[: len(calls)] for other in read) for calls in map(_calls, paths))
+
+
+def _calls(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    made = [m.get("function_call") for m in messages if isinstance(m, Mapping) and m.get("role") == "assistant"]
+    return [(c.get("name"), c.get("arguments")) for c in made if isinstance(c, Mapping)]
 
 
 def _from_tree(value: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
