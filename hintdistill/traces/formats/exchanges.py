@@ -13,12 +13,12 @@ from typing import Any
 
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
-from hintdistill.traces.formats.observed import MISSING, Messages, as_text, schema_in
+from hintdistill.traces.formats.observed import MISSING, Messages, schema_in
 from hintdistill.traces.formats.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions
 from hintdistill.traces.repeats import HELD, chains
 from hintdistill.traces.turns import GIVEN, build_trace
-from hintdistill.traces.values import listed, mapping
+from hintdistill.traces.values import as_text, listed, mapping
 
 
 @dataclass
