@@ -14,6 +14,7 @@ from hintdistill.core.types import Trace
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.formats import native
+from hintdistill.traces.guards import given_reasons
 from hintdistill.traces.options import Failure, ReadOptions
 from hintdistill.traces.reading import Deduplicator, read_file
 
@@ -33,6 +34,8 @@ class FileReport:
     steps: int = 0
     given_steps: int = 0
     """Steps that are context only; see `types.Message.given`."""
+    given_because: dict[str, int] = field(default_factory=dict)
+    """The given steps by reason: a mask of the data set, a greeting, a context that is not known, ..."""
     tool_calls: int = 0
     failures: int = 0
     reason: str | None = None
@@ -64,7 +67,7 @@ def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) 
 def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: RulesCritic) -> FileReport:
     report = FileReport(file.name)
     if file.foreign:
-        report.reason = f"not read: {Path(file.name).suffix or 'no ending'} is no trace file of a known kind"
+        report.reason = f"not read: {file.kind} is no trace file of a known kind"
         return report
     reasons: Counter[str] = Counter()
     checks: Counter[str] = Counter()
@@ -89,6 +92,8 @@ def _count(report: FileReport, trace: Trace) -> None:
     report.traces += 1
     report.steps += len(steps)
     report.given_steps += len(trace.given_steps)
+    for reason, n in given_reasons(trace).items():
+        report.given_because[reason] = report.given_because.get(reason, 0) + n
     report.tool_calls += sum(len(m.tool_calls) for m in steps)
     report.schemas += bool(trace.tools)
     report.token_ids += sum(m.token_ids is not None for m in steps)
@@ -102,6 +107,8 @@ class Conversion:
     path: str
     traces: int = 0
     failures: list[Failure] = field(default_factory=list)
+    foreign: list[TraceFile] = field(default_factory=list)
+    """Files of no known kind, which were not read."""
 
 
 def convert(
@@ -122,6 +129,8 @@ def convert(
     try:
         with aside.open("w", encoding="utf-8") as target:
             for file in all_files(paths):
+                if file.foreign:
+                    done.foreign.append(file)
                 if file.foreign or (out.exists() and file.path.exists() and file.path.samefile(out)):
                     continue
                 before, missed = done.traces, []

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintdistill.core.types import Message, Trace
+from hintdistill.traces.calls import name_and_arguments
 from hintdistill.traces.guards import marked_given
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reasoning import reasoning_of
@@ -215,8 +216,5 @@ def _key(message: Any) -> Any:
 
 
 def _call_key(call: Any) -> tuple[str, str]:
-    if not isinstance(call, Mapping):
-        return ("", str(call))
-    function = call.get("function", call)
-    function = function if isinstance(function, Mapping) else {"name": function, "arguments": call.get("arguments")}
-    return (str(function.get("name")), str(function.get("arguments")))
+    name, arguments = name_and_arguments(call)
+    return (str(name or ""), str(arguments))

@@ -100,7 +100,7 @@ def _typed(item: Mapping[str, Any]) -> Mapping[str, Any]:
 def _object(value: Mapping[str, Any], role: str) -> Messages:
     """One object: a message, a request, a response."""
     if isinstance(value.get("messages"), list):
-        return _listed(value["messages"], role)
+        return [*_told(value, value["messages"]), *_listed(value["messages"], role)]
     if isinstance(value.get("contents"), list):
         return _gemini(value)
     for key, inner in (("choices", "message"), ("candidates", "content"), ("generations", None)):
@@ -126,6 +126,18 @@ def _object(value: Mapping[str, Any], role: str) -> Messages:
         system = [{"role": "system", "content": value["system"]}] if isinstance(value.get("system"), str) else []
         return [*system, {"role": role, "content": value["prompt"]}]
     return []
+
+
+def _told(value: Mapping[str, Any], messages: list[Any]) -> Messages:
+    """The system prompt that a request keeps beside its messages; none where they begin with one."""
+    first = unwrap(messages[0]) if messages else None
+    if isinstance(first, Mapping) and first.get("role") in ("system", "developer"):
+        return []
+    found = next((value[k] for k in ("system", "instructions", "system_prompt") if value.get(k)), None)
+    if isinstance(found, str):
+        return [{"role": "system", "content": found}]
+    texts = [b.get("text") for b in found if isinstance(b, Mapping)] if isinstance(found, list) else []
+    return [{"role": "system", "content": "".join(t for t in texts if isinstance(t, str))}] if any(texts) else []
 
 
 def _gemini(value: Mapping[str, Any]) -> Messages:
