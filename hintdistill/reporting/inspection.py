@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from hintdistill.config import CHECKS
 from hintdistill.core.errors import InputError
 from hintdistill.core.types import Trace
 from hintdistill.critics.rules import RulesCritic
+from hintdistill.traces.conservation import Lost, lost_of, lost_record, summed
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.formats import native
 from hintdistill.traces.guards import given_reasons
-from hintdistill.traces.options import Failure, ReadOptions
+from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.reading import Deduplicator, read_file
 
 DEFAULTS = ReadOptions()
@@ -50,10 +52,19 @@ class FileReport:
     """Failures by reason."""
     checks: dict[str, int] = field(default_factory=dict)
     """Findings of the deterministic checks by class."""
+    lost: list[Lost] | None = None
+    """What the file holds and its traces do not, by key path; None where that was not asked."""
 
 
-def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) -> Iterator[FileReport]:
+def inspect_files(
+    paths: Sequence[str | Path], options: ReadOptions = DEFAULTS, *, lost: bool = False
+) -> Iterator[FileReport]:
     """One report per file met, in reading order; files of another kind are reported with that reason.
+
+    Args:
+        paths: files, folders, globs or archives.
+        options: how to read.
+        lost: whether to look for every string of the files in the traces; takes several times as long.
 
     Raises:
         InputError: a path does not exist, or a folder holds no trace file.
@@ -61,11 +72,13 @@ def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) 
     """
     keep, critic = Deduplicator(), RulesCritic(CHECKS)
     for file in all_files(paths):
-        yield _inspect(file, options, keep, critic)
+        yield _inspect(file, options, keep, critic, lost)
 
 
-def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: RulesCritic) -> FileReport:
+def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: RulesCritic, lost: bool) -> FileReport:
     report = FileReport(file.name)
+    absent: list[Lost] = []
+    keep.watch = partial(_note_lost, absent) if lost else None
     if file.foreign:
         report.reason = f"not read: {file.kind} is no trace file of a known kind"
         return report
@@ -80,11 +93,20 @@ def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: 
             _count(report, outcome)
             checks.update(f.error_class for f in critic.check(outcome).findings)
     report.format = keep.formats.get(file.name)
+    report.lost = summed(absent) if lost else None
     report.failures, report.reasons, report.checks = sum(reasons.values()), dict(reasons), dict(checks)
     if first is not None:
         counted = ", ".join(f"{n} {r}" for r, n in reasons.most_common())
         report.reason = f"{counted}; {first.source.position}: {first.message}"
     return report
+
+
+def _note_lost(absent: list[Lost], record: Record, name: str, outcomes: list[Trace | Failure]) -> None:
+    """Add what a record held and its traces do not."""
+    if any(isinstance(o, Trace) for o in outcomes):
+        absent += lost_of(record.value, outcomes, name)
+    else:
+        absent += lost_record(record.value, outcomes, HELD_ELSEWHERE)
 
 
 def _count(report: FileReport, trace: Trace) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hintdistill.core.types import Trace
+from hintdistill.traces.calls import name_and_arguments
 from hintdistill.traces.left_out import REPEATING, left_out
 from hintdistill.traces.options import Failure
 
@@ -50,7 +51,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         elif isinstance(at, dict):
             stack += [(v, f"{where}.{k}" if where else str(k), str(k)) for k, v in reversed(at.items())]
         elif isinstance(at, list | tuple):
-            stack += [(v, f"{where}[]", key) for v in reversed(at)]
+            # a tree repeats a key on every level: its paths are written once
+            inner = where if where.endswith(f".{key}[].{key}") else f"{where}[]"
+            inner = inner.removesuffix(f".{key}") if inner == where else inner
+            stack += [(v, inner, key) for v in reversed(at)]
 
 
 def _unpacked(text: str) -> Any:
@@ -62,6 +66,51 @@ def _unpacked(text: str) -> Any:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict | list | str) else None
+
+
+Call = tuple[str, str]
+"""Name of a call and its arguments as JSON in a fixed order, or as their text."""
+
+
+def calls_in(value: Any) -> Iterator[tuple[str, Call]]:
+    """Key path, name and arguments of every object that has the form of a call, in whatever API; without recursion."""
+    stack: list[tuple[Any, str]] = [(value, "")]
+    while stack:
+        at, where = stack.pop()
+        if isinstance(at, str):
+            inner = _unpacked(at)
+            if isinstance(inner, dict | list):
+                stack.append((inner, where))
+        elif isinstance(at, dict):
+            if _is_call(at):
+                name, arguments = name_and_arguments(at)
+                if isinstance(name, str):
+                    yield where, (name, _canonical(arguments))
+                    continue
+            stack += [(v, f"{where}.{k}" if where else str(k)) for k, v in reversed(at.items())]
+        elif isinstance(at, list | tuple):
+            stack += [(v, f"{where}[]") for v in reversed(at)]
+
+
+def _is_call(value: dict[str, Any]) -> bool:
+    """Whether an object says a name and arguments, and is no schema."""
+    what = str(value.get("type", ""))
+    if what.endswith(("tool_use", "custom_tool_call")) or "toolUseId" in value:
+        return isinstance(value.get("name"), str) and "input" in value
+    named = any(isinstance(value.get(k), str) for k in ("name", "function", "function_name", "toolName", "tool_name"))
+    return named and any(isinstance(value.get(k), str | dict) for k in ("arguments", "args"))
+
+
+def _canonical(arguments: Any) -> str:
+    """Arguments as JSON in a fixed order, whatever strings they were wrapped in; broken ones as their text."""
+    for _ in range(3):
+        if not isinstance(arguments, str):
+            break
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            return arguments
+    return json.dumps(arguments or {}, sort_keys=True, default=str)
 
 
 class _Kept:
@@ -114,6 +163,13 @@ def lost_of(value: Any, outcomes: Sequence[Trace | Failure], format_name: str) -
         if path not in reasons:
             wanted[text] = 1 if repeats else wanted[text] + 1
     missing: dict[str, list[str]] = {}
+    made = Counter((c.name, _canonical(c.arguments_raw)) for t in traces for m in t.messages for c in m.tool_calls)
+    counted: Counter[Call] = Counter()
+    for path, call in calls_in(value):
+        if path not in reasons:
+            counted[call] = 1 if repeats else counted[call] + 1
+        if made[call] < max(1, counted[call]):
+            missing.setdefault(path, []).append(f"{call[0]}({call[1]})")
     for text, paths in places.items():
         need = wanted[text] or 1
         if kept.times(text, need) < need:
@@ -125,3 +181,34 @@ def lost_of(value: Any, outcomes: Sequence[Trace | Failure], format_name: str) -
         for path, texts in missing.items()
     ]
     return sorted(found, key=lambda item: (item.reason is not None, item.path))
+
+
+def lost_record(value: Any, outcomes: Sequence[Trace | Failure], held: Iterable[str]) -> list[Lost]:
+    """What is lost of a record of any format: all of one that gave no trace, with the failure's reason as the reason.
+
+    Args:
+        value: the decoded record.
+        outcomes: what was made of it, failures only.
+        held: reasons of failures that lose nothing, because another trace holds the same.
+    """
+    failures = [o for o in outcomes if isinstance(o, Failure) and o.reason not in held]
+    texts = [text for _, text in leaves(value)]
+    if not failures or not texts:
+        return []
+    return [Lost("", len(texts), sum(map(len, texts)), texts[0][:60], failures[0].reason)]
+
+
+def summed(found: Iterable[Lost]) -> list[Lost]:
+    """One entry for each key path and reason, those without a reason first."""
+    by: dict[tuple[bool, str, str | None], Lost] = {}
+    for item in found:
+        key = (item.reason is not None, item.path, item.reason)
+        held = by.get(key)
+        by[key] = (
+            item
+            if held is None
+            else Lost(
+                held.path, held.strings + item.strings, held.characters + item.characters, held.example, held.reason
+            )
+        )
+    return [by[key] for key in sorted(by, key=lambda k: (k[0], k[1], k[2] or ""))]

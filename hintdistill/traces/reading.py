@@ -244,13 +244,21 @@ def _parse(
         if empty:
             yield Failure(record.source, "empty_record", "holds no conversation")
     except TraceError as error:
-        yield Failure.of(record.source, error)
+        yield _refused(keep, record, found, Failure.of(record.source, error))
     except RecursionError:
-        yield Failure(record.source, "too_deep", "the record is nested too deeply")
+        yield _refused(keep, record, found, Failure(record.source, "too_deep", "the record is nested too deeply"))
     except Exception as error:
         # a reader, ours or an extension's, met what it did not expect: this record is lost, loudly, and the run goes on
         name = GENERIC if found is None else found.NAME
-        yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
+        text = f"the {name} reader failed: {type(error).__name__}: {error}"
+        yield _refused(keep, record, found, Failure(record.source, READER_ERROR, text))
+
+
+def _refused(keep: Deduplicator, record: Record, found: TraceFormat | None, failure: Failure) -> Failure:
+    """The failure of a whole record, told to whoever watches."""
+    if keep.watch is not None:
+        keep.watch(record, GENERIC if found is None else found.NAME, [failure])
+    return failure
 
 
 def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:

@@ -37,7 +37,7 @@ def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         text = said if isinstance(said, str) else thinking_text(said)
         if text and not found:
             found = text
-        elif said not in ("", [], {}) and text != found:
+        elif said not in ("", [], {}) and (text is None or text != found):
             kept[key] = said
         elif found is None and isinstance(said, str):
             found = said

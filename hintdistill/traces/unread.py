@@ -87,6 +87,7 @@ BESIDE = frozenset(
         "control_plane_step",
         "observation",
         "action",
+        "args",
         "user_cost",
         "raw_data",
         "invalid_tool_calls",

@@ -75,19 +75,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         for t in listed(mapping(request.get("toolConfig")).get("tools"))
         if isinstance(t, Mapping) and "toolSpec" in t
     ]
-    kept = {f"request.{k}": v for k, v in request.items() if k not in ("messages", "system", "toolConfig", "modelId")}
-    kept |= {f"response.{k}": v for k, v in answer.items() if k != "output" and f"request.{k}" not in kept}
-    head = {k: v for k, v in value.items() if k in ("id", "trace_id", "task_id", "requestId", "timestamp", "reward")}
+    used = ("messages", "system", "toolConfig", "output")
+    beside = {"" if request is value else "request.": request, "" if answer is value else "response.": answer}
+    kept = {f"{sign}{k}": v for sign, side in beside.items() for k, v in side.items() if k not in used}
+    head = {k: value[k] for k in ("id", "trace_id", "task_id", "requestId", "timestamp", "reward") if k in value}
     yield build_trace(
-        {
-            **head,
-            **({} if request is value else kept),
-            **({k.partition(".")[2]: v for k, v in kept.items()} if request is value else {}),
-        },
+        {**kept, **head},
         messages,
         record.source,
         options,
-        known={"id", "trace_id", "task_id", "reward", "input", "output"},
+        known={"id", "trace_id", "task_id", "reward", "input", "output", "request", "response", "modelId"},
         tools=[_schema(t) for t in tools],
         reward=value.get("reward"),
         task_id=value.get("task_id"),

@@ -49,7 +49,7 @@ class _Group:
 
     def __init__(self, parent: _Group | None) -> None:
         self.parent = parent
-        self.orphan = parent is not None and parent.orphan
+        self.orphan: bool = parent is not None and parent.orphan
         """Of a session whose beginning is not in the file: what it answers is not known."""
         self.lines: list[Entry] = []
         self.children = 0

@@ -15,7 +15,7 @@ from typing import Any
 from hintdistill.core.errors import TraceError
 from hintdistill.traces.formats import anthropic, openai_responses
 from hintdistill.traces.reasoning import KEYS as REASONING_KEYS
-from hintdistill.traces.values import as_text
+from hintdistill.traces.values import as_text, listed
 
 Messages = list[dict[str, Any]]
 LANGCHAIN = {
@@ -191,11 +191,11 @@ def _langchain(value: Mapping[str, Any]) -> Messages:
     kwargs = value.get("additional_kwargs")
     raw = kwargs.get("tool_calls") if isinstance(kwargs, Mapping) else None
     # the provider's own calls keep the arguments as the model wrote them; LangChain's are parsed
-    invalid = value.get("invalid_tool_calls") or ()  # what the student wrote, and LangChain could not parse
+    invalid = listed(value.get("invalid_tool_calls"))  # what the student wrote, and LangChain could not parse
     made.pop("invalid_tool_calls", None)
     calls = raw or [
         {k: v for k, v in c.items() if k not in ("type", "error")}
-        for c in (*(value.get("tool_calls") or ()), *invalid)
+        for c in (*listed(value.get("tool_calls")), *invalid)
         if isinstance(c, Mapping)
     ]
     if calls:

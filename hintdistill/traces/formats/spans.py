@@ -285,9 +285,9 @@ def tools_in(own: Mapping[str, Any]) -> list[Any]:
         value = unwrap(own.get(key))
         if isinstance(value, Mapping):
             config = value.get("config") if isinstance(value.get("config"), Mapping) else value
-            for name in ("function_tools", "tools"):
-                if isinstance(config, Mapping) and isinstance(config.get(name), list) and config[name]:
-                    return [t for t in config[name] if isinstance(t, Mapping)]
+            held = [listed(mapping(config).get(name)) for name in ("function_tools", "output_tools", "tools")]
+            if found := [t for tools in held for t in tools if isinstance(t, Mapping)]:
+                return found
     return []
 
 

@@ -40,13 +40,28 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     task = value.get("instance_id") or (info.get("instance_id") if isinstance(info, dict) else None)
     yield build_trace(
         value,
-        [_message(m) for m in value[key]],
+        [*(_message(m) for m in value[key]), *_last(value.get("trajectory"), value[key])],
         record.source,
         options,
         known=known,
         tools=value.get("tools"),
         task_id=task,
     )
+
+
+def _last(steps: Any, messages: list[Any]) -> list[dict[str, Any]]:
+    """The steps at the end of a trajectory that its history lacks: the agent stopped before it noted them there."""
+    said = {str(m.get(k)) for m in messages if isinstance(m, dict) for k in ("content", "thought") if m.get(k)}
+    out: list[dict[str, Any]] = []
+    for step in reversed(steps if isinstance(steps, list) else []):
+        text = step.get("response") if isinstance(step, dict) else None
+        if not isinstance(text, str) or not text.strip() or text in said:
+            break
+        observed = step.get("observation")
+        answer = [{"role": "user", "content": observed}] if isinstance(observed, str) and observed else []
+        kept = {k: step[k] for k in ("action", "thought") if isinstance(step.get(k), str)}
+        out = [{"role": "assistant", "content": text, **kept, "read_from": "trajectory"}, *answer, *out]
+    return out
 
 
 def _message(value: Any) -> Any:
