@@ -33,34 +33,40 @@ def _zstd(path: Path) -> Any:
         import zstandard
     except ImportError:
         raise OSError("compressed by zstd, which needs a package: pip install zstandard") from None
-    file = path.open("rb")
-    try:
-        return _Zstd(
-            zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(file, read_across_frames=True, closefd=True)
-        )
-    except Exception:
-        file.close()
-        raise
+    return _Zstd(path.open("rb"), zstandard)
 
 
 class _Zstd:
-    """A zstd stream whose errors are OSErrors, like those of gzip."""
+    """The frames of a zstd file one after another; what is cut or broken is an OSError, as of gzip."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, file: IO[bytes], library: Any) -> None:
+        self._file, self._library = file, library
+        self._frame: Any = None
+        self._packed = self._ready = b""
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes."""
-        import zstandard
-
-        try:
-            return bytes(self._stream.read(size))
-        except zstandard.ZstdError as error:
-            raise OSError(f"not readable zstd: {error}") from None
+        """Up to `size` bytes; empty at the end of the last frame."""
+        while not self._ready:
+            self._packed = self._packed or self._file.read(1 << 16)
+            if not self._packed:
+                if self._frame is not None:
+                    raise OSError("the zstd file is cut: its last frame has no end")
+                return b""
+            if self._frame is None:
+                self._frame = self._library.ZstdDecompressor(max_window_size=2**27).decompressobj()
+            try:
+                self._ready = self._frame.decompress(self._packed)
+            except self._library.ZstdError as error:
+                raise OSError(f"not readable zstd: {error}") from None
+            self._packed = self._frame.unused_data
+            if self._frame.eof:
+                self._frame = None
+        out, self._ready = self._ready[:size], self._ready[size:]
+        return out
 
     def close(self) -> None:
-        """Close the stream and its file."""
-        self._stream.close()
+        """Close the file."""
+        self._file.close()
 
 
 class _Bounded(io.RawIOBase):

@@ -20,6 +20,8 @@ from hintdistill.traces.options import Failure
 
 SHAPE = frozenset({"type", "role", "object", "kind", "from", "part_kind", "arguments_form", "event", "event_type"})
 """Keys whose values say what shape something has; they decide how it is read and are not words."""
+REFERENCE = "attachment://"
+"""A string that stands for another one, which is read in its place."""
 LONG = 12
 """A string of so many characters is also looked for inside longer ones, as often as it stands there."""
 
@@ -46,7 +48,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             inner = _unpacked(at)
             if inner is not None:
                 stack.append((inner, where, key))
-            elif at and not (key in SHAPE and len(at) < 40):
+            elif at and not (key in SHAPE and len(at) < 40) and not at.startswith(REFERENCE):
                 yield where, at
         elif isinstance(at, dict):
             stack += [(v, f"{where}.{k}" if where else str(k), str(k)) for k, v in reversed(at.items())]

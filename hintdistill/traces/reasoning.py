@@ -66,4 +66,5 @@ def _hides(value: Any) -> bool:
 
 def is_thinking(part: Any) -> bool:
     """Whether a content part is thinking."""
-    return isinstance(part, Mapping) and (part.get("type") in PARTS or part.get("thought") is True)
+    what = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(part, Mapping) and ((isinstance(what, str) and what in PARTS) or part.get("thought") is True)

@@ -101,7 +101,7 @@ def split(message: Any, index: int) -> list[dict[str, Any]]:
 def _tool(block: Mapping[str, Any]) -> dict[str, Any]:
     """A result as a tool message."""
     made = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": result_text(block.get("content"))}
-    kept = {k: block[k] for k in ("is_error", "name") if block.get(k) is not None}
+    kept = {k: block[k] for k in ("is_error", "name", "status") if block.get(k) is not None}
     return {**made, **kept}
 
 

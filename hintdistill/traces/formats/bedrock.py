@@ -78,7 +78,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     used = ("messages", "system", "toolConfig", "output")
     beside = {"" if request is value else "request.": request, "" if answer is value else "response.": answer}
     kept = {f"{sign}{k}": v for sign, side in beside.items() for k, v in side.items() if k not in used}
-    head = {k: value[k] for k in ("id", "trace_id", "task_id", "requestId", "timestamp", "reward") if k in value}
+    head = {k: v for k, v in value.items() if k not in ("input", "output", "request", "response", *used)}
     yield build_trace(
         {**kept, **head},
         messages,
@@ -115,6 +115,7 @@ def _block(block: Any, index: int) -> list[dict[str, Any]]:
             "type": "tool_result",
             "tool_use_id": result.get("toolUseId"),
             "content": _answered(result.get("content")),
+            "status": result.get("status"),
         }
         return [{**made, **({"is_error": True} if result.get("status") == "error" else {})}]
     if isinstance(thought, Mapping):

@@ -13,7 +13,7 @@ from hintdistill.core.types import Trace
 from hintdistill.traces.formats.observed import LANGCHAIN, Messages, messages_in
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.turns import build_trace
-from hintdistill.traces.values import mapping
+from hintdistill.traces.values import listed, mapping
 
 NAME = "langgraph"
 SCOPE: Literal["record"] = "record"
@@ -24,7 +24,7 @@ IDS = ("id", "trace_id", "thread_id", "task_id", "reward", "tools")
 def fits(value: Any) -> bool:
     """A list of LangChain messages, or an object that holds one where states do."""
     found, _ = _messages(value)
-    return bool(found) and all(map(_is_message, found))
+    return bool(found) and all(map(is_message, found))
 
 
 def _messages(value: Any, depth: int = 0) -> tuple[list[Any], tuple[str, ...]]:
@@ -43,11 +43,12 @@ def _messages(value: Any, depth: int = 0) -> tuple[list[Any], tuple[str, ...]]:
     return [], ()
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """Whether a value is one message in one of LangChain's serialisations. Never raises."""
     if not isinstance(value, Mapping) or "role" in value:
         return False
     if value.get("lc") is not None and isinstance(value.get("kwargs"), Mapping):
-        return str((value.get("id") or [""])[-1]).endswith(("Message", "MessageChunk"))
+        return str(([*listed(value.get("id")), ""])[-2:][0]).endswith(("Message", "MessageChunk"))
     held = value["data"] if isinstance(value.get("data"), Mapping) else value
     return value.get("type") in tuple(LANGCHAIN) and "content" in held
 

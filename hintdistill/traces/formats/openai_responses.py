@@ -177,9 +177,13 @@ def turns(items: Any) -> list[dict[str, Any]]:
         if _is_call(what) and (result := _inner_result(item)) is not None:
             out.append(result)
             turn = None
-    return [
-        m for m in out if m.keys() - {"role", "content", "tool_calls"} or m["content"] is not None or m["tool_calls"]
-    ]
+    return [m for m in out if _says_something(m)]
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    """Whether a message is more than a turn that an item opened and left empty, its result being a message of its own."""
+    opened = message.keys() <= {"role", "content", "tool_calls"} and message.get("role") == "assistant"
+    return not opened or message.get("content") is not None or bool(message.get("tool_calls"))
 
 
 def _is_output(what: Any) -> bool:

@@ -24,9 +24,15 @@ PLACES = ("all_messages", "message_history", "messages", "new_messages")
 def fits(value: Any) -> bool:
     """A list of messages that say their kind and have parts, or an object with one."""
     found = _history(value)
-    return bool(found) and all(
-        isinstance(m, dict) and m.get("kind") in ("request", "response") and isinstance(m.get("parts"), list)
-        for m in found
+    return bool(found) and all(map(is_message, found))
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value is one request or response of a history. Never raises."""
+    return (
+        isinstance(value, dict)
+        and value.get("kind") in ("request", "response")
+        and isinstance(value.get("parts"), list)
     )
 
 
@@ -52,7 +58,16 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
             messages.append({"role": "system", "content": instructions})
             told = instructions
         model = message["model_name"] if isinstance(message.get("model_name"), str) else model
-        messages += _response(message, index) if message.get("kind") == "response" else _request(message, index)
+        made = _response(message, index) if message.get("kind") == "response" else _request(message, index)
+        if made and message.get("kind") == "request":
+            # what the request says of itself stands with its first part
+            own = {
+                k: v
+                for k, v in message.items()
+                if k not in ("parts", "kind", "instructions") and v not in (None, {}, [])
+            }
+            made[0] = {**made[0], **({"request_beside": own} if own else {})}
+        messages += made
     yield build_trace(
         value,
         messages,
@@ -71,17 +86,25 @@ def _request(message: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
     for part in message["parts"]:
         what = part.get("part_kind") if isinstance(part, Mapping) else None
         if what == "system-prompt":
-            out.append({"role": "system", "content": part.get("content")})
+            out.append({"role": "system", "content": part.get("content"), **_beside(part)})
         elif what == "user-prompt":
-            out.append({"role": "user", "content": text_of(part.get("content"), index)})
+            out.append({"role": "user", "content": text_of(part.get("content"), index), **_beside(part)})
         elif what == "tool-return" or (what == "retry-prompt" and part.get("tool_name")):
             made = {"role": "tool", "tool_call_id": part.get("tool_call_id"), "name": part.get("tool_name")}
-            out.append({**made, "content": _said_back(part)})
+            out.append({**_beside(part), **made, "content": _said_back(part)})
         elif what == "retry-prompt":
-            out.append({"role": "user", "content": _said_back(part), "part_kind": what})
+            out.append({**_beside(part), "role": "user", "content": _said_back(part), "part_kind": what})
         else:
             raise TraceError(f"message {index} has a part of kind {what!r}, which is not known")
     return out
+
+
+_WORDS = ("part_kind", "content", "tool_name", "tool_call_id", "args", "tool_kind")
+
+
+def _beside(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What a part says besides its words: times, ids, what the provider noted."""
+    return {k: v for k, v in part.items() if k not in _WORDS and v not in (None, {}, [])}
 
 
 def _said_back(part: Mapping[str, Any]) -> str | None:
@@ -121,6 +144,8 @@ def _response(message: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
             blocks.append(
                 {"type": "unseen", "what": str(what), "item": dict(part) if isinstance(part, Mapping) else part}
             )
-    kept = ("timestamp", "finish_reason", "provider_name", "provider_response_id", "usage", "model_name", "metadata")
-    rest = {k: message[k] for k in kept if message.get(k) not in (None, {}, [])}
+    used = ("parts", "kind", "instructions")
+    rest = {k: v for k, v in message.items() if k not in used and v not in (None, {}, [])}
+    noted = [n for part in message["parts"] if isinstance(part, Mapping) and (n := _beside(part))]
+    rest |= {"parts_beside": noted} if noted else {}
     return anthropic.split({**rest, "role": "assistant", "content": listed(blocks)}, index)
