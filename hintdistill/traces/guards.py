@@ -33,6 +33,8 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
         trace: as its reader made it.
         answers: whether the student answers a user; not where it plays the user itself, who opens the conversation.
     """
+    if _in_order(trace.messages):
+        return trace
     if (failure := _says_nothing(trace)) is not None:
         return failure
     messages = trace.messages
@@ -53,6 +55,20 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
         return trace
     made = tuple(marked_given(m, changed[i]) if i in changed else m for i, m in enumerate(messages))
     return trace.model_copy(update={"messages": made})
+
+
+def _in_order(messages: tuple[Message, ...]) -> bool:
+    """Whether a user speaks first, every turn of the assistant says something, and no message has more to it: most do."""
+    asked = False
+    for m in messages:
+        if m.extra:
+            return False
+        if m.role == "assistant":
+            if not asked or not (m.content or m.tool_calls):
+                return False
+        elif m.role == "user":
+            asked = True
+    return asked
 
 
 def _empty(m: Message) -> bool:

@@ -29,13 +29,16 @@ def fits(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     request, answer = _sides(value)
-    messages = request.get("messages")
-    said = [*(messages if isinstance(messages, list) else []), _output(answer)]
+    messages, output = request.get("messages"), _output(answer)
+    said = [*(messages if type(messages) is list else ()), *(() if output is None else (output,))]
+    # every record of every file is asked this: a first message of plain text says no
+    if not said or type(said[0]) is not dict or type(said[0].get("content")) is not list:
+        return False
     blocks = [b for m in said if isinstance(m, dict) and isinstance(m.get("content"), list) for b in m["content"]]
     if not blocks or not all(isinstance(b, dict) and "type" not in b for b in blocks):
         return False
     return any(KEYS & b.keys() for b in blocks) or (
-        all(b.keys() == {"text"} for b in blocks) and (bool(MARKS & request.keys()) or _output(answer) is not None)
+        all(b.keys() == {"text"} for b in blocks) and (bool(MARKS & request.keys()) or output is not None)
     )
 
 

@@ -34,8 +34,8 @@ def fits(value: Any) -> bool:
 
 
 def _choices(value: Any) -> bool:
-    choices = value.get("choices") if isinstance(value, Mapping) else None
-    return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and "message" in choices[0]
+    choices = value.get("choices") if type(value) is dict else None
+    return type(choices) is list and bool(choices) and isinstance(choices[0], dict) and "message" in choices[0]
 
 
 def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
