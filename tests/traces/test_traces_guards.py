@@ -275,6 +275,18 @@ def test_blocks_of_server_tools_keep_their_order(read):
     assert isinstance(failure, Failure) and "server_tool_use" in failure.message
 
 
+def test_a_call_of_a_tool_that_only_the_server_knows_is_not_held_against_the_student(read):
+    call = {"type": "mcp_call", "id": "1", "name": "fetch", "arguments": "{}", "output": "R61"}
+    listing = {"type": "mcp_list_tools", "tools": [{"name": "fetch", "input_schema": {"type": "object"}}]}
+    body = {"object": "response", "input": "Do it.", "tools": [FIND]}
+    (trace,) = read({**body, "output": [call, SAID]})
+    assert shape(trace) == ["user", "assistant* fetch", "tool", "assistant"]
+    assert "fetch" in trace.messages[1].extra["given_because"]
+    (listed,) = read({**body, "output": [listing, call, SAID]})
+    assert shape(listed) == ["user", "assistant fetch", "tool", "assistant"]
+    assert list(listed.tool_schemas) == ["find_train", "fetch"], "what the server listed the student was shown"
+
+
 def test_a_part_that_is_a_call_is_not_read_as_text(read):
     part = {"type": "tool_call", "text": "find_train(Oslo)"}
     (failure,) = read({"messages": [USER, {"role": "assistant", "content": [part]}]})

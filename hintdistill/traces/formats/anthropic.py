@@ -13,7 +13,7 @@ from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.turns import TOKEN_KEYS, build_trace, text_of
-from hintdistill.traces.unread import UNSEEN
+from hintdistill.traces.unread import HOSTED, UNSEEN
 from hintdistill.traces.values import kind, result_text
 
 NAME = "anthropic"
@@ -138,12 +138,14 @@ def _turn(content: list[Any], rest: Mapping[str, Any], answered: set[Any], index
     thinking: list[str] = []
     other: list[Any] = []
     unseen: list[str] = []
+    hosted: list[str] = []
     for block in content:
         what = block.get("type") if isinstance(block, Mapping) else None
         if isinstance(what, str) and what.endswith("tool_use"):
             calls.append({k: v for k, v in block.items() if k != "type"})
-            if what != "tool_use" and block.get("id") not in answered:
-                unseen.append(what)
+            if what != "tool_use":
+                hosted.append(str(block.get("name")))
+                unseen += [] if block.get("id") in answered else [what]
         elif what == "thinking":
             thinking.append(str(block.get("thinking") or ""))
         elif what == "redacted_thinking":
@@ -163,6 +165,8 @@ def _turn(content: list[Any], rest: Mapping[str, Any], answered: set[Any], index
         made["reasoning_content"] = "\n".join(thinking)
     if other:
         made["server_items"] = other
+    if hosted:
+        made[HOSTED] = hosted
     if unseen:
         made[UNSEEN] = ", ".join(unseen)
     return made

@@ -16,7 +16,7 @@ from hintdistill.traces.formats.openai_chat import given
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.repeats import chains
 from hintdistill.traces.turns import TOKEN_KEYS, build_trace, text_of
-from hintdistill.traces.unread import UNSEEN
+from hintdistill.traces.unread import HOSTED, UNSEEN
 from hintdistill.traces.values import as_text, kind, number, result_text
 
 NAME = "openai_responses"
@@ -280,6 +280,8 @@ def _add_call(turn: dict[str, Any], item: Mapping[str, Any], what: str) -> None:
         done = next((rest[k] for k in DOING if isinstance(rest.get(k), Mapping)), None)
         rest = {"arguments": done if done is not None else rest}
     turn["tool_calls"].append({**rest, "id": call_id, "name": name})
+    if what not in CALL_TYPES:
+        turn.setdefault(HOSTED, []).append(str(name))
     if what not in CALL_TYPES and "call_id" not in item and _inner_result(item) is None:
         # a server ran it and kept the result to itself: what the student read next is not known
         turn[UNSEEN] = ", ".join(w for w in (turn.get(UNSEEN), what) if w)

@@ -1,4 +1,4 @@
-"""Qwen Code and Gemini CLI session logs: one event a line in a tree by `uuid`, messages in Gemini's `parts`.
+"""Qwen Code session logs: one event a line in a tree by `uuid`, messages in Gemini's `parts`.
 
 The envelope is that of Claude Code; the messages are not. What the tool notes of itself (`system` lines, telemetry) is counted.
 """
