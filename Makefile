@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+VENV_PRODUCERS ?= .venv-producers
 BIN := $(VENV)/bin
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
 CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test suite test-full test-vllm evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm clean
+.PHONY: run test suite test-full test-vllm test-producers evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -27,6 +28,12 @@ test-full: install
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
+
+# the libraries whose traces are read are run in an environment of their own
+test-producers: install
+	test -d $(VENV_PRODUCERS) || $(PYTHON) -m venv $(VENV_PRODUCERS)
+	$(VENV_PRODUCERS)/bin/python -m pip install -q --disable-pip-version-check botocore langgraph mlflow-tracing pydantic-ai-slim
+	HINTDISTILL_PRODUCERS=$(VENV_PRODUCERS)/bin/python $(BIN)/pytest -m slow tests/traces/test_traces_producers.py
 
 # property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
 fuzz: install

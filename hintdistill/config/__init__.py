@@ -103,7 +103,8 @@ class TracesSection(Section):
     """1. read: which files, and how."""
 
     path: tuple[ConfigPath, ...] = ()
-    """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
+    """A file, a folder, a glob, a zip, or a data set of the hub (`hf://owner/name?split=train&revision=main`), or several of them;
+    needed unless `run.rounds` is set."""
     tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: str = "auto"
