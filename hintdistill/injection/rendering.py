@@ -99,6 +99,7 @@ class Renderer:
         # drawn anew each time, so that no text in a trace can pose as one
         self._placeholder = f"hd_{secrets.token_hex(8)}_{{}}"
         self._with: dict[str, Renderer] = {}
+        self._dated: dict[bool, str] = {}
 
     @classmethod
     def from_pretrained(
@@ -143,7 +144,7 @@ class Renderer:
                 other.__dict__.pop(name, None)
             other.options = self.options.updated(trace.template, f"trace {trace.id}")
             other.options.require_read(self.template_text)
-            other._with = {}
+            other._with, other._dated = {}, {}
             self._with[slot] = other
         return self._with[slot]
 
@@ -243,12 +244,19 @@ class Renderer:
                 tools=list(tools) or None,
                 add_generation_prompt=header,
                 tokenize=False,
-                **({} if self.template is None else {"chat_template": self.template}),
-                **self.options.arguments(self.template_text),
+                chat_template=self._chat_template(bool(tools)),
+                **self.options.arguments(),
             )
         except Exception as error:
             roles = " ".join(m["role"] for m in conversation[-4:])
             raise TemplateError(f"the chat template refuses a conversation ending in [{roles}]: {error}") from error
+
+    def _chat_template(self, with_tools: bool) -> str:
+        """The template's text as it is rendered: the one for tools where the tokenizer has one, and with its date written in."""
+        if with_tools not in self._dated:
+            text = self.template or self.tokenizer.get_chat_template(None, [{}] if with_tools else None)
+            self._dated[with_tools] = self.options.dated(text)
+        return self._dated[with_tools]
 
     def _for_template(self, message: Message, mode: ArgumentsMode, raws: list[str]) -> dict[str, Any]:
         out: dict[str, Any] = {"role": message.role, "content": message.content or ""}

@@ -111,8 +111,8 @@ class StepSite:
         assert role is not None
         opening, words = self.opening, text.strip()
         own = self.renderer.render((*opening.before, Message(role=role, content=text)), opening.tools, header=True)
-        block, rest, rewrites = message_block(opening, own, words, role)
-        placed = self.context.put(opening.bare + block + opening.header, words, from_end=True)
+        block, rest, rewrites = message_block(self.renderer, opening, own, words, role)
+        placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
         if placed.shifted:
             raise SpliceError("the hint's message does not begin and end at token boundaries")
         ids, starts = self.renderer.encode_with_starts(own)
