@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hintdistill.config import EngineSection, InjectSection, RescoreSection
+from hintdistill.config import EngineSection, InjectSection, RescoreSection, TemplateSection
 from hintdistill.core.errors import ConfigError, QuoteNotFoundError, SpliceError, TraceError
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key, resolve_model
@@ -76,22 +76,24 @@ def load_engine(
     device: str = "auto",
     batch_tokens: int | None = None,
     backend: str = "transformers",
+    template: TemplateSection = TemplateSection(),
     **kwargs: Any,
 ) -> LoadedModel:
     """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
 
-    `backend` is any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
+    `backend` is any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's. `template` has the options
+    of the chat template (`TemplateSection(options={"enable_thinking": False})`) and the file of another one.
 
     Raises:
         ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
-        ConfigError: no such backend, or one that is reached at an address (`connect_engine`).
+        ConfigError: no such backend, one that is reached at an address (`connect_engine`), or an option that the template does not read.
     """
     if ENGINES.get(backend).remote:
         raise ConfigError(
             f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
         )
     folder = resolve_model(name)
-    renderer = Renderer.from_pretrained(folder)
+    renderer = Renderer.from_pretrained(folder, template.options, template.file)
     job = EngineJob(
         folder,
         dtype=dtype,
@@ -104,13 +106,21 @@ def load_engine(
     return LoadedModel(load(backend, job), renderer, backend)
 
 
-def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs: Any) -> LoadedModel:
+def connect_engine(
+    name: str,
+    base_url: str,
+    model: str | None = None,
+    *,
+    template: TemplateSection = TemplateSection(),
+    **kwargs: Any,
+) -> LoadedModel:
     """Rescore through a running server.
 
     Args:
         name: folder or hub name of what it serves; only the tokenizer and the chat template are read.
         base_url: up to and including `/v1`.
         model: the name it serves the weights under, default `name`.
+        template: options of the chat template, as in `load_engine`.
         kwargs: further arguments of `ServerEngine`.
 
     Raises:
@@ -119,9 +129,10 @@ def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs:
     """
     from hintdistill.engines.server import ServerEngine
 
-    renderer = Renderer.from_pretrained(resolve_model(name))
+    renderer = Renderer.from_pretrained(resolve_model(name), template.options, template.file)
     if kwargs.get("dialect") == "echo":
         kwargs.setdefault("id_of", renderer.vocabulary.get)
+        kwargs.setdefault("text_of", renderer.text_of)
     return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer, "server")
 
 

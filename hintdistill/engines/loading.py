@@ -35,6 +35,8 @@ class EngineJob:
     """Log-probabilities per position that will be asked for; None where the caller does not know yet."""
     id_of: Callable[[str], int | None] | None = None
     """The id of a token's text."""
+    text_of: Callable[[int], str] | None = None
+    """The text of a token's id."""
     key: str | None = None
     """Key of the weights, for engines that cannot know it."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +102,7 @@ def server(job: EngineJob) -> ServerEngine:
         max_length=section.max_length,
         dialect=section.dialect,
         id_of=job.id_of,
+        text_of=job.text_of,
         api_key_env=section.api_key_env,
         concurrency=section.concurrency,
         timeout_s=section.timeout_s,

@@ -132,17 +132,20 @@ class Renderer:
     def for_trace(self, trace: Trace) -> Renderer:
         """Return the renderer with the options that a trace recorded; they go before those of the run.
 
+        Options that this template does not read are left out; a step says so (`unread option`).
+
         Raises:
-            ConfigError: the trace names an option that this template does not read.
+            ConfigError: a date that is none.
         """
-        if all(self.options.values.get(k, self) == v for k, v in trace.template.items()):
+        recorded = {k: v for k, v in trace.template.items() if self.options.reads(self.template_text, k)}
+        if all(self.options.values.get(k, self) == v for k, v in recorded.items()):
             return self
-        slot = json.dumps(trace.template, sort_keys=True, default=str)
+        slot = json.dumps(recorded, sort_keys=True, default=str)
         if slot not in self._with:
             other = copy.copy(self)
             for name in ("key", "arguments_mode", "leads"):
                 other.__dict__.pop(name, None)
-            other.options = self.options.updated(trace.template, f"trace {trace.id}")
+            other.options = self.options.updated(recorded, f"trace {trace.id}")
             other.options.require_read(self.template_text)
             other._with, other._dated = {}, {}
             self._with[slot] = other
@@ -154,6 +157,12 @@ class Renderer:
         own = str(self.tokenizer.chat_template) if self.template is None else self.template
         state = self.tokenizer.backend_tokenizer.to_str() + own + self.options.key(self.template_text)
         return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+    @property
+    def options_content(self) -> tuple[str, ...]:
+        """What a content key that knows the weights has to know besides: options, and another template. Empty without any."""
+        plain = not self.options.values and self.template is None
+        return () if plain else (self.options.key(self.template_text), self.template or "")
 
     # -- text and ids -------------------------------------------------------------------------------------------
 
@@ -177,6 +186,10 @@ class Renderer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def text_of(self, token: int) -> str:
+        """Text of one id."""
+        return self.decode([token])
 
     def token_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
         """Text of `ids` and the character range [start, end) of each token in it.
@@ -234,7 +247,10 @@ class Renderer:
         for i, raw in enumerate(raws):
             text, count = self._placeholder_pattern(i).subn(lambda _, raw=raw: raw, text, count=1)  # type: ignore[misc]
             if not count:
-                raise TemplateError("the template does not print the arguments of every tool call")
+                calls = [c.name for m in messages for c in m.tool_calls if c.arguments_form == "string"]
+                raise TemplateError(
+                    f"the template does not print the arguments of every tool call: call {i + 1} of {len(raws)}, of {calls[i]}, is missing"
+                )
         return text
 
     def _apply(self, conversation: list[dict[str, Any]], tools: Sequence[dict[str, Any]], header: bool) -> str:
@@ -322,7 +338,6 @@ class Renderer:
         Raises:
             TemplateError: the template refuses the conversation, or rewrites it so that the step cannot be told apart.
             SpliceError: recorded ids that do not belong to this tokenizer or template.
-            ConfigError: the trace recorded an option that this template does not read.
         """
         own = self.for_trace(trace)
         if own is not self:
@@ -331,13 +346,16 @@ class Renderer:
         try:
             opening = self.opening(before, trace.tools)
             if message.token_ids is not None:
-                return self._recorded(trace, k, message, opening)
-            return self._rendered(trace, k, message, opening)
+                made = self._recorded(trace, k, message, opening)
+            else:
+                made = self._rendered(trace, k, message, opening)
         except TemplateError as error:
             where = f"trace {trace.id}, step {k}"
             if error.message.startswith(where):
                 raise
             raise TemplateError(f"{where}: {error.message}", hint=error.hint) from error
+        unread = [name for name in trace.template if not self.options.reads(self.template_text, name)]
+        return replace(made, notes=(*made.notes, *(f"unread option: {name}" for name in unread))) if unread else made
 
     def opening(self, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Opening:
         """What stands above a step: the messages, and the header the generation prompt adds.

@@ -35,6 +35,11 @@ class TemplateOptions:
         """Return the options with others put over them."""
         return TemplateOptions({**self.values, **values}, self.today, origin)
 
+    @staticmethod
+    def reads(template: str, name: str) -> bool:
+        """Whether a template reads an option."""
+        return name not in RESERVED and re.search(rf"\b{re.escape(name)}\b", template) is not None
+
     def require_read(self, template: str) -> None:
         """Refuse what the template does not read.
 
@@ -44,7 +49,7 @@ class TemplateOptions:
         for name in self.values:
             if name in RESERVED:
                 raise ConfigError(f"{self.origin}: {name} is not an option of a chat template, the toolkit sets it")
-            if not re.search(rf"\b{re.escape(name)}\b", template):
+            if not self.reads(template, name):
                 raise ConfigError(
                     f"{self.origin}: the chat template reads no option {name!r}",
                     hint="the template's own text says which it reads; an option that is not read would change nothing",
