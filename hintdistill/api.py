@@ -76,7 +76,7 @@ def load_engine(
     device: str = "auto",
     batch_tokens: int | None = None,
     backend: str = "transformers",
-    template: TemplateSection = TemplateSection(),
+    template: TemplateSection | None = None,
     **kwargs: Any,
 ) -> LoadedModel:
     """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
@@ -93,7 +93,7 @@ def load_engine(
             f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
         )
     folder = resolve_model(name)
-    renderer = Renderer.from_pretrained(folder, template.options, template.file)
+    renderer = Renderer.from_pretrained(folder, *_template(template))
     job = EngineJob(
         folder,
         dtype=dtype,
@@ -106,12 +106,17 @@ def load_engine(
     return LoadedModel(load(backend, job), renderer, backend)
 
 
+def _template(section: TemplateSection | None) -> tuple[dict[str, Any], str | None]:
+    """Options and file of a template section."""
+    return ({}, None) if section is None else (section.options, section.file)
+
+
 def connect_engine(
     name: str,
     base_url: str,
     model: str | None = None,
     *,
-    template: TemplateSection = TemplateSection(),
+    template: TemplateSection | None = None,
     **kwargs: Any,
 ) -> LoadedModel:
     """Rescore through a running server.
@@ -129,7 +134,7 @@ def connect_engine(
     """
     from hintdistill.engines.server import ServerEngine
 
-    renderer = Renderer.from_pretrained(resolve_model(name), template.options, template.file)
+    renderer = Renderer.from_pretrained(resolve_model(name), *_template(template))
     if kwargs.get("dialect") == "echo":
         kwargs.setdefault("id_of", renderer.vocabulary.get)
         kwargs.setdefault("text_of", renderer.text_of)

@@ -274,14 +274,21 @@ def init(
 
 @app.command()
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None, as_json: Json = False
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Configuration whose template, servers and traces to look at.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """What is installed, what will not work, and how to fix it."""
+    """What is installed, what will not work, and how to fix it; with a config, first what the student will not see."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
+    from hintdistill.config.file import load_config
 
-    checks = diagnose(model)
+    checks = diagnose(model, None if config is None else load_config(config, overrides or ()))
     if as_json:
         print_json([dataclasses.asdict(c) for c in checks])
     else:

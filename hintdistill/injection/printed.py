@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from hintdistill.core.errors import TemplateError
@@ -266,7 +267,7 @@ def _pieces(message: Message, content: str, tail: str) -> tuple[str, list[str], 
             cuts.append((raw, at))
     if not cuts:
         return tail, [], ""
-    between = [tail[a[1] : b[0]] for a, b in zip(cuts, cuts[1:], strict=False)]
+    between = [tail[a[1] : b[0]] for a, b in pairwise(cuts)]
     return tail[: cuts[0][0]], between, tail[cuts[-1][1] :]
 
 

@@ -403,7 +403,7 @@ class Renderer:
                 f"{where}: the recorded ids decode to something else than the message",
                 hint="the trace comes from another tokenizer; traces.token_ids=ignore renders it through this one's template",
             )
-        notes = ()
+        notes: tuple[str, ...] = ()
         if message.prompt_token_ids is None:
             notes = printed.unprinted(opening.before, opening.tools, opening.text)
         return RenderedStep(context_ids, message.token_ids, header_ids, "ids", notes, opening)

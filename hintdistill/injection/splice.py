@@ -3,8 +3,9 @@
 The context is never replaced by a render with the hint in it, because several templates would then rewrite other messages and
 the "effect" would be that. The hint's block is taken from the template's own render with the hint: all of what that render
 adds, or, where it rewrites what stands above the hint, what it prints from the end of the message above on (`spliced_block`).
-From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the template refuses a placement, the next one of the configured order is tried, and
-the record says which was refused and why; when none is left, the error names the template's words.
+From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the
+template refuses a placement, the next one of the configured order is tried, and the record says which was refused and why; when
+none is left, the error names the template's words.
 """
 
 from __future__ import annotations

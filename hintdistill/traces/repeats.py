@@ -137,9 +137,7 @@ class _LastSchemas:
 _SCHEMAS = _LastSchemas()
 
 
-def chains(
-    conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any] = ()
-) -> list[list[dict[str, Any]]]:
+def chains(conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any] = ()) -> list[list[dict[str, Any]]]:
     """The longest conversations of a log of calls, in the order in which they began.
 
     Args:

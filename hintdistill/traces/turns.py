@@ -63,6 +63,8 @@ _USED = _ALL_TOKEN_KEYS | {
     GIVEN,
 }
 _REASONING = frozenset(KEYS)
+
+
 def build_trace(
     record: Mapping[str, Any],
     messages: Sequence[Any],

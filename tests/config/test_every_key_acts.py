@@ -129,6 +129,8 @@ RUN: dict[str, Acts | Told] = {
     "device": Acts("cuda:7", see.forward_calls, GATED, refusal=True),
     "dtype": Acts("bfloat16", see.forward_calls, GATED),
     "threads": Acts("2", see.read, TRACES),
+    "template.options": Acts("{stamp: A}", see.injected, (*RULED, f"run.template.file={FILES / 'template.jinja'}")),
+    "template.file": Acts(str(FILES / "plain.jinja"), see.injected, RULED),
     "rounds": Acts("2", learn.loaded, TRACES, refusal=True),
     "initial": Acts("nowhere", see.rescored, SCORED, refusal=True),
 }

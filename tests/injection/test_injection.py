@@ -95,7 +95,12 @@ def test_observation_moves_by_the_line_break_that_the_template_and_the_hint_shar
     """The observation's last character and the template's line break are one token; the text is the template's own, the ids are not."""
     r = merging_renderer
     seen = tool('{"a":1}')
-    messages = (Message(role="user", content="x"), call("get_weather", "{}"), seen, Message(role="assistant", content="y"))
+    messages = (
+        Message(role="user", content="x"),
+        call("get_weather", "{}"),
+        seen,
+        Message(role="assistant", content="y"),
+    )
     trace = Trace(id="t", messages=messages)
     made = inject(r, trace, step=1, placements=("observation",))
     longer = seen.model_copy(update={"content": f"{seen.content}\n\n{HINT}"})
@@ -106,7 +111,12 @@ def test_observation_moves_by_the_line_break_that_the_template_and_the_hint_shar
 def test_observation_moves_to_a_token_boundary_and_says_so(merging_renderer):
     """The observation ends inside a token, and the hint begins otherwise than what follows: nothing can go in between."""
     r = merging_renderer
-    messages = (Message(role="user", content="x"), call("get_weather", "{}"), tool('{"a":1}'), Message(role="assistant", content="y"))
+    messages = (
+        Message(role="user", content="x"),
+        call("get_weather", "{}"),
+        tool('{"a":1}'),
+        Message(role="assistant", content="y"),
+    )
     made = inject(
         r, Trace(id="t", messages=messages), step=1, placements=("observation",), formats={"observation": " ({hint})"}
     )

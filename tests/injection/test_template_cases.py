@@ -117,8 +117,8 @@ def test_one_of_two_calls_of_a_step_that_is_not_printed_is_an_error():
     for k in (0, 1):
         with pytest.raises(TemplateError, match=f"trace t, step {k}: .* call 2 of 2, of get_weather, is missing"):
             dumped.step(trace, k)
-    spelled = renderer_for(text.replace("ARGS", "c.function.arguments.city"))
-    with pytest.raises(TemplateError, match="trace t, step 0: .* does not print 1 of 2 calls of get_weather"):
+    spelled = renderer_for(text.replace("ARGS", "' ' ~ c.function.arguments.city"))
+    with pytest.raises(TemplateError, match=r"trace t, step 0: .* does not print 1 of 2 calls of get_weather"):
         spelled.step(trace, 0)
     assert spelled.step(trace, 1).notes[0] == "unprinted: 1 of 2 calls of get_weather (message 1)"
 
@@ -142,7 +142,9 @@ def test_a_refusal_names_trace_step_and_the_first_words_that_differ():
         "{% for m in messages %}{{ m.content }}{{ '!' if messages[-1].role == 'assistant' else '?' }}{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
-    with pytest.raises(TemplateError, match=r"trace t9, step 0: .*below no header.*'Is it late in Paris\?\?<\|assist.* became"):
+    with pytest.raises(
+        TemplateError, match=r"trace t9, step 0: .*below no header.*'Is it late in Paris\?\?<\|assist.* became"
+    ):
         r.step(Trace(id="t9", messages=(ASK, ANSWER)), 0)
 
 
@@ -230,9 +232,15 @@ def sentencepiece():
     )
     words = ["Is it late in Paris? It is noon. Use the tool get_time. Be brief. Mind what you say."] * 20
     special = ["<unk>", "<s>", "</s>", *marks, *(f"<0x{i:02X}>" for i in range(256))]
-    tokenizer.train_from_iterator(words, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False))
+    tokenizer.train_from_iterator(
+        words, trainers.BpeTrainer(vocab_size=500, special_tokens=special, show_progress=False)
+    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=marks
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=marks,
     )
     fast.chat_template = (
         "<s>{% for m in messages %}{% if m.role == 'system' %}[SYS]{{ m.content }}[/SYS]{% elif m.role == 'user' %}"

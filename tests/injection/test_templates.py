@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from conftest import ROOT, TEMPLATES, published_templates
-from support.template_matrix import HINT, PLACES, TALKS, Row, broken, rows, templates_in, trace_of, wheel_rows
+from support.template_matrix import HINT, TALKS, Row, broken, rows, templates_in, trace_of, wheel_rows
 
 from hintdistill.config import InjectSection
 from hintdistill.core.errors import HintdistillError, SpliceError, TemplateError
@@ -71,7 +71,11 @@ def test_the_header_below_a_hint_after_a_tool_result_belongs_to_the_block(templa
     found = row(template, talk)
     assert found.site.rendered.header_ids == ()
     made = found.hints["message, user"]
-    assert found.renderer.decode(made.block_ids).rstrip().endswith(("<|turn>model", "<｜Assistant｜><think>", "<｜Assistant｜>"))
+    assert (
+        found.renderer.decode(made.block_ids)
+        .rstrip()
+        .endswith(("<|turn>model", "<｜Assistant｜><think>", "<｜Assistant｜>"))
+    )
 
 
 def test_a_system_prompt_that_is_the_templates_own_is_not_replaced():
@@ -118,5 +122,3 @@ def test_thinking_in_earlier_steps_that_a_template_drops_is_a_note():
     # a hint of its own above the step would make Qwen3 drop it: the block is spliced, and the reasoning is still read
     hint = row("qwen3", "reasoning").hints["message, user"]
     assert hint.notes == ("spliced_block",)
-
-

@@ -135,7 +135,9 @@ def broken(row: Row) -> list[str]:
     comparing the renders of two hints.
     """
     if isinstance(row.site, HintdistillError):
-        return [] if f"trace {row.talk}, step" in row.site.message else [f"the refusal names no step: {row.site.message}"]
+        return (
+            [] if f"trace {row.talk}, step" in row.site.message else [f"the refusal names no step: {row.site.message}"]
+        )
     site, r = row.site, row.renderer
     step, plain = site.rendered, site.rendered.context_ids + site.rendered.step_ids
     wrong = []
