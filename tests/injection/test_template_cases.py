@@ -77,7 +77,7 @@ def test_a_template_without_tools_says_what_of_the_context_is_missing():
         "unprinted: tools get_weather, get_time",
         "unprinted: 1 of 1 calls of get_weather (message 2)",
     )
-    with pytest.raises(TemplateError, match="trace t, step 0: .* does not print the call of get_weather"):
+    with pytest.raises(TemplateError, match=r"trace t, step 0: .* does not print the call of get_weather"):
         r.step(TALK, 0)
     assert inject(r, TALK, 1).notes == step.notes
 
