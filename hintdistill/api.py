@@ -137,8 +137,9 @@ def connect_engine(
     renderer = Renderer.from_pretrained(resolve_model(name), *_template(template))
     if kwargs.get("dialect") == "echo":
         kwargs.setdefault("id_of", renderer.vocabulary.get)
-        kwargs.setdefault("text_of", renderer.text_of)
-    return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer, "server")
+    engine = ServerEngine(base_url, model or name, **kwargs)
+    engine.text_of = renderer.text_of
+    return LoadedModel(engine, renderer, "server")
 
 
 def rescore(

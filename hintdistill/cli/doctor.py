@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from hintdistill.config import RescoreSection, RunConfig
+from hintdistill.config import RescoreSection
 from hintdistill.core.errors import HintdistillError
 from hintdistill.prompts import PromptLibrary, data_root
 
@@ -30,14 +30,9 @@ class Check:
     fix: str = ""
 
 
-def diagnose(model: str | None = None, config: RunConfig | None = None) -> list[Check]:
-    """Every check, in order. A configuration or a model folder adds its own, before the others."""
-    own: list[Check] = []
-    if config is not None:
-        from hintdistill.cli.doctor_config import config_checks
-
-        own += config_checks(config)
-    own += _model(model) if model else []
+def diagnose(model: str | None = None) -> list[Check]:
+    """Every check, in order; those of a model folder come first."""
+    own = _model(model) if model else []
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
     return own + checks
 

@@ -286,9 +286,11 @@ def doctor(
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
+    from hintdistill.cli.doctor_config import config_checks
     from hintdistill.config.file import load_config
 
-    checks = diagnose(model, None if config is None else load_config(config, overrides or ()))
+    checks = [] if config is None else config_checks(load_config(config, overrides or ()))
+    checks += diagnose(model)
     if as_json:
         print_json([dataclasses.asdict(c) for c in checks])
     else:

@@ -96,13 +96,12 @@ def server(job: EngineJob) -> ServerEngine:
 
     section = job.section
     assert section.base_url is not None and section.model is not None
-    return ServerEngine(
+    engine = ServerEngine(
         section.base_url,
         section.model,
         max_length=section.max_length,
         dialect=section.dialect,
         id_of=job.id_of,
-        text_of=job.text_of,
         api_key_env=section.api_key_env,
         concurrency=section.concurrency,
         timeout_s=section.timeout_s,
@@ -111,3 +110,5 @@ def server(job: EngineJob) -> ServerEngine:
         allow_hosts=section.allow_hosts,
         **job.options,
     )
+    engine.text_of = job.text_of
+    return engine

@@ -49,7 +49,6 @@ class ServerEngine:
         retries: int = 2,
         key: str | None = None,
         allow_hosts: Iterable[str] = (),
-        text_of: Callable[[int], str] | None = None,
     ) -> None:
         """Point at a server.
 
@@ -61,7 +60,6 @@ class ServerEngine:
             timeout_s: for one whole answer.
             key: key of the weights it serves, where the caller knows them; default: its address and their name there.
             allow_hosts: hosts outside this machine that may receive traces, as token ids.
-            text_of: the text of an id, by which echoed tokens are held against those sent where the server writes text.
 
         Raises:
             ConfigError: the server is outside this machine and its host is not allowed.
@@ -80,7 +78,8 @@ class ServerEngine:
             )
         )
         self.base_url, self.model, self.dialect, self.id_of = self._client.url, model, dialect, id_of
-        self.text_of = text_of
+        self.text_of: Callable[[int], str] | None = None
+        """The text of an id, by which echoed tokens are held against those sent where the server writes text; may be set."""
         self.concurrency, self.key = concurrency, key or f"{self.base_url}:{model}"
         self.max_length = max_length if max_length is not None else self._asked_length()
 

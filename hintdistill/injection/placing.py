@@ -14,7 +14,8 @@ import numpy as np
 
 from hintdistill.core.errors import SpliceError, TemplateError
 from hintdistill.core.types import Message
-from hintdistill.injection.rendering import Opening, Renderer, first_difference
+from hintdistill.injection.opening import Opening, first_difference
+from hintdistill.injection.rendering import Renderer
 
 BOUNDARY_SHIFTED = "boundary_shifted"
 """Note: the hint's place lies inside a token, and moved to the next boundary; its ids are not all those of the template's render."""

@@ -288,3 +288,17 @@ def _white_space(message: Message, content: str, lead: str, between: Sequence[st
 def _loose(piece: str, lead: str) -> bool:
     """Whether white space stands between the end of one call's frame and the beginning of the next one's, which is `lead`."""
     return piece.endswith(lead) and piece.removesuffix(lead)[-1:].isspace()
+
+
+def verbatim(message: Message, arguments_kept: bool) -> bool:
+    """Whether the trace holds what the student wrote in a step, not what a server made of it.
+
+    Args:
+        arguments_kept: whether the template prints argument strings as they are.
+    """
+    if message.reasoning:
+        # a server cut the reasoning out; the white space around it is the template's guess
+        return False
+    if message.tool_calls:
+        return arguments_kept and all(c.arguments_form == "string" for c in message.tool_calls)
+    return bool(message.content)

@@ -32,9 +32,10 @@ from hintdistill.core.types import (
 from hintdistill.injection.candidates import other_hints
 from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
 from hintdistill.injection.levels import hint_level
+from hintdistill.injection.opening import RenderedStep, first_difference
 from hintdistill.injection.placing import BOUNDARY_SHIFTED, Context, Placed, message_block
 from hintdistill.injection.quotes import locate, tokens_in
-from hintdistill.injection.rendering import RenderedStep, Renderer, first_difference
+from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.schema_tokens import legal_continuations
 from hintdistill.prompts import PromptLibrary
 

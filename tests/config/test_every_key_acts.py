@@ -129,8 +129,10 @@ RUN: dict[str, Acts | Told] = {
     "device": Acts("cuda:7", see.forward_calls, GATED, refusal=True),
     "dtype": Acts("bfloat16", see.forward_calls, GATED),
     "threads": Acts("2", see.read, TRACES),
-    "template.options": Acts("{stamp: A}", see.injected, (*RULED, f"run.template.file={FILES / 'template.jinja'}")),
-    "template.file": Acts(str(FILES / "plain.jinja"), see.injected, RULED),
+    "template.options": Told(
+        "tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"
+    ),
+    "template.file": Told("tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"),
     "rounds": Acts("2", learn.loaded, TRACES, refusal=True),
     "initial": Acts("nowhere", see.rescored, SCORED, refusal=True),
 }

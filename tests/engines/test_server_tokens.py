@@ -72,8 +72,8 @@ def scored(address: str, kind: str, dialect: str) -> np.ndarray:
         max_length=100,
         dialect=dialect,
         id_of={w.strip(): i for i, w in WORDS.items()}.get,
-        text_of=WORDS.get,
     )
+    engine.text_of = WORDS.get
     return engine.score([ScoreRequest(ids=np.array(IDS), start=6, end=10)], 4)[0].sampled
 
 
