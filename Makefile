@@ -10,7 +10,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test suite test-full test-vllm test-producers evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm clean
+.PHONY: run templates test suite test-full test-vllm test-producers evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -61,6 +61,13 @@ docs: install
 	$(BIN)/python docs/make_recipes_page.py
 	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
+
+# the chat templates in llama-cpp-python's source archive, through the same invariants; outside CI, because the archive is large
+templates: install
+	rm -rf build/llama && mkdir -p build/llama
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d build/llama llama-cpp-python
+	tar -xzf build/llama/llama_cpp_python-*.tar.gz -C build/llama --wildcards '*/models/templates/*.jinja'
+	$(BIN)/python docs/make_templates_page.py build/llama build/templates.md
 
 evidence-quick: install
 	$(BIN)/python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --quick

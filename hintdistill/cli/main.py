@@ -264,18 +264,26 @@ def init(
 
 @app.command()
 def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Configuration whose template, servers and traces to look at.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code that stands in the model folder run.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """What is installed, what will not work, and how to fix it."""
+    """What is installed, what will not work, and how to fix it; with a config, first what the student will not see."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
+    from hintdistill.cli.doctor_config import config_checks
+    from hintdistill.config.file import load_config
 
-    checks = diagnose(model, trust_remote_code=trust_remote_code)
+    checks = [] if config is None else config_checks(load_config(config, overrides or ()))
+    checks += diagnose(model, trust_remote_code=trust_remote_code)
     if as_json:
         print_json([dataclasses.asdict(c) for c in checks])
     else:

@@ -64,6 +64,7 @@ __all__ = [
     "RunSection",
     "Section",
     "ServerSection",
+    "TemplateSection",
     "TracesSection",
     "TrainSection",
     "TripwireSection",
@@ -72,6 +73,16 @@ __all__ = [
 ]
 
 CONFIG_SCHEMA = 3
+
+
+class TemplateSection(Section):
+    """The chat template that the student is rendered with, and its options."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the template, e.g. `{enable_thinking: false}`, `{date_string: 26 Jul 2024}`; `strftime_now: 2026-05-01` is the date that
+    templates get that ask for today's. An option that the template does not read is refused. What a trace recorded goes before."""
+    file: ConfigPath | None = None
+    """A chat template in place of the model folder's."""
 
 
 class RunSection(Section):
@@ -97,6 +108,7 @@ class RunSection(Section):
     traces. Default: no loop, `traces.path` is read."""
     initial: ModelPath | None = None
     """The policy the run starts from, where `model` is a later one. The loop sets it."""
+    template: TemplateSection = TemplateSection()
 
 
 class TracesSection(Section):

@@ -3,8 +3,9 @@
 The context is never replaced by a render with the hint in it, because several templates would then rewrite other messages and
 the "effect" would be that. The hint's block is taken from the template's own render with the hint: all of what that render
 adds, or, where it rewrites what stands above the hint, what it prints from the end of the message above on (`spliced_block`).
-From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the template refuses a placement, the next one of the configured order is tried, and
-the record says which was refused and why; when none is left, the error names the template's words.
+From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the
+template refuses a placement, the next one of the configured order is tried, and the record says which was refused and why; when
+none is left, the error names the template's words.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from hintdistill.injection.candidates import other_hints
 from hintdistill.injection.control_tokens import note_of, refuse_in_hint
 from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
 from hintdistill.injection.levels import hint_level
+from hintdistill.injection.opening import RenderedStep, first_difference
 from hintdistill.injection.placing import BOUNDARY_SHIFTED, Context, Placed, message_block
 from hintdistill.injection.quotes import locate, tokens_in
-from hintdistill.injection.rendering import RenderedStep, Renderer, first_difference
+from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.schema_tokens import legal_continuations
 from hintdistill.prompts import PromptLibrary
 
@@ -114,8 +116,8 @@ class StepSite:
         assert role is not None
         opening, words = self.opening, text.strip()
         own = self.renderer.render((*opening.before, Message(role=role, content=text)), opening.tools, header=True)
-        block, rest, rewrites = message_block(opening, own, words, role)
-        placed = self.context.put(opening.bare + block + opening.header, words, from_end=True)
+        block, rest, rewrites = message_block(self.renderer, opening, own, words, role)
+        placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
         if placed.shifted:
             raise SpliceError("the hint's message does not begin and end at token boundaries")
         ids, starts = self.renderer.encode_with_starts(own)

@@ -119,7 +119,8 @@ OPTION_KEYS = ("chat_template_kwargs", "template_options", "chat_template", "tem
 
 def context_of(trace: Trace) -> Mark:
     """A hash of what is rendered beside the messages: the tool schemas and the options of the template."""
-    options = [trace.extra[k] for k in OPTION_KEYS if k in trace.extra]
+    options = [trace.template] if trace.template else []
+    options += [trace.extra[k] for k in OPTION_KEYS if k in trace.extra]
     schemas = _SCHEMAS.of(trace.tools)
     return hash((schemas, json.dumps(options, sort_keys=True, default=str))) if options else schemas
 

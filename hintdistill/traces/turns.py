@@ -104,6 +104,9 @@ def build_trace(
     if record.get("trace_id") and "id" in record and "id" in known:
         extra["id"] = record["id"]
     check_plain(extra, "extra")
+    options_said = extra.pop("chat_template_kwargs", None)
+    if options_said is not None and not isinstance(options_said, dict):
+        extra["chat_template_kwargs"] = options_said
     fields: dict[str, Any] = {
         "id": trace_id(record, source) + suffix,
         "messages": [_message(m, i, options) for i, m in enumerate(messages)],
@@ -112,6 +115,7 @@ def build_trace(
         "task_id": str(task_id) if task_id is not None else None,
         "model": model if isinstance(model, str) and model else None,
         "source": source,
+        "template": options_said if isinstance(options_said, dict) else {},
         "extra": extra,
     }
     fields["tools"] = fields["tools"] or options.tools

@@ -131,6 +131,10 @@ RUN: dict[str, Acts | Told] = {
     "dtype": Acts("bfloat16", see.forward_calls, GATED),
     "threads": Acts("2", see.read, TRACES),
     "trust_remote_code": Told("tests/core/test_trust.py", "test_code_of_a_model_folder_runs_only_where_it_is_set"),
+    "template.options": Told(
+        "tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"
+    ),
+    "template.file": Told("tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"),
     "rounds": Acts("2", learn.loaded, TRACES, refusal=True),
     "initial": Acts("nowhere", see.rescored, SCORED, refusal=True),
 }
