@@ -17,6 +17,7 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
+from hintdistill.cli.export import export
 from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.core.errors import ConfigError, HintdistillError
@@ -38,6 +39,7 @@ app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
+app.command()(export)
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
