@@ -28,7 +28,7 @@ def describe(run: RunRows, form: Format, k: int | None, tail: Tail, licence: str
     for name in sorted({n for h in heads for n in h.versions}):
         versions[name] = sorted({h.versions[name] for h in heads if name in h.versions})
     weighed = Counter(m.kind for p in run.rows.plans for m in p.members)
-    unread = Counter(h.kind for h in heads)
+    unread = Counter[str](h.kind for h in heads)
     unread.subtract(weighed)
     return {
         "schema": EXPORT_SCHEMA,

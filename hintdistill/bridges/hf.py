@@ -283,7 +283,7 @@ class HintLoss:
         return value * len(slots)
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
+class _Clock(TrainerCallback):
     """Tells a loss function the optimiser step."""
 
     def __init__(self, loss: HintLoss) -> None:

@@ -149,7 +149,7 @@ def _rest(kept: np.ndarray) -> np.ndarray:
     return rest
 
 
-class _Served(Queue):  # type: ignore[type-arg]
+class _Served(Queue):
     """A queue that is never empty: what is taken is made when it is taken, each row as often as it is to be served."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], width: int, seed: int) -> None:

@@ -49,7 +49,10 @@ def model():
 def stored(model):
     """Seven hints and an anchor in three traces, two of them on one step, and two twins in a row of their own."""
     trace = np.random.default_rng(7).integers(3, VOCAB, 40)
-    held = [target_of(model, f"twin{i}", "twinned", trace, a, b, a, trace[:0]) for i, (a, b) in enumerate([(9, 15), (30, 40)])]
+    held = [
+        target_of(model, f"twin{i}", "twinned", trace, a, b, a, trace[:0])
+        for i, (a, b) in enumerate([(9, 15), (30, 40)])
+    ]
     return [*targets_of(model), *(replace(t, kind="twin") for t in held)]
 
 
@@ -109,7 +112,9 @@ def curve(trainer) -> np.ndarray:
     return np.array([log["loss"] for log in trainer.state.log_history if "loss" in log])
 
 
-@pytest.mark.parametrize("config", [MANY, {"divergence": "fkl", "normalize": "kept", "twins": {"weight": 1.0}}], ids=["all", "fkl"])
+@pytest.mark.parametrize(
+    "config", [MANY, {"divergence": "fkl", "normalize": "kept", "twins": {"weight": 1.0}}], ids=["all", "fkl"]
+)
 def test_ten_steps_in_float64_are_the_toolkits(model, stored, tmp_path, config):
     double = copy.deepcopy(model).double()
     with Doubled():
