@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from support.command import hintdistill
 
 
@@ -24,3 +27,10 @@ def scored_run(folder: Path, *overrides: str, limit: int = 24) -> Path:
         *overrides,
     )
     return folder
+
+
+def step_logprobs(model, ids, start):
+    """What a model says at a step's positions, float64 [T, V]."""
+    with torch.no_grad():
+        logits = model(torch.as_tensor(np.asarray(ids))[None, :-1]).logits[0, start - 1 :]
+    return logits.double().log_softmax(-1).numpy()
