@@ -41,7 +41,7 @@ def the_run() -> Path:
     """A run up to its targets, once for all tests: hints, anchors of weight 2, twins."""
     folder = tempfile.mkdtemp(prefix="hintdistill-peers-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return scored_run(Path(folder) / "run", limit=48)
+    return scored_run(Path(folder) / "run", limit=32)
 
 
 @cache
