@@ -96,7 +96,7 @@ def scan(run: RunRows) -> None:
                 seen.add(ids.tobytes())
                 held += [
                     f"{what} of step {target.step}: {', '.join(kinds)}"
-                    for kinds in [secrets.kinds(decode(ids))]
+                    for kinds in [secrets.kinds(decode(ids.tolist()))]
                     if kinds
                 ]
         if held:

@@ -142,6 +142,22 @@ def test_float32_rows_and_curve(model, stored, tmp_path):
     assert np.allclose(curve(ours), curve(theirs), rtol=1e-3)
 
 
+def test_a_low_rank_adapter_under_a_plain_trainer_learns(model, stored, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    section = train_section(learning_rate=1e-2, **MANY)
+    rows = HintRows(build_rows(stored, section), section.effective_recipe)
+    loss = HintLoss(rows)
+    adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+    args = arguments(tmp_path, section, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    trainer = Trainer(adapted, args, train_dataset=rows, data_collator=Collator(), compute_loss_func=loss)
+    trainer.train()
+    assert curve(trainer)[-1] < 0.8 * curve(trainer)[0]
+    assert {n for n, p in adapted.named_parameters() if p.requires_grad} == {
+        n for n, _ in adapted.named_parameters() if "lora" in n
+    }
+
+
 def test_an_exported_row_is_the_row(model, stored, tmp_path):
     section = train_section(**MANY)
     rows = build_rows(stored, section)

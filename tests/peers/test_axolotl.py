@@ -32,11 +32,17 @@ from hintdistill.bridges.runs import open_rows
 def exported(request, tmp_path_factory):
     """The folder, its rows as axolotl reads a data set, and the rows they were made of, narrowed and whole."""
     folder, _ = export(
-        the_run(), "axolotl", ExportSettings(20, request.param), out=tmp_path_factory.mktemp("axolotl") / "out", checked=True
+        the_run(),
+        "axolotl",
+        ExportSettings(20, request.param),
+        out=tmp_path_factory.mktemp("axolotl") / "out",
+        checked=True,
     )
     settings = yaml.safe_load((folder / CONFIG).read_text())
     where = settings["datasets"][0]
-    read = load_dataset(where["ds_type"], data_files=str(folder / where["path"]), split="train", cache_dir=str(folder / "c"))
+    read = load_dataset(
+        where["ds_type"], data_files=str(folder / where["path"]), split="train", cache_dir=str(folder / "c")
+    )
     keys = json.loads((folder / KEYS).read_text())
     found, whole = open_rows(the_run(), 20, request.param), open_rows(the_run())
     recipe = found.section.effective_recipe
@@ -124,7 +130,7 @@ def test_the_gradient_is_that_of_the_weighted_forward_kl(exported):
 
 
 def test_the_yaml_speaks_the_plugins_language(exported):
-    settings, read, pairs, _ = exported
+    settings, _, pairs, _ = exported
     own = {k: v for k, v in settings.items() if k.startswith("kd_")}
     assert set(own) <= set(KDArgs.model_fields) and KDArgs(**own).kd_alpha == 1.0
     assert settings["plugins"] == ["axolotl.integrations.kd.KDPlugin"] and settings["kd_ce_alpha"] == 0

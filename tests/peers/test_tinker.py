@@ -34,7 +34,9 @@ def test_the_cross_entropy_of_a_datum_is_the_forward_kl_and_a_constant(k):
         assert tokens.shape == weights.shape == (len(few.ids) - 1, few.support_ids.shape[1])
         # a step's weights are its own, and nothing else carries any
         step = slice(few.start - 1, len(few.ids) - 1)
-        assert np.allclose(weights[step].sum(1), few.weights, rtol=1e-5) and weights.sum() == pytest.approx(few.weights.sum())
+        assert np.allclose(weights[step].sum(1), few.weights, rtol=1e-5) and weights.sum() == pytest.approx(
+            few.weights.sum()
+        )
         # the sampled token of every weighed position is among its ids
         assert all(few.sampled[t] in tokens[step][t][weights[step][t] > 0] for t in few.carried)
         student = step_logprobs(the_model(), few.ids, few.start)

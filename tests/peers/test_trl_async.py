@@ -23,7 +23,15 @@ from hintdistill.bridges.runs import open_rows
 from hintdistill.bridges.trl import NoTransfer, StoredRollouts, offline, sample, settings
 from hintdistill.core.errors import ConfigError
 
-FIELDS = ("input_ids", "completion_mask", "teacher_topk_ids", "teacher_topk_logprobs", "teacher_id", "prompt_id", "metrics")
+FIELDS = (
+    "input_ids",
+    "completion_mask",
+    "teacher_topk_ids",
+    "teacher_topk_logprobs",
+    "teacher_id",
+    "prompt_id",
+    "metrics",
+)
 
 
 def trainer_of(rollouts, folder, steps, **more):
@@ -80,7 +88,9 @@ def test_parity_per_row_and_twenty_steps_lower_the_kl(run, tmp_path):
     assert {r["kind"] for r in rollouts.rows} == {"hint", "anchor", "twin"}
     for row, loss in zip(rollouts.rows, theirs, strict=True):
         mine = flat[row["key"]]
-        assert loss == pytest.approx(forward_kl(mine, logprobs(model, mine.ids, mine.start)) / mine.weights.sum(), abs=1e-5)
+        assert loss == pytest.approx(
+            forward_kl(mine, logprobs(model, mine.ids, mine.start)) / mine.weights.sum(), abs=1e-5
+        )
     hints = [r for r in rollouts.rows if r["kind"] == "hint"]
     before = losses(trainer, rollouts, hints).mean()
     rollouts.rows[:] = hints
