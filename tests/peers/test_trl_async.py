@@ -96,7 +96,19 @@ def test_parity_per_row_and_twenty_steps_lower_the_kl(run, tmp_path):
     rollouts.rows[:] = hints
     trainer.train()
     after = losses(trainer, rollouts, hints).mean()
+    print(f"KL of hint rows, nats per token: {before:.4f} → {after:.4f}")
     assert before / after >= 5, (before, after)
+
+
+def test_packed_rows_do_not_read_one_another(run, tmp_path):
+    rollouts = StoredRollouts(run)
+    trainer, some = trainer_of(rollouts, tmp_path, 2), rollouts.rows[:4]
+    each, tokens = losses(trainer, rollouts, some), np.array([sum(r["mask"]) for r in some])
+    packed = [{n: getattr(sample(r, rollouts.width), n) for n in FIELDS} for r in some]
+    with torch.no_grad():
+        batch = DataCollatorForRollout(trainer.processing_class.pad_token_id).torch_call([[packed]])
+        together = float(trainer._compute_loss(trainer.model, batch))
+    assert together == pytest.approx(float((each * tokens).sum() / tokens.sum()), rel=1e-5)
 
 
 def test_a_batch_mixes_hints_anchors_and_twins_by_their_weights(run, tmp_path):
