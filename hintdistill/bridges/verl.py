@@ -31,74 +31,87 @@ RUN_KEY = "hintdistill_run"
 _MODULE = "verl.experimental.agent_loop.agent_loop"
 
 
+class HintedTeacher:
+    """What verl's agent loop worker does differently: a mixin that comes before its class."""
+
+    find: Find | None = None
+    hint_store: StoredScores | None = None
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        above: Any = super()
+        above.__init__(config, *args, **kwargs)
+        self.open_store(config.data.get(RUN_KEY))
+
+    def open_store(self, run: str | None) -> None:
+        """Read the run that hints come from. Raises ConfigError where there is neither a run nor a function."""
+        if run is not None:
+            self.hint_store = StoredScores(run, self.width())
+        elif self.find is None:
+            raise ConfigError(
+                f"no hints: data.{RUN_KEY} is not set", hint=f"+data.{RUN_KEY}=runs/demo, or manager_class(find)"
+            )
+
+    def width(self) -> int:
+        """Ids per token that the loss takes: `distillation.distillation_loss.topk`."""
+        return int(self._teacher.distillation_loss_config.topk)
+
+    @property
+    def _teacher(self) -> Any:
+        return vars(self)["teacher_server_manager"]
+
+    async def hint_scores(self, output: Any, sample: Mapping[str, Any]) -> list[Scored]:
+        """Return what the teacher says of each step that has a hint: what the run knows, and what is asked now."""
+        ids = [*output.prompt_ids, *output.response_ids]
+        scored = [] if self.hint_store is None else self.hint_store.find(ids)
+        for splice in () if self.find is None else self.find(ids, len(output.prompt_ids), sample):
+            answer = await self._teacher.compute_teacher_logprobs_single(
+                sequence_ids=hinted_ids(ids, splice),
+                multi_modal_data=output.multi_modal_data,
+                mm_processor_kwargs=output.mm_processor_kwargs,
+                mm_processor_output=getattr(output, "mm_processor_output", None),
+                routing_key=None,
+            )
+            scored.append(slice_back(np.asarray(answer[0]), np.asarray(answer[1]), splice))
+        return scored
+
+    async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
+        if vars(self)["distillation_enabled"] and not validate:
+            scored = await self.hint_scores(output, kwargs)
+            span = loss_mask(scored, len(output.prompt_ids), len(output.response_ids))
+            # a token that the student did not write carries no loss, whatever a span says
+            output.response_mask = [int(bool(a and b)) for a, b in zip(output.response_mask, span, strict=True)]
+            output.extra_fields["hint_scores"] = scored
+        above: Any = super()
+        return await above._agent_loop_postprocess(output, validate, **kwargs)
+
+    async def _compute_teacher_logprobs(
+        self,
+        output: Any,
+        prompt_ids: Sequence[int],
+        response_ids: Sequence[int],
+        validate: bool,
+        sample_kwargs: Any = None,
+    ) -> None:
+        import torch
+
+        if not vars(self)["distillation_enabled"] or validate:
+            return
+        length = len(prompt_ids) + len(response_ids)
+        ids, logprobs = laid_out(output.extra_fields.pop("hint_scores"), length, self.width())
+        output.extra_fields["teacher_ids"] = torch.from_numpy(ids)
+        output.extra_fields["teacher_logprobs"] = torch.from_numpy(logprobs)
+
+
 @lru_cache(maxsize=8)
 def worker_class(find: Find | None = None) -> Any:
-    """Return verl's agent loop worker with hints: those that `find` gives, else those of the run in `data.hintdistill_run`.
+    """Return verl's agent loop worker with hints: those that `find` gives, and those of the run in `data.hintdistill_run`.
 
     Raises:
         ConfigError: verl is not installed.
     """
     base: Any = need(_MODULE, "verl").AgentLoopWorker
-
-    class HintedAgentLoopWorker(base):
-        """An agent loop worker whose teacher reads hints."""
-
-        hint_store: StoredScores | None = None
-
-        def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-            super().__init__(config, *args, **kwargs)
-            self.open_store(config.data.get(RUN_KEY))
-
-        def open_store(self, run: str | None) -> None:
-            """Read the run that hints come from. Raises ConfigError where there is neither a run nor a function."""
-            if run is not None:
-                self.hint_store = StoredScores(run, self.distillation_width())
-            elif find is None:
-                raise ConfigError(
-                    f"no hints: data.{RUN_KEY} is not set", hint=f"+data.{RUN_KEY}=runs/demo, or manager_class(find)"
-                )
-
-        def distillation_width(self) -> int:
-            """Ids per token that the loss takes: `distillation.distillation_loss.topk`."""
-            return int(self.teacher_server_manager.distillation_loss_config.topk)
-
-        async def hint_scores(self, output: Any, sample: Mapping[str, Any]) -> list[Scored]:
-            """What the teacher says of each step that has a hint, and that nobody has scored before."""
-            ids = [*output.prompt_ids, *output.response_ids]
-            scored = [] if self.hint_store is None else self.hint_store.find(ids)
-            for splice in () if find is None else find(ids, len(output.prompt_ids), sample):
-                answer = await self.teacher_server_manager.compute_teacher_logprobs_single(
-                    sequence_ids=hinted_ids(ids, splice),
-                    multi_modal_data=output.multi_modal_data,
-                    mm_processor_kwargs=output.mm_processor_kwargs,
-                    mm_processor_output=getattr(output, "mm_processor_output", None),
-                    routing_key=None,
-                )
-                scored.append(slice_back(np.asarray(answer[0]), np.asarray(answer[1]), splice))
-            return scored
-
-        async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> Any:
-            if self.distillation_enabled and not validate:
-                scored = await self.hint_scores(output, kwargs)
-                span = loss_mask(scored, len(output.prompt_ids), len(output.response_ids))
-                # a token that the student did not write carries no loss, whatever a span says
-                output.response_mask = [int(bool(a and b)) for a, b in zip(output.response_mask, span, strict=True)]
-                output.extra_fields["hint_scores"] = scored
-            return await super()._agent_loop_postprocess(output, validate, **kwargs)
-
-        async def _compute_teacher_logprobs(
-            self, output: Any, prompt_ids: list[int], response_ids: list[int], validate: bool, sample_kwargs: Any = None
-        ) -> None:
-            import torch
-
-            if not self.distillation_enabled or validate:
-                return
-            scored, width = output.extra_fields.pop("hint_scores"), self.distillation_width()
-            ids, logprobs = laid_out(scored, len(prompt_ids) + len(response_ids), width)
-            output.extra_fields["teacher_ids"] = torch.from_numpy(ids)
-            output.extra_fields["teacher_logprobs"] = torch.from_numpy(logprobs)
-
-    return HintedAgentLoopWorker
+    given = None if find is None else staticmethod(find)
+    return type("HintedAgentLoopWorker", (HintedTeacher, base), {"find": given, "__module__": __name__})
 
 
 @lru_cache(maxsize=8)
