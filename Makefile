@@ -21,10 +21,10 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers" --ignore tests/peers -n 2 --dist loadfile
 
 test-full: install
-	$(BIN)/pytest -m "slow"
+	$(BIN)/pytest -m "slow" --ignore tests/peers
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm

@@ -17,6 +17,7 @@ from axolotl.integrations.kd.args import KDArgs
 from axolotl.integrations.kd.collator import DataCollatorForKD
 from axolotl.integrations.kd.kernels.liger import LigerFusedLinearKLTopKLogprobLoss
 from axolotl.integrations.kd.topk_logprob.forward_kl import loss as topk_loss
+from axolotl.integrations.kd.trainer import AxolotlKDTrainer
 from datasets import load_dataset
 from support.exported import step_logprobs
 from transformers import AutoTokenizer
@@ -57,7 +58,7 @@ def batch_of(read, numbers):
 
 
 def by_trainer(model, batch, settings):
-    """The loss as AxolotlKDTrainer computes it: its kernel on hidden states, over the number of labels."""
+    """The loss as AxolotlKDTrainer computes it, with the kernel that it would make of these settings."""
     kernel = LigerFusedLinearKLTopKLogprobLoss(
         settings["kd_ce_alpha"],
         settings["kd_alpha"],
@@ -67,16 +68,14 @@ def by_trainer(model, batch, settings):
         compute_ce_loss=bool(settings["kd_ce_alpha"]),
         normalize_topk=settings["kd_normalize_topk"],
     )
-    read = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
-    value = kernel(
-        model.get_output_embeddings().weight,
-        read.hidden_states[-1],
-        batch["target_token_ids"],
-        batch["target_logprobs"],
-        batch["target_mask"],
-        true_labels=batch["labels"],
-    )
-    return value / (batch["labels"] != -100).sum(), read.logits
+    # its trainer without its arguments: of all its state the loss reads this alone
+    trainer = object.__new__(AxolotlKDTrainer)
+    trainer._kd_loss_fn = kernel
+    return trainer.compute_loss(model, dict(batch))
+
+
+def logits_of(model, batch):
+    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
 def test_its_kernel_and_its_reference_agree_with_the_formula(exported):
@@ -86,8 +85,10 @@ def test_its_kernel_and_its_reference_agree_with_the_formula(exported):
         few, full = pairs[i]
         batch = batch_of(read, [i])
         with torch.no_grad():
-            value, logits = by_trainer(model, batch, settings)
-            plain = topk_loss(logits, batch["target_token_ids"], batch["target_logprobs"], batch["target_mask"], 1)
+            value = by_trainer(model, batch, settings)
+            plain = topk_loss(
+                logits_of(model, batch), batch["target_token_ids"], batch["target_logprobs"], batch["target_mask"], 1
+            )
         student = step_logprobs(model, few.ids, few.start)
         mine, limit = forward_kl(full, student), bound(full, few, student, tail)
         for theirs in (float(value), float(plain)):
@@ -104,7 +105,7 @@ def test_a_batch_is_a_mean_over_steps_with_the_weights_of_the_run(exported):
     settings, read, pairs, _ = exported
     numbers = [0, len(read) // 2, len(read) - 1]
     with torch.no_grad():
-        value, _ = by_trainer(the_model(), batch_of(read, numbers), settings)
+        value = by_trainer(the_model(), batch_of(read, numbers), settings)
     each = [pairs[i][0] for i in numbers]
     wanted = [forward_kl(r, step_logprobs(the_model(), r.ids, r.start)) + weight_constant(r) for r in each]
     assert float(value) == pytest.approx(np.mean(wanted), rel=1e-5, abs=1e-5)
@@ -120,7 +121,7 @@ def test_the_gradient_is_that_of_the_weighted_forward_kl(exported):
         (found,) = torch.autograd.grad(value, weight)
         return found
 
-    theirs = gradient(by_trainer(model, batch_of(read, [i]), settings)[0])
+    theirs = gradient(by_trainer(model, batch_of(read, [i]), settings))
     logp = model(torch.from_numpy(few.ids)[None]).logits[0, few.start - 1 : -1].log_softmax(-1)
     ids, teacher = torch.from_numpy(few.support_ids), torch.from_numpy(few.teacher).float()
     ours = logp.gather(1, ids.clamp(min=0))
