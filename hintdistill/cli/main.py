@@ -17,6 +17,7 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
+from hintdistill.cli.export import export
 from hintdistill.cli.interrupts import interrupted, interruptible
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
@@ -40,6 +41,7 @@ app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
+app.command()(export)
 
 Config = Annotated[
     Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
@@ -166,11 +168,23 @@ def train(
 def report(
     run: RunArg,
     share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Measure a student that was trained elsewhere, beside the run's own."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
     """Take the missing measurements and write the report of a run again."""
+    if student is not None:
+        if share:
+            raise ConfigError("--share is of the run's own report", hint="without --student")
+        from hintdistill.pipeline.elsewhere import report_student
+        from hintdistill.pipeline.progress import Console
+
+        finish(report_student(run, student, Console(quiet=quiet or as_json), trust=trust), as_json)
+        return
     if share:
         from hintdistill.pipeline.store import RunDir
         from hintdistill.reporting.share import write_shared
@@ -241,8 +255,22 @@ def push(
         str, typer.Argument(metavar="REPO", help="Repository on the hub, e.g. me/my-student.", show_default=False)
     ],
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Upload the targets, scanned for secrets, instead.")
+    ] = False,
+    text_free: Annotated[
+        bool, typer.Option("--text-free", help="Of the targets, upload numbers alone: no token ids, no words.")
+    ] = False,
+    to: Annotated[str, typer.Option("--to", help="Format of the targets; see `export`.")] = "hf",
+    licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,
 ) -> None:
-    """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
+    """Upload the student of a run, or its targets, to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
+    from hintdistill.bridges.publish import push_targets, require_flags
+
+    require_flags(targets, text_free)
+    if targets:
+        print(push_targets(run, repository, form=to, text_free=text_free, private=not public, licence=licence))
+        return
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import push as push_student
     from hintdistill.pipeline.store import RunDir

@@ -36,15 +36,20 @@ class RunContext:
     """One run in progress."""
 
     def __init__(
-        self, config: RunConfig, rundir: RunDir, console: Console, engines: dict[Path, TransformersEngine] | None = None
+        self,
+        config: RunConfig,
+        rundir: RunDir,
+        console: Console,
+        engines: dict[Path, TransformersEngine] | None = None,
+        student: Path | None = None,
     ) -> None:
-        """`engines` are those already loaded, by folder; new ones are added to it.
+        """`engines` are those already loaded, by folder; new ones are added to it. `student` was trained elsewhere.
 
         Raises:
             UntrustedError: the configuration is that of a run folder from elsewhere, outside `in_use`.
         """
         require_scope(config.foreign)
-        self.config, self.rundir, self.console = config, rundir, console
+        self.config, self.rundir, self.console, self.elsewhere = config, rundir, console, student
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
 
     @cached_property
@@ -87,8 +92,8 @@ class RunContext:
 
     @property
     def student_folder(self) -> Path:
-        """Where the corrected model goes."""
-        return self.rundir.path / "student"
+        """Where the corrected model goes, or is where it was trained elsewhere."""
+        return self.rundir.path / "student" if self.elsewhere is None else self.elsewhere
 
     def engine(self, folder: Path) -> TransformersEngine:
         """The engine of a model folder; one is kept at a time per folder."""
