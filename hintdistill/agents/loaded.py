@@ -1,0 +1,96 @@
+"""An engine and its renderer, which every call of an agent takes."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hintdistill.core.errors import ArgumentError, ConfigError
+from hintdistill.core.extensions import ENGINES
+from hintdistill.core.models import model_key, resolve_model
+from hintdistill.engines import Engine
+from hintdistill.engines.loading import EngineJob, load
+from hintdistill.injection.rendering import Renderer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An engine and the renderer that belongs to it."""
+
+    engine: Engine
+    renderer: Renderer
+    backend: str = ""
+    """The name the engine is registered under; empty for one that the caller has made."""
+    lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+    """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
+    folder: Path | None = field(default=None, compare=False)
+    """Where the tokenizer and, for an engine of this process, the weights came from; None where the caller has made the engine."""
+
+
+def load_engine(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_tokens: int | None = None,
+    backend: str = "transformers",
+    **kwargs: Any,
+) -> LoadedModel:
+    """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
+
+    `backend` is any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
+
+    Raises:
+        ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
+        ConfigError: no such backend, or one that is reached at an address (`connect_engine`).
+    """
+    if ENGINES.get(backend).remote:
+        raise ConfigError(
+            f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
+        )
+    folder = resolve_model(name)
+    renderer = Renderer.from_pretrained(folder)
+    job = EngineJob(
+        folder,
+        dtype=dtype,
+        device=device,
+        batch_tokens=batch_tokens,
+        id_of=renderer.vocabulary.get,
+        key=model_key(folder).weights,
+        options=kwargs,
+    )
+    return LoadedModel(load(backend, job), renderer, backend, folder=folder)
+
+
+def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs: Any) -> LoadedModel:
+    """Rescore through a running server.
+
+    Args:
+        name: folder or hub name of what it serves; only the tokenizer and the chat template are read.
+        base_url: up to and including `/v1`.
+        model: the name it serves the weights under, default `name`.
+        kwargs: further arguments of `ServerEngine`.
+
+    Raises:
+        ModelError: the tokenizer or its chat template cannot be used.
+        ServiceError: the server cannot be reached or does not serve the model.
+    """
+    from hintdistill.engines.server import ServerEngine
+
+    folder = resolve_model(name)
+    renderer = Renderer.from_pretrained(folder)
+    if kwargs.get("dialect") == "echo":
+        kwargs.setdefault("id_of", renderer.vocabulary.get)
+    return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer, "server", folder=folder)
+
+
+def require_engine(engine: Any) -> LoadedModel:
+    """Return the engine. Raises ArgumentError where it is none."""
+    if not isinstance(engine, LoadedModel):
+        raise ArgumentError(
+            f"`engine` is a {type(engine).__name__}",
+            hint="hd.load_engine(name), hd.connect_engine(name, base_url) and hd.Session(engine) make one",
+        )
+    return engine
