@@ -21,6 +21,7 @@ from hintdistill.agents.diagnosis import Diagnosed, Diagnosis, diagnose_trace
 from hintdistill.agents.loaded import LoadedModel, connect_engine, load_engine, require_engine
 from hintdistill.agents.panel import Panel, load_critic
 from hintdistill.agents.ranking import RankedHint, given_finding, inject_all, order, require_heard, targets_of
+from hintdistill.agents.session import Session
 from hintdistill.config import CriticSection, InjectSection, RescoreSection
 from hintdistill.core.errors import ArgumentError, QuoteNotFoundError, SpliceError
 from hintdistill.core.scores import Target
@@ -40,6 +41,7 @@ __all__ = [
     "MessageLike",
     "Panel",
     "RankedHint",
+    "Session",
     "connect_engine",
     "diagnose",
     "diagnose_async",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class LoadedModel:
     renderer: Renderer
     backend: str = ""
     """The name the engine is registered under; empty for one that the caller has made."""
-    lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
+    lock: AbstractContextManager[Any] = field(default_factory=threading.RLock, compare=False, repr=False)
     """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
     folder: Path | None = field(default=None, compare=False)
     """Where the tokenizer and, for an engine of this process, the weights came from; None where the caller has made the engine."""

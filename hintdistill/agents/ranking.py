@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hintdistill.agents.loaded import LoadedModel
+from hintdistill.agents.session import Session
 from hintdistill.config import EngineSection, RescoreSection
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.plain import plain
@@ -16,7 +17,7 @@ from hintdistill.core.types import Finding, Injection, Trace, Twin
 from hintdistill.injection.splice import Injector
 from hintdistill.rescoring.gate import harmful
 from hintdistill.rescoring.scorer import HintItem, Scorer
-from hintdistill.rescoring.twins import TwinItem
+from hintdistill.rescoring.twins import Original, TwinItem
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,20 @@ def targets_of(
         TwinItem(content_key("call", t.model_dump(mode="json"), loaded.engine.key), t, "train", keys[n])
         for n, t in twins
     ]
-    made = Scorer(loaded.engine, loaded.renderer, config).score(items, pairs)
-    return made[: len(items)], made[len(items) :]
+    scorer = Scorer(loaded.engine, loaded.renderer, config)
+    if not isinstance(loaded, Session):
+        made = scorer.score(items, pairs)
+        return made[: len(items)], made[len(items) :]
+    settings = content_key(config.model_dump(mode="json"))
+    known = {k: t for k in (*keys, *(p.key for p in pairs)) if (t := loaded.known(f"{k}-{settings}")) is not None}
+    owed = list({i.key: i for i in items if i.key not in known}.values())
+    twins_owed = [p for p in pairs if p.key not in known]
+    if owed or twins_owed:
+        originals = {k: Original.of(t) for k, t in known.items() if t.kind == "hint"}
+        for target in scorer.score(owed, twins_owed, originals):
+            known[target.key] = target
+            loaded.keep(f"{target.key}-{settings}", target)
+    return [known[k] for k in keys], [known[p.key] for p in pairs]
 
 
 def require_heard(loaded: LoadedModel, config: RescoreSection, hinted: bool = True) -> None:
