@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hintdistill.agents.conversation import (
+    Conversation,
     MessageLike,
     conversation,
     step_of,
@@ -26,7 +27,7 @@ from hintdistill.config import CriticSection, InjectSection, RescoreSection
 from hintdistill.core.errors import ArgumentError, QuoteNotFoundError, SpliceError
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Placement, Trace, Twin, TwinEdit
+from hintdistill.core.types import Finding, Placement, Twin, TwinEdit
 from hintdistill.critics import Critic
 from hintdistill.injection.quotes import locate, tokens_in
 from hintdistill.injection.splice import Injector
@@ -35,6 +36,7 @@ from hintdistill.prompts import shipped_library
 from hintdistill.rescoring.scorer import Scorer
 
 __all__ = [
+    "Conversation",
     "Diagnosed",
     "Diagnosis",
     "LoadedModel",
@@ -59,7 +61,7 @@ CANDIDATES = InjectSection(candidates=4)
 
 
 def diagnose(
-    messages: Sequence[MessageLike] | Trace,
+    messages: Conversation,
     *,
     engine: LoadedModel,
     tools: Sequence[Any] | None = None,
@@ -103,7 +105,7 @@ def diagnose(
 
 
 def rescore(
-    messages: Sequence[MessageLike] | Trace,
+    messages: Conversation,
     *,
     hint: str | None,
     engine: LoadedModel,
@@ -163,7 +165,7 @@ def rescore(
 
 
 def rank_hints(
-    messages: Sequence[MessageLike] | Trace,
+    messages: Conversation,
     *,
     hints: Sequence[str],
     engine: LoadedModel,
@@ -194,23 +196,23 @@ def rank_hints(
     return order([RankedHint(hint, target) for hint, target in zip(words, targets, strict=True)])
 
 
-async def diagnose_async(messages: Sequence[MessageLike] | Trace, **kwargs: Any) -> Diagnosis:
+async def diagnose_async(messages: Conversation, **kwargs: Any) -> Diagnosis:
     """`diagnose` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(diagnose, messages, **kwargs)
 
 
-async def rescore_async(messages: Sequence[MessageLike] | Trace, **kwargs: Any) -> Target:
+async def rescore_async(messages: Conversation, **kwargs: Any) -> Target:
     """`rescore` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rescore, messages, **kwargs)
 
 
-async def rank_hints_async(messages: Sequence[MessageLike] | Trace, **kwargs: Any) -> list[RankedHint]:
+async def rank_hints_async(messages: Conversation, **kwargs: Any) -> list[RankedHint]:
     """`rank_hints` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rank_hints, messages, **kwargs)
 
 
 def twin(
-    messages: Sequence[MessageLike] | Trace,
+    messages: Conversation,
     *,
     edit: TwinEdit | Sequence[tuple[str, str]],
     engine: LoadedModel,

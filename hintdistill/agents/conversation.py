@@ -19,6 +19,8 @@ from hintdistill.traces.turns import parse_tools
 
 MessageLike = Any
 """A `Message`, a mapping, or an object with `model_dump`."""
+Conversation = Sequence[MessageLike] | Mapping[str, Any] | Trace
+"""A list of messages or items, a whole request, or a trace."""
 SOURCE = Source(file="call", position="record 1")
 LANGCHAIN_TYPES = frozenset(("human", "ai", "system", "tool", "AIMessageChunk", "HumanMessageChunk"))
 

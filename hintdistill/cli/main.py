@@ -19,6 +19,7 @@ from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
+from hintdistill.cli.serve import mcp, serve
 from hintdistill.core.errors import ConfigError, HintdistillError
 
 app = typer.Typer(
@@ -38,6 +39,8 @@ app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
+app.command()(serve)
+app.command()(mcp)
 
 Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]

@@ -34,7 +34,7 @@ SLACK = 256
 """Tokens that a conversation's buffers have room for beyond what they hold, at least."""
 ENOUGH = 16
 """Callers that are served although others still prepare."""
-LINGER, LINGER_S = 0.25, 0.5
+LINGER, LINGER_S = 0.1, 0.2
 """How long the next callers are waited for where the last ones were several: this share of the time that those took, and at most
 so many seconds. A caller alone is never kept waiting."""
 Layers = dict[int, tuple[Tensor, Tensor]]
