@@ -27,7 +27,7 @@ from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow, shared_length
 from hintdistill.engines.shared_prefix import Memory, PackedCall, read_places, run_call, shared_attention
 from hintdistill.engines.sharing import SharingWarning
-from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.engines.transformers import TransformersEngine, give_back
 from hintdistill.engines.turns import Turns
 
 SLACK = 256
@@ -269,6 +269,8 @@ class KeptEngine:
         total = self.bytes
         while self._kept and total > self.max_bytes:
             total -= self._kept.pop(0).bytes
+        if self.engine.on_cpu:
+            give_back()
 
 
 def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -275,7 +275,7 @@ class TransformersEngine:
             for i, hidden in zip(batch, found, strict=True):
                 out[i] = hidden
             if self.on_cpu:
-                _give_back()
+                give_back()
         return [h for h in out if h is not None]
 
     def note(self, tree: PrefixTree) -> None:
@@ -330,7 +330,7 @@ def _trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Hand freed blocks back to the system: glibc would keep what the largest batch took, or more."""
     if (trim := _trim()) is not None:
         trim(0)

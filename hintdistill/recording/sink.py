@@ -1,4 +1,4 @@
-"""Where recorders write: a folder that `traces.path` can name, one JSON record a line, on disk when the call returns."""
+"""Where recorders write: a folder that `traces.path` can name. What a call has handed over is on disk when it returns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hintdistill.core.errors import ConfigError
+from hintdistill.core.errors import ConfigError, TraceError
+from hintdistill.recording.live import LiveTraces
 
 
 class RecordingWarning(UserWarning):
@@ -19,7 +20,7 @@ class RecordingWarning(UserWarning):
 
 
 class TraceSink:
-    """Appends records to files of its own: `calls-…` for model calls, `spans-…` for spans, which are read as one session.
+    """Writes to files of its own: `trace-…` for each conversation, `calls-…` for records as they come, `spans-…` for spans.
 
     Safe to use from several threads. Another process, or another sink, has files of its own.
     """
@@ -30,9 +31,10 @@ class TraceSink:
         self.written = 0
         """Records on disk."""
         self.lost = 0
-        """Records that `offer` could not write."""
+        """Model calls that a recorder could not write; see `failed`."""
         self._lock = threading.Lock()
         self._name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{os.getpid()}-{id(self):x}"
+        self._live = LiveTraces(self.folder, self._name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK):
@@ -44,6 +46,20 @@ class TraceSink:
         """The file of this sink for one kind of records."""
         return self.folder / f"{kind}-{self._name}.jsonl"
 
+    def call(self, record: Mapping[str, Any]) -> None:
+        """Take up one model call in its conversation; one that cannot be read is kept as a record as it came.
+
+        Raises OSError, TypeError or ValueError where it cannot be written.
+        """
+        with self._lock:
+            try:
+                self._live.add(record)
+                self.written += 1
+                return
+            except TraceError:
+                pass
+        self.append(record)
+
     def append(self, record: Mapping[str, Any], kind: str = "calls") -> None:
         """Write one record. Raises OSError, TypeError or ValueError where it cannot be written."""
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
@@ -53,15 +69,6 @@ class TraceSink:
             file.flush()
             os.fsync(file.fileno())
             self.written += 1
-
-    def offer(self, record: Mapping[str, Any], kind: str = "calls") -> bool:
-        """Write one record, or count it as lost and warn: never raises. Whether it was written."""
-        try:
-            self.append(record, kind)
-        except Exception as error:
-            self.failed(error)
-            return False
-        return True
 
     def failed(self, error: BaseException) -> None:
         """Count a record that could not be made or written, and warn. Never raises, also where warnings are errors."""
