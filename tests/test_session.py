@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -113,21 +112,15 @@ def test_callers_at_the_same_time_are_read_together(loaded, talk):
     alone = hd.Session(loaded)
     wanted = [hd.rescore(turn, hint=hint, tools=tools, engine=alone) for turn, hint in cases]
     session = hd.Session(loaded)
-    start = threading.Barrier(len(cases))
-
-    def ask(case):
-        start.wait()
-        return hd.rescore(case[0], hint=case[1], tools=tools, engine=session)
-
-    # all of them wait by the time that the first one may work
-    with session.engine._working, ThreadPoolExecutor(len(cases)) as pool:
-        futures = [pool.submit(ask, case) for case in cases]
-        while len(session.engine._queue) < len(cases):
-            assert not any(f.done() for f in futures)
-        session.engine._working.release()
+    # all of them wait for their turn to prepare by the time that the first one may
+    with ThreadPoolExecutor(len(cases)) as pool:
+        with session.lock:
+            futures = [pool.submit(hd.rescore, c[0], hint=c[1], tools=tools, engine=session) for c in cases]
+            while session.lock._preparing < len(cases):
+                assert not any(f.done() for f in futures)
         found = [f.result() for f in futures]
-        session.engine._working.acquire()
-    assert session.stats()["batches"] == 1
+    # the last one may still be on its way when the others are read
+    assert session.stats()["batches"] <= 2
     for a, b in zip(found, wanted, strict=True):
         assert a.hint == b.hint and (a.step_ids == b.step_ids).all()
         assert same(a.teacher_sampled, b.teacher_sampled) and a.accepted == b.accepted
@@ -139,15 +132,15 @@ def test_one_callers_error_is_not_the_others(loaded):
     rng = np.random.default_rng(0)
     fine = ScoreRequest(rng.integers(3, 900, 30), 20, 30, "a")
     long = ScoreRequest(np.zeros(loaded.engine.max_length + 9, np.int64), 5, loaded.engine.max_length + 9, "b")
-    with engine._working, ThreadPoolExecutor(2) as pool:
-        good, bad = pool.submit(engine.score, [fine], 4), pool.submit(engine.score, [long], 4)
-        while len(engine._queue) < 2:
-            pass
-        engine._working.release()
+    with ThreadPoolExecutor(2) as pool:
+        with engine.turns:
+            good, bad = pool.submit(engine.score, [fine], 4), pool.submit(engine.score, [long], 4)
+            while len(engine._queue) < 2:
+                assert not good.done() and not bad.done()
         assert np.isfinite(good.result()[0].sampled).all()
         with pytest.raises(ContextLengthError):
             bad.result()
-        engine._working.acquire()
+    assert engine.batches == 3
 
 
 def test_memory_is_bounded_and_the_least_recently_used_goes_first(loaded):

@@ -99,7 +99,7 @@ class KeptEngine:
         """Calls of the model's owner, each for one caller or several."""
         self._kept: list[Kept] = []
         self._queue: list[_Job] = []
-        self._queueing, self._working = threading.Lock(), threading.Lock()
+        self._waiting, self._led = threading.Condition(), False
         self._warned = False
         self._together, self._took_s = 1, 0.0
 
@@ -115,33 +115,43 @@ class KeptEngine:
 
     def clear(self) -> None:
         """Forget everything that was kept; necessary after the model's weights have changed."""
-        with self._working:
+        with self.engine.at_work():
             self._kept = []
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
         """See `Engine.score`. Callers that wait meanwhile are served together."""
         job = _Job(list(requests), top_k)
-        with self._queueing:
+        with self._waiting:
             self._queue.append(job)
         self.turns.nudge()
-        with self._working:
-            if not job.done:
-                # those who were served together last time are likely to come together again
-                expected = self._together
-                with self.turns.last(
-                    lambda: len(self._queue) >= ENOUGH,
-                    lambda: len(self._queue) >= expected,
-                    min(LINGER_S, LINGER * self._took_s) if expected > 1 else 0.0,
-                ):
-                    start = time.monotonic()
-                    with self._queueing:
-                        waiting, self._queue = self._queue, []
-                    self._serve(waiting)
-                    self._together, self._took_s = len(waiting), time.monotonic() - start
+        with self._waiting:
+            while not job.done and self._led:
+                self._waiting.wait()
+            leads = not job.done
+            self._led = self._led or leads
+        if leads:
+            try:
+                self._lead()
+            finally:
+                with self._waiting:
+                    self._led = False
+                    self._waiting.notify_all()
         if job.error is not None:
             raise job.error
         assert job.scores is not None
         return job.scores
+
+    def _lead(self) -> None:
+        """Serve all that wait, when the turn has come."""
+        # those who were served together last time are likely to come together again
+        expected = self._together
+        linger = min(LINGER_S, LINGER * self._took_s) if expected > 1 else 0.0
+        with self.turns.last(lambda: len(self._queue) >= ENOUGH, lambda: len(self._queue) >= expected, linger):
+            start = time.monotonic()
+            with self._waiting:
+                waiting, self._queue = self._queue, []
+            self._serve(waiting)
+            self._together, self._took_s = len(waiting), time.monotonic() - start
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
         """Serve several callers at once; where that fails, each alone, so that an error reaches the one it belongs to."""
