@@ -3,7 +3,7 @@
     python benchmarks/api.py [--model FOLDER ...] [--turns 20] [--callers 8]
 
 Without --model: the example's student, and /tmp/smollm2 where it is. A conversation of the example world grows turn by turn, each
-with a call of a tool that is not listed; after each turn the last step is diagnosed (four candidates, three placebos each). Seconds
+with a call of a tool that is not listed; after each turn the last step is diagnosed (up to four candidates, three placebos each). Seconds
 of the wall clock, one torch thread per core of OMP_NUM_THREADS; `read` is tokens read by the model, `cpu` processor
 seconds, which other jobs on the machine disturb less.
 
@@ -34,6 +34,7 @@ import hintdistill as hd  # noqa: E402
 from hintdistill.engines.kept import KeptEngine  # noqa: E402
 from hintdistill.traces.reading import read_traces  # noqa: E402
 
+WRONG = "find_everything"
 TOOLWORLD = ROOT / "examples" / "toolworld"
 SMOLLM2 = Path("/tmp/smollm2")
 
@@ -46,11 +47,11 @@ def conversations(n: int, turns: int) -> list[tuple[list[dict[str, Any]], list[d
             break
         messages = [{"role": m.role, "content": m.content} for m in trace.before(0)]
         for k in range(turns):
-            function = {"name": "find_everything", "arguments": json.dumps({"query": f"item {k}"})}
-            call = {"id": str(k), "type": "function", "function": function}
+            # as text, which every chat template prints
+            call = json.dumps({"name": WRONG, "arguments": {"query": f"item {k}"}})
             messages += [
-                {"role": "assistant", "content": None, "tool_calls": [call]},
-                {"role": "tool", "tool_call_id": str(k), "content": json.dumps({"error": f"unknown tool, number {k}"})},
+                {"role": "assistant", "content": f"<tool_call>\n{call}\n</tool_call>"},
+                {"role": "user", "content": json.dumps({"error": f"unknown tool, number {k}"})},
             ]
         out.append((messages, list(trace.tools)))
     return out
@@ -65,7 +66,11 @@ def after(messages: list[dict[str, Any]], turn: int) -> list[dict[str, Any]]:
 def ask(engine: hd.LoadedModel, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> float:
     """Seconds of one diagnosis."""
     start = time.perf_counter()
-    found = hd.diagnose(messages, tools=tools, engine=engine, step=-1, twins=False)
+    last = sum(m["role"] == "assistant" for m in messages) - 1
+    names = ", ".join(t["function"]["name"] for t in tools)
+    hint = f"There is no tool {WRONG}. The tools are {names}."
+    finding = hd.Finding(step=last, error_class="unknown_tool", quote=WRONG, hint=hint, facts={"wrong": WRONG})
+    found = hd.diagnose(messages, tools=tools, engine=engine, step=-1, twins=False, critic=[finding])
     assert found.findings and found.findings[0].hints
     return time.perf_counter() - start
 

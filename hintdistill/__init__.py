@@ -28,6 +28,7 @@ _EXPORTS = {
     "load_config": "config.file",
     "Diagnosed": "api",
     "Diagnosis": "api",
+    "HintMemory": "api",
     "LoadedModel": "api",
     "RankedHint": "api",
     "Session": "api",
@@ -41,6 +42,8 @@ _EXPORTS = {
     "rescore": "api",
     "rescore_async": "api",
     "twin": "api",
+    "TraceSink": "recording.sink",
+    "record_openai": "recording.openai",
     "read_traces": "traces.reading",
     "run": "pipeline.run",
 }
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from hintdistill.api import (
         Diagnosed,
         Diagnosis,
+        HintMemory,
         LoadedModel,
         RankedHint,
         Session,
@@ -80,6 +84,8 @@ if TYPE_CHECKING:
         TwinEdit,
     )
     from hintdistill.pipeline.run import run
+    from hintdistill.recording.openai import record_openai
+    from hintdistill.recording.sink import TraceSink
     from hintdistill.traces.reading import read_traces
 
 

@@ -20,6 +20,7 @@ from hintdistill.agents.conversation import (
 )
 from hintdistill.agents.diagnosis import Diagnosed, Diagnosis, diagnose_trace
 from hintdistill.agents.loaded import LoadedModel, connect_engine, load_engine, require_engine
+from hintdistill.agents.memory import HintMemory, Remembered
 from hintdistill.agents.panel import Panel, load_critic
 from hintdistill.agents.ranking import RankedHint, given_finding, inject_all, order, require_heard, targets_of
 from hintdistill.agents.session import Session
@@ -39,10 +40,12 @@ __all__ = [
     "Conversation",
     "Diagnosed",
     "Diagnosis",
+    "HintMemory",
     "LoadedModel",
     "MessageLike",
     "Panel",
     "RankedHint",
+    "Remembered",
     "Session",
     "connect_engine",
     "diagnose",

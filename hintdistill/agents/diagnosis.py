@@ -124,6 +124,8 @@ class Diagnosis:
     """What the critics noted on the way."""
     trace: Trace | None = None
     """The conversation as it was read."""
+    step: int | None = None
+    """The only step that was asked about; None for all."""
 
     @property
     def best(self) -> Diagnosed | None:
@@ -160,7 +162,7 @@ def diagnose_trace(
     scored = _score(loaded, cases, config)
     ordered = sorted(scored, key=lambda d: (not d.accepted, not d.hints, -d.odds))
     verdict = critique.verdict if critique.verdict != "findings" else found.verdict
-    return Diagnosis(verdict, tuple(ordered), critique.critics, critique.notes, trace)
+    return Diagnosis(verdict, tuple(ordered), critique.critics, critique.notes, trace, step)
 
 
 @dataclass
