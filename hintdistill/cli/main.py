@@ -22,6 +22,7 @@ from hintdistill.cli.interrupts import interrupted, interruptible
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
+from hintdistill.cli.serve import mcp, serve
 from hintdistill.core.errors import ConfigError, HintdistillError
 
 app = typer.Typer(
@@ -42,6 +43,8 @@ app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
 app.command()(export)
+app.command()(serve)
+app.command()(mcp)
 
 Config = Annotated[
     Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
