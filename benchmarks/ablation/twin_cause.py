@@ -115,7 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
     for error_class, kind, values in readings(list(rescore.load(ctx)), model, args.per_kind):
         rows.setdefault((error_class, kind), []).append(values)
     body = [
-        [*name, str(len(values)), *(f"{v:.3g}" for v in np.mean(values, axis=0))] for name, values in sorted(rows.items())
+        [*name, str(len(values)), *(f"{v:.3g}" for v in np.mean(values, axis=0))]
+        for name, values in sorted(rows.items())
     ]
     print(table(["class", "edit", "twins", *COLUMNS], body))
     return 0
