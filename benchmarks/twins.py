@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.ablation.jobs import Job  # noqa: E402
 from benchmarks.ablation.twin_page import BLOCKS, blocks_of, document_of  # noqa: E402
 from benchmarks.ablation.twin_run import TwinJob  # noqa: E402
-from benchmarks.ablation.twin_settings import TwinsConfig, jobs_of, load_twins  # noqa: E402
+from benchmarks.ablation.twin_settings import TwinsConfig, batches_of, jobs_of, load_twins  # noqa: E402
 from benchmarks.blocks import put  # noqa: E402
 from hintdistill.core.errors import ConfigError, HintdistillError  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
@@ -34,12 +34,11 @@ PAGE = ROOT / "docs" / "twins_results.md"
 
 
 def run(config: TwinsConfig, folder: Path, *, resume: bool, console: Console) -> None:
-    """Do what is owed: first what the arms of a seed share, then the arms. Raises HintdistillError where a job failed."""
+    """Do what is owed, the most valuable arms first, and before an arm what it shares. Raises HintdistillError where a job failed."""
     check_inputs(config.run_part, "report")
     rundir = RunDir.create(folder, config.run_part, resume=resume)
     try:
-        shared, arms = jobs_of(config)
-        for label, jobs in (("shared", shared), ("arms", arms)):
+        for label, jobs in batches_of(config):
             work = [TwinJob(config, folder, job) for job in jobs]
             run_owed(folder, work, label, console, processes=config.ablate.processes)
     finally:
