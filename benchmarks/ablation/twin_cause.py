@@ -32,12 +32,15 @@ from benchmarks.ablation.markdown import table
 from hintdistill.config.file import load_config
 from hintdistill.core.scores import Target
 from hintdistill.engines.transformers import load_model
-from hintdistill.objectives.divergences import fkl, jsd
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
+from hintdistill.recipes import Term
+from hintdistill.training.pull import pull_of
 
+JSD = Term.model_validate({"divergence": {"kind": "jsd"}})
+FKL = Term.model_validate({"divergence": {"kind": "fkl"}})
 COLUMNS = (
     "cos",
     "transfer",
@@ -65,19 +68,6 @@ class Reader:
         return torch.cat([g.flatten() for g in grads]), logprobs[[error, instead]].detach()
 
 
-def pulls(hint: Target, position: int) -> tuple[float, float]:
-    """Norms of the gradients of JSD and forward KL by the student's logits on the stored support and its tail."""
-    entries = np.append(hint.plain_logprobs[position], hint.plain_tail[position])
-    teacher = torch.from_numpy(np.append(hint.teacher_logprobs[position], hint.teacher_tail[position]))
-    kept = torch.from_numpy(entries > -np.inf)
-    norms = []
-    for divergence in (jsd, fkl):
-        logits = torch.from_numpy(entries)[kept].requires_grad_()
-        (grad,) = torch.autograd.grad(divergence(logits.log_softmax(-1), teacher[kept]), logits)
-        norms.append(float(grad.norm()))
-    return norms[0], norms[1]
-
-
 def readings(targets: Sequence[Target], model: Any, per_kind: int) -> Iterator[tuple[str, str, list[float]]]:
     """Class, kind of edit and the values of `COLUMNS` of each twin, at most `per_kind` of a class and kind."""
     hints = {(t.trace_id, t.step): t for t in targets if t.kind == "hint" and t.accepted and t.decision}
@@ -95,10 +85,11 @@ def readings(targets: Sequence[Target], model: Any, per_kind: int) -> Iterator[t
         ours, before = reader.log_odds(hint, *tokens)
         theirs, there = reader.log_odds(twin, *tokens)
         dot = float(ours @ theirs)
+        pulls = [pull_of(hint, term) or 0.0 for term in (JSD, FKL)]
         p = [float(x.exp()) for x in (before[0], there[0], before[1], there[1])]
         yield (
             *name,
-            [dot / float(ours.norm() * theirs.norm()), dot / float(ours @ ours), *p, *pulls(hint, at)],
+            [dot / float(ours.norm() * theirs.norm()), dot / float(ours @ ours), *p, *pulls],
         )
 
 

@@ -10,7 +10,6 @@ from conftest import ROOT
 from support.stored_targets import make_target
 
 from benchmarks.ablation.twin_arms import drawn, transplanted
-from benchmarks.ablation.twin_cause import pulls
 from benchmarks.ablation.twin_page import BLOCKS, blocks_of, document_of
 from benchmarks.ablation.twin_reads import suite_name
 from benchmarks.ablation.twin_run import TwinJob, mass, training
@@ -86,27 +85,6 @@ def test_every_arm_has_the_same_loss_mass_and_reads_its_rows_as_often():
     assert of_twins == {"hint": 8.0, "anchor": 8.0, "twin": 4.0}
     assert of_none == {"hint": 8.0, "anchor": 12.0, "twin": 0.0}
     assert (section.batch_size, none.batch_size) == (8, 6), "16 and 12 rows of a slot each, twice in four steps"
-
-
-def test_a_bounded_divergence_does_not_pull_where_the_student_is_sure():
-    """The cause of uncorrected errors beside twins: JSD's gradient is gone where what is to be said has no probability yet."""
-
-    def pull(instead: float) -> tuple[float, float]:
-        plain = np.log(np.array([[1 - instead - 1e-6, instead]], np.float32))
-        teacher = np.log(np.array([[0.02, 0.97]], np.float32))
-        tail = np.log(np.array([1e-6], np.float32))
-        hint = make_target(
-            "h",
-            plain_logprobs=plain,
-            plain_tail=tail,
-            teacher_logprobs=teacher,
-            teacher_tail=np.log(np.array([0.01], np.float32)),
-        )
-        return pulls(hint, 0)
-
-    sure, unsure = pull(3e-5), pull(0.2)
-    assert sure[0] < 1e-3 and sure[1] > 1.0
-    assert unsure[0] > 100 * sure[0] and unsure[1] == pytest.approx(sure[1], rel=0.3)
 
 
 def test_rows_are_repeated_in_rounds():

@@ -10,6 +10,7 @@ import torch
 from support.command import hintdistill
 from support.twinnable import TWINNABLE
 
+from hintdistill.config import TrainSection
 from hintdistill.config.file import load_config
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.types import Finding, Replacement, Twin, TwinEdit
@@ -93,6 +94,27 @@ def test_twins_neither_pull_nor_push_the_student_where_it_starts(done, tmp_path)
 
     # what is left is the float32 rounding of two forwards in batches of other shapes
     assert gradient("twin").norm() <= 3e-5 * gradient("hint").norm()
+
+
+def test_hints_without_a_pull_beside_twins_are_said(done):
+    """An ignored error: the student gives the right continuation 1 in 30,000, where a bounded divergence is flat."""
+    chosen, said = train.selected(done), list[str]()
+    console = Console(quiet=True)
+    console.warn = said.append
+
+    def told(divergence: str, weight: float) -> list[str]:
+        section = done.config.train.model_dump(mode="json")
+        section |= {"recipe": {"terms": {"distill": {"divergence": {"kind": divergence}}}}}
+        section["twins"] |= {"weight": weight}
+        config = done.config.model_copy(update={"train": TrainSection.model_validate(section)})
+        said.clear()
+        train.warn_if_hints_do_not_pull(RunContext(config, done.rundir, console), chosen)
+        return list(said)
+
+    (warning,) = told("jsd", 1.0)
+    assert "ignored_error" in warning and "divergence.kind=fkl" in warning
+    assert "unknown_tool" not in warning.partition(": the student")[0]
+    assert told("fkl", 1.0) == [] and told("jsd", 0.0) == []
 
 
 def test_the_plan_counts_what_is_scored_and_trained(done):
