@@ -9,17 +9,20 @@ Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an ou
 
 from __future__ import annotations
 
+from hintdistill.core.masking import mask
+
 
 class HintdistillError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. No key that was sent to a server is in its words."""
 
     exit_code = 1
     retryable = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message = mask(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = mask(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message

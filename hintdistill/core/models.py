@@ -83,8 +83,8 @@ def model_key(folder: Path) -> ModelKey:
     )
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model folder, chat template included.
+def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
+    """The tokenizer of a model folder, chat template included unless another one takes its place.
 
     Raises:
         ModelError: it cannot be loaded, is not a fast tokenizer, or has no chat template.
@@ -97,10 +97,10 @@ def load_tokenizer(folder: Path) -> Any:
         raise ModelError(f"cannot load the tokenizer of {folder}: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {folder} is not a fast one", hint="character offsets need a tokenizer.json")
-    if not tokenizer.chat_template:
+    if needs_template and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {folder} has no chat template",
-            hint="put a chat_template.jinja into the folder: it decides what the student saw",
+            hint="put a chat_template.jinja into the folder, or name one as run.template.file: it decides what the student saw",
         )
     return tokenizer
 

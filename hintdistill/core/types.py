@@ -177,10 +177,20 @@ class Trace(FrozenModel):
     model: str | None = None
     """Name or key of the weights that produced the trace, where known."""
     source: Source | None = None
+    template: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template that the trace was recorded under, e.g. `enable_thinking`; they go before `run.template.options`."""
     tool_effects: dict[str, ToolEffect] = Field(default_factory=dict)
     """Which tools only read and which change state, by name, as the environment or the file of `traces.tools` says; the student
     never reads it. Ask `tool_effect`, which knows what the schemas say as well."""
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _unless_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it is, without `template` where there are no options: keys of traces from before stay theirs."""
+        data: dict[str, Any] = plain(self)
+        if not self.template:
+            data.pop("template", None)
+        return data
 
     @cached_property
     def step_indices(self) -> tuple[int, ...]:

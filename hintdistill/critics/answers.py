@@ -7,17 +7,24 @@ constrained, an answer cannot contradict itself: the verdict `findings` comes wi
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, TypeVar
+import json
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hintdistill.core.errors import InputError
 from hintdistill.core.types import Usage, Verdict
 
 QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH = 300, 48, 400
 """Bounds on strings, characters, so that constrained decoding always comes to an end."""
+MOST_BRACES = 5_000
+"""Opening braces at which an answer's object is looked for, so that no text takes long to read."""
 MOST_REPLACEMENTS = 3
 """Replacements of one edit, at most: more are no small edit."""
+
+
+_DECODER = json.JSONDecoder(strict=False)
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Answer(BaseModel):
@@ -40,7 +47,7 @@ class LLMFinding(Answer):
     quote: str | None
     error_class: str
     hint: str
-    confidence: float
+    confidence: Finite
     caused_by: int | None
     twin: list[LLMEdit] | None = None
     """The smallest edit under which the step would be right; asked for only where twins are made."""
@@ -66,7 +73,7 @@ class StepAnswer(Answer):
     quote: str | None
     error_class: str
     hint: str
-    confidence: float
+    confidence: Finite
     twin: list[LLMEdit] | None = None
 
 
@@ -95,12 +102,50 @@ A = TypeVar("A", bound=Answer)
 
 
 def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
-    """Validate an answer. Raises ValueError saying what is wrong with it, in words a model can act on."""
+    """Validate an answer: the last JSON object in the text that is one. Thoughts and prose around it count for nothing.
+
+    Raises:
+        ValueError: what is wrong with it, in words a model can act on.
+    """
+    # what a model drafts while it thinks is no answer where one follows
+    _, thought, said = text.rpartition("</think>")
+    text = said if thought and "{" in said else text
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
         raise ValueError("it holds no JSON object")
+    found, problem = _objects(text), ""
+    for _, candidate in reversed(found):
+        try:
+            return _valid(kind, candidate, legal_steps)
+        except ValueError as error:
+            problem = problem or str(error)
+    # the objects inside a broken one say nothing about what is wrong with it
+    if problem and found[0][0] == start:
+        raise ValueError(problem)
+    return _valid(kind, text[start : end + 1], legal_steps)
+
+
+def _objects(text: str) -> list[tuple[int, str]]:
+    """The outermost JSON objects of a text and where each begins, in order; raises ValueError for too many braces."""
+    out: list[tuple[int, str]] = []
+    at, tries = text.find("{"), 0
+    while at >= 0:
+        tries += 1
+        if tries > MOST_BRACES:
+            raise ValueError(f"it opens more than {MOST_BRACES} braces without an answer")
+        try:
+            _, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            end = at + 1
+        else:
+            out.append((at, text[at:end]))
+        at = text.find("{", end)
+    return out
+
+
+def _valid(kind: type[A], text: str, legal_steps: tuple[int, ...]) -> A:
     try:
-        answer = kind.model_validate_json(text[start : end + 1])
+        answer = kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the object'}: {first['msg']}") from None

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from hintdistill.config import EngineSection
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.extensions import ENGINES
-from hintdistill.core.hosts import require_allowed
 from hintdistill.core.registry import loaded
 from hintdistill.engines import Engine
 
@@ -95,7 +94,6 @@ def server(job: EngineJob) -> ServerEngine:
 
     section = job.section
     assert section.base_url is not None and section.model is not None
-    require_allowed("the engine", section.base_url, section.allow_hosts, "rescore.engine.allow_hosts")
     return ServerEngine(
         section.base_url,
         section.model,
@@ -107,5 +105,6 @@ def server(job: EngineJob) -> ServerEngine:
         timeout_s=section.timeout_s,
         retries=section.retries,
         key=job.key,
+        allow_hosts=section.allow_hosts,
         **job.options,
     )

@@ -107,6 +107,7 @@ class _Draft:
             task_id=t.task_id,
             model=t.model,
             source=t.source,
+            template=t.template,
             extra=t.extra,
         )
         gone = sum(i in self.removed for i in self.trace.step_indices[: self.step])

@@ -11,7 +11,7 @@ from typing import Any
 from hintdistill.config import CHECKS
 from hintdistill.core.errors import InputError
 from hintdistill.core.types import Trace
-from hintdistill.critics.rules import RulesCritic
+from hintdistill.critics.rules import NOT_JUDGED, RulesCritic
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.formats import native
 from hintdistill.traces.options import Failure, ReadOptions
@@ -47,6 +47,8 @@ class FileReport:
     """Failures by reason."""
     checks: dict[str, int] = field(default_factory=dict)
     """Findings of the deterministic checks by class."""
+    not_judged: int = 0
+    """Steps with a call that its own schema cannot judge: it is no JSON schema, refers elsewhere, or would take too long."""
 
 
 def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) -> Iterator[FileReport]:
@@ -75,7 +77,9 @@ def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: 
             first = first or outcome
         else:
             _count(report, outcome)
-            checks.update(f.error_class for f in critic.check(outcome).findings)
+            critique = critic.check(outcome)
+            checks.update(f.error_class for f in critique.findings)
+            report.not_judged += sum(n.startswith(NOT_JUDGED) for n in critique.notes)
     report.format = keep.formats.get(file.name)
     report.failures, report.reasons, report.checks = sum(reasons.values()), dict(reasons), dict(checks)
     if first is not None:
@@ -156,5 +160,15 @@ def as_json(reports: Sequence[FileReport]) -> dict[str, Any]:
     from dataclasses import asdict
 
     files = [asdict(r) for r in reports]
-    summed = ("traces", "steps", "given_steps", "tool_calls", "failures", "schemas", "token_ids", "rewards")
+    summed = (
+        "traces",
+        "steps",
+        "given_steps",
+        "tool_calls",
+        "failures",
+        "schemas",
+        "token_ids",
+        "rewards",
+        "not_judged",
+    )
     return {"files": files, "totals": {"files": len(files)} | {key: sum(f[key] for f in files) for key in summed}}

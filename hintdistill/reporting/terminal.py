@@ -181,6 +181,11 @@ def show_files(reports: Sequence[FileReport], console: Console) -> None:
         if r.checks:
             hits = ", ".join(f"{n} {name}" for name, n in r.checks.items())
             console.print(f"  checks: {hits}", soft_wrap=True)
+        if r.not_judged:
+            console.print(
+                f"  {r.not_judged} steps with a call that its tool's schema cannot judge (`critique` notes say why)",
+                soft_wrap=True,
+            )
         if r.reason:
             text = escape(printable(r.reason))
             console.print(f"  [yellow]{text}[/]" if r.failures else f"  {text}", soft_wrap=True, highlight=False)

@@ -12,15 +12,17 @@ from typing import Any
 
 from hintdistill.core.effects import declared_effect
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import Message, Source, ToolEffect, Trace, with_greetings_given
+from hintdistill.core.types import Source, ToolEffect, Trace
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
+from hintdistill.traces.guards import guarded
 from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.records import read_values
 from hintdistill.traces.refusals import not_a_trace
 from hintdistill.traces.registry import TraceFormat, format_named, recognise
-from hintdistill.traces.repeats import Repeats, marks_of
-from hintdistill.traces.turns import parse_tools, trace_id
+from hintdistill.traces.repeats import Repeats, context_of, marks_of
+from hintdistill.traces.schemas import parse_tools
+from hintdistill.traces.turns import trace_id
 
 GENERIC = "openai_chat"
 """The format that says of an unknown record what it lacks."""
@@ -121,7 +123,8 @@ class Deduplicator:
             return outcome if isinstance(outcome, Failure) else _without_step(outcome)
         assert outcome.source is not None
         marks = marks_of(outcome.messages)
-        said = hash((marks[-1], outcome.reward))
+        context = context_of(outcome)
+        said = hash((context, marks[-1], outcome.reward))
         if outcome.id in self._seen:
             where, before = self._seen[outcome.id]
             if before == said:
@@ -129,7 +132,7 @@ class Deduplicator:
                 return Failure(outcome.source, "duplicate_id", text)
             # ids that a source did not keep unique cost no trace
             outcome = outcome.model_copy(update={"id": self._renamed(outcome, where)})
-        checked = self._repeats.check(outcome, marks, calls)
+        checked = self._repeats.check(outcome, marks, context, calls)
         if isinstance(checked, Trace):
             self._seen[outcome.id] = str(outcome.source), said
         return checked
@@ -225,22 +228,13 @@ def _parse(
         yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
 
 
-def _after_first_user(trace: Trace) -> Sequence[Message]:
-    first = next((i for i, m in enumerate(trace.messages) if m.role == "user"), len(trace.messages))
-    return trace.messages[first:]
-
-
 def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
-    """A trace whose greeting is marked as given, and which knows what the file of tool schemas says of its tools' effects."""
-    if isinstance(outcome, Failure):
+    """A trace that keeps what holds of every trace, and knows what the file of tool schemas says of its tools' effects."""
+    if isinstance(outcome, Failure) or not outcome.step_indices:
         return outcome
     # who plays the user opens the conversation: that is a step of its own
-    asked = options.student_role == "assistant"
-    # an agent that says nothing later has not only greeted
-    asked = asked and any(m.role == "assistant" for m in _after_first_user(outcome))
-    if asked and (messages := with_greetings_given(outcome.messages)) != outcome.messages:
-        outcome = outcome.model_copy(update={"messages": messages})
-    if not options.tool_effects:
+    outcome = guarded(outcome, answers=options.student_role == "assistant")
+    if isinstance(outcome, Failure) or not options.tool_effects:
         return outcome
     known = {name: effect for name, effect in options.tool_effects.items() if name in outcome.tool_schemas}
     return outcome.model_copy(update={"tool_effects": {**known, **outcome.tool_effects}}) if known else outcome

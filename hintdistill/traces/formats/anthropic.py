@@ -12,7 +12,8 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import build_trace, kind, text_of
+from hintdistill.traces.turns import build_trace, text_of
+from hintdistill.traces.values import kind
 
 NAME = "anthropic"
 SCOPE: Literal["record"] = "record"

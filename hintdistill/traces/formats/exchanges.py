@@ -16,8 +16,9 @@ from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.observed import MISSING, Messages, as_text, schema_in
 from hintdistill.traces.formats.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions
-from hintdistill.traces.repeats import chains
-from hintdistill.traces.turns import GIVEN, build_trace, listed, mapping
+from hintdistill.traces.repeats import HELD, chains
+from hintdistill.traces.turns import GIVEN, build_trace
+from hintdistill.traces.values import listed, mapping
 
 
 @dataclass
@@ -59,12 +60,23 @@ def conversations(
     joined = _join(chosen, sorted(runs, key=_when))
     by_id = {e.id: e for e in exchanges}
     found = []
-    for messages in chains([c for c, _ in joined]):
-        # the schemas of any call of the chain; a later one may have been shown more tools
-        own = [e for c, e in joined if len(c) <= len(messages) and _starts(c, messages)]
-        tools = max((e.tools or _above(e, by_id) for e in own), key=len, default=[])
-        found.append((_marked(messages, joined), tools, next((e.model for e in reversed(own) if e.model), None)))
+    shown = {id(e): e.tools or _above(e, by_id) for _, e in joined}
+    for messages in chains([c for c, _ in joined], [shown[id(e)] for _, e in joined]):
+        own = [(c, e) for c, e in joined if len(c) <= len(messages) and _starts(c, messages)]
+        # the schemas of the last call that notes any; what was said under others was read in another prompt
+        tools = next((t for _, e in reversed(own) if (t := shown[id(e)])), [])
+        other = {len(c) - 1 for c, e in own if shown[id(e)] and shown[id(e)] != tools}
+        model = next((e.model for _, e in reversed(own) if e.model), None)
+        found.append((_under_other_schemas(_marked(messages, joined), other), tools, model))
     return found
+
+
+def _under_other_schemas(messages: Messages, places: set[int]) -> Messages:
+    """The turns that were said under other tool schemas than the trace's, marked as given."""
+    return [
+        {**m, GIVEN: "said under other tool schemas"} if i in places and m.get("role") == "assistant" else m
+        for i, m in enumerate(messages)
+    ]
 
 
 def _when(item: Exchange | ToolRun) -> tuple[str, Any]:
@@ -91,7 +103,7 @@ def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Mess
     for i, m in enumerate(messages):
         text, made = _turn(m)
         known = (text, made) in elsewhere or bool(made and set(made) <= calls)
-        out.append({**m, GIVEN: True} if m.get("role") == "assistant" and i not in said_here and known else m)
+        out.append({**m, GIVEN: HELD} if m.get("role") == "assistant" and i not in said_here and known else m)
     return out
 
 

@@ -14,7 +14,7 @@ from hintdistill.traces.formats.exchanges import Exchange, ToolRun, traces_of
 from hintdistill.traces.formats.observed import Messages, as_text, messages_in, unwrap
 from hintdistill.traces.formats.spans import exchanged, tools_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import listed
+from hintdistill.traces.values import listed
 
 NAME = "langfuse"
 SCOPE: Literal["record"] = "record"

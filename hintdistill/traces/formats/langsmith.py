@@ -10,7 +10,7 @@ from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.exchanges import Exchange, ToolRun, traces_of
 from hintdistill.traces.formats.observed import as_text, messages_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import listed
+from hintdistill.traces.values import listed
 
 NAME = "langsmith"
 SCOPE: Literal["file"] = "file"

@@ -15,7 +15,8 @@ from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.openai_chat import given
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.repeats import chains
-from hintdistill.traces.turns import TOKEN_KEYS, build_trace, kind, number, text_of
+from hintdistill.traces.turns import TOKEN_KEYS, build_trace, text_of
+from hintdistill.traces.values import kind, number
 
 NAME = "openai_responses"
 SCOPE: Literal["record"] = "record"

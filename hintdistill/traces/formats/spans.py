@@ -15,7 +15,7 @@ from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.exchanges import Exchange, ToolRun, traces_of
 from hintdistill.traces.formats.observed import MISSING, Messages, as_text, messages_in, unwrap
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import listed, mapping
+from hintdistill.traces.values import listed, mapping
 
 NAME = "spans"
 SCOPE: Literal["file"] = "file"

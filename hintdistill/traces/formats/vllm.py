@@ -14,7 +14,8 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import build_trace, kind
+from hintdistill.traces.turns import build_trace
+from hintdistill.traces.values import kind
 
 NAME = "vllm"
 SCOPE: Literal["record"] = "record"
