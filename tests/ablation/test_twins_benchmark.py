@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,17 @@ def test_jobs():
     assert [(j.arm, j.seed) for group in jobs_of(quick) for j in group] == [("shared", 0), ("none", 0), ("twins", 0)]
     assert quick.run.rounds == 1 and quick.ablate.steps == 24 and quick.twins.held == 48
     assert SUITE.is_file()
+
+
+def test_every_name_that_is_asked_of_the_suite_is_there():
+    """They are looked up by text, which no type checker reads."""
+    asked = {
+        name
+        for path in (ROOT / "benchmarks" / "ablation").glob("twin_*.py")
+        for name in re.findall(r'suite_name\("(\w+)"\)', path.read_text())
+    }
+    assert {"right_tasks", "read_pairs"} <= asked
+    assert all(suite_name(name) is not None for name in asked)
 
 
 def test_what_matters_most_is_done_first_and_nothing_before_what_it_shares():
