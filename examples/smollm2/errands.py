@@ -7,7 +7,8 @@ found. In some tasks one look-up is answered by `{"error": "busy"}` once: the sa
 The model answers in a sentence with things missing, takes `busy` for a result, calls a tool that nobody asked for, or
 repeats a call. None of these but an unlisted name can be removed by constraining names to the list.
 
-A task is `split.number`; everything about it follows from that name.
+A task is `split.number`; everything about it follows from that name. `split.draw.number` is a task of another draw of the split,
+which no list of tasks has: what a test plays whose tasks must not exist before it is announced.
 """
 
 from __future__ import annotations
@@ -155,8 +156,8 @@ class Task:
     @classmethod
     def parse(cls, name: str) -> Task:
         """The task of that name. Raises ValueError for a name that no split has."""
-        split, _, number = name.partition(".")
-        if split not in SPLITS or not number.isdigit():
+        split, *drawn = name.split(".")
+        if split not in SPLITS or not 1 <= len(drawn) <= 2 or not drawn[-1].isdigit():
             raise ValueError(f"no task {name!r}")
         rng = random.Random(f"errands {name}")
         things = rng.sample(UNSEEN if split == "unseen" else NOUNS, 3 + sum(SHOWN))
@@ -271,6 +272,11 @@ class Errands:
     def check(self, trace: Trace) -> Sequence[Finding]:
         """The wrong steps of a trace, from its text alone."""
         return check(trace)
+
+    def facts(self, task: str) -> dict[str, Any]:
+        """What a table divides tasks by: the kind, and the things asked for."""
+        parsed = Task.parse(task)
+        return {"kind": parsed.kind, "nouns": list(parsed.asked)}
 
 
 _NUDGED = re.compile(re.escape(NUDGE).replace(r"\{thing\}", r"\w+"))
