@@ -73,7 +73,7 @@ class World:
             out = {}
             for trace in traces:
                 found = tuple(f.model_copy(update={"hint": text}) for f in self.suite.check(trace))
-                out[trace.id] = Critique(trace_id=trace.id, verdict="findings" if found else "clean", findings=found)
+                out[trace.id] = Critique(trace_id=trace.id, verdict="findings" if found else "none", findings=found)
             return out
 
         return play_hinted(self.sampler(seed + 1), self.suite, episodes, judge, injector, passes=6)
