@@ -43,7 +43,7 @@ def play(world, name: str, policy) -> Trace:
 
 
 def right(world, task, found, messages) -> str:
-    if task.found:
+    if task.given == len(task.asked):
         return "Done."
     return world.call_text(f"find_{next(t for t in task.asked if t not in found)}", task.city)
 
