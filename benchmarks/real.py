@@ -96,7 +96,7 @@ GRID: dict[str, tuple[str, dict]] = {
     "fkl_rate_2e-3": ("targeted", {**FKL, "learning_rate": 2e-3}),
     "fkl_rate_2e-4": ("targeted", {**FKL, "learning_rate": 2e-4}),
     "fkl_anchor_half": ("targeted", {**FKL, "anchor": {"weight": 0.5}}),
-    "fkl_decision": ("targeted", _fkl(span="decision")),
+    "fkl_suffix": ("targeted", _fkl(span="suffix")),
     "jsd_quote": ("targeted", {"recipe": {"terms": {"distill": {"span": "quote"}}}}),
     "jsd_rate_2e-3": ("targeted", {"learning_rate": 2e-3}),
 }

@@ -9,17 +9,14 @@ taking it up again at a step reads the hint and not the episode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.rollouts.attention import sampling_attention
 from hintdistill.rollouts.cache import growing_cache
 from hintdistill.rollouts.generation import Sampled, SamplingOptions, _cache_name
 
@@ -27,39 +24,6 @@ AHEAD = 10
 """Drafted tokens a pass."""
 SHARED = 64
 """A kept row is continued if it shares at least so many tokens; below, numerics would depend on what was played before."""
-FEW = 32
-"""Queries a row up to which keys and values are not copied for each query head."""
-
-
-def grouped(
-    module: Any, query: Any, key: Any, value: Any, attention_mask: Any, scaling: float, **kwargs: Any
-) -> tuple[Any, None]:
-    """Attention of few queries: the heads that share a key are rows of one product, so no key is copied."""
-    b, heads, n, d = query.shape
-    shared = key.shape[1]
-    if n > FEW or (attention_mask is None and n > 1):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    score = (query.reshape(b, shared, heads // shared * n, d) @ key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        split = score.view(b, shared, heads // shared, n, -1)
-        score = split.masked_fill(~attention_mask[:, :, None], torch.finfo(score.dtype).min).view(score.shape)
-    out = score.float().softmax(-1).to(value.dtype) @ value
-    return out.view(b, heads, n, d).transpose(1, 2), None
-
-
-AttentionInterface.register("grouped", grouped)
-AttentionMaskInterface.register("grouped", sdpa_mask)
-
-
-@contextmanager
-def attention(model: Any, name: str) -> Iterator[None]:
-    """The model with another implementation of attention, for a while."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def draft(ids: np.ndarray, ahead: int) -> list[int]:
@@ -101,7 +65,7 @@ class DraftedGenerator:
         if options.top_p != 1.0 or options.top_k or options.min_p or options.logprobs:
             raise ValueError("drafted sampling knows a temperature alone")
         rng = torch.Generator().manual_seed(seed)
-        with self.engine.hold() as model, torch.inference_mode(), attention(model, "grouped"):
+        with self.engine.hold() as model, torch.inference_mode(), sampling_attention(model):
             batch = _Batch(self, model, contexts)
             out: list[list[int]] = [[] for _ in contexts]
             tokens = batch.first(options.temperature, rng)
