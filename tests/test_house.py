@@ -30,6 +30,7 @@ LAYERS = (
     "reporting",
     "pipeline",
     "planning",
+    "bridges",
     "api",
     "",
     "cli",
