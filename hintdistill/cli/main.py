@@ -20,7 +20,7 @@ from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.interrupts import how_to_continue, interrupted, interruptible, works_in
 from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
-from hintdistill.core.errors import ConfigError, HintdistillError
+from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 
 app = typer.Typer(
     name="hintdistill",
@@ -327,6 +327,12 @@ def _main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         say(interrupted(), error=True)
         sys.exit(130)
+    except OSError as error:
+        # a path that cannot be read or written; what a run has on disk is whole, and `--resume` continues it
+        where = f"{error.filename}: " if error.filename else ""
+        more = how_to_continue()
+        say(f"error: {where}{error.strerror or error}" + (f"\n{more}" if more else ""), error=True)
+        sys.exit(InputError.exit_code)
     except Exception as error:
         usage = getattr(error, "show", None)
         if usage is None:
