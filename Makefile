@@ -3,13 +3,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+VENV_PRODUCERS ?= .venv-producers
 BIN := $(VENV)/bin
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
 CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test suite test-full test-vllm evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm clean
+.PHONY: run templates test suite test-full test-vllm test-producers evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -27,6 +28,12 @@ test-full: install
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
+
+# the libraries whose traces are read are run in an environment of their own
+test-producers: install
+	test -d $(VENV_PRODUCERS) || $(PYTHON) -m venv $(VENV_PRODUCERS)
+	$(VENV_PRODUCERS)/bin/python -m pip install -q --disable-pip-version-check botocore langgraph mlflow-tracing pydantic-ai-slim
+	HINTDISTILL_PRODUCERS=$(VENV_PRODUCERS)/bin/python $(BIN)/pytest -m slow tests/traces/test_traces_producers.py
 
 # property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
 fuzz: install
@@ -54,6 +61,13 @@ docs: install
 	$(BIN)/python docs/make_recipes_page.py
 	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
+
+# the chat templates in llama-cpp-python's source archive, through the same invariants; outside CI, because the archive is large
+templates: install
+	rm -rf build/llama && mkdir -p build/llama
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d build/llama llama-cpp-python
+	tar -xzf build/llama/llama_cpp_python-*.tar.gz -C build/llama --wildcards '*/models/templates/*.jinja'
+	$(BIN)/python docs/make_templates_page.py build/llama build/templates.md
 
 evidence-quick: install
 	$(BIN)/python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --quick

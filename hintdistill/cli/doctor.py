@@ -6,15 +6,17 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hintdistill.config import RescoreSection
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.trust import in_use
 from hintdistill.prompts import PromptLibrary, data_root
+
+if TYPE_CHECKING:
+    from hintdistill.injection.rendering import Renderer
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -30,10 +32,10 @@ class Check:
 
 
 def diagnose(model: str | None = None, *, trust_remote_code: bool = False) -> list[Check]:
-    """Every check, in order; `model` adds those of a model folder, whose own code runs only with `trust_remote_code`."""
+    """Every check; those of a model folder come first, whose own code runs only with `trust_remote_code`."""
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
     with in_use(None, model_code=trust_remote_code):
-        return checks + ([*_model(model), *_weights(model)] if model else [])
+        return ([*_model(model), *_weights(model)] if model else []) + checks
 
 
 PACKAGES = (
@@ -144,14 +146,24 @@ def _weights(name: str) -> list[Check]:
 
 def _model(name: str) -> list[Check]:
     from hintdistill.core.models import resolve_model
-    from hintdistill.core.types import Message
     from hintdistill.injection.rendering import Renderer
 
     try:
         renderer = Renderer.from_pretrained(resolve_model(name))
     except HintdistillError as error:
         return [Check("model", "fail", error.message, error.hint)]
-    checks = [Check("model", "ok", str(Path(name)))]
+    return [*template_checks(renderer), Check("model", "ok", str(Path(name)))]
+
+
+def template_checks(renderer: Renderer) -> list[Check]:
+    """What a template does: first what the student will not see, then its arguments, and the roles that a hint can have."""
+    from hintdistill.core.types import Message
+    from hintdistill.injection.template_probe import unseen
+
+    hidden = unseen(renderer)
+    fix = "the student is trained on contexts without it; another chat template is run.template.file" if hidden else ""
+    seen = "a system prompt, a tool list, a call, its result and reasoning are all printed"
+    checks = [Check("not seen by the student", "warn" if hidden else "ok", "; ".join(hidden) or seen, fix)]
     mode = renderer.arguments_mode
     fix = (
         ""
@@ -164,20 +176,14 @@ def _model(name: str) -> list[Check]:
         Message(role="assistant", content="b"),
         Message(role="user", content="c"),
     )
-
-    def try_role(role: Literal["user", "system"]) -> None:
-        text = renderer.render((*talk, Message(role=role, content="hint words")), (), header=True)
-        if "hint words" not in text:
-            raise HintdistillError("the template drops the message")
-
-    attempts: list[tuple[str, Callable[[], None]]] = [
-        ("hint as user", lambda: try_role("user")),
-        ("hint as system", lambda: try_role("system")),
-    ]
-    for label, attempt in attempts:
+    roles: tuple[Literal["user", "system"], ...] = ("user", "system")
+    for role in roles:
         try:
-            attempt()
-            checks.append(Check(label, "ok", "accepted above a step"))
+            text = renderer.render((*talk, Message(role=role, content="hint words")), (), header=True)
+            if "hint words" not in text:
+                raise HintdistillError("the template drops the message")
+            checks.append(Check(f"hint as {role}", "ok", "accepted above a step"))
         except HintdistillError as error:
-            checks.append(Check(label, "warn", error.message, "the next placement of inject.placements is used"))
+            again = "the next placement of inject.placements is used"
+            checks.append(Check(f"hint as {role}", "warn", error.message, again))
     return checks

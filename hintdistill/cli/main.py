@@ -17,6 +17,7 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
+from hintdistill.cli.interrupts import interrupted, interruptible
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
@@ -117,8 +118,13 @@ def critique(
     settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
     if dry_run:
         from hintdistill.pipeline.dry_run import dry_run as look_ahead
+        from hintdistill.pipeline.labels import score_ahead
 
-        asked = look_ahead(settings, until="critique", trust=trust).critics
+        asked = (
+            look_ahead(settings, until="critique", trust=trust).critics
+            if labels is None
+            else score_ahead(settings, labels, console, trust=trust)
+        )
         text = [
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
         ]
@@ -258,18 +264,26 @@ def init(
 
 @app.command()
 def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Configuration whose template, servers and traces to look at.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
     model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Let code that stands in the model folder run.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """What is installed, what will not work, and how to fix it."""
+    """What is installed, what will not work, and how to fix it; with a config, first what the student will not see."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
+    from hintdistill.cli.doctor_config import config_checks
+    from hintdistill.config.file import load_config
 
-    checks = diagnose(model, trust_remote_code=trust_remote_code)
+    checks = [] if config is None else config_checks(load_config(config, overrides or ()))
+    checks += diagnose(model, trust_remote_code=trust_remote_code)
     if as_json:
         print_json([dataclasses.asdict(c) for c in checks])
     else:
@@ -290,6 +304,11 @@ def ablate() -> None:
 
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
+    with interruptible():
+        _main()
+
+
+def _main() -> None:
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:
@@ -299,7 +318,7 @@ def main() -> None:
         say("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), error=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; --resume continues", file=sys.stderr)
+        say(interrupted(), error=True)
         sys.exit(130)
     except Exception as error:
         from hintdistill.core.storage import disk_trouble

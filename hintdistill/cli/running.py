@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from hintdistill.cli.interrupts import works_in
 from hintdistill.cli.look import say
 from hintdistill.core.errors import ConfigError
 
@@ -27,7 +28,8 @@ class Asked:
 def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     """Run the stages of a config file, or of a run folder that is continued, and print what came of it."""
     from hintdistill.config.file import load_config
-    from hintdistill.pipeline.continuing import RUNS, command, only_unfinished, says_how_to_continue
+    from hintdistill.pipeline.continuing import RUNS, command, line, only_unfinished, says_how_to_continue
+    from hintdistill.pipeline.inject import require_some
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import check_named_folder, run, run_folder
     from hintdistill.pipeline.store import RunDir
@@ -50,12 +52,16 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
             return
         folder = found
         console.note(f"continues {folder}")
-    with says_how_to_continue(folder, until, trust=asked.trust):
+    how = line(folder, until, asked.trust)
+    with works_in(folder, how), says_how_to_continue(folder, until, trust=asked.trust):
         console.note(f"in {folder}; if it is stopped, this continues it: {command(folder, until)}")
         own = None if of_run else file
         run(settings, folder, resume=asked.resume, until=until, console=console, trust=asked.trust, file=own)
-    if is_main():
-        finish(folder, asked.as_json)
+    if not is_main():
+        return
+    finish(folder, asked.as_json)
+    if until == "rescore":
+        require_some(RunDir(folder))
 
 
 def finish(folder: Path, as_json: bool) -> None:

@@ -64,6 +64,7 @@ __all__ = [
     "RunSection",
     "Section",
     "ServerSection",
+    "TemplateSection",
     "TracesSection",
     "TrainSection",
     "TripwireSection",
@@ -72,6 +73,16 @@ __all__ = [
 ]
 
 CONFIG_SCHEMA = 3
+
+
+class TemplateSection(Section):
+    """The chat template that the student is rendered with, and its options."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the template, e.g. `{enable_thinking: false}`, `{date_string: 26 Jul 2024}`; `strftime_now: 2026-05-01` is the date that
+    templates get that ask for today's. An option that the template does not read is refused. What a trace recorded goes before."""
+    file: ConfigPath | None = None
+    """A chat template in place of the model folder's."""
 
 
 class RunSection(Section):
@@ -97,13 +108,15 @@ class RunSection(Section):
     traces. Default: no loop, `traces.path` is read."""
     initial: ModelPath | None = None
     """The policy the run starts from, where `model` is a later one. The loop sets it."""
+    template: TemplateSection = TemplateSection()
 
 
 class TracesSection(Section):
     """1. read: which files, and how."""
 
     path: tuple[ConfigPath, ...] = ()
-    """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
+    """A file, a folder, a glob, a zip, or a data set of the hub (`hf://owner/name?split=train&revision=main`), or several of them;
+    needed unless `run.rounds` is set."""
     tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: str = "auto"
@@ -138,6 +151,10 @@ class InjectSection(Section):
     candidates: int = Field(default=1, ge=1, le=4)
     """Hints per finding, which compete within their level: the critic's, a principle, the right action alone, the class's
     template. The one with the largest odds is taken before anything is accepted; see docs/hints.md."""
+    max_hint_tokens: int = Field(default=512, ge=1)
+    """A hint of more tokens is refused (`hint_too_long`): it is a document, and no hint."""
+    max_hint_share: float = Field(default=1.0, gt=0.0)
+    """A hint of more tokens than this share of the context above its step is refused, beyond 64 tokens."""
     max_level: int = Field(default=2, ge=0, le=3)
     """Hints of a higher level are rejected: 0 principle, 1 narrows, 2 has a corrected token, 3 has what the context does not."""
     min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)

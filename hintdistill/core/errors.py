@@ -95,6 +95,14 @@ class SpliceError(InputError):
     """The hint cannot be inserted, or the step's tokens cannot be told apart from their context."""
 
 
+class ControlTokensError(SpliceError):
+    """A hint holds control tokens of the student's template, or control characters."""
+
+
+class HintTooLongError(SpliceError):
+    """A hint has more tokens than `inject.max_hint_tokens`, or more than its share of the context."""
+
+
 class QuoteNotFoundError(SpliceError):
     """The critic's quote is nowhere in the step."""
 

@@ -277,6 +277,8 @@ class Finding(FrozenModel):
     """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
     twin: TwinEdit | None = None
     """The smallest edit under which the step would be right, where the critic wrote one."""
+    decisive: bool | None = None
+    """Whether the run would have gone well without this error; None where the critic was not asked."""
 
     @model_validator(mode="after")
     def _is_text(self) -> Finding:
@@ -284,11 +286,9 @@ class Finding(FrozenModel):
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `twin` where there is none: keys of findings from before stay theirs."""
+        """As it is, without `twin` and `decisive` where there are none: keys of findings from before stay theirs."""
         data: dict[str, Any] = plain(self)
-        if self.twin is None:
-            data.pop("twin", None)
-        return data
+        return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 
 
 class Twin(FrozenModel):

@@ -79,10 +79,11 @@ class RunContext:
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The student's tokenizer and template. Raises ModelError."""
+        """The student's tokenizer, template and template options. Raises ModelError or ConfigError."""
         from hintdistill.injection.rendering import Renderer
 
-        return Renderer.from_pretrained(self.model_folder)
+        template = self.config.run.template
+        return Renderer.from_pretrained(self.model_folder, template.options, template.file)
 
     @property
     def student_folder(self) -> Path:
@@ -134,6 +135,7 @@ class RunContext:
             self.config.rescore.batch_tokens,
             self.config.rescore.top_k,
             self.renderer.vocabulary.get,
+            self.renderer.text_of,
             # the run says whose weights are served; how far they are from the trainer's is measured (`engine_floor`)
             model_key(self.teacher_folder).weights,
         )

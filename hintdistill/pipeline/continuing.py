@@ -9,7 +9,6 @@ import contextlib
 import re
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -128,25 +127,21 @@ class _Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def says_how_to_continue(folder: Path, until: str, *, trust: bool = False) -> Iterator[None]:
-    """Whatever stops the run inside, the command that continues it is on the error stream.
+    """A declared error that stops the run inside carries the command that continues it as a note.
 
-    A signal to end (SIGTERM, SIGHUP) stops it as a Ctrl-C does. A declared error carries the command as a note, which
-    the command line prints below it.
+    A signal to end (SIGTERM, SIGHUP) stops it as a Ctrl-C does, after which the command line says the same.
     """
     with _signals():
         try:
             yield
-        except KeyboardInterrupt:
-            if RunDir(folder).is_run():
-                print(f"stopped; what is done is kept. {_line(folder, until, trust)}", file=sys.stderr)
-            raise
         except Exception as error:
             if RunDir(folder).is_run():
-                error.add_note(_line(folder, until, trust))
+                error.add_note(line(folder, until, trust))
             raise
 
 
-def _line(folder: Path, until: str, trust: bool) -> str:
+def line(folder: Path, until: str, trust: bool) -> str:
+    """The sentence with the command that continues a run."""
     unsigned = True
     with contextlib.suppress(HintdistillError):
         unsigned = not RunDir(folder).is_own()

@@ -11,6 +11,7 @@ from hintdistill.core.storage import content_key
 from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.reporting.inspection import HELD_ELSEWHERE, empty_files_error
+from hintdistill.traces.files import not_read
 from hintdistill.traces.groups import group_traces
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import Deduplicator, read_traces
@@ -59,6 +60,8 @@ def run(ctx: RunContext) -> None:
         ctx.console.warn(f"{failure['source']}: {failure['message']}")
     if len(failures) > 5:
         ctx.console.warn(f"{len(failures) - 5} more records failed; all are in {store.path}")
+    if (line := not_read(keep.foreign)) is not None:
+        ctx.console.warn(line)
     blind = sum(_calls_without_schemas(r["trace"]) for r in rows.values() if "trace" in r)
     if blind:
         ctx.console.warn(

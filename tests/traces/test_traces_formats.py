@@ -177,7 +177,8 @@ def test_responses(read):
     (trace,) = read([{**request, "response": {"id": "r", "output": OUTPUT, "model": "m", "object": "response"}}])
     assert shape(trace) == ["system", "user", "assistant f", "tool", "assistant"]
     assert (trace.model, list(trace.tool_schemas)) == ("m", ["f"])
-    assert shape(read(OUTPUT, "items.jsonl")[0]) == ["assistant f", "tool", "assistant"]
+    items = [{"type": "message", "role": "user", "content": "q"}, *OUTPUT]
+    assert shape(read(items, "items.jsonl")[0]) == ["user", "assistant f", "tool", "assistant"]
 
 
 def test_nemo_gym_with_ids(read):
@@ -402,7 +403,10 @@ def test_atif(read):
                 "schema_version": "ATIF-v1.8",
                 "trajectory_id": "sub",
                 "agent": {"name": "b", "version": "1"},
-                "steps": [{"step_id": 1, "source": "agent", "message": "x"}],
+                "steps": [
+                    {"step_id": 1, "source": "user", "message": "q"},
+                    {"step_id": 2, "source": "agent", "message": "x"},
+                ],
             }
         ],
     }
@@ -421,7 +425,7 @@ def test_atif(read):
         ["get_weather"],
         {"agent.odd": 1},
     )
-    assert (sub.id, shape(sub)) == ("sub/sub1", ["assistant"])
+    assert (sub.id, shape(sub)) == ("sub/sub1", ["user", "assistant"])
     run["steps"][2]["step_id"] = 9
     (failure,) = read(run)
     assert "invalid ATIF" in failure.message and "not sequential" in failure.message
@@ -433,9 +437,9 @@ def test_atif_versions(read, version):
         "schema_version": version,
         "session_id": "s",
         "agent": {"name": "a", "version": "1"},
-        "steps": [{"step_id": 1, "source": "agent", "message": "x"}],
+        "steps": [{"step_id": 1, "source": "user", "message": "q"}, {"step_id": 2, "source": "agent", "message": "x"}],
     }
-    assert shape(read(run)[0]) == ["assistant"]
+    assert shape(read(run)[0]) == ["user", "assistant"]
 
 
 def test_atif_without_its_package_is_refused_with_the_way_out(read, monkeypatch):

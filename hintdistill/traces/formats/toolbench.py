@@ -7,6 +7,7 @@ conversation, and a node is the student's on the first path that holds it only.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         raise TraceError("neither chats nor a tree with a turn of the model in it")
     rest = {k: v for k, v in value.items() if k not in ("tree", "trys", "compare_candidates", "answer_generation")}
     rest |= {"answer_generation": {k: v for k, v in answer.items() if k not in ("train_messages", "function", "chain")}}
+    if isinstance(listed, list) and listed:
+        rest["given_up"] = _given_up(value, found)
     for n, messages in enumerate(found, 1):
         yield build_trace(
             rest,
@@ -71,6 +74,19 @@ def _unread(paths: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]
 def _calls(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
     made = [m.get("function_call") for m in messages if isinstance(m, Mapping) and m.get("role") == "assistant"]
     return [(c.get("name"), c.get("arguments")) for c in made if isinstance(c, Mapping)]
+
+
+def _given_up(value: Mapping[str, Any], found: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The turns of branches that the search gave up, each once: tried, and in no conversation that was answered."""
+    said = {_key(m) for messages in found for m in messages if isinstance(m, Mapping)}
+    left: dict[str, dict[str, Any]] = {}
+    for path in _from_tree(value):
+        left |= {_key(m): m for m in path if _key(m) not in said}
+    return list(left.values())
+
+
+def _key(message: Mapping[str, Any]) -> str:
+    return json.dumps([message.get("content"), message.get("function_call")], sort_keys=True, default=str)
 
 
 def _from_tree(value: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
