@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hintdistill.config import EngineSection, InjectSection, RescoreSection
+from hintdistill.config import EngineSection, InjectSection, RescoreSection, TemplateSection
 from hintdistill.core.errors import ConfigError, QuoteNotFoundError, SpliceError, TraceError
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
+from hintdistill.core.text import HALF_A_PAIR, holds_half_a_pair
+from hintdistill.core.trust import in_use
 from hintdistill.core.types import Finding, Message, Placement, Source, Trace, Twin, TwinEdit
 from hintdistill.engines import Engine
 from hintdistill.engines.loading import EngineJob, load
@@ -76,22 +78,40 @@ def load_engine(
     device: str = "auto",
     batch_tokens: int | None = None,
     backend: str = "transformers",
+    trust_remote_code: bool = False,
+    template: TemplateSection | None = None,
     **kwargs: Any,
 ) -> LoadedModel:
     """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
 
-    `backend` is any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
+    Args:
+        backend: any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
+        trust_remote_code: whether Python code that stands in the model folder may run; it can do whatever you can.
+        template: options of the chat template (`TemplateSection(options={"enable_thinking": False})`) and another one's file.
 
     Raises:
         ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
-        ConfigError: no such backend, or one that is reached at an address (`connect_engine`).
+        ConfigError: no such backend, one that is reached at an address (`connect_engine`), or an option that the template does not read.
     """
     if ENGINES.get(backend).remote:
         raise ConfigError(
             f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
         )
+    with in_use(None, model_code=trust_remote_code):
+        return _loaded(name, dtype, device, batch_tokens, backend, template, kwargs)
+
+
+def _loaded(
+    name: str,
+    dtype: str,
+    device: str,
+    batch_tokens: int | None,
+    backend: str,
+    template: TemplateSection | None,
+    kwargs: dict[str, Any],
+) -> LoadedModel:
     folder = resolve_model(name)
-    renderer = Renderer.from_pretrained(folder)
+    renderer = Renderer.from_pretrained(folder, *_template(template))
     job = EngineJob(
         folder,
         dtype=dtype,
@@ -104,13 +124,26 @@ def load_engine(
     return LoadedModel(load(backend, job), renderer, backend)
 
 
-def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs: Any) -> LoadedModel:
+def _template(section: TemplateSection | None) -> tuple[dict[str, Any], str | None]:
+    """Options and file of a template section."""
+    return ({}, None) if section is None else (section.options, section.file)
+
+
+def connect_engine(
+    name: str,
+    base_url: str,
+    model: str | None = None,
+    *,
+    template: TemplateSection | None = None,
+    **kwargs: Any,
+) -> LoadedModel:
     """Rescore through a running server.
 
     Args:
         name: folder or hub name of what it serves; only the tokenizer and the chat template are read.
         base_url: up to and including `/v1`.
         model: the name it serves the weights under, default `name`.
+        template: options of the chat template, as in `load_engine`.
         kwargs: further arguments of `ServerEngine`.
 
     Raises:
@@ -119,10 +152,12 @@ def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs:
     """
     from hintdistill.engines.server import ServerEngine
 
-    renderer = Renderer.from_pretrained(resolve_model(name))
+    renderer = Renderer.from_pretrained(resolve_model(name), *_template(template))
     if kwargs.get("dialect") == "echo":
         kwargs.setdefault("id_of", renderer.vocabulary.get)
-    return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer, "server")
+    engine = ServerEngine(base_url, model or name, **kwargs)
+    engine.text_of = renderer.text_of
+    return LoadedModel(engine, renderer, "server")
 
 
 def rescore(
@@ -203,6 +238,8 @@ def rank_hints(
             raise SpliceError(
                 f"the hint {hint!r} tokenises to nothing", hint="hint=None scores the step without a hint"
             )
+        if holds_half_a_pair([hint, quote]):
+            raise SpliceError(f"the hint or the quote {HALF_A_PAIR}")
         finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
         with engine.lock:
             injection = injector.inject(trace, finding)
@@ -288,6 +325,8 @@ def _require_engine(engine: LoadedModel, config: RescoreSection) -> None:
 def _trace(messages: Sequence[MessageLike], step: int, tools: Sequence[Mapping[str, Any]] | None) -> Trace:
     """The messages as a trace. Raises TraceError where they are malformed or hold no such step."""
     record = {"messages": [_plain(m) for m in messages], "tools": list(tools or ())}
+    if holds_half_a_pair(record["messages"]) or holds_half_a_pair(record["tools"]):
+        raise TraceError(f"a message or a tool {HALF_A_PAIR}")
     trace = openai_chat.parse(record, Source(file="call", position="record 1"), ReadOptions())
     if any(isinstance(m, Message) for m in messages):
         trace = trace.model_copy(update={"messages": _typed(messages, trace)})

@@ -13,7 +13,7 @@ from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.storage import write_atomic
 from hintdistill.injection.rendering import Renderer
 from hintdistill.pipeline import report, train
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 
@@ -23,7 +23,7 @@ CARDS = ("card.json", "hintdistill_export.json")
 """Names under which an export's card may lie in a student's folder and say what it was trained on."""
 
 
-def report_student(run: Path, student: str, console: Console) -> Path:
+def report_student(run: Path, student: str, console: Console, *, trust: bool = False) -> Path:
     """Measure a student trained elsewhere; returns the folder with its report, `RUN/students/KEY`.
 
     `provenance.json` beside the report says what is known of how it was made.
@@ -36,14 +36,15 @@ def report_student(run: Path, student: str, console: Console) -> Path:
     rundir = RunDir.reopen(run)
     try:
         config, _ = rundir.config()
-        folder = resolve_model(student)
-        ctx = RunContext(config, rundir, console, student=folder)
-        if rundir.index("rescore") is None:
-            raise InputError(f"{run} has no targets", hint="hintdistill run … --until rescore")
-        known = provenance(ctx, folder)
-        out = rundir.path / STUDENTS / known["weights"]
-        report.write_elsewhere(ctx, out)
-        write_atomic(out / PROVENANCE, json.dumps(known, indent=1))
+        with in_use(config, trust):
+            folder = resolve_model(student)
+            ctx = RunContext(config, rundir, console, student=folder)
+            if rundir.index("rescore") is None:
+                raise InputError(f"{run} has no targets", hint="hintdistill run … --until rescore")
+            known = provenance(ctx, folder)
+            out = rundir.path / STUDENTS / known["weights"]
+            report.write_elsewhere(ctx, out)
+            write_atomic(out / PROVENANCE, json.dumps(known, indent=1))
         return out
     finally:
         rundir.close()

@@ -17,6 +17,7 @@ from hintdistill.core.models import model_key
 from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.trust import UntrustedError
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, hold, read, rescore, to_score, train, twins
 from hintdistill.pipeline.context import RunContext, trace_key
@@ -219,7 +220,12 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     section = ctx.config.rollout
     if section.environment is None:
         return {}
-    suite, environment = load_suite(section.environment), object_content(section.environment)
+    try:
+        suite = load_suite(section.environment)
+    except UntrustedError as error:
+        ctx.console.warn(f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` does")
+        return {}
+    environment = object_content(section.environment)
     options = options_of(section, measured_from(section), ctx.config.run.seed)
     store = ctx.rundir.store("evaluations")
     out: dict[str, dict[str, Evaluation]] = {}

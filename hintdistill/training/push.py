@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from hintdistill.core.errors import ConfigError, InputError, ServiceError
+from hintdistill.training.checksums import FILE as CHECKSUMS
 
 
 def hub() -> str:
@@ -99,7 +100,7 @@ LOCAL_NAMES = frozenset({"base_model_name_or_path", "name_or_path", "_name_or_pa
 
 def _published(student: Path) -> Iterator[tuple[str, str | bytes]]:
     """Every file of the student's folder by its name there: its path, or its text where a folder's name was taken out."""
-    for path in sorted(p for p in student.rglob("*") if p.is_file()):
+    for path in sorted(p for p in student.rglob("*") if p.is_file() and p.name != CHECKSUMS):
         name = path.relative_to(student).as_posix()
         if path.name in ("adapter_config.json", "config.json", "hintdistill.json"):
             data = json.loads(path.read_text(encoding="utf-8"))
