@@ -48,21 +48,22 @@ def play(engine: hd.LoadedModel, task: str, hint: Hint = lambda agent: None) -> 
     return agent, refused
 
 
-def learn(engine: hd.Session, tasks: list[str], memory: hd.HintMemory) -> dict[str, int]:
+def learn(student: hd.LoadedModel, tasks: list[str], memory: hd.HintMemory) -> dict[str, int]:
     """Play tasks; after a failure diagnose, try again with the hint, and remember."""
     critic = hd.load_critic(CriticSection(prompts=str(PROMPTS)))
+    session = hd.Session(student)
     counts = {"played": 0, "failed": 0, "diagnosed": 0, "repaired": 0}
     for task in tasks:
-        agent, refused = play(engine, task)
+        agent, refused = play(student, task)
         counts["played"] += 1
         counts["failed"] += refused
-        found = hd.diagnose(agent.messages, tools=agent.tools, engine=engine, critic=critic, twins=False)
+        found = hd.diagnose(agent.messages, tools=agent.tools, engine=session, critic=critic, twins=False)
         memory.add(found)
         best = found.best
         if best is None:
             continue
         counts["diagnosed"] += 1
-        again, refused_again = play(engine, task, lambda a, b=best: b.hint if a.steps == b.step else None)
+        again, refused_again = play(student, task, lambda a, b=best: b.hint if a.steps == b.step else None)
         counts["repaired"] += not refused_again and again.reward == 1.0
     return counts
 
@@ -102,10 +103,10 @@ def loop(tasks: int, test_tasks: int, out: Path) -> dict[str, Any]:
         [t for t in splits["train"] if ".none.none." in t],
     )
     unseen = [t for t in splits["test"] if ".alias.none." in t][:test_tasks]
-    session = hd.Session(hd.load_engine(str(STUDENT)))
+    student = hd.load_engine(str(STUDENT))
     memory = hd.HintMemory(out / "memory", library=PromptLibrary(PROMPTS))
-    learnt = learn(session, [*alias[:tasks], *clean[: tasks // 2]], memory)
-    plain, hinted = measure(session, unseen), measure(session, unseen, memory)
+    learnt = learn(student, [*alias[:tasks], *clean[: tasks // 2]], memory)
+    plain, hinted = measure(student, unseen), measure(student, unseen, memory)
     entries = len(memory)
     trained = hd.load_engine(str(train(memory, out)))
     return {

@@ -78,6 +78,7 @@ class _Job:
 
     @property
     def done(self) -> bool:
+        """Whether it was served."""
         return self.scores is not None or self.error is not None
 
 
