@@ -35,7 +35,7 @@ def test_trace_text_with_control_tokens_is_noted(weather_trace, student_renderer
 
 
 def test_a_hint_as_long_as_a_document_is_refused(weather_trace, student_renderer):
-    with pytest.raises(HintTooLongError, match="max_hint_tokens|more than 512"):
+    with pytest.raises(HintTooLongError, match=r"max_hint_tokens|more than 512"):
         inject(student_renderer, weather_trace, "word " * 20_000)
     with pytest.raises(HintTooLongError, match="of the context above it"):
         inject(student_renderer, weather_trace, "word " * 100, max_hint_share=0.01)
@@ -44,7 +44,7 @@ def test_a_hint_as_long_as_a_document_is_refused(weather_trace, student_renderer
 def test_a_rollout_server_needs_consent():
     from hintdistill.rollouts.server import ServerGenerator
 
-    with pytest.raises(ConfigError, match="rollout server at http://vllm.example/v1 is outside"):
+    with pytest.raises(ConfigError, match=r"rollout server at http://vllm.example/v1 is outside"):
         ServerGenerator(ServerSection(base_url="http://vllm.example/v1", model="m"), 10)
     assert ServerGenerator(
         ServerSection(base_url="http://vllm.example/v1", model="m", allow_hosts=("vllm.example",)), 10
