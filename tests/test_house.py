@@ -31,6 +31,7 @@ LAYERS = (
     "reporting",
     "pipeline",
     "planning",
+    "bridges",
     "agents",
     "api",
     "",

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintdistill.core.errors import ArgumentError, TraceError
+from hintdistill.core.text import HALF_A_PAIR, holds_half_a_pair
 from hintdistill.core.types import Message, Source, Trace
 from hintdistill.traces.formats import anthropic, openai_chat, openai_responses
 from hintdistill.traces.formats.observed import messages_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import parse_tools
+from hintdistill.traces.schemas import parse_tools
 
 MessageLike = Any
 """A `Message`, a mapping, or an object with `model_dump`."""
@@ -42,6 +43,8 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
     record, typed = _record(messages)
     if schemas:
         record["tools"] = list(schemas)
+    if holds_half_a_pair(record):
+        raise TraceError(f"a message or a tool {HALF_A_PAIR}")
     traces = list(_read(record))
     if len(traces) != 1:
         raise TraceError(f"`messages` holds {len(traces)} conversations, not one")

@@ -18,8 +18,11 @@ class ServerSection(Section):
     Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
     model: str | None = None
     """The server's name of the model; default: the only one it serves."""
+    allow_hosts: tuple[str, ...] = ()
+    """Hosts outside this machine that may receive the episodes, as token ids."""
     api_key_env: str = "OPENAI_API_KEY"
     timeout_s: float = Field(default=300.0, gt=0)
+    """For one whole answer."""
     retries: int = Field(default=3, ge=0)
     concurrency: int = Field(default=64, ge=1)
     """Steps in flight."""

@@ -9,17 +9,20 @@ Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an ou
 
 from __future__ import annotations
 
+from hintdistill.core.masking import mask
+
 
 class HintdistillError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose. No key that was sent to a server is in its words."""
 
     exit_code = 1
     retryable = False
 
     def __init__(self, message: str, *, hint: str = "") -> None:
+        message = mask(message)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = mask(hint)
 
     def __str__(self) -> str:
         return f"{self.message}\n  → {self.hint}" if self.hint else self.message
@@ -55,8 +58,24 @@ class InputError(HintdistillError):
     exit_code = 3
 
 
+class DiskError(InputError):
+    """A file cannot be written: the disk is full, the folder read-only, a quota or a limit reached."""
+
+
 class TraceError(InputError):
     """One record of a trace file is not a trace."""
+
+
+class UnreadBranchesError(TraceError):
+    """A search holds branches that are not read; its answered branch is."""
+
+    code = "unread_branches"
+
+
+class LostStepError(TraceError):
+    """A record names a step that its messages lack; what they hold is read."""
+
+    code = "lost_step"
 
 
 class ModelError(InputError):
@@ -78,6 +97,14 @@ class TemplateError(ModelError):
 
 class SpliceError(InputError):
     """The hint cannot be inserted, or the step's tokens cannot be told apart from their context."""
+
+
+class ControlTokensError(SpliceError):
+    """A hint holds control tokens of the student's template, or control characters."""
+
+
+class HintTooLongError(SpliceError):
+    """A hint has more tokens than `inject.max_hint_tokens`, or more than its share of the context."""
 
 
 class QuoteNotFoundError(SpliceError):

@@ -25,6 +25,7 @@ from pydantic import (
 
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.registry import NameIn
+from hintdistill.core.text import require_text
 
 TRACE_SCHEMA = 1
 """Version of the native trace format; raised whenever a stored field changes its meaning."""
@@ -177,10 +178,20 @@ class Trace(FrozenModel):
     model: str | None = None
     """Name or key of the weights that produced the trace, where known."""
     source: Source | None = None
+    template: dict[str, Any] = Field(default_factory=dict)
+    """Options of the chat template that the trace was recorded under, e.g. `enable_thinking`; they go before `run.template.options`."""
     tool_effects: dict[str, ToolEffect] = Field(default_factory=dict)
     """Which tools only read and which change state, by name, as the environment or the file of `traces.tools` says; the student
     never reads it. Ask `tool_effect`, which knows what the schemas say as well."""
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _unless_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it is, without `template` where there are no options: keys of traces from before stay theirs."""
+        data: dict[str, Any] = plain(self)
+        if not self.template:
+            data.pop("template", None)
+        return data
 
     @cached_property
     def step_indices(self) -> tuple[int, ...]:
@@ -266,14 +277,18 @@ class Finding(FrozenModel):
     """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
     twin: TwinEdit | None = None
     """The smallest edit under which the step would be right, where the critic wrote one."""
+    decisive: bool | None = None
+    """Whether the run would have gone well without this error; None where the critic was not asked."""
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Finding:
+        return require_text(self, [self.error_class, self.quote, self.hint, self.evidence, self.facts])
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `twin` where there is none: keys of findings from before stay theirs."""
+        """As it is, without `twin` and `decisive` where there are none: keys of findings from before stay theirs."""
         data: dict[str, Any] = plain(self)
-        if self.twin is None:
-            data.pop("twin", None)
-        return data
+        return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 
 
 class Twin(FrozenModel):

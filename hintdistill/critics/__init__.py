@@ -8,10 +8,11 @@ changed prompt asks again and an unchanged one never does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Protocol
 
 from hintdistill.core.errors import HintdistillError, ServiceError
+from hintdistill.core.threads import as_finished
 from hintdistill.core.types import Critique, Finding, Trace, Usage, Verdict
 
 Outcome = tuple[Trace, Critique | HintdistillError]
@@ -41,32 +42,19 @@ def one_by_one(
     """Run a per-trace critic over many traces, `concurrency` at a time, yielding as they finish.
 
     What has finished by the same moment comes in the order of the traces; one at a time, everything does.
-    A `ServiceError` with `retryable` False stops the whole batch; any other declared error costs its own trace.
+    A `ServiceError` with `retryable` False stops the whole batch; any other declared error costs its own trace. Closing the
+    iterator cancels what is under way, which is owed.
     """
-    pending: dict[Future[Critique], Trace] = {}
-    todo = iter(traces)
-    with ThreadPoolExecutor(max_workers=concurrency) as pool:
-        try:
-            while True:
-                while len(pending) < 2 * concurrency and (trace := next(todo, None)) is not None:
-                    pending[pool.submit(critique, trace)] = trace
-                if not pending:
-                    return
-                # a set, which has no order of its own
-                finished = wait(pending, return_when=FIRST_COMPLETED).done
-                for future in [f for f in pending if f in finished]:
-                    trace = pending.pop(future)
-                    try:
-                        yield trace, future.result()
-                    except ServiceError as error:
-                        if not error.retryable:
-                            raise
-                        yield trace, error
-                    except HintdistillError as error:
-                        yield trace, error
-        finally:
-            for future in pending:
-                future.cancel()
+    with closing(as_finished(critique, traces, concurrency)) as finished:
+        for trace, future in finished:
+            try:
+                yield trace, future.result()
+            except ServiceError as error:
+                if not error.retryable:
+                    raise
+                yield trace, error
+            except HintdistillError as error:
+                yield trace, error
 
 
 def merge(trace_id: str, critiques: Iterable[Critique]) -> Critique:

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
-
+from hintdistill.core.schemas import CannotJudge, Violation, violations
 from hintdistill.core.types import Critique, Finding, Message, ToolCall, Trace
 from hintdistill.critics import Outcome, one_by_one
 
@@ -41,6 +40,10 @@ ADMITS = re.compile(
     r"|unfortunately|try again|timed? ?out|not found|did ?n[o']t|didn't|no result)\b",
     re.IGNORECASE,
 )
+
+
+NOT_JUDGED = "not judged:"
+"""How the note of a call begins that its schema cannot judge."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,11 @@ class RulesCritic:
     def check(self, trace: Trace) -> Critique:
         """All findings of one trace, in step order; at a step that breaks several rules, the most basic one stands."""
         findings: list[Finding] = []
+        notes: list[str] = []
         calls = call_results(trace)
         for step in (k for k in range(len(trace.step_indices)) if k not in trace.given_steps):
             mine = [c for c in calls if c.step == step]
-            found = next(self._at(trace, step, mine, calls), None)
+            found = next(self._at(trace, step, mine, calls, notes), None)
             if found is not None:
                 findings.append(found.model_copy(update={"critic": self.name}))
         return Critique(
@@ -124,12 +128,21 @@ class RulesCritic:
             verdict="findings" if findings else "none",
             findings=tuple(findings),
             critics=(self.name,),
+            notes=tuple(dict.fromkeys(notes)),
         )
 
-    def _at(self, trace: Trace, step: int, mine: list[CallResult], calls: list[CallResult]) -> Iterator[Finding]:
+    def _at(
+        self, trace: Trace, step: int, mine: list[CallResult], calls: list[CallResult], notes: list[str]
+    ) -> Iterator[Finding]:
         for call in mine:
             for check in (_unknown_tool, _unparsable_call, _wrong_argument):
-                finding = check(trace, call)
+                try:
+                    finding = check(trace, call)
+                except CannotJudge as error:
+                    notes.append(
+                        f"{NOT_JUDGED} step {step}: the schema of {call.call.name} cannot judge its call: {error}"
+                    )
+                    continue
                 if finding is not None and self._on(finding.error_class):
                     yield finding
         if self._on("call_in_prose") and (finding := _call_in_prose(step, trace.step(step))):
@@ -178,17 +191,14 @@ def _wrong_argument(trace: Trace, c: CallResult) -> Finding | None:
     args = c.call.arguments if c.call.arguments_raw.strip() else {}
     if not schema or args is None:
         return None
-    try:
-        errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(args), key=lambda e: list(map(str, e.path)))
-    except Exception:
-        # vendors' schemas use types JSON schema does not know (`dict`, `float`); such a schema cannot judge a call
-        return None
+    # vendors' schemas use types JSON schema does not know (`dict`, `float`); such a schema cannot judge a call
+    errors = violations(schema, args)
     if not errors:
         return None
     properties = list(schema.get("properties", {}))
     missing = [n for n in schema.get("required", []) if n not in args]
     unknown = [n for n in args if n not in properties]
-    name_error = next((e for e in errors if e.validator in ("required", "additionalProperties") and not e.path), None)
+    name_error = next((e for e in errors if e.rule in ("required", "additionalProperties") and not e.path), None)
     if name_error is not None and (unknown or missing):
         facts: dict[str, Any] = {"tool": c.call.name, "arguments": properties}
         if unknown:
@@ -205,13 +215,13 @@ def _wrong_argument(trace: Trace, c: CallResult) -> Finding | None:
             evidence=name_error.message[:300],
         )
     error = errors[0]
-    value = json.dumps(error.instance, ensure_ascii=False)
+    value = json.dumps(error.value, ensure_ascii=False)
     return Finding(
         step=c.step,
         error_class="wrong_argument_type",
         call=c.index,
         quote_in="arguments",
-        quote=error.instance if isinstance(error.instance, str) and error.instance else value,
+        quote=error.value if isinstance(error.value, str) and error.value else value,
         facts={
             "tool": c.call.name,
             "argument": ".".join(map(str, error.path)) or "value",
@@ -221,13 +231,13 @@ def _wrong_argument(trace: Trace, c: CallResult) -> Finding | None:
     )
 
 
-def _expected(error: jsonschema.ValidationError) -> str:
-    wanted: Any = error.validator_value
-    if error.validator == "type":
+def _expected(error: Violation) -> str:
+    wanted: Any = error.expected
+    if error.rule == "type":
         return "of type " + (wanted if isinstance(wanted, str) else " or ".join(wanted))
-    if error.validator == "enum":
+    if error.rule == "enum":
         return "one of " + ", ".join(json.dumps(v, ensure_ascii=False) for v in wanted)
-    return f"valid under {error.validator} {json.dumps(wanted, ensure_ascii=False)[:80]}"
+    return f"valid under {error.rule} {json.dumps(wanted, ensure_ascii=False)[:80]}"
 
 
 def _call_in_prose(step: int, message: Message) -> Finding | None:

@@ -1,31 +1,33 @@
 """Any OpenAI-compatible server: vLLM, SGLang, cloud services.
 
-Rate limits and passing errors are retried by the client with growing pauses, a bounded number of times. What stays is
-told apart by whether the next question would fail as well: an unreachable server, a wrong key or a wrong model name
-stop the batch; anything else costs its own trace.
+Rate limits and passing errors are retried by the client with growing pauses, a bounded number of times (`core/http.py`). What
+stays is told apart by whether the next question would fail as well: an unreachable server, a redirect, a wrong key or a wrong
+model name stop the batch; anything else costs its own trace. That trace is owed where another try may help, and a failure
+where the same question would be refused again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import openai
-
 from hintdistill.config import LLMSection
-from hintdistill.core.errors import HintdistillError, ServiceError
-from hintdistill.core.hosts import require_allowed
+from hintdistill.core.errors import HintdistillError, InputError, ServiceError
+from hintdistill.core.http import HttpClient, Server, StatusError
+from hintdistill.core.masking import mask
 from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request, by_bytes
 
-CONNECT_S = 20.0
-"""Seconds after which a server that does not take the connection counts as unreachable."""
 RAW_LENGTH = 20_000
 """Characters of an unusable answer that are kept."""
+REFUSES_KEY_OR_MODEL = (401, 403, 404)
+REFUSES_QUESTION = (400, 413, 422)
+COUNTS = ("prompt_tokens", "completion_tokens")
+MOST_TOKENS = 10**9
+"""A count above this is no count of tokens."""
 
 
 class NoCompletionError(ServiceError):
@@ -37,6 +39,14 @@ class NoCompletionError(ServiceError):
             hint="is it an OpenAI-compatible server, and the URL complete up to /v1? What it said is in the failure row",
         )
         self.raw, self.usage = body[:RAW_LENGTH], Usage(requests=1)
+
+
+class RefusedError(InputError):
+    """The server, or the model behind it, does not answer this question, and would not the next time."""
+
+    def __init__(self, message: str, raw: str = "", usage: Usage | None = None, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.raw, self.usage = raw[:RAW_LENGTH], usage or Usage(requests=1)
 
 
 class ServerBackend:
@@ -52,15 +62,22 @@ class ServerBackend:
             ModelError: the tokenizer that should count tokens cannot be loaded.
         """
         assert config.base_url is not None and config.model is not None
-        require_allowed("the critic", config.base_url, allow_hosts, "critic.allow_hosts")
         self.config, self.section = config, section
-        self.key = f"{config.base_url} {config.model} {config.max_tokens} {config.structured}"
-        self._client = openai.OpenAI(
-            base_url=config.base_url,
-            api_key=os.environ.get(config.api_key_env) or "none",
-            timeout=openai.Timeout(config.timeout_s, connect=min(config.timeout_s, CONNECT_S)),
-            max_retries=config.retries,
+        self._client = HttpClient(
+            Server(
+                config.base_url,
+                "the critic",
+                f"critic.{section}",
+                tuple(allow_hosts),
+                "critic.allow_hosts",
+                config.api_key_env,
+                config.timeout_s,
+                config.retries,
+            )
         )
+        self.key = f"{self._client.url} {config.model} {config.max_tokens} {config.structured}"
+        self.notes = self._client.notes
+        """What is worth saying about how the server is reached."""
         self._count: Callable[[str], int] = by_bytes
         if config.tokenizer is not None:
             from hintdistill.core.models import load_tokenizer
@@ -82,12 +99,14 @@ class ServerBackend:
             if not self._asked:
                 self._asked = True
                 try:
-                    models = self._client.with_options(max_retries=0, timeout=5.0).models.list()
-                    named = [m for m in models.data if m.id == self.config.model]
-                    value = getattr(named[0], "max_model_len", None) if named else None
-                    self._context = value if isinstance(value, int) else None
-                except (openai.OpenAIError, AttributeError, TypeError):
-                    self._context = None
+                    said = json.loads(self._client.get("/models", timeout_s=5.0, retries=0).body)
+                except (HintdistillError, ValueError, RecursionError):
+                    said = None
+                cards = said.get("data") if isinstance(said, dict) else None
+                named = [c for c in cards or () if isinstance(c, dict) and c.get("id") == self.config.model]
+                value = named[0].get("max_model_len") if named else None
+                # what is no number of tokens says nothing
+                self._context = value if type(value) is int and value > 0 else None
         return self._context
 
     def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
@@ -100,6 +119,8 @@ class ServerBackend:
                 if not error.retryable:
                     raise
                 out.append(error)
+            except InputError as error:
+                out.append(error)
         return out
 
     def _one(self, request: Request) -> Reply:
@@ -110,48 +131,31 @@ class ServerBackend:
             extra["response_format"] = {"type": "json_schema", "json_schema": spec}
         if request.seed is not None:
             extra["seed"] = request.seed
+        asked = {
+            "model": self.config.model,
+            "messages": list(request.messages),
+            "temperature": request.temperature,
+            "max_tokens": self.config.max_tokens,
+        }
         try:
-            response = self._client.chat.completions.with_raw_response.create(
-                model=self.config.model or "",
-                messages=list(request.messages),  # type: ignore[arg-type]
-                temperature=request.temperature,
-                max_tokens=self.config.max_tokens,
-                **extra,
-            )
-        except openai.APIError as error:
-            raise self._service_error(error) from error
-        return read_reply(response.text, self.config.base_url or "")
+            answer = self._client.post("/chat/completions", asked | extra)
+        except StatusError as error:
+            raise self._refusal(error) from None
+        return read_reply(answer.text, self._client.url)
 
-    def _service_error(self, error: openai.APIError) -> ServiceError:
-        url, tries, where = self.config.base_url, self.config.retries + 1, f"critic.{self.section}"
-        # by name: the client's HTTP library is httpx in some of its releases and httpx2 in others
-        cause = error.__cause__
-        what = type(cause).__name__
-        if isinstance(error, openai.APITimeoutError) and what != "ConnectTimeout":
-            return ServiceError(
-                f"{url} gave no answer within {self.config.timeout_s:g} s, {tries} times",
-                hint=f"raise {where}.timeout_s, or lower {where}.concurrency",
+    def _refusal(self, error: StatusError) -> HintdistillError:
+        where = f"critic.{self.section}"
+        if error.status in REFUSES_QUESTION:
+            return RefusedError(
+                error.message,
+                error.said,
+                hint=f"if it takes no JSON schema, {where}.structured=none; if the question is too long for it, "
+                f"{where}.context_tokens, and {where}.tokenizer to count exactly",
             )
-        if what in ("ReadError", "RemoteProtocolError"):
-            # it took the question; whether it is gone the next question tells
-            return ServiceError(f"{url} cut the connection in the middle of an answer, {tries} times: {cause}")
-        if isinstance(error, openai.APIConnectionError):
-            failure = ServiceError(
-                f"cannot reach the critic at {url} ({tries} attempts): {cause or error}",
-                hint=f"start the server or correct {where}.base_url; --resume keeps what was done",
-            )
-            failure.retryable = False
-            return failure
-        failure = ServiceError(f"{url} refused: {error.message[:500]}")
-        if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError | openai.NotFoundError):
-            failure.hint = f"check {where}.model ({self.config.model}) and the key in ${self.config.api_key_env}"
-            failure.retryable = False
-        elif isinstance(error, openai.BadRequestError):
-            failure.hint = (
-                f"if it takes no JSON schema, {where}.structured=none; if the question is too long for it, "
-                f"{where}.context_tokens, and {where}.tokenizer to count exactly"
-            )
-        return failure
+        if error.status in REFUSES_KEY_OR_MODEL:
+            error.hint = f"check {where}.model ({self.config.model}) and the key in ${self.config.api_key_env}"
+            error.retryable = False
+        return error
 
 
 def read_reply(body: str, url: str) -> Reply:
@@ -170,9 +174,12 @@ def read_reply(body: str, url: str) -> Reply:
     if isinstance(content, list):
         content = "".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
     spent = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-    counted = {
-        n: v if isinstance(v := spent.get(n), int) and v >= 0 else 0 for n in ("prompt_tokens", "completion_tokens")
-    }
-    # half of a surrogate pair cannot be stored
-    text = content.encode("utf-8", "replace").decode() if isinstance(content, str) else ""
-    return Reply(text, Usage(requests=1, **counted))
+    counted = {n: v if type(v := spent.get(n)) is int and 0 <= v <= MOST_TOKENS else 0 for n in COUNTS}
+    usage = Usage(requests=1, **counted)
+    text = content if isinstance(content, str) else ""
+    refusal, filtered = message.get("refusal"), message and choices[0].get("finish_reason") == "content_filter"
+    if not text.strip() and (filtered or (isinstance(refusal, str) and refusal)):
+        why = refusal if isinstance(refusal, str) and refusal else "its content filter"
+        raise RefusedError(f"{url} refuses to answer: {why[:500]}", body, usage)
+    # half of a surrogate pair cannot be stored, and an escape may have spelled the key
+    return Reply(mask(text.encode("utf-8", "replace").decode()), usage)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from hintdistill.config import EngineSection
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.extensions import ENGINES
-from hintdistill.core.hosts import require_allowed
 from hintdistill.core.registry import loaded
 from hintdistill.engines import Engine
 
@@ -36,6 +35,8 @@ class EngineJob:
     """Log-probabilities per position that will be asked for; None where the caller does not know yet."""
     id_of: Callable[[str], int | None] | None = None
     """The id of a token's text."""
+    text_of: Callable[[int], str] | None = None
+    """The text of a token's id."""
     key: str | None = None
     """Key of the weights, for engines that cannot know it."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -95,8 +96,7 @@ def server(job: EngineJob) -> ServerEngine:
 
     section = job.section
     assert section.base_url is not None and section.model is not None
-    require_allowed("the engine", section.base_url, section.allow_hosts, "rescore.engine.allow_hosts")
-    return ServerEngine(
+    engine = ServerEngine(
         section.base_url,
         section.model,
         max_length=section.max_length,
@@ -107,5 +107,8 @@ def server(job: EngineJob) -> ServerEngine:
         timeout_s=section.timeout_s,
         retries=section.retries,
         key=job.key,
+        allow_hosts=section.allow_hosts,
         **job.options,
     )
+    engine.text_of = job.text_of
+    return engine

@@ -10,20 +10,24 @@ to be started with `--max-logprobs` at least `rescore.top_k`.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from hintdistill.core.errors import ConfigError, ScoreError, ServiceError
+from hintdistill.core.http import MOST_BYTES, Answer, HttpClient, Server, StatusError
 from hintdistill.core.scores import ScoreRequest, Scores
+from hintdistill.core.threads import in_order
 from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
 
 Dialect = Literal["prompt_logprobs", "echo"]
 MARK = "token_id:"
+BYTES_PER_LOGPROB = 512
+"""A bound above what a server writes about one token: its id, text, rank and log-probability."""
 
 
 class ServerEngine:
@@ -44,6 +48,7 @@ class ServerEngine:
         timeout_s: float = 600.0,
         retries: int = 2,
         key: str | None = None,
+        allow_hosts: Iterable[str] = (),
     ) -> None:
         """Point at a server.
 
@@ -52,25 +57,39 @@ class ServerEngine:
             model: the name it serves the weights under.
             max_length: longest prompt it takes, tokens; None asks the server.
             id_of: the id of a token's text, for the `echo` dialect where the server writes text.
+            timeout_s: for one whole answer.
             key: key of the weights it serves, where the caller knows them; default: its address and their name there.
+            allow_hosts: hosts outside this machine that may receive traces, as token ids.
 
         Raises:
+            ConfigError: the server is outside this machine and its host is not allowed.
             ServiceError: the server cannot be reached or does not serve the model.
         """
-        from openai import OpenAI
-
-        self.base_url, self.model, self.dialect, self.id_of = base_url, model, dialect, id_of
-        self.concurrency, self.key = concurrency, key or f"{base_url}:{model}"
-        self._client = OpenAI(
-            base_url=base_url, api_key=os.environ.get(api_key_env) or "none", timeout=timeout_s, max_retries=retries
+        self._client = HttpClient(
+            Server(
+                base_url,
+                "the engine",
+                "rescore.engine",
+                tuple(allow_hosts),
+                "rescore.engine.allow_hosts",
+                api_key_env,
+                timeout_s,
+                retries,
+            )
         )
+        self.base_url, self.model, self.dialect, self.id_of = self._client.url, model, dialect, id_of
+        self.text_of: Callable[[int], str] | None = None
+        """The text of an id, by which echoed tokens are held against those sent where the server writes text; may be set."""
+        self.concurrency, self.key = concurrency, key or f"{self.base_url}:{model}"
         self.max_length = max_length if max_length is not None else self._asked_length()
 
     def _asked_length(self) -> int:
-        for card in self._call(lambda: self._client.models.list()).data:
-            if card.id == self.model:
+        data = self._read(self._client.get("/models")).get("data")
+        for card in data if isinstance(data, list) else ():
+            if isinstance(card, dict) and card.get("id") == self.model:
+                length = card.get("max_model_len")
                 # one token is generated, because servers generate at least one
-                return int((card.model_extra or {}).get("max_model_len") or 1 << 30) - 1
+                return (length if type(length) is int and length > 1 else 1 << 30) - 1
         raise ServiceError(f"{self.base_url} does not serve {self.model}", hint="its /v1/models lists what it serves")
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
@@ -82,8 +101,7 @@ class ServerEngine:
         """
         out: list[Scores | None] = [None] * len(requests)
         todo = units(requests, self.max_length)
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            tables = list(pool.map(lambda u: self._ask(u, top_k), todo))
+        tables = in_order(lambda u: self._ask(u, top_k), todo, self.concurrency)
         for unit, table in zip(todo, tables, strict=True):
             for i in unit.members:
                 out[i] = scores(requests[i], top_k, None, partial(_at, table))
@@ -93,21 +111,71 @@ class ServerEngine:
         """What the server says about each position of a prompt."""
         ids = np.asarray(unit.ids).tolist()
         if self.dialect == "prompt_logprobs":
-            extra: dict[str, Any] = {"prompt_logprobs": top_k}
-            answer = self._call(lambda: self._complete(ids, extra_body=extra), top_k)
-            table = (answer.choices[0].model_extra or {}).get("prompt_logprobs")
+            choice = self._complete(ids, top_k, prompt_logprobs=top_k)
+            table = choice.get("prompt_logprobs")
             if table is None:
                 raise ServiceError(
                     f"{self.base_url} knows no prompt_logprobs", hint="for other servers than vLLM: dialect='echo'"
                 )
-            return [None if row is None else {int(i): float(e["logprob"]) for i, e in row.items()} for row in table]
-        extra = {"return_tokens_as_token_ids": True}
-        answer = self._call(lambda: self._complete(ids, echo=True, logprobs=top_k, extra_body=extra), top_k)
-        said = answer.choices[0].logprobs
-        if said is None or said.token_logprobs is None or len(said.token_logprobs) < len(ids):
-            raise ServiceError(f"{self.base_url} does not echo the prompt's log-probabilities")
-        tops = said.top_logprobs or [None] * len(ids)
-        return [self._echoed(ids[p], said.token_logprobs[p], tops[p]) for p in range(len(ids))]
+            with self._well_formed():
+                self._same_prompt(ids, table)
+                return [None if row is None else {int(i): float(e["logprob"]) for i, e in row.items()} for row in table]
+        said = self._complete(ids, top_k, echo=True, logprobs=top_k, return_tokens_as_token_ids=True).get("logprobs")
+        with self._well_formed():
+            if said is None or said.get("token_logprobs") is None or len(said["token_logprobs"]) < len(ids):
+                raise ServiceError(f"{self.base_url} does not echo the prompt's log-probabilities")
+            self._same_tokens(ids, said.get("tokens"))
+            tops = said.get("top_logprobs") or [None] * len(ids)
+            return [self._echoed(ids[p], said["token_logprobs"][p], tops[p]) for p in range(len(ids))]
+
+    def _same_prompt(self, ids: Sequence[int], table: Sequence[Any]) -> None:
+        """Hold the rows of a table against the ids that were sent: as many, and each with its own token.
+
+        Raises:
+            ServiceError: the server scored another prompt, e.g. with a BOS of its own.
+        """
+        if len(table) != len(ids):
+            raise self._other_prompt(f"{len(table)} positions for {len(ids)} tokens")
+        for p, row in enumerate(table):
+            if row is not None and str(ids[p]) not in {str(i) for i in row}:
+                raise self._other_prompt(f"position {p} has no token {ids[p]}")
+
+    def _same_tokens(self, ids: Sequence[int], tokens: Any) -> None:
+        """Hold echoed tokens against the ids that were sent, and at most one token that was generated. Raises ServiceError."""
+        if not isinstance(tokens, list):
+            raise ServiceError(f"{self.base_url} does not say which tokens its log-probabilities are of")
+        if not len(ids) <= len(tokens) <= len(ids) + 1:
+            raise self._other_prompt(f"{len(tokens)} tokens for {len(ids)} and one generated")
+        for p, text in enumerate(tokens[: len(ids)]):
+            if not self._is(ids[p], text):
+                raise self._other_prompt(f"position {p} is {text!r}, not token {ids[p]}")
+
+    def _is(self, here: int, text: str) -> bool:
+        """Whether what a server writes for a token can be that id; parts of a character have no text to compare."""
+        if text.startswith(MARK):
+            return int(text.removeprefix(MARK)) == here
+        if "\ufffd" in text or text.startswith("bytes:"):
+            return True
+        if self.text_of is not None:
+            own = self.text_of(here)
+            return "\ufffd" in own or own.strip() == text.strip()
+        return self.id_of is None or self.id_of(text) in (None, here)
+
+    def _other_prompt(self, what: str) -> ServiceError:
+        return ServiceError(
+            f"{self.base_url} scored another prompt than it was sent: {what}",
+            hint="the server may add a BOS token to prompts of token ids; switch that off, or use dialect='prompt_logprobs'",
+        )
+
+    @contextmanager
+    def _well_formed(self) -> Iterator[None]:
+        """Raises ServiceError where an answer is not of the form that the dialect has."""
+        try:
+            yield
+        except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise ServiceError(
+                f"{self.base_url} answers in another form than the dialect {self.dialect}: {error!r}"
+            ) from None
 
     def _echoed(self, here: int, logprob: float | None, top: dict[str, float] | None) -> Position | None:
         if logprob is None:
@@ -125,28 +193,36 @@ class ServerEngine:
             )
         return found
 
-    def _complete(self, ids: list[int], **kwargs: Any) -> Any:
-        return self._client.completions.create(model=self.model, prompt=ids, max_tokens=1, temperature=0.0, **kwargs)
-
-    def _call(self, request: Callable[[], Any], top_k: int = 0) -> Any:
-        import openai
-
+    def _complete(self, ids: list[int], top_k: int, **more: Any) -> dict[str, Any]:
+        """The first choice of the completion of a prompt."""
+        body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, **more}
+        bound = MOST_BYTES + (len(ids) + 1) * (top_k + 2) * BYTES_PER_LOGPROB
         try:
-            return request()
-        except openai.APIConnectionError as error:
-            raise ServiceError(
-                f"cannot reach the engine at {self.base_url}: {error}", hint="is the server up, and the port right?"
-            ) from None
-        except openai.APIStatusError as error:
-            if "logprobs" in error.message and error.status_code == 400:
+            answer = self._client.post("/completions", body, most_bytes=bound)
+        except StatusError as error:
+            if "logprobs" in error.said and error.status == 400:
                 raise ConfigError(
-                    f"{self.base_url} refuses {top_k} log-probabilities: {error.message}",
+                    f"{self.base_url} refuses {top_k} log-probabilities: {error.said}",
                     hint=f"start vLLM with --max-logprobs {top_k}, or lower rescore.top_k",
                 ) from None
-            if error.status_code in (400, 422):
+            if error.status in (400, 422):
                 # the fault of this prompt, not of the server
-                raise ScoreError(f"{self.base_url} refuses the prompt: {error.message}") from None
-            raise ServiceError(f"{self.base_url} answered {error.status_code}: {error.message}") from None
+                raise ScoreError(f"{self.base_url} refuses the prompt: {error.said}") from None
+            raise
+        choices = self._read(answer).get("choices")
+        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+            raise ServiceError(f"{self.base_url} answered without a choice: {answer.text[:300]}")
+        return choices[0]
+
+    def _read(self, answer: Answer) -> dict[str, Any]:
+        """The JSON object in an answer. Raises ServiceError where there is none."""
+        try:
+            data = json.loads(answer.body)
+        except (ValueError, RecursionError) as error:
+            raise ServiceError(f"{self.base_url} answered with something that is no JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ServiceError(f"{self.base_url} answered with something else than a JSON object: {answer.text[:300]}")
+        return data
 
 
 def _at(table: Sequence[Position | None], position: int) -> Position | None:

@@ -32,6 +32,7 @@ from hintdistill.engines.prefix_tree import PrefixTree, batches, call_tokens, gr
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
 from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_states
 from hintdistill.engines.vocabulary import HeadReading, Vocabulary
+from hintdistill.engines.weights import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,28 +58,6 @@ def pick_dtype(name: str, device: torch.device, model: Path | int) -> torch.dtyp
     if isinstance(model, Path):
         model = ModelShape.of(model).parameters if name == "auto" and on_cpu else 0
     return DTYPES[precision(name, on_cpu, model)]
-
-
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The weights of a model folder, in evaluation mode; an adapter folder is merged into its base model.
-
-    Raises:
-        ModelError: the folder cannot be loaded.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        if (folder / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype).merge_and_unload()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except Exception as error:
-        raise ModelError(f"cannot load the model of {folder}: {error}") from error
-    return model.to(device).eval()
 
 
 @dataclass

@@ -5,6 +5,9 @@ the step's ids as sampled. Where a trace carries ids they are used verbatim. Whe
 once per step, so that a template that rewrites history (drops earlier thinking) is followed and not fought; the step is
 the difference between the render with and without it.
 
+A template need not be append-only. Where the finished conversation prints the messages above the step otherwise than the context
+does, the step is what is below its last assistant header there (`not_append_only`), and its fidelity is `reserialised`.
+
 Raw argument strings stay raw. Templates treat a string under `arguments` in three ways: print it, encode it a second
 time, or refuse it. For the last two the call is rendered with a placeholder object, and the raw text is put where the
 placeholder was printed (`raw_spliced`); a template that spells arguments out key by key gets the parsed object, and the
@@ -13,135 +16,119 @@ step's fidelity is `reserialised`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from hintdistill.core.errors import SpliceError, TemplateError
+from hintdistill.core.errors import ModelError, SpliceError, TemplateError
 from hintdistill.core.models import load_tokenizer
 from hintdistill.core.types import Fidelity, Message, ToolCall, Trace
+from hintdistill.injection import printed
+from hintdistill.injection.opening import Opening, RenderedStep, common, first_difference
+from hintdistill.injection.template_options import TemplateOptions
+from hintdistill.injection.token_text import TokenText
 
 SENTINEL = "hdSENTINELhd"
+REWRITTEN = "rewritten_history"
+"""Note: the template shows a finished step under another header than it asks for one."""
+NOT_APPEND_ONLY = "not_append_only"
+"""Note: the finished conversation prints what stands above the step otherwise than the context does."""
 ArgumentsMode = Literal["raw", "raw_spliced", "reserialised"]
 
 
-@dataclass(frozen=True)
-class Opening:
-    """What stands above a step, as the template prints it."""
+class Renderer(TokenText):
+    """A tokenizer, its chat template, and the options that the template is rendered with."""
 
-    before: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...]
-    bare: str
-    """The messages."""
-    header: str
-    """The assistant header that the generation prompt adds."""
-    trailer: str
-    """What the template closes a conversation with when no header follows; it is no part of any context."""
+    def __init__(
+        self, tokenizer: Any, options: Mapping[str, Any] | TemplateOptions | None = None, template: str | None = None
+    ) -> None:
+        """Bind a tokenizer to a template.
 
-    @property
-    def text(self) -> str:
-        """The context."""
-        return self.bare + self.header
+        Args:
+            options: passed to the template, e.g. `enable_thinking`; `strftime_now` is a date that takes the place of today's.
+            template: the chat template's text; default: the tokenizer's own.
 
-
-@dataclass(frozen=True)
-class RenderedStep:
-    """A step and its context as token ids."""
-
-    context_ids: tuple[int, ...]
-    step_ids: tuple[int, ...]
-    header_ids: tuple[int, ...]
-    """The assistant header: the end of `context_ids` that the template's generation prompt added."""
-    fidelity: Fidelity
-    notes: tuple[str, ...]
-    opening: Opening
-    """The same context as text; recorded ids may spell it with other tokens."""
-
-
-class Renderer:
-    """A tokenizer and its chat template."""
-
-    def __init__(self, tokenizer: Any, template_kwargs: dict[str, Any] | None = None) -> None:
+        Raises:
+            ConfigError: an option that the template does not read, or that is not an option.
+        """
         self.tokenizer = tokenizer
-        self.template_kwargs = template_kwargs or {}
-        """Passed to the template, e.g. `enable_thinking`."""
+        self.template = template
+        self.options = options if isinstance(options, TemplateOptions) else TemplateOptions(dict(options or {}))
+        self.options.require_read(self.template_text)
         # drawn anew each time, so that no text in a trace can pose as one
         self._placeholder = f"hd_{secrets.token_hex(8)}_{{}}"
+        self._with: dict[str, Renderer] = {}
+        self._dated: dict[bool, str] = {}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Renderer:
-        """The renderer of a model folder. Raises ModelError; see `load_tokenizer`."""
-        return cls(load_tokenizer(Path(folder)))
+    def from_pretrained(
+        cls, folder: str | Path, options: Mapping[str, Any] | None = None, template: str | Path | None = None
+    ) -> Renderer:
+        """Return the renderer of a model folder.
+
+        Args:
+            options: as in `Renderer`.
+            template: file with a chat template in place of the folder's.
+
+        Raises:
+            ModelError: see `load_tokenizer`; or the file cannot be read.
+            ConfigError: see `Renderer`.
+        """
+        if template is None:
+            return cls(load_tokenizer(Path(folder)), options)
+        try:
+            text = Path(template).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelError(f"cannot read the chat template {template}: {error}") from error
+        return cls(load_tokenizer(Path(folder), needs_template=False), options, text)
+
+    @property
+    def template_text(self) -> str:
+        """The text of the chat template, or of all of them where the tokenizer has several."""
+        own = self.tokenizer.chat_template if self.template is None else self.template
+        return "\n".join(map(str, own.values())) if isinstance(own, dict) else str(own)
+
+    def for_trace(self, trace: Trace) -> Renderer:
+        """Return the renderer with the options that a trace recorded; they go before those of the run.
+
+        Options that this template does not read are left out; a step says so (`unread option`).
+
+        Raises:
+            ConfigError: a date that is none.
+        """
+        recorded = {k: v for k, v in trace.template.items() if self.options.reads(self.template_text, k)}
+        if all(self.options.values.get(k, self) == v for k, v in recorded.items()):
+            return self
+        slot = json.dumps(recorded, sort_keys=True, default=str)
+        if slot not in self._with:
+            other = copy.copy(self)
+            for name in ("key", "arguments_mode", "leads"):
+                other.__dict__.pop(name, None)
+            other.options = self.options.updated(recorded, f"trace {trace.id}")
+            other.options.require_read(self.template_text)
+            other._with, other._dated = {}, {}
+            self._with[slot] = other
+        return self._with[slot]
 
     @cached_property
     def key(self) -> str:
-        """Hash of tokenizer, template and template arguments."""
-        state = self.tokenizer.backend_tokenizer.to_str() + str(self.tokenizer.chat_template)
-        return hashlib.sha256((state + json.dumps(self.template_kwargs, sort_keys=True)).encode()).hexdigest()[:16]
+        """Hash of tokenizer, template and template options."""
+        own = str(self.tokenizer.chat_template) if self.template is None else self.template
+        state = self.tokenizer.backend_tokenizer.to_str() + own + self.options.key(self.template_text)
+        return hashlib.sha256(state.encode()).hexdigest()[:16]
 
-    # -- text and ids -------------------------------------------------------------------------------------------
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of rendered text; nothing is added at either end."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and the character each token starts at."""
-        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return out["input_ids"], [start for start, _ in out["offset_mapping"]]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens included."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def token_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """Text of `ids` and the character range [start, end) of each token in it.
-
-        Tokens that together make one character (bytes of a multi-byte one) share its range. Works on any id sequence,
-        also one that is not how the tokenizer would split its own text.
-        """
-        pieces: list[str] = []
-        spans: list[tuple[int, int]] = []
-        at, prefix, read, pending = 0, 0, 0, 0
-        for i in range(len(ids)):
-            known, text = self.decode(ids[prefix:read]), self.decode(ids[prefix : i + 1])
-            pending += 1
-            last = i == len(ids) - 1
-            if (len(text) > len(known) and not text.endswith("\ufffd")) or last:
-                piece = text[len(known) :]
-                spans += [(at, at + len(piece))] * pending
-                pieces.append(piece)
-                at, prefix, read, pending = at + len(piece), read, i + 1, 0
-        return "".join(pieces), spans
-
-    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Text of each token; of tokens that share a character, the last one carries it."""
-        text, spans = self.token_spans(ids)
-        return tuple("" if i + 1 < len(spans) and spans[i + 1] == s else text[s[0] : s[1]] for i, s in enumerate(spans))
-
-    @cached_property
-    def vocabulary(self) -> dict[str, int]:
-        """Token text → id, for every id that decodes to whole characters; the lowest id where several do."""
-        ids = range(len(self.tokenizer))
-        texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-        table: dict[str, int] = {}
-        for i, text in zip(ids, texts, strict=True):
-            if text and "\ufffd" not in text:
-                table.setdefault(text, i)
-        return table
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids of tokens that text never turns into by itself."""
-        return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)
+    @property
+    def options_content(self) -> tuple[str, ...]:
+        """What a content key that knows the weights has to know besides: options, and another template. Empty without any."""
+        own = self.options.values or self.template is not None
+        return (self.options.key(self.template_text), self.template or "") if own else ()
 
     # -- the template -------------------------------------------------------------------------------------------
 
@@ -158,7 +145,10 @@ class Renderer:
         for i, raw in enumerate(raws):
             text, count = self._placeholder_pattern(i).subn(lambda _, raw=raw: raw, text, count=1)  # type: ignore[misc]
             if not count:
-                raise TemplateError("the template does not print the arguments of every tool call")
+                calls = [c.name for m in messages for c in m.tool_calls if c.arguments_form == "string"]
+                raise TemplateError(
+                    f"the template does not print the arguments of every tool call: call {i + 1} of {len(raws)}, of {calls[i]}, is missing"
+                )
         return text
 
     def _apply(self, conversation: list[dict[str, Any]], tools: Sequence[dict[str, Any]], header: bool) -> str:
@@ -168,11 +158,19 @@ class Renderer:
                 tools=list(tools) or None,
                 add_generation_prompt=header,
                 tokenize=False,
-                **self.template_kwargs,
+                chat_template=self._chat_template(bool(tools)),
+                **self.options.arguments(),
             )
         except Exception as error:
             roles = " ".join(m["role"] for m in conversation[-4:])
             raise TemplateError(f"the chat template refuses a conversation ending in [{roles}]: {error}") from error
+
+    def _chat_template(self, with_tools: bool) -> str:
+        """The template's text as it is rendered: the one for tools where the tokenizer has one, and with its date written in."""
+        if with_tools not in self._dated:
+            text = self.template or self.tokenizer.get_chat_template(None, [{}] if with_tools else None)
+            self._dated[with_tools] = self.options.dated(text)
+        return self._dated[with_tools]
 
     def _for_template(self, message: Message, mode: ArgumentsMode, raws: list[str]) -> dict[str, Any]:
         out: dict[str, Any] = {"role": message.role, "content": message.content or ""}
@@ -233,17 +231,29 @@ class Renderer:
     # -- steps --------------------------------------------------------------------------------------------------
 
     def step(self, trace: Trace, k: int) -> RenderedStep:
-        """Context and ids of step `k`.
+        """Context and ids of step `k`, rendered with the options that the trace recorded.
 
         Raises:
             TemplateError: the template refuses the conversation, or rewrites it so that the step cannot be told apart.
             SpliceError: recorded ids that do not belong to this tokenizer or template.
         """
+        own = self.for_trace(trace)
+        if own is not self:
+            return own.step(trace, k)
         message, before = trace.step(k), trace.before(k)
-        opening = self.opening(before, trace.tools)
-        if message.token_ids is not None:
-            return self._recorded(trace, k, message, opening)
-        return self._rendered(trace, k, message, opening)
+        try:
+            opening = self.opening(before, trace.tools)
+            if message.token_ids is not None:
+                made = self._recorded(trace, k, message, opening)
+            else:
+                made = self._rendered(trace, k, message, opening)
+        except TemplateError as error:
+            where = f"trace {trace.id}, step {k}"
+            if error.message.startswith(where):
+                raise
+            raise TemplateError(f"{where}: {error.message}", hint=error.hint) from error
+        unread = [name for name in trace.template if not self.options.reads(self.template_text, name)]
+        return replace(made, notes=(*made.notes, *(f"unread option: {name}" for name in unread))) if unread else made
 
     def opening(self, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Opening:
         """What stands above a step: the messages, and the header the generation prompt adds.
@@ -263,8 +273,11 @@ class Renderer:
             bare = asked[: starts[common]] if common < len(starts) else asked
             trailer = closed[len(bare) :]
             if not closed.startswith(bare) or not set(self.encode(trailer.strip())) <= self.special_ids:
-                raise TemplateError("the template's generation prompt rewrites the conversation")
-        return Opening(tuple(before), tuple(tools), bare, asked[len(bare) :], trailer)
+                raise TemplateError(
+                    "the template's generation prompt rewrites the conversation: " + first_difference(closed, asked)
+                )
+        header = asked[len(bare) :]
+        return Opening(tuple(before), tuple(tools), bare, header, trailer, header)
 
     def _recorded(self, trace: Trace, k: int, message: Message, opening: Opening) -> RenderedStep:
         assert message.token_ids is not None
@@ -288,33 +301,61 @@ class Renderer:
                 f"{where}: the recorded ids decode to something else than the message",
                 hint="the trace comes from another tokenizer; traces.token_ids=ignore renders it through this one's template",
             )
-        return RenderedStep(context_ids, message.token_ids, header_ids, "ids", (), opening)
+        read = message.prompt_token_ids is not None
+        notes = () if read else printed.unprinted(opening.before, opening.tools, opening.text)
+        return RenderedStep(context_ids, message.token_ids, header_ids, "ids", notes, opening)
 
     def _rendered(self, trace: Trace, k: int, message: Message, opening: Opening) -> RenderedStep:
-        where, notes = f"trace {trace.id}, step {k}", []
+        where = f"trace {trace.id}, step {k}"
         whole = self.render((*opening.before, message), trace.tools, header=False).removesuffix(opening.trailer)
-        if not whole.startswith(opening.text):
-            # the template shows a finished step under another header than it asks for one
-            opening = self._finished_opening(message, opening)
-            notes.append("rewritten_history")
-            if not whole.startswith(opening.text):
-                raise TemplateError(f"{where}: the template rewrites the messages before the step")
-        context_ids, whole_ids = self.encode(opening.text), self.encode(whole)
-        tail = whole[len(opening.text) :]
-        self._must_print(message, tail, where)
+        opening, tail, notes = self._tail(message, opening, whole, where)
+        notes = (*notes, *printed.unprinted(opening.before, opening.tools, opening.text))
+        context_ids = self.encode(opening.text)
+        printed.require_printed(message, tail, where)
         if message.raw_text is not None:
             step_ids = self.encode(message.raw_text) + self._end_of_turn(tail)
-        elif whole_ids[: len(context_ids)] == context_ids:
-            step_ids = self._without_scaffold(whole_ids[len(context_ids) :])
+            fidelity: Fidelity = "reserialised" if REWRITTEN in notes else "raw_text"
         else:
-            # a merge across the header's end: the student could only start a new token there
-            notes.append("boundary_retokenised")
-            step_ids = self._without_scaffold(self.encode(tail))
-        fidelity = self._fidelity(message, tail) if "rewritten_history" not in notes else "reserialised"
+            joined = self.encode(opening.text + tail)
+            if joined[: len(context_ids)] == context_ids:
+                step_ids = self._without_scaffold(joined[len(context_ids) :])
+            else:
+                # a merge across the header's end: the student could only start a new token there
+                notes = (*notes, "boundary_retokenised")
+                step_ids = self._without_scaffold(self.encode(tail))
+            around = printed.step_notes(message, tail, self.leads, self._special_texts)
+            exact = not around and NOT_APPEND_ONLY not in notes and REWRITTEN not in notes
+            fidelity = (
+                "raw_text"
+                if exact and printed.verbatim(message, self.arguments_mode != "reserialised")
+                else "reserialised"
+            )
+            notes = (*notes, *around)
         header_ids = tuple(self.encode(opening.header))
-        return RenderedStep(tuple(context_ids), tuple(step_ids), header_ids, fidelity, tuple(notes), opening)
+        return RenderedStep(tuple(context_ids), tuple(step_ids), header_ids, fidelity, notes, opening)
 
-    def _finished_opening(self, message: Message, opening: Opening) -> Opening:
+    def _tail(self, message: Message, opening: Opening, whole: str, where: str) -> tuple[Opening, str, tuple[str, ...]]:
+        """What the template prints of a step in the finished conversation `whole`, below which opening, and notes.
+
+        Raises:
+            TemplateError: the finished conversation holds no assistant header that the step could stand below.
+        """
+        if whole.startswith(opening.text):
+            return opening, whole[len(opening.text) :], ()
+        if whole.startswith(opening.bare):
+            # the template shows a finished step under another header than it asks for one
+            other = self._finished_opening(message, opening)
+            if other is not None and whole.startswith(other.text):
+                return other, whole[len(other.text) :], (REWRITTEN,)
+        start = self._last_header_end(opening, whole)
+        if start is None:
+            raise TemplateError(
+                f"{where}: the template rewrites the messages before the step, and prints it below no header of its own: "
+                + first_difference(opening.text, whole)
+            )
+        return opening, whole[start:], (NOT_APPEND_ONLY,)
+
+    def _finished_opening(self, message: Message, opening: Opening) -> Opening | None:
         """The opening under the header that this template shows above a finished step."""
         probes: list[dict[str, Any]] = [{"reasoning": SENTINEL}] if message.reasoning else []
         for update in (*probes, {"content": SENTINEL, "tool_calls": ()}):
@@ -323,31 +364,49 @@ class Renderer:
             at = text.find(SENTINEL)
             if at >= 0 and text.startswith(opening.bare):
                 return replace(opening, header=text[len(opening.bare) : at])
-        raise TemplateError("the template rewrites earlier messages when a step follows them")
+        return None
 
-    @staticmethod
-    def _must_print(message: Message, tail: str, where: str) -> None:
-        """Refuse a template that leaves out what the student did."""
-        missing = [f"the call of {c.name}" for c in message.tool_calls if c.name not in tail]
-        words = (message.content or "").split()
-        if words and (words[0] not in tail or words[-1] not in tail):
-            missing.append("the content")
-        if missing:
-            raise TemplateError(f"{where}: the chat template does not print {' or '.join(missing)} of this step")
+    def _last_header_end(self, opening: Opening, whole: str) -> int | None:
+        """Where in a finished conversation the last step begins: after its header, or where two other steps would begin.
 
-    def _fidelity(self, message: Message, tail: str) -> Fidelity:
-        if message.raw_text is not None:
-            return "raw_text"
-        if message.reasoning:
-            # a server cut the reasoning out; the white space around it is the template's guess
-            return "reserialised"
-        if message.tool_calls:
-            raw = (
-                all(c.arguments_form == "string" for c in message.tool_calls) and self.arguments_mode != "reserialised"
-            )
-            return "raw_text" if raw else "reserialised"
-        verbatim = bool(message.content) and tail.startswith(message.content or "")
-        return "raw_text" if verbatim else "reserialised"
+        None where no such place stands below what is printed of the message above the step.
+        """
+        fixed = len(whole)
+        for words in (SENTINEL, SENTINEL.swapcase()):
+            probe = Message(role="assistant", content=words)
+            other = self.render((*opening.before, probe), opening.tools, header=False)
+            fixed = min(fixed, common(whole, other))
+        start = fixed
+        if opening.header:
+            at = whole.rfind(opening.header, 0, fixed)
+            start = at + len(opening.header)
+            if at < 0:
+                return None
+        last = (opening.before[-1].content or "").strip()[-40:] if opening.before else ""
+        return None if last and last in whole and whole.rfind(last, 0, fixed) > start - len(opening.header) else start
+
+    @cached_property
+    def leads(self) -> tuple[str, ...]:
+        """What the template prints between the assistant header and a content: in a first answer, and after a tool result."""
+        user, answer = Message(role="user", content="x"), Message(role="assistant", content=SENTINEL)
+        call = ToolCall(name="hd_tool", arguments_raw="{}", id="call12345")
+        asked = Message(role="assistant", tool_calls=(call,))
+        told = Message(role="tool", content="x", tool_call_id="call12345", name="hd_tool")
+        found = []
+        for before in ((user,), (user, asked, told)):
+            try:
+                context = self.render(before, (), header=True)
+                whole = self.render((*before, answer), (), header=False)
+            except TemplateError:
+                continue
+            at = whole.find(SENTINEL)
+            if at >= 0 and whole.startswith(context):
+                found.append(whole[len(context) : at])
+        return tuple(dict.fromkeys(f for f in found if f))
+
+    @cached_property
+    def _special_texts(self) -> tuple[str, ...]:
+        return tuple(t for t in (self.decode([i]) for i in sorted(self.special_ids)) if t.strip())
 
     def _without_scaffold(self, ids: list[int]) -> list[int]:
         """Drop what the template prints after the end-of-turn token: the student never sampled it."""
@@ -360,23 +419,3 @@ class Renderer:
         """The special token that ends a step in this template, if any."""
         ids = self._without_scaffold(self.encode(tail))
         return ids[-1:] if ids and ids[-1] in self.special_ids else []
-
-    def splice_point(self, context_ids: Sequence[int], context: str, char: int) -> tuple[int, bool]:
-        """Where in `context_ids` a hint belonging at character `char` of the rendered `context` goes.
-
-        `context_ids` may be recorded ids; only their end has to agree with the render. Returns the index, and whether
-        it had to move to the next token boundary.
-
-        Raises:
-            SpliceError: the end of the recorded context is not what the template prints.
-        """
-        ids, starts = self.encode_with_starts(context)
-        at = int(np.searchsorted(starts, char, side="left"))
-        shifted = at < len(starts) and starts[at] != char
-        rest = tuple(ids[at:])
-        if rest and tuple(context_ids[-len(rest) :]) != rest:
-            raise SpliceError(
-                "the recorded context does not end as this template prints it, so the hint has no exact place",
-                hint="traces.token_ids=ignore renders the trace anew",
-            )
-        return len(context_ids) - len(rest), shifted

@@ -1,10 +1,11 @@
 """Trace + Finding → Injection. Pure: token ids in, token ids out.
 
-The context is never re-rendered with the hint in it, because several templates would then rewrite other messages and
-the "effect" would be that. The hint's block is the template's own render of the hint message where that render is a
-pure insertion; otherwise it is taken from a minimal conversation in the same template and spliced at the message
-boundary (`spliced_block`). Where the template refuses a placement, the next one of the configured order is tried, and
-the record says which was refused and why; when none is left, the error names the template's words.
+The context is never replaced by a render with the hint in it, because several templates would then rewrite other messages and
+the "effect" would be that. The hint's block is taken from the template's own render with the hint: all of what that render
+adds, or, where it rewrites what stands above the hint, what it prints from the end of the message above on (`spliced_block`).
+From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the
+template refuses a placement, the next one of the configured order is tried, and the record says which was refused and why; when
+none is left, the error names the template's words.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
-
 from hintdistill.config import InjectSection, RescoreSection
-from hintdistill.core.errors import QuoteNotFoundError, SpliceError, TemplateError
+from hintdistill.core.errors import HintTooLongError, QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.registry import loaded
 from hintdistill.core.types import (
@@ -31,13 +30,18 @@ from hintdistill.core.types import (
     Trace,
 )
 from hintdistill.injection.candidates import other_hints
+from hintdistill.injection.control_tokens import note_of, refuse_in_hint
 from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
 from hintdistill.injection.levels import hint_level
+from hintdistill.injection.opening import RenderedStep, first_difference
+from hintdistill.injection.placing import BOUNDARY_SHIFTED, Context, Placed, message_block
 from hintdistill.injection.quotes import locate, tokens_in
-from hintdistill.injection.rendering import RenderedStep, Renderer
+from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.schema_tokens import legal_continuations
 from hintdistill.prompts import PromptLibrary
 
+SHORT_HINT = 64
+"""Tokens up to which a hint is never too long beside its context."""
 QuoteFound = Literal["exact", "normalised", "fuzzy", "whole_step"]
 
 
@@ -50,6 +54,8 @@ class Splice:
     placement: Placement
     role: HintRole | None
     notes: tuple[str, ...] = ()
+    own: tuple[int, ...] = ()
+    """Ids that the context with the hint must end with: those of the template's own render with the hint; empty: not known."""
 
 
 class StepSite:
@@ -57,10 +63,10 @@ class StepSite:
 
     def __init__(self, trace: Trace, step: int, renderer: Renderer) -> None:
         """Render the step. Raises TemplateError or SpliceError; see `Renderer.step`."""
-        self.trace, self.step, self.renderer = trace, step, renderer
-        self.rendered: RenderedStep = renderer.step(trace, step)
+        self.trace, self.step, self.renderer = trace, step, renderer.for_trace(trace)
+        self.rendered: RenderedStep = self.renderer.step(trace, step)
         self.opening = self.rendered.opening
-        self.text, self.spans = renderer.token_spans(self.rendered.step_ids)
+        self.text, self.spans = self.renderer.token_spans(self.rendered.step_ids)
 
     @cached_property
     def known_text(self) -> str:
@@ -76,44 +82,55 @@ class StepSite:
         """
         made = loaded(PLACEMENTS.get(placement).implementation)(self, text, role, offset)
         assert isinstance(made, Splice)
+        self._must_be_the_templates(made)
         return made
+
+    def _must_be_the_templates(self, made: Splice) -> None:
+        """Hold the spliced ids against the template's own render, on every hint and placebo. Raises SpliceError."""
+        context = self.rendered.context_ids
+        hinted = context[: made.insert_at] + made.block_ids + context[made.insert_at :]
+        if made.own and hinted[-len(made.own) :] != made.own:
+            ours, own = (self.renderer.decode(ids)[-160:] for ids in (hinted, made.own))
+            raise SpliceError(
+                f"trace {self.trace.id}, step {self.step}: the context with the hint is not what the template prints "
+                f"with the hint in the place {made.placement}: {first_difference(own, ours)}"
+            )
+
+    @cached_property
+    def context(self) -> Context:
+        """The step's context, ready to have something put in."""
+        return Context(self.renderer, self.opening.text, self.rendered.context_ids)
 
     def in_turn(self, text: str, role: HintRole | None, offset: int) -> Splice:
         """The placement `assistant_turn`: inside the step, above its token `offset`."""
         at = len(self.rendered.context_ids) + offset
-        return Splice(at, tuple(self.renderer.encode(text)), "assistant_turn", None)
+        above = self.opening.text + self.renderer.decode(self.rendered.step_ids[:offset])
+        return Splice(at, tuple(self.renderer.encode_after(above, text)), "assistant_turn", None)
 
     def as_message(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """The placement `message`: a message of the hint's own above the step. Errors as in `splice`."""
-        assert role is not None
-        opening, message = self.opening, Message(role=role, content=text)
-        notes: list[str] = []
-        hinted = self.renderer.render((*opening.before, message), opening.tools, header=False)
-        if hinted.startswith(opening.bare):
-            block: str | None = hinted[len(opening.bare) :].removesuffix(opening.trailer)
-        else:
-            # the hint message makes the template rewrite what stands above it
-            block = self._minimal_block(message)
-            notes.append("spliced_block")
-        if block is None or text.strip() not in block:
-            raise TemplateError(f"the template drops a {role} message in this place")
-        at, shifted = self.renderer.splice_point(self.rendered.context_ids, opening.text, len(opening.bare))
-        if shifted:
-            raise SpliceError("the assistant header does not begin at a token boundary")
-        return Splice(at, tuple(self.renderer.encode(block)), "message", role, tuple(notes))
+        """The placement `message`: a message of the hint's own above the step. Errors as in `splice`.
 
-    def _minimal_block(self, message: Message) -> str | None:
-        """The hint message as the template prints it after a short conversation."""
-        user, assistant = Message(role="user", content="Hello"), Message(role="assistant", content="Hello")
-        for start in ((user,), (user, assistant)):
-            try:
-                short = self.renderer.opening(start, ())
-                longer = self.renderer.render((*start, message), (), header=False)
-            except TemplateError:
-                continue
-            if longer.startswith(short.bare):
-                return longer[len(short.bare) :].removesuffix(short.trailer)
-        return None
+        From the end of the message above it on, the hinted context is the template's own render of the conversation with the
+        hint, generation prompt included. What the generation prompt adds there and not here belongs to the block.
+        """
+        assert role is not None
+        opening, words = self.opening, text.strip()
+        own = self.renderer.render((*opening.before, Message(role=role, content=text)), opening.tools, header=True)
+        block, rest, rewrites = message_block(self.renderer, opening, own, words, role)
+        placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
+        if placed.shifted:
+            raise SpliceError("the hint's message does not begin and end at token boundaries")
+        ids, starts = self.renderer.encode_with_starts(own)
+        start = len(own) - len(rest)
+        if start not in starts:
+            raise SpliceError("the template's own render does not begin the hint's message at a token boundary")
+        tail = tuple(ids[starts.index(start) :])
+        if opening.header != opening.prompt:
+            # the step stands under the header of a finished one, so only the block is compared
+            tail = tail[: len(tail) - len(self.renderer.encode(opening.prompt))]
+            tail += tuple(self.renderer.encode(opening.header))
+        notes = ("spliced_block",) if rewrites else ()
+        return Splice(placed.insert_at, placed.block_ids, "message", role, notes, tail)
 
     def in_observation(self, text: str, role: HintRole | None, offset: int) -> Splice:
         """The placement `observation`: at the end of the message right above the step. Errors as in `splice`."""
@@ -122,14 +139,12 @@ class StepSite:
         if last is None or last.role not in ("tool", "user"):
             raise SpliceError("there is no observation right above the step")
         longer = last.model_copy(update={"content": (last.content or "") + text})
-        hinted = self.renderer.render((*opening.before[:-1], longer), opening.tools, header=False)
-        char = _insertion_point(opening.bare + opening.trailer, hinted, text)
-        if char is None:
-            raise TemplateError("the template does not print the last observation verbatim")
-        at, shifted = self.renderer.splice_point(self.rendered.context_ids, opening.text, char)
-        return Splice(
-            at, tuple(self.renderer.encode(text)), "observation", None, ("boundary_shifted",) if shifted else ()
-        )
+        hinted = self._with_header(self.renderer.render((*opening.before[:-1], longer), opening.tools, header=True))
+        try:
+            placed = self.context.put(hinted, text.strip(), from_end=True)
+        except TemplateError:
+            raise TemplateError("the template does not print the last observation verbatim") from None
+        return self._put(placed, "observation")
 
     def in_system_prompt(self, text: str, role: HintRole | None, offset: int) -> Splice:
         """The placement `system_prompt`: at its end, or a system prompt where there is none. Errors as in `splice`."""
@@ -142,7 +157,7 @@ class StepSite:
             own = Message(role="system", content=text.strip())
             hinted = self.renderer.render((own, *opening.before), opening.tools, header=True)
         try:
-            at, block, shifted = insertion(self.renderer, self.rendered.context_ids, opening.text, hinted, text.strip())
+            placed = self.context.put(self._with_header(hinted), text.strip(), from_end=False)
         except TemplateError:
             owner = (
                 "does not print the system prompt verbatim"
@@ -150,64 +165,21 @@ class StepSite:
                 else ("replaces a system prompt of its own, or rewrites messages, where one is given")
             )
             raise TemplateError(f"the template {owner}") from None
-        return Splice(
-            at, tuple(self.renderer.encode(block)), "system_prompt", None, ("boundary_shifted",) if shifted else ()
-        )
+        return self._put(placed, "system_prompt")
 
+    def _with_header(self, render: str) -> str:
+        """A render under the header of this step, which is that of a finished one where the template shows another there."""
+        opening = self.opening
+        if opening.header == opening.prompt:
+            return render
+        if not render.endswith(opening.prompt):
+            raise TemplateError("the template asks for a step otherwise where a hint is given")
+        return render[: len(render) - len(opening.prompt)] + opening.header
 
-def _insertion_point(plain: str, hinted: str, block: str) -> int | None:
-    """Where `hinted` has `block` that `plain` has not, all else equal; None where they differ otherwise."""
-    if len(hinted) != len(plain) + len(block):
-        return None
-    common = 0
-    while common < len(plain) and plain[common] == hinted[common]:
-        common += 1
-    for at in range(common, max(-1, common - len(block) - 1), -1):
-        if hinted[at : at + len(block)] == block and hinted[at + len(block) :] == plain[at:]:
-            return at
-    return None
-
-
-def insertion(
-    renderer: Renderer, context_ids: Sequence[int], context: str, hinted: str, text: str
-) -> tuple[int, str, bool]:
-    """Where a render with a hint in it differs from the one without, which has to be by one insertion.
-
-    Both renders begin alike, so the place may be ambiguous by a few characters; the one at which the ids of the
-    hinted render are the plain ids with a stretch put in is taken, else the first one at a token's start.
-
-    Returns:
-        The index into `context_ids`, what is inserted there, and whether it had to move to a token boundary.
-
-    Raises:
-        TemplateError: the render with the hint is something else than the render without plus one insertion.
-        SpliceError: the beginning of the recorded context is not what the template prints.
-    """
-    extra = len(hinted) - len(context)
-    common = next((i for i, (a, b) in enumerate(zip(context, hinted, strict=False)) if a != b), len(context))
-    places = [
-        at
-        for at in range(max(0, common - max(extra, 0)), common + 1)
-        if text in hinted[at : at + extra] and hinted[at + extra :] == context[at:]
-    ]
-    if extra <= 0 or not places:
-        raise TemplateError("the template changes more than the place of the hint")
-    ids, starts = renderer.encode_with_starts(context)
-    index = {start: i for i, start in enumerate(starts)} | {len(context): len(ids)}
-    whole = renderer.encode(hinted)
-    exact = [
-        at
-        for at in places
-        if at in index and ids[: index[at]] + renderer.encode(hinted[at : at + extra]) + ids[index[at] :] == whole
-    ]
-    char = next(iter((*exact, *(at for at in places if at in index), places[-1])))
-    at = index.get(char, int(np.searchsorted(starts, char, side="left")))
-    if tuple(context_ids[:at]) != tuple(ids[:at]):
-        raise SpliceError(
-            "the recorded context does not begin as this template prints it, so the hint has no exact place",
-            hint="traces.token_ids=ignore renders the trace anew",
-        )
-    return at, hinted[char : char + extra], char not in index
+    @staticmethod
+    def _put(placed: Placed, placement: Placement) -> Splice:
+        notes = (BOUNDARY_SHIFTED,) if placed.shifted else ()
+        return Splice(placed.insert_at, placed.block_ids, placement, None, notes, placed.own)
 
 
 class Injector:
@@ -302,7 +274,10 @@ class Injector:
             fidelity=rendered.fidelity,
             placement=splice.placement,
             role=splice.role,
-            notes=rendered.notes + splice.notes + _of_another_distribution(message),
+            notes=rendered.notes
+            + splice.notes
+            + _of_another_distribution(message)
+            + note_of(self.renderer, site.opening.before),
             guards=(
                 *guards(hint, trace, finding.step, site.known_text, site.text),
                 *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
@@ -338,8 +313,11 @@ class Injector:
         return self.config.format_of(placement).replace("{hint}", hint)
 
     def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
-        if not self.renderer.encode(hint.strip()):
+        refuse_in_hint(self.renderer, hint)
+        tokens = len(self.renderer.encode(hint.strip()))
+        if not tokens:
             raise SpliceError(f"the hint {hint[:40]!r} tokenises to nothing")
+        self._bounded(tokens, len(site.rendered.context_ids), hint)
         refused: list[str] = []
         for placement, role in self._options():
             try:
@@ -354,6 +332,20 @@ class Injector:
             + "; ".join(refused),
             hint="inject.placements and inject.roles say what is tried, in order",
         )
+
+    def _bounded(self, tokens: int, context: int, hint: str) -> None:
+        """Refuse a hint that is long by itself, or beside what it stands in."""
+        most, share = self.config.max_hint_tokens, self.config.max_hint_share
+        if tokens > most:
+            raise HintTooLongError(
+                f"the hint {hint[:40]!r}… has {tokens} tokens, more than {most}",
+                hint="inject.max_hint_tokens is the bound",
+            )
+        if tokens > max(SHORT_HINT, share * context):
+            raise HintTooLongError(
+                f"the hint {hint[:40]!r}… has {tokens} tokens, {tokens / context:.2g} of the {context} of the context above it",
+                hint="inject.max_hint_share is the bound",
+            )
 
     def _options(self) -> Sequence[tuple[Placement, HintRole | None]]:
         options: list[tuple[Placement, HintRole | None]] = []

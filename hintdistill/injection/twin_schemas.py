@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jsonschema
-
+from hintdistill.core.schemas import CannotJudge, violations
 from hintdistill.core.types import Finding, Replacement, ToolCall, Trace
 
 
@@ -40,8 +39,8 @@ def _takes(schema: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
     if not set(args) <= set(schema.get("properties") or {}):
         return False
     try:
-        return jsonschema.Draft202012Validator(schema).is_valid(args)
-    except Exception:
+        return not violations(schema, args)
+    except CannotJudge:
         # vendors' schemas use types that JSON schema does not know; the names agree
         return set(schema.get("required") or ()) <= set(args)
 
@@ -160,15 +159,15 @@ def argument_errors(function: Mapping[str, Any], call: ToolCall) -> list[Argumen
     """The values of a call that break the schema of their argument, in the order of their places."""
     schema = function.get("parameters") or {}
     try:
-        found = list(jsonschema.Draft202012Validator(schema).iter_errors(call.arguments or {}))
-    except Exception:
+        found = violations(schema, call.arguments or {})
+    except CannotJudge:
         # see `_takes`: such a schema cannot judge a call
         return []
     out = []
-    for error in sorted(found, key=lambda e: list(map(str, e.path))):
+    for error in found:
         names = [p for p in error.path if isinstance(p, str)]
-        if names and isinstance(error.schema, dict) and error.schema.get(error.validator) is not None:
-            out.append(ArgumentError(names[-1], dict(error.schema), error.instance, str(error.validator)))
+        if names and isinstance(error.schema, dict) and error.schema.get(error.rule) is not None:
+            out.append(ArgumentError(names[-1], dict(error.schema), error.value, error.rule))
     return out
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.types import Critique, Injection
+from hintdistill.critics.rules import NOT_JUDGED
 from hintdistill.injection.levels import LEVELS
 from hintdistill.reporting.findings import finding_entry, unscored_entry
 from hintdistill.reporting.schema import REPORT_SCHEMA
@@ -216,6 +217,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "usage": spending(data.critique_rows, data.manifest["config"], sum(t.accepted for t in hints)),
             "dropped": sum(n.startswith("dropped:") for c in data.critiques.values() for n in c.notes),
             "in_windows": sum(n.startswith("read in ") for c in data.critiques.values() for n in c.notes),
+            **_not_judged(data),
         },
         "inject": {
             "injections": len(injections),
@@ -237,6 +239,12 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "left_out": dict(left) if trained else {},
         },
     }
+
+
+def _not_judged(data: ReportInput) -> dict[str, int]:
+    """Steps with a call that its own schema cannot judge; nothing where there is none."""
+    found = sum(n.startswith(NOT_JUDGED) for c in data.critiques.values() for n in c.notes)
+    return {"not_judged": found} if found else {}
 
 
 def _read(data: ReportInput, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -74,6 +74,7 @@ _WORDS = frozenset(
         "not_a_label",
         "not_a_trace",
         "not_finite",
+        "not_decisive",
         "not_json",
         "not_utf8",
         "number_too_large",
@@ -170,7 +171,7 @@ _funnel = record(
     read=record(**numbers("records", "traces", "steps", "cut"), failed=counts(reason), split=counts(split)),
     hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
-        **numbers("findings", "dropped", "in_windows"),
+        **numbers("findings", "dropped", "in_windows", "not_judged"),
         verdicts=counts(word("verdict", get_args(Verdict))),
         failed=counts(reason),
         by_class=counts(error_class),

@@ -10,11 +10,8 @@ On a CPU vLLM's reload leaves kernels of the old weights; `vllm_worker.py` has w
 from __future__ import annotations
 
 import json
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +19,31 @@ import numpy as np
 
 from hintdistill.config import ServerSection
 from hintdistill.core.errors import ServiceError
+from hintdistill.core.http import MOST_BYTES, HttpClient, Server, StatusError
 from hintdistill.core.scores import ScoreRequest
+from hintdistill.core.threads import in_order
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.hints import seed_of
 from hintdistill.rollouts.generation import Sampled, SamplingOptions
 
 EXTENSION = "hintdistill.rollouts.vllm_worker.PackedKernels"
 """What a server on a CPU must be started with, see there."""
+BYTES_PER_TOKEN = 1024
+"""A bound above what a server writes about one token: its id, its text and its log-probability."""
 
 
 class ServerGenerator:
     """Samples from the weights that a vLLM server holds."""
 
     def __init__(self, config: ServerSection, max_length: int) -> None:
-        """Connect. `max_length` is the model's context; the server may allow less and then says so."""
-        from openai import OpenAI
+        """Connect. `max_length` is the model's context; the server may allow less and then says so.
 
-        assert config.base_url is not None
+        Raises:
+            ConfigError: the server is outside this machine and its host is not allowed.
+            ServiceError: it cannot be reached, or serves nothing.
+        """
         self.config, self.max_length, self.key = config, max_length, ""
-        self.client = OpenAI(
-            base_url=config.base_url,
-            api_key=os.environ.get(config.api_key_env) or "none",
-            timeout=config.timeout_s,
-            max_retries=config.retries,
-        )
+        self.client = HttpClient(asked(config))
         self.model = config.model or self._served()
 
     def generate(
@@ -56,24 +54,21 @@ class ServerGenerator:
             "max_tokens": options.max_new_tokens,
             "temperature": options.temperature,
             "logprobs": 0,
-            "extra_body": {"return_token_ids": True, "stop_token_ids": list(stop), "skip_special_tokens": False},
+            "return_token_ids": True,
+            "stop_token_ids": list(stop),
+            "skip_special_tokens": False,
         }
         if options.temperature > 0:
             # said even where they filter nothing: a server has defaults of its own, from the model's generation config
-            body["top_p"] = options.top_p
-            body["extra_body"] |= {"top_k": options.top_k or -1, "min_p": options.min_p}
+            body |= {"top_p": options.top_p, "top_k": options.top_k or -1, "min_p": options.min_p}
 
-        def one(item: tuple[int, Sequence[int]]) -> Sampled:
-            i, context = item
-            answer = self._ask(
-                lambda: self.client.completions.create(
-                    model=self.model, prompt=list(context), seed=seed_of(seed, i) % 2**31, **body
-                )
-            )
-            return _sampled(answer.choices[0])
+        def one(i: int) -> Sampled:
+            prompt = {"model": self.model, "prompt": list(contexts[i]), "seed": seed_of(seed, i) % 2**31}
+            choice = self._choice(prompt | body, len(contexts[i]) + options.max_new_tokens)
+            with self._well_formed():
+                return _sampled(choice)
 
-        with ThreadPoolExecutor(self.config.concurrency) as pool:
-            return list(pool.map(one, enumerate(contexts)))
+        return in_order(one, range(len(contexts)), self.config.concurrency)
 
     def hand_over(self, folder: Path, engine: TransformersEngine, probe: Sequence[Sequence[int]]) -> float:
         """Load the weights of `folder` into the server and make sure that it serves them.
@@ -88,7 +83,6 @@ class ServerGenerator:
         Raises:
             ServiceError: the server offers no reload, or answers as other weights would, after packing its kernels again too.
         """
-        root = self.client.base_url.copy_with(path="/")
         calls: tuple[tuple[str, dict[str, Any]], ...] = (
             ("reload_weights", {"weights_path": str(folder.resolve())}),
             ("pack_again", {}),
@@ -96,13 +90,13 @@ class ServerGenerator:
         gap, refused = float("nan"), ""
         for method, arguments in calls:
             try:
-                self._post(f"{root}collective_rpc", {"method": method, "kwargs": arguments})
+                self._post("/collective_rpc", {"method": method, "kwargs": arguments})
             except ServiceError as error:
                 if method == "reload_weights":
                     raise
                 refused = f" ({error.message})"
                 break
-            self._post(f"{root}reset_prefix_cache", None)
+            self._post("/reset_prefix_cache", None)
             gap = self.gap(engine, probe)
             if gap <= self.config.max_gap_nats:
                 self.key = engine.key
@@ -118,67 +112,77 @@ class ServerGenerator:
         requests = [ScoreRequest(np.array(ids), 1, len(ids)) for ids in probe]
         total, tokens = 0.0, 0
         for ids, score in zip(probe, engine.score(requests, top_k=1), strict=True):
-            answer = self._ask(
-                lambda ids=ids: self.client.completions.create(
-                    model=self.model,
-                    prompt=list(ids),
-                    max_tokens=1,
-                    temperature=0.0,
-                    extra_body={"prompt_logprobs": 0},
-                )
-            )
-            table = answer.choices[0].prompt_logprobs
-            theirs = np.array([table[i][str(ids[i])]["logprob"] for i in range(1, len(ids))])
+            prompt = {"model": self.model, "prompt": list(ids), "max_tokens": 1, "temperature": 0.0}
+            choice = self._choice(prompt | {"prompt_logprobs": 0}, len(ids))
+            with self._well_formed():
+                table = choice["prompt_logprobs"]
+                if len(table) != len(ids):
+                    raise ServiceError(
+                        f"{self.config.base_url} scored another prompt than it was sent: {len(table)} positions for {len(ids)} tokens"
+                    )
+                theirs = np.array([float(table[i][str(ids[i])]["logprob"]) for i in range(1, len(ids))])
             total += float(np.abs(theirs - score.sampled).sum())
             tokens += len(theirs)
         return total / tokens
 
     def _served(self) -> str:
-        models = self._ask(self.client.models.list)
-        return str(models.data[0].id)
+        with self._well_formed():
+            return str(json.loads(self.client.get("/models").body)["data"][0]["id"])
 
-    def _ask(self, call: Any) -> Any:
-        from openai import APIConnectionError, APIStatusError
+    def _choice(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
+        """The first choice of a completion that names so many tokens."""
+        answer = self.client.post("/completions", body, most_bytes=MOST_BYTES + tokens * BYTES_PER_TOKEN)
+        with self._well_formed():
+            return json.loads(answer.body)["choices"][0]
 
+    @contextmanager
+    def _well_formed(self) -> Iterator[None]:
+        """Raises ServiceError where an answer is not what vLLM's is."""
         try:
-            return call()
-        except APIConnectionError as error:
+            yield
+        except (TypeError, KeyError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as error:
             raise ServiceError(
-                f"cannot reach the rollout server at {self.config.base_url}: {type(error).__name__}",
-                hint="start it, or correct rollout.sample.server.base_url",
-            ) from error
-        except APIStatusError as error:
-            raise ServiceError(
-                f"the rollout server at {self.config.base_url} answered {error.status_code}: {str(error)[:300]}"
-            ) from error
+                f"the rollout server at {self.client.url} does not answer as vLLM does: {error!r}"
+            ) from None
 
-    def _post(self, url: str, body: Any) -> None:
-        data = json.dumps(body).encode() if body is not None else b""
-        request = urllib.request.Request(url, data, {"content-type": "application/json"}, method="POST")
+    def _post(self, path: str, body: Any) -> None:
         try:
-            with urllib.request.urlopen(request, timeout=self.config.timeout_s):
-                return
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
+            self.client.post(path, body, at_root=True)
+        except StatusError as error:
+            if error.status == 404:
                 raise ServiceError(
-                    f"{url} is not there, so the server cannot be handed new weights",
+                    f"{path} is not there, so the server at {self.client.url} cannot be handed new weights",
                     hint="start vLLM with VLLM_SERVER_DEV_MODE=1, on an interface that only you can reach",
                 ) from None
-            raise ServiceError(f"{url} answered {error.code}: {error.read()[:300].decode(errors='replace')}") from error
-        except OSError as error:
-            raise ServiceError(f"cannot reach {url}: {type(error).__name__}: {error}") from error
+            raise
+
+
+def asked(config: ServerSection) -> Server:
+    """The server that samples, as the HTTP client takes it."""
+    assert config.base_url is not None
+    return Server(
+        config.base_url,
+        "the rollout server",
+        "rollout.sample.server",
+        config.allow_hosts,
+        "rollout.sample.server.allow_hosts",
+        config.api_key_env,
+        config.timeout_s,
+        config.retries,
+    )
 
 
 def _sampled(choice: Any) -> Sampled:
-    ids = getattr(choice, "token_ids", None)
+    ids = choice.get("token_ids")
     if not ids:
         raise ServiceError(
             "the rollout server returned no token ids",
             hint="it must be a vLLM that knows return_token_ids (0.10.2 or later)",
         )
-    logprobs = choice.logprobs.token_logprobs if choice.logprobs is not None else None
+    said = choice.get("logprobs")
+    logprobs = said["token_logprobs"] if said is not None else None
     if logprobs is None or len(logprobs) != len(ids) or any(x is None for x in logprobs):
         raise ServiceError(
             f"the rollout server returned {len(logprobs or ())} log-probabilities for {len(ids)} token ids"
         )
-    return Sampled(tuple(ids), tuple(round(float(x), 6) for x in logprobs))
+    return Sampled(tuple(map(int, ids)), tuple(round(float(x), 6) for x in logprobs))

@@ -5,22 +5,24 @@ Every record met becomes a `Trace` or a `Failure` with file, position and reason
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from hintdistill.core.effects import declared_effect
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import Message, Source, ToolEffect, Trace, with_greetings_given
+from hintdistill.core.types import Source, ToolEffect, Trace
 from hintdistill.traces.archives import ZIP_ERRORS
 from hintdistill.traces.files import TraceFile, all_files
+from hintdistill.traces.guards import guarded
 from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.records import read_values
 from hintdistill.traces.refusals import not_a_trace
 from hintdistill.traces.registry import TraceFormat, format_named, recognise
-from hintdistill.traces.repeats import Repeats, marks_of
-from hintdistill.traces.turns import parse_tools, trace_id
+from hintdistill.traces.repeats import Repeats, context_of, marks_of
+from hintdistill.traces.schemas import parse_tools
+from hintdistill.traces.turns import trace_id
 
 GENERIC = "openai_chat"
 """The format that says of an unknown record what it lacks."""
@@ -97,7 +99,9 @@ def read_traces(
     """
     keep = keep or Deduplicator()
     for file in all_files(paths):
-        if not file.foreign:
+        if file.foreign:
+            keep.foreign.append(file)
+        else:
             yield from read_file(file, options, keep)
 
 
@@ -107,6 +111,10 @@ class Deduplicator:
     def __init__(self) -> None:
         self.formats: dict[str, str] = {}
         """The format of each file's records; the last one where a file mixes them."""
+        self.watch: Callable[[Record, str, list[Trace | Failure]], None] | None = None
+        """Told each record, the name of its format, and all that was made of it."""
+        self.foreign: list[TraceFile] = []
+        """Files met that are of no known kind and were not read."""
         self._seen: dict[str, tuple[str, int]] = {}
         self._repeats = Repeats()
 
@@ -121,7 +129,8 @@ class Deduplicator:
             return outcome if isinstance(outcome, Failure) else _without_step(outcome)
         assert outcome.source is not None
         marks = marks_of(outcome.messages)
-        said = hash((marks[-1], outcome.reward))
+        context = context_of(outcome)
+        said = hash((context, marks[-1], outcome.reward))
         if outcome.id in self._seen:
             where, before = self._seen[outcome.id]
             if before == said:
@@ -129,7 +138,7 @@ class Deduplicator:
                 return Failure(outcome.source, "duplicate_id", text)
             # ids that a source did not keep unique cost no trace
             outcome = outcome.model_copy(update={"id": self._renamed(outcome, where)})
-        checked = self._repeats.check(outcome, marks, calls)
+        checked = self._repeats.check(outcome, marks, context, calls)
         if isinstance(checked, Trace):
             self._seen[outcome.id] = str(outcome.source), said
         return checked
@@ -165,10 +174,23 @@ def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Itera
         yield file.refused
         return
     try:
+        if (rows := file.rows()) is not None:
+            yield from _rows(rows, file.name)
+            return
         with file.open() as stream:
             yield from read_values(stream, file.name, options.max_record_bytes)
     except (OSError, *ZIP_ERRORS) as error:
         yield Failure(Source(file=file.name, position="file"), "unreadable", f"cannot be read to its end: {error}")
+
+
+def _rows(rows: Iterator[tuple[str, Any]], name: str) -> Iterator[Record | Failure]:
+    """Rows of a table as records; a table without any is a failure."""
+    empty = True
+    for place, value in rows:
+        empty = False
+        yield Record(value, Source(file=name, position=place))
+    if empty:
+        yield Failure(Source(file=name, position="file"), "empty_file", "the table holds no row")
 
 
 def _outcomes(
@@ -209,38 +231,43 @@ def _parse(
         elif (reason := not_a_trace(record.value)) is not None:
             raise TraceError(reason)
         empty = True
+        seen: list[Trace | Failure] | None = [] if keep.watch is not None else None
         # the generic reader says of an unknown record what it lacks
         for outcome in (found or format_named(GENERIC)).traces(record, options):
             empty = False
-            yield keep.check(_understood(outcome, options), getattr(found, "CALLS", False))
+            checked = keep.check(_understood(outcome, options), getattr(found, "CALLS", False))
+            if seen is not None:
+                seen.append(checked)
+            yield checked
+        if keep.watch is not None and seen:
+            keep.watch(record, GENERIC if found is None else found.NAME, seen)
         if empty:
             yield Failure(record.source, "empty_record", "holds no conversation")
     except TraceError as error:
-        yield Failure.of(record.source, error)
+        yield _refused(keep, record, found, Failure.of(record.source, error))
     except RecursionError:
-        yield Failure(record.source, "too_deep", "the record is nested too deeply")
+        yield _refused(keep, record, found, Failure(record.source, "too_deep", "the record is nested too deeply"))
     except Exception as error:
         # a reader, ours or an extension's, met what it did not expect: this record is lost, loudly, and the run goes on
         name = GENERIC if found is None else found.NAME
-        yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
+        text = f"the {name} reader failed: {type(error).__name__}: {error}"
+        yield _refused(keep, record, found, Failure(record.source, READER_ERROR, text))
 
 
-def _after_first_user(trace: Trace) -> Sequence[Message]:
-    first = next((i for i, m in enumerate(trace.messages) if m.role == "user"), len(trace.messages))
-    return trace.messages[first:]
+def _refused(keep: Deduplicator, record: Record, found: TraceFormat | None, failure: Failure) -> Failure:
+    """The failure of a whole record, told to whoever watches."""
+    if keep.watch is not None:
+        keep.watch(record, GENERIC if found is None else found.NAME, [failure])
+    return failure
 
 
 def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
-    """A trace whose greeting is marked as given, and which knows what the file of tool schemas says of its tools' effects."""
-    if isinstance(outcome, Failure):
+    """A trace that keeps what holds of every trace, and knows what the file of tool schemas says of its tools' effects."""
+    if isinstance(outcome, Failure) or not outcome.step_indices:
         return outcome
     # who plays the user opens the conversation: that is a step of its own
-    asked = options.student_role == "assistant"
-    # an agent that says nothing later has not only greeted
-    asked = asked and any(m.role == "assistant" for m in _after_first_user(outcome))
-    if asked and (messages := with_greetings_given(outcome.messages)) != outcome.messages:
-        outcome = outcome.model_copy(update={"messages": messages})
-    if not options.tool_effects:
+    outcome = guarded(outcome, answers=options.student_role == "assistant")
+    if isinstance(outcome, Failure) or not options.tool_effects:
         return outcome
     known = {name: effect for name, effect in options.tool_effects.items() if name in outcome.tool_schemas}
     return outcome.model_copy(update={"tool_effects": {**known, **outcome.tool_effects}}) if known else outcome

@@ -7,14 +7,21 @@ turns are `given` in the longer one, or the shorter one is left out where it com
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintdistill.core.types import Message, Trace
+from hintdistill.traces.calls import name_and_arguments
+from hintdistill.traces.guards import marked_given
 from hintdistill.traces.options import Failure
+from hintdistill.traces.reasoning import reasoning_of
 from hintdistill.traces.turns import GIVEN, TOKEN_KEYS
 
 Mark = int
+Held = tuple[str, Mark]
+"""A trace's id, and the mark of what is rendered beside its messages."""
+HELD = "another trace holds it"
 
 
 WINDOW = 200_000
@@ -29,12 +36,12 @@ class _Recent:
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._young: dict[Mark, str] = {}
-        self._old: dict[Mark, str] = {}
+        self._young: dict[Mark, Held] = {}
+        self._old: dict[Mark, Held] = {}
 
-    def note(self, marks: Sequence[Mark], trace_id: str) -> None:
+    def note(self, marks: Sequence[Mark], held: Held) -> None:
         """Remember that these marks are of that trace."""
-        self._young.update(dict.fromkeys(marks, trace_id))
+        self._young.update(dict.fromkeys(marks, held))
         if len(self._young) >= self._window:
             self._old, self._young = self._young, {}
 
@@ -42,7 +49,7 @@ class _Recent:
         """Whether one of the marks was noted."""
         return not self._young.keys().isdisjoint(marks) or not self._old.keys().isdisjoint(marks)
 
-    def get(self, mark: Mark) -> str | None:
+    def get(self, mark: Mark) -> Held | None:
         """The trace that a mark was noted for."""
         found = self._young.get(mark)
         return self._old.get(mark) if found is None else found
@@ -54,18 +61,25 @@ class Repeats:
     def __init__(self, window: int = WINDOW) -> None:
         self._inner, self._ends, self._called = _Recent(window), _Recent(window), _Recent(window)
 
-    def check(self, trace: Trace, marks: Sequence[Mark], calls: bool = False) -> Trace | Failure:
+    def check(self, trace: Trace, marks: Sequence[Mark], context: Mark = 0, calls: bool = False) -> Trace | Failure:
         """The trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them all.
 
         Two traces that are equal from end to end are two samples, and so are two that part after a common beginning, unless
         one of them is the log of a single call (`calls`): what such a log holds before its answer was said in another call.
+
+        Args:
+            trace: as it was read.
+            marks: of its messages, see `marks_of`.
+            context: of what is rendered beside them, see `context_of`: the same words under other tool schemas are no repeat.
+            calls: whether its format logs single calls.
         """
         steps = trace.step_indices
         if not steps:
             return trace
         last = marks[-1]
-        if (longer := self._inner.get(last)) is not None:
-            text = f"every message stands at the start of trace {longer!r}, which goes on; that one is kept"
+        longer = self._inner.get(last)
+        if longer is not None and longer[1] == context:
+            text = f"every message stands at the start of trace {longer[0]!r}, which goes on; that one is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
         held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
@@ -73,39 +87,75 @@ class Repeats:
         if any(h.any_of(marks) for h in held):
             until = max((i for i, m in enumerate(marks[:-1]) if any(h.get(m) is not None for h in held)), default=-1)
         inner = marks[steps[0] : -1]
-        self._inner.note(inner, trace.id)
+        self._inner.note(inner, (trace.id, context))
         if calls:
-            self._called.note(inner, trace.id)
-        self._ends.note([last], trace.id)
+            self._called.note(inner, (trace.id, context))
+        self._ends.note([last], (trace.id, context))
         if until < steps[0]:
             return trace
         messages = [
-            m.model_copy(update={"given": True}) if m.role == "assistant" and i <= until else m
+            marked_given(m, HELD) if m.role == "assistant" and i <= until and not m.given else m
             for i, m in enumerate(trace.messages)
         ]
         return trace.model_copy(update={"messages": tuple(messages)})
 
 
 def marks_of(messages: Sequence[Message]) -> list[Mark]:
-    """A running hash over what each message says; 64 bits, so that a million messages collide once in ten million runs."""
+    """A running hash over all that is rendered of each message; 64 bits, so that a million messages collide once in ten million runs."""
     out, mark = [], 0
     for m in messages:
-        calls = tuple([(c.name, c.arguments_raw) for c in m.tool_calls]) if m.tool_calls else None
-        mark = hash((mark, m.role, m.content, m.reasoning, calls))
+        if m.tool_calls:
+            calls = tuple([(c.name, c.arguments_raw, c.id) for c in m.tool_calls])
+            mark = hash((mark, m.role, m.content, m.reasoning, calls, m.name))
+        else:
+            mark = hash((mark, m.role, m.content, m.reasoning, m.tool_call_id, m.name))
         out.append(mark)
     return out
 
 
-def chains(conversations: Sequence[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+OPTION_KEYS = ("chat_template_kwargs", "template_options", "chat_template", "template", "request_options")
+"""Keys of a trace's `extra` under which sources note how the prompt was rendered."""
+
+
+def context_of(trace: Trace) -> Mark:
+    """A hash of what is rendered beside the messages: the tool schemas and the options of the template."""
+    options = [trace.template] if trace.template else []
+    options += [trace.extra[k] for k in OPTION_KEYS if k in trace.extra]
+    schemas = _SCHEMAS.of(trace.tools)
+    return hash((schemas, json.dumps(options, sort_keys=True, default=str))) if options else schemas
+
+
+class _LastSchemas:
+    """The hash of the schemas met last: most traces of a file carry the same ones."""
+
+    def __init__(self) -> None:
+        self._tools: tuple[dict[str, Any], ...] = ()
+        self._mark: Mark = 0
+
+    def of(self, tools: tuple[dict[str, Any], ...]) -> Mark:
+        """Their hash; the order of the schemas counts, that of their keys counts as well, because both are rendered."""
+        if tools != self._tools:
+            self._tools, self._mark = tools, hash(json.dumps(tools, default=str)) if tools else 0
+        return self._mark
+
+
+_SCHEMAS = _LastSchemas()
+
+
+def chains(conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any] = ()) -> list[list[dict[str, Any]]]:
     """The longest conversations of a log of calls, in the order in which they began.
 
     Args:
         conversations: chat messages of each call, its answer last; later calls repeat what earlier ones said.
+        contexts: what each call was shown beside its messages, e.g. tool schemas; two calls that say the same under others are
+            two. Empty: the same for all.
 
     Returns:
         Every conversation that no other continues. Token ids recorded with a call stand on its turn in the chain that
         goes on; a turn that stands in an earlier chain already is marked as given.
     """
+    shown = [_canonical(c) for c in contexts] or [""] * len(conversations)
+    shown = [s for s, c in zip(shown, conversations, strict=True) if isinstance(c, list)]
     conversations = [c for c in conversations if isinstance(c, list)]
     marks = [_running(c) for c in conversations]
     prefixes = {m for run in marks for m in run[:-1]}
@@ -113,21 +163,35 @@ def chains(conversations: Sequence[list[dict[str, Any]]]) -> list[list[dict[str,
     tokens = {mark: _tokens(last) for mark, last in ended if isinstance(last, dict)}
     kept: list[list[dict[str, Any]]] = []
     seen: set[Mark] = set()
-    for run, conversation in zip(marks, conversations, strict=True):
-        if not run or run[-1] in prefixes or run[-1] in seen:
+    ends: set[Mark] = set()
+    for run, conversation, beside in zip(marks, conversations, shown, strict=True):
+        if not run or run[-1] in prefixes:
             continue
+        end = hash((run[-1], beside, _thinking(conversation[-1])))
+        if end in ends or (run[-1] in seen and not beside and not _thinking(conversation[-1])):
+            continue
+        ends.add(end)
         made = []
         for mark, message in zip(run, conversation, strict=True):
             if not isinstance(message, dict):
                 made.append(message)
                 continue
-            message = {**message, **tokens.get(mark, {})}
-            if message.get("role") == "assistant" and mark in seen:
-                message[GIVEN] = True
+            message = {**message, **tokens.get(mark, {}), **_tokens(message)}
+            if message.get("role") == "assistant" and mark in seen and mark != run[-1]:
+                message[GIVEN] = HELD
             made.append(message)
         seen.update(run)
         kept.append(made)
     return kept
+
+
+def _canonical(context: Any) -> str:
+    return json.dumps(context, sort_keys=True, default=str) if context else ""
+
+
+def _thinking(message: Any) -> str | None:
+    """What a turn was thought with: two answers in the same words may be two samples."""
+    return reasoning_of(message)[0] if isinstance(message, Mapping) else None
 
 
 def _running(messages: Sequence[Any]) -> list[Mark]:
@@ -157,8 +221,5 @@ def _key(message: Any) -> Any:
 
 
 def _call_key(call: Any) -> tuple[str, str]:
-    if not isinstance(call, Mapping):
-        return ("", str(call))
-    function = call.get("function", call)
-    function = function if isinstance(function, Mapping) else {"name": function, "arguments": call.get("arguments")}
-    return (str(function.get("name")), str(function.get("arguments")))
+    name, arguments = name_and_arguments(call)
+    return (str(name or ""), str(arguments))

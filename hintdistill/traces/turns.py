@@ -10,7 +10,6 @@ names of vLLM, NeMo Gym and ATIF. Keys that mean nothing to us are kept in `extr
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,14 @@ from pydantic import ValidationError
 
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
+from hintdistill.traces.calls import call_fields
+from hintdistill.traces.guards import GIVEN_BECAUSE
+from hintdistill.traces.masks import masked_by
 from hintdistill.traces.options import ReadOptions
+from hintdistill.traces.reasoning import KEYS, is_thinking, reasoning_of, thinking_text
+from hintdistill.traces.schemas import TOOLS
+from hintdistill.traces.unread import note_unread
+from hintdistill.traces.values import check_plain, kind, number
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _PLAIN = {"role", "content", "tool_call_id"}
@@ -42,7 +48,7 @@ TOKEN_KEYS = {
     "logprobs": ("logprobs", "generation_log_probs", "generation_logprobs"),
 }
 GIVEN: Any = object()
-"""Key by which an adapter marks a turn as given; no JSON key can be equal to it."""
+"""Key by which an adapter marks a turn as given: True, or the reason; no JSON key can be equal to it."""
 _ALL_TOKEN_KEYS = frozenset(n for names in TOKEN_KEYS.values() for n in names)
 _USED = _ALL_TOKEN_KEYS | {
     "role",
@@ -53,18 +59,10 @@ _USED = _ALL_TOKEN_KEYS | {
     "name",
     "raw_text",
     "logprobs_of",
-    "reasoning_content",
-    "reasoning",
+    *KEYS,
     GIVEN,
 }
-MAX_DEPTH = 64
-"""Deepest nesting kept in `extra` and in tool schemas; deeper values cannot be written back by every JSON library."""
-
-
-class DepthError(TraceError):
-    """A record is nested too deeply."""
-
-    code = "too_deep"
+_REASONING = frozenset(KEYS)
 
 
 def build_trace(
@@ -106,14 +104,18 @@ def build_trace(
     if record.get("trace_id") and "id" in record and "id" in known:
         extra["id"] = record["id"]
     check_plain(extra, "extra")
+    options_said = extra.pop("chat_template_kwargs", None)
+    if options_said is not None and not isinstance(options_said, dict):
+        extra["chat_template_kwargs"] = options_said
     fields: dict[str, Any] = {
         "id": trace_id(record, source) + suffix,
         "messages": [_message(m, i, options) for i, m in enumerate(messages)],
-        "tools": _TOOLS.parse(tools) if tools else (),
+        "tools": TOOLS.parse(tools) if tools else (),
         "reward": found,
         "task_id": str(task_id) if task_id is not None else None,
         "model": model if isinstance(model, str) and model else None,
         "source": source,
+        "template": options_said if isinstance(options_said, dict) else {},
         "extra": extra,
     }
     fields["tools"] = fields["tools"] or options.tools
@@ -125,25 +127,6 @@ def build_trace(
         where = list(first["loc"])
         place = f"message {where[1]}, " if where[0] == "messages" and len(where) > 1 else ""
         raise TraceError(f"{place}{'.'.join(map(str, where[2:] if place else where))}: {first['msg']}") from None
-
-
-class _LastTools:
-    """The schemas parsed last: most traces of a file carry the same ones."""
-
-    def __init__(self) -> None:
-        self._given: Any = None
-        self._parsed: tuple[dict[str, Any], ...] = ()
-
-    def parse(self, value: Any) -> tuple[dict[str, Any], ...]:
-        """As `parse_tools`. Raises TraceError."""
-        if type(value) is not type(self._given) or value != self._given:
-            parsed = parse_tools(value)
-            check_plain(list(parsed), "tools")
-            self._given, self._parsed = value, parsed
-        return self._parsed
-
-
-_TOOLS = _LastTools()
 
 
 def _role(value: dict[str, Any], index: int, student: str) -> Any:
@@ -162,21 +145,20 @@ def _role(value: dict[str, Any], index: int, student: str) -> Any:
 
 def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
     """The fields of one Message."""
+    if (plain := _plain(value, index, options)) is not None:
+        return plain
     if type(value) is not dict:
         if not isinstance(value, Mapping):
             raise TraceError(f"message {index} is {kind(value)}, not an object")
         value = dict(value)
     said, role = value.get("role"), _role(value, index, options.student_role)
     content = value.get("content")
+    if type(content) is list and any(map(is_thinking, content)):
+        value = _without_thinking(value, content)
+        content = value["content"]
     fields: dict[str, Any] = {"role": role}
     if content is not None:
         fields["content"] = content if type(content) is str else text_of(content, index)
-    if said == role and value.keys() <= _PLAIN:
-        answered = value.get("tool_call_id")
-        if type(answered) is str:
-            fields["tool_call_id"] = answered
-        if answered is None or type(answered) is str:
-            return fields
     extra = {} if value.keys() <= _USED else {k: v for k, v in value.items() if k not in _USED}
     if not _ALL_TOKEN_KEYS.isdisjoint(value):
         tokens, kept = _tokens(value, index, options)
@@ -191,13 +173,13 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
     for key in _TEXTS:
         if (text := value.get(key)) is not None:
             (fields if type(text) is str else extra)[key] = text
-    if (reasoning := value.get("reasoning_content") or value.get("reasoning")) is not None:
-        if isinstance(reasoning, str):
-            fields["reasoning"] = reasoning
-        else:
-            extra["reasoning"] = reasoning
-    if value.get(GIVEN):
-        fields["given"] = True
+    if not _REASONING.isdisjoint(value):
+        text, kept = reasoning_of(value)
+        extra |= kept
+        if text is not None:
+            fields["reasoning"] = text
+    if role == "assistant":
+        _add_given(fields, extra, value)
     if (
         role == "user"
         and said != "user"
@@ -206,10 +188,56 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
         and said.lower() not in ALIASES
     ):
         fields["name"] = said
+    if not fields.get("content") and extra:
+        note_unread(fields, value, extra)
     if extra:
         check_plain(extra, f"message {index}")
         fields["extra"] = extra
     return fields
+
+
+_CALLING = {"role", "content", "tool_calls"}
+
+
+def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | None:
+    """The fields of a message that holds text, or calls, and nothing else, as most do; None of any other."""
+    if type(value) is not dict or options.student_role != "assistant":
+        return None
+    role, content = value.get("role"), value.get("content")
+    if role not in _ROLES or (content is not None and type(content) is not str):
+        return None
+    fields = {"role": role} if content is None else {"role": role, "content": content}
+    if value.keys() <= _PLAIN:
+        answered = value.get("tool_call_id")
+        if answered is not None:
+            fields["tool_call_id"] = answered
+        return fields if answered is None or type(answered) is str else None
+    calls = value.get("tool_calls")
+    if value.keys() <= _CALLING and type(calls) is list:
+        return {**fields, "tool_calls": [call_fields(c, index) for c in calls]}
+    return None
+
+
+def _without_thinking(value: Mapping[str, Any], content: list[Any]) -> dict[str, Any]:
+    """The message with the thinking of its content parts beside the content; what cannot be read of it is kept."""
+    thought = [part for part in content if is_thinking(part)]
+    text = thinking_text(thought)
+    rest = [part for part in content if not is_thinking(part)]
+    made = {**value, "content": rest or None}
+    if text:
+        made["reasoning_content"] = "\n".join(t for t in (value.get("reasoning_content"), text) if isinstance(t, str))
+    if hidden := [part for part in thought if not thinking_text(part)]:
+        made["hidden_thinking"] = hidden
+    return made
+
+
+def _add_given(fields: dict[str, Any], extra: dict[str, Any], value: Mapping[Any, Any]) -> None:
+    """Mark a turn that is context only, with the reason where one is known."""
+    reason = value.get(GIVEN) or (masked_by(extra) if extra else None)
+    if reason:
+        fields["given"] = True
+        if isinstance(reason, str):
+            extra[GIVEN_BECAUSE] = reason
 
 
 def _tokens(value: Mapping[str, Any], index: int, options: ReadOptions) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -256,11 +284,17 @@ def text_of(value: Any, index: int) -> str | None:
             texts.append(part)
             continue
         text = part.get("text", part.get("content")) if isinstance(part, Mapping) else None
-        if not isinstance(text, str):
+        if not isinstance(text, str) or _is_no_text(part):
             shown = part.get("type") if isinstance(part, Mapping) else kind(part)
             raise TraceError(f"message {index} has a content part of type {shown!r}; only text can be rendered")
         texts.append(text)
     return "".join(texts)
+
+
+def _is_no_text(part: Mapping[str, Any]) -> bool:
+    """Whether a part with words in it is something else than words of the message: a call, a result."""
+    what = part.get("type")
+    return isinstance(what, str) and ("tool" in what or "call" in what or "function" in what)
 
 
 def _calls(value: dict[str, Any], index: int) -> list[dict[str, Any]]:
@@ -271,88 +305,7 @@ def _calls(value: dict[str, Any], index: int) -> list[dict[str, Any]]:
         return []
     if not isinstance(raw, list):
         raise TraceError(f"message {index}: `tool_calls` must be a list, not {kind(raw)}")
-    return [_call(c, index) for c in raw]
-
-
-def _call(value: Any, index: int) -> dict[str, Any]:
-    """The fields of one ToolCall."""
-    function = value.get("function", value) if isinstance(value, dict) else None
-    if isinstance(function, str):
-        function = {"name": function, "arguments": value.get("arguments")}
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise TraceError(f"message {index}: a tool call without a function name")
-    arguments = function.get("arguments")
-    call_id = value.get("id")
-    fields: dict[str, Any] = {"name": function["name"], "arguments_raw": arguments}
-    if not isinstance(arguments, str):
-        fields["arguments_raw"] = json.dumps(arguments or {}, ensure_ascii=False)
-        fields["arguments_form"] = "object"
-    if isinstance(call_id, str):
-        fields["id"] = call_id
-    return fields
-
-
-def parse_tools(value: Any) -> tuple[dict[str, Any], ...]:
-    """Tool schemas from a list (wrapped, bare or names only), a dict by name, or a JSON string of one of those.
-
-    Raises:
-        TraceError: a string that is no JSON, or a schema without a name.
-    """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise TraceError("`tools` is a string that is not JSON") from None
-    if isinstance(value, Mapping):
-        value = [{"name": k, **v} if isinstance(v, Mapping) and "name" not in v else v for k, v in value.items()]
-    if not isinstance(value, list):
-        raise TraceError(f"`tools` must be a list, not {kind(value)}")
-    return tuple(_tool(t) for item in value for t in _declared(item))
-
-
-def _declared(item: Any) -> list[Any]:
-    """Gemini wraps its schemas once more."""
-    for key in ("function_declarations", "functionDeclarations"):
-        if isinstance(item, Mapping) and isinstance(item.get(key), list):
-            return list(item[key])
-    return [item]
-
-
-def _tool(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {"type": "function", "function": {"name": value}}
-    if isinstance(value, Mapping):
-        function = value.get("function", value)
-        if isinstance(function, Mapping) and isinstance(function.get("name"), str):
-            rest = {k: v for k, v in value.items() if k not in ("type", "function")} if "function" in value else {}
-            return {"type": "function", "function": _schema(function), **rest}
-        if "function" not in value and isinstance(value.get("type"), str) and value["type"] != "function":
-            # a tool the server itself runs, e.g. `web_search`: its type is all the name it has
-            return {
-                "type": "function",
-                "function": {"name": value["type"]},
-                **{k: v for k, v in value.items() if k != "type"},
-            }
-    raise TraceError(f"a tool schema without a name: {json.dumps(value, default=str)[:80]}")
-
-
-def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    """One function's schema; what other APIs call `input_schema`, or list argument by argument, becomes `parameters`."""
-    made = {k: v for k, v in function.items() if k != "type"}
-    for other in ("input_schema", "inputSchema", "parameters_json_schema"):
-        if "parameters" not in made and isinstance(made.get(other), Mapping):
-            made["parameters"] = made.pop(other)
-    listed = made.get("parameters")
-    if isinstance(listed, list):
-        named = [p for p in listed if isinstance(p, Mapping) and isinstance(p.get("name"), str)]
-        if len(named) < len(listed):
-            raise TraceError(f"tool {made['name']!r} lists a parameter without a name")
-        made["parameters"] = {
-            "type": "object",
-            "properties": {p["name"]: {k: v for k, v in p.items() if k not in ("name", "required")} for p in named},
-            "required": [p["name"] for p in named if p.get("required") is True],
-        }
-    return made
+    return [call_fields(c, index) for c in raw]
 
 
 def trace_id(record: Mapping[str, Any], source: Source) -> str:
@@ -366,47 +319,3 @@ def trace_id(record: Mapping[str, Any], source: Source) -> str:
 def _place(position: str) -> str:
     """`line 7` → `7`; `line 7, value 2` → `7.2`."""
     return ".".join(part.rpartition(" ")[2] for part in position.split(", "))
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or a string that is one; else None."""
-    try:
-        found = float(value) if isinstance(value, int | float | str) else None
-    except (ValueError, OverflowError):
-        return None
-    return found if found is not None and math.isfinite(found) else None
-
-
-def check_plain(value: Any, where: str, depth: int = 0) -> None:
-    """Refuse values that could be read but not be written back.
-
-    Raises:
-        DepthError: nested more than `MAX_DEPTH` levels.
-    """
-    if depth > MAX_DEPTH:
-        raise DepthError(f"{where}: nested more than {MAX_DEPTH} levels deep")
-    if isinstance(value, dict):
-        for item in value.values():
-            if isinstance(item, dict | list):
-                check_plain(item, where, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            if isinstance(item, dict | list):
-                check_plain(item, where, depth + 1)
-
-
-def mapping(value: Any) -> Mapping[str, Any]:
-    """The value where it is an object, else an empty one."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def listed(value: Any) -> list[Any]:
-    """The value where it is a list, else an empty one."""
-    return value if isinstance(value, list) else []
-
-
-def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(
-        type(value), type(value).__name__
-    )

@@ -16,7 +16,7 @@ from support import train_observers as learn
 from hintdistill.config.surface import leaves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOUND = 191
+BOUND = 200
 """Keys at most, each counted by its path; a key needs a reason to be the next one (tests/support/surface.py)."""
 
 
@@ -114,6 +114,7 @@ def llm(name: str) -> dict[str, Acts | Told]:
         "retries": Acts("1", see.asked(name, "down"), (*CRITIC, "critic.X.concurrency=1")),
         "concurrency": Acts("1", plain, CRITIC),
         "structured": Acts("none", plain, CRITIC),
+        "fields": Acts("[]", plain, CRITIC),
         "max_findings": Acts("3", plain, CRITIC),
         "repair_rounds": Acts("2", see.asked(name, "broken"), CRITIC),
         "drop_unfound_quotes": Acts("true", see.asked(name, "invented"), CRITIC),
@@ -129,6 +130,11 @@ RUN: dict[str, Acts | Told] = {
     "device": Acts("cuda:7", see.forward_calls, GATED, refusal=True),
     "dtype": Acts("bfloat16", see.forward_calls, GATED),
     "threads": Acts("2", see.read, TRACES),
+    "trust_remote_code": Told("tests/core/test_trust.py", "test_code_of_a_model_folder_runs_only_where_it_is_set"),
+    "template.options": Told(
+        "tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"
+    ),
+    "template.file": Told("tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"),
     "rounds": Acts("2", learn.loaded, TRACES, refusal=True),
     "initial": Acts("nowhere", see.rescored, SCORED, refusal=True),
 }
@@ -149,6 +155,7 @@ CRITICS: dict[str, Acts | Told] = {
     "use": Acts("[checker]", see.injected, (*RULED[:2], f"critic.checker={TOOLWORLD / 'world.py'}:label_steps")),
     "escalate": Acts("[failed]", see.escalated, GATED),
     "pass_reward": Acts("0.4", see.escalated, GATED),
+    "select": Acts("roots", see.injected, (*RECORDED[:-1], f"critic.recorded.path={FILES / 'findings_marked.jsonl'}")),
     "max_per_trace": Acts("1", see.injected, RECORDED),
     "min_confidence": Acts("0.95", see.injected, RECORDED),
     "prompts": Acts(str(ROOT / "prompts"), see.injected, RULED),

@@ -12,7 +12,8 @@ from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.observed import Messages, messages_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import build_trace, listed
+from hintdistill.traces.turns import build_trace
+from hintdistill.traces.values import listed
 
 NAME = "adk"
 SCOPE: Literal["record"] = "record"

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
-from hintdistill.traces.formats.observed import MISSING, Messages, as_text, schema_in
+from hintdistill.traces.calls import name_and_arguments
+from hintdistill.traces.formats.observed import MISSING, Messages, schema_in
 from hintdistill.traces.formats.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions
-from hintdistill.traces.repeats import chains
-from hintdistill.traces.turns import GIVEN, build_trace, listed, mapping
+from hintdistill.traces.repeats import HELD, chains
+from hintdistill.traces.turns import GIVEN, build_trace
+from hintdistill.traces.values import as_text, listed
 
 
 @dataclass
@@ -55,21 +58,52 @@ def conversations(
         e.read = [m for m in e.read if schema_in(m) is None]
     usable = [e for e in exchanges if any(m.get("role") in ("assistant", "model", "ai") for m in e.said)]
     calls = [e for e in usable if e.is_call]
+    everyone = {e.id: e for e in exchanges}
+    for e in calls:
+        e.read = [*_told_above(e, everyone), *e.read]
     chosen = sorted(_once(calls or usable), key=_when)
     joined = _join(chosen, sorted(runs, key=_when))
     by_id = {e.id: e for e in exchanges}
     found = []
-    for messages in chains([c for c, _ in joined]):
-        # the schemas of any call of the chain; a later one may have been shown more tools
-        own = [e for c, e in joined if len(c) <= len(messages) and _starts(c, messages)]
-        tools = max((e.tools or _above(e, by_id) for e in own), key=len, default=[])
-        found.append((_marked(messages, joined), tools, next((e.model for e in reversed(own) if e.model), None)))
+    shown = {id(e): e.tools or _above(e, by_id) for _, e in joined}
+    for messages in chains([c for c, _ in joined], [shown[id(e)] for _, e in joined]):
+        own = [(c, e) for c, e in joined if len(c) <= len(messages) and _starts(c, messages)]
+        # the schemas of the last call that notes any; what was said under others was read in another prompt
+        tools = next((t for _, e in reversed(own) if (t := shown[id(e)])), [])
+        other = {len(c) - 1 for c, e in own if shown[id(e)] and shown[id(e)] != tools}
+        model = next((e.model for _, e in reversed(own) if e.model), None)
+        found.append((_under_other_schemas(_marked(messages, joined), other), tools, model))
     return found
+
+
+def _under_other_schemas(messages: Messages, places: set[int]) -> Messages:
+    """The turns that were said under other tool schemas than the trace's, marked as given."""
+    return [
+        {**m, GIVEN: "said under other tool schemas"} if i in places and m.get("role") == "assistant" else m
+        for i, m in enumerate(messages)
+    ]
 
 
 def _when(item: Exchange | ToolRun) -> tuple[str, Any]:
     start = item.start
     return ("number", start) if isinstance(start, int | float) else ("text", str(start))
+
+
+def _told_above(e: Exchange, by_id: Mapping[str, Exchange]) -> Messages:
+    """The system prompt that only the agent's span around a call shows, where both begin with the same words after it."""
+    if not e.read or e.read[0].get("role") in _TELLING:
+        return []
+    at, hops = by_id.get(e.parent or ""), 0
+    while at is not None and hops <= len(by_id):
+        told = list(takewhile(lambda m: m.get("role") in _TELLING, at.read))
+        rest = at.read[len(told) :]
+        if told and rest and _said_key(rest[0]) == _said_key(e.read[0]):
+            return told
+        at, hops = by_id.get(at.parent or ""), hops + 1
+    return []
+
+
+_TELLING = ("system", "developer")
 
 
 def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
@@ -91,7 +125,7 @@ def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Mess
     for i, m in enumerate(messages):
         text, made = _turn(m)
         known = (text, made) in elsewhere or bool(made and set(made) <= calls)
-        out.append({**m, GIVEN: True} if m.get("role") == "assistant" and i not in said_here and known else m)
+        out.append({**m, GIVEN: HELD} if m.get("role") == "assistant" and i not in said_here and known else m)
     return out
 
 
@@ -100,14 +134,13 @@ def _turn(message: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     made = []
     for c in listed(message.get("tool_calls")):
         if isinstance(c, Mapping):
-            function = mapping(c.get("function")) or c
-            made.append((str(function.get("name")), as_text(loads(function.get("arguments")))))
+            name, arguments = name_and_arguments(c)
+            made.append((str(name), as_text(loads(arguments))))
     return text, tuple(made)
 
 
 def _name(call: Mapping[str, Any]) -> Any:
-    function = call.get("function")
-    return function.get("name") if isinstance(function, Mapping) else call.get("name") or function
+    return name_and_arguments(call)[0]
 
 
 def _said_key(message: Mapping[str, Any]) -> Any:
@@ -173,9 +206,9 @@ def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:
     left = list(runs)
     out: Messages = []
     for call in pending:
-        name = _name(call)
+        name, arguments = name_and_arguments(call)
         run = next((r for r in left if r.call_id is not None and r.call_id == call.get("id")), None)
-        run = run or next((r for r in left if r.name == name and r.arguments == call.get("arguments")), None)
+        run = run or next((r for r in left if r.name == name and loads(r.arguments) == loads(arguments)), None)
         run = run or next((r for r in left if r.name == name), None)
         if run is not None:
             left.remove(run)

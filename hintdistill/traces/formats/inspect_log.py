@@ -14,7 +14,8 @@ from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.turns import GIVEN, build_trace, listed
+from hintdistill.traces.turns import GIVEN, build_trace
+from hintdistill.traces.values import listed
 
 NAME = "inspect"
 SCOPE: Literal["record"] = "record"

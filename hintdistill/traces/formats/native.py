@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import TRACE_SCHEMA, Source, Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import check_plain
+from hintdistill.traces.values import check_plain
 
 NAME = "native"
 SCOPE: Literal["record"] = "record"

@@ -13,7 +13,9 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import GIVEN, build_trace, kind, parse_tools
+from hintdistill.traces.schemas import parse_tools
+from hintdistill.traces.turns import GIVEN, build_trace
+from hintdistill.traces.values import kind
 
 NAME = "openai_chat"
 SCOPE: Literal["record"] = "record"

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import build_trace, mapping
+from hintdistill.traces.turns import build_trace
+from hintdistill.traces.values import mapping
 
 NAME = "openhands"
 SCOPE: Literal["record"] = "record"
@@ -101,7 +102,8 @@ def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | No
             "delegate",
             "reject",
         ):
-            out.append({"role": "assistant", "content": _said(event, args), "action": event["action"]})
+            kept = {"args": dict(args)} if args else {}
+            out.append({"role": "assistant", "content": _said(event, args), "action": event["action"], **kept})
     return out, tools, model
 
 

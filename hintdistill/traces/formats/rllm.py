@@ -12,7 +12,8 @@ from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.repeats import chains
-from hintdistill.traces.turns import build_trace, kind
+from hintdistill.traces.turns import build_trace
+from hintdistill.traces.values import kind
 
 NAME = "rllm"
 SCOPE: Literal["record"] = "record"

@@ -13,7 +13,8 @@ from hintdistill.core.errors import TraceError
 from hintdistill.core.json_spans import members
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import build_trace, kind
+from hintdistill.traces.turns import build_trace
+from hintdistill.traces.values import kind
 
 NAME = "sharegpt"
 SCOPE: Literal["record"] = "record"

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import GIVEN, build_trace, kind, listed
+from hintdistill.traces.turns import GIVEN, build_trace
+from hintdistill.traces.values import kind, listed
 
 NAME = "verifiers_v1"
 SCOPE: Literal["record"] = "record"

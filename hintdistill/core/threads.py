@@ -1,0 +1,81 @@
+"""Work on several threads that ends when its caller does.
+
+A caller that stops early (an error, Ctrl-C, a generator that is closed) tells its threads, and whatever waits for a server
+in one of them gives up within a fraction of a second; see `core/http.py`, which asks `stopping`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Out = TypeVar("Out")
+
+_HERE = threading.local()
+_ALL: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+
+
+def stopping() -> threading.Event | None:
+    """The event that says that this thread's work is no longer wanted; None on a thread that nobody stops that way."""
+    return getattr(_HERE, "stop", None)
+
+
+def stop_all() -> None:
+    """Stop every thread that works for somebody, before the process ends."""
+    for event in list(_ALL):
+        event.set()
+
+
+def _belongs_to(stop: threading.Event) -> None:
+    _HERE.stop = stop
+
+
+def as_finished(
+    function: Callable[[Item], Out], items: Iterable[Item], concurrency: int
+) -> Generator[tuple[Item, Future[Out]], None, None]:
+    """Apply a function to items on threads, `concurrency` at a time, and yield each item with its finished future.
+
+    What has finished by the same moment comes in the order of the items; one at a time, everything does. Closing the iterator
+    stops the threads and waits for them; close it (`contextlib.closing`) where the loop over it may end early.
+    """
+    stop = threading.Event()
+    _ALL.add(stop)
+    pending: dict[Future[Out], Item] = {}
+    todo, more = iter(items), True
+    pool = ThreadPoolExecutor(max_workers=concurrency, initializer=_belongs_to, initargs=(stop,))
+    try:
+        while True:
+            while more and len(pending) < 2 * concurrency:
+                try:
+                    item = next(todo)
+                except StopIteration:
+                    more = False
+                    break
+                pending[pool.submit(function, item)] = item
+            if not pending:
+                return
+            # a set, which has no order of its own
+            finished = wait(pending, return_when=FIRST_COMPLETED).done
+            for future in [f for f in pending if f in finished]:
+                yield pending.pop(future), future
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(function: Callable[[Item], Out], items: Sequence[Item], concurrency: int) -> list[Out]:
+    """Apply a function to items on threads and return what it gave, in the order of the items.
+
+    Raises:
+        Exception: the first one that the function raised; the others are stopped.
+    """
+    out: dict[int, Out] = {}
+    with closing(as_finished(lambda i: function(items[i]), range(len(items)), concurrency)) as running:
+        for i, future in running:
+            out[i] = future.result()
+    return [out[i] for i in range(len(items))]

@@ -1,0 +1,184 @@
+"""Where the template's own render with a hint in it puts the hint, as an insertion into token ids.
+
+The block is encoded in its place: its ids are those of the render with the hint, less those of the render without. A tokenizer
+that begins a text with a space of its own (SentencePiece), or merges over the hint's edges, would give other ids to the hint alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from hintdistill.core.errors import SpliceError, TemplateError
+from hintdistill.core.types import Message
+from hintdistill.injection.opening import Opening, first_difference
+from hintdistill.injection.rendering import Renderer
+
+BOUNDARY_SHIFTED = "boundary_shifted"
+"""Note: the hint's place lies inside a token, and moved to the next boundary; its ids are not all those of the template's render."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An insertion into a context's ids."""
+
+    insert_at: int
+    block_ids: tuple[int, ...]
+    shifted: bool
+    """Whether the place lies inside a token and moved to the next boundary."""
+    own: tuple[int, ...] = ()
+    """Ids of the template's own render with the hint, from the first one that differs to the end; empty where shifted."""
+
+
+class Context:
+    """A context as text and as ids, the recorded ones where there are any, and what can be put into it."""
+
+    def __init__(self, renderer: Renderer, text: str, recorded: Sequence[int]) -> None:
+        self.renderer, self.text, self.recorded = renderer, text, tuple(recorded)
+
+    @cached_property
+    def _encoded(self) -> tuple[list[int], list[int]]:
+        return self.renderer.encode_with_starts(self.text)
+
+    def put(self, hinted: str, words: str, from_end: bool, at_char: int | None = None) -> Placed:
+        """Where a render with a hint differs from this context, which has to be by one insertion that holds `words`.
+
+        Both renders begin alike, so the place may be ambiguous by a few characters; the one at which the ids of the hinted render
+        are the plain ids with a stretch put in is taken, else the first one at a token's start.
+
+        Args:
+            from_end: whether the recorded context has to agree with the render from the place to its end, or up to the place. Of
+                several places the last one is taken then, else the first one.
+            at_char: the one place that will do, where it is known.
+
+        Raises:
+            TemplateError: the render with the hint is something else than the render without plus one insertion.
+            SpliceError: the recorded context is not what the template prints there.
+        """
+        extra = len(hinted) - len(self.text)
+        common = next((i for i, (a, b) in enumerate(zip(self.text, hinted, strict=False)) if a != b), len(self.text))
+        common = min(common, len(hinted))
+        places = [
+            at
+            for at in range(max(0, common - max(extra, 0)), common + 1)
+            if words in hinted[at : at + extra] and hinted[at + extra :] == self.text[at:]
+        ]
+        if at_char is not None:
+            places = [at for at in places if at == at_char]
+        places = places[::-1] if from_end else places
+        if extra <= 0 or not places:
+            raise TemplateError(
+                "the template changes more than the place of the hint: " + first_difference(self.text, hinted)
+            )
+        ids, starts = self._encoded
+        whole = self.renderer.encode(hinted)
+        index = {start: i for i, start in reversed(list(enumerate(starts)))} | {len(self.text): len(ids)}
+        added = len(whole) - len(ids)
+        for at in (index[char] for char in places if char in index):
+            if added > 0 and whole[:at] == ids[:at] and whole[at + added :] == ids[at:]:
+                block = tuple(whole[at : at + added])
+                return Placed(self._in_recorded(at, from_end), block, False, tuple(whole[at:]))
+        char = next((at for at in places if at in index), places[-1])
+        at = index.get(char, int(np.searchsorted(starts, char, side="left")))
+        edge = starts[at] if at < len(starts) else len(self.text)
+        block = tuple(self.renderer.encode_after(self.text[:edge], hinted[char : char + extra]))
+        return Placed(self._in_recorded(at, from_end), block, True)
+
+    def _in_recorded(self, at: int, from_end: bool) -> int:
+        ids, _ = self._encoded
+        rest = len(ids) - at
+        if from_end:
+            if rest and self.recorded[-rest:] != tuple(ids[at:]):
+                raise SpliceError(
+                    "the recorded context does not end as this template prints it, so the hint has no exact place",
+                    hint="traces.token_ids=ignore renders the trace anew",
+                )
+            return len(self.recorded) - rest
+        if self.recorded[:at] != tuple(ids[:at]):
+            raise SpliceError(
+                "the recorded context does not begin as this template prints it, so the hint has no exact place",
+                hint="traces.token_ids=ignore renders the trace anew",
+            )
+        return at
+
+
+def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: str) -> tuple[str, str, bool]:
+    """The text that a message of the hint's own adds to a context, from the template's render with that message last.
+
+    Args:
+        own: the render of the messages above the step and the hint, with a generation prompt.
+
+    Returns:
+        The block, the end of `own` that begins with it, and whether the template rewrites what stands above the hint.
+
+    Raises:
+        TemplateError: the template drops the hint, prints another assistant header below it, or the end of the message above it
+            cannot be told apart.
+    """
+    if words not in own:
+        raise TemplateError(f"the template drops a {role} message in this place")
+    rewrites = not own.startswith(opening.bare)
+    start = _end_of_last(renderer, opening, own, words) if rewrites else len(opening.bare)
+    rest = own[start:]
+    if words not in rest:
+        raise TemplateError(f"the template drops a {role} message in this place")
+    if not rest.endswith(opening.prompt):
+        raise TemplateError(
+            f"below a {role} message the template asks for a step otherwise than here: "
+            + first_difference(opening.prompt, rest[-len(opening.prompt) :])
+        )
+    return rest[: len(rest) - len(opening.prompt)], rest, rewrites
+
+
+def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> int:
+    """Where the last message above the hint ends in a render that prints earlier messages otherwise.
+
+    It is where the render so far ends as the context does, by the longest stretch, white space aside. Where the render closes the
+    last message with fewer tokens than the context does, it is below those.
+
+    Raises:
+        TemplateError: the render does not print the last message as the context does.
+    """
+    limit = own.rfind(words)
+    plain = "".join(opening.bare.split())
+    best, length = limit, -1
+    for end in range(limit, max(-1, limit - 400), -1):
+        # both end alike, white space too, so that the closing of the message is whole
+        if _tail_space(own[:end]) != _tail_space(opening.bare):
+            continue
+        shared = _shared_end(own, end, plain)
+        if shared > length:
+            best, length = end, shared
+    last: Message | None = opening.before[-1] if opening.before else None
+    content = (last.content or "").strip() if last is not None else ""
+    wanted = "".join(content.split())[-20:]
+    if length > 0 and (not wanted or wanted not in plain or wanted in plain[len(plain) - length :]):
+        return best
+    here, there = opening.bare.rfind(content), own.rfind(content, 0, limit)
+    if content and here >= 0 and there >= 0:
+        closed = renderer.encode(opening.bare[here + len(content) :])
+        between, starts = renderer.encode_with_starts(own[there + len(content) : limit])
+        same = next((i for i, (a, b) in enumerate(zip(between, closed, strict=False)) if a != b), None)
+        if same:
+            return there + len(content) + starts[same]
+    raise TemplateError("the template prints the message above the hint otherwise when a hint follows it")
+
+
+def _tail_space(text: str) -> str:
+    return text[len(text.rstrip()) :]
+
+
+def _shared_end(own: str, end: int, plain: str, most: int = 2000) -> int:
+    """Characters, white space aside, that `own[:end]` and `plain` end with alike; counted up to `most`."""
+    at, shared = end - 1, 0
+    while at >= 0 and shared < min(most, len(plain)):
+        if own[at].isspace():
+            at -= 1
+            continue
+        if own[at] != plain[-1 - shared]:
+            break
+        at, shared = at - 1, shared + 1
+    return shared

@@ -1,0 +1,304 @@
+"""What a chat template prints of a conversation, and what it leaves out or adds.
+
+Two questions, both asked of the rendered text. Of a context: which of its messages, calls, results, reasoning and tool schemas
+does the student not read (`unprinted`)? Of a step: does the template print what the student did (`require_printed`), and does
+it print more than the trace recorded (`step_notes`), such as an empty think block or the id of a call?
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+from hintdistill.core.errors import TemplateError
+from hintdistill.core.types import Message, ToolCall
+
+REASONING_UNPRINTED = "reasoning_unprinted"
+"""The step's reasoning is in the trace, and the template leaves it out."""
+THINKING_PRINTED = "thinking_printed"
+"""The template prints a think block or a channel that the trace does not hold."""
+CALL_ID_PRINTED = "call_id_printed"
+"""The template prints the id of a call, which servers make up after the step was sampled."""
+WHITE_SPACE_PRINTED = "white_space_printed"
+"""The template prints white space around the step's parts that the trace does not hold."""
+WORDS_PRINTED = "words_printed"
+"""The template prints other words before or after the content."""
+CONTENT_CHANGED = "content_changed"
+"""The template prints the content with other characters."""
+
+_END_OF_REASONING = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>")
+_THINKING = re.compile(
+    r"</?think(?:ing)?>|</?reasoning>|\[/?THINK\]|<\|(?:START|END)_THINKING\|>|<\|?channel\|?>|\bto=functions\b"
+)
+
+
+def split_reasoning(message: Message) -> tuple[str, str]:
+    """Return the reasoning of an assistant message and the rest of its content.
+
+    Reasoning is taken from its own field, or from the content up to the mark that ends it (`</think>` and its like).
+    """
+    content = message.content or ""
+    if message.reasoning:
+        return message.reasoning, content
+    ends = list(_END_OF_REASONING.finditer(content))
+    if not ends:
+        return "", content
+    return content[: ends[-1].start()], content[ends[-1].end() :]
+
+
+def _forms(text: str) -> Iterator[str]:
+    """Spellings under which a template may print a text."""
+    bare = text.strip()
+    yield bare
+    yield json.dumps(bare, ensure_ascii=False)[1:-1]
+    yield json.dumps(bare)[1:-1]
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+class _Page:
+    """A rendered text, of which stretches are ticked off as they are found."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.taken: list[tuple[int, int]] = []
+        self.at = 0
+        self._lean: str | None = None
+
+    def has(self, words: str) -> bool:
+        """Whether the text holds these words, up to white space; what is found is ticked off."""
+        if not words.strip():
+            return True
+        for form in _forms(words):
+            place = self.text.find(form, self.at)
+            if place >= 0:
+                self.at = place + len(form)
+            else:
+                place = self.text.find(form)
+            if place >= 0:
+                self.taken.append((place, place + len(form)))
+                return True
+        if self._lean is None:
+            self._lean = _squeezed(self.text)
+        return any(_squeezed(form) in self._lean for form in _forms(words))
+
+    def rest(self) -> str:
+        """The text without what was ticked off."""
+        out, end = [], 0
+        for start, stop in sorted(self.taken):
+            if start >= end:
+                out.append(self.text[end:start])
+            end = max(end, stop)
+        return "\0".join([*out, self.text[end:]])
+
+
+def _named(name: str) -> re.Pattern[str]:
+    return re.compile(r"(?<![\w.-])" + re.escape(name) + r"(?![\w-])")
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _leaves(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _leaves(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def _arguments_printed(call: ToolCall, text: str) -> bool:
+    """Whether the text holds the arguments of a call: as they were written, or every key and every string of them."""
+    if call.arguments_raw in text or _squeezed(call.arguments_raw) in _squeezed(text):
+        return True
+    if call.arguments is None:
+        return any(form in text for form in _forms(call.arguments_raw))
+    return all(any(form in text for form in _forms(leaf)) for leaf in _leaves(call.arguments) if leaf.strip())
+
+
+def unprinted(before: Sequence[Message], tools: Sequence[dict[str, Any]], text: str) -> tuple[str, ...]:
+    """Name what of a context the template does not print.
+
+    Args:
+        before: the messages above the step.
+        tools: the tool schemas that the student had.
+        text: the context as rendered.
+
+    Returns:
+        One note each, beginning with `unprinted: `: the system prompt, the tools, the content, a call, the arguments of a call,
+        or the reasoning of a message, which is counted from 0.
+    """
+    page, missing, calls, lost_reasoning = _Page(text), [], [], []
+    for i, message in enumerate(before):
+        reasoning, content = split_reasoning(message) if message.role == "assistant" else ("", message.content or "")
+        if reasoning.strip() and not page.has(_without_mark(reasoning)):
+            lost_reasoning.append(i)
+        if not page.has(content):
+            what = {"system": "system prompt", "developer": "developer message", "tool": "tool result"}
+            missing.append(f"{what.get(message.role, f'{message.role} content')} (message {i})")
+        calls += [(i, c) for c in message.tool_calls]
+    rest = page.rest()
+    hidden, listed = _tools(tools, calls, rest)
+    if hidden:
+        missing.append(f"tools {', '.join(hidden)}")
+    missing += list(_missing_calls(calls, listed, rest))
+    if lost_reasoning:
+        missing.append(f"reasoning of message {', '.join(map(str, lost_reasoning))}")
+    return tuple(f"unprinted: {m}" for m in missing)
+
+
+def _without_mark(reasoning: str) -> str:
+    return re.sub(r"^\s*(?:<think(?:ing)?>|<reasoning>|\[THINK\]|<\|START_THINKING\|>)", "", reasoning)
+
+
+def _tools(
+    tools: Sequence[dict[str, Any]], calls: Sequence[tuple[int, ToolCall]], rest: str
+) -> tuple[list[str], set[str]]:
+    """Names of the tools whose schema the text does not hold, and of those whose schema it holds.
+
+    A name that stands no oftener than it is called may be that of a call. It counts as listed where another tool is.
+    """
+    functions = [f for f in (t.get("function") or t for t in tools) if isinstance(f.get("name"), str)]
+    counts = {f["name"]: len(_named(f["name"]).findall(rest)) for f in functions}
+    called = {name: sum(c.name == name for _, c in calls) for name in counts}
+    sure = {n for n in counts if counts[n] > called[n]}
+    sure |= {f["name"] for f in functions if any(x and x in rest for x in _forms(str(f.get("description") or "")))}
+    listed = sure | {n for n in counts if sure and counts[n]}
+    return [n for n in counts if n not in listed], listed
+
+
+def _missing_calls(calls: Sequence[tuple[int, ToolCall]], listed: set[Any], rest: str) -> Iterator[str]:
+    """Calls of whose name the text holds too few, and calls whose arguments it does not hold."""
+    by_name: dict[str, list[int]] = {}
+    for i, call in calls:
+        by_name.setdefault(call.name, []).append(i)
+    few = {}
+    for name, where in by_name.items():
+        shown = len(_named(name).findall(rest)) - (name in listed)
+        if shown < len(where):
+            few[name] = shown
+            yield f"{len(where) - max(shown, 0)} of {len(where)} calls of {name} (message {where[0]})"
+    for i, call in calls:
+        if call.name not in few and not _arguments_printed(call, rest):
+            yield f"arguments of {call.name} (message {i})"
+
+
+def require_printed(message: Message, tail: str, where: str) -> None:
+    """Refuse a template that leaves out what the student did in a step: a call, one of several, its arguments, or the content.
+
+    Args:
+        tail: what the template prints of the step.
+        where: trace and step, for the message.
+
+    Raises:
+        TemplateError: names what is missing.
+    """
+    missing = []
+    for name in dict.fromkeys(c.name for c in message.tool_calls):
+        wanted = sum(c.name == name for c in message.tool_calls)
+        shown = tail.count(name)
+        if shown < wanted:
+            missing.append(f"the call of {name}" if not shown else f"{wanted - shown} of {wanted} calls of {name}")
+    if not missing:
+        missing += [
+            f"the arguments of {c.name}" for c in message.tool_calls if not _arguments_printed(c, tail) and c.arguments
+        ]
+    words = split_reasoning(message)[1].split()
+    if words and (words[0] not in tail or words[-1] not in tail):
+        missing.append("the content")
+    if missing:
+        raise TemplateError(f"{where}: the chat template does not print {' or '.join(missing)} of this step")
+
+
+def step_notes(message: Message, tail: str, leads: Sequence[str], ends: Sequence[str]) -> tuple[str, ...]:
+    """Name what the template prints around a step that the trace does not hold, or leaves out; see the constants above.
+
+    Args:
+        tail: what the template prints of the step, up to whatever closes the conversation.
+        leads: what this template prints between the assistant header and a content, where that is anything.
+        ends: texts of the tokenizer's special tokens.
+    """
+    notes: list[str] = []
+    reasoning, content = split_reasoning(message)
+    if reasoning.strip() and _squeezed(_without_mark(reasoning)) not in _squeezed(tail):
+        notes.append(REASONING_UNPRINTED)
+    pieces = _pieces(message, content, tail)
+    if pieces is None:
+        return (*notes, CONTENT_CHANGED)
+    lead, between, after = pieces
+    if not reasoning.strip():
+        if any(_THINKING.search(p) for p in (lead, *between)):
+            notes.append(THINKING_PRINTED)
+        elif any(x.strip() and lead.startswith(x) for x in leads) or (content.strip() and lead.strip()):
+            notes.append(WORDS_PRINTED)
+    if any(c.id and c.id in p for c in message.tool_calls for p in (lead, *between, after)):
+        notes.append(CALL_ID_PRINTED)
+    if not message.tool_calls and after.strip() and not after.lstrip().startswith(tuple(ends)):
+        notes.append(WORDS_PRINTED)
+    if not reasoning.strip() and _white_space(message, content, lead, between, after):
+        notes.append(WHITE_SPACE_PRINTED)
+    return tuple(dict.fromkeys(notes))
+
+
+def _pieces(message: Message, content: str, tail: str) -> tuple[str, list[str], str] | None:
+    """What the template prints before, between and after a step's content and calls; None where the content is not verbatim."""
+    at, cuts = 0, []
+    if content.strip():
+        start = tail.find(content)
+        if start < 0:
+            return None
+        at = start + len(content)
+        cuts.append((start, at))
+    for call in message.tool_calls:
+        start = tail.find(call.name, at)
+        if start < 0:
+            return None
+        end = start + len(call.name)
+        raw = tail.find(call.arguments_raw, end)
+        at = raw + len(call.arguments_raw) if raw >= 0 else end
+        cuts.append((start, end))
+        if raw >= 0:
+            cuts.append((raw, at))
+    if not cuts:
+        return tail, [], ""
+    between = [tail[a[1] : b[0]] for a, b in pairwise(cuts)]
+    return tail[: cuts[0][0]], between, tail[cuts[-1][1] :]
+
+
+def _white_space(message: Message, content: str, lead: str, between: Sequence[str], after: str) -> bool:
+    """Whether white space is printed where the trace says nothing: first of all, between content and call, between calls."""
+    if lead[:1].isspace():
+        return True
+    if not message.tool_calls:
+        return bool(after.strip()) and after[:1].isspace()
+    if content.strip():
+        return between[0][:1].isspace()
+    if len(message.tool_calls) == 1:
+        return False
+    # name, arguments, name, arguments, ...: every second piece is what stands between two calls
+    return any(piece[:1].isspace() or _loose(piece, lead) for piece in between[1::2])
+
+
+def _loose(piece: str, lead: str) -> bool:
+    """Whether white space stands between the end of one call's frame and the beginning of the next one's, which is `lead`."""
+    return piece.endswith(lead) and piece.removesuffix(lead)[-1:].isspace()
+
+
+def verbatim(message: Message, arguments_kept: bool) -> bool:
+    """Whether the trace holds what the student wrote in a step, not what a server made of it.
+
+    Args:
+        arguments_kept: whether the template prints argument strings as they are.
+    """
+    if message.reasoning:
+        # a server cut the reasoning out; the white space around it is the template's guess
+        return False
+    if message.tool_calls:
+        return arguments_kept and all(c.arguments_form == "string" for c in message.tool_calls)
+    return bool(message.content)

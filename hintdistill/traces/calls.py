@@ -1,0 +1,150 @@
+"""One tool call of any API: its name, its id, and its arguments under whichever key they stand.
+
+A missing key is never replaced by a default: a call that holds something, but nothing under a known key of arguments, is
+refused, and the error names what it holds. Only a call of nothing but a name is a call without arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from hintdistill.core.errors import TraceError
+from hintdistill.traces.values import kind
+
+ARGUMENTS = (
+    "arguments",
+    "args",
+    "input",
+    "parameters",
+    "params",
+    "kwargs",
+    "toolinput",
+    "toolarguments",
+    "toolargs",
+    "functionarguments",
+    "functionargs",
+    "inputs",
+    "argumentsjson",
+    "inputjson",
+)
+"""Where arguments stand, as `plain_key` spells it, in the order in which they are looked for."""
+NAMES = ("name", "functionname", "toolname", "tool")
+IDS = ("id", "callid", "toolcallid", "tooluseid")
+ENVELOPE = frozenset(
+    {
+        *NAMES,
+        *IDS,
+        "function",
+        "custom",
+        "type",
+        "index",
+        "status",
+        "requestor",
+        "caller",
+        "parseerror",
+        "view",
+        "internal",
+        "thoughtsignature",
+        "signature",
+        "providerspecificfields",
+        "providermetadata",
+        "provideroptions",
+        "providerexecuted",
+        "providername",
+        "providerdetails",
+        "extracontent",
+        "cachecontrol",
+        "namespace",
+        "serverlabel",
+        "metadata",
+        "createdat",
+        "createdby",
+        "timestamp",
+        "invalid",
+        "dynamic",
+        "title",
+        "object",
+        "partkind",
+    }
+)
+"""Keys of a call that are no arguments."""
+_CHAT = {"name", "arguments"}
+
+
+def plain_key(key: Any) -> str:
+    """Spell a key without case, underscores and hyphens: `toolInput` and `tool_input` are one."""
+    return str(key).lower().replace("_", "").replace("-", "")
+
+
+def call_fields(value: Any, index: int) -> dict[str, Any]:
+    """The fields of one ToolCall.
+
+    Args:
+        value: the call as its source has it, wrapped in `function` or flat.
+        index: of its message, for errors.
+
+    Raises:
+        TraceError: no name, or something held under keys that are none of the known ones.
+    """
+    function = value.get("function") if type(value) is dict else None
+    if type(function) is dict and function.keys() == _CHAT and type(function["arguments"]) is str:
+        fields = {"name": function["name"], "arguments_raw": function["arguments"]}
+        if type(found := value.get("id")) is str:
+            fields["id"] = found
+        if type(function["name"]) is str and value.keys() <= {"id", "type", "function", "index"}:
+            return fields
+    if not isinstance(value, Mapping):
+        raise TraceError(f"message {index}: a tool call that is {kind(value)}, not an object")
+    holders = _holders(value)
+    keys = [{plain_key(k): v for k, v in holder.items()} for holder in holders]
+    name = next((k[n] for k in keys for n in NAMES if isinstance(k.get(n), str) and k[n]), None)
+    if name is None:
+        raise TraceError(f"message {index}: a tool call without a function name")
+    fields = {"name": name, **_arguments(name, holders, keys, index)}
+    call_id = next((k[n] for k in reversed(keys) for n in IDS if isinstance(k.get(n), str)), None)
+    return fields if call_id is None else {**fields, "id": call_id}
+
+
+def name_and_arguments(call: Any) -> tuple[Any, Any]:
+    """A call's name and its arguments as they stand, under whichever known keys; None where there are none."""
+    if not isinstance(call, Mapping):
+        return None, call
+    keys = [{plain_key(k): v for k, v in holder.items()} for holder in _holders(call)]
+    name = next((k[n] for k in keys for n in NAMES if isinstance(k.get(n), str)), None)
+    return name, next((k[a] for a in ARGUMENTS for k in keys if k.get(a) is not None), None)
+
+
+def _holders(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The objects that may hold the name and the arguments, the inner one first."""
+    for key in ("function", "custom"):
+        inner = value.get(key)
+        if isinstance(inner, Mapping):
+            return [inner, value]
+        if isinstance(inner, str):
+            return [{"name": inner}, value]
+    return [value]
+
+
+def _arguments(name: str, holders: list[Mapping[str, Any]], keys: list[dict[str, Any]], index: int) -> dict[str, Any]:
+    """The arguments as they stand, a string byte for byte. Raises TraceError where other keys hold something."""
+    for known in ARGUMENTS:
+        for held in keys:
+            if (found := held.get(known)) is not None:
+                if isinstance(found, str):
+                    return {"arguments_raw": found}
+                return {"arguments_raw": json.dumps(found or {}, ensure_ascii=False), "arguments_form": "object"}
+    other = [
+        str(k)
+        for holder in holders
+        for k, v in holder.items()
+        if plain_key(k) not in ENVELOPE and plain_key(k) not in ARGUMENTS and v not in (None, "", [], {})
+    ]
+    if other:
+        shown = ", ".join(repr(k) for k in other[:6])
+        raise TraceError(
+            f"message {index}: the call of {name!r} has its arguments under none of the known keys "
+            f"({', '.join(ARGUMENTS[:6])}, …), and holds {shown}"
+        )
+    return {"arguments_raw": "{}", "arguments_form": "object"}
