@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
-VENV_AGENTS ?= .venv-agents
 VENV_PRODUCERS ?= .venv-producers
 VENV_PEERS ?= .venv-peers
+VENV_AGENTS ?= .venv-agents
 BIN := $(VENV)/bin
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
 CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
@@ -23,17 +23,13 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents -n 2 --dist loadfile
 
 test-full: install
 	$(BIN)/pytest -m "slow" --ignore tests/peers
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
-
-# the real packages of agents and servers, against the shipped student behind a real local server
-test-agents: install-agents
-	OMP_NUM_THREADS=1 $(VENV_AGENTS)/bin/pytest tests/agents
 
 # the libraries whose traces are read are run in an environment of their own
 test-producers: install
@@ -44,6 +40,10 @@ test-producers: install
 # other trainers' own classes on this toolkit's targets; a peer that is not installed is an error here
 test-peers: install-peers
 	HINTDISTILL_PEERS=1 OMP_NUM_THREADS=1 $(VENV_PEERS)/bin/pytest tests/peers
+
+# the real packages of agents and servers, against the shipped student behind a real local server
+test-agents: install-agents
+	OMP_NUM_THREADS=1 $(VENV_AGENTS)/bin/pytest tests/agents
 
 # property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
 fuzz: install
@@ -121,14 +121,6 @@ $(VENV_VLLM)/.installed: pyproject.toml requirements-vllm.txt
 	$(VENV_VLLM)/bin/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt -e ".[dev]"
 	touch $@
 
-install-agents: $(VENV_AGENTS)/.installed
-
-$(VENV_AGENTS)/.installed: pyproject.toml constraints-cpu.txt
-	$(PYTHON) -m venv $(VENV_AGENTS)
-	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
-	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[agents]"
-	touch $@
-
 install-peers: $(VENV_PEERS)/.installed
 
 # peers pin against one another and against transformers, so they come without their dependencies and get those that they import
@@ -137,6 +129,14 @@ $(VENV_PEERS)/.installed: pyproject.toml constraints-cpu.txt requirements-peers.
 	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
 	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[critic]" pytest -r requirements-peers-imports.txt
 	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-peers.txt
+	touch $@
+
+install-agents: $(VENV_AGENTS)/.installed
+
+$(VENV_AGENTS)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV_AGENTS)
+	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[agents]"
 	touch $@
 
 clean:

@@ -28,7 +28,6 @@ from hintdistill.config import CriticSection, InjectSection, RescoreSection
 from hintdistill.core.errors import ArgumentError, QuoteNotFoundError, SpliceError
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.text import HALF_A_PAIR, holds_half_a_pair
 from hintdistill.core.types import Finding, Placement, Twin, TwinEdit
 from hintdistill.critics import Critic
 from hintdistill.injection.quotes import locate, tokens_in
@@ -194,8 +193,6 @@ def rank_hints(
             raise SpliceError(
                 f"the hint {hint!r} tokenises to nothing", hint="hint=None scores the step without a hint"
             )
-        if holds_half_a_pair([hint, quote]):
-            raise SpliceError(f"the hint or the quote {HALF_A_PAIR}")
     injector = Injector(engine.renderer, shipped_library(), InjectSection(placements=(placement,)), config.placebos)
     injections = inject_all(engine, injector, trace, [given_finding(at, quote, hint) for hint in words])
     targets, _ = targets_of(engine, injections, config)

@@ -113,6 +113,8 @@ def text_of_type(name: str, value: Any, optional: bool = False) -> None:
     """Raises ArgumentError where the value is no string (nor None, if that is allowed)."""
     if not isinstance(value, str) and not (optional and value is None):
         raise ArgumentError(f"`{name}` is {_kind(value)}, not a string")
+    if isinstance(value, str) and holds_half_a_pair(value):
+        raise ArgumentError(f"`{name}` {HALF_A_PAIR}")
 
 
 def _record(messages: Any) -> tuple[dict[str, Any], bool]:

@@ -59,30 +59,18 @@ def load_engine(
             f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
         )
     with in_use(None, model_code=trust_remote_code):
-        return _loaded(name, dtype, device, batch_tokens, backend, template, kwargs)
-
-
-def _loaded(
-    name: str,
-    dtype: str,
-    device: str,
-    batch_tokens: int | None,
-    backend: str,
-    template: TemplateSection | None,
-    kwargs: dict[str, Any],
-) -> LoadedModel:
-    folder = resolve_model(name)
-    renderer = Renderer.from_pretrained(folder, *_template(template))
-    job = EngineJob(
-        folder,
-        dtype=dtype,
-        device=device,
-        batch_tokens=batch_tokens,
-        id_of=renderer.vocabulary.get,
-        key=model_key(folder).weights,
-        options=kwargs,
-    )
-    return LoadedModel(load(backend, job), renderer, backend, folder=folder)
+        folder = resolve_model(name)
+        renderer = Renderer.from_pretrained(folder, *_template(template))
+        job = EngineJob(
+            folder,
+            dtype=dtype,
+            device=device,
+            batch_tokens=batch_tokens,
+            id_of=renderer.vocabulary.get,
+            key=model_key(folder).weights,
+            options=kwargs,
+        )
+        return LoadedModel(load(backend, job), renderer, backend, folder=folder)
 
 
 def _template(section: TemplateSection | None) -> tuple[dict[str, Any], str | None]:
@@ -91,12 +79,7 @@ def _template(section: TemplateSection | None) -> tuple[dict[str, Any], str | No
 
 
 def connect_engine(
-    name: str,
-    base_url: str,
-    model: str | None = None,
-    *,
-    template: TemplateSection | None = None,
-    **kwargs: Any,
+    name: str, base_url: str, model: str | None = None, *, template: TemplateSection | None = None, **kwargs: Any
 ) -> LoadedModel:
     """Rescore through a running server.
 

@@ -56,10 +56,14 @@ def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
 
     library = PromptLibrary(prompts)
     problems = [p for name in library.names() for p in library.lint(name)]
+    # a prompt that does not lint renders nothing, so nothing can be said of what it primes
+    advice = [a for name in library.names() if not library.lint(name) for a in library.advice(name)]
     if as_json:
-        print_json({"prompts": len(library.names()), "problems": problems})
+        print_json({"prompts": len(library.names()), "problems": problems, "advice": advice})
     else:
         print("\n".join(problems) if problems else f"{len(library.names())} prompts, no problems")
+        for line in advice:
+            print(f"advice: {line}")
     if problems:
         raise typer.Exit(2)
 

@@ -23,7 +23,7 @@ from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, promp
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
 from hintdistill.cli.serve import mcp, serve
-from hintdistill.core.errors import ConfigError, HintdistillError
+from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 
 app = typer.Typer(
     name="hintdistill",
@@ -42,9 +42,9 @@ app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
+app.command()(export)
 app.command()(serve)
 app.command()(mcp)
-app.command()(export)
 
 Config = Annotated[
     Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
@@ -357,6 +357,12 @@ def _main() -> None:
         if (trouble := disk_trouble(error)) is not None:
             say("\n".join([f"error: {trouble}", *getattr(error, "__notes__", ())]), error=True)
             sys.exit(trouble.exit_code)
+        if isinstance(error, OSError):
+            # a path that cannot be read; what a run has on disk is whole, and `--resume` continues it
+            where = f"{error.filename}: " if error.filename else ""
+            said = f"error: {where}{error.strerror or error}"
+            say("\n".join([said, *getattr(error, "__notes__", ())]), error=True)
+            sys.exit(InputError.exit_code)
         usage = getattr(error, "show", None)
         if usage is None:
             raise

@@ -54,8 +54,12 @@ def test_init_writes_a_config_that_loads(tmp_path):
 def test_prompts(tmp_path):
     listed = json.loads(hintdistill("prompts", "list", "--json").stdout)
     assert {"name", "hash", "file"} == set(listed[0]) and "critic/all_at_once.jinja" in {r["name"] for r in listed}
-    assert json.loads(hintdistill("prompts", "check", "--json").stdout)["problems"] == []
+    checked = json.loads(hintdistill("prompts", "check", "--json").stdout)
+    assert checked["problems"] == checked["advice"] == []
     (tmp_path / "hints").mkdir()
+    (tmp_path / "hints" / "unknown_tool.jinja").write_text("There is no {{ wrong }}.")
+    done = hintdistill("prompts", "check", "--prompts", str(tmp_path))
+    assert "advice: " in done.stdout and "it names the wrong word first" in done.stdout
     (tmp_path / "hints" / "bad.jinja").write_text("{{ nope }}")
     done = hintdistill("prompts", "check", "--prompts", str(tmp_path), expect=2)
     assert "bad.jinja:1: unknown variable 'nope'" in done.stdout
