@@ -44,8 +44,9 @@ class DryRun:
 
 
 def dry_run(config: RunConfig, until: str = "report", *, trust: bool = False) -> DryRun:
-    """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises, and ModelError for a model folder that renders
-    nothing.
+    """Read the traces and say what the run would ask of whom.
+
+    Raises what `check_inputs` raises, and ModelError for a model folder that renders nothing.
 
     Args:
         trust: see `pipeline.run.run`.

@@ -53,12 +53,14 @@ def test_init_writes_a_config_that_loads(tmp_path):
 
 
 def test_init_with_model_and_traces_writes_a_config_that_runs(tmp_path):
-    folder, traces = tmp_path / "my own", str(TOOLWORLD / "traces.jsonl")
-    given = ("--model", str(STUDENT), "--traces", traces, "--tools", str(TOOLWORLD / "tools.json"))
+    folder, traces, tools = tmp_path / "my own", str(TOOLWORLD / "traces.jsonl"), tmp_path / "tools.json"
+    function = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    tools.write_text(json.dumps([{"type": "function", "function": function}]))
+    given = ("--model", str(STUDENT), "--traces", traces, "--tools", str(tools))
     out = hintdistill("init", str(folder), *given).stdout
     config = hd.load_config(folder / "hintdistill.yaml")
-    assert config.run.model == str(STUDENT) and config.traces.path == [traces] and config.critic.use == ("rules",)
-    assert config.traces.tools == str(TOOLWORLD / "tools.json")
+    assert config.run.model == str(STUDENT) and config.traces.path == (traces,) and list(config.critic.use) == ["rules"]
+    assert config.traces.tools == str(tools)
     commands = [line for line in out.splitlines() if line.startswith("hintdistill ")]
     assert [c.split()[1] for c in commands] == ["doctor", "run", "run"]
     for command in commands[:2]:
@@ -75,7 +77,7 @@ def test_init_with_a_critic(tmp_path):
     server = ("--critic", "http://localhost:8000/v1", "--critic-model", "big")
     hintdistill("init", str(tmp_path / "a"), *given, *server)
     config = hd.load_config(tmp_path / "a" / "hintdistill.yaml")
-    assert config.critic.use == ("llm",) and config.critic.llm.base_url == "http://localhost:8000/v1"
+    assert list(config.critic.use) == ["llm"] and config.critic.llm.base_url == "http://localhost:8000/v1"
     assert config.critic.llm.model == "big" and config.critic.prompts == str(tmp_path / "a" / "prompts")
     hintdistill("init", str(tmp_path / "b"), *given, "--critic", str(TOOLWORLD / "critic"))
     local = hd.load_config(tmp_path / "b" / "hintdistill.yaml").critic.llm
