@@ -5,13 +5,14 @@ VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
 VENV_PRODUCERS ?= .venv-producers
 VENV_PEERS ?= .venv-peers
+VENV_AGENTS ?= .venv-agents
 BIN := $(VENV)/bin
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
 CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run templates test suite test-full test-vllm test-producers test-peers evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm install-peers clean
+.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm install-peers install-agents clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -22,7 +23,7 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers" --ignore tests/peers -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents -n 2 --dist loadfile
 
 test-full: install
 	$(BIN)/pytest -m "slow" --ignore tests/peers
@@ -40,9 +41,13 @@ test-producers: install
 test-peers: install-peers
 	HINTDISTILL_PEERS=1 OMP_NUM_THREADS=1 $(VENV_PEERS)/bin/pytest tests/peers
 
+# the real packages of agents and servers, against the shipped student behind a real local server
+test-agents: install-agents
+	OMP_NUM_THREADS=1 $(VENV_AGENTS)/bin/pytest tests/agents
+
 # property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
 fuzz: install
-	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm and not peers" tests/injection/test_injection.py tests/injection/test_rendering.py tests/injection/test_quotes.py tests/traces/test_traces.py tests/traces/test_traces_contract.py tests/traces/test_traces_files.py tests/objectives/test_objectives.py tests/objectives/test_objectives_parts.py
+	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" tests/injection/test_injection.py tests/injection/test_rendering.py tests/injection/test_quotes.py tests/traces/test_traces.py tests/traces/test_traces_contract.py tests/traces/test_traces_files.py tests/objectives/test_objectives.py tests/objectives/test_objectives_parts.py
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz_traces.py --seconds 600
 
@@ -126,5 +131,13 @@ $(VENV_PEERS)/.installed: pyproject.toml constraints-cpu.txt requirements-peers.
 	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-peers.txt
 	touch $@
 
+install-agents: $(VENV_AGENTS)/.installed
+
+$(VENV_AGENTS)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV_AGENTS)
+	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[agents]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

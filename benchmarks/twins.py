@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.ablation.jobs import Job  # noqa: E402
 from benchmarks.ablation.twin_page import BLOCKS, blocks_of, document_of  # noqa: E402
 from benchmarks.ablation.twin_run import TwinJob  # noqa: E402
-from benchmarks.ablation.twin_settings import TwinsConfig, jobs_of, load_twins  # noqa: E402
+from benchmarks.ablation.twin_settings import NAMES, TwinsConfig, batches_of, jobs_of, load_twins  # noqa: E402
 from benchmarks.blocks import put  # noqa: E402
 from hintdistill.core.errors import ConfigError, HintdistillError  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
@@ -31,19 +31,36 @@ from hintdistill.pipeline.store import RunDir  # noqa: E402
 
 CONFIG = ROOT / "benchmarks" / "ablation" / "twins.yaml"
 PAGE = ROOT / "docs" / "twins_results.md"
+PAGES = (*BLOCKS, "owed")
+"""The blocks of the page."""
 
 
 def run(config: TwinsConfig, folder: Path, *, resume: bool, console: Console) -> None:
-    """Do what is owed: first what the arms of a seed share, then the arms. Raises HintdistillError where a job failed."""
+    """Do what is owed, the most valuable arms first, and before an arm what it shares. Raises HintdistillError where a job failed."""
     check_inputs(config.run_part, "report")
     rundir = RunDir.create(folder, config.run_part, resume=resume)
     try:
-        shared, arms = jobs_of(config)
-        for label, jobs in (("shared", shared), ("arms", arms)):
+        for label, jobs in batches_of(config):
             work = [TwinJob(config, folder, job) for job in jobs]
             run_owed(folder, work, label, console, processes=config.ablate.processes)
     finally:
         rundir.close()
+
+
+def owed_words(config: TwinsConfig, folder: Path) -> str:
+    """How many jobs are finished, and the names of those that are not: arm, learning rate, seeds."""
+    shared, arms = jobs_of(config)
+    owed: dict[tuple[str, str], list[str]] = {}
+    for job in arms:
+        if result_of(folder, TwinJob(config, folder, job)) is None:
+            rate = config.ablate.sweep.settings[job.setting or 0]["learning_rate"]
+            owed.setdefault((NAMES[job.arm], f"{rate:g}"), []).append(str(job.seed))
+    finished = len(arms) - sum(map(len, owed.values()))
+    said = f"{finished} of {len(arms)} jobs are finished (beside {len(shared)} that are shared by the arms of a seed)."
+    if not owed:
+        return said
+    lines = [f"- {arm}, rate {rate}: seed {', '.join(seeds)}" for (arm, rate), seeds in owed.items()]
+    return "\n".join([f"{said} Owed, in the order in which they will be done:", "", *lines])
 
 
 def summarise(config: TwinsConfig, folder: Path, pages: bool) -> str:
@@ -57,12 +74,12 @@ def summarise(config: TwinsConfig, folder: Path, pages: bool) -> str:
     if not shared or not arms:
         raise ConfigError(f"no arm of {folder} is finished")
     document = document_of(config, shared, arms)
-    blocks = blocks_of(document, config)
-    text = "\n\n".join(f"## {name}\n\n{blocks[name]}" for name in BLOCKS)
+    blocks = blocks_of(document, config) | {"owed": owed_words(config, folder)}
+    text = "\n\n".join(f"## {name}\n\n{blocks[name]}" for name in PAGES)
     write_atomic(folder / "twins.json", json.dumps(document, indent=1, ensure_ascii=False))
     write_atomic(folder / "twins.md", text + "\n")
     if pages:
-        for name in BLOCKS:
+        for name in PAGES:
             put(PAGE, f"<!-- {name}: made by benchmarks/twins.py --pages -->", f"<!-- end of {name} -->", blocks[name])
     return text
 

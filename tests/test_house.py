@@ -20,6 +20,7 @@ LAYERS = (
     "config",
     "traces",
     "traces.formats",
+    "recording",
     "injection",
     "engines",
     "rescoring",
@@ -31,8 +32,10 @@ LAYERS = (
     "pipeline",
     "planning",
     "bridges",
+    "agents",
     "api",
     "",
+    "serving",
     "cli",
 )
 """Packages and loose modules from the bottom to the top: none imports one above it. The empty name is `hintdistill` itself."""

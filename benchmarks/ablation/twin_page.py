@@ -88,7 +88,7 @@ def blocks_of(document: Mapping[str, Any], config: TwinsConfig) -> dict[str, str
     """Markdown by block name."""
     chosen = config.ablate.sweep.settings[config.twins.rate]["learning_rate"]
     at_rate = [a for a in document["arms"] if a["rate"] == chosen]
-    initial = {"arm": "before training", "rate": None, **document["initial"]}
+    initial = {"arm": "before training", "rate": None, "seeds": document["seeds"], **document["initial"]}
     return {
         "main": _main([initial, *at_rate], document, chosen),
         "errors": _errors([initial, *at_rate]),
@@ -110,7 +110,7 @@ def _tested(row: Mapping[str, Any]) -> list[str]:
 
 def _main(rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any], rate: float) -> str:
     tested = _tested(rows[0])
-    head = ["held", *(f"success, {s}" for s in tested), "consistency, unseen families", "near-miss, unseen"]
+    head = ["held", "seeds", *(f"success, {s}" for s in tested), "consistency, unseen families", "near-miss, unseen"]
     head += ["consistency, makers' families", "near-miss, makers'", "clean", "held-out P(error)"]
     body = []
     for r in rows:
@@ -118,9 +118,9 @@ def _main(rows: Sequence[Mapping[str, Any]], document: Mapping[str, Any], rate: 
         unseen, makers = r["pairs"]["unseen"], r["pairs"]["makers"]
         cells = [*(r["success"][s] for s in tested), unseen["consistency"], unseen["near_miss"]]
         cells += [makers["consistency"], makers["near_miss"], clean, r["heldout"]]
-        body.append([_name(r), *(interval(c) for c in cells)])
+        body.append([_name(r), str(r["seeds"]), *(interval(c) for c in cells)])
     hinted = ", ".join(f"{s} {interval(v)}" for s, v in document["hinted"].items())
-    said = f"{document['seeds']} seeds, {document['rounds']} rounds, learning rate {rate:g}. The hinted initial policy: {hinted}."
+    said = f"{document['rounds']} rounds, learning rate {rate:g}. The hinted initial policy: {hinted}."
     return f"{table(head, body)}\n\n{said}"
 
 

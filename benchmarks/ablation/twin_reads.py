@@ -23,7 +23,7 @@ from hintdistill.pipeline.playing import episode_of
 from hintdistill.pipeline.variants import judge, scorer_of
 from hintdistill.rescoring.drift import movement
 from hintdistill.rescoring.scorer import HintItem
-from hintdistill.rollouts.evaluate import outcome_of
+from hintdistill.rollouts.evaluate import outcome_of, outcomes
 from hintdistill.rollouts.measure import options_of, step_requests
 from hintdistill.rollouts.sampling import Branch, Episode, Sampler
 
@@ -48,11 +48,11 @@ def read_pairs_of(bench: Bench, student: Path, section: TwinsSection) -> dict[st
     """Whether each task of the near-miss suite was right, greedy."""
     pairs, engine, renderer = _pairs(section), bench.loop.top.engine(student), bench.loop.top.renderer
     options = options_of(bench.config.rollout, 0.0, bench.job.seed)
-    return dict(
-        suite_name("play")(
-            engine, renderer, suite_name("EditedToolworld")(), suite_name("tasks_of_pairs")(pairs), options
-        )
+    tasks = suite_name("tasks_of_pairs")(pairs)
+    right: dict[str, bool] = suite_name("right_tasks")(
+        outcomes(engine, renderer, suite_name("EditedToolworld")(), tasks, options)
     )
+    return right
 
 
 # -- made once per seed, with the initial policy -----------------------------------------------------------------------

@@ -22,11 +22,11 @@ TwinArm = Literal[
     "none",
     "twins",
     "anchors",
-    "near_episodes",
     "undone",
+    "near_episodes",
     "random_edit",
-    "other_finding",
     "decoded",
+    "other_finding",
     "half_classes",
     "half_kinds",
 ]
@@ -119,13 +119,23 @@ def load_twins(path: Path, overrides: Sequence[str] = (), *, quick: bool = False
 
 
 def jobs_of(config: TwinsConfig) -> tuple[list[Job], list[Job]]:
-    """What is shared by the arms of a seed, and the arms, seed by seed."""
+    """What is shared by the arms of a seed, and the arms: at the one rate first, in the order of `twins.arms`, every seed of each."""
     regime, t = next(iter(config.ablate.regimes)), config.twins
-    every = range(len(config.ablate.sweep.settings))
-    arms = [
-        Job(regime, arm, seed, rate)
-        for seed in config.ablate.seeds
-        for arm in t.arms
-        for rate in (every if arm in t.frontier else (t.rate,))
-    ]
+    others = [r for r in range(len(config.ablate.sweep.settings)) if r != t.rate]
+    chosen = [(arm, t.rate) for arm in t.arms] + [(arm, r) for r in others for arm in t.arms if arm in t.frontier]
+    arms = [Job(regime, arm, seed, rate) for arm, rate in chosen for seed in config.ablate.seeds]
     return [Job(regime, "shared", seed) for seed in config.ablate.seeds], arms
+
+
+def batches_of(config: TwinsConfig) -> list[tuple[str, list[Job]]]:
+    """The jobs in the order in which they are done, with a label: what is shared comes right before the first arms that need it.
+
+    The first two arms are done seed by seed, so that a benchmark that is cut short has whole pairs.
+    """
+    shared, arms = jobs_of(config)
+    pair = config.twins.arms[:2]
+    first = [j for j in arms if j.arm in pair and j.setting == config.twins.rate]
+    out: list[tuple[str, list[Job]]] = []
+    for one in shared:
+        out += [("shared", [one]), ("arms", [j for j in first if j.seed == one.seed])]
+    return [*out, ("arms", [j for j in arms if j not in first])]

@@ -22,7 +22,8 @@ from hintdistill.cli.interrupts import interrupted, interruptible
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
-from hintdistill.core.errors import ConfigError, HintdistillError
+from hintdistill.cli.serve import mcp, serve
+from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 
 app = typer.Typer(
     name="hintdistill",
@@ -42,6 +43,8 @@ app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
 app.command()(export)
+app.command()(serve)
+app.command()(mcp)
 
 Config = Annotated[
     Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
@@ -263,13 +266,17 @@ def push(
     ] = False,
     to: Annotated[str, typer.Option("--to", help="Format of the targets; see `export`.")] = "hf",
     licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Upload the student of a run, or its targets, to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
     from hintdistill.bridges.publish import push_targets, require_flags
 
     require_flags(targets, text_free)
     if targets:
-        print(push_targets(run, repository, form=to, text_free=text_free, private=not public, licence=licence))
+        where = push_targets(
+            run, repository, form=to, text_free=text_free, private=not public, licence=licence, trust=trust
+        )
+        print(where)
         return
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import push as push_student
@@ -354,6 +361,12 @@ def _main() -> None:
         if (trouble := disk_trouble(error)) is not None:
             say("\n".join([f"error: {trouble}", *getattr(error, "__notes__", ())]), error=True)
             sys.exit(trouble.exit_code)
+        if isinstance(error, OSError):
+            # a path that cannot be read; what a run has on disk is whole, and `--resume` continues it
+            where = f"{error.filename}: " if error.filename else ""
+            said = f"error: {where}{error.strerror or error}"
+            say("\n".join([said, *getattr(error, "__notes__", ())]), error=True)
+            sys.exit(InputError.exit_code)
         usage = getattr(error, "show", None)
         if usage is None:
             raise

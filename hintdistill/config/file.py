@@ -54,13 +54,17 @@ def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = 
                 f"no config file at {path}", hint="`hintdistill init DIR` writes one to start from"
             ) from None
         except IsADirectoryError:
+            inside = Path(path) / "config.yaml"
+            hint = f"its settings are in {inside}" if inside.is_file() else "name the YAML file in it"
             raise ConfigError(
-                f"{path} is a folder, and no run", hint="name a config file, or a run folder with --resume"
+                f"{path} is a folder, and no run: {hint}", hint="or name a run folder with --resume"
             ) from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        except RecursionError:
+            raise ConfigError(f"{path} is nested too deeply to be a config") from None
         if not isinstance(loaded, dict):
             raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")
         data = loaded

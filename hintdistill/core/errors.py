@@ -40,6 +40,10 @@ class ConfigError(HintdistillError):
     exit_code = 2
 
 
+class ArgumentError(ConfigError, TypeError):
+    """An argument of a Python call has a type or a value that the call cannot take."""
+
+
 class PromptError(ConfigError):
     """A prompt does not parse, uses an unknown variable, or fails to render."""
 

@@ -106,9 +106,8 @@ def server(job: EngineJob) -> ServerEngine:
         concurrency=section.concurrency,
         timeout_s=section.timeout_s,
         retries=section.retries,
-        key=job.key,
         allow_hosts=section.allow_hosts,
         **job.options,
     )
-    engine.text_of = job.text_of
+    engine.text_of, engine.key = job.text_of, job.key or engine.key
     return engine

@@ -47,7 +47,6 @@ class ServerEngine:
         concurrency: int = 8,
         timeout_s: float = 600.0,
         retries: int = 2,
-        key: str | None = None,
         allow_hosts: Iterable[str] = (),
     ) -> None:
         """Point at a server.
@@ -58,7 +57,6 @@ class ServerEngine:
             max_length: longest prompt it takes, tokens; None asks the server.
             id_of: the id of a token's text, for the `echo` dialect where the server writes text.
             timeout_s: for one whole answer.
-            key: key of the weights it serves, where the caller knows them; default: its address and their name there.
             allow_hosts: hosts outside this machine that may receive traces, as token ids.
 
         Raises:
@@ -80,7 +78,9 @@ class ServerEngine:
         self.base_url, self.model, self.dialect, self.id_of = self._client.url, model, dialect, id_of
         self.text_of: Callable[[int], str] | None = None
         """The text of an id, by which echoed tokens are held against those sent where the server writes text; may be set."""
-        self.concurrency, self.key = concurrency, key or f"{self.base_url}:{model}"
+        self.concurrency = concurrency
+        self.key = f"{self.base_url}:{model}"
+        """Key of the weights it serves: its address and their name there; may be set where the caller knows better."""
         self.max_length = max_length if max_length is not None else self._asked_length()
 
     def _asked_length(self) -> int:

@@ -58,14 +58,12 @@ class Renderer(TokenText):
         Raises:
             ConfigError: an option that the template does not read, or that is not an option.
         """
-        self.tokenizer = tokenizer
-        self.template = template
+        self.tokenizer, self.template = tokenizer, template
         self.options = options if isinstance(options, TemplateOptions) else TemplateOptions(dict(options or {}))
         self.options.require_read(self.template_text)
         # drawn anew each time, so that no text in a trace can pose as one
         self._placeholder = f"hd_{secrets.token_hex(8)}_{{}}"
-        self._with: dict[str, Renderer] = {}
-        self._dated: dict[bool, str] = {}
+        self._with, self._dated = dict[str, Renderer](), dict[bool, str]()
 
     @classmethod
     def from_pretrained(

@@ -73,6 +73,8 @@ class RunDir:
                 process has it open.
         """
         run = cls(path)
+        if (taken := next((p for p in (run.path, *run.path.parents) if p.exists()), run.path)) and not taken.is_dir():
+            raise ConfigError(f"run.dir is {run.path}, and {taken} is a file", hint="choose another run.dir")
         used = run.path.exists() and any(run.path.iterdir())
         if used and not run.is_run():
             raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")

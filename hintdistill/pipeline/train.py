@@ -141,6 +141,31 @@ def warn_if_little_is_held(ctx: RunContext, targets: Sequence[Target]) -> None:
     )
 
 
+def warn_if_hints_do_not_pull(ctx: RunContext, targets: Sequence[Target]) -> None:
+    """Warn where twins are held and hints have next to no gradient: those errors will stay; see `training.pull`."""
+    from hintdistill.training.pull import WEAK, pull_of
+
+    terms = ctx.config.train.effective_recipe.terms.values()
+    if not any(t.rows == "twin" for t in terms) or not any(h.kind == "twin" for h in heads(targets)):
+        return
+    every, weak = Counter[str](), Counter[str]()
+    for _, target in by_part(targets):
+        found = [
+            p for t in terms if t.rows == "hint" and target.kind == "hint" and (p := pull_of(target, t)) is not None
+        ]
+        if found:
+            every[target.error_class or "-"] += 1
+            weak[target.error_class or "-"] += max(found) < WEAK
+    if not weak.total():
+        return
+    classes = ", ".join(f"{name} {weak[name]} of {every[name]}" for name in sorted(every) if weak[name])
+    ctx.console.warn(
+        f"{weak.total()} of {every.total()} hints have a gradient below {WEAK} at their decision token ({classes}): the student never "
+        "says there what the hint asks for, and this divergence is flat where it is so sure. Beside twins such errors are "
+        "not corrected; set train.recipe.terms.distill.divergence.kind=fkl, or train.twins.weight=0"
+    )
+
+
 def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
     """Say of a recipe with an importance ratio what it divides by, where steps have no recorded log-probabilities.
 
@@ -187,6 +212,7 @@ def run(ctx: RunContext) -> None:
     watch, run, section = watched(ctx, targets, outcome, stored), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
     warn_if_little_is_held(ctx, targets)
+    warn_if_hints_do_not_pull(ctx, targets)
     check_sampler(ctx, targets)
     external = section.effective_recipe.teacher.model
     made_of = [

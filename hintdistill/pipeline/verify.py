@@ -51,6 +51,9 @@ def repair(run: RunDir) -> list[Damage]:
     Raises:
         InputError: see `damages`.
     """
+    # what a kill left of files that were being written: none has its name yet
+    for left in sorted(run.path.rglob("*.writing")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
     found = damages(run)
     for damage in found:
         _keep(run.path, damage)

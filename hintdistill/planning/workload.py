@@ -32,7 +32,7 @@ from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rescoring.twins import TwinItem
 from hintdistill.rollouts.evaluate import load_suite, tasks_of
-from hintdistill.rollouts.openings import lay_out
+from hintdistill.rollouts.openings import lay_out, lay_out_held
 from hintdistill.training.reward import OutcomeData
 from hintdistill.training.row_lengths import RowLength, StepIds, of_outcome, row_lengths, trained_lengths
 
@@ -194,11 +194,13 @@ def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
 
 def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
     hints, anchors, twins = to_score.hint_items(ctx), to_score.anchor_items(ctx), to_score.twin_items(ctx)
+    unplayed = [] if targets is not None else _unplayed_hold(ctx)
+    anchors = [*anchors, *unplayed]
     ended = outcome.outcome_data(ctx)
     if targets is not None:
         trained = trained_lengths(train.selected(ctx, targets), ctx.config.train, ended)
     else:
-        trained = row_lengths([*_all_slots(ctx), *of_outcome(ended)])
+        trained = row_lengths([*_all_slots(ctx, unplayed), *of_outcome(ended)])
     watched = _watched(ctx, targets, ended) if targets is not None else _perhaps_watched(ctx)
     if ctx.config.train.watch.every == 0:
         watched = []
@@ -208,7 +210,10 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     off = [requests[at : at + 32] for requests in sets.values() for at in range(0, len(requests), 32)]
     traces = [trace for _, trace, _ in read.load(ctx)]
     return Workload(
-        source=source,
+        source=source
+        if not unplayed
+        else f"{source}; {len(unplayed)} steps of {ctx.config.train.hold.split}, not played yet, laid out "
+        "from opening messages",
         traces=len(traces),
         asked=asked,
         **_scored(_Items(ctx.config, hints, anchors, twins, ctx.teacher_folder == ctx.initial_folder), targets),
@@ -288,7 +293,18 @@ def _length(ctx: RunContext, trace: Trace) -> int:
     return len(last.context_ids) + len(last.step_ids)
 
 
-def _all_slots(ctx: RunContext) -> list[StepIds]:
+def _unplayed_hold(ctx: _Paper) -> list[AnchorItem]:
+    """Steps of the split of `train.hold` that rescoring would play first, laid out from its opening messages; none where it was played."""
+    section, rows = ctx.config.train.hold, {t.rows for t in ctx.config.train.effective_recipe.terms.values()}
+    if section.split is None or "hold" not in rows or ctx.rundir.index("hold"):
+        return []
+    assert ctx.config.rollout.environment is not None
+    suite = load_suite(ctx.config.rollout.environment)
+    tasks = tasks_of(suite, section.split, section.limit)
+    return lay_out_held(suite, ctx.renderer, tasks, ctx.config, ctx.shape)
+
+
+def _all_slots(ctx: RunContext, unplayed: Sequence[AnchorItem] = ()) -> list[StepIds]:
     """What training would take at most: every injection and twin of the training split, and as many anchors as it uses."""
     config = ctx.config.train
     terms = {t.rows for t in config.effective_recipe.terms.values()}
@@ -309,7 +325,7 @@ def _all_slots(ctx: RunContext) -> list[StepIds]:
         if t.split == "train" and t.twin.fidelity in config.fidelity and "twin" in terms
     ]
     taken: dict[str, int] = {}
-    for item in to_score.anchor_items(ctx):
+    for item in (*to_score.anchor_items(ctx), *unplayed):
         if item.kind == "hold":
             out.append(StepIds(item.trace_id, item.rendered.context_ids, item.rendered.step_ids))
             continue

@@ -6,7 +6,7 @@ counted among them, and has one error, in its last step, with a hint of `HINT_TO
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -47,25 +47,56 @@ def lay_out(
 ) -> LaidOut:
     """Lay out an episode of each task, in their order; a model's positions bound its length."""
     section, out = config.rollout, LaidOut()
-    openings = {task: opening_ids(suite, renderer, task) for task in dict.fromkeys(tasks)}
-    step = min(section.max_new_tokens, shape.max_length // 2)
+    step = _step_tokens(config, shape)
     anchored = any(t.rows == "anchor" for t in config.train.effective_recipe.terms.values())
     anchors = min(config.train.anchor.per_trace, section.max_steps - 1) if anchored else 0
+    for n, (opening, ids) in enumerate(_episodes(suite, renderer, tasks, config, shape)):
+        out.openings.append(opening)
+        out.hints.append(HintItem(f"hint-{n}", _hint(f"episode-{n}", ids, step, config.rescore.placebo_count), "train"))
+        for k in range(anchors):
+            end = len(ids) - (k + 1) * step
+            if end - step > 0:
+                number = section.max_steps - 2 - k
+                rendered = _rendered(ids, end, step)
+                out.anchors.append(AnchorItem(f"anchor-{n}-{k}", f"episode-{n}", number, rendered, "train"))
+    return out
+
+
+def lay_out_held(
+    suite: TaskSuite, renderer: Renderer, tasks: Sequence[str], config: RunConfig, shape: ModelShape
+) -> list[AnchorItem]:
+    """Lay out what `train.hold.split` would hold: the last `per_trace` steps of an episode of each task, taken to its full length."""
+    out, step = list[AnchorItem](), _step_tokens(config, shape)
+    for n, (_, ids) in enumerate(_episodes(suite, renderer, tasks, config, shape)):
+        for k in range(min(config.train.hold.per_trace, config.rollout.max_steps)):
+            end = len(ids) - k * step
+            if end - step > 0:
+                number = config.rollout.max_steps - 1 - k
+                rendered = _rendered(ids, end, step)
+                out.append(AnchorItem(f"hold-{n}-{k}", f"hold-episode-{n}", number, rendered, "train", "hold"))
+    return out
+
+
+def _step_tokens(config: RunConfig, shape: ModelShape) -> int:
+    return min(config.rollout.max_new_tokens, shape.max_length // 2)
+
+
+def _rendered(ids: tuple[int, ...], end: int, step: int) -> RenderedStep:
+    return RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None))
+
+
+def _episodes(
+    suite: TaskSuite, renderer: Renderer, tasks: Sequence[str], config: RunConfig, shape: ModelShape
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """The tokens of each task's opening, and ids of an episode that goes to every limit."""
+    section, step = config.rollout, _step_tokens(config, shape)
+    openings = {task: opening_ids(suite, renderer, task) for task in dict.fromkeys(tasks)}
     for n, task in enumerate(tasks):
         opening = openings[task]
         longest = min(len(opening) + section.max_steps * section.max_new_tokens, shape.max_length - HINT_TOKENS)
         # what is said is unknown; ids that differ by episode share no more than the opening
         said = np.random.default_rng(n).integers(0, shape.vocab, max(step + 1, longest - len(opening))).tolist()
-        ids = tuple([*opening, *said][:longest])
-        out.openings.append(len(opening))
-        out.hints.append(HintItem(f"hint-{n}", _hint(f"episode-{n}", ids, step, config.rescore.placebo_count), "train"))
-        for k in range(anchors):
-            end = len(ids) - (k + 1) * step
-            if end - step > 0:
-                rendered = RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None))
-                number = section.max_steps - 2 - k
-                out.anchors.append(AnchorItem(f"anchor-{n}-{k}", f"episode-{n}", number, rendered, "train"))
-    return out
+        yield len(opening), tuple([*opening, *said][:longest])
 
 
 def _hint(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from benchmarks.ablation.twin_arms import drawn, transplanted
 from benchmarks.ablation.twin_page import BLOCKS, blocks_of, document_of
 from benchmarks.ablation.twin_reads import suite_name
 from benchmarks.ablation.twin_run import TwinJob, mass, training
-from benchmarks.ablation.twin_settings import NAMES, SUITE, jobs_of, load_twins
+from benchmarks.ablation.twin_settings import NAMES, SUITE, batches_of, jobs_of, load_twins
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.types import Finding, Message, Replacement, Trace, Twin, TwinEdit
 
@@ -23,12 +24,41 @@ CONFIG = ROOT / "benchmarks" / "ablation" / "twins.yaml"
 def test_jobs():
     config = load_twins(CONFIG)
     shared, arms = jobs_of(config)
-    assert [j.seed for j in shared] == [0, 1, 2, 3, 4] and len(arms) == 5 * (4 * 3 + 6)
+    assert [j.seed for j in shared] == [0, 1, 2] and len(arms) == 3 * (4 * 3 + 6)
     assert {j.arm for j in arms} == set(NAMES)
     quick = load_twins(CONFIG, quick=True)
     assert [(j.arm, j.seed) for group in jobs_of(quick) for j in group] == [("shared", 0), ("none", 0), ("twins", 0)]
     assert quick.run.rounds == 1 and quick.ablate.steps == 24 and quick.twins.held == 48
     assert SUITE.is_file()
+
+
+def test_every_name_that_is_asked_of_the_suite_is_there():
+    """They are looked up by text, which no type checker reads."""
+    asked = {
+        name
+        for path in (ROOT / "benchmarks" / "ablation").glob("twin_*.py")
+        for name in re.findall(r'suite_name\("(\w+)"\)', path.read_text())
+    }
+    assert {"right_tasks", "read_pairs"} <= asked
+    assert all(suite_name(name) is not None for name in asked)
+
+
+def test_what_matters_most_is_done_first_and_nothing_before_what_it_shares():
+    config = load_twins(CONFIG)
+    order = [job for _, jobs in batches_of(config) for job in jobs]
+    shared, arms = jobs_of(config)
+    assert sorted(map(str, order)) == sorted(map(str, [*shared, *arms]))
+    assert [(j.arm, j.seed) for j in order[:6]] == [
+        ("shared", 0),
+        ("none", 0),
+        ("twins", 0),
+        ("shared", 1),
+        ("none", 1),
+        ("twins", 1),
+    ]
+    assert [j.arm for j in order[9:15]] == ["anchors"] * 3 + ["undone"] * 3
+    rates = [j.setting == config.twins.rate for j in order if j.arm != "shared"]
+    assert rates == sorted(rates, reverse=True), "other rates come last"
 
 
 def test_a_jobs_key_follows_what_it_depends_on():
@@ -64,9 +94,9 @@ def test_every_arm_has_the_same_loss_mass_and_reads_its_rows_as_often():
     section = training(config.train, rows, config, "twins")
     none = training(config.train, rows[:12], config, "none")
     of_twins, of_none = mass(section, rows), mass(none, rows[:12])
-    assert of_twins == {"hint": 8.0, "anchor": 8.0, "twin": 8.0}
-    assert of_none == {"hint": 8.0, "anchor": 16.0, "twin": 0.0}
-    assert (section.batch_size, none.batch_size) == (4, 3), "16 and 12 rows of a slot each, in four steps"
+    assert of_twins == {"hint": 8.0, "anchor": 8.0, "twin": 4.0}
+    assert of_none == {"hint": 8.0, "anchor": 12.0, "twin": 0.0}
+    assert (section.batch_size, none.batch_size) == (8, 6), "16 and 12 rows of a slot each, twice in four steps"
 
 
 def test_rows_are_repeated_in_rounds():

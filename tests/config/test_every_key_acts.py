@@ -167,6 +167,9 @@ CRITICS: dict[str, Acts | Told] = {
     ),
     "secret_scan": Told("tests/critics/test_critic_commands.py", "test_a_recording_server_never_sees_a_planted_secret"),
     "revise": Told("tests/critics/test_critic_revise.py", "test_a_rejected_hint_goes_back_once"),
+    "allow_owed": Told(
+        "tests/critics/test_bad_servers.py", "test_a_share_may_be_owed_and_a_resumed_run_asks_only_for_those"
+    ),
     "budget_tokens": Told("tests/critics/test_critic_commands.py", "test_a_budget_stops_the_command_cleanly"),
     "cache": Acts("FOLDER/answers.jsonl", see.cached, CRITIC),
     "rules.checks": Acts("[ignored_error]", see.injected, RULED),
@@ -185,6 +188,8 @@ INJECT: dict[str, Acts | Told] = {
     "hint": Acts("placebo", see.injected, RULED),
     "whole_step_without_quote": Acts("true", see.injected, RECORDED),
     "candidates": Acts("2", see.injected, RULED),
+    "max_hint_tokens": Acts("3", see.injected, RULED),
+    "max_hint_share": Told("tests/injection/test_control_tokens.py", "test_a_hint_as_long_as_a_document_is_refused"),
     "max_level": Acts("0", see.injected, RULED),
     "min_quote_match": Acts("0.6", see.injected, RECORDED),
 }
@@ -299,6 +304,7 @@ ROLLOUT: dict[str, Acts | Told] = {
     "sample.server.base_url": Acts(
         "URL1", see.played, (*SAMPLED, "rollout.sample.server={model: m, max_gap_nats: 99}")
     ),
+    "sample.server.allow_hosts": Told("tests/injection/test_control_tokens.py", "test_a_rollout_server_needs_consent"),
     "sample.server.model": Acts("other", see.generated(), SERVER),
     "sample.server.api_key_env": Acts("HINTDISTILL_TEST_KEY", see.generated(), SERVER),
     "sample.server.timeout_s": Acts("0.15", see.generated("slow"), SERVER, refusal=True),

@@ -12,12 +12,15 @@ from conftest import TOOLWORLD
 from support.observers import config_of
 
 from hintdistill.core.errors import ConfigError, EmptyFunnelError
+from hintdistill.core.model_shape import ModelShape
+from hintdistill.core.models import resolve_model
 from hintdistill.core.types import Message
 from hintdistill.pipeline import hold, rescore, train
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
+from hintdistill.planning.workload import gather
 from hintdistill.traces.formats import native
 from hintdistill.traces.reading import read_traces
 
@@ -138,3 +141,16 @@ def test_files_without_one_usable_trace_stop_the_run(tmp_path):
     config = config_of([*SMALL, f"train.hold.path={tmp_path / 'none.jsonl'}"])
     with pytest.raises(EmptyFunnelError, match="no usable hold trace in"):
         run(config, tmp_path / "run", until="read", console=Console(quiet=True))
+
+
+def test_the_plan_counts_a_split_before_it_is_played(tmp_path):
+    """Five tasks of two held steps each: laid out from opening messages, as long as an episode may be."""
+    base = [*SMALL, *ROLLOUT, "rollout.splits=[test]", f"run.dir={tmp_path / 'run'}"]
+    without = config_of(base)
+    shape = ModelShape.of(resolve_model(without.run.model))
+    split = config_of([*base, "train.hold={split: test_clean, limit: 5, per_trace: 2}"])
+    before, after = gather(without, shape), gather(split, shape)
+    assert after.targets == before.targets + 10
+    assert len(after.rows) == len(before.rows) + 5
+    assert max(row.tokens for row in after.rows) >= 6 * 48, "every episode is taken to its limits"
+    assert "10 steps of test_clean, not played yet" in after.source

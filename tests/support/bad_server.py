@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -13,21 +14,15 @@ from contextlib import contextmanager
 from typing import Any
 
 NONE = '{"verdict":"none","findings":[]}'
-FOUND = json.dumps(
-    {
-        "verdict": "findings",
-        "findings": [
-            {
-                "step": 0,
-                "quote": None,
-                "error_class": "other",
-                "hint": "Look at the list of tools first.",
-                "confidence": 0.9,
-                "caused_by": None,
-            }
-        ],
-    }
-)
+FINDING = {
+    "step": 0,
+    "quote": None,
+    "error_class": "other",
+    "hint": "Look at the list of tools first.",
+    "confidence": 0.9,
+    "caused_by": None,
+}
+FOUND = json.dumps({"verdict": "findings", "findings": [FINDING]})
 
 
 def chat(text: Any, **more: Any) -> bytes:
@@ -66,10 +61,9 @@ class _Handler(socketserver.StreamRequestHandler):
         target = line.split()[1] if line.strip() else ""
         self.server.received.append({"target": target, "headers": headers, "body": body})
         path = target.partition("://")[2].partition("/")[2] if "://" in target else target[1:]
-        try:
-            getattr(self, "do_" + path.split("/")[0].replace("-", "_"), self.do_none)(headers, body)
-        except OSError:
-            pass  # the client went away, as it should
+        # the client goes away, as it should
+        with contextlib.suppress(OSError):
+            getattr(self, "do_" + path.split("/")[0], self.do_none)(headers, body)
 
     def send(self, status: int, body: bytes, *more: str, length: int | None = None) -> None:
         head = [f"HTTP/1.1 {status} X", f"content-length: {len(body) if length is None else length}", *more, "", ""]
