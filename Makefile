@@ -3,13 +3,16 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+VENV_PRODUCERS ?= .venv-producers
+VENV_PEERS ?= .venv-peers
+VENV_AGENTS ?= .venv-agents
 BIN := $(VENV)/bin
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
 CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run test suite test-full test-vllm evidence-quick evidence-full real fuzz lint format docs bench install install-vllm clean
+.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm install-peers install-agents clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -20,19 +23,37 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents -n 2 --dist loadfile
 
 test-full: install
-	$(BIN)/pytest -m "slow"
+	$(BIN)/pytest -m "slow" --ignore tests/peers
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
 
+# the libraries whose traces are read are run in an environment of their own
+test-producers: install
+	test -d $(VENV_PRODUCERS) || $(PYTHON) -m venv $(VENV_PRODUCERS)
+	$(VENV_PRODUCERS)/bin/python -m pip install -q --disable-pip-version-check botocore langgraph mlflow-tracing pydantic-ai-slim
+	HINTDISTILL_PRODUCERS=$(VENV_PRODUCERS)/bin/python $(BIN)/pytest -m slow tests/traces/test_traces_producers.py
+
+# other trainers' own classes on this toolkit's targets; a peer that is not installed is an error here
+test-peers: install-peers
+	HINTDISTILL_PEERS=1 OMP_NUM_THREADS=1 $(VENV_PEERS)/bin/pytest tests/peers
+
+# the real packages of agents and servers, against the shipped student behind a real local server
+test-agents: install-agents
+	OMP_NUM_THREADS=1 $(VENV_AGENTS)/bin/pytest tests/agents
+
 # property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
 fuzz: install
-	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm" tests/injection/test_injection.py tests/injection/test_rendering.py tests/injection/test_quotes.py tests/traces/test_traces.py tests/traces/test_traces_contract.py tests/traces/test_traces_files.py tests/objectives/test_objectives.py tests/objectives/test_objectives_parts.py
+	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" tests/injection/test_injection.py tests/injection/test_rendering.py tests/injection/test_quotes.py tests/traces/test_traces.py tests/traces/test_traces_contract.py tests/traces/test_traces_files.py tests/objectives/test_objectives.py tests/objectives/test_objectives_parts.py
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz_traces.py --seconds 600
+
+# an hour of kills at random moments, full disks and repeated runs; everything that comes out is compared
+kill-test: install
+	$(BIN)/python benchmarks/kill.py
 
 lint: install
 	$(BIN)/ruff check .
@@ -50,6 +71,13 @@ docs: install
 	$(BIN)/python docs/make_recipes_page.py
 	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
+
+# the chat templates in llama-cpp-python's source archive, through the same invariants; outside CI, because the archive is large
+templates: install
+	rm -rf build/llama && mkdir -p build/llama
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d build/llama llama-cpp-python
+	tar -xzf build/llama/llama_cpp_python-*.tar.gz -C build/llama --wildcards '*/models/templates/*.jinja'
+	$(BIN)/python docs/make_templates_page.py build/llama build/templates.md
 
 evidence-quick: install
 	$(BIN)/python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --quick
@@ -93,5 +121,23 @@ $(VENV_VLLM)/.installed: pyproject.toml requirements-vllm.txt
 	$(VENV_VLLM)/bin/python -m pip install -q --disable-pip-version-check -c constraints-cpu.txt -e ".[dev]"
 	touch $@
 
+install-peers: $(VENV_PEERS)/.installed
+
+# peers pin against one another and against transformers, so they come without their dependencies and get those that they import
+$(VENV_PEERS)/.installed: pyproject.toml constraints-cpu.txt requirements-peers.txt requirements-peers-imports.txt
+	$(PYTHON) -m venv $(VENV_PEERS)
+	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[critic]" pytest -r requirements-peers-imports.txt
+	$(VENV_PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-peers.txt
+	touch $@
+
+install-agents: $(VENV_AGENTS)/.installed
+
+$(VENV_AGENTS)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV_AGENTS)
+	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[agents]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

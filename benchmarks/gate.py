@@ -176,7 +176,7 @@ def _findings(ctx: RunContext) -> list[tuple[Trace, Finding, list[int]]]:
             continue
         wrong = {f.step for f in critiques[key].findings} | trace.given_steps
         clean = [k for k in range(len(trace.step_indices)) if k not in wrong]
-        chosen = select(critiques[key], section.max_per_trace, section.min_confidence)
+        chosen = select(critiques[key], section.max_per_trace, section.min_confidence, section.select)
         out += [(trace, f, clean) for f, skipped in chosen if skipped is None and f.step not in trace.given_steps]
     return sorted(out, key=lambda x: seed_of("gate", x[0].id, x[1].step))
 

@@ -26,15 +26,24 @@ _EXPORTS = {
     "HintdistillError": "core.errors",
     "RunConfig": "config",
     "load_config": "config.file",
+    "Diagnosed": "api",
+    "Diagnosis": "api",
+    "HintMemory": "api",
     "LoadedModel": "api",
     "RankedHint": "api",
+    "Session": "api",
     "connect_engine": "api",
+    "diagnose": "api",
+    "diagnose_async": "api",
+    "load_critic": "api",
     "load_engine": "api",
     "rank_hints": "api",
     "rank_hints_async": "api",
     "rescore": "api",
     "rescore_async": "api",
     "twin": "api",
+    "TraceSink": "recording.sink",
+    "record_openai": "recording.openai",
     "read_traces": "traces.reading",
     "run": "pipeline.run",
 }
@@ -42,9 +51,16 @@ __all__ = [*_EXPORTS, "__version__"]
 
 if TYPE_CHECKING:
     from hintdistill.api import (
+        Diagnosed,
+        Diagnosis,
+        HintMemory,
         LoadedModel,
         RankedHint,
+        Session,
         connect_engine,
+        diagnose,
+        diagnose_async,
+        load_critic,
         load_engine,
         rank_hints,
         rank_hints_async,
@@ -68,6 +84,8 @@ if TYPE_CHECKING:
         TwinEdit,
     )
     from hintdistill.pipeline.run import run
+    from hintdistill.recording.openai import record_openai
+    from hintdistill.recording.sink import TraceSink
     from hintdistill.traces.reading import read_traces
 
 

@@ -1,164 +1,151 @@
-"""The calls an agent makes: messages in, what a hint would have done out.
+"""The calls an agent makes: messages in, what went wrong and what a hint would have done out.
 
-In process (`load_engine`) or against a running server (`connect_engine`). Engines take calls from several threads; the
-async twins run in a thread, so that an agent's loop goes on meanwhile.
+In process (`load_engine`) or against a running server (`connect_engine`); `Session` keeps what it has read of a growing
+conversation. Engines take calls from several threads; the async twins run in a thread, so that an agent's loop goes on meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from hintdistill.config import EngineSection, InjectSection, RescoreSection
-from hintdistill.core.errors import ConfigError, QuoteNotFoundError, SpliceError, TraceError
-from hintdistill.core.extensions import ENGINES
-from hintdistill.core.models import model_key, resolve_model
+from hintdistill.agents.conversation import (
+    Conversation,
+    MessageLike,
+    conversation,
+    step_of,
+    text_of_type,
+    texts_of,
+)
+from hintdistill.agents.diagnosis import Diagnosed, Diagnosis, diagnose_trace
+from hintdistill.agents.loaded import LoadedModel, connect_engine, load_engine, require_engine
+from hintdistill.agents.memory import HintMemory, Remembered
+from hintdistill.agents.panel import Panel, load_critic
+from hintdistill.agents.ranking import RankedHint, given_finding, inject_all, order, require_heard, targets_of
+from hintdistill.agents.session import Session
+from hintdistill.config import CriticSection, InjectSection, RescoreSection
+from hintdistill.core.errors import ArgumentError, QuoteNotFoundError, SpliceError
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Finding, Message, Placement, Source, Trace, Twin, TwinEdit
-from hintdistill.engines import Engine
-from hintdistill.engines.loading import EngineJob, load
+from hintdistill.core.types import Finding, Placement, Twin, TwinEdit
+from hintdistill.critics import Critic
 from hintdistill.injection.quotes import locate, tokens_in
-from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import Injector
 from hintdistill.injection.twins import TwinBuilder, located
 from hintdistill.prompts import shipped_library
-from hintdistill.rescoring.gate import harmful
-from hintdistill.rescoring.scorer import HintItem, Scorer
-from hintdistill.traces.formats import openai_chat
-from hintdistill.traces.options import ReadOptions
+from hintdistill.rescoring.scorer import Scorer
 
-MessageLike = Message | Mapping[str, Any]
+__all__ = [
+    "Conversation",
+    "Diagnosed",
+    "Diagnosis",
+    "HintMemory",
+    "LoadedModel",
+    "MessageLike",
+    "Panel",
+    "RankedHint",
+    "Remembered",
+    "Session",
+    "connect_engine",
+    "diagnose",
+    "diagnose_async",
+    "load_critic",
+    "load_engine",
+    "rank_hints",
+    "rank_hints_async",
+    "rescore",
+    "rescore_async",
+    "twin",
+]
 
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """An engine and the renderer that belongs to it."""
-
-    engine: Engine
-    renderer: Renderer
-    backend: str = ""
-    """The name the engine is registered under; empty for one that the caller has made."""
-    lock: threading.RLock = field(default_factory=threading.RLock, compare=False, repr=False)
-    """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
-
-
-@dataclass(frozen=True)
-class RankedHint:
-    """One hint of several and what it would have done."""
-
-    hint: str
-    target: Target
-
-    @property
-    def effect(self) -> float:
-        """Hint effect at its decision token, nats; 0.0 where the hint changes nothing."""
-        return self.target.decision.effect if self.target.decision is not None else 0.0
-
-    @property
-    def odds(self) -> float:
-        """Rise of the log-odds of what the hinted view says instead, nats; 0.0 where the hint changes nothing."""
-        return (self.target.decision.odds or 0.0) if self.target.decision is not None else 0.0
-
-    @property
-    def harmful(self) -> bool:
-        """Whether the hint makes the error more likely."""
-        return harmful(self.target)
+CANDIDATES = InjectSection(candidates=4)
+"""What `diagnose` tries unless it is told: every kind of hint that a finding has."""
 
 
-def load_engine(
-    name: str,
+def diagnose(
+    messages: Conversation,
     *,
-    dtype: str = "auto",
-    device: str = "auto",
-    batch_tokens: int | None = None,
-    backend: str = "transformers",
-    **kwargs: Any,
-) -> LoadedModel:
-    """Load a model folder (or hub name) for rescoring; further keywords go to the engine.
+    engine: LoadedModel,
+    tools: Sequence[Any] | None = None,
+    critic: str | CriticSection | Critic | Panel | Sequence[Finding] = "rules",
+    step: int | None = None,
+    twins: bool = True,
+    inject: InjectSection = CANDIDATES,
+    config: RescoreSection = RescoreSection(),
+) -> Diagnosis:
+    """Find what went wrong in a conversation, and the hint that would have prevented it.
 
-    `backend` is any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
-
-    Raises:
-        ModelError: the folder, its tokenizer or its chat template cannot be used, or vLLM is not installed.
-        ConfigError: no such backend, or one that is reached at an address (`connect_engine`).
-    """
-    if ENGINES.get(backend).remote:
-        raise ConfigError(
-            f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
-        )
-    folder = resolve_model(name)
-    renderer = Renderer.from_pretrained(folder)
-    job = EngineJob(
-        folder,
-        dtype=dtype,
-        device=device,
-        batch_tokens=batch_tokens,
-        id_of=renderer.vocabulary.get,
-        key=model_key(folder).weights,
-        options=kwargs,
-    )
-    return LoadedModel(load(backend, job), renderer, backend)
-
-
-def connect_engine(name: str, base_url: str, model: str | None = None, **kwargs: Any) -> LoadedModel:
-    """Rescore through a running server.
+    The critic reads the conversation; each finding gets its candidates, which are spliced in above its step, scored with their
+    placebos in one call of the engine, and judged by the gate. Nothing is decoded (unless the critic is an LLM).
 
     Args:
-        name: folder or hub name of what it serves; only the tokenizer and the chat template are read.
-        base_url: up to and including `/v1`.
-        model: the name it serves the weights under, default `name`.
-        kwargs: further arguments of `ServerEngine`.
+        messages: the conversation: chat messages, Responses items or Anthropic messages, as mappings, `Message`s or objects with
+            `model_dump`; or a whole request, or a `Trace`.
+        engine: from `load_engine`, `connect_engine` or `Session`.
+        tools: schemas of the tools the agent had.
+        critic: a critic's name, a `CriticSection`, `load_critic(…)`, an object of one's own, or findings that are known already.
+        step: only findings at this step (from 0; negative numbers count from the end); None for all.
+        twins: whether the smallest change of the context is looked for in which the step would be right.
+        inject: placements, roles, candidates.
+        config: `top_k`, `placebos`, `gate`.
+
+    Returns:
+        The diagnosis, best finding first.
 
     Raises:
-        ModelError: the tokenizer or its chat template cannot be used.
-        ServiceError: the server cannot be reached or does not serve the model.
+        ArgumentError: an argument is of a wrong type.
+        TraceError: the messages are malformed or hold no step of the student.
+        ContextLengthError: a step is beyond the model's context.
+        HintdistillError: no critic could read the conversation.
     """
-    from hintdistill.engines.server import ServerEngine
-
-    renderer = Renderer.from_pretrained(resolve_model(name))
-    if kwargs.get("dialect") == "echo":
-        kwargs.setdefault("id_of", renderer.vocabulary.get)
-    return LoadedModel(ServerEngine(base_url, model or name, **kwargs), renderer, "server")
+    require_heard(require_engine(engine), config)
+    trace = conversation(messages, tools)
+    last = step_of(trace, step)
+    panel = load_critic(critic, str(engine.folder) if engine.folder else None)
+    wanted = None if step is None else last
+    return diagnose_trace(trace, wanted, engine, panel, inject=inject, config=config, twins=twins)
 
 
 def rescore(
-    messages: Sequence[MessageLike],
+    messages: Conversation,
     *,
-    step: int,
     hint: str | None,
     engine: LoadedModel,
+    step: int | None = None,
     quote: str | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Any] | None = None,
     placement: Placement = "message",
     config: RescoreSection = RescoreSection(),
 ) -> Target:
     """What `hint`, put right above a step, would have done to it. Every token is read once, nothing is decoded.
 
     Args:
-        messages: an OpenAI-style conversation that contains the step; later messages are ignored.
-        step: which assistant message, counted from 0 over assistant messages only.
+        messages: a conversation that contains the step, as in `diagnose`; later messages are ignored.
         hint: the hint's words; None inserts nothing, and the hint effect is exactly zero.
-        engine: from `load_engine` or `connect_engine`.
+        engine: from `load_engine`, `connect_engine` or `Session`.
+        step: which assistant message, counted from 0 over assistant messages only; negative numbers count from the end; None is
+            the last one that is the student's own.
         quote: the wrong words of the step, where they are known.
-        tools: OpenAI function schemas the agent had.
+        tools: schemas of the tools the agent had.
         placement: a message of its own above the step, the end of the last observation, the system prompt, or inside
             the assistant turn right before the quote (the target then begins at the quote).
+        config: `top_k`, `placebos`, `gate`.
 
     Returns:
         The target: `hint_effect` [T] in nats, `decision`, `specificity`, `legal_mass_gain`, `shifts()`, and the
         distributions themselves.
 
     Raises:
+        ArgumentError: an argument is of a wrong type.
         TraceError: the messages are malformed or hold no such step.
         TemplateError, SpliceError: the chat template has no exact place for the hint, the quote is not in the step, or
             the hint tokenises to nothing.
+        ConfigError: `config` has a key that this call does not act on.
         ContextLengthError: the step is beyond the model's context.
         ScoreError: a log-probability is missing or not finite.
     """
+    text_of_type("hint", hint, optional=True)
     if hint is not None:
         return rank_hints(
             messages,
@@ -170,22 +157,24 @@ def rescore(
             placement=placement,
             config=config,
         )[0].target
-    _require_engine(engine, config)
-    trace = _trace(messages, step, tools)
+    text_of_type("quote", quote, optional=True)
+    require_heard(require_engine(engine), config, hinted=False)
+    trace = conversation(messages, tools)
+    at = step_of(trace, step)
     with engine.lock:
-        rendered = engine.renderer.step(trace, step)
+        rendered = engine.renderer.step(trace, at)
     key = content_key("call", rendered.context_ids, rendered.step_ids, engine.engine.key)
-    return Scorer(engine.engine, engine.renderer, config).unhinted(key, trace.id, step, rendered)
+    return Scorer(engine.engine, engine.renderer, config).unhinted(key, trace.id, at, rendered)
 
 
 def rank_hints(
-    messages: Sequence[MessageLike],
+    messages: Conversation,
     *,
-    step: int,
     hints: Sequence[str],
     engine: LoadedModel,
+    step: int | None = None,
     quote: str | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Any] | None = None,
     placement: Placement = "message",
     config: RescoreSection = RescoreSection(),
 ) -> list[RankedHint]:
@@ -194,58 +183,61 @@ def rank_hints(
     Accepted hints come first (see `rescoring.gate.judge`), then those that the gate rejects, last those that make the error
     more likely; within each, the one that raises the odds of another continuation most. Arguments and errors are those of `rescore`.
     """
-    _require_engine(engine, config)
-    trace = _trace(messages, step, tools)
-    injector = Injector(engine.renderer, shipped_library(), InjectSection(placements=(placement,)), config.placebos)
-    items: list[HintItem] = []
-    for hint in hints:
+    words = texts_of("hints", hints)
+    text_of_type("quote", quote, optional=True)
+    require_heard(require_engine(engine), config)
+    trace = conversation(messages, tools)
+    at = step_of(trace, step)
+    for hint in words:
         if not hint.strip():
             raise SpliceError(
                 f"the hint {hint!r} tokenises to nothing", hint="hint=None scores the step without a hint"
             )
-        finding = Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
-        with engine.lock:
-            injection = injector.inject(trace, finding)
-        key = content_key("call", injection.model_dump(mode="json"), engine.engine.key)
-        items.append(HintItem(key, injection, "train"))
-    targets = Scorer(engine.engine, engine.renderer, config).score(items)
-    ranked = [RankedHint(hint, target) for hint, target in zip(hints, targets, strict=True)]
-    return sorted(ranked, key=lambda r: (r.harmful, not r.target.accepted, -r.odds))
+    injector = Injector(engine.renderer, shipped_library(), InjectSection(placements=(placement,)), config.placebos)
+    injections = inject_all(engine, injector, trace, [given_finding(at, quote, hint) for hint in words])
+    targets, _ = targets_of(engine, injections, config)
+    return order([RankedHint(hint, target) for hint, target in zip(words, targets, strict=True)])
 
 
-async def rescore_async(messages: Sequence[MessageLike], **kwargs: Any) -> Target:
+async def diagnose_async(messages: Conversation, **kwargs: Any) -> Diagnosis:
+    """`diagnose` in a thread, for an agent's event loop; the arguments are the same."""
+    return await asyncio.to_thread(diagnose, messages, **kwargs)
+
+
+async def rescore_async(messages: Conversation, **kwargs: Any) -> Target:
     """`rescore` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rescore, messages, **kwargs)
 
 
-async def rank_hints_async(messages: Sequence[MessageLike], **kwargs: Any) -> list[RankedHint]:
+async def rank_hints_async(messages: Conversation, **kwargs: Any) -> list[RankedHint]:
     """`rank_hints` in a thread, for an agent's event loop; the arguments are the same."""
     return await asyncio.to_thread(rank_hints, messages, **kwargs)
 
 
 def twin(
-    messages: Sequence[MessageLike],
+    messages: Conversation,
     *,
-    step: int,
     edit: TwinEdit | Sequence[tuple[str, str]],
     engine: LoadedModel,
+    step: int | None = None,
     quote: str | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[Any] | None = None,
     state_changing: bool = False,
 ) -> Twin:
     """Return the twin of a step: the same step in the context that an edit makes of its own. Nothing is computed with the weights.
 
     Args:
-        messages: an OpenAI-style conversation that contains the step; later messages are ignored.
-        step: which assistant message, counted from 0 over assistant messages only.
+        messages: a conversation that contains the step, as in `diagnose`; later messages are ignored.
         edit: a `TwinEdit`, or pairs of words and what stands in their place; each pair's words must stand exactly once in the
             messages of others above the step and the tool schemas (their JSON).
         engine: from `load_engine` or `connect_engine`; only its tokenizer and chat template are used.
+        step: as in `rescore`.
         quote: the words of the step that are wrong without the edit.
-        tools: OpenAI function schemas the agent had.
+        tools: schemas of the tools the agent had.
         state_changing: allow it for a step that calls a tool which changes something, or may.
 
     Raises:
+        ArgumentError: an argument is of a wrong type.
         TraceError: the messages are malformed or hold no such step.
         TwinError: the edit makes no twin; its `reason` says why, see docs/twins.md.
         QuoteNotFoundError: the quote is not in the step.
@@ -253,54 +245,23 @@ def twin(
     """
     from hintdistill.pipeline.twins import Making, judge
 
-    trace = _trace(messages, step, tools)
+    require_engine(engine)
+    text_of_type("quote", quote, optional=True)
+    trace = conversation(messages, tools)
+    at = step_of(trace, step)
     if not isinstance(edit, TwinEdit):
-        pairs = tuple(located(trace, step, old, new) for old, new in edit)
+        if isinstance(edit, str) or not all(
+            isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in edit
+        ):
+            raise ArgumentError("`edit` is neither a TwinEdit nor a list of pairs of words")
+        pairs = tuple(located(trace, at, old, new) for old, new in edit)
         edit = TwinEdit(kind="given", replacements=pairs, maker="caller")
-    finding = Finding(step=step, error_class="given", quote=quote, critic="caller")
+    finding = given_finding(at, quote)
     with engine.lock:
         builder = TwinBuilder(engine.renderer)
-        site = builder.site(trace, step)
-        found = locate(finding, site.text, trace.step(step)) if quote else None
+        site = builder.site(trace, at)
+        found = locate(finding, site.text, trace.step(at)) if quote else None
         span = tokens_in(found[0], site.spans) if found else (0, len(site.rendered.step_ids))
         if span is None or (quote and found is None):
-            raise QuoteNotFoundError(f"the quote {str(quote)[:60]!r} is nowhere in step {step}")
+            raise QuoteNotFoundError(f"the quote {str(quote)[:60]!r} is nowhere in step {at}")
         return Making(builder, judge(), 1, state_changing, 0).twin(trace, finding, edit, span)
-
-
-def _require_engine(engine: LoadedModel, config: RescoreSection) -> None:
-    """Raises ConfigError where `config.engine` asks for another engine than the one that is given: it would go unheard."""
-    asked, given = config.engine, engine.backend or type(engine.engine).__name__
-    if asked == EngineSection():
-        return
-    differs = [f"backend={asked.backend}"] if asked.backend != engine.backend else []
-    for key in ("base_url", "model", "max_length", "dialect"):
-        wanted = getattr(asked, key)
-        if wanted != getattr(EngineSection(), key) and wanted != getattr(engine.engine, key, None):
-            differs.append(f"{key}={wanted}")
-    if differs:
-        raise ConfigError(
-            f"config.engine asks for {', '.join(differs)}, and the engine that is given is {given}",
-            hint="hd.load_engine(name, backend=...) or hd.connect_engine(name, base_url) make the engine; leave config.engine out",
-        )
-
-
-def _trace(messages: Sequence[MessageLike], step: int, tools: Sequence[Mapping[str, Any]] | None) -> Trace:
-    """The messages as a trace. Raises TraceError where they are malformed or hold no such step."""
-    record = {"messages": [_plain(m) for m in messages], "tools": list(tools or ())}
-    trace = openai_chat.parse(record, Source(file="call", position="record 1"), ReadOptions())
-    if any(isinstance(m, Message) for m in messages):
-        trace = trace.model_copy(update={"messages": _typed(messages, trace)})
-    if not 0 <= step < len(trace.step_indices):
-        raise TraceError(f"the messages hold steps 0..{len(trace.step_indices) - 1}, not {step}")
-    if step in trace.given_steps:
-        raise TraceError(f"step {step} is given: it is context, and no step of the student")
-    return trace
-
-
-def _plain(message: MessageLike) -> Mapping[str, Any]:
-    return {"role": message.role, "content": message.content} if isinstance(message, Message) else message
-
-
-def _typed(messages: Sequence[MessageLike], trace: Trace) -> tuple[Message, ...]:
-    return tuple(m if isinstance(m, Message) else t for m, t in zip(messages, trace.messages, strict=True))

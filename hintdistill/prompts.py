@@ -35,6 +35,7 @@ TWIN = "critic/twin.jinja"
 """What asks for the edit of a twin, in the same question as the hint."""
 _ASKED = frozenset(
     {"trace", "tools", "signatures", "legal_steps", "checks", "error_classes", "schema", "window", "windows"}
+    | {"fields", "has_tools"}
 )
 _INSTRUCTS = _ASKED | {"twin"}
 ROLES: dict[str, frozenset[str]] = {

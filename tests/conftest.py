@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import Renderer
 from hintdistill.traces.reading import read_traces
 
+# the key that signs run folders is a user's own; tests have one for themselves
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="hintdistill-state-")
 ROOT = Path(__file__).resolve().parent.parent
 TOOLWORLD = ROOT / "examples" / "toolworld"
 STUDENT = TOOLWORLD / "student"

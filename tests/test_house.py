@@ -20,6 +20,7 @@ LAYERS = (
     "config",
     "traces",
     "traces.formats",
+    "recording",
     "injection",
     "engines",
     "rescoring",
@@ -30,8 +31,11 @@ LAYERS = (
     "reporting",
     "pipeline",
     "planning",
+    "bridges",
+    "agents",
     "api",
     "",
+    "serving",
     "cli",
 )
 """Packages and loose modules from the bottom to the top: none imports one above it. The empty name is `hintdistill` itself."""

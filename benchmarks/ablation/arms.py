@@ -64,7 +64,9 @@ def roots_of(ctx: RunContext, traces: Sequence[Trace], critiques: Mapping[str, C
         (trace, finding)
         for trace in traces
         if trace.id in critiques
-        for finding, skipped in inject.select(critiques[trace.id], section.max_per_trace, section.min_confidence)
+        for finding, skipped in inject.select(
+            critiques[trace.id], section.max_per_trace, section.min_confidence, section.select
+        )
         if skipped is None
     ]
 

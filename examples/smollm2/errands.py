@@ -7,7 +7,8 @@ found. In some tasks one look-up is answered by `{"error": "busy"}` once: the sa
 The model answers in a sentence with things missing, takes `busy` for a result, calls a tool that nobody asked for, or
 repeats a call. None of these but an unlisted name can be removed by constraining names to the list.
 
-A task is `split.number`; everything about it follows from that name.
+A task is `split.number`; everything about it follows from that name. `split.draw.number` is a task of another draw of the split,
+which no list of tasks has: what a test plays whose tasks must not exist before it is announced.
 """
 
 from __future__ import annotations
@@ -111,6 +112,10 @@ BUSY = '{"error": "busy"}'
 NUDGE = "What about the {thing}?"
 """What the user says after a wasted step. The episode has failed by then; what follows shows how the student goes on."""
 SPLITS = {"train": 2000, "validation": 200, "test": 300, "unseen": 300, "near": 320, "clean": 320, "one": 60}
+SPLITS |= {"found": 200, "last": 200}
+PAIRS = ("found", "last")
+"""Splits of matched pairs: `found.7` and `last.7` are one errand on unseen nouns, of which all is found, or all but the last thing.
+The right step is a sentence in the one and a call in the other, so no habit gets both."""
 MIX = {"one": 4, "two": 2, "two_busy": 2, "three": 2, "three_busy": 1}
 """Weights of the kinds of task in train, validation, test and unseen: how many things, and whether one look-up is busy once."""
 
@@ -146,8 +151,8 @@ class Task:
     city: str
     busy: str | None
     """The thing whose first look-up is answered by an error."""
-    found: bool
-    """Whether all is found when the student's turn comes: only a sentence is right then (a near-miss of stopping early)."""
+    given: int
+    """How many things are found when the student's turn comes."""
     tools: tuple[str, ...]
     opening: tuple[Message, ...]
     results: dict[str, str] = field(default_factory=dict)
@@ -155,16 +160,19 @@ class Task:
     @classmethod
     def parse(cls, name: str) -> Task:
         """The task of that name. Raises ValueError for a name that no split has."""
-        split, _, number = name.partition(".")
-        if split not in SPLITS or not number.isdigit():
+        split, *drawn = name.split(".")
+        if split not in SPLITS or not 1 <= len(drawn) <= 2 or not drawn[-1].isdigit():
             raise ValueError(f"no task {name!r}")
-        rng = random.Random(f"errands {name}")
-        things = rng.sample(UNSEEN if split == "unseen" else NOUNS, 3 + sum(SHOWN))
+        # the members of a pair differ in nothing but what is found
+        rng = random.Random(f"errands {'.'.join(['pair', *drawn]) if split in PAIRS else name}")
+        held_out = split in ("test", "unseen", *PAIRS)
+        things = rng.sample(UNSEEN if held_out and split != "test" else NOUNS, 3 + sum(SHOWN))
         kind = {"near": rng.choice(("found", "two")), "clean": rng.choice(("one", "two")), "one": "one"}.get(
             split
         ) or rng.choices(list(MIX), list(MIX.values()))[0]
+        if split in PAIRS:
+            kind = split
         asked = things[: {"one": 1, "three": 3}.get(kind.split("_")[0], 2)]
-        held_out = split in ("test", "unseen")
         city = rng.choice(TEST_CITIES if held_out else CITIES)
         phrasing = rng.choice(HELD_OUT if held_out else PHRASINGS)
         results = {t: f"{rng.choice('ABCDEFGH')}{rng.randint(10, 99)}" for t in things}
@@ -176,9 +184,11 @@ class Task:
             opening += _errand(PHRASINGS[0], things[first : first + count], SHOWN_CITY, results)
             first += count
         request = Message(role="user", content=phrasing.format(things=listing(asked), city=city))
-        opening += _errand(phrasing, asked, city, results)[:-1] if kind == "found" else [request]
+        given = {"found": len(asked), "last": len(asked) - 1}.get(kind, 0)
+        # a call and its answer for each thing that is found
+        opening += _errand(phrasing, asked, city, results)[: 1 + 2 * given] if given else [request]
         busy = rng.choice(asked) if kind.endswith("_busy") else None
-        return cls(kind, tuple(asked), city, busy, kind == "found", tuple(tools), tuple(opening), results)
+        return cls(kind, tuple(asked), city, busy, given, tuple(tools), tuple(opening), results)
 
 
 def _errand(phrasing: str, things: Sequence[str], city: str, results: dict[str, str]) -> list[Message]:
@@ -218,7 +228,7 @@ class ErrandsEnvironment:
     def reset(self, task: str) -> Start:
         """Begin `task`. Raises ValueError for a name that no split has."""
         self.task = Task.parse(task)
-        self.found: list[str] = []
+        self.found = list(self.task.asked[: self.task.given])
         self.was_busy = False
         self.steps = 0
         return Start(messages=self.task.opening, tools=tuple(schema(t) for t in self.task.tools))
@@ -227,8 +237,8 @@ class ErrandsEnvironment:
         """Answer one assistant message."""
         task, did = self.task, spoken(message)
         self.steps += 1
-        allowed = len(task.asked) + (task.busy is not None)
-        if task.found:
+        allowed = len(task.asked) - task.given + (task.busy is not None)
+        if task.given == len(task.asked):
             return Reply(messages=(), done=True, reward=float(did is None))
         answer = self._answer(did)
         if len(self.found) == len(task.asked):
@@ -271,6 +281,11 @@ class Errands:
     def check(self, trace: Trace) -> Sequence[Finding]:
         """The wrong steps of a trace, from its text alone."""
         return check(trace)
+
+    def facts(self, task: str) -> dict[str, Any]:
+        """What a table divides tasks by: the kind, and the things asked for."""
+        parsed = Task.parse(task)
+        return {"kind": parsed.kind, "nouns": list(parsed.asked)}
 
 
 _NUDGED = re.compile(re.escape(NUDGE).replace(r"\{thing\}", r"\w+"))

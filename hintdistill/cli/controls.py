@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, RunArg, print_json, say
+from hintdistill.cli.look import Json, RunArg, Trust, print_json, say
 
 
 def controls(
@@ -18,6 +18,7 @@ def controls(
     resume: Annotated[bool, typer.Option("--resume", help="Train the arms that have no result yet.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")] = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Is the effect the hint's? Trains placebos, wrong hints and other controls on a run's own traces."""
     from rich.console import Console as RichConsole
@@ -29,7 +30,7 @@ def controls(
 
     settings = load_as(ControlsSettings, None, overrides or [])
     names = ARMS if arms is None else tuple(name.strip() for name in arms.split(",") if name.strip())
-    document = run_controls(run, settings, names, resume=resume, console=Console(quiet=quiet or as_json))
+    document = run_controls(run, settings, names, resume=resume, console=Console(quiet=quiet or as_json), trust=trust)
     if as_json:
         print_json(document)
         return

@@ -6,14 +6,17 @@ import importlib.metadata
 import importlib.util
 import platform
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hintdistill.config import RescoreSection
 from hintdistill.core.errors import HintdistillError
+from hintdistill.core.trust import in_use
 from hintdistill.prompts import PromptLibrary, data_root
+
+if TYPE_CHECKING:
+    from hintdistill.injection.rendering import Renderer
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -28,10 +31,11 @@ class Check:
     fix: str = ""
 
 
-def diagnose(model: str | None = None) -> list[Check]:
-    """Every check, in order; `model` adds those of a model folder."""
+def diagnose(model: str | None = None, *, trust_remote_code: bool = False) -> list[Check]:
+    """Every check; those of a model folder come first, whose own code runs only with `trust_remote_code`."""
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
-    return checks + (_model(model) if model else [])
+    with in_use(None, model_code=trust_remote_code):
+        return ([*_model(model), *_weights(model)] if model else []) + checks
 
 
 PACKAGES = (
@@ -118,16 +122,48 @@ def _trackers() -> Check:
     return Check("trackers", "warn" if fix else "ok", detail, fix)
 
 
+def _weights(name: str) -> list[Check]:
+    """Whether the weights are whole and finite: they are loaded, where there is memory for them."""
+    from hintdistill.core.machine import room
+    from hintdistill.core.model_shape import ModelShape
+    from hintdistill.core.models import resolve_model
+
+    try:
+        folder = resolve_model(name)
+        needed, free = ModelShape.of(folder).parameters * 2, room("cpu").available
+        if needed * 2 > free:
+            said = f"not looked at: they need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free"
+            return [Check("weights", "warn", said, "a run looks at them when it loads them")]
+        import torch
+
+        from hintdistill.engines.weights import load_model
+
+        model = load_model(folder, torch.bfloat16, torch.device("cpu"))
+    except HintdistillError as error:
+        return [Check("weights", "fail", error.message, error.hint)]
+    return [Check("weights", "ok", f"{sum(p.numel() for p in model.parameters()) / 1e6:,.1f} M, whole and finite")]
+
+
 def _model(name: str) -> list[Check]:
     from hintdistill.core.models import resolve_model
-    from hintdistill.core.types import Message
     from hintdistill.injection.rendering import Renderer
 
     try:
         renderer = Renderer.from_pretrained(resolve_model(name))
     except HintdistillError as error:
         return [Check("model", "fail", error.message, error.hint)]
-    checks = [Check("model", "ok", str(Path(name)))]
+    return [*template_checks(renderer), Check("model", "ok", str(Path(name)))]
+
+
+def template_checks(renderer: Renderer) -> list[Check]:
+    """What a template does: first what the student will not see, then its arguments, and the roles that a hint can have."""
+    from hintdistill.core.types import Message
+    from hintdistill.injection.template_probe import unseen
+
+    hidden = unseen(renderer)
+    fix = "the student is trained on contexts without it; another chat template is run.template.file" if hidden else ""
+    seen = "a system prompt, a tool list, a call, its result and reasoning are all printed"
+    checks = [Check("not seen by the student", "warn" if hidden else "ok", "; ".join(hidden) or seen, fix)]
     mode = renderer.arguments_mode
     fix = (
         ""
@@ -140,20 +176,14 @@ def _model(name: str) -> list[Check]:
         Message(role="assistant", content="b"),
         Message(role="user", content="c"),
     )
-
-    def try_role(role: Literal["user", "system"]) -> None:
-        text = renderer.render((*talk, Message(role=role, content="hint words")), (), header=True)
-        if "hint words" not in text:
-            raise HintdistillError("the template drops the message")
-
-    attempts: list[tuple[str, Callable[[], None]]] = [
-        ("hint as user", lambda: try_role("user")),
-        ("hint as system", lambda: try_role("system")),
-    ]
-    for label, attempt in attempts:
+    roles: tuple[Literal["user", "system"], ...] = ("user", "system")
+    for role in roles:
         try:
-            attempt()
-            checks.append(Check(label, "ok", "accepted above a step"))
+            text = renderer.render((*talk, Message(role=role, content="hint words")), (), header=True)
+            if "hint words" not in text:
+                raise HintdistillError("the template drops the message")
+            checks.append(Check(f"hint as {role}", "ok", "accepted above a step"))
         except HintdistillError as error:
-            checks.append(Check(label, "warn", error.message, "the next placement of inject.placements is used"))
+            again = "the next placement of inject.placements is used"
+            checks.append(Check(f"hint as {role}", "warn", error.message, again))
     return checks

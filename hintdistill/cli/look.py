@@ -11,6 +11,10 @@ import typer
 
 from hintdistill.reporting import printable
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Let a run folder from elsewhere run the code it names, download and ask servers."),
+]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
@@ -52,10 +56,14 @@ def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
 
     library = PromptLibrary(prompts)
     problems = [p for name in library.names() for p in library.lint(name)]
+    # a prompt that does not lint renders nothing, so nothing can be said of what it primes
+    advice = [a for name in library.names() if not library.lint(name) for a in library.advice(name)]
     if as_json:
-        print_json({"prompts": len(library.names()), "problems": problems})
+        print_json({"prompts": len(library.names()), "problems": problems, "advice": advice})
     else:
         print("\n".join(problems) if problems else f"{len(library.names())} prompts, no problems")
+        for line in advice:
+            print(f"advice: {line}")
     if problems:
         raise typer.Exit(2)
 
@@ -97,7 +105,8 @@ def prompts_render(
 
 
 TracePaths = Annotated[
-    list[str], typer.Argument(metavar="PATH...", help="Files, folders, globs or zips.", show_default=False)
+    list[str],
+    typer.Argument(metavar="PATH...", help="Files, folders, globs, zips, or hf://owner/name.", show_default=False),
 ]
 FormatOption = Annotated[str, typer.Option("--format", help="A name in docs/traces.md; recognised by default.")]
 StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker's name of the student.")]
@@ -119,12 +128,15 @@ def traces_inspect(
     format: FormatOption = "auto",
     student_role: StudentRole = "assistant",
     tools: ToolsFile = None,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="List what the files hold and the traces do not, by key path.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Counts per file: traces, steps, tool calls, schemas, token ids, rewards, deterministic-check hits, failures."""
     from hintdistill.reporting import inspection
 
-    found = inspection.inspect_files(paths, _read_options(format, student_role, tools))
+    found = inspection.inspect_files(paths, _read_options(format, student_role, tools), lost=lost)
     if as_json:
         reports = list(found)
         print_json(inspection.as_json(reports))
@@ -153,13 +165,17 @@ def convert(
 ) -> None:
     """Write traces of any format in the native one; what could not be read is listed."""
     from hintdistill.reporting import inspection
+    from hintdistill.traces.files import not_read
 
     options = _read_options(format, student_role, tools, token_ids)
     done = inspection.convert(paths, out, options, allow_empty_files=allow_empty_files)
     failures = [{"source": str(f.source), "reason": f.reason, "message": f.message} for f in done.failures]
     if as_json:
-        print_json({"path": done.path, "traces": done.traces, "failures": failures})
+        foreign = [f.name for f in done.foreign]
+        print_json({"path": done.path, "traces": done.traces, "failures": failures, "not_read": foreign})
         return
+    if (line := not_read(done.foreign)) is not None:
+        say(line, error=True)
     for failure in failures:
         say(f"{failure['source']}: {failure['reason']}: {failure['message']}", error=True)
     print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")

@@ -17,9 +17,13 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.controls import controls, preflight
-from hintdistill.cli.look import Json, RunArg, convert, print_json, prompts_app, recipes_app, say, traces_app
+from hintdistill.cli.export import export
+from hintdistill.cli.interrupts import interrupted, interruptible
+from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
-from hintdistill.core.errors import ConfigError, HintdistillError
+from hintdistill.cli.running import Asked, finish, run_stages
+from hintdistill.cli.serve import mcp, serve
+from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 
 app = typer.Typer(
     name="hintdistill",
@@ -38,8 +42,13 @@ app.command()(controls)
 app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
+app.command()(export)
+app.command()(serve)
+app.command()(mcp)
 
-Config = Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)]
+Config = Annotated[
+    Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
 
@@ -51,57 +60,13 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
-def _stages(
-    config: Path,
-    overrides: list[str] | None,
-    until: str,
-    resume: bool,
-    quiet: bool,
-    as_json: bool,
-    limit: int | None = None,
-) -> None:
-    from hintdistill.config.file import load_config
-    from hintdistill.pipeline.progress import Console
-    from hintdistill.pipeline.run import check_named_folder, run_folder
-    from hintdistill.pipeline.run import run as run_pipeline
-    from hintdistill.training.processes import is_main
-
-    extra = [f"traces.limit={limit}"] if limit is not None else []
-    if resume:
-        check_named_folder(config, overrides or [])
-    settings = load_config(config, [*(overrides or []), *extra])
-    folder = run_folder(settings, config.stem)
-    run_pipeline(settings, folder, resume=resume, until=until, console=Console(quiet=quiet or as_json))
-    if is_main():
-        _finish(folder, as_json)
-
-
-def _finish(folder: Path, as_json: bool) -> None:
-    """Print what the run came to; the last line says where the report is."""
-    report = folder / "report.json"
-    if as_json:
-        say(report.read_text(encoding="utf-8"))
-        return
-    from rich.console import Console as RichConsole
-
-    if (folder / "rounds.json").is_file():
-        from hintdistill.reporting.rounds import show_rounds
-
-        show_rounds(json.loads(report.read_text(encoding="utf-8")), RichConsole())
-        print(f"report: {report}")
-        return
-    from hintdistill.reporting.terminal import show_summary
-
-    show_summary(json.loads(report.read_text(encoding="utf-8")), RichConsole())
-    html = folder / "report.html"
-    print(f"report: {html if html.is_file() else report}")
-
-
 @app.command()
 def run(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in run.dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in run.dir, else the only unfinished one of CONFIG.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
     until: Annotated[
         str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")
@@ -109,10 +74,11 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N traces.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """The whole job: read, critique, inject, rescore, train, report."""
     if not dry_run:
-        _stages(config, overrides, until, resume, quiet, as_json, limit)
+        run_stages(config, overrides, Asked(until, resume, quiet, as_json, trust, limit, find=True))
         return
     import dataclasses
 
@@ -120,7 +86,7 @@ def run(
     from hintdistill.pipeline.dry_run import dry_run as look_ahead
 
     extra = [f"traces.limit={limit}"] if limit is not None else []
-    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra])))
+    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra]), trust=trust))
     if as_json:
         print_json(ahead)
         return
@@ -145,10 +111,11 @@ def critique(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Read and critique; continues the run in run.dir."""
     if labels is None and compare is None and not dry_run:
-        _stages(config, overrides, "critique", True, quiet, as_json)
+        run_stages(config, overrides, Asked("critique", True, quiet, as_json, trust))
         return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
@@ -156,8 +123,13 @@ def critique(
     settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
     if dry_run:
         from hintdistill.pipeline.dry_run import dry_run as look_ahead
+        from hintdistill.pipeline.labels import score_ahead
 
-        asked = look_ahead(settings, until="critique").critics
+        asked = (
+            look_ahead(settings, until="critique", trust=trust).critics
+            if labels is None
+            else score_ahead(settings, labels, console, trust=trust)
+        )
         text = [
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
         ]
@@ -169,36 +141,53 @@ def critique(
         from hintdistill.pipeline.run import run_folder
 
         folder = run_folder(settings, f"{config.stem}-labels")
-        result = score_critics(settings, labels, folder, console)
+        result = score_critics(settings, labels, folder, console, trust=trust)
         print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
         return
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 
     assert compare is not None
-    found = run_comparison(config, overrides or [], compare, console)
+    found = run_comparison(config, overrides or [], compare, console, trust=trust)
     print_json(found) if as_json else say("\n".join(compare_lines(found)))
 
 
 @app.command()
-def rescore(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def rescore(
+    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
+) -> None:
     """Read, critique, inject and rescore; continues the run in run.dir."""
-    _stages(config, overrides, "rescore", True, quiet, as_json)
+    run_stages(config, overrides, Asked("rescore", True, quiet, as_json, trust))
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def train(
+    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
+) -> None:
     """Everything up to the trained student; continues the run in run.dir."""
-    _stages(config, overrides, "train", True, quiet, as_json)
+    run_stages(config, overrides, Asked("train", True, quiet, as_json, trust))
 
 
 @app.command()
 def report(
     run: RunArg,
     share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
+    student: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Measure a student that was trained elsewhere, beside the run's own."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Take the missing measurements and write the report of a run again."""
+    if student is not None:
+        if share:
+            raise ConfigError("--share is of the run's own report", hint="without --student")
+        from hintdistill.pipeline.elsewhere import report_student
+        from hintdistill.pipeline.progress import Console
+
+        finish(report_student(run, student, Console(quiet=quiet or as_json), trust=trust), as_json)
+        return
     if share:
         from hintdistill.pipeline.store import RunDir
         from hintdistill.reporting.share import write_shared
@@ -209,8 +198,8 @@ def report(
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import report_only
 
-    report_only(run, Console(quiet=quiet or as_json))
-    _finish(run, as_json)
+    report_only(run, Console(quiet=quiet or as_json), trust=trust)
+    finish(run, as_json)
 
 
 @app.command()
@@ -245,14 +234,50 @@ def show(
 
 
 @app.command()
+def verify(run: RunArg, as_json: Json = False) -> None:
+    """Whether the bytes of a run folder are those that were written; what is damaged is moved to RUN/damaged."""
+    from hintdistill.pipeline.continuing import command
+    from hintdistill.pipeline.verify import verify as check
+
+    found = check(run)
+    if as_json:
+        print_json([{"path": str(d.path), "what": d.what, "lines": list(d.lines), "redone": d.redone} for d in found])
+    else:
+        for damage in found:
+            say(str(damage))
+        said = f"{len(found)} damaged, now in {run / 'damaged'}; this makes them again: {command(run)}"
+        say(said if found else f"{run}: everything is as it was written")
+    if found:
+        raise typer.Exit(3)
+
+
+@app.command()
 def push(
     run: RunArg,
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="Repository on the hub, e.g. me/my-student.", show_default=False)
     ],
     public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="Upload the targets, scanned for secrets, instead.")
+    ] = False,
+    text_free: Annotated[
+        bool, typer.Option("--text-free", help="Of the targets, upload numbers alone: no token ids, no words.")
+    ] = False,
+    to: Annotated[str, typer.Option("--to", help="Format of the targets; see `export`.")] = "hf",
+    licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,
+    trust: Trust = False,
 ) -> None:
-    """Upload the student of a run to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
+    """Upload the student of a run, or its targets, to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
+    from hintdistill.bridges.publish import push_targets, require_flags
+
+    require_flags(targets, text_free)
+    if targets:
+        where = push_targets(
+            run, repository, form=to, text_free=text_free, private=not public, licence=licence, trust=trust
+        )
+        print(where)
+        return
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import push as push_student
     from hintdistill.pipeline.store import RunDir
@@ -274,14 +299,26 @@ def init(
 
 @app.command()
 def doctor(
-    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None, as_json: Json = False
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Configuration whose template, servers and traces to look at.", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Let code that stands in the model folder run.")
+    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """What is installed, what will not work, and how to fix it."""
+    """What is installed, what will not work, and how to fix it; with a config, first what the student will not see."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
+    from hintdistill.cli.doctor_config import config_checks
+    from hintdistill.config.file import load_config
 
-    checks = diagnose(model)
+    checks = [] if config is None else config_checks(load_config(config, overrides or ()))
+    checks += diagnose(model, trust_remote_code=trust_remote_code)
     if as_json:
         print_json([dataclasses.asdict(c) for c in checks])
     else:
@@ -302,18 +339,34 @@ def ablate() -> None:
 
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
+    with interruptible():
+        _main()
+
+
+def _main() -> None:
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)
     except HintdistillError as error:
-        say(f"error: {error}", error=True)
+        say("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), error=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; --resume continues", file=sys.stderr)
+        say(interrupted(), error=True)
         sys.exit(130)
     except Exception as error:
+        from hintdistill.core.storage import disk_trouble
+
+        if (trouble := disk_trouble(error)) is not None:
+            say("\n".join([f"error: {trouble}", *getattr(error, "__notes__", ())]), error=True)
+            sys.exit(trouble.exit_code)
+        if isinstance(error, OSError):
+            # a path that cannot be read; what a run has on disk is whole, and `--resume` continues it
+            where = f"{error.filename}: " if error.filename else ""
+            said = f"error: {where}{error.strerror or error}"
+            say("\n".join([said, *getattr(error, "__notes__", ())]), error=True)
+            sys.exit(InputError.exit_code)
         usage = getattr(error, "show", None)
         if usage is None:
             raise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, print_json, say
+from hintdistill.cli.look import Json, Trust, print_json, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +26,7 @@ def plan(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Tokens, peak memory and time of each stage, the longest trace that fits, and settings that suit; writes nothing."""
     from hintdistill.config.file import load_config
@@ -37,6 +38,7 @@ def plan(
         measured=measure,
         gigabytes=memory,
         console=Console(quiet=quiet or as_json),
+        trust=trust,
     )
     if as_json:
         print_json(found.document())

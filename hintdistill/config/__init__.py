@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.config.critic import (
@@ -64,6 +64,7 @@ __all__ = [
     "RunSection",
     "Section",
     "ServerSection",
+    "TemplateSection",
     "TracesSection",
     "TrainSection",
     "TripwireSection",
@@ -72,6 +73,16 @@ __all__ = [
 ]
 
 CONFIG_SCHEMA = 3
+
+
+class TemplateSection(Section):
+    """The chat template that the student is rendered with, and its options."""
+
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the template, e.g. `{enable_thinking: false}`, `{date_string: 26 Jul 2024}`; `strftime_now: 2026-05-01` is the date that
+    templates get that ask for today's. An option that the template does not read is refused. What a trace recorded goes before."""
+    file: ConfigPath | None = None
+    """A chat template in place of the model folder's."""
 
 
 class RunSection(Section):
@@ -89,18 +100,23 @@ class RunSection(Section):
     cast as they are used."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
+    trust_remote_code: bool = False
+    """Whether code that stands in a model folder may run when its model or tokenizer is loaded. It can do whatever you can; it is
+    off, and an error says where a model needs it."""
     rounds: int | None = Field(default=None, ge=1)
     """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
     traces. Default: no loop, `traces.path` is read."""
     initial: ModelPath | None = None
     """The policy the run starts from, where `model` is a later one. The loop sets it."""
+    template: TemplateSection = TemplateSection()
 
 
 class TracesSection(Section):
     """1. read: which files, and how."""
 
     path: tuple[ConfigPath, ...] = ()
-    """A file, a folder, a glob or a zip, or several of them; needed unless `run.rounds` is set."""
+    """A file, a folder, a glob, a zip, or a data set of the hub (`hf://owner/name?split=train&revision=main`), or several of them;
+    needed unless `run.rounds` is set."""
     tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces that carry none."""
     format: str = "auto"
@@ -135,6 +151,10 @@ class InjectSection(Section):
     candidates: int = Field(default=1, ge=1, le=4)
     """Hints per finding, which compete within their level: the critic's, a principle, the right action alone, the class's
     template. The one with the largest odds is taken before anything is accepted; see docs/hints.md."""
+    max_hint_tokens: int = Field(default=512, ge=1)
+    """A hint of more tokens is refused (`hint_too_long`): it is a document, and no hint."""
+    max_hint_share: float = Field(default=1.0, gt=0.0)
+    """A hint of more tokens than this share of the context above its step is refused, beyond 64 tokens."""
     max_level: int = Field(default=2, ge=0, le=3)
     """Hints of a higher level are rejected: 0 principle, 1 narrows, 2 has a corrected token, 3 has what the context does not."""
     min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)
@@ -245,6 +265,17 @@ class RunConfig(Section):
     train: TrainSection = Field(default_factory=TrainSection)
     rollout: RolloutSection = RolloutSection()
     report: ReportSection = ReportSection()
+    _foreign: str | None = PrivateAttr(default=None)
+
+    @property
+    def foreign(self) -> str | None:
+        """The run folder from elsewhere that these settings were read from; None for settings that the caller named."""
+        return self._foreign
+
+    def of_folder(self, foreign: str | None) -> RunConfig:
+        """The same settings, read from a run folder from elsewhere; see `core/trust.py`."""
+        self._foreign = foreign
+        return self
 
     @model_validator(mode="after")
     def _traces_or_rounds(self) -> RunConfig:

@@ -38,6 +38,9 @@ class RecordedSection(Section):
     """Take only findings of these classes."""
 
 
+AnswerField = Literal["analysis", "decisive", "place"]
+
+
 class LLMSection(Section):
     """An LLM critic: who answers, how it is asked, and what may be spent."""
 
@@ -68,12 +71,17 @@ class LLMSection(Section):
     tokenizer: ConfigPath | None = None
     """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
+    """For one whole answer, from the first byte sent to the last received."""
     retries: int = Field(default=3, ge=0)
     concurrency: int = Field(default=8, ge=1)
     """Traces in flight at a server; traces per batch with `vllm` and `local`."""
     structured: Literal["json_schema", "json_schema_strict", "none"] = "json_schema"
     """`json_schema` asks the server to constrain its output, lengths bounded; `json_schema_strict` keeps to the subset
     that strict modes of cloud services take; `none` only validates what comes back. `vllm` and `local` always constrain."""
+    fields: tuple[AnswerField, ...] = ("analysis", "decisive", "place")
+    """What an answer holds beside verdict, step, quote, class and hint: `analysis`, a few sentences before anything is
+    decided; `decisive`, who made the run fail, and which mistake the run would have gone well without; `place`, the part of
+    the step that the quote is in. `[]` for a critic that was trained on the short form."""
     max_findings: int = Field(default=8, ge=1)
     """Bound on the findings of one answer, under `json_schema`."""
     repair_rounds: int = Field(default=1, ge=0, le=3)
@@ -144,6 +152,9 @@ class CriticSection(Section):
     below `pass_reward` and nobody found anything."""
     pass_reward: float = 1.0
     """Runs with at least this reward did not fail."""
+    select: Literal["decisive", "roots"] = "decisive"
+    """Which findings go on: `decisive`: what a critic marks as decisive, and root findings of critics that mark none;
+    `roots`: root findings, marked or not."""
     max_per_trace: int = Field(default=3, ge=1)
     """At most this many root findings of a trace go on."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
@@ -158,6 +169,9 @@ class CriticSection(Section):
     """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
     """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
+    allow_owed: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the traces that may still be owed a critique (server failed, budget spent) where training follows; above it
+    the run ends before it trains, with exit code 5, and `--resume` continues it."""
     cache: OutputPath | None = None
     """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()

@@ -28,6 +28,7 @@ class EngineSection(Section):
     """Hosts outside this machine that may receive traces, as token ids."""
     api_key_env: str = "OPENAI_API_KEY"
     timeout_s: float = Field(default=600.0, gt=0)
+    """For one whole answer, from the first byte sent to the last received."""
     retries: int = Field(default=2, ge=0)
     concurrency: int = Field(default=8, ge=1)
     """Prompts in flight to a server."""

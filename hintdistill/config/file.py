@@ -20,6 +20,7 @@ from hintdistill.config import RunConfig, Section
 from hintdistill.config.removed import REMOVED
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.paths import resolve_paths
+from hintdistill.core.trust import written_elsewhere
 
 C = TypeVar("C", bound=Section)
 
@@ -32,7 +33,12 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     Raises:
         ConfigError: file missing, YAML broken, unknown key (with the nearest known one), or a value out of range.
     """
-    return load_as(RunConfig, path, overrides)
+    config = load_as(RunConfig, path, overrides)
+    if path is None or not (Path(path).parent / "manifest.json").exists():
+        return config
+    # a run folder's own configuration is not the caller's
+    written = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return config.of_folder(written_elsewhere(Path(path).parent, written))
 
 
 def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = ()) -> C:
@@ -47,8 +53,18 @@ def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = 
             raise ConfigError(
                 f"no config file at {path}", hint="`hintdistill init DIR` writes one to start from"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except IsADirectoryError:
+            inside = Path(path) / "config.yaml"
+            hint = f"its settings are in {inside}" if inside.is_file() else "name the YAML file in it"
+            raise ConfigError(
+                f"{path} is a folder, and no run: {hint}", hint="or name a run folder with --resume"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+        except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        except RecursionError:
+            raise ConfigError(f"{path} is nested too deeply to be a config") from None
         if not isinstance(loaded, dict):
             raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")
         data = loaded

@@ -40,6 +40,10 @@ class ConfigError(HintdistillError):
     exit_code = 2
 
 
+class ArgumentError(ConfigError, TypeError):
+    """An argument of a Python call has a type or a value that the call cannot take."""
+
+
 class PromptError(ConfigError):
     """A prompt does not parse, uses an unknown variable, or fails to render."""
 
@@ -54,8 +58,24 @@ class InputError(HintdistillError):
     exit_code = 3
 
 
+class DiskError(InputError):
+    """A file cannot be written: the disk is full, the folder read-only, a quota or a limit reached."""
+
+
 class TraceError(InputError):
     """One record of a trace file is not a trace."""
+
+
+class UnreadBranchesError(TraceError):
+    """A search holds branches that are not read; its answered branch is."""
+
+    code = "unread_branches"
+
+
+class LostStepError(TraceError):
+    """A record names a step that its messages lack; what they hold is read."""
+
+    code = "lost_step"
 
 
 class ModelError(InputError):
@@ -77,6 +97,14 @@ class TemplateError(ModelError):
 
 class SpliceError(InputError):
     """The hint cannot be inserted, or the step's tokens cannot be told apart from their context."""
+
+
+class ControlTokensError(SpliceError):
+    """A hint holds control tokens of the student's template, or control characters."""
+
+
+class HintTooLongError(SpliceError):
+    """A hint has more tokens than `inject.max_hint_tokens`, or more than its share of the context."""
 
 
 class QuoteNotFoundError(SpliceError):

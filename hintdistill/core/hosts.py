@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.trust import require_trusted
 
 
 def is_loopback(host: str) -> bool:
@@ -36,9 +37,12 @@ def require_allowed(what: str, base_url: str, allow_hosts: Iterable[str], key: s
         key: the setting that allows hosts.
 
     Raises:
+        UntrustedError: `base_url` is outside this machine, and the settings in use are from elsewhere.
         ConfigError: `base_url` is outside this machine and its host is not in `allow_hosts`.
     """
     host = urlsplit(base_url).hostname or ""
+    if is_outside(base_url):
+        require_trusted(f"ask {host}")
     if is_outside(base_url) and host not in {allowed.lower() for allowed in allow_hosts}:
         raise ConfigError(
             f"{what} at {without_password(base_url)} is outside this machine",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.trust import require_trusted
 
 
 def load_object(spec: str, key: str, what: str) -> Any:
@@ -20,7 +21,9 @@ def load_object(spec: str, key: str, what: str) -> Any:
 
     Raises:
         ConfigError: the module or the name does not exist.
+        UntrustedError: the settings in use are from elsewhere.
     """
+    require_trusted(f"load the {what} {spec}")
     where, sep, name = spec.rpartition(":")
     if not sep:
         raise ConfigError(f"{key}={spec!r} is not of the form path/to/file.py:Name")

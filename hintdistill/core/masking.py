@@ -34,6 +34,7 @@ def hide(secret: str) -> None:
         json.dumps(json.dumps(secret))[3:-3],
         quote(secret, safe="", errors="replace"),
         html.escape(secret),
+        "".join(f"\\u{ord(c):04x}" for c in secret),
         encoded,
         encoded.rstrip("="),
     }

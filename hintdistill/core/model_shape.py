@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import ModelError
+from hintdistill.core.models import ADAPTER_CONFIG, resolve_model, unloadable
+from hintdistill.core.trust import model_code_allowed
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,11 @@ class ModelShape:
         """
         from transformers import AutoConfig
 
-        folder = _base_folder(folder)
+        folder = base_folder(folder)
         try:
-            config = AutoConfig.from_pretrained(folder).get_text_config()
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=model_code_allowed()).get_text_config()
         except Exception as error:
-            raise ModelError(f"cannot read the config of {folder}: {error}") from error
+            raise unloadable(f"the config of {folder}", error) from error
         return cls.from_config(config, _tensors(folder))
 
     @classmethod
@@ -164,21 +166,37 @@ class ModelShape:
         return dataclasses.replace(self, parameters=parameters, linears=linears, tied=tied)
 
 
-def _base_folder(folder: Path) -> Path:
-    adapter = folder / "adapter_config.json"
+def base_folder(folder: Path) -> Path:
+    """Where the whole weights are: the folder itself, or that of the base model of an adapter. Raises ModelError.
+
+    An adapter names its base itself, so this is asked before a library that would download it.
+    """
+    adapter = folder / ADAPTER_CONFIG
     if not adapter.is_file() or (folder / "config.json").is_file():
         return folder
-    from hintdistill.core.models import resolve_model
+    try:
+        said = json.loads(adapter.read_text(encoding="utf-8"))
+        base, revision = said["base_model_name_or_path"], said.get("revision")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{adapter} does not name the model it stands on: {error}") from None
+    return resolve_model(str(base), revision)
 
-    return resolve_model(str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]))
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """Name → dtype, shape and place of each tensor of a safetensors file. Raises ModelError where it is damaged."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {n: t for n, t in header.items() if n != "__metadata__" and len(t["shape"]) >= 0 and t["data_offsets"]}
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"{path} is no safetensors file: {error}", hint="get the model folder again") from None
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the stored weights by name, from the headers of the safetensors files; empty where there are none."""
     out: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(size))
-        out |= {n: tuple(t["shape"]) for n, t in header.items() if n != "__metadata__"}
+        out |= {n: tuple(t["shape"]) for n, t in safetensors_header(path).items()}
     return out

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import ModelError
+from hintdistill.core.trust import guards, model_code_allowed, require_trusted
 
 WEIGHTS = (".safetensors", ".bin", ".pt")
 TOKENIZER = (
@@ -25,6 +26,7 @@ TOKENIZER = (
     "merges.txt",
     "special_tokens_map.json",
 )
+ADAPTER_CONFIG = "adapter_config.json"
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
@@ -40,11 +42,12 @@ class ModelKey:
         return f"{self.weights}-{self.tokenizer}-{self.template}"
 
 
-def resolve_model(name: str) -> Path:
-    """The local folder of a model given as a path or a hub name.
+def resolve_model(name: str, revision: str | None = None) -> Path:
+    """The local folder of a model given as a path or a hub name, of a hub's model at a revision.
 
     Raises:
         ModelError: neither a folder nor downloadable.
+        UntrustedError: it would be downloaded, and the settings in use are from elsewhere.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -58,8 +61,9 @@ def resolve_model(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, revision=revision, local_files_only=guards()))
     except Exception as error:
+        require_trusted(f"download the model {name}")
         raise ModelError(
             f"no model folder at {name}, and the hub did not give it: {type(error).__name__}: {str(error).splitlines()[0]}",
             hint="run.model names a folder saved by save_pretrained, or a hub name that can be reached",
@@ -87,14 +91,16 @@ def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
     """The tokenizer of a model folder, chat template included unless another one takes its place.
 
     Raises:
-        ModelError: it cannot be loaded, is not a fast tokenizer, or has no chat template.
+        ModelError: it cannot be loaded, has tokens that the model beside it has no row for, is not a fast tokenizer, or has no
+            chat template.
     """
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model_code_allowed())
     except Exception as error:
-        raise ModelError(f"cannot load the tokenizer of {folder}: {error}") from error
+        raise unloadable(f"the tokenizer of {folder}", error) from error
+    _require_rows(folder, tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(f"the tokenizer of {folder} is not a fast one", hint="character offsets need a tokenizer.json")
     if needs_template and not tokenizer.chat_template:
@@ -103,6 +109,36 @@ def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
             hint="put a chat_template.jinja into the folder, or name one as run.template.file: it decides what the student saw",
         )
     return tokenizer
+
+
+def _require_rows(folder: Path, tokenizer: Any) -> None:
+    """Raise ModelError where the tokenizer has ids beyond the vocabulary of the model in the same folder."""
+    if not (folder / "config.json").is_file():
+        return
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=model_code_allowed()).get_text_config()
+    except Exception as error:
+        raise unloadable(f"the config of {folder}", error) from error
+    rows = getattr(config, "vocab_size", None)
+    beyond = sorted((at, token) for token, at in tokenizer.get_vocab().items() if rows and at >= rows)
+    if beyond:
+        named = ", ".join(f"{token!r} ({at})" for at, token in beyond[:3]) + (", …" if len(beyond) > 3 else "")
+        raise ModelError(
+            f"the tokenizer of {folder} has {len(beyond)} tokens with ids beyond the model's vocabulary of {rows}: {named}",
+            hint="the tokenizer is another model's, or tokens were added without model.resize_token_embeddings",
+        )
+
+
+def unloadable(what: str, error: Exception) -> ModelError:
+    """The error for a part of a model folder that transformers does not load; where it would run the folder's code, it says so."""
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"cannot load {what}: it needs Python code that stands in the model folder",
+            hint="read that code; run.trust_remote_code=true (load_engine: trust_remote_code=True) lets it run as you",
+        )
+    return ModelError(f"cannot load {what}: {error}")
 
 
 def _hash_files(files: list[Path]) -> str:

@@ -173,7 +173,8 @@ def _place(value: str, mark: PathMark) -> str:
         return file if file.endswith(".py") else ""
     if mark.kind == "recipe":
         return value if value.endswith((".yaml", ".yml")) else ""
-    return value
+    # a data set of the hub is no path
+    return "" if mark.kind == "input" and value.startswith("hf://") else value
 
 
 def _exists(value: str, mark: PathMark) -> bool:

@@ -7,11 +7,12 @@ per position, G gathered ids. All log-probabilities are natural logarithms (nats
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 import numpy as np
 
+from hintdistill.core.plain import plain
 from hintdistill.core.types import Fidelity, Split, TargetKind
 
 Choice = Literal["only", "best", "outranked", "other_level"]
@@ -228,6 +229,18 @@ class Target(TargetHead):
             odds=m.odds,
             flips=m.flips,
         )
+
+    def to_dict(self, distributions: bool = False) -> dict[str, Any]:
+        """Return the target as JSON: every field, `hint_effect`, `decision` and the five largest `shifts`.
+
+        Args:
+            distributions: also the arrays `context_ids`, `support_ids`, `teacher_logprobs` and `plain_logprobs`, which are most of
+                a target; -inf is null.
+        """
+        large = () if distributions else ("context_ids", "support_ids", "teacher_logprobs", "plain_logprobs")
+        made = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name not in large}
+        decision = None if self.decision is None else {**plain(self.decision), "effect": plain(self.decision.effect)}
+        return made | {"hint_effect": plain(self.hint_effect), "decision": decision, "shifts": plain(self.shifts())}
 
     def shifts(self, n: int = 5) -> list[TokenShift]:
         """The `n` tokens whose probability the hint moved most, largest change first."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hintdistill.core.errors import InputError
+from hintdistill.core.errors import DiskError, HintdistillError, InputError
 
 
 def content_key(*parts: Any) -> str:
@@ -18,11 +21,157 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
+REPAIR = "`hintdistill verify` says what of the folder is damaged, and --resume makes it again"
+"""What to do about a damaged file of a run folder."""
+
+
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file aside and rename it, so that a reader sees the old one or the new one, never half."""
+    """Write a file aside, have it on disk, and rename it: a reader sees the old one or the new one, never half.
+
+    Lone surrogates, which a trace may hold, are written as they are in rows.
+    """
+    with writing_aside(path) as aside:
+        aside.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+@contextmanager
+def writing_aside(path: Path) -> Iterator[Path]:
+    """A path to write a file to; it is on disk and takes the place of `path` when the block ends, and goes where it fails."""
     aside = path.with_name(f".{path.name}.writing")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    try:
+        yield aside
+        sync(aside)
+        aside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file grew beyond a limit",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "it may not be written",
+    errno.EPERM: "it may not be written",
+    errno.EIO: "the disk fails",
+}
+_PATHS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.EXDEV,
+    errno.ENXIO,
+    errno.ESTALE,
+)
+"""Paths that are not what they should be."""
+_SAID = re.compile(
+    r"No space left|StorageFull|Disk quota|File too large|FileTooLarge|Read-only file system|ReadOnlyFilesystem"
+    r"|PytorchStreamWriter failed writing|code: (?:28|27|30|122)\b|\[errno (?:28|27|30|122)\]",
+    re.IGNORECASE,
+)
+"""How libraries that are no Python say it."""
+
+
+def disk_trouble(error: BaseException, folder: Path | None = None) -> DiskError | None:
+    """The declared error for one that a disk or a path raised, in this package or in a library; None for any other.
+
+    Args:
+        folder: what was being written, where the error names no file.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, OSError) and number in _PATHS and error.filename is not None:
+        return DiskError(
+            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="look at that path; nothing whole is lost"
+        )
+    if number not in _DISK and not (isinstance(error, Exception) and _SAID.search(str(error))):
+        return None
+    named = getattr(error, "filename", None)
+    where = (os.fsdecode(named) if isinstance(named, str | bytes) else None) or (str(folder) if folder else "a file")
+    what = _DISK[number] if number in _DISK else f"the disk refuses ({str(error).strip().splitlines()[0][:160]})"
+    return DiskError(
+        f"cannot write {where}: {what}",
+        hint="make room, or make it writable; everything whole is kept, and --resume continues",
+    )
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise DiskError for what a full or read-only disk raises inside, wherever it comes up."""
+    try:
+        yield
+    except HintdistillError:
+        raise
+    except Exception as error:
+        trouble = disk_trouble(error, folder)
+        if trouble is None:
+            raise
+        raise trouble from error
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on disk."""
+    at = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
+    """The JSON value of a file, which is a `kind`: dict or list.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        InputError: it is empty, no JSON, of another kind, or cannot be read; names it and says `hint`.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except FileNotFoundError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}", hint=hint) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}", hint=hint) from None
+    if not isinstance(value, kind):
+        named = {dict: "object", list: "array", float: "number"}.get(kind, kind.__name__)
+        raise InputError(f"{path} holds no JSON {named}", hint=hint)
+    return value
+
+
+LINE = "`hintdistill verify` takes damaged lines out of a folder; --resume makes them again"
+
+
+def append_line(path: Path, text: str) -> None:
+    """Append lines, the last one without its end, in one write: it is on disk, or the file is as it was."""
+    data = memoryview(text.encode("utf-8", "surrogatepass") + b"\n")
+    # no buffer, which would be written when the file is closed after a failure
+    at = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        before = os.fstat(at).st_size
+        try:
+            while data:
+                data = data[os.write(at, data) :]
+            os.fsync(at)
+        except BaseException:
+            # a full disk, or an interrupt: half a row would run into the next one
+            with suppress(OSError):
+                os.ftruncate(at, before)
+            raise
+    finally:
+        os.close(at)
 
 
 class JsonlStore:
@@ -51,11 +200,7 @@ class JsonlStore:
         if not rows:
             return
         self._drop_torn_line()
-        data = "".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) + "\n" for r in rows)
-        with self.path.open("ab") as file:
-            file.write(data.encode("utf-8", "surrogatepass"))
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(self.path, "\n".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows))
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Every row, oldest first. Raises InputError for a line that is not JSON, naming it."""
@@ -66,12 +211,12 @@ class JsonlStore:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    yield json.loads(line.decode("utf-8", "surrogatepass"))
-                except ValueError as error:
-                    raise InputError(
-                        f"{self.path}, line {number}: not valid JSON: {error}",
-                        hint="delete that line; --resume makes it again",
-                    ) from None
+                    row = json.loads(line.decode("utf-8", "surrogatepass"))
+                except (ValueError, RecursionError) as error:
+                    raise InputError(f"{self.path}, line {number}: not valid JSON: {error}", hint=LINE) from None
+                if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+                    raise InputError(f"{self.path}, line {number}: no object with a key", hint=LINE)
+                yield row
 
     def by_key(self) -> dict[str, dict[str, Any]]:
         """The newest row of each key."""

@@ -25,6 +25,7 @@ from pydantic import (
 
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.registry import NameIn
+from hintdistill.core.text import require_text
 
 TRACE_SCHEMA = 1
 """Version of the native trace format; raised whenever a stored field changes its meaning."""
@@ -276,14 +277,18 @@ class Finding(FrozenModel):
     """Values a hint template may use: `wrong`, `right`, `tool`, `error`, ..."""
     twin: TwinEdit | None = None
     """The smallest edit under which the step would be right, where the critic wrote one."""
+    decisive: bool | None = None
+    """Whether the run would have gone well without this error; None where the critic was not asked."""
+
+    @model_validator(mode="after")
+    def _is_text(self) -> Finding:
+        return require_text(self, [self.error_class, self.quote, self.hint, self.evidence, self.facts])
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `twin` where there is none: keys of findings from before stay theirs."""
+        """As it is, without `twin` and `decisive` where there are none: keys of findings from before stay theirs."""
         data: dict[str, Any] = plain(self)
-        if self.twin is None:
-            data.pop("twin", None)
-        return data
+        return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 
 
 class Twin(FrozenModel):

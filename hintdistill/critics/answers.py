@@ -2,20 +2,24 @@
 
 Each schema is made for one question, with the step numbers of the record as the only legal ones. Where decoding is
 constrained, an answer cannot contradict itself: the verdict `findings` comes with findings, every other verdict without.
+
+`critic.llm.fields` says what an answer holds beside the short form. With `decisive`, `failed_by` takes the place of the
+verdict, so that an agent's slips can be told in a run that a user or a tool made fail.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hintdistill.core.errors import InputError
-from hintdistill.core.types import Usage, Verdict
+from hintdistill.core.masking import mask_all
+from hintdistill.core.types import QuoteField, Usage, Verdict
 
-QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH = 300, 48, 400
+QUOTE_LENGTH, CLASS_LENGTH, HINT_LENGTH, ANALYSIS_LENGTH = 300, 48, 400, 1200
 """Bounds on strings, characters, so that constrained decoding always comes to an end."""
 MOST_BRACES = 5_000
 """Opening braces at which an answer's object is looked for, so that no text takes long to read."""
@@ -24,6 +28,8 @@ MOST_REPLACEMENTS = 3
 
 
 _DECODER = json.JSONDecoder(strict=False)
+Culprit = Literal["agent", "other", "nobody", "unclear"]
+"""Who made a run fail: the agent, a user or a tool, nobody since it went well; `unclear` where the record does not tell."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -51,19 +57,51 @@ class LLMFinding(Answer):
     caused_by: int | None
     twin: list[LLMEdit] | None = None
     """The smallest edit under which the step would be right; asked for only where twins are made."""
+    decisive: bool | None = None
+    """Whether the run would have gone well without it."""
+    quote_in: QuoteField | None = None
+    call: Annotated[int, Field(ge=0)] | None = None
 
 
 class LLMAnswer(Answer):
     """The answer about a whole record."""
 
-    verdict: Verdict
+    verdict: Verdict | None = None
     findings: list[LLMFinding]
+    analysis: str = ""
+    failed_by: Culprit | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> LLMAnswer:
-        if (self.verdict == "findings") != bool(self.findings):
+        if (self.verdict is None) == (self.failed_by is None):
+            raise ValueError("it needs a verdict, or who made the run fail, and not both")
+        if self.verdict is not None and (self.verdict == "findings") != bool(self.findings):
             raise ValueError(f"the verdict {self.verdict!r} does not go with {len(self.findings)} findings")
+        if self.failed_by == "agent" and not self.findings:
+            raise ValueError("the agent made the run fail, but no mistake of it is named")
         return self
+
+    @property
+    def outcome(self) -> Verdict:
+        """The verdict, also where the answer says instead who made the run fail."""
+        if self.verdict is not None:
+            return self.verdict
+        if self.findings:
+            return "findings"
+        told: dict[str, Verdict] = {"other": "not_student", "nobody": "none", "unclear": "abstain"}
+        return told[str(self.failed_by)]
+
+    def marked(self) -> list[LLMFinding]:
+        """The findings in order of their steps, at most one of them decisive: where several are marked, the surest.
+
+        In a run that the agent did not make fail no mistake of it is decisive. Without marks they stay unmarked.
+        """
+        found = sorted(self.findings, key=lambda f: f.step)
+        if self.failed_by is None:
+            return found
+        claimed = [f for f in found if f.decisive] if self.failed_by in ("agent", "unclear") else []
+        best = max(claimed, key=lambda f: f.confidence, default=None)
+        return [f.model_copy(update={"decisive": f is best}) for f in found]
 
 
 class StepAnswer(Answer):
@@ -75,6 +113,9 @@ class StepAnswer(Answer):
     hint: str
     confidence: Finite
     twin: list[LLMEdit] | None = None
+    analysis: str = ""
+    quote_in: QuoteField | None = None
+    call: Annotated[int, Field(ge=0)] | None = None
 
 
 class HalfAnswer(Answer):
@@ -149,6 +190,8 @@ def _valid(kind: type[A], text: str, legal_steps: tuple[int, ...]) -> A:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the object'}: {first['msg']}") from None
+    # an escape in the answer may have spelled the key that was sent
+    answer = kind.model_validate(mask_all(answer.model_dump()))
     if isinstance(answer, LLMAnswer):
         for finding in answer.findings:
             if finding.step not in legal_steps:
@@ -157,37 +200,74 @@ def _valid(kind: type[A], text: str, legal_steps: tuple[int, ...]) -> A:
     return answer
 
 
-def answer_schema(
-    legal_steps: tuple[int, ...], bounds: int | None = None, ranged: bool = False, edits: bool = False
-) -> dict[str, Any]:
-    """JSON schema of an `LLMAnswer`.
+@dataclass(frozen=True)
+class Form:
+    """The form of an answer.
 
     `bounds` limits the number of findings, and then also the length of every string, and ties verdict and findings
     together. Strict modes of some services refuse such keywords; without `bounds` the schema has none. `ranged` states the
     confidence as a range and not as the numbers 0.0, 0.1, …: xgrammar, which vLLM uses, would spell 0.9 as 0.90000000000000002.
-    `edits` asks for the edit of a twin.
+    `edits` asks for the edit of a twin; `fields` are those of `critic.llm.fields`.
     """
+
+    bounds: int | None = None
+    ranged: bool = False
+    edits: bool = False
+    fields: tuple[str, ...] = ()
+
+
+def answer_schema(legal_steps: tuple[int, ...], form: Form = Form()) -> dict[str, Any]:
+    """JSON schema of an `LLMAnswer`; see `Form`."""
     schema = LLMAnswer.model_json_schema()
     steps = {"type": "integer", "enum": list(legal_steps)}
-    finding = _finding_schema(schema.pop("$defs")["LLMFinding"], bounds is not None, ranged, edits)
+    finding = _finding_schema(schema.pop("$defs")["LLMFinding"], form)
     finding["properties"]["step"] = steps
     finding["properties"]["caused_by"] = {"anyOf": [steps, {"type": "null"}]}
-    schema["properties"]["findings"]["items"] = finding
-    if bounds is None:
-        return schema
-    found, nothing = schema, copy.deepcopy(schema)
-    found["properties"]["verdict"] = {"type": "string", "enum": ["findings"]}
-    found["properties"]["findings"] |= {"minItems": 1, "maxItems": bounds}
-    nothing["properties"]["verdict"] = {"type": "string", "enum": ["none", "not_student", "abstain"]}
-    nothing["properties"]["findings"] = {"type": "array", "items": {"type": "null"}, "maxItems": 0}
+    findings = {"type": "array", "items": finding}
+    none = {"type": "array", "items": {"type": "null"}, "maxItems": 0}
+    bounds = {} if form.bounds is None else {"maxItems": form.bounds}
+    if "decisive" in form.fields:
+        # who made the run fail comes before the findings, which it does not bind
+        def told_by(who: list[str], listed: dict[str, Any]) -> dict[str, Any]:
+            return _object({**_analysis(form), "failed_by": {"type": "string", "enum": who}, "findings": listed})
+
+        everyone = list(get_args(Culprit))
+        if form.bounds is None:
+            return told_by(everyone, findings)
+        others = told_by(everyone[1:], (findings | bounds) if legal_steps else none)
+        agent = told_by(everyone[:1], findings | {"minItems": 1} | bounds)
+        return {"anyOf": [agent, others] if legal_steps else [others]}
+    if form.bounds is None:
+        verdict = {"type": "string", "enum": list(get_args(Verdict))}
+        return _object({**_analysis(form), "verdict": verdict, "findings": findings})
+
+    def told(verdicts: list[str], listed: dict[str, Any]) -> dict[str, Any]:
+        return _object({**_analysis(form), "verdict": {"type": "string", "enum": verdicts}, "findings": listed})
+
+    found = told(["findings"], findings | {"minItems": 1} | bounds)
+    nothing = told(["none", "not_student", "abstain"], none)
     return {"anyOf": [found, nothing] if legal_steps else [nothing]}
 
 
-def step_schema(bounded: bool, ranged: bool = False, edits: bool = False) -> dict[str, Any]:
-    """JSON schema of a `StepAnswer`; see `answer_schema`."""
+def step_schema(form: Form = Form()) -> dict[str, Any]:
+    """JSON schema of a `StepAnswer`; see `Form`."""
     schema = StepAnswer.model_json_schema()
-    del schema["$defs"]
-    return _finding_schema(schema, bounded, ranged, edits)
+    del schema["$defs"], schema["properties"]["analysis"]
+    made = _finding_schema(schema, form)
+    made["properties"] = {**_analysis(form), **made["properties"]}
+    made["required"] = [*_analysis(form), *made["required"]]
+    return made
+
+
+def _analysis(form: Form) -> dict[str, Any]:
+    """The property in which a critic thinks before it decides: first, since what is written first binds what follows."""
+    if "analysis" not in form.fields:
+        return {}
+    return {"analysis": {"type": "string"} | ({} if form.bounds is None else {"maxLength": ANALYSIS_LENGTH})}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
 def half_schema() -> dict[str, Any]:
@@ -203,19 +283,28 @@ def hint_schema(bounded: bool) -> dict[str, Any]:
     return schema
 
 
-def _finding_schema(schema: dict[str, Any], bounded: bool, ranged: bool, edits: bool) -> dict[str, Any]:
+def _finding_schema(schema: dict[str, Any], form: Form) -> dict[str, Any]:
     properties = schema["properties"]
-    steps = {"minimum": 0, "maximum": 1} if ranged else {"enum": [n / 10 for n in range(11)]}
+    steps = {"minimum": 0, "maximum": 1} if form.ranged else {"enum": [n / 10 for n in range(11)]}
     properties["confidence"] = {"type": "number"} | steps
+    bounded = form.bounds is not None
     if bounded:
         properties["quote"]["anyOf"][0]["maxLength"] = QUOTE_LENGTH
         properties["error_class"]["maxLength"] = CLASS_LENGTH
         properties["hint"]["maxLength"] = HINT_LENGTH
-    del properties["twin"]
-    if edits:
-        # strict modes want every key, so that an edit is null where there is none
-        properties["twin"] = {"anyOf": [_edit_schema(bounded), {"type": "null"}]}
-        schema["required"].append("twin")
+    more: dict[str, dict[str, Any]] = {}
+    if "decisive" in form.fields and "decisive" in properties:
+        more["decisive"] = {"type": "boolean"}
+    if "place" in form.fields:
+        more["quote_in"] = {"anyOf": [{"type": "string", "enum": list(get_args(QuoteField))}, {"type": "null"}]}
+        more["call"] = {"anyOf": [{"type": "integer"} | ({"minimum": 0} if bounded else {}), {"type": "null"}]}
+    if form.edits:
+        more["twin"] = {"anyOf": [_edit_schema(bounded), {"type": "null"}]}
+    for name in ("twin", "decisive", "quote_in", "call"):
+        properties.pop(name, None)
+    # strict modes want every key, so that what is not there is null
+    properties |= more
+    schema["required"] += more
     return schema
 
 

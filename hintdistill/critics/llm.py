@@ -37,7 +37,7 @@ from hintdistill.critics.strategies import (
     tool_lines,
 )
 from hintdistill.critics.twins import edit_of
-from hintdistill.injection.quotes import is_in_step
+from hintdistill.injection.quotes import is_in_step, placed
 from hintdistill.prompts import REVISE, TWIN, PromptLibrary, hint_classes
 
 Answered = TypeVar("Answered")
@@ -248,6 +248,10 @@ class LLMCritic:
     def _critique(self, asker: Asker, judgement: Judgement, read: tuple[str, ...]) -> Critique:
         findings, notes = [], [*read, *asker.notes, *judgement.notes]
         for f in judgement.findings:
+            message = asker.trace.step(f.step)
+            quote_in, call = placed(f.quote, f.quote_in, f.call, message)
+            if (quote_in, call) != (f.quote_in, f.call):
+                notes.append(f"step {f.step}: the quote does not stand where its critic puts it; looked for everywhere")
             finding = Finding(
                 step=f.step,
                 error_class=f.error_class.strip() or "other",
@@ -256,8 +260,11 @@ class LLMCritic:
                 confidence=min(1.0, max(0.0, f.confidence)),
                 caused_by=f.caused_by if f.caused_by is not None and f.caused_by < f.step else None,
                 critic=self.name,
+                quote_in=quote_in,
+                call=call,
+                decisive=f.decisive,
             )
-            if self.config.drop_unfound_quotes and not is_in_step(finding, asker.trace.step(f.step)):
+            if self.config.drop_unfound_quotes and not is_in_step(finding, message):
                 notes.append(f"dropped: step {f.step}, quote not in the step: {(f.quote or '')[:60]!r}")
                 continue
             findings.append(self._with_twin(asker.trace, finding, f.twin, notes))

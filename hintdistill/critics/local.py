@@ -21,9 +21,11 @@ from transformers import DynamicCache
 
 from hintdistill.core.errors import ConfigError, ContextLengthError, HintdistillError, TemplateError
 from hintdistill.core.models import load_tokenizer, model_key
+from hintdistill.core.trust import model_code_allowed
 from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request
-from hintdistill.engines.transformers import load_model, pick_device, pick_dtype
+from hintdistill.engines.transformers import pick_device, pick_dtype
+from hintdistill.engines.weights import load_model
 
 PLACE = "question-{}-goes-here"
 
@@ -120,7 +122,7 @@ class LocalBackend:
         from transformers import AutoConfig
 
         if self._context_tokens is None:
-            config = AutoConfig.from_pretrained(self.folder).get_text_config()
+            config = AutoConfig.from_pretrained(self.folder, trust_remote_code=model_code_allowed()).get_text_config()
             self._context_tokens = int(getattr(config, "max_position_embeddings", None) or 1 << 30)
         return self._context_tokens
 

@@ -1,19 +1,24 @@
-"""Whether text may leave this machine: keys and tokens by detect-secrets, e-mail addresses by their shape.
+"""Whether text may leave this machine: keys and tokens by detect-secrets and by `secret_forms.py`, e-mail addresses by shape.
 
 A trace is read as it is sent and with its JSON escapes undone, one level after the other: a password in the arguments of a
-call stands in quotation marks that the record escapes, and behind the backslashes no detector sees it. Nothing found is
-ever repeated: a refusal says which message holds what kind of secret.
+call stands in quotation marks that the record escapes, and behind the backslashes no detector sees it. So is what is spelled
+for a URL or for HTML, in wide letters, or with invisible characters between. Nothing found is ever repeated: a refusal says
+which message holds what kind of secret. docs/security.md lists what is not found.
 """
 
 from __future__ import annotations
 
+import html
 import re
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
+from urllib.parse import unquote
 
 from hintdistill.core.errors import ConfigError, InputError
+from hintdistill.critics.secret_forms import HASH, KEYS, PRIVATE, WEBHOOK, named_secrets
 
 EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}")
 DETECTORS = (
@@ -44,12 +49,10 @@ DETECTORS = (
 """Every detector of the library that looks for the shape of a key; not the two that measure entropy, to which every
 order number of a trace is a secret."""
 
-MODEL_KEYS = re.compile(
-    r"(?<![A-Za-z0-9])(?:sk-(?:proj|svcacct|admin|ant|or)-[\w-]{16,}|hf_[A-Za-z0-9]{30,}|AIza[\w-]{35}|npm_[A-Za-z0-9]{36}|gsk_[A-Za-z0-9]{40,})"
-)
-"""Keys of model and package hubs that are younger than the library's release."""
-DEPTH = 4
+DEPTH = 8
 """Levels of JSON inside JSON that are undone."""
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+FORMS = {"key of a service": KEYS, "address of a webhook": WEBHOOK, "private key": PRIVATE, "hash of a password": HASH}
 _ESCAPE = re.compile(r"\\(?:u([\da-fA-F]{4})|(.))", re.DOTALL)
 _LOCK = threading.Lock()
 _ALLOW = re.compile(r"pragma:\s*(?:allow|white)list\S*(?:\s+\S*secret)?", re.IGNORECASE)
@@ -78,16 +81,20 @@ def require() -> None:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The text, and what it is with JSON escapes undone, level by level."""
+    """The text, and what it is with JSON escapes undone, level by level; the last one with other spellings undone too."""
     for _ in range(DEPTH):
         yield text
         plain = _ESCAPE.sub(
             lambda m: chr(int(m[1], 16)) if m[1] else {"n": "\n", "r": "\n", "t": "\t"}.get(m[2], m[2]), text
         )
         if plain == text:
-            return
+            break
         text = plain
-    yield text
+    else:
+        yield text
+    plain = unicodedata.normalize("NFKC", _INVISIBLE.sub("", html.unescape(unquote(text, errors="replace"))))
+    if plain != text:
+        yield plain
 
 
 def kinds(text: str) -> list[str]:
@@ -95,7 +102,9 @@ def kinds(text: str) -> list[str]:
     scan_line, transient_settings = _library()
     readings = list(_readings(text))
     found = ["e-mail address"] if any(EMAIL.search(r) for r in readings) else []
-    found += ["key of a model or package hub"] if any(MODEL_KEYS.search(r) for r in readings) else []
+    for kind, pattern in FORMS.items():
+        found += [kind] if any(pattern.search(r) for r in readings) else []
+    found += ["value that is named a secret"] if any(named_secrets(r) for r in readings) else []
     # a trace must not be able to wave itself through: the library's allow-list comments are taken out first
     settings = {"plugins_used": [{"name": name} for name in DETECTORS]}
     with _LOCK, transient_settings(settings):

@@ -26,6 +26,7 @@ from hintdistill.core.types import Finding, Trace, Usage, Verdict
 from hintdistill.critics.answers import (
     Answer,
     AnswerError,
+    Form,
     HalfAnswer,
     HintAnswer,
     LLMAnswer,
@@ -83,6 +84,8 @@ class Asker:
             "checks": self._checks(more.get("step"), steps),
             "error_classes": hint_classes(self.library),
             "schema": shown(schema),
+            "fields": list(self.config.fields),
+            "has_tools": bool(self.trace.tools),
             "window": record.window + 1,
             "windows": record.windows,
             **more,
@@ -101,12 +104,16 @@ class Asker:
 
     def answer_schema(self, steps: tuple[int, ...]) -> dict[str, Any]:
         """The schema of the answer about a whole record with these steps."""
-        edits = self.asks_edit(self.config.asked_prompt)
-        return answer_schema(steps, self.bounds, self.ranged, edits)
+        return answer_schema(steps, self._form)
 
     def step_schema(self) -> dict[str, Any]:
         """The schema of the answer about one step."""
-        return step_schema(self.bounds is not None, self.ranged, self.asks_edit(self.config.asked_prompt))
+        return step_schema(self._form)
+
+    @property
+    def _form(self) -> Form:
+        edits = self.asks_edit(self.config.asked_prompt)
+        return Form(self.bounds, self.ranged, edits, self.config.fields)
 
     def _checks(self, step: int | None, steps: tuple[int, ...]) -> str:
         wanted = set(steps) if step is None else {step}
@@ -228,7 +235,8 @@ def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """The whole record, one answer."""
     schema = asker.answer_schema(record.steps)
     answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
-    return Judgement(answer.verdict, tuple(sorted(answer.findings, key=lambda f: f.step)))
+    notes = (f"the run was made to fail by {answer.failed_by}",) if answer.failed_by in ("other", "unclear") else ()
+    return Judgement(answer.outcome, tuple(answer.marked()), notes)
 
 
 def step_by_step(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
@@ -273,7 +281,7 @@ def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMF
     )
     if not answer.mistake:
         return None
-    return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake"}))
+    return LLMFinding(step=step, caused_by=None, **answer.model_dump(exclude={"mistake", "analysis"}))
 
 
 def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) -> Asking[str]:
@@ -328,10 +336,17 @@ def merge_windows(judgements: list[Judgement]) -> Judgement:
                 found[slot] = f
     notes = tuple(n for j in judgements for n in j.notes)
     if found:
-        return Judgement("findings", tuple(found[s] for s in sorted(found)), notes)
+        return Judgement("findings", one_decisive([found[s] for s in sorted(found)]), notes)
     order: tuple[Verdict, ...] = ("abstain", "not_student", "none")
     verdicts = [j.verdict for j in judgements]
     return Judgement(next((v for v in order if v in verdicts), "none"), (), notes)
+
+
+def one_decisive(found: list[LLMFinding]) -> tuple[LLMFinding, ...]:
+    """Findings of several readings with at most one decisive: the surest of those that are marked, the first among equals."""
+    marked = [f for f in found if f.decisive]
+    best = max(marked, key=lambda f: f.confidence, default=None)
+    return tuple(f.model_copy(update={"decisive": False}) if f.decisive and f is not best else f for f in found)
 
 
 def agree(votes: list[Judgement], least: float) -> Judgement:
@@ -356,9 +371,13 @@ def agree(votes: list[Judgement], least: float) -> Judgement:
             continue
         classes = [f.error_class for f in found]
         common = max(dict.fromkeys(classes), key=classes.count)
-        kept.append(next(f for f in found if f.error_class == common).model_copy(update={"confidence": share}))
+        marks = [f.decisive for f in found if f.decisive is not None]
+        # a step is decisive where most of the votes that name it say so
+        decisive = sum(marks) * 2 > len(marks) if marks else None
+        first = next(f for f in found if f.error_class == common)
+        kept.append(first.model_copy(update={"confidence": share, "decisive": decisive}))
     if kept:
-        return Judgement("findings", tuple(kept), tuple(notes))
+        return Judgement("findings", one_decisive(kept), tuple(notes))
     quiet: list[Verdict] = [v.verdict for v in votes if v.verdict != "findings"]
     if 2 * len(quiet) <= len(votes):
         return Judgement("abstain", (), (*notes, "the votes disagree"))

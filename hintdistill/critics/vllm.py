@@ -9,6 +9,7 @@ from typing import Any
 
 from hintdistill.core.errors import ConfigError, ContextLengthError, HintdistillError, ServiceError
 from hintdistill.core.models import load_tokenizer, model_key
+from hintdistill.core.trust import model_code_allowed
 from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request
 from hintdistill.critics.local import question_ids
@@ -65,6 +66,7 @@ class VLLMBackend:
                 dtype=self.dtype,
                 max_model_len=self._context_tokens,
                 enable_prefix_caching=True,
+                trust_remote_code=model_code_allowed(),
                 structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
             )
         except Exception as error:

@@ -35,6 +35,8 @@ class EngineJob:
     """Log-probabilities per position that will be asked for; None where the caller does not know yet."""
     id_of: Callable[[str], int | None] | None = None
     """The id of a token's text."""
+    text_of: Callable[[int], str] | None = None
+    """The text of a token's id."""
     key: str | None = None
     """Key of the weights, for engines that cannot know it."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -94,7 +96,7 @@ def server(job: EngineJob) -> ServerEngine:
 
     section = job.section
     assert section.base_url is not None and section.model is not None
-    return ServerEngine(
+    engine = ServerEngine(
         section.base_url,
         section.model,
         max_length=section.max_length,
@@ -104,7 +106,8 @@ def server(job: EngineJob) -> ServerEngine:
         concurrency=section.concurrency,
         timeout_s=section.timeout_s,
         retries=section.retries,
-        key=job.key,
         allow_hosts=section.allow_hosts,
         **job.options,
     )
+    engine.text_of, engine.key = job.text_of, job.key or engine.key
+    return engine

@@ -47,7 +47,6 @@ class ServerEngine:
         concurrency: int = 8,
         timeout_s: float = 600.0,
         retries: int = 2,
-        key: str | None = None,
         allow_hosts: Iterable[str] = (),
     ) -> None:
         """Point at a server.
@@ -58,7 +57,6 @@ class ServerEngine:
             max_length: longest prompt it takes, tokens; None asks the server.
             id_of: the id of a token's text, for the `echo` dialect where the server writes text.
             timeout_s: for one whole answer.
-            key: key of the weights it serves, where the caller knows them; default: its address and their name there.
             allow_hosts: hosts outside this machine that may receive traces, as token ids.
 
         Raises:
@@ -78,7 +76,11 @@ class ServerEngine:
             )
         )
         self.base_url, self.model, self.dialect, self.id_of = self._client.url, model, dialect, id_of
-        self.concurrency, self.key = concurrency, key or f"{self.base_url}:{model}"
+        self.text_of: Callable[[int], str] | None = None
+        """The text of an id, by which echoed tokens are held against those sent where the server writes text; may be set."""
+        self.concurrency = concurrency
+        self.key = f"{self.base_url}:{model}"
+        """Key of the weights it serves: its address and their name there; may be set where the caller knows better."""
         self.max_length = max_length if max_length is not None else self._asked_length()
 
     def _asked_length(self) -> int:
@@ -116,13 +118,54 @@ class ServerEngine:
                     f"{self.base_url} knows no prompt_logprobs", hint="for other servers than vLLM: dialect='echo'"
                 )
             with self._well_formed():
+                self._same_prompt(ids, table)
                 return [None if row is None else {int(i): float(e["logprob"]) for i, e in row.items()} for row in table]
         said = self._complete(ids, top_k, echo=True, logprobs=top_k, return_tokens_as_token_ids=True).get("logprobs")
         with self._well_formed():
             if said is None or said.get("token_logprobs") is None or len(said["token_logprobs"]) < len(ids):
                 raise ServiceError(f"{self.base_url} does not echo the prompt's log-probabilities")
+            self._same_tokens(ids, said.get("tokens"))
             tops = said.get("top_logprobs") or [None] * len(ids)
             return [self._echoed(ids[p], said["token_logprobs"][p], tops[p]) for p in range(len(ids))]
+
+    def _same_prompt(self, ids: Sequence[int], table: Sequence[Any]) -> None:
+        """Hold the rows of a table against the ids that were sent: as many, and each with its own token.
+
+        Raises:
+            ServiceError: the server scored another prompt, e.g. with a BOS of its own.
+        """
+        if len(table) != len(ids):
+            raise self._other_prompt(f"{len(table)} positions for {len(ids)} tokens")
+        for p, row in enumerate(table):
+            if row is not None and str(ids[p]) not in {str(i) for i in row}:
+                raise self._other_prompt(f"position {p} has no token {ids[p]}")
+
+    def _same_tokens(self, ids: Sequence[int], tokens: Any) -> None:
+        """Hold echoed tokens against the ids that were sent, and at most one token that was generated. Raises ServiceError."""
+        if not isinstance(tokens, list):
+            raise ServiceError(f"{self.base_url} does not say which tokens its log-probabilities are of")
+        if not len(ids) <= len(tokens) <= len(ids) + 1:
+            raise self._other_prompt(f"{len(tokens)} tokens for {len(ids)} and one generated")
+        for p, text in enumerate(tokens[: len(ids)]):
+            if not self._is(ids[p], text):
+                raise self._other_prompt(f"position {p} is {text!r}, not token {ids[p]}")
+
+    def _is(self, here: int, text: str) -> bool:
+        """Whether what a server writes for a token can be that id; parts of a character have no text to compare."""
+        if text.startswith(MARK):
+            return int(text.removeprefix(MARK)) == here
+        if "\ufffd" in text or text.startswith("bytes:"):
+            return True
+        if self.text_of is not None:
+            own = self.text_of(here)
+            return "\ufffd" in own or own.strip() == text.strip()
+        return self.id_of is None or self.id_of(text) in (None, here)
+
+    def _other_prompt(self, what: str) -> ServiceError:
+        return ServiceError(
+            f"{self.base_url} scored another prompt than it was sent: {what}",
+            hint="the server may add a BOS token to prompts of token ids; switch that off, or use dialect='prompt_logprobs'",
+        )
 
     @contextmanager
     def _well_formed(self) -> Iterator[None]:

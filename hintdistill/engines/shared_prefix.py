@@ -16,7 +16,7 @@ gradient through the branches; attention sinks as in gpt-oss; soft caps as in Ge
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +82,16 @@ class Memory:
                 new[:, : old.shape[1]] = old
             self._stored[slot] = (grown[0], grown[1])
         return self._stored[slot]
+
+    def put(self, chain: int, layers: dict[int, tuple[Tensor, Tensor]], room: int) -> None:
+        """Take up the buffers of a chain that another memory gave out, with room for so many tokens."""
+        for layer, pair in layers.items():
+            self._stored[layer, chain] = pair
+            self.read(layer, chain, room)
+
+    def give(self, chain: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """The buffers of a chain, by layer."""
+        return {layer: pair for (layer, own), pair in self._stored.items() if own == chain}
 
 
 class PackedCall:
@@ -330,13 +340,21 @@ def shared_hidden(
     Raises:
         ValueError: a wanted position lies on a given trunk, whose hidden states are gone.
     """
-    memory = memory if memory is not None else Memory()
     places = [tree.places(i, p) for i, p in enumerate(positions)]
-    wanted: dict[int, list[int]] = {}
-    for chain, position in sorted({place for some in places for place in some}):
-        wanted.setdefault(chain, []).append(position)
-    if any(chain < tree.given for chain in wanted):
+    if any(chain < tree.given for some in places for chain, _ in some):
         raise ValueError("a scored position lies on a given trunk; score it in the pass that reads the trunk")
+    rows, hidden = read_places(model, tree, {p for some in places for p in some}, budget, memory)
+    return [hidden[torch.tensor([rows[p] for p in some], device=hidden.device)] for some in places]
+
+
+def read_places(
+    model: Any, tree: PrefixTree, places: Collection[tuple[int, int]], budget: int, memory: Memory | None = None
+) -> tuple[dict[tuple[int, int], int], Tensor]:
+    """Read a tree once; the row of each (chain, position), and the hidden states [rows, H]. `places` may not be empty."""
+    memory = memory if memory is not None else Memory()
+    wanted: dict[int, list[int]] = {}
+    for chain, position in sorted(places):
+        wanted.setdefault(chain, []).append(position)
     rows: dict[tuple[int, int], int] = {}
     found: list[Tensor] = []
     with shared_attention(model):
@@ -352,8 +370,7 @@ def shared_hidden(
             found.append(run_call(model, call, columns))
             if not call.layers:
                 raise SharingError("its attention does not go through transformers' AttentionInterface")
-    hidden = torch.cat(found)
-    return [hidden[torch.tensor([rows[p] for p in some], device=hidden.device)] for some in places]
+    return rows, torch.cat(found)
 
 
 class Trunk:

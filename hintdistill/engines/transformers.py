@@ -32,6 +32,7 @@ from hintdistill.engines.prefix_tree import PrefixTree, batches, call_tokens, gr
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
 from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_states
 from hintdistill.engines.vocabulary import HeadReading, Vocabulary
+from hintdistill.engines.weights import load_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,28 +58,6 @@ def pick_dtype(name: str, device: torch.device, model: Path | int) -> torch.dtyp
     if isinstance(model, Path):
         model = ModelShape.of(model).parameters if name == "auto" and on_cpu else 0
     return DTYPES[precision(name, on_cpu, model)]
-
-
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The weights of a model folder, in evaluation mode; an adapter folder is merged into its base model.
-
-    Raises:
-        ModelError: the folder cannot be loaded.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        if (folder / "adapter_config.json").is_file():
-            from peft import AutoPeftModelForCausalLM
-
-            model = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=dtype).merge_and_unload()
-        else:
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except Exception as error:
-        raise ModelError(f"cannot load the model of {folder}: {error}") from error
-    return model.to(device).eval()
 
 
 @dataclass
@@ -175,28 +154,31 @@ class TransformersEngine:
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int, trunk: Trunk | None = None) -> list[Scores]:
         """See `Engine.score`. `trunk` was read by `read_trunk`; what the requests share with it is not read again."""
-        with self._at_work():
-            hidden = self._hidden(requests, trunk)
-            readings = [
-                self.vocabulary.read(h, _sampled(r), min(top_k, self.vocab_size))
-                for h, r in zip(hidden, requests, strict=True)
-            ]
-            groups: dict[str, list[int]] = {}
-            for i, request in enumerate(requests):
-                groups.setdefault(request.group if request.group is not None else f"\0{i}", []).append(i)
-            out: list[Scores | None] = [None] * len(requests)
-            for members in groups.values():
-                if len({requests[i].end - requests[i].start for i in members}) > 1:
-                    raise ValueError("requests of one group must score steps of the same length")
-                tops = [readings[i].top_ids.cpu().numpy() for i in members]
-                ids = union_rows([*tops, _sampled(requests[members[0]])[:, None]])
-                for i in members:
-                    out[i] = self._scores(requests[i], readings[i], ids)
-            return [s for s in out if s is not None]
+        with self.at_work():
+            return self.scores_of(requests, self._hidden(requests, trunk), top_k)
+
+    def scores_of(self, requests: Sequence[ScoreRequest], hidden: Sequence[Tensor], top_k: int) -> list[Scores]:
+        """The scores of requests whose hidden states [T, H] are known; inside `at_work`. Errors are those of `score`."""
+        readings = [
+            self.vocabulary.read(h, _sampled(r), min(top_k, self.vocab_size))
+            for h, r in zip(hidden, requests, strict=True)
+        ]
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(request.group if request.group is not None else f"\0{i}", []).append(i)
+        out: list[Scores | None] = [None] * len(requests)
+        for members in groups.values():
+            if len({requests[i].end - requests[i].start for i in members}) > 1:
+                raise ValueError("requests of one group must score steps of the same length")
+            tops = [readings[i].top_ids.cpu().numpy() for i in members]
+            ids = union_rows([*tops, _sampled(requests[members[0]])[:, None]])
+            for i in members:
+                out[i] = self._scores(requests[i], readings[i], ids)
+        return [s for s in out if s is not None]
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> Iterator[Tensor]:
         """Log-probabilities of the whole vocabulary, float32 [T, V], one request at a time (capability `full`)."""
-        with self._at_work():
+        with self.at_work():
             hidden = self._hidden(requests, None)
         for h in hidden:
             with torch.inference_mode():
@@ -211,9 +193,9 @@ class TransformersEngine:
             ModelError: this model's prefixes are not shared through keys and values.
             ContextLengthError: the trunk is longer than the model takes.
         """
-        self._fits(len(ids))
-        with self._at_work():
-            if self._way() != "shared_prefix":
+        self.fits(len(ids))
+        with self.at_work():
+            if self.way() != "shared_prefix":
                 raise ModelError(f"a trunk cannot be kept: this model's prefixes are shared by {self.sharing}")
             return Trunk.read(self.model, ids, self.batch_tokens)
 
@@ -224,7 +206,7 @@ class TransformersEngine:
             yield self.model
 
     @contextlib.contextmanager
-    def _at_work(self) -> Iterator[None]:
+    def at_work(self) -> Iterator[None]:
         """One thread at a time, no gradients, the right weights."""
         with self._lock, torch.inference_mode(), contextlib.ExitStack() as stack:
             if self._view == "initial":
@@ -235,12 +217,14 @@ class TransformersEngine:
                 stack.callback(self.model.set_adapter, before)
             yield
 
-    def _way(self) -> Sharing:
+    def way(self) -> Sharing:
+        """How prefixes are shared; found out at first use."""
         if self.sharing is None:
             self.sharing, self.trials = choose(self.model, self.vocabulary.head, self.vocab_size)
         return self.sharing
 
-    def _fits(self, length: int) -> None:
+    def fits(self, length: int) -> None:
+        """Raises ContextLengthError where a sequence of so many tokens is too long."""
         if length > self.max_length:
             raise ContextLengthError(
                 f"a sequence of {length} tokens is longer than the model's {self.max_length} positions",
@@ -250,8 +234,8 @@ class TransformersEngine:
     def _hidden(self, requests: Sequence[ScoreRequest], trunk: Trunk | None) -> list[Tensor]:
         """Hidden states [T, H] per request."""
         for r in requests:
-            self._fits(r.end)
-        way = self._way()
+            self.fits(r.end)
+        way = self.way()
         # the last scored token itself need not be read
         sequences = [np.ascontiguousarray(r.ids[: r.end - 1], dtype=np.int64) for r in requests]
         positions = [range(r.start - 1, r.end - 1) for r in requests]
@@ -262,7 +246,7 @@ class TransformersEngine:
         for batch in [list(range(len(requests)))] if trunk else batches(sequences, self.batch_tokens):
             some, places = [sequences[i] for i in batch], [positions[i] for i in batch]
             tree = grow(some, [trunk.ids] if trunk else [])
-            self._note(tree)
+            self.note(tree)
             if trunk:
                 found = shared_hidden(self.model, tree, places, self.batch_tokens, trunk.memory)
             else:
@@ -270,10 +254,11 @@ class TransformersEngine:
             for i, hidden in zip(batch, found, strict=True):
                 out[i] = hidden
             if self.on_cpu:
-                _give_back()
+                give_back()
         return [h for h in out if h is not None]
 
-    def _note(self, tree: PrefixTree) -> None:
+    def note(self, tree: PrefixTree) -> None:
+        """Count what a tree asked for and what was computed of it."""
         self.plans.append(tree)
         self.saved.asked += tree.asked
         self.saved.computed += tree.computed
@@ -324,7 +309,7 @@ def _trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Hand freed blocks back to the system: glibc would keep what the largest batch took, or more."""
     if (trim := _trim()) is not None:
         trim(0)

@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from hintdistill.core.errors import ConfigError, ModelError
+from hintdistill.core.errors import ConfigError, ModelError, ScoreError
 from hintdistill.core.models import model_key
 from hintdistill.core.scores import ScoreRequest, Scores
+from hintdistill.core.trust import model_code_allowed
 from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
 
 
@@ -76,6 +77,7 @@ class VLLMEngine:
                 max_model_len=max_length,
                 enable_prefix_caching=True,
                 skip_tokenizer_init=not tokenizer,
+                trust_remote_code=model_code_allowed(),
                 **kwargs,
             )
         except Exception as error:
@@ -137,7 +139,11 @@ class VLLMEngine:
             prompt_logprobs=top_k, max_tokens=1, temperature=0.0, detokenize=False, skip_reading_prefix_cache=skip
         )
         prompts = [{"prompt_token_ids": np.asarray(u.ids).tolist()} for u in todo]
-        return list(self.llm.generate(prompts, params, use_tqdm=False))
+        answers = list(self.llm.generate(prompts, params, use_tqdm=False))
+        for prompt, answer in zip(prompts, answers, strict=True):
+            if list(answer.prompt_token_ids) != prompt["prompt_token_ids"]:
+                raise ScoreError("vLLM scored another prompt than it was given")
+        return answers
 
 
 def _position(answer: Any, position: int) -> Position | None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from hintdistill.core.errors import SpliceError, TemplateError
 from hintdistill.core.types import Message
-from hintdistill.injection.rendering import Opening, Renderer, first_difference
+from hintdistill.injection.opening import Opening, first_difference
+from hintdistill.injection.rendering import Renderer
 
 BOUNDARY_SHIFTED = "boundary_shifted"
 """Note: the hint's place lies inside a token, and moved to the next boundary; its ids are not all those of the template's render."""
@@ -42,14 +43,16 @@ class Context:
     def _encoded(self) -> tuple[list[int], list[int]]:
         return self.renderer.encode_with_starts(self.text)
 
-    def put(self, hinted: str, words: str, from_end: bool) -> Placed:
+    def put(self, hinted: str, words: str, from_end: bool, at_char: int | None = None) -> Placed:
         """Where a render with a hint differs from this context, which has to be by one insertion that holds `words`.
 
         Both renders begin alike, so the place may be ambiguous by a few characters; the one at which the ids of the hinted render
         are the plain ids with a stretch put in is taken, else the first one at a token's start.
 
         Args:
-            from_end: whether the recorded context has to agree with the render from the place to its end, or up to the place.
+            from_end: whether the recorded context has to agree with the render from the place to its end, or up to the place. Of
+                several places the last one is taken then, else the first one.
+            at_char: the one place that will do, where it is known.
 
         Raises:
             TemplateError: the render with the hint is something else than the render without plus one insertion.
@@ -63,35 +66,26 @@ class Context:
             for at in range(max(0, common - max(extra, 0)), common + 1)
             if words in hinted[at : at + extra] and hinted[at + extra :] == self.text[at:]
         ]
+        if at_char is not None:
+            places = [at for at in places if at == at_char]
+        places = places[::-1] if from_end else places
         if extra <= 0 or not places:
             raise TemplateError(
                 "the template changes more than the place of the hint: " + first_difference(self.text, hinted)
             )
         ids, starts = self._encoded
         whole = self.renderer.encode(hinted)
-        exact = self._exact(ids, whole, starts, places)
-        if exact is not None:
-            block = tuple(whole[exact : exact + len(whole) - len(ids)])
-            return Placed(self._in_recorded(exact, from_end), block, False, tuple(whole[exact:]))
-        index = {start: i for i, start in enumerate(starts)} | {len(self.text): len(ids)}
+        index = {start: i for i, start in reversed(list(enumerate(starts)))} | {len(self.text): len(ids)}
+        added = len(whole) - len(ids)
+        for at in (index[char] for char in places if char in index):
+            if added > 0 and whole[:at] == ids[:at] and whole[at + added :] == ids[at:]:
+                block = tuple(whole[at : at + added])
+                return Placed(self._in_recorded(at, from_end), block, False, tuple(whole[at:]))
         char = next((at for at in places if at in index), places[-1])
         at = index.get(char, int(np.searchsorted(starts, char, side="left")))
         edge = starts[at] if at < len(starts) else len(self.text)
-        block = self.renderer.encode_after(self.text[:edge], hinted[char : char + extra])
-        return Placed(self._in_recorded(at, from_end), tuple(block), True)
-
-    @staticmethod
-    def _exact(ids: list[int], whole: list[int], starts: list[int], places: Sequence[int]) -> int | None:
-        """The index at which the hinted render's ids are the plain ids with one stretch put in, if there is one."""
-        extra = len(whole) - len(ids)
-        if extra <= 0:
-            return None
-        first = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), len(ids))
-        last = next((i for i in range(len(ids)) if ids[-1 - i] != whole[-1 - i]), len(ids))
-        options = range(len(ids) - last, first + 1)
-        ends = [*starts, None]
-        at_place = [i for i in options if ends[i] is None or ends[i] in places]
-        return next(iter(at_place), next(iter(options), None))
+        block = tuple(self.renderer.encode_after(self.text[:edge], hinted[char : char + extra]))
+        return Placed(self._in_recorded(at, from_end), block, True)
 
     def _in_recorded(self, at: int, from_end: bool) -> int:
         ids, _ = self._encoded
@@ -111,7 +105,7 @@ class Context:
         return at
 
 
-def message_block(opening: Opening, own: str, words: str, role: str) -> tuple[str, str, bool]:
+def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: str) -> tuple[str, str, bool]:
     """The text that a message of the hint's own adds to a context, from the template's render with that message last.
 
     Args:
@@ -127,7 +121,7 @@ def message_block(opening: Opening, own: str, words: str, role: str) -> tuple[st
     if words not in own:
         raise TemplateError(f"the template drops a {role} message in this place")
     rewrites = not own.startswith(opening.bare)
-    start = _end_of_last(opening, own, words) if rewrites else len(opening.bare)
+    start = _end_of_last(renderer, opening, own, words) if rewrites else len(opening.bare)
     rest = own[start:]
     if words not in rest:
         raise TemplateError(f"the template drops a {role} message in this place")
@@ -139,13 +133,14 @@ def message_block(opening: Opening, own: str, words: str, role: str) -> tuple[st
     return rest[: len(rest) - len(opening.prompt)], rest, rewrites
 
 
-def _end_of_last(opening: Opening, own: str, words: str) -> int:
+def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> int:
     """Where the last message above the hint ends in a render that prints earlier messages otherwise.
 
-    It is where the render so far ends as the context does, by the longest stretch, white space aside.
+    It is where the render so far ends as the context does, by the longest stretch, white space aside. Where the render closes the
+    last message with fewer tokens than the context does, it is below those.
 
     Raises:
-        TemplateError: that stretch does not hold the end of the last message.
+        TemplateError: the render does not print the last message as the context does.
     """
     limit = own.rfind(words)
     plain = "".join(opening.bare.split())
@@ -158,10 +153,18 @@ def _end_of_last(opening: Opening, own: str, words: str) -> int:
         if shared > length:
             best, length = end, shared
     last: Message | None = opening.before[-1] if opening.before else None
-    wanted = "".join((last.content or "").split())[-20:] if last is not None else ""
-    if length <= 0 or (wanted and wanted in plain and wanted not in plain[len(plain) - length :]):
-        raise TemplateError("the template prints the message above the hint otherwise when a hint follows it")
-    return best
+    content = (last.content or "").strip() if last is not None else ""
+    wanted = "".join(content.split())[-20:]
+    if length > 0 and (not wanted or wanted not in plain or wanted in plain[len(plain) - length :]):
+        return best
+    here, there = opening.bare.rfind(content), own.rfind(content, 0, limit)
+    if content and here >= 0 and there >= 0:
+        closed = renderer.encode(opening.bare[here + len(content) :])
+        between, starts = renderer.encode_with_starts(own[there + len(content) : limit])
+        same = next((i for i, (a, b) in enumerate(zip(between, closed, strict=False)) if a != b), None)
+        if same:
+            return there + len(content) + starts[same]
+    raise TemplateError("the template prints the message above the hint otherwise when a hint follows it")
 
 
 def _tail_space(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from hintdistill.core.errors import TemplateError
@@ -266,7 +267,7 @@ def _pieces(message: Message, content: str, tail: str) -> tuple[str, list[str], 
             cuts.append((raw, at))
     if not cuts:
         return tail, [], ""
-    between = [tail[a[1] : b[0]] for a, b in zip(cuts, cuts[1:], strict=False)]
+    between = [tail[a[1] : b[0]] for a, b in pairwise(cuts)]
     return tail[: cuts[0][0]], between, tail[cuts[-1][1] :]
 
 
@@ -287,3 +288,17 @@ def _white_space(message: Message, content: str, lead: str, between: Sequence[st
 def _loose(piece: str, lead: str) -> bool:
     """Whether white space stands between the end of one call's frame and the beginning of the next one's, which is `lead`."""
     return piece.endswith(lead) and piece.removesuffix(lead)[-1:].isspace()
+
+
+def verbatim(message: Message, arguments_kept: bool) -> bool:
+    """Whether the trace holds what the student wrote in a step, not what a server made of it.
+
+    Args:
+        arguments_kept: whether the template prints argument strings as they are.
+    """
+    if message.reasoning:
+        # a server cut the reasoning out; the white space around it is the template's guess
+        return False
+    if message.tool_calls:
+        return arguments_kept and all(c.arguments_form == "string" for c in message.tool_calls)
+    return bool(message.content)

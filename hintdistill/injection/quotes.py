@@ -9,13 +9,13 @@ search to a tool call's name or arguments, or to the reasoning.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rapidfuzz import fuzz
 
-from hintdistill.core.types import Finding, Message
+from hintdistill.core.types import Finding, Message, QuoteField, ToolCall
 
 Span = tuple[int, int]
 QuoteMatch = Literal["exact", "normalised", "fuzzy"]
@@ -82,14 +82,36 @@ def is_in_step(finding: Finding, message: Message) -> bool:
     if not finding.quote:
         return True
     parts = [message.reasoning, message.content, message.raw_text]
-    for call in message.tool_calls:
-        parts += [
-            call.name,
-            call.arguments_raw,
-            f"{call.name} {call.arguments_raw}",
-            f"{call.name}({call.arguments_raw})",
-        ]
-    return any(finding.quote in p or _find_folded(p, finding.quote) is not None for p in parts if p)
+    parts += [p for call in message.tool_calls for p in _spellings(call)]
+    return _stands_in(finding.quote, parts)
+
+
+def placed(
+    quote: str | None, quote_in: QuoteField | None, call: int | None, message: Message
+) -> tuple[QuoteField | None, int | None]:
+    """Where a critic says its quote stands, as far as that is true of the step; (None, None) where it is not."""
+    calls = message.tool_calls if call is None else message.tool_calls[call : call + 1]
+    if quote is None or (call is not None and (not calls or quote_in in ("content", "reasoning"))):
+        return None, None
+    parts: dict[QuoteField, list[str | None]] = {
+        "content": [message.content, message.raw_text],
+        "reasoning": [message.reasoning],
+        "tool_name": [c.name for c in calls],
+        "arguments": [c.arguments_raw for c in calls],
+    }
+    looked = parts[quote_in] if quote_in is not None else [p for c in calls for p in _spellings(c)]
+    if (quote_in is None and call is None) or _stands_in(quote, looked):
+        return quote_in, call
+    return None, None
+
+
+def _spellings(call: ToolCall) -> list[str]:
+    name, arguments = call.name, call.arguments_raw
+    return [name, arguments, f"{name} {arguments}", f"{name}({arguments})"]
+
+
+def _stands_in(quote: str, parts: Iterable[str | None]) -> bool:
+    return any(quote in p or _find_folded(p, quote) is not None for p in parts if p)
 
 
 def tokens_in(span: Span, spans: Sequence[Span]) -> Span | None:

@@ -5,9 +5,8 @@ the step's ids as sampled. Where a trace carries ids they are used verbatim. Whe
 once per step, so that a template that rewrites history (drops earlier thinking) is followed and not fought; the step is
 the difference between the render with and without it.
 
-A template need not be append-only. Where the finished conversation prints the messages above the step otherwise than the
-context does, the step is what stands after its last assistant header there (`not_append_only`), and its fidelity is
-`reserialised`.
+A template need not be append-only. Where the finished conversation prints the messages above the step otherwise than the context
+does, the step is what is below its last assistant header there (`not_append_only`), and its fidelity is `reserialised`.
 
 Raw argument strings stay raw. Templates treat a string under `arguments` in three ways: print it, encode it a second
 time, or refuse it. For the last two the call is rendered with a placeholder object, and the raw text is put where the
@@ -23,7 +22,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +31,9 @@ from hintdistill.core.errors import ModelError, SpliceError, TemplateError
 from hintdistill.core.models import load_tokenizer
 from hintdistill.core.types import Fidelity, Message, ToolCall, Trace
 from hintdistill.injection import printed
+from hintdistill.injection.opening import Opening, RenderedStep, common, first_difference
 from hintdistill.injection.template_options import TemplateOptions
+from hintdistill.injection.token_text import TokenText
 
 SENTINEL = "hdSENTINELhd"
 REWRITTEN = "rewritten_history"
@@ -42,42 +43,7 @@ NOT_APPEND_ONLY = "not_append_only"
 ArgumentsMode = Literal["raw", "raw_spliced", "reserialised"]
 
 
-@dataclass(frozen=True)
-class Opening:
-    """What stands above a step, as the template prints it."""
-
-    before: tuple[Message, ...]
-    tools: tuple[dict[str, Any], ...]
-    bare: str
-    """The messages."""
-    header: str
-    """The assistant header that the generation prompt adds."""
-    trailer: str
-    """What the template closes a conversation with when no header follows; it is no part of any context."""
-    prompt: str
-    """What the generation prompt adds. It is `header`, but for a step that the template shows under another header."""
-
-    @property
-    def text(self) -> str:
-        """The context."""
-        return self.bare + self.header
-
-
-@dataclass(frozen=True)
-class RenderedStep:
-    """A step and its context as token ids."""
-
-    context_ids: tuple[int, ...]
-    step_ids: tuple[int, ...]
-    header_ids: tuple[int, ...]
-    """The assistant header: the end of `context_ids` that the template's generation prompt added."""
-    fidelity: Fidelity
-    notes: tuple[str, ...]
-    opening: Opening
-    """The same context as text; recorded ids may spell it with other tokens."""
-
-
-class Renderer:
+class Renderer(TokenText):
     """A tokenizer, its chat template, and the options that the template is rendered with."""
 
     def __init__(
@@ -92,13 +58,12 @@ class Renderer:
         Raises:
             ConfigError: an option that the template does not read, or that is not an option.
         """
-        self.tokenizer = tokenizer
-        self.template = template
+        self.tokenizer, self.template = tokenizer, template
         self.options = options if isinstance(options, TemplateOptions) else TemplateOptions(dict(options or {}))
         self.options.require_read(self.template_text)
         # drawn anew each time, so that no text in a trace can pose as one
         self._placeholder = f"hd_{secrets.token_hex(8)}_{{}}"
-        self._with: dict[str, Renderer] = {}
+        self._with, self._dated = dict[str, Renderer](), dict[bool, str]()
 
     @classmethod
     def from_pretrained(
@@ -131,19 +96,22 @@ class Renderer:
     def for_trace(self, trace: Trace) -> Renderer:
         """Return the renderer with the options that a trace recorded; they go before those of the run.
 
+        Options that this template does not read are left out; a step says so (`unread option`).
+
         Raises:
-            ConfigError: the trace names an option that this template does not read.
+            ConfigError: a date that is none.
         """
-        if all(self.options.values.get(k, self) == v for k, v in trace.template.items()):
+        recorded = {k: v for k, v in trace.template.items() if self.options.reads(self.template_text, k)}
+        if all(self.options.values.get(k, self) == v for k, v in recorded.items()):
             return self
-        slot = json.dumps(trace.template, sort_keys=True, default=str)
+        slot = json.dumps(recorded, sort_keys=True, default=str)
         if slot not in self._with:
             other = copy.copy(self)
             for name in ("key", "arguments_mode", "leads"):
                 other.__dict__.pop(name, None)
-            other.options = self.options.updated(trace.template, f"trace {trace.id}")
+            other.options = self.options.updated(recorded, f"trace {trace.id}")
             other.options.require_read(self.template_text)
-            other._with = {}
+            other._with, other._dated = {}, {}
             self._with[slot] = other
         return self._with[slot]
 
@@ -154,69 +122,11 @@ class Renderer:
         state = self.tokenizer.backend_tokenizer.to_str() + own + self.options.key(self.template_text)
         return hashlib.sha256(state.encode()).hexdigest()[:16]
 
-    # -- text and ids -------------------------------------------------------------------------------------------
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of rendered text; nothing is added at either end."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def encode_after(self, above: str, text: str) -> list[int]:
-        """Ids of a text in its place below another one, which is not given: the ids of both, less those of `above`.
-
-        Where the two would share a token, those of the text alone.
-        """
-        known, both = self.encode(above), self.encode(above + text)
-        return both[len(known) :] if both[: len(known)] == known else self.encode(text)
-
-    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and the character each token starts at."""
-        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return out["input_ids"], [start for start, _ in out["offset_mapping"]]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens included."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def token_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
-        """Text of `ids` and the character range [start, end) of each token in it.
-
-        Tokens that together make one character (bytes of a multi-byte one) share its range. Works on any id sequence,
-        also one that is not how the tokenizer would split its own text.
-        """
-        pieces: list[str] = []
-        spans: list[tuple[int, int]] = []
-        at, prefix, read, pending = 0, 0, 0, 0
-        for i in range(len(ids)):
-            known, text = self.decode(ids[prefix:read]), self.decode(ids[prefix : i + 1])
-            pending += 1
-            last = i == len(ids) - 1
-            if (len(text) > len(known) and not text.endswith("\ufffd")) or last:
-                piece = text[len(known) :]
-                spans += [(at, at + len(piece))] * pending
-                pieces.append(piece)
-                at, prefix, read, pending = at + len(piece), read, i + 1, 0
-        return "".join(pieces), spans
-
-    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Text of each token; of tokens that share a character, the last one carries it."""
-        text, spans = self.token_spans(ids)
-        return tuple("" if i + 1 < len(spans) and spans[i + 1] == s else text[s[0] : s[1]] for i, s in enumerate(spans))
-
-    @cached_property
-    def vocabulary(self) -> dict[str, int]:
-        """Token text → id, for every id that decodes to whole characters; the lowest id where several do."""
-        ids = range(len(self.tokenizer))
-        texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
-        table: dict[str, int] = {}
-        for i, text in zip(ids, texts, strict=True):
-            if text and "\ufffd" not in text:
-                table.setdefault(text, i)
-        return table
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """Ids of tokens that text never turns into by itself."""
-        return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)
+    @property
+    def options_content(self) -> tuple[str, ...]:
+        """What a content key that knows the weights has to know besides: options, and another template. Empty without any."""
+        own = self.options.values or self.template is not None
+        return (self.options.key(self.template_text), self.template or "") if own else ()
 
     # -- the template -------------------------------------------------------------------------------------------
 
@@ -233,7 +143,10 @@ class Renderer:
         for i, raw in enumerate(raws):
             text, count = self._placeholder_pattern(i).subn(lambda _, raw=raw: raw, text, count=1)  # type: ignore[misc]
             if not count:
-                raise TemplateError("the template does not print the arguments of every tool call")
+                calls = [c.name for m in messages for c in m.tool_calls if c.arguments_form == "string"]
+                raise TemplateError(
+                    f"the template does not print the arguments of every tool call: call {i + 1} of {len(raws)}, of {calls[i]}, is missing"
+                )
         return text
 
     def _apply(self, conversation: list[dict[str, Any]], tools: Sequence[dict[str, Any]], header: bool) -> str:
@@ -243,12 +156,19 @@ class Renderer:
                 tools=list(tools) or None,
                 add_generation_prompt=header,
                 tokenize=False,
-                **({} if self.template is None else {"chat_template": self.template}),
-                **self.options.arguments(self.template_text),
+                chat_template=self._chat_template(bool(tools)),
+                **self.options.arguments(),
             )
         except Exception as error:
             roles = " ".join(m["role"] for m in conversation[-4:])
             raise TemplateError(f"the chat template refuses a conversation ending in [{roles}]: {error}") from error
+
+    def _chat_template(self, with_tools: bool) -> str:
+        """The template's text as it is rendered: the one for tools where the tokenizer has one, and with its date written in."""
+        if with_tools not in self._dated:
+            text = self.template or self.tokenizer.get_chat_template(None, [{}] if with_tools else None)
+            self._dated[with_tools] = self.options.dated(text)
+        return self._dated[with_tools]
 
     def _for_template(self, message: Message, mode: ArgumentsMode, raws: list[str]) -> dict[str, Any]:
         out: dict[str, Any] = {"role": message.role, "content": message.content or ""}
@@ -314,7 +234,6 @@ class Renderer:
         Raises:
             TemplateError: the template refuses the conversation, or rewrites it so that the step cannot be told apart.
             SpliceError: recorded ids that do not belong to this tokenizer or template.
-            ConfigError: the trace recorded an option that this template does not read.
         """
         own = self.for_trace(trace)
         if own is not self:
@@ -323,13 +242,16 @@ class Renderer:
         try:
             opening = self.opening(before, trace.tools)
             if message.token_ids is not None:
-                return self._recorded(trace, k, message, opening)
-            return self._rendered(trace, k, message, opening)
+                made = self._recorded(trace, k, message, opening)
+            else:
+                made = self._rendered(trace, k, message, opening)
         except TemplateError as error:
             where = f"trace {trace.id}, step {k}"
             if error.message.startswith(where):
                 raise
             raise TemplateError(f"{where}: {error.message}", hint=error.hint) from error
+        unread = [name for name in trace.template if not self.options.reads(self.template_text, name)]
+        return replace(made, notes=(*made.notes, *(f"unread option: {name}" for name in unread))) if unread else made
 
     def opening(self, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Opening:
         """What stands above a step: the messages, and the header the generation prompt adds.
@@ -377,9 +299,8 @@ class Renderer:
                 f"{where}: the recorded ids decode to something else than the message",
                 hint="the trace comes from another tokenizer; traces.token_ids=ignore renders it through this one's template",
             )
-        notes = ()
-        if message.prompt_token_ids is None:
-            notes = printed.unprinted(opening.before, opening.tools, opening.text)
+        read = message.prompt_token_ids is not None
+        notes = () if read else printed.unprinted(opening.before, opening.tools, opening.text)
         return RenderedStep(context_ids, message.token_ids, header_ids, "ids", notes, opening)
 
     def _rendered(self, trace: Trace, k: int, message: Message, opening: Opening) -> RenderedStep:
@@ -402,7 +323,11 @@ class Renderer:
                 step_ids = self._without_scaffold(self.encode(tail))
             around = printed.step_notes(message, tail, self.leads, self._special_texts)
             exact = not around and NOT_APPEND_ONLY not in notes and REWRITTEN not in notes
-            fidelity = "raw_text" if exact and self._verbatim(message) else "reserialised"
+            fidelity = (
+                "raw_text"
+                if exact and printed.verbatim(message, self.arguments_mode != "reserialised")
+                else "reserialised"
+            )
             notes = (*notes, *around)
         header_ids = tuple(self.encode(opening.header))
         return RenderedStep(tuple(context_ids), tuple(step_ids), header_ids, fidelity, notes, opening)
@@ -448,7 +373,7 @@ class Renderer:
         for words in (SENTINEL, SENTINEL.swapcase()):
             probe = Message(role="assistant", content=words)
             other = self.render((*opening.before, probe), opening.tools, header=False)
-            fixed = min(fixed, _common(whole, other))
+            fixed = min(fixed, common(whole, other))
         start = fixed
         if opening.header:
             at = whole.rfind(opening.header, 0, fixed)
@@ -481,16 +406,6 @@ class Renderer:
     def _special_texts(self) -> tuple[str, ...]:
         return tuple(t for t in (self.decode([i]) for i in sorted(self.special_ids)) if t.strip())
 
-    def _verbatim(self, message: Message) -> bool:
-        """Whether the trace holds what the student wrote in this step, not what a server made of it."""
-        if message.reasoning:
-            # a server cut the reasoning out; the white space around it is the template's guess
-            return False
-        if message.tool_calls:
-            strings = all(c.arguments_form == "string" for c in message.tool_calls)
-            return strings and self.arguments_mode != "reserialised"
-        return bool(message.content)
-
     def _without_scaffold(self, ids: list[int]) -> list[int]:
         """Drop what the template prints after the end-of-turn token: the student never sampled it."""
         for i in range(len(ids) - 1, -1, -1):
@@ -502,15 +417,3 @@ class Renderer:
         """The special token that ends a step in this template, if any."""
         ids = self._without_scaffold(self.encode(tail))
         return ids[-1:] if ids and ids[-1] in self.special_ids else []
-
-
-def _common(a: str, b: str) -> int:
-    """Characters that two texts begin with alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def first_difference(expected: str, found: str) -> str:
-    """Say in words where two renders part: what the first has there, and what the second has."""
-    at = _common(expected, found)
-    start = max(0, at - 20)
-    return f"{expected[start : at + 40]!r} became {found[start : at + 40]!r}"

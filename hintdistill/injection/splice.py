@@ -3,8 +3,9 @@
 The context is never replaced by a render with the hint in it, because several templates would then rewrite other messages and
 the "effect" would be that. The hint's block is taken from the template's own render with the hint: all of what that render
 adds, or, where it rewrites what stands above the hint, what it prints from the end of the message above on (`spliced_block`).
-From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the template refuses a placement, the next one of the configured order is tried, and
-the record says which was refused and why; when none is left, the error names the template's words.
+From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the
+template refuses a placement, the next one of the configured order is tried, and the record says which was refused and why; when
+none is left, the error names the template's words.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import cached_property
 from typing import Literal
 
 from hintdistill.config import InjectSection, RescoreSection
-from hintdistill.core.errors import QuoteNotFoundError, SpliceError, TemplateError
+from hintdistill.core.errors import HintTooLongError, QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.registry import loaded
 from hintdistill.core.types import (
@@ -29,14 +30,18 @@ from hintdistill.core.types import (
     Trace,
 )
 from hintdistill.injection.candidates import other_hints
+from hintdistill.injection.control_tokens import note_of, refuse_in_hint
 from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
 from hintdistill.injection.levels import hint_level
+from hintdistill.injection.opening import RenderedStep, first_difference
 from hintdistill.injection.placing import BOUNDARY_SHIFTED, Context, Placed, message_block
 from hintdistill.injection.quotes import locate, tokens_in
-from hintdistill.injection.rendering import RenderedStep, Renderer, first_difference
+from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.schema_tokens import legal_continuations
 from hintdistill.prompts import PromptLibrary
 
+SHORT_HINT = 64
+"""Tokens up to which a hint is never too long beside its context."""
 QuoteFound = Literal["exact", "normalised", "fuzzy", "whole_step"]
 
 
@@ -111,8 +116,8 @@ class StepSite:
         assert role is not None
         opening, words = self.opening, text.strip()
         own = self.renderer.render((*opening.before, Message(role=role, content=text)), opening.tools, header=True)
-        block, rest, rewrites = message_block(opening, own, words, role)
-        placed = self.context.put(opening.bare + block + opening.header, words, from_end=True)
+        block, rest, rewrites = message_block(self.renderer, opening, own, words, role)
+        placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
         if placed.shifted:
             raise SpliceError("the hint's message does not begin and end at token boundaries")
         ids, starts = self.renderer.encode_with_starts(own)
@@ -269,7 +274,10 @@ class Injector:
             fidelity=rendered.fidelity,
             placement=splice.placement,
             role=splice.role,
-            notes=rendered.notes + splice.notes + _of_another_distribution(message),
+            notes=rendered.notes
+            + splice.notes
+            + _of_another_distribution(message)
+            + note_of(self.renderer, site.opening.before),
             guards=(
                 *guards(hint, trace, finding.step, site.known_text, site.text),
                 *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
@@ -305,8 +313,11 @@ class Injector:
         return self.config.format_of(placement).replace("{hint}", hint)
 
     def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
-        if not self.renderer.encode(hint.strip()):
+        refuse_in_hint(self.renderer, hint)
+        tokens = len(self.renderer.encode(hint.strip()))
+        if not tokens:
             raise SpliceError(f"the hint {hint[:40]!r} tokenises to nothing")
+        self._bounded(tokens, len(site.rendered.context_ids), hint)
         refused: list[str] = []
         for placement, role in self._options():
             try:
@@ -321,6 +332,20 @@ class Injector:
             + "; ".join(refused),
             hint="inject.placements and inject.roles say what is tried, in order",
         )
+
+    def _bounded(self, tokens: int, context: int, hint: str) -> None:
+        """Refuse a hint that is long by itself, or beside what it stands in."""
+        most, share = self.config.max_hint_tokens, self.config.max_hint_share
+        if tokens > most:
+            raise HintTooLongError(
+                f"the hint {hint[:40]!r}… has {tokens} tokens, more than {most}",
+                hint="inject.max_hint_tokens is the bound",
+            )
+        if tokens > max(SHORT_HINT, share * context):
+            raise HintTooLongError(
+                f"the hint {hint[:40]!r}… has {tokens} tokens, {tokens / context:.2g} of the {context} of the context above it",
+                hint="inject.max_hint_share is the bound",
+            )
 
     def _options(self) -> Sequence[tuple[Placement, HintRole | None]]:
         options: list[tuple[Placement, HintRole | None]] = []

@@ -19,6 +19,7 @@ DATE = "strftime_now"
 """The function by which templates ask for today's date; as an option it is a date (`2026-05-01`) in its place."""
 RESERVED = ("messages", "tools", "add_generation_prompt", "continue_final_message", "tokenize", "chat_template")
 _TODAY_READ = re.compile(rf"\b{DATE}\s*\(")
+_TODAY_FORMAT = re.compile(rf"""\b{DATE}\s*\(\s*(['"])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class TemplateOptions:
         """Return the options with others put over them."""
         return TemplateOptions({**self.values, **values}, self.today, origin)
 
+    @staticmethod
+    def reads(template: str, name: str) -> bool:
+        """Whether a template reads an option."""
+        return name not in RESERVED and re.search(rf"\b{re.escape(name)}\b", template) is not None
+
     def require_read(self, template: str) -> None:
         """Refuse what the template does not read.
 
@@ -43,18 +49,24 @@ class TemplateOptions:
         for name in self.values:
             if name in RESERVED:
                 raise ConfigError(f"{self.origin}: {name} is not an option of a chat template, the toolkit sets it")
-            if not re.search(rf"\b{re.escape(name)}\b", template):
+            if not self.reads(template, name):
                 raise ConfigError(
                     f"{self.origin}: the chat template reads no option {name!r}",
                     hint="the template's own text says which it reads; an option that is not read would change nothing",
                 )
         if DATE in self.values:
             self._date()
+            if _TODAY_READ.search(self.dated(template)):
+                raise ConfigError(f"{self.origin}: {DATE} cannot be set, the template works out the form of its date")
 
-    def arguments(self, template: str) -> dict[str, Any]:
-        """Keywords for a render of this template."""
-        given = {k: v for k, v in self.values.items() if k != DATE}
-        return {**given, DATE: self._date().strftime} if _TODAY_READ.search(template) else given
+    def arguments(self) -> dict[str, Any]:
+        """Keywords for a render."""
+        return {k: v for k, v in self.values.items() if k != DATE}
+
+    def dated(self, template: str) -> str:
+        """Return the template with the date written where it asks for today's."""
+        day = self._date()
+        return _TODAY_FORMAT.sub(lambda found: json.dumps(day.strftime(found[2])), template)
 
     def key(self, template: str) -> str:
         """The options as text, for a content key; with today's date where this template may print it."""

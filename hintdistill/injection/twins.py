@@ -12,13 +12,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal
 
 from hintdistill.core.effects import effect_of
 from hintdistill.core.errors import SpliceError, TemplateError, TwinError
 from hintdistill.core.types import Finding, Replacement, Trace, Twin, TwinEdit
+from hintdistill.injection.control_tokens import control_texts
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import StepSite
 
@@ -275,17 +275,10 @@ class TwinBuilder:
 
     def _refuse_control_tokens(self, edit: TwinEdit) -> None:
         for r in edit.replacements:
-            written = self._control_ids & set(self.renderer.encode(r.new))
+            written = control_texts(self.renderer).keys() & set(self.renderer.encode(r.new))
             if written:
                 words = self.renderer.decode(sorted(written))
                 raise TwinError("control_tokens", f"the edit writes the control tokens {words!r}")
-
-    @cached_property
-    def _control_ids(self) -> frozenset[int]:
-        """Ids of the tokens that a template is built of; some tokenizers also add plain words and runs of blanks."""
-        texts = {i: self.renderer.decode([i]).strip() for i in self.renderer.special_ids}
-        special = set(self.renderer.tokenizer.all_special_ids)
-        return frozenset(i for i, text in texts.items() if i in special or text[:1] in ("<", "[", "|"))
 
     def _rendered(
         self, site: StepSite, original: tuple[int, ...], edit: TwinEdit

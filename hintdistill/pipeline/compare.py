@@ -19,7 +19,7 @@ from hintdistill.config.file import load_config
 from hintdistill.core.errors import InputError
 from hintdistill.core.types import Critique
 from hintdistill.pipeline import critique, read
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run, run_folder
 from hintdistill.pipeline.store import RunDir
@@ -27,8 +27,13 @@ from hintdistill.pipeline.store import RunDir
 RESAMPLES = 2000
 
 
-def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str], console: Console) -> dict[str, Any]:
+def run_comparison(
+    config: Path, overrides: Sequence[str], sides: tuple[str, str], console: Console, *, trust: bool = False
+) -> dict[str, Any]:
     """Run what has not been run and compare. A side is a run folder, a config, or `key=value` on top of `config`.
+
+    Args:
+        trust: see `pipeline.run.run`.
 
     Raises:
         ConfigError, InputError: a side is none of these, or a run folder has no critique.
@@ -42,7 +47,7 @@ def run_comparison(config: Path, overrides: Sequence[str], sides: tuple[str, str
             continue
         settings = _settings(config, overrides, side)
         console.note(f"{name}: {side}")
-        folders.append(run(settings, base / name, resume=True, until="rescore", console=console))
+        folders.append(run(settings, base / name, resume=True, until="rescore", console=console, trust=trust))
     return compare_runs(*folders)
 
 
@@ -95,9 +100,10 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 def _said(folder: Path) -> dict[str, Critique]:
     run = RunDir.open(folder)
     config, _ = run.config()
-    ctx = RunContext(config, run, Console(quiet=True))
-    keys = {key for key, _, _ in read.load(ctx)}
-    return {key: c for key, c in critique.load(ctx).items() if key in keys}
+    with in_use(config):
+        ctx = RunContext(config, run, Console(quiet=True))
+        keys = {key for key, _, _ in read.load(ctx)}
+        return {key: c for key, c in critique.load(ctx).items() if key in keys}
 
 
 def _scored(folder: Path) -> dict[str, list[dict[str, Any]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ from hintdistill.core.extensions import ENGINES
 from hintdistill.core.hosts import require_allowed
 from hintdistill.core.models import ModelKey, model_key, resolve_model
 from hintdistill.core.storage import content_key
+from hintdistill.core.trust import in_use as settings_in_use
+from hintdistill.core.trust import require_scope
 from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
@@ -34,10 +36,20 @@ class RunContext:
     """One run in progress."""
 
     def __init__(
-        self, config: RunConfig, rundir: RunDir, console: Console, engines: dict[Path, TransformersEngine] | None = None
+        self,
+        config: RunConfig,
+        rundir: RunDir,
+        console: Console,
+        engines: dict[Path, TransformersEngine] | None = None,
+        student: Path | None = None,
     ) -> None:
-        """`engines` are those already loaded, by folder; new ones are added to it."""
-        self.config, self.rundir, self.console = config, rundir, console
+        """`engines` are those already loaded, by folder; new ones are added to it. `student` was trained elsewhere.
+
+        Raises:
+            UntrustedError: the configuration is that of a run folder from elsewhere, outside `in_use`.
+        """
+        require_scope(config.foreign)
+        self.config, self.rundir, self.console, self.elsewhere = config, rundir, console, student
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
 
     @cached_property
@@ -72,15 +84,16 @@ class RunContext:
 
     @cached_property
     def renderer(self) -> Renderer:
-        """The student's tokenizer and template. Raises ModelError."""
+        """The student's tokenizer, template and template options. Raises ModelError or ConfigError."""
         from hintdistill.injection.rendering import Renderer
 
-        return Renderer.from_pretrained(self.model_folder)
+        template = self.config.run.template
+        return Renderer.from_pretrained(self.model_folder, template.options, template.file)
 
     @property
     def student_folder(self) -> Path:
-        """Where the corrected model goes."""
-        return self.rundir.path / "student"
+        """Where the corrected model goes, or is where it was trained elsewhere."""
+        return self.rundir.path / "student" if self.elsewhere is None else self.elsewhere
 
     def engine(self, folder: Path) -> TransformersEngine:
         """The engine of a model folder; one is kept at a time per folder."""
@@ -127,6 +140,7 @@ class RunContext:
             self.config.rescore.batch_tokens,
             self.config.rescore.top_k,
             self.renderer.vocabulary.get,
+            self.renderer.text_of,
             # the run says whose weights are served; how far they are from the trainer's is measured (`engine_floor`)
             model_key(self.teacher_folder).weights,
         )
@@ -152,6 +166,11 @@ class RunContext:
         share = self.config.traces.holdout
         draw = random.Random(f"{self.config.run.seed}:{group}").random()
         return "holdout" if draw < share else "train"
+
+
+def in_use(config: RunConfig, trust: bool = False) -> AbstractContextManager[None]:
+    """The scope in which a configuration's settings are used; see `core/trust.py`. `trust` is the caller's `--trust`."""
+    return settings_in_use(config.foreign, model_code=config.run.trust_remote_code, trusted=trust)
 
 
 def trace_key(trace: Trace) -> str:

@@ -20,14 +20,14 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from hintdistill.config import CriticSection, TrainSection
+from hintdistill.config import CriticSection, RunConfig, TrainSection
 from hintdistill.config.base import Section
 from hintdistill.config.file import validate
 from hintdistill.core.errors import ConfigError, EmptyFunnelError, TripwireError
 from hintdistill.core.models import model_key
 from hintdistill.core.paths import contents
 from hintdistill.core.scores import ScoreRequest, Target, TargetHead
-from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.storage import content_key, disk_errors, read_json, write_atomic
 from hintdistill.core.types import HELD
 from hintdistill.pipeline import critique, inject, read, report, rescore, train
 from hintdistill.pipeline.arms import (
@@ -43,7 +43,7 @@ from hintdistill.pipeline.arms import (
     train_arm,
     training_content,
 )
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.corrections import corrections
 from hintdistill.pipeline.outcome import outcome_data
 from hintdistill.pipeline.progress import Advance, Console
@@ -311,18 +311,19 @@ def run_controls(
     *,
     resume: bool = False,
     console: Console | None = None,
+    trust: bool = False,
 ) -> dict[str, Any]:
     """Train and read the arms that are owed; writes controls.json and the report's section, and returns the document.
 
     Args:
         arms: names among `ARMS`; `hint` always takes part, because the others are compared with it.
+        trust: see `pipeline.run.run`.
 
     Raises:
         InputError: there is no run at `folder`.
         ConfigError: an arm or a setting that does not exist; controls are there already and `resume` is off.
         EmptyFunnelError: nothing to train on, or no held-out finding to read.
     """
-    console = console or Console()
     if unknown := [n for n in (*arms, *settings.train) if n not in ARMS]:
         raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
     opened = RunDir.open(folder)
@@ -330,7 +331,7 @@ def run_controls(
         opened.check_continues()
     except ConfigError as error:
         raise ConfigError(error.message, hint="run its traces again with this release, in another folder") from None
-    config = validate(opened.manifest()["config"], str(folder / "manifest.json"))
+    config, _ = opened.config()
     if config.run.rounds is not None:
         raise ConfigError(
             f"{folder} is a loop of rounds; controls read one round's run", hint=f"try {folder}/rounds/01/run"
@@ -338,22 +339,27 @@ def run_controls(
     if (folder / "controls").is_dir() and not resume:
         raise ConfigError(f"{folder} has controls already", hint="--resume does what is owed of them")
     _check_teacher(config.train)
+    with in_use(config, trust), disk_errors(folder):
+        return _run_controls(folder, config, settings, arms, console or Console())
+
+
+def _run_controls(
+    folder: Path, config: RunConfig, settings: ControlsSettings, arms: Sequence[str], console: Console
+) -> dict[str, Any]:
     rundir = RunDir.create(folder, config, resume=True)
     try:
         bench = Bench(RunContext(config, rundir, console), settings)
         every = [ArmRun(bench, arm) for arm in bench.arms(ARMS)]
         # what was trained before, under these settings, stays in the document
         jobs = [j for j in every if j.name in (*arms, "hint") or result_of(bench.folder, j) is not None]
-        for job in every:
-            if job not in jobs and (bench.folder / job.name / RESULT).is_file():
-                console.note(f"{job.name}: its result is of other settings and is left out")
+        for job in (j for j in every if j not in jobs and (bench.folder / j.name / RESULT).is_file()):
+            console.note(f"{job.name}: its result is of other settings and is left out")
         bench.folder.mkdir(exist_ok=True)
         bench.ctx.engine(bench.ctx.model_folder)
-        began = time.monotonic()
-        before = bench.logprobs(bench.ctx.model_folder)
+        began, before = time.monotonic(), bench.logprobs(bench.ctx.model_folder)
         console.note(_ahead(bench, len(jobs), time.monotonic() - began))
         run_owed(bench.folder, jobs, "controls", console)
-        results = [json.loads((bench.folder / j.name / RESULT).read_text(encoding="utf-8")) for j in jobs]
+        results = [read_json(bench.folder / j.name / RESULT, dict) for j in jobs]
         document = controls_document(_read(bench, before, results))
         report.add_controls(rundir, config, document, console)
         return document

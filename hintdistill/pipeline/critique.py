@@ -3,8 +3,10 @@ apart and put together when it is used."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
 from hintdistill.core.errors import HintdistillError, ServiceError
@@ -51,6 +53,8 @@ def run(ctx: RunContext) -> None:
     index: list[str] = []
     said: dict[str, list[Said]] = {id_: [] for id_ in traces}
     for critic in critics(ctx):
+        for note in getattr(getattr(critic, "backend", None), "notes", ()):
+            ctx.console.note(note)
         asked = {id_: t for id_, (_, t) in traces.items() if critic.name != "strong" or _open(ctx, t, said[id_])}
         keys = {
             id_: content_key("critique", traces[id_][0], critic.name, critic.key(trace)) for id_, trace in asked.items()
@@ -64,16 +68,46 @@ def run(ctx: RunContext) -> None:
                 said[id_].append(_said(rows[keys[id_]]))
         with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
             advance(len(asked) - len(owed))
-            for trace, answer in _own_only(critic, owed):
-                outcome = without_given(trace, answer)
-                store.append(_row(keys[trace.id], traces[trace.id][0], trace.id, critic.name, outcome))
-                said[trace.id].append(outcome)
-                advance(1)
+            # closed at once where the run is stopped, so that what is under way is cancelled, and owed
+            with closing(_own_only(critic, owed)) as outcomes:
+                for trace, answer in outcomes:
+                    outcome = without_given(trace, answer)
+                    store.append(_row(keys[trace.id], traces[trace.id][0], trace.id, critic.name, outcome))
+                    said[trace.id].append(outcome)
+                    advance(1)
     ctx.rundir.set_index("critique", index)
     _summarise(ctx, len(traces))
 
 
-def _own_only(critic: Critic, traces: Sequence[Trace]) -> Iterator[tuple[Trace, Said]]:
+def owed(ctx: RunContext) -> dict[str, str]:
+    """Traces whose critique another try may still give, each with the reason; none that the strong critic has judged."""
+    rows = ctx.rundir.current("critique", "critiques")
+    judged = {r["trace"] for r in rows if r["critic"] == "strong" and "critique" in r}
+    return {
+        r["trace"]: r["failure"]["reason"]
+        for r in rows
+        if r.get("failure", {}).get("retryable") and r["trace"] not in judged
+    }
+
+
+def require_answered(ctx: RunContext) -> None:
+    """Refuse to train on the traces that happened to be answered.
+
+    Raises:
+        ServiceError: a greater share of the traces than `critic.allow_owed` is owed a critique.
+    """
+    missing, traces = owed(ctx), len(read.load(ctx))
+    if not missing or len(missing) <= ctx.config.critic.allow_owed * traces:
+        return
+    why = ", ".join(f"{n} {reason}" for reason, n in Counter(missing.values()).most_common())
+    raise ServiceError(
+        f"{len(missing)} of {traces} traces are owed a critique ({why}); training on the others would leave them out",
+        hint=f"run again with --resume once the critic answers{' and critic.budget_tokens is raised' * ('budget' in why)}; "
+        f"critic.allow_owed={min(1.0, math.ceil(100 * len(missing) / traces) / 100):g} trains without them",
+    )
+
+
+def _own_only(critic: Critic, traces: Sequence[Trace]) -> Generator[tuple[Trace, Said], None, None]:
     """Ask the critic about traces with a step of their own; of the others there is nothing to say."""
     for trace in (t for t in traces if len(t.given_steps) == len(t.step_indices)):
         yield trace, Critique(trace_id=trace.id, verdict="none", critics=(critic.name,), notes=("every step is given",))
@@ -107,9 +141,10 @@ def _said(row: dict[str, Any]) -> Said:
 def _summarise(ctx: RunContext, traces: int) -> None:
     rows = ctx.rundir.current("critique", "critiques")
     failed = [r["failure"] for r in rows if "failure" in r]
-    for reason, n in Counter(f["reason"] for f in failed).most_common():
-        first = next(f for f in failed if f["reason"] == reason)
-        ctx.console.warn(f"{n} critiques failed ({reason}); the first: {first['message']}")
+    for (reason, again), n in Counter((f["reason"], f["retryable"]) for f in failed).most_common():
+        first = next(f for f in failed if (f["reason"], f["retryable"]) == (reason, again))
+        owed_or_not = f"{reason}, owed" if again else reason
+        ctx.console.warn(f"{n} critiques failed ({owed_or_not}); the first: {first['message']}")
     merged = load(ctx)
     findings = sum(len(c.findings) for c in merged.values())
     erring = sum(c.verdict == "findings" for c in merged.values())

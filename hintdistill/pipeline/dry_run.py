@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hintdistill.config import RunConfig
 from hintdistill.core.types import Trace
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs, stage_named, stages_between
 from hintdistill.pipeline.store import RunDir
@@ -30,8 +30,17 @@ class DryRun:
     """Steps whose token ids are recorded."""
 
 
-def dry_run(config: RunConfig, until: str = "report") -> DryRun:
-    """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises."""
+def dry_run(config: RunConfig, until: str = "report", *, trust: bool = False) -> DryRun:
+    """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises.
+
+    Args:
+        trust: see `pipeline.run.run`.
+    """
+    with in_use(config, trust):
+        return _dry_run(config, until)
+
+
+def _dry_run(config: RunConfig, until: str) -> DryRun:
     from hintdistill.pipeline import critique, outcome
     from hintdistill.traces.groups import group_traces
     from hintdistill.traces.reading import read_traces

@@ -66,7 +66,9 @@ def episodes(ctx: RunContext) -> list[Trace | Failure]:
     tasks = tasks_of(suite, section.split, section.limit)
     options = options_of(rollout, played_from(rollout), ctx.config.run.seed)
     weights = model_key(ctx.initial_folder).weights
-    base = content_key("hold", weights, object_content(rollout.environment), describe(options), tasks)
+    base = content_key(
+        "hold", weights, object_content(rollout.environment), describe(options), tasks, *ctx.renderer.options_content
+    )
     store = ctx.rundir.store("hold_episodes")
     have, keys = store.by_key(), [f"{base}-{i}" for i in range(len(tasks))]
     # the seed draws a batch at a time, so a batch is the unit that is played again

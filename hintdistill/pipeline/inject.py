@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from hintdistill.core.errors import HintdistillError
+from hintdistill.core.errors import EmptyFunnelError, HintdistillError
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Finding, Injection, Split, Trace
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.store import RunDir
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,21 @@ class LoadedInjection:
     split: Split
 
 
-def select(found: Critique, max_per_trace: int, min_confidence: float) -> list[tuple[Finding, str | None]]:
-    """Every finding with None, or with why it goes no further: only root errors train, the earliest first."""
+def select(
+    found: Critique, max_per_trace: int, min_confidence: float, which: Literal["decisive", "roots"] = "roots"
+) -> list[tuple[Finding, str | None]]:
+    """Every finding with None, or with why it goes no further: only root errors train, the earliest first.
+
+    With `which="decisive"` one that its critic calls not decisive goes no further either.
+    """
     out: list[tuple[Finding, str | None]] = []
     taken = 0
     for finding in found.findings:
         reason = None
         if finding.caused_by is not None:
             reason = "consequence"
+        elif which == "decisive" and finding.decisive is False:
+            reason = "not_decisive"
         elif finding.confidence < min_confidence:
             reason = "low_confidence"
         elif taken == max_per_trace:
@@ -60,6 +69,7 @@ def run(ctx: RunContext) -> None:
                 critiques[trace_key] if trace_key in critiques else Critique(trace_id=trace.id, verdict="abstain"),
                 config.critic.max_per_trace,
                 config.critic.min_confidence,
+                config.critic.select,
             ):
                 if finding.step in trace.given_steps:
                     skipped = skipped or "given_step"
@@ -108,6 +118,19 @@ def _summarise(ctx: RunContext) -> None:
     )
     for message in dict.fromkeys(f["message"] for f in failed[:3]):
         ctx.console.warn(message)
+
+
+def require_some(rundir: RunDir) -> None:
+    """Raise EmptyFunnelError where nothing was injected in this run, with the counts that explain it."""
+    rows = rundir.current("inject", "injections")
+    if any("injection" in row for row in rows):
+        return
+    why = Counter(row["skipped"] if "skipped" in row else row["failure"]["reason"] for row in rows)
+    counts = ", ".join(f"{n} {reason}" for reason, n in why.most_common()) or "the critics found nothing"
+    raise EmptyFunnelError(
+        f"no hint was injected, so that no finding was rescored: {len(rows)} findings ({counts})",
+        hint="all rows are written; report.json has the funnel, and critiques.jsonl and injections.jsonl the reasons",
+    )
 
 
 def load(ctx: RunContext) -> list[LoadedInjection]:

@@ -8,80 +8,115 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.config import RunConfig
-from hintdistill.core.errors import EmptyFunnelError, InputError
+from hintdistill.core.errors import EmptyFunnelError, InputError, ServiceError
 from hintdistill.core.storage import write_atomic
 from hintdistill.core.types import Critique, Trace
 from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
-from hintdistill.critics.evaluation import Case, evaluate
+from hintdistill.critics.evaluation import Case, evaluate, named_step
 from hintdistill.critics.recorded import RecordedCritic
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline import critique
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
+from hintdistill.prompts import hint_classes
 from hintdistill.traces.formats.annotated import Label, Labelled, read_annotated
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import read_traces
 
+TOLD = {"step", "error_class", "quote", "hint", "confidence", "caused_by", "decisive"}
+"""What is kept of a finding beside the scores."""
 
-def score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
+
+def score_critics(
+    config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False
+) -> dict[str, Any]:
     """Critique the labelled traces and score the outcome; written to `folder`/evaluation.json.
 
     `labels` is a file or folder of a known annotated set, or a file of recorded findings about the traces that
     traces.path names. Answers are kept in the folder, so that a second call asks nothing twice.
+
+    Args:
+        trust: see `pipeline.run.run`.
 
     Raises:
         InputError: nothing at `labels`.
         EmptyFunnelError: no labelled trace.
         ServiceError: a critic's server is gone; what it answered before is kept.
     """
-    if not labels.exists():
-        raise InputError(
-            f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
-        )
+    with in_use(config, trust):
+        return _score_critics(config, labels, folder, console)
+
+
+def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
-    labelled, failures = _read(ctx, labels)
-    limit = config.traces.limit
-    labelled = labelled[:limit] if limit is not None else labelled
-    if not labelled:
-        raise EmptyFunnelError(f"no labelled trace under {labels}", hint="; ".join(f.message for f in failures[:3]))
-    said = _critiques(ctx, [trace for trace, _ in labelled])
+    labelled, unread = _labelled(ctx, labels)
+    said = _critiques(ctx, [of.trace for of in labelled])
     cases: list[Case] = []
-    for trace, label in labelled:
-        spoken = [s for s in said[trace.id] if isinstance(s, Critique)]
-        cases.append((trace, label, settle(trace.id, spoken) if spoken else None))
-    usage = [c.usage for _, _, c in cases if c is not None]
+    for of in labelled:
+        spoken = [s for s in said[of.trace.id] if isinstance(s, Critique)]
+        cases.append(Case(of.trace, of.label, settle(of.trace.id, spoken) if spoken else None, of.source_set))
+    usage = [c.critique.usage for c in cases if c.critique is not None]
     result = {
         "labels": str(labels),
         "critics": list(config.critic.use),
-        "unread": len(failures),
-        **evaluate(cases),
+        "unread": unread,
+        **evaluate(cases, hint_classes(ctx.library)),
         "usage": {n: sum(getattr(u, n) for u in usage) for n in ("requests", "prompt_tokens", "completion_tokens")},
         "cases": [
             {
                 "trace": t.id,
                 "label": label.model_dump(mode="json", exclude_defaults=True),
+                "set": source_set,
                 "verdict": c.verdict if c else "failed",
-                "steps": [f.step for f in c.findings] if c else [],
+                "named": named_step(c),
+                "findings": [f.model_dump(mode="json", include=TOLD) for f in c.findings] if c else [],
                 "notes": list(c.notes) if c else [],
             }
-            for t, label, c in cases
+            for t, label, c, source_set in cases
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False))
+    if all(c.critique is None for c in cases):
+        messages = dict.fromkeys(s.message for of in said.values() for s in of if not isinstance(s, Critique))
+        raise ServiceError(
+            f"every critic failed on all {len(cases)} labelled traces: {next(iter(messages), 'no critic was asked')}",
+            hint=f"{folder / 'evaluation.json'} has the cases; the same command asks again",
+        )
     return result
 
 
-def _read(ctx: RunContext, labels: Path) -> tuple[list[tuple[Trace, Label]], list[Failure]]:
+def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, dict[str, int]]:
+    """What `score_critics` would ask of each critic, at most; nothing is asked. Raises what `score_critics` raises."""
+    with in_use(config, trust):
+        ctx = RunContext(config, RunDir(Path()), console)
+        labelled, _ = _labelled(ctx, labels)
+        return critique.asked(ctx, [of.trace for of in labelled])
+
+
+def _labelled(ctx: RunContext, labels: Path) -> tuple[list[Labelled], int]:
+    """The labelled traces, at most `traces.limit`, and how many records could not be read."""
+    if not labels.exists():
+        raise InputError(
+            f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
+        )
+    found, failures = _read(ctx, labels)
+    if not found:
+        raise EmptyFunnelError(f"no labelled trace under {labels}", hint="; ".join(f.message for f in failures[:3]))
+    return found[: ctx.config.traces.limit], len(failures)
+
+
+def _read(ctx: RunContext, labels: Path) -> tuple[list[Labelled], list[Failure]]:
     if not _is_recorded(labels):
         read = list(read_annotated([labels], ctx.read_options()))
         failures = [r for r in read if isinstance(r, Failure)]
         for failure in failures[:5]:
             ctx.console.warn(f"{failure.source}: {failure.message}")
-        return [(r.trace, r.label) for r in read if isinstance(r, Labelled)], failures
+        return [r for r in read if isinstance(r, Labelled)], failures
     truth = RecordedCritic(labels)
     traces = [t for t in read_traces(ctx.config.traces.path, ctx.read_options()) if isinstance(t, Trace)]
-    return list(_recorded(truth, traces)), []
+    return [Labelled(trace=t, label=label, source_set=labels.stem) for t, label in _recorded(truth, traces)], []
 
 
 def _is_recorded(labels: Path) -> bool:

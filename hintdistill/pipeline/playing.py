@@ -42,6 +42,7 @@ class Player:
             describe(options),
             sample.backend,
             tasks,
+            *self.top.renderer.options_content,
         )
         store = RunDir(folder).store("episodes")
         have = store.by_key()

@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hintdistill.core.errors import EmptyFunnelError
+from hintdistill.core.errors import ConfigError, EmptyFunnelError
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.reporting.inspection import HELD_ELSEWHERE, empty_files_error
+from hintdistill.traces.files import not_read
 from hintdistill.traces.groups import group_traces
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import Deduplicator, read_traces
@@ -24,6 +25,7 @@ def run(ctx: RunContext) -> None:
 
     Raises:
         InputError: a path does not exist.
+        ConfigError: the folder holds traces, and none of them is read now; nothing is written then.
         EmptyFunnelError: no usable trace.
     """
     store = ctx.rundir.store("traces")
@@ -42,6 +44,12 @@ def run(ctx: RunContext) -> None:
                 by_file.setdefault(outcome.source.file, []).append(row)
             if limit is not None and usable == limit:
                 break
+    held = {key for key, row in have.items() if "trace" in row}
+    if held and held.isdisjoint(rows):
+        raise ConfigError(
+            f"{ctx.rundir.path} is a run of other traces: none of its {len(held)} is among those of {', '.join(ctx.config.traces.path)}",
+            hint="run.dir= puts this run elsewhere",
+        )
     store.extend([row for key, row in rows.items() if key not in have])
     ctx.rundir.set_index("read", list(rows))
     read = [keep.formats.get(name) or "unknown" for name, some in by_file.items() for row in some if "trace" in row]
@@ -52,6 +60,8 @@ def run(ctx: RunContext) -> None:
         ctx.console.warn(f"{failure['source']}: {failure['message']}")
     if len(failures) > 5:
         ctx.console.warn(f"{len(failures) - 5} more records failed; all are in {store.path}")
+    if (line := not_read(keep.foreign)) is not None:
+        ctx.console.warn(line)
     blind = sum(_calls_without_schemas(r["trace"]) for r in rows.values() if "trace" in r)
     if blind:
         ctx.console.warn(

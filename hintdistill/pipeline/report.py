@@ -13,9 +13,11 @@ import numpy as np
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
+from hintdistill.core.models import model_key
 from hintdistill.core.paths import object_content
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.storage import content_key, write_atomic
+from hintdistill.core.trust import UntrustedError
 from hintdistill.core.types import Trace
 from hintdistill.pipeline import critique, hold, read, rescore, to_score, train, twins
 from hintdistill.pipeline.context import RunContext, trace_key
@@ -54,6 +56,21 @@ def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str
     return document
 
 
+def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
+    """Measure a student that was trained elsewhere and write its report into a folder of its own.
+
+    The run's own report, student and card stay as they are; what is measured is kept under the student's weights.
+    """
+    document = _document(ctx, [], measure=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "report.json", dumps(document))
+    if ctx.config.report.html:
+        write_atomic(folder / "report.html", render_html(document, ctx.config.report.max_findings))
+    if line := moved_line(document):
+        ctx.console.note(f"report: {line}")
+    return document
+
+
 def controls(rundir: RunDir) -> dict[str, Any] | None:
     """What `hintdistill controls` found of this run; None where it was not asked."""
     path = rundir.path / CONTROLS
@@ -85,7 +102,7 @@ def _card(ctx: RunContext, document: Mapping[str, Any]) -> None:
 
 
 def _trained(ctx: RunContext) -> bool:
-    return ctx.rundir.index("train") is not None and ctx.student_folder.is_dir()
+    return (ctx.elsewhere is not None or ctx.rundir.index("train") is not None) and ctx.student_folder.is_dir()
 
 
 def _document(ctx: RunContext, earlier: Sequence[str], measure: bool) -> dict[str, Any]:
@@ -98,6 +115,8 @@ def _document(ctx: RunContext, earlier: Sequence[str], measure: bool) -> dict[st
 
 
 def _student_key(ctx: RunContext) -> str:
+    if ctx.elsewhere is not None:
+        return str(model_key(ctx.elsewhere))
     keys = ctx.rundir.index("train")
     assert keys
     return keys[0]
@@ -201,7 +220,12 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
     section = ctx.config.rollout
     if section.environment is None:
         return {}
-    suite, environment = load_suite(section.environment), object_content(section.environment)
+    try:
+        suite = load_suite(section.environment)
+    except UntrustedError as error:
+        ctx.console.warn(f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` does")
+        return {}
+    environment = object_content(section.environment)
     options = options_of(section, measured_from(section), ctx.config.run.seed)
     store = ctx.rundir.store("evaluations")
     out: dict[str, dict[str, Evaluation]] = {}
@@ -241,7 +265,7 @@ def _collect(
     from hintdistill.training.stage import read_summary
 
     trained = _trained(ctx)
-    summary = read_summary(ctx.student_folder) if trained else None
+    summary = read_summary(ctx.student_folder) if trained and ctx.elsewhere is None else None
     failures = ctx.rundir.store("failures").by_key()
     return ReportInput(
         manifest=ctx.rundir.manifest() | {"config": ctx.config.model_dump(mode="json")},
@@ -262,6 +286,6 @@ def _collect(
         off_target=off_target,
         warnings=warnings,
         twin_items={item.key: item for item in to_score.twin_items(ctx)},
-        controls=controls(ctx.rundir),
+        controls=None if ctx.elsewhere is not None else controls(ctx.rundir),
         holds=hold.counts(ctx),
     )

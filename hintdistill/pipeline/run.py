@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
-from hintdistill.pipeline.context import RunContext
+from hintdistill.core.storage import disk_errors
+from hintdistill.core.trust import require_trusted
+from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.continuing import changed_settings, settings_before
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs, run_stages, stage_named, write_report
 from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.verify import repair
 from hintdistill.training import processes
 
 
@@ -36,14 +40,27 @@ def check_named_folder(file: Path, overrides: Sequence[str]) -> None:
 
 
 def run(
-    config: RunConfig, folder: Path, *, resume: bool = False, until: str = "report", console: Console | None = None
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    until: str = "report",
+    console: Console | None = None,
+    trust: bool = False,
+    file: Path | None = None,
 ) -> Path:
     """Run the stages up to and including `until`; returns the run folder.
 
     Of several processes, the main one runs the stages; the others wait, and train with it.
 
+    Args:
+        trust: whether settings that were read from a run folder from elsewhere may run code, download and ask servers.
+        file: the config file, by which `run FILE --resume` finds this run again.
+
     Raises:
         ConfigError: the folder is in use, or `until` is no stage.
+        UntrustedError: settings from elsewhere name one of these.
+        DiskError: the folder cannot be written.
         HintdistillError: whatever stopped a stage; everything done before it is kept.
     """
     stage_named(until)
@@ -51,8 +68,14 @@ def run(
         import torch
 
         torch.set_num_threads(config.run.threads)
+    console, named = console or Console(), {"file": str(file.resolve())} if file is not None else {}
+    with in_use(config, trust), disk_errors(folder):
+        return _run(config, folder, resume, until, console, named)
+
+
+def _run(config: RunConfig, folder: Path, resume: bool, until: str, console: Console, named: Mapping[str, str]) -> Path:
     if processes.world() == 1:
-        return _lead(config, folder, resume, until, console or Console())
+        return _lead(config, folder, resume, until, console, named)
     from hintdistill.engines.transformers import pick_device
 
     device = pick_device(config.run.device)
@@ -60,15 +83,24 @@ def run(
         processes.follow(device)
         return folder
     with processes.leading(device):
-        return _lead(config, folder, resume, until, console or Console())
+        return _lead(config, folder, resume, until, console, named)
 
 
-def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Console) -> Path:
+def _lead(
+    config: RunConfig, folder: Path, resume: bool, until: str, console: Console, named: Mapping[str, str]
+) -> Path:
     check_inputs(config, until)
     if config.run.rounds is not None and until != "report":
         raise ConfigError(f"run.rounds is a loop over all stages and cannot end at {until!r}", hint="unset run.rounds")
+    before = settings_before(folder) if resume else None
     rundir = RunDir.create(folder, config, resume=resume)
     try:
+        rundir.note(until=until, finished=False, **named)
+        if before is not None:
+            for line in changed_settings(before, rundir.manifest()["config"]):
+                console.note(line)
+            for item in repair(rundir):
+                console.warn(str(item))
         if config.run.rounds is not None:
             from hintdistill.pipeline.rounds import run_rounds
 
@@ -80,15 +112,17 @@ def _lead(config: RunConfig, folder: Path, resume: bool, until: str, console: Co
                 write_report(ctx)
         if until == "report":
             push(config, folder, console)
+        rundir.note(finished=True)
     finally:
         rundir.close()
     return folder
 
 
-def report_only(folder: Path, console: Console | None = None) -> None:
+def report_only(folder: Path, console: Console | None = None, *, trust: bool = False) -> None:
     """Measure what is owed and write the report of an existing run again.
 
-    A run of an older schema keeps its manifest and its student's card, which says with what the student was made.
+    A run of an older schema keeps its manifest and its student's card, which says with what the student was made. What a run
+    from elsewhere names (an environment, a model to download) is left out and said, unless `trust`.
 
     Raises:
         InputError, ConfigError: see `RunDir.reopen` and `RunDir.config`.
@@ -98,7 +132,8 @@ def report_only(folder: Path, console: Console | None = None) -> None:
         config, unknown = rundir.config()
         if unknown:
             console.note(f"{folder} was made by an older release; this one knows no {', '.join(unknown)}")
-        run_stages(RunContext(config, rundir, console), first="report")
+        with in_use(config, trust), disk_errors(folder):
+            run_stages(RunContext(config, rundir, console), first="report")
     finally:
         rundir.close()
 
@@ -113,6 +148,8 @@ def push(
         InputError: `repository` is given and the run has no student.
         ServiceError: the hub cannot be reached or refuses.
     """
+    if repository is None and config.train.push is not None:
+        require_trusted(f"push the student to {config.train.push}")
     student, name = folder / "student", repository or config.train.push
     if name is None or (repository is None and not student.is_dir()):
         return None

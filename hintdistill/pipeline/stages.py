@@ -162,6 +162,12 @@ class Report:
         if config.rollout.environment is not None:
             from hintdistill.rollouts.evaluate import load_suite, tasks_of
 
+            if config.rollout.sample.backend == "server":
+                from hintdistill.core.http import HttpClient
+                from hintdistill.rollouts.server import asked
+
+                # whether it may be asked; nothing is sent
+                HttpClient(asked(config.rollout.sample.server))
             suite = load_suite(config.rollout.environment)
             for split in config.rollout.splits:
                 tasks_of(suite, split, None)
@@ -207,7 +213,8 @@ def each_stage(
     """Run the stages from `first` to `until` and yield the name of each one that is done.
 
     A caller that stops iterating stops the run there. The revision belongs to rescore: it is over when `rescore` is yielded.
-    Where training follows, the rewards that the recipe reads are required as soon as the traces are read. Each stage's
+    Where training follows, the rewards that the recipe reads are required as soon as the traces are read, and every critique
+    that is still to be had as soon as the critics are done (`critic.allow_owed`). Each stage's
     warnings are kept in the index `<stage>-warnings`, also where it fails.
 
     Args:
@@ -225,6 +232,10 @@ def each_stage(
             from hintdistill.pipeline.outcome import require_outcomes
 
             require_outcomes(ctx)
+        if stage.name == "critique" and stage_named("train") in stages:
+            from hintdistill.pipeline.critique import require_answered
+
+            require_answered(ctx)
         if stage.name == "rescore" and ctx.config.critic.revise:
             _revise(ctx)
         if stage.name == "train" and stage_named("report") in stages:

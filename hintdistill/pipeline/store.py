@@ -3,6 +3,7 @@
 ```
 manifest.json        schema, config, versions, model and prompt hashes
 config.yaml          the configuration, to run again
+damaged/             what `verify` or a resume took out, because its bytes were not as they were written
 index/<stage>.json   the row keys that are current, in order; older rows stay in their files and count for nothing
 index/<stage>-warnings.json   what the stage warned of when it last ran, the revision among them
 traces.jsonl         one row per record read: a trace, or a failure with file and line
@@ -26,7 +27,9 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,10 +42,17 @@ from hintdistill.config.file import known_keys, validate
 from hintdistill.config.removed import upgrade
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.paths import resolve_paths
-from hintdistill.core.storage import JsonlStore, write_atomic
+from hintdistill.core.storage import REPAIR, JsonlStore, read_json, write_atomic
+from hintdistill.core.trust import guards, is_signed, sign
 
 RUN_SCHEMA = 2
 """2: paths in the manifest's config are absolute, and keys of releases before are gone from it."""
+DAMAGED = (
+    "`hintdistill verify` says what of the folder is damaged; `run CONFIG --resume run.dir=…` writes the manifest again"
+)
+"""What to do about a manifest that cannot be read."""
+KEPT = ("model", "prompts", "formats", "file", "until", "finished")
+"""What of a manifest stays when a run is continued."""
 READABLE = (1, RUN_SCHEMA)
 """Schemas that `show`, `report` and `push` read; only the last one is continued."""
 
@@ -63,6 +73,8 @@ class RunDir:
                 process has it open.
         """
         run = cls(path)
+        if (taken := next((p for p in (run.path, *run.path.parents) if p.exists()), run.path)) and not taken.is_dir():
+            raise ConfigError(f"run.dir is {run.path}, and {taken} is a file", hint="choose another run.dir")
         used = run.path.exists() and any(run.path.iterdir())
         if used and not run.is_run():
             raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
@@ -112,7 +124,7 @@ class RunDir:
         return (self.path / "manifest.json").is_file()
 
     def _acquire(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
+        self._lock = (self.path / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -132,8 +144,10 @@ class RunDir:
             "schema": RUN_SCHEMA,
             "config_schema": CONFIG_SCHEMA,
             "config": data,
+            # what came from elsewhere and is not trusted stays so
+            "signature": None if guards() else sign(data),
             "versions": _versions(),
-            **{k: v for k, v in self.manifest().items() if k in ("model", "prompts", "formats")},
+            **{k: v for k, v in self.manifest().items() if k in KEPT},
         }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
@@ -144,21 +158,26 @@ class RunDir:
         Raises:
             InputError: it is of a schema that cannot be read, or no JSON.
         """
-        try:
-            data = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        data = self._raw_manifest()
+        if not data:
             return {}
-        except ValueError as error:
-            raise InputError(f"{self.path / 'manifest.json'} is not JSON: {error}") from None
-        schema = data.get("schema") if isinstance(data, dict) else None
+        schema = data.get("schema")
         if schema not in READABLE:
             raise InputError(
                 f"{self.path} was made by run schema {schema}; this release reads {' and '.join(map(str, READABLE))}",
                 hint="read it with the release that made it; versions.hintdistill in manifest.json names it",
             )
+        if not isinstance(data.get("config"), dict):
+            raise InputError(f"{self.path / 'manifest.json'} holds no configuration", hint=DAMAGED)
         if data.get("config_schema", 1) < CONFIG_SCHEMA:
             data["config"] = upgrade(data["config"], data.get("config_schema", 1))
         return data
+
+    def _raw_manifest(self) -> dict[str, Any]:
+        """The manifest as it is written; empty where there is none."""
+        if not (self.path / "manifest.json").exists():
+            return {}
+        return dict(read_json(self.path / "manifest.json", dict, hint=DAMAGED))
 
     def config(self) -> tuple[RunConfig, list[str]]:
         """The configuration the run was made with, and the keys of an older schema that this release does not know.
@@ -170,14 +189,36 @@ class RunDir:
             ConfigError: a value that this release does not take.
         """
         manifest, where = self.manifest(), str(self.path / "manifest.json")
+        foreign = None if self.is_own() else str(self.path)
+        if foreign is not None:
+            self._refuse_links()
         if manifest["schema"] == RUN_SCHEMA:
-            return validate(manifest["config"], where), []
+            return validate(manifest["config"], where).of_folder(foreign), []
         known, unknown = known_keys(manifest["config"])
-        return validate(resolve_paths(known, RunConfig, None), where), unknown
+        return validate(resolve_paths(known, RunConfig, None), where).of_folder(foreign), unknown
+
+    def is_own(self) -> bool:
+        """Whether this user wrote the configuration of the run on this machine; see `core/trust.py`."""
+        raw = self._raw_manifest()
+        return is_signed(raw.get("config"), raw.get("signature"))
+
+    def _refuse_links(self) -> None:
+        """Raise InputError for a folder from elsewhere in which a link, a pipe or a device stands where files are written."""
+        for at, folders, files in os.walk(self.path):
+            for name in (*folders, *files):
+                path = Path(at) / name
+                if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+                    raise InputError(
+                        f"{path} is no ordinary file, and {self.path} was not written by you on this machine",
+                        hint="copy the folder with its links followed (`cp -rL`), or delete what is none of its files",
+                    )
 
     def note(self, **values: Any) -> None:
         """Set top-level values of the manifest, e.g. `model`, `prompts` or `formats`."""
         manifest = self.manifest() | {"config_schema": CONFIG_SCHEMA} | values
+        if self.is_own():
+            # keys of before were translated
+            manifest["signature"] = sign(manifest["config"])
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
 
     def store(self, name: str) -> JsonlStore:
@@ -193,7 +234,7 @@ class RunDir:
     def index(self, stage: str) -> list[str] | None:
         """The current row keys of a stage, or None where the stage has not finished."""
         with contextlib.suppress(FileNotFoundError):
-            return json.loads((self.path / "index" / f"{stage}.json").read_text(encoding="utf-8"))
+            return list(read_json(self.path / "index" / f"{stage}.json", list, hint=REPAIR))
         return None
 
     def current(self, stage: str, store: str) -> list[dict[str, Any]]:
@@ -202,6 +243,11 @@ class RunDir:
         if not keys:
             return []
         rows = self.store(store).by_key()
+        if lacking := [k for k in keys if k not in rows]:
+            raise InputError(
+                f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
+                hint=REPAIR,
+            )
         return [rows[k] for k in keys]
 
 

@@ -18,6 +18,7 @@ from hintdistill.core.storage import content_key
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
+from hintdistill.training.checksums import wrong_files
 from hintdistill.training.fits import require_fits
 from hintdistill.training.row_lengths import trained_lengths
 
@@ -229,6 +230,10 @@ def run(ctx: RunContext) -> None:
     key = content_key("train", *made_of, section.tripwires.model_dump(mode="json"))
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
     summary = read_summary(ctx.student_folder)
+    if wrong := wrong_files(ctx.student_folder):
+        said = "; ".join(f"{name} {what}" for name, what in wrong.items())
+        ctx.console.warn(f"{ctx.student_folder} is damaged and trained again: {said}")
+        summary = None
     if summary is None or summary.key != key:
         lengths = trained_lengths(targets, section, outcome)
         require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)

@@ -23,6 +23,7 @@ from hintdistill.engines.token_counts import (
     pairs,
     scoring_peak,
 )
+from hintdistill.pipeline.context import in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import check_inputs
 from hintdistill.planning.measure import Job, Measured, Part, measure
@@ -95,18 +96,28 @@ class Forecast:
 
 
 def forecast(
-    config: RunConfig, *, measured: bool = True, gigabytes: float | None = None, console: Console | None = None
+    config: RunConfig,
+    *,
+    measured: bool = True,
+    gigabytes: float | None = None,
+    console: Console | None = None,
+    trust: bool = False,
 ) -> Forecast:
     """Plan a run; nothing is written and nothing is asked of a critic that costs anything.
 
     Args:
         measured: measure memory and time in short real runs; without, what is counted from the model's shape only.
         gigabytes: memory to plan for (10^9 bytes) instead of what is free.
+        trust: see `pipeline.run.run`.
 
     Raises:
         HintdistillError: what `check_inputs`, the stages up to inject and `measure` raise.
     """
-    console = console or Console(quiet=True)
+    with in_use(config, trust):
+        return _forecast(config, measured, gigabytes, console or Console(quiet=True))
+
+
+def _forecast(config: RunConfig, measured: bool, gigabytes: float | None, console: Console) -> Forecast:
     check_inputs(config, "report")
     if config.run.threads is not None:
         import torch

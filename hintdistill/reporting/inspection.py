@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hintdistill.config import CHECKS
 from hintdistill.core.errors import InputError
+from hintdistill.core.storage import disk_errors, writing_aside
 from hintdistill.core.types import Trace
 from hintdistill.critics.rules import NOT_JUDGED, RulesCritic
+from hintdistill.traces.conservation import Lost, lost_of, lost_record, summed
 from hintdistill.traces.files import TraceFile, all_files
 from hintdistill.traces.formats import native
-from hintdistill.traces.options import Failure, ReadOptions
+from hintdistill.traces.guards import given_reasons
+from hintdistill.traces.options import Failure, ReadOptions, Record
 from hintdistill.traces.reading import Deduplicator, read_file
 
 DEFAULTS = ReadOptions()
@@ -33,6 +37,8 @@ class FileReport:
     steps: int = 0
     given_steps: int = 0
     """Steps that are context only; see `types.Message.given`."""
+    given_because: dict[str, int] = field(default_factory=dict)
+    """The given steps by reason: a mask of the data set, a greeting, a context that is not known, ..."""
     tool_calls: int = 0
     failures: int = 0
     reason: str | None = None
@@ -47,12 +53,21 @@ class FileReport:
     """Failures by reason."""
     checks: dict[str, int] = field(default_factory=dict)
     """Findings of the deterministic checks by class."""
+    lost: list[Lost] | None = None
+    """What the file holds and its traces do not, by key path; None where that was not asked."""
     not_judged: int = 0
     """Steps with a call that its own schema cannot judge: it is no JSON schema, refers elsewhere, or would take too long."""
 
 
-def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) -> Iterator[FileReport]:
+def inspect_files(
+    paths: Sequence[str | Path], options: ReadOptions = DEFAULTS, *, lost: bool = False
+) -> Iterator[FileReport]:
     """One report per file met, in reading order; files of another kind are reported with that reason.
+
+    Args:
+        paths: files, folders, globs or archives.
+        options: how to read.
+        lost: whether to look for every string of the files in the traces; takes several times as long.
 
     Raises:
         InputError: a path does not exist, or a folder holds no trace file.
@@ -60,13 +75,15 @@ def inspect_files(paths: Sequence[str | Path], options: ReadOptions = DEFAULTS) 
     """
     keep, critic = Deduplicator(), RulesCritic(CHECKS)
     for file in all_files(paths):
-        yield _inspect(file, options, keep, critic)
+        yield _inspect(file, options, keep, critic, lost)
 
 
-def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: RulesCritic) -> FileReport:
+def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: RulesCritic, lost: bool) -> FileReport:
     report = FileReport(file.name)
+    absent: list[Lost] = []
+    keep.watch = partial(_note_lost, absent) if lost else None
     if file.foreign:
-        report.reason = f"not read: {Path(file.name).suffix or 'no ending'} is no trace file of a known kind"
+        report.reason = f"not read: {file.kind} is no trace file of a known kind"
         return report
     reasons: Counter[str] = Counter()
     checks: Counter[str] = Counter()
@@ -81,6 +98,7 @@ def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: 
             checks.update(f.error_class for f in critique.findings)
             report.not_judged += sum(n.startswith(NOT_JUDGED) for n in critique.notes)
     report.format = keep.formats.get(file.name)
+    report.lost = summed(absent) if lost else None
     report.failures, report.reasons, report.checks = sum(reasons.values()), dict(reasons), dict(checks)
     if first is not None:
         counted = ", ".join(f"{n} {r}" for r, n in reasons.most_common())
@@ -88,11 +106,21 @@ def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: 
     return report
 
 
+def _note_lost(absent: list[Lost], record: Record, name: str, outcomes: list[Trace | Failure]) -> None:
+    """Add what a record held and its traces do not."""
+    if any(isinstance(o, Trace) for o in outcomes):
+        absent += lost_of(record.value, outcomes, name)
+    else:
+        absent += lost_record(record.value, outcomes, HELD_ELSEWHERE)
+
+
 def _count(report: FileReport, trace: Trace) -> None:
     steps = [trace.messages[i] for i in trace.step_indices]
     report.traces += 1
     report.steps += len(steps)
     report.given_steps += len(trace.given_steps)
+    for reason, n in given_reasons(trace).items():
+        report.given_because[reason] = report.given_because.get(reason, 0) + n
     report.tool_calls += sum(len(m.tool_calls) for m in steps)
     report.schemas += bool(trace.tools)
     report.token_ids += sum(m.token_ids is not None for m in steps)
@@ -106,6 +134,8 @@ class Conversion:
     path: str
     traces: int = 0
     failures: list[Failure] = field(default_factory=list)
+    foreign: list[TraceFile] = field(default_factory=list)
+    """Files of no known kind, which were not read."""
 
 
 def convert(
@@ -121,11 +151,12 @@ def convert(
         InputError: no trace at all, or a file yielded none and that was not allowed; nothing is written then.
     """
     done, out = Conversion(str(out)), Path(out)
-    aside = out.with_name(f".{out.name}.writing")
     keep, empty = Deduplicator(), []
-    try:
-        with aside.open("w", encoding="utf-8") as target:
+    with disk_errors(out), writing_aside(out) as aside:
+        with aside.open("w", encoding="utf-8", errors="surrogatepass") as target:
             for file in all_files(paths):
+                if file.foreign:
+                    done.foreign.append(file)
                 if file.foreign or (out.exists() and file.path.exists() and file.path.samefile(out)):
                     continue
                 before, missed = done.traces, []
@@ -140,9 +171,6 @@ def convert(
                     empty.append(f"{missed[0].source}: {missed[0].message}")
         if not done.traces or (empty and not allow_empty_files):
             raise empty_files_error(empty)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
     return done
 
 

@@ -74,6 +74,7 @@ _WORDS = frozenset(
         "not_a_label",
         "not_a_trace",
         "not_finite",
+        "not_decisive",
         "not_json",
         "not_utf8",
         "number_too_large",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.storage import write_atomic
 from hintdistill.reporting.allow import Names
 from hintdistill.reporting.schema import SHARED
 
@@ -44,5 +45,5 @@ def write_shared(run: Path) -> list[Path]:
         "report-share.html": render_html(shared, document["run"]["config"]["report"]["max_findings"]),
     }
     for name, text in texts.items():
-        (run / name).write_text(text, encoding="utf-8")
+        write_atomic(run / name, text)
     return [run / name for name in texts]

@@ -173,7 +173,8 @@ def show_files(reports: Sequence[FileReport], console: Console) -> None:
     for r in reports:
         console.print(f"[bold]{escape(printable(r.path))}[/]" + (f"  ({r.format})" if r.format else ""), soft_wrap=True)
         if r.traces:
-            given = f" ({r.given_steps} given)" if r.given_steps else ""
+            because = ", ".join(f"{n} {escape(printable(why))}" for why, n in r.given_because.items())
+            given = f" ({r.given_steps} given: {because})" if r.given_steps else ""
             held = f"schemas in {r.schemas}, token ids on {r.token_ids} steps, rewards in {r.rewards}"
             console.print(
                 f"  {r.traces} traces, {r.steps} steps{given}, {r.tool_calls} tool calls; {held}", soft_wrap=True
@@ -189,5 +190,13 @@ def show_files(reports: Sequence[FileReport], console: Console) -> None:
         if r.reason:
             text = escape(printable(r.reason))
             console.print(f"  [yellow]{text}[/]" if r.failures else f"  {text}", soft_wrap=True, highlight=False)
+        for item in r.lost or ():
+            place = item.path or "the whole record"
+            why = item.reason or "[bold]nobody has said why[/]"
+            shown = escape(printable(item.example)) if item.reason is None else ""
+            console.print(
+                f"  not in the traces: {escape(place)}: {item.strings} texts, {item.characters} characters: {why} {shown}",
+                soft_wrap=True,
+            )
     steps, failed = sum(r.steps for r in reports), sum(r.failures for r in reports)
     console.print(f"{len(reports)} files, {sum(r.traces for r in reports)} traces, {steps} steps, {failed} failures")

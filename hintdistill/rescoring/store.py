@@ -20,10 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hintdistill.config import GateSection
+from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.storage import JsonlStore, checksum, writing_aside
 from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, Heads, context_hash, open_part, read_columns
 from hintdistill.rescoring.stored import CACHE_BYTES, Index, StoredTargets
 
+SUMS = "checksums.jsonl"
+"""Beside the parts: size and SHA-256 of each, by its name."""
 GROUP_ROWS = 16
 """Rows that are read together when one of them is asked for."""
 
@@ -119,9 +123,36 @@ class TargetStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256("".join(t.key for t in targets).encode()).hexdigest()[:16]
         path = self.folder / f"part-{digest}.parquet"
-        aside = path.with_suffix(".writing")
-        pq.write_table(_table(targets), aside, compression="zstd", row_group_size=GROUP_ROWS)
-        aside.replace(path)
+        with writing_aside(path) as aside:
+            pq.write_table(_table(targets), aside, compression="zstd", row_group_size=GROUP_ROWS)
+            # before the part has its name: a part without a checksum is one of a release before
+            self._sums().append({"key": path.name, "bytes": aside.stat().st_size, "sha256": checksum(aside)})
+
+    def _sums(self) -> JsonlStore:
+        return JsonlStore(self.folder / SUMS)
+
+    def damaged(self) -> Iterator[tuple[Path, str]]:
+        """The parts whose bytes are not those that were written, and what is wrong. All bytes are read.
+
+        Of a part without a checksum, which a release before wrote, it is whether it can be read. A part that is gone is owed.
+        """
+        try:
+            sums = self._sums().by_key()
+        except InputError as error:
+            yield self.folder / SUMS, error.message
+            sums = {}
+        for part in self.parts():
+            said = sums.get(part.name)
+            if said is None:
+                try:
+                    for _ in self.read_part(part):
+                        pass
+                except InputError as error:
+                    yield part, error.message
+            elif part.stat().st_size != said.get("bytes"):
+                yield part, f"it has {part.stat().st_size} bytes of {said.get('bytes')}"
+            elif checksum(part) != said.get("sha256"):
+                yield part, "it has other bytes than were written"
 
     def keys(self) -> set[str]:
         """Keys of all stored rows."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ import torch
 
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.rollouts.attention import sampling_attention
 from hintdistill.rollouts.cache import growing_cache
 
 
@@ -122,7 +124,7 @@ class TransformersGenerator:
         device = next(self.engine.model.parameters()).device
         ids, mask, cache = self._continued(contexts) or (*self._padded(contexts, device), self._empty())
         rng = torch.random.fork_rng(devices=[] if device.type == "cpu" else [device])
-        with self.engine.hold() as model, rng, torch.inference_mode():
+        with self.engine.hold() as model, rng, torch.inference_mode(), self._attention(model):
             torch.manual_seed(seed)
             out = model.generate(
                 input_ids=ids,
@@ -138,6 +140,10 @@ class TransformersGenerator:
         if self.reuse:
             self._keep(contexts, rows, out, mask)
         return rows
+
+    def _attention(self, model: Any) -> AbstractContextManager[None]:
+        """What suits few new tokens; a window would be the library's to keep."""
+        return sampling_attention(model) if self.reuse else nullcontext()
 
     def _empty(self) -> Any:
         """A cache to begin with, or None for the library's own."""

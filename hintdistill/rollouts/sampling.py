@@ -226,6 +226,7 @@ class Sampler:
             reward=r.reward,
             task_id=r.task,
             model=self.generator.key,
+            template=dict(self.renderer.options.values),
             tool_effects=r.effects,
             extra=({"failure": r.failure} if r.failure else {}) | ({CUT: r.cut} if r.cut else {}),
         )

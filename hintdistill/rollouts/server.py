@@ -116,6 +116,10 @@ class ServerGenerator:
             choice = self._choice(prompt | {"prompt_logprobs": 0}, len(ids))
             with self._well_formed():
                 table = choice["prompt_logprobs"]
+                if len(table) != len(ids):
+                    raise ServiceError(
+                        f"{self.config.base_url} scored another prompt than it was sent: {len(table)} positions for {len(ids)} tokens"
+                    )
                 theirs = np.array([float(table[i][str(ids[i])]["logprob"]) for i in range(1, len(ids))])
             total += float(np.abs(theirs - score.sampled).sum())
             tokens += len(theirs)

@@ -107,6 +107,15 @@ def call_fields(value: Any, index: int) -> dict[str, Any]:
     return fields if call_id is None else {**fields, "id": call_id}
 
 
+def name_and_arguments(call: Any) -> tuple[Any, Any]:
+    """A call's name and its arguments as they stand, under whichever known keys; None where there are none."""
+    if not isinstance(call, Mapping):
+        return None, call
+    keys = [{plain_key(k): v for k, v in holder.items()} for holder in _holders(call)]
+    name = next((k[n] for k in keys for n in NAMES if isinstance(k.get(n), str)), None)
+    return name, next((k[a] for a in ARGUMENTS for k in keys if k.get(a) is not None), None)
+
+
 def _holders(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The objects that may hold the name and the arguments, the inner one first."""
     for key in ("function", "custom"):

@@ -1,4 +1,4 @@
-"""Paths to files: a file, a folder, a glob, a zip. What may not be read is named, never followed.
+"""Paths to files: a file, a folder, a glob, a zip, a table, a set of the hub. What may not be read is named, never followed.
 
 Folders are untrusted: a symbolic link is read only where it stays inside its folder, anything that is no regular file
 (a pipe would block for ever) is refused. Archives are in `archives.py`.
@@ -12,12 +12,15 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hintdistill.core.errors import InputError
 from hintdistill.core.types import Source
 from hintdistill.traces.archives import Member, members
+from hintdistill.traces.compressed import COMPRESSED, inner_name, open_compressed
+from hintdistill.traces.hub import HubSet, hub_rows, hub_set, is_hub_set
 from hintdistill.traces.options import Failure
+from hintdistill.traces.tables import SAVED, TABLES, is_saved_set, saved_tables, table_rows
 
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".traj", ".har")
 ARCHIVES = (".zip", ".eval")
@@ -34,10 +37,40 @@ class TraceFile:
     refused: Failure | None = None
     foreign: bool = False
     """Not read because its ending is none of the known ones: reported, but no failure."""
+    hub: HubSet | None = None
 
     def open(self) -> IO[bytes]:
         """The file's bytes, from the start. Raises OSError; BadZipFile where an archive is damaged."""
-        return self.member.open() if self.member else self.path.open("rb", buffering=1 << 20)
+        if self.member is not None:
+            return self.member.open()
+        if self.path.suffix.lower() in COMPRESSED:
+            return open_compressed(self.path)
+        return self.path.open("rb", buffering=1 << 20)
+
+    def rows(self) -> Iterator[tuple[str, Any]] | None:
+        """Place and value of each row where the file is a table or a set of the hub, else None. Iterating raises OSError."""
+        if self.hub is not None:
+            return ((f"split {split}, row {n}", row) for split, n, row in hub_rows(self.hub))
+        if self.member is None and self.path.suffix.lower() in TABLES:
+            return ((f"row {n}", row) for n, row in enumerate(table_rows(self.path), 1))
+        return None
+
+    @property
+    def kind(self) -> str:
+        """What its name says that it is, for a line that counts files that are not read."""
+        return Path(self.name).suffix or "no ending"
+
+
+def not_read(files: Sequence[TraceFile]) -> str | None:
+    """One line about the files that are of no known kind, by ending; None where there are none."""
+    counted: dict[str, int] = {}
+    for file in files:
+        counted[file.kind] = counted.get(file.kind, 0) + 1
+    if not counted:
+        return None
+    listed = ", ".join(f"{n} {kind}" for kind, n in sorted(counted.items()))
+    shown = "; ".join(file.name for file in files[:3])
+    return f"not read, because they are no trace files of a known kind: {listed} ({shown}{', …' if len(files) > 3 else ''})"
 
 
 def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Path]:
@@ -69,7 +102,10 @@ def all_files(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
 
 def _walk_all(paths: Sequence[str | Path], key: str | None = None) -> Iterator[TraceFile]:
     seen: set[Path] = set()
-    for path in (found for given in paths for found in _expand(given, key)):
+    for given in paths:
+        if is_hub_set(given):
+            yield TraceFile(str(given), Path(str(given)), hub=hub_set(str(given)))
+    for path in (found for given in paths if not is_hub_set(given) for found in _expand(given, key)):
         for file in [TraceFile(str(path), path)] if path.is_file() else _folder(path):
             if file.path not in seen:
                 seen.add(file.path)
@@ -97,11 +133,28 @@ def _folder(folder: Path) -> list[TraceFile]:
     found: list[TraceFile] = []
     for where, folders, names in os.walk(folder, followlinks=False):
         links = [name for name in folders if (Path(where) / name).is_symlink()]
-        found += [_look(Path(where) / name, root) for name in (*names, *links)]
+        entries = [_look(Path(where) / name, root) for name in (*names, *links)]
+        found += _of_saved_set(Path(where), names, entries) if is_saved_set(names) else entries
     if all(f.foreign for f in found):
-        endings = ", ".join("*" + s for s in SUFFIXES + ARCHIVES)
+        endings = ", ".join("*" + s for s in (*SUFFIXES, *ARCHIVES, *TABLES)) + ", also with .gz or .zst"
         raise InputError(f"no trace files in {folder}", hint=f"looked for {endings}")
     return sorted(found, key=lambda f: f.path)
+
+
+def _of_saved_set(folder: Path, names: list[str], entries: list[TraceFile]) -> list[TraceFile]:
+    """The tables of a set that `datasets` saved, without what it writes beside them."""
+    tables = saved_tables(folder, names)
+    kept = [e for e in entries if e.path.name not in SAVED]
+    return [e for e in kept if e.path.suffix.lower() != ".arrow" or e.path.name in tables]
+
+
+def is_trace_name(name: str) -> bool:
+    """Whether a file is one of the known kinds, by its name."""
+    lower = name.lower()
+    if lower.endswith(COMPRESSED):
+        inner = Path(inner_name(lower)).suffix
+        return inner in SUFFIXES or not inner
+    return Path(lower).suffix in (*SUFFIXES, *ARCHIVES, *TABLES)
 
 
 def _look(path: Path, root: Path) -> TraceFile:
@@ -111,7 +164,11 @@ def _look(path: Path, root: Path) -> TraceFile:
         return TraceFile(str(path), path, refused=Failure(Source(file=str(path), position="file"), reason, message))
 
     if path.is_symlink():
-        target = path.resolve()
+        try:
+            target = path.resolve()
+        except (OSError, RuntimeError):
+            # Python before 3.13 says it with a RuntimeError
+            return refuse("symlink", "a symbolic link that leads back to itself: not followed")
         if not target.is_relative_to(root):
             return refuse("symlink", f"a symbolic link out of the folder, to {target}: not followed")
         if not target.is_file():
@@ -122,4 +179,4 @@ def _look(path: Path, root: Path) -> TraceFile:
         return refuse("unreadable", f"cannot be read: {error.strerror}")
     if not stat.S_ISREG(mode):
         return refuse("not_a_file", "neither a regular file nor a folder: not opened")
-    return TraceFile(str(path), path, foreign=path.suffix.lower() not in SUFFIXES + ARCHIVES)
+    return TraceFile(str(path), path, foreign=not is_trace_name(path.name))

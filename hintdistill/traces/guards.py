@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from hintdistill.core.types import Message, Trace
 from hintdistill.traces.options import Failure
-from hintdistill.traces.unread import UNREAD, UNSEEN
+from hintdistill.traces.unread import HOSTED, UNREAD, UNSEEN
 
 GIVEN_BECAUSE = "given_because"
 """Key of a given turn's `extra` under which the reason stands."""
@@ -33,6 +33,8 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
         trace: as its reader made it.
         answers: whether the student answers a user; not where it plays the user itself, who opens the conversation.
     """
+    if _in_order(trace.messages):
+        return trace
     if (failure := _says_nothing(trace)) is not None:
         return failure
     messages = trace.messages
@@ -48,6 +50,7 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
     if answers and first and any(m.role == "assistant" for m in messages[first:]):
         early = (i for i in range(first) if messages[i].role == "assistant" and not messages[i].token_ids)
         changed = {**dict.fromkeys(early, BEFORE_THE_USER), **changed}
+    changed = {**_hosted(trace), **changed}
     changed = {i: why for i, why in {**late, **changed}.items() if not messages[i].given}
     if not changed:
         return trace
@@ -55,8 +58,34 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
     return trace.model_copy(update={"messages": made})
 
 
+def _in_order(messages: tuple[Message, ...]) -> bool:
+    """Whether a user speaks first, every turn of the assistant says something, and no message has more to it: most do."""
+    asked = False
+    for m in messages:
+        if m.extra:
+            return False
+        if m.role == "assistant":
+            if not asked or not (m.content or m.tool_calls):
+                return False
+        elif m.role == "user":
+            asked = True
+    return asked
+
+
 def _empty(m: Message) -> bool:
     return m.role == "assistant" and not (m.content or m.tool_calls or m.reasoning or m.token_ids or m.raw_text)
+
+
+def _hosted(trace: Trace) -> dict[int, str]:
+    """Turns that call a tool which the server offered and whose schema the record lacks: nothing can judge such a call."""
+    if not trace.tools:
+        return {}
+    found: dict[int, str] = {}
+    for i, m in enumerate(trace.messages):
+        for name in m.extra.get(HOSTED) or ():
+            if name not in trace.tool_schemas and not m.token_ids:
+                found[i] = f"calls {name!r}, which the server offered and whose schema is not recorded"
+    return found
 
 
 def _after_unknown(messages: tuple[Message, ...]) -> dict[int, str]:

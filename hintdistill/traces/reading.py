@@ -5,7 +5,7 @@ Every record met becomes a `Trace` or a `Failure` with file, position and reason
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,9 @@ def read_traces(
     """
     keep = keep or Deduplicator()
     for file in all_files(paths):
-        if not file.foreign:
+        if file.foreign:
+            keep.foreign.append(file)
+        else:
             yield from read_file(file, options, keep)
 
 
@@ -109,6 +111,10 @@ class Deduplicator:
     def __init__(self) -> None:
         self.formats: dict[str, str] = {}
         """The format of each file's records; the last one where a file mixes them."""
+        self.watch: Callable[[Record, str, list[Trace | Failure]], None] | None = None
+        """Told each record, the name of its format, and all that was made of it."""
+        self.foreign: list[TraceFile] = []
+        """Files met that are of no known kind and were not read."""
         self._seen: dict[str, tuple[str, int]] = {}
         self._repeats = Repeats()
 
@@ -168,10 +174,23 @@ def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Itera
         yield file.refused
         return
     try:
+        if (rows := file.rows()) is not None:
+            yield from _rows(rows, file.name)
+            return
         with file.open() as stream:
             yield from read_values(stream, file.name, options.max_record_bytes)
     except (OSError, *ZIP_ERRORS) as error:
         yield Failure(Source(file=file.name, position="file"), "unreadable", f"cannot be read to its end: {error}")
+
+
+def _rows(rows: Iterator[tuple[str, Any]], name: str) -> Iterator[Record | Failure]:
+    """Rows of a table as records; a table without any is a failure."""
+    empty = True
+    for place, value in rows:
+        empty = False
+        yield Record(value, Source(file=name, position=place))
+    if empty:
+        yield Failure(Source(file=name, position="file"), "empty_file", "the table holds no row")
 
 
 def _outcomes(
@@ -212,20 +231,34 @@ def _parse(
         elif (reason := not_a_trace(record.value)) is not None:
             raise TraceError(reason)
         empty = True
+        seen: list[Trace | Failure] | None = [] if keep.watch is not None else None
         # the generic reader says of an unknown record what it lacks
         for outcome in (found or format_named(GENERIC)).traces(record, options):
             empty = False
-            yield keep.check(_understood(outcome, options), getattr(found, "CALLS", False))
+            checked = keep.check(_understood(outcome, options), getattr(found, "CALLS", False))
+            if seen is not None:
+                seen.append(checked)
+            yield checked
+        if keep.watch is not None and seen:
+            keep.watch(record, GENERIC if found is None else found.NAME, seen)
         if empty:
             yield Failure(record.source, "empty_record", "holds no conversation")
     except TraceError as error:
-        yield Failure.of(record.source, error)
+        yield _refused(keep, record, found, Failure.of(record.source, error))
     except RecursionError:
-        yield Failure(record.source, "too_deep", "the record is nested too deeply")
+        yield _refused(keep, record, found, Failure(record.source, "too_deep", "the record is nested too deeply"))
     except Exception as error:
         # a reader, ours or an extension's, met what it did not expect: this record is lost, loudly, and the run goes on
         name = GENERIC if found is None else found.NAME
-        yield Failure(record.source, READER_ERROR, f"the {name} reader failed: {type(error).__name__}: {error}")
+        text = f"the {name} reader failed: {type(error).__name__}: {error}"
+        yield _refused(keep, record, found, Failure(record.source, READER_ERROR, text))
+
+
+def _refused(keep: Deduplicator, record: Record, found: TraceFormat | None, failure: Failure) -> Failure:
+    """The failure of a whole record, told to whoever watches."""
+    if keep.watch is not None:
+        keep.watch(record, GENERIC if found is None else found.NAME, [failure])
+    return failure
 
 
 def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:

@@ -37,7 +37,7 @@ def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
         text = said if isinstance(said, str) else thinking_text(said)
         if text and not found:
             found = text
-        elif said not in ("", [], {}) and text != found:
+        elif said not in ("", [], {}) and (text is None or text != found):
             kept[key] = said
         elif found is None and isinstance(said, str):
             found = said
@@ -66,4 +66,5 @@ def _hides(value: Any) -> bool:
 
 def is_thinking(part: Any) -> bool:
     """Whether a content part is thinking."""
-    return isinstance(part, Mapping) and (part.get("type") in PARTS or part.get("thought") is True)
+    what = part.get("type") if isinstance(part, Mapping) else None
+    return isinstance(part, Mapping) and ((isinstance(what, str) and what in PARTS) or part.get("thought") is True)

@@ -15,6 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from hintdistill.core.types import Source
+from hintdistill.traces.compressed import inner_name
 from hintdistill.traces.options import Failure, Record
 
 CHUNK = 1 << 16
@@ -98,7 +99,7 @@ def _by_lines(head: bytes, file: str) -> bool:
     whole = len(head) < CHUNK or len(lines) > 1
     first = lines[0].decode("utf-8-sig", errors="replace").strip()
     complete = whole and _complete(first)
-    if file.lower().endswith((".jsonl", ".ndjson")):
+    if inner_name(file.lower()).endswith((".jsonl", ".ndjson")):
         # an indented document under the ending of JSON lines: the second line is no record either
         return complete or len(lines) < 2 or lines[1].lstrip()[:1] in (b"{", b"[")
     return complete and len(lines) > 1

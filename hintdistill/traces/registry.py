@@ -7,6 +7,7 @@ fulfils `TraceFormat`; they are asked before the ones that ship.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from hintdistill.core.registry import Registry
@@ -44,11 +45,16 @@ SHIPPED = (
     "toolbench",
     "langfuse",
     "langsmith",
+    "mlflow",
+    "pydantic_ai",
+    "bedrock",
+    "langgraph",
     "sessions",
     "adk",
     "openhands",
     "openhands_events",
     "swe_agent",
+    "qwen_code",
     "claude_code",
     "codex",
     "eval_protocol",
@@ -78,8 +84,13 @@ def formats() -> tuple[TraceFormat, ...]:
     Raises:
         ConfigError: an entry point does not load, or is no TraceFormat.
     """
-    outside = FORMATS.outside()
-    return (*outside, *(f for f in FORMATS.entries() if f not in outside))
+    return (*FORMATS.outside(), *_shipped())
+
+
+@cache
+def _shipped() -> tuple[TraceFormat, ...]:
+    """The formats of this package, imported once: every record is shown to them."""
+    return tuple(FORMATS.get({"inspect_log": "inspect"}.get(module, module)) for module in SHIPPED)
 
 
 def format_named(name: str) -> TraceFormat:
@@ -89,4 +100,7 @@ def format_named(name: str) -> TraceFormat:
 
 def recognise(value: Any) -> TraceFormat | None:
     """The first format a record fits, or None."""
-    return next((f for f in formats() if f.fits(value)), None)
+    for found in formats():
+        if found.fits(value):
+            return found
+    return None

@@ -12,12 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hintdistill.core.types import Message, Trace
+from hintdistill.traces.calls import name_and_arguments
 from hintdistill.traces.guards import marked_given
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reasoning import reasoning_of
 from hintdistill.traces.turns import GIVEN, TOKEN_KEYS
 
 Mark = int
+Held = tuple[str, Mark]
+"""A trace's id, and the mark of what is rendered beside its messages."""
 HELD = "another trace holds it"
 
 
@@ -33,12 +36,12 @@ class _Recent:
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._young: dict[Mark, str] = {}
-        self._old: dict[Mark, str] = {}
+        self._young: dict[Mark, Held] = {}
+        self._old: dict[Mark, Held] = {}
 
-    def note(self, marks: Sequence[Mark], trace_id: str) -> None:
+    def note(self, marks: Sequence[Mark], held: Held) -> None:
         """Remember that these marks are of that trace."""
-        self._young.update(dict.fromkeys(marks, trace_id))
+        self._young.update(dict.fromkeys(marks, held))
         if len(self._young) >= self._window:
             self._old, self._young = self._young, {}
 
@@ -46,7 +49,7 @@ class _Recent:
         """Whether one of the marks was noted."""
         return not self._young.keys().isdisjoint(marks) or not self._old.keys().isdisjoint(marks)
 
-    def get(self, mark: Mark) -> str | None:
+    def get(self, mark: Mark) -> Held | None:
         """The trace that a mark was noted for."""
         found = self._young.get(mark)
         return self._old.get(mark) if found is None else found
@@ -57,7 +60,6 @@ class Repeats:
 
     def __init__(self, window: int = WINDOW) -> None:
         self._inner, self._ends, self._called = _Recent(window), _Recent(window), _Recent(window)
-        self._shown = _Recent(window)
 
     def check(self, trace: Trace, marks: Sequence[Mark], context: Mark = 0, calls: bool = False) -> Trace | Failure:
         """The trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them all.
@@ -75,8 +77,9 @@ class Repeats:
         if not steps:
             return trace
         last = marks[-1]
-        if (longer := self._shown.get(hash((context, last)))) is not None:
-            text = f"every message stands at the start of trace {longer!r}, which goes on; that one is kept"
+        longer = self._inner.get(last)
+        if longer is not None and longer[1] == context:
+            text = f"every message stands at the start of trace {longer[0]!r}, which goes on; that one is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
         held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
@@ -84,11 +87,10 @@ class Repeats:
         if any(h.any_of(marks) for h in held):
             until = max((i for i, m in enumerate(marks[:-1]) if any(h.get(m) is not None for h in held)), default=-1)
         inner = marks[steps[0] : -1]
-        self._inner.note(inner, trace.id)
-        self._shown.note([hash((context, mark)) for mark in inner], trace.id)
+        self._inner.note(inner, (trace.id, context))
         if calls:
-            self._called.note(inner, trace.id)
-        self._ends.note([last], trace.id)
+            self._called.note(inner, (trace.id, context))
+        self._ends.note([last], (trace.id, context))
         if until < steps[0]:
             return trace
         messages = [
@@ -102,8 +104,11 @@ def marks_of(messages: Sequence[Message]) -> list[Mark]:
     """A running hash over all that is rendered of each message; 64 bits, so that a million messages collide once in ten million runs."""
     out, mark = [], 0
     for m in messages:
-        calls = tuple([(c.name, c.arguments_raw, c.id) for c in m.tool_calls]) if m.tool_calls else None
-        mark = hash((mark, m.role, m.content, m.reasoning, calls, m.tool_call_id, m.name))
+        if m.tool_calls:
+            calls = tuple([(c.name, c.arguments_raw, c.id) for c in m.tool_calls])
+            mark = hash((mark, m.role, m.content, m.reasoning, calls, m.name))
+        else:
+            mark = hash((mark, m.role, m.content, m.reasoning, m.tool_call_id, m.name))
         out.append(mark)
     return out
 
@@ -114,7 +119,8 @@ OPTION_KEYS = ("chat_template_kwargs", "template_options", "chat_template", "tem
 
 def context_of(trace: Trace) -> Mark:
     """A hash of what is rendered beside the messages: the tool schemas and the options of the template."""
-    options = [trace.extra[k] for k in OPTION_KEYS if k in trace.extra]
+    options = [trace.template] if trace.template else []
+    options += [trace.extra[k] for k in OPTION_KEYS if k in trace.extra]
     schemas = _SCHEMAS.of(trace.tools)
     return hash((schemas, json.dumps(options, sort_keys=True, default=str))) if options else schemas
 
@@ -136,9 +142,7 @@ class _LastSchemas:
 _SCHEMAS = _LastSchemas()
 
 
-def chains(
-    conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any] = ()
-) -> list[list[dict[str, Any]]]:
+def chains(conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any] = ()) -> list[list[dict[str, Any]]]:
     """The longest conversations of a log of calls, in the order in which they began.
 
     Args:
@@ -217,8 +221,5 @@ def _key(message: Any) -> Any:
 
 
 def _call_key(call: Any) -> tuple[str, str]:
-    if not isinstance(call, Mapping):
-        return ("", str(call))
-    function = call.get("function", call)
-    function = function if isinstance(function, Mapping) else {"name": function, "arguments": call.get("arguments")}
-    return (str(function.get("name")), str(function.get("arguments")))
+    name, arguments = name_and_arguments(call)
+    return (str(name or ""), str(arguments))

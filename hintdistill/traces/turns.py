@@ -63,6 +63,8 @@ _USED = _ALL_TOKEN_KEYS | {
     GIVEN,
 }
 _REASONING = frozenset(KEYS)
+
+
 def build_trace(
     record: Mapping[str, Any],
     messages: Sequence[Any],
@@ -102,6 +104,9 @@ def build_trace(
     if record.get("trace_id") and "id" in record and "id" in known:
         extra["id"] = record["id"]
     check_plain(extra, "extra")
+    options_said = extra.pop("chat_template_kwargs", None)
+    if options_said is not None and not isinstance(options_said, dict):
+        extra["chat_template_kwargs"] = options_said
     fields: dict[str, Any] = {
         "id": trace_id(record, source) + suffix,
         "messages": [_message(m, i, options) for i, m in enumerate(messages)],
@@ -110,6 +115,7 @@ def build_trace(
         "task_id": str(task_id) if task_id is not None else None,
         "model": model if isinstance(model, str) and model else None,
         "source": source,
+        "template": options_said if isinstance(options_said, dict) else {},
         "extra": extra,
     }
     fields["tools"] = fields["tools"] or options.tools
@@ -139,6 +145,8 @@ def _role(value: dict[str, Any], index: int, student: str) -> Any:
 
 def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
     """The fields of one Message."""
+    if (plain := _plain(value, index, options)) is not None:
+        return plain
     if type(value) is not dict:
         if not isinstance(value, Mapping):
             raise TraceError(f"message {index} is {kind(value)}, not an object")
@@ -151,12 +159,6 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
     fields: dict[str, Any] = {"role": role}
     if content is not None:
         fields["content"] = content if type(content) is str else text_of(content, index)
-    if said == role and value.keys() <= _PLAIN:
-        answered = value.get("tool_call_id")
-        if type(answered) is str:
-            fields["tool_call_id"] = answered
-        if answered is None or type(answered) is str:
-            return fields
     extra = {} if value.keys() <= _USED else {k: v for k, v in value.items() if k not in _USED}
     if not _ALL_TOKEN_KEYS.isdisjoint(value):
         tokens, kept = _tokens(value, index, options)
@@ -192,6 +194,28 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
         check_plain(extra, f"message {index}")
         fields["extra"] = extra
     return fields
+
+
+_CALLING = {"role", "content", "tool_calls"}
+
+
+def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | None:
+    """The fields of a message that holds text, or calls, and nothing else, as most do; None of any other."""
+    if type(value) is not dict or options.student_role != "assistant":
+        return None
+    role, content = value.get("role"), value.get("content")
+    if role not in _ROLES or (content is not None and type(content) is not str):
+        return None
+    fields = {"role": role} if content is None else {"role": role, "content": content}
+    if value.keys() <= _PLAIN:
+        answered = value.get("tool_call_id")
+        if answered is not None:
+            fields["tool_call_id"] = answered
+        return fields if answered is None or type(answered) is str else None
+    calls = value.get("tool_calls")
+    if value.keys() <= _CALLING and type(calls) is list:
+        return {**fields, "tool_calls": [call_fields(c, index) for c in calls]}
+    return None
 
 
 def _without_thinking(value: Mapping[str, Any], content: list[Any]) -> dict[str, Any]:

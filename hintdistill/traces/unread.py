@@ -87,6 +87,13 @@ BESIDE = frozenset(
         "control_plane_step",
         "observation",
         "action",
+        "args",
+        "parts_beside",
+        "hosted_tools",
+        "request_beside",
+        "run_id",
+        "conversation_id",
+        "state",
         "user_cost",
         "raw_data",
         "invalid_tool_calls",
@@ -99,6 +106,8 @@ UNREAD = "unread_keys"
 """Key of a message's `extra` that names the keys of its words, where they are none of the known ones."""
 UNSEEN = "unseen_items"
 """Key of a message's `extra` that names what stood in its place and cannot be shown: a hosted tool's work, an unknown item."""
+HOSTED = "hosted_tools"
+"""Key of a message's `extra` that names the tools of the server it called."""
 _SAID = ("content", "tool_calls", "reasoning", "token_ids", "raw_text")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -60,3 +61,33 @@ def kind(value: Any) -> str:
     return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(
         type(value), type(value).__name__
     )
+
+
+def as_text(value: Any) -> str | None:
+    """A tool's result as the text the student may have read: strings as they are, other values as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def result_text(value: Any) -> str | None:
+    """A result's text: strings and text parts as they are, images and files named in their place, other values as JSON."""
+    if not isinstance(value, list) or not value:
+        return as_text(value)
+    texts = [_part_text(part) for part in value]
+    return as_text(value) if any(t is None for t in texts) else "".join(t or "" for t in texts)
+
+
+def _part_text(part: Any) -> str | None:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return None
+    for key in ("text", "content"):
+        if isinstance(part.get(key), str) and ("type" in part or part.keys() <= {key}):
+            return str(part[key])
+    if "json" in part and part.keys() <= {"json"}:
+        return as_text(part["json"])
+    what = part.get("type")
+    is_media = isinstance(what, str) and any(w in what for w in ("image", "file", "document", "audio", "video"))
+    return f"[{what}]" if is_media else None

@@ -18,6 +18,7 @@ import yaml
 from hintdistill.config import OUTPUT_KEYS, InjectSection, RescoreSection, Section, TrainSection
 from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.core.paths import PathMark, map_paths, recipe_paths
+from hintdistill.core.storage import write_atomic
 from hintdistill.recipes import Recipe
 from hintdistill.recipes.describe import CONFIDENCE, settings
 from hintdistill.training.card_controls import hint_levels, placebo_share
@@ -40,9 +41,7 @@ def write_card(student: Path, document: Mapping[str, Any], formats: Mapping[str,
         initial: the folder of the initial model, whose own card may name a licence.
     """
     text = card_text(document, formats, adapter=(student / "adapter").is_dir(), license_of=front_matter(initial))
-    aside = student / ".README.md.writing"
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(student / "README.md")
+    write_atomic(student / "README.md", text)
 
 
 def card_text(

@@ -6,10 +6,15 @@ What FSDP2 writes is named by parameters and not by their number, so the Trainer
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hintdistill.core.errors import ConfigError
+from hintdistill.core.errors import ConfigError, HintdistillError, InputError
+from hintdistill.core.model_shape import safetensors_header
+from hintdistill.core.storage import read_json
 
 MODEL, OPTIMIZER, SCHEDULER = "pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"
 
@@ -31,6 +36,46 @@ def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
             f"{checkpoint} is sharded",
             hint="go on under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
         )
+
+
+def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
+    """What is wrong with the files of a checkpoint, None where nothing is seen: one is cut, or no file of its kind.
+
+    Args:
+        every_byte: also read the sums that PyTorch's files carry.
+    """
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        try:
+            if path.suffix == ".json":
+                read_json(path, object)
+            elif path.suffix == ".safetensors":
+                ends = [t["data_offsets"][1] for t in safetensors_header(path).values()]
+                with path.open("rb") as file:
+                    size = 8 + int.from_bytes(file.read(8), "little") + max(ends, default=0)
+                if path.stat().st_size != size:
+                    return f"{path.name} has {path.stat().st_size} bytes of {size}"
+            elif path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
+                with zipfile.ZipFile(path) as archive:
+                    if every_byte and archive.testzip() is not None:
+                        return f"{path.name} has other bytes than were written"
+        except (InputError, zipfile.BadZipFile, OSError, EOFError) as error:
+            return f"{path.name}: {error}"
+    return None
+
+
+@contextlib.contextmanager
+def reading(checkpoint: str | Path | None) -> Iterator[None]:
+    """Raise InputError for whatever goes wrong while a checkpoint is read; names it."""
+    try:
+        yield
+    except HintdistillError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [""])[0][:200]
+        raise InputError(
+            f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {said}",
+            hint="delete that folder; --resume then goes on from the one before it, or from the start",
+        ) from error
 
 
 def load_model(checkpoint: str | Path, model: Any) -> None:

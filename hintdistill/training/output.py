@@ -24,9 +24,13 @@ import torch
 from torch import Tensor
 
 from hintdistill.config import RunSection, TrainSection
+from hintdistill.core.model_shape import safetensors_header
 from hintdistill.core.models import TEMPLATES, TOKENIZER
-from hintdistill.engines.transformers import DTYPES, load_model
+from hintdistill.core.storage import sync
+from hintdistill.engines.transformers import DTYPES
+from hintdistill.engines.weights import load_model
 from hintdistill.training.card import adapter_card, hub_name
+from hintdistill.training.checksums import write_checksums
 from hintdistill.training.students import NEW, Arrived
 
 SUMMARY = "hintdistill.json"
@@ -85,8 +89,10 @@ def write_student(
     else:
         save_model(model, aside, folder, dtype, state_dict)
     (aside / SUMMARY).write_text(json.dumps(dict(summary), indent=1), encoding="utf-8")
+    write_checksums(aside)
     shutil.rmtree(out, ignore_errors=True)
     aside.rename(out)
+    sync(out.parent)
 
 
 def save_model(
@@ -143,12 +149,9 @@ def file_dtype(folder: Path) -> torch.dtype | None:
     folder = found.parent
     sizes: dict[str, int] = {}
     for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                start, end = tensor["data_offsets"]
-                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - start
+        for tensor in safetensors_header(path).values():
+            start, end = tensor["data_offsets"]
+            sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + end - start
     if sizes:
         return SAFETENSORS.get(max(sizes, key=lambda d: sizes[d]))
     config = json.loads(found.read_text(encoding="utf-8"))

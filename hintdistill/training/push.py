@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from hintdistill.core.errors import ConfigError, InputError, ServiceError
+from hintdistill.training.checksums import FILE as CHECKSUMS
 
 
 def hub() -> str:
@@ -54,18 +55,41 @@ def push_student(student: Path, repository: str, private: bool = True) -> str:
     """
     if not (student / "config.json").is_file():
         raise InputError(f"no student at {student}", hint="`hintdistill train` makes one")
+    return upload(repository, _published(student), private, what="the student", where=student)
+
+
+def upload(
+    repository: str,
+    files: Iterable[tuple[str, str | bytes]],
+    private: bool,
+    *,
+    what: str,
+    where: Path,
+    dataset: bool = False,
+) -> str:
+    """Upload files by their names there, each a path or its bytes; returns the address of the commit.
+
+    Args:
+        what: what is uploaded, for messages; `where` it is here.
+        dataset: whether the repository is one of data instead of a model's.
+
+    Raises:
+        ConfigError: see `check_push`.
+        ServiceError: the hub cannot be reached or refuses.
+    """
     check_push(repository)
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    api = HfApi(endpoint=hub())
+    api, kind = HfApi(endpoint=hub()), "dataset" if dataset else "model"
+    said = what.removeprefix("the ").capitalize()
     try:
-        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-        files = [CommitOperationAdd(rel, what) for rel, what in _published(student)]
-        commit = api.create_commit(name, files, commit_message="Student of a hintdistill run")
+        name = api.create_repo(repository, private=private, exist_ok=True, repo_type=kind).repo_id
+        added = [CommitOperationAdd(rel, content) for rel, content in files]
+        commit = api.create_commit(name, added, commit_message=f"{said} of a hintdistill run", repo_type=kind)
     except Exception as error:
         raise ServiceError(
-            f"{urlsplit(hub()).hostname} did not take the student for {repository}: {error}",
-            hint=f"the student is at {student}; `hintdistill push` tries again",
+            f"{urlsplit(hub()).hostname} did not take {what} for {repository}: {error}",
+            hint=f"{'they are' if what.endswith('s') else 'it is'} at {where}; `hintdistill push` tries again",
         ) from error
     return str(commit.commit_url)
 
@@ -76,7 +100,7 @@ LOCAL_NAMES = frozenset({"base_model_name_or_path", "name_or_path", "_name_or_pa
 
 def _published(student: Path) -> Iterator[tuple[str, str | bytes]]:
     """Every file of the student's folder by its name there: its path, or its text where a folder's name was taken out."""
-    for path in sorted(p for p in student.rglob("*") if p.is_file()):
+    for path in sorted(p for p in student.rglob("*") if p.is_file() and p.name != CHECKSUMS):
         name = path.relative_to(student).as_posix()
         if path.name in ("adapter_config.json", "config.json", "hintdistill.json"):
             data = json.loads(path.read_text(encoding="utf-8"))

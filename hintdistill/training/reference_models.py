@@ -11,9 +11,10 @@ import torch
 
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError, ModelError
-from hintdistill.core.models import resolve_model
+from hintdistill.core.models import load_tokenizer, resolve_model
 from hintdistill.core.scores import Target
-from hintdistill.engines.transformers import load_model, pick_dtype
+from hintdistill.engines.transformers import pick_dtype
+from hintdistill.engines.weights import load_model
 from hintdistill.recipes.teachers import TEACHERS, whose
 from hintdistill.rescoring.stored import by_key
 from hintdistill.training.rows import TraceRow, watch_rows
@@ -70,11 +71,9 @@ class Others:
 
 
 def _external(folder: Path, name: str | None, dtype: str, device: torch.device) -> Any:
-    from transformers import AutoTokenizer
-
     assert name is not None
     teacher = resolve_model(name)
-    own, theirs = (AutoTokenizer.from_pretrained(f).get_vocab() for f in (folder, teacher))
+    own, theirs = (load_tokenizer(f).get_vocab() for f in (folder, teacher))
     if own != theirs:
         differ = sorted(set(own.items()) ^ set(theirs.items()), key=lambda x: x[1])
         token, at = differ[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 
 from hintdistill.config import RunSection, TrainSection
-from hintdistill.core.errors import EmptyFunnelError
+from hintdistill.core.errors import EmptyFunnelError, InputError
+from hintdistill.core.models import load_tokenizer
 from hintdistill.core.scores import Target
+from hintdistill.core.storage import append_line, read_json, write_atomic
 from hintdistill.engines.transformers import pick_device, pick_dtype
 from hintdistill.rescoring.stored import by_key, heads
-from hintdistill.training import processes
+from hintdistill.training import checkpoints, processes
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.reference_models import Others
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData
@@ -155,6 +158,9 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
+        trainer.loss_before, read = processes.from_main(lambda: _cut_metrics(work, last))
+        if trainer.watch is not None:
+            trainer.watch.last = read
         parameters = _parameters(student.model)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
@@ -214,8 +220,11 @@ def make_trainer(
                 trainer.follower.bind()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            row = {"step": state.global_step, **(logs or {})}
+            if "train_loss" in row:
+                row["train_loss"] += trainer.loss_before / max(state.global_step, 1)
             if processes.is_main():
-                _write_row(work, {"step": state.global_step, **(logs or {})})
+                _write_row(work, row)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -293,8 +302,34 @@ def _parameters(model: Any) -> int:
 
 
 def _write_row(work: Path, row: dict[str, Any]) -> None:
-    with (work / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    append_line(work / METRICS, json.dumps(row))
+
+
+def _cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, int]:
+    """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again.
+
+    Returns the sum of the loss over the steps before it, because the Trainer's mean counts what it has seen itself, and the
+    last step that the watch has read.
+    """
+    path, until = work / METRICS, 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if not path.is_file():
+        return 0.0, 0
+    kept, total, last, read = [], 0.0, 0, 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            # what a kill tore off
+            continue
+        whole = line.endswith(b"\n") and isinstance(row, dict)
+        if whole and row.get("step", until + 1) <= until and "train_runtime" not in row:
+            kept.append(line)
+            if "loss" in row:
+                total, last = total + row["loss"] * (row["step"] - last), row["step"]
+            if "off_target_kl" in row or "heldout_kl" in row:
+                read = row["step"]
+    write_atomic(path, b"".join(kept).decode("utf-8"))
+    return total, read
 
 
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
@@ -329,9 +364,7 @@ def _special_ids(folder: Path, config: TrainSection) -> list[int]:
     """The tokenizer's special tokens, where the recipe takes them out of a support."""
     if not any(t.support.drop_special for t in config.effective_recipe.terms.values()):
         return []
-    from transformers import AutoTokenizer
-
-    return sorted(AutoTokenizer.from_pretrained(folder).all_special_ids)
+    return sorted(load_tokenizer(folder).all_special_ids)
 
 
 def _silence(trainer: Any) -> None:
@@ -344,10 +377,11 @@ def _silence(trainer: Any) -> None:
 def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
     """Measured once, before the first update, and kept for a resumed run."""
     stored = work / "engine_floor.json"
-    if stored.is_file():
-        return float(json.loads(stored.read_text(encoding="utf-8")))
+    # a checkpoint is loaded after this, so that it can be measured again at any time
+    with contextlib.suppress(FileNotFoundError, InputError):
+        return float(read_json(stored, float))
     floor = trainer.engine_floor(rows[:32])
-    stored.write_text(json.dumps(floor), encoding="utf-8")
+    write_atomic(stored, json.dumps(floor))
     return floor
 
 
@@ -356,11 +390,9 @@ def _last_checkpoint(work: Path) -> Path | None:
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
     for path in found:
         # the trainer state is the last thing a checkpoint gets
-        try:
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        if (path / "trainer_state.json").is_file() and not checkpoints.broken(path):
             return path
-        except (OSError, ValueError):
-            shutil.rmtree(path)
+        shutil.rmtree(path)
     return None
 
 

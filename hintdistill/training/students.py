@@ -19,7 +19,9 @@ import torch
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
 from hintdistill.core.errors import ConfigError, ModelError
-from hintdistill.engines.transformers import load_model, pick_dtype
+from hintdistill.core.trust import UntrustedError
+from hintdistill.engines.transformers import pick_dtype
+from hintdistill.engines.weights import load_adapter, load_model
 
 NEW, ARRIVED = "default", "initial"
 """Names of the adapters inside peft: the one that is trained, and the one the student came as."""
@@ -126,14 +128,13 @@ def initial_weights(model: Any) -> Iterator[None]:
 
 def _beside(folder: Path, section: LoraSection, precision: str, device: torch.device) -> Any:
     """The arriving adapter on its base model, frozen, and a new one beside it."""
-    from peft import AutoPeftModelForCausalLM
-
     try:
-        dtype = pick_dtype(precision, device, folder)
-        model = AutoPeftModelForCausalLM.from_pretrained(folder, adapter_name=ARRIVED, is_trainable=False, dtype=dtype)
+        model = load_adapter(folder, pick_dtype(precision, device, folder), name=ARRIVED)
         model.__class__ = _two_adapters()
         model.add_adapter(NEW, lora_config(section))
         model.set_adapter(NEW)
+    except UntrustedError:
+        raise
     except Exception as error:
         raise ModelError(
             f"cannot train a new adapter beside {folder}: {error}", hint="set train.arriving_adapter=merge"

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import ConfigError
+from hintdistill.core.trust import require_trusted
 from hintdistill.core.variables import environment_variables
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -36,6 +37,8 @@ def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dic
     """
     if not config.trackers:
         return {"report_to": "none"}, {}
+    if "wandb" in config.trackers:
+        require_trusted("send metrics to wandb")
     folder = (work / "tracker").resolve()
     keywords = {
         "report_to": list(config.trackers),

@@ -75,6 +75,7 @@ class HintTrainer(Trainer):
         """
         super().__init__(*args, data_collator=collate, **kwargs)
         self.config, self.recipe = config, config.effective_recipe
+        self.loss_before = 0.0  # summed over the steps that a resumed training does not do itself
         # the loss is normalised by what `_get_num_items_in_batch` counts over the accumulated batch
         self.model_accepts_loss_kwargs = True
         self.owner = self.accelerator.unwrap_model(self.model)
@@ -360,18 +361,24 @@ class HintTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         checkpoints.check_checkpoint(resume_from_checkpoint, self.is_fsdp_enabled)
-        if checkpoints.written_under_fsdp(resume_from_checkpoint) and not self.is_fsdp_enabled:
-            checkpoints.load_model(resume_from_checkpoint, self.owner)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        with checkpoints.reading(resume_from_checkpoint):
+            if checkpoints.written_under_fsdp(resume_from_checkpoint) and not self.is_fsdp_enabled:
+                checkpoints.load_model(resume_from_checkpoint, self.owner)
+            else:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and checkpoints.written_under_fsdp(checkpoint) and not self.is_fsdp_enabled:
-            checkpoints.load_optimizer(checkpoint, self.owner, self.optimizer, self.lr_scheduler)
-        else:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        if self.follower is not None and checkpoint is not None:
-            self.follower.load(Path(checkpoint))
+        with checkpoints.reading(checkpoint):
+            if checkpoint is not None and checkpoints.written_under_fsdp(checkpoint) and not self.is_fsdp_enabled:
+                checkpoints.load_optimizer(checkpoint, self.owner, self.optimizer, self.lr_scheduler)
+            else:
+                super()._load_optimizer_and_scheduler(checkpoint)
+            if self.follower is not None and checkpoint is not None:
+                self.follower.load(Path(checkpoint))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.reading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     # -- what is measured ----------------------------------------------------------------------------------------------
 

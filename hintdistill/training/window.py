@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hintdistill.core.errors import ModelError
+from hintdistill.core.storage import read_json, write_atomic
 from hintdistill.engines.prefix_tree import Piece
 from hintdistill.engines.shared_prefix import Memory, PackedCall, run_call
 from hintdistill.training.passes import Passes, StudentPass, forest
@@ -112,7 +113,7 @@ class WindowProbe:
         self.every, self.file, self.writes = every, Path(folder) / FILE, writes
         self.measured: dict[int, float] = {}
         if self.file.is_file():
-            self.measured = {int(k): float(v) for k, v in json.loads(self.file.read_text(encoding="utf-8")).items()}
+            self.measured = {int(k): float(v) for k, v in read_json(self.file, dict).items()}
         self.fresh: float | None = None
         """What was measured since the last log."""
         self._done = -1
@@ -133,7 +134,7 @@ class WindowProbe:
         self._done, self._taken = step, []
         if self.writes:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps(self.measured), encoding="utf-8")
+            write_atomic(self.file, json.dumps(self.measured))
         return self.fresh
 
     @property

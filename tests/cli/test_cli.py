@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import STUDENT, TOOLWORLD
+from conftest import ROOT, STUDENT, TOOLWORLD
 from support.command import hintdistill
 
 import hintdistill as hd
@@ -54,8 +54,12 @@ def test_init_writes_a_config_that_loads(tmp_path):
 def test_prompts(tmp_path):
     listed = json.loads(hintdistill("prompts", "list", "--json").stdout)
     assert {"name", "hash", "file"} == set(listed[0]) and "critic/all_at_once.jinja" in {r["name"] for r in listed}
-    assert json.loads(hintdistill("prompts", "check", "--json").stdout)["problems"] == []
+    checked = json.loads(hintdistill("prompts", "check", "--json").stdout)
+    assert checked["problems"] == checked["advice"] == []
     (tmp_path / "hints").mkdir()
+    (tmp_path / "hints" / "unknown_tool.jinja").write_text("There is no {{ wrong }}.")
+    done = hintdistill("prompts", "check", "--prompts", str(tmp_path))
+    assert "advice: " in done.stdout and "it names the wrong word first" in done.stdout
     (tmp_path / "hints" / "bad.jinja").write_text("{{ nope }}")
     done = hintdistill("prompts", "check", "--prompts", str(tmp_path), expect=2)
     assert "bad.jinja:1: unknown variable 'nope'" in done.stdout
@@ -108,3 +112,36 @@ def test_the_agents_call(unknown_tool_case):
         hd.rescore(messages, hint="x", **{**call, "step": 3})
     with pytest.raises(TraceError):
         hd.rescore([], step=0, hint="x", engine=engine)
+
+
+def test_doctor_of_a_config_says_first_what_the_student_will_not_see(tmp_path):
+    deaf = tmp_path / "deaf.jinja"
+    deaf.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{{ stamp or '' }}{% endif %}"
+    )
+    where = (
+        "doctor",
+        str(ROOT / "configs" / "quickstart.yaml"),
+        "--json",
+        "traces.limit=3",
+        f"run.template.file={deaf}",
+    )
+    server = ("critic.use=[llm]", "critic.llm.backend=server", "critic.llm.base_url=http://127.0.0.1:9/v1")
+    checks = json.loads(
+        hintdistill(*where, *server, "critic.llm.model=m", "run.template.options={stamp: A}", expect=3).stdout
+    )
+    first = checks[0]
+    assert (first["name"], first["status"]) == ("not seen by the student", "warn")
+    for part in ("tools hd_weather", "calls of hd_weather", "reasoning of message 1"):
+        assert part in first["detail"]
+    assert "system prompt" not in first["detail"]
+    by_name = {c["name"]: c for c in checks}
+    assert by_name["template options"]["detail"] == "stamp=A"
+    assert by_name["critic server"]["status"] == "fail" and "OPENAI_API_KEY" in by_name["critic server"]["detail"]
+    # the shipped template prints all but reasoning
+    plain = json.loads(
+        hintdistill("doctor", str(ROOT / "configs" / "quickstart.yaml"), "--json", "traces.limit=3").stdout
+    )
+    assert plain[0]["detail"] == "reasoning: the template does not print the reasoning of message 1"
+    assert {c["name"]: c for c in plain}["context length"]["status"] == "ok"

@@ -16,7 +16,7 @@ from support import train_observers as learn
 from hintdistill.config.surface import leaves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOUND = 191
+BOUND = 200
 """Keys at most, each counted by its path; a key needs a reason to be the next one (tests/support/surface.py)."""
 
 
@@ -114,6 +114,7 @@ def llm(name: str) -> dict[str, Acts | Told]:
         "retries": Acts("1", see.asked(name, "down"), (*CRITIC, "critic.X.concurrency=1")),
         "concurrency": Acts("1", plain, CRITIC),
         "structured": Acts("none", plain, CRITIC),
+        "fields": Acts("[]", plain, CRITIC),
         "max_findings": Acts("3", plain, CRITIC),
         "repair_rounds": Acts("2", see.asked(name, "broken"), CRITIC),
         "drop_unfound_quotes": Acts("true", see.asked(name, "invented"), CRITIC),
@@ -129,6 +130,11 @@ RUN: dict[str, Acts | Told] = {
     "device": Acts("cuda:7", see.forward_calls, GATED, refusal=True),
     "dtype": Acts("bfloat16", see.forward_calls, GATED),
     "threads": Acts("2", see.read, TRACES),
+    "trust_remote_code": Told("tests/core/test_trust.py", "test_code_of_a_model_folder_runs_only_where_it_is_set"),
+    "template.options": Told(
+        "tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"
+    ),
+    "template.file": Told("tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"),
     "rounds": Acts("2", learn.loaded, TRACES, refusal=True),
     "initial": Acts("nowhere", see.rescored, SCORED, refusal=True),
 }
@@ -149,6 +155,7 @@ CRITICS: dict[str, Acts | Told] = {
     "use": Acts("[checker]", see.injected, (*RULED[:2], f"critic.checker={TOOLWORLD / 'world.py'}:label_steps")),
     "escalate": Acts("[failed]", see.escalated, GATED),
     "pass_reward": Acts("0.4", see.escalated, GATED),
+    "select": Acts("roots", see.injected, (*RECORDED[:-1], f"critic.recorded.path={FILES / 'findings_marked.jsonl'}")),
     "max_per_trace": Acts("1", see.injected, RECORDED),
     "min_confidence": Acts("0.95", see.injected, RECORDED),
     "prompts": Acts(str(ROOT / "prompts"), see.injected, RULED),
@@ -160,6 +167,9 @@ CRITICS: dict[str, Acts | Told] = {
     ),
     "secret_scan": Told("tests/critics/test_critic_commands.py", "test_a_recording_server_never_sees_a_planted_secret"),
     "revise": Told("tests/critics/test_critic_revise.py", "test_a_rejected_hint_goes_back_once"),
+    "allow_owed": Told(
+        "tests/critics/test_bad_servers.py", "test_a_share_may_be_owed_and_a_resumed_run_asks_only_for_those"
+    ),
     "budget_tokens": Told("tests/critics/test_critic_commands.py", "test_a_budget_stops_the_command_cleanly"),
     "cache": Acts("FOLDER/answers.jsonl", see.cached, CRITIC),
     "rules.checks": Acts("[ignored_error]", see.injected, RULED),
@@ -178,6 +188,8 @@ INJECT: dict[str, Acts | Told] = {
     "hint": Acts("placebo", see.injected, RULED),
     "whole_step_without_quote": Acts("true", see.injected, RECORDED),
     "candidates": Acts("2", see.injected, RULED),
+    "max_hint_tokens": Acts("3", see.injected, RULED),
+    "max_hint_share": Told("tests/injection/test_control_tokens.py", "test_a_hint_as_long_as_a_document_is_refused"),
     "max_level": Acts("0", see.injected, RULED),
     "min_quote_match": Acts("0.6", see.injected, RECORDED),
 }
@@ -292,6 +304,7 @@ ROLLOUT: dict[str, Acts | Told] = {
     "sample.server.base_url": Acts(
         "URL1", see.played, (*SAMPLED, "rollout.sample.server={model: m, max_gap_nats: 99}")
     ),
+    "sample.server.allow_hosts": Told("tests/injection/test_control_tokens.py", "test_a_rollout_server_needs_consent"),
     "sample.server.model": Acts("other", see.generated(), SERVER),
     "sample.server.api_key_env": Acts("HINTDISTILL_TEST_KEY", see.generated(), SERVER),
     "sample.server.timeout_s": Acts("0.15", see.generated("slow"), SERVER, refusal=True),

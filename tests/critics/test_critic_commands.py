@@ -13,7 +13,7 @@ from support.scripted_server import scripted_server
 from typer.testing import CliRunner
 
 from hintdistill.cli.main import app
-from hintdistill.core.errors import HintdistillError, InputError, PromptError
+from hintdistill.core.errors import HintdistillError, InputError, PromptError, ServiceError
 from hintdistill.prompts import PromptLibrary
 from hintdistill.reporting.spending import spending, spent
 
@@ -58,6 +58,23 @@ def test_labels_of_published_sets(config):
     assert result["traces"] == {"erring": 177, "clean": 58, "not_student": 4} and result["unread"] == 0
     assert result["guessing"]["constant"].startswith("always step")
     assert len(result["cases"]) == 239 and result["failed"]["hits"] == 0
+    assert sum(of["exact"]["n"] for of in result["by_set"].values()) == 177 and len(result["by_set"]) > 1
+    named = [case["named"] for case in result["cases"] if case["verdict"] == "findings"]
+    assert named and None not in named and all("confidence" in f for case in result["cases"] for f in case["findings"])
+
+
+def test_a_dry_run_of_labels_asks_nothing_and_a_critic_that_fails_is_no_success(config, tmp_path):
+    labels = ("--labels", TOOLWORLD / "findings.jsonl", "traces.limit=3", "critic.use=[llm]")
+    server = ("critic.llm.base_url=http://127.0.0.1:9", "critic.llm.model=m", "critic.llm.retries=0")
+    asked = json.loads(
+        run("critique", config, *labels, *server, "critic.llm.context_tokens=16000", "--dry-run", "--json")
+    )
+    assert asked["llm"]["requests"] == 3
+    with scripted_server("nonsense") as other:
+        server = (f"critic.llm.base_url={other.url}", "critic.llm.model=m", "critic.llm.repair_rounds=0")
+        failed = run("critique", config, *labels, *server, "critic.llm.context_tokens=16000", expect=ServiceError)
+    assert "every critic failed on all 3 labelled traces" in failed
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["failed"]["hits"] == 3
 
 
 def test_labels_that_are_not_there(config):

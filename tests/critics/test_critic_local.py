@@ -13,6 +13,7 @@ from hintdistill.core.errors import ContextLengthError
 from hintdistill.core.types import Critique
 from hintdistill.critics import answers
 from hintdistill.critics.answers import (
+    Form,
     HalfAnswer,
     LLMAnswer,
     StepAnswer,
@@ -32,7 +33,7 @@ pytest.importorskip("llguidance")
 @pytest.fixture(autouse=True)
 def _short_strings(monkeypatch):
     """A random model writes every string to its bound; short bounds keep the tests short."""
-    for name, length in (("QUOTE_LENGTH", 12), ("CLASS_LENGTH", 8), ("HINT_LENGTH", 16)):
+    for name, length in (("QUOTE_LENGTH", 12), ("CLASS_LENGTH", 8), ("HINT_LENGTH", 16), ("ANALYSIS_LENGTH", 12)):
         monkeypatch.setattr(answers, name, length)
 
 
@@ -51,8 +52,15 @@ def request(text: str, schema, **more) -> Request:
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
 def test_every_answer_is_valid_whatever_the_model(folder, temperature):
     backend = LocalBackend(folder, max_tokens=300)
-    asked = [request(f"é {i} <|im_end|>", answer_schema((0, 2), 1), temperature=temperature, vote=i) for i in range(4)]
-    asked += [request("x", step_schema(True), temperature=temperature, vote=i) for i in range(2)]
+    long = Form(1, fields=("analysis", "decisive", "place"))
+    forms = [Form(1), Form(1), long, long]
+    asked = [
+        request(f"é {i} <|im_end|>", answer_schema((0, 2), form), temperature=temperature, vote=i)
+        for i, form in enumerate(forms)
+    ]
+    asked += [
+        request("x", step_schema(form), temperature=temperature, vote=i) for i, form in enumerate((Form(1), long))
+    ]
     asked += [request("y", half_schema(), temperature=temperature)]
     replies = backend.complete(asked)
     kinds = [LLMAnswer] * 4 + [StepAnswer] * 2 + [HalfAnswer]
@@ -63,13 +71,14 @@ def test_every_answer_is_valid_whatever_the_model(folder, temperature):
             " "
         ) == reply.text.count(" ")
         if isinstance(answer, LLMAnswer):
-            assert (answer.verdict == "findings") == bool(answer.findings)
+            assert (answer.outcome == "findings") == bool(answer.findings)
+            assert sum(bool(f.decisive) for f in answer.marked()) <= 1
 
 
 def test_a_batch_says_what_each_question_alone_would(folder):
     """Left padding, leaving rows and forced tokens change nothing."""
     backend = LocalBackend(folder, max_tokens=250)
-    asked = [request("word " * (3 * i + 1), answer_schema((0, 1, 2), 2)) for i in range(5)]
+    asked = [request("word " * (3 * i + 1), answer_schema((0, 1, 2), Form(2))) for i in range(5)]
     together = [r.text for r in backend.complete(asked)]
     assert together == [backend.complete([r])[0].text for r in asked]
 
@@ -90,7 +99,7 @@ def test_a_question_that_does_not_fit_costs_itself(folder):
 
 def test_a_critic_reads_a_trace(folder, weather_trace):
     section = LLMSection(
-        backend="local", model=str(folder), max_tokens=300, max_findings=1, prompt="critic/toolworld.jinja"
+        backend="local", model=str(folder), max_tokens=300, max_findings=1, prompt="critic/toolworld.jinja", fields=()
     )
     critic = make_llm("llm", section, CriticSection(llm=section), RunSection(model="unused"), PromptLibrary())
     got = {t.id: o for t, o in critic.critique([weather_trace, weather_trace.model_copy(update={"id": "b"})])}

@@ -392,6 +392,15 @@ def test_roots_go_on_and_only_so_many():
     assert reasons == [None, "consequence", "low_confidence", None, "over_max_per_trace", "consequence"]
 
 
+def test_what_decided_the_run_goes_on():
+    """A finding that no critic marked, one of the rules for example, goes on as before."""
+    marks = (True, False, None)
+    findings = tuple(Finding(step=i, error_class="x", decisive=mark) for i, mark in enumerate(marks))
+    found = Critique(trace_id="t", verdict="findings", findings=findings)
+    assert [why for _, why in select(found, 3, 0.0, "decisive")] == [None, "not_decisive", None]
+    assert [why for _, why in select(found, 3, 0.0, "roots")] == [None, None, None]
+
+
 def test_prompts_of_a_strategy_are_in_the_key(tmp_path, weather_trace):
     (tmp_path / "critic").mkdir()
     base = {s: critic(None, strategy=s).key(weather_trace) for s in ("all_at_once", "step_by_step", "binary_search")}

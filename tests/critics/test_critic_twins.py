@@ -11,7 +11,7 @@ from hintdistill.cli.preview import preview
 from hintdistill.config import LLMSection
 from hintdistill.core.errors import TwinError
 from hintdistill.core.types import Message, Replacement, Trace, TwinEdit, Usage
-from hintdistill.critics.answers import MOST_REPLACEMENTS, LLMEdit, answer_schema, step_schema
+from hintdistill.critics.answers import MOST_REPLACEMENTS, Form, LLMEdit, answer_schema, step_schema
 from hintdistill.critics.backends import Reply, by_bytes
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.twins import edit_of, refuse_critics_edit
@@ -95,10 +95,10 @@ def test_strategies_ask_in_the_question_that_asks_for_the_hint(weather_trace):
 
 
 def test_schemas_without_edits_are_what_they_were_and_strict_with_them():
-    for schema in (answer_schema((0, 1), 3), answer_schema((0,)), step_schema(True), step_schema(False)):
+    for schema in (answer_schema((0, 1), Form(3)), answer_schema((0,)), step_schema(Form(3)), step_schema()):
         assert "twin" not in json.dumps(schema) and "$defs" not in json.dumps(schema)
     for bounded in (True, False):
-        schema = step_schema(bounded, edits=True)
+        schema = step_schema(Form(3 if bounded else None, edits=True))
         assert set(schema["required"]) == set(schema["properties"]) and "twin" in schema["required"]
         words = json.dumps(schema["properties"]["twin"])
         assert ("maxItems" in words) == ("maxLength" in words) == bounded and '"additionalProperties": false' in words

@@ -11,7 +11,7 @@ from support.scripted_server import scripted_server
 from hintdistill.config import CriticSection, LLMSection, RunSection
 from hintdistill.core.errors import ConfigError, InputError, ServiceError
 from hintdistill.core.types import Critique, Message, Trace
-from hintdistill.critics.answers import AnswerError, answer_schema
+from hintdistill.critics.answers import AnswerError, Form, answer_schema
 from hintdistill.critics.build import make_llm
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.recorded import RecordedCritic
@@ -69,20 +69,89 @@ def test_the_request_holds_trace_schema_and_checks(weather_trace):
         critic(server.url, seed=5, temperature=0.3).ask(weather_trace)
         (request,) = server.received
     schema = request["response_format"]["json_schema"]["schema"]
-    found, nothing = schema["anyOf"]
-    assert found["properties"]["findings"]["items"]["properties"]["step"]["enum"] == [0, 1]
-    assert found["properties"]["verdict"]["enum"] == ["findings"] and nothing["properties"]["findings"]["maxItems"] == 0
+    agent, others = schema["anyOf"]
+    assert agent["properties"]["findings"]["items"]["properties"]["step"]["enum"] == [0, 1]
+    assert agent["properties"]["failed_by"]["enum"] == ["agent"] and agent["properties"]["findings"]["minItems"] == 1
+    assert "minItems" not in others["properties"]["findings"], "slips are told in a run that another made fail"
+    assert list(agent["properties"]) == ["analysis", "failed_by", "findings"], "it thinks before it decides"
     prompt = request["messages"][0]["content"]
     # the trace comes first, the instructions last, so that a prefix cache serves every edit of the instructions
-    assert prompt.index('"step":1') < prompt.index("the steps are 0, 1") < prompt.rindex("abstain")
+    assert prompt.index('"step":1') < prompt.index("the steps are 0, 1") < prompt.rindex("unclear")
     assert prompt.endswith(shown(schema)), "the schema stands last"
-    assert '"none" if nothing went wrong' in prompt and '"enum":["none","not_student","abstain"]' in prompt
+    assert '"failed_by"' in prompt and '"enum":["other","nobody","unclear"]' in prompt
     assert "is not among the 2 listed tools" in prompt and '"name":"get_weather"' in prompt
     assert (request["seed"], request["temperature"]) == (5, 0.3)
 
 
+def test_the_short_form_is_what_it_was(weather_trace):
+    with scripted_server(NONE) as server:
+        critic(server.url, fields=[]).ask(weather_trace)
+        (request,) = server.received
+    found, nothing = request["response_format"]["json_schema"]["schema"]["anyOf"]
+    assert list(found["properties"]) == ["verdict", "findings"] and nothing["properties"]["findings"]["maxItems"] == 0
+    keys = found["properties"]["findings"]["items"]["properties"]
+    assert set(keys) == {"step", "quote", "error_class", "hint", "confidence", "caused_by"}
+    prompt = request["messages"][0]["content"]
+    assert '"none" if nothing went wrong' in prompt and "decisive" not in prompt and "analysis" not in prompt
+
+
+def long_form(who: str, *findings: dict) -> str:
+    return json.dumps({"analysis": "It asked for the weather.", "failed_by": who, "findings": list(findings)})
+
+
+@pytest.mark.parametrize(
+    ("who", "marks", "verdict", "kept"),
+    [
+        ("agent", (False, True), "findings", [False, True]),
+        ("agent", (True, True), "findings", [True, False]),  # the surer of two
+        ("other", (True, False), "findings", [False, False]),  # slips in a run that another made fail
+        ("nobody", (False, False), "findings", [False, False]),
+        ("other", (), "not_student", []),
+        ("nobody", (), "none", []),
+        ("unclear", (), "abstain", []),
+    ],
+)
+def test_who_made_the_run_fail_and_which_mistake_decided_it(weather_trace, who, marks, verdict, kept):
+    sure = (0.9, 0.8)
+    told = [{**FOUND, "step": i, "quote": None, "confidence": sure[i], "decisive": m} for i, m in enumerate(marks)]
+    with scripted_server(long_form(who, *told)) as server:
+        got = critic(server.url).ask(weather_trace)
+    assert got.verdict == verdict and [f.decisive for f in got.findings] == kept
+    assert any("made to fail by other" in n for n in got.notes) == (who == "other")
+
+
+def test_a_failing_agent_without_a_mistake_is_asked_again(weather_trace):
+    with scripted_server(long_form("agent"), GOOD) as server:
+        got = critic(server.url).ask(weather_trace)
+    assert "no mistake of it is named" in got.notes[0] and got.findings[0].decisive is None
+
+
+@pytest.mark.parametrize(
+    ("quote", "place", "kept"),
+    [
+        ("get_forecast", {"quote_in": "tool_name", "call": 0}, ("tool_name", 0)),
+        ("get_forecast", {"quote_in": "content", "call": None}, (None, None)),
+        ("get_forecast", {"quote_in": "tool_name", "call": 3}, (None, None)),
+        (None, {"quote_in": "content", "call": 0}, (None, None)),
+    ],
+)
+def test_a_place_that_is_not_the_quotes_is_left_out(weather_trace, quote, place, kept):
+    answer = long_form("agent", {**FOUND, "quote": quote, "decisive": True, **place})
+    with scripted_server(answer) as server:
+        got = critic(server.url).ask(weather_trace)
+    assert (got.findings[0].quote_in, got.findings[0].call) == kept
+    assert any("looked for everywhere" in n for n in got.notes) == (kept == (None, None))
+
+
+def test_instructions_speak_of_tools_only_where_there_are_some(weather_trace):
+    asked = []
+    for trace in (weather_trace, weather_trace.model_copy(update={"tools": ()})):
+        asked.append(critic("http://127.0.0.1:1").prompt(trace))
+    assert ["not listed" in " ".join(text.split()) for text in asked] == [True, False]
+
+
 def test_bounds_only_where_the_server_takes_them():
-    bounded, strict = answer_schema((0,), 3), answer_schema((0,))
+    bounded, strict = answer_schema((0,), Form(3)), answer_schema((0,))
     assert bounded["anyOf"][0]["properties"]["findings"]["maxItems"] == 3 and "maxLength" in json.dumps(bounded)
     assert "maxLength" not in json.dumps(strict) and "maxItems" not in json.dumps(strict)
 

@@ -43,7 +43,7 @@ def play(world, name: str, policy) -> Trace:
 
 
 def right(world, task, found, messages) -> str:
-    if task.found:
+    if task.given == len(task.asked):
         return "Done."
     return world.call_text(f"find_{next(t for t in task.asked if t not in found)}", task.city)
 
@@ -200,3 +200,23 @@ def test_a_hint_of_every_class_has_its_level_and_does_not_name_what_was_wrong(wo
         assert not finding.facts.get("wrong") or finding.facts["wrong"] not in text
         computed.add(hint_level(text, trace, finding, ()))
     assert computed <= {0, 1, 2} and max(computed) <= level
+
+
+def test_the_members_of_a_pair_differ_in_what_is_found_and_want_other_steps(world):
+    for number in range(20):
+        found, last = (world.Task.parse(f"{split}.7f3a.{number}") for split in world.PAIRS)
+        assert (found.asked, found.city, found.tools) == (last.asked, last.city, last.tools)
+        assert found.opening[: len(last.opening)] == last.opening and len(found.opening) == len(last.opening) + 2
+        assert set(found.asked) <= set(world.UNSEEN)
+    for split in world.PAIRS:
+        trace = play(world, f"{split}.3", lambda *said: right(world, *said))
+        assert trace.reward == 1.0 and world.check(trace) == [] and len(trace.own_steps) == 1
+    spoken = play(world, "last.3", lambda task, found, messages: "Done.")
+    assert spoken.reward == 0.0 and [f.error_class for f in world.check(spoken)][:1] == ["stopped_early"]
+
+
+def test_a_draw_gives_other_tasks_of_the_same_split(world):
+    first, second = (world.Task.parse(f"unseen.{draw}4") for draw in ("", "ab12."))
+    assert first != second and set(second.asked) <= set(world.UNSEEN)
+    with pytest.raises(ValueError, match="no task"):
+        world.Task.parse("unseen.a.b.4")

@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["hintdistill.traces", "hintdistill.core
     import hintdistill.traces.registry as registry
 
     registry.formats()
-    import traces_contract as contract
+    from support import traces_contract as contract
 
 from support.traces_seeds import SEEDS
 

@@ -91,8 +91,25 @@ def test_observation_placement_is_the_end_of_the_last_observation(weather_trace,
     assert made.role is None
 
 
+def test_observation_moves_by_the_line_break_that_the_template_and_the_hint_share(merging_renderer):
+    """The observation's last character and the template's line break are one token; the text is the template's own, the ids are not."""
+    r = merging_renderer
+    seen = tool('{"a":1}')
+    messages = (
+        Message(role="user", content="x"),
+        call("get_weather", "{}"),
+        seen,
+        Message(role="assistant", content="y"),
+    )
+    trace = Trace(id="t", messages=messages)
+    made = inject(r, trace, step=1, placements=("observation",))
+    longer = seen.model_copy(update={"content": f"{seen.content}\n\n{HINT}"})
+    assert r.decode(made.hinted_context_ids) == r.render((*messages[:2], longer), (), header=True)
+    assert made.notes == ("boundary_shifted",)
+
+
 def test_observation_moves_to_a_token_boundary_and_says_so(merging_renderer):
-    """The observation's last character and the template's line break are one token: nothing can go in between."""
+    """The observation ends inside a token, and the hint begins otherwise than what follows: nothing can go in between."""
     r = merging_renderer
     messages = (
         Message(role="user", content="x"),
@@ -100,9 +117,11 @@ def test_observation_moves_to_a_token_boundary_and_says_so(merging_renderer):
         tool('{"a":1}'),
         Message(role="assistant", content="y"),
     )
-    made = inject(r, Trace(id="t", messages=messages), step=1, placements=("observation",))
-    assert made.notes == ("boundary_shifted",)
-    assert f"}}\n\n\n{HINT}</tool_response>" in r.decode(made.hinted_context_ids)
+    made = inject(
+        r, Trace(id="t", messages=messages), step=1, placements=("observation",), formats={"observation": " ({hint})"}
+    )
+    assert "boundary_shifted" in made.notes
+    assert f"}}\n ({HINT})</tool_response>" in r.decode(made.hinted_context_ids)
     assert made.hinted_ids == made.plain_ids[: made.insert_at] + made.block_ids + made.plain_ids[made.insert_at :]
 
 

@@ -201,7 +201,11 @@ def test_on_other_chat_templates(template):
                 refused.add((name, edit.kind, error.reason))
     # a template that leaves out tools, or parts of their schemas, shows no change of them
     assert {reason for _, _, reason in refused} <= {"not_shown", "rerender_differs"}, refused
-    assert not {r for r in refused if r[2] == "rerender_differs"}, refused
+    differs = {r for r in refused if r[2] == "rerender_differs"}
+    # DeepSeek V3 opens its calls otherwise below a tool result, so a step below none is printed otherwise
+    assert differs <= (
+        {("repeated_failing_call", "removed", "rerender_differs")} if template == "deepseekv3" else set()
+    )
     assert len(made["ignored_error"]) >= 3 and len(made) >= 2
 
 

@@ -111,7 +111,11 @@ def test_its_configuration_is_read_and_unknown_keys_are_named(folder):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [('{"schema": 99}', "run schema 99; this release reads 1 and 2"), ("[]", "run schema None"), ("{", "is not JSON")],
+    [
+        ('{"schema": 99}', "run schema 99; this release reads 1 and 2"),
+        ("[]", "holds no JSON object"),
+        ("{", "is not JSON"),
+    ],
 )
 def test_what_cannot_be_read_is_refused_without_a_traceback(folder, text, says):
     (folder / "manifest.json").write_text(text)

@@ -533,7 +533,11 @@ def test_interrupt_is_130(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--resume continues" in err
+    assert (
+        process.returncode == 130
+        and "this continues it:\n  hintdistill run" in err
+        and err.rstrip().endswith("--resume")
+    )
 
 
 def test_real_airline_traces_end_in_token_exact_splices(tmp_path):

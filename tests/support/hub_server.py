@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/api/validate-yaml":
             errors = card_errors(json.loads(body)["content"])
             self._answer({"errors": [{"message": e} for e in errors], "warnings": []}, 400 if errors else 200)
-        elif found := re.fullmatch(r"/api/models/(.+)/preupload/main", self.path):
+        elif found := re.fullmatch(r"/api/(?:models|datasets)/(.+)/preupload/main", self.path):
             assert found[1] in self.server.made
             files = [
                 {
@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
                 for o in json.loads(body)["objects"]
             ]
             self._answer({"transfer": "basic", "objects": objects})
-        elif found := re.fullmatch(r"/api/models/(.+)/commit/main", self.path):
+        elif found := re.fullmatch(r"/api/(?:models|datasets)/(.+)/commit/main", self.path):
             self._commit(found[1], [json.loads(line) for line in body.splitlines()])
         else:
             self._answer({"error": f"not played here: {self.path}"}, 404)

@@ -434,6 +434,9 @@ def files() -> Path:
     long = [{"role": "user", "content": "word " * 250_000}, said[3]]
     write("long.jsonl", {"messages": said, "id": "short"}, {"messages": long, "id": "long"})
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object", "properties": {}}}}
+    template = (TOOLWORLD / "student" / "chat_template.jinja").read_text(encoding="utf-8")
+    (folder / "template.jinja").write_text("{{ stamp or '' }}" + template, encoding="utf-8")
+    (folder / "plain.jinja").write_text(template.replace("<tools>", "<functions>"), encoding="utf-8")
     (folder / "tools.json").write_text(json.dumps([tool]))
     (folder / "suite.py").write_text(SUITE.format(world=str(TOOLWORLD)))
     read = itertools.islice(read_traces([str(TOOLWORLD / "traces.jsonl")]), 3)
@@ -447,4 +450,5 @@ def files() -> Path:
     absent = {**right, "trace": found[2].id, "quote": "words that are nowhere in it"}
     write("findings.jsonl", right, near, worse, absent)
     write("findings_other.jsonl", right)
+    write("findings_marked.jsonl", {**right, "decisive": False}, {**near, "decisive": True})
     return folder

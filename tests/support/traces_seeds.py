@@ -145,6 +145,118 @@ SEEDS: dict[str, list[Any]] = {
             "trajectory": [{"tokens": {"prompt_ids": [1], "completion_ids": [2]}}],
         }
     ],
+    "qwen_code": [
+        {
+            "sessionId": "s",
+            "uuid": "1",
+            "parentUuid": None,
+            "type": "user",
+            "message": {"role": "user", "parts": [{"text": "q"}]},
+        },
+        {
+            "sessionId": "s",
+            "uuid": "2",
+            "parentUuid": "1",
+            "type": "assistant",
+            "model": "m",
+            "message": {
+                "role": "model",
+                "parts": [
+                    {"text": "hm", "thought": True},
+                    {"functionCall": {"id": "c", "name": "f", "args": {"x": "1"}}},
+                ],
+            },
+        },
+        {
+            "sessionId": "s",
+            "uuid": "3",
+            "parentUuid": "2",
+            "type": "tool_result",
+            "message": {
+                "role": "user",
+                "parts": [{"functionResponse": {"id": "c", "name": "f", "response": {"output": "r"}}}],
+            },
+        },
+    ],
+    "bedrock": [
+        {
+            "modelId": "m",
+            "system": [{"text": "s"}],
+            "messages": [
+                {"role": "user", "content": [{"text": "q"}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"reasoningContent": {"reasoningText": {"text": "hm"}}},
+                        {"toolUse": {"toolUseId": "c", "name": "f", "input": {"x": "1"}}},
+                    ],
+                },
+                {"role": "user", "content": [{"toolResult": {"toolUseId": "c", "content": [{"json": {"y": "r"}}]}}]},
+            ],
+            "toolConfig": {"tools": [{"toolSpec": {"name": "f", "inputSchema": {"json": {"type": "object"}}}}]},
+            "output": {"message": {"role": "assistant", "content": [{"text": "a"}]}},
+            "stopReason": "end_turn",
+        }
+    ],
+    "pydantic_ai": [
+        [
+            {
+                "kind": "request",
+                "instructions": "s",
+                "parts": [{"part_kind": "user-prompt", "content": "q"}],
+            },
+            {
+                "kind": "response",
+                "model_name": "m",
+                "parts": [
+                    {"part_kind": "thinking", "content": "hm"},
+                    {"part_kind": "tool-call", "tool_name": "f", "args": '{"x": "1"}', "tool_call_id": "c"},
+                ],
+            },
+            {
+                "kind": "request",
+                "parts": [{"part_kind": "tool-return", "tool_name": "f", "content": "r", "tool_call_id": "c"}],
+            },
+            {"kind": "response", "parts": [{"part_kind": "text", "content": "a"}]},
+        ]
+    ],
+    "langgraph": [
+        {
+            "values": {
+                "messages": [
+                    {"type": "human", "content": "q"},
+                    {
+                        "type": "ai",
+                        "content": "",
+                        "tool_calls": [{"name": "f", "args": {"x": "1"}, "id": "c", "type": "tool_call"}],
+                        "invalid_tool_calls": [{"name": "g", "args": "{", "id": "d", "error": "bad"}],
+                    },
+                    {"type": "tool", "content": "r", "tool_call_id": "c", "name": "f"},
+                    {"type": "ai", "content": "a", "response_metadata": {"model_name": "m"}},
+                ]
+            },
+            "config": {"configurable": {"thread_id": "t"}},
+        }
+    ],
+    "mlflow": [
+        {
+            "info": {"trace_id": "t", "state": "OK"},
+            "data": {
+                "spans": [
+                    {
+                        "span_id": "1",
+                        "parent_span_id": None,
+                        "start_time_unix_nano": 1,
+                        "attributes": {
+                            "mlflow.spanType": '"CHAT_MODEL"',
+                            "mlflow.spanInputs": json.dumps({"messages": [USER], "tools": TOOLS}),
+                            "mlflow.spanOutputs": json.dumps({"choices": [{"message": CALLS}]}),
+                        },
+                    }
+                ]
+            },
+        }
+    ],
     "verifiers_v1": [
         {
             "id": "e",
@@ -192,7 +304,12 @@ SEEDS: dict[str, list[Any]] = {
                     "id": 1,
                     "epoch": 1,
                     "target": "",
-                    "messages": [USER, {**CALLS, "source": "generate"}, {**RESULT, "error": {"message": "e"}}],
+                    "messages": [
+                        {"role": "system", "content": "attachment://h"},
+                        USER,
+                        {**CALLS, "source": "generate"},
+                        {**RESULT, "error": {"message": "e"}},
+                    ],
                     "attachments": {"h": "x"},
                     "events": [
                         {"event": "model", "tools": TOOLS, "call": {"response": {"choices": [{"message": CALLS}]}}}
@@ -220,7 +337,7 @@ SEEDS: dict[str, list[Any]] = {
                 "tree": {
                     "node_type": "Action",
                     "description": "f",
-                    "children": [{"node_type": "Action Input", "description": "{}", "observation": "r"}],
+                    "children": [{"node_type": "Action Input", "description": '{"x": "1"}', "observation": "r"}],
                 }
             },
             "answer_generation": {"query": "q", "function": [{"name": "f"}], "train_messages": []},

@@ -38,7 +38,10 @@ def folder(tmp_path: Path) -> Path:
             {
                 "schema_version": "ATIF-v1.7",
                 "agent": {"name": "a", "version": "1"},
-                "steps": [{"step_id": 1, "source": "agent", "message": "x"}],
+                "steps": [
+                    {"step_id": 1, "source": "user", "message": "q"},
+                    {"step_id": 2, "source": "agent", "message": "x"},
+                ],
             }
         )
     )

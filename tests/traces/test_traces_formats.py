@@ -177,7 +177,8 @@ def test_responses(read):
     (trace,) = read([{**request, "response": {"id": "r", "output": OUTPUT, "model": "m", "object": "response"}}])
     assert shape(trace) == ["system", "user", "assistant f", "tool", "assistant"]
     assert (trace.model, list(trace.tool_schemas)) == ("m", ["f"])
-    assert shape(read(OUTPUT, "items.jsonl")[0]) == ["assistant f", "tool", "assistant"]
+    items = [{"type": "message", "role": "user", "content": "q"}, *OUTPUT]
+    assert shape(read(items, "items.jsonl")[0]) == ["user", "assistant f", "tool", "assistant"]
 
 
 def test_nemo_gym_with_ids(read):
@@ -402,7 +403,10 @@ def test_atif(read):
                 "schema_version": "ATIF-v1.8",
                 "trajectory_id": "sub",
                 "agent": {"name": "b", "version": "1"},
-                "steps": [{"step_id": 1, "source": "agent", "message": "x"}],
+                "steps": [
+                    {"step_id": 1, "source": "user", "message": "q"},
+                    {"step_id": 2, "source": "agent", "message": "x"},
+                ],
             }
         ],
     }
@@ -421,7 +425,7 @@ def test_atif(read):
         ["get_weather"],
         {"agent.odd": 1},
     )
-    assert (sub.id, shape(sub)) == ("sub/sub1", ["assistant"])
+    assert (sub.id, shape(sub)) == ("sub/sub1", ["user", "assistant"])
     run["steps"][2]["step_id"] = 9
     (failure,) = read(run)
     assert "invalid ATIF" in failure.message and "not sequential" in failure.message
@@ -433,9 +437,9 @@ def test_atif_versions(read, version):
         "schema_version": version,
         "session_id": "s",
         "agent": {"name": "a", "version": "1"},
-        "steps": [{"step_id": 1, "source": "agent", "message": "x"}],
+        "steps": [{"step_id": 1, "source": "user", "message": "q"}, {"step_id": 2, "source": "agent", "message": "x"}],
     }
-    assert shape(read(run)[0]) == ["assistant"]
+    assert shape(read(run)[0]) == ["user", "assistant"]
 
 
 def test_atif_without_its_package_is_refused_with_the_way_out(read, monkeypatch):
@@ -568,6 +572,37 @@ def test_toolbench_chats_and_failed_searches(read):
     assert shape(two) == ["user", "assistant a*", "tool", "assistant c", "tool"] and two.step(1).content == "hm"
     (failure,) = read({"tree": {}, "answer_generation": {}})
     assert "neither chats nor a tree" in failure.message
+
+
+def test_toolbench_branches_beside_the_answered_one_are_counted(read):
+    def node(kind, text, children=(), **more):
+        return {"node_type": kind, "description": text, "children": list(children), **more}
+
+    call = {"role": "assistant", "content": None, "function_call": {"name": "b", "arguments": "{}"}}
+    leaves = [node("Action", n, [node("Action Input", "{}", observation="r")]) for n in "bcd"]
+    answer = {"function": [], "query": "q", "train_messages": [[{"role": "user", "content": "q"}, call]]}
+    trace, failure = read({"tree": {"tree": node("Action Input", "", leaves)}, "answer_generation": answer})
+    assert shape(trace) == ["user", "assistant b"]
+    assert failure.reason == "unread_branches" and failure.message.startswith("2 branches of the search tree")
+
+
+def test_swe_agent_last_step_stands_in_the_trajectory_alone(read):
+    history = [
+        {"role": "system", "content": "s"},
+        {"role": "assistant", "content": "shown", "is_demo": True},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "r1"},
+    ]
+    steps = [{"response": "one\n", "action": "ls", "observation": "r1"}, {"response": "two", "observation": "r2"}]
+    (trace,) = read({"history": history, "trajectory": [*steps, {"response": "", "observation": "killed"}]})
+    assert shape(trace) == ["system", "assistant*", "user", "assistant", "user", "assistant", "user"]
+    assert trace.step(2).content == "two" and trace.messages[-1].content == "r2"
+    (whole,) = read({"history": history, "trajectory": steps[:1]})
+    assert len(whole.step_indices) == 2
+    called = [*history[:3], {**history[3], "tool_calls": [{"id": "1", "function": {"name": "a", "arguments": "{}"}}]}]
+    trace, failure = read({"history": called, "trajectory": steps})
+    assert len(trace.step_indices) == 2 and failure.reason == "lost_step" and "last 1 steps" in failure.message
 
 
 def test_openhands_events_take_the_models_own_message(read):

@@ -12,20 +12,22 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
-from hintdistill.traces.turns import build_trace, text_of
-from hintdistill.traces.values import kind
+from hintdistill.traces.turns import TOKEN_KEYS, build_trace, text_of
+from hintdistill.traces.unread import HOSTED, UNSEEN
+from hintdistill.traces.values import kind, result_text
 
 NAME = "anthropic"
 SCOPE: Literal["record"] = "record"
 CALLS = True
 """Each record repeats the conversation so far; see `repeats.py`."""
-BLOCKS = (
-    "tool_use",
-    "tool_result",
-    "thinking",
-    "redacted_thinking",
-    "server_tool_use",
-)
+BLOCKS = ("thinking", "redacted_thinking")
+"""Types of blocks that only this API has, beside those that end in `tool_use` and `tool_result`."""
+
+
+def is_block(block: Any) -> bool:
+    """Whether a content block is one that only this API has."""
+    what = block.get("type") if isinstance(block, Mapping) else None
+    return isinstance(what, str) and (what in BLOCKS or what.endswith(("tool_use", "tool_result")))
 
 
 def fits(value: Any) -> bool:
@@ -38,7 +40,7 @@ def fits(value: Any) -> bool:
         return True
     # every record of every file is asked this: most of its messages hold plain text
     listed = [c for m in messages if type(m) is dict and type(c := m.get("content")) is list]
-    return any(isinstance(block, dict) and block.get("type") in BLOCKS for content in listed for block in content)
+    return any(is_block(block) for content in listed for block in content)
 
 
 def _is_answer(value: Any) -> bool:
@@ -84,12 +86,11 @@ def split(message: Any, index: int) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         return [{**rest, "role": role, "content": content}]
     if role == "assistant":
-        return [{**rest, "role": role, **_produced(content, index)}]
+        return _said(content, rest, index)
     out: list[dict[str, Any]] = []
     for block in content:
-        if isinstance(block, Mapping) and block.get("type") == "tool_result":
-            made = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": _result(block, index)}
-            out.append({**made, **({"is_error": block["is_error"]} if "is_error" in block else {})})
+        if isinstance(block, Mapping) and str(block.get("type")).endswith("tool_result"):
+            out.append(_tool(block))
         elif out and out[-1]["role"] == role:
             out[-1]["content"] += text_of([block], index) or ""
         else:
@@ -97,39 +98,75 @@ def split(message: Any, index: int) -> list[dict[str, Any]]:
     return out or [{**rest, "role": role, "content": ""}]
 
 
-def _produced(content: list[Any], index: int) -> dict[str, Any]:
+def _tool(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A result as a tool message."""
+    made = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": result_text(block.get("content"))}
+    kept = {k: block[k] for k in ("is_error", "name", "status") if block.get(k) is not None}
+    return {**made, **kept}
+
+
+def _said(content: list[Any], rest: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
+    """What the model produced, in its order: a tool that a server ran has its result between two turns of the model."""
+    turns: list[list[Any]] = [[]]
+    out: list[dict[str, Any] | None] = [None]
+    for block in content:
+        if isinstance(block, Mapping) and str(block.get("type")).endswith("tool_result"):
+            out += [_tool(block), None]
+            turns.append([])
+        else:
+            turns[-1].append(block)
+    answered = {block.get("tool_use_id") for block in content if isinstance(block, Mapping)}
+    several = sum(1 for t in turns if t) > 1
+    if several:
+        # recorded ids are of the whole answer, results among them: they belong to none of its turns
+        rest = {(f"whole_answer.{k}" if k in _TOKENS else k): v for k, v in rest.items()}
+    made = iter(turns)
+    filled = [m if m is not None else _turn(next(made), rest, answered, index) for m in out]
+    found = [m for m in filled if m is not None]
+    return found or [{**rest, "role": "assistant", "content": None}]
+
+
+_TOKENS = frozenset(name for names in TOKEN_KEYS.values() for name in names)
+
+
+def _turn(content: list[Any], rest: Mapping[str, Any], answered: set[Any], index: int) -> dict[str, Any] | None:
+    """One turn of the model, or None where it says nothing between two results."""
+    if not content:
+        return None
     texts: list[Any] = []
     calls: list[dict[str, Any]] = []
     thinking: list[str] = []
     other: list[Any] = []
+    unseen: list[str] = []
+    hosted: list[str] = []
     for block in content:
         what = block.get("type") if isinstance(block, Mapping) else None
-        if what == "tool_use":
-            calls.append({"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")})
+        if isinstance(what, str) and what.endswith("tool_use"):
+            calls.append({k: v for k, v in block.items() if k != "type"})
+            if what != "tool_use":
+                hosted.append(str(block.get("name")))
+                unseen += [] if block.get("id") in answered else [what]
         elif what == "thinking":
             thinking.append(str(block.get("thinking") or ""))
-        elif what in ("redacted_thinking", "server_tool_use", "web_search_tool_result"):
+        elif what == "redacted_thinking":
             other.append(block)
+        elif what == "unseen":
+            other.append(block["item"])
+            unseen.append(str(block["what"]))
         else:
             texts.append(block)
-    made: dict[str, Any] = {"content": text_of(texts, index) if texts else None, "tool_calls": calls}
+    made: dict[str, Any] = {
+        **rest,
+        "role": "assistant",
+        "content": text_of(texts, index) if texts else None,
+        "tool_calls": calls,
+    }
     if thinking:
         made["reasoning_content"] = "\n".join(thinking)
     if other:
         made["server_items"] = other
+    if hosted:
+        made[HOSTED] = hosted
+    if unseen:
+        made[UNSEEN] = ", ".join(unseen)
     return made
-
-
-def _result(block: Mapping[str, Any], index: int) -> str | None:
-    """A result's text; what of it cannot be text is named in its place, since the student's own turns are all there."""
-    content = block.get("content")
-    if not isinstance(content, list):
-        return text_of(content, index)
-    return "".join(
-        part["text"]
-        if isinstance(part, Mapping) and isinstance(part.get("text"), str)
-        else part
-        if isinstance(part, str)
-        else f"[{part.get('type') if isinstance(part, Mapping) else kind(part)}]"
-        for part in content
-    )

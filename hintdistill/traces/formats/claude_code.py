@@ -15,6 +15,7 @@ from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats import anthropic
 from hintdistill.traces.options import Failure, ReadOptions, Record
+from hintdistill.traces.repeats import HELD
 from hintdistill.traces.turns import GIVEN, build_trace
 
 NAME = "claude_code"
@@ -37,7 +38,9 @@ def fits(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
     if value.get("type") in ("user", "assistant"):
-        return "sessionId" in value and "uuid" in value and "message" in value
+        message = value.get("message")
+        held = not isinstance(message, dict) or "content" in message or "parts" not in message
+        return "sessionId" in value and "uuid" in value and "message" in value and held
     return value.get("type") in NOTES and bool({"leafUuid", "messageId", "sessionId"} & set(value))
 
 
@@ -46,6 +49,8 @@ class _Group:
 
     def __init__(self, parent: _Group | None) -> None:
         self.parent = parent
+        self.orphan: bool = parent is not None and parent.orphan
+        """Of a session whose beginning is not in the file: what it answers is not known."""
         self.lines: list[Entry] = []
         self.children = 0
         if parent is not None:
@@ -102,16 +107,19 @@ def _groups(lines: list[Entry]) -> list[_Group]:
     results: dict[int, _Group] = {}
     last: dict[Any, _Group] = {}
     groups: list[_Group] = []
-    boundary = False
+    boundary, session = False, "None"
     for line in lines:
+        session = str(line.get("sessionId") or session)  # a line that does not say it is of the session around it
         if "message" not in line:
             boundary = True
             continue
-        lane = (str(line.get("sessionId")), bool(line.get("isSidechain")), str(line.get("agentId")))
+        lane = (session, bool(line.get("isSidechain")), str(line.get("agentId")))
         parent = by_uuid.get(str(line.get("parentUuid")))
         fresh = boundary or line.get("isCompactSummary")
         if parent is None and not fresh:
             parent = last.get(lane)  # logs without a tree are in order
+        lost = parent is None and not fresh and bool(line.get("parentUuid")) and bool(groups)
+        parent = groups[-1] if lost else parent
         boundary = False
         key = (
             (lane, str(line["message"].get("id")))
@@ -123,6 +131,7 @@ def _groups(lines: list[Entry]) -> list[_Group]:
             group = results.get(id(parent))
         if group is None:
             group = _Group(parent)
+            group.orphan = group.orphan or lost
             groups.append(group)
             if key:
                 by_answer[key] = group
@@ -149,7 +158,8 @@ def _trace(
 ) -> Trace:
     messages = [m for g in path for m in _messages(g, id(g) in done)]
     head = path[0].lines[0]
-    model = next((line["message"].get("model") for g in path for line in g.lines if line["message"].get("model")), None)
+    named = (line["message"].get("model") for g in path for line in g.lines if not _is_synthetic(line))
+    model = next((m for m in named if m), None)
     kept = {k: head[k] for k in ("cwd", "gitBranch", "version", "agentId") if head.get(k)}
     if skipped:
         kept["skipped_lines"] = skipped
@@ -166,10 +176,34 @@ def _messages(group: _Group, seen: bool) -> list[dict[str, Any]]:
     blocks: list[Any] = []
     for line in group.lines:
         content = line["message"].get("content")
-        blocks += content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []
-    # a log that repeats an answer line by line would say each block twice
-    unique = [b for i, b in enumerate(blocks) if b not in blocks[:i] or not isinstance(b, Mapping)]
-    made = anthropic.split({"role": "assistant", "content": unique, "id": first["message"].get("id")}, 0)
-    if seen or first["message"].get("model") == "<synthetic>":
-        made = [{**m, GIVEN: True} for m in made]
-    return made
+        for block in content if isinstance(content, list) else [{"type": "text", "text": content}] if content else []:
+            _take(blocks, block)
+    made = anthropic.split({"role": "assistant", "content": blocks, "id": first["message"].get("id")}, 0)
+    if _is_synthetic(first):
+        return [{**m, GIVEN: "written by the tool, not by the model"} for m in made]
+    reason = "the beginning of its session is not in the file" if group.orphan else HELD if seen else None
+    return [{**m, GIVEN: reason} for m in made] if reason else made
+
+
+def _is_synthetic(line: Entry) -> bool:
+    """Whether the tool wrote the line in the model's place, e.g. to report an error of the API."""
+    return line["message"].get("model") == "<synthetic>" or bool(line.get("isApiErrorMessage"))
+
+
+def _take(blocks: list[Any], block: Any) -> None:
+    """Add a block; one that an earlier line holds, or began, is taken once, in its latest state."""
+    for i, held in enumerate(blocks):
+        if not isinstance(block, Mapping) or not isinstance(held, Mapping) or held.get("type") != block.get("type"):
+            continue
+        if held == block or ("id" in block and held.get("id") == block["id"]):
+            blocks[i] = block
+            return
+        for key in ("text", "thinking"):
+            old, new = held.get(key), block.get(key)
+            if isinstance(old, str) and isinstance(new, str) and old and new:
+                if new.startswith(old):
+                    blocks[i] = block
+                    return
+                if old.startswith(new):
+                    return
+    blocks.append(block)

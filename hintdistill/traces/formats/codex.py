@@ -46,11 +46,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
             held = payload.get("replacement_history")
             summary = [{"type": "message", "role": "user", "content": payload.get("message")}]
             segments.append((held if isinstance(held, list) else summary, []))
-        elif what == "response_item" and payload.get("type") in (
-            *openai_responses.ITEM_TYPES,
-            "local_shell_call",
-            "web_search_call",
-        ):
+        elif what == "response_item" and payload.get("type") not in openai_responses.BESIDE:
             segments[-1][1].append(payload)
     if not any(items for _, items in segments):
         raise TraceError("no response_item in the rollout")
@@ -78,20 +74,8 @@ def _trace(
     told = meta.get("base_instructions", meta.get("instructions"))
     told = told.get("text") if isinstance(told, Mapping) else told
     system = [{"role": "system", "content": told}] if isinstance(told, str) and told else []
-    messages = [*system, *given(openai_responses.turns(held)), *openai_responses.turns([_shell(i) for i in items])]
+    messages = [*system, *given(openai_responses.turns(held)), *openai_responses.turns(items)]
     kept = {k: v for k, v in meta.items() if k not in ("instructions", "base_instructions", "id") and v is not None}
     if meta.get("id"):
         kept["trace_id"] = str(meta["id"])
     return build_trace(kept, messages, source, options, known={"trace_id"}, suffix=suffix, model=model)
-
-
-def _shell(item: Any) -> Any:
-    """A call of the built-in shell is a call like any other."""
-    if isinstance(item, Mapping) and item.get("type") == "local_shell_call":
-        return {
-            "type": "function_call",
-            "call_id": item.get("call_id"),
-            "name": "local_shell",
-            "arguments": item.get("action"),
-        }
-    return item

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from hintdistill.core.types import Trace
-from hintdistill.traces.formats import anthropic, openai_chat, openai_responses
+from hintdistill.traces.formats import anthropic, langgraph, openai_chat, openai_responses, pydantic_ai
 from hintdistill.traces.options import Failure, ReadOptions, Record
 
 NAME = "conversation"
@@ -14,12 +14,14 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """One message, or one Responses item."""
+    """One message of any of the libraries, or one Responses item."""
     if not isinstance(value, dict) or "messages" in value:
         return False
     if value.get("type") in openai_responses.ITEM_TYPES and (
         "content" in value or "call_id" in value or "summary" in value
     ):
+        return True
+    if pydantic_ai.is_message(value) or langgraph.is_message(value):
         return True
     return isinstance(value.get("role"), str) and (
         "content" in value or "tool_calls" in value or "function_call" in value
@@ -28,7 +30,7 @@ def fits(value: Any) -> bool:
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     """The one trace of the file, read by the first API its messages fit. Raises TraceError."""
-    for reader in (openai_responses, anthropic):
+    for reader in (pydantic_ai, langgraph, openai_responses, anthropic):
         if reader.fits(record.value):
             yield from reader.traces(record, options)
             return

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
-from hintdistill.traces.formats.observed import MISSING, Messages, as_text, schema_in
+from hintdistill.traces.calls import name_and_arguments
+from hintdistill.traces.formats.observed import MISSING, Messages, schema_in
 from hintdistill.traces.formats.openai_chat import loads
 from hintdistill.traces.options import Failure, ReadOptions
 from hintdistill.traces.repeats import HELD, chains
 from hintdistill.traces.turns import GIVEN, build_trace
-from hintdistill.traces.values import listed, mapping
+from hintdistill.traces.values import as_text, listed
 
 
 @dataclass
@@ -56,6 +58,9 @@ def conversations(
         e.read = [m for m in e.read if schema_in(m) is None]
     usable = [e for e in exchanges if any(m.get("role") in ("assistant", "model", "ai") for m in e.said)]
     calls = [e for e in usable if e.is_call]
+    everyone = {e.id: e for e in exchanges}
+    for e in calls:
+        e.read = [*_told_above(e, everyone), *e.read]
     chosen = sorted(_once(calls or usable), key=_when)
     joined = _join(chosen, sorted(runs, key=_when))
     by_id = {e.id: e for e in exchanges}
@@ -82,6 +87,23 @@ def _under_other_schemas(messages: Messages, places: set[int]) -> Messages:
 def _when(item: Exchange | ToolRun) -> tuple[str, Any]:
     start = item.start
     return ("number", start) if isinstance(start, int | float) else ("text", str(start))
+
+
+def _told_above(e: Exchange, by_id: Mapping[str, Exchange]) -> Messages:
+    """The system prompt that only the agent's span around a call shows, where both begin with the same words after it."""
+    if not e.read or e.read[0].get("role") in _TELLING:
+        return []
+    at, hops = by_id.get(e.parent or ""), 0
+    while at is not None and hops <= len(by_id):
+        told = list(takewhile(lambda m: m.get("role") in _TELLING, at.read))
+        rest = at.read[len(told) :]
+        if told and rest and _said_key(rest[0]) == _said_key(e.read[0]):
+            return told
+        at, hops = by_id.get(at.parent or ""), hops + 1
+    return []
+
+
+_TELLING = ("system", "developer")
 
 
 def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
@@ -112,14 +134,13 @@ def _turn(message: Mapping[str, Any]) -> tuple[Any, tuple[Any, ...]]:
     made = []
     for c in listed(message.get("tool_calls")):
         if isinstance(c, Mapping):
-            function = mapping(c.get("function")) or c
-            made.append((str(function.get("name")), as_text(loads(function.get("arguments")))))
+            name, arguments = name_and_arguments(c)
+            made.append((str(name), as_text(loads(arguments))))
     return text, tuple(made)
 
 
 def _name(call: Mapping[str, Any]) -> Any:
-    function = call.get("function")
-    return function.get("name") if isinstance(function, Mapping) else call.get("name") or function
+    return name_and_arguments(call)[0]
 
 
 def _said_key(message: Mapping[str, Any]) -> Any:
@@ -185,9 +206,9 @@ def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:
     left = list(runs)
     out: Messages = []
     for call in pending:
-        name = _name(call)
+        name, arguments = name_and_arguments(call)
         run = next((r for r in left if r.call_id is not None and r.call_id == call.get("id")), None)
-        run = run or next((r for r in left if r.name == name and r.arguments == call.get("arguments")), None)
+        run = run or next((r for r in left if r.name == name and loads(r.arguments) == loads(arguments)), None)
         run = run or next((r for r in left if r.name == name), None)
         if run is not None:
             left.remove(run)

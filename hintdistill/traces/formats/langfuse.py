@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 from hintdistill.core.types import Trace
 from hintdistill.traces.formats.exchanges import Exchange, ToolRun, traces_of
-from hintdistill.traces.formats.observed import Messages, as_text, messages_in, unwrap
+from hintdistill.traces.formats.observed import Messages, messages_in, unwrap
 from hintdistill.traces.formats.spans import exchanged, tools_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.values import listed
+from hintdistill.traces.values import as_text, listed
 
 NAME = "langfuse"
 SCOPE: Literal["record"] = "record"

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.exchanges import Exchange, ToolRun, traces_of
-from hintdistill.traces.formats.observed import as_text, messages_in
+from hintdistill.traces.formats.observed import messages_in
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.values import listed
+from hintdistill.traces.values import as_text, listed
 
 NAME = "langsmith"
 SCOPE: Literal["file"] = "file"

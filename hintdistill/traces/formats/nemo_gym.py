@@ -40,7 +40,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         flat["request"] = asked
     yield from openai_responses.conversation(
         flat,
-        value["responses_create_params"].get("input"),
+        _asked(value["responses_create_params"]),
         response,
         record.source,
         options,
@@ -50,6 +50,18 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         tools=value["responses_create_params"].get("tools"),
         prompted=True,
     )
+
+
+def _asked(params: Mapping[str, Any]) -> Any:
+    """The task's input; where it is empty, the task's text as the metadata keep it, which the harness put into its own words."""
+    read, metadata = params.get("input"), params.get("metadata")
+    if read or not isinstance(metadata, Mapping):
+        return read
+    for key in ("problem_statement", "question", "prompt", "instruction"):
+        if isinstance(metadata.get(key), str) and metadata[key]:
+            place = f"responses_create_params.metadata.{key}"
+            return [{"role": "user", "content": metadata[key], "read_from": place}]
+    return read
 
 
 def _task(value: Mapping[str, Any]) -> str | None:

@@ -14,9 +14,21 @@ from typing import Any
 
 from hintdistill.core.errors import TraceError
 from hintdistill.traces.formats import anthropic, openai_responses
+from hintdistill.traces.reasoning import KEYS as REASONING_KEYS
+from hintdistill.traces.values import as_text, listed
 
 Messages = list[dict[str, Any]]
-LANGCHAIN = {"human": "user", "ai": "assistant", "system": "system", "tool": "tool", "AIMessageChunk": "assistant"}
+LANGCHAIN = {
+    "human": "user",
+    "ai": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "AIMessageChunk": "assistant",
+    "HumanMessageChunk": "user",
+    "SystemMessageChunk": "system",
+    "ToolMessageChunk": "tool",
+}
 MISSING = "missing"
 """Key of an assistant message whose place is known and whose words the log left out."""
 SPOKEN = re.compile(r"^(system|developer|user|assistant|tool): ", re.MULTILINE)
@@ -73,7 +85,7 @@ def _listed(items: list[Any], role: str) -> Messages:
         return []
     if all("toolName" in i for i in items):
         return [{"role": "assistant", "content": None, "tool_calls": [_vercel_call(i) for i in items]}]
-    if any(i.get("type") in openai_responses.ITEM_TYPES[1:] for i in items):
+    if any(i.get("type") in openai_responses.OWN_TYPES for i in items):
         try:
             return openai_responses.turns([_typed(i) for i in items])
         except TraceError:
@@ -88,7 +100,7 @@ def _typed(item: Mapping[str, Any]) -> Mapping[str, Any]:
 def _object(value: Mapping[str, Any], role: str) -> Messages:
     """One object: a message, a request, a response."""
     if isinstance(value.get("messages"), list):
-        return _listed(value["messages"], role)
+        return [*_told(value, value["messages"]), *_listed(value["messages"], role)]
     if isinstance(value.get("contents"), list):
         return _gemini(value)
     for key, inner in (("choices", "message"), ("candidates", "content"), ("generations", None)):
@@ -116,6 +128,18 @@ def _object(value: Mapping[str, Any], role: str) -> Messages:
     return []
 
 
+def _told(value: Mapping[str, Any], messages: list[Any]) -> Messages:
+    """The system prompt that a request keeps beside its messages; none where they begin with one."""
+    first = unwrap(messages[0]) if messages else None
+    if isinstance(first, Mapping) and first.get("role") in ("system", "developer"):
+        return []
+    found = next((value[k] for k in ("system", "instructions", "system_prompt") if value.get(k)), None)
+    if isinstance(found, str):
+        return [{"role": "system", "content": found}]
+    texts = [b.get("text") for b in found if isinstance(b, Mapping)] if isinstance(found, list) else []
+    return [{"role": "system", "content": "".join(t for t in texts if isinstance(t, str))}] if any(texts) else []
+
+
 def _gemini(value: Mapping[str, Any]) -> Messages:
     config = value.get("config") if isinstance(value.get("config"), Mapping) else {}
     system = value.get("system_instruction") or (
@@ -141,9 +165,9 @@ def _message(value: Mapping[str, Any], role: str) -> Messages:
         return _parts(value, role)
     content = unwrap(value.get("content")) if isinstance(value.get("content"), str) else value.get("content")
     if isinstance(content, list) and all(isinstance(b, Mapping) and "type" in b for b in content) and content:
-        if any(b.get("type") in ("tool-call", "tool-result") for b in content):
+        if any(b.get("type") in ("tool-call", "tool-result", "tool-error") for b in content):
             return _vercel(value, content)
-        if any(b.get("type") in anthropic.BLOCKS for b in content):
+        if any(anthropic.is_block(b) for b in content):
             return anthropic.split({**value, "role": value.get("role", role), "content": content}, 0)
         return [{**value, "role": value.get("role", role), "content": content}]
     extra = value.get("additional_kwargs")
@@ -167,13 +191,17 @@ def _langchain(value: Mapping[str, Any]) -> Messages:
     kwargs = value.get("additional_kwargs")
     raw = kwargs.get("tool_calls") if isinstance(kwargs, Mapping) else None
     # the provider's own calls keep the arguments as the model wrote them; LangChain's are parsed
+    invalid = listed(value.get("invalid_tool_calls"))  # what the student wrote, and LangChain could not parse
+    made.pop("invalid_tool_calls", None)
     calls = raw or [
-        {"id": c.get("id"), "name": c.get("name"), "arguments": c.get("args")}
-        for c in value.get("tool_calls") or ()
+        {k: v for k, v in c.items() if k not in ("type", "error")}
+        for c in (*listed(value.get("tool_calls")), *invalid)
         if isinstance(c, Mapping)
     ]
     if calls:
         made["tool_calls"] = calls
+    if isinstance(kwargs, Mapping):
+        made |= {k: kwargs[k] for k in (*REASONING_KEYS, "refusal") if kwargs.get(k) and k not in made}
     if isinstance(made["content"], list):
         return _message(made, made["role"])
     return [made]
@@ -182,64 +210,82 @@ def _langchain(value: Mapping[str, Any]) -> Messages:
 def _parts(value: Mapping[str, Any], role: str) -> Messages:
     """GenAI conventions and Gemini: typed parts, or parts told apart by their key."""
     said = str(value.get("role", role))
-    texts: list[str] = []
-    thinking: list[str] = []
-    calls: Messages = []
-    out: Messages = []
-    for part in value["parts"]:
-        if not isinstance(part, Mapping):
-            continue
-        call, answer = (
-            part.get("function_call", part.get("functionCall")),
-            part.get("function_response", part.get("functionResponse")),
-        )
-        if part.get("type") == "tool_call" or isinstance(call, Mapping):
-            call = call if isinstance(call, Mapping) else part
-            arguments = call.get("arguments", call.get("args"))
-            calls.append({"id": call.get("id"), "name": call.get("name"), "arguments": arguments})
-        elif part.get("type") == "tool_call_response" or isinstance(answer, Mapping):
-            answer = answer if isinstance(answer, Mapping) else part
-            result = answer.get("response", answer.get("result", answer.get("content")))
-            out.append(
-                {
-                    "role": "tool",
-                    "tool_call_id": answer.get("id"),
-                    "content": as_text(result),
-                    "name": answer.get("name"),
-                }
-            )
-        elif part.get("type") in ("reasoning", "thinking") or part.get("thought"):
-            thinking.append(str(part.get("content", part.get("text")) or ""))
-        else:
-            text = part.get("content", part.get("text"))
-            texts.append(text if isinstance(text, str) else f"[{part.get('type', 'part')}]")
-    if texts or calls or thinking or not out:
-        rest = {k: v for k, v in value.items() if k not in ("parts", "role")}
-        made: dict[str, Any] = {**rest, "role": said, "content": "".join(texts) if texts else None}
-        made |= {"tool_calls": calls} if calls else {}
-        made |= {"reasoning_content": "\n".join(thinking)} if thinking else {}
-        out.append(made)
-    return out
+    blocks = [b for part in value["parts"] if isinstance(part, Mapping) for b in _blocks(part, said)]
+    rest = {k: v for k, v in value.items() if k not in ("parts", "role", "content", "type")}
+    made = anthropic.split({**rest, "role": "assistant" if said in ("model", "ai") else said, "content": blocks}, 0)
+    return [{**m, "role": said} if said == "model" and m["role"] == "assistant" else m for m in made]
+
+
+def _blocks(part: Mapping[str, Any], role: str) -> list[dict[str, Any]]:
+    """One part as content blocks: text, thinking, a call, a result, or a call with its result."""
+    what = str(part.get("type") or "")
+    call = _either(part, "function_call", "functionCall") or (part if what == "tool_call" else None)
+    answer = _either(part, "function_response", "functionResponse") or (part if what == "tool_call_response" else None)
+    code, printed = (
+        _either(part, "executable_code", "executableCode"),
+        _either(part, "code_execution_result", "codeExecutionResult"),
+    )
+    if call is not None:
+        return [{**{k: v for k, v in call.items() if k != "type"}, "type": "tool_use"}]
+    if answer is not None:
+        result = next((answer[k] for k in ("response", "result", "content") if answer.get(k) is not None), None)
+        return [_result(answer.get("id"), result, answer.get("name"))]
+    if code is not None:
+        return [{"type": "tool_use", "id": code.get("id"), "name": "code_execution", "input": dict(code)}]
+    if printed is not None:
+        return [_result(printed.get("id"), printed.get("output"), "code_execution")]
+    if what.startswith("tool-") or what == "dynamic-tool":
+        return _ui_tool(part, what)
+    if what in ("reasoning", "thinking") or part.get("thought"):
+        return [{"type": "thinking", "thinking": str(part.get("content", part.get("text")) or "")}]
+    text = part.get("content", part.get("text"))
+    if isinstance(text, str):
+        return [{"type": "text", "text": text}]
+    if what in ("step-start", "step-finish") or (not what and not any(part.values())):
+        return []
+    shown = what or next((str(k) for k in part), "part")
+    if role in ("model", "assistant", "ai"):
+        return [{"type": "unseen", "what": shown, "item": dict(part)}]
+    return [{"type": "text", "text": f"[{shown}]"}]
+
+
+def _either(part: Mapping[str, Any], *names: str) -> Mapping[str, Any] | None:
+    return next((part[n] for n in names if isinstance(part.get(n), Mapping)), None)
+
+
+def _ui_tool(part: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
+    """A call in a message as a user interface keeps it, with what came of it."""
+    name = part.get("toolName") or what.removeprefix("tool-")
+    made = [
+        {"type": "tool_use", "id": part.get("toolCallId"), "name": name, "input": part.get("input", part.get("args"))}
+    ]
+    result = next((part[k] for k in ("output", "result", "errorText") if part.get(k) is not None), None)
+    return made if result is None else [*made, _result(part.get("toolCallId"), result, name)]
+
+
+def _result(call_id: Any, result: Any, name: Any) -> dict[str, Any]:
+    return {"type": "tool_result", "tool_use_id": call_id, "content": as_text(result), "name": name}
 
 
 def _vercel(value: Mapping[str, Any], content: list[Any]) -> Messages:
-    results = [b for b in content if b.get("type") == "tool-result"]
-    if results:
-        return [
-            {"role": "tool", "tool_call_id": b.get("toolCallId"), "content": as_text(b.get("output", b.get("result")))}
-            for b in results
-        ]
-    texts = [b for b in content if b.get("type") not in ("tool-call", "reasoning")]
-    calls = [_vercel_call(b) for b in content if b.get("type") == "tool-call"]
-    return [{"role": value.get("role", "assistant"), "content": texts or None, "tool_calls": calls}]
+    """Parts of the Vercel AI SDK in their order; a tool that the provider ran has its result in the model's own message."""
+    blocks: list[Any] = []
+    for b in content:
+        if b.get("type") == "tool-call":
+            blocks.append({"type": "tool_use", **_vercel_call(b)})
+        elif b.get("type") in ("tool-result", "tool-error"):
+            said = next((b[k] for k in ("output", "result", "error") if b.get(k) is not None), None)
+            blocks.append(_result(b.get("toolCallId"), said, b.get("toolName")))
+        elif b.get("type") == "reasoning":
+            blocks.append({"type": "thinking", "thinking": b.get("text")})
+        else:
+            blocks.append(b)
+    return anthropic.split({**value, "role": value.get("role", "assistant"), "content": blocks}, 0)
 
 
 def _vercel_call(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": item.get("toolCallId"),
-        "name": item.get("toolName"),
-        "arguments": item.get("input", item.get("args")),
-    }
+    rest = {k: v for k, v in item.items() if k not in ("type", "toolCallId", "toolName")}
+    return {**rest, "id": item.get("toolCallId"), "name": item.get("toolName")}
 
 
 def schema_in(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -248,10 +294,3 @@ def schema_in(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
     if isinstance(value, Mapping) and value.get("type") == "function" and isinstance(value.get("function"), Mapping):
         return value
     return None
-
-
-def as_text(value: Any) -> str | None:
-    """A tool's result as the text the student may have read: strings as they are, other values as JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)

@@ -16,25 +16,43 @@ from hintdistill.traces.formats.openai_chat import given
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.repeats import chains
 from hintdistill.traces.turns import TOKEN_KEYS, build_trace, text_of
-from hintdistill.traces.values import kind, number
+from hintdistill.traces.unread import HOSTED, UNSEEN
+from hintdistill.traces.values import as_text, kind, number, result_text
 
 NAME = "openai_responses"
 SCOPE: Literal["record"] = "record"
 CALLS = True
 """Each record repeats the conversation so far; see `repeats.py`."""
-ITEM_TYPES = (
-    "message",
+OWN_TYPES = (
     "reasoning",
     "function_call",
     "function_call_output",
     "custom_tool_call",
     "custom_tool_call_output",
+    "local_shell_call",
+    "local_shell_call_output",
+    "shell_call",
+    "shell_call_output",
+    "apply_patch_call",
+    "apply_patch_call_output",
+    "computer_call",
+    "computer_call_output",
+    "mcp_call",
+    "mcp_list_tools",
+    "web_search_call",
+    "file_search_call",
+    "code_interpreter_call",
+    "image_generation_call",
+    "tool_search_call",
 )
-CALL_TYPES = {"function_call": "arguments", "custom_tool_call": "input"}
-OUTPUTS = (
-    "function_call_output",
-    "custom_tool_call_output",
-)
+"""Types of items that only this API has. Others that end in `_call` and `_output` are read alike."""
+ITEM_TYPES = ("message", *OWN_TYPES)
+RESULTS = ("output", "outputs", "result", "results", "error")
+"""Where a call that a server ran keeps what came of it."""
+DOING = ("action", "operation", "queries", "code")
+"""Where the calls of built-in tools keep what is to be done."""
+BESIDE = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "ghost_snapshot")
+"""Items that are neither the student's words nor something it read as a message."""
 
 
 def fits(value: Any) -> bool:
@@ -97,6 +115,11 @@ def conversation(
     nested = bool(output) and all(isinstance(i, list) for i in output)
     runs = chains([turns(i) for i in output]) if nested else [turns(output)]
     schemas = tools or response.get("tools") or record.get("tools")
+    schemas = (
+        [*(schemas if isinstance(schemas, list) else []), *_listed_tools(output)]
+        if isinstance(schemas, list | None)
+        else schemas
+    )
     instructions = record.get("instructions") or response.get("instructions")
     prefix = [{"role": "system", "content": instructions}] if isinstance(instructions, str) else []
     keep = {k: v for k, v in record.items() if k != "response"}
@@ -121,6 +144,12 @@ def conversation(
         )
 
 
+def _listed_tools(items: list[Any]) -> list[Any]:
+    """The schemas that an MCP server listed: the student was shown them."""
+    listing = [i for i in items if isinstance(i, Mapping) and i.get("type") == "mcp_list_tools"]
+    return [t for i in listing if isinstance(i.get("tools"), list) for t in i["tools"]]
+
+
 def turns(items: Any) -> list[dict[str, Any]]:
     """Items to chat messages, the items of one model turn in one assistant message.
 
@@ -136,9 +165,8 @@ def turns(items: Any) -> list[dict[str, Any]]:
     for index, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise TraceError(f"item {index} is {kind(item)}, not an object")
-        if (item.get("type", "message") == "message" and item.get("role") != "assistant") or item.get(
-            "type"
-        ) in OUTPUTS:
+        what = item.get("type", "message")
+        if (what == "message" and item.get("role") != "assistant") or _is_output(what):
             turn = None
             out.append(_read(item, index))
             continue
@@ -146,16 +174,53 @@ def turns(items: Any) -> list[dict[str, Any]]:
             turn = {"role": "assistant", "content": None, "tool_calls": []}
             out.append(turn)
         _add(turn, item, index)
-    return out
+        if _is_call(what) and (result := _inner_result(item)) is not None:
+            out.append(result)
+            turn = None
+    return [m for m in out if _says_something(m)]
+
+
+def _says_something(message: Mapping[str, Any]) -> bool:
+    """Whether a message is more than a turn that an item opened and left empty, its result being a message of its own."""
+    opened = message.keys() <= {"role", "content", "tool_calls"} and message.get("role") == "assistant"
+    return not opened or message.get("content") is not None or bool(message.get("tool_calls"))
+
+
+def _is_output(what: Any) -> bool:
+    return isinstance(what, str) and what.endswith("_output")
+
+
+def _is_call(what: Any) -> bool:
+    return isinstance(what, str) and what.endswith("_call")
+
+
+def _inner_result(item: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What came of a call that a server ran, where the call itself holds it."""
+    found = next((item[k] for k in RESULTS if item.get(k) not in (None, [], {})), None)
+    if found is None or item.get("type") in CALL_TYPES:
+        return None
+    return {"role": "tool", "content": result_text(found), "tool_call_id": item.get("call_id") or item.get("id")}
+
+
+CALL_TYPES = ("function_call", "custom_tool_call")
 
 
 def _read(item: Mapping[str, Any], index: int) -> dict[str, Any]:
     """Something the model read: a message of somebody else, or a call's result."""
-    if item.get("type") not in OUTPUTS:
+    if not _is_output(item.get("type")):
         rest = {k: v for k, v in item.items() if k not in ("type", "status") and v is not None}
         return {**rest, "role": item.get("role"), "content": text_of(item.get("content"), index)}
     rest = {k: v for k, v in item.items() if k in ("id", "status", "is_error") and v is not None}
-    return {"role": "tool", "content": text_of(item.get("output"), index), "tool_call_id": item.get("call_id"), **rest}
+    return {"role": "tool", "content": _output(item), "tool_call_id": item.get("call_id"), **rest}
+
+
+def _output(item: Mapping[str, Any]) -> str | None:
+    """What a tool answered; an object without a known key is read whole."""
+    known = next((item[k] for k in ("output", "result", "results", "content") if item.get(k) is not None), None)
+    if known is not None:
+        return result_text(known)
+    rest = {k: v for k, v in item.items() if k not in ("type", "id", "call_id", "status", "output") and v is not None}
+    return as_text(rest) if rest else None
 
 
 def _starts_anew(turn: Mapping[str, Any], items: list[Any], index: int) -> bool:
@@ -186,16 +251,43 @@ def _add(turn: dict[str, Any], item: Mapping[str, Any], index: int) -> None:
         turn["reasoning_content"] = "\n".join(t for t in (turn.get("reasoning_content"), text) if t)
         if item.get("encrypted_content"):
             turn["encrypted_reasoning"] = item["encrypted_content"]
-    elif what in tuple(CALL_TYPES):
-        call = {
-            "id": item.get("call_id") or item.get("id"),
-            "name": item.get("name"),
-            "arguments": item.get(CALL_TYPES[what]),
-        }
-        turn["tool_calls"].append(call)
+    elif _is_call(what):
+        _add_call(turn, item, str(what))
     else:
-        # calls of tools the server runs itself (`web_search_call`, …): nothing the student wrote as a call of ours
         turn.setdefault("server_items", []).append(dict(item))
+        if what not in BESIDE:
+            turn[UNSEEN] = ", ".join(w for w in (turn.get(UNSEEN), str(what)) if w)
+
+
+def _add_call(turn: dict[str, Any], item: Mapping[str, Any], what: str) -> None:
+    """A call of whatever tool: of ours, of a built-in one, or of one that the server ran itself."""
+    name = item.get("name") or what.removesuffix("_call")
+    call_id = item.get("call_id") or item.get("id")
+    skipped = (
+        "type",
+        "id",
+        "call_id",
+        "name",
+        "status",
+        "approval_request_id",
+        "agent",
+        "server_label",
+        *RESULTS,
+        *_TOKENS,
+    )
+    rest = {k: v for k, v in item.items() if k not in skipped or (k in RESULTS and what in CALL_TYPES)}
+    if what not in CALL_TYPES and "arguments" not in rest and "input" not in rest:
+        done = next((rest[k] for k in DOING if isinstance(rest.get(k), Mapping)), None)
+        rest = {"arguments": done if done is not None else rest}
+    turn["tool_calls"].append({**rest, "id": call_id, "name": name})
+    if what not in CALL_TYPES:
+        turn.setdefault(HOSTED, []).append(str(name))
+    if what not in CALL_TYPES and "call_id" not in item and _inner_result(item) is None:
+        # a server ran it and kept the result to itself: what the student read next is not known
+        turn[UNSEEN] = ", ".join(w for w in (turn.get(UNSEEN), what) if w)
+
+
+_TOKENS = frozenset(name for names in TOKEN_KEYS.values() for name in names)
 
 
 def _texts(content: Any) -> Any:

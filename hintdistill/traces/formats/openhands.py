@@ -102,7 +102,8 @@ def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | No
             "delegate",
             "reject",
         ):
-            out.append({"role": "assistant", "content": _said(event, args), "action": event["action"]})
+            kept = {"args": dict(args)} if args else {}
+            out.append({"role": "assistant", "content": _said(event, args), "action": event["action"], **kept})
     return out, tools, model
 
 

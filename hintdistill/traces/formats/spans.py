@@ -13,9 +13,9 @@ from typing import Any, Literal
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Source, Trace
 from hintdistill.traces.formats.exchanges import Exchange, ToolRun, traces_of
-from hintdistill.traces.formats.observed import MISSING, Messages, as_text, messages_in, unwrap
+from hintdistill.traces.formats.observed import MISSING, Messages, messages_in, unwrap
 from hintdistill.traces.options import Failure, ReadOptions, Record
-from hintdistill.traces.values import listed, mapping
+from hintdistill.traces.values import as_text, listed, mapping
 
 NAME = "spans"
 SCOPE: Literal["file"] = "file"
@@ -285,9 +285,9 @@ def tools_in(own: Mapping[str, Any]) -> list[Any]:
         value = unwrap(own.get(key))
         if isinstance(value, Mapping):
             config = value.get("config") if isinstance(value.get("config"), Mapping) else value
-            for name in ("function_tools", "tools"):
-                if isinstance(config, Mapping) and isinstance(config.get(name), list) and config[name]:
-                    return [t for t in config[name] if isinstance(t, Mapping)]
+            held = [listed(mapping(config).get(name)) for name in ("function_tools", "output_tools", "tools")]
+            if found := [t for tools in held for t in tools if isinstance(t, Mapping)]:
+                return found
     return []
 
 

@@ -1,16 +1,17 @@
 """ToolBench and StableToolBench answers: a search tree of chats in the legacy `function_call` form.
 
-`answer_generation.train_messages` holds the prefixes of the branch that was answered, one per call of the model. Where a
-search failed there are none, and the turns stand in the tree: each path to a leaf is a conversation, and a node is the
-student's on the first path that holds it only.
+`answer_generation.train_messages` holds the prefixes of the branch that was answered, one per call of the model; branches
+beside it are counted, not read. Where a search failed there are none, and the turns stand in the tree: each path to a leaf is a
+conversation, and a node is the student's on the first path that holds it only.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from hintdistill.core.errors import TraceError
+from hintdistill.core.errors import TraceError, UnreadBranchesError
 from hintdistill.core.types import Trace
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.repeats import chains
@@ -30,7 +31,12 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """One trace per conversation that no other continues. Raises TraceError."""
+    """One trace per conversation that no other continues.
+
+    Raises:
+        TraceError: there is none.
+        UnreadBranchesError: after the traces, where the search has branches that are not read.
+    """
     value = record.value
     answer = value["answer_generation"]
     listed = answer.get("train_messages")
@@ -39,6 +45,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         raise TraceError("neither chats nor a tree with a turn of the model in it")
     rest = {k: v for k, v in value.items() if k not in ("tree", "trys", "compare_candidates", "answer_generation")}
     rest |= {"answer_generation": {k: v for k, v in answer.items() if k not in ("train_messages", "function", "chain")}}
+    if isinstance(listed, list) and listed:
+        rest["given_up"] = _given_up(value, found)
     for n, messages in enumerate(found, 1):
         yield build_trace(
             rest,
@@ -51,6 +59,34 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
             task_id=answer.get("query"),
             reward=value.get("win"),
         )
+    if isinstance(listed, list) and listed and (unread := _unread(_from_tree(value), found)):
+        raise UnreadBranchesError(
+            f"{unread} branches of the search tree beside the answered one are not read: they were given up in the search"
+        )
+
+
+def _unread(paths: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]) -> int:
+    """How many paths of the tree make calls that no conversation makes from its start on."""
+    read = [_calls(messages) for messages in found]
+    return sum(not any(calls == other[: len(calls)] for other in read) for calls in map(_calls, paths))
+
+
+def _calls(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    made = [m.get("function_call") for m in messages if isinstance(m, Mapping) and m.get("role") == "assistant"]
+    return [(c.get("name"), c.get("arguments")) for c in made if isinstance(c, Mapping)]
+
+
+def _given_up(value: Mapping[str, Any], found: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The turns of branches that the search gave up, each once: tried, and in no conversation that was answered."""
+    said = {_key(m) for messages in found for m in messages if isinstance(m, Mapping)}
+    left: dict[str, dict[str, Any]] = {}
+    for path in _from_tree(value):
+        left |= {_key(m): m for m in path if _key(m) not in said}
+    return list(left.values())
+
+
+def _key(message: Mapping[str, Any]) -> str:
+    return json.dumps([message.get("content"), message.get("function_call")], sort_keys=True, default=str)
 
 
 def _from_tree(value: Mapping[str, Any]) -> list[list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from hintdistill.core.errors import TraceError
 from hintdistill.core.types import Trace
+from hintdistill.traces.formats.openai_chat import loads
 from hintdistill.traces.options import ReadOptions, Record
 from hintdistill.traces.turns import build_trace
 from hintdistill.traces.values import kind
@@ -21,8 +22,10 @@ NAME = "vllm"
 SCOPE: Literal["record"] = "record"
 CALLS = True
 """Each record repeats the conversation so far; see `repeats.py`."""
-REQUESTS = ("request", "body", "input", "request_body")
-RESPONSES = ("response", "output", "response_body")
+REQUESTS = ("request", "body", "input", "request_body", "inputs", "kwargs", "params", "parameters", "payload", "data")
+PROMPTS = ("messages", "prompt", "input", "inputs")
+"""Where a request keeps what was asked: messages, or one text."""
+RESPONSES = ("response", "output", "response_body", "outputs", "result", "completion", "response_obj")
 
 
 def fits(value: Any) -> bool:
@@ -31,8 +34,8 @@ def fits(value: Any) -> bool:
 
 
 def _choices(value: Any) -> bool:
-    choices = value.get("choices") if isinstance(value, Mapping) else None
-    return isinstance(choices, list) and bool(choices) and isinstance(choices[0], dict) and "message" in choices[0]
+    choices = value.get("choices") if type(value) is dict else None
+    return type(choices) is list and bool(choices) and isinstance(choices[0], dict) and "message" in choices[0]
 
 
 def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
@@ -40,8 +43,20 @@ def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, An
     response = value if _choices(value) else next((value[k] for k in RESPONSES if _choices(value.get(k))), None)
     if response is None:
         return None
-    request = next((value[k] for k in REQUESTS if isinstance(value.get(k), dict) and "messages" in value[k]), value)
+    held = (value[k] for k in REQUESTS if isinstance(value.get(k), dict) and value[k] is not response)
+    request = next((r for r in held if _asked(r)[0] is not None), value)
     return request, response
+
+
+def _asked(request: Mapping[str, Any]) -> tuple[Any, str]:
+    """What a request asked, and under which key; None where it asked nothing."""
+    for key in PROMPTS:
+        found = loads(request.get(key))
+        if isinstance(found, list) and all(isinstance(m, dict) for m in found):
+            return found, key
+        if isinstance(found, str) and found:
+            return [{"role": "user", "content": found}], key
+    return None, "messages"
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
@@ -51,23 +66,22 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     if parts is None:
         raise TraceError("no `choices` with a message in the record or its response")
     request, response = parts
-    read = request.get("messages", [])
-    if not isinstance(read, list):
-        raise TraceError(f"`messages` is {kind(read)}, not a list")
+    read, asked_under = _asked(request)
+    if read is None and request.get("messages") is not None:
+        raise TraceError(f"`messages` is {kind(request['messages'])}, not a list of messages")
+    read = [] if read is None else read
     known = {
         "choices",
         "prompt_token_ids",
         "messages",
         "tools",
-        "request",
-        "response",
         "id",
         "trace_id",
         "model",
         "task_id",
     }
     kept = (
-        {k: v for k, v in request.items() if k not in ("messages", "tools", "model", *RESPONSES)}
+        {k: v for k, v in request.items() if k not in ("tools", "model", asked_under, *RESPONSES)}
         if request is not value
         else {}
     )
@@ -77,6 +91,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         **({"request_options": kept} if kept else {}),
         **({"response_body": said} if response is not value else {}),
     }
+    used = {k for k in (*REQUESTS, *RESPONSES) if value.get(k) is request or value.get(k) is response}
+    used |= {asked_under} if request is value else set()
     choices = response["choices"]
     for n, choice in enumerate(choices, 1):
         yield build_trace(
@@ -84,7 +100,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
             [*read, _answer(choice, response, n)],
             record.source,
             options,
-            known=known | {*REQUESTS, "output"},
+            known=known | used,
             tools=request.get("tools"),
             suffix=f"/{n}" if len(choices) > 1 else "",
             reward=value.get("reward"),

@@ -1,0 +1,238 @@
+"""Kill a small run at random times and file-system events, fill its disk at random moments, resume, and compare everything.
+
+`make kill-test` runs it; it takes up to an hour and is no part of the tests. A kill is SIGKILL, at a random time or as soon as a
+random file-system event has happened (a file of the folder appears, grows, is renamed or goes). A full disk is a limit on the
+size of files, drawn at random. A resume is stopped in the same ways, until one comes to its end; then the folder's artefacts
+have to be those of a run that nobody stopped: rows by key, targets, student, metrics and report, without times and paths.
+Then a small run is repeated in one process, and the slope of its memory is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hintdistill.rescoring.store import TargetStore
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = [
+    "critic.use=[rules]",
+    "traces.limit=20",
+    "rollout.environment=null",
+    "report.off_target={}",
+    "rescore.top_k=4",
+    "rescore.part_rows=4",
+    "train.epochs=2",
+    "train.batch_size=4",
+    "train.micro_batch_size=2",
+    "train.save_steps=1",
+    "train.keep_checkpoints=2",
+    "train.logging_steps=1",
+    "train.watch.steps=1",
+    "train.anchor.candidates=1",
+]
+CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "usage", "signature", "peak"}
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
+LIMITED = "import os, resource; n = int(os.environ['LIMIT']); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))\n"
+START = "from hintdistill.cli.main import main; main()"
+
+
+def command(folder: Path) -> list[str]:
+    """The run, or what continues it."""
+    words = ["run", "configs/quickstart.yaml", f"run.dir={folder}", *SMALL, "-q"]
+    return [*words, "--resume"] if (folder / "manifest.json").exists() else words
+
+
+def start(folder: Path, limit: int | None = None) -> subprocess.Popen[str]:
+    """Start it in a process of its own; `limit`: bytes that a file may have."""
+    script, env = (START, ENV) if limit is None else (LIMITED + START, {**ENV, "LIMIT": str(limit)})
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *command(folder)], cwd=ROOT, env=env, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def state_of(folder: Path) -> frozenset[tuple[str, int]]:
+    """Names and sizes below a folder."""
+    found = set()
+    for at, _, files in os.walk(folder):
+        for name in files:
+            path = Path(at) / name
+            with contextlib.suppress(OSError):
+                found.add((str(path), path.stat().st_size))
+    return frozenset(found)
+
+
+def stop(process: subprocess.Popen[str], folder: Path, draw: random.Random, seconds: float) -> str:
+    """Kill the process at a random time, or after a random number of file-system events."""
+    began = time.monotonic()
+    if draw.random() < 0.4:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(draw.uniform(0.0, seconds))
+        how = "time"
+    else:
+        left, before, how = draw.randint(1, 60), state_of(folder), "event"
+        while left > 0 and process.poll() is None and time.monotonic() - began < 4 * seconds:
+            now = state_of(folder)
+            left -= len(now ^ before)
+            before = now
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return how
+    return "ended"
+
+
+def plain(value: Any, folder: Path) -> Any:
+    """Without times and the name of the folder."""
+    if isinstance(value, dict):
+        return {k: plain(v, folder) for k, v in value.items() if k not in CLOCK}
+    if isinstance(value, list):
+        return [plain(v, folder) for v in value]
+    return value.replace(str(folder), "RUN") if isinstance(value, str) else value
+
+
+def artefacts(folder: Path) -> dict[str, Any]:
+    """What a run comes to, as plain data that can be compared."""
+    out: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        out[path.name] = plain(sorted(rows, key=lambda r: r["key"]), folder)
+    for path in sorted([*folder.glob("*.json"), *folder.glob("index/*.json"), *folder.glob("student/*.json")]):
+        out[str(path.relative_to(folder))] = plain(json.loads(path.read_text(encoding="utf-8")), folder)
+    for path in sorted(folder.glob("train/*/metrics.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        out["metrics"] = plain(rows, folder)
+    for target in TargetStore(folder / "targets").read():
+        out[f"target {target.key}"] = [
+            np.asarray(getattr(target, n)).tobytes()
+            for n in ("step_ids", "support_ids", "teacher_logprobs", "plain_logprobs")
+        ]
+    out["student"] = (folder / "student" / "model.safetensors").read_bytes()
+    out["left over"] = sorted(str(p.relative_to(folder)) for p in folder.rglob("*writing*"))
+    return out
+
+
+def differences(wanted: dict[str, Any], got: dict[str, Any]) -> list[str]:
+    """Names of artefacts that differ, with the first place where they do."""
+    return [
+        f"{n} differs: {_first(wanted.get(n), got.get(n))}"
+        for n in sorted(wanted.keys() | got.keys())
+        if wanted.get(n) != got.get(n)
+    ]
+
+
+def _first(a: Any, b: Any, at: str = "") -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [k for k in (*a, *b) if a.get(k) != b.get(k) or (k in a) != (k in b)]
+        return _first(a.get(keys[0]), b.get(keys[0]), f"{at}.{keys[0]}") if keys else at
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        place = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+        return _first(a[place], b[place], f"{at}[{place}]")
+    return f"{at}: {str(a)[:120]} and {str(b)[:120]}"
+
+
+def trial(folder: Path, draw: random.Random, seconds: float, counts: Counter[str]) -> list[str]:
+    """Stop and resume until it has ended; returns what is wrong."""
+    wrong = []
+    for _ in range(draw.randint(2, 12)):
+        if draw.random() < 0.15:
+            process = start(folder, int(10 ** draw.uniform(2.5, 6.5)))
+            _, said = process.communicate()
+            if process.returncode not in (0, 3) or "Traceback" in said:
+                wrong.append(f"a full disk: exit {process.returncode}: {said[-300:]}")
+            counts["disk full" if process.returncode else "ended"] += 1
+            continue
+        process = start(folder)
+        how = stop(process, folder, draw, seconds)
+        counts[how] += 1
+        said = process.stderr.read() if process.stderr else ""
+        if how == "ended" and process.returncode != 0:
+            wrong.append(f"exit {process.returncode}: {said[-300:]}")
+    process = start(folder)
+    _, said = process.communicate()
+    if process.returncode != 0:
+        return [*wrong, f"the last resume: exit {process.returncode}: {said[-600:]}"]
+    return wrong
+
+
+def kills(number: int, minutes: float, seed: int) -> dict[str, Any]:
+    """So many stops, or as many as the time allows."""
+    draw, counts, wrong = random.Random(seed), Counter[str](), list[str]()
+    until = time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory(prefix="hintdistill-kill-") as name:
+        straight = Path(name) / "straight"
+        began = time.monotonic()
+        process = start(straight)
+        _, said = process.communicate()
+        if process.returncode:
+            raise SystemExit(said)
+        seconds, wanted = time.monotonic() - began, artefacts(straight)
+        trials = 0
+        while sum(counts[n] for n in ("time", "event", "disk full")) < number and time.monotonic() < until:
+            folder = Path(name) / f"trial{trials}"
+            found = trial(folder, draw, seconds, counts)
+            if not found:
+                found = differences(wanted, artefacts(folder))
+            wrong += [f"trial {trials}: {text}" for text in found]
+            print("\n".join(found), end="\n" if found else "", file=sys.stderr, flush=True)
+            trials += 1
+            print(f"{trials} trials, {dict(counts)}, {len(wrong)} wrong", file=sys.stderr, flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    return {"seconds of a run": round(seconds, 1), "trials": trials, **counts, "wrong": wrong}
+
+
+def memory_slope(loops: int) -> dict[str, float]:
+    """MB that the process grows by a loop of a small run, by a straight line through the later three quarters."""
+    import torch
+
+    from hintdistill.config.file import load_config
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import run
+
+    torch.set_num_threads(1)
+    used = []
+    for _ in range(loops):
+        with tempfile.TemporaryDirectory() as name:
+            config = load_config(ROOT / "configs" / "quickstart.yaml", [*SMALL, "train.epochs=1"])
+            run(config, Path(name) / "run", console=Console(quiet=True))
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        used.append(pages * resource.getpagesize() / 1e6)
+    later = np.array(used[loops // 4 :])
+    slope = float(np.polyfit(np.arange(len(later)), later, 1)[0])
+    return {"loops": loops, "MB a loop": round(slope, 3), "MB at the end": round(used[-1], 1)}
+
+
+def main() -> None:
+    """Run both; exit 1 where anything is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=50.0)
+    parser.add_argument("--loops", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    found: dict[str, Any] = {"kills": kills(args.kills, args.minutes, args.seed)} if args.kills else {}
+    if args.loops:
+        found["memory"] = memory_slope(args.loops)
+    print(json.dumps(found, indent=1))
+    if found.get("kills", {}).get("wrong") or found.get("memory", {}).get("MB a loop", 0) >= 1:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

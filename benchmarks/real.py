@@ -1,0 +1,208 @@
+"""A real model on the errands of examples/smollm2: what it does without a hint and under one, and what it learns.
+
+    python benchmarks/real.py speed   [--model build/smollm2]
+    python benchmarks/real.py measure [--n 128] [--splits …] [--arms …]
+    python benchmarks/real.py grid    [--n 32] [--arms …]     settings on validation tasks, one seed
+    python benchmarks/real.py arms    [--arms …] [--seeds …]  what benchmarks/prereg/real.yaml announces
+    python benchmarks/real.py pages                           docs/evidence_real.md and the example's card
+    (grid and arms: --owed lists the jobs that are owed and runs none)
+
+Every piece of work is one JSON file under --dir (runs/real), which is not made again; a kill costs the piece that was at work.
+Nothing is sent anywhere; the critic is the environment's checker. One process of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.blocks import put  # noqa: E402
+from benchmarks.realmodel import jobs, page, play  # noqa: E402
+from hintdistill.config import RunConfig  # noqa: E402
+from hintdistill.config.file import load_config  # noqa: E402
+from hintdistill.core.errors import HintdistillError  # noqa: E402
+from hintdistill.core.storage import write_atomic  # noqa: E402
+from hintdistill.pipeline.arms import perform, result_of  # noqa: E402
+from hintdistill.rollouts.evaluate import tasks_of  # noqa: E402
+
+CONFIG = ROOT / "configs" / "real.yaml"
+SEED = 0
+# most valuable first: what is measured when time runs out is the top of this list
+CELLS = (
+    ("unseen", ("base", "level1", "placebo", "redraw", "level0", "level2")),
+    ("validation", ("base", "level1", "placebo", "redraw", "level0", "level2")),
+    ("near", ("base",)),
+    ("clean", ("base",)),
+)
+
+
+def settings(args: argparse.Namespace, *more: str) -> RunConfig:
+    """configs/real.yaml on the model that is asked for."""
+    return load_config(CONFIG, [f"run.model={args.model}", *more, *args.overrides])
+
+
+def speed(args: argparse.Namespace) -> None:
+    """Time greedy and frozen sampling; the last line is one JSON object."""
+    world = play.World.load(settings(args))
+    tasks = tasks_of(world.suite, "train", args.n or 16)
+    began = time.monotonic()
+    episodes = world.plain(tasks, SEED)
+    seconds = time.monotonic() - began
+    steps = sum(r["steps"] for r in play.rows_of(world.suite, episodes))
+    print(
+        json.dumps({"episodes": len(tasks), "seconds": seconds, "steps": steps, "s_per_episode": seconds / len(tasks)})
+    )
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Play what is owed, cell by cell."""
+    world = play.World.load(settings(args))
+    for split, arms in CELLS:
+        if args.splits and split not in args.splits:
+            continue
+        folder = args.dir / "measure"
+        n = args.n or 128
+        chosen = [a for a in arms if not args.arms or a in args.arms]
+        done = {a: True for a in chosen if (folder / f"{split}-{a}-{n}.json").is_file()}
+        began = time.monotonic()
+        for arm, found in play.cells(world, tasks_of(world.suite, split, n), chosen, SEED, done):
+            folder.mkdir(parents=True, exist_ok=True)
+            facts = {"split": split, "arm": arm, "n": n, "seed": SEED, "seconds": time.monotonic() - began}
+            write_atomic(folder / f"{split}-{arm}-{n}.json", json.dumps({**facts, **found}))
+            rate = sum(e["success"] for e in found["episodes"]) / len(found["episodes"])
+            print(f"{split} {arm}: success {rate:.3f} of {n}, {facts['seconds']:.0f} s", flush=True)
+            began = time.monotonic()
+
+
+FKL = {"recipe": {"terms": {"distill": {"divergence": {"kind": "fkl"}}}}}
+
+
+def _fkl(**distill: object) -> dict:
+    return {"recipe": {"terms": {"distill": {"divergence": {"kind": "fkl"}, **distill}}}}
+
+
+# one thing is changed at a time from forward KL at 1e-3, most telling first
+GRID: dict[str, tuple[str, dict]] = {
+    "jsd": ("targeted", {}),
+    "fkl": ("targeted", FKL),
+    "fkl_twins": ("targeted_twins", FKL),
+    "fkl_quote": ("targeted", _fkl(span="quote")),
+    "fkl_rate_2e-3": ("targeted", {**FKL, "learning_rate": 2e-3}),
+    "fkl_rate_2e-4": ("targeted", {**FKL, "learning_rate": 2e-4}),
+    "fkl_anchor_half": ("targeted", {**FKL, "anchor": {"weight": 0.5}}),
+    "fkl_suffix": ("targeted", _fkl(span="suffix")),
+    "jsd_quote": ("targeted", {"recipe": {"terms": {"distill": {"span": "quote"}}}}),
+    "jsd_rate_2e-3": ("targeted", {"learning_rate": 2e-3}),
+}
+
+
+def _grid(args: argparse.Namespace) -> list[jobs.RealJob]:
+    config = settings(args)
+    budget = {"rows": 40, "anchors": 40, "twins": 40, "steps": 20}
+    plan = jobs.Plan(
+        config, args.dir / "grid", 64, budget, jobs.grid_tasks(config, args.n or 32), {"learning_rate": 1e-3}
+    )
+    chosen = [k for k in GRID if not args.arms or k in args.arms]
+    first = [jobs.RealJob(plan, "shared", 0), jobs.RealJob(plan, "none", 0)]
+    return [*first, *(jobs.RealJob(plan, GRID[k][0], 0, k, GRID[k][1]) for k in chosen)]
+
+
+def _registered(args: argparse.Namespace) -> list[jobs.RealJob]:
+    plan, order = jobs.Plan.registered(settings(args), args.dir / "arms")
+    out: list[jobs.RealJob] = []
+    for arm, seed in order:
+        if (args.arms and arm not in args.arms and arm != "none") or (args.seeds and seed not in args.seeds):
+            continue
+        if arm == "none":
+            out.append(jobs.RealJob(plan, "shared", seed))
+        out.append(jobs.RealJob(plan, arm, seed))
+    return out
+
+
+def work(args: argparse.Namespace) -> None:
+    """Do the jobs of the grid or of the arms that are owed, in order; with --owed list them."""
+    wanted = _grid(args) if args.command == "grid" else _registered(args)
+    folder = wanted[0].plan.folder
+    for job in wanted:
+        if result_of(folder, job) is not None:
+            continue
+        if args.owed:
+            print(job.name)
+            continue
+        began = time.monotonic()
+        perform(folder, job)
+        print(f"{job.name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+PAGE, CARD = ROOT / "docs" / "evidence_real.md", ROOT / "examples" / "smollm2" / "README.md"
+
+
+def _results(wanted: list[jobs.RealJob]) -> tuple[dict[str, list[dict]], list[str]]:
+    """Finished jobs by label, and the names of those that are owed."""
+    done: dict[str, list[dict]] = {}
+    owed = []
+    for job in wanted:
+        found = result_of(job.plan.folder, job)
+        if found is None:
+            owed.append(job.name)
+        else:
+            done.setdefault(job.label or job.arm, []).append(found)
+    return done, owed
+
+
+def _block(file: Path, name: str, text: str) -> None:
+    put(file, f"<!-- {name}: made by benchmarks/real.py pages -->", f"<!-- end of {name} -->", text)
+
+
+def pages(args: argparse.Namespace) -> None:
+    """Write the tables of what is finished."""
+    cells = page.read_cells(args.dir / "measure")
+    if cells:
+        _block(CARD, "base", page.base_table(cells))
+        _block(CARD, "shape", page.shape_table(cells))
+        _block(CARD, "repairs", page.repair_table(cells))
+    measured = {(s, a) for s, a in cells}
+    left = [f"measure {s} {a}" for s, arms in CELLS for a in arms if (s, a) not in measured]
+    for name, wanted, read in (("grid", _grid(args), "validation"), ("arms", _registered(args), "unseen")):
+        done, owed = _results(wanted)
+        shared = done.pop("shared", [])
+        parts = [page.arms_table(done, read)] if done else ["No job is finished."]
+        parts += [page.coverage_table(shared)] if shared else []
+        _block(PAGE, name, "\n\n".join(parts))
+        left += [f"{name} {job}" for job in owed]
+    said = "\n".join(f"- {o}" for o in left) or "Nothing."
+    _block(PAGE, "owed", f"{len(left)} pieces of work are owed:\n\n{said}" if left else said)
+
+
+COMMANDS = {"speed": speed, "measure": measure, "grid": work, "arms": work, "pages": pages}
+
+
+def main() -> int:
+    """Parse, run; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--model", type=Path, default=ROOT / "build" / "smollm2")
+    parser.add_argument("--dir", type=Path, default=ROOT / "runs" / "real")
+    parser.add_argument("--n", type=int, help="episodes of a cell")
+    parser.add_argument("--splits", nargs="*")
+    parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--seeds", nargs="*", type=int)
+    parser.add_argument("--owed", action="store_true", help="list what is owed; run nothing")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_intermixed_args()
+    try:
+        COMMANDS[args.command](args)
+    except HintdistillError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

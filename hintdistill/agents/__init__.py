@@ -1,0 +1,1 @@
+"""What an agent asks: which step went wrong, and which hint would have prevented it."""

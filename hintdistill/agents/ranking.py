@@ -1,0 +1,145 @@
+"""Hints for one step: spliced in, scored in one call of the engine, and put in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hintdistill.agents.loaded import LoadedModel
+from hintdistill.agents.session import Session
+from hintdistill.config import EngineSection, RescoreSection
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.plain import plain
+from hintdistill.core.scores import Target
+from hintdistill.core.storage import content_key
+from hintdistill.core.types import Finding, Injection, Trace, Twin
+from hintdistill.injection.splice import Injector
+from hintdistill.rescoring.gate import harmful
+from hintdistill.rescoring.scorer import HintItem, Scorer
+from hintdistill.rescoring.twins import Original, TwinItem
+
+
+@dataclass(frozen=True)
+class RankedHint:
+    """One hint of several and what it would have done."""
+
+    hint: str
+    target: Target
+
+    @property
+    def effect(self) -> float:
+        """Hint effect at its decision token, nats; 0.0 where the hint changes nothing."""
+        return self.target.decision.effect if self.target.decision is not None else 0.0
+
+    @property
+    def odds(self) -> float:
+        """Rise of the log-odds of what the hinted view says instead, nats; 0.0 where the hint changes nothing."""
+        return (self.target.decision.odds or 0.0) if self.target.decision is not None else 0.0
+
+    @property
+    def harmful(self) -> bool:
+        """Whether the hint makes the error more likely."""
+        return harmful(self.target)
+
+    @property
+    def instead(self) -> str | None:
+        """What the model would have said at the decision token; None where the hint changes nothing."""
+        return self.target.decision.instead if self.target.decision is not None else None
+
+    def to_dict(self, distributions: bool = False) -> dict[str, Any]:
+        """Return the hint as JSON; `distributions` as in `Target.to_dict`."""
+        return {
+            "hint": self.hint,
+            "level": self.target.level,
+            "accepted": self.target.accepted,
+            "reasons": list(self.target.reasons),
+            "effect": plain(self.effect),
+            "odds": plain(self.odds),
+            "harmful": self.harmful,
+            "instead": self.instead,
+            "target": self.target.to_dict(distributions),
+        }
+
+
+def order(ranked: Sequence[RankedHint]) -> list[RankedHint]:
+    """Best first: accepted hints, then rejected ones, last those that make the error more likely; within each the largest odds."""
+    return sorted(ranked, key=lambda r: (r.harmful, not r.target.accepted, -r.odds))
+
+
+def given_finding(step: int, quote: str | None, hint: str | None = None) -> Finding:
+    """A finding that the caller has made."""
+    return Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
+
+
+def inject_all(loaded: LoadedModel, injector: Injector, trace: Trace, findings: Sequence[Finding]) -> list[Injection]:
+    """Splice the hint of each finding in. Raises what `Injector.inject` raises."""
+    with loaded.lock:
+        return [injector.inject(trace, finding) for finding in findings]
+
+
+def targets_of(
+    loaded: LoadedModel, injections: Sequence[Injection], config: RescoreSection, twins: Sequence[tuple[int, Twin]] = ()
+) -> tuple[list[Target], list[Target]]:
+    """The targets of injections, and of twins, each with the number of the injection it belongs to; one call of the engine.
+
+    Raises:
+        ContextLengthError, ScoreError: see `Engine.score`.
+    """
+    keys = [content_key("call", i.model_dump(mode="json"), loaded.engine.key) for i in injections]
+    items = [HintItem(key, i, "train") for key, i in zip(keys, injections, strict=True)]
+    pairs = [
+        TwinItem(content_key("call", t.model_dump(mode="json"), loaded.engine.key), t, "train", keys[n])
+        for n, t in twins
+    ]
+    scorer = Scorer(loaded.engine, loaded.renderer, config)
+    if not isinstance(loaded, Session):
+        made = scorer.score(items, pairs)
+        return made[: len(items)], made[len(items) :]
+    settings = content_key(config.model_dump(mode="json"))
+    known = {k: t for k in (*keys, *(p.key for p in pairs)) if (t := loaded.known(f"{k}-{settings}")) is not None}
+    owed = list({i.key: i for i in items if i.key not in known}.values())
+    twins_owed = [p for p in pairs if p.key not in known]
+    if owed or twins_owed:
+        originals = {k: Original.of(t) for k, t in known.items() if t.kind == "hint"}
+        for target in scorer.score(owed, twins_owed, originals):
+            known[target.key] = target
+            loaded.keep(f"{target.key}-{settings}", target)
+    return [known[k] for k in keys], [known[p.key] for p in pairs]
+
+
+def require_heard(loaded: LoadedModel, config: RescoreSection, hinted: bool = True) -> None:
+    """Refuse settings that a call would not act on.
+
+    Raises:
+        ConfigError: `config.engine` or `config.batch_tokens` asks for another engine than the given one, `config.part_rows` is set
+            (a call stores nothing), or `config.placebos` or `config.gate` is set where there is no hint.
+    """
+    default = RescoreSection()
+    unheard = [k for k in ("part_rows",) if getattr(config, k) != getattr(default, k)]
+    if config.batch_tokens is not None and config.batch_tokens != getattr(loaded.engine, "batch_tokens", None):
+        unheard.append("batch_tokens")
+    if not hinted:
+        unheard += [k for k in ("placebos", "gate") if getattr(config, k) != getattr(default, k)]
+    if unheard:
+        raise ConfigError(
+            f"this call does not act on config.{', config.'.join(unheard)}",
+            hint="hd.load_engine(name, batch_tokens=…) sets the engine's; leave the others out",
+        )
+    _require_engine(loaded, config.engine)
+
+
+def _require_engine(loaded: LoadedModel, asked: EngineSection) -> None:
+    given, default = loaded.backend or type(loaded.engine).__name__, EngineSection()
+    if asked == default:
+        return
+    differs = [f"backend={asked.backend}"] if asked.backend != loaded.backend else []
+    for key in EngineSection.model_fields:
+        wanted = getattr(asked, key)
+        if key != "backend" and wanted != getattr(default, key) and wanted != getattr(loaded.engine, key, None):
+            differs.append(f"{key}={wanted}")
+    if differs:
+        raise ConfigError(
+            f"config.engine asks for {', '.join(differs)}, and the engine that is given is {given}",
+            hint="hd.load_engine(name, backend=...) or hd.connect_engine(name, base_url) make the engine; leave config.engine out",
+        )

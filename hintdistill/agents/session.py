@@ -1,0 +1,82 @@
+"""An engine for an agent that asks again after every turn: what was read of its conversation is kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from hintdistill.agents.loaded import LoadedModel, require_engine
+from hintdistill.core.errors import ArgumentError
+from hintdistill.core.scores import Target
+from hintdistill.engines.kept import KeptEngine
+from hintdistill.engines.turns import Turns
+
+TARGETS = 256
+"""Targets that a session keeps."""
+
+
+class Session(LoadedModel):
+    """Takes the place of the engine in every call: `hd.diagnose(messages, engine=session, …)`.
+
+    Keys and values of growing conversations are kept in bounded memory, the least recently used one is dropped first, and callers
+    that ask at the same time are read together. Findings that were scored before, with the same words in the same context, are
+    not scored again. What is kept belongs to the weights: call `clear` after they have changed.
+    """
+
+    def __init__(self, engine: LoadedModel, *, memory_mb: int = 1024) -> None:
+        """Wrap an engine.
+
+        Args:
+            engine: from `load_engine` or `connect_engine`. A server keeps prefixes itself: its calls pass through, and only
+                targets are kept here.
+            memory_mb: bound on kept keys, values and hidden states, in 2^20 bytes.
+
+        Raises:
+            ArgumentError: `engine` is no engine, or is a session already, or the bound is not positive.
+        """
+        from hintdistill.engines.transformers import TransformersEngine
+
+        loaded = require_engine(engine)
+        if isinstance(loaded, Session):
+            raise ArgumentError("`engine` is a Session already")
+        if not isinstance(memory_mb, int) or memory_mb <= 0:
+            raise ArgumentError(f"`memory_mb` is {memory_mb!r}, not a positive whole number")
+        inner = loaded.engine
+        turns = Turns(loaded.lock)
+        kept = KeptEngine(inner, memory_mb << 20, turns) if isinstance(inner, TransformersEngine) else inner
+        super().__init__(kept, loaded.renderer, loaded.backend, turns, loaded.folder)
+        object.__setattr__(self, "_targets", OrderedDict())
+
+    def stats(self) -> dict[str, Any]:
+        """Counts: conversations and bytes kept, tokens asked and computed, batches of callers, targets kept.
+
+        Those of the model are absent for an engine that is not in this process.
+        """
+        targets = {"targets": len(self._targets)}  # type: ignore[attr-defined]
+        if not isinstance(self.engine, KeptEngine):
+            return targets
+        e = self.engine
+        counts = {"conversations": e.conversations, "bytes": e.bytes, "asked": e.asked, "computed": e.computed}
+        return {**counts, "batches": e.batches, **targets}
+
+    def clear(self) -> None:
+        """Forget everything that was kept."""
+        with self.lock:
+            self._targets.clear()  # type: ignore[attr-defined]
+        if isinstance(self.engine, KeptEngine):
+            self.engine.clear()
+
+    def known(self, key: str) -> Target | None:
+        """A target that was made before, or None."""
+        with self.lock:
+            found: Target | None = self._targets.get(key)  # type: ignore[attr-defined]
+            if found is not None:
+                self._targets.move_to_end(key)  # type: ignore[attr-defined]
+            return found
+
+    def keep(self, key: str, target: Target) -> None:
+        """Keep a target; the least recently used one is dropped beyond `TARGETS`."""
+        with self.lock:
+            self._targets[key] = target  # type: ignore[attr-defined]
+            while len(self._targets) > TARGETS:  # type: ignore[attr-defined]
+                self._targets.popitem(last=False)  # type: ignore[attr-defined]

@@ -1,0 +1,178 @@
+"""The formats of `hintdistill export`: what each keeps, what it loses, and which module writes it."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hintdistill.bridges.flat import FlatRow
+from hintdistill.bridges.narrow import Tail
+from hintdistill.config import TrainSection
+from hintdistill.core.errors import ConfigError
+from hintdistill.core.registry import nearest
+from hintdistill.training.rows import Rows
+
+DATA = "rows.parquet"
+"""Name of the file that holds an export's rows."""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """What a format writes."""
+
+    rows: Rows
+    """Rows of targets that hold as many ids per token as are asked for."""
+    section: TrainSection
+    seed: int
+    folder: Path
+    tail: Tail
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A row as it was exported, as the toolkit has it, and what the format's formula makes of it."""
+
+    key: str
+    loss: float
+    """By the format's formula from what is in its file, nats."""
+    reference: float
+    """By the toolkit's formula from the stored target, nats."""
+    bound: float
+    """How far the two may be apart because of what the format does not keep, nats; 0 where it keeps everything."""
+    scale: float = 1.0
+    """Sum of the row's weights: a nat of one token counts so much at most."""
+
+    @property
+    def off(self) -> float:
+        """How far the two are apart, nats."""
+        return abs(self.loss - self.reference)
+
+    @property
+    def relative(self) -> float:
+        """How far the two are apart, over the loss."""
+        return self.off / max(abs(self.reference), 1e-30)
+
+
+class Student(Protocol):
+    """Log-probabilities of the vocabulary at a step's positions, float64 [T, V]."""
+
+    def __call__(self, ids: np.ndarray, start: int) -> np.ndarray: ...
+
+
+class Writer(Protocol):
+    """What the module of a format has."""
+
+    def write(self, job: ExportJob) -> dict[str, Any]:
+        """Write the rows; returns what the data card says of them."""
+
+    def loss_in_file(self, folder: Path, number: int, row: FlatRow, student: np.ndarray) -> float:
+        """Return the loss of the `number`-th exported row by the format's own formula, in the units of `formulas.forward_kl`.
+
+        `row` is the row as it was handed to `write`, for constants that the format leaves out; all else is read from the file.
+        """
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: its writer and what its data card says."""
+
+    name: str
+    module: str
+    reads: str
+    """Who reads it."""
+    formula: str
+    tails: tuple[Tail, ...]
+    """What may become of the rest; the first is the default."""
+    why: str
+    """Why no other."""
+    loses: tuple[str, ...]
+    """What of a run does not survive, in the same words for every run."""
+    mass: float = 0.0
+    """Probability by which the rest is off, whatever is kept."""
+
+    def writer(self) -> Any:
+        """The module that writes it: a `Writer`; of `hf` see `bridges.hf`."""
+        return importlib.import_module(f"hintdistill.bridges.{self.module}")
+
+    def require_tail(self, tail: str | None) -> Tail:
+        """Return what becomes of the rest. Raises ConfigError where the format has no such form."""
+        if tail is None:
+            return self.tails[0]
+        for known in self.tails:
+            if tail == known:
+                return known
+        raise ConfigError(f"{self.name} has no tail={tail}: {self.why}", hint=f"tail={' or tail='.join(self.tails)}")
+
+
+_ONE_DIVERGENCE = (
+    "the recipe's own divergence, weights by score and schedules: it trains the forward KL to the stored teacher"
+)
+_ONE_SLOT = "the shared pass over a trace: each step is a row with its whole context"
+FORMATS = (
+    Format(
+        "hf",
+        "hf",
+        "transformers.Trainer with hintdistill.bridges.hf: its data set, collator and loss function",
+        "the recipe's terms, mean over slots",
+        ("keep",),
+        "the recipe's divergence is taken on the kept ids and one entry for the rest, on both sides",
+        ("nothing with all stored ids; with k, the distribution inside the rest",),
+    ),
+    Format(
+        "trl",
+        "trl",
+        "trl.experimental.async_distillation.AsyncDistillationTrainer with hintdistill.bridges.trl.StoredRollouts",
+        "forward KL over the kept ids and the rest, mean over the tokens of a batch",
+        ("keep",),
+        "its trainer computes the rest itself (add_tail_bucket) and without it renormalises the student as well",
+        (
+            _ONE_DIVERGENCE,
+            "weights inside a step other than 0 and 1: such rows are refused by name",
+            "the mean over steps: a batch is a mean over its tokens, so a long step weighs more than a short one",
+            "the rest's stored probability: the trainer takes one minus the kept ones in float32, and at least 1e-7",
+            _ONE_SLOT,
+        ),
+        mass=3e-7,
+    ),
+    Format(
+        "axolotl",
+        "axolotl",
+        "axolotl's KDPlugin (kd_trainer: true), as a pre-tokenised data set",
+        "forward KL over the kept ids; log-probabilities hold the token's weight, labels count steps",
+        ("renormalise", "drop"),
+        "its loss reads the kept ids alone, without an entry for the rest",
+        (
+            _ONE_DIVERGENCE,
+            "the rest of the vocabulary: no gradient pushes on its mass but through the kept ids",
+            "the loss that is logged is off by Σ weight·log weight, a constant without a gradient",
+            _ONE_SLOT,
+        ),
+    ),
+    Format(
+        "tinker",
+        "tinker",
+        "tinker's forward_backward(…, 'cross_entropy'), through hintdistill.bridges.tinker.to_datums",
+        "cross-entropy with weights per token and id: forward KL plus the teacher's entropy, a constant",
+        ("renormalise", "drop"),
+        "cross_entropy reads the ids it is given, without an entry for the rest",
+        (
+            _ONE_DIVERGENCE,
+            "the rest of the vocabulary: no gradient pushes on its mass but through the kept ids",
+            "the mean over steps: the service sums, so divide by the number of rows of a step of the optimiser",
+            _ONE_SLOT,
+        ),
+    ),
+)
+"""Every format of the command."""
+
+
+def format_named(name: str) -> Format:
+    """Return a format by its name. Raises ConfigError, with the nearest name."""
+    known = {f.name: f for f in FORMATS}
+    if name not in known:
+        raise ConfigError(f"no format {name!r}{nearest(name, known)}", hint=f"--to {'|'.join(known)}")
+    return known[name]

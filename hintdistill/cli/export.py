@@ -1,0 +1,50 @@
+"""`hintdistill export`: a run's targets for another trainer. Parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hintdistill.cli.look import Json, RunArg, Trust, print_json, say
+
+
+def export(
+    run: RunArg,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="k=… ids per token, tail=keep|drop|renormalise what becomes of the rest", show_default=False
+        ),
+    ] = None,
+    to: Annotated[str, typer.Option("--to", help="hf, trl, axolotl or tinker; see docs/bridges.md.")] = "hf",
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default RUN/export/FORMAT.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the rows, for the data card.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare the loss of 20 rows by the format's formula with the toolkit's.")
+    ] = False,
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """Write a run's targets for another trainer, with a data card that says what the format loses."""
+    from hintdistill.bridges.export import ExportSettings, export
+
+    settings = ExportSettings.parse(overrides or [])
+    folder, card = export(
+        run,
+        to,
+        settings,
+        out=out,
+        licence=licence,
+        checked=check,
+        trust=trust,
+        say=lambda text: None if as_json else say(text),
+    )
+    if as_json:
+        print_json(card | {"folder": str(folder)})
+        return
+    steps = ", ".join(f"{n} {kind}" for kind, n in card["steps"].items())
+    say(f"export: {card['written']['rows']} rows ({steps}) → {folder}")
+    for what in card["loses"]:
+        say(f"  loses {what}")

@@ -1,0 +1,64 @@
+"""Ctrl-C, and the command that continues: what a run says when it ends before its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hintdistill.core.threads import stop_all
+
+_working: tuple[Path, str] | None = None
+"""The run folder of this command, and the line that says how to continue it."""
+
+
+@contextmanager
+def works_in(folder: Path, line: str) -> Iterator[None]:
+    """While the command works in this run folder, an interruption says with `line` how to continue it."""
+    global _working
+    _working = (folder, line)
+    yield
+    # only a run that came to its end forgets it: the message is made after an error has left this block
+    _working = None
+
+
+def interrupted() -> str:
+    """What is said after Ctrl-C, or after a signal to end."""
+    if _working is None or not (_working[0] / "manifest.json").is_file():
+        return "interrupted"
+    return f"interrupted; {_working[0]} keeps what is done. {_working[1]}"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """The first Ctrl-C stops the work and cancels what is asked of servers; a second one leaves at once.
+
+    Whatever the second one cuts off is as safe as after a kill. Only the main thread of a process gets signals; elsewhere
+    nothing changes.
+    """
+    global _working
+    _working = None
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, second)
+        stop_all()
+        raise KeyboardInterrupt
+
+    def second(number: int, frame: Any) -> None:
+        os.write(2, (interrupted() + "\n").encode("utf-8", "replace"))
+        os._exit(130)
+
+    try:
+        before = signal.signal(signal.SIGINT, first)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        # after Ctrl-C the process ends, and a second one may come until it has
+        if signal.getsignal(signal.SIGINT) is first:
+            signal.signal(signal.SIGINT, before)

@@ -1,0 +1,85 @@
+"""What the commands that run stages share: which folder, how it is continued, and what is printed at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from hintdistill.cli.interrupts import works_in
+from hintdistill.cli.look import say
+from hintdistill.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for beside the configuration."""
+
+    until: str
+    resume: bool
+    quiet: bool
+    as_json: bool
+    trust: bool
+    limit: int | None = None
+    find: bool = False
+    """Whether --resume without a run.dir looks for the only unfinished run of the config file."""
+
+
+def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
+    """Run the stages of a config file, or of a run folder that is continued, and print what came of it."""
+    from hintdistill.config.file import load_config
+    from hintdistill.pipeline.continuing import RUNS, command, line, only_unfinished, says_how_to_continue
+    from hintdistill.pipeline.inject import require_some
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.run import check_named_folder, run, run_folder
+    from hintdistill.pipeline.store import RunDir
+    from hintdistill.training.processes import is_main
+
+    until, console, given = asked.until, Console(quiet=asked.quiet or asked.as_json), list(overrides or [])
+    of_run = RunDir(config).is_run()
+    if of_run and not asked.resume:
+        raise ConfigError(f"{config} is a run folder", hint=f"to continue it: {command(config, until)}")
+    file = config / "config.yaml" if of_run else config
+    if asked.resume:
+        check_named_folder(file, given)
+    settings = load_config(file, given + ([f"traces.limit={asked.limit}"] if asked.limit is not None else []))
+    named = any(o.startswith("run.dir=") for o in given)
+    folder = config if of_run and not named else run_folder(settings, config.stem)
+    if asked.resume and asked.find and settings.run.dir is None and not of_run:
+        found = only_unfinished(config, until)
+        if found is None:
+            say(f"no run of {config} in {RUNS} is unfinished; without --resume a new one begins", error=asked.as_json)
+            return
+        folder = found
+        console.note(f"continues {folder}")
+    how = line(folder, until, asked.trust)
+    with works_in(folder, how), says_how_to_continue(folder, until, trust=asked.trust):
+        console.note(f"in {folder}; if it is stopped, this continues it: {command(folder, until)}")
+        own = None if of_run else file
+        run(settings, folder, resume=asked.resume, until=until, console=console, trust=asked.trust, file=own)
+    if not is_main():
+        return
+    finish(folder, asked.as_json)
+    if until == "rescore":
+        require_some(RunDir(folder))
+
+
+def finish(folder: Path, as_json: bool) -> None:
+    """Print what the run came to; the last line says where the report is."""
+    report = folder / "report.json"
+    if as_json:
+        say(report.read_text(encoding="utf-8"))
+        return
+    from rich.console import Console as RichConsole
+
+    if (folder / "rounds.json").is_file():
+        from hintdistill.reporting.rounds import show_rounds
+
+        show_rounds(json.loads(report.read_text(encoding="utf-8")), RichConsole())
+        print(f"report: {report}")
+        return
+    from hintdistill.reporting.terminal import show_summary
+
+    show_summary(json.loads(report.read_text(encoding="utf-8")), RichConsole())
+    html = folder / "report.html"
+    print(f"report: {html if html.is_file() else report}")

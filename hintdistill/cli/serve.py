@@ -1,0 +1,50 @@
+"""The commands that answer other processes: `serve` and `mcp`. Parse, call; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="Model folder or hub name of the student.", show_default=False)]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="Score on this vLLM server, up to and including /v1, instead of in this process.")
+]
+ServedAs = Annotated[str | None, typer.Option(help="The name that server has the weights under; default: MODEL.")]
+Config = Annotated[Path | None, typer.Option(help="Configuration whose section `critic` is used; default: the rules.")]
+Traces = Annotated[Path | None, typer.Option(help="Folder in which received traces are kept; default: refused.")]
+Memory = Annotated[int, typer.Option(min=1, help="Bound on what is kept of conversations, MB.")]
+
+
+def serve(
+    model: Model,
+    base_url: BaseUrl = None,
+    served_as: ServedAs = None,
+    config: Config = None,
+    traces: Traces = None,
+    memory_mb: Memory = 1024,
+    host: Annotated[str, typer.Option(help="Beyond this machine a token is needed: HINTDISTILL_TOKEN.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8710,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; further ones get 429.")] = 64,
+    timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds until a request gets 504.")] = 120.0,
+) -> None:
+    """Answer agents over HTTP: diagnose, rescore, rank, traces. See docs/agents.md."""
+    from hintdistill.serving.start import Backend
+    from hintdistill.serving.start import serve as start
+
+    start(Backend(model, base_url, served_as, memory_mb, config, traces), host, port, max_waiting, timeout_s)
+
+
+def mcp(
+    model: Model,
+    base_url: BaseUrl = None,
+    served_as: ServedAs = None,
+    config: Config = None,
+    traces: Traces = None,
+    memory_mb: Memory = 1024,
+) -> None:
+    """Answer agents as tools of the Model Context Protocol, over stdio."""
+    from hintdistill.serving.start import Backend, serve_tools
+
+    serve_tools(Backend(model, base_url, served_as, memory_mb, config, traces))

@@ -1,0 +1,360 @@
+"""An engine that keeps what it has read of growing conversations, and reads the requests of concurrent callers together.
+
+Of each conversation the keys, the values and the last hidden states of its plain view are kept: the first sequence of every
+group of requests, which is the step in its own context. The next call reads what was added, and the branches of its hints. Steps
+that were read earlier are scored from the kept hidden states. Conversations are dropped in the order of their last use once all of
+them together take more than `max_bytes`; while a call works it may hold its own conversation beyond that.
+
+Callers wait for one another in any case, because a model is one. So whoever comes first works for all that wait: their sequences
+are packed into the same forward calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hintdistill.core.errors import ScoreError
+from hintdistill.core.scores import ScoreRequest, Scores
+from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow, shared_length
+from hintdistill.engines.shared_prefix import Memory, PackedCall, read_places, run_call, shared_attention
+from hintdistill.engines.sharing import SharingWarning
+from hintdistill.engines.transformers import TransformersEngine, give_back
+from hintdistill.engines.turns import Turns
+
+SLACK = 256
+"""Tokens that a conversation's buffers have room for beyond what they hold, at least."""
+ENOUGH = 16
+"""Callers that are served although others still prepare."""
+LINGER, LINGER_S = 0.1, 0.2
+"""How long the next callers are waited for where the last ones were several: this share of the time that those took, and at most
+so many seconds. A caller alone is never kept waiting."""
+Layers = dict[int, tuple[Tensor, Tensor]]
+
+
+@dataclass(eq=False)
+class Kept:
+    """One conversation: its ids, and what the model made of them."""
+
+    ids: np.ndarray
+    """int64 [S]"""
+    layers: Layers = field(default_factory=dict)
+    """Per attention layer, keys and values [Hk, room, D] with room for at least S tokens."""
+    hidden: Tensor | None = None
+    """[S, H]: what the head reads."""
+    read: int = 0
+    """Tokens of `ids` that have been read."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory taken."""
+        tensors = [t for pair in self.layers.values() for t in pair] + (
+            [self.hidden] if self.hidden is not None else []
+        )
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def prefix(self, length: int, ids: np.ndarray) -> Kept:
+        """Another conversation that begins with the first `length` tokens of this one."""
+        layers = {k: (a[:, :length].clone(), b[:, :length].clone()) for k, (a, b) in self.layers.items()}
+        return Kept(ids, layers, None if self.hidden is None else self.hidden[:length].clone(), length)
+
+
+@dataclass(eq=False)
+class _Job:
+    """One caller's requests, and what comes of them."""
+
+    requests: Sequence[ScoreRequest]
+    top_k: int
+    scores: list[Scores] | None = None
+    error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it was served."""
+        return self.scores is not None or self.error is not None
+
+
+class KeptEngine:
+    """See the module. Fulfils `Engine`; exact as the engine it wraps is."""
+
+    capabilities = TransformersEngine.capabilities
+
+    def __init__(self, engine: TransformersEngine, max_bytes: int, turns: Turns | None = None) -> None:
+        """`turns` is shared with those who prepare requests for this engine."""
+        self.turns = turns or Turns(contextlib.nullcontext())
+        self.engine, self.max_bytes = engine, max_bytes
+        self.key, self.max_length, self.batch_tokens = engine.key, engine.max_length, engine.batch_tokens
+        self.computed = 0
+        """Tokens read so far."""
+        self.asked = 0
+        """Tokens that separate forward passes would have read."""
+        self.batches = 0
+        """Calls of the model's owner, each for one caller or several."""
+        self._kept: list[Kept] = []
+        self._queue: list[_Job] = []
+        self._waiting, self._led = threading.Condition(), False
+        self._warned = False
+        self._together, self._took_s = 1, 0.0
+
+    @property
+    def bytes(self) -> int:
+        """Memory that kept conversations take."""
+        return sum(k.bytes for k in self._kept)
+
+    @property
+    def conversations(self) -> int:
+        """Conversations kept."""
+        return len(self._kept)
+
+    def clear(self) -> None:
+        """Forget everything that was kept; necessary after the model's weights have changed."""
+        with self.engine.at_work():
+            self._kept = []
+
+    def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
+        """See `Engine.score`. Callers that wait meanwhile are served together."""
+        job = _Job(list(requests), top_k)
+        with self._waiting:
+            self._queue.append(job)
+        self.turns.nudge()
+        with self._waiting:
+            while not job.done and self._led:
+                self._waiting.wait()
+            leads = not job.done
+            self._led = self._led or leads
+        if leads:
+            try:
+                self._lead()
+            finally:
+                with self._waiting:
+                    self._led = False
+                    self._waiting.notify_all()
+        if job.error is not None:
+            raise job.error
+        assert job.scores is not None
+        return job.scores
+
+    def _lead(self) -> None:
+        """Serve all that wait, when the turn has come."""
+        # those who were served together last time are likely to come together again
+        expected = self._together
+        linger = min(LINGER_S, LINGER * self._took_s) if expected > 1 else 0.0
+        with self.turns.last(lambda: len(self._queue) >= ENOUGH, lambda: len(self._queue) >= expected, linger):
+            start = time.monotonic()
+            with self._waiting:
+                waiting, self._queue = self._queue, []
+            self._serve(waiting)
+            self._together, self._took_s = len(waiting), time.monotonic() - start
+
+    def _serve(self, jobs: Sequence[_Job]) -> None:
+        """Serve several callers at once; where that fails, each alone, so that an error reaches the one it belongs to."""
+        self.batches += 1
+        try:
+            with self.engine.at_work():
+                self._score(jobs)
+        except Exception as error:
+            # what a failed call has left half read is not to be trusted
+            self._kept = [k for k in self._kept if k.read == len(k.ids) and not isinstance(error, ScoreError)]
+            if len(jobs) == 1:
+                jobs[0].error = error
+                return
+            for job in jobs:
+                job.scores = None
+                self._serve([job])
+
+    def _score(self, jobs: Sequence[_Job]) -> None:
+        requests = [r for job in jobs for r in job.requests]
+        for request in requests:
+            self.engine.fits(request.end)
+        if self.engine.way() != "shared_prefix":
+            self._warn()
+            for job in jobs:
+                job.scores = self.engine.score(job.requests, job.top_k)
+            return
+        sequences = [np.ascontiguousarray(r.ids[: r.end - 1], dtype=np.int64) for r in requests]
+        mains, at = list[np.ndarray](), 0
+        for job in jobs:
+            mains += _mains(job.requests, sequences[at : at + len(job.requests)])
+            at += len(job.requests)
+        used = self._extend(mains)
+        hidden = self._hidden(sequences, [range(r.start - 1, r.end - 1) for r in requests])
+        at = 0
+        for job in jobs:
+            mine = hidden[at : at + len(job.requests)]
+            job.scores = self.engine.scores_of(job.requests, mine, job.top_k)
+            at += len(job.requests)
+        self._bound(used)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"nothing is kept between calls: this model's prefixes are shared by {self.engine.sharing}",
+                SharingWarning,
+                stacklevel=6,
+            )
+
+    def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
+        """Read what is new of these conversations, in as few forward calls as there can be; those that were used."""
+        used: list[Kept] = []
+        for ids in sorted(mains, key=lambda m: -len(m)):
+            if any(shared_length(k.ids, ids) == len(ids) for k in used):
+                continue
+            best = max(self._kept, key=lambda k: shared_length(k.ids[: k.read], ids), default=None)
+            n = 0 if best is None else shared_length(best.ids[: best.read], ids)
+            if best is not None and n == len(ids):
+                used.append(best)
+                continue
+            if best is not None and n == len(best.ids) and best not in used:
+                best.ids = ids
+                used.append(best)
+                continue
+            fresh = best.prefix(n, ids) if best is not None and n else Kept(ids)
+            self._kept.append(fresh)
+            used.append(fresh)
+        owed = [k for k in used if k.read < len(k.ids)]
+        if owed:
+            self._read(owed)
+        return used
+
+    def _read(self, owed: Sequence[Kept]) -> None:
+        """Read what is owed of conversations, each a trunk of one tree."""
+        tree = PrefixTree(tuple(Chain(ROOT, i, 0, k.ids) for i, k in enumerate(owed)), (), ())
+        memory, found = Memory(), [list[Tensor]() for _ in owed]
+        for i, k in enumerate(owed):
+            memory.put(i, k.layers, _room(len(k.ids)))
+        with shared_attention(self.engine.model):
+            for pieces in _calls([Piece(i, k.read, len(k.ids)) for i, k in enumerate(owed)], self.batch_tokens):
+                call = PackedCall(tree, pieces, memory, keep_trunks=True)
+                states = run_call(self.engine.model, call, range(call.offsets[-1]))
+                for piece, part in zip(pieces, states.split([p.length for p in pieces]), strict=True):
+                    found[piece.chain].append(part)
+        for i, k in enumerate(owed):
+            self.computed += len(k.ids) - k.read
+            k.layers = memory.give(i)
+            k.hidden = torch.cat([*([k.hidden] if k.hidden is not None else []), *found[i]])
+            k.read = len(k.ids)
+
+    def _hidden(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
+        """Hidden states [T_i, H] at each sequence's positions: kept ones, and those of branches, which are read now."""
+        members = dict[int, list[int]]()
+        for i, ids in enumerate(sequences):
+            shared = [shared_length(k.ids, ids) for k in self._kept]
+            best = int(np.argmax(shared)) if any(shared) else ROOT
+            members.setdefault(best, []).append(i)
+        trunks = [k for k in members if k != ROOT]
+        tree, order = _forest(
+            [grow([sequences[i] for i in members[k]], [self._kept[k].ids]) for k in trunks]
+            + ([grow([sequences[i] for i in members[ROOT]])] if ROOT in members else [])
+        )
+        memory = Memory()
+        for chain, k in enumerate(trunks):
+            longest = max(len(sequences[i]) for i in members[k])
+            memory.put(chain, self._kept[k].layers, _room(max(longest, len(self._kept[k].ids))))
+        inverse = [i for k in (*trunks, *([ROOT] if ROOT in members else [])) for i in members[k]]
+        places: list[list[tuple[int, int]]] = [[] for _ in sequences]
+        for n, i in enumerate(inverse):
+            places[i] = tree.places(order[n], positions[i])
+        branches = {p for some in places for p in some if p[0] >= tree.given}
+        self.asked += tree.asked
+        self.computed += tree.computed
+        rows, states = (
+            read_places(self.engine.model, tree, branches, self.batch_tokens, memory) if branches else ({}, None)
+        )
+        for chain, k in enumerate(trunks):
+            self._kept[k].layers = memory.give(chain)
+        kept = [self._kept[k].hidden for k in trunks]
+        return [_gather(some, tree.given, kept, rows, states) for some in places]
+
+    def _bound(self, used: Sequence[Kept]) -> None:
+        """Put what was used last, and drop the oldest beyond the bound."""
+        self._kept = [*(k for k in self._kept if k not in used), *used]
+        total = self.bytes
+        while self._kept and total > self.max_bytes:
+            total -= self._kept.pop(0).bytes
+        if self.engine.on_cpu:
+            give_back()
+
+
+def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The first sequence of every group: the plain view."""
+    first: dict[str, np.ndarray] = {}
+    for request, ids in zip(requests, sequences, strict=True):
+        if request.group is not None:
+            first.setdefault(request.group, ids)
+    return list(first.values())
+
+
+def _room(length: int) -> int:
+    """Tokens that the buffers of a conversation have room for, so that few of its turns copy them."""
+    return -(-(length + SLACK) // SLACK) * SLACK
+
+
+def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
+    """Forward calls of at most `budget` tokens."""
+    out: list[list[Piece]] = []
+    room = 0
+    for piece in pieces:
+        start = piece.start
+        while start < piece.stop:
+            if room == 0:
+                out.append([])
+                room = budget
+            stop = min(piece.stop, start + room)
+            out[-1].append(Piece(piece.chain, start, stop))
+            room -= stop - start
+            start = stop
+    return out
+
+
+def _forest(trees: Sequence[PrefixTree]) -> tuple[PrefixTree, list[int]]:
+    """Several trees as one, given trunks first; and the sequence of the forest that each sequence, tree by tree, is."""
+    given = [tree.given for tree in trees]
+    chains: list[Chain] = [c for tree in trees for c in tree.chains[: tree.given]]
+    leaves: list[int] = []
+    lengths: list[int] = []
+    numbers: list[dict[int, int]] = []
+    for n, tree in enumerate(trees):
+        numbers.append({own: sum(given[:n]) + own for own in range(tree.given)})
+    # parents before children: the trunks' numbers are known first
+    chains = [Chain(ROOT, i, c.at, c.ids) for i, c in enumerate(chains)]
+    for n, tree in enumerate(trees):
+        for own, chain in enumerate(tree.chains[tree.given :], tree.given):
+            numbers[n][own] = len(chains)
+            parent = ROOT if chain.parent == ROOT else numbers[n][chain.parent]
+            trunk = len(chains) if chain.parent == ROOT else numbers[n][chain.trunk]
+            chains.append(Chain(parent, trunk, chain.at, chain.ids))
+        leaves += [numbers[n][leaf] for leaf in tree.leaves]
+        lengths += tree.lengths
+    return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), sum(given)), list(range(len(leaves)))
+
+
+def _gather(
+    places: Sequence[tuple[int, int]],
+    given: int,
+    kept: Sequence[Tensor | None],
+    rows: dict[tuple[int, int], int],
+    states: Tensor | None,
+) -> Tensor:
+    """Hidden states [T, H] at (chain, position) places, from what is kept of given trunks and from what was read."""
+    parts: list[Tensor] = []
+    at = 0
+    while at < len(places):
+        chain, first = places[at]
+        stop = at
+        while stop < len(places) and places[stop][0] == chain:
+            stop += 1
+        source = kept[chain] if chain < given else states
+        assert source is not None
+        where = list(range(first, first + stop - at)) if chain < given else [rows[p] for p in places[at:stop]]
+        parts.append(source[torch.tensor(where, device=source.device)])
+        at = stop
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,54 @@
+"""Control tokens in text: the tokens that a chat template is built of, where a hint or a trace spells them out.
+
+A tokenizer turns their spelling into the token itself. A hint that holds one could close its turn and open another: it is
+refused, because its critic may have read it in a hostile tool result. A trace that holds one is what the student read, and
+is noted.
+"""
+
+from __future__ import annotations
+
+import re
+import weakref
+from collections.abc import Sequence
+
+from hintdistill.core.errors import ControlTokensError
+from hintdistill.core.types import Message
+from hintdistill.injection.rendering import Renderer
+
+NOTE = "control_tokens_in_text"
+_KNOWN: weakref.WeakKeyDictionary[Renderer, dict[int, str]] = weakref.WeakKeyDictionary()
+_CHARACTERS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def control_texts(renderer: Renderer) -> dict[int, str]:
+    """Id → spelling of the tokens that a template is built of; some tokenizers also add plain words and runs of blanks."""
+    if (known := _KNOWN.get(renderer)) is not None:
+        return known
+    texts = {i: renderer.decode([i]).strip() for i in renderer.special_ids}
+    special = set(renderer.tokenizer.all_special_ids)
+    _KNOWN[renderer] = {i: text for i, text in texts.items() if text and (i in special or text[:1] in ("<", "[", "|"))}
+    return _KNOWN[renderer]
+
+
+def refuse_in_hint(renderer: Renderer, hint: str) -> None:
+    """Raise ControlTokensError for a hint with control tokens, or with control characters."""
+    controls = control_texts(renderer)
+    if characters := sorted({f"U+{ord(c):04X}" for c in _CHARACTERS.findall(hint)}):
+        raise ControlTokensError(f"the hint holds the control characters {', '.join(characters)}")
+    if written := controls.keys() & set(renderer.encode(hint)):
+        words = ", ".join(repr(controls[i]) for i in sorted(written))
+        raise ControlTokensError(
+            f"the hint holds the control tokens {words}, with which it could open or close a turn",
+            hint="say it without them; what the trace holds may have steered the critic",
+        )
+
+
+def note_of(renderer: Renderer, before: Sequence[Message]) -> tuple[str, ...]:
+    """A note where messages that the agent did not write spell control tokens, with the roles that do."""
+    spelled = tuple(control_texts(renderer).values())
+    roles = [m.role for m in before if m.role not in ("assistant", "system") and _any(spelled, m.content or "")]
+    return (f"{NOTE} ({', '.join(dict.fromkeys(roles))})",) if roles else ()
+
+
+def _any(words: Sequence[str], text: str) -> bool:
+    return any(word in text for word in words)

@@ -1,0 +1,79 @@
+"""Text to token ids and back, with one tokenizer; templates and messages are no part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+
+class TokenText:
+    """A tokenizer's text: ids, the characters that each covers, and the vocabulary."""
+
+    tokenizer: Any
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of rendered text; nothing is added at either end."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode_after(self, above: str, text: str) -> list[int]:
+        """Ids of a text in its place below another one, which is not given: the ids of both, less those of `above`.
+
+        Where the two would share a token, those of the text alone.
+        """
+        known, both = self.encode(above), self.encode(above + text)
+        return both[len(known) :] if both[: len(known)] == known else self.encode(text)
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Ids, and the character each token starts at."""
+        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return out["input_ids"], [start for start, _ in out["offset_mapping"]]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens included."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def text_of(self, token: int) -> str:
+        """Text of one id."""
+        return self.decode([token])
+
+    def token_spans(self, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+        """Text of `ids` and the character range [start, end) of each token in it.
+
+        Tokens that together make one character (bytes of a multi-byte one) share its range. Works on any id sequence,
+        also one that is not how the tokenizer would split its own text.
+        """
+        pieces: list[str] = []
+        spans: list[tuple[int, int]] = []
+        at, prefix, read, pending = 0, 0, 0, 0
+        for i in range(len(ids)):
+            known, text = self.decode(ids[prefix:read]), self.decode(ids[prefix : i + 1])
+            pending += 1
+            last = i == len(ids) - 1
+            if (len(text) > len(known) and not text.endswith("\ufffd")) or last:
+                piece = text[len(known) :]
+                spans += [(at, at + len(piece))] * pending
+                pieces.append(piece)
+                at, prefix, read, pending = at + len(piece), read, i + 1, 0
+        return "".join(pieces), spans
+
+    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Text of each token; of tokens that share a character, the last one carries it."""
+        text, spans = self.token_spans(ids)
+        return tuple("" if i + 1 < len(spans) and spans[i + 1] == s else text[s[0] : s[1]] for i, s in enumerate(spans))
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Token text → id, for every id that decodes to whole characters; the lowest id where several do."""
+        ids = range(len(self.tokenizer))
+        texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+        table: dict[str, int] = {}
+        for i, text in zip(ids, texts, strict=True):
+            if text and "\ufffd" not in text:
+                table.setdefault(text, i)
+        return table
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of tokens that text never turns into by itself."""
+        return frozenset(self.tokenizer.added_tokens_decoder) | frozenset(self.tokenizer.all_special_ids)

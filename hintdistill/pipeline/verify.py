@@ -1,0 +1,150 @@
+"""`hintdistill verify`: whether the bytes of a run folder are those that were written, and what is not is taken out.
+
+Targets and students carry checksums; rows, indexes and documents have to be what they are. Nothing is deleted: what is damaged
+is moved to `damaged/` in the run folder, is owed again then, and --resume makes it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hintdistill.core.errors import InputError
+from hintdistill.core.storage import read_json, write_atomic
+from hintdistill.pipeline.store import RunDir
+from hintdistill.rescoring.store import TargetStore
+from hintdistill.training.checkpoints import broken
+from hintdistill.training.checksums import wrong_files
+
+FOLDER = "damaged"
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something whose bytes are not those that were written."""
+
+    path: Path
+    what: str
+    """What is wrong with it."""
+    redone: str
+    """What makes it again."""
+    lines: tuple[int, ...] = ()
+    """Of a file of rows: which lines, counted from 1; the others are sound."""
+
+    def __str__(self) -> str:
+        return f"damaged: {self.path}: {self.what}; {self.redone}"
+
+
+def damages(run: RunDir) -> list[Damage]:
+    """What of a run folder is damaged, in its rounds too. Raises InputError where its manifest cannot be read."""
+    run.manifest()
+    folders = [run.path, *sorted(p for p in run.path.glob("rounds/*/run") if p.is_dir())]
+    return [damage for folder in folders for damage in _of(folder)]
+
+
+def repair(run: RunDir) -> list[Damage]:
+    """Take what is damaged out of the folder, which the caller has open; returns what it was.
+
+    Raises:
+        InputError: see `damages`.
+    """
+    # what a kill left of files that were being written: none has its name yet
+    for left in sorted(run.path.rglob("*.writing")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    found = damages(run)
+    for damage in found:
+        _keep(run.path, damage)
+        if damage.lines:
+            _without(damage.path, damage.lines)
+        elif damage.path.is_dir():
+            shutil.rmtree(damage.path)
+        else:
+            damage.path.unlink(missing_ok=True)
+    return found
+
+
+def verify(folder: Path) -> list[Damage]:
+    """Open a run folder, say what of it is damaged, and take that out; see `repair`.
+
+    Raises:
+        InputError: there is no run, or its manifest cannot be read.
+        ConfigError: another process has it open.
+    """
+    run = RunDir.reopen(folder)
+    try:
+        return repair(run)
+    finally:
+        run.close()
+
+
+def _of(folder: Path) -> Iterator[Damage]:
+    again = "--resume makes it again"
+    for path in sorted(folder.glob("*.jsonl")):
+        if bad := _bad_lines(path, "key"):
+            said = f"{len(bad)} lines are no rows, the first is {bad[0]}"
+            yield Damage(path, said, "--resume makes them again", tuple(bad))
+    for path in sorted(folder.glob("index/*.json")):
+        yield from _json(path, list, again)
+    for part, what in TargetStore(folder / "targets").damaged():
+        yield Damage(part, what, "its rows are scored again by --resume")
+    if wrong := wrong_files(folder / "student"):
+        said = "; ".join(f"{name} {what}" for name, what in wrong.items())
+        yield Damage(folder / "student", said, "--resume trains it again, from the last checkpoint")
+    for path in sorted(folder.glob("train/*/*.json")):
+        yield from _json(path, object, "it is measured again")
+    for path in sorted(folder.glob("train/*/metrics.jsonl")):
+        if bad := _bad_lines(path, "step"):
+            yield Damage(path, f"{len(bad)} lines are no rows, the first is {bad[0]}", "they are left out", tuple(bad))
+    for path in sorted(folder.glob("train/*/checkpoint-*")):
+        if path.is_dir() and (seen := broken(path, every_byte=True)) is not None:
+            yield Damage(path, seen, "--resume goes on from the one before it, or from the start")
+    for name in ("report.json", "controls.json", "rounds.json"):
+        if (folder / name).is_file():
+            yield from _json(folder / name, object, "--resume writes it again")
+
+
+def _json(path: Path, kind: type, redone: str) -> Iterator[Damage]:
+    try:
+        read_json(path, kind)
+    except InputError as error:
+        yield Damage(path, error.message.removeprefix(f"{path} "), redone)
+
+
+def _bad_lines(path: Path, key: str) -> list[int]:
+    """Lines that are no object with that key; a last one without an end is owed, not damaged."""
+    bad = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line.decode("utf-8", "surrogatepass"))
+                sound = isinstance(row, dict) and key in row
+            except (ValueError, RecursionError):
+                sound = False
+            if not sound:
+                bad.append(number)
+    return bad
+
+
+def _keep(root: Path, damage: Damage) -> None:
+    """A copy in `damaged/`, under the next free name."""
+    if not damage.path.exists():
+        return
+    name = "-".join(damage.path.relative_to(root).parts)
+    (root / FOLDER).mkdir(exist_ok=True)
+    number = 1
+    while (kept := root / FOLDER / (name if number == 1 else f"{name}.{number}")).exists():
+        number += 1
+    shutil.copytree(damage.path, kept, symlinks=True) if damage.path.is_dir() else shutil.copy2(damage.path, kept)
+
+
+def _without(path: Path, lines: tuple[int, ...]) -> None:
+    """Take lines out of a file."""
+    out = set(lines)
+    with path.open("rb") as file:
+        kept = b"".join(line for number, line in enumerate(file, 1) if number not in out)
+    write_atomic(path, kept.decode("utf-8", "surrogatepass"))

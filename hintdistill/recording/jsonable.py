@@ -1,0 +1,26 @@
+"""What a framework hands over, as JSON: objects with `model_dump` and values of any other kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def jsonable(value: Any) -> Any:
+    """A copy that JSON can hold. What has no JSON form stands as its text. Raises whatever an object's `model_dump` raises."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items() if not _left_out(v)}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [jsonable(v) for v in value]
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        return jsonable(value.model_dump(mode="json", exclude_none=True))
+    return str(value)
+
+
+def _left_out(value: Any) -> bool:
+    """Whether a value is a package's mark of an argument that was not given."""
+    return type(value).__name__ in ("NotGiven", "Omit")

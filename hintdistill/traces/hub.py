@@ -1,0 +1,87 @@
+"""Data sets of the Hugging Face hub, streamed: `hf://owner/name?split=train&revision=main`.
+
+A copy that is on this machine already is read without the network; so is every set where `HF_HUB_OFFLINE` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from hintdistill.core.errors import InputError
+from hintdistill.traces.tables import plain_row
+
+SCHEME = "hf://"
+KEYS = ("split", "revision", "config")
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set on the hub, or the part of it that is read."""
+
+    name: str
+    split: str | None = None
+    """Every split where None."""
+    revision: str | None = None
+    config: str | None = None
+
+
+def is_hub_set(path: Any) -> bool:
+    """Whether a path names a data set on the hub."""
+    return str(path).startswith(SCHEME)
+
+
+def hub_set(path: str) -> HubSet:
+    """The set that a path names.
+
+    Raises:
+        InputError: no `owner/name`, or an unknown key behind the `?`.
+    """
+    name, _, query = path.removeprefix(SCHEME).removeprefix("datasets/").partition("?")
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    unknown = sorted(given.keys() - set(KEYS))
+    if unknown or name.count("/") != 1 or not all(name.split("/")):
+        what = f"unknown key {unknown[0]!r}" if unknown else f"{name!r} is not owner/name"
+        raise InputError(f"{path}: {what}", hint="hf://owner/name?split=train&revision=main&config=default")
+    return HubSet(name, given.get("split"), given.get("revision"), given.get("config"))
+
+
+def hub_rows(wanted: HubSet) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Split, row number from 1, and row, one at a time.
+
+    Raises:
+        InputError: `datasets` is not installed.
+        OSError: the set cannot be read; the text says why.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise InputError("a data set of the hub needs a package", hint="pip install datasets") from None
+    copy = _local_copy(wanted)
+    try:
+        loaded = datasets.load_dataset(
+            copy or wanted.name,
+            name=wanted.config,
+            revision=None if copy else wanted.revision,
+            split=wanted.split,
+            streaming=True,
+        )
+        parts = {wanted.split: loaded} if wanted.split is not None else dict(loaded)
+        for split, rows in parts.items():
+            for number, row in enumerate(rows, 1):
+                yield str(split), number, plain_row(row)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OSError(f"the data set {wanted.name} cannot be read: {error}") from None
+
+
+def _local_copy(wanted: HubSet) -> str | None:
+    """The folder of a copy that was downloaded before; None where there is none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(wanted.name, repo_type="dataset", revision=wanted.revision, local_files_only=True)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError):
+        return None
