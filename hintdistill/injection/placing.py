@@ -7,7 +7,7 @@ that begins a text with a space of its own (SentencePiece), or merges over the h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,10 @@ from hintdistill.injection.rendering import Renderer
 
 BOUNDARY_SHIFTED = "boundary_shifted"
 """Note: the hint's place lies inside a token, and moved to the next boundary; its ids are not all those of the template's render."""
+
+MINIMAL_TALK = "minimal_talk"
+"""Note: the template refuses a message of the hint's role in this place, so the block is the one of a minimal conversation."""
+_ABOVE = (Message(role="user", content="hd question"), Message(role="assistant", content="hd answer"))
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,31 @@ class Context:
                 hint="traces.token_ids=ignore renders the trace anew",
             )
         return at
+
+
+def minimal_talk(renderer: Renderer, hint: Message, opening: Opening, refused: TemplateError) -> tuple[Opening, str]:
+    """What stands above a hint in a minimal conversation that it ends, and that conversation with a generation prompt.
+
+    A user's hint comes after a question and its answer, because there is a message's boundary there and the roles alternate. A
+    system prompt is the first and only message, the one place where a template takes one that refuses it elsewhere.
+
+    Args:
+        opening: what stands above the step that the hint is for; its generation prompt has to be that of the minimal talk.
+        refused: what the template said of the hint in its place, the error where the minimal talk is refused as well.
+    """
+    try:
+        if hint.role == "system":
+            own = renderer.render((hint,), (), header=True)
+            first = str(renderer.tokenizer.bos_token or "")
+            above = Opening(
+                (), (), first if first and own.startswith(first) else "", opening.header, "", opening.prompt
+            )
+        else:
+            own = renderer.render((*_ABOVE, hint), (), header=True)
+            above = replace(renderer.opening(_ABOVE, ()), prompt=opening.prompt)
+    except TemplateError:
+        raise refused from None
+    return above, own
 
 
 def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: str) -> tuple[str, str, bool]:

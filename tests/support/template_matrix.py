@@ -167,14 +167,25 @@ def broken(row: Row) -> list[str]:
     return wrong
 
 
+def _refuses(r: Renderer, messages: tuple[Message, ...], tools: tuple[dict, ...]) -> bool:
+    try:
+        r.render(messages, tools, header=True)
+    except HintdistillError:
+        return True
+    return False
+
+
 def _wrong_message(row: Row, made: Splice, words: str, context: tuple[int, ...]) -> list[str]:
     """A hint's own message: below the message above it, the context is the render of the talk with the hint."""
     site, r = row.site, row.renderer
     assert isinstance(site, StepSite)
     before, tools = site.opening.before, row.trace.tools
-    own, other = (
-        r.render((*before, Message(role=made.role or "user", content=w)), tools, header=True) for w in (words, "hdZZ")
-    )
+    role = made.role or "user"
+    if "minimal_talk" in made.notes:
+        if not _refuses(r, (*before, Message(role=role, content=words)), tools):
+            return ["the block of a minimal talk, and the template does not refuse the hint in its place"]
+        before, tools = ((ASK, STEP) if role == "user" else ()), ()
+    own, other = (r.render((*before, Message(role=role, content=w)), tools, header=True) for w in (words, "hdZZ"))
     at = own.rfind(words)
     if own[:at] != other[: other.rfind("hdZZ")]:
         return ["two hints are printed below different words"]
