@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 
 from hintdistill.core.errors import SpliceError, TemplateError
-from hintdistill.core.types import Message
+from hintdistill.core.types import HintRole, Message
 from hintdistill.injection.opening import Opening, first_difference
-from hintdistill.injection.rendering import Renderer
+from hintdistill.injection.rendering import SENTINEL, Renderer
 
 BOUNDARY_SHIFTED = "boundary_shifted"
 """Note: the hint's place lies inside a token, and moved to the next boundary; its ids are not all those of the template's render."""
@@ -134,7 +134,7 @@ def minimal_talk(renderer: Renderer, hint: Message, opening: Opening, refused: T
     return above, own
 
 
-def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: str) -> tuple[str, str, bool]:
+def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: HintRole) -> tuple[str, str, bool]:
     """The text that a message of the hint's own adds to a context, from the template's render with that message last.
 
     Args:
@@ -150,6 +150,8 @@ def message_block(renderer: Renderer, opening: Opening, own: str, words: str, ro
     if words not in own:
         raise TemplateError(f"the template drops a {role} message in this place")
     rewrites = not own.startswith(opening.bare)
+    if rewrites:
+        _require_below_last(renderer, opening, words, role)
     start = _end_of_last(renderer, opening, own, words) if rewrites else len(opening.bare)
     rest = own[start:]
     if words not in rest:
@@ -160,6 +162,20 @@ def message_block(renderer: Renderer, opening: Opening, own: str, words: str, ro
             + first_difference(opening.prompt, rest[-len(opening.prompt) :])
         )
     return rest[: len(rest) - len(opening.prompt)], rest, rewrites
+
+
+def _require_below_last(renderer: Renderer, opening: Opening, words: str, role: HintRole) -> None:
+    """Refuse a template that prints a message of this role above the one that it follows. Raises TemplateError.
+
+    The message above the hint says something here that nothing else says, so that its words cannot be taken for others.
+    """
+    if not opening.before or not opening.before[-1].content:
+        return
+    marked = opening.before[-1].model_copy(update={"content": SENTINEL})
+    talk = (*opening.before[:-1], marked, Message(role=role, content=words))
+    text = renderer.render(talk, opening.tools, header=True)
+    if text.rfind(words) < text.rfind(SENTINEL):
+        raise TemplateError(f"the template prints a {role} message above the one that it follows")
 
 
 def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> int:
