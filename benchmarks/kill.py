@@ -122,7 +122,7 @@ class Process:
 
     def told(self) -> str:
         """What it wrote to standard error until it ended; once."""
-        with open(self._read, encoding="utf-8", errors="replace") as pipe:
+        with os.fdopen(self._read, encoding="utf-8", errors="replace") as pipe:
             return pipe.read()
 
 

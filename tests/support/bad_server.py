@@ -172,11 +172,8 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def do_echo_scores(self, headers: dict[str, str], body: str) -> None:
         key = headers["authorization"].split()[-1]
-        choice = {
-            "prompt_logprobs": [None, {key: {"logprob": key}}],
-            "token_ids": [key],
-            "logprobs": {"token_logprobs": [key]},
-        }
+        table = [None, *({str(i): {"logprob": key}} for i in json.loads(body)["prompt"][1:])]
+        choice = {"prompt_logprobs": table, "token_ids": [key], "logprobs": {"token_logprobs": [key]}}
         self.send(200, json.dumps({"choices": [choice]}).encode())
 
 
