@@ -228,6 +228,9 @@ def trial(folder: Path, draw: random.Random, seconds: float, counts: Counter[str
         said = process.told()
         if how == "ended" and process.returncode != 0:
             wrong.append(f"exit {process.returncode}: {said[-300:]}")
+        if how == "ended":
+            # a run that has come to its end is resumed once more, below
+            break
     process = start(folder)
     process.wait()
     said = process.told()
@@ -282,6 +285,7 @@ def memory_slope(loops: int) -> dict[str, float]:
             run(config, Path(name) / "run", console=Console(quiet=True))
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         used.append(pages * resource.getpagesize() / 1e6)
+        print(f"loop {len(used)}: {used[-1]:.1f} MB", file=sys.stderr, flush=True)
     later = np.array(used[loops // 4 :])
     slope = float(np.polyfit(np.arange(len(later)), later, 1)[0])
     return {"loops": loops, "MB a loop": round(slope, 3), "MB at the end": round(used[-1], 1)}

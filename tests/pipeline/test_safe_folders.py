@@ -318,6 +318,22 @@ def test_run_config_resume_continues_the_only_unfinished_folder(trained: Path, t
     assert only_unfinished(config, "rescore") == Path("runs/b")
 
 
+def test_a_kill_before_the_manifest_or_right_after_it_is_no_obstacle(tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".lock", ".manifest.json.writing"):
+        (folder / name).write_text("")
+    hintdistill("run", "configs/quickstart.yaml", f"run.dir={folder}", *SMALL, "--until", "read", "-q")
+    before = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").unlink()
+    hintdistill("run", str(folder), "--resume", "--until", "read", "-q")
+    assert (folder / "config.yaml").read_text() == before and len(rows(folder, "traces")) == 20
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    said = hintdistill("run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'other'}", *SMALL, expect=2).stderr
+    assert "is not empty and holds no run" in said
+
+
 def test_a_folder_of_other_traces_is_refused_and_left_alone(run: Path, tmp_path: Path):
     lines = (TOOLWORLD / "traces.jsonl").read_text().splitlines()
     (tmp_path / "other.jsonl").write_text("\n".join(lines[-3:]) + "\n")
@@ -346,9 +362,7 @@ def test_a_signal_says_how_to_continue(tmp_path: Path, number: int):
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (
-        said == f"interrupted; {folder} keeps what is done. This continues it: hintdistill run {folder} --resume\n"
-    )
+    assert said == f"interrupted; {folder} keeps what is done. This continues it: hintdistill run {folder} --resume\n"
 
 
 def test_an_error_says_how_to_continue(run: Path):
