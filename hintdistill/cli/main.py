@@ -105,7 +105,8 @@ def critique(
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            metavar="A B", help="The same traces under two critics or prompts: run folders, configs or key=value."
+            metavar="A B",
+            help="The same traces under two critics or prompts: run folders, configs, prompts or key=value.",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
@@ -134,6 +135,12 @@ def critique(
             f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
         ]
         print_json(asked) if as_json else print("\n".join(text))
+        return
+    if labels is not None and compare is not None:
+        from hintdistill.pipeline.labels_compare import compare_on_labels, comparison_lines
+
+        found = compare_on_labels(config, overrides or [], labels, compare, console, trust=trust)
+        print_json(found) if as_json else say("\n".join(comparison_lines(found)))
         return
     if labels is not None:
         from hintdistill.critics.evaluation import lines

@@ -20,6 +20,7 @@ from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import hint_classes
+from hintdistill.reporting.spending import PARTS, spending
 from hintdistill.traces.formats.annotated import Label, Labelled, read_annotated
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import read_traces
@@ -51,18 +52,20 @@ def score_critics(
 def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
     labelled, unread = _labelled(ctx, labels)
-    said = _critiques(ctx, [of.trace for of in labelled])
+    said, asked = _critiques(ctx, [of.trace for of in labelled])
     cases: list[Case] = []
     for of in labelled:
         spoken = [s for s in said[of.trace.id] if isinstance(s, Critique)]
         cases.append(Case(of.trace, of.label, settle(of.trace.id, spoken) if spoken else None, of.source_set))
-    usage = [c.critique.usage for c in cases if c.critique is not None]
+    prices = config.model_dump(mode="json", include={"critic"})
+    spent = spending([row for rows in asked.values() for row in rows], prices, 0)
     result = {
         "labels": str(labels),
         "critics": list(config.critic.use),
         "unread": unread,
         **evaluate(cases, hint_classes(ctx.library)),
-        "usage": {n: sum(getattr(u, n) for u in usage) for n in ("requests", "prompt_tokens", "completion_tokens")},
+        "prompts": {n: ctx.library.hash(n) for n in ctx.library.names()},
+        "usage": {n: spent[n] for n in (*PARTS, "money")},
         "cases": [
             {
                 "trace": t.id,
@@ -72,6 +75,7 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
                 "named": named_step(c),
                 "findings": [f.model_dump(mode="json", include=TOLD) for f in c.findings] if c else [],
                 "notes": list(c.notes) if c else [],
+                "cost": _cost(asked[t.id], prices),
             }
             for t, label, c, source_set in cases
         ],
@@ -142,15 +146,26 @@ def _recorded(truth: RecordedCritic, traces: list[Trace]) -> Iterator[tuple[Trac
         yield trace, Label(verdict="findings", step=roots[0].step, steps=steps, error_class=roots[0].error_class)
 
 
-def _critiques(ctx: RunContext, traces: list[Trace]) -> dict[str, list[Said]]:
+def _cost(rows: list[dict[str, Any]], prices: dict[str, Any]) -> dict[str, float | None]:
+    """Tokens, requests and money of one trace; money is None where a critic that asked has no price."""
+    spent = spending(rows, prices, 0)
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    return {"tokens": tokens, "requests": spent["requests"], "money": spent["money"]}
+
+
+def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Said]], dict[str, list[dict[str, Any]]]]:
+    """What the critics say of each trace, and what each of them asked for it, as rows for `spending`."""
     section = ctx.config.critic
     said: dict[str, list[Said]] = {t.id: [] for t in traces}
+    asked_for: dict[str, list[dict[str, Any]]] = {t.id: [] for t in traces}
     for critic in make_critics(section, ctx.config.run, ctx.library, ctx.rundir.path / "answers.jsonl"):
         asked = [t for t in traces if critic.name != "strong" or escalation(section, t, said[t.id])]
         with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
             for trace, outcome in critic.critique(asked):
                 said[trace.id].append(outcome)
+                if (usage := getattr(outcome, "usage", None)) is not None:
+                    asked_for[trace.id].append({"critic": critic.name, "critique": {"usage": usage.model_dump()}})
                 advance(1)
                 if not isinstance(outcome, Critique):
                     ctx.console.warn(f"{critic.name}: {outcome.message}")
-    return said
+    return said, asked_for
