@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from hintdistill.critics.evaluation import Case, evaluate, named_step
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.pipeline import critique
 from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.labels_hints import lines as hint_lines
+from hintdistill.pipeline.labels_hints import repairs
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import hint_classes
@@ -30,7 +32,7 @@ TOLD = {"step", "error_class", "quote", "hint", "confidence", "caused_by", "deci
 
 
 def score_critics(
-    config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False
+    config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False, hints: bool = False
 ) -> dict[str, Any]:
     """Critique the labelled traces and score the outcome; written to `folder`/evaluation.json.
 
@@ -39,6 +41,7 @@ def score_critics(
 
     Args:
         trust: see `pipeline.run.run`.
+        hints: whether the model of run.model also reads the hints of the findings; see `labels_hints.repairs`.
 
     Raises:
         InputError: nothing at `labels`.
@@ -46,10 +49,10 @@ def score_critics(
         ServiceError: a critic's server is gone; what it answered before is kept.
     """
     with in_use(config, trust):
-        return _score_critics(config, labels, folder, console)
+        return _score_critics(config, labels, folder, console, hints)
 
 
-def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
+def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console, hints: bool) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
     labelled, unread = _labelled(ctx, labels)
     said, asked = _critiques(ctx, [of.trace for of in labelled])
@@ -88,6 +91,10 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
             f"every critic failed on all {len(cases)} labelled traces: {next(iter(messages), 'no critic was asked')}",
             hint=f"{folder / 'evaluation.json'} has the cases; the same command asks again",
         )
+    if hints:
+        # after the answers are kept: a model that does not load costs none of them
+        result["hints"] = repairs(ctx, cases)
+        write_atomic(folder / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
@@ -169,3 +176,11 @@ def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Sai
                 if not isinstance(outcome, Critique):
                     ctx.console.warn(f"{critic.name}: {outcome.message}")
     return said, asked_for
+
+
+def spent_lines(result: Mapping[str, Any]) -> list[str]:
+    """What the critics cost, and what their hints did where that was asked, as lines for a terminal."""
+    usage = result["usage"]
+    cost = "" if usage["money"] is None else f"; cost {usage['money']:,.4f}"
+    line = f"{usage['requests']:,} requests, {usage['prompt_tokens']:,} prompt and {usage['completion_tokens']:,} answer tokens{cost}"
+    return [line] * (usage["requests"] > 0) + (hint_lines(result["hints"]) if "hints" in result else [])

@@ -13,7 +13,7 @@ from support.scripted_server import scripted_server
 from typer.testing import CliRunner
 
 from hintdistill.cli.main import app
-from hintdistill.core.errors import HintdistillError, InputError, PromptError, ServiceError
+from hintdistill.core.errors import ConfigError, HintdistillError, InputError, PromptError, ServiceError
 from hintdistill.prompts import PromptLibrary
 from hintdistill.reporting.spending import spending, spent
 
@@ -50,6 +50,21 @@ def test_labels_score_a_critic(config, tmp_path):
     assert 0 < result["guessing"]["random"] < result["guessing"]["best_constant"] <= 1
     text = run("critique", config, "--labels", TOOLWORLD / "findings.jsonl", "-q")
     assert "exact step" in text and "best constant" in text and (tmp_path / "run" / "evaluation.json").is_file()
+
+
+def test_hints_that_repair_the_labelled_step(config):
+    """The hints of the rules on their own world: most pass the gate, and most steps change to ones no rule objects to."""
+    ask = ("critique", config, "--labels", TOOLWORLD / "findings.jsonl", "traces.limit=40", "--hints")
+    result = json.loads(run(*ask, "--json"))
+    hints, said = result["hints"], sum(result["named_classes"].values())
+    assert hints["findings"] == said > 3 and hints["judged_by"] == ["rules"]
+    assert hints["accepted"]["n"] == hints["repaired"]["n"] == said
+    assert hints["accepted"]["hits"] + sum(hints["reasons"].values()) >= said and hints["accepted"]["hits"] > 0
+    assert hints["repaired"]["hits"] == hints["decoded"]["kept"] - hints["decoded"]["unchanged"] > said / 2
+    assert result["quotes"]["hits"] == result["quotes"]["n"] > 0
+    text = run(*ask)
+    assert "accepted by the gate" in text and "step repaired" in text and "quotes found" in text
+    assert "--hints goes with --labels" in run("critique", config, "--hints", expect=ConfigError)
 
 
 def test_labels_of_published_sets(config):
