@@ -149,8 +149,9 @@ class AnswerCache:
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply; it is on disk when this returns."""
-        row = {"key": key, "text": reply.text, "usage": reply.usage.model_dump()}
-        row |= {"cut": True} if reply.cut else {}
+        row: dict[str, Any] = {"key": key, "text": reply.text, "usage": reply.usage.model_dump()}
+        if reply.cut:
+            row["cut"] = True
         with self._lock:
             self._rows[key] = row
             if self._store is not None:

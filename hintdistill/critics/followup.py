@@ -2,7 +2,7 @@
 
 | class | what follows the step |
 |---|---|
-| `user_correction` | the user's next message says that the step was wrong |
+| `user_correction` | the user's next message says that the step was wrong; after one call, that the act was |
 | `denied_call` | a person refused the call |
 | `edited_call` | a person changed the call before it ran |
 | `retried_call` | the call was refused as it stood, and the next step makes nearly the same call, which works |
@@ -81,6 +81,10 @@ _WRONG = re.compile(
             r"^(?:いいえ、)?(?:違います|違う|間違い)|間違って(?:います|いる)|そうではありません",
         )
     ),
+    re.IGNORECASE,
+)
+_OF_AN_ACT = re.compile(
+    r"\b(?:undo|revert|roll back|the wrong|ask(?:ed)? (?:you )?(?:to|for)|wanted (?:you )?to|supposed to|should)\b",
     re.IGNORECASE,
 )
 _OWN_FAULT = re.compile(
@@ -165,13 +169,30 @@ def _corrected(trace: Trace, step: int) -> Finding | None:
     said = correction(after[0].content or "")
     if said is None:
         return None
+    acted = _acts_before(trace, step)
+    # after calls, the answer may be wrong or the call may: it is the call where there is one and the user speaks of an act
+    if acted and not (len(acted) == 1 and _OF_AN_ACT.search(said) and acted[0] not in trace.given_steps):
+        return None
     return Finding(
-        step=step,
+        step=acted[0] if acted else step,
         error_class="user_correction",
         confidence=0.8,
         facts={"said": said},
         evidence=f"the user's next message: {said}",
     )
+
+
+def _acts_before(trace: Trace, step: int) -> list[int]:
+    """The steps with calls between the user's message before a step and the step."""
+    by_message = {at: k for k, at in enumerate(trace.step_indices)}
+    out = []
+    for at in range(trace.step_indices[step] - 1, -1, -1):
+        message = trace.messages[at]
+        if message.role == "user":
+            break
+        if message.tool_calls:
+            out.append(by_message[at])
+    return out
 
 
 def correction(text: str) -> str | None:

@@ -101,6 +101,17 @@ def test_a_no_to_a_question_answers_it():
     assert found(given, user("That's wrong.")) == ()
 
 
+def test_after_a_call_it_is_the_act_that_is_wrong_or_nothing_is_clear():
+    """What a user calls wrong in a report of an act is the act; of a report of results it may be either."""
+    cancel, done = call("cancel_order", '{"id":"W1"}'), tool('{"status":"cancelled"}')
+    said_so = user("I only wanted to cancel the hose, not the entire order.")
+    (f,) = found(said("Which one?"), user("The hose."), cancel, done, said("It is cancelled."), said_so)
+    assert (f.step, f.error_class, f.facts["said"]) == (1, "user_correction", said_so.content)
+    assert found(cancel, done, said("It is cancelled."), user("That's wrong.")) == ()
+    assert found(cancel, done, cancel, done, said("Both are cancelled."), said_so) == (), "which of the two?"
+    assert found(cancel.model_copy(update={"given": True}), done, said("Done."), said_so) == ()
+
+
 @pytest.mark.parametrize(
     ("answer", "error_class"),
     [
