@@ -281,13 +281,17 @@ def push(
     ] = False,
     to: Annotated[str, typer.Option("--to", help="Format of the targets; see `export`.")] = "hf",
     licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Upload the student of a run, or its targets, to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
     from hintdistill.bridges.publish import push_targets, require_flags
 
     require_flags(targets, text_free)
     if targets:
-        print(push_targets(run, repository, form=to, text_free=text_free, private=not public, licence=licence))
+        where = push_targets(
+            run, repository, form=to, text_free=text_free, private=not public, licence=licence, trust=trust
+        )
+        print(where)
         return
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import push as push_student
