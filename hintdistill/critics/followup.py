@@ -143,8 +143,12 @@ class FollowupCritic:
             found = next(_at(trace, step, calls), None)
             if found is not None:
                 findings.append(found.model_copy(update={"critic": self.name, "hint": self._hints[found.error_class]}))
-        verdict = "findings" if findings else "none"
-        return Critique(trace_id=trace.id, verdict=verdict, findings=tuple(findings), critics=(self.name,))
+        return Critique(
+            trace_id=trace.id,
+            verdict="findings" if findings else "none",
+            findings=tuple(findings),
+            critics=(self.name,),
+        )
 
 
 def _at(trace: Trace, step: int, calls: list[CallResult]) -> Iterator[Finding]:
