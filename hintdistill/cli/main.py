@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an ou
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +15,16 @@ import typer
 from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
+from hintdistill.cli.configs import configs_app
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.export import export
+from hintdistill.cli.init import init
 from hintdistill.cli.interrupts import interrupted, interruptible
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
 from hintdistill.cli.serve import mcp, serve
+from hintdistill.cli.show import show
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 
 app = typer.Typer(
@@ -37,6 +39,7 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
+app.add_typer(configs_app, name="configs")
 app.command()(convert)
 app.command()(controls)
 app.command()(preflight)
@@ -217,35 +220,7 @@ def report(
     finish(run, as_json)
 
 
-@app.command()
-def show(
-    run: RunArg,
-    which: Annotated[
-        str | None, typer.Argument(metavar="[TRACE:STEP]", help="One finding.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """The findings of a run, or one of them with its tokens before, under the hint and after."""
-    from rich.console import Console as RichConsole
-
-    from hintdistill.pipeline.store import RunDir
-    from hintdistill.reporting.terminal import show_finding, show_findings
-
-    path = RunDir.open(run).path / "report.json"
-    if not path.is_file():
-        raise ConfigError(f"{run} has no report yet", hint=f"hintdistill report {run}")
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if which is None:
-        print_json(document["findings"]) if as_json else show_findings(document, RichConsole())
-        return
-    found = [x for x in document["findings"] if which in (f"{x['trace']}:{x['step']}", x["trace"])]
-    if not found:
-        raise ConfigError(f"no scored finding at {which!r} in {run}", hint=f"hintdistill show {run} lists them")
-    if as_json:
-        print_json(found)
-        return
-    for finding in found:
-        show_finding(finding, RichConsole())
+app.command()(show)
 
 
 @app.command()
@@ -301,15 +276,7 @@ def push(
     print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
-) -> None:
-    """Write a config for your own traces, and the prompts to edit."""
-    from hintdistill.cli.init import write_scaffold
-
-    for path in write_scaffold(folder):
-        print(path)
+app.command()(init)
 
 
 @app.command()
