@@ -108,21 +108,29 @@ def critique(
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            metavar="A B", help="The same traces under two critics or prompts: run folders, configs or key=value."
+            metavar="A B",
+            help="The same traces under two critics or prompts: run folders, configs, prompts or key=value.",
         ),
     ] = None,
+    hints: Annotated[
+        bool, typer.Option("--hints", help="With --labels: whether the hints of the findings repair their steps.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
     """Read and critique; continues the run in run.dir."""
-    if labels is None and compare is None and not dry_run:
+    if labels is None and compare is None and not dry_run and not hints:
         run_stages(config, overrides, Asked("critique", True, quiet, as_json, trust))
         return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
 
+    if hints and (labels is None or compare is not None or dry_run):
+        raise ConfigError("--hints goes with --labels alone", hint="score each side of a comparison with it by itself")
+    if dry_run and compare is not None:
+        raise ConfigError("--dry-run looks at one side", hint="leave --compare out; each side is a config or key=value")
     settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
     if dry_run:
         from hintdistill.pipeline.dry_run import dry_run as look_ahead
@@ -138,14 +146,21 @@ def critique(
         ]
         print_json(asked) if as_json else print("\n".join(text))
         return
+    if labels is not None and compare is not None:
+        from hintdistill.pipeline.labels_compare import compare_on_labels, comparison_lines
+
+        found = compare_on_labels(config, overrides or [], labels, compare, console, trust=trust)
+        print_json(found) if as_json else say("\n".join(comparison_lines(found)))
+        return
     if labels is not None:
         from hintdistill.critics.evaluation import lines
-        from hintdistill.pipeline.labels import score_critics
+        from hintdistill.pipeline.labels import score_critics, spent_lines
         from hintdistill.pipeline.run import run_folder
 
         folder = run_folder(settings, f"{config.stem}-labels")
-        result = score_critics(settings, labels, folder, console, trust=trust)
-        print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
+        result = score_critics(settings, labels, folder, console, trust=trust, hints=hints)
+        said = [*lines(result), *spent_lines(result), f"written to {folder / 'evaluation.json'}"]
+        print_json(result) if as_json else say("\n".join(said))
         return
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 

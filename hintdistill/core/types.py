@@ -386,7 +386,7 @@ class Injection(FrozenModel):
     role: HintRole | None = None
     """Role of the hint message; None where the hint went into an existing message."""
     notes: tuple[str, ...] = ()
-    """`spliced_block`, `rewritten_history`, `boundary_shifted`, fallbacks taken and why."""
+    """`spliced_block`, `minimal_talk`, `rewritten_history`, `boundary_shifted`, fallbacks taken and why."""
     guards: tuple[str, ...] = ()
     """Text-level reasons against the hint: `leak: …`, `dialect: …`, `level: …`. The gate decides on them; `primes: …` is said
     only, because the scores show whether it does."""

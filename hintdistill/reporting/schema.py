@@ -118,7 +118,17 @@ def _twin_kinds() -> Collection[str]:
 
 
 _NOTES = frozenset(
-    {"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs", "combined"}
+    {
+        "rewritten_history",
+        "boundary_retokenised",
+        "boundary_shifted",
+        "not_append_only",
+        "spliced_block",
+        "minimal_talk",
+        "refused",
+        "filtered_logprobs",
+        "combined",
+    }
 )
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
