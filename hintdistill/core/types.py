@@ -13,8 +13,6 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationInfo,
@@ -24,6 +22,7 @@ from pydantic import (
 )
 
 from hintdistill.core.extensions import PLACEMENTS
+from hintdistill.core.frozen import FrozenModel
 from hintdistill.core.registry import NameIn
 from hintdistill.core.text import require_text
 
@@ -45,12 +44,6 @@ TargetKind = Literal["hint", "anchor", "hold", "twin"]
 trace, `twin` an erring step in the changed context in which it is right."""
 HELD: tuple[TargetKind, ...] = ("anchor", "hold", "twin")
 """The kinds that have no hint: their teacher is the initial policy itself."""
-
-
-class FrozenModel(BaseModel):
-    """A frozen pydantic model that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
 
 class ToolCall(FrozenModel):

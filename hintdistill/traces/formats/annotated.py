@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import InputError, TraceError
-from hintdistill.core.types import FrozenModel, Message, Source, Trace, Verdict
+from hintdistill.core.frozen import FrozenModel
+from hintdistill.core.types import Message, Source, Trace, Verdict
 from hintdistill.traces.files import all_files
 from hintdistill.traces.formats import openai_chat
 from hintdistill.traces.options import Failure, ReadOptions, Record
