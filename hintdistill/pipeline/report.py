@@ -294,10 +294,11 @@ def _collect(
     )
 
 
-def _tripwires(ctx: RunContext) -> list[dict[str, Any]]:
-    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics."""
-    path = ctx.rundir.path / "train" / _student_key(ctx) / "metrics.jsonl"
-    if not path.is_file():
-        return []
+def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
+    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None where those are gone."""
+    work = ctx.rundir.index(train.WORK_INDEX)
+    path = ctx.rundir.path / "train" / work[0] / "metrics.jsonl" if work else None
+    if path is None or not path.is_file():
+        return None
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [{k: r[k] for k in ("step", "tripwire", "value", "bound")} for r in rows if "tripwire" in r]

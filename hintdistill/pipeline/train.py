@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
     from hintdistill.training.watch import WatchSets
 
+WORK_INDEX = "train-work"
+"""Index that names the folder below `train/` with the checkpoints and metrics of the current student."""
+
 
 def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
     """The targets to train on: accepted hints and twins, chosen anchors, hold steps; of the training split, as exact as must be.
@@ -242,6 +245,7 @@ def run(ctx: RunContext) -> None:
             job = TrainJob(ctx.model_folder, data, run, section, work, ctx.student_folder, key, ctx.initial_folder)
             summary = together(train, job, progress=lambda done, total: advance(1), warn=ctx.console.warn)
     ctx.rundir.set_index("train", [key])
+    ctx.rundir.set_index(WORK_INDEX, [work.name])
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
         + (f", {summary.twin_rows} twins" if summary.twin_rows else "")

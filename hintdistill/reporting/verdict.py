@@ -114,8 +114,10 @@ def _played(title: str, splits: Mapping[str, Any], anchor: str) -> Figure:
         for name, by in changes
     )
     missing = tuple(f"{_short(name)}: not played before and after" for name in splits if name not in both)
+    fallen = sum(_change(by) < 0 for by in both.values()) - len(worse)
     value = f"{len(worse)} of {len(both)} worse" if worse else f"none of {len(both)} worse"
-    state: State = "worse" if worse else "unknown" if missing else "good"
+    value += f", {fallen} fell within chance" if fallen else ""
+    state: State = "worse" if worse else "unknown" if missing else "look" if fallen else "good"
     return Figure(title, value, lines + missing, state, anchor, tuple(_short(n) for n, _ in changes if n in worse))
 
 
@@ -187,7 +189,7 @@ def _measured_on(document: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
 def _tripwires(document: Mapping[str, Any]) -> Figure:
     crossed = (document.get("train") or {}).get("tripwires")
     if crossed is None:
-        why = "nothing trained" if not document.get("train") else "not recorded by the release that made the run"
+        why = "nothing trained" if not document.get("train") else "no metrics of the training"
         return Figure("tripwires", why, (), "unknown", "training")
     lines = tuple(f"{c['tripwire']} at step {c['step']}: {c['value']:.4g}, bound {c['bound']:g}" for c in crossed)
     return Figure(
@@ -229,8 +231,8 @@ def _sentence(document: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     if worse:
         return f"{said}, but there is a regression: {_listed(worse)}."
     if unknown:
-        return f"{said}; nothing that was measured is worse; not measured: {_listed(unknown)}."
-    return f"{said}, and nothing that was measured is worse."
+        return f"{said}; nothing that was measured is worse beyond chance; not measured: {_listed(unknown)}."
+    return f"{said}, and nothing that was measured is worse beyond chance."
 
 
 def _effect(document: Mapping[str, Any]) -> str:

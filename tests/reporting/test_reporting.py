@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ from support.stored_targets import make_target
 from hintdistill.config.file import load_config
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.types import Critique, Finding, Injection
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console as Progress
+from hintdistill.pipeline.report import _tripwires
+from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.train import WORK_INDEX
 from hintdistill.reporting import printable
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
@@ -85,6 +91,9 @@ def document():
             evaluations={"test": {"before": evaluation, "after": evaluation}},
             off_target={ATTACK: Movement(1, 10, 0.001, 0.01, 0.1, 0.0)},
             warnings=[ATTACK],
+            folder=Path("runs/my run"),
+            owed=2,
+            tripwires=[{"step": 3, "tripwire": "max_heldout_kl", "value": 0.7, "bound": 0.5}],
         )
     )
 
@@ -158,6 +167,28 @@ def test_few_findings_show_every_kind(document):
     ]
     page = render_html(many, 4)
     assert page.count("<details") == 4 and ">b</h3>" in page
+
+
+def test_the_document_says_which_run_it_is_and_what_is_open(document):
+    run = document["run"]
+    assert run["name"] == "my run" and run["command"] == "hintdistill run 'runs/my run/config.yaml'"
+    assert run["data"] and re.fullmatch("[0-9a-f]{24}", run["config_hash"])
+    assert document["funnel"]["critique"]["owed"] == 2 and document["train"]["tripwires"][0]["value"] == 0.7
+
+
+def test_crossed_tripwires_are_read_from_the_metrics_of_the_current_training(tmp_path):
+    ctx = RunContext(load_config(None, ["run.model=m", "traces.path=x"]), RunDir(tmp_path), Progress(quiet=True))
+    assert _tripwires(ctx) is None, "not known is not none"
+    ctx.rundir.set_index(WORK_INDEX, ["now"])
+    assert _tripwires(ctx) is None
+    crossed = {"step": 3, "tripwire": "max_heldout_kl", "value": 0.7, "bound": 0.5}
+    for name, found in (
+        ("before", [crossed, crossed]),
+        ("now", [{"step": 1, "loss": 0.5}, crossed | {"message": "m"}]),
+    ):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in found))
+    assert _tripwires(ctx) == [crossed]
 
 
 def test_json_refuses_nan(document):

@@ -48,6 +48,7 @@ def test_a_lost_family_of_near_misses_comes_first_and_is_named(document):
     assert (first.title, first.state, first.worse) == ("near-misses", "worse", ("b",))
     assert first.lines[0] == "b: success 100.0 % → 50.0 % of 60 (worse)" and first.lines[1].endswith("98.0 % of 60")
     assert "regression: near-misses (b)" in found.sentence
+    assert first.value == "1 of 2 worse, 1 fell within chance"
     states = [ORDER.index(f.state) for f in found.figures]
     assert states == sorted(states)
 
