@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -47,9 +49,14 @@ SMALL = [
     "train.anchor.candidates=1",
 ]
 CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "usage", "signature", "peak"}
-ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
-LIMITED = "import os, resource; n = int(os.environ['LIMIT']); resource.setrlimit(resource.RLIMIT_FSIZE, (n, n))\n"
-START = "from hintdistill.cli.main import main; main()"
+LIBRARIES = (
+    "hintdistill.training.trainer",
+    "hintdistill.pipeline.report",
+    "hintdistill.pipeline.rescore",
+    "peft",
+    "pyarrow",
+)
+"""What every run loads first: once here, and not in each of hundreds of processes."""
 
 
 def command(folder: Path) -> list[str]:
@@ -58,13 +65,71 @@ def command(folder: Path) -> list[str]:
     return [*words, "--resume"] if (folder / "manifest.json").exists() else words
 
 
-def start(folder: Path, limit: int | None = None) -> subprocess.Popen[str]:
-    """Start it in a process of its own; `limit`: bytes that a file may have."""
-    script, env = (START, ENV) if limit is None else (LIMITED + START, {**ENV, "LIMIT": str(limit)})
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *command(folder)], cwd=ROOT, env=env, text=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+class Process:
+    """A fork of this process, which has its libraries loaded, that runs the command line in a session of its own."""
+
+    def __init__(self, words: Sequence[str], limit: int | None) -> None:
+        # a pipe, which no limit on files concerns; what is written to it fits
+        self._read, self._write = os.pipe()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._run(words, limit)
+        os.close(self._write)
+
+    def _run(self, words: Sequence[str], limit: int | None) -> NoReturn:
+        """In the child: ends the process."""
+        code = 1
+        try:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(self._write, 2)
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            os.chdir(ROOT)
+            sys.argv = ["hintdistill", *words]
+            from hintdistill.cli.main import main
+
+            main()
+            code = 0
+        except SystemExit as left:
+            code = int(left.code or 0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """The exit code, None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, seconds: float = float("inf")) -> None:
+        """Wait until it has ended, or so long."""
+        until = time.monotonic() + seconds
+        while self.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+
+    def kill(self) -> None:
+        """SIGKILL to its whole session."""
+        os.killpg(os.getpgid(self.pid), signal.SIGKILL)
+        self.wait()
+
+    def told(self) -> str:
+        """What it wrote to standard error until it ended; once."""
+        with os.fdopen(self._read, encoding="utf-8", errors="replace") as pipe:
+            return pipe.read()
+
+
+def start(folder: Path, limit: int | None = None) -> Process:
+    """Start the run or its resume; `limit`: bytes that a file may have."""
+    sys.stderr.flush()
+    return Process(command(folder), limit)
 
 
 def state_of(folder: Path) -> frozenset[tuple[str, int]]:
@@ -78,12 +143,11 @@ def state_of(folder: Path) -> frozenset[tuple[str, int]]:
     return frozenset(found)
 
 
-def stop(process: subprocess.Popen[str], folder: Path, draw: random.Random, seconds: float) -> str:
+def stop(process: Process, folder: Path, draw: random.Random, seconds: float) -> str:
     """Kill the process at a random time, or after a random number of file-system events."""
     began = time.monotonic()
     if draw.random() < 0.4:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.0, seconds))
+        process.wait(draw.uniform(0.0, seconds))
         how = "time"
     else:
         left, before, how = draw.randint(1, 60), state_of(folder), "event"
@@ -92,8 +156,7 @@ def stop(process: subprocess.Popen[str], folder: Path, draw: random.Random, seco
             left -= len(now ^ before)
             before = now
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
         return how
     return "ended"
 
@@ -153,7 +216,8 @@ def trial(folder: Path, draw: random.Random, seconds: float, counts: Counter[str
     for _ in range(draw.randint(2, 12)):
         if draw.random() < 0.15:
             process = start(folder, int(10 ** draw.uniform(2.5, 6.5)))
-            _, said = process.communicate()
+            process.wait()
+            said = process.told()
             if process.returncode not in (0, 3) or "Traceback" in said:
                 wrong.append(f"a full disk: exit {process.returncode}: {said[-300:]}")
             counts["disk full" if process.returncode else "ended"] += 1
@@ -161,11 +225,15 @@ def trial(folder: Path, draw: random.Random, seconds: float, counts: Counter[str
         process = start(folder)
         how = stop(process, folder, draw, seconds)
         counts[how] += 1
-        said = process.stderr.read() if process.stderr else ""
+        said = process.told()
         if how == "ended" and process.returncode != 0:
             wrong.append(f"exit {process.returncode}: {said[-300:]}")
+        if how == "ended":
+            # a run that has come to its end is resumed once more, below
+            break
     process = start(folder)
-    _, said = process.communicate()
+    process.wait()
+    said = process.told()
     if process.returncode != 0:
         return [*wrong, f"the last resume: exit {process.returncode}: {said[-600:]}"]
     return wrong
@@ -173,15 +241,19 @@ def trial(folder: Path, draw: random.Random, seconds: float, counts: Counter[str
 
 def kills(number: int, minutes: float, seed: int) -> dict[str, Any]:
     """So many stops, or as many as the time allows."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    for name in LIBRARIES:
+        importlib.import_module(name)
     draw, counts, wrong = random.Random(seed), Counter[str](), list[str]()
     until = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="hintdistill-kill-") as name:
         straight = Path(name) / "straight"
         began = time.monotonic()
         process = start(straight)
-        _, said = process.communicate()
+        process.wait()
         if process.returncode:
-            raise SystemExit(said)
+            raise SystemExit(process.told())
+        process.told()
         seconds, wanted = time.monotonic() - began, artefacts(straight)
         trials = 0
         while sum(counts[n] for n in ("time", "event", "disk full")) < number and time.monotonic() < until:
@@ -213,6 +285,7 @@ def memory_slope(loops: int) -> dict[str, float]:
             run(config, Path(name) / "run", console=Console(quiet=True))
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         used.append(pages * resource.getpagesize() / 1e6)
+        print(f"loop {len(used)}: {used[-1]:.1f} MB", file=sys.stderr, flush=True)
     later = np.array(used[loops // 4 :])
     slope = float(np.polyfit(np.arange(len(later)), later, 1)[0])
     return {"loops": loops, "MB a loop": round(slope, 3), "MB at the end": round(used[-1], 1)}

@@ -44,7 +44,6 @@ PACKAGES = (
     ("accelerate", "1.3", "pip install accelerate"),
     ("peft", "0.18", "pip install peft; only train.lora needs it"),
     ("pyarrow", "17", "pip install pyarrow"),
-    ("openai", "2.0", "pip install openai; only the LLM critic needs it"),
 )
 
 

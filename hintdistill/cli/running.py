@@ -39,7 +39,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     of_run = RunDir(config).is_run()
     if of_run and not asked.resume:
         raise ConfigError(f"{config} is a run folder", hint=f"to continue it: {command(config, until)}")
-    file = config / "config.yaml" if of_run else config
+    file = RunDir(config).settings_file() if of_run else config
     if asked.resume:
         check_named_folder(file, given)
     settings = load_config(file, given + ([f"traces.limit={asked.limit}"] if asked.limit is not None else []))

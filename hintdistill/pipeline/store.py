@@ -32,6 +32,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,10 @@ DAMAGED = (
     "`hintdistill verify` says what of the folder is damaged; `run CONFIG --resume run.dir=…` writes the manifest again"
 )
 """What to do about a manifest that cannot be read."""
-KEPT = ("model", "prompts", "formats", "file", "until", "finished")
+KEPT = ("model", "prompts", "formats", "file", "until", "finished", "started")
 """What of a manifest stays when a run is continued."""
+BEGUN = (".lock", ".manifest.json.writing")
+"""What a kill leaves of a run that has no manifest yet; nothing is lost with it."""
 READABLE = (1, RUN_SCHEMA)
 """Schemas that `show`, `report` and `push` read; only the last one is continued."""
 
@@ -75,7 +78,7 @@ class RunDir:
         run = cls(path)
         if (taken := next((p for p in (run.path, *run.path.parents) if p.exists()), run.path)) and not taken.is_dir():
             raise ConfigError(f"run.dir is {run.path}, and {taken} is a file", hint="choose another run.dir")
-        used = run.path.exists() and any(run.path.iterdir())
+        used = run.path.exists() and any(p.name not in BEGUN for p in run.path.iterdir())
         if used and not run.is_run():
             raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
         if used and not resume:
@@ -147,6 +150,7 @@ class RunDir:
             # what came from elsewhere and is not trusted stays so
             "signature": None if guards() else sign(data),
             "versions": _versions(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             **{k: v for k, v in self.manifest().items() if k in KEPT},
         }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
@@ -196,6 +200,17 @@ class RunDir:
             return validate(manifest["config"], where).of_folder(foreign), []
         known, unknown = known_keys(manifest["config"])
         return validate(resolve_paths(known, RunConfig, None), where).of_folder(foreign), unknown
+
+    def settings_file(self) -> Path:
+        """The run's config.yaml; from the manifest where a kill came between the two.
+
+        Raises:
+            InputError: see `manifest`.
+        """
+        path = self.path / "config.yaml"
+        if not path.exists():
+            write_atomic(path, yaml.safe_dump(self.manifest()["config"], sort_keys=False))
+        return path
 
     def is_own(self) -> bool:
         """Whether this user wrote the configuration of the run on this machine; see `core/trust.py`."""

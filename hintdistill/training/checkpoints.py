@@ -1,4 +1,4 @@
-"""A checkpoint that was written under FSDP2 and is taken up without it.
+"""Whether the bytes of a checkpoint are those that were written, and one of FSDP2 that is taken up without it.
 
 What FSDP2 writes is named by parameters and not by their number, so the Trainer alone refuses it. Whole state
 (`fsdp_state_dict_type: FULL_STATE_DICT`) is read here by one process or by several; sharded state only by FSDP2 itself.
@@ -15,6 +15,8 @@ from typing import Any
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 from hintdistill.core.model_shape import safetensors_header
 from hintdistill.core.storage import read_json
+from hintdistill.training import processes
+from hintdistill.training.checksums import write_checksums, wrong_files
 
 MODEL, OPTIMIZER, SCHEDULER = "pytorch_model_fsdp.bin", "optimizer.bin", "scheduler.pt"
 
@@ -38,12 +40,22 @@ def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
         )
 
 
+def seal(checkpoint: Path) -> None:
+    """Write the checksums of a checkpoint that is whole, once every process has written its part; all call it."""
+    processes.from_each(None)
+    if processes.is_main():
+        write_checksums(checkpoint)
+
+
 def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
     """What is wrong with the files of a checkpoint, None where nothing is seen: one is cut, or no file of its kind.
 
     Args:
-        every_byte: also read the sums that PyTorch's files carry.
+        every_byte: also read the checksums that were taken as it was written; of a checkpoint without them, which a release
+            before wrote or a kill left, those that PyTorch's files carry.
     """
+    if every_byte and (wrong := wrong_files(checkpoint)):
+        return "; ".join(f"{name} {what}" for name, what in wrong.items())
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         try:
             if path.suffix == ".json":

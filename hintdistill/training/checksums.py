@@ -1,4 +1,4 @@
-"""Checksums of a student's folder: what was written is what is there.
+"""Checksums of a student's folder, and of a checkpoint's: what was written is what is there.
 
 They stand in `checksums.json` beside the files. The model card is left out: the report writes it again. Torch-free.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.core.errors import InputError
-from hintdistill.core.storage import checksum, read_json, sync
+from hintdistill.core.storage import checksum, read_json, sync, write_atomic
 
 FILE = "checksums.json"
 LEFT_OUT = (FILE, "README.md")
@@ -23,15 +23,15 @@ def write_checksums(folder: Path) -> None:
     for path in files:
         sync(path)
         sums[path.relative_to(folder).as_posix()] = [path.stat().st_size, checksum(path)]
-    (folder / FILE).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-    for path in (folder / FILE, *(p for p in folder.rglob("*") if p.is_dir()), folder):
+    write_atomic(folder / FILE, json.dumps(sums, indent=1))
+    for path in (p for p in folder.rglob("*") if p.is_dir()):
         sync(path)
 
 
 def wrong_files(folder: Path) -> dict[str, str]:
-    """What is wrong with a student's files, by name; empty where nothing is, where there is none, or it has no checksums.
+    """What is wrong with the files of a student or a checkpoint, by name; empty where nothing is.
 
-    A student that a release before wrote has no checksums.
+    So it is where there is no folder, and where it has no checksums because a release before wrote it.
     """
     if not (folder / FILE).is_file():
         return {}

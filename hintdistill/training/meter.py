@@ -93,6 +93,15 @@ class Meter:
         for name in OF_STEPS & metrics.keys():
             self._count(name, metrics[name] * len(placed), len(placed))
 
+    def held(self) -> dict[str, list[float]]:
+        """What was counted since the last `drain`, in this process: name → sum and count."""
+        return {name: list(sums) for name, sums in self._sums.items()}
+
+    def take(self, sums: Mapping[str, Sequence[float]]) -> None:
+        """Count what another meter held."""
+        for name, (value, count) in sums.items():
+            self._count(name, value, count)
+
     def drain(self) -> dict[str, float]:
         """The means since the last call, over all processes, which must all call it."""
         sums, self._sums = dict(self._sums), defaultdict(lambda: [0.0, 0.0])

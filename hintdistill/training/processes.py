@@ -123,6 +123,17 @@ def from_main(make: Callable[[], T]) -> T:
     return out
 
 
+def from_each(value: T) -> list[T]:
+    """Every process's value, in order of their ranks, in all of them; all wait for all."""
+    if world() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    each: list[Any] = [None] * world()
+    dist.all_gather_object(each, value, group=_joined.group)
+    return each
+
+
 def _broadcast(value: Any) -> Any:
     """The main process's value."""
     import torch.distributed as dist

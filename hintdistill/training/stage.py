@@ -21,7 +21,8 @@ from hintdistill.core.scores import Target
 from hintdistill.core.storage import append_line, read_json, write_atomic
 from hintdistill.engines.transformers import pick_device, pick_dtype
 from hintdistill.rescoring.stored import by_key, heads
-from hintdistill.training import checkpoints, processes
+from hintdistill.training import checkpoints, processes, unlogged
+from hintdistill.training.floor import engine_floor
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.reference_models import Others
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData
@@ -158,7 +159,9 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
-        trainer.loss_before, read = processes.from_main(lambda: _cut_metrics(work, last))
+        total, read = processes.from_main(lambda: _cut_metrics(work, last))
+        if last is not None and not unlogged.load(trainer, last):
+            trainer.losses.total, trainer.losses.step = total, int(last.name.rpartition("-")[2])
         if trainer.watch is not None:
             trainer.watch.last = read
         parameters = _parameters(student.model)
@@ -220,11 +223,8 @@ def make_trainer(
                 trainer.follower.bind()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-            row = {"step": state.global_step, **(logs or {})}
-            if "train_loss" in row:
-                row["train_loss"] += trainer.loss_before / max(state.global_step, 1)
             if processes.is_main():
-                _write_row(work, row)
+                _write_row(work, {"step": state.global_step, **(logs or {})})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -308,8 +308,7 @@ def _write_row(work: Path, row: dict[str, Any]) -> None:
 def _cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, int]:
     """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again.
 
-    Returns the sum of the loss over the steps before it, because the Trainer's mean counts what it has seen itself, and the
-    last step that the watch has read.
+    Returns the sum of the loss over the steps before it that rows tell of, and the last step that the watch has read.
     """
     path, until = work / METRICS, 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if not path.is_file():
@@ -380,7 +379,7 @@ def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
     # a checkpoint is loaded after this, so that it can be measured again at any time
     with contextlib.suppress(FileNotFoundError, InputError):
         return float(read_json(stored, float))
-    floor = trainer.engine_floor(rows[:32])
+    floor = engine_floor(trainer, rows[:32])
     write_atomic(stored, json.dumps(floor))
     return floor
 
@@ -390,7 +389,7 @@ def _last_checkpoint(work: Path) -> Path | None:
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
     for path in found:
         # the trainer state is the last thing a checkpoint gets
-        if (path / "trainer_state.json").is_file() and not checkpoints.broken(path):
+        if (path / "trainer_state.json").is_file() and not checkpoints.broken(path, every_byte=True):
             return path
         shutil.rmtree(path)
     return None

@@ -22,12 +22,11 @@ from hintdistill.config import TrainSection
 from hintdistill.core.errors import TripwireError
 from hintdistill.engines.shared_prefix import ATTENTION, register
 from hintdistill.engines.sharing import choose
-from hintdistill.objectives import fkl
 from hintdistill.objectives.couplings import additive
 from hintdistill.objectives.schedules import scheduled
 from hintdistill.recipes.schema import View
 from hintdistill.recipes.teachers import of_kind, whose
-from hintdistill.training import checkpoints
+from hintdistill.training import checkpoints, unlogged
 from hintdistill.training.losses import InStepView, OutputHead, Terms, outcome_term
 from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
@@ -35,7 +34,6 @@ from hintdistill.training.processes import is_sharded, local, lockstep, shard_on
 from hintdistill.training.rows import LengthSampler, TraceRow
 from hintdistill.training.teacher import Follower, HeldoutReading
 from hintdistill.training.tripwires import Tripwires, kept
-from hintdistill.training.views import supports, wide
 from hintdistill.training.watch import Watch
 from hintdistill.training.window import WindowProbe, require_window, windowed
 
@@ -75,7 +73,7 @@ class HintTrainer(Trainer):
         """
         super().__init__(*args, data_collator=collate, **kwargs)
         self.config, self.recipe = config, config.effective_recipe
-        self.loss_before = 0.0  # summed over the steps that a resumed training does not do itself
+        self.losses = unlogged.Losses()
         # the loss is normalised by what `_get_num_items_in_batch` counts over the accumulated batch
         self.model_accepts_loss_kwargs = True
         self.owner = self.accelerator.unwrap_model(self.model)
@@ -221,6 +219,12 @@ class HintTrainer(Trainer):
         found = [p.grad for p in self.model.parameters() if p.grad is not None] if gradients else []
         return bool(torch.isfinite(loss)) and all(bool(torch.isfinite(g).all()) for g in found)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the Trainer's; the loss is counted."""
+        loss = super().training_step(*args, **kwargs)
+        self.losses.add(loss)
+        return loss
+
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm before clipping. Raises TripwireError where it is not finite, before the update."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -232,6 +236,7 @@ class HintTrainer(Trainer):
         """Write a checkpoint. Raises TripwireError where a weight is not finite; the checkpoint before stays."""
         self.require_finite()
         super()._save_checkpoint(model, trial)
+        checkpoints.seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
     def require_finite(self) -> None:
         """Raises TripwireError where a trained weight is not finite, naming it."""
@@ -356,6 +361,7 @@ class HintTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         # here, because a checkpoint counts as whole once what is written after this is there
         super()._save_optimizer_and_scheduler(output_dir)
+        unlogged.save(self, output_dir)
         if self.follower is not None:
             self.follower.save(output_dir)
 
@@ -389,6 +395,11 @@ class HintTrainer(Trainer):
             TripwireError: a reading has crossed a bound; see `tripwires`.
         """
         step = self.state.global_step
+        # the Trainer's own means are over what it has done itself since a resume
+        if "loss" in logs:
+            logs["loss"] = self.losses.mean(step)
+        if "train_loss" in logs:
+            logs["train_loss"] = self.losses.of_all(step)
         logs |= self.meter.drain()
         if self.probe is not None and self.probe.fresh is not None:
             logs["grad_window_cosine"], self.probe.fresh = self.probe.fresh, None
@@ -397,24 +408,3 @@ class HintTrainer(Trainer):
         super().log(logs, start_time)
         if self.tripwires is not None:
             self.tripwires.check(logs, step)
-
-    @torch.no_grad()
-    def engine_floor(self, rows: Sequence[TraceRow]) -> float:
-        """Mean KL(stored plain ‖ this model, plain), nats per token: the mismatch of rescoring and training engines.
-
-        Only meaningful before the first update.
-        """
-        training = self.model.training
-        self.model.eval()
-        total, tokens = 0.0, 0
-        for row in rows:
-            slots = [s for s in row.slots if s.kind != "outcome"]
-            if not slots:
-                continue
-            done = self.passes.student(self.owner, [row], ride=False)
-            hidden = torch.cat([done.hidden[s.key] for s in slots])
-            ours = self.head.kept(hidden, supports(slots, hidden.device))
-            stored = wide([s.plain for s in slots], -torch.inf).to(ours.device)
-            total, tokens = total + float(fkl(ours, stored).sum()), tokens + len(hidden)
-        self.model.train(training)
-        return total / tokens

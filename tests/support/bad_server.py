@@ -170,6 +170,12 @@ class _Handler(socketserver.StreamRequestHandler):
         spelled = "".join(f"\\u{ord(c):04x}" for c in key)
         self.send(200, chat(FOUND.replace("Look at", f"{key} {key.upper()} {spelled} Look at")))
 
+    def do_echo_scores(self, headers: dict[str, str], body: str) -> None:
+        key = headers["authorization"].split()[-1]
+        table = [None, *({str(i): {"logprob": key}} for i in json.loads(body)["prompt"][1:])]
+        choice = {"prompt_logprobs": table, "token_ids": [key], "logprobs": {"token_logprobs": [key]}}
+        self.send(200, json.dumps({"choices": [choice]}).encode())
+
 
 @contextmanager
 def bad_server(host: str = "127.0.0.1") -> Iterator[BadServer]:

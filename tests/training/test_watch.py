@@ -17,6 +17,7 @@ from hintdistill.config import RunSection, TripwireSection, WatchSection
 from hintdistill.core.errors import InputError, TripwireError
 from hintdistill.core.scores import Measurement, Target
 from hintdistill.objectives import fkl, gather_with_tail
+from hintdistill.training.checkpoints import broken
 from hintdistill.training.passes import places
 from hintdistill.training.provenance import require_same
 from hintdistill.training.rows import build_rows, watch_rows
@@ -301,6 +302,37 @@ def test_a_watched_training_is_bit_equal_to_one_that_is_not_and_so_is_a_resumed_
     assert all(rows[s][n] == again[s][n] for s in rows for n in names)
 
 
+def test_rows_after_a_resume_speak_of_the_steps_before_the_checkpoint_too(data, folder, tmp_path):
+    """A row every three steps and a checkpoint every two; a flipped bit in the last checkpoint sends it back one more."""
+    config = train_section(**{**FAST, "save_steps": 2, "logging_steps": 3, "micro_batch_size": 1})
+
+    class Killed(Exception):
+        pass
+
+    def kill(step: int, total: int) -> None:
+        if step == 5:
+            raise Killed
+
+    def run(name: str, progress=None) -> list[dict]:
+        work, out = tmp_path / name, tmp_path / f"{name} student"
+        train(TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, config, work, out, "k"), progress=progress)
+        clock = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+        return [{k: v for k, v in row.items() if k not in clock} for row in metrics(work)]
+
+    wanted = run("straight")
+    assert [row["step"] for row in wanted] == [3, 6, 8] and wanted[-1]["train_loss"] > 0
+    for name in ("killed", "flipped"):
+        with pytest.raises(Killed):
+            run(name, kill)
+    last = tmp_path / "flipped" / "checkpoint-4"
+    weights = bytearray((last / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (last / "model.safetensors").write_bytes(weights)
+    assert broken(last) is None
+    assert broken(last, every_byte=True) == "model.safetensors has other bytes than were written"
+    assert run("killed") == wanted and run("flipped") == wanted
+
+
 # -- tripwires -----------------------------------------------------------------------------------------------------------------
 
 
@@ -356,10 +388,12 @@ def test_a_stop_keeps_the_last_checkpoint_and_a_wider_bound_goes_on_from_it(data
         train(TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, strict, work, out, "k"))
     assert again.value.message == stop.value.message
     wide = train_section(**fast, tripwires={"action": "stop", "max_off_target_kl": 50})
-    summary = train(TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, wide, work, out, "k"))
+    done: list[int] = []
+    job = TrainJob(folder, TrainData(data[0], watch=data[1]), RUN, wide, work, out, "k")
+    summary = train(job, progress=lambda step, of: done.append(step))
     assert summary.steps == 8 and out.is_dir()
-    steps = [r["step"] for r in metrics(work) if "off_target_kl" in r]
-    assert steps == [1, 2, 3, 4, 3, 4, 3, 4, 5, 6, 7, 8], "it went on from the checkpoint, twice"
+    assert done == [3, 4, 5, 6, 7, 8], "it went on from the checkpoint"
+    assert [r["step"] for r in metrics(work) if "off_target_kl" in r] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_warning_is_said_once_and_is_a_row(data, folder, tmp_path):
