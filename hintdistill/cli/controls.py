@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hintdistill.cli.interrupts import continued_by
 from hintdistill.cli.look import Json, RunArg, Trust, print_json, say
 
 
@@ -30,7 +31,11 @@ def controls(
 
     settings = load_as(ControlsSettings, None, overrides or [])
     names = ARMS if arms is None else tuple(name.strip() for name in arms.split(",") if name.strip())
-    document = run_controls(run, settings, names, resume=resume, console=Console(quiet=quiet or as_json), trust=trust)
+    words = [str(run), *(overrides or []), *(["--arms", arms] if arms is not None else []), "--resume"]
+    with continued_by(run, "controls", *words, *(["--trust"] if trust else [])):
+        document = run_controls(
+            run, settings, names, resume=resume, console=Console(quiet=quiet or as_json), trust=trust
+        )
     if as_json:
         print_json(document)
         return

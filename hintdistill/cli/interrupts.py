@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hintdistill.core.errors import ConfigError
 from hintdistill.core.threads import stop_all
 
 _working: tuple[Path, str] | None = None
@@ -23,6 +25,22 @@ def works_in(folder: Path, line: str) -> Iterator[None]:
     yield
     # only a run that came to its end forgets it: the message is made after an error has left this block
     _working = None
+
+
+@contextmanager
+def continued_by(folder: Path, *words: str) -> Iterator[None]:
+    """While the command works in a run folder, whatever stops it says that `hintdistill` with these words continues it."""
+    from hintdistill.pipeline.continuing import ends_as_ctrl_c
+
+    line = f"This continues it: {shlex.join(['hintdistill', *words])}"
+    with works_in(folder, line), ends_as_ctrl_c():
+        try:
+            yield
+        except Exception as error:
+            # what was asked for wrongly is not continued
+            if not isinstance(error, ConfigError):
+                error.add_note(line)
+            raise
 
 
 def interrupted() -> str:

@@ -19,7 +19,7 @@ from hintdistill.cli.configs import configs_app
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.export import export
 from hintdistill.cli.init import init
-from hintdistill.cli.interrupts import interrupted, interruptible
+from hintdistill.cli.interrupts import continued_by, interrupted, interruptible
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
@@ -216,7 +216,8 @@ def report(
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import report_only
 
-    report_only(run, Console(quiet=quiet or as_json), trust=trust)
+    with continued_by(run, "report", str(run), *(["--trust"] if trust else [])):
+        report_only(run, Console(quiet=quiet or as_json), trust=trust)
     finish(run, as_json)
 
 

@@ -131,7 +131,7 @@ def says_how_to_continue(folder: Path, until: str, *, trust: bool = False) -> It
 
     A signal to end (SIGTERM, SIGHUP) stops it as a Ctrl-C does, after which the command line says the same.
     """
-    with _signals():
+    with ends_as_ctrl_c():
         try:
             yield
         except Exception as error:
@@ -149,7 +149,9 @@ def line(folder: Path, until: str, trust: bool) -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
+def ends_as_ctrl_c() -> Iterator[None]:
+    """Take a signal to end (SIGTERM, SIGHUP) as a Ctrl-C, where nobody else takes it."""
+
     def stop(number: int, frame: Any) -> None:
         raise _Stopped
 

@@ -368,6 +368,12 @@ def test_a_signal_says_how_to_continue(tmp_path: Path, number: int):
 def test_an_error_says_how_to_continue(run: Path):
     said = hintdistill("run", str(run), "--resume", "-q", "traces.path=nowhere", expect=3).stderr
     assert f"This continues it: hintdistill run {run} --resume" in said
+    (run / "index" / "rescore.json").write_text("{}")
+    for words in (["report", str(run)], ["controls", str(run), "steps=4", "--arms", "hint"]):
+        said = hintdistill(*words, "-q", expect=3).stderr
+        again = " ".join([*words, *(["--resume"] if words[0] == "controls" else [])])
+        assert said.count(f"This continues it: hintdistill {again}\n") == 1
+    assert "This continues it" not in hintdistill("controls", str(run), "stpes=4", expect=2).stderr
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------
