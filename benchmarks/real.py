@@ -35,8 +35,8 @@ CONFIG = ROOT / "configs" / "real.yaml"
 SEED = 0
 # most valuable first: what is measured when time runs out is the top of this list
 CELLS = (
-    ("unseen", ("base", "level1", "placebo", "level0", "level2")),
-    ("validation", ("base", "level1", "placebo", "level0", "level2")),
+    ("unseen", ("base", "level1", "placebo", "redraw", "level0", "level2")),
+    ("validation", ("base", "level1", "placebo", "redraw", "level0", "level2")),
     ("near", ("base",)),
     ("clean", ("base",)),
 )

@@ -33,6 +33,8 @@ with the hint is the template's own render with the hint (`message`, `observatio
 This is checked for every hint and placebo of this page, and again in every run.
 
 - `spliced_block`: the template rewrites what is above the hint, so the block is what it prints from the end of the message above on.
+- `minimal_talk`: the template refuses a message of the hint's role in this place, so the block is the one of a minimal conversation:
+  a question, its answer and the hint of a user, or a system prompt alone.
 - `boundary_shifted`: the place is inside a token and moved to the next boundary.
 - `rewritten_history`: the template shows a finished step under another header than it asks for one.
 - `not_append_only`: the finished conversation prints the messages above the step otherwise than the context does.

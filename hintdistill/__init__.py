@@ -44,6 +44,8 @@ _EXPORTS = {
     "twin": "api",
     "TraceSink": "recording.sink",
     "record_openai": "recording.openai",
+    "OpenedRun": "reporting.opened",
+    "open_run": "reporting.opened",
     "read_traces": "traces.reading",
     "run": "pipeline.run",
 }
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from hintdistill.pipeline.run import run
     from hintdistill.recording.openai import record_openai
     from hintdistill.recording.sink import TraceSink
+    from hintdistill.reporting.opened import OpenedRun, open_run
     from hintdistill.traces.reading import read_traces
 
 

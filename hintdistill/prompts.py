@@ -93,7 +93,7 @@ class PromptLibrary:
         return sorted({p.relative_to(f).as_posix() for f in self.folders for p in f.rglob("*.jinja")})
 
     def path(self, name: str) -> Path:
-        """The file that `name` resolves to. Raises PromptError naming the folders searched."""
+        """The file that `name` resolves to; an absolute path is that file. Raises PromptError naming the folders searched."""
         for folder in self.folders:
             if (folder / name).is_file():
                 return folder / name
@@ -141,7 +141,8 @@ class PromptLibrary:
             tree = self._parse(name, self._source(name))
         except PromptError as error:
             return [error.message]
-        kind = name.split("/", 1)[0]
+        # a file named by its path is a critic's
+        kind = "critic" if Path(name).is_absolute() else name.split("/", 1)[0]
         if kind not in VARIABLES:
             return [f"{path}:1: unknown kind of prompt {kind!r}; the kinds are {', '.join(VARIABLES)}"]
         role = role or ROLE_OF.get(name)
@@ -182,7 +183,7 @@ class PromptLibrary:
             raise PromptError("; ".join(problems))
         path = self.path(name)
         try:
-            text = self._env.get_template(name).render(**variables).strip()
+            text = self._template(name).render(**variables).strip()
         except jinja2.TemplateError as error:
             raise PromptError(f"{path}: {error.message}") from error
         except Exception as error:
@@ -197,6 +198,11 @@ class PromptLibrary:
         if name not in self._linted:
             self._linted[name] = self.lint(name)
         return self._linted[name]
+
+    def _template(self, name: str) -> jinja2.Template:
+        if Path(name).is_absolute():
+            return self._env.from_string(self._source(name))
+        return self._env.get_template(name)
 
     def _source(self, name: str) -> str:
         path = self.path(name)

@@ -31,9 +31,10 @@ from hintdistill.core.scores import Target
 from hintdistill.core.types import Finding, Replacement, Trace, Twin, TwinEdit
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.quotes import locate, tokens_in
+from hintdistill.injection.recorded import changed
 from hintdistill.injection.rendering import RenderedStep
 from hintdistill.injection.splice import StepSite
-from hintdistill.injection.twins import TwinBuilder, changed
+from hintdistill.injection.twins import TwinBuilder
 from hintdistill.pipeline.to_score import twin_items
 from hintdistill.pipeline.variants import anchors, scorer_of
 from hintdistill.rescoring.scorer import AnchorItem, held_arrays

@@ -213,7 +213,7 @@ def _none(job: RealJob) -> dict[str, Any]:
     world, read = play.World.load(job.plan.config), next(iter(job.plan.tasks))
     plain = {split: world.plain(tasks, job.seed) for split, tasks in job.plan.tasks.items() if split != read}
     first = world.plain(job.plan.tasks[read], job.seed)
-    hinted = world.hinted(first, 1, job.seed)
+    hinted = world.hinted(first, "level1", job.seed)
     return {
         "measured": {s: play.rows_of(world.suite, e) for s, e in ({read: first} | plain).items()},
         "hinted": play.rows_of(world.suite, hinted.episodes),

@@ -53,6 +53,7 @@ ARMS = {
     "level1": "level 1: names the missing thing",
     "level2": "level 2: the call's tool",
     "placebo": "placebo",
+    "redraw": "none, drawn once more",
 }
 
 

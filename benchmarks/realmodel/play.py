@@ -1,7 +1,8 @@
 """What a set of weights does on tasks of the errands, without a hint and under one; rows of plain data, one an episode.
 
 A hinted episode is the plain one taken up at its root error with the hint above that one step (`play_hinted`), and so on for
-later errors. A placebo stands at the same steps, so that both are a second draw of the same steps.
+later errors. A placebo stands at the same steps, and `redraw` draws them once more with nothing above them, because a second draw of
+a step may be right by itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from benchmarks.realmodel.drafted import DraftedGenerator
 from hintdistill.config import RunConfig
 from hintdistill.core.models import resolve_model
-from hintdistill.core.types import Critique, Trace
+from hintdistill.core.types import Critique, Finding, Injection, Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import Injector
@@ -63,11 +64,12 @@ class World:
         self.generator.forget()
         return list(self.sampler(seed).episodes(self.suite, tasks, say))
 
-    def hinted(self, episodes: Sequence[Episode], level: int | None, seed: int) -> HintedPlay:
-        """The episodes taken up under the hints of a level, or under the placebo (`level` None)."""
-        library = PromptLibrary(ERRANDS / "prompts" / f"level{1 if level is None else level}")
-        injector = Injector(self.renderer, library, self.config.inject, placebos={})
-        text = PLACEBO if level is None else None
+    def hinted(self, episodes: Sequence[Episode], arm: str, seed: int) -> HintedPlay:
+        """The episodes taken up under hints (`level0` to `level2`), under the `placebo`, or with the step drawn anew (`redraw`)."""
+        prompts = ERRANDS / "prompts" / (arm if arm.startswith("level") else "level1")
+        made = _Unhinted if arm == "redraw" else Injector
+        injector = made(self.renderer, PromptLibrary(prompts), self.config.inject, placebos={})
+        text = PLACEBO if arm == "placebo" else None
 
         def judge(traces: Sequence[Trace]) -> dict[str, Critique]:
             out = {}
@@ -77,6 +79,14 @@ class World:
             return out
 
         return play_hinted(self.sampler(seed + 1), self.suite, episodes, judge, injector, passes=6)
+
+
+class _Unhinted(Injector):
+    """Splices nothing: the step is drawn once more as it stands."""
+
+    def inject(self, trace: Trace, finding: Finding) -> Injection:
+        """See `Injector.inject`."""
+        return super().inject(trace, finding).model_copy(update={"block_ids": ()})
 
 
 def rows_of(suite: Any, episodes: Sequence[Episode]) -> list[Row]:
@@ -118,7 +128,7 @@ def repairs_of(suite: Any, play: HintedPlay) -> list[Row]:
 def cells(
     world: World, tasks: Sequence[str], arms: Sequence[str], seed: int, done: Mapping[str, Any]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The results of `base`, `level0` … `level2` and `placebo` on the same tasks; those in `done` are not played again.
+    """The results of `base` and of arms of `World.hinted` on the same tasks; those in `done` are not played again.
 
     The plain episodes are played again where an arm needs them: with one seed they come out the same.
     """
@@ -130,7 +140,7 @@ def cells(
         if arm == "base":
             yield arm, {"episodes": rows_of(world.suite, plain)}
             continue
-        play = world.hinted(plain, None if arm == "placebo" else int(arm.removeprefix("level")), seed)
+        play = world.hinted(plain, arm, seed)
         yield (
             arm,
             {

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -37,6 +38,7 @@ TRAINING = 3.0
 
 def seconds_per_step(model: str, dtype: torch.dtype) -> float:
     """Time a step of `BATCH` episodes: read the opening, write a call. Seconds per step and episode."""
+    logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(model)
     weights = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     opening = Errands().make().reset("train.0").messages

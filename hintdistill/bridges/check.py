@@ -36,7 +36,8 @@ def load_student(run: RunRows) -> Student:
     from hintdistill.engines.transformers import load_model, pick_device
 
     device = pick_device(run.ctx.config.run.device)
-    model = load_model(run.ctx.model_folder, torch.float32, device)
+    with run.scope():
+        model = load_model(run.ctx.model_folder, torch.float32, device)
 
     @torch.no_grad()
     def logprobs(ids: np.ndarray, start: int) -> np.ndarray:

@@ -52,6 +52,7 @@ def export(
     out: Path | None = None,
     licence: str | None = None,
     checked: bool = False,
+    trust: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, dict[str, Any]]:
     """Write a run's targets in a format; returns the folder and its card.
@@ -60,6 +61,7 @@ def export(
         out: the folder; default `RUN/export/FORMAT`. What an earlier export left there is replaced.
         licence: under which licence the rows are passed on.
         checked: compare the loss of some rows by the format's formula with the toolkit's; see `check`.
+        trust: see `runs.open_rows`.
 
     Raises:
         ConfigError: the format has no such form, cannot hold these weights, or the folder holds something else.
@@ -70,7 +72,7 @@ def export(
     folder = run / "export" / form.name if out is None else out
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_export(folder))):
         raise ConfigError(f"{folder} holds something that is no export", hint="--out names another folder")
-    found = open_rows(run, settings.k, tail)
+    found = open_rows(run, settings.k, tail, trust=trust)
     aside = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -56,12 +56,14 @@ def push_targets(
     text_free: bool = False,
     private: bool = True,
     licence: str | None = None,
+    trust: bool = False,
 ) -> str:
     """Upload a run's targets as a data set; returns the address of the commit.
 
     Args:
         form, settings, licence: see `export.export`; of no meaning for the variant without text but the licence.
         text_free: send numbers alone.
+        trust: see `runs.open_rows`.
 
     Raises:
         ConfigError: there is no token, or the name is none.
@@ -70,14 +72,14 @@ def push_targets(
         ServiceError: the hub cannot be reached or refuses.
     """
     check_push(repository)
-    found = open_rows(run)
+    found = open_rows(run, trust=trust)
     with tempfile.TemporaryDirectory(prefix="hintdistill-push-") as name:
         folder = Path(name) / "export"
         if text_free:
             _write_numbers(found, folder, licence)
         else:
             scan(found)
-            export(run, form, settings, out=folder, licence=licence)
+            export(run, form, settings, out=folder, licence=licence, trust=trust)
         files = [(p.name, str(p)) for p in sorted(folder.iterdir())]
         where = f"{run}/targets"
         return upload(repository, files, private, what="the targets", where=Path(where), dataset=True)
@@ -86,7 +88,8 @@ def push_targets(
 def scan(run: RunRows) -> None:
     """Raise SecretError where a step, its context or its hint holds a secret. Reads every target and decodes it."""
     secrets.require()
-    decode, seen = run.ctx.renderer.decode, set[bytes]()
+    with run.scope():
+        decode, seen = run.ctx.renderer.decode, set[bytes]()
     for _, target in run.targets.by_part():
         parts = {"context": target.context_ids, "step": target.step_ids, "hint": target.block_ids}
         held = []

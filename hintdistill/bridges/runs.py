@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hintdistill.bridges.narrow import Narrowed, Tail
 from hintdistill.config import TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.pipeline import train
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.stored import StoredTargets
@@ -26,32 +27,41 @@ class RunRows:
     rows: Rows
     """Rows of these, with as many ids per token as were asked for."""
 
+    trusted: bool = False
+    """Whether settings of a run folder from elsewhere may run code and download; see `core.trust`."""
+
+    def scope(self) -> AbstractContextManager[None]:
+        """Return the scope in which the run's settings are used: its model and tokenizer are loaded in it."""
+        return in_use(self.ctx.config, self.trusted)
+
     @property
     def section(self) -> TrainSection:
         """The run's training section."""
         return self.ctx.config.train
 
 
-def open_rows(run: Path, k: int | None = None, tail: Tail = "keep") -> RunRows:
+def open_rows(run: Path, k: int | None = None, tail: Tail = "keep", *, trust: bool = False) -> RunRows:
     """Read a run's targets.
 
     Args:
         run: a run folder; of a loop, the folder of one of its rounds.
         k: ids per token, the sampled one among them; None for all that are stored.
         tail: what becomes of the rest.
+        trust: whether a run folder from elsewhere may run the code that it names and download; reading its targets needs neither.
 
     Raises:
         InputError: there is no run, or no target that it would train on.
     """
     rundir = RunDir.open(run)
     config, _ = rundir.config()
-    ctx = RunContext(config, rundir, Console(quiet=True))
     if rundir.index("rescore") is None:
         raise InputError(
             f"{run} has no targets: its rescore stage has not finished",
             hint="hintdistill run … --until rescore; of a loop, name the folder of one of its rounds",
         )
-    targets = train.selected(ctx)
-    if not any(t.kind == "hint" for t in targets.heads):
-        raise InputError(f"{run} has no accepted hint to train on", hint=f"hintdistill show {run} says why")
-    return RunRows(ctx, targets, build_rows(Narrowed(targets, k, tail), config.train))
+    with in_use(config, trust):
+        ctx = RunContext(config, rundir, Console(quiet=True))
+        targets = train.selected(ctx)
+        if not any(t.kind == "hint" for t in targets.heads):
+            raise InputError(f"{run} has no accepted hint to train on", hint=f"hintdistill show {run} says why")
+        return RunRows(ctx, targets, build_rows(Narrowed(targets, k, tail), config.train), trust)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, RunArg, print_json, say
+from hintdistill.cli.look import Json, RunArg, Trust, print_json, say
 
 
 def export(
@@ -25,13 +25,21 @@ def export(
         bool, typer.Option("--check", help="Compare the loss of 20 rows by the format's formula with the toolkit's.")
     ] = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Write a run's targets for another trainer, with a data card that says what the format loses."""
     from hintdistill.bridges.export import ExportSettings, export
 
     settings = ExportSettings.parse(overrides or [])
     folder, card = export(
-        run, to, settings, out=out, licence=licence, checked=check, say=lambda text: None if as_json else say(text)
+        run,
+        to,
+        settings,
+        out=out,
+        licence=licence,
+        checked=check,
+        trust=trust,
+        say=lambda text: None if as_json else say(text),
     )
     if as_json:
         print_json(card | {"folder": str(folder)})

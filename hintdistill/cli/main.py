@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a bug, 2 config or usage, 3 input, 4 empty funnel, 5 an ou
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +15,16 @@ import typer
 from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
+from hintdistill.cli.configs import configs_app
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.export import export
+from hintdistill.cli.init import init
 from hintdistill.cli.interrupts import continued_by, interrupted, interruptible
 from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
 from hintdistill.cli.serve import mcp, serve
+from hintdistill.cli.show import show
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 
 app = typer.Typer(
@@ -37,6 +39,7 @@ app.add_typer(prompts_app, name="prompts")
 app.add_typer(traces_app, name="traces")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(config_app, name="config")
+app.add_typer(configs_app, name="configs")
 app.command()(convert)
 app.command()(controls)
 app.command()(preflight)
@@ -105,21 +108,29 @@ def critique(
     compare: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            metavar="A B", help="The same traces under two critics or prompts: run folders, configs or key=value."
+            metavar="A B",
+            help="The same traces under two critics or prompts: run folders, configs, prompts or key=value.",
         ),
     ] = None,
+    hints: Annotated[
+        bool, typer.Option("--hints", help="With --labels: whether the hints of the findings repair their steps.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
     """Read and critique; continues the run in run.dir."""
-    if labels is None and compare is None and not dry_run:
+    if labels is None and compare is None and not dry_run and not hints:
         run_stages(config, overrides, Asked("critique", True, quiet, as_json, trust))
         return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
 
+    if hints and (labels is None or compare is not None or dry_run):
+        raise ConfigError("--hints goes with --labels alone", hint="score each side of a comparison with it by itself")
+    if dry_run and compare is not None:
+        raise ConfigError("--dry-run looks at one side", hint="leave --compare out; each side is a config or key=value")
     settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
     if dry_run:
         from hintdistill.pipeline.dry_run import dry_run as look_ahead
@@ -135,14 +146,21 @@ def critique(
         ]
         print_json(asked) if as_json else print("\n".join(text))
         return
+    if labels is not None and compare is not None:
+        from hintdistill.pipeline.labels_compare import compare_on_labels, comparison_lines
+
+        found = compare_on_labels(config, overrides or [], labels, compare, console, trust=trust)
+        print_json(found) if as_json else say("\n".join(comparison_lines(found)))
+        return
     if labels is not None:
         from hintdistill.critics.evaluation import lines
-        from hintdistill.pipeline.labels import score_critics
+        from hintdistill.pipeline.labels import score_critics, spent_lines
         from hintdistill.pipeline.run import run_folder
 
         folder = run_folder(settings, f"{config.stem}-labels")
-        result = score_critics(settings, labels, folder, console, trust=trust)
-        print_json(result) if as_json else say("\n".join([*lines(result), f"written to {folder / 'evaluation.json'}"]))
+        result = score_critics(settings, labels, folder, console, trust=trust, hints=hints)
+        said = [*lines(result), *spent_lines(result), f"written to {folder / 'evaluation.json'}"]
+        print_json(result) if as_json else say("\n".join(said))
         return
     from hintdistill.pipeline.compare import compare_lines, run_comparison
 
@@ -203,35 +221,7 @@ def report(
     finish(run, as_json)
 
 
-@app.command()
-def show(
-    run: RunArg,
-    which: Annotated[
-        str | None, typer.Argument(metavar="[TRACE:STEP]", help="One finding.", show_default=False)
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """The findings of a run, or one of them with its tokens before, under the hint and after."""
-    from rich.console import Console as RichConsole
-
-    from hintdistill.pipeline.store import RunDir
-    from hintdistill.reporting.terminal import show_finding, show_findings
-
-    path = RunDir.open(run).path / "report.json"
-    if not path.is_file():
-        raise ConfigError(f"{run} has no report yet", hint=f"hintdistill report {run}")
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if which is None:
-        print_json(document["findings"]) if as_json else show_findings(document, RichConsole())
-        return
-    found = [x for x in document["findings"] if which in (f"{x['trace']}:{x['step']}", x["trace"])]
-    if not found:
-        raise ConfigError(f"no scored finding at {which!r} in {run}", hint=f"hintdistill show {run} lists them")
-    if as_json:
-        print_json(found)
-        return
-    for finding in found:
-        show_finding(finding, RichConsole())
+app.command()(show)
 
 
 @app.command()
@@ -267,13 +257,17 @@ def push(
     ] = False,
     to: Annotated[str, typer.Option("--to", help="Format of the targets; see `export`.")] = "hf",
     licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Upload the student of a run, or its targets, to the Hugging Face hub, or to the one that HF_ENDPOINT names."""
     from hintdistill.bridges.publish import push_targets, require_flags
 
     require_flags(targets, text_free)
     if targets:
-        print(push_targets(run, repository, form=to, text_free=text_free, private=not public, licence=licence))
+        where = push_targets(
+            run, repository, form=to, text_free=text_free, private=not public, licence=licence, trust=trust
+        )
+        print(where)
         return
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import push as push_student
@@ -283,15 +277,7 @@ def push(
     print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
-) -> None:
-    """Write a config for your own traces, and the prompts to edit."""
-    from hintdistill.cli.init import write_scaffold
-
-    for path in write_scaffold(folder):
-        print(path)
+app.command()(init)
 
 
 @app.command()

@@ -247,7 +247,7 @@ class ReportSection(Section):
 
     html: bool = True
     max_findings: int = Field(default=60, ge=0)
-    """Findings shown in full in the HTML; the JSON has all of them."""
+    """Findings shown in full in the HTML, the most probable errors first, half of them trained; the JSON has all of them."""
     off_target: dict[str, ConfigPath] = Field(default_factory=dict)
     """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
     off_target_steps: int = Field(default=400, ge=1)

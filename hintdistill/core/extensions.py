@@ -150,7 +150,10 @@ class CriticEntry:
 CRITICS: Registry[CriticEntry] = Registry(
     "critic",
     CriticEntry,
-    {n: CriticEntry(n, f"hintdistill.critics.build:{n}") for n in ("rules", "recorded", "llm", "strong", "checker")},
+    {
+        n: CriticEntry(n, f"hintdistill.critics.build:{n}")
+        for n in ("rules", "recorded", "followup", "llm", "strong", "checker")
+    },
     group="hintdistill.critics",
 )
 

@@ -209,6 +209,18 @@ class Target(TargetHead):
     """float32 [T]: the log-probabilities that the step was sampled with, at temperature 1 of the whole vocabulary; empty where
     the trace recorded none, or those of another distribution."""
 
+    def __repr__(self) -> str:
+        """One line: where it is, what it is of, and what became of it; arrays and text are left out."""
+        verdict = "accepted" if self.accepted else f"rejected: {', '.join(self.reasons) or 'not judged'}"
+        decision = self.decision
+        said = (
+            f", {decision.token!r} {np.exp(decision.logprob_plain):.3f} → {np.exp(decision.logprob_hinted):.3f}"
+            if decision is not None
+            else ""
+        )
+        kind = f"{self.error_class} " if self.error_class else ""
+        return f"Target({self.trace_id}:{self.step} {kind}{self.kind}, {len(self.step_ids)} tokens{said}, {verdict})"
+
     @property
     def hint_effect(self) -> np.ndarray:
         """E_t = log p(teacher) - log p(plain) of each sampled token, float32 [T], nats. Alone it proves nothing."""

@@ -193,6 +193,11 @@ class Trace(FrozenModel):
             data.pop("template", None)
         return data
 
+    def __repr__(self) -> str:
+        """One line: id and counts; the messages are left out."""
+        reward = "" if self.reward is None else f", reward {self.reward:g}"
+        return f"Trace({self.id!r}, {len(self.messages)} messages, {len(self.step_indices)} steps, {len(self.tools)} tools{reward})"
+
     @cached_property
     def step_indices(self) -> tuple[int, ...]:
         """Index into `messages` of each step; step k is `messages[step_indices[k]]`."""
@@ -381,7 +386,7 @@ class Injection(FrozenModel):
     role: HintRole | None = None
     """Role of the hint message; None where the hint went into an existing message."""
     notes: tuple[str, ...] = ()
-    """`spliced_block`, `rewritten_history`, `boundary_shifted`, fallbacks taken and why."""
+    """`spliced_block`, `minimal_talk`, `rewritten_history`, `boundary_shifted`, fallbacks taken and why."""
     guards: tuple[str, ...] = ()
     """Text-level reasons against the hint: `leak: …`, `dialect: …`, `level: …`. The gate decides on them; `primes: …` is said
     only, because the scores show whether it does."""

@@ -139,6 +139,16 @@ class AnswerError(InputError):
         self.usage = Usage()
 
 
+class CutOffError(AnswerError):
+    """The limit on answer tokens ended the answer before it could be used; the same question would end there again."""
+
+    def __init__(self, trace: str, tokens: int, raw: str, section: str) -> None:
+        super().__init__(
+            f"trace {trace}: the critic's answer was cut off after {tokens} tokens, reasoning included", raw
+        )
+        self.hint = f"raise critic.{section}.max_tokens; the trace is then asked about again"
+
+
 A = TypeVar("A", bound=Answer)
 
 

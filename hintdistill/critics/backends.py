@@ -43,6 +43,8 @@ class Reply:
 
     text: str
     usage: Usage
+    cut: bool = False
+    """Whether the limit on answer tokens ended it."""
 
 
 class Backend(Protocol):
@@ -143,11 +145,13 @@ class AnswerCache:
     def get(self, key: str) -> Reply | None:
         """The reply, or None."""
         row = self._rows.get(key)
-        return None if row is None else Reply(row["text"], Usage.model_validate(row["usage"]))
+        return None if row is None else Reply(row["text"], Usage.model_validate(row["usage"]), row.get("cut", False))
 
     def put(self, key: str, reply: Reply) -> None:
         """Keep a reply; it is on disk when this returns."""
-        row = {"key": key, "text": reply.text, "usage": reply.usage.model_dump()}
+        row: dict[str, Any] = {"key": key, "text": reply.text, "usage": reply.usage.model_dump()}
+        if reply.cut:
+            row["cut"] = True
         with self._lock:
             self._rows[key] = row
             if self._store is not None:
@@ -197,8 +201,7 @@ class Metered:
                     self.cache.put(keys[i], reply)
         finally:
             for i, tokens in reserved.items():
-                answer = replies.get(i)
-                self.budget.settle(tokens, answer.usage if isinstance(answer, Reply) else Usage())
+                self.budget.settle(tokens, getattr(replies.get(i), "usage", None) or Usage())
         return replies
 
 

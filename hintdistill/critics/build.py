@@ -70,6 +70,13 @@ def recorded(making: Making) -> Critic:
     return RecordedCritic(section.path, section.error_classes)
 
 
+def followup(making: Making) -> Critic:
+    """What users, people who approve calls, and the student itself did after a step."""
+    from hintdistill.critics.followup import FollowupCritic
+
+    return FollowupCritic(making.library)
+
+
 def checker(making: Making) -> Critic:
     """A function of the user's own."""
     from hintdistill.critics.checker import CheckerCritic

@@ -10,6 +10,8 @@ from hintdistill.core.types import Critique, Trace
 from hintdistill.critics import merge
 
 Said = Critique | HintdistillError
+SEE_LITTLE = (("rules",), ("followup",))
+"""Critics without a model."""
 
 
 def escalation(section: CriticSection, trace: Trace, said: Sequence[Said]) -> str | None:
@@ -18,9 +20,9 @@ def escalation(section: CriticSection, trace: Trace, said: Sequence[Said]) -> st
     if "failed" in section.escalate and (len(spoken) < len(said) or any(c.verdict == "abstain" for c in spoken)):
         return "failed"
     named = {roots(c) for c in spoken}
-    # the deterministic checks see few errors, so that their silence contradicts nobody
-    if any(c.critics == ("rules",) for c in spoken):
-        loud = [c for c in spoken if c.critics != ("rules",) or c.findings]
+    # they see few errors, so that their silence contradicts nobody
+    if any(c.critics in SEE_LITTLE for c in spoken):
+        loud = [c for c in spoken if c.critics not in SEE_LITTLE or c.findings]
         named = {roots(c) for c in loud} or {frozenset()}
     if "disagreement" in section.escalate and len(named) > 1:
         return "disagreement"

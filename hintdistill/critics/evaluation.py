@@ -9,11 +9,13 @@ what guessing gives: a random step, and the best constant (always step k, or alw
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hintdistill.core.types import Critique, Trace
 from hintdistill.critics.cascade import roots
+from hintdistill.injection.quotes import is_in_step
 from hintdistill.traces.formats.annotated import Label
 
 Z = 1.959963984540054
@@ -77,7 +79,18 @@ def evaluate(cases: Sequence[Case], known: Collection[str] = ()) -> dict[str, An
             if (of := [c for c in erring if c.source_set == name])
         },
         "precision": _precision(erring),
+        **_said(cases),
         "guessing": guessing(erring),
+    }
+
+
+def _said(cases: Sequence[Case]) -> dict[str, Any]:
+    """Of the quotes, how many are in their step; and how often each class is named."""
+    found = [(c.trace, f) for c in cases if c.critique is not None for f in c.critique.findings]
+    quoted = [is_in_step(f, trace.step(f.step)) for trace, f in found if f.quote]
+    return {
+        "quotes": rate(sum(quoted), len(quoted)),
+        "named_classes": dict(Counter(f.error_class for _, f in found).most_common()),
     }
 
 
@@ -193,6 +206,10 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     out.append(f"  {'false alarms, clean':<20}{_shown(result['clean']['false_alarm'])}")
     out.append(f"  {'blamed for another':<20}{_shown(result['not_student']['blamed_the_student'])}")
     out.append(f"  {'failed':<20}{_shown(result['failed'])}")
+    if result["quotes"]["n"]:
+        out.append(f"  {'quotes found':<20}{_shown(result['quotes'])}")
+    if result["named_classes"]:
+        out.append(f"  {'classes named':<20}" + ", ".join(f"{n} {c}" for c, n in result["named_classes"].items()))
     out += [f"  {'precision ≥ ' + least:<20}{_shown(r)}" for least, r in result["precision"].items() if r["n"]]
     if len(result["by_set"]) > 1:
         for name, c in result["by_set"].items():

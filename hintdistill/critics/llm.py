@@ -188,7 +188,7 @@ class LLMCritic:
                     yield trace, outcome
 
     def _asker(self, trace: Trace) -> Asker:
-        return Asker(trace, self.config, self.library, self._rules.check(trace).findings, self.twins)
+        return Asker(trace, self.config, self.library, self._rules.check(trace).findings, self.twins, self.name)
 
     def _refuse_secrets(self, trace: Trace) -> None:
         if self.scan:

@@ -196,6 +196,7 @@ class LocalBackend:
             Reply(
                 self.tokenizer.decode(row.answer, skip_special_tokens=False),
                 Usage(requests=1, prompt_tokens=len(prompt), completion_tokens=len(row.answer)),
+                cut=len(row.answer) >= self.max_tokens and not row.matcher.is_stopped(),
             )
             for row, prompt in zip(rows, prompts, strict=True)
         ]

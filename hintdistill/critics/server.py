@@ -177,9 +177,10 @@ def read_reply(body: str, url: str) -> Reply:
     counted = {n: v if type(v := spent.get(n)) is int and 0 <= v <= MOST_TOKENS else 0 for n in COUNTS}
     usage = Usage(requests=1, **counted)
     text = content if isinstance(content, str) else ""
-    refusal, filtered = message.get("refusal"), message and choices[0].get("finish_reason") == "content_filter"
+    reason = choices[0].get("finish_reason") if message else None
+    refusal, filtered = message.get("refusal"), reason == "content_filter"
     if not text.strip() and (filtered or (isinstance(refusal, str) and refusal)):
         why = refusal if isinstance(refusal, str) and refusal else "its content filter"
         raise RefusedError(f"{url} refuses to answer: {why[:500]}", body, usage)
     # half of a surrogate pair cannot be stored, and an escape may have spelled the key
-    return Reply(mask(text.encode("utf-8", "replace").decode()), usage)
+    return Reply(mask(text.encode("utf-8", "replace").decode()), usage, cut=reason == "length")

@@ -26,6 +26,7 @@ from hintdistill.core.types import Finding, Trace, Usage, Verdict
 from hintdistill.critics.answers import (
     Answer,
     AnswerError,
+    CutOffError,
     Form,
     HalfAnswer,
     HintAnswer,
@@ -69,6 +70,8 @@ class Asker:
     checks: tuple[Finding, ...]
     twins: bool = False
     """Whether the run makes twins, so that the critic is asked for their edits; see `asks_edit`."""
+    section: str = "llm"
+    """Section of `critic` whose settings these are."""
     usage: Usage = field(default_factory=Usage)
     notes: list[str] = field(default_factory=list)
     raw: list[str] = field(default_factory=list)
@@ -131,6 +134,7 @@ class Asker:
 
         Raises:
             AnswerError: no valid answer after the repair rounds.
+            CutOffError: the limit on tokens ended an answer that cannot be used as it is; nothing more is asked.
             HintdistillError: what kept the question from being answered.
         """
         messages = [{"role": "user", "content": self.question(name, record, schema, more)}]
@@ -146,6 +150,8 @@ class Asker:
                 answer = parse(kind, text, record.steps)
             except ValueError as error:
                 problem = str(error)
+                if reply.cut:
+                    raise self._cut_off(reply) from None
                 # an answer may repeat the trace, and with it a turn marker that the record spells out
                 said = harmless(text)
                 repair = {"answer": said, "problem": harmless(problem), "schema": shown(schema)}
@@ -164,6 +170,12 @@ class Asker:
         )
         failure.usage = self.usage
         raise failure
+
+    def _cut_off(self, reply: Reply) -> CutOffError:
+        tokens = reply.usage.completion_tokens or self.config.max_tokens
+        failure = CutOffError(self.trace.id, tokens, reply.text, self.section)
+        failure.usage = self.usage
+        return failure
 
     @property
     def bounds(self) -> int | None:

@@ -124,5 +124,5 @@ class VLLMBackend:
                 prompt_tokens=len(done.prompt_token_ids),
                 completion_tokens=len(done.outputs[0].token_ids),
             )
-            out[i] = Reply(done.outputs[0].text, usage)
+            out[i] = Reply(done.outputs[0].text, usage, cut=done.outputs[0].finish_reason == "length")
         return out

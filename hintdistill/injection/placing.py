@@ -7,18 +7,22 @@ that begins a text with a space of its own (SentencePiece), or merges over the h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from hintdistill.core.errors import SpliceError, TemplateError
-from hintdistill.core.types import Message
+from hintdistill.core.types import HintRole, Message
 from hintdistill.injection.opening import Opening, first_difference
-from hintdistill.injection.rendering import Renderer
+from hintdistill.injection.rendering import SENTINEL, Renderer
 
 BOUNDARY_SHIFTED = "boundary_shifted"
 """Note: the hint's place lies inside a token, and moved to the next boundary; its ids are not all those of the template's render."""
+
+MINIMAL_TALK = "minimal_talk"
+"""Note: the template refuses a message of the hint's role in this place, so the block is the one of a minimal conversation."""
+_ABOVE = (Message(role="user", content="hd question"), Message(role="assistant", content="hd answer"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,32 @@ class Context:
         return at
 
 
-def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: str) -> tuple[str, str, bool]:
+def minimal_talk(renderer: Renderer, hint: Message, opening: Opening, refused: TemplateError) -> tuple[Opening, str]:
+    """What stands above a hint in a minimal conversation that it ends, and that conversation with a generation prompt.
+
+    A user's hint comes after a question and its answer, because there is a message's boundary there and the roles alternate. A
+    system prompt is the first and only message, the one place where a template takes one that refuses it elsewhere.
+
+    Args:
+        opening: what stands above the step that the hint is for; its generation prompt has to be that of the minimal talk.
+        refused: what the template said of the hint in its place, the error where the minimal talk is refused as well.
+    """
+    try:
+        if hint.role == "system":
+            own = renderer.render((hint,), (), header=True)
+            first = str(renderer.tokenizer.bos_token or "")
+            above = Opening(
+                (), (), first if first and own.startswith(first) else "", opening.header, "", opening.prompt
+            )
+        else:
+            own = renderer.render((*_ABOVE, hint), (), header=True)
+            above = replace(renderer.opening(_ABOVE, ()), prompt=opening.prompt)
+    except TemplateError:
+        raise refused from None
+    return above, own
+
+
+def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: HintRole) -> tuple[str, str, bool]:
     """The text that a message of the hint's own adds to a context, from the template's render with that message last.
 
     Args:
@@ -121,6 +150,8 @@ def message_block(renderer: Renderer, opening: Opening, own: str, words: str, ro
     if words not in own:
         raise TemplateError(f"the template drops a {role} message in this place")
     rewrites = not own.startswith(opening.bare)
+    if rewrites:
+        _require_below_last(renderer, opening, words, role)
     start = _end_of_last(renderer, opening, own, words) if rewrites else len(opening.bare)
     rest = own[start:]
     if words not in rest:
@@ -131,6 +162,20 @@ def message_block(renderer: Renderer, opening: Opening, own: str, words: str, ro
             + first_difference(opening.prompt, rest[-len(opening.prompt) :])
         )
     return rest[: len(rest) - len(opening.prompt)], rest, rewrites
+
+
+def _require_below_last(renderer: Renderer, opening: Opening, words: str, role: HintRole) -> None:
+    """Refuse a template that prints a message of this role above the one that it follows. Raises TemplateError.
+
+    The message above the hint says something here that nothing else says, so that its words cannot be taken for others.
+    """
+    if not opening.before or not opening.before[-1].content:
+        return
+    marked = opening.before[-1].model_copy(update={"content": SENTINEL})
+    talk = (*opening.before[:-1], marked, Message(role=role, content=words))
+    text = renderer.render(talk, opening.tools, header=True)
+    if text.rfind(words) < text.rfind(SENTINEL):
+        raise TemplateError(f"the template prints a {role} message above the one that it follows")
 
 
 def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> int:

@@ -3,6 +3,7 @@
 The context is never replaced by a render with the hint in it, because several templates would then rewrite other messages and
 the "effect" would be that. The hint's block is taken from the template's own render with the hint: all of what that render
 adds, or, where it rewrites what stands above the hint, what it prints from the end of the message above on (`spliced_block`).
+Where it refuses a message of the hint's role in this place, the block is that of a minimal conversation (`minimal_talk`).
 From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the
 template refuses a placement, the next one of the configured order is tried, and the record says which was refused and why; when
 none is left, the error names the template's words.
@@ -34,7 +35,7 @@ from hintdistill.injection.control_tokens import note_of, refuse_in_hint
 from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
 from hintdistill.injection.levels import hint_level
 from hintdistill.injection.opening import RenderedStep, first_difference
-from hintdistill.injection.placing import BOUNDARY_SHIFTED, Context, Placed, message_block
+from hintdistill.injection.placing import BOUNDARY_SHIFTED, MINIMAL_TALK, Context, Placed, message_block, minimal_talk
 from hintdistill.injection.quotes import locate, tokens_in
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.schema_tokens import legal_continuations
@@ -111,12 +112,20 @@ class StepSite:
         """The placement `message`: a message of the hint's own above the step. Errors as in `splice`.
 
         From the end of the message above it on, the hinted context is the template's own render of the conversation with the
-        hint, generation prompt included. What the generation prompt adds there and not here belongs to the block.
+        hint, generation prompt included; where the template refuses that one, of a minimal conversation (`minimal_talk`). What
+        the generation prompt adds there and not here belongs to the block.
         """
         assert role is not None
         opening, words = self.opening, text.strip()
-        own = self.renderer.render((*opening.before, Message(role=role, content=text)), opening.tools, header=True)
-        block, rest, rewrites = message_block(self.renderer, opening, own, words, role)
+        notes: tuple[str, ...] = ()
+        hint = Message(role=role, content=text)
+        try:
+            above = opening
+            own = self.renderer.render((*opening.before, hint), opening.tools, header=True)
+        except TemplateError as refused:
+            above, own = minimal_talk(self.renderer, hint, opening, refused)
+            notes = (MINIMAL_TALK,)
+        block, rest, rewrites = message_block(self.renderer, above, own, words, role)
         placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
         if placed.shifted:
             raise SpliceError("the hint's message does not begin and end at token boundaries")
@@ -129,7 +138,7 @@ class StepSite:
             # the step stands under the header of a finished one, so only the block is compared
             tail = tail[: len(tail) - len(self.renderer.encode(opening.prompt))]
             tail += tuple(self.renderer.encode(opening.header))
-        notes = ("spliced_block",) if rewrites else ()
+        notes = ("spliced_block", *notes) if rewrites or notes else ()
         return Splice(placed.insert_at, placed.block_ids, "message", role, notes, tail)
 
     def in_observation(self, text: str, role: HintRole | None, offset: int) -> Splice:

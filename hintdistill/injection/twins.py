@@ -11,14 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from itertools import pairwise
 from typing import Any, Literal
 
 from hintdistill.core.effects import effect_of
 from hintdistill.core.errors import SpliceError, TemplateError, TwinError
 from hintdistill.core.types import Finding, Replacement, Trace, Twin, TwinEdit
 from hintdistill.injection.control_tokens import control_texts
+from hintdistill.injection.recorded import changed, onto_recorded, require_kept, require_text
 from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import StepSite
 
@@ -224,14 +223,6 @@ def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
     return Replacement(where=places[0][0], index=places[0][1], old=old, new=new)
 
 
-def changed(old: Sequence[Any] | str, new: Sequence[Any] | str) -> tuple[int, int, int]:
-    """Where two sequences differ: the common beginning, and the half-open ends of the differing stretch in each."""
-    start = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-    room = min(len(old), len(new)) - start
-    same = next((i for i in range(room) if old[len(old) - 1 - i] != new[len(new) - 1 - i]), room)
-    return start, len(old) - same, len(new) - same
-
-
 class TwinBuilder:
     """Renders twins with one tokenizer and template."""
 
@@ -255,13 +246,21 @@ class TwinBuilder:
             TwinError: see `apply_edit`; the template prints nothing of a changed part (`not_shown`), changes more than the
                 edit's places (`rerender_differs`), the recorded context is not what it prints there (`recorded_differs`), or
                 the edit writes a control token (`control_tokens`).
-            TemplateError, SpliceError: the original step cannot be rendered.
+            TemplateError: the original step cannot be rendered.
+            SpliceError: so too, or an id outside the edit is not that of the original, which is checked of every twin.
         """
         self._refuse_control_tokens(edit)
         site = self.site(trace, finding.step)
         original = tuple(self.renderer.encode(site.opening.text))
         made, origin = self._rendered(site, original, edit)
-        context_ids = onto_recorded(original, site.rendered.context_ids, made, origin, loose=bool(edit.removed))
+        recorded = site.rendered.context_ids
+        context_ids = onto_recorded(original, recorded, made, origin, loose=bool(edit.removed))
+        try:
+            require_kept(original, recorded, made, origin, context_ids)
+            if self.renderer.decode(original) == self.renderer.decode(recorded):
+                require_text(self.renderer.decode(made), self.renderer.decode(context_ids))
+        except SpliceError as error:
+            raise SpliceError(f"trace {trace.id}, step {finding.step}: {error.message}") from None
         return Twin(
             trace_id=trace.id,
             finding=finding,
@@ -307,64 +306,6 @@ class TwinBuilder:
         if hidden or ids == original:
             raise TwinError("not_shown", f"the template prints nothing of {', '.join(hidden) or 'the edit'}")
         return ids, origin
-
-
-def onto_recorded(
-    original: tuple[int, ...],
-    recorded: tuple[int, ...],
-    made: tuple[int, ...],
-    origin: Sequence[int | None],
-    loose: bool = False,
-) -> tuple[int, ...]:
-    """The edited context with recorded ids wherever nothing is edited.
-
-    Args:
-        original: the original context as rendered.
-        recorded: the original context as recorded; the same tokens, or other spellings of earlier steps.
-        made: the edited context as rendered.
-        origin: for each token of `made`, where it comes from in `original`; None for what the edit put there.
-        loose: whether what is taken out may be spelled otherwise in the recorded context, as messages taken out whole may.
-
-    Raises:
-        TwinError: the recorded context is not what the template prints around an edited place (`recorded_differs`).
-    """
-    if original == recorded:
-        return made
-    where = [-1, *_matches(original, recorded), len(recorded)]
-    kept = [-1, *(i for i in origin if i is not None), len(original)]
-    new: dict[int, list[int]] = {}
-    last = -1
-    for token, source in zip(made, origin, strict=True):
-        if source is None:
-            new.setdefault(last, []).append(token)
-        else:
-            last = source
-    out: list[int] = []
-    at = 0
-    for before, after in pairwise(kept):
-        if after == before + 1 and before not in new:
-            continue
-        left, right = where[before + 1], where[after + 1]
-        exact = right is not None and left is not None and right - left == after - before
-        if left is None or right is None or not (exact or (loose and right > left)):
-            raise TwinError(
-                "recorded_differs", "the recorded context is not what the template prints at an edited place"
-            )
-        out += [*recorded[at : left + 1], *new.get(before, ())]
-        at = right
-    return tuple(out) + recorded[at:]
-
-
-def _matches(original: tuple[int, ...], recorded: tuple[int, ...]) -> list[int | None]:
-    """For each token of the rendered context, the same token of the recorded one; None where there is none."""
-    start, end, recorded_end = changed(original, recorded)
-    out: list[int | None] = [*range(start), *([None] * (end - start))]
-    out += [recorded_end + i for i in range(len(original) - end)]
-    middle = SequenceMatcher(None, original[start:end], recorded[start:recorded_end], autojunk=False)
-    for block in middle.get_matching_blocks():
-        for i in range(block.size):
-            out[start + block.a + i] = start + block.b + i
-    return out
 
 
 def state_changing_calls(original: Trace, twin: Trace, step: int) -> list[str]:

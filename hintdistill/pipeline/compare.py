@@ -1,8 +1,10 @@
 """`hintdistill critique --compare A B`: the same traces under two critics or two prompts.
 
-Both sides run as far as rescoring, so that what is compared is not only what was said but what it did: findings gained,
-lost and moved, hints accepted, specificity, tokens spent. Differences are B − A, paired by trace; their 95 % intervals
-are percentiles of 2,000 resamples of the traces (Efron 1979), so that the variation between traces cancels.
+A side is a run folder, a config, `key=value` on top of the config, or the path of a critic prompt. Both are put together before
+anything is asked, so that an unknown prompt costs nothing, and both run as far as rescoring, so that what is compared is not only
+what was said but what it did: findings gained, lost and moved, hints accepted, specificity, tokens spent. Differences are B − A,
+paired by trace; their 95 % intervals are percentiles of 2,000 resamples of the traces (Efron 1979), so that the variation between
+traces cancels.
 """
 
 from __future__ import annotations
@@ -17,12 +19,15 @@ import numpy as np
 from hintdistill.config import RunConfig
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import InputError
-from hintdistill.core.types import Critique
+from hintdistill.core.types import Critique, Finding
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run, run_folder
 from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.to_score import hint_items
+from hintdistill.prompts import hint_name
+from hintdistill.rescoring.store import TargetStore
 
 RESAMPLES = 2000
 
@@ -30,35 +35,72 @@ RESAMPLES = 2000
 def run_comparison(
     config: Path, overrides: Sequence[str], sides: tuple[str, str], console: Console, *, trust: bool = False
 ) -> dict[str, Any]:
-    """Run what has not been run and compare. A side is a run folder, a config, or `key=value` on top of `config`.
+    """Run what has not been run and compare. What B shares with A is not scored twice: it takes A's targets of the same key.
 
     Args:
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError, InputError: a side is none of these, or a run folder has no critique.
+        ConfigError, InputError, PromptError: a side is none of these or cannot be put together, or a run folder has no
+            critique.
         HintdistillError: whatever stopped a side.
     """
     base = run_folder(load_config(config, list(overrides)), f"{config.stem}-compare")
-    folders = []
-    for name, side in zip("ab", sides, strict=True):
-        if RunDir(side).is_run():
+    settings = [None if RunDir(side).is_run() else side_settings(config, overrides, side) for side in sides]
+    check_critics([s for s in settings if s is not None], console, trust=trust)
+    folders: list[Path] = []
+    for name, side, its in zip("ab", sides, settings, strict=True):
+        if its is None:
             folders.append(Path(side))
             continue
-        settings = _settings(config, overrides, side)
         console.note(f"{name}: {side}")
-        folders.append(run(settings, base / name, resume=True, until="rescore", console=console, trust=trust))
+        if folders:
+            run(its, base / name, resume=True, until="inject", console=console, trust=trust)
+            if lent := _lend(folders[0], base / name, its):
+                console.note(f"{name}: {lent} injections are those of the other side and are not scored again")
+        folders.append(run(its, base / name, resume=True, until="rescore", console=console, trust=trust))
     return compare_runs(*folders)
 
 
-def _settings(config: Path, overrides: Sequence[str], side: str) -> RunConfig:
+def side_settings(config: Path, overrides: Sequence[str], side: str) -> RunConfig:
+    """The configuration of a side that is no folder; see the module.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+        InputError: the side is nothing of the kind.
+    """
     if "=" in side:
+        key, _, value = side.partition("=")
+        if key.endswith(".prompt") and value.endswith(".jinja") and Path(value).is_file():
+            side = f"{key}={Path(value).resolve()}"
         return load_config(config, [*overrides, side])
     if not Path(side).is_file():
         raise InputError(
-            f"{side} is no run folder, no config and no key=value", hint="e.g. critic.llm.prompt=critic/mine.jinja"
+            f"{side} is no run folder, no config, no prompt and no key=value",
+            hint="e.g. critic.llm.prompt=critic/mine.jinja",
         )
+    if side.endswith(".jinja"):
+        return load_config(config, [*overrides, f"critic.llm.prompt={Path(side).resolve()}"])
     return load_config(Path(side), list(overrides))
+
+
+def check_critics(sides: Sequence[RunConfig], console: Console, *, trust: bool = False) -> None:
+    """Put the critics of every side together and ask nothing. Raises ConfigError, PromptError or InputError."""
+    for settings in sides:
+        with in_use(settings, trust):
+            critique.critics(RunContext(settings, RunDir(Path()), console))
+
+
+def _lend(a: Path, b: Path, settings: RunConfig) -> int:
+    """Give B the targets that A has and B would score to the same bits; their number."""
+    with in_use(settings):
+        ctx = RunContext(settings, RunDir.open(b), Console(quiet=True))
+        owed = {item.key for item in hint_items(ctx)}
+    have, mine = TargetStore(a / "targets"), TargetStore(b / "targets")
+    lent = owed & have.keys() - mine.keys()
+    for part in have.parts():
+        mine.append([t for t in have.read_part(part) if t.key in lent])
+    return len(lent)
 
 
 def compare_runs(a: Path, b: Path) -> dict[str, Any]:
@@ -77,7 +119,7 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 
     def paired(value: Callable[[Mapping[str, list[dict[str, Any]]], Mapping[str, Critique], str], float | None]) -> Any:
         pairs = [(value(scored_a, said_a, k), value(scored_b, said_b, k)) for k in shared]
-        return _paired([p for p in pairs if p[0] is not None and p[1] is not None])  # type: ignore[misc]
+        return paired_difference([p for p in pairs if p[0] is not None and p[1] is not None])  # type: ignore[misc]
 
     return {
         "a": str(a),
@@ -85,6 +127,10 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
         "traces": len(shared),
         "left_out": len(said_a) + len(said_b) - 2 * len(shared),
         "findings": {"same": same, "gained": gained, "lost": lost, "moved": moved},
+        "unused_hints": unused_hints(
+            (RunDir.open(a).manifest().get("prompts", {}), RunDir.open(b).manifest().get("prompts", {})),
+            [f for said in (said_a, said_b) for c in said.values() for f in c.findings],
+        ),
         "accepted": paired(lambda scored, _, k: float(sum(f["accepted"] for f in scored.get(ids[k], ())))),
         "acceptance": paired(lambda scored, _, k: _mean([float(f["accepted"]) for f in scored.get(ids[k], ())])),
         "specificity_nats": paired(
@@ -95,6 +141,13 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
         "tokens": paired(lambda _, said, k: float(said[k].usage.prompt_tokens + said[k].usage.completion_tokens)),
         "requests": paired(lambda _, said, k: float(said[k].usage.requests)),
     }
+
+
+def unused_hints(hashes: tuple[Mapping[str, str], Mapping[str, str]], findings: Sequence[Finding]) -> list[str]:
+    """Hint templates that differ between the sides and that no finding uses: none has their class and no hint of its own."""
+    a, b = hashes
+    edited = {n for n in {*a, *b} if n.startswith("hints/") and a.get(n) != b.get(n)}
+    return sorted(edited - {hint_name(f.error_class) for f in findings if f.hint is None})
 
 
 def _said(folder: Path) -> dict[str, Critique]:
@@ -139,7 +192,7 @@ def _differences(
     return gained, lost, moved, same
 
 
-def _paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def paired_difference(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Means of both sides and of their difference, with its interval."""
     if not pairs:
         return {"a": None, "b": None, "difference": None, "low": None, "high": None, "n": 0}
@@ -178,6 +231,7 @@ def compare_lines(found: Mapping[str, Any]) -> list[str]:
                 f"  {name:<18} A {p['a']:.3f}  B {p['b']:.3f}  B−A {p['difference']:+.3f} "
                 f"[{p['low']:+.3f}, {p['high']:+.3f}] per trace, {p['n']} traces"
             )
+    out += [f"  {name} differs, and no finding uses it" for name in found["unused_hints"]]
     for label in ("gained", "lost"):
         out += [f"  {label}: {x['trace']}, step {x['step']}, {x['error_class']}" for x in f[label][:10]]
     out += [f"  moved: {x['trace']}, step {x['from']} → {x['to']}, {x['error_class']}" for x in f["moved"][:10]]

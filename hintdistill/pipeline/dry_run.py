@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hintdistill.config import RunConfig
+from hintdistill.core.errors import HintdistillError
+from hintdistill.core.model_shape import safetensors_header
 from hintdistill.core.types import Trace
 from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
@@ -28,10 +32,21 @@ class DryRun:
     tool_schemas: int
     recorded_ids: int
     """Steps whose token ids are recorded."""
+    trace_bytes: int
+    """Size of the trace files."""
+    trace_tokens: int | None
+    """Tokens of all traces as the student reads them, each once; None where run.model is no folder on this machine (a dry run
+    downloads nothing), or no stage asks the student."""
+    not_rendered: int
+    """Traces that the student's template or tokenizer refuses; they are not among `trace_tokens`."""
+    student_bytes: int | None
+    """Size of the weights that training writes, in `train.save_dtype`; None where nothing is trained or the model is not here."""
 
 
 def dry_run(config: RunConfig, until: str = "report", *, trust: bool = False) -> DryRun:
-    """Read the traces and say what the run would ask of whom. Raises what `check_inputs` raises.
+    """Read the traces and say what the run would ask of whom.
+
+    Raises what `check_inputs` raises, and ModelError for a model folder that renders nothing.
 
     Args:
         trust: see `pipeline.run.run`.
@@ -42,6 +57,7 @@ def dry_run(config: RunConfig, until: str = "report", *, trust: bool = False) ->
 
 def _dry_run(config: RunConfig, until: str) -> DryRun:
     from hintdistill.pipeline import critique, outcome
+    from hintdistill.traces.files import trace_files
     from hintdistill.traces.groups import group_traces
     from hintdistill.traces.reading import read_traces
 
@@ -60,6 +76,8 @@ def _dry_run(config: RunConfig, until: str) -> DryRun:
     trains = stage_named("train") in stages_between(until=until)
     if trains and config.run.rounds is None and reads_reward(config.train.effective_recipe):
         outcome.check_outcomes(config, [t for t, s in zip(traces, splits, strict=True) if s == "train"])
+    renders = stage_named("inject") in stages_between(until=until)
+    tokens, refused = _tokens(ctx, traces) if renders else (None, 0)
     return DryRun(
         traces=len(traces),
         failures=failures,
@@ -69,4 +87,34 @@ def _dry_run(config: RunConfig, until: str) -> DryRun:
         critics=critique.asked(ctx, traces),
         tool_schemas=len({name for t in traces for name in t.tool_schemas}),
         recorded_ids=sum(t.messages[i].token_ids is not None for t in traces for i in t.step_indices),
+        trace_bytes=sum(p.stat().st_size for p in trace_files(config.traces.path, "traces.path")),
+        trace_tokens=tokens,
+        not_rendered=refused,
+        student_bytes=_student_bytes(config) if trains else None,
     )
+
+
+def _tokens(ctx: RunContext, traces: Sequence[Trace]) -> tuple[int | None, int]:
+    """Tokens of the traces up to the end of the last step that is the student's own, and how many could not be rendered."""
+    if not Path(ctx.config.run.model).is_dir():
+        return None, 0
+    total, refused = 0, 0
+    for trace in (t for t in traces if t.own_steps):
+        try:
+            step = ctx.renderer.step(trace, trace.own_steps[-1])
+        except HintdistillError:
+            refused += 1
+            continue
+        total += len(step.context_ids) + len(step.step_ids)
+    return total, refused
+
+
+def _student_bytes(config: RunConfig) -> int | None:
+    """Size of whole weights; None where they are not here, or where an adapter alone is written."""
+    files = sorted(Path(config.run.model).glob("*.safetensors"))
+    if not files or (config.train.lora is not None and config.train.save == "adapter"):
+        return None
+    if config.train.save_dtype == "auto":
+        return sum(f.stat().st_size for f in files)
+    width = {"float32": 4, "bfloat16": 2}[config.train.save_dtype]
+    return width * sum(math.prod(t["shape"]) for f in files for t in safetensors_header(f).values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from hintdistill.critics.evaluation import Case, evaluate, named_step
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.pipeline import critique
 from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.labels_hints import lines as hint_lines
+from hintdistill.pipeline.labels_hints import repairs
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import hint_classes
+from hintdistill.reporting.spending import PARTS, spending
 from hintdistill.traces.formats.annotated import Label, Labelled, read_annotated
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import read_traces
@@ -29,7 +32,7 @@ TOLD = {"step", "error_class", "quote", "hint", "confidence", "caused_by", "deci
 
 
 def score_critics(
-    config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False
+    config: RunConfig, labels: Path, folder: Path, console: Console, *, trust: bool = False, hints: bool = False
 ) -> dict[str, Any]:
     """Critique the labelled traces and score the outcome; written to `folder`/evaluation.json.
 
@@ -38,6 +41,7 @@ def score_critics(
 
     Args:
         trust: see `pipeline.run.run`.
+        hints: whether the model of run.model also reads the hints of the findings; see `labels_hints.repairs`.
 
     Raises:
         InputError: nothing at `labels`.
@@ -45,24 +49,26 @@ def score_critics(
         ServiceError: a critic's server is gone; what it answered before is kept.
     """
     with in_use(config, trust):
-        return _score_critics(config, labels, folder, console)
+        return _score_critics(config, labels, folder, console, hints)
 
 
-def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console) -> dict[str, Any]:
+def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console, hints: bool) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
     labelled, unread = _labelled(ctx, labels)
-    said = _critiques(ctx, [of.trace for of in labelled])
+    said, asked = _critiques(ctx, [of.trace for of in labelled])
     cases: list[Case] = []
     for of in labelled:
         spoken = [s for s in said[of.trace.id] if isinstance(s, Critique)]
         cases.append(Case(of.trace, of.label, settle(of.trace.id, spoken) if spoken else None, of.source_set))
-    usage = [c.critique.usage for c in cases if c.critique is not None]
+    prices = config.model_dump(mode="json", include={"critic"})
+    spent = spending([row for rows in asked.values() for row in rows], prices, 0)
     result = {
         "labels": str(labels),
         "critics": list(config.critic.use),
         "unread": unread,
         **evaluate(cases, hint_classes(ctx.library)),
-        "usage": {n: sum(getattr(u, n) for u in usage) for n in ("requests", "prompt_tokens", "completion_tokens")},
+        "prompts": {n: ctx.library.hash(n) for n in ctx.library.names()},
+        "usage": {n: spent[n] for n in (*PARTS, "money")},
         "cases": [
             {
                 "trace": t.id,
@@ -72,6 +78,7 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
                 "named": named_step(c),
                 "findings": [f.model_dump(mode="json", include=TOLD) for f in c.findings] if c else [],
                 "notes": list(c.notes) if c else [],
+                "cost": _cost(asked[t.id], prices),
             }
             for t, label, c, source_set in cases
         ],
@@ -84,6 +91,10 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
             f"every critic failed on all {len(cases)} labelled traces: {next(iter(messages), 'no critic was asked')}",
             hint=f"{folder / 'evaluation.json'} has the cases; the same command asks again",
         )
+    if hints:
+        # after the answers are kept: a model that does not load costs none of them
+        result["hints"] = repairs(ctx, cases)
+        write_atomic(folder / "evaluation.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 
 
@@ -142,15 +153,34 @@ def _recorded(truth: RecordedCritic, traces: list[Trace]) -> Iterator[tuple[Trac
         yield trace, Label(verdict="findings", step=roots[0].step, steps=steps, error_class=roots[0].error_class)
 
 
-def _critiques(ctx: RunContext, traces: list[Trace]) -> dict[str, list[Said]]:
+def _cost(rows: list[dict[str, Any]], prices: dict[str, Any]) -> dict[str, float | None]:
+    """Tokens, requests and money of one trace; money is None where a critic that asked has no price."""
+    spent = spending(rows, prices, 0)
+    tokens = spent["prompt_tokens"] + spent["completion_tokens"]
+    return {"tokens": tokens, "requests": spent["requests"], "money": spent["money"]}
+
+
+def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Said]], dict[str, list[dict[str, Any]]]]:
+    """What the critics say of each trace, and what each of them asked for it, as rows for `spending`."""
     section = ctx.config.critic
     said: dict[str, list[Said]] = {t.id: [] for t in traces}
+    asked_for: dict[str, list[dict[str, Any]]] = {t.id: [] for t in traces}
     for critic in make_critics(section, ctx.config.run, ctx.library, ctx.rundir.path / "answers.jsonl"):
         asked = [t for t in traces if critic.name != "strong" or escalation(section, t, said[t.id])]
         with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
             for trace, outcome in critic.critique(asked):
                 said[trace.id].append(outcome)
+                if (usage := getattr(outcome, "usage", None)) is not None:
+                    asked_for[trace.id].append({"critic": critic.name, "critique": {"usage": usage.model_dump()}})
                 advance(1)
                 if not isinstance(outcome, Critique):
                     ctx.console.warn(f"{critic.name}: {outcome.message}")
-    return said
+    return said, asked_for
+
+
+def spent_lines(result: Mapping[str, Any]) -> list[str]:
+    """What the critics cost, and what their hints did where that was asked, as lines for a terminal."""
+    usage = result["usage"]
+    cost = "" if usage["money"] is None else f"; cost {usage['money']:,.4f}"
+    line = f"{usage['requests']:,} requests, {usage['prompt_tokens']:,} prompt and {usage['completion_tokens']:,} answer tokens{cost}"
+    return [line] * (usage["requests"] > 0) + (hint_lines(result["hints"]) if "hints" in result else [])

@@ -288,4 +288,16 @@ def _collect(
         twin_items={item.key: item for item in to_score.twin_items(ctx)},
         controls=None if ctx.elsewhere is not None else controls(ctx.rundir),
         holds=hold.counts(ctx),
+        folder=ctx.rundir.path,
+        owed=len(critique.owed(ctx)),
+        tripwires=_tripwires(ctx) if summary else None,
     )
+
+
+def _tripwires(ctx: RunContext) -> list[dict[str, Any]]:
+    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics."""
+    path = ctx.rundir.path / "train" / _student_key(ctx) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [{k: r[k] for k in ("step", "tripwire", "value", "bound")} for r in rows if "tripwire" in r]

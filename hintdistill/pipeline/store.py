@@ -32,6 +32,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ DAMAGED = (
     "`hintdistill verify` says what of the folder is damaged; `run CONFIG --resume run.dir=…` writes the manifest again"
 )
 """What to do about a manifest that cannot be read."""
-KEPT = ("model", "prompts", "formats", "file", "until", "finished")
+KEPT = ("model", "prompts", "formats", "file", "until", "finished", "started")
 """What of a manifest stays when a run is continued."""
 BEGUN = (".lock", ".manifest.json.writing")
 """What a kill leaves of a run that has no manifest yet; nothing is lost with it."""
@@ -149,6 +150,7 @@ class RunDir:
             # what came from elsewhere and is not trusted stays so
             "signature": None if guards() else sign(data),
             "versions": _versions(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
             **{k: v for k, v in self.manifest().items() if k in KEPT},
         }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))

@@ -6,15 +6,18 @@ The document is versioned and described in `docs/report.md`. Probabilities are o
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Injection
 from hintdistill.critics.rules import NOT_JUDGED
 from hintdistill.injection.levels import LEVELS
@@ -64,6 +67,12 @@ class ReportInput:
     """Number of hold traces, and what was not one by reason; None where none were asked for."""
     controls: Mapping[str, Any] | None = None
     """The document of `hintdistill controls`, where it was run."""
+    folder: Path | None = None
+    """The run folder, for its name and the command that runs it again."""
+    owed: int | None = None
+    """Traces whose critique another try may still give; None where it is not known."""
+    tripwires: Sequence[Mapping[str, Any]] | None = None
+    """Bounds that training crossed: `step`, `tripwire`, `value`, `bound`; None where this run trained nothing."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
@@ -85,6 +94,7 @@ def build(data: ReportInput) -> dict[str, Any]:
             "prompts": data.manifest.get("prompts"),
             "precision": data.manifest.get("precision"),
             "versions": data.manifest["versions"],
+            **_about(data),
             "config": data.manifest["config"],
         },
         "funnel": funnel(data, hints),
@@ -105,12 +115,35 @@ def build(data: ReportInput) -> dict[str, Any]:
             "recorded_steps": sum(t.recorded_gap is not None for t in hints),
             "engine_floor_nats": data.train_summary["engine_floor_nats"] if data.train_summary else None,
         },
-        "train": dict(data.train_summary) if data.train_summary else None,
+        "train": _train(data),
         "warnings": list(data.warnings),
         "controls": dict(data.controls) if data.controls else None,
         "findings": findings,
         "unscored": [unscored_entry(r) for r in data.injection_rows if "injection" not in r],
     }
+
+
+def _about(data: ReportInput) -> dict[str, Any]:
+    """Name, date, command, data and hash of the configuration, by which a reader finds a run again."""
+    config = data.manifest["config"]
+    plain = {**config, "run": {k: v for k, v in config["run"].items() if k != "dir"}}
+    path = config["traces"]["path"]
+    folder = data.folder
+    return {
+        "name": None if folder is None else folder.resolve().name,
+        "started": data.manifest.get("started"),
+        "command": None if folder is None else shlex.join(["hintdistill", "run", str(folder / "config.yaml")]),
+        "data": [path] if isinstance(path, str) else list(path or ()),
+        "config_hash": content_key("config", plain),
+    }
+
+
+def _train(data: ReportInput) -> dict[str, Any] | None:
+    """The training's summary, and the bounds it crossed where they are known."""
+    if not data.train_summary:
+        return None
+    crossed = {} if data.tripwires is None else {"tripwires": [dict(c) for c in data.tripwires]}
+    return {**data.train_summary, **crossed}
 
 
 @dataclass(frozen=True)
@@ -218,6 +251,7 @@ def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
             "dropped": sum(n.startswith("dropped:") for c in data.critiques.values() for n in c.notes),
             "in_windows": sum(n.startswith("read in ") for c in data.critiques.values() for n in c.notes),
             **_not_judged(data),
+            **({} if data.owed is None else {"owed": data.owed}),
         },
         "inject": {
             "injections": len(injections),

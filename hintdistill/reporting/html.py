@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from hintdistill.reporting import printable
 from hintdistill.reporting.controls import TITLES, about, interval
 from hintdistill.reporting.spending import spent
 from hintdistill.reporting.twins import edit_lines
+from hintdistill.reporting.verdict import MARKS, split_rows, verdict
+from hintdistill.reporting.worst import worst
 
 
 def render_html(document: Mapping[str, Any], max_findings: int) -> str:
@@ -26,13 +28,15 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
     env.filters.update(
         safe_text=lambda text: printable(text or ""), pct=_percent, num=_number, heat=_heat, interval=interval
     )
-    findings = sorted(
-        document["findings"], key=lambda f: (not f["accepted"], f["split"] != "holdout", f["trace"], f["step"])
-    )
-    shown = _varied(findings, max_findings)
+    shown, groups = worst(document["findings"], max_findings)
     return env.get_template("report.html.jinja").render(
         doc=document,
+        verdict=verdict(document),
+        marks=MARKS,
+        split_ids=dict(split_rows(document)),
         shown=shown,
+        groups=groups,
+        contexts=_contexts(shown),
         spent=spent(document["funnel"]["critique"].get("usage")),
         controls=document.get("controls"),
         about_controls=about(document["controls"]) if document.get("controls") else None,
@@ -41,17 +45,10 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
     )
 
 
-def _varied(findings: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
-    """The first n, the error classes and the accepted/rejected in turn, so that a short list shows every kind."""
-    lanes: dict[tuple[bool, str], list[dict[str, Any]]] = {}
-    for finding in findings:
-        lanes.setdefault((finding["accepted"], finding["error_class"] or ""), []).append(finding)
-    out: list[dict[str, Any]] = []
-    while len(out) < n and any(lanes.values()):
-        for lane in lanes.values():
-            if lane and len(out) < n:
-                out.append(lane.pop(0))
-    return out
+def _contexts(shown: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Key of a finding → key of the first one shown with the same text above its step, which is printed once."""
+    first: dict[tuple[str, str], str] = {}
+    return {f["key"]: first.setdefault((f["trace"], f["context_above"]), f["key"]) for f in shown}
 
 
 def _percent(value: float | None, digits: int = 1) -> str:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import get_args
+from typing import Any, get_args
 
+from hintdistill.config import TripwireSection
 from hintdistill.core import errors
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS, TWIN_MAKERS
 from hintdistill.core.scores import Choice
@@ -16,6 +17,7 @@ from hintdistill.injection.candidates import NAMES as CANDIDATES
 from hintdistill.prompts import hint_classes, shipped_library
 from hintdistill.recipes import recipe_names
 from hintdistill.reporting.allow import (
+    Names,
     Rule,
     each,
     head,
@@ -31,6 +33,7 @@ from hintdistill.reporting.allow import (
     word,
 )
 from hintdistill.reporting.controls import TITLES
+from hintdistill.reporting.verdict import is_near_miss
 from hintdistill.rescoring.twins import NOT_DONE_HERE
 
 REPORT_SCHEMA = 1
@@ -115,7 +118,17 @@ def _twin_kinds() -> Collection[str]:
 
 
 _NOTES = frozenset(
-    {"rewritten_history", "boundary_retokenised", "spliced_block", "refused", "filtered_logprobs", "combined"}
+    {
+        "rewritten_history",
+        "boundary_retokenised",
+        "boundary_shifted",
+        "not_append_only",
+        "spliced_block",
+        "minimal_talk",
+        "refused",
+        "filtered_logprobs",
+        "combined",
+    }
 )
 _CORRECTIONS = frozenset({"asked", "no_place", "too_long", "cut", "unreadable", "objected", "kept"})
 _FIDELITIES: tuple[str, ...] = get_args(Fidelity)
@@ -127,6 +140,7 @@ def _places() -> Collection[str]:
 
 
 _SPLITS = frozenset({"train", "validation", "holdout", "test"})
+_WIRES = frozenset(TripwireSection.model_fields)
 _PACKAGES = frozenset({"hintdistill", "torch", "transformers", "peft", "accelerate", "vllm"})
 
 hashed = matching("[0-9a-f]{8,64}")
@@ -136,7 +150,14 @@ reason = word("reason", _reasons)
 gate_reason = word("reason", _GATE)
 level = word("level", ("0", "1", "2", "3"))
 placebo = word("kind", get_args(PlaceboKind))
-split = word("split", _SPLITS)
+
+
+def split(value: Any, names: Names) -> Any:
+    """Let a split that this program names pass; another one becomes a number, of its own kind if it is of near-misses."""
+    kind = "near_miss" if isinstance(value, str) and is_near_miss(value) else "split"
+    return word(kind, _SPLITS)(value, names)
+
+
 placement = word("placement", _places)
 fidelity = word("fidelity", _FIDELITIES)
 twin_kind = word("kind", _twin_kinds)
@@ -171,7 +192,7 @@ _funnel = record(
     read=record(**numbers("records", "traces", "steps", "cut"), failed=counts(reason), split=counts(split)),
     hold=record(**numbers("traces"), failed=counts(reason)),
     critique=record(
-        **numbers("findings", "dropped", "in_windows", "not_judged"),
+        **numbers("findings", "dropped", "in_windows", "not_judged", "owed"),
         verdicts=counts(word("verdict", get_args(Verdict))),
         failed=counts(reason),
         by_class=counts(error_class),
@@ -301,6 +322,7 @@ SHARED: Rule = record(
     schema=number,
     run=record(
         model=text,
+        config_hash=hashed,
         critics=each(critic),
         hint=word("hint", ("critic", "placebo")),
         model_key=record(weights=hashed, tokenizer=hashed, template=hashed),
@@ -349,6 +371,7 @@ SHARED: Rule = record(
             "parameters",
         ),
         **numbers("engine_floor_nats", "grad_window_cosine"),
+        tripwires=each(record(tripwire=word("tripwire", _WIRES), **numbers("step", "value", "bound"))),
         way=word("way", ("shared_prefix", "snapshots", "snapshots_by_token", "separate")),
         arrived=record(handling=word("handling", ("merged", "beside"))),
     ),

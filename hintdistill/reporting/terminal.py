@@ -14,7 +14,7 @@ from hintdistill.reporting import printable
 from hintdistill.reporting.build import moved_line
 from hintdistill.reporting.inspection import FileReport
 from hintdistill.reporting.spending import spent
-from hintdistill.reporting.twins import edit_lines
+from hintdistill.reporting.verdict import MARKS, verdict
 
 
 def show_summary(document: Mapping[str, Any], console: Console) -> None:
@@ -78,6 +78,21 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         console.print(f"[yellow]warning:[/] {escape(printable(warning))}")
     if line := moved_line(document):
         console.print(line, highlight=False, soft_wrap=True)
+    show_verdict(document, console)
+
+
+def show_verdict(document: Mapping[str, Any], console: Console) -> None:
+    """The sentence and the figures that stand on top of the page, regressions first and marked."""
+    found = verdict(document)
+    console.print()
+    style = "bold red" if found.worse else "bold"
+    console.print(Text(printable(found.sentence), style=style), soft_wrap=True)
+    styles = {"worse": "bold red", "look": "yellow", "unknown": "dim", "good": "green"}
+    for figure in found.figures:
+        line = Text(f"{MARKS[figure.state]:>12}  ", style=styles[figure.state])
+        console.print(line.append(printable(f"{figure.title}: {figure.value}"), style="default"), soft_wrap=True)
+        for detail in figure.lines if figure.state != "good" else ():
+            console.print(Text(f"{'':>14}{printable(detail)}", style="dim"), soft_wrap=True)
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:
@@ -95,73 +110,6 @@ def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
-
-
-def _show_twins(twins: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """A finding's twins: where the same step is right, and whether the policy does it there."""
-    for twin in twins:
-        verdict = "[green]kept[/]" if twin["accepted"] else f"[red]{escape(', '.join(twin['reasons']))}[/]"
-        after = "" if twin["after"] is None else f", {twin['after']:.4f} after training"
-        console.print(
-            f"twin {escape(printable(twin['maker']))}/{escape(printable(twin['kind']))} {verdict}: {twin['original']:.4f} in the "
-            f"original → {twin['here']:.4f} here{after}",
-            soft_wrap=True,
-        )
-        for line in edit_lines(twin["edit"]):
-            console.print(Text("  " + printable(line), style="dim"))
-
-
-def show_finding(finding: Mapping[str, Any], console: Console) -> None:
-    """One finding: the hint in place, and the step's tokens before, under the hint and after."""
-    verdict = "[green]accepted[/]" if finding["accepted"] else f"[red]{', '.join(finding['reasons'])}[/]"
-    console.print(
-        f"[bold]{escape(printable(finding['trace']))}:{finding['step']}[/] {escape(printable(finding['error_class'] or ''))} {verdict}"
-    )
-    console.print(Text("…" + printable(finding["context_above"]), style="dim"))
-    console.print(Text(printable(finding["hint"] or ""), style="black on yellow"))
-    console.print(Text(printable(finding["context_below"]), style="dim"))
-    for when in ("before", "hinted", "after"):
-        if not finding["tokens"] or finding["tokens"][0][when] is None:
-            continue
-        line = Text(f"{when:>7} ")
-        for token in finding["tokens"]:
-            style = "on red" if token[when] < 0.1 else "on dark_red" if token[when] < 0.5 else ""
-            line.append(printable(token["text"]), style=style + (" underline" if token["quoted"] else ""))
-        console.print(line)
-    decision = finding["decision"]
-    if decision:
-        after = "" if decision["after"] is None else f", {decision['after']:.4f} after training"
-        console.print(
-            f"decision token {escape(printable(repr(decision['token'])))}: {decision['before']:.4f} → "
-            f"{decision['hinted']:.4f} under the hint{after}; the teacher says {escape(printable(repr(decision['instead'])))}"
-        )
-    _show_twins(finding.get("twins", ()), console)
-
-
-def show_findings(document: Mapping[str, Any], console: Console) -> None:
-    """One line per finding."""
-    table = Table("trace:step", "class", "split", "before", "hinted", "after", "verdict")
-    for x in document["findings"]:
-        d = x["decision"] or {"before": None, "hinted": None, "after": None}
-        verdict = "accepted" if x["accepted"] else ", ".join(x["reasons"])
-        table.add_row(
-            escape(printable(f"{x['trace']}:{x['step']}")),
-            escape(printable(x["error_class"] or "")),
-            x["split"],
-            *(_number(d[k]) for k in ("before", "hinted", "after")),
-            verdict,
-        )
-    for x in document["unscored"]:
-        table.add_row(
-            escape(printable(f"{x['trace']}:{x['step']}")),
-            escape(printable(x["error_class"])),
-            "",
-            "",
-            "",
-            "",
-            x["reason"] or "",
-        )
-    console.print(table)
 
 
 def _number(value: float | None) -> str:

@@ -98,9 +98,39 @@ def format_named(name: str) -> TraceFormat:
     return FORMATS.get(name)
 
 
+_CHAT_RECORD = frozenset({"id", "trace_id", "task_id", "model", "messages", "tools", "reward"})
+_CHAT_MESSAGE = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
+
+
 def recognise(value: Any) -> TraceFormat | None:
     """The first format a record fits, or None."""
-    for found in formats():
+    for found in FORMATS.outside():
+        if found.fits(value):
+            return found
+    # most records of most files: no format asked earlier fits one, so none of them is asked
+    if _plain_chat(value):
+        return _chat()
+    for found in _shipped():
         if found.fits(value):
             return found
     return None
+
+
+@cache
+def _chat() -> TraceFormat:
+    return FORMATS.get("openai_chat")
+
+
+def _plain_chat(value: Any) -> bool:
+    """Whether a record is chat messages of text and calls, and says nothing that another format's record says."""
+    if type(value) is not dict or not _CHAT_RECORD.issuperset(value):
+        return False
+    messages = value.get("messages")
+    if type(messages) is not list or not messages:
+        return False
+    for m in messages:
+        if type(m) is not dict or "role" not in m or not _CHAT_MESSAGE.issuperset(m):
+            return False
+        if (content := m.get("content")) is not None and type(content) is not str:
+            return False
+    return True

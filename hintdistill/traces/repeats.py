@@ -104,11 +104,13 @@ def marks_of(messages: Sequence[Message]) -> list[Mark]:
     """A running hash over all that is rendered of each message; 64 bits, so that a million messages collide once in ten million runs."""
     out, mark = [], 0
     for m in messages:
-        if m.tool_calls:
-            calls = tuple([(c.name, c.arguments_raw, c.id) for c in m.tool_calls])
-            mark = hash((mark, m.role, m.content, m.reasoning, calls, m.name))
+        # the fields as they are held: every message of every trace comes here
+        of = m.__dict__
+        if calls := of["tool_calls"]:
+            said = tuple([(c.name, c.arguments_raw, c.id) for c in calls])
+            mark = hash((mark, of["role"], of["content"], of["reasoning"], said, of["name"]))
         else:
-            mark = hash((mark, m.role, m.content, m.reasoning, m.tool_call_id, m.name))
+            mark = hash((mark, of["role"], of["content"], of["reasoning"], of["tool_call_id"], of["name"]))
         out.append(mark)
     return out
 

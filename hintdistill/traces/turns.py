@@ -28,7 +28,7 @@ from hintdistill.traces.unread import note_unread
 from hintdistill.traces.values import check_plain, kind, number
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
-_PLAIN = {"role", "content", "tool_call_id"}
+_PLAIN = frozenset({"role", "content", "tool_call_id"})
 _TEXTS = ("tool_call_id", "name", "raw_text")
 ALIASES = {
     "function": "tool",
@@ -196,7 +196,7 @@ def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
     return fields
 
 
-_CALLING = {"role", "content", "tool_calls"}
+_CALLING = frozenset({"role", "content", "tool_calls"})
 
 
 def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | None:
@@ -207,13 +207,13 @@ def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | Non
     if role not in _ROLES or (content is not None and type(content) is not str):
         return None
     fields = {"role": role} if content is None else {"role": role, "content": content}
-    if value.keys() <= _PLAIN:
+    if _PLAIN.issuperset(value):
         answered = value.get("tool_call_id")
         if answered is not None:
             fields["tool_call_id"] = answered
         return fields if answered is None or type(answered) is str else None
     calls = value.get("tool_calls")
-    if value.keys() <= _CALLING and type(calls) is list:
+    if _CALLING.issuperset(value) and type(calls) is list:
         return {**fields, "tool_calls": [call_fields(c, index) for c in calls]}
     return None
 

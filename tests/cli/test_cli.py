@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 from conftest import ROOT, STUDENT, TOOLWORLD
@@ -49,6 +50,58 @@ def test_init_writes_a_config_that_loads(tmp_path):
         "3",
     )
     assert "traces: 3" in plan.stdout
+
+
+def test_init_with_model_and_traces_writes_a_config_that_runs(tmp_path):
+    folder, traces, tools = tmp_path / "my own", str(TOOLWORLD / "traces.jsonl"), tmp_path / "tools.json"
+    function = {"name": "look", "description": "", "parameters": {"type": "object", "properties": {}}}
+    tools.write_text(json.dumps([{"type": "function", "function": function}]))
+    given = ("--model", str(STUDENT), "--traces", traces, "--tools", str(tools))
+    out = hintdistill("init", str(folder), *given).stdout
+    config = hd.load_config(folder / "hintdistill.yaml")
+    assert config.run.model == str(STUDENT) and config.traces.path == (traces,) and list(config.critic.use) == ["rules"]
+    assert config.traces.tools == str(tools)
+    commands = [line for line in out.splitlines() if line.startswith("hintdistill ")]
+    assert [c.split()[1] for c in commands] == ["doctor", "run", "run"]
+    for command in commands[:2]:
+        words = shlex.split(command, comments=True)[1:]
+        hintdistill(*words, *(["traces.limit=3"] if "--dry-run" in words else []))
+    done = hintdistill(
+        "run", str(folder / "hintdistill.yaml"), "--until", "inject", "--limit", "20", f"run.dir={tmp_path / 'r'}"
+    )
+    assert "injections" in done.stdout
+
+
+def test_init_with_a_critic(tmp_path):
+    given = ("--model", "owner/model", "--traces", str(TOOLWORLD / "traces.jsonl"))
+    server = ("--critic", "http://localhost:8000/v1", "--critic-model", "big")
+    hintdistill("init", str(tmp_path / "a"), *given, *server)
+    config = hd.load_config(tmp_path / "a" / "hintdistill.yaml")
+    assert list(config.critic.use) == ["llm"] and config.critic.llm.base_url == "http://localhost:8000/v1"
+    assert config.critic.llm.model == "big" and config.critic.prompts == str(tmp_path / "a" / "prompts")
+    hintdistill("init", str(tmp_path / "b"), *given, "--critic", str(TOOLWORLD / "critic"))
+    local = hd.load_config(tmp_path / "b" / "hintdistill.yaml").critic.llm
+    assert local.backend == "local" and local.model == str(TOOLWORLD / "critic")
+    away = ("--critic", "https://critic.example/v1", "--critic-model", "big")
+    assert "--send-traces" in hintdistill("init", str(tmp_path / "c"), *given, *away, expect=2).stderr
+    hintdistill("init", str(tmp_path / "c"), *given, *away, "--send-traces")
+    assert hd.load_config(tmp_path / "c" / "hintdistill.yaml").critic.allow_hosts == ("critic.example",)
+    for wrong in (("--critic", "nobody"), ("--critic", "http://localhost:1/v1"), ("--model", "./nowhere/at/all")):
+        hintdistill("init", str(tmp_path / "d"), *wrong, expect=2)
+    hintdistill("init", str(tmp_path / "d"), "--traces", str(tmp_path / "none.jsonl"), expect=3)
+    assert not (tmp_path / "d").exists(), "nothing is written where something is wrong"
+
+
+def test_shipped_configs_are_listed_shown_and_copied(tmp_path):
+    listed = json.loads(hintdistill("configs", "list", "--json").stdout)
+    assert {"quickstart", "own-traces", "llm-critic"} <= {r["name"] for r in listed} and all(r["about"] for r in listed)
+    assert hintdistill("configs", "show", "quickstart").stdout == (ROOT / "configs" / "quickstart.yaml").read_text()
+    copy = tmp_path / "deep" / "mine.yaml"
+    hintdistill("configs", "copy", "quickstart", str(copy))
+    ours, theirs = hd.load_config(copy), hd.load_config(ROOT / "configs" / "quickstart.yaml")
+    assert ours == theirs, "the copy means the same from another folder"
+    assert "is there already" in hintdistill("configs", "copy", "quickstart", str(copy), expect=2).stderr
+    assert "there are: " in hintdistill("configs", "show", "nothing", expect=2).stderr
 
 
 def test_prompts(tmp_path):

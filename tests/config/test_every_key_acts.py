@@ -45,6 +45,7 @@ DATA = TOOLWORLD / "traces.jsonl"
 FILES = see.files()
 TRACES = (f"traces.path={FILES / 'traces.jsonl'}",)
 RULED = (f"traces.path={DATA}", "traces.limit=6", "critic.use=[rules]")
+RENDERED = (*RULED, "traces.token_ids=ignore")
 RECORDED = (
     f"traces.path={DATA}",
     "traces.limit=3",
@@ -131,10 +132,8 @@ RUN: dict[str, Acts | Told] = {
     "dtype": Acts("bfloat16", see.forward_calls, GATED),
     "threads": Acts("2", see.read, TRACES),
     "trust_remote_code": Told("tests/core/test_trust.py", "test_code_of_a_model_folder_runs_only_where_it_is_set"),
-    "template.options": Told(
-        "tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"
-    ),
-    "template.file": Told("tests/cli/test_cli.py", "test_doctor_of_a_config_says_first_what_the_student_will_not_see"),
+    "template.options": Acts("{stamp: A}", see.injected, (*RENDERED, f"run.template.file={FILES / 'template.jinja'}")),
+    "template.file": Acts(str(FILES / "plain.jinja"), see.injected, RENDERED),
     "rounds": Acts("2", learn.loaded, TRACES, refusal=True),
     "initial": Acts("nowhere", see.rescored, SCORED, refusal=True),
 }
@@ -168,7 +167,7 @@ CRITICS: dict[str, Acts | Told] = {
     "secret_scan": Told("tests/critics/test_critic_commands.py", "test_a_recording_server_never_sees_a_planted_secret"),
     "revise": Told("tests/critics/test_critic_revise.py", "test_a_rejected_hint_goes_back_once"),
     "allow_owed": Told(
-        "tests/critics/test_bad_servers.py", "test_a_share_may_be_owed_and_a_resumed_run_asks_only_for_those"
+        "tests/pipeline/test_owed.py", "test_owed_critiques_stop_training_and_a_share_that_is_allowed_does_not"
     ),
     "budget_tokens": Told("tests/critics/test_critic_commands.py", "test_a_budget_stops_the_command_cleanly"),
     "cache": Acts("FOLDER/answers.jsonl", see.cached, CRITIC),
@@ -304,7 +303,7 @@ ROLLOUT: dict[str, Acts | Told] = {
     "sample.server.base_url": Acts(
         "URL1", see.played, (*SAMPLED, "rollout.sample.server={model: m, max_gap_nats: 99}")
     ),
-    "sample.server.allow_hosts": Told("tests/injection/test_control_tokens.py", "test_a_rollout_server_needs_consent"),
+    "sample.server.allow_hosts": Told("tests/rollouts/test_rollouts_server.py", "test_a_rollout_server_needs_consent"),
     "sample.server.model": Acts("other", see.generated(), SERVER),
     "sample.server.api_key_env": Acts("HINTDISTILL_TEST_KEY", see.generated(), SERVER),
     "sample.server.timeout_s": Acts("0.15", see.generated("slow"), SERVER, refusal=True),

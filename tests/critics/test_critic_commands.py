@@ -13,7 +13,7 @@ from support.scripted_server import scripted_server
 from typer.testing import CliRunner
 
 from hintdistill.cli.main import app
-from hintdistill.core.errors import HintdistillError, InputError, PromptError, ServiceError
+from hintdistill.core.errors import ConfigError, HintdistillError, InputError, PromptError, ServiceError
 from hintdistill.prompts import PromptLibrary
 from hintdistill.reporting.spending import spending, spent
 
@@ -52,13 +52,28 @@ def test_labels_score_a_critic(config, tmp_path):
     assert "exact step" in text and "best constant" in text and (tmp_path / "run" / "evaluation.json").is_file()
 
 
+def test_hints_that_repair_the_labelled_step(config):
+    """The hints of the rules on their own world: most pass the gate, and most steps change to ones no rule objects to."""
+    ask = ("critique", config, "--labels", TOOLWORLD / "findings.jsonl", "traces.limit=40", "--hints")
+    result = json.loads(run(*ask, "--json"))
+    hints, said = result["hints"], sum(result["named_classes"].values())
+    assert hints["findings"] == said > 3 and hints["judged_by"] == ["rules"]
+    assert hints["accepted"]["n"] == hints["repaired"]["n"] == said
+    assert hints["accepted"]["hits"] + sum(hints["reasons"].values()) >= said and hints["accepted"]["hits"] > 0
+    assert hints["repaired"]["hits"] == hints["decoded"]["kept"] - hints["decoded"]["unchanged"] > said / 2
+    assert result["quotes"]["hits"] == result["quotes"]["n"] > 0
+    text = run(*ask)
+    assert "accepted by the gate" in text and "step repaired" in text and "quotes found" in text
+    assert "--hints goes with --labels" in run("critique", config, "--hints", expect=ConfigError)
+
+
 def test_labels_of_published_sets(config):
     path = real_file("annotated")
     result = json.loads(run("critique", config, "--labels", path, "traces.limit=500", "--json"))
-    assert result["traces"] == {"erring": 177, "clean": 58, "not_student": 4} and result["unread"] == 0
+    assert result["traces"] == {"erring": 161, "clean": 58, "not_student": 20} and result["unread"] == 0
     assert result["guessing"]["constant"].startswith("always step")
     assert len(result["cases"]) == 239 and result["failed"]["hits"] == 0
-    assert sum(of["exact"]["n"] for of in result["by_set"].values()) == 177 and len(result["by_set"]) > 1
+    assert sum(of["exact"]["n"] for of in result["by_set"].values()) == 161 and len(result["by_set"]) > 1
     named = [case["named"] for case in result["cases"] if case["verdict"] == "findings"]
     assert named and None not in named and all("confidence" in f for case in result["cases"] for f in case["findings"])
 
@@ -374,6 +389,106 @@ def test_compare_two_prompts_on_the_same_traces(config, tmp_path):
     assert got["accepted"]["a"] == 0.0
     text = run("critique", config, "--compare", got["a"], got["b"], "-q")
     assert "2 gained, 0 lost, 0 moved" in text
+
+
+def marked(step: int) -> str:
+    finding = {"step": step, "quote": None, "error_class": "wrong_answer", "hint": "Read the list of tools once more."}
+    finding |= {"confidence": 0.9, "caused_by": None}
+    return json.dumps({"verdict": "findings", "findings": [finding]})
+
+
+def judged_by_the_prompt(request):
+    """Step 0 is wrong under the prompt that says so; nothing under any other."""
+    return marked(0) if "Judge step 0." in request["messages"][0]["content"] else NONE
+
+
+@pytest.fixture
+def llm(tmp_path):
+    """Settings of an LLM critic, its server, and the path of a prompt under which it says something else."""
+    path = tmp_path / "elsewhere.jinja"
+    path.write_text("Judge step 0. {{ legal_steps }} {{ schema }}")
+    with scripted_server(judged_by_the_prompt) as server:
+        yield (
+            [
+                "critic.use=[llm]",
+                f"critic.llm.base_url={server.url}",
+                "critic.llm.model=m",
+                "critic.llm.context_tokens=16000",
+                "critic.llm.price=[2,10]",
+                "critic.llm.fields=[]",
+            ],
+            server,
+            path,
+        )
+
+
+def test_two_prompts_on_labelled_traces(config, tmp_path, llm):
+    """A finds nothing, B calls step 0 wrong everywhere: what B gains on erring traces it loses on clean ones."""
+    settings, server, path = llm
+    ask = ("critique", config, "--labels", TOOLWORLD / "findings.jsonl", "traces.limit=30", *settings)
+    got = json.loads(run(*ask, "--compare", "critic.llm.prompt=critic/all_at_once.jinja", path, "--json"))
+    assert len(server.received) == 60 and got["traces"] == 30 and got["left_out"] == 0
+    one = json.loads((tmp_path / "run" / "b" / "evaluation.json").read_text())
+    for name, of in (("exact", one["erring"]["exact"]), ("false_alarm", one["clean"]["false_alarm"])):
+        assert got[name]["a"] == 0.0 and got[name]["b"] == got[name]["difference"] == of["rate"] > 0
+        assert got[name]["n"] == of["n"] and got[name]["low"] <= got[name]["difference"] <= got[name]["high"]
+    assert got["tokens"] == {"a": 10.0, "b": 10.0, "difference": 0.0, "low": 0.0, "high": 0.0, "n": 30}
+    assert got["money"]["a"] == pytest.approx((7 * 2 + 3 * 10) / 1e6)
+    text = run(*ask, "--compare", tmp_path / "run" / "a", tmp_path / "run" / "b")
+    assert len(server.received) == 60, "what is scored is read"
+    assert "false_alarm  A   0.0%  B 100.0%  B−A +100.0 points" in text and "money" in text
+
+
+@pytest.mark.parametrize("more", [(), ("--labels", TOOLWORLD / "findings.jsonl")])
+def test_an_unknown_prompt_fails_before_anything_is_paid(config, llm, more):
+    settings, server, path = llm
+    said = run(
+        "critique",
+        config,
+        *settings,
+        *more,
+        "--compare",
+        path,
+        "critic.llm.prompt=critic/nix.jinja",
+        expect=PromptError,
+    )
+    assert "no prompt 'critic/nix.jinja'" in said and server.received == []
+    said = run("critique", config, *settings, *more, "--compare", path, "nowhere.jinja", expect=InputError)
+    assert "nowhere.jinja is no run folder" in said and server.received == []
+
+
+def test_an_edited_hint_that_no_finding_uses_is_said(config, tmp_path):
+    folder = tmp_path / "edited"
+    shutil.copytree(TOOLWORLD / "prompts", folder)
+    (folder / "hints").mkdir(exist_ok=True)
+    for name in ("policy_violation", "unknown_tool"):
+        (folder / "hints" / f"{name}.jinja").write_text("Read the rules above first.")
+    sides = ("--compare", "critic.select=decisive", f"critic.prompts={folder}")
+    labels = ("--labels", TOOLWORLD / "findings.jsonl", "traces.limit=60")
+    got = json.loads(run("critique", config, *labels, *sides, "--json"))
+    assert got["unused_hints"] == ["hints/policy_violation.jinja"] and got["exact"]["difference"] == 0.0
+    assert "hints/policy_violation.jinja differs, and no finding uses it" in run("critique", config, *labels, *sides)
+
+
+def test_what_both_sides_inject_is_scored_once(config, tmp_path, monkeypatch):
+    """B asks for sure findings only: all its injections are A's as well, and the engine reads none of them again."""
+    from hintdistill.rescoring.scorer import Scorer
+    from hintdistill.rescoring.store import TargetStore
+
+    scored: list[str] = []
+    score = Scorer.score
+
+    def counted(self, items, *more, **named):
+        scored.extend(item.key for item in items)
+        return score(self, items, *more, **named)
+
+    monkeypatch.setattr(Scorer, "score", counted)
+    sides = ("--compare", "critic.min_confidence=0", "critic.min_confidence=0.6")
+    got = json.loads(run("critique", config, *sides, "--json"))
+    a, b = ({t.key: t for t in TargetStore(tmp_path / "run" / s / "targets").read() if t.kind == "hint"} for s in "ab")
+    assert b and b.keys() <= a.keys() and len(scored) == len(set(scored)) == len(a)
+    assert all((a[k].teacher_logprobs == b[k].teacher_logprobs).all() and a[k].accepted == b[k].accepted for k in b)
+    assert got["unused_hints"] == []
 
 
 def test_eject_writes_prompts_that_check(tmp_path):

@@ -13,6 +13,7 @@ from hintdistill.core.errors import ContextLengthError
 from hintdistill.core.types import Critique
 from hintdistill.critics import answers
 from hintdistill.critics.answers import (
+    CutOffError,
     Form,
     HalfAnswer,
     LLMAnswer,
@@ -121,3 +122,17 @@ def test_the_student_is_its_own_critic_where_no_model_is_named(folder):
     )
     critic = make_llm("llm", config.critic.llm, config.critic, config.run, PromptLibrary())
     assert critic.backend.folder == folder and critic.backend.context_tokens == 2048
+
+
+def test_an_answer_that_the_limit_ends_is_said(folder, weather_trace):
+    whole, cut = (
+        LocalBackend(folder, max_tokens=n).complete([request("x", half_schema())])[0].cut  # type: ignore[union-attr]
+        for n in (100, 3)
+    )
+    assert (whole, cut) == (False, True)
+    section = LLMSection(
+        backend="local", model=str(folder), max_tokens=20, repair_rounds=2, prompt="critic/toolworld.jinja", fields=()
+    )
+    critic = make_llm("llm", section, CriticSection(llm=section), RunSection(model="unused"), PromptLibrary())
+    ((_, outcome),) = critic.critique([weather_trace])
+    assert isinstance(outcome, CutOffError) and outcome.usage.requests == 1 and "after 20 tokens" in outcome.message

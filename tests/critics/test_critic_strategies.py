@@ -359,6 +359,7 @@ def said(*steps: int, by: str = "llm", verdict: str | None = None) -> Critique:
         ([ServiceError("x"), said(by="rules")], None, "failed"),
         ([said(1), said(2, by="recorded")], None, "disagreement"),
         ([said(), said(1, by="rules")], None, "disagreement"),
+        ([said(1), said(by="followup")], None, None),
     ],
 )
 def test_when_the_strong_critic_is_asked(others, reward, why):

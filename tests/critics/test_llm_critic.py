@@ -11,7 +11,8 @@ from support.scripted_server import scripted_server
 from hintdistill.config import CriticSection, LLMSection, RunSection
 from hintdistill.core.errors import ConfigError, InputError, ServiceError
 from hintdistill.core.types import Critique, Message, Trace
-from hintdistill.critics.answers import AnswerError, Form, answer_schema
+from hintdistill.critics.answers import AnswerError, CutOffError, Form, answer_schema
+from hintdistill.critics.backends import AnswerCache
 from hintdistill.critics.build import make_llm
 from hintdistill.critics.llm import LLMCritic
 from hintdistill.critics.recorded import RecordedCritic
@@ -182,6 +183,38 @@ def test_nonsense_costs_one_failed_record_with_the_raw_answer(weather_trace):
     with scripted_server("nonsense") as server:
         ((_, outcome),) = critic(server.url).critique([weather_trace])
     assert isinstance(outcome, AnswerError) and outcome.raw == "nonsense" and not outcome.retryable
+
+
+@pytest.mark.parametrize("said", ["", None, '{"analysis": "First I loo', GOOD[:60]])
+def test_a_cut_off_answer_is_said_and_never_paid_for_twice(weather_trace, tmp_path, said):
+    """A model that reasons until its limit says nothing; asked again at the same limit, it would end there again."""
+    with scripted_server({"length": said}, GOOD) as server:
+        section = LLMSection(base_url=server.url, model="m", context_tokens=100_000, repair_rounds=3)
+        run, cache = RunSection(model="none"), AnswerCache(tmp_path / "answers.jsonl")
+        with pytest.raises(CutOffError, match="cut off after 3 tokens, reasoning included") as failure:
+            make_llm("strong", section, CriticSection(), run, PromptLibrary(), cache).ask(weather_trace)
+        assert (failure.value.usage.requests, failure.value.raw, failure.value.retryable) == (1, said or "", False)
+        assert "raise critic.strong.max_tokens" in failure.value.hint
+        kept = AnswerCache(tmp_path / "answers.jsonl")
+        with pytest.raises(CutOffError):
+            make_llm("strong", section, CriticSection(), run, PromptLibrary(), kept).ask(weather_trace)
+        assert len(server.received) == 1, "and nothing was asked again"
+        longer = section.model_copy(update={"max_tokens": 2048})
+        assert make_llm("strong", longer, CriticSection(), run, PromptLibrary(), kept).ask(weather_trace).findings
+        assert len(server.received) == 2
+
+
+def test_an_answer_that_is_whole_at_the_limit_counts(weather_trace):
+    with scripted_server({"length": GOOD}) as server:
+        assert critic(server.url).ask(weather_trace).verdict == "findings"
+
+
+def test_a_cut_off_answer_counts_against_the_budget(weather_trace):
+    with scripted_server({"length": ""}) as server:
+        asked = critic(server.url, repair_rounds=3)
+        with pytest.raises(CutOffError):
+            asked.ask(weather_trace)
+    assert asked._metered.budget.spent == 10
 
 
 def test_rate_limits_and_passing_errors_are_retried(weather_trace):

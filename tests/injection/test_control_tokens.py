@@ -1,11 +1,11 @@
-"""Hints that could open a turn or are as long as a document; consent of the server that samples rollouts."""
+"""Hints that could open a turn or are as long as a document."""
 
 from __future__ import annotations
 
 import pytest
 
-from hintdistill.config import InjectSection, ServerSection
-from hintdistill.core.errors import ConfigError, ControlTokensError, HintTooLongError
+from hintdistill.config import InjectSection
+from hintdistill.core.errors import ControlTokensError, HintTooLongError
 from hintdistill.core.types import Finding, Message
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import PromptLibrary
@@ -39,13 +39,3 @@ def test_a_hint_as_long_as_a_document_is_refused(weather_trace, student_renderer
         inject(student_renderer, weather_trace, "word " * 20_000)
     with pytest.raises(HintTooLongError, match="of the context above it"):
         inject(student_renderer, weather_trace, "word " * 100, max_hint_share=0.01)
-
-
-def test_a_rollout_server_needs_consent():
-    from hintdistill.rollouts.server import ServerGenerator
-
-    with pytest.raises(ConfigError, match=r"rollout server at http://vllm.example/v1 is outside"):
-        ServerGenerator(ServerSection(base_url="http://vllm.example/v1", model="m"), 10)
-    assert ServerGenerator(
-        ServerSection(base_url="http://vllm.example/v1", model="m", allow_hosts=("vllm.example",)), 10
-    )

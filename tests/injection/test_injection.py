@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import OWN_TEMPLATES, TIME, WEATHER, call, examples, published_templates, renderer_for, tool
+from conftest import OWN_TEMPLATES, TEMPLATES, TIME, WEATHER, call, examples, published_templates, renderer_for, tool
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -12,6 +12,7 @@ from hintdistill.config import InjectSection
 from hintdistill.core.errors import HintdistillError, QuoteNotFoundError, TemplateError
 from hintdistill.core.types import Finding, Injection, Message, Trace
 from hintdistill.injection.levels import words_of
+from hintdistill.injection.rendering import Renderer
 from hintdistill.injection.splice import Injector
 from hintdistill.prompts import PromptLibrary
 
@@ -135,23 +136,46 @@ def test_a_merge_across_the_header_is_undone(merging_renderer):
     assert r.decode(step.step_ids) == "\n\ny<|im_end|>"
 
 
-def test_fallbacks_in_the_stated_order_with_reasons(own_template):
-    renderer = own_template("strict_turns")
-    trace = Trace(id="t", messages=(Message(role="user", content="x"), Message(role="assistant", content="y")))
-    made = inject(renderer, trace)
+SHORT_TALK = Trace(id="t9", messages=(Message(role="user", content="x"), Message(role="assistant", content="y")))
+
+
+@pytest.fixture
+def one_question(own_template) -> Renderer:
+    """A template that takes one question, and a system prompt only above it: no minimal talk either has a place for a hint."""
+    strict = own_template("strict_turns")
+    text = (TEMPLATES / "strict_turns.jinja").read_text(encoding="utf-8")
+    text = text.replace("{%- if not loop.first %}", "{%- if not loop.first or loop.last %}")
+    users = "messages | selectattr('role', 'equalto', 'user') | list | length"
+    return Renderer(
+        strict.tokenizer,
+        template=f"{{%- if {users} > 1 %}}{{{{ raise_exception('one question') }}}}{{% endif %}}{text}",
+    )
+
+
+def test_fallbacks_in_the_stated_order_with_reasons(one_question):
+    made = inject(one_question, SHORT_TALK)
     assert made.placement == "observation"
     assert [n.split(":")[0] for n in made.notes] == ["refused message/user", "refused message/system"]
-    assert "turns must alternate" in made.notes[0]
+    assert "one question" in made.notes[0]
     assert "a system message must come first" in made.notes[1]
 
 
-def test_no_placement_left_is_an_error_that_names_each(own_template):
-    trace = Trace(id="t9", messages=(Message(role="user", content="x"), Message(role="assistant", content="y")))
+def test_no_placement_left_is_an_error_that_names_each(one_question):
     with pytest.raises(
-        TemplateError, match=r"trace t9, step 0: no placement .*message/user: .*turns must alternate"
+        TemplateError, match=r"trace t9, step 0: no placement .*message/user: .*one question.*message/system"
     ) as caught:
-        inject(own_template("strict_turns"), trace, placements=("message",))
+        inject(one_question, SHORT_TALK, placements=("message",))
     assert "inject.placements" in caught.value.hint
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_a_hint_that_the_template_refuses_above_the_step_is_that_of_a_minimal_talk(own_template, role):
+    renderer = own_template("strict_turns")
+    made = inject(renderer, SHORT_TALK, placements=("message",), roles=(role,))
+    assert (made.placement, made.role, made.notes) == ("message", role, ("spliced_block", "minimal_talk"))
+    alone = renderer.render((Message(role=role, content=HINT),), (), header=True)
+    assert list(made.hinted_context_ids[-len(renderer.encode(alone)) :]) == renderer.encode(alone)
+    assert renderer.decode(made.hinted_context_ids) == renderer.render(SHORT_TALK.before(0), (), header=False) + alone
 
 
 def test_a_hint_message_that_would_rewrite_history_is_spliced(own_template):

@@ -10,7 +10,7 @@ from support.template_matrix import HINT, TALKS, Row, broken, rows, templates_in
 
 from hintdistill.config import InjectSection
 from hintdistill.core.errors import HintdistillError, SpliceError, TemplateError
-from hintdistill.core.types import Finding
+from hintdistill.core.types import Finding, Message
 from hintdistill.injection.splice import Injector, Splice
 from hintdistill.prompts import PromptLibrary
 
@@ -76,6 +76,28 @@ def test_the_header_below_a_hint_after_a_tool_result_belongs_to_the_block(templa
         .rstrip()
         .endswith(("<|turn>model", "<｜Assistant｜><think>", "<｜Assistant｜>"))
     )
+
+
+@pytest.mark.parametrize("template", ["cohere", "cohere2", "gemma3"])
+def test_a_hint_that_is_refused_above_the_step_is_that_of_a_minimal_talk(template):
+    """Roles must alternate here: the ids above the step are those of a conversation of the hint alone, less its beginning."""
+    found = row(template, "answer")
+    with pytest.raises(TemplateError, match="must alternate"):
+        found.renderer.render((*found.trace.before(0), Message(role="user", content=HINT)), (), header=True)
+    made, context = found.hints["message, user"], found.site.rendered.context_ids
+    assert made.notes == ("spliced_block", "minimal_talk")
+    hinted = context[: made.insert_at] + made.block_ids + context[made.insert_at :]
+    r, talk = found.renderer, (Message(role="user", content="x"), Message(role="assistant", content="y"))
+    closed = r.render(talk, (), header=False)
+    last = r.render((*talk, Message(role="user", content=HINT)), (), header=True).removeprefix(closed)
+    assert list(hinted[-len(r.encode(last)) :]) == r.encode(last)
+    assert hinted[: made.insert_at] == context[: made.insert_at] and r.tokenizer.bos_token_id not in hinted[1:]
+    if template != "cohere2":  # which prints a preamble of its own above a talk without a system prompt
+        alone = r.encode(r.render((Message(role="user", content=HINT),), (), header=True))
+        assert alone[0] == r.tokenizer.bos_token_id and list(hinted[-len(alone) + 1 :]) == alone[1:]
+    # wherever the template refuses the hint in its place, the block of a minimal talk is taken, or is refused as well
+    refused = [m for r in wheel_rows() for m in r.hints.values() if isinstance(m, TemplateError)]
+    assert not any("must alternate" in m.message for m in refused)
 
 
 def test_a_system_prompt_that_is_the_templates_own_is_not_replaced():

@@ -18,15 +18,18 @@ from conftest import (
     renderer_for,
     tool,
 )
+from support.template_matrix import wheel_rows
 
 from hintdistill.config import CHECKS
 from hintdistill.core.effects import effect_of, named_effect
-from hintdistill.core.errors import TWIN_REASONS, TemplateError, TwinError
+from hintdistill.core.errors import TWIN_REASONS, SpliceError, TemplateError, TwinError
 from hintdistill.core.extensions import TWIN_MAKERS
 from hintdistill.core.types import Finding, Message, Replacement, Trace, TwinEdit
 from hintdistill.critics.rules import RulesCritic
+from hintdistill.injection.recorded import changed, onto_recorded, require_kept
+from hintdistill.injection.splice import StepSite
 from hintdistill.injection.twin_makers import twin_edits
-from hintdistill.injection.twins import TwinBuilder, apply_edit, changed, located, onto_recorded
+from hintdistill.injection.twins import TwinBuilder, apply_edit, located
 from hintdistill.traces.reading import read_traces
 
 ASK = Message(role="user", content="What is the weather in Paris?")
@@ -280,6 +283,45 @@ def test_what_is_not_where_the_template_prints_it_is_refused():
     assert refused.value.reason == "recorded_differs"
     assert onto_recorded(original, recorded, (1, 2, 3, 4, 7, 5), [0, 1, 2, 3, None, 4]) == (1, 9, 9, 4, 7, 5)
     assert onto_recorded(original, recorded, (1, 5), [0, 4], loose=True) == (1, 5)
+
+
+def test_ids_outside_the_edit_that_are_not_the_originals_are_refused():
+    original, recorded, edited, origin = (1, 2, 3, 4, 5), (1, 2, 3, 8, 8, 5), (1, 7, 3, 4, 5), [0, None, 2, 3, 4]
+    good = onto_recorded(original, recorded, edited, origin)
+    assert good == (1, 7, 3, 8, 8, 5)
+    require_kept(original, recorded, edited, origin, good)
+    for context, what in (((9, *good[1:]), "above the first"), ((*good[:-1], 9), "below the last")):
+        with pytest.raises(SpliceError, match=what):
+            require_kept(original, recorded, edited, origin, context)
+    with pytest.raises(SpliceError, match="another id"):
+        require_kept(original, recorded, (1, 7, 6, 4, 5), origin, good)
+    with pytest.raises(SpliceError, match="another order"):
+        require_kept(original, recorded, (1, 7, 4, 3, 5), [0, None, 3, 2, 4], good)
+
+
+def test_a_twin_of_every_template_and_talk_has_the_originals_ids_outside_the_edit():
+    """Judged by the renders alone: the twin's context is the render of the edited talk, and differs in one short stretch."""
+    made, refused = 0, set()
+    for row in wheel_rows():
+        if not isinstance(row.site, StepSite):
+            continue
+        step = len(row.trace.step_indices) - 1
+        index = next(i for i, m in enumerate(row.trace.messages) if m.role == "user")
+        edit = replace(index=index, old="weather in Paris", new="weather in Oslo today")
+        try:
+            twin = TwinBuilder(row.renderer).build(row.trace, Finding(step=step, error_class="x"), edit, (0, 1))
+        except TwinError as error:
+            refused.add((row.template, row.talk, error.reason))
+            continue
+        made += 1
+        plain = row.site.rendered
+        start, end, new_end = changed(plain.context_ids, twin.context_ids)
+        assert twin.step_ids == plain.step_ids and max(end, new_end) - start <= 12
+        edited, at = apply_edit(row.trace, step, edit)
+        if "rewritten_history" not in plain.notes:
+            asked = row.renderer.render(edited.before(at), edited.tools, header=True)
+            assert list(twin.context_ids) == row.renderer.encode(asked), (row.template, row.talk)
+    assert refused == set() and (made > 250 or not published_templates())
 
 
 def replace(where="message", index=1, old="Paris", new="Rome", **more) -> TwinEdit:

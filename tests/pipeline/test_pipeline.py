@@ -138,6 +138,8 @@ def assert_same_artefacts(a: Path, b: Path) -> None:
     weights = [load_file(f / "student" / "model.safetensors") for f in (a, b)]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
     documents = [json.loads((f / "report.json").read_text().replace(str(f), "RUN")) for f in (a, b)]
+    for document in documents:
+        assert document["run"].pop("name") and document["run"].pop("started")
     assert documents[0] == documents[1]
 
 
@@ -246,6 +248,8 @@ def test_dry_run_writes_nothing(tmp_path):
     assert (
         plan["traces"] == 7 == plan["train_traces"] + plan["holdout_traces"] and plan["recorded_ids"] == plan["steps"]
     )
+    assert plan["trace_bytes"] == (TOOLWORLD / "traces.jsonl").stat().st_size and plan["not_rendered"] == 0
+    assert plan["trace_tokens"] > plan["steps"] and plan["student_bytes"] > 1e6
     assert not folder.exists()
 
 

@@ -21,7 +21,8 @@ from hintdistill.core.types import Critique, Finding, Injection
 from hintdistill.reporting import printable
 from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.html import render_html
-from hintdistill.reporting.terminal import show_finding, show_findings, show_summary
+from hintdistill.reporting.listing import show_finding, show_findings
+from hintdistill.reporting.terminal import show_summary
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rollouts.evaluate import Evaluation
 
@@ -110,7 +111,11 @@ def test_trace_text_is_never_markup(document):
 def test_the_page_is_self_contained(document):
     page = render_html(document, 10).replace(str(escape(printable(ATTACK))), "")
     assert "src=" not in page
-    assert not re.search(r"(?:src|href)\s*=|@import|url\(", page, re.IGNORECASE)
+    assert not re.search(r"src\s*=|@import|url\(", page, re.IGNORECASE)
+    links = re.findall(r"href\s*=\s*\"([^\"]*)", page)
+    assert links and all(link.startswith("#") and f'id="{link[1:]}"' in page for link in links), (
+        "links stay on the page"
+    )
     assert "http://" not in page and "https://" not in page
 
 

@@ -24,7 +24,7 @@ MARK = "Zq9Marker"
 STAYS = ("run.config", "train.arrived.base")
 """Whole parts of the document of which nothing leaves."""
 PLAIN = re.compile(
-    r"[a-z_/]+|[0-9a-f]{16,24}|(trace|class|set|reason|failure|split|note|critic|prompt|package|recipe)-\d+|[\d.]+"
+    r"[a-z_/]+|[0-9a-f]{16,24}|(trace|class|set|near_miss|reason|failure|split|note|critic|prompt|package|recipe)-\d+|[\d.]+"
 )
 
 

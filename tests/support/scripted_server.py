@@ -2,7 +2,8 @@
 
 Each request takes the next entry of the script: a string is an answer's text; an int is an HTTP status; a pair is a status
 and its `retry-after`; bytes are the body of a response, whatever they hold; `stall` never answers in time, `stall body`
-stops in the middle of the answer, `cut` closes the connection there; `empty` is an answer without choices. The last entry
+stops in the middle of the answer, `cut` closes the connection there; `empty` is an answer without choices; `{"length": text}` is an
+answer that the limit of tokens ended. The last entry
 repeats. Everything received is kept.
 """
 
@@ -71,10 +72,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(act)
             return
         act, pause = act if isinstance(act, tuple) else (act, "0")
+        end, text = ("length", act["length"]) if isinstance(act, dict) else ("stop", act)
         status, choices = (
             (act, [])
             if isinstance(act, int)
-            else (200, [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": act}}])
+            else (200, [{"index": 0, "finish_reason": end, "message": {"role": "assistant", "content": text}}])
         )
         if act == "empty":
             choices = []

@@ -102,12 +102,13 @@ def rows(templates: Mapping[str, str]) -> Iterator[Row]:
                 yield Row(name, talk, trace, renderer, error)
                 continue
             for place, placement, role in PLACES:
-                row.hints[place] = _made(row.site, HINT, placement, role)
-                row.placebos[place] = _made(row.site, PLACEBO, placement, role)
+                row.hints[place] = made_of(row.site, HINT, placement, role)
+                row.placebos[place] = made_of(row.site, PLACEBO, placement, role)
             yield row
 
 
-def _made(site: StepSite, text: str, placement: str, role: HintRole | None) -> Splice | HintdistillError:
+def made_of(site: StepSite, text: str, placement: str, role: HintRole | None) -> Splice | HintdistillError:
+    """A hint in one place of a step, two tokens into it for `assistant_turn`; or why it has no place there."""
     words = PLACEMENTS.get(placement).form.replace("{hint}", text)
     try:
         return site.splice(words, placement, role, 2 if placement == "assistant_turn" else 0)
@@ -145,8 +146,13 @@ def broken(row: Row) -> list[str]:
     asked = r.render(before, tools, header=True)
     if "rewritten_history" not in step.notes and list(step.context_ids) != r.encode(asked):
         wrong.append("the context is not the template's render with a generation prompt")
-    for words, made_of in ((HINT, row.hints), (PLACEBO, row.placebos)):
-        for place, made in made_of.items():
+    message = row.trace.step(site.step)
+    if message.raw_text is None and not {"boundary_retokenised", "not_append_only"} & set(step.notes):
+        whole = r.encode(r.render((*before, message), tools, header=False))
+        if tuple(whole[: len(plain)]) != plain:
+            wrong.append("context and step are not the beginning of one render")
+    for words, splices in ((HINT, row.hints), (PLACEBO, row.placebos)):
+        for place, made in splices.items():
             if isinstance(made, HintdistillError):
                 continue
             hinted = plain[: made.insert_at] + made.block_ids + plain[made.insert_at :]
@@ -167,14 +173,25 @@ def broken(row: Row) -> list[str]:
     return wrong
 
 
+def _refuses(r: Renderer, messages: tuple[Message, ...], tools: tuple[dict, ...]) -> bool:
+    try:
+        r.render(messages, tools, header=True)
+    except HintdistillError:
+        return True
+    return False
+
+
 def _wrong_message(row: Row, made: Splice, words: str, context: tuple[int, ...]) -> list[str]:
     """A hint's own message: below the message above it, the context is the render of the talk with the hint."""
     site, r = row.site, row.renderer
     assert isinstance(site, StepSite)
     before, tools = site.opening.before, row.trace.tools
-    own, other = (
-        r.render((*before, Message(role=made.role or "user", content=w)), tools, header=True) for w in (words, "hdZZ")
-    )
+    role = made.role or "user"
+    if "minimal_talk" in made.notes:
+        if not _refuses(r, (*before, Message(role=role, content=words)), tools):
+            return ["the block of a minimal talk, and the template does not refuse the hint in its place"]
+        before, tools = ((ASK, STEP) if role == "user" else ()), ()
+    own, other = (r.render((*before, Message(role=role, content=w)), tools, header=True) for w in (words, "hdZZ"))
     at = own.rfind(words)
     if own[:at] != other[: other.rfind("hdZZ")]:
         return ["two hints are printed below different words"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from conftest import real_file
 
 from hintdistill.traces.formats.annotated import Labelled, read_annotated
 from hintdistill.traces.options import Failure, ReadOptions
@@ -44,6 +45,28 @@ def test_who_and_when_counts_messages_from_zero(tmp_path, at, verdict, step):
     assert (got.label.verdict, got.label.step, got.label.message) == (verdict, step, int(at))
     assert got.trace.id == "hand_crafted/7" and got.label.reason == "why"
     assert got.trace.step(1).content == "WebSurfer: It costs 99.", "the critic sees who speaks"
+
+
+def test_the_task_of_a_generated_log_is_no_step(tmp_path):
+    """Its manager sends it in the name of the first expert; a label there is the manager's."""
+    task = {"name": "Excel_Expert", "role": "assistant", "content": "You are given: (1) a task. How many clients?"}
+    history = [task, {"name": "Computer_terminal", "role": "user", "content": "exit 1"}, HISTORY[-1]]
+    for at in ("0", "2"):
+        (tmp_path / f"{at}.json").write_text(json.dumps({"history": history, "mistake_step": at}))
+    managers, students = read(tmp_path)
+    assert managers.label.verdict == "not_student" and (students.label.verdict, students.label.step) == ("findings", 0)
+    first = students.trace.messages[0]
+    assert (first.role, first.content, first.name) == ("user", task["content"], "Excel_Expert")
+    (named,) = read(tmp_path / "2.json", student_role="Excel_Expert")
+    assert named.trace.step_indices == () and named.label.verdict == "not_student"
+
+
+def test_the_task_of_every_published_log_is_read_as_one():
+    found = [x for x in read(real_file("annotated/who_and_when")) if isinstance(x, Labelled)]
+    assert len(found) == 96 and all(x.trace.messages[0].role == "user" for x in found)
+    assert all("(1) a task" in x.trace.messages[0].content for x in found if "algorithm" in x.trace.id)
+    at_the_task = [x for x in found if x.label.message == 0]
+    assert len(at_the_task) == 16 and {x.label.verdict for x in at_the_task} == {"not_student"}
 
 
 def test_one_agent_may_be_the_student(tmp_path):

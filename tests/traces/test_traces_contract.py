@@ -34,6 +34,46 @@ def test_every_format_has_seeds_and_is_recognised_by_them(tmp_path):
             assert any(isinstance(o, Trace) for o in read_traces([path])), name
 
 
+def asked_one_by_one(value: Any) -> Any:
+    return next((f for f in formats() if f.fits(value)), None)
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9), lambda of: st.lists(of, max_size=2)
+)
+CHAT = st.fixed_dictionaries(
+    {
+        "messages": st.lists(
+            st.fixed_dictionaries(
+                {"role": st.sampled_from(["system", "user", "assistant", "tool", "ai", "model", "human"]) | ANYTHING},
+                optional={
+                    "content": st.none() | st.text(max_size=9) | ANYTHING,
+                    "tool_calls": ANYTHING,
+                    "tool_call_id": ANYTHING,
+                    "name": ANYTHING,
+                    "type": st.just("ai"),
+                },
+            ),
+            max_size=3,
+        )
+    },
+    optional=dict.fromkeys(("id", "trace_id", "task_id", "model", "tools", "reward", "system", "format"), ANYTHING),
+)
+
+
+@settings(max_examples=examples(150), deadline=None)
+@given(CHAT)
+def test_a_record_of_plain_chat_is_recognised_as_it_is_by_asking_every_format(value):
+    assert recognise(value) is asked_one_by_one(value)
+
+
+@pytest.mark.parametrize("name", sorted(SEEDS))
+def test_every_part_of_a_seed_is_recognised_as_it_is_by_asking_every_format(name):
+    for seed in SEEDS[name]:
+        for part in (seed, *(at[key] for at, key in nodes(seed))):
+            assert recognise(part) is asked_one_by_one(part)
+
+
 @pytest.mark.parametrize("name", sorted(SEEDS))
 def test_seeds_keep_the_contract(name):
     for seed in SEEDS[name]:

@@ -159,8 +159,9 @@ def test_a_folder_is_whole_or_the_one_before(tmp_path, monkeypatch):
 # -- adapters ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_adapter_loads_alone_and_merged(tmp_path):
+def test_an_adapter_loads_alone_and_merged(tmp_path, recwarn):
     student = load_student(STUDENT, RUN, TrainSection(**LORA), CPU)
+    assert [w for w in recwarn if w.category is FutureWarning] == [], "nothing that a user could do anything about"
     stir(student.model)
     before = logits(student.model)
     folder = written(tmp_path, student.model, **LORA)

@@ -50,6 +50,16 @@ def test_the_tiny_critic_answers_as_it_does_locally(backend):
     assert same >= 23, "a tie between two tokens may fall otherwise; nothing else"
 
 
+def test_an_answer_that_the_limit_ends_is_marked(backend):
+    from hintdistill.critics.answers import half_schema
+    from hintdistill.critics.backends import Request
+    from hintdistill.critics.vllm import VLLMBackend
+
+    asked = [Request(({"role": "user", "content": "x"},), half_schema())]
+    short = VLLMBackend(CRITIC, max_tokens=3, context_tokens=CONTEXT, engine=backend.engine)
+    assert [one.complete(asked)[0].cut for one in (backend, short)] == [False, True]
+
+
 def test_votes_and_an_edited_prompt_reuse_the_record(backend, tmp_path):
     """Prompt tokens that vLLM computed, over those of the records: one pass, then five votes and one edited prompt."""
     from hintdistill.core.types import Message, Trace

@@ -8,7 +8,8 @@
 
 A label points at a message; it becomes a step where that message is the student's, and the verdict `not_student` where it
 is not (9 of 29 root causes of AgentRx tau are the simulated user's). In the two multi-agent sets every agent is the
-student unless `student_role` names one; people and terminals never are.
+student unless `student_role` names one; people and terminals never are. The first message of a Who&When log is the task: the
+generated ones open with the manager's instructions, sent in an expert's name, and a label there is not the student's.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _labelled(
 def _who_and_when(value: Mapping[str, Any], source: Source, options: ReadOptions) -> Labelled:
     trace = Trace(
         id=f"{Path(source.file).parent.name}/{Path(source.file).stem}",
-        messages=tuple(_spoken(m, options) for m in value["history"]),
+        messages=tuple(_task(m, options) if i == 0 else _spoken(m, options) for i, m in enumerate(value["history"])),
         reward=0.0,
         task_id=str(value.get("question_ID", "")) or None,
         source=source,
@@ -121,6 +122,15 @@ def _who_and_when(value: Mapping[str, Any], source: Source, options: ReadOptions
     )
     at = int(value["mistake_step"])
     return _labelled(trace, [at], at, "unlabelled", value.get("mistake_reason"), "who_and_when")
+
+
+def _task(message: Mapping[str, Any], options: ReadOptions) -> Message:
+    """The first message of a Who&When log: the task, whoever's name it bears. The manager of the generated logs, who is no
+    speaker of them, sends it in the name of the first expert."""
+    spoken = _spoken(message, options)
+    return (
+        spoken if spoken.role == "user" else spoken.model_copy(update={"role": "user", "content": message["content"]})
+    )
 
 
 def _spoken(message: Mapping[str, Any], options: ReadOptions) -> Message:

@@ -1,0 +1,148 @@
+"""A finished run as Python data: `hintdistill.open_run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hintdistill.core.errors import ConfigError, InputError
+from hintdistill.reporting.choose import name_of
+from hintdistill.reporting.verdict import Verdict, verdict
+from hintdistill.reporting.worst import group_of, residual
+
+DECISION = ("token", "instead", "before", "hinted", "after", "effect_nats", "odds_nats", "flips")
+PLAIN = (
+    "key",
+    "trace",
+    "step",
+    "split",
+    "error_class",
+    "critic",
+    "accepted",
+    "trained",
+    "level",
+    "placement",
+    "fidelity",
+    "specificity_nats",
+    "legal_mass_gain",
+    "quote",
+    "hint",
+)
+
+
+class Rows(list[dict[str, Any]]):
+    """A table: a list of dicts with the same keys."""
+
+    def to_pandas(self) -> Any:
+        """The table as a `pandas.DataFrame`.
+
+        Raises:
+            ConfigError: pandas is not installed; hintdistill does not depend on it.
+        """
+        try:
+            import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
+        except ImportError:
+            raise ConfigError("pandas is not installed", hint="pip install pandas; the rows are plain dicts") from None
+        return pandas.DataFrame(list(self))
+
+
+class OpenedRun:
+    """The report of a run folder, as tables."""
+
+    def __init__(self, path: Path, document: Mapping[str, Any]) -> None:
+        self.path = path
+        self.document = document
+        """The document of report.json; see docs/report.md."""
+
+    def __repr__(self) -> str:
+        f = self.document["funnel"]
+        return (
+            f"OpenedRun({str(self.path)!r}, {f['read']['traces']} traces, {len(self.document['findings'])} findings, "
+            f"{f['rescore']['accepted']} accepted, {f['train']['hints']} trained)"
+        )
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """What the run came to: a sentence and at most six figures."""
+        return verdict(self.document)
+
+    @cached_property
+    def findings(self) -> Rows:
+        """One row per scored finding. Numbers of the decision token begin with `decision_`; probabilities and nats."""
+        return Rows(_finding(f) for f in self.document["findings"])
+
+    @cached_property
+    def tokens(self) -> Rows:
+        """One row per token of every scored step: probability `before`, `hinted`, `after`, and what the teacher says `instead`."""
+        return Rows(
+            {"key": f["key"], "trace": f["trace"], "step": f["step"], "token": i, **t}
+            for f in self.document["findings"]
+            for i, t in enumerate(f["tokens"])
+        )
+
+    @cached_property
+    def unscored(self) -> Rows:
+        """One row per finding that was skipped or could not be scored, with its reason."""
+        return Rows(dict(u) for u in self.document["unscored"])
+
+    @cached_property
+    def environment(self) -> Rows:
+        """One row per split of the environment and `before` or `after` training; shares are of episodes."""
+        splits = (self.document["environment"] or {}).get("splits", {})
+        return Rows({"split": s, "when": when, **x} for s, by in splits.items() for when, x in by.items())
+
+    @cached_property
+    def off_target(self) -> Rows:
+        """One row per off-target set: KL(initial ‖ student), nats."""
+        return Rows({"set": name, **m} for name, m in self.document["off_target"].items())
+
+    @cached_property
+    def classes(self) -> Rows:
+        """One row per error class: what the hints did, and what training made of it."""
+        return Rows({"error_class": c, **_flat(x)} for c, x in self.document["effects"]["by_class"].items())
+
+
+def _finding(f: Mapping[str, Any]) -> dict[str, Any]:
+    decision = f["decision"] or {}
+    return {
+        "name": name_of(f),
+        **{k: f.get(k) for k in PLAIN},
+        "reasons": list(f["reasons"]),
+        "group": group_of(f),
+        "residual": residual(f) if f["decision"] else None,
+        **{f"decision_{k}": decision.get(k) for k in DECISION},
+    }
+
+
+def _flat(x: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping as one level: `error_probability_before`."""
+    out: dict[str, Any] = {}
+    for key, value in x.items():
+        out |= {f"{key}_{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}
+    return out
+
+
+def open_run(path: str | Path) -> OpenedRun:
+    """Open a run folder that has a report; nothing is loaded or measured.
+
+    Raises:
+        InputError: there is no run folder, or its report is no JSON.
+        ConfigError: the run has no report yet, or is a loop, whose rounds have the reports.
+    """
+    folder = Path(path)
+    if not (folder / "manifest.json").is_file():
+        raise InputError(f"no run at {folder}", hint="a run folder holds a manifest.json; see run.dir")
+    file = folder / "report.json"
+    if not file.is_file():
+        raise ConfigError(f"{folder} has no report yet", hint=f"hintdistill report {folder}")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is no JSON: {error}", hint=f"hintdistill report {folder} writes it again") from error
+    if "rounds" in document:
+        first = folder / "rounds" / "01" / "run"
+        raise ConfigError(f"{folder} is a loop; each of its rounds has a report", hint=f"hintdistill show {first}")
+    return OpenedRun(folder, document)

@@ -1,0 +1,248 @@
+"""The verdict of a report: one sentence and at most six figures, regressions first.
+
+It is computed from the report document alone, so that the page, the terminal and a shared report say the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+State = Literal["worse", "look", "unknown", "good"]
+ORDER: tuple[State, ...] = ("worse", "look", "unknown", "good")
+"""The order of figures on the page: regressions first."""
+MARKS: Mapping[State, str] = {"worse": "WORSE", "look": "LOOK", "unknown": "NOT MEASURED", "good": "ok"}
+"""How a state is marked in words, so that no colour is needed to read it."""
+STILL_LIKELY = 0.5
+"""A trained finding whose error has at least this probability after training is still likely."""
+RAISED = 0.05
+"""A trained finding whose error became more probable by more than this share is a regression; less is noise."""
+MAX_OFF_TARGET_KL = 0.1
+"""Nats per token: the bound where the run's configuration has none (`rollout.stop.max_off_target_kl`)."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a verdict."""
+
+    title: str
+    value: str
+    """The figure in a few words."""
+    lines: tuple[str, ...]
+    """The rows behind it, one line each, the worst first."""
+    state: State
+    anchor: str
+    """Id on the page of the rows behind the figure."""
+    worse: tuple[str, ...] = ()
+    """What of it became worse, for the sentence."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a report comes to."""
+
+    sentence: str
+    figures: tuple[Figure, ...]
+
+    @property
+    def worse(self) -> int:
+        """Number of figures that show a regression."""
+        return sum(f.state == "worse" for f in self.figures)
+
+
+def verdict(document: Mapping[str, Any]) -> Verdict:
+    """Compute the verdict of a report document (see docs/report.md), also of a shared one or of an older release."""
+    near, tasks = _splits(document)
+    figures = [
+        _played("near-misses", near, "near-misses"),
+        _played("tasks", tasks, "environment"),
+        _off_target(document),
+        _still_likely(document),
+        _tripwires(document),
+        _left_open(document),
+    ]
+    figures.sort(key=lambda f: ORDER.index(f.state))
+    return Verdict(_sentence(document, figures), tuple(figures))
+
+
+def split_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Each split of the environment with the id of its first row on the page; near-misses share one where they begin."""
+    names = list((document.get("environment") or {}).get("splits", {}))
+    first = next((n for n in names if is_near_miss(n)), None)
+    return [(n, "near-misses" if n == first else f"split-{i}") for i, n in enumerate(names, 1)]
+
+
+def is_near_miss(split: str) -> bool:
+    """Whether a split of the environment is a family of near-misses, by its name: `near_miss_unknown_tool`."""
+    return split.lower().replace("-", "_").startswith("near_miss")
+
+
+def fell(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether success fell by more than chance: the 95 % interval of the difference of two shares lies below zero.
+
+    Source: Agresti and Caffo 2000 (one success and one failure are added to each side). The episodes are taken as
+    independent, which is cautious for tasks that are played twice.
+    """
+    shares = []
+    for x in (before, after):
+        n = x["episodes"] + 2
+        p = (x["success_rate"] * x["episodes"] + 1) / n
+        shares.append((p, p * (1 - p) / n))
+    (p, vp), (q, vq) = shares
+    return q - p + 1.96 * math.sqrt(vp + vq) < 0
+
+
+def _splits(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    splits = (document.get("environment") or {}).get("splits", {})
+    near = {name: by for name, by in splits.items() if is_near_miss(name)}
+    return near, {name: by for name, by in splits.items() if name not in near}
+
+
+def _played(title: str, splits: Mapping[str, Any], anchor: str) -> Figure:
+    """Success before and after training, by split; a split is worse where success fell by more than chance."""
+    both = {name: by for name, by in splits.items() if by.get("before") and by.get("after")}
+    if not both:
+        return Figure(title, "not measured before and after", (), "unknown", "environment")
+    worse = [name for name, by in both.items() if fell(by["before"], by["after"])]
+    changes = sorted(both.items(), key=lambda item: _change(item[1]))
+    lines = tuple(
+        f"{_short(name)}: success {_percent(by['before']['success_rate'])} → {_percent(by['after']['success_rate'])} "
+        f"of {by['after']['episodes']}{' (worse)' if name in worse else ''}"
+        for name, by in changes
+    )
+    missing = tuple(f"{_short(name)}: not played before and after" for name in splits if name not in both)
+    value = f"{len(worse)} of {len(both)} worse" if worse else f"none of {len(both)} worse"
+    state: State = "worse" if worse else "unknown" if missing else "good"
+    return Figure(title, value, lines + missing, state, anchor, tuple(_short(n) for n, _ in changes if n in worse))
+
+
+def _change(by: Mapping[str, Any]) -> float:
+    return float(by["after"]["success_rate"] - by["before"]["success_rate"])
+
+
+def _short(split: str) -> str:
+    """A family of near-misses without the words that the figure's title says already."""
+    family = split[len("near_miss") :].lstrip("_-") if is_near_miss(split) else ""
+    return f"family {family}" if family.isdigit() else family or split
+
+
+def _off_target(document: Mapping[str, Any]) -> Figure:
+    sets = document.get("off_target") or {}
+    if not sets:
+        return Figure("off-target KL", "not measured", (), "unknown", "environment")
+    stop = ((document["run"].get("config") or {}).get("rollout") or {}).get("stop") or {}
+    bound = stop.get("max_off_target_kl") or MAX_OFF_TARGET_KL
+    ordered = sorted(sets.items(), key=lambda item: -item[1]["kl_per_token"])
+    worse = [name for name, m in ordered if m["kl_per_token"] > bound]
+    lines = tuple(
+        f"{name}: {m['kl_per_token']:.5f} nats per token, {_percent(m['top1_flip_rate'])} of top tokens changed"
+        f"{f' (above {bound:g})' if name in worse else ''}"
+        for name, m in ordered
+    )
+    value = f"at most {ordered[0][1]['kl_per_token']:.5f} nats per token"
+    return Figure("off-target KL", value, lines, "worse" if worse else "good", "off-target", tuple(worse))
+
+
+def _still_likely(document: Mapping[str, Any]) -> Figure:
+    title = "errors still likely after training"
+    trained = [f for f in document["findings"] if f["trained"]]
+    read = [f for f in trained if f.get("decision") and f["decision"]["after"] is not None]
+    if not read:
+        return Figure(title, "nothing trained, or not measured", (), "unknown", "findings")
+    likely = [f for f in read if f["decision"]["after"] >= STILL_LIKELY]
+    raised = [f for f in read if f["decision"]["after"] - f["decision"]["before"] > RAISED]
+    held = [
+        f
+        for f in document["findings"]
+        if f["split"] == "holdout" and f["accepted"] and f.get("decision") and f["decision"]["after"] is not None
+    ]
+    lines = [f"trained: {len(likely)} of {len(read)} at {STILL_LIKELY:g} or more"]
+    if len(read) < len(trained):
+        lines.append(f"{len(trained) - len(read)} trained findings have no decision token that was read again")
+    if raised:
+        lines.append(f"{len(raised)} more likely than before training, by over {RAISED:g}")
+    if held:
+        n = sum(f["decision"]["after"] >= STILL_LIKELY for f in held)
+        lines.append(f"held out, accepted: {n} of {len(held)} at {STILL_LIKELY:g} or more")
+    state: State = "worse" if raised else "look" if likely else "good"
+    return Figure(
+        title,
+        f"{len(likely)} of {len(read)} trained findings",
+        tuple(lines),
+        state,
+        "findings",
+        tuple([f"{len(raised)} more likely than before"] if raised else ()),
+    )
+
+
+def _tripwires(document: Mapping[str, Any]) -> Figure:
+    crossed = (document.get("train") or {}).get("tripwires")
+    if crossed is None:
+        why = "nothing trained" if not document.get("train") else "not recorded by the release that made the run"
+        return Figure("tripwires", why, (), "unknown", "training")
+    lines = tuple(f"{c['tripwire']} at step {c['step']}: {c['value']:.4g}, bound {c['bound']:g}" for c in crossed)
+    return Figure(
+        "tripwires",
+        f"{len(crossed)} crossed",
+        lines,
+        "worse" if crossed else "good",
+        "training",
+        tuple(dict.fromkeys(c["tripwire"] for c in crossed)),
+    )
+
+
+def _left_open(document: Mapping[str, Any]) -> Figure:
+    """Critiques that another try may give, and findings that could not be scored; what was skipped on purpose is said."""
+    f = document["funnel"]
+    owed = f["critique"].get("owed")
+    n, word = (sum(_counts(f["critique"]["failed"]).values()), "failed") if owed is None else (owed, "owed")
+    lost = _counts(f["inject"]["failed"])
+    for reason, times in _counts(f["rescore"]["failed"]).items():
+        lost[reason] = lost.get(reason, 0) + times
+    lines = [f"{n} critiques {word}"]
+    lines += [f"could not be scored: {k} {reason}" for reason, k in sorted(lost.items(), key=lambda item: -item[1])]
+    lines += [f"skipped by the settings: {k} {reason}" for reason, k in _counts(f["inject"]["skipped"]).items()]
+    value = f"{n} critiques {word}, {sum(lost.values())} findings could not be scored"
+    anchor = "unscored" if document.get("unscored") else "funnel"
+    return Figure("left open", value, tuple(lines), "look" if n or lost else "good", anchor)
+
+
+def _counts(found: Mapping[str, Any]) -> dict[str, int]:
+    """The numbers among the entries: a shared document holds None in place of anything else."""
+    return {name: n for name, n in found.items() if n is not None}
+
+
+def _sentence(document: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """What training did to the error, then what became worse."""
+    worse = [f"{f.title} ({', '.join(f.worse)})" for f in figures if f.state == "worse"]
+    unknown = [f.title for f in figures if f.state == "unknown"]
+    said = _effect(document)
+    if worse:
+        return f"{said}, but there is a regression: {_listed(worse)}."
+    if unknown:
+        return f"{said}; nothing that was measured is worse, and {_listed(unknown)} {'is' if len(unknown) == 1 else 'are'} not known."
+    return f"{said}, and nothing that was measured is worse."
+
+
+def _effect(document: Mapping[str, Any]) -> str:
+    rescored, trained = document["funnel"]["rescore"], document["funnel"]["train"]["hints"]
+    if not trained:
+        return f"Nothing was trained ({rescored['accepted']} of {rescored['scored']} hints were accepted)"
+    held = document["effects"]["by_split"]["holdout"]["error_probability"]
+    on, p = ("held-out traces", held) if held["after"] is not None else ("accepted findings", None)
+    p = p or document["effects"]["accepted"]["error_probability"]
+    if p["before"] is None or p["after"] is None:
+        return f"Training on {trained} hints was not measured"
+    verb = "lowered" if p["after"] < p["before"] else "did not lower"
+    return f"Training on {trained} hints {verb} the probability of the error on {on} ({p['before']:.3f} → {p['after']:.3f})"
+
+
+def _listed(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

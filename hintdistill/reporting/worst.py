@@ -1,0 +1,66 @@
+"""Which findings a reader sees first: those whose error is still probable, trained ones before all others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+GROUPS = ("trained", "held out, accepted", "accepted, not trained", "rejected")
+"""The groups of findings, in the order in which they are shown."""
+SHARE: Mapping[str, int] = {"trained": 3, "held out, accepted": 1, "accepted, not trained": 1, "rejected": 1}
+"""Places that a group gets in each turn, where not all findings can be shown: half of them go to trained findings."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """How many findings of a group are shown."""
+
+    name: str
+    shown: int
+    findings: int
+    residual: float | None
+    """Residual probability of the most harmless finding that is shown: all that are left out have at most this one."""
+
+
+def residual(finding: Mapping[str, Any]) -> float:
+    """Probability of the error that is left: after training, or today where nothing was trained; 0 without a decision token."""
+    decision = finding["decision"]
+    if not decision:
+        return 0.0
+    after = decision["after"]
+    return float(decision["before"] if after is None else after)
+
+
+def group_of(finding: Mapping[str, Any]) -> str:
+    """The group of a finding, one of `GROUPS`."""
+    if finding["trained"]:
+        return "trained"
+    if not finding["accepted"]:
+        return "rejected"
+    return "held out, accepted" if finding["split"] == "holdout" else "accepted, not trained"
+
+
+def worst_first(findings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Sort findings by residual probability of the error, highest first; ties by trace and step."""
+    return sorted(findings, key=lambda f: (-residual(f), f["trace"], f["step"], f["key"]))
+
+
+def worst(findings: Sequence[Mapping[str, Any]], n: int) -> tuple[list[Mapping[str, Any]], list[Group]]:
+    """Choose at most `n` findings, group by group and worst first in each, and count what is left out.
+
+    Where not all fit, half of the places go to trained findings; places that a group does not need go to the others.
+    """
+    lanes = {name: worst_first([f for f in findings if group_of(f) == name]) for name in GROUPS}
+    taken = dict.fromkeys(GROUPS, 0)
+    while sum(taken.values()) < min(n, len(findings)):
+        for name in GROUPS:
+            free = n - sum(taken.values())
+            taken[name] += max(0, min(SHARE[name], free, len(lanes[name]) - taken[name]))
+    chosen = {name: lanes[name][: taken[name]] for name in GROUPS}
+    groups = [
+        Group(name, taken[name], len(lanes[name]), residual(chosen[name][-1]) if chosen[name] else None)
+        for name in GROUPS
+        if lanes[name]
+    ]
+    return [f for name in GROUPS for f in chosen[name]], groups
