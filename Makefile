@@ -45,11 +45,13 @@ test-peers: install-peers
 test-agents: install-agents
 	OMP_NUM_THREADS=1 $(VENV_AGENTS)/bin/pytest tests/agents
 
-# property tests with many examples, then ten minutes of coverage-guided fuzzing of the trace formats
+# property tests with many examples, ten minutes of coverage-guided fuzzing of the trace formats, a quarter of an hour of random talks
+# under every chat template
 fuzz: install
 	HINTDISTILL_EXAMPLES=5000 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" tests/injection/test_injection.py tests/injection/test_rendering.py tests/injection/test_quotes.py tests/traces/test_traces.py tests/traces/test_traces_contract.py tests/traces/test_traces_files.py tests/objectives/test_objectives.py tests/objectives/test_objectives_parts.py
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[fuzz]"
 	$(BIN)/python tests/fuzz/fuzz_traces.py --seconds 600
+	$(BIN)/python tests/fuzz/fuzz_templates.py --seconds 900
 
 # an hour of kills at random moments, full disks and repeated runs; everything that comes out is compared
 kill-test: install
@@ -77,7 +79,7 @@ templates: install
 	rm -rf build/llama && mkdir -p build/llama
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d build/llama llama-cpp-python
 	tar -xzf build/llama/llama_cpp_python-*.tar.gz -C build/llama --wildcards '*/models/templates/*.jinja'
-	$(BIN)/python docs/make_templates_page.py build/llama build/templates.md
+	$(BIN)/python docs/make_templates_page.py build/llama docs/templates_llama.md "$$(basename build/llama/*.tar.gz .tar.gz)"
 
 evidence-quick: install
 	$(BIN)/python -m benchmarks.ablation benchmarks/ablation/ablate.yaml --quick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,10 @@ def finish(folder: Path, as_json: bool) -> None:
         return
     from hintdistill.reporting.terminal import show_summary
 
-    show_summary(json.loads(report.read_text(encoding="utf-8")), RichConsole())
+    document = json.loads(report.read_text(encoding="utf-8"))
+    show_summary(document, RichConsole())
+    if document["findings"]:
+        trained = " --trained" if any(f["trained"] for f in document["findings"]) else ""
+        print(f"worst findings: hintdistill show {shlex.quote(str(folder))}{trained} --worst 20")
     html = folder / "report.html"
     print(f"report: {html if html.is_file() else report}")

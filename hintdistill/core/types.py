@@ -8,7 +8,6 @@ derived is a property and is never stored. All log-probabilities are natural log
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -137,22 +136,6 @@ class Message(FrozenModel):
         if value is not None and "token_ids" in info.data and len(value) != len(ids or ()):
             raise ValueError(f"{len(value)} log-probabilities for {len(ids or ())} token ids: they must pair up")
         return value
-
-
-def with_greetings_given(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Mark an agent's greeting as given: assistant messages without a call or recorded ids before the first user message.
-
-    Nothing but system messages may be above them, so that the first steps of an agent that works without a user stay steps.
-    """
-    first = next((i for i, m in enumerate(messages) if m.role not in ("system", "developer", "assistant")), None)
-    if first is None or messages[first].role != "user":
-        return tuple(messages)
-    if any(m.tool_calls or m.token_ids for m in messages[:first] if m.role == "assistant"):
-        return tuple(messages)
-    return tuple(
-        m.model_copy(update={"given": True}) if i < first and m.role == "assistant" and not m.given else m
-        for i, m in enumerate(messages)
-    )
 
 
 class Source(FrozenModel):

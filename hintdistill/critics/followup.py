@@ -5,7 +5,9 @@
 | `user_correction` | the user's next message says that the step was wrong; after one call, that the act was |
 | `denied_call` | a person refused the call |
 | `edited_call` | a person changed the call before it ran |
-| `retried_call` | the call was refused as it stood, and the next step makes nearly the same call, which works |
+| `unknown_tool` | the call was refused, and the next step makes it of another tool, which works |
+| `wrong_argument` | the same, with another name of one argument |
+| `retried_call` | the same, with one value a little changed |
 
 What is not clear is no finding: a changed mind, an answer to a question, a slip that users own up to, a look-up that found
 nothing, a program that failed when it was run. So these findings are few, and most erring steps have none.
@@ -18,7 +20,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from hintdistill.core.types import Critique, Finding, Message, Trace
 from hintdistill.critics import Outcome, one_by_one
@@ -142,7 +144,9 @@ class FollowupCritic:
         for step in (k for k in range(len(trace.step_indices)) if k not in trace.given_steps):
             found = next(_at(trace, step, calls), None)
             if found is not None:
-                findings.append(found.model_copy(update={"critic": self.name, "hint": self._hints[found.error_class]}))
+                findings.append(
+                    found.model_copy(update={"critic": self.name, "hint": self._hints.get(found.error_class)})
+                )
         return Critique(
             trace_id=trace.id,
             verdict="findings" if findings else "none",
@@ -247,11 +251,15 @@ def _retried(trace: Trace, call: CallResult, calls: list[CallResult]) -> Finding
         if later.result is None or error_text(later.result) is not None:
             continue
         if later.call.name == call.call.name:
-            quote = _mended(call.call.arguments, later.call.arguments)
-            if quote is not None and quote in call.call.arguments_raw:
-                return _of_call(call, "retried_call", error, quote, in_arguments=True)
+            mended = _mended(call.call.arguments, later.call.arguments)
+            if mended is not None and mended.wrong in call.call.arguments_raw:
+                error_class = "wrong_argument" if mended.right else "retried_call"
+                found = _of_call(call, error_class, error, mended.wrong, in_arguments=True)
+                names = list(trace.tool_schemas.get(call.call.name, {}).get("properties", {}))
+                return _knowing(found, mended, arguments=names)
         elif _NO_TOOL.search(error) and call.call.arguments == later.call.arguments:
-            return _of_call(call, "retried_call", error, call.call.name, in_arguments=False)
+            found = _of_call(call, "unknown_tool", error, call.call.name, in_arguments=False)
+            return _knowing(found, _Mended(call.call.name, later.call.name), tools=list(trace.tool_schemas))
     return None
 
 
@@ -263,21 +271,36 @@ def _next_is_own(trace: Trace, step: int) -> bool:
     return all(m.role == "tool" for m in between)
 
 
-def _mended(before: dict[str, Any] | None, after: dict[str, Any] | None) -> str | None:
+class _Mended(NamedTuple):
+    """The name or value that a second try changed, and the name in its place; None for a value, which the context need not hold."""
+
+    wrong: str
+    right: str | None = None
+
+
+def _knowing(finding: Finding, mended: _Mended, **names: list[str]) -> Finding:
+    """The finding with what its hint template may name."""
+    if mended.right is None:
+        return finding
+    facts = {"wrong": mended.wrong, "right": mended.right} | {k: v for k, v in names.items() if v}
+    return finding.model_copy(update={"facts": finding.facts | facts})
+
+
+def _mended(before: dict[str, Any] | None, after: dict[str, Any] | None) -> _Mended | None:
     """The one name or value of a call's arguments that its second try changed a little, or None where it is another call."""
     if before is None or after is None or before == after:
         return None
     gone, new = [n for n in before if n not in after], [n for n in after if n not in before]
     changed = [n for n in before if n in after and before[n] != after[n]]
     if len(gone) == 1 and not changed and [before[gone[0]]] == [after[n] for n in new]:
-        return gone[0]
+        return _Mended(gone[0], new[0])
     if gone or new or len(changed) != 1:
         return None
     old, now = before[changed[0]], after[changed[0]]
     alike = type(old) is not type(now) or difflib.SequenceMatcher(None, str(old), str(now)).ratio() >= ALIKE
     if not alike:
         return None
-    return old if isinstance(old, str) and old else json.dumps(old, ensure_ascii=False)
+    return _Mended(old if isinstance(old, str) and old else json.dumps(old, ensure_ascii=False))
 
 
 def _of_call(call: CallResult, error_class: str, said: str, quote: str, *, in_arguments: bool) -> Finding:

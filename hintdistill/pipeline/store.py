@@ -150,7 +150,8 @@ class RunDir:
             # what came from elsewhere and is not trusted stays so
             "signature": None if guards() else sign(data),
             "versions": _versions(),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            # a run of before, continued, does not say that it began today
+            **({} if self.is_run() else {"started": datetime.now(UTC).isoformat(timespec="seconds")}),
             **{k: v for k, v in self.manifest().items() if k in KEPT},
         }
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))

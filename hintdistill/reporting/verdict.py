@@ -18,7 +18,8 @@ MARKS: Mapping[State, str] = {"worse": "WORSE", "look": "LOOK", "unknown": "NOT 
 STILL_LIKELY = 0.5
 """A trained finding whose error has at least this probability after training is still likely."""
 RAISED = 0.05
-"""A trained finding whose error became more probable by more than this share is a regression; less is noise."""
+"""Probability. A trained finding whose error became more probable by more than this is a regression; a mean that moved by less is
+said to have hardly changed."""
 MAX_OFF_TARGET_KL = 0.1
 """Nats per token: the bound where the run's configuration has none (`rollout.stop.max_off_target_kl`)."""
 
@@ -148,33 +149,39 @@ def _off_target(document: Mapping[str, Any]) -> Figure:
 def _still_likely(document: Mapping[str, Any]) -> Figure:
     title = "errors still likely after training"
     trained = [f for f in document["findings"] if f["trained"]]
-    read = [f for f in trained if f.get("decision") and f["decision"]["after"] is not None]
+    read = _read_again(trained)
     if not read:
         return Figure(title, "nothing trained, or not measured", (), "unknown", "findings")
-    likely = [f for f in read if f["decision"]["after"] >= STILL_LIKELY]
-    raised = [f for f in read if f["decision"]["after"] - f["decision"]["before"] > RAISED]
-    held = [
-        f
-        for f in document["findings"]
-        if f["split"] == "holdout" and f["accepted"] and f.get("decision") and f["decision"]["after"] is not None
-    ]
-    lines = [f"trained: {len(likely)} of {len(read)} at {STILL_LIKELY:g} or more"]
+    likely = sum(f["decision"]["after"] >= STILL_LIKELY for f in read)
+    raised = sum(f["decision"]["after"] - f["decision"]["before"] > RAISED for f in read)
+    lines, worse = [f"trained: {likely} of {len(read)} at {STILL_LIKELY:g} or more"], []
     if len(read) < len(trained):
         lines.append(f"{len(trained) - len(read)} trained findings have no decision token that was read again")
     if raised:
-        lines.append(f"{len(raised)} more likely than before training, by over {RAISED:g}")
-    if held:
+        lines.append(f"{raised} more likely than before training, by over {RAISED:g}")
+        worse.append(f"{raised} trained findings are more likely than before")
+    if held := _read_again([f for f in document["findings"] if f["split"] == "holdout" and f["accepted"]]):
         n = sum(f["decision"]["after"] >= STILL_LIKELY for f in held)
         lines.append(f"held out, accepted: {n} of {len(held)} at {STILL_LIKELY:g} or more")
-    state: State = "worse" if raised else "look" if likely else "good"
-    return Figure(
-        title,
-        f"{len(likely)} of {len(read)} trained findings",
-        tuple(lines),
-        state,
-        "findings",
-        tuple([f"{len(raised)} more likely than before"] if raised else ()),
-    )
+    _, p = _measured_on(document)
+    if p["after"] is not None and p["before"] is not None and p["after"] - p["before"] > RAISED:
+        worse.append(f"mean {p['before']:.3f} → {p['after']:.3f}")
+    state: State = "worse" if worse else "look" if likely or len(read) < len(trained) else "good"
+    return Figure(title, f"{likely} of {len(read)} trained findings", tuple(lines), state, "findings", tuple(worse))
+
+
+def _read_again(findings: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those whose decision token was read after training."""
+    return [f for f in findings if f.get("decision") and f["decision"]["after"] is not None]
+
+
+def _measured_on(document: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Where the effect of training is quoted from, and its mean probabilities: held-out traces, else accepted findings."""
+    effects = document["effects"]
+    held = effects["by_split"]["holdout"]["error_probability"]
+    if held["after"] is not None:
+        return "held-out traces", held
+    return "accepted findings", effects["accepted"]["error_probability"]
 
 
 def _tripwires(document: Mapping[str, Any]) -> Figure:
@@ -222,7 +229,7 @@ def _sentence(document: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     if worse:
         return f"{said}, but there is a regression: {_listed(worse)}."
     if unknown:
-        return f"{said}; nothing that was measured is worse, and {_listed(unknown)} {'is' if len(unknown) == 1 else 'are'} not known."
+        return f"{said}; nothing that was measured is worse; not measured: {_listed(unknown)}."
     return f"{said}, and nothing that was measured is worse."
 
 
@@ -230,13 +237,14 @@ def _effect(document: Mapping[str, Any]) -> str:
     rescored, trained = document["funnel"]["rescore"], document["funnel"]["train"]["hints"]
     if not trained:
         return f"Nothing was trained ({rescored['accepted']} of {rescored['scored']} hints were accepted)"
-    held = document["effects"]["by_split"]["holdout"]["error_probability"]
-    on, p = ("held-out traces", held) if held["after"] is not None else ("accepted findings", None)
-    p = p or document["effects"]["accepted"]["error_probability"]
+    on, p = _measured_on(document)
     if p["before"] is None or p["after"] is None:
         return f"Training on {trained} hints was not measured"
-    verb = "lowered" if p["after"] < p["before"] else "did not lower"
-    return f"Training on {trained} hints {verb} the probability of the error on {on} ({p['before']:.3f} → {p['after']:.3f})"
+    change = p["after"] - p["before"]
+    verb = "lowered" if change < -RAISED else "raised" if change > RAISED else "hardly changed"
+    kind = "placebo hints" if document["run"]["hint"] == "placebo" else "hints"
+    figures = f"{p['before']:.3f} → {p['after']:.3f}"
+    return f"Training on {trained} {kind} {verb} the probability of the error on {on} ({figures})"
 
 
 def _listed(words: Iterable[str]) -> str:

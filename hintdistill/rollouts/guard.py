@@ -16,8 +16,9 @@ from concurrent.futures import Future
 from typing import Any
 
 from hintdistill.core.errors import EnvironmentFailure, HintdistillError
-from hintdistill.core.types import Message, with_greetings_given
+from hintdistill.core.types import Message
 from hintdistill.rollouts.environment import Environment, Reply, Start
+from hintdistill.rollouts.greetings import with_greetings_given
 
 ANSWERING = ("system", "developer", "user", "tool")
 

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hintdistill.core.errors import EnvironmentFailure, HintdistillError
-from hintdistill.core.types import Message, SampledFrom, ToolEffect, Trace, with_greetings_given
+from hintdistill.core.types import Message, SampledFrom, ToolEffect, Trace
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite, effects_of
 from hintdistill.rollouts.generation import Generator, Sampled, SamplingOptions, TransformersGenerator
+from hintdistill.rollouts.greetings import with_greetings_given
 from hintdistill.rollouts.guard import GuardedEnvironment
 from hintdistill.rollouts.parsing import PARSERS
 

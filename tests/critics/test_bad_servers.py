@@ -52,7 +52,7 @@ def test_training_waits_for_owed_critiques(tmp_path, mode, more, reason):
         done = hintdistill("run", *settings(server, mode, tmp_path / "run", *more), expect=5)
     assert f"are owed a critique ({'2' if mode == 'mixed' else '4'} {reason})" in done.stderr
     assert "critic.allow_owed" in done.stderr and not (tmp_path / "run" / "injections.jsonl").exists()
-    command = shlex.split(done.stderr.strip().splitlines()[-1])
+    command = shlex.split(done.stderr.strip().rpartition("This continues it: ")[2])
     assert command[:2] == ["hintdistill", "run"] and command[-2:] == [f"run.dir={tmp_path / 'run'}", "--resume"]
 
 

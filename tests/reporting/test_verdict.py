@@ -52,6 +52,18 @@ def test_a_lost_family_of_near_misses_comes_first_and_is_named(document):
     assert states == sorted(states)
 
 
+def test_a_change_within_noise_is_not_called_an_effect(document):
+    held = document["effects"]["by_split"]["holdout"]["error_probability"]
+    for before, after, verb in ((0.9, 0.2, "lowered"), (0.148, 0.146, "hardly changed"), (0.1, 0.4, "raised")):
+        held |= {"before": before, "after": after}
+        assert verdict(document).sentence.startswith(
+            f"Training on 3 hints {verb} the probability of the error on held-out"
+        )
+    assert figure(document, "errors still likely after training").worse == ("mean 0.100 → 0.400",)
+    document["run"]["hint"] = "placebo"
+    assert "3 placebo hints" in verdict(document).sentence
+
+
 def test_a_fall_within_chance_is_none():
     assert not fell(played(1.0), played(0.98)) and fell(played(1.0), played(0.85))
     assert not fell(played(0.5, 4), played(0.25, 4)) and not fell(played(0.5), played(0.9))
@@ -67,7 +79,9 @@ def test_every_figure_can_become_worse(document):
     assert figure(document, "tripwires").lines == ("max_heldout_kl at step 4: 0.7, bound 0.5",)
     trained = next(f for f in document["findings"] if f["trained"])
     trained["decision"] |= {"before": 0.2, "after": 0.9}
-    assert figure(document, "errors still likely after training").worse == ("1 more likely than before",)
+    assert figure(document, "errors still likely after training").worse == (
+        "1 trained findings are more likely than before",
+    )
     document["environment"]["splits"]["test"]["after"]["success_rate"] = 0.1
     assert figure(document, "tasks").worse == ("test",)
     document["run"]["config"]["rollout"]["stop"] = {}
@@ -92,7 +106,7 @@ def test_what_was_not_measured_is_not_called_good(document):
     bare = document | {"environment": None, "off_target": {}, "train": None, "findings": []}
     bare["funnel"]["train"]["hints"] = 0
     found = verdict(bare)
-    assert found.sentence.startswith("Nothing was trained (") and "are not known" in found.sentence
+    assert found.sentence.startswith("Nothing was trained (") and "not measured: " in found.sentence
     assert {f.title for f in found.figures if f.state == "unknown"} == {
         "near-misses",
         "tasks",

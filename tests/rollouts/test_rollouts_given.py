@@ -10,12 +10,13 @@ from conftest import CHECKS, RulesCritic, call, tool
 from support.observers import config_of
 from world import Toolworld, ToolworldEnvironment
 
-from hintdistill.core.types import Critique, Finding, Message, Trace, with_greetings_given
+from hintdistill.core.types import Critique, Finding, Message, Trace
 from hintdistill.critics.record import whole
 from hintdistill.pipeline.critique import without_given
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.rollouts.environment import Start
+from hintdistill.rollouts.greetings import with_greetings_given
 from hintdistill.rollouts.measure import off_target_sets, step_requests
 from hintdistill.rollouts.sampling import Branch, Episode, Sampler, SamplingOptions
 from hintdistill.traces.formats import native

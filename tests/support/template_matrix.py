@@ -59,7 +59,7 @@ TALKS: dict[str, tuple[Message, ...]] = {
 TOOLLESS = ("answer", "second turn", "greeting first")
 _SPECIAL = re.compile(
     r"<\|[^|>\s]{1,40}\|>|<｜[^｜>\s]{1,40}｜>|</?(?:think|tool_call|tool_response|start_of_turn|end_of_turn|arg_key|arg_value)>"
-    r"|<(?:\|?turn\|?|\|?channel\|?)>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|\[gMASK\]|<sop>|</?s>|<bos>|<eos>"
+    r"|<(?:\|?turn\|?|\|?channel\|?)>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|\[gMASK\]|<sop>|\]~!?b[\[\]]|\[e~\[|</?s>|<bos>|<eos>"
 )
 
 
