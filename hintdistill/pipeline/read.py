@@ -45,7 +45,7 @@ def run(ctx: RunContext) -> None:
             if limit is not None and usable == limit:
                 break
     held = {key for key, row in have.items() if "trace" in row}
-    if held and held.isdisjoint(rows):
+    if held and usable and held.isdisjoint(rows):
         raise ConfigError(
             f"{ctx.rundir.path} is a run of other traces: none of its {len(held)} is among those of {', '.join(ctx.config.traces.path)}",
             hint="run.dir= puts this run elsewhere",

@@ -159,11 +159,14 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
-        total, read = processes.from_main(lambda: _cut_metrics(work, last))
+        total, reading = processes.from_main(lambda: _cut_metrics(work, last))
         if last is not None and not unlogged.load(trainer, last):
             trainer.losses.total, trainer.losses.step = total, int(last.name.rpartition("-")[2])
-        if trainer.watch is not None:
-            trainer.watch.last = read
+        if trainer.watch is not None and reading:
+            trainer.watch.last = reading["step"]
+            if trainer.tripwires is not None:
+                # a bound that was drawn tighter since is held against what is not read again
+                trainer.tripwires.check(reading, reading["step"])
         parameters = _parameters(student.model)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     trainer.require_finite()
@@ -305,15 +308,15 @@ def _write_row(work: Path, row: dict[str, Any]) -> None:
     append_line(work / METRICS, json.dumps(row))
 
 
-def _cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, int]:
+def _cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, dict[str, Any]]:
     """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again.
 
-    Returns the sum of the loss over the steps before it that rows tell of, and the last step that the watch has read.
+    Returns the sum of the loss over the steps before it that rows tell of, and the last row with a reading of the watch.
     """
     path, until = work / METRICS, 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
     if not path.is_file():
-        return 0.0, 0
-    kept, total, last, read = [], 0.0, 0, 0
+        return 0.0, {}
+    kept, total, last, reading = [], 0.0, 0, {}
     for line in path.read_bytes().splitlines(keepends=True):
         try:
             row = json.loads(line)
@@ -326,9 +329,9 @@ def _cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, int]:
             if "loss" in row:
                 total, last = total + row["loss"] * (row["step"] - last), row["step"]
             if "off_target_kl" in row or "heldout_kl" in row:
-                read = row["step"]
+                reading = row
     write_atomic(path, b"".join(kept).decode("utf-8"))
-    return total, read
+    return total, reading
 
 
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:

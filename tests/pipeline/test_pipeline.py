@@ -391,6 +391,7 @@ def test_no_findings_stop_training_but_not_rescoring(tmp_path):
         f"run.dir={folder}",
         override,
         "critic.use=[rules]",
+        expect=4,
     )
 
 
@@ -538,9 +539,7 @@ def test_interrupt_is_130(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (
-        process.returncode == 130
-        and "this continues it:\n  hintdistill run" in err
-        and err.rstrip().endswith("--resume")
+        process.returncode == 130 and "This continues it: hintdistill run" in err and err.rstrip().endswith("--resume")
     )
 
 
@@ -567,7 +566,10 @@ def test_real_airline_traces_end_in_token_exact_splices(tmp_path):
     f = document["funnel"]
     assert f["read"]["traces"] == 10 and f["inject"]["failed"] == {} and f["rescore"]["failed"] == {}
     assert f["rescore"]["scored"] == f["inject"]["injections"] >= 5
-    assert set(f["inject"]["fidelity"]) == {"raw_text"}, "raw argument strings were kept"
+    # raw argument strings were kept; what the template prints around them besides is no word of the student's
+    printed = sum(n for note, n in f["inject"]["notes"].items() if note.endswith("_printed"))
+    assert set(f["inject"]["fidelity"]) <= {"raw_text", "reserialised"}
+    assert f["inject"]["fidelity"].get("reserialised", 0) <= printed
     for made in (r["injection"] for r in rows(folder, "injections") if "injection" in r):
         context, block, p = made["context_ids"], made["block_ids"], made["insert_at"]
         target = next(

@@ -456,7 +456,7 @@ def test_paths_that_are_not_what_they_should_be(tmp_path: Path):
 
 def test_half_a_surrogate_pair_is_no_text(tmp_path: Path):
     import hintdistill as hd
-    from hintdistill.core.errors import SpliceError
+    from hintdistill.core.errors import ArgumentError
 
     rows = [json.loads(line) | {"hint": "half \ud800"} for line in (TOOLWORLD / "findings.jsonl").open()][:2]
     (tmp_path / "f.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -470,5 +470,5 @@ def test_half_a_surrogate_pair_is_no_text(tmp_path: Path):
     assert "f.jsonl, line 1" in said and "surrogate" in said
     engine = hd.load_engine(str(TOOLWORLD / "student"), device="cpu")
     talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    with pytest.raises(SpliceError, match="surrogate"):
+    with pytest.raises(ArgumentError, match="surrogate"):
         hd.rescore(talk, step=0, hint="half \ud800", engine=engine)

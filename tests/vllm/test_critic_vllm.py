@@ -30,7 +30,13 @@ def traces(n: int):
 def section(**settings):
     from hintdistill.config import LLMSection
 
-    defaults = {"prompt": "critic/toolworld.jinja", "max_tokens": 320, "max_findings": 4, "concurrency": 16}
+    defaults = {
+        "prompt": "critic/toolworld.jinja",
+        "fields": (),
+        "max_tokens": 320,
+        "max_findings": 4,
+        "concurrency": 16,
+    }
     return LLMSection(**{**defaults, **settings})
 
 
