@@ -27,6 +27,7 @@ def run(server, folder, *args: str, expect: int = 0) -> subprocess.CompletedProc
     settings = [
         f"run.dir={folder}",
         f"critic.llm.base_url={server.url}",
+        "critic.llm.fields=[]",
         "critic.llm.max_findings=2",
         "critic.llm.max_tokens=3000",
     ]
@@ -204,6 +205,7 @@ def test_a_server_killed_in_the_middle(server, tmp_path):
     settings = [
         f"run.dir={folder}",
         f"critic.llm.base_url={server.url}",
+        "critic.llm.fields=[]",
         "critic.llm.max_findings=2",
         "critic.llm.max_tokens=3000",
         "critic.llm.concurrency=2",

@@ -156,5 +156,5 @@ def test_a_server_that_is_gone_or_cannot_reload(server, engine, renderer, tmp_pa
     with pytest.raises(ServiceError, match=r"cannot reach the rollout server at http://127\.0\.0\.1:9/v1"):
         ServerGenerator(section("http://127.0.0.1:9/v1", retries=0), 4096)
     wrong = ServerGenerator(section(server.url, model="nope"), 4096)
-    with pytest.raises(ServiceError, match="answered 404"):
+    with pytest.raises(ServiceError, match="refused: 404"):
         wrong.generate([[5, 6]], [0], SamplingOptions(max_new_tokens=2), 0)
