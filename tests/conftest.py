@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,32 @@ def unknown_tool_case() -> tuple[Trace, Finding, str]:
             wrong, tools = found[0].facts["wrong"], ", ".join(trace.tool_schemas)
             return trace, found[0], f"There is no tool {wrong}. The tools are {tools}."
     raise AssertionError("no such trace is shipped")
+
+
+@dataclass(frozen=True)
+class FailedCall:
+    """A conversation as an agent holds it, whose first call is of a tool that is not listed."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    name: str
+    """Of the tool it called: the wrong words."""
+    hint: str
+    """One that the shipped student heeds."""
+
+
+@pytest.fixture(scope="session")
+def failed_call(unknown_tool_case: tuple[Trace, Finding, str]) -> FailedCall:
+    """The shipped trace of `unknown_tool_case` up to the error that its call met, as chat messages."""
+    trace, _, hint = unknown_tool_case
+    wrong = trace.step(0).tool_calls[0]
+    messages = [{"role": m.role, "content": m.content} for m in trace.before(0)]
+    function = {"name": wrong.name, "arguments": wrong.arguments_raw}
+    messages += [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "1", "content": '{"error":"unknown tool"}'},
+    ]
+    return FailedCall(messages, list(trace.tools), wrong.name, hint)
 
 
 @pytest.fixture

@@ -33,17 +33,10 @@ def loaded():
 
 
 @pytest.fixture(scope="module")
-def failed(unknown_tool_case):
+def failed(failed_call):
     """A conversation with a call of a tool that is not listed, as an agent holds it."""
-    trace, _, hint = unknown_tool_case
-    wrong = trace.step(0).tool_calls[0]
-    messages = [{"role": m.role, "content": m.content} for m in trace.before(0)]
-    function = {"name": wrong.name, "arguments": wrong.arguments_raw}
-    messages += [
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
-        {"role": "tool", "tool_call_id": "1", "content": '{"error":"unknown tool"}'},
-    ]
-    return messages, {"step": 0, "quote": wrong.name, "tools": trace.tools}, hint
+    call = {"step": 0, "quote": failed_call.name, "tools": failed_call.tools}
+    return failed_call.messages, call, failed_call.hint
 
 
 def test_hints_are_ranked_best_first_and_read_once(loaded, failed):

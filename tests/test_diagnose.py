@@ -31,17 +31,9 @@ def critic():
 
 
 @pytest.fixture(scope="module")
-def failed(unknown_tool_case):
+def failed(failed_call):
     """A conversation whose first call is of a tool that is not listed, as chat messages, and its tools."""
-    trace, _, _ = unknown_tool_case
-    wrong = trace.step(0).tool_calls[0]
-    messages = [{"role": m.role, "content": m.content} for m in trace.before(0)]
-    function = {"name": wrong.name, "arguments": wrong.arguments_raw}
-    messages += [
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
-        {"role": "tool", "tool_call_id": "1", "content": '{"error":"unknown tool"}'},
-    ]
-    return messages, list(trace.tools), wrong.name
+    return failed_call.messages, failed_call.tools, failed_call.name
 
 
 class Dumps:

@@ -35,16 +35,9 @@ def loaded():
 
 
 @pytest.fixture(scope="module")
-def failed(unknown_tool_case):
-    trace, _, hint = unknown_tool_case
-    wrong = trace.step(0).tool_calls[0]
-    messages = [{"role": m.role, "content": m.content} for m in trace.before(0)]
-    function = {"name": wrong.name, "arguments": wrong.arguments_raw}
-    messages += [
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": function}]},
-        {"role": "tool", "tool_call_id": "1", "content": '{"error":"unknown tool"}'},
-    ]
-    return {"messages": messages, "tools": list(trace.tools)}, wrong.name, hint
+def failed(failed_call):
+    asked = {"messages": failed_call.messages, "tools": failed_call.tools}
+    return asked, failed_call.name, failed_call.hint
 
 
 def close(a, b):

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, STUDENT, TOOLWORLD, real_file
 from safetensors.torch import load_file
 from support.command import COMMAND, ENV, hintdistill, process, rows
+from support.killing import kill_when
 
 from hintdistill.core.scores import Target
 from hintdistill.rescoring.store import TargetStore
@@ -159,21 +160,7 @@ SLOW = ("critique", "inject", "rescore", "report")
 @pytest.mark.parametrize("stage", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in KILL_WHEN])
 def test_killed_anywhere_it_resumes_to_the_same_artefacts(stage, straight, tmp_path):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [*COMMAND, "run", "configs/quickstart.yaml", "-q", f"run.dir={folder}", *SMALL],
-        env=ENV,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 300
-    while not KILL_WHEN[stage](folder):
-        assert process.poll() is None and time.monotonic() < deadline, (
-            f"never reached {stage}: {process.stderr.read().decode()[-2000:]}"
-        )
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(lambda: KILL_WHEN[stage](folder), "run", "configs/quickstart.yaml", "-q", f"run.dir={folder}", *SMALL)
     assert not (folder / "report.json").exists()
     if stage == "inject":
         # what a kill in the middle of a write leaves behind

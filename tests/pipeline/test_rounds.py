@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, STUDENT, TOOLWORLD
 from safetensors.torch import load_file
-from support.command import COMMAND, ENV, hintdistill
+from support.command import hintdistill
+from support.killing import kill_when
 from world import Toolworld
 
 from hintdistill.config.file import load_config
@@ -104,19 +103,7 @@ KILL_WHEN = {
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=pytest.mark.slow) for m in ("rescore", "play", "train")])
 def test_killed_in_any_round_it_resumes_to_the_same_curves(moment, straight, tmp_path):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [*COMMAND, "run", "configs/rounds.yaml", "-q", f"run.dir={folder}", *SMALL],
-        env=ENV,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 300
-    while not KILL_WHEN[moment](folder):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(lambda: KILL_WHEN[moment](folder), "run", "configs/rounds.yaml", "-q", f"run.dir={folder}", *SMALL)
     loop("-q", "--resume", f"run.dir={folder}", *SMALL)
     assert document(folder) == document(straight)
     ours, theirs = (load_file(f / "student" / "model.safetensors") for f in (folder, straight))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
-from support.command import COMMAND, ENV, hintdistill
+from support.command import hintdistill
+from support.killing import kill_when
 from support.twinnable import TWINNABLE
 
 from hintdistill.rescoring.store import TargetStore
@@ -60,19 +57,7 @@ def straight(config, tmp_path_factory):
 @pytest.mark.parametrize("moment", KILL_WHEN)
 def test_killed_with_twins_it_resumes_to_the_same_artefacts(moment, config, straight, tmp_path):
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [*COMMAND, "run", config, "-q", f"run.dir={folder}", *SETTINGS],
-        env=ENV,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 300
-    while not KILL_WHEN[moment](folder):
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read().decode()[-2000:]
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill_when(lambda: KILL_WHEN[moment](folder), "run", config, "-q", f"run.dir={folder}", *SETTINGS, look_every=0.002)
     assert not (folder / "report.json").exists()
     if moment == "twins":
         # what a kill in the middle of a write leaves behind
