@@ -532,6 +532,10 @@ def test_interrupt_is_130(tmp_path):
 
 def test_real_airline_traces_end_in_token_exact_splices(tmp_path):
     """Read, critique, inject and rescore on what GPT-4o left behind in tau-bench, scored with the tiny student."""
+    from transformers import AutoTokenizer
+
+    from hintdistill.core.types import Trace
+
     path, tools = (
         real_file("openai_chat", "tau_bench_airline_gpt4o.json"),
         real_file("openai_chat", "tools_tau_airline.json"),
@@ -553,12 +557,16 @@ def test_real_airline_traces_end_in_token_exact_splices(tmp_path):
     f = document["funnel"]
     assert f["read"]["traces"] == 10 and f["inject"]["failed"] == {} and f["rescore"]["failed"] == {}
     assert f["rescore"]["scored"] == f["inject"]["injections"] >= 5
-    # raw argument strings were kept; what the template prints around them besides is no word of the student's
-    printed = sum(n for note, n in f["inject"]["notes"].items() if note.endswith("_printed"))
-    assert set(f["inject"]["fidelity"]) <= {"raw_text", "reserialised"}
-    assert f["inject"]["fidelity"].get("reserialised", 0) <= printed
+    traces = {r["trace"]["id"]: Trace.model_validate(r["trace"]) for r in rows(folder, "traces") if "trace" in r}
+    tokenizer = AutoTokenizer.from_pretrained(STUDENT)
     for made in (r["injection"] for r in rows(folder, "injections") if "injection" in r):
         context, block, p = made["context_ids"], made["block_ids"], made["insert_at"]
+        said = tokenizer.decode(made["step_ids"])
+        calls = traces[made["trace_id"]].step(made["finding"]["step"]).tool_calls
+        assert all(c.arguments_raw in said for c in calls), "raw argument strings were kept"
+        # what the template prints around them is no word of the student's, and is named
+        printed = [note for note in made.get("notes", ()) if note.endswith("_printed")]
+        assert made["fidelity"] == ("reserialised" if printed else "raw_text")
         target = next(
             t
             for t in TargetStore(folder / "targets").read()
