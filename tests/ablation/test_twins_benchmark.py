@@ -24,7 +24,7 @@ CONFIG = ROOT / "benchmarks" / "ablation" / "twins.yaml"
 def test_jobs():
     config = load_twins(CONFIG)
     shared, arms = jobs_of(config)
-    assert [j.seed for j in shared] == [0, 1, 2] and len(arms) == 3 * (4 * 3 + 6)
+    assert [j.seed for j in shared] == [0, 1, 2, 3, 4] and len(arms) == 5 * (4 * 3 + 6)
     assert {j.arm for j in arms} == set(NAMES)
     quick = load_twins(CONFIG, quick=True)
     assert [(j.arm, j.seed) for group in jobs_of(quick) for j in group] == [("shared", 0), ("none", 0), ("twins", 0)]
@@ -56,7 +56,7 @@ def test_what_matters_most_is_done_first_and_nothing_before_what_it_shares():
         ("none", 1),
         ("twins", 1),
     ]
-    assert [j.arm for j in order[9:15]] == ["anchors"] * 3 + ["undone"] * 3
+    assert [j.arm for j in order[15:25]] == ["anchors"] * 5 + ["undone"] * 5
     rates = [j.setting == config.twins.rate for j in order if j.arm != "shared"]
     assert rates == sorted(rates, reverse=True), "other rates come last"
 
