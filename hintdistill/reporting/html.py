@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from hintdistill.reporting.verdict import MARKS, split_rows, verdict
 from hintdistill.reporting.worst import worst
 
 
-def render_html(document: Mapping[str, Any], max_findings: int) -> str:
-    """The whole page. Trace text is escaped by the template engine, control characters are shown."""
+@lru_cache(maxsize=1)
+def _page() -> jinja2.Template:
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -28,8 +29,13 @@ def render_html(document: Mapping[str, Any], max_findings: int) -> str:
     env.filters.update(
         safe_text=lambda text: printable(text or ""), pct=_percent, num=_number, heat=_heat, interval=interval
     )
+    return env.get_template("report.html.jinja")
+
+
+def render_html(document: Mapping[str, Any], max_findings: int) -> str:
+    """The whole page. Trace text is escaped by the template engine, control characters are shown."""
     shown, groups = worst(document["findings"], max_findings)
-    return env.get_template("report.html.jinja").render(
+    return _page().render(
         doc=document,
         verdict=verdict(document),
         marks=MARKS,
