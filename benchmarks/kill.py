@@ -48,7 +48,7 @@ SMALL = [
     "train.watch.steps=1",
     "train.anchor.candidates=1",
 ]
-CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "usage", "signature", "peak"}
+CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "usage", "signature", "peak", "started"}
 LIBRARIES = (
     "hintdistill.training.trainer",
     "hintdistill.pipeline.report",
@@ -167,6 +167,8 @@ def plain(value: Any, folder: Path) -> Any:
         return {k: plain(v, folder) for k, v in value.items() if k not in CLOCK}
     if isinstance(value, list):
         return [plain(v, folder) for v in value]
+    if value == folder.name:
+        return "RUN"  # the report names its folder
     return value.replace(str(folder), "RUN") if isinstance(value, str) else value
 
 
