@@ -26,6 +26,7 @@ from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import WORK_INDEX
 from hintdistill.reporting import printable
 from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.findings import After
 from hintdistill.reporting.html import render_html
 from hintdistill.reporting.listing import show_finding, show_findings
 from hintdistill.reporting.terminal import show_summary
@@ -87,7 +88,8 @@ def document():
             contexts={"a": (ATTACK, ATTACK)},
             trained=["a"],
             train_summary={"engine_floor_nats": 0.0, "steps": 3},
-            after={"a": np.array([-1.0, -2.0])},
+            after={"a": After(np.array([-1.0, -2.0]), 1, [(9, -0.5), (8, -2.0)])},
+            decode=lambda ids: f"{ATTACK}{ids}",
             evaluations={"test": {"before": evaluation, "after": evaluation}},
             off_target={ATTACK: Movement(1, 10, 0.001, 0.01, 0.1, 0.0)},
             warnings=[ATTACK],
