@@ -26,6 +26,7 @@ from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
 from hintdistill.reporting.findings import TOP, After
 from hintdistill.reporting.html import render_html
+from hintdistill.reporting.islands import trace_page
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, lost_changes, tasks_of
@@ -51,7 +52,7 @@ def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str
     document = _document(ctx, earlier, measure)
     write_atomic(ctx.rundir.path / "report.json", dumps(document))
     if ctx.config.report.html:
-        write_atomic(ctx.rundir.path / "report.html", render_html(document, ctx.config.report.max_findings))
+        write_atomic(ctx.rundir.path / "report.html", _page(ctx.rundir, ctx.config, document))
     if _trained(ctx) and ctx.rundir.manifest()["schema"] == RUN_SCHEMA:
         _card(ctx, document)
     return document
@@ -66,7 +67,7 @@ def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "report.json", dumps(document))
     if ctx.config.report.html:
-        write_atomic(folder / "report.html", render_html(document, ctx.config.report.max_findings))
+        write_atomic(folder / "report.html", _page(ctx.rundir, ctx.config, document))
     if line := moved_line(document):
         ctx.console.note(f"report: {line}")
     return document
@@ -88,7 +89,17 @@ def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], co
     document = json.loads(path.read_text(encoding="utf-8")) | {"controls": found}
     write_atomic(path, dumps(document))
     if config.report.html:
-        write_atomic(rundir.path / "report.html", render_html(document, config.report.max_findings))
+        write_atomic(rundir.path / "report.html", _page(rundir, config, document))
+
+
+def _page(rundir: RunDir, config: RunConfig, document: Mapping[str, Any]) -> str:
+    """The page of a report document, with the text of the run's traces and what the critics said of them."""
+    said: dict[str, list[dict[str, Any]]] = {}
+    for row in rundir.current("critique", "critiques"):
+        said.setdefault(row["trace_id"], []).append(row)
+    read = [row["trace"] for row in rundir.current("read", "traces") if "trace" in row]
+    pages = {trace["id"]: trace_page(trace, said.get(trace["id"], ())) for trace in read}
+    return render_html(document, config.report.max_findings, pages)
 
 
 def card(ctx: RunContext, earlier: Sequence[str]) -> None:
