@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,31 @@ class Islands:
     packed: dict[str, str] = field(default_factory=dict)
     """Base64 text by id of the island."""
 
-    def add(self, name: str, value: Any) -> None:
-        """Pack a value under an id."""
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    def add(self, name: str, text: str) -> None:
+        """Pack JSON under an id."""
         # a lone surrogate is no text: it becomes a question mark here and stays as it is in report.json
         packed = gzip.compress(text.encode("utf-8", "replace"), compresslevel=6, mtime=0)
         self.packed[name] = base64.b64encode(packed).decode("ascii")
+
+    def add_chunks(self, letter: str, values: Iterable[Any]) -> list[tuple[int, int]]:
+        """Pack values into islands of about `CHUNK` characters, one value at least; returns island and place in it of each."""
+        places: list[tuple[int, int]] = []
+        some: list[str] = []
+        number = size = 0
+        for value in values:
+            places.append((number, len(some)))
+            some.append(_json(value))
+            size += len(some[-1])
+            if size >= CHUNK:
+                self.add(f"{letter}{number}", f"[{','.join(some)}]")
+                number, size, some = number + 1, 0, []
+        if some:
+            self.add(f"{letter}{number}", f"[{','.join(some)}]")
+        return places
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def pack(
@@ -53,39 +72,11 @@ def pack(
     """
     islands = Islands()
     wanted = list(dict.fromkeys(f["trace"] for f in findings))
-    places = {}
-    for number, some in enumerate(_chunks((t, traces[t]) for t in wanted if t in traces)):
-        islands.add(f"t{number}", [page for _, page in some])
-        places |= {name: (number, at) for at, (name, _) in enumerate(some)}
-    chunks = []
-    for number, some in enumerate(_chunks((f, detail(f, f["trace"] in places)) for f in findings)):
-        islands.add(f"d{number}", [packed for _, packed in some])
-        chunks += [(number, at) for at in range(len(some))]
-    islands.add("index", _index(findings, unscored, wanted, places, chunks))
+    with_text = [name for name in wanted if name in traces]
+    places = dict(zip(with_text, islands.add_chunks("t", (traces[name] for name in with_text)), strict=True))
+    chunks = islands.add_chunks("d", (detail(f, f["trace"] in places) for f in findings))
+    islands.add("index", _json(_index(findings, unscored, wanted, places, chunks)))
     return islands
-
-
-def _chunks(items: Iterable[tuple[Any, Any]]) -> Iterator[list[tuple[Any, Any]]]:
-    """Cut items into chunks of about `CHUNK` characters of JSON, one item at least."""
-    some: list[tuple[Any, Any]] = []
-    size = 0
-    for name, value in items:
-        some.append((name, value))
-        size += _length(value)
-        if size >= CHUNK:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
-
-
-def _length(value: Any) -> int:
-    """Characters of a value's JSON, roughly: of its texts, and eight for anything else."""
-    if isinstance(value, str):
-        return len(value) + 3
-    if isinstance(value, Mapping):
-        return sum(_length(v) + len(k) + 4 for k, v in value.items())
-    return sum(map(_length, value)) if isinstance(value, list | tuple) else 8
 
 
 def _index(
