@@ -271,5 +271,6 @@ def test_the_wheel_carries_prompts_configs_and_the_page(tmp_path):
     for folder in ("prompts", "configs"):
         for path in (ROOT / folder).rglob("*.*"):
             assert f"hintdistill/_data/{path.relative_to(ROOT)}" in names
-    assert "hintdistill/reporting/report.html.jinja" in names and "hintdistill/py.typed" in names
+    page = (ROOT / "hintdistill" / "reporting" / "page").iterdir()
+    assert {f"hintdistill/reporting/page/{p.name}" for p in page} <= names and "hintdistill/py.typed" in names
     assert not any(n.startswith(("tests/", "examples/")) for n in names)
