@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -16,7 +16,7 @@ from hintdistill.critics import Critic
 from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.pipeline import read
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, trace_key
 
 
 def critics(ctx: RunContext) -> list[Critic]:
@@ -27,18 +27,38 @@ def critics(ctx: RunContext) -> list[Critic]:
     return make_critics(ctx.config.critic, ctx.config.run, ctx.library, cache, twins=twins)
 
 
-def asked(ctx: RunContext, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
-    """Requests and prompt tokens of each critic for these traces, at most; zero of one that is no LLM."""
+def asked(ctx: RunContext, traces: Sequence[Trace], made: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """What each critic would be asked about these traces, at most; nothing is asked.
+
+    Args:
+        made: keys of critiques that are there already, which are not asked for again.
+
+    Returns:
+        Per critic `requests` (repair rounds aside), `prompt_tokens`, `answer_tokens` (as many as may be given), and `money`: 0
+        in this process or where nothing is asked, None where a server is asked and no price is set.
+    """
     from hintdistill.critics.llm import LLMCritic
 
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for critic in critics(ctx):
-        each = [critic.estimate(t) for t in traces] if isinstance(critic, LLMCritic) else []
-        out[critic.name] = {
-            "requests": sum(e.requests for e in each),
-            "prompt_tokens": sum(e.prompt_tokens for e in each),
-        }
+        owed = [t for t in traces if row_key(trace_key(t), critic, t) not in made] if made else traces
+        if not isinstance(critic, LLMCritic):
+            out[critic.name] = {"requests": 0, "prompt_tokens": 0, "answer_tokens": 0, "money": 0.0}
+            continue
+        each = [critic.estimate(t) for t in owed]
+        requests, read = sum(e.requests for e in each), sum(e.prompt_tokens for e in each)
+        written, price = requests * critic.config.max_tokens, critic.config.price
+        if critic.config.backend != "server" or not requests:
+            money: float | None = 0.0
+        else:
+            money = None if price is None else (read * price[0] + written * price[1]) / 1e6
+        out[critic.name] = {"requests": requests, "prompt_tokens": read, "answer_tokens": written, "money": money}
     return out
+
+
+def row_key(trace: str, critic: Critic, of: Trace) -> str:
+    """Key of a critic's row on a trace, whose own row has the key `trace`."""
+    return content_key("critique", trace, critic.name, critic.key(of))
 
 
 def run(ctx: RunContext) -> None:
@@ -56,9 +76,7 @@ def run(ctx: RunContext) -> None:
         for note in getattr(getattr(critic, "backend", None), "notes", ()):
             ctx.console.note(note)
         asked = {id_: t for id_, (_, t) in traces.items() if critic.name != "strong" or _open(ctx, t, said[id_])}
-        keys = {
-            id_: content_key("critique", traces[id_][0], critic.name, critic.key(trace)) for id_, trace in asked.items()
-        }
+        keys = {id_: row_key(traces[id_][0], critic, trace) for id_, trace in asked.items()}
         index += keys.values()
         # an answer that a second try may give is still owed
         rows = {k: r for k, r in store.by_key().items() if not r.get("failure", {}).get("retryable")}
