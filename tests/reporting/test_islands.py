@@ -63,7 +63,7 @@ def test_findings_beyond_the_bound_are_left_out_with_their_traces(many):
 
 
 def test_without_traces_a_finding_keeps_its_context_whole(many):
-    document, pages = many
+    document, _ = many
     finding = max(document["findings"], key=lambda f: len(f["context_above"]))
     assert len(finding["context_above"]) > islands.AROUND
     assert detail(finding, with_trace=False)["above"] == finding["context_above"]
