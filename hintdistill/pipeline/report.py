@@ -146,7 +146,8 @@ def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, np.ndarray
                     for t, s in zip(batch, scores, strict=True)
                 ]
             )
-            advance(len(hints[at : at + 64]))
+            advance.before(len(hints[at : at + 64]) - len(batch))
+            advance(len(batch))
     rows = store.by_key()
     return {key: np.array(rows[k]["sampled"], np.float32) for key, k in keys.items()}
 
@@ -159,6 +160,7 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
     with ctx.console.progress("off-target", len(sets)) as advance:
         for name, requests in sets.items():
             key = content_key("off_target", name, student, [content_key(r.ids.tolist(), r.start) for r in requests])
+            advance.says(f"{name}, {len(requests):,} steps")
             if key not in done:
                 found = movement(ctx.engine(ctx.initial_folder), ctx.engine(ctx.student_folder), requests)
                 store.append({"key": key, "set": name, "movement": asdict(found) if found else None})
