@@ -9,6 +9,7 @@ from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
+from hintdistill.config import CriticSection
 from hintdistill.core.errors import HintdistillError, ServiceError
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Finding, Trace
@@ -17,6 +18,7 @@ from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext, trace_key
+from hintdistill.reporting.spending import PARTS
 
 
 def critics(ctx: RunContext) -> list[Critic]:
@@ -85,16 +87,39 @@ def run(ctx: RunContext) -> None:
             if keys[id_] in rows:
                 said[id_].append(_said(rows[keys[id_]]))
         with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
-            advance(len(asked) - len(owed))
+            advance.before(len(asked) - len(owed))
+            meter = Meter(ctx.config.critic, critic)
             # closed at once where the run is stopped, so that what is under way is cancelled, and owed
             with closing(_own_only(critic, owed)) as outcomes:
                 for trace, answer in outcomes:
                     outcome = without_given(trace, answer)
                     store.append(_row(keys[trace.id], traces[trace.id][0], trace.id, critic.name, outcome))
                     said[trace.id].append(outcome)
+                    advance.says(meter.add(answer))
                     advance(1)
     ctx.rundir.set_index("critique", index)
     _summarise(ctx, len(traces))
+
+
+class Meter:
+    """What a critic has been asked in this run, and what it cost."""
+
+    def __init__(self, config: CriticSection, critic: Critic) -> None:
+        self._used = dict.fromkeys(PARTS, 0)
+        self._prices = getattr(getattr(config, critic.name, None), "price", None)
+
+    def add(self, outcome: Said) -> str | None:
+        """Count an outcome; returns questions, tokens and money so far, or None where nobody was asked."""
+        usage = getattr(outcome, "usage", None)
+        for part in PARTS if usage is not None else ():
+            self._used[part] += getattr(usage, part)
+        asked, read, written = (self._used[part] for part in PARTS)
+        if not asked:
+            return None
+        money = (
+            "" if self._prices is None else f", cost {(read * self._prices[0] + written * self._prices[1]) / 1e6:,.4f}"
+        )
+        return f"{asked:,} questions, {read + written:,} tokens{money}"
 
 
 def owed(ctx: RunContext) -> dict[str, str]:

@@ -56,7 +56,7 @@ def run(ctx: RunContext) -> None:
         ]
         number = len(hints) + len(anchors) + len(twins)
         with ctx.console.progress("rescore", number) as advance:
-            advance(number - sum(len(batch) for batch, _ in batches))
+            advance.before(number - sum(len(batch) for batch, _ in batches))
             for batch, score in batches:
                 store.append(_score(batch, score, failures, engine.max_length))
                 advance(len(batch))
