@@ -151,21 +151,10 @@ def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, After]:
                 )
                 for t in batch
             ]
-<<<<<<< HEAD
             scores = ctx.engine(ctx.student_folder).score(requests, top_k=TOP) if batch else []
             store.extend([_after_row(keys[t.key], t, s) for t, s in zip(batch, scores, strict=True)])
-            advance(len(hints[at : at + 64]))
-=======
-            scores = ctx.engine(ctx.student_folder).score(requests, top_k=1) if batch else []
-            store.extend(
-                [
-                    {"key": keys[t.key], "sampled": s.sampled.astype(float).tolist()}
-                    for t, s in zip(batch, scores, strict=True)
-                ]
-            )
             advance.before(len(hints[at : at + 64]) - len(batch))
             advance(len(batch))
->>>>>>> first
     rows = store.by_key()
     return {key: _after(rows[k]) for key, k in keys.items()}
 
