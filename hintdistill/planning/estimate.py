@@ -270,7 +270,7 @@ class _Planner:
 
     def _scoring(self, read: TokenCount, *, written: int = 0, other: int = 0) -> Peak:
         step, top_k = self.work.lengths["step"].longest, self.config.rescore.top_k
-        use = ScoringUse(self.bytes, step, top_k, written, other, self.where.on_cpu)
+        use = ScoringUse(self.bytes, step, top_k, written, other, self.where.on_cpu, self.config.rescore.offload)
         return scoring_peak(self.shape, read, use)
 
     def _stage(self, name: str, tokens: int, peak: Peak, seconds: float | None, note: str) -> StageForecast:
@@ -357,7 +357,7 @@ class _Planner:
             read = TokenCount(
                 kept=tokens + branch,
                 largest_call=min(self.budget, tokens + branches),
-                masks=2 * groups * branches * (tokens + branch),
+                masks=2 * groups * branches * (tokens + branch) if self.shape.masked else 0,
                 together=branches,
             )
             return self.where.holds(self._grown("rescore", self._scoring(read)))
