@@ -51,6 +51,8 @@ class RunContext:
         require_scope(config.foreign)
         self.config, self.rundir, self.console, self.elsewhere = config, rundir, console, student
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
+        self.gathers = False
+        """Whether the rows of shards are merged: what they made is taken, nobody is asked and no weights are loaded."""
 
     @cached_property
     def library(self) -> PromptLibrary:

@@ -43,6 +43,7 @@ from hintdistill.config.file import known_keys, validate
 from hintdistill.config.removed import upgrade
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.paths import resolve_paths
+from hintdistill.core.rows import Grouped, Lazy, Rows
 from hintdistill.core.storage import REPAIR, JsonlStore, read_json, write_atomic
 from hintdistill.core.trust import guards, is_signed, sign
 
@@ -253,18 +254,40 @@ class RunDir:
             return list(read_json(self.path / "index" / f"{stage}.json", list, hint=REPAIR))
         return None
 
-    def current(self, stage: str, store: str) -> list[dict[str, Any]]:
-        """The current rows of a stage, in order; empty where it has not finished."""
+    def rows(self, store: str) -> Rows:
+        """The rows of `store`.jsonl by key; they stay on disk."""
+        return Rows(self.store(store))
+
+    def each(self, stage: str, store: str) -> Iterator[dict[str, Any]]:
+        """The current rows of a stage, in order, one at a time; none where it has not finished.
+
+        Raises:
+            InputError: the file lacks a row that the stage made, or one is damaged.
+        """
         keys = self.index(stage)
         if not keys:
-            return []
-        rows = self.store(store).by_key()
-        if lacking := [k for k in keys if k not in rows]:
-            raise InputError(
-                f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
-                hint=REPAIR,
-            )
-        return [rows[k] for k in keys]
+            return
+        rows = self.rows(store)
+        for key in keys:
+            if (row := rows.get(key)) is None:
+                lacking = [k for k in keys if k not in rows]
+                raise InputError(
+                    f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
+                    hint=REPAIR,
+                )
+            yield row
+
+    def current(self, stage: str, store: str) -> list[dict[str, Any]]:
+        """The current rows of a stage, in order, all in memory; see `each`."""
+        return list(self.each(stage, store))
+
+    def on_disk(self, stage: str, store: str) -> Lazy[dict[str, Any]]:
+        """The current rows of a stage, in order; read anew each time they are walked, see `each`."""
+        return Lazy(lambda: self.each(stage, store), len(self.index(stage) or ()))
+
+    def grouped(self, stage: str, store: str, field: str = "trace") -> Grouped:
+        """The current rows of a stage by one of their fields. Raises InputError where the file lacks one."""
+        return self.rows(store).grouped(self.index(stage) or (), field)
 
 
 def _versions() -> dict[str, str]:
