@@ -24,6 +24,7 @@ from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, promp
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import Asked, finish, run_stages
 from hintdistill.cli.serve import mcp, serve
+from hintdistill.cli.shards import ShardOption, merge
 from hintdistill.cli.show import show
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 
@@ -46,6 +47,7 @@ app.command()(preflight)
 app.command()(plan)
 app.command()(clean)
 app.command()(export)
+app.command()(merge)
 app.command()(serve)
 app.command()(mcp)
 
@@ -75,13 +77,14 @@ def run(
         str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")
     ] = "report",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N traces.")] = None,
+    shard: ShardOption = None,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
     """The whole job: read, critique, inject, rescore, train, report."""
     if not dry_run:
-        run_stages(config, overrides, Asked(until, resume, quiet, as_json, trust, limit, find=True))
+        run_stages(config, overrides, Asked(until, resume, quiet, as_json, trust, limit, find=True, shard=shard))
         return
     import dataclasses
 

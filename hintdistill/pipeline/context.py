@@ -51,6 +51,8 @@ class RunContext:
         require_scope(config.foreign)
         self.config, self.rundir, self.console, self.elsewhere = config, rundir, console, student
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
+        self.shard: tuple[int, int] | None = None
+        """Which shard this is and of how many; None for a whole run."""
         self.gathers = False
         """Whether the rows of shards are merged: what they made is taken, nobody is asked and no weights are loaded."""
 

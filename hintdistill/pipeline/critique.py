@@ -25,7 +25,11 @@ def critics(ctx: RunContext) -> list[Critic]:
     # before there is a run folder the critics are only put together to see whether they can be
     cache = ctx.rundir.path / "answers.jsonl" if ctx.rundir.is_run() else None
     twins = ctx.config.train.twins.per_finding > 0
-    return make_critics(ctx.config.critic, ctx.config.run, ctx.library, cache, twins=twins)
+    section = ctx.config.critic
+    if ctx.shard is not None and section.budget_tokens is not None:
+        # what all shards spend together stays within the budget
+        section = section.model_copy(update={"budget_tokens": max(1, section.budget_tokens // ctx.shard[1])})
+    return make_critics(section, ctx.config.run, ctx.library, cache, twins=twins)
 
 
 def asked(ctx: RunContext, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:

@@ -49,7 +49,9 @@ def run(ctx: RunContext) -> None:
         ServiceError: the engine's server is gone; the parts written before are kept.
         InputError: shards are merged, and one of them has not scored its items.
     """
-    hold.play(ctx)
+    if ctx.shard is None and not ctx.gathers:
+        # the whole run plays them, once
+        hold.play(ctx)
     found, store = Found(ctx), TargetStore(ctx.rundir.path / "targets")
     keys: dict[str, list[str]] = {"hint": [], "anchor": [], "watch": [], "hold": [], "twin": []}
     with ExitStack() as opened, ctx.console.progress("rescore", read.count(ctx)) as advance:
