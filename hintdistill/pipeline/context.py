@@ -119,8 +119,9 @@ class RunContext:
                 f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
                 hint="set train.recipe.teacher.update=initial, or rescore.engine.backend=vllm or transformers",
             )
-        if remote and section.base_url is not None:
-            require_allowed("the engine", section.base_url, section.allow_hosts, "rescore.engine.allow_hosts")
+        for url in (section.base_url, *section.more_urls) if remote else ():
+            if url is not None:
+                require_allowed("the engine", url, section.allow_hosts, "rescore.engine.allow_hosts")
 
     @contextmanager
     def scoring_engine(self) -> Iterator[Engine]:

@@ -62,12 +62,21 @@ def run(ctx: RunContext) -> None:
     before: list[Critic] = []
     number = read.count(ctx)
     for critic in critics(ctx):
-        for note in getattr(getattr(critic, "backend", None), "notes", ()):
-            ctx.console.note(note)
+        said = _notes(ctx, critic, ())
         index += _one_critic(ctx, critic, before, number)
+        _notes(ctx, critic, said)
         before.append(critic)
     ctx.rundir.set_index("critique", index)
     _summarise(ctx, number)
+
+
+def _notes(ctx: RunContext, critic: Critic, said: Sequence[str]) -> Sequence[str]:
+    """Say what the critic's backend has to say of its servers, but for what was said; all of it."""
+    notes: Sequence[str] = getattr(getattr(critic, "backend", None), "notes", ())
+    for note in notes:
+        if note not in said:
+            ctx.console.note(note)
+    return notes
 
 
 def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], number: int) -> list[str]:

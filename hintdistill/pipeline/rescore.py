@@ -175,7 +175,10 @@ class _Work:
         """Say what the engine saved, and how exact its precision is."""
         if not self.ctx.gathers:
             note_precision(self.ctx, self._shortest)
-        saved = getattr(self.engine, "saved", None) if "engine" in self.__dict__ else None
+        engine = self.__dict__.get("engine")
+        for note in getattr(engine, "notes", ()):
+            self.ctx.console.note(f"rescore: {note}")
+        saved = getattr(engine, "saved", None)
         if saved is not None and saved.asked:
             self.ctx.console.note(f"rescore: {saved}")
 
