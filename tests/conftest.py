@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
@@ -56,9 +57,16 @@ TIME = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(2)
+# two threads at most, and one where OMP_NUM_THREADS says so: processes side by side would wait for one another's threads
+torch.set_num_threads(min(2, torch.get_num_threads()))
+# no garbage comes of importing and collecting: the collector begins when that is done, and passes over what is there by then
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Take what stays to the end (libraries, modules, test items) out of every later pass of the garbage collector."""
+    gc.freeze()
+    gc.enable()
 
 
 def examples(n: int) -> int:

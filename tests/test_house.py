@@ -260,16 +260,26 @@ def test_named_test_files_exist():
     assert len(named) > 10 and [n for n in named if not (ROOT / n[1]).is_file()] == []
 
 
-def test_the_wheel_carries_prompts_configs_and_the_page(tmp_path):
+def test_the_wheel_carries_prompts_configs_the_page_and_all_that_the_demo_reads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    wheel = next(tmp_path.glob("*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("prompts", "configs"):
         for path in (ROOT / folder).rglob("*.*"):
             assert f"hintdistill/_data/{path.relative_to(ROOT)}" in names
-    assert "hintdistill/reporting/report.html.jinja" in names and "hintdistill/py.typed" in names
+    page = (ROOT / "hintdistill" / "reporting" / "page").iterdir()
+    assert {f"hintdistill/reporting/page/{p.name}" for p in page} <= names and "hintdistill/py.typed" in names
     assert not any(n.startswith(("tests/", "examples/")) for n in names)
+    read = re.findall(r"\.\./(examples/[^\s:,\]]+)", (ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    assert {"examples/toolworld/student", "examples/toolworld/critic", "examples/toolworld/traces.jsonl"} <= set(read)
+    for name in [*read, "examples/toolworld/splits.json"]:
+        for path in [ROOT / name, *(ROOT / name).rglob("*.*")]:
+            assert path.is_dir() or f"hintdistill/_data/{path.relative_to(ROOT)}" in names, path
+    assert wheel.stat().st_size <= 12e6
+    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith(".dist-info/METADATA"))).decode("utf-8")
+    assert "Requires-Dist: llguidance>=1.0\n" in metadata, "without it the demo's critic cannot answer"

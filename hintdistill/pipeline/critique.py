@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from hintdistill.critics import Critic
 from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.pipeline import read
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, trace_key
 
 
 def critics(ctx: RunContext) -> list[Critic]:
@@ -32,18 +32,38 @@ def critics(ctx: RunContext) -> list[Critic]:
     return make_critics(section, ctx.config.run, ctx.library, cache, twins=twins)
 
 
-def asked(ctx: RunContext, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
-    """Requests and prompt tokens of each critic for these traces, at most; zero of one that is no LLM."""
+def asked(ctx: RunContext, traces: Sequence[Trace], made: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """What each critic would be asked about these traces, at most; nothing is asked.
+
+    Args:
+        made: keys of critiques that are there already, which are not asked for again.
+
+    Returns:
+        Per critic `requests` (repair rounds aside), `prompt_tokens`, `answer_tokens` (as many as may be given), and `money`: 0
+        in this process or where nothing is asked, None where a server is asked and no price is set.
+    """
     from hintdistill.critics.llm import LLMCritic
 
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for critic in critics(ctx):
-        each = [critic.estimate(t) for t in traces] if isinstance(critic, LLMCritic) else []
-        out[critic.name] = {
-            "requests": sum(e.requests for e in each),
-            "prompt_tokens": sum(e.prompt_tokens for e in each),
-        }
+        owed = [t for t in traces if row_key(trace_key(t), critic, t) not in made] if made else traces
+        if not isinstance(critic, LLMCritic):
+            out[critic.name] = {"requests": 0, "prompt_tokens": 0, "answer_tokens": 0, "money": 0.0}
+            continue
+        each = [critic.estimate(t) for t in owed]
+        requests, read = sum(e.requests for e in each), sum(e.prompt_tokens for e in each)
+        written, price = requests * critic.config.max_tokens, critic.config.price
+        if critic.config.backend != "server" or not requests:
+            money: float | None = 0.0
+        else:
+            money = None if price is None else (read * price[0] + written * price[1]) / 1e6
+        out[critic.name] = {"requests": requests, "prompt_tokens": read, "answer_tokens": written, "money": money}
     return out
+
+
+def row_key(trace: str, critic: Critic, of: Trace) -> str:
+    """Key of a critic's row on a trace, whose own row has the key `trace`."""
+    return content_key("critique", trace, critic.name, critic.key(of))
 
 
 CHUNK = 512
@@ -93,9 +113,9 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
         for chunk in chunks(read.each(ctx), CHUNK):
             keyed = {t.id: (k, t) for k, t, _ in chunk}
             if critic.name == "strong":
-                said = {id_: [_said(rows[_key(c, k, t)]) for c in before] for id_, (k, t) in keyed.items()}
+                said = {id_: [_said(rows[row_key(k, c, t)]) for c in before] for id_, (k, t) in keyed.items()}
                 keyed = {id_: kt for id_, kt in keyed.items() if escalation(ctx.config.critic, kt[1], said[id_])}
-            keys = {id_: _key(critic, key, trace) for id_, (key, trace) in keyed.items()}
+            keys = {id_: row_key(key, critic, trace) for id_, (key, trace) in keyed.items()}
             index += keys.values()
             owed = [t for id_, (_, t) in keyed.items() if _is_owed(ctx, rows, keys[id_])]
             advance(len(chunk) - len(owed))
@@ -106,10 +126,6 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
                     store.append(_row(keys[trace.id], keyed[trace.id][0], trace.id, critic.name, outcome))
                     advance(1)
     return index
-
-
-def _key(critic: Critic, trace_key: str, trace: Trace) -> str:
-    return content_key("critique", trace_key, critic.name, critic.key(trace))
 
 
 def _is_owed(ctx: RunContext, rows: Rows, key: str) -> bool:

@@ -17,6 +17,7 @@ from hintdistill.critics.evaluation import Case, evaluate, named_step
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.pipeline import critique
 from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.dry_run import total_money
 from hintdistill.pipeline.labels_hints import lines as hint_lines
 from hintdistill.pipeline.labels_hints import repairs
 from hintdistill.pipeline.progress import Console
@@ -98,12 +99,16 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
     return result
 
 
-def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, dict[str, int]]:
-    """What `score_critics` would ask of each critic, at most; nothing is asked. Raises what `score_critics` raises."""
+def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, Any]:
+    """What `score_critics` would ask: `traces`, `critics` (see `critique.asked`) and `money`, at most; nothing is asked.
+
+    Raises what `score_critics` raises.
+    """
     with in_use(config, trust):
         ctx = RunContext(config, RunDir(Path()), console)
         labelled, _ = _labelled(ctx, labels)
-        return critique.asked(ctx, [of.trace for of in labelled])
+        critics = critique.asked(ctx, [of.trace for of in labelled])
+        return {"traces": len(labelled), "critics": critics, "money": total_money(critics)}
 
 
 def _labelled(ctx: RunContext, labels: Path) -> tuple[list[Labelled], int]:

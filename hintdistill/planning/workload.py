@@ -124,7 +124,7 @@ def gather(config: RunConfig, shape: ModelShape) -> Workload:
         return work
 
 
-def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, int]]:
+def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, Any]]:
     """Run the stages that need no weights; returns what critics would be asked."""
     run_stages(ctx, until="read")
     outcome.require_outcomes(ctx)

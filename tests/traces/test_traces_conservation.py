@@ -54,7 +54,7 @@ def spoken(value: Any) -> Any:
     return [spoken(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.fixture(params=sorted(set(SEEDS) - {"sessions"}))
+@pytest.fixture(params=sorted(SEEDS))
 def seeded(request, tmp_path) -> list[Watched]:
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(json.dumps(spoken(s)) for s in SEEDS[request.param]))
