@@ -15,6 +15,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
+# a cluster of this machine alone, on a machine that may be busy; it leaves nothing in the home folder
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "180", "RAY_USAGE_STATS_ENABLED": "0"}
 ray = pytest.importorskip("ray")
 
 from hintdistill.config.file import load_config  # noqa: E402
