@@ -97,6 +97,8 @@ GRID: dict[str, tuple[str, dict]] = {
     "jsd": ("targeted", {}),
     "fkl": ("targeted", FKL),
     "fkl_twins": ("targeted_twins", FKL),
+    "fkl_twins_half": ("targeted_twins", {**FKL, "twins": {"weight": 0.5}}),
+    "fkl_twins_half_rate_2e-3": ("targeted_twins", {**FKL, "twins": {"weight": 0.5}, "learning_rate": 2e-3}),
     "fkl_quote": ("targeted", _fkl(span="quote")),
     "fkl_rate_2e-3": ("targeted", {**FKL, "learning_rate": 2e-3}),
     "fkl_rate_2e-4": ("targeted", {**FKL, "learning_rate": 2e-4}),

@@ -1,4 +1,4 @@
-"""Sampling on a CPU for episodes that repeat themselves: drafts copied from the context, and keys and values kept per row.
+"""Sampling in this process for episodes that repeat themselves: drafts copied from the context, and keys and values kept per row.
 
 A call of a tool is nearly all of it written before: its markup, the tool's name, the city. So the tokens that followed the last
 occurrence of the current ones are drafted and read in one pass (prompt lookup); each is accepted with the probability that the
@@ -149,15 +149,16 @@ class _Batch:
         position = (before + mask.cumsum(1) - 1).clamp(min=0)
         self.mask = torch.cat([self.mask, mask], 1)
         self.owner.passes += 1
+        device = self.model.device
         out = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=position,
+            input_ids=ids.to(device),
+            attention_mask=self.mask.to(device),
+            position_ids=position.to(device),
             use_cache=True,
             logits_to_keep=last,
             **{_cache_name(self.model): self.cache},
         )
-        return out.logits.float()
+        return out.logits.float().cpu()
 
     def first(self, temperature: float, rng: torch.Generator) -> list[list[int]]:
         """Read what no kept row had; one token a row."""
@@ -205,12 +206,12 @@ class _Batch:
         """Go on with these rows."""
         if len(live) < len(self.rows):
             chosen = torch.tensor(live)
-            self.cache.batch_select_indices(chosen)
+            self.cache.batch_select_indices(chosen.to(self.model.device))
             self.mask, self.rows = self.mask[chosen], [self.rows[i] for i in live]
 
     def read(self, row: int) -> torch.Tensor:
         """Keys and values of what a row has read."""
-        at = self.mask[row].bool()
+        at = self.mask[row].bool().to(self.model.device)
         layers = [torch.stack([layer.keys[row][:, at], layer.values[row][:, at]]) for layer in self.cache.layers]
         return torch.stack(layers)
 

@@ -111,6 +111,8 @@ class Listener:
     """Finished and planned optimiser steps, after each."""
     warn: Callable[[str], None] | None = None
     """A bound that is crossed."""
+    log: Callable[[Mapping[str, float]], None] | None = None
+    """The readings of a logging step: docs/metrics.md."""
 
 
 SILENT = Listener()
@@ -121,12 +123,13 @@ def train(
     progress: Callable[[int, int], None] | None = None,
     *,
     warn: Callable[[str], None] | None = None,
+    log: Callable[[Mapping[str, float]], None] | None = None,
 ) -> TrainSummary:
     """Train the job's model on accepted targets and save it to `job.out`; checkpoints go to `job.work`.
 
     Interrupted and called again with the same job, it goes on from the last whole checkpoint and ends with the same
     weights. If there are several processes, each of them calls this with the same job; the main one measures and writes.
-    `progress` and `warn` are as in `Listener`.
+    `progress`, `warn` and `log` are as in `Listener`.
 
     Raises:
         EmptyFunnelError: no accepted hint among the targets, or none held out although the teacher needs them.
@@ -155,7 +158,7 @@ def train(
             others=others,
             trackers=trackers,
             watch=data.watch,
-            listener=Listener(progress, warn),
+            listener=Listener(progress, warn, log),
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
@@ -228,6 +231,8 @@ def make_trainer(
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if processes.is_main():
                 _write_row(work, {"step": state.global_step, **(logs or {})})
+            if listener.log:
+                listener.log(logs or {})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if trainer.follower is not None:
@@ -291,10 +296,11 @@ def _arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
-        optim="adamw_torch",
+        # `config.arguments` has taken none that is set here
+        **{"optim": "adamw_torch", **config.arguments},
+        dataloader_pin_memory=False,
         # full weights stay float32 and are cast as they are used
         bf16=config.lora is None and pick_dtype(run.dtype, device, _parameters(model)) == torch.bfloat16,
-        dataloader_pin_memory=False,
         log_level="error",
         ddp_find_unused_parameters=processes.may_leave_unused(model),
     )
