@@ -36,9 +36,9 @@ def test_the_key_of_a_job_of_the_first_arms_is_made_of_what_it_was_made_of(made)
     here = made()
     assert here.changed() == {}
     data = here.config.model_dump(mode="json", include={"rollout", "inject", "rescore", "train"})
+    del data["rescore"]["engine"]["more_urls"]  # newer than the record, and at its default
     own = {"episodes": 64, "budget": BUDGET, "tasks": {"v": ["v.0"]}, "train": {}}
     then = {**own, **data, "weights": "weights"}
-    # what is newer than the record and at its default counts for nothing; today there is nothing
     assert here.content() == then
     for arm in ("shared", "none", "targeted", "sft_corrected", "targeted_twins", "placebo", "wrong_hint"):
         job = jobs.RealJob(here, arm, 2, "label", {"learning_rate": 2e-3})
