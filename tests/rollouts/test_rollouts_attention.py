@@ -74,7 +74,9 @@ def test_a_context_that_is_shorter_than_what_rows_must_share_is_read_by_itself(e
     drafted = DraftedGenerator(engine)
     for said in ([c[:n] for c, n in zip(contexts(2), (20, 40), strict=True)], contexts(2), [contexts(1)[0][:30]]):
         options = SamplingOptions(temperature=0.0, max_new_tokens=2)
-        assert drafted.generate(said, STOP, options, 0) == TransformersGenerator(engine).generate(said, STOP, options, 0)
+        assert drafted.generate(said, STOP, options, 0) == TransformersGenerator(engine).generate(
+            said, STOP, options, 0
+        )
 
 
 def test_a_draft_is_what_followed_the_longest_and_latest_repetition():
