@@ -28,6 +28,7 @@ from hintdistill.pipeline.context import in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.shards import require_shardable
 from hintdistill.pipeline.stages import check_inputs
+from hintdistill.planning.forecasts import StageForecast
 from hintdistill.planning.measure import Job, Measured, Part, measure
 from hintdistill.planning.shards import ShardForecast, forecast_shards
 from hintdistill.planning.workload import Histogram, Workload, gathered
@@ -54,23 +55,6 @@ SAVED_PER_SECOND = 1e9
 """Bytes a second at which checkpoints are taken to be written. Not measured."""
 SHARES = (1 / 16, 1 / 4, 1 / 2)
 """Of the largest call and of the longest rows: what is measured, the last two for memory."""
-
-
-@dataclass(frozen=True)
-class StageForecast:
-    """One stage."""
-
-    stage: str
-    tokens: int
-    """That the student's model reads; of an LLM critic, its prompt tokens."""
-    peak_bytes: int | None = None
-    """Resident memory of the process at its worst moment, or device memory; None where it is not this process's."""
-    parts: Mapping[str, int] | None = None
-    """What the peak is made of."""
-    seconds: float | None = None
-    """None where nothing was measured."""
-    fits: bool = True
-    note: str = ""
 
 
 @dataclass(frozen=True)
