@@ -208,6 +208,10 @@ class _Planner:
     def _row_operations(self, row: RowLength) -> float:
         return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
 
+    def _forward(self, rows: Sequence[RowLength]) -> float:
+        """Operations of reading rows once without gradient."""
+        return sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in rows)
+
     def _grown(self, stage: str, peak: Peak) -> Peak:
         peak = growth(peak) if (growth := self._growth(stage)) else peak
         return with_caches(peak, self.work.entries[0], rows=stage == "train")
@@ -322,9 +326,11 @@ class _Planner:
             return None
         each = [self._row_operations(r) for r in rows]
         epochs = section.epochs / max(1, math.ceil(section.epochs))
+        # these rows are read without gradient: no second forward pass under checkpointing, no branches
+        floor = self._forward(rows[:FLOOR_ROWS])
         calls = len(self.batches) * epochs + min(len(rows), FLOOR_ROWS) / 3
-        seconds = speed.train.seconds(calls, sum(each) * section.epochs + sum(each[:FLOOR_ROWS]) / 3)
-        seen = sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in self.work.watched)
+        seconds = speed.train.seconds(calls, sum(each) * section.epochs + floor)
+        seen = self._forward(self.work.watched)
         # a pass without gradient is a third of one with
         seconds += readings * (speed.train.fixed * 2 / 3 + speed.train.per_operation * seen)
         saved = (steps // section.save_steps + 1) * (3 * self.setup.trained * FLOAT)
