@@ -33,7 +33,10 @@ def test_the_verdict(visit, folder):
 
 
 def test_the_findings(visit, folder):
-    best = max((f for f in FINDINGS if f["trained"] and f["decision"]), key=lambda f: f["decision"]["before"] - f["decision"]["hinted"])
+    best = max(
+        (f for f in FINDINGS if f["trained"] and f["decision"]),
+        key=lambda f: f["decision"]["before"] - f["decision"]["hinted"],
+    )
     page = visit("report.html", f"#f-{best['key']}", width=1100, height=760)
     page.locator(".detail .trace").wait_for()
     page.locator("#app").evaluate("e => e.scrollIntoView()")
@@ -42,7 +45,10 @@ def test_the_findings(visit, folder):
 
 
 def test_one_step(visit, folder):
-    best = max((f for f in FINDINGS if f["trained"] and f["decision"]), key=lambda f: f["decision"]["before"] - f["decision"]["hinted"])
+    best = max(
+        (f for f in FINDINGS if f["trained"] and f["decision"]),
+        key=lambda f: f["decision"]["before"] - f["decision"]["hinted"],
+    )
     page = visit("report.html", f"#f-{best['key']}", width=1100, height=900)
     page.locator(".detail .here").wait_for()
     page.locator(".trace").evaluate("e => { e.style.maxHeight = 'none'; }")
