@@ -165,7 +165,9 @@ def _after_row(key: str, target: Target, scores: Scores) -> dict[str, Any]:
     if target.decision is None:
         return row
     at = target.decision.position
-    best = sorted(zip(scores.topk_ids[at].tolist(), scores.topk_logprobs[at].tolist(), strict=True), key=lambda b: -b[1])
+    best = sorted(
+        zip(scores.topk_ids[at].tolist(), scores.topk_logprobs[at].tolist(), strict=True), key=lambda b: -b[1]
+    )
     return row | {"position": at, "top": [[i, p] for i, p in best[:TOP] if i >= 0]}
 
 

@@ -24,7 +24,9 @@ from support.many_findings import golden, long_traces, toolworld  # noqa: E402
 from hintdistill.reporting.html import render_html  # noqa: E402
 from hintdistill.reporting.islands import trace_page  # noqa: E402
 
-ATTACK = "</script></pre><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[2J\u202e"
+ATTACK = (
+    "</script></pre><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[2J\u202e"
+)
 SMALL = (
     "traces.limit=60",
     "train.epochs=2",
