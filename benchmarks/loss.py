@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cases import Meter
 
 from hintdistill.objectives import divergence, gather_with_tail, union_of
 from hintdistill.objectives.chunked import HeadSpec, linear_divergence
@@ -51,11 +52,13 @@ Tensors = dict[str, torch.Tensor]
 
 def tensors(args: argparse.Namespace) -> Tensors:
     """The same numbers in every process."""
-    g = torch.Generator().manual_seed(0)
+    device, dtype = getattr(args, "device", "cpu"), getattr(args, "dtype", torch.float32)
+    g = torch.Generator(device).manual_seed(0)
+    kind = {"generator": g, "device": device, "dtype": dtype}
     shape = (args.positions, args.width)
-    h = torch.randn(shape, generator=g)
-    t = h + 0.5 * torch.randn(shape, generator=g)
-    weight = torch.randn(args.vocab, args.width, generator=g).mul_(2.0 / args.width**0.5)
+    h = torch.randn(shape, **kind)
+    t = h + 0.5 * torch.randn(shape, **kind)
+    weight = torch.randn(args.vocab, args.width, **kind).mul_(2.0 / args.width**0.5)
     return {"hidden": h.requires_grad_(), "target": t, "weight": weight.requires_grad_(args.train_head)}
 
 
@@ -77,7 +80,9 @@ def ours(x: Tensors, kind: str) -> torch.Tensor:
     """`linear_divergence`."""
     n = len(x["hidden"])
     head, target = HeadSpec(x["weight"]), HeadSpec(x["weight"].detach())
-    return linear_divergence(x["hidden"], head, x["target"], target, torch.full((n,), 1 / n), kind)[0]
+    return linear_divergence(
+        x["hidden"], head, x["target"], target, torch.full((n,), 1 / n, device=x["hidden"].device), kind
+    )[0]
 
 
 def trl(x: Tensors, kind: str) -> torch.Tensor:
@@ -97,7 +102,7 @@ def liger(x: Tensors, kind: str) -> torch.Tensor:
 
     beta = {"fkl": 0.0, "jsd": 0.5, "rkl": 1.0}[kind]
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=beta, compiled=False, chunk_size=64)
-    labels = torch.zeros(len(x["hidden"]), dtype=torch.long)
+    labels = torch.zeros(len(x["hidden"]), dtype=torch.long, device=x["hidden"].device)
     return loss(x["hidden"], x["weight"], x["target"], x["weight"].detach(), labels)
 
 
@@ -124,7 +129,7 @@ def our_stored_topk(x: Tensors, kind: str) -> torch.Tensor:
     return linear_support(
         x["hidden"],
         HeadSpec(x["weight"]),
-        torch.full((n,), 1 / n),
+        torch.full((n,), 1 / n, device=x["hidden"].device),
         lambda logits, at: (x["kept"][at], lambda ours: divergence(kind, ours, x["stored"][at])),
     )[0]
 
@@ -142,8 +147,10 @@ def our_hint_sd(x: Tensors, kind: str) -> torch.Tensor:
     """The recipe's own term through `linear_term`."""
     n = len(x["hidden"])
     views = {"teacher": (x["target"], HeadSpec(x["weight"].detach()))}
-    term, sampled = load_recipe("hint_sd").terms["distill"], torch.zeros(n, dtype=torch.long)
-    return linear_term(term, x["hidden"], HeadSpec(x["weight"]), views, sampled, torch.full((n,), 1 / n))[0]
+    term, sampled = load_recipe("hint_sd").terms["distill"], torch.zeros(n, dtype=torch.long, device=x["hidden"].device)
+    return linear_term(
+        term, x["hidden"], HeadSpec(x["weight"]), views, sampled, torch.full((n,), 1 / n, device=x["hidden"].device)
+    )[0]
 
 
 FORMS: dict[str, Callable[[Tensors, str], torch.Tensor]] = {
@@ -223,6 +230,46 @@ def spawn(args: argparse.Namespace, name: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def absent_peers() -> list[str]:
+    """Peers that are not installed."""
+    return [n for n, m in PEERS.items() if importlib.util.find_spec(m.partition(".")[0]) is None]
+
+
+def on_device(
+    device: str, dtype: torch.dtype, shape: dict[str, int], repeats: int, kind: str = "jsd"
+) -> dict[str, Any]:
+    """Seconds of the wall and peak memory of each variant that is installed, in this process on one device, head frozen.
+
+    `shape`: `positions`, `width`, `vocab`. What a variant raises is its row's `failure`.
+    """
+    args = argparse.Namespace(**shape, device=device, dtype=dtype, train_head=False)
+    meter, out = Meter(device), dict[str, Any]()
+    for name in [n for n in VARIANTS if n not in absent_peers()]:
+        x = tensors(args)
+        try:
+            run = variant(name, x, kind)
+
+            def clear(x: Tensors = x) -> None:
+                x["hidden"].grad = x["weight"].grad = None
+
+            loss: list[float] = []
+
+            def step(run: Callable[[], torch.Tensor] = run, loss: list[float] = loss) -> None:
+                value = run()
+                value.backward()
+                loss[:] = [float(value.detach())]
+
+            out[name] = meter.of(step, repeats, clear) | {"loss": loss[0]}
+        except (RuntimeError, ValueError, TypeError, ImportError) as error:
+            out[name] = {"failure": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    for name, found in out.items():
+        base = out[dense_form(name)]
+        if "s" in found and "s" in base:
+            found["time_ratio"] = found["s"] / base["s"]
+            found["peak_ratio"] = found["mb"] / base["mb"] if found["mb"] is not None else None
+    return {**shape, "kind": kind, "absent": absent_peers(), "variants": out}
+
+
 def dense_form(name: str) -> str:
     """The dense form of the same loss."""
     return {"stored_topk": "dense_stored_topk", "hint_sd": "dense_hint_sd"}.get(name.partition("_")[2], "dense")
@@ -258,7 +305,7 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args)))
         return
-    absent = [n for n, m in PEERS.items() if importlib.util.find_spec(m.partition(".")[0]) is None]
+    absent = absent_peers()
     wanted = set(args.only or VARIANTS) - set(absent)
     names = [n for n in VARIANTS if n in wanted | {dense_form(w) for w in wanted}]
     results: dict[str, dict[str, Any]] = {}

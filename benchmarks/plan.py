@@ -28,6 +28,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +60,30 @@ def quickstart(folder: Path) -> dict[str, Any]:
     return config
 
 
-def larger(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Size:
+    """How large the random model and its traces are."""
+
+    layers: int = 8
+    width: int = 512
+    vocab: int = 32_000
+    traces: int = 24
+    parts: tuple[int, int] = (8, 16)
+    """Fewest and most shipped traces that are joined into one; one has about 110 tokens."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Further entries of the model's config."""
+    dtype: str = "float32"
+
+
+def larger(folder: Path, size: Size = Size()) -> dict[str, Any]:
     """A random model, and traces of 1–2k tokens made of the shipped ones, one after another."""
     model = folder / "model"
-    if not model.exists():
-        build_model(model)
-        build_traces(folder / "traces.jsonl", 24)
+    if not (folder / "built").exists():
+        build_model(model, size)
+        build_traces(folder / "traces.jsonl", size.traces, size.parts)
+        (folder / "built").touch()
     return {
-        "run": {"model": str(model), "dtype": "float32", "threads": 1},
+        "run": {"model": str(model), "dtype": size.dtype, "threads": 1},
         "traces": {"path": str(folder / "traces.jsonl"), "holdout": 0.2},
         "critic": {"max_per_trace": 3},
         "rescore": {"gate": {"enabled": False, "min_student_probability": 0.0}},
@@ -73,41 +91,46 @@ def larger(folder: Path) -> dict[str, Any]:
     }
 
 
-def build_model(folder: Path) -> None:
-    """Qwen3, 8 layers × 512, with the shipped tokenizer."""
+def build_model(folder: Path, size: Size = Size(), device: str = "cpu") -> None:
+    """A random Qwen3 with the shipped tokenizer."""
     import shutil
 
     import torch
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=32_000,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=32_768,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        eos_token_id=2,
-        bos_token_id=None,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    shape = {
+        "vocab_size": size.vocab,
+        "hidden_size": size.width,
+        "intermediate_size": 3 * size.width,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "max_position_embeddings": 32_768,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+        "bos_token_id": None,
+    }
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            Qwen3Config(**shape | dict(size.config)), dtype=getattr(torch, size.dtype)
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     for path in STUDENT.iterdir():
         if "token" in path.name or path.suffix == ".jinja":
             shutil.copy2(path, folder / path.name)
+    model.save_pretrained(folder)
 
 
-def build_traces(path: Path, count: int) -> None:
-    """Native traces: shipped ones joined until they have some 1,000 to 2,000 tokens."""
+def build_traces(path: Path, count: int, parts_of: tuple[int, int] = (8, 16)) -> None:
+    """Native traces: shipped ones joined until they have some 1,000 to 2,000 tokens, or of as many parts as are asked for."""
     rng = random.Random(0)
     source = [json.loads(x) for x in (ROOT / "examples/toolworld/traces.jsonl").read_text().splitlines()]
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            parts = rng.sample(source, rng.randint(8, 16))
+            parts = rng.sample(source, rng.randint(*parts_of))
             messages = [m for i, p in enumerate(parts) for m in p["messages"] if i == 0 or m["role"] != "system"]
             kept = [
                 {k: v for k, v in m.items() if "token" not in k and k not in ("logprobs", "raw_text")} for m in messages
@@ -131,6 +154,8 @@ def child(stage: str, config: Path, overrides: list[str]) -> None:
     import hintdistill.pipeline.report
     import hintdistill.training.trainer  # noqa: F401
     from hintdistill.config.file import load_config
+    from hintdistill.core.machine import high_water
+    from hintdistill.engines.transformers import pick_device
     from hintdistill.pipeline.context import RunContext
     from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.stages import stage_named
@@ -147,17 +172,18 @@ def child(stage: str, config: Path, overrides: list[str]) -> None:
     Path("/proc/self/clear_refs").write_text("5")
     began, cpu = time.perf_counter(), time.process_time()
     stage_named(stage).run(ctx)
-    seconds = time.perf_counter() - began
-    print(
-        json.dumps(
-            {"peak": memory("VmHWM") - before, "before": before, "seconds": seconds, "cpu": time.process_time() - cpu}
-        )
-    )
+    seconds, device = time.perf_counter() - began, pick_device(settings.run.device)
+    on_cpu = device.type == "cpu"
+    peak = high_water(device) - (before if on_cpu else 0)
+    # seconds of the one thread do not see what an accelerator does
+    used = time.process_time() - cpu if on_cpu else seconds
+    print(json.dumps({"peak": peak, "before": before, "seconds": seconds, "cpu": used}))
 
 
 def call(arguments: list[str]) -> str:
     """A process of our own; what it printed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false"}
+    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
@@ -185,17 +211,20 @@ def compare(planned: dict[str, Any], measured: dict[str, Any]) -> dict[str, floa
     }
 
 
-def one_case(name: str, folder: Path) -> dict[str, dict[str, float]]:
-    """Rescoring once, training in each of the case's ways."""
+def one_case(
+    name: str, folder: Path, settings: dict[str, Any] | None = None, ways: Mapping[str, list[str]] | None = None
+) -> dict[str, dict[str, float]]:
+    """Rescoring once, training in each of the case's ways; or of other settings and ways under a name."""
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump({"quickstart": quickstart, "larger": larger}[name](folder)), encoding="utf-8")
+    settings = settings or {"quickstart": quickstart, "larger": larger}[name](folder)
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
     at = [f"run.dir={folder / 'run'}"]
     for stage in ORDER:
         if not stage.needs_weights:
             run_stage(stage.name, config, at)
     scored = run_stage("rescore", config, at)
     out: dict[str, dict[str, float]] = {}
-    for way, overrides in CASES[name].items():
+    for way, overrides in (CASES[name] if ways is None else ways).items():
         document = json.loads(call(["-m", "hintdistill.cli", "plan", str(config), "--json", *at, *overrides]))
         plan = {s["stage"]: s for s in document["stages"]}
         if "rescore" not in out:

@@ -19,7 +19,7 @@ for attention, 2·d·V per scored position for the head. `flop_bound_share` = me
 
 Last line: one JSON object. `vllm_vs_default_2k_n4`: four hints of one 2k trace through the real vLLM, prefix cache read,
 against its default for prompt_logprobs; null, with the reason in `vllm_reason`, where there is none. On a CUDA device a
-further section times C, given and standalone there.
+further section times B, C, given and standalone there; `gpu.py` has the one at the shape of a 7B model.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from cases import FEED_FORWARD, HEAD, HEADS, KEY_HEADS, WIDTH, Errors, small
+from cases import FEED_FORWARD, HEADS, KEY_HEADS, WIDTH, Errors, Meter, small
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -130,8 +130,8 @@ class Variants:
         n, out = self.case.step, []
         for hinted, whole in zip(self.cut, self.whole, strict=True):
             logp = self._forward(whole)[:-1].float().log_softmax(-1)
-            places = torch.arange(len(hinted) - n - 1, len(hinted) - 1)
-            out.append(logp[places, torch.from_numpy(hinted[-n:])])
+            places = torch.arange(len(hinted) - n - 1, len(hinted) - 1, device=self.device)
+            out.append(logp[places, torch.from_numpy(hinted[-n:]).to(self.device)])
         return torch.stack(out)
 
     def truncated(self) -> Tensor:
@@ -219,8 +219,11 @@ def operations(model: Any, lengths: list[int], shared: list[int], scored: int) -
     config = model.config
     body = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and p.ndim == 2)
     total = 2.0 * config.hidden_size * config.vocab_size * scored
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     for n, past in zip(lengths, shared, strict=True):
-        total += 2.0 * body * n + 4.0 * HEADS * HEAD * config.num_hidden_layers * n * (past + n / 2)
+        total += 2.0 * body * n + 4.0 * width * config.num_hidden_layers * n * (past + n / 2)
     return total
 
 
@@ -278,26 +281,39 @@ def vllm(python: Path, quick: bool) -> tuple[float | None, str]:
     return answer["vllm_vs_default_2k_n4"], ""
 
 
-def gpu(layers: int, repeats: int) -> dict[str, Any]:
-    """C, given and standalone on a CUDA device in bfloat16, 16k and N = 4."""
-    model = build(layers, 151_936, "cuda", torch.bfloat16)
-
-    def clock() -> float:
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    v = Variants(model, Case(16_384, 4, 151_936, 64, 128))
-    ways = {"C": v.truncated, "given": v.given, "standalone": v.standalone}
-    best, _ = measure(ways, repeats + 2, clock)
+def on_device(
+    model: Any, case: Case, repeats: int, names: Sequence[str] = ("B", "C", "given", "standalone")
+) -> dict[str, Any]:
+    """Time and peaks of the variants on the device of the model, and their ratios; the errors where it is float32."""
+    v, meter = Variants(model, case), Meter(next(model.parameters()).device)
+    ways = {"B": v.naive_full, "C": v.truncated, "given": v.given, "standalone": v.standalone}
     with torch.inference_mode():
-        error, control = v.errors(tuple(ways))
+        found = {name: meter.of(ways[name], repeats) for name in names}
+        error, control = v.errors(names)
+    s = {name: f["s"] for name, f in found.items()}
+    scored, branch = case.errors * case.step, case.hint + case.step
+    past = [e - case.step for e in case.ends]
+    limit = bound(model, case)
     return {
-        "device": torch.cuda.get_device_name(),
-        "vs_truncated_16k_n4": best["C"] / best["given"],
-        "standalone_vs_truncated_16k_n4": best["C"] / best["standalone"],
+        "case": case.name,
+        "seconds": s,
+        "peak_mb": {name: f["mb"] for name, f in found.items()},
+        "vs_truncated": s["C"] / s["given"],
+        "vs_naive_full": s["B"] / s["given"] if "B" in s else None,
+        "standalone_vs_truncated": s["C"] / s["standalone"],
+        "flop_bound": limit,
+        "flop_bound_share": s["C"] / s["given"] / limit,
+        "teraflops": operations(model, [branch] * case.errors, past, scored) / s["given"] / 1e12,
         "max_abs_dlogp": error,
         "control_abs_dlogp": control,
     }
+
+
+def gpu(layers: int, repeats: int) -> dict[str, Any]:
+    """B, C, given and standalone on a CUDA device in bfloat16, 16k and N = 4, small widths; the 7B shape is `gpu.py`'s."""
+    model = build(layers, 151_936, "cuda", torch.bfloat16)
+    found = on_device(model, Case(16_384, 4, 151_936, 64, 128), repeats + 2)
+    return {"device": torch.cuda.get_device_name(), **found}
 
 
 def main() -> None:

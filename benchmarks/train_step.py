@@ -46,8 +46,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from cases import small
-from step_variants import VARIANTS, Case, Ours, build, seven_billion
+from cases import Meter, small
+from step_variants import VARIANTS, Case, Ours, build, checkpoints, seven_billion
 
 from hintdistill.objectives.chunked import POSITIONS, logsumexp
 
@@ -223,24 +223,11 @@ def cpu(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def seconds(step: Any, model: Any, repeats: int) -> float:
-    """Least wall time of a step on the CUDA device, after one that counts nothing."""
-    best = float("inf")
-    for turn in range(repeats + 1):
-        model.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        step()
-        torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - began) if turn else best
-    return best
-
-
 class Inside:
-    """What the teacher takes of our step, and the memory of the loss: both measured in one step of their own."""
+    """What the teacher takes of our step, and the memory of the loss: both measured in steps of their own."""
 
     def __init__(self, ours: Ours, model: Any) -> None:
-        self.teacher_s, self.loss_mb = 0.0, 0.0
+        self.teacher_s, self.loss_mb, self.meter = 0.0, 0.0, Meter(model.device)
         passes, terms = ours.trainer.passes, ours.trainer.terms
         self._riding, self._in_step = passes.riding, terms.in_step
         passes.riding, terms.in_step = self.riding, self.in_step
@@ -253,55 +240,91 @@ class Inside:
 
     def riding(self, *args: Any) -> Any:
         """The branches' pass, timed."""
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+        began = self.meter.clock()
         found = self._riding(*args)
-        torch.cuda.synchronize()
-        self.teacher_s = time.perf_counter() - began
+        self.teacher_s = self.meter.clock() - began
         return found
 
     def in_step(self, slots: Any, hidden: Any, head: Any, views: Any, step: int) -> Any:
         """The loss at the head: its peak above what was there and what it leaves behind; then the teacher's share of it, timed."""
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+        before = self.meter.allocated()
+        self.meter.reset()
         out = self._in_step(slots, hidden, head, views, step)
-        left = torch.cuda.memory_allocated()
         # the gradients of the head's weight and of the hidden states stay: they are no transient
-        self.loss_mb = (torch.cuda.max_memory_allocated() - max(before, left)) / 1e6
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+        self.loss_mb = (self.meter.peak_bytes() - max(before, self.meter.allocated())) / 1e6
+        began = self.meter.clock()
         with torch.no_grad():
             for part in views["teacher"].hidden.split(POSITIONS):
                 logsumexp(views["teacher"].spec.logits(part))
-        torch.cuda.synchronize()
-        self.teacher_s += time.perf_counter() - began
+        self.teacher_s += self.meter.clock() - began
         return out
+
+
+def operations(model: Any, case: Case) -> dict[str, float]:
+    """Floating-point operations of a step: `ours` is the least that the loss needs, `trl_style` the same of that way.
+
+    A pass over L tokens takes 2·P·L for the layers' matrices and 2·width·L² a layer for causal attention; a backward pass twice
+    and 2.5 times as much; the head 2·d·V a position, three times as much with its gradient. With checkpointing, each backward pass
+    is preceded by one more forward pass.
+    """
+    config, (h, s) = model.config, (case.hint, case.step)
+    body = sum(p.numel() for n, p in model.named_parameters() if "layers" in n and p.ndim == 2)
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    attention, head = 2.0 * width * config.num_hidden_layers, 2.0 * config.hidden_size * config.vocab_size * s
+    more = 1 if checkpoints(model) else 0
+
+    def read(n: int) -> float:
+        return 2.0 * body * n + attention * n * n
+
+    def trained(n: int) -> float:
+        return (1 + more) * read(n) + 4.0 * body * n + 2.5 * attention * n * n
+
+    branches = sum(2.0 * body * (h + s) + 2 * attention * (h + s) * (e - s + (h + s) / 2) for e in case.ends)
+    return {
+        "ours": trained(case.ends[-1]) + branches + 4 * head * case.errors,
+        "trl_style": sum(trained(e) + read(e + h) + 4 * head for e in case.ends),
+    }
+
+
+def on_device(model: Any, case: Case, repeats: int) -> dict[str, Any]:
+    """Seconds and peaks of one case on the device of the model, which is ready to train."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in ("trl_style", "student_only", "ours"):
+        # the last one stays for what is measured inside of it
+        step = VARIANTS[name](model, case)
+        found[name] = Meter(model.device).of(step, repeats, lambda: model.zero_grad(set_to_none=True))
+        print(f"  N={case.errors} {name:>12} {found[name]['s']:8.3f} s {found[name]['mb']} MB", flush=True)
+    inside, s = Inside(step, model), {name: f["s"] for name, f in found.items()}
+    needed = operations(model, case)
+    limit, ratio = needed["trl_style"] / needed["ours"], s["trl_style"] / s["ours"]
+    return {
+        "vs_trl_style": ratio,
+        "flop_bound": limit,
+        "flop_bound_share": ratio / limit,
+        "teraflops": needed["ours"] / s["ours"] / 1e12,
+        "vs_student_only": s["ours"] / s["student_only"],
+        "teacher_share": inside.teacher_s / s["ours"],
+        "transient_loss_mb": round(inside.loss_mb, 1),
+        "seconds": s,
+        "peak_mb": {name: f["mb"] for name, f in found.items()},
+    }
+
+
+def large(layers: int, device: str = "cuda") -> Any:
+    """A random model of Qwen2.5-7B's shape in bfloat16, ready to train with gradient checkpointing."""
+    model = build(seven_billion(layers), device, torch.bfloat16)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
 
 
 def cuda(args: argparse.Namespace) -> dict[str, Any]:
     """The 7B-shaped model at 16k."""
-    config = seven_billion(args.layers or 28)
-    model = build(config, "cuda", torch.bfloat16)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    out: dict[str, Any] = {"device": torch.cuda.get_device_name(), "layers": config.num_hidden_layers}
+    model = large(args.layers or 28)
+    out: dict[str, Any] = {"device": torch.cuda.get_device_name(), "layers": model.config.num_hidden_layers}
     for errors in (4, 8):
-        case, s, mb = Case(16_384, errors, config.vocab_size, 64, 128), {}, {}
-        for name in ("trl_style", "student_only", "ours"):
-            # the last one stays for what is measured inside of it
-            step = VARIANTS[name](model, case)
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            s[name] = seconds(step, model, args.repeats)
-            mb[name] = round((torch.cuda.max_memory_allocated() - before) / 1e6)
-            print(f"  N={errors} {name:>12} {s[name]:8.3f} s {mb[name]:7d} MB", flush=True)
-        inside = Inside(step, model)
-        out |= {
-            f"vs_trl_style_16k_n{errors}": round(s["trl_style"] / s["ours"], 3),
-            f"vs_student_only_16k_n{errors}": round(s["ours"] / s["student_only"], 3),
-            f"teacher_share_16k_n{errors}": round(inside.teacher_s / s["ours"], 4),
-            f"transient_loss_mb_16k_n{errors}": round(inside.loss_mb, 1),
-            f"peak_mb_16k_n{errors}": mb,
-        }
+        found = on_device(model, Case(16_384, errors, model.config.vocab_size, 64, 128), args.repeats)
+        out |= {f"{name}_16k_n{errors}": value for name, value in found.items()}
     return out
 
 

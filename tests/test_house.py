@@ -7,10 +7,11 @@ import re
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import LONGEST, ROOT
 
 PACKAGE = ROOT / "hintdistill"
 LAYERS = (
@@ -75,7 +76,10 @@ def imports(path: Path, names: dict[str, Path] = NAMES, root: str = "hintdistill
     return found - {name_of(path)}
 
 
-GRAPH = {name: imports(path) for name, path in NAMES.items()}
+@cache
+def graph() -> dict[str, set[str]]:
+    """What each module imports; parsed by the process that asks."""
+    return {name: imports(path) for name, path in NAMES.items()}
 
 
 def package(module: str) -> str:
@@ -100,24 +104,24 @@ def test_every_package_has_its_place():
     assert {p.name for p in PACKAGE.glob("*.py")} == LOOSE
 
 
-@pytest.mark.parametrize("name", sorted(GRAPH), ids=lambda n: n.removeprefix("hintdistill."))
+@pytest.mark.parametrize("name", sorted(NAMES), ids=lambda n: n.removeprefix("hintdistill."))
 def test_no_module_imports_one_above_it(name):
-    above = {m for m in GRAPH[name] if LAYERS.index(package(m)) > LAYERS.index(package(name))}
+    above = {m for m in graph()[name] if LAYERS.index(package(m)) > LAYERS.index(package(name))}
     assert not above, f"{name} imports {above}, which are above it"
 
 
 def test_no_circle_of_modules_or_packages():
-    assert circles(GRAPH) == []
+    assert circles(graph()) == []
     between: dict[str, set[str]] = {p: set() for p in LAYERS}
-    for name, found in GRAPH.items():
+    for name, found in graph().items():
         between[package(name)] |= {package(m) for m in found} - {package(name)}
     assert circles(between) == []
 
 
 def test_no_circle_in_the_ablation_and_the_package_does_not_know_it():
     names = {name_of(p): p for p in ABLATION.glob("*.py")}
-    graph = {name: imports(path, names, "benchmarks.ablation") for name, path in names.items()}
-    assert circles(graph) == [] and "benchmarks.ablation.jobs" in graph["benchmarks.ablation.bench"]
+    found = {name: imports(path, names, "benchmarks.ablation") for name, path in names.items()}
+    assert circles(found) == [] and "benchmarks.ablation.jobs" in found["benchmarks.ablation.bench"]
     assert not [p for p in modules() if re.search(r"^\s*(from|import) benchmarks", p.read_text(), re.MULTILINE)]
 
 
@@ -275,6 +279,10 @@ def test_named_test_files_exist():
     assert len(named) > 10 and [n for n in named if not (ROOT / n[1]).is_file()] == []
 
 
+def test_the_longest_test_files_are_there():
+    assert [n for n in LONGEST if not (ROOT / "tests" / n).is_file()] == []
+
+
 def test_the_wheel_carries_prompts_configs_the_page_and_all_that_the_demo_reads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
@@ -287,7 +295,8 @@ def test_the_wheel_carries_prompts_configs_the_page_and_all_that_the_demo_reads(
     for folder in ("prompts", "configs"):
         for path in (ROOT / folder).rglob("*.*"):
             assert f"hintdistill/_data/{path.relative_to(ROOT)}" in names
-    assert "hintdistill/reporting/report.html.jinja" in names and "hintdistill/py.typed" in names
+    page = (ROOT / "hintdistill" / "reporting" / "page").iterdir()
+    assert {f"hintdistill/reporting/page/{p.name}" for p in page} <= names and "hintdistill/py.typed" in names
     assert not any(n.startswith(("tests/", "examples/")) for n in names)
     read = re.findall(r"\.\./(examples/[^\s:,\]]+)", (ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
     assert {"examples/toolworld/student", "examples/toolworld/critic", "examples/toolworld/traces.jsonl"} <= set(read)

@@ -1,4 +1,4 @@
-"""Sampling on a CPU for episodes that repeat themselves: drafts copied from the context, and keys and values kept per row.
+"""Sampling in this process for episodes that repeat themselves: drafts copied from the context, and keys and values kept per row.
 
 A call of a tool is nearly all of it written before: its markup, the tool's name, the city. So the tokens that followed the last
 occurrence of the current ones are drafted and read in one pass (prompt lookup); each is accepted with the probability that the
@@ -9,7 +9,7 @@ taking it up again at a step reads the hint and not the episode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from hintdistill.rollouts.generation import Sampled, SamplingOptions, _cache_nam
 
 AHEAD = 10
 """Drafted tokens a pass."""
+Allowed = Callable[[np.ndarray, Sequence[int]], "list[int] | None"]
+"""Context and what was said of the step → the ids that may follow, None where all may."""
 SHARED = 64
 """A kept row is continued if it shares at least so many tokens; below, numerics would depend on what was played before."""
 
@@ -42,7 +44,10 @@ def draft(ids: np.ndarray, ahead: int) -> list[int]:
 class DraftedGenerator:
     """See the module. A `Generator` of full-attention models in this process; knows temperature, and no filters."""
 
-    def __init__(self, engine: TransformersEngine, keep: int = 256, ahead: int = AHEAD) -> None:
+    def __init__(
+        self, engine: TransformersEngine, keep: int = 256, ahead: int = AHEAD, allowed: Allowed | None = None
+    ) -> None:
+        """`allowed` holds every token of a step but its first to some ids, whose distribution is then the model's among them."""
         self.engine, self.key, self.max_length, self.ahead, self.keep = (
             engine,
             engine.key,
@@ -50,6 +55,7 @@ class DraftedGenerator:
             ahead,
             keep,
         )
+        self.allowed = allowed
         self.kept: list[tuple[np.ndarray, torch.Tensor]] = []
         """Ids of a row and their keys and values [layers, 2, heads, S, D]; least recently used first."""
         self.passes = 0
@@ -84,7 +90,8 @@ class DraftedGenerator:
                 if not live:
                     break
                 batch.select(live)
-                tokens = batch.more([np.array([*contexts[i], *out[i]]) for i in batch.rows], options.temperature, rng)
+                said = [(np.array(contexts[i]), out[i]) for i in batch.rows]
+                tokens = batch.more(said, options.temperature, rng)
         return [Sampled(tuple(ids)) for ids in out]
 
     def closest(self, context: np.ndarray) -> tuple[int, torch.Tensor | None]:
@@ -142,15 +149,16 @@ class _Batch:
         position = (before + mask.cumsum(1) - 1).clamp(min=0)
         self.mask = torch.cat([self.mask, mask], 1)
         self.owner.passes += 1
+        device = self.model.device
         out = self.model(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=position,
+            input_ids=ids.to(device),
+            attention_mask=self.mask.to(device),
+            position_ids=position.to(device),
             use_cache=True,
             logits_to_keep=last,
             **{_cache_name(self.model): self.cache},
         )
-        return out.logits.float()
+        return out.logits.float().cpu()
 
     def first(self, temperature: float, rng: torch.Generator) -> list[list[int]]:
         """Read what no kept row had; one token a row."""
@@ -161,8 +169,11 @@ class _Batch:
         logits = self._forward(ids, mask, 1)[:, 0]
         return [[t] for t in _drawn(logits, temperature, rng)]
 
-    def more(self, ids: Sequence[np.ndarray], temperature: float, rng: torch.Generator) -> list[list[int]]:
-        """Read each row's last token and a draft; the tokens that were accepted, and one more."""
+    def more(
+        self, said: Sequence[tuple[np.ndarray, list[int]]], temperature: float, rng: torch.Generator
+    ) -> list[list[int]]:
+        """Read each row's last token and a draft; the tokens that were accepted, and one more. `said`: contexts and steps."""
+        ids = [np.array([*context, *step]) for context, step in said]
         drafts = [draft(i, self.owner.ahead) for i in ids]
         width = 1 + max(len(d) for d in drafts)
         block, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.long)
@@ -173,22 +184,34 @@ class _Batch:
         logits = self._forward(block, mask, width)
         out = []
         for row, drafted in enumerate(drafts):
+            if self.owner.allowed is not None:
+                self._hold(logits[row], *said[row], drafted)
             taken = _accepted(logits[row], drafted, temperature, rng)
             # what was not accepted was read and counts no more
             self.mask[row, begin + len(taken) :] = 0
             out.append(taken)
         return out
 
+    def _hold(self, logits: torch.Tensor, context: np.ndarray, step: Sequence[int], drafted: Sequence[int]) -> None:
+        """Forbid, in logits [1 + drafted, V], what may not follow; in place."""
+        assert self.owner.allowed is not None
+        for n in range(len(drafted) + 1):
+            ids = self.owner.allowed(context, [*step, *drafted[:n]])
+            if ids is not None:
+                kept = logits[n, ids].clone()
+                logits[n] = -torch.inf
+                logits[n, ids] = kept
+
     def select(self, live: list[int]) -> None:
         """Go on with these rows."""
         if len(live) < len(self.rows):
             chosen = torch.tensor(live)
-            self.cache.batch_select_indices(chosen)
+            self.cache.batch_select_indices(chosen.to(self.model.device))
             self.mask, self.rows = self.mask[chosen], [self.rows[i] for i in live]
 
     def read(self, row: int) -> torch.Tensor:
         """Keys and values of what a row has read."""
-        at = self.mask[row].bool()
+        at = self.mask[row].bool().to(self.model.device)
         layers = [torch.stack([layer.keys[row][:, at], layer.values[row][:, at]]) for layer in self.cache.layers]
         return torch.stack(layers)
 

@@ -26,6 +26,7 @@ from hintdistill.cli.options import Json, Overrides, Quiet, RunArg, Trust
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import finish
 from hintdistill.cli.serve import mcp, serve
+from hintdistill.cli.shards import merge, ray
 from hintdistill.cli.show import show
 from hintdistill.cli.stages import critique, demo, rescore, run, train
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
@@ -56,6 +57,8 @@ for command in (
     critique,
     rescore,
     train,
+    merge,
+    ray,
     show,
     controls,
     preflight,

@@ -298,10 +298,11 @@ def _arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=device.type == "cpu",
-        optim="adamw_torch",
+        # `config.arguments` has taken none that is set here
+        **{"optim": "adamw_torch", **config.arguments},
+        dataloader_pin_memory=False,
         # full weights stay float32 and are cast as they are used
         bf16=config.lora is None and pick_dtype(run.dtype, device, _parameters(model)) == torch.bfloat16,
-        dataloader_pin_memory=False,
         log_level="error",
         ddp_find_unused_parameters=processes.may_leave_unused(model),
     )
