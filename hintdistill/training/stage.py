@@ -16,6 +16,7 @@ import torch
 
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import EmptyFunnelError, InputError
+from hintdistill.core.library_warnings import silence_libraries
 from hintdistill.core.models import load_tokenizer
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import read_json, write_atomic
@@ -143,6 +144,7 @@ def train(
     if not hints:
         raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
     device = _start(run, config)
+    silence_libraries()
     student = load_student(job.folder, run, config, device)
     rows = build_rows(by_key(data.targets), config, data.outcome)
     others = Others.load(job.folder, run, config, device, job.initial, data.heldout)
