@@ -30,6 +30,7 @@ from hintdistill.cli.shards import merge, ray
 from hintdistill.cli.show import show
 from hintdistill.cli.stages import critique, demo, rescore, run, train
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
+from hintdistill.core.library_warnings import silence_libraries
 
 app = typer.Typer(
     name="hintdistill",
@@ -210,6 +211,7 @@ arrange(app)
 
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
+    silence_libraries()
     with interruptible():
         _main()
 

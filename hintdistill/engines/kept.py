@@ -34,6 +34,8 @@ SLACK = 256
 """Tokens that a conversation's buffers have room for beyond what they hold, at least."""
 TOGETHER = 16
 """Callers that are served together at most, and although others still prepare."""
+WORTH = 32
+"""Tokens that two new conversations must have in common for one of them to wait until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]
 
 
@@ -214,8 +216,12 @@ class KeptEngine:
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
-        """Read what is new of these conversations, in as few forward calls as there can be; those that were used."""
+        """Read what is new of these conversations, in as few forward calls as there can be; those that were used.
+
+        Of new conversations with a common beginning one is read first, and the others go on from it.
+        """
         used: list[Kept] = []
+        later: list[np.ndarray] = []
         for ids in sorted(mains, key=lambda m: -len(m)):
             if any(shared_length(k.ids, ids) == len(ids) for k in used):
                 continue
@@ -228,13 +234,16 @@ class KeptEngine:
                 best.ids = ids
                 used.append(best)
                 continue
+            if any(shared_length(k.ids, ids) >= n + WORTH for k in used):
+                later.append(ids)
+                continue
             fresh = best.prefix(n, ids) if best is not None and n else Kept(ids)
             self._kept.append(fresh)
             used.append(fresh)
         owed = [k for k in used if k.read < len(k.ids)]
         if owed:
             self._read(owed)
-        return used
+        return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
         """Read what is owed of conversations, each a trunk of one tree."""

@@ -46,11 +46,16 @@ class Work:
         self.done, self._there = self.done + n, self._there + n
 
     def reach(self, done: int, total: int) -> None:
-        """Say how much is done of how much, where this is counted elsewhere; what the first call finds is taken as one."""
-        if self.total is None:
-            self.before(max(0, done - 1))
-        self.total = total
-        self(done - self.done)
+        """Say how much is done of how much, where this is counted elsewhere.
+
+        The first call starts the clock: what it finds was done while the work was set up, or by an earlier run.
+        """
+        first, self.total = self.total is None, total
+        if first:
+            self.before(done)
+            self._began = self._last = self._clock()
+        else:
+            self(done - self.done)
 
     def says(self, text: str | None) -> None:
         """Say of the work itself what matters."""
@@ -121,6 +126,7 @@ class _Status(ProgressColumn):
         self._work = work
 
     def render(self, task: Task) -> Text:
+        """The state of the work, in words."""
         return Text(printable(self._work.status()))
 
 
@@ -190,5 +196,6 @@ class _Bar(BarColumn):
         self._work = work
 
     def render(self, task: Task) -> ProgressBar:
+        """The bar, as far as the work has come."""
         task.total, task.completed = self._work.total, self._work.done
         return super().render(task)

@@ -53,8 +53,9 @@ def test_a_batch_under_way_does_not_slow_the_rate(clock):
 
 def test_a_count_that_is_kept_elsewhere_and_goes_on_from_a_checkpoint(clock):
     work = Work("train", None, clock)
-    clock.now += 5
+    clock.now += 500  # weights are loaded
     work.reach(101, 300)
+    assert work.rate is None
     clock.now += 5
     work.reach(102, 300)
     assert (work.done, work.total, work.rate) == (102, 300, 0.2)
