@@ -143,18 +143,33 @@ def test_files_and_functions_stay_short(path):
 def is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether typer calls it: each parameter is an option of the command line."""
     decorated = any("command" in ast.unparse(d) or "callback" in ast.unparse(d) for d in node.decorator_list)
-    return decorated or any("typer.Option" in ast.unparse(a) for a in node.args.args)
+    return decorated or any("typer.Option" in ast.unparse(a) or is_shared(a) for a in node.args.args)
+
+
+SHARED_OPTIONS = {
+    t.id
+    for node in ast.parse((PACKAGE / "cli" / "options.py").read_text()).body
+    if isinstance(node, ast.Assign)
+    for t in node.targets
+    if isinstance(t, ast.Name)
+}
+
+
+def is_shared(argument: ast.arg) -> bool:
+    """Whether it is an option of `cli/options.py`, which means the same in every command that has it."""
+    return isinstance(argument.annotation, ast.Name) and argument.annotation.id in SHARED_OPTIONS
 
 
 def too_many(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a function takes more parameters than one can hold in mind; `self` and its like do not count.
 
-    Seven; ten for a command of the command line, and for a public function whose further parameters are keyword-only.
+    Seven; ten of its own for a command of the command line, beside the options that commands share; ten for a public
+    function whose further parameters are keyword-only.
     """
     positional = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls", "ctx")]
     named = len(node.args.kwonlyargs)
     if is_command(node):
-        return len(positional) + named > 10
+        return len(positional) + named - sum(map(is_shared, node.args.args)) > 10
     public = node.name == "__init__" or not node.name.startswith("_")
     return len(positional) > 7 or len(positional) + named > (10 if public and named else 7)
 

@@ -190,7 +190,13 @@ def _score(job: Job, work: Path) -> dict[str, Any]:
     began, config, ctx = clock(), job.config, _context(job)
     # rendering what is to be scored is a part of the stage
     hints, anchors = (job.hints, job.anchors) if ctx is None else (to_score.hint_items(ctx), to_score.anchor_items(ctx))
-    engine = TransformersEngine.load(job.model, config.run.dtype, config.run.device, config.rescore.batch_tokens)
+    engine = TransformersEngine.load(
+        job.model,
+        config.run.dtype,
+        config.run.device,
+        config.rescore.batch_tokens,
+        offload=config.rescore.offload,
+    )
     renderer = RunContext(config, RunDir(work), Console(quiet=True)).renderer
     scorer, store = Scorer(engine, renderer, config.rescore), TargetStore(work / "targets")
     engine.score([ScoreRequest(np.arange(24), 16, 24)], config.rescore.top_k)

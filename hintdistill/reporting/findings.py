@@ -119,7 +119,9 @@ def _top(t: Target, position: int, after: After | None, decode: Decode) -> dict[
         "after": list(after.top) if after is not None and after.top and after.position == position else None,
     }
     return {
-        when: None if some is None else [{"text": decode([i]), "p": float(np.exp(logprob))} for i, logprob in some[:TOP]]
+        when: None
+        if some is None
+        else [{"text": decode([i]), "p": float(np.exp(logprob))} for i, logprob in some[:TOP]]
         for when, some in known.items()
     }
 

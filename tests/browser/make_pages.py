@@ -24,7 +24,9 @@ from support.many_findings import golden, long_traces, toolworld  # noqa: E402
 from hintdistill.reporting.html import render_html  # noqa: E402
 from hintdistill.reporting.islands import trace_page  # noqa: E402
 
-ATTACK = "</script></pre><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[2J\u202e"
+ATTACK = (
+    "</script></pre><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[2J\u202e"
+)
 SMALL = (
     "traces.limit=60",
     "train.epochs=2",
@@ -52,6 +54,8 @@ def main(folder: Path, finished: Path | None) -> None:
     if finished is None:
         with timed("a small run of the quickstart"):
             hintdistill("run", "configs/quickstart.yaml", "--quiet", f"run.dir={run}", *SMALL)
+    else:
+        hintdistill("report", str(run))
     hintdistill("report", str(run), "--share")
     for name in ("report", "report-share"):
         shutil.copyfile(run / f"{name}.html", folder / f"{name}.html")

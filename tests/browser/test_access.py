@@ -124,6 +124,8 @@ def test_the_policy_stops_a_script_that_is_not_the_pages_own(visit, browser):
     breaches: list[str] = []
     page.on("console", lambda message: breaches.append(message.text))
     page.goto((PAGES / "report.html").as_uri())
-    page.evaluate("const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)")
+    page.evaluate(
+        "const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s)"
+    )
     assert page.evaluate("window.owned") is None and "Content Security Policy" in breaches[0]
     page.context.close()

@@ -105,6 +105,15 @@ def test_each_finding_has_its_tokens(report):
         assert all(0 <= t[w] <= 1.0001 for t in finding["tokens"] for w in ("before", "hinted", "after"))
         assert any(t["quoted"] for t in finding["tokens"])
         assert finding["context_above"] and finding["context_below"].endswith("assistant\n")
+        assert finding["hint"] in finding["hint_block"] and finding["hint_block"].startswith("<|im_start|>")
+        if finding["decision"]:
+            d = finding["decision"]
+            assert [len(d["top"][when]) for when in ("before", "hinted", "after")] == [3, 3, 3]
+            # the teacher's first choice and the sampled token's own probability, read from two places of a run
+            assert not d["flips"] or d["top"]["hinted"][0]["text"] == d["instead"]
+            for when in ("before", "after"):
+                own = [t["p"] for t in d["top"][when] if t["text"] == d["token"]]
+                assert not own or abs(own[0] - d[when]) < 1e-5
 
 
 def test_the_student_loads(straight):
