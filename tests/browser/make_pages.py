@@ -54,6 +54,8 @@ def main(folder: Path, finished: Path | None) -> None:
     if finished is None:
         with timed("a small run of the quickstart"):
             hintdistill("run", "configs/quickstart.yaml", "--quiet", f"run.dir={run}", *SMALL)
+    else:
+        hintdistill("report", str(run))
     hintdistill("report", str(run), "--share")
     for name in ("report", "report-share"):
         shutil.copyfile(run / f"{name}.html", folder / f"{name}.html")

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-
 from support.page import taken_apart
 
 from hintdistill.core.errors import ConfigError
