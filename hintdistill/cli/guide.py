@@ -13,6 +13,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "init", "doctor", "configs"),
     "Look before a run": ("traces", "convert", "prompts", "recipes", "config", "plan"),
     "Run: read → critique → inject → rescore → train → report": ("run", "critique", "rescore", "train", "report"),
+    "On many machines": ("merge", "ray"),
     "After a run": ("show", "preflight", "controls", "verify", "clean"),
     "For other programs": ("export", "push", "serve", "mcp"),
 }
@@ -45,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "run mine/hintdistill.yaml train.learning_rate=1e-5 run.dir=runs/slow",
         "run mine/hintdistill.yaml --resume",
         "run runs/slow --resume",
+        "run mine/hintdistill.yaml --until rescore --shard 0/8 run.dir=runs/shared",
     ),
     "critique": (
         "critique mine/hintdistill.yaml --dry-run",
@@ -52,6 +54,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "critique mine/hintdistill.yaml --labels labelled.json --hints",
         "critique mine/hintdistill.yaml --compare critic.llm.votes=1 critic.llm.votes=5",
     ),
+    "merge": ("merge runs/shared",),
+    "ray": ("ray mine/hintdistill.yaml --shards 32 --actors 8 --gpus 1 run.dir=/shared/run",),
     "rescore": ("rescore mine/hintdistill.yaml run.dir=runs/mine", "rescore mine/hintdistill.yaml --dry-run"),
     "train": (
         "train mine/hintdistill.yaml run.dir=runs/mine",

@@ -26,9 +26,11 @@ from hintdistill.cli.options import Json, Overrides, Quiet, RunArg, Trust
 from hintdistill.cli.plan import plan
 from hintdistill.cli.running import finish
 from hintdistill.cli.serve import mcp, serve
+from hintdistill.cli.shards import merge, ray
 from hintdistill.cli.show import show
 from hintdistill.cli.stages import critique, demo, rescore, run, train
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
+from hintdistill.core.library_warnings import silence_libraries
 
 app = typer.Typer(
     name="hintdistill",
@@ -55,6 +57,8 @@ for command in (
     critique,
     rescore,
     train,
+    merge,
+    ray,
     show,
     controls,
     preflight,
@@ -207,6 +211,7 @@ arrange(app)
 
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
+    silence_libraries()
     with interruptible():
         _main()
 

@@ -25,6 +25,9 @@ def plan(
     memory: Annotated[
         float | None, typer.Option(help="Plan for so many GB (10^9 bytes) instead of what is free.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Plan each of N parts as well; see `run --shard`.")
+    ] = None,
     limit: Limit = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -39,6 +42,7 @@ def plan(
         load_config(config, [*(overrides or []), *([f"traces.limit={limit}"] if limit is not None else [])]),
         measured=measure,
         gigabytes=memory,
+        shards=shards,
         console=Console(quiet=quiet or as_json),
         trust=trust,
     )
@@ -101,4 +105,8 @@ def _tail(found: Forecast) -> list[str]:
         lines.append(
             f"a micro-batch may hold {r.token_budget:,} tokens: packed by length, {r.batches:,} of up to {r.largest_batch} rows"
         )
+    if found.shards:
+        from hintdistill.planning.shards import shard_lines
+
+        lines += shard_lines(found.shards)
     return lines + [f"note: {n}" for n in found.notes]

@@ -31,6 +31,8 @@ class Asked:
     limit: int | None = None
     find: bool = False
     """Whether --resume without a run.dir looks for the only unfinished run of the config file."""
+    shard: str | None = None
+    """Which part of the run in run.dir, as `--shard` takes it."""
     dry_run: bool = False
 
     def settings(self, overrides: Sequence[str] | None) -> list[str]:
@@ -46,6 +48,9 @@ class Asked:
 
 def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     """Run the stages of a config file, or of a run folder that is continued, and print what came of it."""
+    if asked.shard is not None:
+        run_one_shard(config, overrides, asked)
+        return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.continuing import RUNS, command, line, only_unfinished, says_how_to_continue
     from hintdistill.pipeline.inject import require_some
@@ -85,6 +90,35 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     finish(folder, asked.as_json)
     if until == "rescore":
         require_some(RunDir(folder))
+
+
+def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> None:
+    """Run the stages from critique on one shard of the run in run.dir, and print what came of it."""
+    from hintdistill.config.file import load_config
+    from hintdistill.pipeline.continuing import line, says_how_to_continue
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.shards import ENV, Shard, require_shardable, run_shard, take_own_device
+    from hintdistill.pipeline.store import SHARDS, RunDir
+
+    assert asked.shard is not None
+    shard, given, of_run = Shard.parse(asked.shard), list(overrides or []), RunDir(config).is_run()
+    file = RunDir(config).settings_file() if of_run else config
+    limit = [f"traces.limit={asked.limit}"] if asked.limit is not None else []
+    settings = load_config(file, given + limit)
+    folder = config if of_run else settings.run.dir and Path(settings.run.dir)
+    if not folder:
+        raise ConfigError("--shard needs the folder that all shards share", hint="name it: run.dir=SHARED")
+    require_shardable(settings, asked.until)
+    if asked.shard == ENV:
+        take_own_device()
+    console, own = Console(quiet=asked.quiet or asked.as_json), folder / SHARDS / shard.folder
+    with (
+        works_in(own, line(own, asked.until, asked.trust)),
+        says_how_to_continue(own, asked.until, trust=asked.trust),
+    ):
+        more = {} if of_run else {"file": str(file.resolve())}
+        run_shard(settings, folder, shard, until=asked.until, context=more, console=console, trust=asked.trust)
+    finish(own, asked.as_json)
 
 
 def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:

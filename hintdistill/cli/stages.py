@@ -10,6 +10,7 @@ import typer
 from hintdistill.cli.look import print_json, say
 from hintdistill.cli.options import Config, DryRun, Json, Limit, Overrides, Quiet, Resume, Trust
 from hintdistill.cli.running import Asked, look_ahead, run_stages
+from hintdistill.cli.shards import ShardOption
 from hintdistill.core.errors import ConfigError
 
 
@@ -32,12 +33,14 @@ def run(
     dry_run: DryRun = False,
     until: Until = "report",
     limit: Limit = None,
+    shard: ShardOption = None,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
     """The whole job: read, critique, inject, rescore, train, report."""
-    run_stages(config, overrides, Asked(until, resume, quiet, as_json, trust, limit, find=resume, dry_run=dry_run))
+    asked = Asked(until, resume, quiet, as_json, trust, limit, find=resume, dry_run=dry_run, shard=shard)
+    run_stages(config, overrides, asked)
 
 
 def demo(

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from hintdistill.config import GateSection
 from hintdistill.core.errors import InputError
+from hintdistill.core.rows import KeySet
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.storage import JsonlStore, checksum, writing_aside
 from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, Heads, context_hash, open_part, read_columns
@@ -155,9 +156,11 @@ class TargetStore:
             elif checksum(part) != said.get("sha256"):
                 yield part, "it has other bytes than were written"
 
-    def keys(self) -> set[str]:
+    def keys(self) -> KeySet:
         """Keys of all stored rows."""
-        return {row["key"] for part in self.parts() for group in _groups(part, ["key"]) for row in group.to_pylist()}
+        return KeySet(
+            row["key"] for part in self.parts() for group in _groups(part, ["key"]) for row in group.to_pylist()
+        )
 
     def open(
         self, keys: Sequence[str] | None = None, gate: GateSection | None = None, *, cache_bytes: int = CACHE_BYTES

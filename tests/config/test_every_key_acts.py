@@ -100,6 +100,7 @@ def llm(name: str) -> dict[str, Acts | Told]:
     return {
         "backend": Acts("local", learn.loaded, ("traces.path=none", f"critic.use=[{name}]"), refusal=True),
         "base_url": Acts("URL2", plain, CRITIC),
+        "more_urls": Acts("[URL2]", plain, CRITIC),
         "model": Acts("other", plain, (*CRITIC, "critic.X.context_tokens=16000")),
         "api_key_env": Acts("HINTDISTILL_TEST_KEY", plain, CRITIC),
         "strategy": Acts("step_by_step", plain, CRITIC),
@@ -195,10 +196,12 @@ INJECT: dict[str, Acts | Told] = {
 RESCORE: dict[str, Acts | Told] = {
     "top_k": Acts("6", see.rescored, SCORED),
     "batch_tokens": Acts("80", see.forward_calls, GATED),
+    "offload": Acts("true", see.offloaded, GATED),
     "placebos": Acts("{generic: 2, other_class: 1}", see.rescored, SCORED),
     "part_rows": Acts("2", see.rescored, SCORED),
     "engine.backend": Acts("server", see.served(), ("rescore.engine={base_url: URL1, model: m, max_length: 100}",)),
     "engine.base_url": Acts("URL2", see.served(), ENGINE),
+    "engine.more_urls": Acts("[URL2]", see.served(), ENGINE),
     "engine.model": Acts("other", see.served(), ENGINE),
     "engine.dialect": Acts("echo", see.served(), ENGINE),
     "engine.allow_hosts": Acts(
@@ -261,6 +264,7 @@ TRAIN: dict[str, Acts | Told] = {
     "schedule": Acts("constant", learn.trained),
     "max_grad_norm": Acts("0.01", learn.trained),
     "weight_decay": Acts("0.5", learn.trained),
+    "arguments": Acts("{optim: sgd}", learn.trained),
     "save_steps": Acts("3", learn.trained, ("train.keep_checkpoints=9",)),
     "logging_steps": Acts("2", learn.trained),
     "keep_checkpoints": Acts("2", learn.trained),
