@@ -26,7 +26,7 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: install
 	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/scale --ignore tests/browser

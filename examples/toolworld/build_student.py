@@ -3,7 +3,7 @@
     python examples/toolworld/build_student.py tokenizer corpus train      # writes student/
     python examples/toolworld/make_traces.py                               # its traces
     python examples/toolworld/make_card.py                                 # its card
-    python examples/toolworld/build_student.py corpus train --thoughts --out FOLDER    # a student that reasons, four minutes
+    python examples/toolworld/build_student.py corpus train --thoughts --out FOLDER    # a student that reasons, two minutes
 
 The student that reasons says a line before each call; it starts from the shipped one, whose tokenizer it has.
 
@@ -34,7 +34,7 @@ from hintdistill.core.types import Message  # noqa: E402
 STUDENT = HERE / "student"
 CORPUS = "corpus.npz"
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<tools>", "</tools>", "<tool_call>", "</tool_call>")
-EPISODES, THINKING_EPISODES = 40_000, 4_000
+EPISODES, THINKING_EPISODES = 40_000, 1_600
 VOCAB = 1024
 MAX_POSITIONS = 65_536
 SEED = 11

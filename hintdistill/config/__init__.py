@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from hintdistill.config.base import Section
 from hintdistill.config.critic import (
@@ -210,6 +217,8 @@ class RescoreSection(Section):
     top_k: int = Field(default=64, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; `null`: 4096 on a CPU, 16384 elsewhere."""
+    offload: bool = False
+    """Keep the keys and values of contexts in the host's memory, for contexts that an accelerator has no room for; slower."""
     placebos: dict[PlaceboKind, int] = Field(default={"generic": 1, "other_class": 1, "shuffled_answer_free": 1})
     """Kind → number; three to nine in all. `generic`: true everywhere; `other_class`: another error class's hint; `shuffled_answer_free`:
     the hint's words in disorder without those of the answer; `shuffled`: all of its words, which may work like the hint."""
@@ -235,6 +244,14 @@ class RescoreSection(Section):
                 "placebos must be three to nine in all, e.g. {generic: 1, other_class: 1, shuffled_answer_free: 1}"
             )
         return given
+
+    @model_serializer(mode="wrap")
+    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it is, without what changes no number: results of configurations that know no such key stay theirs."""
+        data: dict[str, Any] = plain(self)
+        if not self.offload:
+            data.pop("offload", None)
+        return data
 
     @property
     def placebo_count(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+from hintdistill.config.arguments import checked
 from hintdistill.config.base import Section
 from hintdistill.config.hold import HoldSection
 from hintdistill.core.paths import RecipeRef
@@ -141,6 +142,9 @@ class TrainSection(Section):
     schedule: str = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of transformers' Trainer, e.g. `{optim: adafactor, adam_beta2: 0.95}`: those that leave rows, steps and
+    resuming as they are; any other is refused by name with the reason. docs/training.md has the list."""
     save_steps: int = Field(default=20, ge=1)
     logging_steps: int = Field(default=5, ge=1)
     keep_checkpoints: int = Field(default=1, ge=1)
@@ -174,6 +178,11 @@ class TrainSection(Section):
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         return self
 
+    @field_validator("arguments")
+    @classmethod
+    def _passed_on(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return checked(value)
+
     @model_validator(mode="after")
     def _outputs(self) -> TrainSection:
         if self.arriving_adapter == "beside" and self.lora is None:
@@ -191,6 +200,8 @@ class TrainSection(Section):
         for name, unset in (("outcome", OutcomeSection()), ("twins", TwinSection()), ("hold", HoldSection())):
             if getattr(self, name) == unset:
                 data.pop(name, None)
+        if not self.arguments:
+            data.pop("arguments", None)
         return data
 
     @cached_property

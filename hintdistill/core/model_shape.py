@@ -51,6 +51,8 @@ class ModelShape:
     """Of the layers, without embeddings."""
     head_norms: bool = False
     """Whether queries and keys are normalised per head."""
+    masked: bool = False
+    """Whether attention has windows, caps or sinks, so that engines build masks."""
 
     @property
     def query_width(self) -> int:
@@ -123,6 +125,7 @@ class ModelShape:
             max_length=int(getattr(config, "max_position_embeddings", None) or 1 << 30),
             parameters=0,
             linears=(),
+            masked=_is_masked(config),
             head_norms=config.model_type in ("qwen3", "qwen3_moe", "gemma3_text", "gemma3", "olmo2"),
         )
         if tensors:
@@ -164,6 +167,20 @@ class ModelShape:
         import dataclasses
 
         return dataclasses.replace(self, parameters=parameters, linears=linears, tied=tied)
+
+
+def _is_masked(config: Any) -> bool:
+    """Whether attention is more than a softmax over all earlier keys: windows, soft caps, sinks, or values of another width."""
+    layers = set(getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    sliding = "sliding_attention" in layers or (not layers and bool(window))
+    values = getattr(config, "v_head_dim", None)
+    return (
+        sliding
+        or bool(getattr(config, "attn_logit_softcapping", None))
+        or config.model_type == "gpt_oss"
+        or (values is not None and values != getattr(config, "head_dim", None))
+    )
 
 
 def base_folder(folder: Path) -> Path:

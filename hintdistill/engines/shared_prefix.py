@@ -3,7 +3,8 @@
 All pieces of a call lie packed in one row of tokens, each at its own positions. An attention function registered with
 transformers' `AttentionInterface` splits the row again: it keeps the keys and values of chains that others leave, and
 lets each piece attend to its own stretch of them and to itself. So the model's own code runs (norms, rotary embedding,
-adapters, experts), and no mask is larger than a block of queries times the keys it may see.
+adapters, experts). Without a window, cap or sink there is no mask at all (`attention_parts`); else none is larger than a block
+of queries times the keys it may see.
 
 The keys and values are captured in the attention function and not in a cache of transformers', because that one is
 silently empty under gradient checkpointing, and because cropping it is refused or wrong on sliding layers. They are
@@ -27,7 +28,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from hintdistill.core.errors import SharingError
+from hintdistill.engines.attention_parts import Part, attend_parts, fits
 from hintdistill.engines.forward import intercept, last_feed_forward_on
+from hintdistill.engines.keys_values import Memory
 from hintdistill.engines.prefix_tree import ROOT, Piece, PrefixTree, grow
 
 ATTENTION = "hintdistill_shared_prefix"
@@ -52,46 +55,6 @@ class Rule:
     def plain(self) -> bool:
         """Whether torch's fused attention computes it."""
         return self.softcap is None and self.sinks is None
-
-
-class Memory:
-    """Keys and values of chains that others leave, per attention layer."""
-
-    def __init__(self) -> None:
-        self._stored: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self.closed = False
-        """Whether trunks are complete: writing them once more, as gradient checkpointing would, is passed over."""
-
-    def write(self, layer: int, chain: int, at: int, room: int, key: Tensor, value: Tensor) -> None:
-        """Keep key [Hk, n, D] and value [Hk, n, Dv] from offset `at` on, in a buffer of `room` tokens."""
-        slot = (layer, chain)
-        if slot not in self._stored:
-            self._stored[slot] = (
-                key.new_empty(key.shape[0], room, key.shape[2]),
-                value.new_empty(value.shape[0], room, value.shape[2]),
-            )
-        for buffer, new in zip(self._stored[slot], (key, value), strict=True):
-            buffer[:, at : at + new.shape[1]] = new.detach()
-
-    def read(self, layer: int, chain: int, room: int = 0) -> tuple[Tensor, Tensor]:
-        """The buffers of a chain, grown to `room` tokens where they are smaller."""
-        slot = (layer, chain)
-        if self._stored[slot][0].shape[1] < room:
-            grown = tuple(b.new_empty(b.shape[0], room, b.shape[2]) for b in self._stored[slot])
-            for new, old in zip(grown, self._stored[slot], strict=True):
-                new[:, : old.shape[1]] = old
-            self._stored[slot] = (grown[0], grown[1])
-        return self._stored[slot]
-
-    def put(self, chain: int, layers: dict[int, tuple[Tensor, Tensor]], room: int) -> None:
-        """Take up the buffers of a chain that another memory gave out, with room for so many tokens."""
-        for layer, pair in layers.items():
-            self._stored[layer, chain] = pair
-            self.read(layer, chain, room)
-
-    def give(self, chain: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """The buffers of a chain, by layer."""
-        return {layer: pair for (layer, own), pair in self._stored.items() if own == chain}
 
 
 class PackedCall:
@@ -165,42 +128,47 @@ class PackedCall:
         self, layer: int, piece: Piece, q: Tensor, k: Tensor, v: Tensor, rule: Rule, rows: range
     ) -> Tensor:
         """Output [H, rows, Dv] of some rows of a piece."""
-        if piece.start == 0 and len(rows) == piece.length and rule.plain and not (rule.window or 1 << 60) < len(rows):
+        whole = len(rows) == piece.length
+        if piece.start == 0 and whole and rule.plain and not (rule.window or 1 << 60) < len(rows):
             return _causal(q, k, v, rule.scale)
         q, first, stop = q[:, rows.start : rows.stop], piece.start + rows.start, piece.start + rows.stop
-        if piece.start == 0:
+        maskless = rule.plain and not (rule.window or 1 << 60) < stop and fits(q, v)
+        if piece.start == 0 and not maskless:
             return self._in_blocks(q, k[:, :stop], v[:, :stop], first, rule)
-        if self.windows and self.tree.chains[piece.chain].parent == ROOT:
-            past_k, past_v = (x[:, : piece.start] for x in self.memory.read(layer, piece.chain))
+        if self.windows and piece.start and self.tree.chains[piece.chain].parent == ROOT:
+            past_k, past_v = (x[:, : piece.start] for x in self.memory.read(layer, piece.chain, q.device))
             # copied, because the backward pass needs both parts as they are now
             keys, values = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
             raise SharingError("only whole trunks carry a gradient: what was kept of their past is detached")
         path = self.tree.path(piece.chain, piece.stop)
-        keys, values = self.memory.read(layer, path[0].chain, piece.stop)
+        if maskless:
+            seen, mine = slice(rows.start), slice(rows.start, rows.stop)
+            own = [Part(k[:, seen], v[:, seen]), Part(k[:, mine], v[:, mine], causal=True)]
+            return attend_parts(q, [*self._past(layer, path, piece, q.device), *own], rule.scale)
+        keys, values = self.memory.read(layer, path[0].chain, q.device, piece.stop)
         if len(path) == 1:
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
-        tail_k, tail_v = self._tail(layer, path[1:], piece, k, v)
+        tail = [*self._past(layer, path, piece, q.device)[1:], Part(k, v)]
+        tail_k, tail_v = torch.cat([p.key for p in tail], dim=1), torch.cat([p.value for p in tail], dim=1)
         fork = path[0].stop
         # the tail is laid over the trunk's own continuation for a moment: copying the trunk instead would cost as much
         # memory traffic as the attention itself
         with _borrowed(keys, fork, tail_k), _borrowed(values, fork, tail_v):
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
 
-    def _tail(self, layer: int, path: Sequence[Piece], piece: Piece, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values between the trunk and the end of the piece."""
+    def _past(self, layer: int, path: Sequence[Piece], piece: Piece, device: torch.device) -> list[Part]:
+        """What was kept of the tokens before the piece: of the trunk, and of each chain down to its own."""
         stretches = [(p.chain, p.stop) for p in path[:-1]]
         if piece.start > path[-1].start:
             stretches.append((piece.chain, piece.start))
-        pairs = []
+        parts = []
         for chain, stop in stretches:
-            kept_k, kept_v = self.memory.read(layer, chain)
+            key, value = self.memory.read(layer, chain, device)
             n = stop - self.tree.chains[chain].at
-            pairs.append((kept_k[:, :n], kept_v[:, :n]))
-        if not pairs:
-            return k, v
-        return torch.cat([*(p[0] for p in pairs), k], dim=1), torch.cat([*(p[1] for p in pairs), v], dim=1)
+            parts.append(Part(key[:, :n], value[:, :n]))
+        return parts
 
     def _in_blocks(self, q: Tensor, keys: Tensor, values: Tensor, first: int, rule: Rule) -> Tensor:
         """Queries [H, n, D] at positions `first`… over keys at positions 0…first+n."""
@@ -380,10 +348,10 @@ class Trunk:
         self.ids, self.memory = ids, memory
 
     @classmethod
-    def read(cls, model: Any, ids: np.ndarray, budget: int) -> Trunk:
-        """Read int64 ids [S] through the model, at most `budget` tokens per forward call."""
+    def read(cls, model: Any, ids: np.ndarray, budget: int, offload: bool = False) -> Trunk:
+        """Read int64 ids [S] through the model, at most `budget` tokens per forward call; for `offload` see `Memory`."""
         ids = np.ascontiguousarray(ids, np.int64)
-        tree, memory = grow([ids]), Memory()
+        tree, memory = grow([ids]), Memory(offload)
         with shared_attention(model):
             for pieces in tree.calls(budget):
                 call = PackedCall(tree, pieces, memory, keep_trunks=True)

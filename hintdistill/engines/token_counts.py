@@ -129,10 +129,12 @@ def cache_bytes(shape: ModelShape, tokens: int, width: int) -> int:
 
 
 def mask_bytes(shape: ModelShape, pieces: Sequence[Piece], wanted: Callable[[Piece], range], width: int) -> int:
-    """Masks of one packed call: a block of queries times the keys it may see, kept until the call is done.
+    """Masks of one packed call: a block of queries times the keys it may see, kept until the call is done. Plain attention has none.
 
     `wanted`: the positions of a piece whose hidden states are asked for; the last layer masks those alone.
     """
+    if not shape.masked:
+        return 0
     groups = max(1, shape.heads // shape.kv_heads)
     blocks: set[tuple[int, int]] = set()
     for piece in pieces:
@@ -164,13 +166,17 @@ class ScoringUse:
     other_weights: int = 0
     """Bytes of another model that is loaded."""
     on_cpu: bool = True
+    offload: bool = False
+    """Whether keys and values are kept in the host's memory."""
 
 
 def scoring_peak(shape: ModelShape, read: TokenCount, use: ScoringUse) -> Peak:
     """Peak of scoring: keys and values, one call's tensors, masks, a chunk of logits, and the part that is written."""
     width = use.weight_bytes
     reads = {
-        "keys and values": cache_bytes(shape, read.kept, width),
+        # offloaded, one layer of them is on the device at a time
+        "keys and values": cache_bytes(shape, read.kept, width)
+        // (shape.layers if use.offload and not use.on_cpu else 1),
         "activations": forward_bytes(shape, read.largest_call, width),
         "masks": read.masks * width,
     }

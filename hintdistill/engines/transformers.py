@@ -28,6 +28,7 @@ from hintdistill.core.models import model_key
 from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines import union_rows
 from hintdistill.engines.forward import head_error, hidden_at
+from hintdistill.engines.keys_values import Memory
 from hintdistill.engines.prefix_tree import PrefixTree, batches, call_tokens, grow
 from hintdistill.engines.shared_prefix import Trunk, shared_hidden
 from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_states
@@ -86,6 +87,7 @@ class TransformersEngine:
         *,
         sharing: Sharing | None = None,
         view: str = "live",
+        offload: bool = False,
     ) -> None:
         """Wrap a model.
 
@@ -93,6 +95,7 @@ class TransformersEngine:
             batch_tokens: tokens per forward call; None for what suits the device.
             sharing: how prefixes are shared; None finds out at first use (see `sharing`).
             view: `live`, `initial` (adapter off), or the name of an adapter; see `view`.
+            offload: keep the keys and values of trunks in the host's memory, for contexts that an accelerator cannot hold.
 
         Raises:
             ModelError: its logits cannot be reproduced from its hidden states.
@@ -111,7 +114,7 @@ class TransformersEngine:
         self.plans: list[PrefixTree] = []
         """The trees of the last call of `score`; printed, each says what it saved."""
         self.saved = Savings()
-        self._view = view
+        self._view, self.offload = view, offload
         self._lock = threading.RLock()
         error, bound = head_error(model, self.vocabulary.head), 1e-3 if model.dtype == torch.float32 else 0.25
         if not error <= bound:
@@ -128,11 +131,12 @@ class TransformersEngine:
         device: str = "auto",
         batch_tokens: int | None = None,
         sharing: Sharing | None = None,
+        offload: bool = False,
     ) -> TransformersEngine:
         """Load a model folder. Raises ModelError."""
         where = pick_device(device)
         model = load_model(folder, pick_dtype(dtype, where, folder), where)
-        return cls(model, model_key(folder).weights, batch_tokens, sharing=sharing)
+        return cls(model, model_key(folder).weights, batch_tokens, sharing=sharing, offload=offload)
 
     def view(self, weights: str) -> TransformersEngine:
         """An engine of the same model with other weights: `live`, `initial` (every adapter off), or an adapter's name.
@@ -147,7 +151,12 @@ class TransformersEngine:
                 hint=f"views: live, initial, {', '.join(adapters) or 'no adapters'}",
             )
         other = TransformersEngine(
-            self.model, f"{self.key}:{weights}", self.batch_tokens, sharing=self.sharing, view=weights
+            self.model,
+            f"{self.key}:{weights}",
+            self.batch_tokens,
+            sharing=self.sharing,
+            view=weights,
+            offload=self.offload,
         )
         other._lock = self._lock
         return other
@@ -197,7 +206,7 @@ class TransformersEngine:
         with self.at_work():
             if self.way() != "shared_prefix":
                 raise ModelError(f"a trunk cannot be kept: this model's prefixes are shared by {self.sharing}")
-            return Trunk.read(self.model, ids, self.batch_tokens)
+            return Trunk.read(self.model, ids, self.batch_tokens, self.offload)
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[Any]:
@@ -247,8 +256,9 @@ class TransformersEngine:
             some, places = [sequences[i] for i in batch], [positions[i] for i in batch]
             tree = grow(some, [trunk.ids] if trunk else [])
             self.note(tree)
-            if trunk:
-                found = shared_hidden(self.model, tree, places, self.batch_tokens, trunk.memory)
+            if trunk or way == "shared_prefix":
+                memory = trunk.memory if trunk else Memory(self.offload)
+                found = shared_hidden(self.model, tree, places, self.batch_tokens, memory)
             else:
                 found = hidden_states(way, self.model, tree, some, places, self.batch_tokens)
             for i, hidden in zip(batch, found, strict=True):

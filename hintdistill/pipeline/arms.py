@@ -288,11 +288,12 @@ def run_owed(
     """
     owed = [j for j in jobs if result_of(folder, j) is None]
     with console.progress(label, sum(j.units for j in jobs)) as advance:
-        advance(sum(j.units for j in jobs) - sum(j.units for j in owed))
+        advance.before(sum(j.units for j in jobs) - sum(j.units for j in owed))
         if owed and processes is not None:
             _in_processes(folder, owed, min(processes, len(owed)), lambda job, s: _done(console, advance, job, s))
         for job in owed if processes is None else ():
             counted, began = 0, time.monotonic()
+            advance.says(job.name)
 
             def one(n: int) -> None:
                 nonlocal counted

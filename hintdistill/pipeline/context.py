@@ -110,7 +110,11 @@ class RunContext:
         run = self.config.run
         if folder not in self.engines:
             self.engines[folder] = TransformersEngine.load(
-                folder, run.dtype, run.device, self.config.rescore.batch_tokens
+                folder,
+                run.dtype,
+                run.device,
+                self.config.rescore.batch_tokens,
+                offload=self.config.rescore.offload,
             )
         return self.engines[folder]
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, cast
 
+from hintdistill.config import CriticSection
 from hintdistill.core.errors import HintdistillError, InputError, ServiceError
 from hintdistill.core.rows import Lazy, Rows, chunks
 from hintdistill.core.storage import content_key
@@ -18,6 +19,7 @@ from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext, trace_key
+from hintdistill.reporting.spending import PARTS
 
 
 def critics(ctx: RunContext) -> list[Critic]:
@@ -109,6 +111,7 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
     store, index = ctx.rundir.store("critiques"), list[str]()
     # what was there before, and what the critics before have said
     rows = ctx.rundir.rows("critiques")
+    meter = Meter(ctx.config.critic, critic)
     with ctx.console.progress(f"critique ({critic.name})", number) as advance:
         for chunk in chunks(read.each(ctx), CHUNK):
             keyed = {t.id: (k, t) for k, t, _ in chunk}
@@ -118,12 +121,13 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
             keys = {id_: row_key(key, critic, trace) for id_, (key, trace) in keyed.items()}
             index += keys.values()
             owed = [t for id_, (_, t) in keyed.items() if _is_owed(ctx, rows, keys[id_])]
-            advance(len(chunk) - len(owed))
+            advance.before(len(chunk) - len(owed))
             # closed at once where the run is stopped, so that what is under way is cancelled, and owed
             with closing(_own_only(critic, owed)) as outcomes:
                 for trace, answer in outcomes:
                     outcome = without_given(trace, answer)
                     store.append(_row(keys[trace.id], keyed[trace.id][0], trace.id, critic.name, outcome))
+                    advance.says(meter.add(answer))
                     advance(1)
     return index
 
@@ -138,6 +142,27 @@ def _is_owed(ctx: RunContext, rows: Rows, key: str) -> bool:
     if row is None and ctx.gathers:
         raise InputError(f"{rows.path} lacks the critique {key}", hint="a shard has not come to its end")
     return row is None or (not ctx.gathers and bool(row.get("failure", {}).get("retryable")))
+
+
+class Meter:
+    """What a critic has been asked in this run, and what it cost."""
+
+    def __init__(self, config: CriticSection, critic: Critic) -> None:
+        self._used = dict.fromkeys(PARTS, 0)
+        self._prices = getattr(getattr(config, critic.name, None), "price", None)
+
+    def add(self, outcome: Said) -> str | None:
+        """Count an outcome; returns questions, tokens and money so far, or None where nobody was asked."""
+        usage = getattr(outcome, "usage", None)
+        for part in PARTS if usage is not None else ():
+            self._used[part] += getattr(usage, part)
+        asked, read, written = (self._used[part] for part in PARTS)
+        if not asked:
+            return None
+        money = (
+            "" if self._prices is None else f", cost {(read * self._prices[0] + written * self._prices[1]) / 1e6:,.4f}"
+        )
+        return f"{asked:,} questions, {read + written:,} tokens{money}"
 
 
 def owed(ctx: RunContext) -> dict[str, str]:

@@ -173,10 +173,12 @@ def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Sai
     for critic in make_critics(section, ctx.config.run, ctx.library, ctx.rundir.path / "answers.jsonl"):
         asked = [t for t in traces if critic.name != "strong" or escalation(section, t, said[t.id])]
         with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
+            meter = critique.Meter(section, critic)
             for trace, outcome in critic.critique(asked):
                 said[trace.id].append(outcome)
                 if (usage := getattr(outcome, "usage", None)) is not None:
                     asked_for[trace.id].append({"critic": critic.name, "critique": {"usage": usage.model_dump()}})
+                advance.says(meter.add(outcome))
                 advance(1)
                 if not isinstance(outcome, Critique):
                     ctx.console.warn(f"{critic.name}: {outcome.message}")

@@ -169,7 +169,8 @@ def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
             ]
             scores = ctx.engine(ctx.student_folder).score(requests, top_k=TOP) if batch else []
             store.extend([_after_row(keys[t.key], t, s) for t, s in zip(batch, scores, strict=True)])
-            advance(len(hints[at : at + 64]))
+            advance.before(len(hints[at : at + 64]) - len(batch))
+            advance(len(batch))
     rows = ctx.rundir.rows("after")
     return OnDemand(keys, lambda key: _after(rows[keys[key]]))
 
@@ -200,6 +201,7 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
     with ctx.console.progress("off-target", len(sets)) as advance:
         for name, requests in sets.items():
             key = content_key("off_target", name, student, [content_key(r.ids.tolist(), r.start) for r in requests])
+            advance.says(f"{name}, {len(requests):,} steps")
             if key not in done:
                 found = movement(ctx.engine(ctx.initial_folder), ctx.engine(ctx.student_folder), requests)
                 store.append({"key": key, "set": name, "movement": asdict(found) if found else None})

@@ -63,9 +63,9 @@ def run(ctx: RunContext) -> None:
             for kind, some in (("hint", hints), ("twin", twins), ("anchor", anchors)):
                 keys[kind] += [i.key for i in some]
             work.block(hints)
-            for batch in batched(hints, anchors, twins, ctx.config.rescore.part_rows, together=work.together):
-                work.score(batch)
-            advance(len(block))
+            batches = batched(hints, anchors, twins, ctx.config.rescore.part_rows, together=work.together)
+            owed = sum([work.score(batch) for batch in batches])
+            advance(len(block)) if owed else advance.before(len(block))
         for kind, batch in (*_watched(found), *_held(ctx)):
             keys[kind] += [i.key for i in batch]
             work.score(batch)
@@ -160,8 +160,11 @@ class _Work:
         if self.ctx.config.inject.candidates > 1:
             self.findings |= {h.key: finding_of(h) for h in hints}
 
-    def score(self, batch: Sequence[Any]) -> None:
-        """Score what a batch owes and store it. The batch was cut before, so that a resumed run gets the same bits."""
+    def score(self, batch: Sequence[Any]) -> int:
+        """Score what a batch owes and store it; how much that was.
+
+        The batch was cut before, so that a resumed run gets the same bits.
+        """
         owed = [i for i in batch if i.key not in self.done]
         if owed and self._failed is not None:
             for item in owed:
@@ -170,6 +173,7 @@ class _Work:
                 self.failures[item.key] = {k: v for k, v in row.items() if k not in ("key", "stage")}
         elif owed:
             self.store.append(_score(owed, self._scoring(batch), self.failures, self.engine.max_length))
+        return len(owed)
 
     def end(self) -> None:
         """Say what the engine saved, and how exact its precision is."""

@@ -18,6 +18,7 @@ from hintdistill.core.storage import content_key
 from hintdistill.core.types import UNKNOWN_ACTION
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Readings
 from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
 from hintdistill.training.checksums import wrong_files
 from hintdistill.training.fits import require_fits
@@ -261,10 +262,11 @@ def run(ctx: RunContext) -> None:
     if summary is None or summary.key != key:
         lengths = trained_lengths(targets, section, outcome)
         require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)
-        with ctx.console.progress("train", None) as advance:
+        with ctx.console.progress("train", None) as work_done:
             data = TrainData(targets, held_out(ctx, stored), watch, outcome)
             job = TrainJob(ctx.model_folder, data, run, section, work, ctx.student_folder, key, ctx.initial_folder)
-            summary = together(train, job, progress=lambda done, total: advance(1), warn=ctx.console.warn)
+            reads = Readings(work_done.says)
+            summary = together(train, job, progress=work_done.reach, warn=ctx.console.warn, log=reads.add)
     ctx.rundir.set_index("train", [key])
     ctx.rundir.set_index(WORK_INDEX, [work.name])
     ctx.console.note(

@@ -117,12 +117,12 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
         say(f"measuring: training on rows of up to {max(r.tokens for r in part.rows):,} tokens")
         # what the run before took beyond its count
         beyond = max(0, runs[-1][1] - runs[-1][0]) if runs else 0
-        found = _in_a_process(replace(job, parts=[part], available=job.available - beyond))
-        if not found["points"]:
+        if part.peak.total > FILL * (job.available - beyond):
             notes.append(
                 f"training on {max(r.tokens for r in part.rows):,} tokens at once was not tried: it would not fit"
             )
             break
+        found = _in_a_process(replace(job, parts=[part]))
         (_, seconds, peak), passes = found["points"][0], found["passes"]
         points.append((part.operations, 0.0, max(1e-6, (seconds - trained * optimizer) / passes)))
         runs.append((part.peak.added, peak - found["program"] - part.peak.parts["weights"]))
@@ -190,7 +190,13 @@ def _score(job: Job, work: Path) -> dict[str, Any]:
     began, config, ctx = clock(), job.config, _context(job)
     # rendering what is to be scored is a part of the stage
     hints, anchors = (job.hints, job.anchors) if ctx is None else (to_score.hint_items(ctx), to_score.anchor_items(ctx))
-    engine = TransformersEngine.load(job.model, config.run.dtype, config.run.device, config.rescore.batch_tokens)
+    engine = TransformersEngine.load(
+        job.model,
+        config.run.dtype,
+        config.run.device,
+        config.rescore.batch_tokens,
+        offload=config.rescore.offload,
+    )
     renderer = RunContext(config, RunDir(work), Console(quiet=True)).renderer
     scorer, store = Scorer(engine, renderer, config.rescore), TargetStore(work / "targets")
     engine.score([ScoreRequest(np.arange(24), 16, 24)], config.rescore.top_k)
@@ -213,8 +219,6 @@ def _score(job: Job, work: Path) -> dict[str, Any]:
 def _train(job: Job, work: Path) -> dict[str, Any]:
     """Let the real trainer take a few steps, with what its stage holds of stored targets beside it."""
     part, ctx, config = job.parts[0], _context(job), job.config
-    if part.peak.total > FILL * job.available:
-        return {"points": [], "startup": 0.0, "passes": 1}
     held = None
     if ctx is not None and ctx.rundir.index("rescore") is not None:
         held = (chosen := training.selected(ctx)), training.watched(ctx, chosen)

@@ -168,8 +168,13 @@ def _twin_lines(twin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _end(text: str | None, cut: bool) -> str:
+    """The end of a text, from the beginning of a line where one begins there."""
     text = text or ""
-    return text if not cut or len(text) <= AROUND else "…" + text[-AROUND:]
+    if not cut or len(text) <= AROUND:
+        return text
+    end = text[-AROUND:]
+    first, _, rest = end.partition("\n")
+    return "…" + (rest if rest.strip() else first)
 
 
 def _middle(text: str | None, cut: bool) -> str:

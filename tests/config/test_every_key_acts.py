@@ -196,6 +196,7 @@ INJECT: dict[str, Acts | Told] = {
 RESCORE: dict[str, Acts | Told] = {
     "top_k": Acts("6", see.rescored, SCORED),
     "batch_tokens": Acts("80", see.forward_calls, GATED),
+    "offload": Acts("true", see.offloaded, GATED),
     "placebos": Acts("{generic: 2, other_class: 1}", see.rescored, SCORED),
     "part_rows": Acts("2", see.rescored, SCORED),
     "engine.backend": Acts("server", see.served(), ("rescore.engine={base_url: URL1, model: m, max_length: 100}",)),
@@ -263,6 +264,7 @@ TRAIN: dict[str, Acts | Told] = {
     "schedule": Acts("constant", learn.trained),
     "max_grad_norm": Acts("0.01", learn.trained),
     "weight_decay": Acts("0.5", learn.trained),
+    "arguments": Acts("{optim: sgd}", learn.trained),
     "save_steps": Acts("3", learn.trained, ("train.keep_checkpoints=9",)),
     "logging_steps": Acts("2", learn.trained),
     "keep_checkpoints": Acts("2", learn.trained),

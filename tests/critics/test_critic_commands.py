@@ -62,7 +62,7 @@ def test_hints_that_repair_the_labelled_step(config):
     assert hints["accepted"]["hits"] + sum(hints["reasons"].values()) >= said and hints["accepted"]["hits"] > 0
     assert hints["repaired"]["hits"] == hints["decoded"]["kept"] - hints["decoded"]["unchanged"] > said / 2
     assert result["quotes"]["hits"] == result["quotes"]["n"] > 0
-    text = run(*ask)
+    text = run(*ask, "traces.limit=12")
     assert "accepted by the gate" in text and "step repaired" in text and "quotes found" in text
     assert "--hints goes with --labels" in run("critique", config, "--hints", expect=ConfigError)
 

@@ -116,6 +116,12 @@ def forward_calls(overrides: Sequence[str]) -> Any:
     return len(calls), str(next(engine.model.parameters()).dtype)
 
 
+def offloaded(overrides: Sequence[str]) -> Any:
+    """Where the engine of a run keeps keys and values."""
+    engine = RunContext(config_of(overrides), RunDir(Path()), Console(quiet=True)).engine(STUDENT)
+    return engine.read_trunk(np.arange(10, 30)).memory.offload
+
+
 def judged(overrides: Sequence[str]) -> Any:
     """What the gate says of hints that are just good enough in all but one respect."""
     from hintdistill.rescoring.gate import judge

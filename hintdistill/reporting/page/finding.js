@@ -107,9 +107,15 @@ function stepView(row, d) {
   return lines;
 }
 
+function legend() {
+  return h("p", { class: "mute" }, "Under a token: its probability before, and under the hint or after training. ", h("span", { class: "down2" }, " less likely "), " ",
+    h("span", { class: "up2" }, " more likely "), ", ", h("span", { class: "q" }, "quoted"), ", ", h("span", { class: "d" }, "decision token"),
+    `. Tokens without numbers keep at least ${SURE} and do not move.`);
+}
+
 function traceView(index, row, d, trace, open) {
   const step = h("div", { class: "turn here" }, h("div", { class: "who" }, `step ${row.step}, token for token as the student read and wrote it`), stepView(row, d));
-  if (!trace) return h("div", {}, h("h4", {}, "The step"), step);
+  if (!trace) return h("div", {}, h("h4", {}, "The step"), legend(), step);
   const view = h("div", { class: "trace", role: "region", tabindex: "0", "aria-label": "Trace" });
   let number = -1;
   let here = null;
@@ -122,7 +128,7 @@ function traceView(index, row, d, trace, open) {
     view.firstChild.append(h("p", { class: "hint" }, "The hint is spliced in at the end of the system prompt; the step below has its tokens."));
   if (!step.isConnected && !view.contains(step)) view.append(step);
   const tools = trace.tools.length ? h("details", {}, h("summary", {}, `${trace.tools.length} tools`), trace.tools.map((t) => h("pre", {}, t))) : null;
-  return h("div", {}, h("h4", {}, `The trace, ${trace.messages.length} messages`), tools, view);
+  return h("div", {}, h("h4", {}, `The trace, ${trace.messages.length} messages`), tools, legend(), view);
 }
 
 function turnView(index, row, message, step, open) {

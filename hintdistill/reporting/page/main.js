@@ -96,7 +96,7 @@ async function start() {
   }
 
   const searching = h("label", { class: "wide" }, "search in all text", field);
-  const tools = h("div", { class: "tools", role: "search", "aria-label": "Findings" }, searching, sorts, ...filters, h("button", { type: "button", onclick: reset }, "Reset"), status);
+  const tools = h("div", { class: "tools", role: "search", "aria-label": "Choose findings" }, searching, sorts, ...filters, h("button", { type: "button", onclick: reset }, "Reset"), status);
   const app = document.getElementById("app");
   app.append(tools, h("div", { class: "panes" }, list, detail));
   app.hidden = false;
