@@ -35,7 +35,15 @@ SMALL = ("critic.use=[rules]", "traces.limit=48", "rescore.part_rows=8", "train.
 def cluster():
     """A cluster of this machine alone; workers import the package from where this process does."""
     os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    for left in reversed(range(5)):
+        try:
+            # its own agents have seconds to start in, which are too few on a machine with much else to do
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
     yield
     ray.shutdown()
 
