@@ -179,9 +179,24 @@ def rescore(
 
 @app.command()
 def train(
-    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
+    config: Config,
+    overrides: Overrides = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a run folder: another student from its targets, in RUN/students/NAME."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Everything up to the trained student; continues the run in run.dir."""
+    if beside is not None:
+        from hintdistill.pipeline.beside import train_beside
+        from hintdistill.pipeline.progress import Console
+
+        folder = train_beside(config, beside, overrides or [], Console(quiet=quiet or as_json), trust=trust)
+        print_json({"student": str(folder)}) if as_json else print(f"student: {folder}")
+        return
     run_stages(config, overrides, Asked("train", True, quiet, as_json, trust))
 
 
