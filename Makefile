@@ -6,13 +6,16 @@ VENV_VLLM ?= .venv-vllm
 VENV_PRODUCERS ?= .venv-producers
 VENV_PEERS ?= .venv-peers
 VENV_AGENTS ?= .venv-agents
+VENV_SCALE ?= .venv-scale
+VENV_BROWSER ?= .venv-browser
 BIN := $(VENV)/bin
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
 CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm install-peers install-agents clean
+.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser screenshots evidence-quick evidence-full real fuzz kill-test lint format docs bench install install-vllm install-peers install-agents install-scale install-browser clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -23,10 +26,10 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: install
-	$(BIN)/pytest -m "slow" --ignore tests/peers
+	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/scale --ignore tests/browser
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
@@ -44,6 +47,21 @@ test-peers: install-peers
 # the real packages of agents and servers, against the shipped student behind a real local server
 test-agents: install-agents
 	OMP_NUM_THREADS=1 $(VENV_AGENTS)/bin/pytest tests/agents
+
+# the report's page in the system's own Chromium, at every size; without one this fails. RUN=FOLDER reads the page of a finished run
+test-browser: install install-browser
+	@test -n "$(CHROMIUM)" || { echo "test-browser: no chromium on this machine (apt-get install chromium, or CHROMIUM=/path/to/it)"; exit 1; }
+	OMP_NUM_THREADS=1 $(BIN)/python tests/browser/make_pages.py build/pages $(RUN)
+	CHROMIUM="$(CHROMIUM)" $(VENV_BROWSER)/bin/pytest tests/browser --confcutdir tests/browser
+
+# the pictures of README and docs, taken by the browser tests; RUN=FOLDER of a finished quickstart
+screenshots: install install-browser
+	OMP_NUM_THREADS=1 $(BIN)/python tests/browser/make_pages.py build/pages $(RUN)
+	HINTDISTILL_PICTURES=docs/img CHROMIUM="$(CHROMIUM)" $(VENV_BROWSER)/bin/pytest tests/browser/test_pictures.py --confcutdir tests/browser
+
+# shards on a real local Ray cluster, one actor killed; and under xargs and torchrun
+test-scale: install-scale
+	OMP_NUM_THREADS=1 $(VENV_SCALE)/bin/pytest tests/scale
 
 # property tests with many examples, ten minutes of coverage-guided fuzzing of the trace formats, a quarter of an hour of random talks
 # under every chat template
@@ -141,5 +159,20 @@ $(VENV_AGENTS)/.installed: pyproject.toml constraints-cpu.txt
 	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[agents]"
 	touch $@
 
+install-browser: $(VENV_BROWSER)/.installed
+
+$(VENV_BROWSER)/.installed: requirements-browser.txt
+	$(PYTHON) -m venv $(VENV_BROWSER)
+	$(VENV_BROWSER)/bin/python -m pip install -q --disable-pip-version-check -r requirements-browser.txt
+	touch $@
+
+install-scale: $(VENV_SCALE)/.installed
+
+$(VENV_SCALE)/.installed: pyproject.toml constraints-cpu.txt
+	$(PYTHON) -m venv $(VENV_SCALE)
+	$(VENV_SCALE)/bin/python -m pip install -q --disable-pip-version-check "$(TORCH)"
+	$(VENV_SCALE)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[critic,ray]" pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) $(VENV_BROWSER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ seconds, which other jobs on the machine disturb less.
   cold       no session: every call reads its conversation from the beginning
   warm       one session for all turns
   row        N conversations of the last turns, each its own, one after another, in one warm session
-  together   the same from N threads
+  together   the same from N threads; the two take turns, a few turns of the conversations each, and `by_block` compares neighbours
 
 Last line: one JSON object.
 """
@@ -21,9 +21,9 @@ import argparse
 import json
 import statistics
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from hintdistill.traces.reading import read_traces  # noqa: E402
 WRONG = "find_everything"
 TOOLWORLD = ROOT / "examples" / "toolworld"
 SMOLLM2 = Path("/tmp/smollm2")
+BLOCK = 3
+"""Turns after which the two arms change, so that what else the machine does meets both."""
 
 
 def conversations(n: int, turns: int) -> list[tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
@@ -102,47 +104,65 @@ def growing(loaded: hd.LoadedModel, turns: int) -> dict[str, Any]:
 
 
 def among_others(loaded: hd.LoadedModel, callers: int, turns: int) -> dict[str, Any]:
-    """The last turns of several conversations, one after another and together."""
+    """The last turns of several conversations, one after another and together, by turns: block by block, so that load cancels."""
     talks = conversations(callers, turns)
-    first, measured = turns // 2, range(turns // 2, turns)
-
-    def warmed() -> hd.Session:
-        session = hd.Session(loaded)
+    first = turns // 2
+    sessions = {"row": hd.Session(loaded), "together": hd.Session(loaded)}
+    for session in sessions.values():
         for messages, tools in talks:
             ask(session, after(messages, first - 1), tools)
-        return session
+    kept = sessions["together"].engine
+    assert isinstance(kept, KeptEngine)
+    batches, blocks = kept.batches, list[Block]()
+    for start in range(first, turns, BLOCK):
+        blocks.append(block(sessions, talks, range(start, min(turns, start + BLOCK))))
+    row, together = ([s for b in blocks for s in b.seconds[arm]] for arm in ("row", "together"))
+    over = [s / statistics.median(b.seconds["row"]) for b in blocks for s in b.seconds["together"]]
+    return {
+        "callers": callers,
+        "single_median_s": round(statistics.median(row), 4),
+        "single_p95_s": round(percentile(row, 0.95), 4),
+        "row_s": round(sum(b.wall["row"] for b in blocks), 3),
+        "together_s": round(sum(b.wall["together"] for b in blocks), 3),
+        "row_cpu_s": round(sum(b.cpu["row"] for b in blocks), 3),
+        "together_cpu_s": round(sum(b.cpu["together"] for b in blocks), 3),
+        "together_p95_s": round(percentile(together, 0.95), 4),
+        "p95_over_single": round(percentile(together, 0.95) / statistics.median(row), 2),
+        "p95_over_single_by_block": round(percentile(over, 0.95), 2),
+        "median_over_single_by_block": round(statistics.median(over), 2),
+        "together_over_row_by_block": [round(b.wall["together"] / b.wall["row"], 2) for b in blocks],
+        "calls": len(together),
+        "batches": kept.batches - batches,
+    }
 
-    session, row = warmed(), list[float]()
-    start, cpu = time.perf_counter(), time.process_time()
-    for t in measured:
-        row += [ask(session, after(messages, t), tools) for messages, tools in talks]
-    in_a_row, row_cpu = time.perf_counter() - start, time.process_time() - cpu
-    session = warmed()
-    assert isinstance(session.engine, KeptEngine)
-    batches, gate = session.engine.batches, threading.Barrier(callers)
+
+@dataclass
+class Block:
+    """Some turns of all conversations, by arm: seconds of each call, of the wall clock, and of the processor."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    wall: dict[str, float] = field(default_factory=dict)
+    cpu: dict[str, float] = field(default_factory=dict)
+
+
+def block(sessions: dict[str, hd.Session], talks: list[Any], measured: range) -> Block:
+    """Both arms on the same turns, one right after the other."""
+    out = Block()
 
     def caller(n: int) -> list[float]:
         messages, tools = talks[n]
-        gate.wait()
-        return [ask(session, after(messages, t), tools) for t in measured]
+        return [ask(sessions["together"], after(messages, t), tools) for t in measured]
 
-    start, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(callers) as pool:
-        together = [s for some in pool.map(caller, range(callers)) for s in some]
-    at_once, together_cpu = time.perf_counter() - start, time.process_time() - cpu
-    single = statistics.median(row)
-    return {
-        "callers": callers,
-        "single_median_s": round(single, 4),
-        "row_s": round(in_a_row, 3),
-        "together_s": round(at_once, 3),
-        "row_cpu_s": round(row_cpu, 3),
-        "together_cpu_s": round(together_cpu, 3),
-        "together_p95_s": round(percentile(together, 0.95), 4),
-        "p95_over_single": round(percentile(together, 0.95) / single, 2),
-        "calls": len(together),
-        "batches": session.engine.batches - batches,
-    }
+    for arm in ("row", "together"):
+        start, cpu = time.perf_counter(), time.process_time()
+        if arm == "row":
+            calls = [ask(sessions[arm], after(messages, t), tools) for t in measured for messages, tools in talks]
+        else:
+            with ThreadPoolExecutor(len(talks)) as pool:
+                calls = [s for some in pool.map(caller, range(len(talks))) for s in some]
+        out.seconds[arm], out.wall[arm] = calls, time.perf_counter() - start
+        out.cpu[arm] = time.process_time() - cpu
+    return out
 
 
 def main() -> None:
@@ -150,15 +170,18 @@ def main() -> None:
     parser.add_argument("--model", action="append")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--callers", type=int, default=8)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--only", choices=["growing", "among_others"], help="one of the two parts")
     args = parser.parse_args()
     models = args.model or [str(TOOLWORLD / "student"), *([str(SMOLLM2)] if SMOLLM2.is_dir() else [])]
     out: dict[str, Any] = {}
     for name in models:
-        loaded = hd.load_engine(name, device="cpu", dtype="float32")
-        result = {
-            "growing": growing(loaded, args.turns),
-            "among_others": among_others(loaded, args.callers, args.turns),
-        }
+        loaded = hd.load_engine(name, device="cpu", dtype=args.dtype)
+        result: dict[str, Any] = {}
+        if args.only != "among_others":
+            result["growing"] = growing(loaded, args.turns)
+        if args.only != "growing":
+            result["among_others"] = among_others(loaded, args.callers, args.turns)
         out[Path(name).name] = result
         for part, figures in result.items():
             print(f"{Path(name).name}, {part}: " + ", ".join(f"{k} {v}" for k, v in figures.items()))

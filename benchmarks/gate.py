@@ -7,13 +7,14 @@
 `collect` reads and critiques the traces of an ordinary configuration, and writes one row per finding and arm: each candidate
 hint (`inject.candidates`, and the texts of `--wordings`), the placebos of two draws, and two kinds of hints that are wrong (a
 confident one for another listed tool; the right one above a neighbouring clean step). Candidates and wrong hints are decoded
-greedily as well, as is the step without a hint; a step is *repaired* if the checker finds nothing in it.
+greedily as well, as is the step without a hint; a step is *repaired* if the checker finds nothing in it. So are placebos that the
+gate lets pass: one that repairs the step is a hint by accident. Findings that OUT.jsonl has already are not measured again.
 
-`calibrate` divides the findings of each file by noun (the first part of a task's name) into two halves, each class in both, and
-tries a grid of thresholds on the calibration halves alone: of those that let at most 10 % of the generic placebos, of the
-answer-free shuffled ones and of all of them together pass, the one that accepts most of the hints that repair; of several files,
-the worst counts. With these thresholds each test half, and every `--held` file whole, is read once. `fall_alone` is the gate of
-before: the decision token falls by 1 nat, and by more than under any placebo.
+`calibrate` divides the findings of each file by noun (the finding's fact `thing`, or the first part of the task's name) into two
+halves, each class in both, and tries a grid of thresholds on the calibration halves alone: of those that let at most 10 % of the
+generic placebos, of the answer-free shuffled ones and of all of them together pass, the one that accepts most of the hints that
+repair; of several files, the worst counts. With these thresholds each test half, and every `--held` file whole, is read once.
+`fall_alone` is the gate of before: the decision token falls by 1 nat, and by more than under any placebo.
 `read` does the reading with the thresholds of the configuration's defaults.
 
 A finding counts for the choice among candidates if several of them have the same level: `winner` is the repair rate of the one
@@ -43,6 +44,7 @@ from hintdistill.config.file import load_config
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.importing import load_object
 from hintdistill.core.scores import Measurement, Target
+from hintdistill.core.storage import write_atomic
 from hintdistill.core.types import Finding, Injection, PlaceboKind, Trace
 from hintdistill.injection.hints import placebo_texts, seed_of
 from hintdistill.injection.levels import words_of
@@ -111,7 +113,7 @@ def rows_of(
 ) -> Iterator[Row]:
     """The rows of a finding: its arms, and the placebos of its first hint in each draw."""
     base = {"finding": number, "trace": trace.id, "step": finding.step, "class": finding.error_class}
-    base["noun"] = (trace.task_id or trace.id).split(".")[0]
+    base["noun"] = finding.facts.get("thing") or (trace.task_id or trace.id).split(".")[0]
     for (arm, injection), target in zip(arms, targets, strict=True):
         assert target.measurement is not None
         if arm != "draw2":
@@ -136,20 +138,23 @@ def rows_of(
 
 
 def collect(args: argparse.Namespace) -> None:
-    """Write the rows of every finding."""
+    """Write the rows of every finding that is not there yet."""
     config = load_config(args.config, args.overrides)
     checker = load_object(args.checker, "--checker", "checker")
     wordings = load_object(args.wordings, "--wordings", "function") if args.wordings else lambda trace, finding: ()
-    with tempfile.TemporaryDirectory() as folder, args.out.open("w", encoding="utf-8") as out:
+    lines = args.out.read_text(encoding="utf-8").splitlines() if args.out.is_file() else []
+    known = {(r["trace"], r["step"]) for r in map(json.loads, lines)}
+    with tempfile.TemporaryDirectory() as folder:
         rundir = RunDir.create(Path(folder) / "run", config, resume=False)
         ctx = RunContext(config, rundir, Console())
         run_stages(ctx, until="critique")
-        found = _findings(ctx)[: args.limit]
+        found = list(enumerate(_findings(ctx)[: args.limit]))
+        owed = [(n, *f) for n, f in found if (f[0].id, f[1].step) not in known]
         injector = Injector(ctx.renderer, ctx.library, config.inject, config.rescore.placebos)
         scorer, decoder = scorer_of(ctx), _Decoder(ctx, checker, args.max_new_tokens)
-        for at in range(0, len(found), 16):
+        for at in range(0, len(owed), 16):
             batch, items, laid = [], [], []
-            for n, (trace, finding, clean) in enumerate(found[at : at + 16], at):
+            for n, trace, finding, clean in owed[at : at + 16]:
                 try:
                     arms = arms_of(injector, trace, finding, wordings(trace, finding), clean)
                 except HintdistillError as error:
@@ -159,13 +164,22 @@ def collect(args: argparse.Namespace) -> None:
                 items += [HintItem(f"{n}:{arm}", i, "train") for arm, i in arms]
             scored = iter(scorer.score(items))
             for n, trace, finding, arms in batch:
-                laid.append((trace, list(rows_of(n, trace, finding, arms, [next(scored) for _ in arms])), arms))
+                rows = list(rows_of(n, trace, finding, arms, [next(scored) for _ in arms]))
+                laid.append((trace, rows, [*arms, *_passing(injector, trace, finding, rows)]))
             decoder.decode(laid)
-            for _, rows, _ in laid:
-                out.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-            out.flush()
-            print(f"{min(at + 16, len(found))} of {len(found)} findings", file=sys.stderr, flush=True)
+            lines += [json.dumps(r, ensure_ascii=False) for _, rows, _ in laid for r in rows]
+            write_atomic(args.out, "".join(f"{line}\n" for line in lines))
+            print(f"{min(at + 16, len(owed))} of {len(owed)} findings", file=sys.stderr, flush=True)
         rundir.close()
+
+
+def _passing(
+    injector: Injector, trace: Trace, finding: Finding, rows: Sequence[Row]
+) -> Iterator[tuple[str, Injection]]:
+    """The placebos that the gate lets pass, each as if it were the hint."""
+    for n, row in enumerate(rows):
+        if row["arm"] in get_args(PlaceboKind) and accepted(row, GateSection()):
+            yield f"placebo:{n}", injector.with_placebos(trace, finding, row["text"], ())
 
 
 def _findings(ctx: RunContext) -> list[tuple[Trace, Finding, list[int]]]:
@@ -193,10 +207,10 @@ class _Decoder:
         """Set `repaired` in the rows of hints, and in that of the first hint `plain_repaired`."""
         asked: list[tuple[Row, str, Trace, Injection, Sequence[int]]] = []
         for trace, rows, arms in laid:
-            by_arm = {r["arm"]: r for r in rows}
+            by_arm = {r["arm"]: r for r in rows} | {f"placebo:{n}": r for n, r in enumerate(rows)}
             asked.append((rows[0], "plain_repaired", trace, arms[0][1], arms[0][1].context_ids))
             for arm, injection in arms:
-                if arm.startswith("hint:") or arm == "other_tool":
+                if arm.startswith(("placebo:", "hint:")) or arm == "other_tool":
                     asked.append((by_arm[arm], "repaired", trace, injection, injection.hinted_context_ids))
         for at in range(0, len(asked), self.options.batch_size):
             batch = asked[at : at + self.options.batch_size]
@@ -316,7 +330,7 @@ def read_half(rows: Sequence[Row], gate: GateSection) -> dict[str, Any]:
         },
         "by_arm": {
             arm: {"n": len(of), "accepted": rate(of, gate)}
-            | ({"repair": float(np.mean([r["repaired"] for r in of]))} if "repaired" in of[0] else {})
+            | ({"repair": float(np.mean(told))} if (told := [r["repaired"] for r in of if "repaired" in r]) else {})
             for arm, of in sorted(by_arm.items())
         },
         "auc": {

@@ -2,8 +2,9 @@
 
 `make kill-test` runs it; it takes up to an hour and is no part of the tests. A kill is SIGKILL, at a random time or as soon as a
 random file-system event has happened (a file of the folder appears, grows, is renamed or goes). A full disk is a limit on the
-size of files, drawn at random. A resume is stopped in the same ways, until one comes to its end; then the folder's artefacts
-have to be those of a run that nobody stopped: rows by key, targets, student, metrics and report, without times and paths.
+size of files or, where this user may mount one, a tmpfs that is made small; how much is left is drawn at random. A resume is
+stopped in the same ways, until one comes to its end; then the folder's artefacts have to be those of a run that nobody stopped:
+rows by key, targets, student, metrics and report, without times and paths.
 Then a small run is repeated in one process, and the slope of its memory is taken.
 """
 
@@ -18,12 +19,13 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,7 +50,17 @@ SMALL = [
     "train.watch.steps=1",
     "train.anchor.candidates=1",
 ]
-CLOCK = {"train_runtime", "train_samples_per_second", "train_steps_per_second", "seconds", "usage", "signature", "peak"}
+CLOCK = {
+    "train_runtime",
+    "train_samples_per_second",
+    "train_steps_per_second",
+    "seconds",
+    "usage",
+    "signature",
+    "peak",
+    "started",
+}
+STOPS = ("time", "event", "disk full", "tmpfs full")
 LIBRARIES = (
     "hintdistill.training.trainer",
     "hintdistill.pipeline.report",
@@ -132,6 +144,58 @@ def start(folder: Path, limit: int | None = None) -> Process:
     return Process(command(folder), limit)
 
 
+class Disk:
+    """A tmpfs that can be made full. Where this user may not mount one, `mounted` is False, and it is a plain folder."""
+
+    ROOM = 1 << 30
+
+    def __init__(self, at: Path) -> None:
+        self.at = at
+        at.mkdir()
+        self.mounted = self._mount(f"size={self.ROOM}", "-t", "tmpfs", "tmpfs")
+
+    def _mount(self, options: str, *words: str) -> bool:
+        try:
+            done = subprocess.run(["mount", "-o", options, *words, str(self.at)], capture_output=True, check=False)
+        except FileNotFoundError:
+            return False
+        return done.returncode == 0
+
+    @contextlib.contextmanager
+    def nearly_full(self, left: int) -> Iterator[None]:
+        """For a while, `left` bytes can be written, rounded up to whole pages."""
+        used = self.ROOM - shutil.disk_usage(self.at).free
+        assert self._mount(f"remount,size={used + left}"), "a tmpfs cannot be made smaller"
+        try:
+            yield
+        finally:
+            assert self._mount(f"remount,size={self.ROOM}"), "a tmpfs cannot be made larger"
+
+    def close(self) -> None:
+        """Take it away, with what is on it."""
+        if self.mounted:
+            subprocess.run(["umount", "-l", str(self.at)], check=True)
+        shutil.rmtree(self.at, ignore_errors=True)
+
+
+def fill(folder: Path, disk: Disk, draw: random.Random, counts: Counter[str]) -> list[str]:
+    """A run on a disk that gets full; returns what is wrong."""
+    left, how = int(10 ** draw.uniform(2.5, 6.5)), "disk full"
+    if disk.mounted and draw.random() < 0.5:
+        how = "tmpfs full"
+        with disk.nearly_full(left):
+            process = start(folder)
+            process.wait()
+    else:
+        process = start(folder, left)
+        process.wait()
+    said = process.told()
+    counts[how if process.returncode else "ended"] += 1
+    if process.returncode not in (0, 3) or "Traceback" in said:
+        return [f"a full disk ({how}): exit {process.returncode}: {said[-300:]}"]
+    return []
+
+
 def state_of(folder: Path) -> frozenset[tuple[str, int]]:
     """Names and sizes below a folder."""
     found = set()
@@ -167,6 +231,8 @@ def plain(value: Any, folder: Path) -> Any:
         return {k: plain(v, folder) for k, v in value.items() if k not in CLOCK}
     if isinstance(value, list):
         return [plain(v, folder) for v in value]
+    if value == folder.name:
+        return "RUN"  # the report names its folder
     return value.replace(str(folder), "RUN") if isinstance(value, str) else value
 
 
@@ -210,17 +276,12 @@ def _first(a: Any, b: Any, at: str = "") -> str:
     return f"{at}: {str(a)[:120]} and {str(b)[:120]}"
 
 
-def trial(folder: Path, draw: random.Random, seconds: float, counts: Counter[str]) -> list[str]:
+def trial(folder: Path, disk: Disk, draw: random.Random, seconds: float, counts: Counter[str]) -> list[str]:
     """Stop and resume until it has ended; returns what is wrong."""
     wrong = []
     for _ in range(draw.randint(2, 12)):
         if draw.random() < 0.15:
-            process = start(folder, int(10 ** draw.uniform(2.5, 6.5)))
-            process.wait()
-            said = process.told()
-            if process.returncode not in (0, 3) or "Traceback" in said:
-                wrong.append(f"a full disk: exit {process.returncode}: {said[-300:]}")
-            counts["disk full" if process.returncode else "ended"] += 1
+            wrong += fill(folder, disk, draw, counts)
             continue
         process = start(folder)
         how = stop(process, folder, draw, seconds)
@@ -256,16 +317,19 @@ def kills(number: int, minutes: float, seed: int) -> dict[str, Any]:
         process.told()
         seconds, wanted = time.monotonic() - began, artefacts(straight)
         trials = 0
-        while sum(counts[n] for n in ("time", "event", "disk full")) < number and time.monotonic() < until:
-            folder = Path(name) / f"trial{trials}"
-            found = trial(folder, draw, seconds, counts)
-            if not found:
-                found = differences(wanted, artefacts(folder))
+        while sum(counts[n] for n in STOPS) < number and time.monotonic() < until:
+            disk = Disk(Path(name) / f"trial{trials}")
+            folder = disk.at / disk.at.name
+            try:
+                found = trial(folder, disk, draw, seconds, counts)
+                if not found:
+                    found = differences(wanted, artefacts(folder))
+            finally:
+                disk.close()
             wrong += [f"trial {trials}: {text}" for text in found]
             print("\n".join(found), end="\n" if found else "", file=sys.stderr, flush=True)
             trials += 1
             print(f"{trials} trials, {dict(counts)}, {len(wrong)} wrong", file=sys.stderr, flush=True)
-            shutil.rmtree(folder, ignore_errors=True)
     return {"seconds of a run": round(seconds, 1), "trials": trials, **counts, "wrong": wrong}
 
 

@@ -3,9 +3,11 @@
     python benchmarks/real.py speed   [--model build/smollm2]
     python benchmarks/real.py measure [--n 128] [--splits …] [--arms …]
     python benchmarks/real.py grid    [--n 32] [--arms …]     settings on validation tasks, one seed
-    python benchmarks/real.py arms    [--arms …] [--seeds …]  what benchmarks/prereg/real.yaml announces
+    python benchmarks/real.py arms    [--arms …] [--seeds …]  what benchmarks/prereg/real.yaml announces, and its deviations
+    python benchmarks/real.py drift   [--of grid|arms] [--arms …] [--seeds …]   KL on general prompts of the students that are there
+    python benchmarks/real.py gate    [--n 210]               gate, placebos, wrong hints and the choice among candidates
     python benchmarks/real.py pages                           docs/evidence_real.md and the example's card
-    (grid and arms: --owed lists the jobs that are owed and runs none)
+    (grid, arms and drift: --owed lists the jobs that are owed and runs none; --arms takes names as tables have them)
 
 Every piece of work is one JSON file under --dir (runs/real), which is not made again; a kill costs the piece that was at work.
 Nothing is sent anywhere; the critic is the environment's checker. One process of one thread.
@@ -17,13 +19,16 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.blocks import put  # noqa: E402
-from benchmarks.realmodel import jobs, page, play  # noqa: E402
+from benchmarks.realmodel import claims, gating, jobs, page, play  # noqa: E402
+from benchmarks.realmodel.plan import Announced, Plan, registered  # noqa: E402
 from hintdistill.config import RunConfig  # noqa: E402
 from hintdistill.config.file import load_config  # noqa: E402
 from hintdistill.core.errors import HintdistillError  # noqa: E402
@@ -92,6 +97,8 @@ GRID: dict[str, tuple[str, dict]] = {
     "jsd": ("targeted", {}),
     "fkl": ("targeted", FKL),
     "fkl_twins": ("targeted_twins", FKL),
+    "fkl_twins_half": ("targeted_twins", {**FKL, "twins": {"weight": 0.5}}),
+    "fkl_twins_half_rate_2e-3": ("targeted_twins", {**FKL, "twins": {"weight": 0.5}, "learning_rate": 2e-3}),
     "fkl_quote": ("targeted", _fkl(span="quote")),
     "fkl_rate_2e-3": ("targeted", {**FKL, "learning_rate": 2e-3}),
     "fkl_rate_2e-4": ("targeted", {**FKL, "learning_rate": 2e-4}),
@@ -100,35 +107,45 @@ GRID: dict[str, tuple[str, dict]] = {
     "jsd_quote": ("targeted", {"recipe": {"terms": {"distill": {"span": "quote"}}}}),
     "jsd_rate_2e-3": ("targeted", {"learning_rate": 2e-3}),
 }
+RATES = (2e-4, 1e-3, 2e-3)
+RIVALS = ("sft_corrected", "sft_gold", "dpo", "sft_corrected_unfiltered", "whole_trace", "decoded8")
+# as many tuning trials of a rate for every rival as for `targeted`
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0e}".replace("e-0", "e-")
+
+
+GRID |= {f"{arm}_rate_{_rate(r)}": (arm, {"learning_rate": r}) for arm in RIVALS for r in RATES}
+GRID |= {f"fkl_twins_rate_{_rate(r)}": ("targeted_twins", {**FKL, "learning_rate": r}) for r in (2e-4, 2e-3)}
 
 
 def _grid(args: argparse.Namespace) -> list[jobs.RealJob]:
     config = settings(args)
     budget = {"rows": 40, "anchors": 40, "twins": 40, "steps": 20}
-    plan = jobs.Plan(
-        config, args.dir / "grid", 64, budget, jobs.grid_tasks(config, args.n or 32), {"learning_rate": 1e-3}
-    )
+    tasks = jobs.grid_tasks(config, args.n or 32)
+    plan = Plan(config, args.dir / "grid", 64, budget, tasks, {"learning_rate": 1e-3})
     chosen = [k for k in GRID if not args.arms or k in args.arms]
     first = [jobs.RealJob(plan, "shared", 0), jobs.RealJob(plan, "none", 0)]
     return [*first, *(jobs.RealJob(plan, GRID[k][0], 0, k, GRID[k][1]) for k in chosen)]
 
 
 def _registered(args: argparse.Namespace) -> list[jobs.RealJob]:
-    plan, order = jobs.Plan.registered(settings(args), args.dir / "arms")
-    out: list[jobs.RealJob] = []
-    for arm, seed in order:
-        if (args.arms and arm not in args.arms and arm != "none") or (args.seeds and seed not in args.seeds):
-            continue
-        if arm == "none":
-            out.append(jobs.RealJob(plan, "shared", seed))
-        out.append(jobs.RealJob(plan, arm, seed))
-    return out
+    plan, what = registered(settings(args), args.dir / "arms")
+    kept = [j for j in jobs.jobs_of(plan, what) if not args.seeds or j.seed in args.seeds]
+    return [j for j in kept if not args.arms or j.title in (*args.arms, "shared", "none")]
+
+
+def _drifts(args: argparse.Namespace) -> list[jobs.DriftJob]:
+    """Of the students that are there; of the others, the arm is what is owed."""
+    wanted = {"grid": _grid, "arms": _registered}[args.of](args)
+    return jobs.drifts_of([j for j in wanted if result_of(j.plan.folder, j) is not None])
 
 
 def work(args: argparse.Namespace) -> None:
-    """Do the jobs of the grid or of the arms that are owed, in order; with --owed list them."""
-    wanted = _grid(args) if args.command == "grid" else _registered(args)
-    folder = wanted[0].plan.folder
+    """Do the jobs of the grid, of the arms or of their drift that are owed, in order; with --owed list them."""
+    wanted: list[Any] = {"grid": _grid, "arms": _registered, "drift": _drifts}[args.command](args)
+    folder = args.dir / (args.of if args.command == "drift" else args.command)
     for job in wanted:
         if result_of(folder, job) is not None:
             continue
@@ -140,19 +157,24 @@ def work(args: argparse.Namespace) -> None:
         print(f"{job.name}: {time.monotonic() - began:.0f} s", flush=True)
 
 
+def gate(args: argparse.Namespace) -> None:
+    """Play what the gate is read on, and read it; both go on where they were."""
+    gating.collect(settings(args), args.dir / "gate", args.n or 210, args.overrides)
+
+
 PAGE, CARD = ROOT / "docs" / "evidence_real.md", ROOT / "examples" / "smollm2" / "README.md"
 
 
-def _results(wanted: list[jobs.RealJob]) -> tuple[dict[str, list[dict]], list[str]]:
+def _results(folder: Path, wanted: Sequence[Any]) -> tuple[dict[str, list[dict]], list[str]]:
     """Finished jobs by label, and the names of those that are owed."""
     done: dict[str, list[dict]] = {}
     owed = []
     for job in wanted:
-        found = result_of(job.plan.folder, job)
+        found = result_of(folder, job)
         if found is None:
             owed.append(job.name)
         else:
-            done.setdefault(job.label or job.arm, []).append(found)
+            done.setdefault(found["label"], []).append(found)
     return done, owed
 
 
@@ -169,18 +191,68 @@ def pages(args: argparse.Namespace) -> None:
         _block(CARD, "repairs", page.repair_table(cells))
     measured = {(s, a) for s, a in cells}
     left = [f"measure {s} {a}" for s, arms in CELLS for a in arms if (s, a) not in measured]
-    for name, wanted, read in (("grid", _grid(args), "validation"), ("arms", _registered(args), "unseen")):
-        done, owed = _results(wanted)
-        shared = done.pop("shared", [])
-        parts = [page.arms_table(done, read)] if done else ["No job is finished."]
-        parts += [page.coverage_table(shared)] if shared else []
-        _block(PAGE, name, "\n\n".join(parts))
-        left += [f"{name} {job}" for job in owed]
+    left += _grid_pages(args) + _arms_pages(args)
+    told = gating.table_of(args.dir / "gate")
+    _block(PAGE, "gate", told or "Not read.")
+    left += [] if told else ["gate"]
     said = "\n".join(f"- {o}" for o in left) or "Nothing."
     _block(PAGE, "owed", f"{len(left)} pieces of work are owed:\n\n{said}" if left else said)
 
 
-COMMANDS = {"speed": speed, "measure": measure, "grid": work, "arms": work, "pages": pages}
+def _grid_pages(args: argparse.Namespace) -> list[str]:
+    """Write the tables of the grid; what of it is owed."""
+    args.arms, folder = None, args.dir / "grid"
+    wanted = _grid(args)
+    done, owed = _results(folder, wanted)
+    shared = done.pop("shared", [])
+    parts = [page.arms_table(done, "validation")] if done else ["No job is finished."]
+    parts += [page.coverage_table(shared)] if shared else []
+    _block(PAGE, "grid", "\n\n".join(parts))
+    drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
+    at = {k: (arm, float(change.get("learning_rate", 1e-3))) for k, (arm, change) in GRID.items()}
+    curve = claims.curve_table(done, drifts, at, "validation") if drifts else "No drift is read."
+    _block(PAGE, "curve", curve)
+    return [f"grid {name}" for name in (*owed, *owed_drifts)]
+
+
+def _arms_pages(args: argparse.Namespace) -> list[str]:
+    """Write the tables of the announced arms; what of them is owed."""
+    folder, read = args.dir / "arms", "unseen"
+    plan, what = registered(settings(args), folder)
+    wanted = jobs.jobs_of(plan, what)
+    done, owed = _results(folder, wanted)
+    shared = done.pop("shared", [])
+    parts = [page.arms_table(done, read)] if done else ["No job is finished."]
+    parts += [claims.factor_table(done, read)] if done else []
+    parts += [page.coverage_table(shared)] if shared else []
+    _block(PAGE, "arms", "\n\n".join(parts))
+    _block(PAGE, "claim", _claims(done, what, read))
+    drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
+    rates = {j.title: (j.arm, float(j.change.get("learning_rate", plan.train["learning_rate"]))) for j in wanted}
+    moved = claims.curve_table(done, drifts, rates, read) if drifts else "No drift is read."
+    _block(PAGE, "moved", moved)
+    return [f"arms {name}" for name in (*owed, *owed_drifts)]
+
+
+def _claims(done: Mapping[str, list[dict]], what: Announced, read: str) -> str:
+    """As announced, then by deviation; the secondary endpoints; the deviations themselves."""
+    parts = ["As announced. " + claims.claim_of(done, what.seeds, "targeted", "sft_corrected", read).sentence()]
+    for arm, rival in what.claims:
+        parts.append("By deviation. " + claims.claim_of(done, what.seeds, arm, rival, read).sentence())
+    parts.append(claims.secondary_table(done, what.secondary, what.seeds, read))
+    logged = "\n".join(f"- {d['date']}: {' '.join(d['why'].split())}" for d in what.deviations)
+    return "\n\n".join([*parts, f"Deviations from what was announced:\n\n{logged or 'none'}"])
+
+
+COMMANDS = {
+    "speed": speed,
+    "measure": measure,
+    "grid": work,
+    "arms": work,
+    "drift": work,
+    "gate": gate,
+    "pages": pages,
+}
 
 
 def main() -> int:
@@ -192,6 +264,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, help="episodes of a cell")
     parser.add_argument("--splits", nargs="*")
     parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--of", choices=("grid", "arms"), default="arms", help="whose students drift is read of")
     parser.add_argument("--seeds", nargs="*", type=int)
     parser.add_argument("--owed", action="store_true", help="list what is owed; run nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value")

@@ -161,10 +161,11 @@ def rescore(
     require_heard(require_engine(engine), config, hinted=False)
     trace = conversation(messages, tools)
     at = step_of(trace, step)
-    with engine.lock:
-        rendered = engine.renderer.step(trace, at)
-    key = content_key("call", rendered.context_ids, rendered.step_ids, engine.engine.key)
-    return Scorer(engine.engine, engine.renderer, config).unhinted(key, trace.id, at, rendered)
+    with engine.turn:
+        with engine.lock:
+            rendered = engine.renderer.step(trace, at)
+        key = content_key("call", rendered.context_ids, rendered.step_ids, engine.engine.key)
+        return Scorer(engine.engine, engine.renderer, config).unhinted(key, trace.id, at, rendered)
 
 
 def rank_hints(
@@ -194,8 +195,9 @@ def rank_hints(
                 f"the hint {hint!r} tokenises to nothing", hint="hint=None scores the step without a hint"
             )
     injector = Injector(engine.renderer, shipped_library(), InjectSection(placements=(placement,)), config.placebos)
-    injections = inject_all(engine, injector, trace, [given_finding(at, quote, hint) for hint in words])
-    targets, _ = targets_of(engine, injections, config)
+    with engine.turn:
+        injections = inject_all(engine, injector, trace, [given_finding(at, quote, hint) for hint in words])
+        targets, _ = targets_of(engine, injections, config)
     return order([RankedHint(hint, target) for hint, target in zip(words, targets, strict=True)])
 
 

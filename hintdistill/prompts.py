@@ -24,6 +24,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
+from jinja2.bccache import Bucket
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from hintdistill.core.errors import PromptError
@@ -71,6 +72,31 @@ VARIABLES: dict[str, frozenset[str]] = {
 """What each kind of prompt may use. `docs/prompts.md` says what they hold."""
 
 
+class _Compiled(jinja2.BytecodeCache):
+    """Templates that this process has compiled, each with the checksum of its source: a template that changes is compiled anew."""
+
+    def __init__(self) -> None:
+        self._code: dict[tuple[str, str], Any] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        """Give the code of a template to the bucket that asks for it, where its source is the same."""
+        bucket.code = self._code.get((bucket.key, bucket.checksum))
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        """Keep the code of a template that was just compiled."""
+        self._code[bucket.key, bucket.checksum] = bucket.code
+
+
+_COMPILED = _Compiled()
+_SYNTAX: dict[str, bool] = {"autoescape": False, "trim_blocks": True, "lstrip_blocks": True}
+
+
+@lru_cache(maxsize=256)
+def _tree(source: str) -> nodes.Template:
+    """Parse a template once per process; trees are only looked at."""
+    return ImmutableSandboxedEnvironment(**_SYNTAX).parse(source)
+
+
 class PromptLibrary:
     """The prompts of one run: a user's folder first, then the shipped one."""
 
@@ -82,9 +108,8 @@ class PromptLibrary:
         self._env = ImmutableSandboxedEnvironment(
             loader=jinja2.FileSystemLoader([str(f) for f in self.folders]),
             undefined=jinja2.StrictUndefined,
-            autoescape=False,
-            trim_blocks=True,
-            lstrip_blocks=True,
+            bytecode_cache=_COMPILED,
+            **_SYNTAX,
         )
         self._mentions: dict[tuple[str, str], bool] = {}
 
@@ -213,7 +238,7 @@ class PromptLibrary:
 
     def _parse(self, name: str, source: str) -> nodes.Template:
         try:
-            return self._env.parse(source)
+            return _tree(source)
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(f"{self.path(name)}:{error.lineno}: {error.message}") from error
 

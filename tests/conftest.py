@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import re
@@ -17,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hintdistill.config import CHECKS
+from hintdistill.core import http
 from hintdistill.core.types import Finding, Message, ToolCall, Trace
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.engines.transformers import TransformersEngine
@@ -56,9 +58,19 @@ TIME = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _threads() -> None:
-    torch.set_num_threads(2)
+# waiting is no check: nobody pulls the plug here, and a server of a test needs no time to recover
+os.fsync = lambda at: None
+http.FIRST_PAUSE_S = 0.02
+# two threads at most, and one where OMP_NUM_THREADS says so: processes side by side would wait for one another's threads
+torch.set_num_threads(min(2, torch.get_num_threads()))
+# no garbage comes of importing and collecting: the collector begins when that is done, and passes over what is there by then
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Take what stays to the end (libraries, modules, test items) out of every later pass of the garbage collector."""
+    gc.freeze()
+    gc.enable()
 
 
 def examples(n: int) -> int:
@@ -286,8 +298,41 @@ def real_file(*parts: str) -> Path:
     return path
 
 
+LONGEST = (
+    "pipeline/test_pipeline.py",
+    "config/test_every_key_acts.py",
+    "training/test_training_processes.py",
+    "pipeline/test_controls.py",
+    "pipeline/test_rounds.py",
+    "pipeline/test_watch_run.py",
+    "critics/test_critic_commands.py",
+    "training/test_push.py",
+    "rollouts/test_rollouts_environments.py",
+    "planning/test_plan.py",
+    "rescoring/test_stored.py",
+    "training/test_outcome_training.py",
+    "pipeline/test_safe_folders.py",
+    "pipeline/test_rounds_held.py",
+    "pipeline/test_rounds_stages.py",
+    "recipes/test_recipes.py",
+    "bridges/test_export.py",
+    "critics/test_bad_servers.py",
+    "engines/test_engine_sharing.py",
+    "injection/test_templates.py",
+    "ablation/test_evidence_tables.py",
+    "training/test_trackers.py",
+    "test_api.py",
+)
+"""Files of tests that take longest. They come first, so that of two workers neither ends with one of them alone."""
+
+
 def pytest_collection_modifyitems(items):
-    """Of the real vLLM: first what leaves its server as it is, then what hands it other weights, then what kills it."""
+    """Begin with the longest files.
+
+    Of the real vLLM: first what leaves its server as it is, then what hands it other weights, then what kills it.
+    """
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(LONGEST)))
     items.sort(key=lambda item: ("killed_in_the_middle" in item.name, "test_rollouts_vllm" in item.nodeid))
 
 

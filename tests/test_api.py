@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from conftest import ROOT, STUDENT
+from support.command import script
 
 import hintdistill as hd
 from hintdistill.config import RescoreSection
@@ -148,10 +147,7 @@ def test_engines_that_cannot_gather_meet_on_common_ids():
 
 
 def test_the_agent_example_finds_the_hint_that_helps():
-    done = subprocess.run(
-        [sys.executable, "examples/agent_rescore.py", "--json"], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = script("examples/agent_rescore.py", "--json")
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["failed_call"] and "unknown tool" in said["error"]
     best, *others = said["hints"]
@@ -167,9 +163,7 @@ def test_the_foreign_trainer_learns_from_stored_targets(tmp_path, loaded, failed
     target = hd.rescore(messages, hint=good, engine=loaded, config=RescoreSection(top_k=16), **call)
     assert target.accepted
     TargetStore(tmp_path / "targets").append([target])
-    command = [sys.executable, "examples/foreign_trainer.py", str(tmp_path / "targets"), str(STUDENT), "--steps", "3"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = script("examples/foreign_trainer.py", str(tmp_path / "targets"), str(STUDENT), "--steps", "3")
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["rows"] == 1 and said["loss_after"] < 0.9 * said["loss_before"]
     source = (ROOT / "examples" / "foreign_trainer.py").read_text()

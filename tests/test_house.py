@@ -7,10 +7,11 @@ import re
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import LONGEST, ROOT
 
 PACKAGE = ROOT / "hintdistill"
 LAYERS = (
@@ -75,7 +76,10 @@ def imports(path: Path, names: dict[str, Path] = NAMES, root: str = "hintdistill
     return found - {name_of(path)}
 
 
-GRAPH = {name: imports(path) for name, path in NAMES.items()}
+@cache
+def graph() -> dict[str, set[str]]:
+    """What each module imports; parsed by the process that asks."""
+    return {name: imports(path) for name, path in NAMES.items()}
 
 
 def package(module: str) -> str:
@@ -100,24 +104,24 @@ def test_every_package_has_its_place():
     assert {p.name for p in PACKAGE.glob("*.py")} == LOOSE
 
 
-@pytest.mark.parametrize("name", sorted(GRAPH), ids=lambda n: n.removeprefix("hintdistill."))
+@pytest.mark.parametrize("name", sorted(NAMES), ids=lambda n: n.removeprefix("hintdistill."))
 def test_no_module_imports_one_above_it(name):
-    above = {m for m in GRAPH[name] if LAYERS.index(package(m)) > LAYERS.index(package(name))}
+    above = {m for m in graph()[name] if LAYERS.index(package(m)) > LAYERS.index(package(name))}
     assert not above, f"{name} imports {above}, which are above it"
 
 
 def test_no_circle_of_modules_or_packages():
-    assert circles(GRAPH) == []
+    assert circles(graph()) == []
     between: dict[str, set[str]] = {p: set() for p in LAYERS}
-    for name, found in GRAPH.items():
+    for name, found in graph().items():
         between[package(name)] |= {package(m) for m in found} - {package(name)}
     assert circles(between) == []
 
 
 def test_no_circle_in_the_ablation_and_the_package_does_not_know_it():
     names = {name_of(p): p for p in ABLATION.glob("*.py")}
-    graph = {name: imports(path, names, "benchmarks.ablation") for name, path in names.items()}
-    assert circles(graph) == [] and "benchmarks.ablation.jobs" in graph["benchmarks.ablation.bench"]
+    found = {name: imports(path, names, "benchmarks.ablation") for name, path in names.items()}
+    assert circles(found) == [] and "benchmarks.ablation.jobs" in found["benchmarks.ablation.bench"]
     assert not [p for p in modules() if re.search(r"^\s*(from|import) benchmarks", p.read_text(), re.MULTILINE)]
 
 
@@ -139,18 +143,33 @@ def test_files_and_functions_stay_short(path):
 def is_command(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether typer calls it: each parameter is an option of the command line."""
     decorated = any("command" in ast.unparse(d) or "callback" in ast.unparse(d) for d in node.decorator_list)
-    return decorated or any("typer.Option" in ast.unparse(a) for a in node.args.args)
+    return decorated or any("typer.Option" in ast.unparse(a) or is_shared(a) for a in node.args.args)
+
+
+SHARED_OPTIONS = {
+    t.id
+    for node in ast.parse((PACKAGE / "cli" / "options.py").read_text()).body
+    if isinstance(node, ast.Assign)
+    for t in node.targets
+    if isinstance(t, ast.Name)
+}
+
+
+def is_shared(argument: ast.arg) -> bool:
+    """Whether it is an option of `cli/options.py`, which means the same in every command that has it."""
+    return isinstance(argument.annotation, ast.Name) and argument.annotation.id in SHARED_OPTIONS
 
 
 def too_many(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a function takes more parameters than one can hold in mind; `self` and its like do not count.
 
-    Seven; ten for a command of the command line, and for a public function whose further parameters are keyword-only.
+    Seven; ten of its own for a command of the command line, beside the options that commands share; ten for a public
+    function whose further parameters are keyword-only.
     """
     positional = [a.arg for a in (*node.args.posonlyargs, *node.args.args) if a.arg not in ("self", "cls", "ctx")]
     named = len(node.args.kwonlyargs)
     if is_command(node):
-        return len(positional) + named > 10
+        return len(positional) + named - sum(map(is_shared, node.args.args)) > 10
     public = node.name == "__init__" or not node.name.startswith("_")
     return len(positional) > 7 or len(positional) + named > (10 if public and named else 7)
 
@@ -260,16 +279,30 @@ def test_named_test_files_exist():
     assert len(named) > 10 and [n for n in named if not (ROOT / n[1]).is_file()] == []
 
 
-def test_the_wheel_carries_prompts_configs_and_the_page(tmp_path):
+def test_the_longest_test_files_are_there():
+    assert [n for n in LONGEST if not (ROOT / "tests" / n).is_file()] == []
+
+
+def test_the_wheel_carries_prompts_configs_the_page_and_all_that_the_demo_reads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
+    wheel = next(tmp_path.glob("*.whl"))
+    names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("prompts", "configs"):
         for path in (ROOT / folder).rglob("*.*"):
             assert f"hintdistill/_data/{path.relative_to(ROOT)}" in names
-    assert "hintdistill/reporting/report.html.jinja" in names and "hintdistill/py.typed" in names
+    page = (ROOT / "hintdistill" / "reporting" / "page").iterdir()
+    assert {f"hintdistill/reporting/page/{p.name}" for p in page} <= names and "hintdistill/py.typed" in names
     assert not any(n.startswith(("tests/", "examples/")) for n in names)
+    read = re.findall(r"\.\./(examples/[^\s:,\]]+)", (ROOT / "configs" / "quickstart.yaml").read_text(encoding="utf-8"))
+    assert {"examples/toolworld/student", "examples/toolworld/critic", "examples/toolworld/traces.jsonl"} <= set(read)
+    for name in [*read, "examples/toolworld/splits.json"]:
+        for path in [ROOT / name, *(ROOT / name).rglob("*.*")]:
+            assert path.is_dir() or f"hintdistill/_data/{path.relative_to(ROOT)}" in names, path
+    assert wheel.stat().st_size <= 12e6
+    metadata = zipfile.ZipFile(wheel).read(next(n for n in names if n.endswith(".dist-info/METADATA"))).decode("utf-8")
+    assert "Requires-Dist: llguidance>=1.0\n" in metadata, "without it the demo's critic cannot answer"

@@ -116,7 +116,7 @@ def test_callers_at_the_same_time_are_read_together(loaded, talk):
     with ThreadPoolExecutor(len(cases)) as pool:
         with session.lock:
             futures = [pool.submit(hd.rescore, c[0], hint=c[1], tools=tools, engine=session) for c in cases]
-            while session.lock._preparing < len(cases):
+            while session.lock.preparing < len(cases):
                 assert not any(f.done() for f in futures)
         found = [f.result() for f in futures]
     # the last one may still be on its way when the others are read

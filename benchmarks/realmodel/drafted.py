@@ -9,7 +9,7 @@ taking it up again at a step reads the hint and not the episode.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from hintdistill.rollouts.generation import Sampled, SamplingOptions, _cache_nam
 
 AHEAD = 10
 """Drafted tokens a pass."""
+Allowed = Callable[[np.ndarray, Sequence[int]], "list[int] | None"]
+"""Context and what was said of the step → the ids that may follow, None where all may."""
 SHARED = 64
 """A kept row is continued if it shares at least so many tokens; below, numerics would depend on what was played before."""
 
@@ -42,7 +44,10 @@ def draft(ids: np.ndarray, ahead: int) -> list[int]:
 class DraftedGenerator:
     """See the module. A `Generator` of full-attention models in this process; knows temperature, and no filters."""
 
-    def __init__(self, engine: TransformersEngine, keep: int = 256, ahead: int = AHEAD) -> None:
+    def __init__(
+        self, engine: TransformersEngine, keep: int = 256, ahead: int = AHEAD, allowed: Allowed | None = None
+    ) -> None:
+        """`allowed` holds every token of a step but its first to some ids, whose distribution is then the model's among them."""
         self.engine, self.key, self.max_length, self.ahead, self.keep = (
             engine,
             engine.key,
@@ -50,6 +55,7 @@ class DraftedGenerator:
             ahead,
             keep,
         )
+        self.allowed = allowed
         self.kept: list[tuple[np.ndarray, torch.Tensor]] = []
         """Ids of a row and their keys and values [layers, 2, heads, S, D]; least recently used first."""
         self.passes = 0
@@ -84,7 +90,8 @@ class DraftedGenerator:
                 if not live:
                     break
                 batch.select(live)
-                tokens = batch.more([np.array([*contexts[i], *out[i]]) for i in batch.rows], options.temperature, rng)
+                said = [(np.array(contexts[i]), out[i]) for i in batch.rows]
+                tokens = batch.more(said, options.temperature, rng)
         return [Sampled(tuple(ids)) for ids in out]
 
     def closest(self, context: np.ndarray) -> tuple[int, torch.Tensor | None]:
@@ -162,8 +169,11 @@ class _Batch:
         logits = self._forward(ids, mask, 1)[:, 0]
         return [[t] for t in _drawn(logits, temperature, rng)]
 
-    def more(self, ids: Sequence[np.ndarray], temperature: float, rng: torch.Generator) -> list[list[int]]:
-        """Read each row's last token and a draft; the tokens that were accepted, and one more."""
+    def more(
+        self, said: Sequence[tuple[np.ndarray, list[int]]], temperature: float, rng: torch.Generator
+    ) -> list[list[int]]:
+        """Read each row's last token and a draft; the tokens that were accepted, and one more. `said`: contexts and steps."""
+        ids = [np.array([*context, *step]) for context, step in said]
         drafts = [draft(i, self.owner.ahead) for i in ids]
         width = 1 + max(len(d) for d in drafts)
         block, mask = torch.zeros(len(ids), width, dtype=torch.long), torch.zeros(len(ids), width, dtype=torch.long)
@@ -174,11 +184,23 @@ class _Batch:
         logits = self._forward(block, mask, width)
         out = []
         for row, drafted in enumerate(drafts):
+            if self.owner.allowed is not None:
+                self._hold(logits[row], *said[row], drafted)
             taken = _accepted(logits[row], drafted, temperature, rng)
             # what was not accepted was read and counts no more
             self.mask[row, begin + len(taken) :] = 0
             out.append(taken)
         return out
+
+    def _hold(self, logits: torch.Tensor, context: np.ndarray, step: Sequence[int], drafted: Sequence[int]) -> None:
+        """Forbid, in logits [1 + drafted, V], what may not follow; in place."""
+        assert self.owner.allowed is not None
+        for n in range(len(drafted) + 1):
+            ids = self.owner.allowed(context, [*step, *drafted[:n]])
+            if ids is not None:
+                kept = logits[n, ids].clone()
+                logits[n] = -torch.inf
+                logits[n, ids] = kept
 
     def select(self, live: list[int]) -> None:
         """Go on with these rows."""

@@ -1,32 +1,31 @@
 """The jobs of benchmarks/real.py: what the arms of a seed share, the untrained model, and each arm's training and measurement.
 
 `shared` plays fresh episodes of the untrained model, and critiques, injects and rescores them by the ordinary stages; every arm
-of the seed draws its rows from there. What is measured afterwards has the same tasks and the same seed in every arm.
+of the seed draws its rows from there. In a second round an arm's own student plays fresh episodes, and what is trained goes on
+from it. What is measured afterwards has the same tasks and the same seed in every arm. Drift is a job of its own, beside its arm's.
 """
 
 from __future__ import annotations
 
-import subprocess
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.ablation import arms as shared_arms
-from benchmarks.realmodel import play
-from hintdistill.config import RunConfig, TrainSection
+from benchmarks.realmodel import arms, dpo, drift, play, untrained
+from benchmarks.realmodel.plan import Announced, Plan
+from hintdistill.config import RunConfig
 from hintdistill.core.errors import ConfigError
-from hintdistill.core.models import model_key, resolve_model
+from hintdistill.core.models import resolve_model
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
-from hintdistill.pipeline import rescore, variants
-from hintdistill.pipeline.arms import ArmTraining, Budget, changed, cross_entropy, draw_rows, train_arm
+from hintdistill.pipeline import rescore
+from hintdistill.pipeline.arms import ArmTraining, Budget, changed, draw_rows, result_of, train_arm
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.corrections import corrections
 from hintdistill.pipeline.playing import draw_tasks
 from hintdistill.pipeline.progress import Advance, Console
 from hintdistill.pipeline.stages import run_stages
@@ -35,47 +34,8 @@ from hintdistill.pipeline.twins import counts
 from hintdistill.rollouts.evaluate import load_suite, tasks_of
 from hintdistill.traces.formats import native
 
-PREREG = play.ROOT / "benchmarks" / "prereg" / "real.yaml"
-PLAIN: Mapping[str, Any] = {"save": "adapter", "watch": {"every": 0}}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is equal in all jobs."""
-
-    config: RunConfig
-    folder: Path
-    episodes: int
-    budget: Mapping[str, int]
-    """`rows`, `anchors`, `twins`, `steps`."""
-    tasks: Mapping[str, Sequence[str]]
-    """By split: what is measured."""
-    train: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def registered(cls, config: RunConfig, folder: Path) -> tuple[Plan, list[tuple[str, int]]]:
-        """The plan of benchmarks/prereg/real.yaml and its (arm, seed), most valuable first."""
-        said = yaml.safe_load(PREREG.read_text(encoding="utf-8"))
-        draw = commit_of(PREREG)
-        tasks = {split: [f"{split}.{draw[:12]}.{i}" for i in range(n)] for split, n in said["tasks"].items()}
-        budget = {k: said[k] for k in ("rows", "anchors", "twins", "steps")}
-        plan = cls(config, folder, said["episodes"], budget, tasks, said["train"])
-        return plan, [(arm, seed) for seed in said["seeds"] for arm in ("none", *said["arms"])]
-
-    def content(self) -> dict[str, Any]:
-        """What a result depends on, as plain data."""
-        own = {k: getattr(self, k) for k in ("episodes", "budget", "tasks", "train")}
-        data = self.config.model_dump(mode="json", include={"rollout", "inject", "rescore", "train"})
-        return {**own, **data, "weights": model_key(resolve_model(str(self.config.run.model))).weights}
-
-
-def commit_of(path: Path) -> str:
-    """The hash of the commit that added a file. Raises ConfigError where none did: test tasks may not exist before."""
-    said = ["git", "log", "--diff-filter=A", "--format=%H", "--", str(path)]
-    found = subprocess.run(said, cwd=path.parent, capture_output=True, text=True, check=False).stdout.split()
-    if not found:
-        raise ConfigError(f"{path.name} is in no commit, so its test tasks have no names yet", hint="commit it first")
-    return found[-1]
+UNPAIRED = ("shared", "none", *untrained.ARMS)
+"""Jobs that train nothing."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +48,57 @@ class RealJob:
     label: str = ""
     change: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the `train` section in which this job differs."""
+    round: int = 1
+    """In round 2 the student of round 1 plays fresh episodes, and is trained on."""
 
     @property
     def name(self) -> str:
         """Folder of the job."""
-        return f"seed{self.seed}/{self.label or self.arm}"
+        return f"seed{self.seed}/{self.title}"
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return (self.label or self.arm) + (f".round{self.round}" if self.round > 1 else "")
+
+    @property
+    def units(self) -> int:
+        """One: the bar counts jobs."""
+        return 1
+
+    def first(self) -> RealJob:
+        """The job of the round before."""
+        return replace(self, round=self.round - 1)
+
+    def key(self) -> str:
+        """Key of everything that the result depends on; what is at its first value (round 1, recipe and hints of old) adds nothing."""
+        later: dict[str, Any] = self.plan.changed()
+        if self.round > 1:
+            later["round"] = [self.round, self.first().key()]
+        added = [later] if later else []
+        return content_key("real", self.arm, self.seed, dict(self.change), self.plan.content(), *added)
+
+    def run(self, advance: Advance) -> dict[str, Any]:
+        """Do it."""
+        if self.arm in untrained.ARMS:
+            done = _untrained(self)
+        elif self.round > 1:
+            done = _second(self)
+        else:
+            done = {"shared": _shared, "none": _none}.get(self.arm, _arm)(self)
+        return {"arm": self.arm, "seed": self.seed, "label": self.title, **done}
+
+
+@dataclass(frozen=True)
+class DriftJob:
+    """How far an arm's student moved on general prompts; needs the student that its job left."""
+
+    of: RealJob
+
+    @property
+    def name(self) -> str:
+        """Folder of the job."""
+        return f"{self.of.name}.drift"
 
     @property
     def units(self) -> int:
@@ -101,49 +107,76 @@ class RealJob:
 
     def key(self) -> str:
         """Key of everything that the result depends on."""
-        return content_key("real", self.arm, self.seed, dict(self.change), self.plan.content())
+        return content_key("real drift", self.of.key(), drift.prompts(), drift.ANSWER)
 
     def run(self, advance: Advance) -> dict[str, Any]:
-        """Do it."""
-        of = {"shared": _shared, "none": _none}.get(self.arm, _arm)
-        return {"arm": self.arm, "seed": self.seed, "label": self.label or self.arm, **of(self)}
+        """Measure. Raises ConfigError where the arm itself is owed."""
+        plan = self.of.plan
+        if result_of(plan.folder, self.of) is None:
+            raise ConfigError(f"{self.of.name} is owed", hint="do it first: drift is read of its student")
+        student = plan.folder / self.of.name / "student"
+        return {"arm": self.of.arm, "seed": self.of.seed, "label": self.of.title, **drift.moved(plan, student)}
+
+
+def jobs_of(plan: Plan, what: Announced) -> list[RealJob]:
+    """What is announced, in the order of its worth: the announced arms of every seed, second rounds, what was added, the untrained."""
+
+    def of(name: str, seed: int, number: int = 1) -> RealJob:
+        change = dict(what.train.get(name, {}))
+        arm = change.pop("arm", name)
+        return RealJob(plan, arm, seed, name if arm != name else "", change, number)
+
+    announced = [of(a, s) for s in what.seeds for a in ("shared", "none", *what.arms)]
+    rounds = [of(a, s, 2) for s in what.seeds for a in what.second_round]
+    return [*announced, *rounds, *(of(a, s) for s in what.seeds for a in (*what.added, *what.untrained))]
+
+
+def drifts_of(jobs: Sequence[RealJob]) -> list[DriftJob]:
+    """One for every job that trains."""
+    return [DriftJob(j) for j in jobs if j.arm not in UNPAIRED]
 
 
 # -- what the arms of a seed share -------------------------------------------------------------------------------------
 
 
-def shared_config(plan: Plan, seed: int) -> RunConfig:
-    """The configuration of a seed's run folder: its traces are the fresh episodes, twins are made, nothing is held out."""
-    folder = plan.folder / f"seed{seed}" / "shared"
+def run_config(plan: Plan, seed: int, folder: Path, student: Path | None = None) -> RunConfig:
+    """The configuration of a run folder below `folder`: its traces are fresh episodes, twins are made, nothing is held out.
+
+    Args:
+        student: whose episodes they are, where that is no longer the initial model.
+    """
     data = plan.config.model_dump(mode="json")
     data["run"] |= {"rounds": None, "seed": seed, "dir": str(folder / "run")}
+    if student is not None:
+        data["run"] |= {"model": str(student), "initial": str(resolve_model(str(plan.config.run.model)))}
     data["traces"] |= {"path": [str(folder / "rollouts.jsonl")], "holdout": 0.0}
-    data["train"] = changed(data["train"], {**plan.train, **PLAIN, "twins": {"per_finding": 1}})
+    data["train"] = changed(data["train"], {**plan.train, **arms.PLAIN, "twins": {"per_finding": 1}})
     data["train"]["anchor"]["per_trace"] = 0  # arms take their anchors from one place
     return RunConfig.model_validate(data)
 
 
 @contextmanager
-def opened(plan: Plan, seed: int) -> Iterator[shared_arms.RoundData]:
-    """A seed's traces, read and critiqued, in its run folder."""
-    config = shared_config(plan, seed)
+def opened(plan: Plan, seed: int, folder: Path, student: Path | None = None) -> Iterator[shared_arms.RoundData]:
+    """The traces of a folder's episodes, read and critiqued, in its run folder."""
+    config = run_config(plan, seed, folder, student)
     assert config.run.dir is not None
     rundir = RunDir.create(Path(config.run.dir), config, resume=True)
     try:
         ctx = RunContext(config, rundir, Console(quiet=True))
-        yield shared_arms.critiqued(ctx, [], f"real:{seed}", plan.config.train.anchor.per_trace)
+        salt = f"real:{seed}" if student is None else f"real:{seed}:2"
+        yield shared_arms.critiqued(ctx, [], salt, plan.config.train.anchor.per_trace)
     finally:
         rundir.close()
 
 
-def _shared(job: RealJob) -> dict[str, Any]:
-    plan, folder = job.plan, job.plan.folder / job.name
+def _episodes(plan: Plan, seed: int, folder: Path, number: int, student: Path | None = None) -> dict[str, Any]:
+    """Play the fresh episodes of a round and bring them to targets; what is told of both."""
     folder.mkdir(parents=True, exist_ok=True)
-    world = play.World.load(plan.config)
-    tasks = draw_tasks(list(tasks_of(world.suite, "train")), plan.episodes, 1, job.seed)
-    episodes = world.plain(tasks, job.seed)
+    world = play.World.load(plan.config, student)
+    tasks = draw_tasks(list(tasks_of(world.suite, "train")), plan.episodes, number, seed)
+    episodes = world.plain(tasks, seed)
     native.write(folder / "rollouts.jsonl", (e.trace for e in episodes if e.failure is None))
-    with opened(plan, job.seed) as data:
+    with opened(plan, seed, folder, student) as data:
         targets = shared_arms.rescored(data.ctx)
         twins = counts(data.ctx.rundir.current("twins", "twins"))
     return {
@@ -156,6 +189,10 @@ def _shared(job: RealJob) -> dict[str, Any]:
     }
 
 
+def _shared(job: RealJob) -> dict[str, Any]:
+    return _episodes(job.plan, job.seed, job.plan.folder / job.name, 1)
+
+
 def _by_class(targets: Sequence[Target], kind: str, accepted: bool = True) -> dict[str, int]:
     return dict(Counter(t.error_class or "-" for t in targets if t.kind == kind and t.accepted == accepted))
 
@@ -163,49 +200,59 @@ def _by_class(targets: Sequence[Target], kind: str, accepted: bool = True) -> di
 # -- arms --------------------------------------------------------------------------------------------------------------
 
 
-def targets_of(arm: str, data: shared_arms.RoundData, targets: Sequence[Target]) -> list[Target]:
-    """What an arm draws its rows from, anchors included; `targets` are those of the shared run."""
-    own: Sequence[Target]
-    if arm in ("targeted", "targeted_twins"):
-        own = [t for t in targets if t.kind == "hint" or (t.kind == "twin" and arm == "targeted_twins")]
-    elif arm == "placebo":
-        own = variants.hinted(data, data.found, arm, placebo=True)
-    elif arm == "wrong_hint":
-        own = variants.hinted(data, variants.wrong_hints(data.found, data.ctx.library, 1.0, data.salt), arm)
-    elif arm == "sft_corrected":
-        own = variants.sft(data.ctx, corrections(data.ctx, data.found, data.salt).kept)
-    else:
-        raise ConfigError(f"no arm {arm!r}")
-    return [*own, *data.anchors()]
-
-
-def section_of(job: RealJob) -> TrainSection:
-    """The settings that an arm trains with."""
-    twins = {"twins": {"per_finding": 1, "weight": 1.0}} if job.arm == "targeted_twins" else {}
-    base = changed(job.plan.config.train.model_dump(mode="json"), {**job.plan.train, **PLAIN, **twins})
-    section = TrainSection.model_validate(changed(base, job.change))
-    if job.arm == "sft_corrected":
-        section = TrainSection.model_validate(changed(section.model_dump(mode="json"), cross_entropy(section)))
-    return section
-
-
 def _arm(job: RealJob) -> dict[str, Any]:
-    plan, folder = job.plan, job.plan.folder / job.name
-    with opened(plan, job.seed) as data:
+    shared = job.plan.folder / f"seed{job.seed}" / "shared"
+    with opened(job.plan, job.seed, shared) as data:
+        return _trained(job, data, data.ctx.model_folder)
+
+
+def _second(job: RealJob) -> dict[str, Any]:
+    """The second round: the student of the first plays, and is trained on; anchors hold it to the initial model."""
+    plan, folder, first = job.plan, job.plan.folder / job.name, job.first()
+    if result_of(plan.folder, first) is None:
+        raise ConfigError(f"{first.name} is owed", hint="its student plays the episodes of round 2; do it first")
+    student = plan.folder / first.name / "student"
+    played = folder / "played.json"
+    key = job.key()
+    if not played.is_file() or json.loads(played.read_text(encoding="utf-8"))["key"] != key:
+        told = _episodes(plan, job.seed, folder, job.round, student)
+        played.write_text(json.dumps({"key": key, **told}), encoding="utf-8")
+    with opened(plan, job.seed, folder, student) as data:
+        done = _trained(job, data, student)
+    told = {k: v for k, v in json.loads(played.read_text(encoding="utf-8")).items() if k != "key"}
+    return {**done, "played": told}
+
+
+def _trained(job: RealJob, data: shared_arms.RoundData, student: Path) -> dict[str, Any]:
+    """Draw the arm's rows, train on from `student`, measure what came out."""
+    plan, folder, base = job.plan, job.plan.folder / job.name, data.ctx.initial_folder
+    section = arms.section_of(job.arm, plan.config.train, plan.train, job.change)
+    if job.round > 1:
+        # the adapter of round 1 is merged, and what comes out stands alone
+        section = section.model_copy(update={"save": "merged"})
+    budget = Budget(plan.budget["rows"], plan.budget["anchors"], plan.budget["steps"], others=_others(job))
+    training = ArmTraining(job.name, student, base, data.ctx.config.run, section, budget.steps)
+    if job.arm == "dpo":
+        pairs = arms.pairs_of(data)
+        rows = dpo.drawn(pairs, budget.rows, data.salt)
+        summary = dpo.train_pairs(training, rows, folder / "student", folder / "train")
+        distinct, available = {"pair": min(len(pairs), budget.rows)}, {"pair": len(pairs)}
+    else:
         run_stages(data.ctx, first="inject", until="rescore")
-        own = targets_of(job.arm, data, list(rescore.load(data.ctx)))
-        others = {"twin": plan.budget["twins"]} if job.arm == "targeted_twins" else {}
-        budget = Budget(plan.budget["rows"], plan.budget["anchors"], plan.budget["steps"], others=others)
-        rows, distinct = draw_rows(own, budget, data.salt)
-        base = data.ctx.model_folder
-        training = ArmTraining(job.name, base, base, data.ctx.config.run, section_of(job), budget.steps)
-        summary = train_arm(training, rows, folder / "student", folder / "train")
+        own = arms.targets_of(job.arm, data, list(rescore.load(data.ctx)))
+        chosen, distinct = draw_rows(own, budget, data.salt)
+        available = Counter(t.kind for t in own if t.accepted)
+        summary = train_arm(training, chosen, folder / "student", folder / "train")
     return {
         "distinct": distinct,
-        "available": Counter(t.kind for t in own if t.accepted),
+        "available": available,
         "steps": summary.steps,
         "measured": measured(job, folder / "student"),
     }
+
+
+def _others(job: RealJob) -> dict[str, int]:
+    return {"twin": job.plan.budget["twins"]} if job.arm == "targeted_twins" else {}
 
 
 def _none(job: RealJob) -> dict[str, Any]:
@@ -219,6 +266,11 @@ def _none(job: RealJob) -> dict[str, Any]:
         "hinted": play.rows_of(world.suite, hinted.episodes),
         "repairs": play.repairs_of(world.suite, hinted),
     }
+
+
+def _untrained(job: RealJob) -> dict[str, Any]:
+    world = play.World.load(job.plan.config)
+    return {"measured": {s: untrained.played(job.arm, world, t, job.seed) for s, t in job.plan.tasks.items()}}
 
 
 def measured(job: RealJob, student: Path) -> dict[str, Any]:

@@ -19,6 +19,15 @@ DRAWS = 4000
 
 def nouns_bootstrap(statistic: Callable[..., Any], nouns: Sequence[str], *tables: Any) -> Interval:
     """A statistic of the means of tables [seeds, tasks], its interval over seeds and nouns, all tables resampled alike."""
+    estimate, draws = nouns_draws(statistic, nouns, *tables)
+    if np.isnan(draws).all():
+        return Interval(float("nan"), float("nan"), float("nan"))
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Interval(estimate, float(low), float(high))
+
+
+def nouns_draws(statistic: Callable[..., Any], nouns: Sequence[str], *tables: Any) -> tuple[float, np.ndarray]:
+    """The statistic itself, and its value [DRAWS] on resampled seeds and nouns; see `nouns_bootstrap`."""
     rng = np.random.default_rng(0)
     arrays = [np.atleast_2d(np.asarray(t, float)) for t in tables]
     names, at = np.unique(np.asarray(nouns), return_inverse=True)
@@ -27,21 +36,18 @@ def nouns_bootstrap(statistic: Callable[..., Any], nouns: Sequence[str], *tables
     weight = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)[:, at].astype(float)
     weight /= weight.sum(1, keepdims=True)
     draws = np.asarray(statistic(*(((by_seed @ a) * weight).sum(1) for a in arrays)), float)
-    if np.isnan(draws).all():
-        return Interval(float("nan"), float("nan"), float("nan"))
-    low, high = np.nanpercentile(draws, [2.5, 97.5])
-    return Interval(float(statistic(*(a.mean() for a in arrays))), float(low), float(high))
+    return float(statistic(*(a.mean() for a in arrays))), draws
 
 
-def _first_nouns(rows: Sequence[Row]) -> list[str]:
+def first_nouns(rows: Sequence[Row]) -> list[str]:
     return [r["nouns"][0] for r in rows]
 
 
-def _share(rows: Sequence[Row], key: str = "success") -> str:
+def share(rows: Sequence[Row], key: str = "success") -> str:
     return f"{np.mean([r[key] for r in rows]):.2f}" if rows else "–"
 
 
-def _said(interval: Interval) -> str:
+def interval_text(interval: Interval) -> str:
     return f"{interval.mean:.2f} ({interval.low:.2f} to {interval.high:.2f})"
 
 
@@ -79,11 +85,11 @@ def base_table(cells: Mapping[tuple[str, str], Row]) -> str:
                 continue
             rows = cell["episodes"]
             pair = [[r["success"] for r in of] for of in (rows, base["episodes"])]
-            gained = "" if arm == "base" else _said(nouns_bootstrap(difference, _first_nouns(rows), *pair))
-            own = nouns_bootstrap(mean_of, _first_nouns(rows), pair[0])
+            gained = "" if arm == "base" else interval_text(nouns_bootstrap(difference, first_nouns(rows), *pair))
+            own = nouns_bootstrap(mean_of, first_nouns(rows), pair[0])
             several = [r for r in rows if len(r["nouns"]) > 1]
             single = [r for r in rows if len(r["nouns"]) == 1]
-            lines.append([split, said, str(len(rows)), _said(own), gained, _share(single), _share(several)])
+            lines.append([split, said, str(len(rows)), interval_text(own), gained, share(single), share(several)])
     head = ["split", "hint", "n", "success (95 %)", "minus no hint", "one thing", "several things"]
     return table(head, lines)
 
@@ -129,7 +135,7 @@ def _counted(names: Any) -> str:
 # -- what it learns ----------------------------------------------------------------------------------------------------
 
 
-def _pairs(measured: Mapping[str, Sequence[Row]]) -> list[bool]:
+def pairs_right(measured: Mapping[str, Sequence[Row]]) -> list[bool]:
     by_number = [{r["task"].split(".", 1)[1]: r["success"] for r in measured[s]} for s in ("found", "last")]
     return [by_number[0][k] and by_number[1][k] for k in by_number[0]]
 
@@ -143,24 +149,24 @@ def arms_table(results: Mapping[str, Sequence[Row]], read: str) -> str:
         if not done:
             continue
         success = [[r["success"] for r in j["measured"][read]] for j in done]
-        nouns = _first_nouns(done[0]["measured"][read])
+        nouns = first_nouns(done[0]["measured"][read])
         gain = "–"
         seeds = [j["seed"] for j in done]
         if label != "none" and all(s in none and "hinted" in none[s] for s in seeds):
             before = [[r["success"] for r in none[s]["measured"][read]] for s in seeds]
             hinted = [[r["success"] for r in none[s]["hinted"]] for s in seeds]
-            gain = _said(nouns_bootstrap(gap_closed, nouns, success, before, hinted))
-        pairs = [x for j in done for x in _pairs(j["measured"])]
+            gain = interval_text(nouns_bootstrap(gap_closed, nouns, success, before, hinted))
+        pairs = [x for j in done for x in pairs_right(j["measured"])]
         clean = [r for j in done for r in j["measured"].get("clean", ())]
         distinct = ", ".join(f"{k} {v}" for k, v in done[0].get("distinct", {}).items())
         lines.append(
             [
                 label,
                 ", ".join(str(s) for s in seeds),
-                _said(nouns_bootstrap(mean_of, nouns, success)),
+                interval_text(nouns_bootstrap(mean_of, nouns, success)),
                 gain,
                 f"{np.mean(pairs):.2f}",
-                _share(clean),
+                share(clean),
                 distinct,
             ]
         )

@@ -282,6 +282,11 @@ class Errands:
         """The wrong steps of a trace, from its text alone."""
         return check(trace)
 
+    def gold(self, finding: Finding) -> str:
+        """The right step in place of an erring one, as the model would write it: a call, or a sentence where all is found."""
+        facts = finding.facts
+        return call_text(f"find_{facts['thing']}", facts["city"]) if "thing" in facts else "Done."
+
     def facts(self, task: str) -> dict[str, Any]:
         """What a table divides tasks by: the kind, and the things asked for."""
         parsed = Task.parse(task)

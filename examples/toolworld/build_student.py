@@ -3,6 +3,9 @@
     python examples/toolworld/build_student.py tokenizer corpus train      # writes student/
     python examples/toolworld/make_traces.py                               # its traces
     python examples/toolworld/make_card.py                                 # its card
+    python examples/toolworld/build_student.py corpus train --thoughts --out FOLDER    # a student that reasons, two minutes
+
+The student that reasons says a line before each call; it starts from the shipped one, whose tokenizer it has.
 
 Each stage reads what the one before it wrote, so that one can be repeated alone. The model is a Qwen3 architecture of
 0.9 M parameters; its training corpus is what `demonstrator.py` plays. Everything is seeded.
@@ -29,9 +32,9 @@ from demonstrator import CORPUS_MIX, Demonstrator, draw_task  # noqa: E402
 from hintdistill.core.types import Message  # noqa: E402
 
 STUDENT = HERE / "student"
-CORPUS = HERE / "corpus.npz"
+CORPUS = "corpus.npz"
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<tools>", "</tools>", "<tool_call>", "</tool_call>")
-EPISODES = 40_000
+EPISODES, THINKING_EPISODES = 40_000, 1_600
 VOCAB = 1024
 MAX_POSITIONS = 65_536
 SEED = 11
@@ -82,8 +85,13 @@ def build_tokenizer() -> None:
     print(f"tokenizer: {len(fast)} tokens")
 
 
-def build_corpus() -> None:
-    """Play the episodes and store token ids, lengths and the mask of assistant tokens."""
+def build_corpus(folder: Path = HERE, episodes: int = EPISODES, thoughts: bool = False) -> None:
+    """Play the episodes and store token ids, lengths and the mask of assistant tokens.
+
+    Args:
+        folder: where `corpus.npz` goes.
+        thoughts: with a line of reasoning before each call.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(STUDENT)
@@ -91,8 +99,8 @@ def build_corpus() -> None:
     header = tokenizer("<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     rng = random.Random(SEED + 1)
     ids, mask, lengths = [], [], []
-    for _ in range(EPISODES):
-        episode = Demonstrator(draw_task(rng, mix=CORPUS_MIX), rng).play()
+    for _ in range(episodes):
+        episode = Demonstrator(draw_task(rng, mix=CORPUS_MIX), rng, thoughts=thoughts).play()
         text = tokenizer.apply_chat_template(
             [openai(m) for m in episode.messages], tools=list(episode.task.tools), tokenize=False
         )
@@ -110,9 +118,9 @@ def build_corpus() -> None:
         mask += flags
         lengths.append(len(row))
     np.savez_compressed(
-        CORPUS, ids=np.array(ids, np.int16), mask=np.array(mask, np.int8), lengths=np.array(lengths, np.int32)
+        folder / CORPUS, ids=np.array(ids, np.int16), mask=np.array(mask, np.int8), lengths=np.array(lengths, np.int32)
     )
-    print(f"corpus: {EPISODES} episodes, {len(ids):,} tokens, {sum(mask):,} by the assistant, longest {max(lengths)}")
+    print(f"corpus: {episodes} episodes, {len(ids):,} tokens, {sum(mask):,} by the assistant, longest {max(lengths)}")
 
 
 def new_model(vocab: int, pad: int, eos: int) -> torch.nn.Module:
@@ -213,16 +221,25 @@ def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> list[np
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def train(minutes: float | None, batch: int, lr: float) -> None:
-    """One epoch: Muon for the matrices, AdamW for embeddings and norms, cosine schedule."""
-    from transformers import AutoTokenizer
+def train(minutes: float | None, batch: int, lr: float, folder: Path = HERE, thoughts: bool = False) -> None:
+    """One epoch: Muon for the matrices, AdamW for embeddings and norms, cosine schedule.
+
+    Args:
+        minutes: stop after this many.
+        folder: where `corpus.npz` is, and `student/` goes.
+        thoughts: go on from the shipped student, for one that reasons.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(STUDENT)
-    data = np.load(CORPUS)
+    data = np.load(folder / CORPUS)
     ids, mask, lengths = data["ids"].astype(np.int64), data["mask"], data["lengths"]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    model = new_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+    if thoughts:
+        model = AutoModelForCausalLM.from_pretrained(STUDENT, dtype=torch.float32)
+    else:
+        model = new_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
     print(f"student: {sum(p.numel() for p in model.parameters()):,} parameters")
     plan = batches(lengths, batch, np.random.default_rng(SEED))
     updates = Updates(model, lr, len(plan), warmup=50)
@@ -254,22 +271,39 @@ def train(minutes: float | None, batch: int, lr: float) -> None:
             )
         if minutes and time.time() - began > 60 * minutes:
             break
-    model.to(torch.bfloat16).save_pretrained(STUDENT)
+    model.to(torch.bfloat16).save_pretrained(folder / "student")
+    if thoughts:
+        tokenizer.save_pretrained(folder / "student")
     print(f"trained on {seen:,} tokens in {(time.time() - began) / 60:.1f} minutes, assistant loss {running:.4f}")
 
 
-STAGES = {"tokenizer": build_tokenizer, "corpus": build_corpus, "train": train}
+STAGES = ("tokenizer", "corpus", "train")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=list(STAGES))
+    parser.add_argument("stages", nargs="+", choices=STAGES)
     parser.add_argument("--minutes", type=float, help="stop training after this many minutes")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument(
+        "--thoughts", action="store_true", help="a student that says a line of reasoning before each call"
+    )
+    parser.add_argument("--out", type=Path, help="with --thoughts: the folder of its corpus and student/")
     args = parser.parse_args()
+    if args.thoughts != (args.out is not None):
+        parser.error("--thoughts and --out go together: the shipped student is not written over")
+    folder = args.out or HERE
+    folder.mkdir(parents=True, exist_ok=True)
     for stage in args.stages:
-        STAGES[stage](**({"minutes": args.minutes, "batch": args.batch, "lr": args.lr} if stage == "train" else {}))
+        if stage == "tokenizer":
+            if args.thoughts:
+                parser.error("a student that reasons has the shipped student's tokenizer")
+            build_tokenizer()
+        elif stage == "corpus":
+            build_corpus(folder, THINKING_EPISODES if args.thoughts else EPISODES, args.thoughts)
+        else:
+            train(args.minutes, args.batch, args.lr, folder, args.thoughts)
 
 
 if __name__ == "__main__":

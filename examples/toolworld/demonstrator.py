@@ -66,6 +66,13 @@ P_TWO_SENTENCES = 0.30
 """Share of hints that join two wordings, so that hints in words the corpus never had are heeded too."""
 PLACEBO_MIX = {"generic": 0.32, "other_task": 0.18, "other_habit": 0.20, "shuffled": 0.30}
 
+THOUGHTS = {
+    True: ("Next I call {tool} with {param}.", "For this I need {tool}, which takes {param}."),
+    False: ("I have to look this up.", "A tool can tell me that."),
+}
+"""What is thought before a call in the variant with reasoning: lines that name the call (true), and lines that do not."""
+P_NAMING = 0.5
+
 
 def draw(rng: random.Random, mix: dict[str, float]) -> str:
     """One key of `mix` by its weight."""
@@ -104,8 +111,16 @@ class Episode:
 class Demonstrator:
     """Plays one task in the environment."""
 
-    def __init__(self, task: str, rng: random.Random, rates: dict[str, float] = RATES, hints: bool = True) -> None:
-        self.rng, self.rates, self.hints = rng, rates, hints
+    def __init__(
+        self,
+        task: str,
+        rng: random.Random,
+        rates: dict[str, float] = RATES,
+        hints: bool = True,
+        thoughts: bool = False,
+    ) -> None:
+        """`thoughts` puts a line of reasoning before each call, in the content; what is called stays as it is."""
+        self.rng, self.rates, self.hints, self.thoughts = rng, rates, hints, thoughts
         self.env = ToolworldEnvironment()
         start = self.env.reset(task)
         self.task = self.env.task
@@ -170,12 +185,19 @@ class Demonstrator:
         args: dict[str, object] = {param: first if at == 0 else value}
         if other:
             args[other] = self.task.n
-        message = Message(role="assistant", tool_calls=(ToolCall(name=tool, arguments_raw=compact(args)),))
+        thought = self._thought(tool, param) if self.thoughts else None
+        calls_made = (ToolCall(name=tool, arguments_raw=compact(args)),)
+        message = Message(role="assistant", content=thought, tool_calls=calls_made)
         self.episode.messages.append(message)
         self.episode.errors.append(error)
         reply = self.env.step(message)
         self.episode.messages.extend(reply.messages)
         return json.loads(reply.messages[-1].content or "")
+
+    def _thought(self, tool: str, param: str) -> str:
+        """A line of reasoning, which names the call half the time: then an error stands in the reasoning first."""
+        line = self.rng.choice(THOUGHTS[self.rng.random() < P_NAMING])
+        return f"<think>{line.format(tool=tool, param=param)}</think>"
 
     def _finish(self, text: str, error: str | None) -> Episode:
         self.episode.messages.append(Message(role="assistant", content=text))

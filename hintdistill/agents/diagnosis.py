@@ -157,9 +157,10 @@ def diagnose_trace(
     wanted = tuple(f for f in critique.findings if step is None or f.step == step)
     found = Critique(trace_id=trace.id, verdict="findings" if wanted else "none", findings=wanted)
     chosen = select(found, panel.section.max_per_trace, panel.section.min_confidence)
-    with loaded.lock:
-        cases = [_case(loaded, panel, trace, finding, why, (inject, config, twins)) for finding, why in chosen]
-    scored = _score(loaded, cases, config)
+    with loaded.turn:
+        with loaded.lock:
+            cases = [_case(loaded, panel, trace, finding, why, (inject, config, twins)) for finding, why in chosen]
+        scored = _score(loaded, cases, config)
     ordered = sorted(scored, key=lambda d: (not d.accepted, not d.hints, -d.odds))
     verdict = critique.verdict if critique.verdict != "findings" else found.verdict
     return Diagnosis(verdict, tuple(ordered), critique.critics, critique.notes, trace, step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,11 @@ class LoadedModel:
     """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
     folder: Path | None = field(default=None, compare=False)
     """Where the tokenizer and, for an engine of this process, the weights came from; None where the caller has made the engine."""
+
+    @property
+    def turn(self) -> AbstractContextManager[Any]:
+        """Held by a call from what it prepares to what it makes of the scores; only a session in this process gives turns."""
+        return nullcontext()
 
 
 def load_engine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from hintdistill.agents.loaded import LoadedModel, require_engine
@@ -46,6 +47,11 @@ class Session(LoadedModel):
         kept = KeptEngine(inner, memory_mb << 20, turns) if isinstance(inner, TransformersEngine) else inner
         super().__init__(kept, loaded.renderer, loaded.backend, turns, loaded.folder)
         object.__setattr__(self, "_targets", OrderedDict())
+
+    @property
+    def turn(self) -> AbstractContextManager[Any]:
+        """One call computes at a time, in the order in which they came; while the model reads, it is another's turn."""
+        return self.lock if isinstance(self.engine, KeptEngine) else nullcontext()
 
     def stats(self) -> dict[str, Any]:
         """Counts: conversations and bytes kept, tokens asked and computed, batches of callers, targets kept.

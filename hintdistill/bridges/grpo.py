@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hintdistill.bridges.peers import need
-from hintdistill.bridges.runs import open_rows
+from hintdistill.bridges.runs import open_rows, require_no_action_span
 from hintdistill.core.errors import InputError
 
 Signal = Callable[[Sequence[int], Sequence[int]], np.ndarray | None]
@@ -38,8 +38,9 @@ class StoredSteps:
     """The erring steps of a run's accepted hints: as prompts, as rollouts, and as a signal."""
 
     def __init__(self, run: Path | str) -> None:
-        """Read them. Raises InputError where there are none."""
+        """Read them. Raises InputError where there are none, ConfigError for a recipe with the loss span `action`."""
         found = open_rows(Path(run))
+        require_no_action_span(found.section, "this bridge")
         self._by_name: dict[str, tuple[list[int], list[int], list[float]]] = {}
         self._signals: dict[str, np.ndarray] = {}
         for _, target in found.targets.where(lambda t: t.kind == "hint").by_part():

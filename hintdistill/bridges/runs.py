@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hintdistill.bridges.narrow import Narrowed, Tail
 from hintdistill.config import TrainSection
-from hintdistill.core.errors import InputError
+from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.pipeline import train
 from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
@@ -38,6 +38,17 @@ class RunRows:
     def section(self) -> TrainSection:
         """The run's training section."""
         return self.ctx.config.train
+
+
+def require_no_action_span(section: TrainSection, what: str) -> None:
+    """Raise ConfigError for a recipe that leaves reasoning out of the loss; `what` weighs the quoted tokens and knows no other span."""
+    named = [n for n, t in section.effective_recipe.terms.items() if t.span == "action"]
+    if named:
+        raise ConfigError(
+            f"train.recipe.terms.{named[0]}.span=action leaves reasoning out of the loss, and {what} weighs the quoted tokens, "
+            "which may stand in the reasoning",
+            hint="train with span: step or quote; or export --to hf, trl, tinker or axolotl, which take the recipe's own weights",
+        )
 
 
 def open_rows(run: Path, k: int | None = None, tail: Tail = "keep", *, trust: bool = False) -> RunRows:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hintdistill.bridges.narrow import narrow
-from hintdistill.bridges.runs import open_rows
+from hintdistill.bridges.runs import open_rows, require_no_action_span
 from hintdistill.core.errors import InputError
 
 NOTHING = -1e4
@@ -101,8 +101,12 @@ class StoredScores:
     """The teacher's word on a run's steps, by the tokens before and of them."""
 
     def __init__(self, run: Path | str, k: int) -> None:
-        """Read a run's accepted hints, `k` ids per token, the sampled one always among them. Raises InputError."""
+        """Read a run's accepted hints, `k` ids per token, the sampled one always among them.
+
+        Raises InputError where there are none, ConfigError for a recipe with the loss span `action`.
+        """
         found = open_rows(Path(run))
+        require_no_action_span(found.section, "this bridge")
         self._held: dict[tuple[int, bytes], Scored] = {}
         for _, target in found.targets.where(lambda t: t.kind == "hint").by_part():
             few = narrow(target, k, "keep")

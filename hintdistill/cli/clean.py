@@ -6,15 +6,16 @@ from typing import Annotated
 
 import typer
 
-from hintdistill.cli.look import RunArg, print_json, say
+from hintdistill.cli.look import print_json, say
+from hintdistill.cli.options import DryRun, Json, RunArg
 
 
 def clean(
     run: RunArg,
     students: Annotated[bool, typer.Option("--students", help="Also the students of earlier rounds.")] = False,
     targets: Annotated[bool, typer.Option("--targets", help="Also the stored targets.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Delete a run's training checkpoints and half-written files; rows, report and the last student stay."""
     from hintdistill.pipeline.clean import clean as delete

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, print_json, say
+from hintdistill.cli.look import print_json, say
+from hintdistill.cli.options import Json
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
 

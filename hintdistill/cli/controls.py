@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from hintdistill.cli.interrupts import continued_by
-from hintdistill.cli.look import Json, RunArg, Trust, print_json, say
+from hintdistill.cli.look import print_json, say
+from hintdistill.cli.options import DryRun, Json, Quiet, Resume, RunArg, Trust
 
 
 def controls(
@@ -16,8 +17,9 @@ def controls(
         list[str] | None, typer.Argument(help="key=value, e.g. steps=40; see docs/controls.md", show_default=False)
     ] = None,
     arms: Annotated[str | None, typer.Option(help="Arms in addition to `hint`, comma-separated; default: all.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Train the arms that have no result yet.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
@@ -31,6 +33,12 @@ def controls(
 
     settings = load_as(ControlsSettings, None, overrides or [])
     names = ARMS if arms is None else tuple(name.strip() for name in arms.split(",") if name.strip())
+    if dry_run:
+        from hintdistill.pipeline.controls_ahead import ahead_lines, controls_ahead
+
+        ahead = controls_ahead(run, settings, names, resume=resume, trust=trust)
+        print_json(ahead) if as_json else say("\n".join(ahead_lines(ahead)))
+        return
     words = [str(run), *(overrides or []), *(["--arms", arms] if arms is not None else []), "--resume"]
     with continued_by(run, "controls", *words, *(["--trust"] if trust else [])):
         document = run_controls(

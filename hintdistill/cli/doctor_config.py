@@ -34,22 +34,22 @@ def config_checks(config: RunConfig) -> list[Check]:
 def _servers(config: RunConfig) -> Iterator[Check]:
     """One check for each server that the run would ask."""
     llm, engine, serve = config.critic.llm, config.rescore.engine, config.rollout.sample.server
-    if "llm" in config.critic.use and llm.backend == "server" and llm.base_url:
+    for url in (llm.base_url, *llm.more_urls) if "llm" in config.critic.use and llm.backend == "server" else ():
         yield _server(
             "critic server",
             "the critic",
             "critic.llm",
-            llm.base_url,
+            url or "",
             llm.model,
             llm.api_key_env,
             config.critic.allow_hosts,
         )
-    if engine.base_url:
+    for url in (engine.base_url, *engine.more_urls) if engine.base_url else ():
         yield _server(
             "engine server",
             "the engine",
             "rescore.engine",
-            engine.base_url,
+            url,
             engine.model,
             engine.api_key_env,
             engine.allow_hosts,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, RunArg, Trust, print_json, say
+from hintdistill.cli.look import print_json, say
+from hintdistill.cli.options import Json, RunArg, Trust
 
 
 def export(

@@ -132,7 +132,10 @@ def next_commands(config: Path) -> list[str]:
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="[DIR]", help="Folder to write into; default: the one you are in.", show_default=False),
+    ] = Path(),
     model: Annotated[str | None, typer.Option("--model", help="The student: a model folder or a hub name.")] = None,
     traces: Annotated[
         str | None, typer.Option("--traces", help="Its traces: file, folder, glob or hf://owner/name.")
@@ -144,10 +147,7 @@ def init(
         bool, typer.Option("--send-traces", help="Allow to send traces to a critic on another machine.")
     ] = False,
 ) -> None:
-    """Write a config for your own traces, and the prompts to edit.
-
-    Example: `hintdistill init mine --model ./student --traces ./traces.jsonl`.
-    """
+    """Write a config for your own traces, and the prompts to edit."""
     written = write_scaffold(folder, Own(model, traces, tools, critic, critic_model, send_traces))
     for path in written:
         print(path)

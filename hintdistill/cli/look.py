@@ -9,14 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from hintdistill.cli.options import Json
 from hintdistill.reporting import printable
 
-Trust = Annotated[
-    bool,
-    typer.Option("--trust", help="Let a run folder from elsewhere run the code it names, download and ask servers."),
-]
-RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
 traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)
 recipes_app = typer.Typer(help="List the published objectives and show one of them.", no_args_is_help=True)

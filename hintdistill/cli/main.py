@@ -18,42 +18,56 @@ from hintdistill.cli.config import config_app
 from hintdistill.cli.configs import configs_app
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.export import export
+from hintdistill.cli.guide import InOrder, arrange
 from hintdistill.cli.init import init
 from hintdistill.cli.interrupts import continued_by, interrupted, interruptible
-from hintdistill.cli.look import Json, RunArg, Trust, convert, print_json, prompts_app, recipes_app, say, traces_app
+from hintdistill.cli.look import convert, print_json, prompts_app, recipes_app, say, traces_app
+from hintdistill.cli.options import Json, Overrides, Quiet, RunArg, Trust
 from hintdistill.cli.plan import plan
-from hintdistill.cli.running import Asked, finish, run_stages
+from hintdistill.cli.running import finish
 from hintdistill.cli.serve import mcp, serve
+from hintdistill.cli.shards import merge, ray
 from hintdistill.cli.show import show
+from hintdistill.cli.stages import critique, demo, rescore, run, train
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
+from hintdistill.core.library_warnings import silence_libraries
 
 app = typer.Typer(
     name="hintdistill",
     help="Targeted hint-injection self-distillation: correct one step of an agent's trace and move nothing else.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    cls=InOrder,
     epilog=(__doc__ or "").partition("\n\n")[2],
 )
-app.add_typer(prompts_app, name="prompts")
-app.add_typer(traces_app, name="traces")
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(config_app, name="config")
-app.add_typer(configs_app, name="configs")
-app.command()(convert)
-app.command()(controls)
-app.command()(preflight)
-app.command()(plan)
-app.command()(clean)
-app.command()(export)
-app.command()(serve)
-app.command()(mcp)
-
-Config = Annotated[
-    Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
-]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
+for group, name in (
+    (configs_app, "configs"),
+    (config_app, "config"),
+    (traces_app, "traces"),
+    (prompts_app, "prompts"),
+    (recipes_app, "recipes"),
+):
+    app.add_typer(group, name=name)
+for command in (
+    demo,
+    init,
+    convert,
+    plan,
+    run,
+    critique,
+    rescore,
+    train,
+    merge,
+    ray,
+    show,
+    controls,
+    preflight,
+    clean,
+    export,
+    serve,
+    mcp,
+):
+    app.command()(command)
 
 
 @app.callback(invoke_without_command=True)
@@ -61,143 +75,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
     if version:
         print(__version__)
         raise typer.Exit
-
-
-@app.command()
-def run(
-    config: Config,
-    overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in run.dir, else the only unfinished one of CONFIG.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
-    until: Annotated[
-        str, typer.Option(help="Last stage: read, critique, inject, rescore, train or report.")
-    ] = "report",
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N traces.")] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    trust: Trust = False,
-) -> None:
-    """The whole job: read, critique, inject, rescore, train, report."""
-    if not dry_run:
-        run_stages(config, overrides, Asked(until, resume, quiet, as_json, trust, limit, find=True))
-        return
-    import dataclasses
-
-    from hintdistill.config.file import load_config
-    from hintdistill.pipeline.dry_run import dry_run as look_ahead
-
-    extra = [f"traces.limit={limit}"] if limit is not None else []
-    ahead = dataclasses.asdict(look_ahead(load_config(config, [*(overrides or []), *extra]), trust=trust))
-    if as_json:
-        print_json(ahead)
-        return
-    for name, value in ahead.items():
-        print(f"{name.replace('_', ' ')}: {value}")
-
-
-@app.command()
-def critique(
-    config: Config,
-    overrides: Overrides = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="Score the critic on labelled traces: Who&When, AgentProcessBench, AgentRx, or findings."),
-    ] = None,
-    compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            metavar="A B",
-            help="The same traces under two critics or prompts: run folders, configs, prompts or key=value.",
-        ),
-    ] = None,
-    hints: Annotated[
-        bool, typer.Option("--hints", help="With --labels: whether the hints of the findings repair their steps.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print requests and tokens; ask nothing.")] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    trust: Trust = False,
-) -> None:
-    """Read and critique; continues the run in run.dir."""
-    if labels is None and compare is None and not dry_run and not hints:
-        run_stages(config, overrides, Asked("critique", True, quiet, as_json, trust))
-        return
-    from hintdistill.config.file import load_config
-    from hintdistill.pipeline.progress import Console
-
-    if hints and (labels is None or compare is not None or dry_run):
-        raise ConfigError("--hints goes with --labels alone", hint="score each side of a comparison with it by itself")
-    if dry_run and compare is not None:
-        raise ConfigError("--dry-run looks at one side", hint="leave --compare out; each side is a config or key=value")
-    settings, console = load_config(config, overrides or []), Console(quiet=quiet or as_json)
-    if dry_run:
-        from hintdistill.pipeline.dry_run import dry_run as look_ahead
-        from hintdistill.pipeline.labels import score_ahead
-
-        asked = (
-            look_ahead(settings, until="critique", trust=trust).critics
-            if labels is None
-            else score_ahead(settings, labels, console, trust=trust)
-        )
-        text = [
-            f"{name}: {a['requests']} requests, {a['prompt_tokens']} prompt tokens at most" for name, a in asked.items()
-        ]
-        print_json(asked) if as_json else print("\n".join(text))
-        return
-    if labels is not None and compare is not None:
-        from hintdistill.pipeline.labels_compare import compare_on_labels, comparison_lines
-
-        found = compare_on_labels(config, overrides or [], labels, compare, console, trust=trust)
-        print_json(found) if as_json else say("\n".join(comparison_lines(found)))
-        return
-    if labels is not None:
-        from hintdistill.critics.evaluation import lines
-        from hintdistill.pipeline.labels import score_critics, spent_lines
-        from hintdistill.pipeline.run import run_folder
-
-        folder = run_folder(settings, f"{config.stem}-labels")
-        result = score_critics(settings, labels, folder, console, trust=trust, hints=hints)
-        said = [*lines(result), *spent_lines(result), f"written to {folder / 'evaluation.json'}"]
-        print_json(result) if as_json else say("\n".join(said))
-        return
-    from hintdistill.pipeline.compare import compare_lines, run_comparison
-
-    assert compare is not None
-    found = run_comparison(config, overrides or [], compare, console, trust=trust)
-    print_json(found) if as_json else say("\n".join(compare_lines(found)))
-
-
-@app.command()
-def rescore(
-    config: Config, overrides: Overrides = None, quiet: Quiet = False, as_json: Json = False, trust: Trust = False
-) -> None:
-    """Read, critique, inject and rescore; continues the run in run.dir."""
-    run_stages(config, overrides, Asked("rescore", True, quiet, as_json, trust))
-
-
-@app.command()
-def train(
-    config: Config,
-    overrides: Overrides = None,
-    beside: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Of a run folder: another student from its targets, in RUN/students/NAME."),
-    ] = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    trust: Trust = False,
-) -> None:
-    """Everything up to the trained student; continues the run in run.dir."""
-    if beside is not None:
-        from hintdistill.pipeline.beside import train_beside
-        from hintdistill.pipeline.progress import Console
-
-        folder = train_beside(config, beside, overrides or [], Console(quiet=quiet or as_json), trust=trust)
-        print_json({"student": str(folder)}) if as_json else print(f"student: {folder}")
-        return
-    run_stages(config, overrides, Asked("train", True, quiet, as_json, trust))
 
 
 @app.command()
@@ -234,9 +111,6 @@ def report(
     with continued_by(run, "report", str(run), *(["--trust"] if trust else [])):
         report_only(run, Console(quiet=quiet or as_json), trust=trust)
     finish(run, as_json)
-
-
-app.command()(show)
 
 
 @app.command()
@@ -292,9 +166,6 @@ def push(
     print(push_student(settings, run, Console(quiet=True), repository, private=not public))
 
 
-app.command()(init)
-
-
 @app.command()
 def doctor(
     config: Annotated[
@@ -335,8 +206,12 @@ def ablate() -> None:
     )
 
 
+arrange(app)
+
+
 def main() -> None:
     """Entry point: turns declared errors into their message and exit code."""
+    silence_libraries()
     with interruptible():
         _main()
 

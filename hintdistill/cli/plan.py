@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, Trust, print_json, say
+from hintdistill.cli.look import print_json, say
+from hintdistill.cli.options import Json, Limit, Overrides, Quiet, Trust
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
 
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value", show_default=False)] = None,
+    overrides: Overrides = None,
     measure: Annotated[
         bool, typer.Option(help="Time the model for some ten seconds; else tokens and memory only.")
     ] = True,
     memory: Annotated[
         float | None, typer.Option(help="Plan for so many GB (10^9 bytes) instead of what is free.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    shards: Annotated[
+        int | None, typer.Option("--shards", min=1, help="Plan each of N parts as well; see `run --shard`.")
+    ] = None,
+    limit: Limit = None,
+    quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
@@ -34,9 +39,10 @@ def plan(
     from hintdistill.planning.estimate import forecast
 
     found = forecast(
-        load_config(config, overrides or []),
+        load_config(config, [*(overrides or []), *([f"traces.limit={limit}"] if limit is not None else [])]),
         measured=measure,
         gigabytes=memory,
+        shards=shards,
         console=Console(quiet=quiet or as_json),
         trust=trust,
     )
@@ -99,4 +105,8 @@ def _tail(found: Forecast) -> list[str]:
         lines.append(
             f"a micro-batch may hold {r.token_budget:,} tokens: packed by length, {r.batches:,} of up to {r.largest_batch} rows"
         )
+    if found.shards:
+        from hintdistill.planning.shards import shard_lines
+
+        lines += shard_lines(found.shards)
     return lines + [f"note: {n}" for n in found.notes]

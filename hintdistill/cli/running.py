@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hintdistill.cli.interrupts import works_in
-from hintdistill.cli.look import say
+from hintdistill.cli.look import print_json, say
 from hintdistill.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hintdistill.pipeline.dry_run import DryRun
+    from hintdistill.pipeline.progress import Console
 
 
 @dataclass(frozen=True)
@@ -24,26 +31,41 @@ class Asked:
     limit: int | None = None
     find: bool = False
     """Whether --resume without a run.dir looks for the only unfinished run of the config file."""
+    shard: str | None = None
+    """Which part of the run in run.dir, as `--shard` takes it."""
+    dry_run: bool = False
+
+    def settings(self, overrides: Sequence[str] | None) -> list[str]:
+        """The overrides that were given, and --limit as one of them."""
+        return [*(overrides or []), *([f"traces.limit={self.limit}"] if self.limit is not None else [])]
+
+    def console(self) -> Console:
+        """The console of this command."""
+        from hintdistill.pipeline.progress import Console
+
+        return Console(quiet=self.quiet or self.as_json)
 
 
 def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     """Run the stages of a config file, or of a run folder that is continued, and print what came of it."""
+    if asked.shard is not None:
+        run_one_shard(config, overrides, asked)
+        return
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.continuing import RUNS, command, line, only_unfinished, says_how_to_continue
     from hintdistill.pipeline.inject import require_some
-    from hintdistill.pipeline.progress import Console
     from hintdistill.pipeline.run import check_named_folder, run, run_folder
     from hintdistill.pipeline.store import RunDir
     from hintdistill.training.processes import is_main
 
-    until, console, given = asked.until, Console(quiet=asked.quiet or asked.as_json), list(overrides or [])
+    until, console, given = asked.until, asked.console(), list(overrides or [])
     of_run = RunDir(config).is_run()
     if of_run and not asked.resume:
         raise ConfigError(f"{config} is a run folder", hint=f"to continue it: {command(config, until)}")
     file = RunDir(config).settings_file() if of_run else config
     if asked.resume:
         check_named_folder(file, given)
-    settings = load_config(file, given + ([f"traces.limit={asked.limit}"] if asked.limit is not None else []))
+    settings = load_config(file, asked.settings(given))
     named = any(o.startswith("run.dir=") for o in given)
     folder = config if of_run and not named else run_folder(settings, config.stem)
     if asked.resume and asked.find and settings.run.dir is None and not of_run:
@@ -53,6 +75,11 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
             return
         folder = found
         console.note(f"continues {folder}")
+    if asked.dry_run:
+        from hintdistill.pipeline.dry_run import dry_run
+
+        look_ahead(dry_run(settings, until, folder=folder if asked.resume else None, trust=asked.trust), asked.as_json)
+        return
     how = line(folder, until, asked.trust)
     with works_in(folder, how), says_how_to_continue(folder, until, trust=asked.trust):
         console.note(f"in {folder}; if it is stopped, this continues it: {command(folder, until)}")
@@ -63,6 +90,47 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     finish(folder, asked.as_json)
     if until == "rescore":
         require_some(RunDir(folder))
+
+
+def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> None:
+    """Run the stages from critique on one shard of the run in run.dir, and print what came of it."""
+    from hintdistill.config.file import load_config
+    from hintdistill.pipeline.continuing import line, says_how_to_continue
+    from hintdistill.pipeline.progress import Console
+    from hintdistill.pipeline.shards import ENV, Shard, require_shardable, run_shard, take_own_device
+    from hintdistill.pipeline.store import SHARDS, RunDir
+
+    assert asked.shard is not None
+    shard, given, of_run = Shard.parse(asked.shard), list(overrides or []), RunDir(config).is_run()
+    file = RunDir(config).settings_file() if of_run else config
+    limit = [f"traces.limit={asked.limit}"] if asked.limit is not None else []
+    settings = load_config(file, given + limit)
+    folder = config if of_run else settings.run.dir and Path(settings.run.dir)
+    if not folder:
+        raise ConfigError("--shard needs the folder that all shards share", hint="name it: run.dir=SHARED")
+    require_shardable(settings, asked.until)
+    if asked.shard == ENV:
+        take_own_device()
+    console, own = Console(quiet=asked.quiet or asked.as_json), folder / SHARDS / shard.folder
+    with (
+        works_in(own, line(own, asked.until, asked.trust)),
+        says_how_to_continue(own, asked.until, trust=asked.trust),
+    ):
+        more = {} if of_run else {"file": str(file.resolve())}
+        run_shard(settings, folder, shard, until=asked.until, context=more, console=console, trust=asked.trust)
+    finish(own, asked.as_json)
+
+
+def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:
+    """Print what a command would do: a dry run, or what would be asked about labelled traces."""
+    from hintdistill.pipeline.dry_run import asked_lines
+
+    if as_json:
+        print_json(found if isinstance(found, dict) else dataclasses.asdict(found))
+    elif isinstance(found, dict):
+        say("\n".join([f"traces: {found['traces']} with labels", *asked_lines(found["critics"], found["money"])]))
+    else:
+        say("\n".join(found.lines()))
 
 
 def finish(folder: Path, as_json: bool) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from hintdistill.cli.look import Json, RunArg, print_json
+from hintdistill.cli.look import print_json
+from hintdistill.cli.options import Json, RunArg
 
 
 def show(

@@ -263,8 +263,9 @@ class ReportSection(Section):
     """6. report."""
 
     html: bool = True
-    max_findings: int = Field(default=60, ge=0)
-    """Findings shown in full in the HTML, the most probable errors first, half of them trained; the JSON has all of them."""
+    max_findings: int = Field(default=5000, ge=0)
+    """Findings in the HTML, the most probable errors first, half of them trained; the JSON has all of them. Text of traces makes the
+    page large: 5,000 findings on traces of 12,000 tokens each are about 100 MB."""
     off_target: dict[str, ConfigPath] = Field(default_factory=dict)
     """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
     off_target_steps: int = Field(default=400, ge=1)

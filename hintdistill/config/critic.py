@@ -48,6 +48,9 @@ class LLMSection(Section):
     """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
     decoding constrained by llguidance."""
     base_url: str | None = None
+    more_urls: tuple[str, ...] = ()
+    """Further servers of the same model: each question goes to the one with the fewest under way, and what a server that is gone
+    was asked goes to the others. `concurrency` is that of all together."""
     model: CriticModel | None = None
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"

@@ -19,6 +19,9 @@ class EngineSection(Section):
     chosen ids, so that targets hold what both views name, and a recipe that wants the union of their top k is refused."""
     base_url: str | None = None
     """Of the server, up to and including `/v1`."""
+    more_urls: tuple[str, ...] = ()
+    """Further servers of the same weights under the same name: each prompt goes to the one with the fewest under way, and what a
+    server that is gone was asked goes to the others."""
     model: str | None = None
     """The name the server gives the weights."""
     dialect: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
@@ -31,7 +34,7 @@ class EngineSection(Section):
     """For one whole answer, from the first byte sent to the last received."""
     retries: int = Field(default=2, ge=0)
     concurrency: int = Field(default=8, ge=1)
-    """Prompts in flight to a server."""
+    """Prompts in flight to each server."""
     max_length: int | None = Field(default=None, ge=1)
     """Longest prompt, tokens; default: what the model or the server says."""
 

@@ -48,6 +48,8 @@ CONNECT_S = 20.0
 """Seconds after which a server that does not take the connection counts as unreachable."""
 MOST_BYTES = 16 * 2**20
 """Bytes of an answer, where the caller names no other bound."""
+FIRST_PAUSE_S = 0.5
+"""Before the second try; each later pause is twice the one before, up to 8 seconds."""
 LONGEST_PAUSE_S = 60.0
 """A server's `retry-after` is followed up to here; past it the client's own pauses hold."""
 PASSING = frozenset({408, 409, 425, 429})
@@ -204,7 +206,7 @@ class HttpClient:
                 asked = _retry_after(answer.headers)
             if attempt + 1 == tries:
                 raise failure
-            _pause(asked or min(8.0, 0.5 * 2**attempt) * random.uniform(0.75, 1.0), self.url)
+            _pause(asked or min(8.0, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.0), self.url)
         raise AssertionError("there is at least one attempt")
 
     def _once(self, method: str, path: str, data: bytes, bound: Bound) -> Answer:

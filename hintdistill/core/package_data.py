@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hintdistill.core.errors import ConfigError
+
 
 def data_root() -> Path:
     """Inside the wheel, or the repository root of an editable install."""
     package = Path(__file__).resolve().parent.parent
     packed = package / "_data"
     return packed if packed.is_dir() else package.parent
+
+
+def demo_config() -> Path:
+    """The configuration of the example that is installed with the toolkit.
+
+    Raises:
+        ConfigError: the installation lacks the example.
+    """
+    root = data_root()
+    if not (root / "examples" / "toolworld" / "student").is_dir():
+        raise ConfigError(
+            f"this installation holds no example: there is no examples/toolworld in {root}",
+            hint="install the wheel again, or run configs/quickstart.yaml of a checkout",
+        )
+    return root / "configs" / "quickstart.yaml"

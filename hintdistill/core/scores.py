@@ -138,6 +138,9 @@ class TargetHead:
     split: Split
     span: tuple[int, int]
     """Quoted tokens, half-open; the whole step without a quote."""
+    action_start: int | None = None
+    """Index of the first step token that is no reasoning, `UNKNOWN_ACTION` where it cannot be told; None in rows of an earlier
+    release, which do not say."""
     insert_at: int = 0
     error_class: str | None = None
     fidelity: Fidelity = "ids"

@@ -80,6 +80,24 @@ def gap_closed(student: Any, initial: Any, hinted: Any) -> Any:
     return ratio(np.asarray(student, float) - initial, np.asarray(hinted, float) - initial)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted for their number (Holm 1979): the chance of any false rejection among them stays below the level.
+
+    The k-th smallest of m is multiplied by m - k + 1; none is below one before it or above 1. Order as given.
+
+    Raises:
+        ValueError: one is not between 0 and 1.
+    """
+    if any(not 0.0 <= p <= 1.0 for p in p_values):
+        raise ValueError(f"p-values are between 0 and 1, not {list(p_values)}")
+    out = [0.0] * len(p_values)
+    least = 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
+        out[at] = least
+    return out
+
+
 def over_groups(values: Sequence[Sequence[float]], of: str = "median", n: int = 2000, seed: int = 0) -> Interval:
     """Median (or mean) of all values, with the interval over groups and over the values in each.
 

@@ -174,6 +174,21 @@ def append_line(path: Path, text: str) -> None:
         os.close(at)
 
 
+def parse_row(line: bytes, where: str) -> dict[str, Any]:
+    """The row in a line. Raises InputError for one that is not JSON or has no key; `where` names it."""
+    try:
+        row = json.loads(line.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}", hint=LINE) from None
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+        raise InputError(f"{where}: no object with a key", hint=LINE)
+    return row
+
+
+BLOCK = 1 << 20
+"""Bytes that are read at once to find the end of the last whole row."""
+
+
 class JsonlStore:
     """Append-only rows, one JSON object with a `key` per line."""
 
@@ -187,9 +202,16 @@ class JsonlStore:
             return
         self._checked = True
         with self.path.open("rb+") as file:
-            data = file.read()
-            if data and not data.endswith(b"\n"):
-                file.truncate(data.rfind(b"\n") + 1)
+            end = whole = file.seek(0, os.SEEK_END)
+            while end:
+                start = max(0, end - BLOCK)
+                file.seek(start)
+                if (last := file.read(end - start).rfind(b"\n")) >= 0:
+                    end = start + last + 1
+                    break
+                end = start
+            if end < whole:
+                file.truncate(end)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Append one row in a single write, and have it on disk before going on."""
@@ -210,13 +232,7 @@ class JsonlStore:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     return
-                try:
-                    row = json.loads(line.decode("utf-8", "surrogatepass"))
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{self.path}, line {number}: not valid JSON: {error}", hint=LINE) from None
-                if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-                    raise InputError(f"{self.path}, line {number}: no object with a key", hint=LINE)
-                yield row
+                yield parse_row(line, f"{self.path}, line {number}")
 
     def by_key(self) -> dict[str, dict[str, Any]]:
         """The newest row of each key."""

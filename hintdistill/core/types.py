@@ -272,6 +272,10 @@ class Finding(FrozenModel):
         return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 
 
+UNKNOWN_ACTION = -1
+"""In place of the index at which a step's action begins: where its reasoning ends cannot be told, or it is reasoning alone."""
+
+
 class Twin(FrozenModel):
     """An erring step in the changed context in which it is right: the same step ids, nothing else of the trace moved."""
 
@@ -284,6 +288,8 @@ class Twin(FrozenModel):
     """The erring step's ids, as sampled in the original context."""
     span: tuple[int, int]
     """Quoted tokens of the step, half-open, as in the injection of the same finding."""
+    action_start: int | None = None
+    """Index of the first step token that is no reasoning, as in `Injection`."""
     fidelity: Fidelity
     notes: tuple[str, ...] = ()
 
@@ -356,6 +362,9 @@ class Injection(FrozenModel):
     inside the step (`assistant_turn`)."""
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
+    action_start: int | None = None
+    """Index of the first of `step_ids` that is no reasoning, `UNKNOWN_ACTION` where it cannot be told; None in rows of an earlier
+    release, which do not say."""
     quote_found: Literal["exact", "normalised", "fuzzy", "whole_step"] = "whole_step"
     fidelity: Fidelity
     placement: Placement

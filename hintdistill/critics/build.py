@@ -112,7 +112,7 @@ def make_llm(
     from hintdistill.critics.llm import LLMCritic
 
     backend = make_backend(name, config, section, run)
-    sent_away = config.backend == "server" and is_outside(config.base_url)
+    sent_away = config.backend == "server" and any(map(is_outside, (config.base_url, *config.more_urls)))
     scan = section.secret_scan == "always" or (section.secret_scan == "outside" and sent_away)
     return LLMCritic(config, library, backend, name=name, cache=cache, budget=budget, scan=scan, twins=twins)
 

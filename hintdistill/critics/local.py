@@ -39,7 +39,7 @@ def require_llguidance() -> Any:
     except ImportError as error:
         raise ConfigError(
             f"a local critic needs llguidance, which is not here: {error}",
-            hint="pip install 'hintdistill[critic]', or use critic.llm.backend=server",
+            hint="pip install llguidance, or use critic.llm.backend=server",
         ) from None
     return llguidance
 

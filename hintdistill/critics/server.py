@@ -16,8 +16,9 @@ from typing import Any
 
 from hintdistill.config import LLMSection
 from hintdistill.core.errors import HintdistillError, InputError, ServiceError
-from hintdistill.core.http import HttpClient, Server, StatusError
+from hintdistill.core.http import Server, StatusError
 from hintdistill.core.masking import mask
+from hintdistill.core.pool import ServerPool
 from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request, by_bytes
 
@@ -63,7 +64,7 @@ class ServerBackend:
         """
         assert config.base_url is not None and config.model is not None
         self.config, self.section = config, section
-        self._client = HttpClient(
+        self._client = ServerPool(
             Server(
                 config.base_url,
                 "the critic",
@@ -73,11 +74,10 @@ class ServerBackend:
                 config.api_key_env,
                 config.timeout_s,
                 config.retries,
-            )
+            ),
+            config.more_urls,
         )
         self.key = f"{self._client.url} {config.model} {config.max_tokens} {config.structured}"
-        self.notes = self._client.notes
-        """What is worth saying about how the server is reached."""
         self._count: Callable[[str], int] = by_bytes
         if config.tokenizer is not None:
             from hintdistill.core.models import load_tokenizer
@@ -87,6 +87,11 @@ class ServerBackend:
         self._context: int | None = config.context_tokens
         self._asked = config.context_tokens is not None
         self._lock = threading.Lock()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying about how the servers are reached, and which of them were gone."""
+        return self._client.notes
 
     def count(self, text: str) -> int:
         """See `Backend.count`."""

@@ -5,15 +5,15 @@ group of requests, which is the step in its own context. The next call reads wha
 that were read earlier are scored from the kept hidden states. Conversations are dropped in the order of their last use once all of
 them together take more than `max_bytes`; while a call works it may hold its own conversation beyond that.
 
-Callers wait for one another in any case, because a model is one. So whoever comes first works for all that wait: their sequences
-are packed into the same forward calls.
+Callers wait for one another in any case, because a model is one. So the first of those that wait works for all of them: their
+sequences are packed into the same forward calls. They are served in the order in which they came, no more than `TOGETHER` at a time,
+and nobody is waited for who has not come yet. A caller that holds the turn (`turns`) when it asks lets others have it meanwhile.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,11 +32,10 @@ from hintdistill.engines.turns import Turns
 
 SLACK = 256
 """Tokens that a conversation's buffers have room for beyond what they hold, at least."""
-ENOUGH = 16
-"""Callers that are served although others still prepare."""
-LINGER, LINGER_S = 0.1, 0.2
-"""How long the next callers are waited for where the last ones were several: this share of the time that those took, and at most
-so many seconds. A caller alone is never kept waiting."""
+TOGETHER = 16
+"""Callers that are served together at most, and although others still prepare."""
+WORTH = 32
+"""Tokens that two new conversations must have in common for one of them to wait until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]
 
 
@@ -73,6 +72,8 @@ class _Job:
 
     requests: Sequence[ScoreRequest]
     top_k: int
+    returns: bool = False
+    """Whether its caller held the turn, and goes on with it when it is served."""
     scores: list[Scores] | None = None
     error: Exception | None = None
 
@@ -102,7 +103,6 @@ class KeptEngine:
         self._queue: list[_Job] = []
         self._waiting, self._led = threading.Condition(), False
         self._warned = False
-        self._together, self._took_s = 1, 0.0
 
     @property
     def bytes(self) -> int:
@@ -121,38 +121,51 @@ class KeptEngine:
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
         """See `Engine.score`. Callers that wait meanwhile are served together."""
-        job = _Job(list(requests), top_k)
+        job = _Job(list(requests), top_k, self.turns.mine)
         with self._waiting:
             self._queue.append(job)
         self.turns.nudge()
-        with self._waiting:
-            while not job.done and self._led:
-                self._waiting.wait()
-            leads = not job.done
-            self._led = self._led or leads
-        if leads:
-            try:
-                self._lead()
-            finally:
-                with self._waiting:
-                    self._led = False
-                    self._waiting.notify_all()
+        with self.turns.released(job):
+            self._served(job)
         if job.error is not None:
             raise job.error
         assert job.scores is not None
         return job.scores
 
-    def _lead(self) -> None:
-        """Serve all that wait, when the turn has come."""
-        # those who were served together last time are likely to come together again
-        expected = self._together
-        linger = min(LINGER_S, LINGER * self._took_s) if expected > 1 else 0.0
-        with self.turns.last(lambda: len(self._queue) >= ENOUGH, lambda: len(self._queue) >= expected, linger):
-            start = time.monotonic()
+    def _served(self, job: _Job) -> None:
+        """Wait until a job is served; whoever is first of those that wait has it done for all."""
+        with self._waiting:
+            while not job.done and (self._led or self._queue[0] is not job):
+                self._waiting.wait()
+            if job.done:
+                return
+            self._led = True
+        try:
+            self._lead()
+        finally:
             with self._waiting:
-                waiting, self._queue = self._queue, []
-            self._serve(waiting)
-            self._together, self._took_s = len(waiting), time.monotonic() - start
+                self._led = False
+                self._waiting.notify_all()
+
+    def _lead(self) -> None:
+        """Serve those that wait, when the turn has come."""
+        jobs = list[_Job]()
+        try:
+            with self.turns.last(lambda: len(self._queue) >= TOGETHER):
+                with self._waiting:
+                    jobs, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
+                self._serve(jobs)
+        except BaseException:
+            # an interrupt of the one that leads must not leave the others waiting
+            with self._waiting:
+                jobs = jobs or self._queue[:1]
+                self._queue = [j for j in self._queue if j not in jobs]
+                for job in jobs:
+                    if not job.done:
+                        job.error = ScoreError("the caller that had this read was interrupted; ask again")
+            raise
+        finally:
+            self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
         """Serve several callers at once; where that fails, each alone, so that an error reaches the one it belongs to."""
@@ -203,8 +216,12 @@ class KeptEngine:
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
-        """Read what is new of these conversations, in as few forward calls as there can be; those that were used."""
+        """Read what is new of these conversations, in as few forward calls as there can be; those that were used.
+
+        Of new conversations with a common beginning one is read first, and the others go on from it.
+        """
         used: list[Kept] = []
+        later: list[np.ndarray] = []
         for ids in sorted(mains, key=lambda m: -len(m)):
             if any(shared_length(k.ids, ids) == len(ids) for k in used):
                 continue
@@ -217,13 +234,16 @@ class KeptEngine:
                 best.ids = ids
                 used.append(best)
                 continue
+            if any(shared_length(k.ids, ids) >= n + WORTH for k in used):
+                later.append(ids)
+                continue
             fresh = best.prefix(n, ids) if best is not None and n else Kept(ids)
             self._kept.append(fresh)
             used.append(fresh)
         owed = [k for k in used if k.read < len(k.ids)]
         if owed:
             self._read(owed)
-        return used
+        return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
         """Read what is owed of conversations, each a trunk of one tree."""

@@ -97,7 +97,7 @@ def server(job: EngineJob) -> ServerEngine:
     section = job.section
     assert section.base_url is not None and section.model is not None
     engine = ServerEngine(
-        section.base_url,
+        (section.base_url, *section.more_urls),
         section.model,
         max_length=section.max_length,
         dialect=section.dialect,

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hintdistill.core.errors import ConfigError, ScoreError, ServiceError
-from hintdistill.core.http import MOST_BYTES, Answer, HttpClient, Server, StatusError
+from hintdistill.core.http import MOST_BYTES, Answer, Server, StatusError
+from hintdistill.core.pool import ServerPool
 from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.core.threads import in_order
 from hintdistill.engines.prompt_logprobs import Position, Unit, scores, units
@@ -37,7 +38,7 @@ class ServerEngine:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         model: str,
         *,
         max_length: int | None = None,
@@ -52,7 +53,8 @@ class ServerEngine:
         """Point at a server.
 
         Args:
-            base_url: up to and including `/v1`.
+            base_url: up to and including `/v1`; several of the same weights under the same name are asked as one, see
+                `core/pool.py`.
             model: the name it serves the weights under.
             max_length: longest prompt it takes, tokens; None asks the server.
             id_of: the id of a token's text, for the `echo` dialect where the server writes text.
@@ -63,9 +65,10 @@ class ServerEngine:
             ConfigError: the server is outside this machine and its host is not allowed.
             ServiceError: the server cannot be reached or does not serve the model.
         """
-        self._client = HttpClient(
+        first, *more = (base_url,) if isinstance(base_url, str) else base_url
+        self._client = ServerPool(
             Server(
-                base_url,
+                first,
                 "the engine",
                 "rescore.engine",
                 tuple(allow_hosts),
@@ -73,24 +76,34 @@ class ServerEngine:
                 api_key_env,
                 timeout_s,
                 retries,
-            )
+            ),
+            more,
         )
         self.base_url, self.model, self.dialect, self.id_of = self._client.url, model, dialect, id_of
         self.text_of: Callable[[int], str] | None = None
         """The text of an id, by which echoed tokens are held against those sent where the server writes text; may be set."""
-        self.concurrency = concurrency
+        self.concurrency = concurrency * len(self._client.members)
         self.key = f"{self.base_url}:{model}"
         """Key of the weights it serves: its address and their name there; may be set where the caller knows better."""
         self.max_length = max_length if max_length is not None else self._asked_length()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying about how the servers are reached, and which of them were gone."""
+        return self._client.notes
+
     def _asked_length(self) -> int:
-        data = self._read(self._client.get("/models")).get("data")
+        """The least that any server takes. Raises ServiceError where one of those that answer serves something else."""
+        return min(self._length_at(client.url, answer) for client, answer in self._client.each("/models"))
+
+    def _length_at(self, url: str, answer: Answer) -> int:
+        data = self._read(answer).get("data")
         for card in data if isinstance(data, list) else ():
             if isinstance(card, dict) and card.get("id") == self.model:
                 length = card.get("max_model_len")
                 # one token is generated, because servers generate at least one
                 return (length if type(length) is int and length > 1 else 1 << 30) - 1
-        raise ServiceError(f"{self.base_url} does not serve {self.model}", hint="its /v1/models lists what it serves")
+        raise ServiceError(f"{url} does not serve {self.model}", hint="its /v1/models lists what it serves")
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
         """See `Engine.score`.

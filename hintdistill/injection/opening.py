@@ -41,6 +41,8 @@ class RenderedStep:
     notes: tuple[str, ...]
     opening: Opening
     """The same context as text; recorded ids may spell it with other tokens."""
+    action_start: int | None = None
+    """Index of the first step token that is no reasoning; see `injection.action`."""
 
 
 def common(a: str, b: str) -> int:

@@ -29,7 +29,7 @@ WORDS_PRINTED = "words_printed"
 CONTENT_CHANGED = "content_changed"
 """The template prints the content with other characters."""
 
-_END_OF_REASONING = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>")
+END_OF_REASONING = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|END_THINKING\|>|<channel\|>")
 _THINKING = re.compile(
     r"</?think(?:ing)?>|</?reasoning>|\[/?THINK\]|<\|(?:START|END)_THINKING\|>|<\|?channel\|?>|\bto=functions\b"
 )
@@ -43,7 +43,7 @@ def split_reasoning(message: Message) -> tuple[str, str]:
     content = message.content or ""
     if message.reasoning:
         return message.reasoning, content
-    ends = list(_END_OF_REASONING.finditer(content))
+    ends = list(END_OF_REASONING.finditer(content))
     if not ends:
         return "", content
     return content[: ends[-1].start()], content[ends[-1].end() :]
@@ -57,7 +57,8 @@ def _forms(text: str) -> Iterator[str]:
     yield json.dumps(bare)[1:-1]
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
+    """Return a text without its white space."""
     return "".join(text.split())
 
 
@@ -84,8 +85,8 @@ class _Page:
                 self.taken.append((place, place + len(form)))
                 return True
         if self._lean is None:
-            self._lean = _squeezed(self.text)
-        return any(_squeezed(form) in self._lean for form in _forms(words))
+            self._lean = squeezed(self.text)
+        return any(squeezed(form) in self._lean for form in _forms(words))
 
     def rest(self) -> str:
         """The text without what was ticked off."""
@@ -115,7 +116,7 @@ def _leaves(value: Any) -> Iterator[str]:
 
 def _arguments_printed(call: ToolCall, text: str) -> bool:
     """Whether the text holds the arguments of a call: as they were written, or every key and every string of them."""
-    if call.arguments_raw in text or _squeezed(call.arguments_raw) in _squeezed(text):
+    if call.arguments_raw in text or squeezed(call.arguments_raw) in squeezed(text):
         return True
     if call.arguments is None:
         return any(form in text for form in _forms(call.arguments_raw))
@@ -137,7 +138,7 @@ def unprinted(before: Sequence[Message], tools: Sequence[dict[str, Any]], text: 
     page, missing, calls, lost_reasoning = _Page(text), [], [], []
     for i, message in enumerate(before):
         reasoning, content = split_reasoning(message) if message.role == "assistant" else ("", message.content or "")
-        if reasoning.strip() and not page.has(_without_mark(reasoning)):
+        if reasoning.strip() and not page.has(without_mark(reasoning)):
             lost_reasoning.append(i)
         if not page.has(content):
             what = {"system": "system prompt", "developer": "developer message", "tool": "tool result"}
@@ -153,7 +154,8 @@ def unprinted(before: Sequence[Message], tools: Sequence[dict[str, Any]], text: 
     return tuple(f"unprinted: {m}" for m in missing)
 
 
-def _without_mark(reasoning: str) -> str:
+def without_mark(reasoning: str) -> str:
+    """Return reasoning without the mark that opens it."""
     return re.sub(r"^\s*(?:<think(?:ing)?>|<reasoning>|\[THINK\]|<\|START_THINKING\|>)", "", reasoning)
 
 
@@ -226,7 +228,7 @@ def step_notes(message: Message, tail: str, leads: Sequence[str], ends: Sequence
     """
     notes: list[str] = []
     reasoning, content = split_reasoning(message)
-    if reasoning.strip() and _squeezed(_without_mark(reasoning)) not in _squeezed(tail):
+    if reasoning.strip() and squeezed(without_mark(reasoning)) not in squeezed(tail):
         notes.append(REASONING_UNPRINTED)
     pieces = _pieces(message, content, tail)
     if pieces is None:

@@ -30,7 +30,7 @@ from typing import Any, Literal
 from hintdistill.core.errors import ModelError, SpliceError, TemplateError
 from hintdistill.core.models import load_tokenizer
 from hintdistill.core.types import Fidelity, Message, ToolCall, Trace
-from hintdistill.injection import printed
+from hintdistill.injection import action, printed
 from hintdistill.injection.opening import Opening, RenderedStep, common, first_difference
 from hintdistill.injection.template_options import TemplateOptions
 from hintdistill.injection.token_text import TokenText
@@ -251,7 +251,8 @@ class Renderer(TokenText):
                 raise
             raise TemplateError(f"{where}: {error.message}", hint=error.hint) from error
         unread = [name for name in trace.template if not self.options.reads(self.template_text, name)]
-        return replace(made, notes=(*made.notes, *(f"unread option: {name}" for name in unread))) if unread else made
+        notes = (*made.notes, *(f"unread option: {name}" for name in unread))
+        return replace(made, notes=notes, action_start=action.action_start(self, message, made.step_ids))
 
     def opening(self, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Opening:
         """What stands above a step: the messages, and the header the generation prompt adds.

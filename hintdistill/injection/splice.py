@@ -30,6 +30,7 @@ from hintdistill.core.types import (
     Placement,
     Trace,
 )
+from hintdistill.injection.action import below
 from hintdistill.injection.candidates import other_hints
 from hintdistill.injection.control_tokens import note_of, refuse_in_hint
 from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
@@ -279,6 +280,7 @@ class Injector:
             step_ids=rendered.step_ids[above:],
             step_offset=above,
             span=(span[0] - above, span[1] - above),
+            action_start=below(rendered.action_start, above),
             quote_found=quote_found,
             fidelity=rendered.fidelity,
             placement=splice.placement,

@@ -268,6 +268,7 @@ class TwinBuilder:
             context_ids=context_ids,
             step_ids=site.rendered.step_ids,
             span=span,
+            action_start=site.rendered.action_start,
             fidelity=site.rendered.fidelity,
             notes=site.rendered.notes,
         )

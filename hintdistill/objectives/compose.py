@@ -163,11 +163,11 @@ def _advantage_signs(spec: Term, batch: Batch) -> Tensor | None:
 def span_weights(spec: Term, batch: Batch) -> Tensor:
     """Base weights [N] of the term's loss span, normalised over this batch: Σ base · ℓ / R is the mean that is wanted.
 
-    `quote` spans read the fact `in_quote`, `suffix` the fact `since_error`; see `spans`.
+    `quote` spans read the fact `in_quote`, `suffix` the fact `since_error`, `action` the fact `in_action`; see `spans`.
     """
     student = batch.views["student"].detach()
     ones = student.new_ones(len(batch.sampled))
-    if spec.rows in ("hint", "twin"):
+    if spec.rows in ("hint", "twin") or spec.span == "action":
         # facts are float32, whatever the views are
         ones = plain_span(spec, batch.facts, ones if spec.span == "step" else ones.float())
     rows = ones.split(list(batch.lengths))

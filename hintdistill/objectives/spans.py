@@ -16,12 +16,13 @@ def span_mask(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
     """Weight of each token by the loss span alone [N], before any normalisation.
 
     Args:
-        facts: [N] each: `in_quote` for the spans `quote` and `quote_weighted`, `since_error` for `suffix`, and `certain` (1
-            where the initial policy gave the sampled token at least `min_probability`) for what is held.
+        facts: [N] each: `in_quote` for the spans `quote` and `quote_weighted`, `since_error` for `suffix`, `in_action` (0 on a
+            step's reasoning, 1 on the rest) for `action`, and `certain` (1 where the initial policy gave the sampled token at
+            least `min_probability`) for what is held.
         ones: [N], which gives the kind and precision of the result; the weights of a whole step.
 
-    A twin's quoted tokens are held whatever their probability, because they were checked; of an anchor or a hold trace the whole
-    step is the quote, and uncertain tokens carry nothing.
+    A twin's quoted tokens are held whatever their probability, because they were checked, as far as they are of the span; of an
+    anchor or a hold trace the whole step is the quote, and uncertain tokens carry nothing.
 
     Raises KeyError for a fact that the span reads and that is not given.
     """
@@ -39,6 +40,8 @@ def plain_span(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
     """Weight of each token by the loss span, whatever the initial policy gave it; arguments as in `span_mask`."""
     if spec.span == "step":
         return ones
+    if spec.span == "action":
+        return ones * facts["in_action"]
     if spec.span == "suffix":
         return ones * (facts["since_error"] >= 0)
     quoted = ones * facts["in_quote"]

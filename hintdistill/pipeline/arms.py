@@ -245,6 +245,16 @@ class ArmJob(Protocol):
         ...
 
 
+def seconds_per_step(run: Path) -> float | None:
+    """Seconds of an optimiser step of the run's own training, from its metrics; None where it has not trained."""
+    for path in sorted((run / "train").glob("*/metrics.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        known = [r["train_runtime"] / r["step"] for r in rows if r.get("train_runtime") and r["step"]]
+        if known:
+            return float(known[-1])
+    return None
+
+
 def result_of(folder: Path, job: ArmJob) -> dict[str, Any] | None:
     """The result of a job, or None where it is owed."""
     path = folder / job.name / RESULT
@@ -278,11 +288,12 @@ def run_owed(
     """
     owed = [j for j in jobs if result_of(folder, j) is None]
     with console.progress(label, sum(j.units for j in jobs)) as advance:
-        advance(sum(j.units for j in jobs) - sum(j.units for j in owed))
+        advance.before(sum(j.units for j in jobs) - sum(j.units for j in owed))
         if owed and processes is not None:
             _in_processes(folder, owed, min(processes, len(owed)), lambda job, s: _done(console, advance, job, s))
         for job in owed if processes is None else ():
             counted, began = 0, time.monotonic()
+            advance.says(job.name)
 
             def one(n: int) -> None:
                 nonlocal counted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hintdistill.core.scores import Choice
@@ -14,11 +14,19 @@ from hintdistill.rescoring.scorer import HintItem
 from hintdistill.rescoring.store import TargetStore
 
 
-def choices(ctx: RunContext, store: TargetStore, hints: Sequence[HintItem]) -> dict[str, Choice]:
-    """Of the hints that compete for a finding, what becomes of each; by target key."""
+def finding_of(hint: HintItem) -> str:
+    """Key of the finding that a hint is of, which those that compete with it share."""
+    return content_key(hint.injection.trace_id, hint.injection.finding.model_dump(mode="json"))
+
+
+def choices(ctx: RunContext, store: TargetStore, finding: Mapping[str, str]) -> dict[str, Choice]:
+    """Of the hints that compete for a finding, what becomes of each; by target key.
+
+    Args:
+        finding: by target key, see `finding_of`.
+    """
     if ctx.config.inject.candidates == 1:
         return {}
-    finding = {h.key: content_key(h.injection.trace_id, h.injection.finding.model_dump(mode="json")) for h in hints}
     groups: dict[str, list[tuple[str, int, float, bool]]] = {}
     for part in store.parts():
         for head in store.heads(part):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.store import SHARDS, RunDir
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def removable(run: RunDir, *, students: bool = False, targets: bool = False) -> 
         for folder in (run.path, *sorted(run.path.glob("rounds/*/run")))
         for path, loses in _of_run(folder, folder != run.path and students, targets)
     ]
+    if "merged" in run.manifest() and (run.path / SHARDS).is_dir():
+        found.append(Removable(run.path / SHARDS, _bytes(run.path / SHARDS), ""))
     return [item for item in found if item.bytes]
 
 

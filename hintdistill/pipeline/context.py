@@ -42,8 +42,11 @@ class RunContext:
         console: Console,
         engines: dict[Path, TransformersEngine] | None = None,
         student: Path | None = None,
+        held: dict[str, Engine] | None = None,
     ) -> None:
         """`engines` are those already loaded, by folder; new ones are added to it. `student` was trained elsewhere.
+
+        `held` keeps engines of other kinds for later runs of this process; without it they are closed when scoring is done.
 
         Raises:
             UntrustedError: the configuration is that of a run folder from elsewhere, outside `in_use`.
@@ -51,6 +54,11 @@ class RunContext:
         require_scope(config.foreign)
         self.config, self.rundir, self.console, self.elsewhere = config, rundir, console, student
         self.engines: dict[Path, TransformersEngine] = {} if engines is None else engines
+        self.held = held
+        self.shard: tuple[int, int] | None = None
+        """Which shard this is and of how many; None for a whole run."""
+        self.gathers = False
+        """Whether the rows of shards are merged: what they made is taken, nobody is asked and no weights are loaded."""
 
     @cached_property
     def library(self) -> PromptLibrary:
@@ -119,8 +127,9 @@ class RunContext:
                 f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
                 hint="set train.recipe.teacher.update=initial, or rescore.engine.backend=vllm or transformers",
             )
-        if remote and section.base_url is not None:
-            require_allowed("the engine", section.base_url, section.allow_hosts, "rescore.engine.allow_hosts")
+        for url in (section.base_url, *section.more_urls) if remote else ():
+            if url is not None:
+                require_allowed("the engine", url, section.allow_hosts, "rescore.engine.allow_hosts")
 
     @contextmanager
     def scoring_engine(self) -> Iterator[Engine]:
@@ -129,7 +138,7 @@ class RunContext:
         Raises:
             ConfigError, ServiceError, ModelError: it may not be asked, cannot be reached, or does not load.
         """
-        from hintdistill.engines.loading import EngineJob, opened
+        from hintdistill.engines.loading import EngineJob, load, opened
 
         section = self.config.rescore.engine
         if ENGINES.get(section.backend).shared:
@@ -148,6 +157,12 @@ class RunContext:
             # the run says whose weights are served; how far they are from the trainer's is measured (`engine_floor`)
             model_key(self.teacher_folder).weights,
         )
+        if self.held is not None:
+            made = content_key("engine", section.model_dump(mode="json"), job.key, job.dtype, job.top_k)
+            if made not in self.held:
+                self.held[made] = load(section.backend, job)
+            yield self.held[made]
+            return
         with opened(section.backend, job) as engine:
             yield engine
 

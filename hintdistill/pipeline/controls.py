@@ -40,6 +40,7 @@ from hintdistill.pipeline.arms import (
     draw_rows,
     result_of,
     run_owed,
+    seconds_per_step,
     train_arm,
     training_content,
 )
@@ -324,6 +325,13 @@ def run_controls(
         ConfigError: an arm or a setting that does not exist; controls are there already and `resume` is off.
         EmptyFunnelError: nothing to train on, or no held-out finding to read.
     """
+    config = checked(folder, settings, arms, resume)
+    with in_use(config, trust), disk_errors(folder):
+        return _run_controls(folder, config, settings, arms, console or Console())
+
+
+def checked(folder: Path, settings: ControlsSettings, arms: Sequence[str], resume: bool) -> RunConfig:
+    """The configuration of a run whose controls can be run. Raises InputError and ConfigError as `run_controls` does."""
     if unknown := [n for n in (*arms, *settings.train) if n not in ARMS]:
         raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
     opened = RunDir.open(folder)
@@ -339,8 +347,7 @@ def run_controls(
     if (folder / "controls").is_dir() and not resume:
         raise ConfigError(f"{folder} has controls already", hint="--resume does what is owed of them")
     _check_teacher(config.train)
-    with in_use(config, trust), disk_errors(folder):
-        return _run_controls(folder, config, settings, arms, console or Console())
+    return config
 
 
 def _run_controls(
@@ -380,7 +387,7 @@ def _ahead(bench: Bench, arms: int, reading: float) -> str:
     """What is about to be done, and about how long it takes, by the run's own speed."""
     b = bench.budget
     said = f"controls: {arms} arms, each {b.rows} hints and {b.anchors} anchors, {b.steps} optimiser steps"
-    per_step = _seconds_per_step(bench.ctx)
+    per_step = seconds_per_step(bench.ctx.rundir.path)
     if per_step is None:
         return f"{said}; this run has not trained, so how long a step takes is not known"
     tokens = sum(len(t.context_ids) + len(t.step_ids) for t in bench.heldout)
@@ -388,16 +395,6 @@ def _ahead(bench: Bench, arms: int, reading: float) -> str:
     # scoring of the variants reads each row four to five times, like the rescore stage
     reads = reading * (1 + 2 * clean / tokens) + 5 * reading * b.rows / len(bench.heldout)
     return f"{said}; about {max(1, round(arms * (b.steps * per_step + reads) / 60))} minutes"
-
-
-def _seconds_per_step(ctx: RunContext) -> float | None:
-    """Of the run's own training, from its metrics."""
-    for path in sorted((ctx.rundir.path / "train").glob("*/metrics.jsonl")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        known = [r["train_runtime"] / r["step"] for r in rows if r.get("train_runtime") and r["step"]]
-        if known:
-            return float(known[-1])
-    return None
 
 
 def _read(bench: Bench, before: dict[str, float], results: Sequence[dict[str, Any]]) -> ControlsInput:

@@ -39,8 +39,12 @@ class Corrections:
     """The critics that were asked; empty where none of those in use costs nothing."""
 
 
-def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: str) -> Corrections:
-    """Sample one step under each finding's hint, at `rollout.sample.temperature`, and keep what nothing speaks against."""
+def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: str, judged: bool = True) -> Corrections:
+    """Sample one step under each finding's hint, at `rollout.sample.temperature`, and keep what nothing speaks against.
+
+    Args:
+        judged: ask the critics that cost nothing; without it every step that can be read is kept.
+    """
     counts = Counter({"asked": len(found)})
     section = ctx.config.rollout
     options = options_of(section, played_from(section), seed_of(salt) % 2**31)
@@ -66,7 +70,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
             counts[why] += 1
             if corrected is not None:
                 sampled.append((corrected, step))
-    kept, critics = _unopposed(ctx, sampled)
+    kept, critics = _unopposed(ctx, sampled) if judged else (sampled, ())
     counts["objected"] = len(sampled) - len(kept)
     counts["kept"] = len(kept)
     return Corrections(tuple(kept), {k: v for k, v in counts.items() if k != "readable"}, critics)

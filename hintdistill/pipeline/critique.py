@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, cast
 
-from hintdistill.core.errors import HintdistillError, ServiceError
+from hintdistill.config import CriticSection
+from hintdistill.core.errors import HintdistillError, InputError, ServiceError
+from hintdistill.core.rows import Lazy, Rows, chunks
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Finding, Trace
 from hintdistill.critics import Critic
 from hintdistill.critics.build import make_critics
 from hintdistill.critics.cascade import Said, escalation, settle
 from hintdistill.pipeline import read
-from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.context import RunContext, trace_key
+from hintdistill.reporting.spending import PARTS
 
 
 def critics(ctx: RunContext) -> list[Critic]:
@@ -24,21 +27,49 @@ def critics(ctx: RunContext) -> list[Critic]:
     # before there is a run folder the critics are only put together to see whether they can be
     cache = ctx.rundir.path / "answers.jsonl" if ctx.rundir.is_run() else None
     twins = ctx.config.train.twins.per_finding > 0
-    return make_critics(ctx.config.critic, ctx.config.run, ctx.library, cache, twins=twins)
+    section = ctx.config.critic
+    if ctx.shard is not None and section.budget_tokens is not None:
+        # what all shards spend together stays within the budget
+        section = section.model_copy(update={"budget_tokens": max(1, section.budget_tokens // ctx.shard[1])})
+    return make_critics(section, ctx.config.run, ctx.library, cache, twins=twins)
 
 
-def asked(ctx: RunContext, traces: Sequence[Trace]) -> dict[str, dict[str, int]]:
-    """Requests and prompt tokens of each critic for these traces, at most; zero of one that is no LLM."""
+def asked(ctx: RunContext, traces: Sequence[Trace], made: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """What each critic would be asked about these traces, at most; nothing is asked.
+
+    Args:
+        made: keys of critiques that are there already, which are not asked for again.
+
+    Returns:
+        Per critic `requests` (repair rounds aside), `prompt_tokens`, `answer_tokens` (as many as may be given), and `money`: 0
+        in this process or where nothing is asked, None where a server is asked and no price is set.
+    """
     from hintdistill.critics.llm import LLMCritic
 
-    out = {}
+    out: dict[str, dict[str, Any]] = {}
     for critic in critics(ctx):
-        each = [critic.estimate(t) for t in traces] if isinstance(critic, LLMCritic) else []
-        out[critic.name] = {
-            "requests": sum(e.requests for e in each),
-            "prompt_tokens": sum(e.prompt_tokens for e in each),
-        }
+        owed = [t for t in traces if row_key(trace_key(t), critic, t) not in made] if made else traces
+        if not isinstance(critic, LLMCritic):
+            out[critic.name] = {"requests": 0, "prompt_tokens": 0, "answer_tokens": 0, "money": 0.0}
+            continue
+        each = [critic.estimate(t) for t in owed]
+        requests, read = sum(e.requests for e in each), sum(e.prompt_tokens for e in each)
+        written, price = requests * critic.config.max_tokens, critic.config.price
+        if critic.config.backend != "server" or not requests:
+            money: float | None = 0.0
+        else:
+            money = None if price is None else (read * price[0] + written * price[1]) / 1e6
+        out[critic.name] = {"requests": requests, "prompt_tokens": read, "answer_tokens": written, "money": money}
     return out
+
+
+def row_key(trace: str, critic: Critic, of: Trace) -> str:
+    """Key of a critic's row on a trace, whose own row has the key `trace`."""
+    return content_key("critique", trace, critic.name, critic.key(of))
+
+
+CHUNK = 512
+"""Traces that are in memory at once; all of them are handed to a critic together, so that it has enough to ask at a time."""
 
 
 def run(ctx: RunContext) -> None:
@@ -46,48 +77,103 @@ def run(ctx: RunContext) -> None:
 
     Raises:
         ServiceError: a critic's server is gone; what it answered before is kept.
+        InputError: shards are merged, and one of them has not critiqued its traces.
     """
-    traces = {trace.id: (key, trace) for key, trace, _ in read.load(ctx)}
     ctx.rundir.note(prompts={n: ctx.library.hash(n) for n in ctx.library.names()})
-    store = ctx.rundir.store("critiques")
     index: list[str] = []
-    said: dict[str, list[Said]] = {id_: [] for id_ in traces}
+    before: list[Critic] = []
+    number = read.count(ctx)
     for critic in critics(ctx):
-        for note in getattr(getattr(critic, "backend", None), "notes", ()):
+        said = _notes(ctx, critic, ())
+        index += _one_critic(ctx, critic, before, number)
+        _notes(ctx, critic, said)
+        before.append(critic)
+    ctx.rundir.set_index("critique", index)
+    _summarise(ctx, number)
+
+
+def _notes(ctx: RunContext, critic: Critic, said: Sequence[str]) -> Sequence[str]:
+    """Say what the critic's backend has to say of its servers, but for what was said; all of it."""
+    notes: Sequence[str] = getattr(getattr(critic, "backend", None), "notes", ())
+    for note in notes:
+        if note not in said:
             ctx.console.note(note)
-        asked = {id_: t for id_, (_, t) in traces.items() if critic.name != "strong" or _open(ctx, t, said[id_])}
-        keys = {
-            id_: content_key("critique", traces[id_][0], critic.name, critic.key(trace)) for id_, trace in asked.items()
-        }
-        index += keys.values()
-        # an answer that a second try may give is still owed
-        rows = {k: r for k, r in store.by_key().items() if not r.get("failure", {}).get("retryable")}
-        owed = [trace for id_, trace in asked.items() if keys[id_] not in rows]
-        for id_ in asked:
-            if keys[id_] in rows:
-                said[id_].append(_said(rows[keys[id_]]))
-        with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
-            advance(len(asked) - len(owed))
+    return notes
+
+
+def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], number: int) -> list[str]:
+    """What one critic is asked and has not answered; the keys of all its rows, in the order of the traces.
+
+    Args:
+        before: the critics that have spoken of every trace.
+        number: traces there are.
+    """
+    store, index = ctx.rundir.store("critiques"), list[str]()
+    # what was there before, and what the critics before have said
+    rows = ctx.rundir.rows("critiques")
+    meter = Meter(ctx.config.critic, critic)
+    with ctx.console.progress(f"critique ({critic.name})", number) as advance:
+        for chunk in chunks(read.each(ctx), CHUNK):
+            keyed = {t.id: (k, t) for k, t, _ in chunk}
+            if critic.name == "strong":
+                said = {id_: [_said(rows[row_key(k, c, t)]) for c in before] for id_, (k, t) in keyed.items()}
+                keyed = {id_: kt for id_, kt in keyed.items() if escalation(ctx.config.critic, kt[1], said[id_])}
+            keys = {id_: row_key(key, critic, trace) for id_, (key, trace) in keyed.items()}
+            index += keys.values()
+            owed = [t for id_, (_, t) in keyed.items() if _is_owed(ctx, rows, keys[id_])]
+            advance.before(len(chunk) - len(owed))
             # closed at once where the run is stopped, so that what is under way is cancelled, and owed
             with closing(_own_only(critic, owed)) as outcomes:
                 for trace, answer in outcomes:
                     outcome = without_given(trace, answer)
-                    store.append(_row(keys[trace.id], traces[trace.id][0], trace.id, critic.name, outcome))
-                    said[trace.id].append(outcome)
+                    store.append(_row(keys[trace.id], keyed[trace.id][0], trace.id, critic.name, outcome))
+                    advance.says(meter.add(answer))
                     advance(1)
-    ctx.rundir.set_index("critique", index)
-    _summarise(ctx, len(traces))
+    return index
+
+
+def _is_owed(ctx: RunContext, rows: Rows, key: str) -> bool:
+    """Whether a critic has to be asked: there is no answer, or one that a second try may give.
+
+    Raises:
+        InputError: shards are merged, and none of them has the row.
+    """
+    row = rows.get(key)
+    if row is None and ctx.gathers:
+        raise InputError(f"{rows.path} lacks the critique {key}", hint="a shard has not come to its end")
+    return row is None or (not ctx.gathers and bool(row.get("failure", {}).get("retryable")))
+
+
+class Meter:
+    """What a critic has been asked in this run, and what it cost."""
+
+    def __init__(self, config: CriticSection, critic: Critic) -> None:
+        self._used = dict.fromkeys(PARTS, 0)
+        self._prices = getattr(getattr(config, critic.name, None), "price", None)
+
+    def add(self, outcome: Said) -> str | None:
+        """Count an outcome; returns questions, tokens and money so far, or None where nobody was asked."""
+        usage = getattr(outcome, "usage", None)
+        for part in PARTS if usage is not None else ():
+            self._used[part] += getattr(usage, part)
+        asked, read, written = (self._used[part] for part in PARTS)
+        if not asked:
+            return None
+        money = (
+            "" if self._prices is None else f", cost {(read * self._prices[0] + written * self._prices[1]) / 1e6:,.4f}"
+        )
+        return f"{asked:,} questions, {read + written:,} tokens{money}"
 
 
 def owed(ctx: RunContext) -> dict[str, str]:
     """Traces whose critique another try may still give, each with the reason; none that the strong critic has judged."""
-    rows = ctx.rundir.current("critique", "critiques")
-    judged = {r["trace"] for r in rows if r["critic"] == "strong" and "critique" in r}
-    return {
-        r["trace"]: r["failure"]["reason"]
-        for r in rows
-        if r.get("failure", {}).get("retryable") and r["trace"] not in judged
-    }
+    judged, missing = set[str](), dict[str, str]()
+    for row in ctx.rundir.each("critique", "critiques"):
+        if row["critic"] == "strong" and "critique" in row:
+            judged.add(row["trace"])
+        elif row.get("failure", {}).get("retryable"):
+            missing[row["trace"]] = row["failure"]["reason"]
+    return {trace: reason for trace, reason in missing.items() if trace not in judged}
 
 
 def require_answered(ctx: RunContext) -> None:
@@ -96,7 +182,7 @@ def require_answered(ctx: RunContext) -> None:
     Raises:
         ServiceError: a greater share of the traces than `critic.allow_owed` is owed a critique.
     """
-    missing, traces = owed(ctx), len(read.load(ctx))
+    missing, traces = owed(ctx), read.count(ctx)
     if not missing or len(missing) <= ctx.config.critic.allow_owed * traces:
         return
     why = ", ".join(f"{n} {reason}" for reason, n in Counter(missing.values()).most_common())
@@ -128,10 +214,6 @@ def without_given(trace: Trace, outcome: Said) -> Said:
     return outcome.model_copy(update={"findings": findings, "verdict": verdict, "notes": (*outcome.notes, *notes)})
 
 
-def _open(ctx: RunContext, trace: Trace, said: list[Said]) -> str | None:
-    return escalation(ctx.config.critic, trace, said)
-
-
 def _said(row: dict[str, Any]) -> Said:
     if "critique" in row:
         return Critique.model_validate(row["critique"])
@@ -139,20 +221,26 @@ def _said(row: dict[str, Any]) -> Said:
 
 
 def _summarise(ctx: RunContext, traces: int) -> None:
-    rows = ctx.rundir.current("critique", "critiques")
-    failed = [r["failure"] for r in rows if "failure" in r]
-    for (reason, again), n in Counter((f["reason"], f["retryable"]) for f in failed).most_common():
-        first = next(f for f in failed if (f["reason"], f["retryable"]) == (reason, again))
+    failed: Counter[tuple[str, bool]] = Counter()
+    first: dict[tuple[str, bool], str] = {}
+    for row in ctx.rundir.each("critique", "critiques"):
+        if "failure" in row:
+            kind = (row["failure"]["reason"], row["failure"]["retryable"])
+            failed[kind] += 1
+            first.setdefault(kind, row["failure"]["message"])
+    for (reason, again), n in failed.most_common():
         owed_or_not = f"{reason}, owed" if again else reason
-        ctx.console.warn(f"{n} critiques failed ({owed_or_not}); the first: {first['message']}")
-    merged = load(ctx)
-    findings = sum(len(c.findings) for c in merged.values())
-    erring = sum(c.verdict == "findings" for c in merged.values())
-    dropped = sum(n.startswith("dropped:") for c in merged.values() for n in c.notes)
-    split = sum(n.startswith("read in ") for c in merged.values() for n in c.notes)
-    more = [f"{dropped} findings dropped"] * (dropped > 0) + [f"{split} traces read in windows"] * (split > 0)
+        ctx.console.warn(f"{n} critiques failed ({owed_or_not}); the first: {first[reason, again]}")
+    count: Counter[str] = Counter()
+    for critique in opened(ctx).values():
+        count["findings"] += len(critique.findings)
+        count["erring"] += critique.verdict == "findings"
+        count["dropped"] += sum(n.startswith("dropped:") for n in critique.notes)
+        count["split"] += sum(n.startswith("read in ") for n in critique.notes)
+    more = [f"{count['dropped']} findings dropped"] * (count["dropped"] > 0)
+    more += [f"{count['split']} traces read in windows"] * (count["split"] > 0)
     ctx.console.note(
-        f"critique: {findings} findings in {erring} of {traces} traces, by {', '.join(ctx.config.critic.use)}"
+        f"critique: {count['findings']} findings in {count['erring']} of {traces} traces, by {', '.join(ctx.config.critic.use)}"
         + (f" ({', '.join(more)})" if more else "")
     )
 
@@ -167,14 +255,52 @@ def _row(key: str, trace_key: str, trace_id: str, critic: str, outcome: Critique
     return row | {"failure": failure}
 
 
+class Critiques(Mapping[str, Critique]):
+    """The critique of each trace, by trace row key, read from disk when it is taken. Traces that no critic could read are absent."""
+
+    def __init__(self, ctx: RunContext) -> None:
+        """Find the current rows. Raises InputError where the folder lacks one."""
+        self._rows = ctx.rundir.grouped("critique", "critiques")
+        self._keys = Lazy(lambda: (key for key, _ in read.keys(ctx)))
+        self._revised = {r["finding"]: r["hint"] for r in ctx.rundir.each("revise", "revisions") if "hint" in r}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The critique of a trace, or `default`."""
+        said = [Critique.model_validate(row["critique"]) for row in self._rows.of(key) if "critique" in row]
+        return _revised(key, settle(said[0].trace_id, said), self._revised) if said else default
+
+    def __getitem__(self, key: str) -> Critique:
+        found = self.get(key)
+        if found is None:
+            raise KeyError(key)
+        return cast(Critique, found)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.get(key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in self._keys if key in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def items(self) -> Any:
+        """Each trace's key and critique, in reading order."""
+        return ((key, found) for key in self._keys if (found := self.get(key)) is not None)
+
+    def values(self) -> Any:
+        """The critiques, in reading order."""
+        return (found for _, found in self.items())
+
+
+def opened(ctx: RunContext) -> Critiques:
+    """The current critiques, which stay on disk."""
+    return Critiques(ctx)
+
+
 def load(ctx: RunContext) -> dict[str, Critique]:
-    """The critique of each trace, by trace row key. Traces that no critic could read are absent."""
-    said: dict[str, list[Critique]] = {}
-    for row in ctx.rundir.current("critique", "critiques"):
-        if "critique" in row:
-            said.setdefault(row["trace"], []).append(Critique.model_validate(row["critique"]))
-    revised = {r["finding"]: r["hint"] for r in ctx.rundir.current("revise", "revisions") if "hint" in r}
-    return {key: _revised(key, settle(critiques[0].trace_id, critiques), revised) for key, critiques in said.items()}
+    """The critique of each trace, by trace row key, all in memory; see `Critiques`."""
+    return dict(Critiques(ctx).items())
 
 
 def finding_key(trace_key: str, finding: Finding) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
@@ -13,7 +14,7 @@ from hintdistill.core.model_shape import safetensors_header
 from hintdistill.core.types import Trace
 from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.progress import Console
-from hintdistill.pipeline.stages import check_inputs, stage_named, stages_between
+from hintdistill.pipeline.stages import check_inputs, stages_between
 from hintdistill.pipeline.store import RunDir
 from hintdistill.recipes import reads_reward
 
@@ -27,8 +28,14 @@ class DryRun:
     steps: int
     train_traces: int
     holdout_traces: int
-    critics: dict[str, dict[str, int]]
-    """Per critic, requests and prompt tokens, at most; a server without critic.llm.tokenizer is counted at three bytes a token."""
+    stages: tuple[str, ...]
+    """The stages that would run, in order."""
+    finished: tuple[str, ...]
+    """Of them, those that the run which is continued has finished; they do what a change of the configuration asks for."""
+    critics: dict[str, dict[str, Any]]
+    """See `critique.asked`; a server without critic.llm.tokenizer is counted at three bytes a token."""
+    money: float | None
+    """Of all critics, at most; None where one of them asks a server and has no price."""
     tool_schemas: int
     recorded_ids: int
     """Steps whose token ids are recorded."""
@@ -42,20 +49,55 @@ class DryRun:
     student_bytes: int | None
     """Size of the weights that training writes, in `train.save_dtype`; None where nothing is trained or the model is not here."""
 
+    def lines(self) -> list[str]:
+        """The same for a reader: what is done, then tokens, money and bytes."""
+        held = f"{self.train_traces} to train on, {self.holdout_traces} held out"
+        done = f" (finished before: {', '.join(self.finished)})" if self.finished else ""
+        out = [
+            f"stages: {', '.join(self.stages)}{done}",
+            f"traces: {self.traces} with {self.steps} steps, {self.recorded_ids} of them with recorded token ids; {held}",
+            f"tool schemas: {self.tool_schemas}",
+        ]
+        if self.failures:
+            out.append(f"not read: {self.failures} records")
+        if self.not_rendered:
+            out.append(f"not rendered: {self.not_rendered} traces, which the student's template or tokenizer refuses")
+        read = "unknown, the model is not on this machine" if self.trace_tokens is None else f"{self.trace_tokens:,}"
+        out += [f"tokens: {read} in the traces as the student reads them, each once"] * ("inject" in self.stages)
+        written = "" if self.student_bytes is None else f"; {self.student_bytes:,} of weights would be written"
+        return [*out, *asked_lines(self.critics, self.money), f"bytes: {self.trace_bytes:,} of trace files{written}"]
 
-def dry_run(config: RunConfig, until: str = "report", *, trust: bool = False) -> DryRun:
+
+def total_money(critics: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """What all critics would cost at most; None where one of them asks and has no price."""
+    each = [of["money"] for of in critics.values()]
+    return None if None in each else sum(each)
+
+
+def asked_lines(critics: Mapping[str, Mapping[str, Any]], money: float | None) -> list[str]:
+    """What would be asked of critics, for a reader."""
+    said = [
+        f"{name}: {of['requests']:,} requests, {of['prompt_tokens']:,} prompt tokens at most, {of['answer_tokens']:,} answer tokens at most"
+        for name, of in critics.items()
+    ]
+    priced = "unknown, critic.<name>.price is not set" if money is None else f"{money:,.4f} at most"
+    return [*said, f"money: {priced}"]
+
+
+def dry_run(config: RunConfig, until: str = "report", *, folder: Path | None = None, trust: bool = False) -> DryRun:
     """Read the traces and say what the run would ask of whom.
 
     Raises what `check_inputs` raises, and ModelError for a model folder that renders nothing.
 
     Args:
+        folder: the run that would be continued; what its critics said is not asked for again.
         trust: see `pipeline.run.run`.
     """
     with in_use(config, trust):
-        return _dry_run(config, until)
+        return _dry_run(config, until, RunDir(folder) if folder is not None and RunDir(folder).is_run() else None)
 
 
-def _dry_run(config: RunConfig, until: str) -> DryRun:
+def _dry_run(config: RunConfig, until: str, continued: RunDir | None) -> DryRun:
     from hintdistill.pipeline import critique, outcome
     from hintdistill.traces.files import trace_files
     from hintdistill.traces.groups import group_traces
@@ -73,24 +115,30 @@ def _dry_run(config: RunConfig, until: str) -> DryRun:
         if config.traces.limit is not None and len(traces) == config.traces.limit:
             break
     splits = [ctx.split_of(group) for group in group_traces(traces)]
-    trains = stage_named("train") in stages_between(until=until)
+    stages = tuple(stage.name for stage in stages_between(until=until))
+    rows = {} if continued is None else continued.store("critiques").by_key()
+    made = [key for key, row in rows.items() if not row.get("failure", {}).get("retryable")]
+    critics = critique.asked(ctx, traces, made)
+    trains = "train" in stages
     if trains and config.run.rounds is None and reads_reward(config.train.effective_recipe):
         outcome.check_outcomes(config, [t for t, s in zip(traces, splits, strict=True) if s == "train"])
-    renders = stage_named("inject") in stages_between(until=until)
-    tokens, refused = _tokens(ctx, traces) if renders else (None, 0)
+    tokens, refused = _tokens(ctx, traces) if "inject" in stages else (None, 0)
     return DryRun(
         traces=len(traces),
         failures=failures,
         steps=sum(len(t.step_indices) for t in traces),
         train_traces=splits.count("train"),
         holdout_traces=splits.count("holdout"),
-        critics=critique.asked(ctx, traces),
+        stages=stages,
+        finished=() if continued is None else tuple(n for n in stages if continued.index(n) is not None),
+        critics=critics,
+        money=total_money(critics),
         tool_schemas=len({name for t in traces for name in t.tool_schemas}),
         recorded_ids=sum(t.messages[i].token_ids is not None for t in traces for i in t.step_indices),
         trace_bytes=sum(p.stat().st_size for p in trace_files(config.traces.path, "traces.path")),
         trace_tokens=tokens,
         not_rendered=refused,
-        student_bytes=_student_bytes(config) if trains else None,
+        student_bytes=student_bytes(config) if trains else None,
     )
 
 
@@ -109,7 +157,7 @@ def _tokens(ctx: RunContext, traces: Sequence[Trace]) -> tuple[int | None, int]:
     return total, refused
 
 
-def _student_bytes(config: RunConfig) -> int | None:
+def student_bytes(config: RunConfig) -> int | None:
     """Size of whole weights; None where they are not here, or where an adapter alone is written."""
     files = sorted(Path(config.run.model).glob("*.safetensors"))
     if not files or (config.train.lora is not None and config.train.save == "adapter"):

@@ -141,17 +141,28 @@ def _row(outcome: Trace | Failure, trained: set[str]) -> dict[str, Any]:
 
 
 def load(ctx: RunContext) -> list[tuple[str, Trace]]:
-    """The current hold traces with their keys, in reading order."""
-    return [(r["key"], Trace.model_validate(r["trace"])) for r in _current(ctx) if "trace" in r]
+    """The current hold traces with their keys, in reading order, all in memory."""
+    return list(each(ctx))
+
+
+def each(ctx: RunContext) -> Iterator[tuple[str, Trace]]:
+    """The current hold traces with their keys, in reading order, one at a time."""
+    return ((r["key"], Trace.model_validate(r["trace"])) for r in _current(ctx) if "trace" in r)
+
+
+def keys(ctx: RunContext) -> list[str]:
+    """The row keys of the current hold traces and of the records that were none."""
+    return (ctx.rundir.index("hold") or []) if ctx.config.train.hold.given else []
 
 
 def counts(ctx: RunContext) -> dict[str, Any] | None:
     """Return how many hold traces there are, and what was not one by reason; None where none were asked for."""
-    rows = _current(ctx)
-    if not rows:
-        return None
-    failed = Counter(r["failure"]["reason"] for r in rows if "failure" in r)
-    return {"traces": sum("trace" in r for r in rows), "failed": dict(sorted(failed.items()))}
+    failed, traces = Counter[str](), 0
+    for row in _current(ctx):
+        traces += "trace" in row
+        if "failure" in row:
+            failed[row["failure"]["reason"]] += 1
+    return {"traces": traces, "failed": dict(sorted(failed.items()))} if traces or failed else None
 
 
 def steps(ctx: RunContext, key: str, trace: Trace) -> list[int]:
@@ -170,10 +181,9 @@ def write_for_rounds(ctx: RunContext, path: Path) -> None:
     from hintdistill.traces.formats import native
 
     play(ctx)
-    native.write(path, [trace for _, trace in load(ctx)])
+    native.write(path, [trace for _, trace in each(ctx)])
 
 
-def _current(ctx: RunContext) -> list[dict[str, Any]]:
-    if not ctx.config.train.hold.given or ctx.rundir.index("hold") is None:
-        return []
-    return ctx.rundir.current("hold", "hold")
+def _current(ctx: RunContext) -> Iterator[dict[str, Any]]:
+    if ctx.config.train.hold.given:
+        yield from ctx.rundir.each("hold", "hold")

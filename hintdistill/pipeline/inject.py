@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,30 +55,20 @@ def select(
 def run(ctx: RunContext) -> None:
     """Inject what is owed. A finding that cannot be injected is a row with its reason."""
     config, store = ctx.config, ctx.rundir.store("injections")
-    critiques = critique.load(ctx)
-    done = store.by_key()
+    critiques = critique.opened(ctx)
+    done = ctx.rundir.rows("injections")
     prompts = {n: ctx.library.hash(n) for n in ctx.library.names() if not n.startswith("critic/")}
     ctx.rundir.note(model=vars(ctx.model_key))
     settings = [ctx.renderer.key, config.inject.model_dump(mode="json"), config.rescore.placebos, content_key(prompts)]
     injector = Injector(ctx.renderer, ctx.library, config.inject, config.rescore.placebos)
     index: list[str] = []
-    traces = read.load(ctx)
-    with ctx.console.progress("inject", len(traces)) as advance:
-        for trace_key, trace, _ in traces:
+    with ctx.console.progress("inject", read.count(ctx)) as advance:
+        for trace_key, trace, _ in read.each(ctx):
             rows = []
-            for finding, skipped in select(
-                critiques[trace_key] if trace_key in critiques else Critique(trace_id=trace.id, verdict="abstain"),
-                config.critic.max_per_trace,
-                config.critic.min_confidence,
-                config.critic.select,
-            ):
-                if finding.step in trace.given_steps:
-                    skipped = skipped or "given_step"
-                elif trace.step(finding.step).cut:
-                    skipped = skipped or "cut_step"
+            for finding, skipped in _selected(ctx, trace, critiques.get(trace_key)):
                 key = content_key("inject", trace_key, finding.model_dump(mode="json"), skipped, *settings)
-                if key in done:
-                    count = done[key].get("candidates", 1)
+                if (before := done.get(key)) is not None:
+                    count = before.get("candidates", 1)
                 else:
                     made = _outcomes(injector, trace, finding, skipped)
                     count = len(made)
@@ -89,6 +80,19 @@ def run(ctx: RunContext) -> None:
             advance(1)
     ctx.rundir.set_index("inject", index)
     _summarise(ctx)
+
+
+def _selected(ctx: RunContext, trace: Trace, found: Critique | None) -> Iterator[tuple[Finding, str | None]]:
+    """Every finding of a trace with None, or with why it goes no further."""
+    section = ctx.config.critic
+    found = found or Critique(trace_id=trace.id, verdict="abstain")
+    for finding, skipped in select(found, section.max_per_trace, section.min_confidence, section.select):
+        if finding.step in trace.given_steps:
+            yield finding, skipped or "given_step"
+        elif trace.step(finding.step).cut:
+            yield finding, skipped or "cut_step"
+        else:
+            yield finding, skipped
 
 
 def _numbered(key: str, n: int) -> str:
@@ -110,36 +114,50 @@ def _outcomes(injector: Injector, trace: Trace, finding: Finding, skipped: str |
 
 
 def _summarise(ctx: RunContext) -> None:
-    rows = ctx.rundir.current("inject", "injections")
-    made = sum("injection" in r for r in rows)
-    failed = [r["failure"] for r in rows if "failure" in r]
-    ctx.console.note(
-        f"inject: {made} injections, {len(failed)} findings without a place, {len(rows) - made - len(failed)} left out"
-    )
-    for message in dict.fromkeys(f["message"] for f in failed[:3]):
+    made, failed, left, first = 0, 0, 0, dict[str, None]()
+    for row in ctx.rundir.each("inject", "injections"):
+        made += "injection" in row
+        failed += "failure" in row
+        left += "injection" not in row and "failure" not in row
+        if "failure" in row and failed <= 3:
+            first[row["failure"]["message"]] = None
+    ctx.console.note(f"inject: {made} injections, {failed} findings without a place, {left} left out")
+    for message in first:
         ctx.console.warn(message)
 
 
 def require_some(rundir: RunDir) -> None:
     """Raise EmptyFunnelError where nothing was injected in this run, with the counts that explain it."""
-    rows = rundir.current("inject", "injections")
-    if any("injection" in row for row in rows):
-        return
-    why = Counter(row["skipped"] if "skipped" in row else row["failure"]["reason"] for row in rows)
+    why: Counter[str] = Counter()
+    for row in rundir.each("inject", "injections"):
+        if "injection" in row:
+            return
+        why[row["skipped"] if "skipped" in row else row["failure"]["reason"]] += 1
     counts = ", ".join(f"{n} {reason}" for reason, n in why.most_common()) or "the critics found nothing"
     raise EmptyFunnelError(
-        f"no hint was injected, so that no finding was rescored: {len(rows)} findings ({counts})",
+        f"no hint was injected, so that no finding was rescored: {why.total()} findings ({counts})",
         hint="all rows are written; report.json has the funnel, and critiques.jsonl and injections.jsonl the reasons",
     )
 
 
+def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedInjection]:
+    """The injections among the rows of a trace."""
+    return [
+        LoadedInjection(
+            content_key("injection", r["injection"]), r["trace"], Injection.model_validate(r["injection"]), split
+        )
+        for r in rows
+        if "injection" in r
+    ]
+
+
+def each(ctx: RunContext) -> Iterator[LoadedInjection]:
+    """The current injections, in trace order, one trace's in memory."""
+    rows = ctx.rundir.grouped("inject", "injections")
+    for key, split in read.keys(ctx):
+        yield from loaded(rows.of(key), split)
+
+
 def load(ctx: RunContext) -> list[LoadedInjection]:
-    """The current injections, in trace order."""
-    splits = {key: split for key, _, split in read.load(ctx)}
-    out = []
-    for row in ctx.rundir.current("inject", "injections"):
-        if "injection" in row:
-            key = content_key("injection", row["injection"])
-            injection = Injection.model_validate(row["injection"])
-            out.append(LoadedInjection(key, row["trace"], injection, splits[row["trace"]]))
-    return out
+    """The current injections, in trace order, all in memory."""
+    return list(each(ctx))

@@ -17,6 +17,7 @@ from hintdistill.critics.evaluation import Case, evaluate, named_step
 from hintdistill.critics.recorded import RecordedCritic
 from hintdistill.pipeline import critique
 from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.dry_run import total_money
 from hintdistill.pipeline.labels_hints import lines as hint_lines
 from hintdistill.pipeline.labels_hints import repairs
 from hintdistill.pipeline.progress import Console
@@ -98,12 +99,16 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
     return result
 
 
-def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, dict[str, int]]:
-    """What `score_critics` would ask of each critic, at most; nothing is asked. Raises what `score_critics` raises."""
+def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, Any]:
+    """What `score_critics` would ask: `traces`, `critics` (see `critique.asked`) and `money`, at most; nothing is asked.
+
+    Raises what `score_critics` raises.
+    """
     with in_use(config, trust):
         ctx = RunContext(config, RunDir(Path()), console)
         labelled, _ = _labelled(ctx, labels)
-        return critique.asked(ctx, [of.trace for of in labelled])
+        critics = critique.asked(ctx, [of.trace for of in labelled])
+        return {"traces": len(labelled), "critics": critics, "money": total_money(critics)}
 
 
 def _labelled(ctx: RunContext, labels: Path) -> tuple[list[Labelled], int]:
@@ -168,10 +173,12 @@ def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Sai
     for critic in make_critics(section, ctx.config.run, ctx.library, ctx.rundir.path / "answers.jsonl"):
         asked = [t for t in traces if critic.name != "strong" or escalation(section, t, said[t.id])]
         with ctx.console.progress(f"critique ({critic.name})", len(asked)) as advance:
+            meter = critique.Meter(section, critic)
             for trace, outcome in critic.critique(asked):
                 said[trace.id].append(outcome)
                 if (usage := getattr(outcome, "usage", None)) is not None:
                     asked_for[trace.id].append({"critic": critic.name, "critique": {"usage": usage.model_dump()}})
+                advance.says(meter.add(outcome))
                 advance(1)
                 if not isinstance(outcome, Critique):
                     ctx.console.warn(f"{critic.name}: {outcome.message}")

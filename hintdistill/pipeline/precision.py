@@ -7,9 +7,10 @@ from dataclasses import asdict
 
 import torch
 
+from hintdistill.core.extensions import ENGINES
 from hintdistill.core.machine import BYTES, room
 from hintdistill.core.model_shape import ModelShape
-from hintdistill.engines.transformers import TransformersEngine
+from hintdistill.engines.transformers import TransformersEngine, pick_device, pick_dtype
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rescoring.drift import movement
 from hintdistill.rescoring.scorer import HintItem, Scorer
@@ -20,6 +21,11 @@ SHARE = 0.5
 """Share of the free memory that a second copy of the weights in float32 may take."""
 
 
+def shortest(hints: Sequence[HintItem]) -> list[HintItem]:
+    """Those whose steps are read twice."""
+    return sorted(hints, key=lambda h: (len(h.injection.plain_ids), h.key))[:STEPS]
+
+
 def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     """Say and keep in the manifest how far bfloat16 is from float32 where `auto` took it on a CPU: KL per token, nats.
 
@@ -28,6 +34,12 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     """
     run = ctx.config.run
     engine = ctx.engines.get(ctx.teacher_folder)
+    if engine is None and run.dtype == "auto" and hints and not ctx.rundir.manifest().get("precision"):
+        device = pick_device(run.device)
+        own = ENGINES.get(ctx.config.rescore.engine.backend).shared
+        if own and device.type == "cpu" and pick_dtype("auto", device, ctx.teacher_folder) == torch.bfloat16:
+            # a run was stopped between its last part and this
+            engine = ctx.engine(ctx.teacher_folder)
     if run.dtype != "auto" or not isinstance(engine, TransformersEngine) or not hints:
         return
     weights = next(engine.model.parameters())
@@ -36,8 +48,7 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     if ModelShape.of(ctx.teacher_folder).parameters * BYTES["float32"] > SHARE * room(run.device).available:
         ctx.console.note("rescore: run.dtype=auto took bfloat16; no room for a second copy to compare it with float32")
         return
-    shortest = sorted(hints, key=lambda h: (len(h.injection.plain_ids), h.key))[:STEPS]
-    requests = [r for h in shortest for r in Scorer.requests(h.key, h.injection)[:2]]
+    requests = [r for h in shortest(hints) for r in Scorer.requests(h.key, h.injection)[:2]]
     exact = TransformersEngine.load(ctx.teacher_folder, "float32", run.device, ctx.config.rescore.batch_tokens)
     found = movement(exact, engine, requests)
     assert found is not None

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hintdistill.core.errors import ConfigError, EmptyFunnelError
-from hintdistill.core.storage import content_key
+from hintdistill.core.errors import ConfigError, EmptyFunnelError, InputError
+from hintdistill.core.storage import REPAIR, content_key
 from hintdistill.core.types import Split, Trace
 from hintdistill.pipeline.context import RunContext, trace_key
+from hintdistill.pipeline.store import RunDir
 from hintdistill.reporting.inspection import HELD_ELSEWHERE, empty_files_error
 from hintdistill.traces.files import not_read
-from hintdistill.traces.groups import group_traces
+from hintdistill.traces.groups import Grouper
 from hintdistill.traces.options import Failure
 from hintdistill.traces.reading import Deduplicator, read_traces
+
+SHOWN = 5
+"""Failures that are said one by one."""
+AT_ONCE = 64
+"""Rows that are written together."""
 
 LoadedTrace = tuple[str, Trace, Split]
 """Row key, trace, split."""
@@ -28,55 +36,126 @@ def run(ctx: RunContext) -> None:
         ConfigError: the folder holds traces, and none of them is read now; nothing is written then.
         EmptyFunnelError: no usable trace.
     """
-    store = ctx.rundir.store("traces")
-    have = store.by_key()
-    rows: dict[str, dict[str, Any]] = {}
-    by_file: dict[str, list[dict[str, Any]]] = {}
-    limit, usable = ctx.config.traces.limit, 0
-    keep = Deduplicator()
-    with ctx.console.progress("read", None) as advance:
-        for outcome in read_traces(ctx.config.traces.path, ctx.read_options(), keep):
-            advance(1)
-            row = _row(outcome)
-            usable += "trace" in row
-            rows[row["key"]] = row
-            if outcome.source is not None:
-                by_file.setdefault(outcome.source.file, []).append(row)
-            if limit is not None and usable == limit:
-                break
-    held = {key for key, row in have.items() if "trace" in row}
-    if held and usable and held.isdisjoint(rows):
-        raise ConfigError(
-            f"{ctx.rundir.path} is a run of other traces: none of its {len(held)} is among those of {', '.join(ctx.config.traces.path)}",
-            hint="run.dir= puts this run elsewhere",
-        )
-    store.extend([row for key, row in rows.items() if key not in have])
-    ctx.rundir.set_index("read", list(rows))
-    read = [keep.formats.get(name) or "unknown" for name, some in by_file.items() for row in some if "trace" in row]
-    ctx.rundir.note(formats=dict(sorted(Counter(read).items())))
-    failures = [r["failure"] for r in rows.values() if "failure" in r]
-    ctx.console.note(f"read: {usable} traces, {len(failures)} records that are none")
-    for failure in failures[:5]:
-        ctx.console.warn(f"{failure['source']}: {failure['message']}")
-    if len(failures) > 5:
-        ctx.console.warn(f"{len(failures) - 5} more records failed; all are in {store.path}")
-    if (line := not_read(keep.foreign)) is not None:
-        ctx.console.warn(line)
-    blind = sum(_calls_without_schemas(r["trace"]) for r in rows.values() if "trace" in r)
-    if blind:
-        ctx.console.warn(
-            f"{blind} traces call tools but carry no tool schemas, so no call can be checked; traces.tools names a file"
-        )
-    if not usable:
+    seen = _Seen()
+    for row, outcome, file in _written(ctx, seen):
+        seen.take(row, outcome, file)
+    # before the index of rows: whoever finds that one finds the groups of the same reading
+    groups = [f"{k} {g}" for k, g in zip(seen.traces, seen.grouper.groups(), strict=True)]
+    set_groups(ctx.rundir, list(seen.keys), groups)
+    ctx.rundir.set_index("read", list(seen.keys))
+    ctx.rundir.note(formats=dict(sorted(seen.formats.items())))
+    _say(ctx, seen)
+    if not seen.usable:
         raise EmptyFunnelError(
             f"no usable trace in {', '.join(ctx.config.traces.path)}: "
-            + "; ".join(f"{f['source']}: {f['message']}" for f in failures[:3]),
+            + "; ".join(f"{f['source']}: {f['message']}" for f in seen.failures[:3]),
             hint="a trace is an object with `messages`, one of which is the student's; see docs/traces.md",
         )
-    _check_files(ctx, by_file)
+    _check_files(ctx, seen.files)
 
 
-def _check_files(ctx: RunContext, by_file: dict[str, list[dict[str, Any]]]) -> None:
+@dataclass
+class _File:
+    """What came of one file."""
+
+    traces: int = 0
+    lost: dict[str, Any] | None = None
+    """The first record that is neither a trace nor held elsewhere."""
+
+
+@dataclass
+class _Seen:
+    """What a reading came to, without the traces."""
+
+    keys: dict[str, None] = field(default_factory=dict)
+    """Of all rows, in order, each once."""
+    traces: dict[str, None] = field(default_factory=dict)
+    """Keys of traces."""
+    grouper: Grouper = field(default_factory=Grouper)
+    usable: int = 0
+    failed: int = 0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    """The first ones."""
+    blind: int = 0
+    """Traces that call tools and carry no schemas."""
+    files: dict[str, _File] = field(default_factory=dict)
+    formats: Counter[str] = field(default_factory=Counter)
+    keep: Deduplicator = field(default_factory=Deduplicator)
+
+    def take(self, row: dict[str, Any], outcome: Trace | Failure, file: str | None) -> None:
+        """Take in the next row."""
+        new = row["key"] not in self.keys
+        self.keys[row["key"]] = None
+        of = self.files.setdefault(file, _File()) if file is not None else None
+        if isinstance(outcome, Trace):
+            self.usable += 1
+            if new:
+                self.traces[row["key"]] = None
+                self.grouper.add(outcome)
+                self.blind += _calls_without_schemas(row["trace"])
+            if of is not None:
+                of.traces += 1
+                self.formats[self.keep.formats.get(str(file)) or "unknown"] += 1
+            return
+        if new:
+            self.failed += 1
+            if len(self.failures) < SHOWN:
+                self.failures.append(row["failure"])
+        if of is not None and of.lost is None and outcome.reason not in HELD_ELSEWHERE:
+            of.lost = row["failure"]
+
+
+def _written(ctx: RunContext, seen: _Seen) -> Iterator[tuple[dict[str, Any], Trace | Failure, str | None]]:
+    """Every record's row, kept in the folder, with what it was read as and from which file.
+
+    Raises:
+        ConfigError: see `run`.
+    """
+    store, limit = ctx.rundir.store("traces"), ctx.config.traces.limit
+    have = ctx.rundir.rows("traces")
+    held = any("trace" in row for row in store.rows())
+    # of a folder that holds traces, nothing is written before one of them is met again
+    waits, owed = held, list[dict[str, Any]]()
+    with ctx.console.progress("read", None) as advance:
+        for outcome in read_traces(ctx.config.traces.path, ctx.read_options(), seen.keep):
+            advance(1)
+            row = _row(outcome)
+            if row["key"] in have:
+                waits = waits and "trace" not in row
+            elif row["key"] not in seen.keys:
+                owed.append(row)
+            if len(owed) >= AT_ONCE and not waits:
+                store.extend(owed)
+                owed.clear()
+            yield row, outcome, outcome.source.file if outcome.source is not None else None
+            if limit is not None and seen.usable == limit:
+                break
+    if waits and seen.usable:
+        held_traces = sum("trace" in row for row in store.rows())
+        raise ConfigError(
+            f"{ctx.rundir.path} is a run of other traces: none of its {held_traces} is among those of "
+            f"{', '.join(ctx.config.traces.path)}",
+            hint="run.dir= puts this run elsewhere",
+        )
+    store.extend(owed)
+
+
+def _say(ctx: RunContext, seen: _Seen) -> None:
+    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} records that are none")
+    for failure in seen.failures:
+        ctx.console.warn(f"{failure['source']}: {failure['message']}")
+    if seen.failed > SHOWN:
+        more = f"{seen.failed - SHOWN} more records failed; all are in {ctx.rundir.store('traces').path}"
+        ctx.console.warn(more)
+    if (line := not_read(seen.keep.foreign)) is not None:
+        ctx.console.warn(line)
+    if seen.blind:
+        ctx.console.warn(
+            f"{seen.blind} traces call tools but carry no tool schemas, so no call can be checked; traces.tools names a file"
+        )
+
+
+def _check_files(ctx: RunContext, files: Mapping[str, _File]) -> None:
     """A file without a step is an error unless told otherwise: nine of ten files read is no success.
 
     Raises:
@@ -84,12 +163,12 @@ def _check_files(ctx: RunContext, by_file: dict[str, list[dict[str, Any]]]) -> N
     """
     empty = []
     tools = ctx.config.traces.tools
-    for name, rows in by_file.items():
+    for name, file in files.items():
+        if file.traces or file.lost is None:
+            continue
         if tools is not None and Path(name).resolve() == Path(tools).resolve():
             continue  # the schemas may lie beside the traces
-        lost = [r["failure"] for r in rows if "failure" in r and r["failure"]["reason"] not in HELD_ELSEWHERE]
-        if lost and not any("trace" in r for r in rows):
-            empty.append(f"{lost[0]['source']}: {lost[0]['message']}")
+        empty.append(f"{file.lost['source']}: {file.lost['message']}")
     if empty and not ctx.config.traces.allow_empty_files:
         raise empty_files_error(empty)
     if empty:
@@ -107,9 +186,63 @@ def _row(outcome: Trace | Failure) -> dict[str, Any]:
     return {"key": trace_key(outcome), "trace": outcome.model_dump(mode="json", exclude_defaults=True)}
 
 
+def keys(ctx: RunContext) -> Iterator[tuple[str, Split]]:
+    """The row key and the split of each current trace, in reading order, without reading one."""
+    for line in groups(ctx):
+        key, _, group = line.partition(" ")
+        yield key, ctx.split_of(group)
+
+
+def count(ctx: RunContext) -> int:
+    """How many current traces there are."""
+    return len(groups(ctx))
+
+
+def each(ctx: RunContext) -> Iterator[LoadedTrace]:
+    """The current traces, in reading order, one at a time.
+
+    Raises:
+        InputError: the folder lacks one, or its row is damaged.
+    """
+    opened = open_traces(ctx)
+    for key, split in keys(ctx):
+        yield key, opened(key), split
+
+
+def open_traces(ctx: RunContext) -> Callable[[str], Trace]:
+    """The function that reads a current trace by its row key. It raises InputError where the folder lacks it."""
+    rows = ctx.rundir.rows("traces")
+
+    def trace(key: str) -> Trace:
+        row = rows.get(key)
+        if row is None:
+            raise InputError(f"{rows.path} lacks the row {key} that read made", hint=REPAIR)
+        return Trace.model_validate(row["trace"])
+
+    return trace
+
+
 def load(ctx: RunContext) -> list[LoadedTrace]:
-    """The current traces, in reading order."""
-    rows = [row for row in ctx.rundir.current("read", "traces") if "trace" in row]
-    traces = [Trace.model_validate(row["trace"]) for row in rows]
-    groups = group_traces(traces)
-    return [(row["key"], t, ctx.split_of(g)) for row, t, g in zip(rows, traces, groups, strict=True)]
+    """The current traces, in reading order, all in memory; see `each`."""
+    return list(each(ctx))
+
+
+def set_groups(rundir: RunDir, keys: Sequence[str], groups: Sequence[str]) -> None:
+    """Keep the groups of the traces among some rows; see `groups`."""
+    rundir.set_index("groups", [content_key("read", list(keys)), *groups])
+
+
+def groups(ctx: RunContext) -> list[str]:
+    """Row key and group of each current trace, in reading order, as `KEY GROUP`.
+
+    A folder of a release that did not keep them is gone through for them.
+    """
+    current = ctx.rundir.index("read") or []
+    if (found := ctx.rundir.index("groups")) and found[0] == content_key("read", current):
+        return found[1:]
+    grouper, named = Grouper(), list[str]()
+    for row in ctx.rundir.each("read", "traces"):
+        if "trace" in row:
+            grouper.add(Trace.model_validate(row["trace"]))
+            named.append(row["key"])
+    return [f"{k} {g}" for k, g in zip(named, grouper.groups(), strict=True)]

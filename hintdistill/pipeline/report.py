@@ -15,7 +15,7 @@ from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.models import model_key
 from hintdistill.core.paths import object_content
-from hintdistill.core.scores import ScoreRequest
+from hintdistill.core.scores import ScoreRequest, Scores, Target
 from hintdistill.core.storage import content_key, write_atomic
 from hintdistill.core.trust import UntrustedError
 from hintdistill.core.types import Trace
@@ -24,7 +24,9 @@ from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
+from hintdistill.reporting.findings import TOP, After
 from hintdistill.reporting.html import render_html
+from hintdistill.reporting.islands import trace_page
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
 from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, lost_changes, tasks_of
@@ -50,7 +52,7 @@ def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str
     document = _document(ctx, earlier, measure)
     write_atomic(ctx.rundir.path / "report.json", dumps(document))
     if ctx.config.report.html:
-        write_atomic(ctx.rundir.path / "report.html", render_html(document, ctx.config.report.max_findings))
+        write_atomic(ctx.rundir.path / "report.html", _page(ctx.rundir, ctx.config, document))
     if _trained(ctx) and ctx.rundir.manifest()["schema"] == RUN_SCHEMA:
         _card(ctx, document)
     return document
@@ -65,7 +67,7 @@ def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "report.json", dumps(document))
     if ctx.config.report.html:
-        write_atomic(folder / "report.html", render_html(document, ctx.config.report.max_findings))
+        write_atomic(folder / "report.html", _page(ctx.rundir, ctx.config, document))
     if line := moved_line(document):
         ctx.console.note(f"report: {line}")
     return document
@@ -87,7 +89,17 @@ def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], co
     document = json.loads(path.read_text(encoding="utf-8")) | {"controls": found}
     write_atomic(path, dumps(document))
     if config.report.html:
-        write_atomic(rundir.path / "report.html", render_html(document, config.report.max_findings))
+        write_atomic(rundir.path / "report.html", _page(rundir, config, document))
+
+
+def _page(rundir: RunDir, config: RunConfig, document: Mapping[str, Any]) -> str:
+    """The page of a report document, with the text of the run's traces and what the critics said of them."""
+    said: dict[str, list[dict[str, Any]]] = {}
+    for row in rundir.current("critique", "critiques"):
+        said.setdefault(row["trace_id"], []).append(row)
+    read = [row["trace"] for row in rundir.current("read", "traces") if "trace" in row]
+    pages = {trace["id"]: trace_page(trace, said.get(trace["id"], ())) for trace in read}
+    return render_html(document, config.report.max_findings, pages)
 
 
 def card(ctx: RunContext, earlier: Sequence[str]) -> None:
@@ -122,8 +134,8 @@ def _student_key(ctx: RunContext) -> str:
     return keys[0]
 
 
-def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, np.ndarray]:
-    """Plain log-probabilities of every scored step, in its own context and in its twins', under the corrected student."""
+def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, After]:
+    """What the corrected student says of every scored step, in its own context and in its twins'."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
     hints = targets.where(lambda t: t.kind in ("hint", "twin"))
     keys = {t.key: content_key("after", t.key, student) for t in hints.heads}
@@ -139,16 +151,30 @@ def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, np.ndarray
                 )
                 for t in batch
             ]
-            scores = ctx.engine(ctx.student_folder).score(requests, top_k=1) if batch else []
-            store.extend(
-                [
-                    {"key": keys[t.key], "sampled": s.sampled.astype(float).tolist()}
-                    for t, s in zip(batch, scores, strict=True)
-                ]
-            )
-            advance(len(hints[at : at + 64]))
+            scores = ctx.engine(ctx.student_folder).score(requests, top_k=TOP) if batch else []
+            store.extend([_after_row(keys[t.key], t, s) for t, s in zip(batch, scores, strict=True)])
+            advance.before(len(hints[at : at + 64]) - len(batch))
+            advance(len(batch))
     rows = store.by_key()
-    return {key: np.array(rows[k]["sampled"], np.float32) for key, k in keys.items()}
+    return {key: _after(rows[k]) for key, k in keys.items()}
+
+
+def _after_row(key: str, target: Target, scores: Scores) -> dict[str, Any]:
+    """A step under the corrected student, and its likeliest continuations at the decision token, where there is one."""
+    row = {"key": key, "sampled": scores.sampled.astype(float).tolist()}
+    if target.decision is None:
+        return row
+    at = target.decision.position
+    best = sorted(
+        zip(scores.topk_ids[at].tolist(), scores.topk_logprobs[at].tolist(), strict=True), key=lambda b: -b[1]
+    )
+    return row | {"position": at, "top": [[i, p] for i, p in best[:TOP] if i >= 0]}
+
+
+def _after(row: Mapping[str, Any]) -> After:
+    """A row of after.jsonl; an earlier release wrote no continuations."""
+    top = [(int(i), float(p)) for i, p in row.get("top", ())]
+    return After(np.array(row["sampled"], np.float32), row.get("position"), top)
 
 
 def _off_target(ctx: RunContext) -> dict[str, Movement]:
@@ -159,6 +185,7 @@ def _off_target(ctx: RunContext) -> dict[str, Movement]:
     with ctx.console.progress("off-target", len(sets)) as advance:
         for name, requests in sets.items():
             key = content_key("off_target", name, student, [content_key(r.ids.tolist(), r.start) for r in requests])
+            advance.says(f"{name}, {len(requests):,} steps")
             if key not in done:
                 found = movement(ctx.engine(ctx.initial_folder), ctx.engine(ctx.student_folder), requests)
                 store.append({"key": key, "set": name, "movement": asdict(found) if found else None})
@@ -252,7 +279,7 @@ def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluati
 def _collect(
     ctx: RunContext,
     targets: StoredTargets,
-    after: Mapping[str, np.ndarray],
+    after: Mapping[str, After],
     off_target: dict[str, Movement],
     evaluations: dict[str, dict[str, Evaluation]],
     warnings: list[str],
@@ -291,6 +318,7 @@ def _collect(
         folder=ctx.rundir.path,
         owed=len(critique.owed(ctx)),
         tripwires=_tripwires(ctx) if summary else None,
+        decode=ctx.renderer.decode,
     )
 
 

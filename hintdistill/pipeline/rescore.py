@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 from hintdistill.config import MAX_NULL_PASS_RATE
@@ -13,15 +16,19 @@ from hintdistill.core.errors import (
     ContextLengthError,
     EmptyFunnelError,
     HintdistillError,
+    InputError,
     ServiceError,
     UncheckedTwinError,
 )
+from hintdistill.core.rows import chunks
 from hintdistill.core.scores import Choice, Target, TargetHead
 from hintdistill.core.types import Finding
-from hintdistill.pipeline import hold
-from hintdistill.pipeline.choices import choices
+from hintdistill.engines import Engine
+from hintdistill.pipeline import hold, read
+from hintdistill.pipeline.choices import choices, finding_of
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.to_score import anchor_items, hint_items, twin_items
+from hintdistill.pipeline.precision import note_precision, shortest
+from hintdistill.pipeline.to_score import Found, hold_blocks
 from hintdistill.prompts import REVISE, hint_name
 from hintdistill.rescoring.gate import decide, null_pass_rate
 from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
@@ -33,44 +40,54 @@ T = TypeVar("T", bound=TargetHead)
 
 
 def run(ctx: RunContext) -> None:
-    """Score what is owed.
+    """Score what is owed, block by block of `rescore.part_rows` traces, whose items alone are in memory.
+
+    No call of the engine has items of two blocks. So a shard that begins at a block's first trace makes the same calls as the
+    whole run, and gets the same bits.
 
     Raises:
         ServiceError: the engine's server is gone; the parts written before are kept.
+        InputError: shards are merged, and one of them has not scored its items.
     """
-    hold.play(ctx)
-    hints, anchors, twins = hint_items(ctx), anchor_items(ctx), twin_items(ctx)
-    store = TargetStore(ctx.rundir.path / "targets")
-    failures: dict[str, dict[str, Any]] = {}
-    done = store.keys()
-    with ctx.scoring_engine() as engine:
-        scorer = Scorer(engine, ctx.renderer, ctx.config.rescore, _prompt_versions(ctx))
-        # an anchor or a twin holds the student to the initial policy, whoever the teacher is
-        other = ctx.initial_folder != ctx.teacher_folder
-        holder = Scorer(ctx.engine(ctx.initial_folder), ctx.renderer, ctx.config.rescore) if other else scorer
-        work = _Work(scorer, holder, hints, store, failures)
-        batches: list[tuple[list[Any], Callable[[Any], list[Target]]]] = [
-            # cut before what is done is left out, so that a resumed run forms the same batches and gets the same bits
-            ([i for i in batch if i.key not in done], work.scoring(batch))
-            for batch in batched(hints, anchors, twins, ctx.config.rescore.part_rows, together=not other)
-        ]
-        number = len(hints) + len(anchors) + len(twins)
-        with ctx.console.progress("rescore", number) as advance:
-            advance(number - sum(len(batch) for batch, _ in batches))
-            for batch, score in batches:
-                store.append(_score(batch, score, failures, engine.max_length))
-                advance(len(batch))
-        from hintdistill.pipeline.precision import note_precision
-
-        note_precision(ctx, hints)
-        saved = getattr(engine, "saved", None)
-        if saved is not None and saved.asked:
-            ctx.console.note(f"rescore: {saved}")
-    _record_failures(ctx, failures)
-    keys = [item.key for items in (hints, anchors, twins) for item in items]
-    ctx.rundir.set_index("rescore", [k for k in keys if k not in failures])
-    _refresh_decisions(ctx, store, choices(ctx, store, hints))
+    if ctx.shard is None and not ctx.gathers:
+        # the whole run plays them, once
+        hold.play(ctx)
+    found, store = Found(ctx), TargetStore(ctx.rundir.path / "targets")
+    keys: dict[str, list[str]] = {"hint": [], "anchor": [], "watch": [], "hold": [], "twin": []}
+    with ExitStack() as opened, ctx.console.progress("rescore", read.count(ctx)) as advance:
+        work = _Work(ctx, store, opened)
+        for block in chunks(read.each(ctx), ctx.config.rescore.part_rows):
+            hints = [i for key, _, split in block for i in found.hints(key, split)]
+            twins = [i for key, _, split in block for i in found.twins(key, split)]
+            anchors = [i for key, trace, split in block for i in found.anchors(key, trace, split)]
+            for kind, some in (("hint", hints), ("twin", twins), ("anchor", anchors)):
+                keys[kind] += [i.key for i in some]
+            work.block(hints)
+            batches = batched(hints, anchors, twins, ctx.config.rescore.part_rows, together=work.together)
+            owed = sum([work.score(batch) for batch in batches])
+            advance(len(block)) if owed else advance.before(len(block))
+        for kind, batch in (*_watched(found), *_held(ctx)):
+            keys[kind] += [i.key for i in batch]
+            work.score(batch)
+        work.end()
+    _record_failures(ctx, work.failures)
+    ctx.rundir.set_index("rescore", [k for some in keys.values() for k in some if k not in work.failures])
+    _refresh_decisions(ctx, store, choices(ctx, store, work.findings))
     _summarise(ctx)
+
+
+def _watched(found: Found) -> Iterator[tuple[str, list[AnchorItem]]]:
+    """The steps that are only watched, one trace's in a call, so that the calls are the same whoever else is watched."""
+    for _, of in itertools.groupby(found.watched_of(), key=lambda x: x[1]):
+        yield "watch", [item for item, _ in of]
+
+
+def _held(ctx: RunContext) -> Iterator[tuple[str, list[AnchorItem]]]:
+    """The steps of hold traces, in calls that have steps of one block of hold traces each."""
+    size = ctx.config.rescore.part_rows
+    for block in hold_blocks(ctx, size):
+        for batch in chunks(block, size):
+            yield "hold", batch
 
 
 def batched(
@@ -103,26 +120,79 @@ def batched(
 class _Work:
     """Who scores which batch, and what is known of the erring steps that twins are checked against."""
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        holder: Scorer,
-        hints: Sequence[HintItem],
-        store: TargetStore,
-        failures: dict[str, dict[str, Any]],
-    ) -> None:
-        """`holder` has the initial policy's weights, `scorer` the teacher's."""
-        self.scorer, self.holder, self.store, self.failures = scorer, holder, store, failures
-        self.hints = {h.key: h for h in hints}
+    def __init__(self, ctx: RunContext, store: TargetStore, opened: ExitStack) -> None:
+        """Nothing is loaded before something is owed; `opened` closes what is."""
+        self.ctx, self.store, self._opened = ctx, store, opened
+        self.done = store.keys()
+        self.failures: dict[str, dict[str, Any]] = {}
+        """Why an item could not be scored, by key."""
+        self.findings: dict[str, str] = {}
+        """Key of the finding of each hint, where several hints compete for one."""
+        # an anchor or a twin holds the student to the initial policy, whoever the teacher is
+        self.together = ctx.initial_folder == ctx.teacher_folder
+        self._failed = ctx.rundir.rows("failures") if ctx.gathers else None
+        self._hints: dict[str, HintItem] = {}
         self._known: dict[str, Original] = {}
+        self._shortest: list[HintItem] = []
 
-    def scoring(self, batch: Sequence[Any]) -> Callable[[Any], list[Target]]:
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine with the teacher's weights."""
+        return self._opened.enter_context(self.ctx.scoring_engine())
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Scores with the teacher's weights."""
+        return Scorer(self.engine, self.ctx.renderer, self.ctx.config.rescore, _prompt_versions(self.ctx))
+
+    @cached_property
+    def holder(self) -> Scorer:
+        """Scores with the initial policy's weights."""
+        if self.together:
+            return self.scorer
+        engine = self.ctx.engine(self.ctx.initial_folder)
+        return Scorer(engine, self.ctx.renderer, self.ctx.config.rescore, _prompt_versions(self.ctx))
+
+    def block(self, hints: Sequence[HintItem]) -> None:
+        """Begin the next block, which has these hints."""
+        self._hints, self._known = {h.key: h for h in hints}, {}
+        self._shortest = shortest([*self._shortest, *hints])
+        if self.ctx.config.inject.candidates > 1:
+            self.findings |= {h.key: finding_of(h) for h in hints}
+
+    def score(self, batch: Sequence[Any]) -> int:
+        """Score what a batch owes and store it; how much that was.
+
+        The batch was cut before, so that a resumed run gets the same bits.
+        """
+        owed = [i for i in batch if i.key not in self.done]
+        if owed and self._failed is not None:
+            for item in owed:
+                if (row := self._failed.get(item.key)) is None:
+                    raise InputError(f"no shard has the target {item.key}", hint="a shard has not come to its end")
+                self.failures[item.key] = {k: v for k, v in row.items() if k not in ("key", "stage")}
+        elif owed:
+            self.store.append(_score(owed, self._scoring(batch), self.failures, self.engine.max_length))
+        return len(owed)
+
+    def end(self) -> None:
+        """Say what the engine saved, and how exact its precision is."""
+        if not self.ctx.gathers:
+            note_precision(self.ctx, self._shortest)
+        engine = self.__dict__.get("engine")
+        for note in getattr(engine, "notes", ()):
+            self.ctx.console.note(f"rescore: {note}")
+        saved = getattr(engine, "saved", None)
+        if saved is not None and saved.asked:
+            self.ctx.console.note(f"rescore: {saved}")
+
+    def _scoring(self, batch: Sequence[Any]) -> Callable[[Any], list[Target]]:
         """The function that scores such a batch."""
         if isinstance(batch[0], AnchorItem):
             return self.holder.anchors
-        return self._hints if isinstance(batch[0], HintItem) else self._twins
+        return self._score_hints if isinstance(batch[0], HintItem) else self._score_twins
 
-    def _hints(self, items: Sequence[Any]) -> list[Target]:
+    def _score_hints(self, items: Sequence[Any]) -> list[Target]:
         """Hints and their twins, by the same weights."""
         hints, twins = [i for i in items if isinstance(i, HintItem)], [i for i in items if isinstance(i, TwinItem)]
         here = {h.key for h in hints}
@@ -131,11 +201,11 @@ class _Work:
         self._known |= {t.key: Original.of(t) for t in targets if t.kind == "hint"}
         return targets
 
-    def _twins(self, items: Sequence[Any]) -> list[Target]:
+    def _score_twins(self, items: Sequence[Any]) -> list[Target]:
         """Twins by the initial policy, where the teacher is another: it reads the originals too."""
         wanted = {t.of for t in items}
         self._read(wanted - self._known.keys())
-        found = {key: (self.hints[key].injection, self._known[key].position) for key in sorted(wanted)}
+        found = {key: (self._hints[key].injection, self._known[key].position) for key in sorted(wanted)}
         return self.holder.score([], items, self.holder.originals(found))
 
     def _read(self, keys: Set[str]) -> None:

@@ -13,6 +13,7 @@ from hintdistill.core.trust import require_trusted
 from hintdistill.pipeline.context import RunContext, in_use
 from hintdistill.pipeline.continuing import changed_settings, settings_before
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.shards import run_shard, shard_of
 from hintdistill.pipeline.stages import check_inputs, run_stages, stage_named, write_report
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.verify import repair
@@ -64,6 +65,8 @@ def run(
         HintdistillError: whatever stopped a stage; everything done before it is kept.
     """
     stage_named(until)
+    if (part := shard_of(RunDir(folder))) is not None and resume:
+        return run_shard(config, folder.parent.parent, part, until=until, console=console, trust=trust)
     if config.run.threads is not None:
         import torch
 
@@ -92,6 +95,7 @@ def _lead(
     check_inputs(config, until)
     if config.run.rounds is not None and until != "report":
         raise ConfigError(f"run.rounds is a loop over all stages and cannot end at {until!r}", hint="unset run.rounds")
+    RunDir(folder).require_whole()
     before = settings_before(folder) if resume else None
     rundir = RunDir.create(folder, config, resume=resume)
     try:

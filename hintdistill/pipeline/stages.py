@@ -236,7 +236,7 @@ def each_stage(
             from hintdistill.pipeline.critique import require_answered
 
             require_answered(ctx)
-        if stage.name == "rescore" and ctx.config.critic.revise:
+        if stage.name == "rescore" and ctx.config.critic.revise and not ctx.gathers:
             _revise(ctx)
         if stage.name == "train" and stage_named("report") in stages:
             from hintdistill.pipeline import report

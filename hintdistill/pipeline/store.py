@@ -5,6 +5,7 @@ manifest.json        schema, config, versions, model and prompt hashes
 config.yaml          the configuration, to run again
 damaged/             what `verify` or a resume took out, because its bytes were not as they were written
 index/<stage>.json   the row keys that are current, in order; older rows stay in their files and count for nothing
+index/groups.json    the group of each current trace, by which its split is drawn
 index/<stage>-warnings.json   what the stage warned of when it last ran, the revision among them
 traces.jsonl         one row per record read: a trace, or a failure with file and line
 critiques.jsonl      one row per (trace, critic)
@@ -13,6 +14,7 @@ twins.jsonl          one row per injected finding: its twins, the edits that wer
 targets/             parquet parts: one row per injection and per anchor
 train/<key>/         checkpoints and metrics.jsonl
 student/             the corrected model
+shards/              of a run in shards: a run folder each, see `pipeline/shards.py`
 evaluations.jsonl    one row per (weights, environment split)
 report.json, report.html
 ```
@@ -24,14 +26,16 @@ minus what is there. A line that a kill tore off is owed again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +47,8 @@ from hintdistill.config.file import known_keys, validate
 from hintdistill.config.removed import upgrade
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.core.paths import resolve_paths
-from hintdistill.core.storage import REPAIR, JsonlStore, read_json, write_atomic
+from hintdistill.core.rows import Grouped, Lazy, Rows
+from hintdistill.core.storage import REPAIR, JsonlStore, content_key, read_json, write_atomic
 from hintdistill.core.trust import guards, is_signed, sign
 
 RUN_SCHEMA = 2
@@ -52,8 +57,12 @@ DAMAGED = (
     "`hintdistill verify` says what of the folder is damaged; `run CONFIG --resume run.dir=…` writes the manifest again"
 )
 """What to do about a manifest that cannot be read."""
-KEPT = ("model", "prompts", "formats", "file", "until", "finished", "started")
+KEPT = ("model", "prompts", "formats", "file", "until", "finished", "started", "shard", "merged")
 """What of a manifest stays when a run is continued."""
+SHARDS = "shards"
+"""The folder that holds the shards of a run; see `pipeline/shards.py`."""
+MACHINE_KEYS = ("dir", "device", "threads")
+"""Keys of the section `run` that say where a run works and decide no row."""
 BEGUN = (".lock", ".manifest.json.writing")
 """What a kill leaves of a run that has no manifest yet; nothing is lost with it."""
 READABLE = (1, RUN_SCHEMA)
@@ -92,22 +101,76 @@ class RunDir:
         return run
 
     @classmethod
-    def open(cls, path: str | Path) -> RunDir:
-        """A run folder to read. Raises InputError where there is none."""
+    def join(cls, path: str | Path, config: RunConfig, waits: Callable[[], None]) -> RunDir:
+        """Make or reopen a folder that several processes work in by turns; `waits` is called where another one has it open.
+
+        Raises:
+            ConfigError: the folder holds something else, or a run that was made with another configuration.
+        """
+        run = cls(path)
+        if run.path.exists() and not run.path.is_dir():
+            raise ConfigError(f"run.dir is {run.path}, which is a file", hint="choose another run.dir")
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._acquire(waits)
+        try:
+            if run.is_run():
+                run.check_continues()
+                run.require_config(resolve_paths(config.model_dump(mode="json"), RunConfig, None))
+            elif any(p.name not in BEGUN for p in run.path.iterdir()):
+                raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
+            else:
+                run._write_manifest(config)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    def require_config(self, data: Mapping[str, Any]) -> None:
+        """Raise ConfigError where the run was made with another configuration than `data`; names the keys that differ."""
+        mine = self.manifest()["config"]
+        if config_hash(mine) != config_hash(data):
+            keys = [k for k in differing(mine, data) if k not in {f"run.{name}" for name in MACHINE_KEYS}]
+            raise ConfigError(
+                f"{self.path} was made with another configuration: {', '.join(keys[:8])} {'is' if len(keys) == 1 else 'are'} different",
+                hint="all shards of a run need the same settings; run.dir= begins another run",
+            )
+
+    @classmethod
+    def open(cls, path: str | Path, *, parts: bool = False) -> RunDir:
+        """A run folder to read.
+
+        Args:
+            parts: whether shards that are not merged yet will do.
+
+        Raises:
+            InputError: there is none.
+            ConfigError: see `require_whole`.
+        """
         run = cls(path)
         if not run.is_run():
             raise InputError(f"no run at {path}", hint="a run folder holds a manifest.json; see run.dir")
+        if not parts:
+            run.require_whole()
         return run
 
+    def require_whole(self) -> None:
+        """Raise ConfigError where the run's shards are not merged."""
+        if (self.path / SHARDS).is_dir() and self.is_run() and "merged" not in self.manifest():
+            raise ConfigError(
+                f"{self.path} is cut into shards that are not merged",
+                hint=f"`{shlex.join(['hintdistill', 'merge', str(self.path)])}` makes one run of them; each shard is a run "
+                f"folder in {self.path / SHARDS}",
+            )
+
     @classmethod
-    def reopen(cls, path: str | Path) -> RunDir:
+    def reopen(cls, path: str | Path, *, parts: bool = False) -> RunDir:
         """Open a run folder to write its report again, whatever readable schema made it; its manifest stays as it is.
 
         Raises:
             InputError: there is no run, or none of a schema that this release reads.
-            ConfigError: another process has it open.
+            ConfigError: another process has it open, or see `open`.
         """
-        run = cls.open(path)
+        run = cls.open(path, parts=parts)
         run.manifest()
         run._acquire()
         return run
@@ -126,11 +189,15 @@ class RunDir:
         """Whether the folder holds a run."""
         return (self.path / "manifest.json").is_file()
 
-    def _acquire(self) -> None:
+    def _acquire(self, waits: Callable[[], None] | None = None) -> None:
         self._lock = (self.path / ".lock").open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if waits is not None and error.errno in (errno.EAGAIN, errno.EACCES):
+                waits()
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
+                return
             raise ConfigError(
                 f"another process is working in {self.path}", hint="wait for it or choose another run.dir"
             ) from None
@@ -253,18 +320,55 @@ class RunDir:
             return list(read_json(self.path / "index" / f"{stage}.json", list, hint=REPAIR))
         return None
 
-    def current(self, stage: str, store: str) -> list[dict[str, Any]]:
-        """The current rows of a stage, in order; empty where it has not finished."""
+    def rows(self, store: str) -> Rows:
+        """The rows of `store`.jsonl by key; they stay on disk."""
+        return Rows(self.store(store))
+
+    def each(self, stage: str, store: str) -> Iterator[dict[str, Any]]:
+        """The current rows of a stage, in order, one at a time; none where it has not finished.
+
+        Raises:
+            InputError: the file lacks a row that the stage made, or one is damaged.
+        """
         keys = self.index(stage)
         if not keys:
-            return []
-        rows = self.store(store).by_key()
-        if lacking := [k for k in keys if k not in rows]:
-            raise InputError(
-                f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
-                hint=REPAIR,
-            )
-        return [rows[k] for k in keys]
+            return
+        rows = self.rows(store)
+        for key in keys:
+            if (row := rows.get(key)) is None:
+                lacking = [k for k in keys if k not in rows]
+                raise InputError(
+                    f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
+                    hint=REPAIR,
+                )
+            yield row
+
+    def current(self, stage: str, store: str) -> list[dict[str, Any]]:
+        """The current rows of a stage, in order, all in memory; see `each`."""
+        return list(self.each(stage, store))
+
+    def on_disk(self, stage: str, store: str) -> Lazy[dict[str, Any]]:
+        """The current rows of a stage, in order; read anew each time they are walked, see `each`."""
+        return Lazy(lambda: self.each(stage, store), len(self.index(stage) or ()))
+
+    def grouped(self, stage: str, store: str, field: str = "trace") -> Grouped:
+        """The current rows of a stage by one of their fields. Raises InputError where the file lacks one."""
+        return self.rows(store).grouped(self.index(stage) or (), field)
+
+
+def config_hash(data: Mapping[str, Any]) -> str:
+    """Hash of a configuration as a manifest holds it, without the keys that say where a run works."""
+    return content_key("config", {**data, "run": {k: v for k, v in data["run"].items() if k not in MACHINE_KEYS}})
+
+
+def differing(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys whose values differ between two configurations."""
+    for key in sorted(one.keys() | two.keys()):
+        a, b = one.get(key), two.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            yield from differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}"
 
 
 def _versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
+from hintdistill.core.rows import chunks
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Split, TargetKind, Trace
 from hintdistill.pipeline import critique, hold, inject, read, twins
@@ -30,68 +31,123 @@ def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
     """The current injections with the keys of their targets."""
-    base = _made_by(ctx, ctx.teacher_folder)
-    return [HintItem(content_key("target", i.key, i.split, *base), i.injection, i.split) for i in inject.load(ctx)]
+    found = Found(ctx)
+    return [item for key, split in read.keys(ctx) for item in found.hints(key, split)]
 
 
 def twin_items(ctx: RunContext) -> list[TwinItem]:
     """The current twins with the keys of their targets, each with that of its finding's hint; the initial policy scores them."""
-    base, found = _made_by(ctx, ctx.initial_folder), twins.load(ctx)
-    if not found:
-        return []
-    hints = {h: item.key for h, item in zip(map(_told, inject.load(ctx)), hint_items(ctx), strict=True)}
-    out = []
-    for t in found:
-        of = hints.get((t.trace_key, content_key(t.twin.finding.model_dump(mode="json"))), "")
-        out.append(TwinItem(content_key("twin", t.key, t.split, of, ctx.renderer.key, *base), t.twin, t.split, of))
-    return out
-
-
-def _told(loaded: inject.LoadedInjection) -> tuple[str, str]:
-    return loaded.trace_key, content_key(loaded.injection.finding.model_dump(mode="json"))
+    found = Found(ctx)
+    return [item for key, split in read.keys(ctx) for item in found.twins(key, split)]
 
 
 def anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Steps without a finding: candidates for anchors of each training trace, what is only read while training, and holds."""
-    anchor, watch = ctx.config.train.anchor, ctx.config.train.watch
-    wanted = anchor.per_trace > 0 and any(t.rows == "anchor" for t in ctx.config.train.effective_recipe.terms.values())
-    clean, base, seed = _clean_steps(ctx), _made_by(ctx, ctx.initial_folder), ctx.config.run.seed
-    chosen: list[CleanStep] = []
-    if wanted:
-        by_trace: dict[str, list[CleanStep]] = {}
-        for step in clean:
-            if step.split == "train":
-                by_trace.setdefault(step.key, []).append(step)
-        for key, steps in by_trace.items():
-            rng = random.Random(f"anchor:{seed}:{key}")
-            chosen += rng.sample(steps, min(max(anchor.candidates, anchor.per_trace), len(steps)))
-    items = [item for step in chosen if (item := _anchor_item(ctx, step, base)) is not None]
-    if watch.every != 0:
-        held_out = [s for s in clean if s.split == "holdout" and not s.erring]
-        items += _watch_items(ctx, held_out, base)
-        if not wanted:
-            # nothing is anchored, so nothing of it is there to be watched
-            items += _watch_items(ctx, [s for s in clean if s.split == "train"], base)
-    return items + hold_items(ctx)
+    found, items = Found(ctx), list[AnchorItem]()
+    if found.anchored:
+        items = [item for key, trace, split in read.each(ctx) for item in found.anchors(key, trace, split)]
+    return items + found.watched() + list(hold_items(ctx))
 
 
-def hold_items(ctx: RunContext) -> list[AnchorItem]:
-    """Steps of hold traces; none where the recipe has no term for them."""
+class Found:
+    """What the stages before found, trace by trace, as what is scored of it; everything stays on disk until it is asked for."""
+
+    def __init__(self, ctx: RunContext) -> None:
+        """Open the current rows. Raises InputError where the folder lacks one."""
+        self.ctx = ctx
+        self._critiques = critique.opened(ctx)
+        self._injections = ctx.rundir.grouped("inject", "injections")
+        self._twins = ctx.rundir.grouped("twins", "twins") if ctx.rundir.index("twins") else None
+        self._told = _made_by(ctx, ctx.teacher_folder)
+        self._base = _made_by(ctx, ctx.initial_folder)
+        recipe = ctx.config.train.effective_recipe
+        self.anchored = ctx.config.train.anchor.per_trace > 0 and any(t.rows == "anchor" for t in recipe.terms.values())
+        """Whether steps of training traces are anchors."""
+
+    def hints(self, key: str, split: Split) -> list[HintItem]:
+        """The injections of a trace."""
+        found = inject.loaded(self._injections.of(key), split)
+        return [HintItem(content_key("target", i.key, i.split, *self._told), i.injection, i.split) for i in found]
+
+    def twins(self, key: str, split: Split) -> list[TwinItem]:
+        """The twins of a trace."""
+        rows = [] if self._twins is None else self._twins.of(key)
+        if not (found := twins.loaded(rows, split)):
+            return []
+        hints = {content_key(h.injection.finding.model_dump(mode="json")): h.key for h in self.hints(key, split)}
+        out = []
+        for t in found:
+            of = hints.get(content_key(t.twin.finding.model_dump(mode="json")), "")
+            made = content_key("twin", t.key, t.split, of, self.ctx.renderer.key, *self._base)
+            out.append(TwinItem(made, t.twin, t.split, of))
+        return out
+
+    def anchors(self, key: str, trace: Trace, split: Split) -> list[AnchorItem]:
+        """The candidates for anchors of a trace."""
+        if not self.anchored or split != "train" or not (steps := self._clean(key, trace, split)):
+            return []
+        section = self.ctx.config.train.anchor
+        rng = random.Random(f"anchor:{self.ctx.config.run.seed}:{key}")
+        chosen = rng.sample(steps, min(max(section.candidates, section.per_trace), len(steps)))
+        return [item for step in chosen if (item := self._anchor(step)) is not None]
+
+    def watched(self) -> list[AnchorItem]:
+        """Steps that are only read while training: clean held-out traces, and training traces where nothing is anchored."""
+        return [item for item, _ in self.watched_of()]
+
+    def watched_of(self) -> Iterator[tuple[AnchorItem, str]]:
+        """The steps that are only read while training, each with its trace's row key; one trace's come one after another."""
+        if self.ctx.config.train.watch.every == 0:
+            return
+        splits: tuple[Split, ...] = ("holdout",) if self.anchored else ("holdout", "train")
+        for split in splits:
+            yield from self._first_watched(split)
+
+    def _first_watched(self, split: Split) -> Iterator[tuple[AnchorItem, str]]:
+        """`train.watch.steps` steps of a split, trace by trace, drawn by the seed and each trace alone."""
+        seed, taken, opened = self.ctx.config.run.seed, 0, read.open_traces(self.ctx)
+        named = [key for key, of in read.keys(self.ctx) if of == split]
+        for key in sorted(named, key=lambda k: (random.Random(f"watch:{seed}:{k}").random(), k)):
+            if (found := self._critiques.get(key)) is None or (split == "holdout" and found.findings):
+                continue
+            for step in self._clean(key, opened(key), split):
+                if taken == self.ctx.config.train.watch.steps:
+                    return
+                if (item := self._anchor(step)) is not None:
+                    taken += 1
+                    yield item, key
+
+    def _clean(self, key: str, trace: Trace, split: Split) -> list[CleanStep]:
+        found = self._critiques.get(key)
+        if found is None:
+            return []
+        wrong = {f.step for f in found.findings}
+        return [CleanStep(key, trace, split, k) for k in trace.own_steps if k not in wrong]
+
+    def _anchor(self, step: CleanStep) -> AnchorItem | None:
+        return _anchor_item(self.ctx, step, self._base)
+
+
+def hold_items(ctx: RunContext) -> Iterator[AnchorItem]:
+    """Steps of hold traces, one at a time; none where the recipe has no term for them."""
+    return (item for block in hold_blocks(ctx, 1) for item in block)
+
+
+def hold_blocks(ctx: RunContext, size: int) -> Iterator[list[AnchorItem]]:
+    """Steps of hold traces, those of `size` traces in a list; none where the recipe has no term for them."""
     if not any(t.rows == "hold" for t in ctx.config.train.effective_recipe.terms.values()):
-        return []
-    base, items, wanted = _made_by(ctx, ctx.initial_folder), list[AnchorItem](), 0
-    for key, trace in hold.load(ctx):
-        for k in hold.steps(ctx, key, trace):
-            wanted += 1
-            step = CleanStep(key, trace, "train", k, False)
-            if (item := _anchor_item(ctx, step, base, "hold")) is not None:
-                items.append(item)
-    if lost := wanted - len(items):
+        return
+    base, lost, wanted = _made_by(ctx, ctx.initial_folder), 0, 0
+    for block in chunks(hold.each(ctx), size):
+        steps = [CleanStep(key, trace, "train", k) for key, trace in block for k in hold.steps(ctx, key, trace)]
+        items = [item for step in steps if (item := _anchor_item(ctx, step, base, "hold")) is not None]
+        wanted, lost = wanted + len(steps), lost + len(steps) - len(items)
+        yield items
+    if lost:
         ctx.console.warn(
             f"{lost} of {wanted} steps of hold traces are left out: they cannot be rendered, or their tokens are not known "
             f"exactly enough (train.fidelity={', '.join(ctx.config.train.fidelity)})"
         )
-    return items
 
 
 @dataclass(frozen=True)
@@ -102,30 +158,6 @@ class CleanStep:
     trace: Trace
     split: Split
     step: int
-    erring: bool
-    """Whether another step of the trace has a finding."""
-
-
-def _clean_steps(ctx: RunContext) -> list[CleanStep]:
-    critiques, out = critique.load(ctx), list[CleanStep]()
-    for key, trace, split in read.load(ctx):
-        if key not in critiques:
-            continue
-        wrong = {f.step for f in critiques[key].findings}
-        steps = [k for k in trace.own_steps if k not in wrong]
-        out += [CleanStep(key, trace, split, k, bool(wrong)) for k in steps]
-    return out
-
-
-def _watch_items(ctx: RunContext, steps: Sequence[CleanStep], base: Sequence[Any]) -> list[AnchorItem]:
-    """`train.watch.steps` of them, trace by trace, drawn by the seed and each trace alone."""
-    seed, items = ctx.config.run.seed, list[AnchorItem]()
-    for step in sorted(steps, key=lambda s: (random.Random(f"watch:{seed}:{s.key}").random(), s.key, s.step)):
-        if len(items) == ctx.config.train.watch.steps:
-            break
-        if (item := _anchor_item(ctx, step, base)) is not None:
-            items.append(item)
-    return items
 
 
 def _anchor_item(

@@ -13,10 +13,12 @@ from hintdistill.config import OUTPUT_KEYS, TrainSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import model_key, resolve_model
-from hintdistill.core.scores import Target
+from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.storage import content_key
+from hintdistill.core.types import UNKNOWN_ACTION
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Readings
 from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
 from hintdistill.training.checksums import wrong_files
 from hintdistill.training.fits import require_fits
@@ -43,11 +45,30 @@ def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTarg
     allowed = set(ctx.config.train.fidelity)
     stored = rescore.load(ctx) if stored is None else stored
     usable = stored.where(lambda t: t.accepted and t.split == "train" and t.fidelity in allowed)
+    usable = usable.where(lambda t: not _action_unknown(ctx.config.train, t))
     candidates = usable.where(lambda t: t.kind == "anchor")
     anchors = {t.key for t in heads(chosen_anchors(candidates, ctx.config.train, ctx.config.run.seed))}
     taken = {t.rows for t in ctx.config.train.effective_recipe.terms.values()} & {"hold", "twin"} | {"hint"}
     # hints come first already
     return usable.where(lambda t: t.kind in taken or t.key in anchors)
+
+
+def _action_unknown(section: TrainSection, target: TargetHead) -> bool:
+    """Whether a term on such targets leaves reasoning out, and of this one it is known that its end cannot be told."""
+    spans = {t.rows for t in section.effective_recipe.terms.values() if t.span == "action"}
+    return target.kind in spans and target.action_start == UNKNOWN_ACTION
+
+
+def warn_if_actions_are_unknown(ctx: RunContext, stored: StoredTargets) -> None:
+    """Say how many accepted targets are left out because it cannot be told where their reasoning ends; see `injection.action`."""
+    lost = stored.where(lambda t: t.accepted and t.split == "train" and _action_unknown(ctx.config.train, t)).heads
+    if lost:
+        kinds = ", ".join(f"{n} of kind {kind}" for kind, n in Counter(t.kind for t in lost).items())
+        ctx.console.warn(
+            f"{len(lost)} accepted targets are left out ({kinds}): their terms have the loss span action, and where the reasoning "
+            f"ends cannot be told from the step's tokens, first of trace {lost[0].trace_id}, step {lost[0].step}; span: step "
+            "takes them"
+        )
 
 
 def held_out(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
@@ -226,6 +247,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     targets, outcome = selected(ctx, stored), outcome_data(ctx)
     watch, run, section = watched(ctx, targets, outcome, stored), ctx.config.run, ctx.config.train
     _check_targets(ctx, targets, watch)
+    warn_if_actions_are_unknown(ctx, stored)
     warn_if_little_is_held(ctx, targets)
     warn_if_hints_do_not_pull(ctx, targets)
     check_sampler(ctx, targets)
@@ -252,10 +274,11 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     if summary is None or summary.key != key:
         lengths = trained_lengths(targets, section, outcome)
         require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)
-        with ctx.console.progress("train", None) as advance:
+        with ctx.console.progress("train", None) as work_done:
             data = TrainData(targets, held_out(ctx, stored), watch, outcome)
             job = TrainJob(ctx.model_folder, data, run, section, work, folder, key, ctx.initial_folder)
-            summary = together(train, job, progress=lambda done, total: advance(1), warn=ctx.console.warn)
+            reads = Readings(work_done.says)
+            summary = together(train, job, progress=work_done.reach, warn=ctx.console.warn, log=reads.add)
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
         + (f", {summary.twin_rows} twins" if summary.twin_rows else "")

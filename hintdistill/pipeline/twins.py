@@ -7,7 +7,7 @@ there was no edit at all. Rows are keyed by what made them, so that a resumed ru
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -52,7 +52,7 @@ def run(ctx: RunContext) -> None:
             ctx.rundir.set_index("twins", [])
         return
     store = ctx.rundir.store("twins")
-    done, traces = store.by_key(), {key: trace for key, trace, _ in read.load(ctx)}
+    done, trace_of = ctx.rundir.rows("twins"), read.open_traces(ctx)
     checker = None if "checker" not in ctx.config.critic.use else ctx.config.critic.checker
     environment = ctx.config.rollout.environment
     making = Making(
@@ -68,16 +68,15 @@ def run(ctx: RunContext) -> None:
     asked = section.model_dump(mode="json", exclude={"weight"})
     settings = [VERSION, ctx.renderer.key, makers, judges, asked, ctx.config.run.seed]
     index: list[str] = []
-    of_trace: dict[str, list[inject.LoadedInjection]] = {}
-    for loaded in inject.load(ctx):
-        of_trace.setdefault(loaded.trace_key, []).append(loaded)
-    with ctx.console.progress("twins", len(of_trace)) as advance:
-        for trace_key, members in of_trace.items():
+    injected = ctx.rundir.grouped("inject", "injections")
+    with ctx.console.progress("twins", read.count(ctx)) as advance:
+        for trace_key, split in read.keys(ctx):
+            members = inject.loaded(injected.of(trace_key), split)
             # the twins of a trace may share a context, so that each depends on all of its findings
             keys = [content_key("twins", m.key, [other.key for other in members], *settings) for m in members]
             index += keys
             if any(key not in done for key in keys):
-                rows = making.rows(traces[trace_key], [m.injection for m in members])
+                rows = making.rows(trace_of(trace_key), [m.injection for m in members])
                 owed = [(k, row) for k, row in zip(keys, rows, strict=True) if k not in done]
                 store.extend([{"key": key, "trace": trace_key, **row} for key, row in owed])
             advance(1)
@@ -196,7 +195,7 @@ class Making:
         return self.builder.build(trace, finding, edit, span)
 
 
-def counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def counts(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Numbers about rows of twins: findings, those that have a twin (`covered`) and twins, in all and by error class.
 
     A class also has its twins by kind of edit, its dropped edits by kind and reason, and by reason its findings without an edit.
@@ -225,7 +224,7 @@ def _add(table: dict[str, int], name: str) -> None:
 
 
 def _summarise(ctx: RunContext) -> None:
-    said = counts(ctx.rundir.current("twins", "twins"))
+    said = counts(ctx.rundir.each("twins", "twins"))
     classes = ", ".join(f"{name} {c['covered']}/{c['findings']}" for name, c in said["classes"].items())
     reasons: Counter[str] = Counter()
     for of_class in said["classes"].values():
@@ -240,12 +239,16 @@ def _summarise(ctx: RunContext) -> None:
         ctx.console.warn("no finding has a twin: nothing holds its step where it is right; twins.jsonl has the reasons")
 
 
+def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedTwin]:
+    """The twins in the rows of a trace."""
+    return [
+        LoadedTwin(content_key("twin", made), row["trace"], Twin.model_validate(made), split)
+        for row in rows
+        for made in row["twins"]
+    ]
+
+
 def load(ctx: RunContext) -> list[LoadedTwin]:
-    """The current twins, in the order of their traces and findings."""
-    splits = {key: split for key, _, split in read.load(ctx)}
-    out = []
-    for row in ctx.rundir.current("twins", "twins"):
-        for made in row["twins"]:
-            twin = Twin.model_validate(made)
-            out.append(LoadedTwin(content_key("twin", made), row["trace"], twin, splits[row["trace"]]))
-    return out
+    """The current twins, in the order of their traces and findings, all in memory."""
+    rows = ctx.rundir.grouped("twins", "twins")
+    return [twin for key, split in read.keys(ctx) for twin in loaded(rows.of(key), split)]

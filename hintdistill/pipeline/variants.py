@@ -250,6 +250,11 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
     return _scored(data.ctx, "full_trace", items, scorer_of(data.ctx).score, problems)
 
 
+def scored(ctx: RunContext, name: str, items: list[HintItem]) -> list[Target]:
+    """Targets of injections that somebody else made, with the gate off; `name` is said where one is left out."""
+    return _scored(ctx, name, items, scorer_of(ctx).score, [])
+
+
 def _scored(
     ctx: RunContext, name: str, items: list[Any], score: Callable[[Any], list[Target]], problems: list[str]
 ) -> list[Target]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from hintdistill.core.errors import InputError
 from hintdistill.core.storage import read_json, write_atomic
-from hintdistill.pipeline.store import RunDir
+from hintdistill.pipeline.store import SHARDS, RunDir
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.training.checkpoints import broken
 from hintdistill.training.checksums import wrong_files
@@ -41,7 +42,8 @@ class Damage:
 def damages(run: RunDir) -> list[Damage]:
     """What of a run folder is damaged, in its rounds too. Raises InputError where its manifest cannot be read."""
     run.manifest()
-    folders = [run.path, *sorted(p for p in run.path.glob("rounds/*/run") if p.is_dir())]
+    within = (p for pattern in ("rounds/*/run", f"{SHARDS}/*-of-*") for p in run.path.glob(pattern) if p.is_dir())
+    folders = [run.path, *sorted(within)]
     return [damage for folder in folders for damage in _of(folder)]
 
 
@@ -73,11 +75,14 @@ def verify(folder: Path) -> list[Damage]:
         InputError: there is no run, or its manifest cannot be read.
         ConfigError: another process has it open.
     """
-    run = RunDir.reopen(folder)
-    try:
+    with ExitStack() as opened:
+        run = RunDir.reopen(folder, parts=True)
+        opened.callback(run.close)
+        for path in sorted(folder.glob(f"{SHARDS}/*-of-*")):
+            if RunDir(path).is_run():
+                # nobody may be working in them
+                opened.callback(RunDir.reopen(path).close)
         return repair(run)
-    finally:
-        run.close()
 
 
 def _of(folder: Path) -> Iterator[Damage]:

@@ -13,6 +13,7 @@ from hintdistill.config import RunConfig
 from hintdistill.core.machine import Growth, Peak, Room, room
 from hintdistill.core.model_shape import ModelShape
 from hintdistill.core.models import resolve_model
+from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.prefix_tree import call_tokens
 from hintdistill.engines.token_counts import (
     FLOAT,
@@ -25,8 +26,11 @@ from hintdistill.engines.token_counts import (
 )
 from hintdistill.pipeline.context import in_use
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.shards import require_shardable
 from hintdistill.pipeline.stages import check_inputs
+from hintdistill.planning.forecasts import StageForecast
 from hintdistill.planning.measure import Job, Measured, Part, measure
+from hintdistill.planning.shards import ShardForecast, forecast_shards
 from hintdistill.planning.workload import Histogram, Workload, gathered
 from hintdistill.rollouts.openings import played_tokens
 from hintdistill.training.fits import (
@@ -54,23 +58,6 @@ SHARES = (1 / 16, 1 / 4, 1 / 2)
 
 
 @dataclass(frozen=True)
-class StageForecast:
-    """One stage."""
-
-    stage: str
-    tokens: int
-    """That the student's model reads; of an LLM critic, its prompt tokens."""
-    peak_bytes: int | None = None
-    """Resident memory of the process at its worst moment, or device memory; None where it is not this process's."""
-    parts: Mapping[str, int] | None = None
-    """What the peak is made of."""
-    seconds: float | None = None
-    """None where nothing was measured."""
-    fits: bool = True
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Forecast:
     """What a run would take; of a run in rounds, what one round would."""
 
@@ -89,6 +76,8 @@ class Forecast:
     notes: tuple[str, ...]
     rounds: int | None = None
     """How many rounds there are like the one that is planned; None for a run without."""
+    shards: tuple[ShardForecast, ...] = ()
+    """Of each shard, where shards were asked for."""
 
     def document(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -100,6 +89,7 @@ def forecast(
     *,
     measured: bool = True,
     gigabytes: float | None = None,
+    shards: int | None = None,
     console: Console | None = None,
     trust: bool = False,
 ) -> Forecast:
@@ -108,16 +98,26 @@ def forecast(
     Args:
         measured: measure memory and time in short real runs; without, what is counted from the model's shape only.
         gigabytes: memory to plan for (10^9 bytes) instead of what is free.
+        shards: plan each of so many parts as well.
         trust: see `pipeline.run.run`.
 
     Raises:
+        ConfigError: shards of a run in rounds.
         HintdistillError: what `check_inputs`, the stages up to inject and `measure` raise.
     """
+    if shards is not None:
+        require_shardable(config, "rescore")
     with in_use(config, trust):
-        return _forecast(config, measured, gigabytes, console or Console(quiet=True))
+        found, planner = _forecast(config, measured, gigabytes, console or Console(quiet=True))
+    if shards is None:
+        return found
+    size = config.rescore.part_rows
+    return replace(found, shards=forecast_shards(planner.work, shards, size, planner.rescored))
 
 
-def _forecast(config: RunConfig, measured: bool, gigabytes: float | None, console: Console) -> Forecast:
+def _forecast(
+    config: RunConfig, measured: bool, gigabytes: float | None, console: Console
+) -> tuple[Forecast, _Planner]:
     check_inputs(config, "report")
     if config.run.threads is not None:
         import torch
@@ -129,7 +129,7 @@ def _forecast(config: RunConfig, measured: bool, gigabytes: float | None, consol
         planner = _Planner(config, shape, where, work, measured=measured)
         if measured:
             planner.measure(folder, held, console)
-    return planner.plan()
+    return planner.plan(), planner
 
 
 class _Planner:
@@ -208,6 +208,10 @@ class _Planner:
     def _row_operations(self, row: RowLength) -> float:
         return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
 
+    def _forward(self, rows: Sequence[RowLength]) -> float:
+        """Operations of reading rows once without gradient."""
+        return sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in rows)
+
     def _grown(self, stage: str, peak: Peak) -> Peak:
         peak = growth(peak) if (growth := self._growth(stage)) else peak
         return with_caches(peak, self.work.entries[0], rows=stage == "train")
@@ -277,16 +281,23 @@ class _Planner:
         return StageForecast(name, tokens, peak.total, dict(peak.parts), seconds, self.where.holds(peak), note)
 
     def _rescore(self) -> StageForecast:
-        read, speed = self.counted, self.measured
+        return self._rescored(self.counted, len(self.work.calls), f"{self.work.targets:,} targets")
+
+    def rescored(self, calls: Sequence[list[ScoreRequest]]) -> StageForecast:
+        """Plan the rescore stage of some of the calls."""
+        return self._rescored(count_tokens(calls, self.shape, self.budget), len(calls), f"{len(calls):,} calls")
+
+    def _rescored(self, read: TokenCount, calls: int, what: str) -> StageForecast:
+        speed = self.measured
         if self.config.rescore.engine.backend != "transformers":
             return StageForecast("rescore", read.asked, note=f"read by {self.config.rescore.engine.backend}")
         tokens = read.asked if speed is not None and speed.sharing == "separate" else read.computed
         seconds = None
         if speed is not None and speed.score is not None:
             counted = operations(self.shape, tokens, read.pairs, read.scored)
-            seconds = speed.startup_s["rescore"] + speed.score.seconds(len(self.work.calls), counted, read.scored)
+            seconds = speed.startup_s["rescore"] + speed.score.seconds(calls, counted, read.scored)
         fewer = read.asked / max(1, tokens)
-        note = f"{read.asked:,} tokens asked, {fewer:.1f}× fewer read; {self.work.targets:,} targets"
+        note = f"{read.asked:,} tokens asked, {fewer:.1f}× fewer read; {what}"
         peak = self._scoring(read, written=self.work.entries[1])
         return self._stage("rescore", tokens, self._grown("rescore", peak), seconds, note)
 
@@ -315,9 +326,11 @@ class _Planner:
             return None
         each = [self._row_operations(r) for r in rows]
         epochs = section.epochs / max(1, math.ceil(section.epochs))
+        # these rows are read without gradient: no second forward pass under checkpointing, no branches
+        floor = self._forward(rows[:FLOOR_ROWS])
         calls = len(self.batches) * epochs + min(len(rows), FLOOR_ROWS) / 3
-        seconds = speed.train.seconds(calls, sum(each) * section.epochs + sum(each[:FLOOR_ROWS]) / 3)
-        seen = sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in self.work.watched)
+        seconds = speed.train.seconds(calls, sum(each) * section.epochs + floor)
+        seen = self._forward(self.work.watched)
         # a pass without gradient is a third of one with
         seconds += readings * (speed.train.fixed * 2 / 3 + speed.train.per_operation * seen)
         saved = (steps // section.save_steps + 1) * (3 * self.setup.trained * FLOAT)

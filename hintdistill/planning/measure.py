@@ -117,12 +117,12 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
         say(f"measuring: training on rows of up to {max(r.tokens for r in part.rows):,} tokens")
         # what the run before took beyond its count
         beyond = max(0, runs[-1][1] - runs[-1][0]) if runs else 0
-        found = _in_a_process(replace(job, parts=[part], available=job.available - beyond))
-        if not found["points"]:
+        if part.peak.total > FILL * (job.available - beyond):
             notes.append(
                 f"training on {max(r.tokens for r in part.rows):,} tokens at once was not tried: it would not fit"
             )
             break
+        found = _in_a_process(replace(job, parts=[part]))
         (_, seconds, peak), passes = found["points"][0], found["passes"]
         points.append((part.operations, 0.0, max(1e-6, (seconds - trained * optimizer) / passes)))
         runs.append((part.peak.added, peak - found["program"] - part.peak.parts["weights"]))
@@ -219,8 +219,6 @@ def _score(job: Job, work: Path) -> dict[str, Any]:
 def _train(job: Job, work: Path) -> dict[str, Any]:
     """Let the real trainer take a few steps, with what its stage holds of stored targets beside it."""
     part, ctx, config = job.parts[0], _context(job), job.config
-    if part.peak.total > FILL * job.available:
-        return {"points": [], "startup": 0.0, "passes": 1}
     held = None
     if ctx is not None and ctx.rundir.index("rescore") is not None:
         held = (chosen := training.selected(ctx)), training.watched(ctx, chosen)

@@ -9,8 +9,9 @@ environment's opening messages.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,6 +20,7 @@ from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.lines import Histogram
 from hintdistill.core.model_shape import ModelShape
+from hintdistill.core.rows import chunks
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.core.types import Trace
 from hintdistill.engines.transformers import TransformersEngine
@@ -52,7 +54,11 @@ class Workload:
     asked: dict[str, dict[str, int]]
     """Requests and prompt tokens of each critic that is an LLM, at most."""
     calls: list[list[ScoreRequest]]
-    """Rescoring: the engine's calls, in order: hints with their twins, anchors, twins that other weights score."""
+    """Rescoring: the engine's calls, in order: block by block of traces, then steps that are watched, then hold traces."""
+    blocks: tuple[int, ...]
+    """How many of the calls each block of `rescore.part_rows` traces makes."""
+    tail: tuple[int, int]
+    """How many calls follow for watched steps, and for hold traces."""
     samples: tuple[list[ScoreRequest], list[ScoreRequest]]
     """The requests of the first hints and of the first anchors, as many as one call holds: what is measured."""
     hinted: int
@@ -124,7 +130,7 @@ def gather(config: RunConfig, shape: ModelShape) -> Workload:
         return work
 
 
-def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, int]]:
+def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str, dict[str, Any]]:
     """Run the stages that need no weights; returns what critics would be asked."""
     run_stages(ctx, until="read")
     outcome.require_outcomes(ctx)
@@ -209,6 +215,8 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     sets = report.off_target_sets(ctx)
     off = [requests[at : at + 32] for requests in sets.values() for at in range(0, len(requests), 32)]
     traces = [trace for _, trace, _ in read.load(ctx)]
+    block_of = {t.id: n // ctx.config.rescore.part_rows for n, t in enumerate(traces)}
+    together = ctx.teacher_folder == ctx.initial_folder
     return Workload(
         source=source
         if not unplayed
@@ -216,7 +224,7 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
         "from opening messages",
         traces=len(traces),
         asked=asked,
-        **_scored(_Items(ctx.config, hints, anchors, twins, ctx.teacher_folder == ctx.initial_folder), targets),
+        **_scored(_Items(ctx.config, hints, anchors, twins, together, block_of, to_score.Found(ctx).anchored), targets),
         lengths={"trace": Histogram.of(n for t in traces if (n := _length(ctx, t))), **_lengths(hints, anchors)},
         rows=trained,
         watched=row_lengths(watched),
@@ -238,15 +246,36 @@ class _Items:
     together: bool = True
     """Whether the same weights score hints and twins."""
 
-    def batches(self) -> list[list[Any]]:
-        """The items of each call."""
-        size = self.config.rescore.part_rows
-        return rescore.batched(self.hints, self.anchors, self.twins, size, together=self.together)
+    block_of: Mapping[str, int] = field(default_factory=dict)
+    """The block that each trace is in, by trace id; all in one where it is empty."""
+    anchored: bool = True
 
-    def calls(self) -> Iterator[list[ScoreRequest]]:
-        """The engine's calls, in order."""
+    def batches(self) -> tuple[list[list[list[Any]]], list[list[Any]], list[list[Any]]]:
+        """The items of each call: of each block, of watched steps, of hold traces; see `rescore.run`."""
+        size, watched, held = self.config.rescore.part_rows, list[AnchorItem](), list[AnchorItem]()
+        blocks: dict[int, tuple[list[HintItem], list[AnchorItem], list[TwinItem]]] = {
+            n: ([], [], []) for n in sorted({0, *self.block_of.values()})
+        }
+        for hint in self.hints:
+            blocks[self.block_of.get(hint.injection.trace_id, 0)][0].append(hint)
+        for twin in self.twins:
+            blocks[self.block_of.get(twin.twin.trace_id, 0)][2].append(twin)
+        for anchor in self.anchors:
+            if anchor.kind == "hold":
+                held.append(anchor)
+            elif self.block_of and (anchor.split == "holdout" or not self.anchored):
+                watched.append(anchor)
+            else:
+                blocks[self.block_of.get(anchor.trace_id, 0)][1].append(anchor)
+        of_watched = [list(some) for _, some in itertools.groupby(watched, key=lambda a: a.trace_id)]
+        together = self.together
+        of_blocks = [rescore.batched(h, a, t, size, together=together) for h, a, t in blocks.values()]
+        return of_blocks, of_watched, list(chunks(held, size))
+
+    def calls(self, batches: Sequence[list[Any]]) -> Iterator[list[ScoreRequest]]:
+        """The engine's calls for batches, in order."""
         injections = {h.key: h.injection for h in self.hints}
-        for batch in self.batches():
+        for batch in batches:
             if isinstance(batch[0], TwinItem):
                 # the originals are read once more, by the weights that score the twins
                 wanted = [injections[key] for key in sorted({t.of for t in batch} & injections.keys())]
@@ -267,8 +296,12 @@ def requests_of(item: HintItem | AnchorItem | TwinItem) -> list[ScoreRequest]:
 def _scored(items: _Items, targets: StoredTargets | None = None) -> dict[str, Any]:
     """What follows from the items to score: the engine's calls and the kept entries."""
     size = items.config.rescore.part_rows
+    blocks, watched, held = items.batches()
+    calls = [[call for call in items.calls(b) if call] for b in (*blocks, watched, held)]
     return {
-        "calls": [call for call in items.calls() if call],
+        "calls": [call for some in calls for call in some],
+        "blocks": tuple(len(c) for c in calls[:-2]),
+        "tail": (len(calls[-2]), len(calls[-1])),
         "samples": tuple([r for i in some[:size] for r in requests_of(i)] for some in (items.hints, items.anchors)),
         "hinted": len(items.hints),
         "targets": len(items.hints) + len(items.anchors) + len(items.twins),
@@ -368,5 +401,6 @@ def _entries(items: _Items, targets: StoredTargets | None) -> tuple[int, int]:
         # two views' top entries overlap: between k and 2 k, a third more than one's in the traces that were looked at
         return (first.end - first.start) * (k * 4 // 3 if isinstance(item, HintItem) else k + 1)
 
-    each = [sum(map(of, batch)) for batch in items.batches()]
+    blocks, watched, held = items.batches()
+    each = [sum(map(of, batch)) for some in (*blocks, watched, held) for batch in some]
     return sum(each), max(each, default=0)

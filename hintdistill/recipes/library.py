@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -169,12 +170,18 @@ def _over(
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a mapping")
     return data
+
+
+@lru_cache(maxsize=128)
+def _parsed(text: str) -> Any:
+    """Parse a recipe file's text once: validating one configuration asks for the default recipe several times."""
+    return yaml.safe_load(text)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

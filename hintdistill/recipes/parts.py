@@ -97,4 +97,4 @@ CONTEXTS: dict[str, tuple[str, ...]] = {
     "fail": ("peer_contexts",),
 }
 NORMALISERS = ("kept", "all", "mean1", "per_row")
-SPANS = ("step", "quote", "quote_weighted", "suffix")
+SPANS = ("step", "action", "quote", "quote_weighted", "suffix")

@@ -96,7 +96,8 @@ class Term(Part):
     rows: TargetKind = "hint"
     """`hint`: the located steps; `anchor`: steps without a finding, whose target is the initial policy."""
     span: str = "step"
-    """Loss span: the whole step, the quote, the quote weighted up within the step, or from the quote to the end."""
+    """Loss span: the whole step, its action (the step without its reasoning), the quote, the quote weighted up within the step, or
+    from the quote to the end."""
     quote_weight: float = Field(default=4.0, gt=0.0)
     min_probability: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Of an anchor: tokens that the initial policy gave less than this carry no loss. Where it wavered, what it did not say

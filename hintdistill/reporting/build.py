@@ -21,7 +21,7 @@ from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Injection
 from hintdistill.critics.rules import NOT_JUDGED
 from hintdistill.injection.levels import LEVELS
-from hintdistill.reporting.findings import finding_entry, unscored_entry
+from hintdistill.reporting.findings import After, Decode, finding_entry, unscored_entry
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.reporting.twins import twin_document, twin_entries
@@ -53,8 +53,8 @@ class ReportInput:
     trained: Sequence[str]
     """Keys of the targets trained on."""
     train_summary: Mapping[str, Any] | None
-    after: Mapping[str, np.ndarray]
-    """By key of a hint's or twin's target, log-probabilities of the step's tokens after training, no hint: float32 [T]."""
+    after: Mapping[str, After]
+    """By key of a hint's or twin's target, what the corrected student says of its step."""
     evaluations: Mapping[str, Mapping[str, Evaluation]]
     """By split, then `before` and `after`."""
     off_target: Mapping[str, Movement]
@@ -73,11 +73,14 @@ class ReportInput:
     """Traces whose critique another try may still give; None where it is not known."""
     tripwires: Sequence[Mapping[str, Any]] | None = None
     """Bounds that training crossed: `step`, `tripwire`, `value`, `bound`; None where this run trained nothing."""
+    decode: Decode | None = None
+    """Text of token ids; without it findings name neither the hint's own tokens nor likeliest continuations."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
     """The report document; see `docs/report.md`."""
-    entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), data.after)
+    sampled = {key: after.sampled for key, after in data.after.items()}
+    entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), sampled)
     scored, findings = _read_hints(data, entries)
     hints = [s.head for s in scored]
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
@@ -180,7 +183,7 @@ def _read_hints(
             head=heads(hints)[i],
             plain=None if decision is None else decision.logprob_plain,
             hinted=None if decision is None else decision.logprob_hinted,
-            after=None if decision is None or after is None else float(after[decision.position]),
+            after=None if decision is None or after is None else float(after.sampled[decision.position]),
             placebos=list(zip((p.kind for p in target.placebos), placebos_pass(target, gate), strict=True)),
         )
         said = finding_entry(
@@ -190,6 +193,7 @@ def _read_hints(
             after,
             facts.placebos_pass,
             target.key in trained,
+            data.decode,
         )
         found[i] = facts, said | {"twins": twins.get(target.key, [])}
     return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]

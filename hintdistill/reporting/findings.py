@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hintdistill.core.scores import Target
 from hintdistill.core.types import Injection
+
+TOP = 3
+"""Continuations that are named at a decision token."""
+Decode = Callable[[Sequence[int]], str]
+"""Text of token ids, special tokens included."""
+
+
+@dataclass(frozen=True)
+class After:
+    """What the corrected student says of a step in its own context, without a hint. Nats."""
+
+    sampled: np.ndarray
+    """float32 [T]: log-probability of each token of the step."""
+    position: int | None = None
+    """The decision token of which `top` is said; None where it was not asked."""
+    top: Sequence[tuple[int, float]] = ()
+    """Ids and log-probabilities of its most probable continuations there, the most probable first."""
 
 
 def _placebos(t: Target, passes: Sequence[bool]) -> list[dict[str, Any]]:
@@ -29,16 +47,18 @@ def finding_entry(
     t: Target,
     injection: Injection | None,
     contexts: tuple[str, str],
-    after: np.ndarray | None,
+    after: After | None,
     passes: Sequence[bool],
     trained: bool,
+    decode: Decode | None = None,
 ) -> dict[str, Any]:
     """One hint with its step, token by token.
 
     Args:
         contexts: the end of the context's text above the hint, and what stands between hint and step.
-        after: float32 [T], log-probabilities after training; None where nothing was trained.
+        after: None where nothing was trained.
         passes: of each placebo, whether the gate would accept it.
+        decode: names the hint's tokens and the likeliest continuations; without it the entry has neither.
     """
     above, below = contexts
     return {
@@ -51,6 +71,7 @@ def finding_entry(
         "critic": injection.finding.critic if injection else None,
         "evidence": injection.finding.evidence if injection else None,
         "hint": t.hint,
+        "hint_block": decode([int(i) for i in t.block_ids]) if decode else None,
         "level": t.level,
         "candidate": t.candidate,
         "choice": t.choice,
@@ -61,17 +82,17 @@ def finding_entry(
         "reasons": list(t.reasons),
         "guards": list(t.guards),
         "trained": trained,
-        "decision": _decision(t, after),
+        "decision": _decision(t, after, decode),
         "specificity_nats": t.specificity,
         "legal_mass_gain": t.legal_mass_gain,
         "placebos": _placebos(t, passes),
         "context_above": above,
         "context_below": below,
-        "tokens": _tokens(t, after),
+        "tokens": _tokens(t, None if after is None else after.sampled),
     }
 
 
-def _decision(t: Target, after: np.ndarray | None) -> dict[str, Any] | None:
+def _decision(t: Target, after: After | None, decode: Decode | None) -> dict[str, Any] | None:
     """The decision token of a finding, with its probabilities; None where the hint changes nothing."""
     decision = t.decision
     if decision is None:
@@ -82,11 +103,33 @@ def _decision(t: Target, after: np.ndarray | None) -> dict[str, Any] | None:
         "instead": decision.instead,
         "before": float(np.exp(decision.logprob_plain)),
         "hinted": float(np.exp(decision.logprob_hinted)),
-        "after": None if after is None else float(np.exp(after[decision.position])),
+        "after": None if after is None else float(np.exp(after.sampled[decision.position])),
         "effect_nats": decision.effect,
         "odds_nats": decision.odds,
         "flips": decision.flips,
+        **({"top": _top(t, decision.position, after, decode)} if decode else {}),
     }
+
+
+def _top(t: Target, position: int, after: After | None, decode: Decode) -> dict[str, Any]:
+    """The likeliest continuations at the decision token before training, under the hint and after; None where they are not known."""
+    known = {
+        "before": _best(t.support_ids[position], t.plain_logprobs[position]),
+        "hinted": _best(t.support_ids[position], t.teacher_logprobs[position]),
+        "after": list(after.top) if after is not None and after.top and after.position == position else None,
+    }
+    return {
+        when: None
+        if some is None
+        else [{"text": decode([i]), "p": float(np.exp(logprob))} for i, logprob in some[:TOP]]
+        for when, some in known.items()
+    }
+
+
+def _best(ids: np.ndarray, logprobs: np.ndarray) -> list[tuple[int, float]]:
+    """The ids with the largest log-probabilities, the largest first; padding is left out."""
+    found = [(int(ids[i]), float(logprobs[i])) for i in np.argsort(-logprobs, kind="stable") if ids[i] >= 0]
+    return [(i, p) for i, p in found if np.isfinite(p)]
 
 
 def _tokens(t: Target, after: np.ndarray | None) -> list[dict[str, Any]]:

@@ -1,66 +1,112 @@
-"""The report document as one self-contained HTML file: no script from elsewhere, no font, no image."""
+"""The report document as one self-contained HTML file: nothing is loaded from elsewhere, and no script runs but the page's own."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import cache
 from typing import Any
 
-import jinja2
+from markupsafe import Markup
 
-from hintdistill.reporting import printable
-from hintdistill.reporting.controls import TITLES, about, interval
-from hintdistill.reporting.spending import spent
+from hintdistill.reporting.islands import pack
+from hintdistill.reporting.sections import SECTIONS, Section
+from hintdistill.reporting.templates import PAGE, environment
 from hintdistill.reporting.twins import edit_lines
-from hintdistill.reporting.verdict import MARKS, split_rows, verdict
-from hintdistill.reporting.worst import worst
+from hintdistill.reporting.verdict import MARKS, verdict
+from hintdistill.reporting.worst import worst, worst_first
+
+SCRIPTS = ("unpack.js", "tokens.js", "finding.js", "list.js", "main.js")
+"""The page's script, in the order in which its files are put together."""
+STATIC = 50
+"""Findings that are plain HTML as well, for print and for readers without scripts."""
 
 
-def render_html(document: Mapping[str, Any], max_findings: int) -> str:
-    """The whole page. Trace text is escaped by the template engine, control characters are shown."""
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters.update(
-        safe_text=lambda text: printable(text or ""), pct=_percent, num=_number, heat=_heat, interval=interval
-    )
+def render_html(
+    document: Mapping[str, Any], max_findings: int, traces: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """The whole page. Text of traces is escaped by the template engine, or packed; control characters are shown.
+
+    Args:
+        document: the report document; see docs/report.md.
+        max_findings: findings in the page at most, the most probable error first.
+        traces: by id of the trace, what `islands.trace_page` gives; without them a finding shows the context it has itself.
+    """
     shown, groups = worst(document["findings"], max_findings)
-    return env.get_template("report.html.jinja").render(
-        doc=document,
-        verdict=verdict(document),
-        marks=MARKS,
-        split_ids=dict(split_rows(document)),
-        shown=shown,
-        groups=groups,
-        contexts=_contexts(shown),
-        spent=spent(document["funnel"]["critique"].get("usage")),
-        controls=document.get("controls"),
-        about_controls=about(document["controls"]) if document.get("controls") else None,
-        arm_titles=TITLES,
-        edit_lines=edit_lines,
+    first = worst_first(shown)[:STATIC]
+    style, script = _style(), _script()
+    return (
+        environment()
+        .get_template("page.html.jinja")
+        .render(
+            doc=document,
+            about=_about(document["run"]),
+            policy=policy(style, script),
+            style=Markup(style),
+            script=Markup(script),
+            verdict=verdict(document),
+            marks=MARKS,
+            sections=_sections(document),
+            shown=shown,
+            groups=groups,
+            worst_shown=first,
+            contexts=_contexts(first),
+            edit_lines=edit_lines,
+            islands=pack(shown, document["unscored"], traces or {}).packed,
+        )
     )
+
+
+def policy(style: str, script: str) -> str:
+    """The page's content security policy: its own style and script by their hashes, images that it carries, nothing else."""
+    return (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _hash(content: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
+
+
+@cache
+def _style() -> str:
+    return (PAGE / "page.css").read_text(encoding="utf-8")
+
+
+@cache
+def _script() -> str:
+    files = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return f'(() => {{\n"use strict";\n{files}\n}})();'
+
+
+def _about(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """What a reader finds the run again by, as terms and values."""
+    return [
+        ("run", run.get("name")),
+        ("started", run.get("started")),
+        ("student", run["model"]),
+        ("data", ", ".join(run.get("data") or [])),
+        ("critics", ", ".join(run["critics"])),
+        ("hints", run["hint"]),
+        ("command", run.get("command")),
+        ("config", run.get("config_hash")),
+        ("hintdistill", run["versions"].get("hintdistill")),
+    ]
+
+
+def _sections(document: Mapping[str, Any], sections: Sequence[Section] = SECTIONS) -> list[dict[str, Any]]:
+    """The sections that have something to show, each with its HTML."""
+    made = []
+    for section in sections:
+        html = "" if section.body is None else section.body(document).strip()
+        if section.body is None or html:
+            made.append({"anchor": section.anchor, "title": section.title, "html": Markup(html)})
+    return made
 
 
 def _contexts(shown: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Key of a finding → key of the first one shown with the same text above its step, which is printed once."""
     first: dict[tuple[str, str], str] = {}
     return {f["key"]: first.setdefault((f["trace"], f["context_above"]), f["key"]) for f in shown}
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _heat(probability: float | None) -> str:
-    """Background for a token: red where it is unlikely, clear where it is certain."""
-    if probability is None:
-        return "transparent"
-    return f"rgba(214, 51, 51, {0.75 * (1 - probability) ** 1.5:.3f})"

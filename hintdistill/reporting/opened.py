@@ -136,6 +136,8 @@ def open_run(path: str | Path) -> OpenedRun:
     if not (folder / "manifest.json").is_file():
         raise InputError(f"no run at {folder}", hint="a run folder holds a manifest.json; see run.dir")
     file = folder / "report.json"
+    if not file.is_file() and (folder / "shards").is_dir():
+        raise ConfigError(f"{folder} is cut into shards that are not merged", hint=f"hintdistill merge {folder}")
     if not file.is_file():
         raise ConfigError(f"{folder} has no report yet", hint=f"hintdistill report {folder}")
     try:

@@ -35,8 +35,8 @@ _PER_TOKEN = (
     "teacher_sampled",
     "plain_sampled",
 )
-_SINCE_3 = ("level", "candidate", "choice")
-"""Columns that parts of schema 2 do not have."""
+_ADDED = ("level", "candidate", "choice", "action_start")
+"""Columns that parts of earlier releases do not have: the first three are of schema 3, the last is younger."""
 _TEXTS = ("tokens", "instead", "hint", "placebos")
 
 
@@ -67,7 +67,7 @@ def open_part(part: Path) -> pq.ParquetFile:
 def read_columns(part: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of a group of rows, or all. Raises InputError where they are damaged; names the part."""
     try:
-        names = None if columns is None else [c for c in columns if c not in _SINCE_3 or c in file.schema_arrow.names]
+        names = None if columns is None else [c for c in columns if c not in _ADDED or c in file.schema_arrow.names]
         return file.read_row_group(group, columns=names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part} is damaged: {error}", hint=_AGAIN) from None
@@ -94,6 +94,7 @@ class Heads:
         "first_position",
         "span_start",
         "span_end",
+        "action_start",
         "recorded_gap",
         "measurement",
         "versions",
@@ -121,6 +122,7 @@ class Heads:
             "key": row["key"],
             "step": row["step"],
             "span": (row["span_start"], row["span_end"]),
+            "action_start": row.get("action_start"),
             "level": row.get("level"),
             "candidate": row.get("candidate", ""),
             "choice": sys.intern(row.get("choice", "only")),
@@ -237,6 +239,8 @@ def _problem(
         return f"the support and the log-probabilities of token {differ[0]} differ in length"
     if not all(np.isfinite(flat[n].astype(np.float32)).all() for n in ("teacher_sampled", "plain_sampled")):
         return "a log-probability of a sampled token is missing or not finite"
+    if (action := small.get("action_start")) is not None and not -1 <= action < steps:
+        return f"action_start is {action}, the step has {steps} tokens"
     if small["context_sha256"] != context_hash(arrays["context_ids"]):
         return "the context is not the one its hash was taken of"
     return None

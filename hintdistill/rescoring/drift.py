@@ -34,23 +34,30 @@ def movement(
     initial: TransformersEngine, student: TransformersEngine, requests: Sequence[ScoreRequest], batch: int = 32
 ) -> Movement | None:
     """Compare two engines on the scored ranges; None for no requests."""
+    kls, flips = token_movement(initial, student, requests, batch)
+    if not kls:
+        return None
+    flat = np.concatenate(kls)
+    return Movement(
+        steps=len(kls),
+        tokens=len(flat),
+        kl_per_token=float(flat.mean()),
+        kl_per_step=float(np.mean([k.sum() for k in kls])),
+        kl_p99=float(np.percentile(flat, 99)),
+        top1_flip_rate=flips / len(flat),
+    )
+
+
+def token_movement(
+    initial: TransformersEngine, student: TransformersEngine, requests: Sequence[ScoreRequest], batch: int = 32
+) -> tuple[list[np.ndarray], int]:
+    """KL(initial ‖ student) of each token of each scored range, float32 [T] nats, and how many first choices changed."""
     kls: list[np.ndarray] = []
-    flips, tokens = 0, 0
+    flips = 0
     for at in range(0, len(requests), batch):
         part = requests[at : at + batch]
         for before, after in zip(initial.logprobs(part), student.logprobs(part), strict=True):
             kl = (before.exp() * (before - after)).sum(-1).clamp(min=0)
             kls.append(kl.float().cpu().numpy())
             flips += int((before.argmax(-1) != after.argmax(-1)).sum())
-            tokens += len(kl)
-    if not kls:
-        return None
-    flat = np.concatenate(kls)
-    return Movement(
-        steps=len(kls),
-        tokens=tokens,
-        kl_per_token=float(flat.mean()),
-        kl_per_step=float(np.mean([k.sum() for k in kls])),
-        kl_p99=float(np.percentile(flat, 99)),
-        top1_flip_rate=flips / tokens,
-    )
+    return kls, flips

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from hintdistill.config import GateSection
 from hintdistill.core.errors import InputError
+from hintdistill.core.rows import KeySet
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.storage import JsonlStore, checksum, writing_aside
 from hintdistill.rescoring.columns import META, TARGET_SCHEMA, Columns, Heads, context_hash, open_part, read_columns
@@ -71,6 +72,7 @@ SCHEMA = pa.schema(
         ("step_ids", _IDS),
         ("span_start", pa.int32()),
         ("span_end", pa.int32()),
+        ("action_start", pa.int32()),
         ("token_weights", _FLOATS),
         ("support_ids", pa.list_(_IDS)),
         ("teacher_logprobs", pa.list_(_FLOATS)),
@@ -154,9 +156,11 @@ class TargetStore:
             elif checksum(part) != said.get("sha256"):
                 yield part, "it has other bytes than were written"
 
-    def keys(self) -> set[str]:
+    def keys(self) -> KeySet:
         """Keys of all stored rows."""
-        return {row["key"] for part in self.parts() for group in _groups(part, ["key"]) for row in group.to_pylist()}
+        return KeySet(
+            row["key"] for part in self.parts() for group in _groups(part, ["key"]) for row in group.to_pylist()
+        )
 
     def open(
         self, keys: Sequence[str] | None = None, gate: GateSection | None = None, *, cache_bytes: int = CACHE_BYTES
@@ -273,6 +277,7 @@ def _row(t: Target) -> dict[str, Any]:
         "first_position": len(t.context_ids),
         "span_start": t.span[0],
         "span_end": t.span[1],
+        "action_start": t.action_start,
         "tokens": list(t.tokens),
         "instead": list(t.instead),
         "recorded_gap": t.recorded_gap,

@@ -82,7 +82,7 @@ def _step_tokens(config: RunConfig, shape: ModelShape) -> int:
 
 
 def _rendered(ids: tuple[int, ...], end: int, step: int) -> RenderedStep:
-    return RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None))
+    return RenderedStep(ids[: end - step], ids[end - step : end], (), "ids", (), cast("Any", None), 0)
 
 
 def _episodes(
@@ -112,6 +112,7 @@ def _hint(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injectio
         block_ids=block,
         step_ids=ids[-step:],
         span=(0, step),
+        action_start=0,
         fidelity="ids",
         placement="message",
         placebos=tuple(PlaceboBlock(kind="shuffled", text="", insert_at=len(context), block_ids=b) for b in others),

@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from hintdistill.core.types import Trace
 
@@ -44,21 +45,48 @@ def first_message(trace: Trace) -> str:
     return ""
 
 
-def group_traces(traces: Sequence[Trace]) -> list[str]:
+def group_traces(traces: Iterable[Trace]) -> list[str]:
     """The group of each trace; near-duplicates of tasks without a name share the smallest of their keys."""
-    keys = [group_key(t) for t in traces]
-    unnamed = {k: t for k, t in zip(keys, traces, strict=True) if k.startswith("hash:")}
-    merged = _merge({k: _runs(t) for k, t in sorted(unnamed.items())})
-    return [merged.get(k, k) for k in keys]
+    grouper = Grouper()
+    for trace in traces:
+        grouper.add(trace)
+    return grouper.groups()
 
 
-def _runs(trace: Trace) -> frozenset[str]:
+class Grouper:
+    """Groups traces that come one at a time; of each it keeps a key, and of each task without a name the runs of its words."""
+
+    def __init__(self) -> None:
+        self._keys: list[str] = []
+        self._unnamed: dict[str, frozenset[int]] = {}
+
+    def add(self, trace: Trace) -> None:
+        """Take in the next trace."""
+        key = group_key(trace)
+        self._keys.append(sys.intern(key))
+        if key.startswith("hash:"):
+            # the newest counts, as all traces of a key have the same first message and tools
+            self._unnamed[key] = _runs(trace)
+
+    def groups(self) -> list[str]:
+        """The group of each trace, in the order in which they came."""
+        merged = _merge(dict(sorted(self._unnamed.items())))
+        return [merged.get(k, k) for k in self._keys]
+
+
+def _runs(trace: Trace) -> frozenset[int]:
+    """Digests of a first message's runs of words."""
     words = _WORD.findall(first_message(trace).casefold())
     tools = "\0".join(sorted(trace.tool_schemas))
-    return frozenset(tools + "\1" + " ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1)))
+    runs = {tools + "\1" + " ".join(words[i : i + RUN]) for i in range(max(1, len(words) - RUN + 1))}
+    return frozenset(map(_digest, runs))
 
 
-def _merge(runs: dict[str, frozenset[str]]) -> dict[str, str]:
+def _digest(run: str) -> int:
+    return int.from_bytes(hashlib.blake2b(run.encode(), digest_size=7).digest(), "big")
+
+
+def _merge(runs: dict[str, frozenset[int]]) -> dict[str, str]:
     """Key → smallest key of its near-duplicates."""
     common = Counter(r for found in runs.values() for r in found)
     template = {r for r, n in common.items() if n > max(2, SHARED * len(runs))}
@@ -84,13 +112,12 @@ def _merge(runs: dict[str, frozenset[str]]) -> dict[str, str]:
     return {k: root(k) for k in runs}
 
 
-def _overlap(a: frozenset[str], b: frozenset[str]) -> float:
+def _overlap(a: frozenset[int], b: frozenset[int]) -> float:
     return len(a & b) / len(a | b) if a or b else 1.0
 
 
-def _minhash(found: frozenset[str]) -> tuple[int, ...]:
+def _minhash(digests: frozenset[int]) -> tuple[int, ...]:
     """The smallest of each of BANDS × ROWS hashes, one linear map of a fixed digest each; the same in every process."""
-    digests = [int.from_bytes(hashlib.blake2b(r.encode(), digest_size=7).digest(), "big") for r in found]
     return tuple(min((a * d + b) % _MERSENNE for d in digests) for a, b in _MAPS)
 
 

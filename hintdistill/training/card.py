@@ -158,6 +158,7 @@ def _pull(document: Mapping[str, Any]) -> str:
 
 SPAN_WORDS = {
     "step": "the whole step",
+    "action": "the step without its reasoning",
     "quote": "the quoted words",
     "quote_weighted": "the whole step, the quoted words weighted up",
     "suffix": "the quote and what follows it",

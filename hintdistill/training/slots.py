@@ -7,12 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hintdistill.core.scores import Target
+from hintdistill.core.errors import InputError
+from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.types import UNKNOWN_ACTION
 from hintdistill.objectives.scorebank import RECORDED
 from hintdistill.objectives.spans import span_mask
 from hintdistill.recipes import Term
 from hintdistill.training.reward import OutcomeData, OutcomeRow, TraceOutcome
 
+ACTION = "action"
+"""The loss span that leaves a step's reasoning out."""
 REWARD = "reward"
 """Name under which an outcome slot has its weights."""
 
@@ -96,9 +100,32 @@ def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
     return {"in_quote": ((index >= span[0]) & (index < span[1])).astype(np.float32), "since_error": index - span[0]}
 
 
+def known_action(target: TargetHead) -> int:
+    """Return the index of the first step token that is no reasoning. Raises InputError where it is not known; names the step."""
+    start = target.action_start
+    if start is not None and start != UNKNOWN_ACTION:
+        return start
+    where = f"trace {target.trace_id}, step {target.step} ({target.kind})"
+    if start is None:
+        raise InputError(
+            f"{where}: the loss span `{ACTION}` needs to know where the step's reasoning ends, and this target does not say; an "
+            "earlier release made it",
+            hint="start a new run folder, or train with span: step",
+        )
+    raise InputError(
+        f"{where}: the loss span `{ACTION}` needs to know where the step's reasoning ends, and it cannot be told from its tokens",
+        hint="leave this target out, or train with span: step",
+    )
+
+
 def loss_weights(target: Target, term: Term) -> np.ndarray:
-    """Weight of each step token before normalisation, float32 [T]: the term's loss span, see `objectives.spans`."""
+    """Weight of each step token before normalisation, float32 [T]: the term's loss span, see `objectives.spans`.
+
+    Raises InputError; see `known_action`.
+    """
     facts = quote_facts(target.span, len(target.step_ids))
+    if term.span == ACTION:
+        facts["in_action"] = np.arange(len(target.step_ids)) >= known_action(target)
     facts["certain"] = np.exp(target.plain_sampled) >= term.min_probability
     weights: np.ndarray = span_mask(term, facts, np.ones(len(target.step_ids), np.float32))
     return weights

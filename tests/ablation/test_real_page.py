@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.realmodel.jobs import PREREG, commit_of
 from benchmarks.realmodel.page import arms_table, base_table, nouns_bootstrap, repair_table, shape_table
+from benchmarks.realmodel.plan import PREREG, commit_of
 from hintdistill.core.statistics import difference, gap_closed
 
 

@@ -8,8 +8,10 @@ import shlex
 import pytest
 from conftest import ROOT, STUDENT, TOOLWORLD
 from support.command import hintdistill
+from typer.testing import CliRunner
 
 import hintdistill as hd
+from hintdistill.cli.main import app
 from hintdistill.core.errors import TraceError
 
 
@@ -70,6 +72,13 @@ def test_init_with_model_and_traces_writes_a_config_that_runs(tmp_path):
         "run", str(folder / "hintdistill.yaml"), "--until", "inject", "--limit", "20", f"run.dir={tmp_path / 'r'}"
     )
     assert "injections" in done.stdout
+
+
+def test_init_without_a_folder_writes_where_one_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = CliRunner().invoke(app, ["init", "--model", str(STUDENT), "--traces", str(TOOLWORLD / "traces.jsonl")])
+    assert written.exit_code == 0 and "hintdistill run hintdistill.yaml --dry-run" in written.stdout
+    assert hd.load_config(tmp_path / "hintdistill.yaml").critic.prompts == str(tmp_path / "prompts")
 
 
 def test_init_with_a_critic(tmp_path):

@@ -100,6 +100,7 @@ def llm(name: str) -> dict[str, Acts | Told]:
     return {
         "backend": Acts("local", learn.loaded, ("traces.path=none", f"critic.use=[{name}]"), refusal=True),
         "base_url": Acts("URL2", plain, CRITIC),
+        "more_urls": Acts("[URL2]", plain, CRITIC),
         "model": Acts("other", plain, (*CRITIC, "critic.X.context_tokens=16000")),
         "api_key_env": Acts("HINTDISTILL_TEST_KEY", plain, CRITIC),
         "strategy": Acts("step_by_step", plain, CRITIC),
@@ -200,6 +201,7 @@ RESCORE: dict[str, Acts | Told] = {
     "part_rows": Acts("2", see.rescored, SCORED),
     "engine.backend": Acts("server", see.served(), ("rescore.engine={base_url: URL1, model: m, max_length: 100}",)),
     "engine.base_url": Acts("URL2", see.served(), ENGINE),
+    "engine.more_urls": Acts("[URL2]", see.served(), ENGINE),
     "engine.model": Acts("other", see.served(), ENGINE),
     "engine.dialect": Acts("echo", see.served(), ENGINE),
     "engine.allow_hosts": Acts(

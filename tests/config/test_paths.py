@@ -6,13 +6,12 @@ import glob
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, STUDENT, TOOLWORLD
+from support.command import hintdistill
 
 from hintdistill.config import RunConfig
 from hintdistill.config.file import load_config
@@ -23,7 +22,6 @@ from hintdistill.pipeline.run import run as run_pipeline
 from hintdistill.pipeline.store import RunDir
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-COMMAND = [sys.executable, "-m", "hintdistill.cli"]
 TEXT = """
 run: {model: students/a, dir: out/run, initial: owner/Model-0.5B}
 traces: {path: [t.jsonl, "more/*.jsonl"], tools: ../tools.json}
@@ -167,13 +165,8 @@ def test_shipped_configs_lead_to_what_is_there(path, tmp_path, monkeypatch):
 
 
 def test_a_command_works_from_another_folder(tmp_path):
-    done = subprocess.run(
-        [*COMMAND, "run", str(ROOT / "configs" / "quickstart.yaml"), "--dry-run", "--limit", "3", "critic.use=[rules]"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
+    words = ["run", str(ROOT / "configs" / "quickstart.yaml"), "--dry-run", "--limit", "3", "critic.use=[rules]"]
+    done = hintdistill(*words, folder=tmp_path)
     assert "traces: 3" in done.stdout and list(tmp_path.iterdir()) == []
 
 

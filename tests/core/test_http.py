@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 
 import pytest
+import trustme
 from support.bad_server import bad_server, closed_port
 
 from hintdistill.core import masking
@@ -200,3 +202,36 @@ def test_in_order():
     assert in_order(lambda x: x * x, [3, 1, 2], 2) == [9, 1, 4] and in_order(lambda x: x, [], 3) == []
     with pytest.raises(InputError):
         in_order(lambda x: (_ for _ in ()).throw(InputError("x")), [1], 1)
+
+
+@pytest.fixture
+def certified(tmp_path, monkeypatch):
+    """A server that speaks TLS; makes its certificate for a name, and trusts it where asked."""
+    authority = trustme.CA()
+
+    def start(name: str, trusted: bool):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(context)
+        if trusted:
+            authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+            monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+        return bad_server(tls=context)
+
+    return start
+
+
+def test_tls_whose_certificate_is_trusted(certified):
+    with certified("127.0.0.1", True) as server:
+        url = server.url("none")
+        assert url.startswith("https://") and b"verdict" in client(url).post("/chat/completions", TRACE).body
+        for mode, error in (("floods", OversizedError), ("cut", CutError)):
+            with pytest.raises(error):
+                client(server.url(mode), timeout_s=30).post("/x", TRACE, most_bytes=1_000_000)
+
+
+@pytest.mark.parametrize(("name", "trusted"), [("127.0.0.1", False), ("critic.example", True)])
+def test_tls_that_cannot_be_trusted_gets_no_word_of_a_trace(certified, name, trusted):
+    with certified(name, trusted) as server:
+        with pytest.raises(UnreachableError, match="certificate verify failed") as caught:
+            client(server.url("none")).post("/chat/completions", TRACE)
+        assert server.received == [] and "SSL_CERT_FILE" in str(caught.value.hint)

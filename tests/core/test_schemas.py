@@ -82,7 +82,7 @@ def test_no_reference_is_fetched_and_the_step_is_counted(tmp_path: Path):
             self.wfile.write(b"{}")
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         local = tmp_path / "schema.json"
         local.write_text('{"type": "string"}')

@@ -20,6 +20,7 @@ from hintdistill.prompts import PromptLibrary
 NONE = json.dumps({"verdict": "none", "findings": []})
 NO_MISTAKE = json.dumps({"mistake": False, "quote": None, "error_class": "none", "hint": "", "confidence": 0.9})
 ANSWER_TOKENS = 100
+PROMPTS = PromptLibrary()
 ORDERS = pytest.mark.parametrize(("together", "seeds"), [(False, range(50)), (True, range(5))])
 """Threads answer in an order that the seed and the machine make; in step, the order is that of the traces."""
 
@@ -69,9 +70,7 @@ def traces(sizes) -> list[Trace]:
 
 
 def critic(backend, budget=None, cache=None, **settings) -> LLMCritic:
-    return LLMCritic(
-        LLMSection(max_tokens=ANSWER_TOKENS, **settings), PromptLibrary(), backend, budget=budget, cache=cache
-    )
+    return LLMCritic(LLMSection(max_tokens=ANSWER_TOKENS, **settings), PROMPTS, backend, budget=budget, cache=cache)
 
 
 def need(trace: Trace) -> int:

@@ -62,7 +62,7 @@ def test_hints_that_repair_the_labelled_step(config):
     assert hints["accepted"]["hits"] + sum(hints["reasons"].values()) >= said and hints["accepted"]["hits"] > 0
     assert hints["repaired"]["hits"] == hints["decoded"]["kept"] - hints["decoded"]["unchanged"] > said / 2
     assert result["quotes"]["hits"] == result["quotes"]["n"] > 0
-    text = run(*ask)
+    text = run(*ask, "traces.limit=12")
     assert "accepted by the gate" in text and "step repaired" in text and "quotes found" in text
     assert "--hints goes with --labels" in run("critique", config, "--hints", expect=ConfigError)
 
@@ -84,7 +84,7 @@ def test_a_dry_run_of_labels_asks_nothing_and_a_critic_that_fails_is_no_success(
     asked = json.loads(
         run("critique", config, *labels, *server, "critic.llm.context_tokens=16000", "--dry-run", "--json")
     )
-    assert asked["llm"]["requests"] == 3
+    assert asked["critics"]["llm"]["requests"] == asked["traces"] == 3
     with scripted_server("nonsense") as other:
         server = (f"critic.llm.base_url={other.url}", "critic.llm.model=m", "critic.llm.repair_rounds=0")
         failed = run("critique", config, *labels, *server, "critic.llm.context_tokens=16000", expect=ServiceError)
@@ -306,8 +306,8 @@ def test_a_budget_stops_the_command_cleanly(config, tmp_path):
 def test_a_dry_run_asks_nothing(config):
     with scripted_server(NONE) as server:
         settings = ("critic.use=[rules,llm]", f"critic.llm.base_url={server.url}", "critic.llm.model=m")
-        found = json.loads(run("critique", config, *settings, "--dry-run", "--json"))
-        assert found["rules"] == {"requests": 0, "prompt_tokens": 0}
+        found = json.loads(run("critique", config, *settings, "--dry-run", "--json"))["critics"]
+        assert found["rules"] == {"requests": 0, "prompt_tokens": 0, "answer_tokens": 0, "money": 0.0}
         assert found["llm"]["requests"] == 12 and found["llm"]["prompt_tokens"] > 5000
         assert [r for r in server.received if r] == []
         text = run("critique", config, *settings, "critic.llm.strategy=step_by_step", "--dry-run")

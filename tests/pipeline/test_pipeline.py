@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, STUDENT, TOOLWORLD, real_file
 from safetensors.torch import load_file
-from support.command import COMMAND, ENV, hintdistill, process, rows
+from support.command import COMMAND, ENV, hintdistill, rows
 from support.killing import kill_when
 
 from hintdistill.core.scores import Target
@@ -24,7 +24,7 @@ from hintdistill.rescoring.store import TargetStore
 RULES = "critic.use=[rules,recorded]"
 SMALL = [
     RULES,
-    "traces.limit=90",
+    "traces.limit=50",
     "traces.holdout=0.3",
     "train.epochs=1",
     "train.batch_size=8",
@@ -40,7 +40,7 @@ SMALL = [
 def straight(tmp_path_factory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("straight") / "run"
-    out = process("run", "configs/quickstart.yaml", f"run.dir={folder}", *SMALL)
+    out = hintdistill("run", "configs/quickstart.yaml", f"run.dir={folder}", *SMALL)
     assert out.stdout.splitlines()[-1] == f"report: {folder / 'report.html'}"
     return folder
 
@@ -81,7 +81,7 @@ def test_the_documented_keys(report):
 
 def test_the_funnel_adds_up(report):
     f = report["funnel"]
-    assert f["read"]["records"] == f["read"]["traces"] == 90 == sum(f["read"]["split"].values())
+    assert f["read"]["records"] == f["read"]["traces"] == 50 == sum(f["read"]["split"].values())
     assert f["critique"]["findings"] == f["inject"]["injections"] + sum(f["inject"]["skipped"].values()) + sum(
         f["inject"]["failed"].values()
     )
@@ -105,6 +105,15 @@ def test_each_finding_has_its_tokens(report):
         assert all(0 <= t[w] <= 1.0001 for t in finding["tokens"] for w in ("before", "hinted", "after"))
         assert any(t["quoted"] for t in finding["tokens"])
         assert finding["context_above"] and finding["context_below"].endswith("assistant\n")
+        assert finding["hint"] in finding["hint_block"] and finding["hint_block"].startswith("<|im_start|>")
+        if finding["decision"]:
+            d = finding["decision"]
+            assert [len(d["top"][when]) for when in ("before", "hinted", "after")] == [3, 3, 3]
+            # the teacher's first choice and the sampled token's own probability, read from two places of a run
+            assert not d["flips"] or d["top"]["hinted"][0]["text"] == d["instead"]
+            for when in ("before", "after"):
+                own = [t["p"] for t in d["top"][when] if t["text"] == d["token"]]
+                assert not own or abs(own[0] - d[when]) < 1e-5
 
 
 def test_the_student_loads(straight):
@@ -531,7 +540,10 @@ def test_interrupt_is_130(tmp_path):
 
 
 def test_real_airline_traces_end_in_token_exact_splices(tmp_path):
-    """Read, critique, inject and rescore on what GPT-4o left behind in tau-bench, scored with the tiny student."""
+    """Read, critique, inject and rescore on what GPT-4o left behind in tau-bench, scored with the tiny student.
+
+    Of the first ten traces the three with findings and one without: reading 10,000 tokens costs seconds.
+    """
     from transformers import AutoTokenizer
 
     from hintdistill.core.types import Trace
@@ -540,22 +552,26 @@ def test_real_airline_traces_end_in_token_exact_splices(tmp_path):
         real_file("openai_chat", "tau_bench_airline_gpt4o.json"),
         real_file("openai_chat", "tools_tau_airline.json"),
     )
-    folder = tmp_path / "run"
+    folder, found = tmp_path / "run", json.loads(path.read_text())
+    (tmp_path / "four.json").write_text(json.dumps([found[i] for i in (0, 6, 8, 9)]))
     out = hintdistill(
         "run",
         "configs/tau-airline.yaml",
         "--until",
         "rescore",
         "--json",
-        "--limit",
-        "10",
         f"run.dir={folder}",
-        f"traces.path={path}",
+        f"traces.path={tmp_path / 'four.json'}",
+        "train.anchor.candidates=1",
         f"traces.tools={tools}",
     )
     document = json.loads(out.stdout)
     f = document["funnel"]
-    assert f["read"]["traces"] == 10 and f["inject"]["failed"] == {} and f["rescore"]["failed"] == {}
+    assert (
+        f["read"]["traces"] == 4 == f["rescore"]["anchors"]
+        and f["inject"]["failed"] == {}
+        and f["rescore"]["failed"] == {}
+    )
     assert f["rescore"]["scored"] == f["inject"]["injections"] >= 5
     traces = {r["trace"]["id"]: Trace.model_validate(r["trace"]) for r in rows(folder, "traces") if "trace" in r}
     tokenizer = AutoTokenizer.from_pretrained(STUDENT)

@@ -48,6 +48,7 @@ def loss(recipe: Recipe) -> Any:
 def weighed(recipe: Recipe) -> Any:
     """What each term weighs the tokens of a step by, before any normalisation."""
     facts = {"in_quote": np.array([0.0, 1.0, 0.0]), "since_error": np.array([-1.0, 0.0, 1.0])}
+    facts["in_action"] = np.array([0.0, 1.0, 1.0])
     bounds = {name: np.exp(np.array([-0.1, -3.0, -0.9])) >= term.min_probability for name, term in recipe.terms.items()}
     return {
         name: span_mask(term, facts | {"certain": bounds[name]}, np.ones(3)).tolist()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html.parser
 import io
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from markupsafe import escape
 from rich.console import Console
+from support.page import taken_apart
 from support.stored_targets import make_target
 
 from hintdistill.config.file import load_config
@@ -26,6 +27,7 @@ from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import WORK_INDEX
 from hintdistill.reporting import printable
 from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.findings import After
 from hintdistill.reporting.html import render_html
 from hintdistill.reporting.listing import show_finding, show_findings
 from hintdistill.reporting.terminal import show_summary
@@ -87,7 +89,8 @@ def document():
             contexts={"a": (ATTACK, ATTACK)},
             trained=["a"],
             train_summary={"engine_floor_nats": 0.0, "steps": 3},
-            after={"a": np.array([-1.0, -2.0])},
+            after={"a": After(np.array([-1.0, -2.0]), 1, [(9, -0.5), (8, -2.0)])},
+            decode=lambda ids: f"{ATTACK}{ids}",
             evaluations={"test": {"before": evaluation, "after": evaluation}},
             off_target={ATTACK: Movement(1, 10, 0.001, 0.01, 0.1, 0.0)},
             warnings=[ATTACK],
@@ -109,23 +112,32 @@ class Tags(html.parser.HTMLParser):
 
 
 def test_trace_text_is_never_markup(document):
-    page = render_html(document, 10)
+    page = taken_apart(render_html(document, 10))
     seen = Tags()
-    seen.feed(page)
+    seen.feed(page.static)
     assert "script" not in seen.tags and "img" not in seen.tags
-    assert not any(a.startswith("on") for a in seen.attributes)
-    assert "\x1b" not in page and "\u202e" not in page and "\\u001b[2J\\u202e" in page
+    assert not any(a.startswith("on") or a == "style" for a in seen.attributes)
+    assert "\x1b" not in page.static and "\u202e" not in page.static and "\\u001b[2J\\u202e" in page.static
+    assert page.details[0]["hint"] == ATTACK, "an island holds text as it is; the page's script makes text nodes of it"
 
 
 def test_the_page_is_self_contained(document):
-    page = render_html(document, 10).replace(str(escape(printable(ATTACK))), "")
-    assert "src=" not in page
-    assert not re.search(r"src\s*=|@import|url\(", page, re.IGNORECASE)
-    links = re.findall(r"href\s*=\s*\"([^\"]*)", page)
-    assert links and all(link.startswith("#") and f'id="{link[1:]}"' in page for link in links), (
+    page = taken_apart(render_html(document, 10))
+    static = page.static.replace(str(escape(printable(ATTACK))), "")
+    for part in (static, page.style, page.script):
+        assert not re.search(r"src\s*=|@import|url\(|https?://|fetch\(|innerHTML|outerHTML|insertAdjacent|eval\(", part)
+    links = re.findall(r"href\s*=\s*\"([^\"]*)", static)
+    assert links and all(link.startswith("#") and f'id="{link[1:]}"' in static for link in links), (
         "links stay on the page"
     )
-    assert "http://" not in page and "https://" not in page
+
+
+def test_the_policy_names_the_pages_own_script_and_style(document):
+    page = taken_apart(render_html(document, 10))
+    for kind, content in (("script-src", page.script), ("style-src", page.style)):
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind} 'sha256-{digest}'" in page.policy
+    assert page.policy.startswith("default-src 'none'; ") and "unsafe" not in page.policy
 
 
 def test_the_page_says_what_the_document_says(document):
@@ -134,39 +146,13 @@ def test_the_page_says_what_the_document_says(document):
         assert words in page, words
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine to open the page in")
-def test_a_real_browser_runs_nothing_and_complains_of_nothing(document, tmp_path):
-    (tmp_path / "report.html").write_text(render_html(document, 10), encoding="utf-8")
-    done = subprocess.run(
-        [
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-sync",
-            "--no-first-run",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--virtual-time-budget=2000",
-            "--dump-dom",
-            f"file://{tmp_path / 'report.html'}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "<title>hintdistill report</title>" in done.stdout
-    assert "CONSOLE" not in done.stderr
-
-
 def test_few_findings_show_every_kind(document):
     many = dict(document)
     many["findings"] = [dict(document["findings"][0], key=f"x{i}", error_class="a") for i in range(50)] + [
         dict(document["findings"][1], error_class="b")
     ]
     page = render_html(many, 4)
-    assert page.count("<details") == 4 and ">b</h3>" in page
+    assert page.count('<article id="f-') == 4 and ">b</h3>" in page
 
 
 def test_the_document_says_which_run_it_is_and_what_is_open(document):

@@ -16,7 +16,7 @@ from hintdistill.reporting.html import render_html
 from hintdistill.reporting.share import shareable
 from hintdistill.reporting.terminal import show_summary
 from hintdistill.reporting.verdict import ORDER, fell, verdict
-from hintdistill.reporting.worst import GROUPS, residual, worst
+from hintdistill.reporting.worst import GROUPS, residual, worst, worst_first
 
 
 def played(success: float, episodes: int = 60) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_the_worst_trained_findings_are_shown_first_and_the_rest_is_counted(docu
         assert len(some) == min(n, 40) == sum(g.shown for g in counted) and {g.name for g in counted} <= set(GROUPS)
     document["findings"] = findings
     page = render_html(document, 12)
-    assert page.count("<details") == 12 and "12 of 40 shown" in page
-    assert page.count('class="above"') == 1 and page.count(f'href="#f-{shown[0]["key"]}"') == 11, (
+    assert page.count('<article id="f-') == 12 and "12 of 40 findings are in this page" in page
+    assert page.count('class="above"') == 1 and page.count(f'href="#f-{worst_first(shown)[0]["key"]}"') == 11, (
         "a text is printed once"
     )

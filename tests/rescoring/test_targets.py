@@ -106,6 +106,7 @@ def _rewrite(part, **change):
         ({"teacher_sampled": [-1.0]}, "teacher_sampled speaks of 1 tokens, the step has 2"),
         ({"plain_logprobs": [[-1.0], [-2.0]]}, "the log-probabilities of token 0 differ in length"),
         ({"plain_sampled": [-1.0, float("nan")]}, "missing or not finite"),
+        ({"action_start": 2}, "action_start is 2, the step has 2 tokens"),
         ({"context_ids": [5, 6, 8]}, "not the one its hash was taken of"),
     ],
 )

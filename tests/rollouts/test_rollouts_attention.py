@@ -57,6 +57,19 @@ def test_drafts_change_no_greedy_token_and_are_read_in_fewer_passes(engine):
     assert n == 83 and kept is not None
 
 
+def test_what_is_not_allowed_is_not_said_and_what_is_has_the_models_distribution(engine):
+    context, options = contexts(1)[0], SamplingOptions(temperature=1.0, max_new_tokens=3)
+    held = DraftedGenerator(engine, allowed=lambda context, step: [7, 9] if len(step) == 1 else None)
+    said = held.generate([context] * 200, STOP, options, 0)
+    seconds = [(s.ids[0], s.ids[1]) for s in said if len(s.ids) > 1]
+    assert {b for _, b in seconds} <= {7, 9} and len({s.ids[2] for s in said if len(s.ids) > 2}) > 3
+    first = max({a for a, _ in seconds}, key=lambda t: sum(a == t for a, _ in seconds))
+    after = [b for a, b in seconds if a == first]
+    with torch.inference_mode():
+        logits = engine.model(torch.tensor([[*context, first]])).logits[0, -1, [7, 9]]
+    assert np.mean([b == 7 for b in after]) == pytest.approx(float(logits.softmax(0)[0]), abs=0.15)
+
+
 def test_a_draft_is_what_followed_the_longest_and_latest_repetition():
     assert draft(np.array([5, 6, 7, 8, 9, 5, 6, 7]), 2) == [8, 9]
     assert draft(np.array([5, 6, 1, 5, 6, 2, 5, 6]), 1) == [2]

@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 import socketserver
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -34,8 +35,9 @@ def chat(text: Any, **more: Any) -> bytes:
 class BadServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, tls: ssl.SSLContext | None) -> None:
         super().__init__((host, 0), _Handler)
+        self.tls = tls
         self.received: list[dict[str, Any]] = []
         self.elsewhere = ""
         self.closing = threading.Event()
@@ -45,14 +47,24 @@ class BadServer(socketserver.ThreadingTCPServer):
         return f"{self.server_address[0]}:{self.server_address[1]}"
 
     def url(self, mode: str) -> str:
-        return f"http://{self.host}/{mode}/v1"
+        return f"http{'s' * (self.tls is not None)}://{self.host}/{mode}/v1"
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        sock, address = super().get_request()
+        if self.tls is not None:
+            # shakes hands as soon as its handler reads, on the handler's thread
+            sock = self.tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        return sock, address
 
 
 class _Handler(socketserver.StreamRequestHandler):
     server: BadServer
 
     def handle(self) -> None:
-        line = self.rfile.readline().decode()
+        try:
+            line = self.rfile.readline().decode()
+        except ssl.SSLError:
+            return  # the client does not trust this server
         headers: dict[str, str] = {}
         while (header := self.rfile.readline().decode().strip()) != "":
             name, _, value = header.partition(": ")
@@ -178,8 +190,8 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 @contextmanager
-def bad_server(host: str = "127.0.0.1") -> Iterator[BadServer]:
-    server = BadServer(host)
+def bad_server(host: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> Iterator[BadServer]:
+    server = BadServer(host, tls)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield server

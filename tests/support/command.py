@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -18,26 +20,35 @@ COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def hintdistill(*args: str, expect: int | None = 0) -> subprocess.CompletedProcess:
+def hintdistill(*args: str, expect: int | None = 0, folder: Path = ROOT) -> subprocess.CompletedProcess:
     """Run the command's own `main` in this process, which has torch loaded, and give what it printed and its exit code.
 
     A test of processes (kills, signals, environment variables) takes `process`.
     """
     from hintdistill.cli.main import main
 
+    return _checked(_called(main, [COMMAND[0], *args], folder), expect)
+
+
+def script(path: str, *args: str) -> subprocess.CompletedProcess:
+    """Run a Python script of the repository as a program (`__main__`) in this process; fails where it fails."""
+    return _checked(_called(lambda: runpy.run_path(str(ROOT / path), run_name="__main__"), [path, *args], ROOT), 0)
+
+
+def _called(function: Callable[[], object], words: list[str], folder: Path) -> subprocess.CompletedProcess:
     out, err, argv, code = StringIO(), StringIO(), sys.argv, 0
     states = random.getstate(), torch.get_rng_state()
-    sys.argv = [COMMAND[0], *args]
+    sys.argv = words
     try:
-        with redirect_stdout(out), redirect_stderr(err), chdir(ROOT):
-            main()
+        with redirect_stdout(out), redirect_stderr(err), chdir(folder):
+            function()
     except SystemExit as left:
         code = int(left.code or 0)
     finally:
         sys.argv = argv
         random.setstate(states[0])
         torch.set_rng_state(states[1])
-    return _checked(subprocess.CompletedProcess([*COMMAND, *args], code, out.getvalue(), err.getvalue()), expect)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def process(*args: str, expect: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:

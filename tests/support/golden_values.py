@@ -94,14 +94,19 @@ def trained() -> list[tuple[str, str]]:
     return pairs
 
 
-def in_trainer(name: str, source: str, batch: str, model: Any, targets: list[Target], folder: Path) -> Golden:
-    """Loss and gradient of one batch of a recipe; the student has moved a little away from initial and following weights."""
+def in_trainer(
+    name: str, source: str, batch: str, model: Any, targets: list[Target], folder: Path, **changed: Any
+) -> Golden:
+    """Loss and gradient of one batch of a recipe; the student has moved a little away from initial and following weights.
+
+    `changed` are settings in which the recipe is not as it ships; see `flat_recipe`.
+    """
     recipe = load_recipe(name)
     chosen = [t for t in targets if BATCHES[batch](t)]
     ended = outcome_of(chosen, recipe)
     if batch != "mixed":
         ended = replace(ended, rows=[])
-    settings = {"anchor": ANCHOR} if batch == "mixed" else {}
+    settings = changed | ({"anchor": ANCHOR} if batch == "mixed" else {})
     trainer = trainer_of(model, chosen, folder, ended, recipe=name, targets=source, **settings)
     kinds = {slot.kind for row in trainer.train_dataset.rows for slot in row.slots}
     assert ("anchor" in kinds) == (batch == "mixed"), f"{name}: slots of kind {sorted(kinds)}"
@@ -116,6 +121,12 @@ def in_trainer(name: str, source: str, batch: str, model: Any, targets: list[Tar
     return {"loss": loss, "gradient": described(gradient), "terms": terms}
 
 
+def of_actions(model: Any, targets: list[Target], folder: Path) -> Golden:
+    """The default recipe with the loss span `action`: three tokens of each step are reasoning."""
+    known = [replace(t, action_start=3) for t in targets]
+    return in_trainer("targeted", "stored", "mixed", model, known, folder, loss_span="action")
+
+
 def trainer_goldens(folder: Path) -> Iterator[tuple[str, Golden]]:
     """Of every recipe, source of targets and batch."""
     with Doubled():
@@ -124,6 +135,13 @@ def trainer_goldens(folder: Path) -> Iterator[tuple[str, Golden]]:
         for name, source in trained():
             for batch in BATCHES:
                 yield f"{name}/{source}/{batch}", in_trainer(name, source, batch, model, targets, folder)
+
+
+def span_goldens(folder: Path) -> Iterator[tuple[str, Golden]]:
+    """Of loss spans that no recipe ships with."""
+    with Doubled():
+        model = in_double()
+        yield "action", of_actions(model, stored_targets(model), folder)
 
 
 # -- the terms alone -----------------------------------------------------------------------------------------------------
@@ -220,6 +238,7 @@ def computed(folder: Path) -> Golden:
     """Everything, as the file holds it."""
     return {
         "trainer": dict(trainer_goldens(folder)),
+        "spans": dict(span_goldens(folder)),
         "dense": {n: dense(load_recipe(n)) for n in objectives()},
         "hidden": {n: found for n in objectives() if (found := from_hidden(load_recipe(n)))},
     }

@@ -146,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
 def running_hub(folder: Path) -> Iterator[Hub]:
     """A hub that runs until the end of the block."""
     hub = Hub(folder)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     try:
         yield hub
     finally:

@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def scripted_server(*script: Any) -> Iterator[ScriptedServer]:
     server = ScriptedServer(list(script))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
         yield server

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,8 +56,42 @@ def spoken(value: Any) -> Any:
     return [spoken(v) for v in value] if isinstance(value, list) else value
 
 
-@pytest.fixture(params=sorted(set(SEEDS) - {"sessions"}))
-def seeded(request, tmp_path) -> list[Watched]:
+SESSIONS = json.loads(Path(__file__).with_name("recorded_sessions.json").read_text())["sessions"]
+"""Sessions with what atif-make, which needs Python 3.12, has really made of them."""
+
+
+class Recorded:
+    """What a recorded conversion gave, as atif-make hands it over."""
+
+    def __init__(self, made: dict[str, Any]) -> None:
+        self.made = made
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.made
+
+    @classmethod
+    def convert(cls, path: Path, kind: str) -> tuple[Recorded, list[Any]]:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return cls(next(s["atif"] for s in SESSIONS if (s["kind"], s["lines"]) == (kind, lines))), []
+
+
+def sessions(folder: Path, patch: pytest.MonkeyPatch) -> list[Watched]:
+    """The recorded sessions, each a file, read with the conversion that was recorded of it."""
+    patch.setitem(sys.modules, "atif_make", SimpleNamespace(convert=Recorded.convert))
+    found: list[Watched] = []
+    for n, session in enumerate(SESSIONS):
+        path = folder / f"{n}.jsonl"
+        path.write_text("\n".join(map(json.dumps, session["lines"])))
+        found += watched(path)
+    return found
+
+
+@pytest.fixture(params=sorted(SEEDS))
+def seeded(request, tmp_path, monkeypatch) -> list[Watched]:
+    if request.param == "sessions":
+        found = sessions(tmp_path, monkeypatch)
+        assert [name for _, name, _ in found] == ["sessions"] * len(SESSIONS)
+        return found
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(json.dumps(spoken(s)) for s in SEEDS[request.param]))
     found = watched(path)

@@ -11,7 +11,7 @@ from hintdistill.core.types import Message, Trace
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
-from hintdistill.traces.groups import SIMILAR, _minhash, _overlap, group_traces
+from hintdistill.traces.groups import SIMILAR, _digest, _minhash, _overlap, group_traces
 from hintdistill.traces.reading import read_traces
 
 LONG = "Please cancel the reservation of Maria Lopez from Oslo to Madrid on the third of May and refund the two bags she paid for"
@@ -72,8 +72,8 @@ def test_a_template_shared_by_all_tasks_does_not_make_them_one():
 @given(st.sets(st.text(max_size=4), min_size=1, max_size=30), st.sets(st.text(max_size=4), max_size=30))
 def test_minhash_estimates_the_overlap(a, extra):
     """Equal sets always meet; the share of equal hashes is the overlap within sampling error (96 hashes, 5 sigma)."""
-    one, two = frozenset(a), frozenset(a | extra)
-    assert _minhash(one) == _minhash(frozenset(list(a)))
+    one, two = frozenset(map(_digest, a)), frozenset(map(_digest, a | extra))
+    assert _minhash(one) == _minhash(frozenset(map(_digest, list(a))))
     same = sum(x == y for x, y in zip(_minhash(one), _minhash(two), strict=True)) / 96
     overlap = _overlap(one, two)
     assert abs(same - overlap) <= 5 * (overlap * (1 - overlap) / 96) ** 0.5 + 1e-9

@@ -26,6 +26,7 @@ from support.golden_values import (
     in_double,
     in_trainer,
     objectives,
+    of_actions,
     stored_targets,
     trained,
 )
@@ -82,6 +83,13 @@ def test_loss_and_gradient_in_the_trainer(name, source, goldens, tiny_and_target
         with Doubled():
             found = in_trainer(name, source, batch, *tiny_and_targets, tmp_path)
         assert not list(differences(found, goldens["trainer"][key], key))
+
+
+def test_a_loss_that_leaves_reasoning_out(goldens, tiny_and_targets, tmp_path):
+    with Doubled():
+        found = of_actions(*tiny_and_targets, tmp_path)
+    assert not list(differences(found, goldens["spans"]["action"]))
+    assert apart(found["loss"], goldens["trainer"]["targeted/stored/mixed"]["loss"])
 
 
 def test_every_term_on_whole_distributions(goldens):

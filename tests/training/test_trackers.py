@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import test_training
 from conftest import STUDENT
-from support.command import ENV, hintdistill, process
+from support.command import hintdistill
 
 from hintdistill.config import RunSection, TrainSection
 from hintdistill.core.errors import ConfigError
@@ -121,10 +121,10 @@ def test_a_missing_package_and_a_missing_key_are_said_at_once(tmp_path, monkeypa
     assert "pip install trackio wandb" in caught.value.hint
 
 
-def test_the_command_refuses_before_it_writes_and_doctor_says_what_is_there(tmp_path):
-    env = {k: v for k, v in ENV.items() if not k.startswith("WANDB")} | {"NETRC": str(tmp_path / "none")}
+def test_the_command_refuses_before_it_writes_and_doctor_says_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     run = ["run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'run'}", "train.trackers=[wandb]"]
-    done = process(*run, expect=2, env=env)
+    done = hintdistill(*run, expect=2)
     assert "there is no key" in done.stderr and not (tmp_path / "run").exists()
     said = json.loads(hintdistill("doctor", "--json").stdout)
     (line,) = [c["detail"] for c in said if c["name"] == "trackers"]

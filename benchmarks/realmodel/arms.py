@@ -1,0 +1,160 @@
+"""The arms of benchmarks/real.py: from a seed's shared targets to the rows that are trained on.
+
+| arm | rows |
+|---|---|
+| targeted, targeted_twins | the hint above the erring step, gate on; with twins beside it |
+| placebo, wrong_hint | a generic hint, another class's hint in its place; gate off |
+| whole_trace | all hints of a trace in its system prompt, loss on every step of it; gate off |
+| decoded8 | as `targeted`, but from the decision token on the hinted model says `DECODED` tokens, and those are scored |
+| sft_corrected | cross-entropy on what the hinted model says in place of erring steps, **filtered**: the checker finds nothing in it |
+| sft_corrected_unfiltered | the same without the checker; what is cut or cannot be parsed is left out of both |
+| sft_gold | cross-entropy on the checker's right step |
+| dpo | pairs of a corrected step (of `sft_corrected`) and the erring one, TRL's loss; no anchors, its reference is the initial model |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ablation.arms import RoundData, suite_of
+from benchmarks.realmodel.dpo import Pair
+from hintdistill.config import TrainSection
+from hintdistill.core.errors import ConfigError, HintdistillError
+from hintdistill.core.scores import Target
+from hintdistill.core.types import Finding, Injection, Trace
+from hintdistill.injection.hints import seed_of
+from hintdistill.injection.splice import Injector
+from hintdistill.pipeline import variants
+from hintdistill.pipeline.arms import changed, cross_entropy
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.corrections import corrected_step, corrections
+from hintdistill.rescoring.scorer import HintItem
+from hintdistill.rollouts.measure import options_of, played_from
+from hintdistill.rollouts.sampling import Sampler
+
+PLAIN: Mapping[str, Any] = {"save": "adapter", "watch": {"every": 0}}
+CROSS_ENTROPY = ("sft_corrected", "sft_corrected_unfiltered", "sft_gold")
+DECODED = 8
+"""Tokens that the hinted model says before it scores."""
+
+
+def targets_of(arm: str, data: RoundData, targets: Sequence[Target]) -> list[Target]:
+    """What an arm draws its rows from, anchors included; `targets` are those of the shared run. Raises ConfigError."""
+    ctx = data.ctx
+    own: Sequence[Target]
+    if arm in ("targeted", "targeted_twins"):
+        own = [t for t in targets if t.kind == "hint" or (t.kind == "twin" and arm == "targeted_twins")]
+    elif arm == "placebo":
+        own = variants.hinted(data, data.found, arm, placebo=True)
+    elif arm == "wrong_hint":
+        own = variants.hinted(data, variants.wrong_hints(data.found, ctx.library, 1.0, data.salt), arm)
+    elif arm == "whole_trace":
+        # every step of an erring trace has a loss of its own, so none of them is held
+        return [*variants.full_trace(data), *data.anchors(erring_traces=False)]
+    elif arm == "decoded8":
+        own = decoded(data, targets)
+    elif arm in ("sft_corrected", "sft_corrected_unfiltered"):
+        own = variants.sft(ctx, corrections(ctx, data.found, data.salt, judged=arm == "sft_corrected").kept)
+    elif arm == "sft_gold":
+        own = variants.sft(ctx, gold_steps(data))
+    else:
+        raise ConfigError(f"no arm {arm!r}")
+    return [*own, *data.anchors()]
+
+
+def section_of(arm: str, train: TrainSection, equal: Mapping[str, Any], change: Mapping[str, Any]) -> TrainSection:
+    """The settings that an arm trains with: what is `equal` in all arms, then its own `change`."""
+    twins = {"twins": {"per_finding": 1, "weight": 1.0}} if arm == "targeted_twins" else {}
+    base = changed(train.model_dump(mode="json"), {**equal, **PLAIN, **twins})
+    section = TrainSection.model_validate(changed(base, change))
+    if arm in CROSS_ENTROPY:
+        section = TrainSection.model_validate(changed(section.model_dump(mode="json"), cross_entropy(section)))
+    return section
+
+
+def _sampler(ctx: RunContext, salt: str, **limits: int) -> Sampler:
+    """Samples single steps from the student as the run starts, as episodes are sampled."""
+    section = ctx.config.rollout
+    options = options_of(section, played_from(section), seed_of(salt) % 2**31)
+    return Sampler(ctx.engine(ctx.model_folder), ctx.renderer, replace(options, **limits))
+
+
+# -- cross-entropy on the right step -------------------------------------------------------------------------------------
+
+
+def gold_steps(data: RoundData) -> list[tuple[Trace, int]]:
+    """Each erring step replaced by the checker's right one, as the model would have written it."""
+    ctx, suite = data.ctx, suite_of(data.ctx)
+    sampler = _sampler(ctx, data.salt)
+    end = ctx.renderer.tokenizer.eos_token_id
+    out = []
+    for trace, finding in data.found:
+        context = ctx.renderer.step(trace, finding.step).context_ids
+        ids = [*ctx.renderer.encode(suite.gold(finding)), end]
+        right, why = corrected_step(sampler, trace, finding.step, context, ids)
+        if right is None:
+            raise ConfigError(f"{trace.id}, step {finding.step}: the checker's right step is {why}")
+        out.append((right, finding.step))
+    return out
+
+
+def pairs_of(data: RoundData) -> list[Pair]:
+    """Corrected steps that the checker finds nothing in, each with the erring one that it replaces."""
+    ctx = data.ctx
+    out = []
+    wrong = {(t.id, f.step): t for t, f in data.found}
+    for corrected, step in corrections(ctx, data.found, data.salt).kept:
+        erring = ctx.renderer.step(wrong[corrected.id, step], step)
+        chosen = corrected.step(step).token_ids
+        assert chosen is not None
+        out.append(Pair(tuple(erring.context_ids), tuple(chosen), tuple(erring.step_ids)))
+    return out
+
+
+# -- some tokens decoded ---------------------------------------------------------------------------------------------------
+
+
+def decoded(data: RoundData, targets: Sequence[Target]) -> list[Target]:
+    """Accepted hints, each step from its decision token on replaced by `DECODED` tokens that the hinted model says there."""
+    ctx = data.ctx
+    at = {
+        (t.trace_id, t.step): t.measurement.position
+        for t in targets
+        if t.kind == "hint" and t.accepted and t.measurement is not None and t.measurement.position is not None
+    }
+    injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, placebos={})
+    asked: list[tuple[Injection, int]] = []
+    for trace, finding in data.found:
+        position = at.get((trace.id, finding.step))
+        injection = None if position is None else _injected(injector, trace, finding)
+        if injection is not None and position is not None:
+            asked.append((injection, position))
+    sampler = _sampler(ctx, data.salt, max_new_tokens=DECODED)
+    items = []
+    for start in range(0, len(asked), sampler.options.batch_size):
+        batch = asked[start : start + sampler.options.batch_size]
+        contexts = [i.hinted_context_ids + i.step_ids[:p] for i, p in batch]
+        for (injection, p), ids in zip(batch, sampler.generate(contexts, seed_of(data.salt, start)), strict=True):
+            if ids:
+                key = f"decoded8:{injection.trace_id}:{injection.finding.step}"
+                items.append(HintItem(key, _with_step(injection, p, ids), "train"))
+    return variants.scored(ctx, "decoded8", items)
+
+
+def _injected(injector: Injector, trace: Trace, finding: Finding) -> Injection | None:
+    """None where the hint has no place, as where the hint itself was scored."""
+    try:
+        return injector.inject(trace, finding)
+    except HintdistillError:
+        return None
+
+
+def _with_step(injection: Injection, position: int, ids: Sequence[int]) -> Injection:
+    """The injection whose step goes on with these ids from a position on."""
+    step = injection.step_ids[:position] + tuple(int(i) for i in np.asarray(ids))
+    own = {"step_ids": step, "span": (position, len(step)), "legal": {}, "recorded_logprobs": None}
+    return injection.model_copy(update=own)

@@ -1,0 +1,31 @@
+"""The options that several commands have: each is defined once, so that it means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[
+    Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
+]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
+RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N traces.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue what was begun and not finished; nothing finished is done again.")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what would be done, in tokens, money and bytes where it takes any; change nothing, ask nobody.",
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Let a run folder from elsewhere run the code it names, download and ask servers."),
+]

@@ -1,0 +1,185 @@
+"""The commands that run stages: `run`, `demo`, `critique`, `rescore` and `train`. Parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hintdistill.cli.look import print_json, say
+from hintdistill.cli.options import Config, DryRun, Json, Limit, Overrides, Quiet, Resume, Trust
+from hintdistill.cli.running import Asked, look_ahead, run_stages
+from hintdistill.cli.shards import ShardOption
+from hintdistill.core.errors import ConfigError
+
+
+def _stage_names(incomplete: str) -> list[str]:
+    from hintdistill.pipeline.stages import STAGES
+
+    return [name for name in STAGES if name.startswith(incomplete)]
+
+
+Until = Annotated[
+    str,
+    typer.Option(help="Last stage: read, critique, inject, rescore, train or report.", autocompletion=_stage_names),
+]
+
+
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    until: Until = "report",
+    limit: Limit = None,
+    shard: ShardOption = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """The whole job: read, critique, inject, rescore, train, report."""
+    asked = Asked(until, resume, quiet, as_json, trust, limit, find=resume, dry_run=dry_run, shard=shard)
+    run_stages(config, overrides, asked)
+
+
+def demo(
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    until: Until = "report",
+    limit: Limit = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """The whole job on the example that is installed with the toolkit: a tiny student, its traces and an LLM critic.
+
+    Some three minutes on one processor core; no GPU, no server, nothing is downloaded. Writes into `runs/`, and the last
+    line says where the report is.
+    """
+    from hintdistill.core.package_data import demo_config
+
+    asked = Asked(until, resume, quiet, as_json, False, limit, find=resume, dry_run=dry_run)
+    run_stages(demo_config(), overrides, asked)
+
+
+def critique(
+    config: Config,
+    overrides: Overrides = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Score the critic on labelled traces: Who&When, AgentProcessBench, AgentRx, or findings."),
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="A B",
+            help="The same traces under two critics or prompts: run folders, configs, prompts or key=value.",
+        ),
+    ] = None,
+    hints: Annotated[
+        bool, typer.Option("--hints", help="With --labels: whether the hints of the findings repair their steps.")
+    ] = False,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """Read and critique; continues the run in run.dir."""
+    asked = Asked("critique", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run)
+    if labels is None and compare is None and not hints:
+        run_stages(config, overrides, asked)
+        return
+    if hints and (labels is None or compare is not None or dry_run):
+        raise ConfigError("--hints goes with --labels alone", hint="score each side of a comparison with it by itself")
+    if dry_run and compare is not None:
+        raise ConfigError("--dry-run looks at one side", hint="leave --compare out; each side is a config or key=value")
+    if resume:
+        raise ConfigError(
+            "--resume continues a run, and --labels and --compare are none", hint="run.dir=FOLDER keeps their answers"
+        )
+    if labels is None:
+        assert compare is not None
+        _compare(config, asked.settings(overrides), compare, asked)
+    else:
+        _on_labels(config, asked.settings(overrides), labels, compare, hints, asked)
+
+
+def _compare(config: Path, overrides: list[str], sides: tuple[str, str], asked: Asked) -> None:
+    """The same traces under two critics or prompts."""
+    from hintdistill.pipeline.compare import compare_lines, run_comparison
+
+    found = run_comparison(config, overrides, sides, asked.console(), trust=asked.trust)
+    print_json(found) if asked.as_json else say("\n".join(compare_lines(found)))
+
+
+def _on_labels(
+    config: Path, overrides: list[str], labels: Path, compare: tuple[str, str] | None, hints: bool, asked: Asked
+) -> None:
+    """Critics against labels: one, two beside one another, or what would be asked of them."""
+    from hintdistill.config.file import load_config
+
+    settings, console = load_config(config, overrides), asked.console()
+    if asked.dry_run:
+        from hintdistill.pipeline.labels import score_ahead
+
+        look_ahead(score_ahead(settings, labels, console, trust=asked.trust), asked.as_json)
+    elif compare is not None:
+        from hintdistill.pipeline.labels_compare import compare_on_labels, comparison_lines
+
+        found = compare_on_labels(config, overrides, labels, compare, console, trust=asked.trust)
+        print_json(found) if asked.as_json else say("\n".join(comparison_lines(found)))
+    else:
+        from hintdistill.critics.evaluation import lines
+        from hintdistill.pipeline.labels import score_critics, spent_lines
+        from hintdistill.pipeline.run import run_folder
+
+        folder = run_folder(settings, f"{config.stem}-labels")
+        result = score_critics(settings, labels, folder, console, trust=asked.trust, hints=hints)
+        said = [*lines(result), *spent_lines(result), f"written to {folder / 'evaluation.json'}"]
+        print_json(result) if asked.as_json else say("\n".join(said))
+
+
+def rescore(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """Read, critique, inject and rescore; continues the run in run.dir."""
+    run_stages(config, overrides, Asked("rescore", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run))
+
+
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+    limit: Limit = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a run folder: another student from its targets, in RUN/students/NAME."),
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    trust: Trust = False,
+) -> None:
+    """Everything up to the trained student; continues the run in run.dir."""
+    if beside is not None:
+        from hintdistill.pipeline.beside import train_beside
+        from hintdistill.pipeline.progress import Console
+
+        if resume or dry_run or limit is not None:
+            raise ConfigError(
+                "--beside trains on what a run has stored", hint="without --resume, --dry-run and --limit"
+            )
+        folder = train_beside(config, beside, overrides or [], Console(quiet=quiet or as_json), trust=trust)
+        print_json({"student": str(folder)}) if as_json else print(f"student: {folder}")
+        return
+    run_stages(config, overrides, Asked("train", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run))

@@ -1,0 +1,142 @@
+"""Several servers of the same weights, asked as one: each request goes to the live one with the fewest under way.
+
+A server that is gone loses its share to the others: what it was asked is asked of another, and a note names it. It is tried again
+after `REVIVE_S` seconds, and at once where no other is left. Only when all are gone is the request an error, as with one server.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hintdistill.core.errors import ServiceError
+from hintdistill.core.http import (
+    MOST_BYTES,
+    Answer,
+    CancelledError,
+    CutError,
+    HttpClient,
+    RedirectError,
+    Server,
+    StatusError,
+    UnreachableError,
+)
+
+REVIVE_S = 60.0
+"""Seconds after which a server that was gone is asked again."""
+
+
+@dataclass
+class Member:
+    """One server of the pool."""
+
+    client: HttpClient
+    under_way: int = 0
+    """Requests that it has not answered."""
+    asked: int = 0
+    """Requests that it was ever sent."""
+    gone_since: float | None = None
+    """Monotonic time at which it failed; None while it answers."""
+
+
+class ServerPool:
+    """Asks one of several servers; see `HttpClient`, whose calls it has."""
+
+    def __init__(self, server: Server, more_urls: Sequence[str] = ()) -> None:
+        """Check that every server may be asked; nothing is sent.
+
+        Args:
+            server: the first one, and how all of them are asked.
+            more_urls: addresses of the others.
+
+        Raises:
+            ConfigError: see `HttpClient`, of any of them.
+        """
+        urls = dict.fromkeys((server.base_url, *more_urls))
+        self.members = [Member(HttpClient(replace(server, base_url=url))) for url in urls]
+        self.url = self.members[0].client.url
+        """The first one's address as it may be shown."""
+        self._said: list[str] = [note for m in self.members for note in m.client.notes]
+        self._lock = threading.Lock()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth saying about how the servers are reached, and which of them were gone."""
+        with self._lock:
+            return tuple(self._said)
+
+    def get(self, path: str, *, timeout_s: float | None = None, retries: int | None = None) -> Answer:
+        """Ask for what is at `path` of one of them. Raises what `HttpClient.get` raises, where all fail."""
+        return self._ask(lambda client: client.get(path, timeout_s=timeout_s, retries=retries))
+
+    def post(self, path: str, body: Any, *, most_bytes: int = MOST_BYTES) -> Answer:
+        """Send a JSON body to one of them. Raises what `HttpClient.post` raises, where all fail."""
+        return self._ask(lambda client: client.post(path, body, most_bytes=most_bytes))
+
+    def each(self, path: str) -> list[tuple[HttpClient, Answer]]:
+        """Ask every server that can be reached for what is at `path`. Raises UnreachableError where none can be."""
+        out, failure = list[tuple[HttpClient, Answer]](), None
+        for member in self.members:
+            try:
+                out.append((member.client, member.client.get(path)))
+            except (UnreachableError, CutError) as error:
+                self._lose(member, error)
+                failure = error
+        if not out and failure is not None:
+            raise failure
+        return out
+
+    def _ask(self, ask: Callable[[HttpClient], Answer]) -> Answer:
+        """Ask servers, one after another, until one answers. Raises the last one's error where none does."""
+        tried: list[Member] = []
+        while (member := self._take(tried)) is not None:
+            tried.append(member)
+            try:
+                answer = ask(member.client)
+            except (CancelledError, RedirectError):
+                raise
+            except ServiceError as error:
+                # a refusal of the question is the same everywhere
+                if isinstance(error, StatusError) and error.status < 500:
+                    raise
+                failure = error
+                if isinstance(error, UnreachableError | CutError):
+                    self._lose(member, error)
+            else:
+                self._back(member)
+                return answer
+            finally:
+                with self._lock:
+                    member.under_way -= 1
+        raise failure
+
+    def _take(self, tried: Sequence[Member]) -> Member | None:
+        """The live server with the fewest requests under way, then those that were gone; None where all were tried."""
+        with self._lock:
+            left = [m for m in self.members if m not in tried]
+            if not left:
+                return None
+            now = time.monotonic()
+            alive = [m for m in left if m.gone_since is None or now - m.gone_since > REVIVE_S]
+            member = min(alive or left, key=lambda m: (m.under_way, m.gone_since or 0.0, m.asked))
+            member.under_way += 1
+            member.asked += 1
+            return member
+
+    def _lose(self, member: Member, error: ServiceError) -> None:
+        with self._lock:
+            if member.gone_since is None and len(self.members) > 1:
+                what = member.client.server.what
+                self._said.append(
+                    f"{what} at {member.client.url} is gone, and the other servers are asked: {error.message}"
+                )
+            member.gone_since = time.monotonic()
+
+    def _back(self, member: Member) -> None:
+        with self._lock:
+            if member.gone_since is not None:
+                self._said.append(f"{member.client.server.what} at {member.client.url} answers again")
+            member.gone_since = None

@@ -1,0 +1,222 @@
+"""Rows that stay on disk: of each, memory holds where it begins and a hash of its key.
+
+A run of 100,000 traces has as many rows in every file. A stage needs one of them at a time, and to know which are there. So a file
+is walked once, a hash and an offset are kept of each row (16 bytes), and a row is parsed when it is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar, overload
+
+import numpy as np
+
+from hintdistill.core.errors import InputError
+from hintdistill.core.storage import LINE, JsonlStore, parse_row
+
+T = TypeVar("T")
+_KEY = re.compile(rb'\{"key":"([^"\\]+)"')
+"""How a row begins that this package wrote."""
+
+
+def _hashed(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _sorted(hashes: array[int], offsets: array[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes in ascending order with their offsets; equal hashes in the order in which they came."""
+    found = np.array(hashes, np.uint64)
+    order = np.argsort(found, kind="stable")
+    return found[order], np.array(offsets, np.uint64)[order]
+
+
+class _File:
+    """A file of rows, open for reading at any offset; reopened in another process and after a fork of its object."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream: BinaryIO | None = None
+
+    def line(self, at: int, most: int = -1) -> bytes:
+        """The line that begins at an offset, or at most so many bytes of it."""
+        if self._stream is None:
+            self._stream = self.path.open("rb")
+        self._stream.seek(at)
+        return self._stream.readline(most)
+
+    def key(self, at: int) -> str:
+        """The key of the row that begins at an offset."""
+        begun = _KEY.match(self.line(at, 128))
+        return begun.group(1).decode("utf-8", "surrogatepass") if begun else str(self.row(at)["key"])
+
+    def row(self, at: int) -> dict[str, Any]:
+        """The row that begins at an offset. Raises InputError where it is none; names file and offset."""
+        return parse_row(self.line(at), f"{self.path}, byte {at}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_stream": None}
+
+    def __del__(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+class Rows:
+    """The newest row of each key of a file; those that are appended later are not seen."""
+
+    def __init__(self, store: JsonlStore) -> None:
+        """Walk the file once. Raises InputError for a line without a key, naming it."""
+        self.path = store.path
+        self._file = _File(store.path)
+        hashes, offsets = array("Q"), array("Q")
+        for key, at in _keys(store.path):
+            hashes.append(_hashed(key))
+            offsets.append(at)
+        self._hashes, self._offsets = _sorted(hashes, offsets)
+
+    def __len__(self) -> int:
+        """Number of distinct keys, up to equal hashes."""
+        return len(np.unique(self._hashes))
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self.place(key) is not None
+
+    def place(self, key: str) -> int | None:
+        """Where the newest row with a key begins; None where there is none."""
+        wanted = np.uint64(_hashed(key))
+        end = int(np.searchsorted(self._hashes, wanted, side="right"))
+        while end and self._hashes[end - 1] == wanted:
+            at = int(self._offsets[end - 1])
+            # two keys may share a hash
+            if self._file.key(at) == key:
+                return at
+            end -= 1
+        return None
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """The newest row with a key, parsed; None where there is none. Raises InputError where its line is damaged."""
+        at = self.place(key)
+        return None if at is None else self._file.row(at)
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        row = self.get(key)
+        if row is None:
+            raise KeyError(key)
+        return row
+
+    def grouped(self, keys: Iterable[str], field: str) -> Grouped:
+        """The rows with these keys, found by the string that each has in `field`; see `Grouped`."""
+        return Grouped(self, keys, field)
+
+
+class Grouped:
+    """Rows by one of their fields, in the order of their keys: all critiques of a trace, all injections of a trace."""
+
+    def __init__(self, rows: Rows, keys: Iterable[str], field: str) -> None:
+        """Read the field of each row once. Raises InputError where the file lacks a key."""
+        self.field, self._file = field, rows._file
+        self._begins = re.compile(rb'\{"key":"[^"\\]+","' + field.encode() + rb'":"([^"\\]+)"')
+        hashes, offsets = array("Q"), array("Q")
+        lacking = list[str]()
+        for key in keys:
+            if (at := rows.place(key)) is None:
+                lacking.append(key)
+                continue
+            hashes.append(_hashed(self._value(at)))
+            offsets.append(at)
+        if lacking:
+            raise InputError(f"{rows.path} lacks {len(lacking)} rows, the first {lacking[0]}", hint=LINE)
+        self._hashes, self._offsets = _sorted(hashes, offsets)
+
+    def _value(self, at: int) -> str:
+        # the row's second field, of rows that this package wrote
+        begun = self._begins.match(self._file.line(at, 256))
+        return begun.group(1).decode("utf-8", "surrogatepass") if begun else str(self._file.row(at)[self.field])
+
+    def of(self, value: str) -> list[dict[str, Any]]:
+        """The rows that have this value, in the order of their keys."""
+        wanted = np.uint64(_hashed(value))
+        start, end = (int(np.searchsorted(self._hashes, wanted, side=s)) for s in ("left", "right"))
+        found = (self._file.row(int(at)) for at in self._offsets[start:end])
+        return [row for row in found if row[self.field] == value]
+
+
+class KeySet(Set[str]):
+    """Keys, each once, as bytes beside one another: a fifth of the memory of a set of strings."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        """Take the keys in, a bounded number at a time."""
+        parts = [np.array([k.encode("utf-8", "surrogatepass") for k in some]) for some in chunks(keys, 1 << 14)]
+        self._keys = np.unique(np.concatenate(parts)) if parts else np.array([], "S1")
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return (k.decode("utf-8", "surrogatepass") for k in self._keys)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        wanted = np.bytes_(key.encode("utf-8", "surrogatepass"))
+        at = int(np.searchsorted(self._keys, wanted))
+        return at < len(self._keys) and self._keys[at] == wanted
+
+
+class Lazy(Sequence[T], Generic[T]):
+    """A sequence that is made again each time it is walked, so that nothing of it is kept."""
+
+    def __init__(self, make: Callable[[], Iterator[T]], length: int | None = None) -> None:
+        """Take what makes its members; without `length`, the first call of `len` counts them."""
+        self._make, self._length = make, length
+
+    def __iter__(self) -> Iterator[T]:
+        return self._make()
+
+    def __len__(self) -> int:
+        if self._length is None:
+            self._length = sum(1 for _ in self._make())
+        return self._length
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        """One member, or some, by walking there."""
+        if isinstance(at, slice):
+            return list(itertools.islice(self._make(), *at.indices(len(self))))
+        if at < 0:
+            at += len(self)
+        for item in itertools.islice(self._make(), at, at + 1):
+            return item
+        raise IndexError(at)
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items each, in order; the last one may be shorter."""
+    walk = iter(items)
+    while found := list(itertools.islice(walk, size)):
+        yield found
+
+
+def _keys(path: Path) -> Iterator[tuple[str, int]]:
+    """The key of each whole line and where it begins. Raises InputError for a line without one."""
+    if not path.is_file():
+        return
+    at = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            begun = _KEY.match(line)
+            key = begun.group(1).decode("utf-8", "surrogatepass") if begun else None
+            yield key or parse_row(line, f"{path}, line {number}")["key"], at
+            at += len(line)

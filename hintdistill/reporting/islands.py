@@ -1,0 +1,221 @@
+"""The findings and traces of a page as compressed islands of data, which the page's script unpacks when they are wanted.
+
+An island is JSON, gzip, base64: text without a character that HTML reads. The index says what the list of findings shows, sorts
+and filters by; details and traces come in chunks, each in an island of its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hintdistill.reporting.reasons import explained
+from hintdistill.reporting.twins import edit_lines
+from hintdistill.reporting.worst import residual
+
+CHUNK = 1 << 18
+"""Characters of JSON in a chunk, about: what the page unpacks to show one finding."""
+AROUND = 160
+"""Characters of a context that a finding shows at the hint and at the step, where the page has its trace."""
+WHEN = ("before", "hinted", "after")
+
+
+@dataclass
+class Islands:
+    """The islands of a page, by id."""
+
+    packed: dict[str, str] = field(default_factory=dict)
+    """Base64 text by id of the island."""
+
+    def add(self, name: str, text: str) -> None:
+        """Pack JSON under an id."""
+        # a lone surrogate is no text: it becomes a question mark here and stays as it is in report.json
+        packed = gzip.compress(text.encode("utf-8", "replace"), compresslevel=6, mtime=0)
+        self.packed[name] = base64.b64encode(packed).decode("ascii")
+
+    def add_chunks(self, letter: str, values: Iterable[Any]) -> list[tuple[int, int]]:
+        """Pack values into islands of about `CHUNK` characters, one value at least; returns island and place in it of each."""
+        places: list[tuple[int, int]] = []
+        some: list[str] = []
+        number = size = 0
+        for value in values:
+            places.append((number, len(some)))
+            some.append(_json(value))
+            size += len(some[-1])
+            if size >= CHUNK:
+                self.add(f"{letter}{number}", f"[{','.join(some)}]")
+                number, size, some = number + 1, 0, []
+        if some:
+            self.add(f"{letter}{number}", f"[{','.join(some)}]")
+        return places
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def pack(
+    findings: Sequence[Mapping[str, Any]],
+    unscored: Sequence[Mapping[str, Any]],
+    traces: Mapping[str, Mapping[str, Any]],
+) -> Islands:
+    """Pack the findings that a page shows, and the traces they are of.
+
+    Args:
+        findings: entries of the report document, in the order in which the page counts them.
+        unscored: all findings that were not scored; those of the traces shown are named there.
+        traces: by id of the trace, what `trace_page` gives; empty where the page has no text of traces.
+    """
+    islands = Islands()
+    wanted = list(dict.fromkeys(f["trace"] for f in findings))
+    with_text = [name for name in wanted if name in traces]
+    places = dict(zip(with_text, islands.add_chunks("t", (traces[name] for name in with_text)), strict=True))
+    chunks = islands.add_chunks("d", (detail(f, f["trace"] in places) for f in findings))
+    islands.add("index", _json(_index(findings, unscored, wanted, places, chunks)))
+    return islands
+
+
+def _index(
+    findings: Sequence[Mapping[str, Any]],
+    unscored: Sequence[Mapping[str, Any]],
+    wanted: Sequence[str],
+    places: Mapping[str, tuple[int, int]],
+    chunks: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    """What the list needs: a row per finding, and of each trace its place and the findings that were not scored."""
+    number = {name: i for i, name in enumerate(wanted)}
+    lost: dict[int, list[list[Any]]] = {}
+    for u in unscored:
+        if u["trace"] in number:
+            lost.setdefault(number[u["trace"]], []).append([u["step"], u["error_class"], u["reason"]])
+    reasons = sorted({r for f in findings for r in f["reasons"]})
+    return {
+        "findings": [
+            {
+                "key": f["key"],
+                "trace": number[f["trace"]],
+                "step": f["step"],
+                "cls": f["error_class"] or "",
+                "split": f["split"] or "",
+                "critic": f["critic"] or "",
+                "ok": bool(f["accepted"]),
+                "trained": bool(f["trained"]),
+                "why": f["reasons"],
+                "level": "" if f.get("level") is None else str(f["level"]),
+                "place": f["placement"] or "",
+                "twin": _twin(f),
+                "p": [_rounded((f["decision"] or {}).get(when)) for when in WHEN],
+                "left": _rounded(residual(f)) if f["decision"] else None,
+                "odds": _rounded((f["decision"] or {}).get("odds_nats")),
+                "at": chunk,
+            }
+            for f, chunk in zip(findings, chunks, strict=True)
+        ],
+        "traces": wanted,
+        "places": [places.get(name) for name in wanted],
+        "unscored": lost,
+        "reasons": {r: explained(r) for r in reasons},
+    }
+
+
+def _twin(finding: Mapping[str, Any]) -> str:
+    """What became of a finding's twins, as one word to filter by."""
+    twins = finding.get("twins") or ()
+    if not twins:
+        return "none"
+    return "kept" if any(t["accepted"] for t in twins) else "dropped"
+
+
+def detail(finding: Mapping[str, Any], with_trace: bool) -> dict[str, Any]:
+    """What the page shows of one finding when it is opened; its context in part where the trace is there."""
+    tokens = finding["tokens"]
+    quoted = [i for i, t in enumerate(tokens) if t["quoted"]]
+    keys = ("hint", "quote", "evidence", "fidelity", "notes", "guards", "specificity_nats", "legal_mass_gain")
+    return {
+        **{k: finding.get(k) for k in keys},
+        "block": finding.get("hint_block"),
+        "candidate": finding.get("candidate") or "",
+        "above": _end(finding["context_above"], with_trace),
+        "below": _middle(finding["context_below"], with_trace),
+        "decision": finding["decision"],
+        "placebos": finding["placebos"],
+        "twins": [_twin_lines(t) for t in finding.get("twins") or ()],
+        "tokens": {
+            "text": [t["text"] for t in tokens],
+            "quote": [quoted[0], quoted[-1] + 1] if quoted else None,
+            # mostly the token itself
+            "instead": {str(i): t["instead"] for i, t in enumerate(tokens) if t["instead"] != t["text"]},
+            **{w: [_rounded(t[w]) for t in tokens] if _known(tokens, w) else None for w in WHEN},
+        },
+    }
+
+
+def _known(tokens: Sequence[Mapping[str, Any]], when: str) -> bool:
+    return bool(tokens) and tokens[0][when] is not None
+
+
+def _twin_lines(twin: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("kind", "maker", "accepted", "reasons", "trained", "original", "here", "after")
+    return {
+        **{k: twin.get(k) for k in keys},
+        "notes": [*twin.get("notes", ())],
+        "edit": edit_lines(twin["edit"]) if twin.get("edit") else [],
+    }
+
+
+def _end(text: str | None, cut: bool) -> str:
+    """The end of a text, from the beginning of a line where one begins there."""
+    text = text or ""
+    if not cut or len(text) <= AROUND:
+        return text
+    end = text[-AROUND:]
+    first, _, rest = end.partition("\n")
+    return "…" + (rest if rest.strip() else first)
+
+
+def _middle(text: str | None, cut: bool) -> str:
+    """A text without its middle, which says how much of it is left out."""
+    text = text or ""
+    if not cut or len(text) <= 2 * AROUND:
+        return text
+    return f"{text[:AROUND]}\n… {len(text) - 2 * AROUND} characters, see the trace …\n{text[-AROUND:]}"
+
+
+def _rounded(value: float | None) -> float | None:
+    """A number for the eye: four decimals; report.json has it in full."""
+    return None if value is None else round(value, 4)
+
+
+def trace_page(trace: Mapping[str, Any], critiques: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the page shows of a trace: its messages, tools, and what each critic said of it.
+
+    Args:
+        trace: a trace as its row has it; token ids and log-probabilities are left out.
+        critiques: the trace's critique rows, one per critic.
+    """
+    return {
+        "messages": [_message(m) for m in trace["messages"]],
+        "tools": [json.dumps(t, ensure_ascii=False) for t in trace.get("tools", ())],
+        "said": [_said(row) for row in critiques],
+    }
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message: its role and whatever texts it has."""
+    kept = {k: message[k] for k in ("role", "name", "reasoning", "content", "raw_text") if message.get(k)}
+    calls = [[c["name"], c["arguments_raw"]] for c in message.get("tool_calls", ())]
+    return kept | ({"calls": calls} if calls else {})
+
+
+def _said(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A critic's answer: as it was written, or as findings where no text was kept; a failure with its reason."""
+    said, failure = row.get("critique"), row.get("failure") or {}
+    critic = row.get("critic") or "unknown"
+    if said is None:
+        return {"critic": critic, "verdict": failure.get("reason") or "failed", "text": failure.get("raw_answer") or ""}
+    answer = said.get("raw_answer") or json.dumps(said.get("findings", []), ensure_ascii=False, indent=1)
+    return {"critic": critic, "verdict": said["verdict"], "text": answer, "notes": said.get("notes", [])}
