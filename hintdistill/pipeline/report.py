@@ -24,7 +24,8 @@ from hintdistill.pipeline import critique, hold, read, rescore, to_score, train,
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
-from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
+from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.effects import moved_line
 from hintdistill.reporting.entries import read_document, write_document
 from hintdistill.reporting.findings import TOP, After
 from hintdistill.reporting.html import render_html

@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
 from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Injection
 from hintdistill.critics.rules import NOT_JUDGED
-from hintdistill.injection.levels import LEVELS
+from hintdistill.reporting.effects import ScoredHint, all_effects, mean
 from hintdistill.reporting.entries import Collected, Entries
 from hintdistill.reporting.findings import After, Decode, finding_entry, unscored_entry
 from hintdistill.reporting.schema import REPORT_SCHEMA
@@ -112,10 +110,10 @@ def build(data: ReportInput) -> dict[str, Any]:
         else None,
         "off_target_kl_nats": kl,
         "off_target": {name: asdict(m) for name, m in data.off_target.items()},
-        "effects": _all_effects(scored),
+        "effects": all_effects(scored),
         "gate": _gate(scored, gate),
         "weights": {
-            "recorded_gap_nats": _mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
+            "recorded_gap_nats": mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
             "recorded_steps": sum(t.recorded_gap is not None for t in hints),
             "engine_floor_nats": data.train_summary["engine_floor_nats"] if data.train_summary else None,
         },
@@ -150,28 +148,6 @@ def _train(data: ReportInput) -> dict[str, Any] | None:
     return {**data.train_summary, **crossed}
 
 
-@dataclass(frozen=True)
-class ScoredHint:
-    """What the tables of a report ask of a hint. Numbers are of its decision token, None where there is none."""
-
-    head: TargetHead
-    plain: float | None
-    """Log-probability without the hint, nats."""
-    hinted: float | None
-    """Log-probability under the hint, nats."""
-    after: float | None
-    """Log-probability after training, nats; None too where nothing was trained."""
-    placebos: Sequence[tuple[str, bool]]
-    """Kind of each placebo, and whether the gate would accept it in the hint's place."""
-    revised: bool = False
-    """Whether the hint is the critic's second, after the gate had rejected the first."""
-
-    @property
-    def placebos_pass(self) -> list[bool]:
-        """Whether the gate would accept each placebo in the hint's place."""
-        return [passes for _, passes in self.placebos]
-
-
 def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) -> tuple[list[ScoredHint], Entries]:
     """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
     known = heads(data.targets)
@@ -203,29 +179,11 @@ def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) ->
     return [found[i] for i in range(len(hints))], collected.entries()
 
 
-def _all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    return {
-        "all": effects(scored),
-        "accepted": effects([s for s in scored if s.head.accepted]),
-        "rejected": effects([s for s in scored if not s.head.accepted]),
-        "by_class": {
-            c: effects([s for s in scored if s.head.error_class == c])
-            for c in sorted({s.head.error_class or "" for s in scored})
-        },
-        "by_level": {
-            str(n): effects([s for s in scored if s.head.level == n])
-            for n in LEVELS
-            if any(s.head.level == n for s in scored)
-        },
-        "by_split": {split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")},
-    }
-
-
 def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
     """The gate's settings, and how many placebos pass."""
     passed = [found for s in scored for found in s.placebos_pass]
     return {
-        "null_pass_rate": _mean(passed),
+        "null_pass_rate": mean(passed),
         "null_pass_rate_by_kind": _rates((kind, found) for s in scored for kind, found in s.placebos),
         "null_pass_rate_by_level": _rates(
             (str(s.head.level), found) for s in scored if s.head.level is not None for found in s.placebos_pass
@@ -357,45 +315,6 @@ def _rescored(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]
     }
 
 
-def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """What hints did at the decision token, over some findings; what training made of it where it is known."""
-    pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
-    drops = [hinted - plain for plain, hinted in pairs]
-    targets = [s.head for s in scored]
-    moved = [
-        (s.plain - s.after, s.plain - s.hinted)
-        for s in scored
-        if s.plain is not None and s.hinted is not None and s.after is not None
-    ]
-    return {
-        "n": len(targets),
-        "with_decision": len(pairs),
-        "accepted": sum(t.accepted for t in targets),
-        "decision_effect_mean_nats": _mean(drops),
-        "decision_effect_median_nats": float(np.median(drops)) if drops else None,
-        "odds_mean_nats": _mean([t.measurement.odds for t in targets if t.measurement is not None]),
-        "odds_over_placebos_mean_nats": _mean([_over_placebos(t) for t in targets]),
-        "specificity_mean_nats": _mean([t.specificity for t in targets if t.specificity is not None]),
-        "legal_mass_gain_mean": _mean([t.legal_mass_gain for t in targets if t.legal_mass_gain is not None]),
-        "error_probability": {
-            "before": _mean([float(np.exp(plain)) for plain, _ in pairs]),
-            "hinted": _mean([float(np.exp(hinted)) for _, hinted in pairs]),
-            "after": _mean([None if s.after is None else float(np.exp(np.float32(s.after))) for s in scored]),
-        },
-        "moved": {
-            "n": len(moved),
-            "training_nats": _mean([trained for trained, _ in moved]),
-            "hint_nats": _mean([hinted for _, hinted in moved]),
-        },
-    }
-
-
-def _over_placebos(t: TargetHead) -> float | None:
-    """Odds of a hint beyond the median of its placebos, nats."""
-    m = t.measurement
-    return None if m is None or m.odds is None or m.placebo_odds_median is None else m.odds - m.placebo_odds_median
-
-
 def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
     """Share of passing placebos by name."""
     by: dict[str, list[bool]] = {}
@@ -404,24 +323,8 @@ def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
     return {name: sum(passes) / len(passes) for name, passes in sorted(by.items())}
 
 
-def moved_line(document: Mapping[str, Any]) -> str | None:
-    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
-    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
-    if not moved["n"]:
-        return None
-    return (
-        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
-        f"(mean of {moved['n']} accepted findings)"
-    )
-
-
 def _count(items: Any) -> dict[str, int]:
     return dict(sorted(Counter(items).items()))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
 
 
 def dumps(document: Mapping[str, Any]) -> str:
