@@ -39,7 +39,7 @@ from hintdistill.rollouts.sampling import Sampler, SamplingOptions  # noqa: E402
 from hintdistill.traces.formats import native  # noqa: E402
 
 SPANS = ("step", "action")
-SEED = 7
+SEED, CLEAN = 7, 12
 BEGIN, END = "<!-- spans: made by benchmarks/thoughts.py --page -->", "<!-- end of spans -->"
 
 
@@ -52,8 +52,11 @@ def make_student(folder: Path) -> Path:
 
 
 def placed(finding: Finding, trace: Trace) -> Finding:
-    """The finding with its quote in the reasoning, where the wrong name stands there already."""
+    """The finding with its quote in the reasoning, where the wrong name stands there already, and with what its hint names."""
     said = trace.step(finding.step).content or ""
+    if finding.error_class == "wrong_argument":
+        right = next(iter(trace.tool_schemas[finding.facts["tool"]]["properties"]))
+        finding = finding.model_copy(update={"facts": {**finding.facts, "right": right}})
     if finding.quote and finding.quote in said:
         return finding.model_copy(update={"quote_in": "content", "call": None})
     return finding
@@ -68,6 +71,7 @@ def make_traces(folder: Path, student: Path, count: int) -> None:
     tasks = list(Toolworld().splits()["train"])[:count]
     traces = [e.trace for e in Sampler(engine, renderer, options).episodes(Toolworld(), tasks) if e.failure is None]
     native.write(folder / "traces.jsonl", traces)
+    native.write(folder / "clean.jsonl", [t for t in traces if t.reward == 1.0][:CLEAN])
     rows = [
         json.dumps({"trace": t.id, **placed(f, t).model_dump(mode="json", exclude_defaults=True)})
         for t in traces
@@ -93,7 +97,8 @@ def train(folder: Path, student: Path, episodes: int) -> None:
         "rollout.splits=[test,test_clean]",
         f"rollout.limit={episodes}",
         "rollout.max_new_tokens=96",
-        "report.off_target.near_misses=null",
+        # the shipped ones do not reason
+        f"report.off_target.near_misses={folder / 'clean.jsonl'}",
     ]
     if not (folder / "shared" / "targets").is_dir():
         run(folder, "shared", settings, "--until", "rescore")
