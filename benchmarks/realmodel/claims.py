@@ -75,7 +75,11 @@ class Claim:
             if self.beside
             else None
         )
-        pairs = f"both of a pair {interval_text(self.guard)} against untrained, at least {GUARD:.2f}" if self.guard else None
+        pairs = (
+            f"both of a pair {interval_text(self.guard)} against untrained, at least {GUARD:.2f}"
+            if self.guard
+            else None
+        )
         return [
             (rounds or f"gain of {self.arm}", None if self.gain is None else self.gain.low > GAIN),
             (rival or f"{self.arm} minus {self.rival}", None if self.beside is None else self.beside.low >= BESIDE),
@@ -137,7 +141,11 @@ def secondary_table(
         found.append((Interval(estimate, float(low), float(high)), p_value(draws)))
     adjusted = holm([1.0 if f is None else f[1] for f in found])
     lines = [
-        [f"{arm} minus {other}", measure, *(("owed", "–", "–") if f is None else (interval_text(f[0]), _p(f[1]), _p(p)))]
+        [
+            f"{arm} minus {other}",
+            measure,
+            *(("owed", "–", "–") if f is None else (interval_text(f[0]), _p(f[1]), _p(p))),
+        ]
         for (arm, other, measure), f, p in zip(endpoints, found, adjusted, strict=True)
     ]
     return table(["secondary endpoint", "of", "difference (95 %)", "p", "p, Holm"], lines)

@@ -318,15 +318,23 @@ def _collect(
         folder=ctx.rundir.path,
         owed=len(critique.owed(ctx)),
         tripwires=_tripwires(ctx) if summary else None,
+        readings=(_readings(ctx) or ()) if summary else (),
         decode=ctx.renderer.decode,
     )
 
 
-def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
-    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None where those are gone."""
+def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:
+    """The metrics of the run's training, row by row; None where those are gone."""
     work = ctx.rundir.index(train.WORK_INDEX)
     path = ctx.rundir.path / "train" / work[0] / "metrics.jsonl" if work else None
     if path is None or not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
+    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None where those are gone."""
+    rows = _readings(ctx)
+    if rows is None:
+        return None
     return [{k: r[k] for k in ("step", "tripwire", "value", "bound")} for r in rows if "tripwire" in r]

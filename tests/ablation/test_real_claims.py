@@ -18,7 +18,13 @@ def job(label: str, seed: int, right: int, pairs: int = 30, **more) -> dict:
 
     def rows(split: str, good: int) -> list[dict]:
         return [
-            {**plain, "task": f"{split}.x.{i}", "nouns": [f"n{i % 10}"], "success": i < good, "error": None if i < good else "wrong_tool"}
+            {
+                **plain,
+                "task": f"{split}.x.{i}",
+                "nouns": [f"n{i % 10}"],
+                "success": i < good,
+                "error": None if i < good else "wrong_tool",
+            }
             for i in range(N)
         ]
 
@@ -44,7 +50,9 @@ def test_pairs_that_are_lost_break_the_guard():
     found = results(targeted=32, sft_corrected=30)
     found["targeted"] = [job("targeted", s, 32, pairs=27) for s in SEEDS]
     claim = claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen")
-    assert claim.guard.mean == pytest.approx(-3 / N) and "against untrained, at least -0.05 (not met)" in claim.sentence()
+    assert (
+        claim.guard.mean == pytest.approx(-3 / N) and "against untrained, at least -0.05 (not met)" in claim.sentence()
+    )
 
 
 def test_what_is_owed_is_said_and_a_part_that_failed_decides():
