@@ -18,9 +18,12 @@ from hintdistill.core.scores import Target, TargetHead
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Injection
 from hintdistill.critics.rules import NOT_JUDGED
+from hintdistill.reporting.clean_traces import found_nothing
+from hintdistill.reporting.curves import curves
 from hintdistill.reporting.effects import ScoredHint, all_effects, mean
 from hintdistill.reporting.entries import Collected, Entries
-from hintdistill.reporting.findings import After, Decode, finding_entry, unscored_entry
+from hintdistill.reporting.findings import After, Decode, failed_entry, finding_entry, unscored_entry
+from hintdistill.reporting.intervals import against_placebos
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.reporting.twins import twin_document, twin_entries
@@ -70,6 +73,8 @@ class ReportInput:
     """The run folder, for its name and the command that runs it again."""
     owed: int | None = None
     """Traces whose critique another try may still give; None where it is not known."""
+    readings: Sequence[Mapping[str, Any]] = ()
+    """Rows of the training's metrics.jsonl; empty where this run trained nothing."""
     tripwires: Sequence[Mapping[str, Any]] | None = None
     """Bounds that training crossed: `step`, `tripwire`, `value`, `bound`; None where this run trained nothing."""
     decode: Decode | None = None
@@ -121,7 +126,13 @@ def build(data: ReportInput) -> dict[str, Any]:
         "warnings": list(data.warnings),
         "controls": dict(data.controls) if data.controls else None,
         "findings": findings,
-        "unscored": [unscored_entry(r) for r in data.injection_rows if "injection" not in r],
+        "against_placebos": against_placebos(findings),
+        "curves": curves(data.readings),
+        "found_nothing": found_nothing(data.trace_rows, data.critiques),
+        "unscored": [
+            *(unscored_entry(r) for r in data.injection_rows if "injection" not in r),
+            *(failed_entry(data.injections[f["key"]], f) for f in data.failures if f.get("key") in data.injections),
+        ],
     }
 
 
