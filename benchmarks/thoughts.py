@@ -2,12 +2,14 @@
 
     python benchmarks/thoughts.py [--dir runs/thoughts] [--student FOLDER] [--traces 240] [--episodes 80] [--page]
 
-The student says a line of reasoning before each call (`examples/toolworld/build_student.py --thoughts`; it is made where `--student` names
-none). Half of these lines name the call, so half of its errors stand in the reasoning first. Its own traces are hinted and scored once;
-from the same targets one student is trained per loss span: `step`, reasoning and action, and `action`, the step without its reasoning.
-Findings come from the world's own checker, whose quote is moved into the reasoning where the wrong name stands there.
+The student says a line of reasoning before each call (`examples/toolworld/build_student.py --thoughts`; it is made where
+`--student` names none). Half of these lines name the call, so half of its errors stand in the reasoning first. Its own traces
+are hinted and scored once; from the same targets one student is trained per loss span: `step`, reasoning and action, and
+`action`, the step without its reasoning; anchors likewise. Findings come from the world's own checker, whose quote is moved into
+the reasoning where the wrong name stands there.
 
-Resumable: what a folder holds already is not made again. `--page` writes the table into docs/training.md. Last line: one JSON object.
+Resumable: what a folder holds already is not made again. `--page` writes the table into docs/training.md. Last line: one JSON
+object.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def make_student(folder: Path) -> Path:
 
 
 def placed(finding: Finding, trace: Trace) -> Finding:
-    """The finding with its quote in the reasoning, where the wrong name stands there already, and with what its hint names."""
+    """The finding with what its hint names, its quote in the reasoning where the wrong name stands there already."""
     said = trace.step(finding.step).content or ""
     if finding.error_class == "wrong_argument":
         right = next(iter(trace.tool_schemas[finding.facts["tool"]]["properties"]))
