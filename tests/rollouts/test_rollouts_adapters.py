@@ -135,7 +135,7 @@ def test_a_loop_that_overlaps_plays_each_round_with_the_student_before_the_last_
             "run.rounds=3",
             "rollout.overlap=true",
             f"rollout.sample.server={{base_url: '{server.url}', hand_over: adapter, concurrency: 4}}",
-            "rollout.sample.episodes=24",
+            "rollout.sample.episodes=16",
             "rollout.batch_size=8",
             "rollout.splits=[validation]",
             "rollout.limit=4",
