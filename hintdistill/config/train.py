@@ -14,7 +14,6 @@ from hintdistill.core.paths import RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
 
-
 WHOLE_RATE, ADAPTER_RATE = 2e-4, 1e-3
 """Learning rates where none is configured: of whole weights, and of adapters."""
 

@@ -145,7 +145,7 @@ def test_float32_rows_and_curve(model, stored, tmp_path):
 def test_a_low_rank_adapter_under_a_plain_trainer_learns(model, stored, tmp_path):
     from peft import LoraConfig, get_peft_model
 
-    section = train_section.rate=1e-2, **MANY)
+    section = train_section(learning_rate=1e-2, **MANY)
     rows = HintRows(build_rows(stored, section), section.effective_recipe)
     loss = HintLoss(rows)
     adapted = get_peft_model(copy.deepcopy(model), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
