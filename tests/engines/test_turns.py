@@ -188,6 +188,34 @@ def test_new_conversations_of_one_batch_read_their_common_beginning_once(engine)
         np.testing.assert_allclose(a.sampled, b.sampled, atol=1e-5)
 
 
+def test_a_caller_that_is_served_before_it_begins_to_wait_holds_nobody_up(engine):
+    kept, go_on, names = KeptEngine(engine, 1 << 30), threading.Event(), list[str]()
+    waits = kept._served
+
+    def late(job) -> None:
+        if job.requests[0].group == "slow":
+            go_on.wait()
+        waits(job)
+
+    kept._served = late
+    ids = np.arange(10, 40)
+
+    def ask(name: str) -> None:
+        with kept.turns:
+            assert np.isfinite(kept.score([ScoreRequest(ids, 20, 30, name)], 4)[0].sampled).all()
+            names.append(name)
+
+    crew = Crew(kept.turns)
+    with kept.turns:
+        for n, name in enumerate(("fast", "slow"), 1):
+            crew.comes(lambda name=name: ask(name), lambda n=n: kept.turns.preparing == n)
+    crew.threads[0].join()
+    go_on.set()
+    crew.join()
+    with kept.turns:
+        assert names == ["fast", "slow"] and kept.batches == 1
+
+
 def test_an_interrupt_of_the_one_that_leads_reaches_those_that_it_served(engine, monkeypatch):
     kept = KeptEngine(engine, 1 << 30)
     request = ScoreRequest(np.arange(10, 40), 20, 30, "a")
@@ -196,3 +224,10 @@ def test_an_interrupt_of_the_one_that_leads_reaches_those_that_it_served(engine,
         kept.score([request], 4)
     monkeypatch.undo()
     assert np.isfinite(kept.score([request], 4)[0].sampled).all() and not kept._queue
+    # nor does anybody wait for one that was interrupted while it waited
+    monkeypatch.setattr(kept, "_served", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), kept.turns:
+        kept.score([request], 4)
+    monkeypatch.undo()
+    with kept.turns:
+        assert not kept._queue and np.isfinite(kept.score([request], 4)[0].sampled).all()

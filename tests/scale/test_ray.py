@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT
 
 # a cluster of this machine alone, on a machine that may be busy; it leaves nothing in the home folder
-os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "180", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_agent_register_timeout_ms": "180000", "RAY_USAGE_STATS_ENABLED": "0"}
 ray = pytest.importorskip("ray")
 
 from hintdistill.config.file import load_config  # noqa: E402
@@ -33,11 +33,17 @@ SMALL = ("critic.use=[rules]", "traces.limit=48", "rescore.part_rows=8", "train.
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    # workers import the package from where this process does
-    environment = {
-        "env_vars": {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
-    }
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    """A cluster of this machine alone; workers import the package from where this process does."""
+    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+    for left in reversed(range(5)):
+        try:
+            # its own agents have seconds to start in, which are too few on a machine with much else to do
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
     yield
     ray.shutdown()
 
