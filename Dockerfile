@@ -15,6 +15,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY hintdistill hintdistill
 COPY prompts prompts
 COPY configs configs
+COPY examples/toolworld examples/toolworld
 RUN python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:${PYTHON_TAG} AS base

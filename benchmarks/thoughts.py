@@ -2,12 +2,14 @@
 
     python benchmarks/thoughts.py [--dir runs/thoughts] [--student FOLDER] [--traces 240] [--episodes 80] [--page]
 
-The student says a line of reasoning before each call (`examples/toolworld/build_student.py --thoughts`; it is made where `--student` names
-none). Half of these lines name the call, so half of its errors stand in the reasoning first. Its own traces are hinted and scored once;
-from the same targets one student is trained per loss span: `step`, reasoning and action, and `action`, the step without its reasoning.
-Findings come from the world's own checker, whose quote is moved into the reasoning where the wrong name stands there.
+The student says a line of reasoning before each call (`examples/toolworld/build_student.py --thoughts`; it is made where
+`--student` names none). Half of these lines name the call, so half of its errors stand in the reasoning first. Its own traces
+are hinted and scored once; from the same targets one student is trained per loss span: `step`, reasoning and action, and
+`action`, the step without its reasoning; anchors likewise. Findings come from the world's own checker, whose quote is moved into
+the reasoning where the wrong name stands there.
 
-Resumable: what a folder holds already is not made again. `--page` writes the table into docs/training.md. Last line: one JSON object.
+Resumable: what a folder holds already is not made again. `--page` writes the table into docs/training.md. Last line: one JSON
+object.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from hintdistill.rollouts.sampling import Sampler, SamplingOptions  # noqa: E402
 from hintdistill.traces.formats import native  # noqa: E402
 
 SPANS = ("step", "action")
-SEED = 7
+SEED, CLEAN = 7, 12
 BEGIN, END = "<!-- spans: made by benchmarks/thoughts.py --page -->", "<!-- end of spans -->"
 
 
@@ -52,8 +54,11 @@ def make_student(folder: Path) -> Path:
 
 
 def placed(finding: Finding, trace: Trace) -> Finding:
-    """The finding with its quote in the reasoning, where the wrong name stands there already."""
+    """The finding with what its hint names, its quote in the reasoning where the wrong name stands there already."""
     said = trace.step(finding.step).content or ""
+    if finding.error_class == "wrong_argument":
+        right = next(iter(trace.tool_schemas[finding.facts["tool"]]["properties"]))
+        finding = finding.model_copy(update={"facts": {**finding.facts, "right": right}})
     if finding.quote and finding.quote in said:
         return finding.model_copy(update={"quote_in": "content", "call": None})
     return finding
@@ -68,6 +73,7 @@ def make_traces(folder: Path, student: Path, count: int) -> None:
     tasks = list(Toolworld().splits()["train"])[:count]
     traces = [e.trace for e in Sampler(engine, renderer, options).episodes(Toolworld(), tasks) if e.failure is None]
     native.write(folder / "traces.jsonl", traces)
+    native.write(folder / "clean.jsonl", [t for t in traces if t.reward == 1.0][:CLEAN])
     rows = [
         json.dumps({"trace": t.id, **placed(f, t).model_dump(mode="json", exclude_defaults=True)})
         for t in traces
@@ -93,7 +99,8 @@ def train(folder: Path, student: Path, episodes: int) -> None:
         "rollout.splits=[test,test_clean]",
         f"rollout.limit={episodes}",
         "rollout.max_new_tokens=96",
-        "report.off_target.near_misses=null",
+        # the shipped ones do not reason
+        f"report.off_target.near_misses={folder / 'clean.jsonl'}",
     ]
     if not (folder / "shared" / "targets").is_dir():
         run(folder, "shared", settings, "--until", "rescore")

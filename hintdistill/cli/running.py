@@ -133,6 +133,21 @@ def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:
         say("\n".join(found.lines()))
 
 
+def compare_runs(a: Path, b: Path, as_json: bool) -> None:
+    """Compare the reports of two runs; the last line says where the page is."""
+    from rich.console import Console as RichConsole
+
+    from hintdistill.reporting.comparison import compare, write_comparison
+    from hintdistill.reporting.terminal import show_comparison
+
+    document = compare(a, b)
+    if as_json:
+        print_json(document)
+        return
+    show_comparison(document, RichConsole())
+    print(f"comparison: {write_comparison(a, document)}")
+
+
 def finish(folder: Path, as_json: bool) -> None:
     """Print what the run came to; the last line says where the report is."""
     report = folder / "report.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -302,16 +302,10 @@ def _collect(
     evaluations: dict[str, dict[str, Evaluation]],
     warnings: list[str],
 ) -> ReportInput:
-    injections, last = _injections(ctx), dict[str, Injection]()
-
-    def injection_of(key: str) -> Injection:
-        if key not in last:
-            last.clear()
-            last[key] = injections(key)
-        return last[key]
+    injections = _injections(ctx)
 
     def context_of(key: str) -> tuple[str, str]:
-        ids, at = injection_of(key).context_ids, injection_of(key).insert_at
+        ids, at = injections[key].context_ids, injections[key].insert_at
         return ctx.renderer.decode(ids[:at][-400:]), ctx.renderer.decode(ids[at:])
 
     hinted = [t.key for t in targets.heads if t.kind == "hint"]
@@ -330,7 +324,7 @@ def _collect(
         twin_counts=twins.counts(rows) if (rows := ctx.rundir.on_disk("twins", "twins")) else None,
         failures=[failures[k] for k in ctx.rundir.index("failures") or []],
         targets=targets,
-        injections=OnDemand(hinted, injection_of),
+        injections=injections,
         contexts=OnDemand(hinted, context_of),
         trained=[t.key for t in train.selected(ctx, targets).heads] if trained else [],
         train_summary=asdict(summary) if summary else None,
@@ -344,12 +338,13 @@ def _collect(
         folder=ctx.rundir.path,
         owed=len(critique.owed(ctx)),
         tripwires=_tripwires(ctx) if summary else None,
+        readings=(_readings(ctx) or ()) if summary else (),
         decode=ctx.renderer.decode,
     )
 
 
-def _injections(ctx: RunContext) -> Callable[[str], Injection]:
-    """The function that reads the injection of a hint's target from disk."""
+def _injections(ctx: RunContext) -> OnDemand[Injection]:
+    """The injections by their targets' keys, scored or not, each read from disk when it is taken."""
     at: dict[str, str] = {}
     base = to_score.Found(ctx)
     rows, grouped = ctx.rundir.rows("injections"), ctx.rundir.grouped("inject", "injections")
@@ -357,14 +352,29 @@ def _injections(ctx: RunContext) -> Callable[[str], Injection]:
         for row in grouped.of(key):
             if "injection" in row:
                 at[base.target_key(content_key("injection", row["injection"]), split)] = row["key"]
-    return lambda key: Injection.model_validate(rows[at[key]]["injection"])
+    last: dict[str, Injection] = {}
+
+    def injection_of(key: str) -> Injection:
+        if key not in last:
+            last.clear()
+            last[key] = Injection.model_validate(rows[at[key]]["injection"])
+        return last[key]
+
+    return OnDemand(list(at), injection_of)
 
 
-def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
-    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None where those are gone."""
+def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:
+    """The metrics of the run's training, row by row; None where those are gone."""
     work = ctx.rundir.index(train.WORK_INDEX)
     path = ctx.rundir.path / "train" / work[0] / "metrics.jsonl" if work else None
     if path is None or not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
+    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None where those are gone."""
+    rows = _readings(ctx)
+    if rows is None:
+        return None
     return [{k: r[k] for k in ("step", "tripwire", "value", "bound")} for r in rows if "tripwire" in r]

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
-from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Injection
-from hintdistill.critics.rules import NOT_JUDGED
+from hintdistill.reporting import counted
+from hintdistill.reporting.clean_traces import found_nothing
+from hintdistill.reporting.curves import curves
 from hintdistill.reporting.effects import ScoredHint, all_effects, mean
 from hintdistill.reporting.entries import Collected, Entries
-from hintdistill.reporting.findings import After, Decode, finding_entry, unscored_entry
+from hintdistill.reporting.findings import After, Decode, failed_entry, finding_entry, unscored_entry
+from hintdistill.reporting.intervals import against_placebos
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
 from hintdistill.reporting.twins import twin_document, twin_entries
@@ -70,6 +73,8 @@ class ReportInput:
     """The run folder, for its name and the command that runs it again."""
     owed: int | None = None
     """Traces whose critique another try may still give; None where it is not known."""
+    readings: Sequence[Mapping[str, Any]] = ()
+    """Rows of the training's metrics.jsonl; empty where this run trained nothing."""
     tripwires: Sequence[Mapping[str, Any]] | None = None
     """Bounds that training crossed: `step`, `tripwire`, `value`, `bound`; None where this run trained nothing."""
     decode: Decode | None = None
@@ -121,7 +126,13 @@ def build(data: ReportInput) -> dict[str, Any]:
         "warnings": list(data.warnings),
         "controls": dict(data.controls) if data.controls else None,
         "findings": findings,
-        "unscored": [unscored_entry(r) for r in data.injection_rows if "injection" not in r],
+        "against_placebos": against_placebos(findings),
+        "curves": curves(data.readings),
+        "found_nothing": found_nothing(data.trace_rows, data.critiques),
+        "unscored": [
+            *(unscored_entry(r) for r in data.injection_rows if "injection" not in r),
+            *(failed_entry(data.injections[f["key"]], f) for f in data.failures if f.get("key") in data.injections),
+        ],
     }
 
 
@@ -203,10 +214,14 @@ def funnel(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
     )
     kinds = Counter(t.kind for t in heads(data.targets) if t.key in trained)
     return {
-        "read": _read(data),
+        "read": counted.records(data.trace_rows, data.splits),
         **({"hold": dict(data.holds)} if data.holds else {}),
-        "critique": _critiqued(data, hints),
-        "inject": _injected(data),
+        "critique": {
+            **counted.critiqued(data.critiques, data.critique_rows),
+            "usage": spending(data.critique_rows, data.manifest["config"], sum(t.accepted for t in hints)),
+            **({} if data.owed is None else {"owed": data.owed}),
+        },
+        "inject": counted.injected(data.injection_rows, data.twin_counts),
         "rescore": _rescored(data, scored),
         "train": {
             "hints": sum(t.key in trained for t in hints),
@@ -218,92 +233,17 @@ def funnel(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
     }
 
 
-def _critiqued(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
-    """What the critics said, counted in one walk."""
-    verdicts, classes, notes = Counter[str](), Counter[str](), Counter[str]()
-    for critique in data.critiques.values():
-        verdicts[critique.verdict] += 1
-        classes.update(f.error_class for f in critique.findings)
-        for note in critique.notes:
-            notes["dropped"] += note.startswith("dropped:")
-            notes["in_windows"] += note.startswith("read in ")
-            notes["not_judged"] += note.startswith(NOT_JUDGED)
-    return {
-        "verdicts": _count(verdicts),
-        "failed": _count(r["failure"]["reason"] for r in data.critique_rows if "failure" in r),
-        "findings": classes.total(),
-        "by_class": _count(classes),
-        "usage": spending(data.critique_rows, data.manifest["config"], sum(t.accepted for t in hints)),
-        "dropped": notes["dropped"],
-        "in_windows": notes["in_windows"],
-        # steps with a call that its own schema cannot judge
-        **({"not_judged": notes["not_judged"]} if notes["not_judged"] else {}),
-        **({} if data.owed is None else {"owed": data.owed}),
-    }
-
-
-def _injected(data: ReportInput) -> dict[str, Any]:
-    """What became of the findings that went on, counted in one walk."""
-    made = 0
-    counted: dict[str, Counter[str]] = {
-        k: Counter() for k in ("skipped", "failed", "placements", "fidelity", "quotes", "notes", "levels")
-    }
-    for row in data.injection_rows:
-        if "skipped" in row:
-            counted["skipped"][row["skipped"]] += 1
-        if "failure" in row:
-            counted["failed"][row["failure"]["reason"]] += 1
-        if (i := row.get("injection")) is None:
-            continue
-        made += 1
-        counted["placements"]["/".join(filter(None, (i["placement"], i.get("role"))))] += 1
-        counted["fidelity"][i["fidelity"]] += 1
-        counted["quotes"][i.get("quote_found", "whole_step")] += 1
-        counted["notes"].update(n.split(" ", 1)[0] for n in i.get("notes", ()))
-        if i.get("level") is not None:
-            counted["levels"][str(i["level"])] += 1
-    notes = dict(counted.pop("notes"))
-    levels = counted.pop("levels")
-    return {
-        "injections": made,
-        **{name: _count(found) for name, found in counted.items()},
-        "notes": notes,
-        **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
-        "levels": _count(levels),
-    }
-
-
-def _read(data: ReportInput) -> dict[str, Any]:
-    """Records, and steps of the student's own; steps that were cut are counted where there are any."""
-    count, failed = Counter[str](), Counter[str]()
-    for row in data.trace_rows:
-        count["records"] += 1
-        if "failure" in row:
-            failed[row["failure"]["reason"]] += 1
-        if "trace" in row:
-            count["traces"] += 1
-            messages = row["trace"]["messages"]
-            count["steps"] += sum(m["role"] == "assistant" and not m.get("given") for m in messages)
-            count["cut"] += any(m.get("cut") for m in messages)
-    return {
-        **{name: count[name] for name in ("records", "traces", "steps")},
-        "failed": _count(failed),
-        **({"cut": count["cut"]} if count["cut"] else {}),
-        "split": _count(data.splits.values()),
-    }
-
-
 def _rescored(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
     hints = [s.head for s in scored]
     rejected = [t for t in hints if not t.accepted]
     return {
         "scored": len(hints),
-        "failed": _count(f["reason"] for f in data.failures),
+        "failed": counted.count(f["reason"] for f in data.failures),
         "accepted": len(hints) - len(rejected),
         "rejected": len(rejected),
-        "reasons": _count(r for t in rejected for r in t.reasons),
-        "levels": _count(str(t.level) for t in hints if t.level is not None),
-        "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
+        "reasons": counted.count(r for t in rejected for r in t.reasons),
+        "levels": counted.count(str(t.level) for t in hints if t.level is not None),
+        "accepted_levels": counted.count(str(t.level) for t in hints if t.level is not None and t.accepted),
         "candidates": sum(t.choice != "only" for t in hints),
         "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
         "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
@@ -321,10 +261,6 @@ def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
     for name, passes in found:
         by.setdefault(name, []).append(passes)
     return {name: sum(passes) / len(passes) for name, passes in sorted(by.items())}
-
-
-def _count(items: Any) -> dict[str, int]:
-    return dict(sorted(Counter(items).items()))
 
 
 def dumps(document: Mapping[str, Any]) -> str:

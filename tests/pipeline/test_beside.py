@@ -23,15 +23,16 @@ def test_what_the_targets_depend_on_is_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=said):
             train_beside(tmp_path, name, overrides, Console(quiet=True))
-    own = RunConfig.model_validate({"run": {"model": "m"}})
+    plain = {"run": {"model": "m"}, "traces": {"path": "x.jsonl"}}
+    own = RunConfig.model_validate(plain)
     for train, key in (
         ({"recipe": {"teacher": {"update": "live"}}, "targets": "in_step"}, "train.recipe.teacher, train.targets"),
         ({"anchor": {"candidates": 9}}, "train.anchor.candidates"),
         ({"hold": {"path": ["x.jsonl"]}}, "train.hold"),
     ):
         with pytest.raises(ConfigError, match=f"^{key} decides"):
-            _same_targets(own, RunConfig.model_validate({"run": {"model": "m"}, "train": train}))
-    _same_targets(own, RunConfig.model_validate({"run": {"model": "m"}, "train": {"lora": {"rank": 4}, "epochs": 9}}))
+            _same_targets(own, RunConfig.model_validate({**plain, "train": train}))
+    _same_targets(own, RunConfig.model_validate({**plain, "train": {"lora": {"rank": 4}, "epochs": 9}}))
 
 
 def sums(folder: Path) -> dict[str, str]:
