@@ -61,7 +61,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "train mine/hintdistill.yaml run.dir=runs/mine",
         "train mine/hintdistill.yaml run.dir=runs/mine train.epochs=1",
     ),
-    "report": ("report runs/mine", "report runs/mine --share", "report runs/mine --student ./trained-elsewhere"),
+    "report": (
+        "report runs/mine",
+        "report runs/mine runs/slow",
+        "report runs/mine --share",
+        "report runs/mine --student ./trained-elsewhere",
+    ),
     "show": (
         "show runs/mine --trained --worst 20",
         "show runs/mine --class unknown_tool --search get_weather",

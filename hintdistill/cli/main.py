@@ -24,7 +24,7 @@ from hintdistill.cli.interrupts import continued_by, interrupted, interruptible
 from hintdistill.cli.look import convert, print_json, prompts_app, recipes_app, say, traces_app
 from hintdistill.cli.options import Json, Overrides, Quiet, RunArg, Trust
 from hintdistill.cli.plan import plan
-from hintdistill.cli.running import finish
+from hintdistill.cli.running import compare_runs, finish
 from hintdistill.cli.serve import mcp, serve
 from hintdistill.cli.shards import merge, ray
 from hintdistill.cli.show import show
@@ -80,6 +80,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def report(
     run: RunArg,
+    other: Annotated[
+        Path | None, typer.Argument(metavar="[RUN_B]", help="A second run to compare with.", show_default=False)
+    ] = None,
     share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
     student: Annotated[
         str | None,
@@ -89,7 +92,12 @@ def report(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Take the missing measurements and write the report of a run again."""
+    """Take the missing measurements and write the report of a run again; with two runs, compare their reports."""
+    if other is not None:
+        if share or student is not None:
+            raise ConfigError("two runs are compared as they are", hint="without --share and --student")
+        compare_runs(run, other, as_json)
+        return
     if student is not None:
         if share:
             raise ConfigError("--share is of the run's own report", hint="without --student")

@@ -133,6 +133,21 @@ def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:
         say("\n".join(found.lines()))
 
 
+def compare_runs(a: Path, b: Path, as_json: bool) -> None:
+    """Compare the reports of two runs; the last line says where the page is."""
+    from rich.console import Console as RichConsole
+
+    from hintdistill.reporting.comparison import compare, write_comparison
+    from hintdistill.reporting.terminal import show_comparison
+
+    document = compare(a, b)
+    if as_json:
+        print_json(document)
+        return
+    show_comparison(document, RichConsole())
+    print(f"comparison: {write_comparison(a, document)}")
+
+
 def finish(folder: Path, as_json: bool) -> None:
     """Print what the run came to; the last line says where the report is."""
     report = folder / "report.json"
@@ -147,9 +162,10 @@ def finish(folder: Path, as_json: bool) -> None:
         show_rounds(json.loads(report.read_text(encoding="utf-8")), RichConsole())
         print(f"report: {report}")
         return
+    from hintdistill.reporting.entries import read_document
     from hintdistill.reporting.terminal import show_summary
 
-    document = json.loads(report.read_text(encoding="utf-8"))
+    document = read_document(report)
     show_summary(document, RichConsole())
     if document["findings"]:
         trained = " --trained" if any(f["trained"] for f in document["findings"]) else ""

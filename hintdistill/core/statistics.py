@@ -116,6 +116,25 @@ def over_groups(values: Sequence[Sequence[float]], of: str = "median", n: int = 
     return Interval(float(statistic(np.concatenate(groups))), float(low), float(high))
 
 
+def mean_over_groups(values: Sequence[float], groups: Sequence[str], n: int = 2000, seed: int = 0) -> Interval:
+    """Mean of all values with its interval over groups: whole groups are resampled, each with all its values.
+
+    Args:
+        groups: the group of each value; values of one group are not independent.
+
+    Raises:
+        ValueError: there are no values, or not as many groups.
+    """
+    if not len(values) or len(values) != len(groups):
+        raise ValueError(f"{len(values)} values of {len(groups)} groups")
+    names, at = np.unique(np.asarray(groups), return_inverse=True)
+    data = np.asarray(values, float)
+    sums, counts = np.bincount(at, data, len(names)), np.bincount(at, minlength=len(names))
+    drawn = np.random.default_rng(seed).integers(len(names), size=(n, len(names)))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
+    return Interval(float(data.mean()), float(low), float(high))
+
+
 def bootstrap_ratio(numerator: Sequence[float], denominator: Sequence[float], n: int = 4000, seed: int = 0) -> Interval:
     """1 − Σ numerator / Σ denominator over items, with the interval over items. Raises ValueError for no items."""
     top, bottom = np.asarray(numerator, float), np.asarray(denominator, float)

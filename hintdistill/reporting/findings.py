@@ -159,3 +159,15 @@ def unscored_entry(row: Mapping[str, Any]) -> dict[str, Any]:
         "reason": row.get("skipped") or failure.get("reason"),
         "message": failure.get("message"),
     }
+
+
+def failed_entry(injection: Injection, failure: Mapping[str, Any]) -> dict[str, Any]:
+    """A finding whose scoring failed, with the reason."""
+    return {
+        "trace": injection.trace_id,
+        "step": injection.finding.step,
+        "error_class": injection.finding.error_class,
+        "quote": injection.finding.quote,
+        "reason": failure["reason"],
+        "message": failure.get("message"),
+    }

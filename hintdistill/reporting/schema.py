@@ -33,6 +33,8 @@ from hintdistill.reporting.allow import (
     word,
 )
 from hintdistill.reporting.controls import TITLES
+from hintdistill.reporting.curves import DECISION, LOSS, MOVED
+from hintdistill.reporting.intervals import MEASURES
 from hintdistill.reporting.verdict import is_near_miss
 from hintdistill.rescoring.twins import NOT_DONE_HERE
 
@@ -319,6 +321,8 @@ _controls = record(
     ),
     **numbers("schema", "learning_rate"),
 )
+_episode = record(success=number, errors=each(error_class), failure=text_or_none, text=text, cut=number)
+_against = record(n=number, traces=number, **dict.fromkeys(MEASURES, each(number)))
 SHARED: Rule = record(
     schema=number,
     run=record(
@@ -379,6 +383,21 @@ SHARED: Rule = record(
     warnings=how_many("warnings"),
     controls=_controls,
     findings=each(_finding),
+    against_placebos=record(
+        **dict.fromkeys(("all", "accepted", "holdout"), _against), by_class=table(error_class, _against)
+    ),
+    curves=record(
+        steps=each(number),
+        series=record(**dict.fromkeys((*LOSS, *MOVED, DECISION), each(number))),
+        decision_probability_by_class=table(error_class, each(number)),
+    ),
+    failed_after=record(
+        splits=table(split, record(**numbers("episodes", "failed", "lost", "failed_before"))),
+        shown=each(record(split=split, task=numbered("task"), before=_episode, after=_episode)),
+    ),
+    found_nothing=record(
+        traces=number, sample=each(record(trace=numbered("trace"), text=text, **numbers("steps", "reward", "cut")))
+    ),
     unscored=each(
         record(
             trace=numbered("trace"), step=number, error_class=error_class, reason=reason, quote=nothing, message=nothing

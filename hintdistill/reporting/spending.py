@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from markupsafe import Markup
+
+from hintdistill.reporting.markup import html_table
+
 PARTS = ("requests", "prompt_tokens", "completion_tokens")
 
 
@@ -34,6 +38,27 @@ def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accep
         "tokens_per_accepted_finding": tokens / accepted if accepted else None,
         "money_per_accepted_finding": money / accepted if accepted and money is not None else None,
     }
+
+
+def body(document: Mapping[str, Any]) -> str:
+    """The section of the page: what each critic was asked, and what an accepted finding cost."""
+    usage = document["funnel"]["critique"].get("usage")
+    if not usage or not usage["requests"]:
+        return ""
+    rows = [(name, *(f"{of[part]:,}" for part in PARTS)) for name, of in usage["by_critic"].items()]
+    rows.append(("all", *(f"{usage[part]:,}" for part in PARTS)))
+    accepted = document["funnel"]["rescore"]["accepted"]
+    each = usage["tokens_per_accepted_finding"]
+    lines = [f"{each:,.0f} tokens per accepted finding ({accepted:,} accepted)" if each else "no finding was accepted"]
+    if usage["money"] is None:
+        lines.append("no price is set (critic.llm.price), so the money is not known")
+    else:
+        per = usage["money_per_accepted_finding"]
+        lines.append(f"cost {usage['money']:,.4f}" + ("" if per is None else f", {per:,.6f} per accepted finding"))
+    table = html_table(
+        "What the critics cost", ("critic", "requests", "prompt tokens", "answer tokens"), rows, (1, 2, 3)
+    )
+    return str(Markup("{}\n<p>{}.</p>").format(table, "; ".join(lines)))
 
 
 def spent(usage: Mapping[str, Any] | None) -> str | None:

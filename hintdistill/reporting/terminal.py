@@ -11,10 +11,26 @@ from rich.table import Table
 from rich.text import Text
 
 from hintdistill.reporting import printable
-from hintdistill.reporting.build import moved_line
+from hintdistill.reporting.comparison import counts, shown
+from hintdistill.reporting.effects import moved_line
 from hintdistill.reporting.inspection import FileReport
 from hintdistill.reporting.spending import spent
 from hintdistill.reporting.verdict import MARKS, verdict
+
+
+def show_comparison(document: Mapping[str, Any], console: Console) -> None:
+    """Two runs beside one another: figures with their differences, settings that differ, findings counted."""
+    for letter, run in zip("AB", document["runs"], strict=True):
+        console.print(f"{letter}: {printable(run['path'])}", markup=False, soft_wrap=True)
+    table = Table("figure", title="figures", title_justify="left")
+    for heading in ("A", "B", "B − A"):
+        table.add_column(heading, justify="right")
+    for m in document["metrics"]:
+        table.add_row(escape(printable(m["name"])), shown(m["a"]), shown(m["b"]), shown(m["difference"], True))
+    console.print(table)
+    for c in document["config"]:
+        console.print(f"{c['key']}: {c['a']!r} → {c['b']!r}", markup=False, highlight=False, soft_wrap=True)
+    console.print(counts(document), markup=False, highlight=False, soft_wrap=True)
 
 
 def show_summary(document: Mapping[str, Any], console: Console) -> None:

@@ -1,0 +1,111 @@
+"""Effects of hints against those of placebos, and their intervals, by error class.
+
+Findings of one trace are alike, so the intervals (95 %) are over traces: whole traces are drawn again, with all their findings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from hintdistill.core.statistics import mean_over_groups
+from hintdistill.reporting.markup import html_table
+from hintdistill.reporting.templates import text
+
+READ = ("trace", "error_class", "accepted", "split", "decision", "placebos")
+Measure = Callable[[Mapping[str, Any]], float | None]
+
+
+def against_placebos(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means with their intervals over findings with a decision token, by class, and of `accepted` and `holdout`.
+
+    Args:
+        findings: entries of the report document.
+
+    Returns:
+        By group `n` (findings), `traces`, and `[mean, low, high]`, or None where it is not known, of `hint_nats`,
+        `placebo_nats` (mean of a finding's placebos), `over_placebo_nats` (the first less the second, finding by finding),
+        and of the error's probability `before`, `hinted` and `after`.
+    """
+    # of each finding only what is read here: findings may stand on disk, and be many
+    known = [{k: f[k] for k in READ} for f in findings if f["decision"]]
+    classes = sorted({f["error_class"] or "" for f in known})
+    return {
+        "all": _group(known),
+        "accepted": _group([f for f in known if f["accepted"]]),
+        "holdout": _group([f for f in known if f["split"] == "holdout"]),
+        "by_class": {c: _group([f for f in known if (f["error_class"] or "") == c]) for c in classes},
+    }
+
+
+def _placebo(f: Mapping[str, Any]) -> float | None:
+    effects = [p["effect_nats"] for p in f["placebos"] if p["effect_nats"] is not None]
+    return sum(effects) / len(effects) if effects else None
+
+
+def _over(f: Mapping[str, Any]) -> float | None:
+    placebo = _placebo(f)
+    return None if placebo is None else f["decision"]["effect_nats"] - placebo
+
+
+def _of(key: str) -> Measure:
+    return lambda f: f["decision"][key]
+
+
+MEASURES: Mapping[str, Measure] = {
+    "hint_nats": _of("effect_nats"),
+    "placebo_nats": _placebo,
+    "over_placebo_nats": _over,
+    "before": _of("before"),
+    "hinted": _of("hinted"),
+    "after": _of("after"),
+}
+
+
+def _group(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {"n": len(findings), "traces": len({f["trace"] for f in findings})}
+    for name, measure in MEASURES.items():
+        pairs = [(v, f["trace"]) for f in findings if (v := measure(f)) is not None]
+        out[name] = None
+        if pairs:
+            interval = mean_over_groups([v for v, _ in pairs], [t for _, t in pairs])
+            out[name] = [interval.mean, interval.low, interval.high]
+    return out
+
+
+def body(document: Mapping[str, Any]) -> str:
+    """The section of the page."""
+    found = document.get("against_placebos")
+    if not found or not found["all"]["n"]:
+        return ""
+    groups = [*found["by_class"].items(), ("all", found["all"]), ("accepted", found["accepted"])]
+    groups.append(("held-out traces", found["holdout"]))
+    effects = [
+        (name, g["n"], g["traces"], *(_said(g[k], 2) for k in ("hint_nats", "placebo_nats", "over_placebo_nats")))
+        for name, g in groups
+    ]
+    chances = [(name, *(_said(g[k], 3) for k in ("before", "hinted", "after"))) for name, g in groups]
+    return str(
+        Markup(
+            '<p class="mute">Effect at the decision token in nats, below zero where the error becomes less likely; a placebo stands in '
+            "the same place and says nothing of the error. In brackets the interval (95 %), over traces.</p>\n{}\n"
+            '<p class="mute">Probability of the error at the decision token, with its interval.</p>\n{}'
+        ).format(
+            html_table(
+                "Effects of hints and of placebos",
+                ("error class", "findings", "traces", "hint", "placebos", "hint less placebos"),
+                effects,
+                range(1, 6),
+            ),
+            html_table("Probability of the error", ("error class", "before", "hinted", "after"), chances, range(1, 4)),
+        )
+    )
+
+
+def _said(interval: Sequence[float] | None, digits: int) -> Markup:
+    if interval is None:
+        return text("–")
+    mean, low, high = (f"{v:.{digits}f}" for v in interval)
+    return text(f"{mean} [{low}, {high}]")
