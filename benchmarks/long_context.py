@@ -1,8 +1,8 @@
-"""A context of 128k tokens, scored: tokens, seconds and peak memory, keys and values kept on the device and in the host's memory.
+"""A context of 128k tokens, scored: tokens, seconds and peak memory, keys and values on the device and in the host's memory.
 
     python benchmarks/long_context.py [--tokens 131072] [--layers 1] [--device cpu]
 
-A random model of one layer × 512 in float32 (8 query and 4 key heads; on a GPU, `gpu.py` takes the shape of Qwen3-4B); a trace
+A random model of one layer × 128 in float32 (one head of 64; on a GPU, `gpu.py` takes the shape of Qwen3-4B); a trace
 of that many tokens with N errors evenly spread, each step of 64 tokens plain and under a hint of 48. The trunk is read in calls
 of 4,096 tokens on a CPU, 16,384 elsewhere, each attending to the keys and values of those before it; nothing is masked, so no
 array is as large as tokens × calls. `planned`: what `hintdistill plan` counts for keys and values, one call's tensors and
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blocks import put
 from cases import Meter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,10 +42,10 @@ FOUR_BILLION = {
 """The widths of Qwen3-4B."""
 SMALL = {
     "vocab_size": 8192,
-    "hidden_size": 512,
-    "intermediate_size": 1536,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
     "head_dim": 64,
     "tie_word_embeddings": False,
 }
@@ -70,8 +71,8 @@ class Size:
         return cls(1024, 2, 1, shape, 6, 8, 128)
 
 
-def measure(size: Size, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Score the trace twice, keys and values here and offloaded, and compare with what is planned."""
+def measure(size: Size, device: str, dtype: torch.dtype, both: bool = True) -> dict[str, Any]:
+    """Score the trace, keys and values here and (`both`) offloaded, and compare with what is planned."""
     from rescore import Case, Peak
     from transformers import AutoModelForCausalLM, Qwen3Config
 
@@ -90,7 +91,7 @@ def measure(size: Size, device: str, dtype: torch.dtype) -> dict[str, Any]:
         requests += [ScoreRequest(q, len(q) - size.step, len(q), str(i)) for q in (trace[:end], hinted)]
     meter, out, first = Meter(device), dict[str, Any](), None
     shape = ModelShape.from_config(config)
-    for offload in (False, True):
+    for offload in (False, True) if both else (False,):
         engine = TransformersEngine(model, "long", size.call, sharing="shared_prefix", offload=offload)
         read = count_tokens([requests], shape, engine.batch_tokens)
         width = torch.finfo(dtype).bits // 8
@@ -164,13 +165,41 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--splice", action="store_true", help="the splice alone")
+    parser.add_argument("--write", action="store_true", help="put the figures into benchmarks/RESULTS.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     if not args.splice:
-        found = measure(Size(args.tokens, layers=args.layers), args.device, torch.float32)
+        # a CPU's memory is the host's: there is nothing to offload to
+        on_cpu, size = args.device == "cpu", Size(args.tokens, layers=args.layers)
+        found = measure(size, args.device, torch.float32 if on_cpu else torch.bfloat16, both=not on_cpu)
     found["splice"] = [splice_seconds(150), splice_seconds(600)]
     print(json.dumps(found))
+    if args.write:
+        put(
+            ROOT / "benchmarks" / "RESULTS.md",
+            "<!-- long context: made by benchmarks/long_context.py -->",
+            "<!-- end of long context -->",
+            table(found),
+        )
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        f"`python benchmarks/long_context.py`, one CPU thread, float32: a trace of {found['tokens']:,} tokens with four hints,",
+        f"{found['layers']} layer × 128; {found['asked']:,} tokens asked, {found['computed']:,} read in {found['calls']} calls.",
+        "",
+        "| keys and values | seconds | peak MB | planned MB |",
+        "|---|---|---|---|",
+    ]
+    for name in ("kept", "offloaded"):
+        if (row := found.get(name)) is None:
+            continue
+        lines.append(f"| {name} | {row['seconds']} | {row['peak_mb']} | {row['planned_mb']} |")
+    a, b = found["splice"]
+    said = f"{a['seconds']} s at {a['tokens']:,} tokens, {b['seconds']} s at {b['tokens']:,}"
+    return "\n".join([*lines, "", f"Splicing eight hints into one trace, processor seconds: {said}."])
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def pages(args: argparse.Namespace) -> None:
     measured = {(s, a) for s, a in cells}
     left = [f"measure {s} {a}" for s, arms in CELLS for a in arms if (s, a) not in measured]
     left += _grid_pages(args) + _arms_pages(args)
-    told = gating.table_of(args.dir / "gate")
+    told = gating.table_of(settings(args), args.dir / "gate")
     _block(PAGE, "gate", told or "Not read.")
     left += [] if told else ["gate"]
     said = "\n".join(f"- {o}" for o in left) or "Nothing."

@@ -20,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import jinja2
@@ -76,7 +77,7 @@ class _Compiled(jinja2.BytecodeCache):
     """Templates that this process has compiled, each with the checksum of its source: a template that changes is compiled anew."""
 
     def __init__(self) -> None:
-        self._code: dict[tuple[str, str], Any] = {}
+        self._code: dict[tuple[str, str], CodeType | None] = {}
 
     def load_bytecode(self, bucket: Bucket) -> None:
         """Give the code of a template to the bucket that asks for it, where its source is the same."""
@@ -88,13 +89,23 @@ class _Compiled(jinja2.BytecodeCache):
 
 
 _COMPILED = _Compiled()
-_SYNTAX: dict[str, bool] = {"autoescape": False, "trim_blocks": True, "lstrip_blocks": True}
+
+
+def _environment(loader: jinja2.BaseLoader | None = None) -> ImmutableSandboxedEnvironment:
+    return ImmutableSandboxedEnvironment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        bytecode_cache=_COMPILED,
+    )
 
 
 @lru_cache(maxsize=256)
 def _tree(source: str) -> nodes.Template:
     """Parse a template once per process; trees are only looked at."""
-    return ImmutableSandboxedEnvironment(**_SYNTAX).parse(source)
+    return _environment().parse(source)
 
 
 class PromptLibrary:
@@ -105,12 +116,7 @@ class PromptLibrary:
         if folder is not None and not Path(folder).is_dir():
             raise PromptError(f"no prompt folder at {folder}", hint="`hintdistill prompts eject DIR` makes one")
         self.folders: tuple[Path, ...] = (*([Path(folder)] if folder is not None else []), shipped)
-        self._env = ImmutableSandboxedEnvironment(
-            loader=jinja2.FileSystemLoader([str(f) for f in self.folders]),
-            undefined=jinja2.StrictUndefined,
-            bytecode_cache=_COMPILED,
-            **_SYNTAX,
-        )
+        self._env = _environment(jinja2.FileSystemLoader([str(f) for f in self.folders]))
         self._mentions: dict[tuple[str, str], bool] = {}
 
     def names(self) -> list[str]:

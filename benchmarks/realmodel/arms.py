@@ -26,7 +26,7 @@ from hintdistill.config import TrainSection
 from hintdistill.core.errors import ConfigError, HintdistillError
 from hintdistill.core.scores import Target
 from hintdistill.core.types import Finding, Injection, Trace
-from hintdistill.injection.hints import seed_of
+from hintdistill.injection.hints import hint_text, seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import variants
 from hintdistill.pipeline.arms import changed, cross_entropy
@@ -54,7 +54,7 @@ def targets_of(arm: str, data: RoundData, targets: Sequence[Target]) -> list[Tar
         own = variants.hinted(data, variants.wrong_hints(data.found, ctx.library, 1.0, data.salt), arm)
     elif arm == "whole_trace":
         # every step of an erring trace has a loss of its own, so none of them is held
-        return [*variants.full_trace(data), *data.anchors(erring_traces=False)]
+        return [*whole_trace(data), *data.anchors(erring_traces=False)]
     elif arm == "decoded8":
         own = decoded(data, targets)
     elif arm in ("sft_corrected", "sft_corrected_unfiltered"):
@@ -113,6 +113,35 @@ def pairs_of(data: RoundData) -> list[Pair]:
         assert chosen is not None
         out.append(Pair(tuple(erring.context_ids), tuple(chosen), tuple(erring.step_ids)))
     return out
+
+
+# -- the hints of a whole trace --------------------------------------------------------------------------------------------
+
+
+def whole_trace(data: RoundData) -> list[Target]:
+    """Every step of every erring trace, all hints of the trace in its system prompt.
+
+    The model's template prints no calls, so `variants.full_trace`, which asks it for every context with the hint in it, would
+    leave out all steps below a call. The place is found once a trace, above its first step, whose context every later one begins with.
+    """
+    ctx, items = data.ctx, list[HintItem]()
+    in_system = ctx.config.inject.model_copy(update={"placements": ("system_prompt",)})
+    first_of, injector = (Injector(ctx.renderer, ctx.library, c, placebos={}) for c in (in_system, ctx.config.inject))
+    for trace in data.traces:
+        findings = [f for t, f in data.found if t.id == trace.id]
+        if not findings:
+            continue
+        hint = " ".join(dict.fromkeys(hint_text(trace, f, ctx.library) for f in findings))
+        none = Finding(step=trace.own_steps[0], error_class="none", hint=hint)
+        place = first_of.inject(trace, none)
+        for k in trace.own_steps:
+            own = next((f for f in findings if f.step == k), none)
+            made = injector.inject(trace, (own or none).model_copy(update={"hint": hint, "step": k}))
+            if made.context_ids[: len(place.context_ids)] != place.context_ids:
+                raise ConfigError(f"{trace.id}, step {k}: its context does not begin with that of the first step")
+            moved = {"insert_at": place.insert_at, "block_ids": place.block_ids, "placement": "system_prompt"}
+            items.append(HintItem(f"full:{trace.id}:{k}", made.model_copy(update={**moved, "role": None}), "train"))
+    return variants.scored(ctx, "whole_trace", items)
 
 
 # -- some tokens decoded ---------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class DraftedGenerator:
         best, found = 0, -1
         for at, (ids, _) in enumerate(self.kept):
             n = min(len(ids), len(context) - 1)
-            if n <= best or (ids[:SHARED] != context[:SHARED]).any():
+            if n <= best or n < SHARED or (ids[:SHARED] != context[:SHARED]).any():
                 continue
             differs = np.flatnonzero(ids[:n] != context[:n])
             n = int(differs[0]) if len(differs) else n

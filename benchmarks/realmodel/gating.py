@@ -15,12 +15,12 @@ from benchmarks.ablation.markdown import table
 from benchmarks.realmodel import play
 from benchmarks.realmodel.plan import ROOT
 from hintdistill.config import GateSection, RunConfig
+from hintdistill.core.models import model_key, resolve_model
 from hintdistill.core.storage import content_key, writing_aside
 from hintdistill.rollouts.evaluate import tasks_of
 from hintdistill.traces.formats import native
 
 SPLIT, PART, SEED = "test", 30, 0
-ROWS = "rows.jsonl"
 KINDS = {
     "generic": "placebo: generic",
     "shuffled_answer_free": "placebo: shuffled, answer-free",
@@ -47,17 +47,27 @@ def collect(config: RunConfig, folder: Path, n: int, overrides: Sequence[str]) -
             overrides=own,
             checker=f"{ROOT / 'examples' / 'smollm2' / 'errands.py'}:check",
             wordings=None,
-            out=folder / ROWS,
+            out=_rows(config, folder),
             limit=None,
             max_new_tokens=config.rollout.max_new_tokens,
         )
     )
 
 
+def _drawn_from(config: RunConfig) -> str:
+    """Hash of the model and of how it is sampled: files of others are not read."""
+    weights = model_key(resolve_model(str(config.run.model))).weights
+    return content_key(config.rollout.sample.model_dump(mode="json"), config.run.dtype, weights)[:8]
+
+
+def _rows(config: RunConfig, folder: Path) -> Path:
+    return folder / f"rows-{_drawn_from(config)}.jsonl"
+
+
 def _played(config: RunConfig, folder: Path, n: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     world, out = None, []
-    sampled = content_key(config.rollout.sample.model_dump(mode="json"), config.run.dtype)[:8]
+    sampled = _drawn_from(config)
     for at in range(0, n, PART):
         path = folder / f"{SPLIT}-{sampled}-{at}-{min(at + PART, n)}.jsonl"
         if not path.is_file():
@@ -69,9 +79,9 @@ def _played(config: RunConfig, folder: Path, n: int) -> list[Path]:
     return out
 
 
-def table_of(folder: Path) -> str | None:
+def table_of(config: RunConfig, folder: Path) -> str | None:
     """The tables of what is measured; None where nothing is."""
-    path = folder / ROWS
+    path = _rows(config, folder)
     if not path.is_file():
         return None
     read = gate.read_half(gate.load([path]), GateSection())

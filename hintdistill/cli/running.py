@@ -162,9 +162,10 @@ def finish(folder: Path, as_json: bool) -> None:
         show_rounds(json.loads(report.read_text(encoding="utf-8")), RichConsole())
         print(f"report: {report}")
         return
+    from hintdistill.reporting.entries import read_document
     from hintdistill.reporting.terminal import show_summary
 
-    document = json.loads(report.read_text(encoding="utf-8"))
+    document = read_document(report)
     show_summary(document, RichConsole())
     if document["findings"]:
         trained = " --trained" if any(f["trained"] for f in document["findings"]) else ""

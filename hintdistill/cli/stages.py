@@ -162,9 +162,24 @@ def train(
     resume: Resume = False,
     dry_run: DryRun = False,
     limit: Limit = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a run folder: another student from its targets, in RUN/students/NAME."),
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
     """Everything up to the trained student; continues the run in run.dir."""
+    if beside is not None:
+        from hintdistill.pipeline.beside import train_beside
+        from hintdistill.pipeline.progress import Console
+
+        if resume or dry_run or limit is not None:
+            raise ConfigError(
+                "--beside trains on what a run has stored", hint="without --resume, --dry-run and --limit"
+            )
+        folder = train_beside(config, beside, overrides or [], Console(quiet=quiet or as_json), trust=trust)
+        print_json({"student": str(folder)}) if as_json else print(f"student: {folder}")
+        return
     run_stages(config, overrides, Asked("train", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.core.paths import ObjectPath
@@ -26,8 +26,24 @@ class ServerSection(Section):
     retries: int = Field(default=3, ge=0)
     concurrency: int = Field(default=64, ge=1)
     """Steps in flight."""
+    hand_over: Literal["weights", "adapter"] = "weights"
+    """What the server is handed each round. `weights`: whole weights, which it loads in place of its own; `adapter`: the low-rank
+    adapter alone, beside the initial model, which it serves: megabytes in place of gigabytes. Needs `train.lora` and a server
+    started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; see docs/environments.md."""
+    sleep: bool = False
+    """Have the server give its memory back while this process trains, and wake it for the next round: for one accelerator that
+    both share. Needs vLLM's --enable-sleep-mode, which a CPU does not have."""
     max_gap_nats: float = Field(default=0.02, gt=0)
     """After a hand-over, mean |log p server − log p here| per token above this means that it serves other weights."""
+
+    @model_serializer(mode="wrap")
+    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it is, without what is off: runs and results that know no such key stay theirs."""
+        data: dict[str, Any] = plain(self)
+        for name, off in (("hand_over", "weights"), ("sleep", False)):
+            if getattr(self, name) == off:
+                data.pop(name, None)
+        return data
 
 
 class SampleSection(Section):
@@ -100,4 +116,23 @@ class RolloutSection(Section):
     timeout_s: float | None = Field(default=60.0, gt=0.0)
     """Time the environment has for one answer; a hang costs the episode."""
     sample: SampleSection = SampleSection()
+    overlap: bool = False
+    """Let the server sample the next round's episodes while this round trains. They are one training old; their recorded
+    log-probabilities say of which policy they are, and recipes with an importance ratio divide by those."""
     stop: StopSection = StopSection()
+
+    @model_validator(mode="after")
+    def _overlaps(self) -> RolloutSection:
+        if self.overlap and self.sample.backend != "server":
+            raise ValueError("overlap needs a server that samples: set sample.server.base_url")
+        if self.overlap and self.sample.server.sleep:
+            raise ValueError("with overlap the server samples while training runs, so it cannot sleep")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it is, without what is off: runs and results that know no such key stay theirs."""
+        data: dict[str, Any] = plain(self)
+        if not self.overlap:
+            data.pop("overlap", None)
+        return data

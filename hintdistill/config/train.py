@@ -142,7 +142,7 @@ class TrainSection(Section):
     schedule: str = "linear"
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of transformers' Trainer, e.g. `{optim: adafactor, adam_beta2: 0.95}`: those that leave rows, steps and
     resuming as they are; any other is refused by name with the reason. docs/training.md has the list."""
     save_steps: int = Field(default=20, ge=1)

@@ -167,9 +167,11 @@ class HttpClient:
             else ()
         )
 
-    def get(self, path: str, *, timeout_s: float | None = None, retries: int | None = None) -> Answer:
-        """Ask for what is at `path`, which continues the base URL. Raises what `post` raises."""
-        return self._asked("GET", self._url.path + path, b"", MOST_BYTES, timeout_s, retries)
+    def get(
+        self, path: str, *, timeout_s: float | None = None, retries: int | None = None, at_root: bool = False
+    ) -> Answer:
+        """Ask for what is at `path`, which continues the base URL, or the root with `at_root`. Raises what `post` raises."""
+        return self._asked("GET", ("" if at_root else self._url.path) + path, b"", MOST_BYTES, timeout_s, retries)
 
     def post(self, path: str, body: Any, *, most_bytes: int = MOST_BYTES, at_root: bool = False) -> Answer:
         """Send a JSON body to `path`, which continues the base URL, or the root with `at_root`.

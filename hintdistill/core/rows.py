@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar, overload
 
@@ -138,6 +138,10 @@ class Grouped:
         begun = self._begins.match(self._file.line(at, 256))
         return begun.group(1).decode("utf-8", "surrogatepass") if begun else str(self._file.row(at)[self.field])
 
+    def values(self) -> Iterator[str]:
+        """The value of each row, in the order of the file."""
+        return (self._value(int(at)) for at in np.sort(self._offsets))
+
     def of(self, value: str) -> list[dict[str, Any]]:
         """The rows that have this value, in the order of their keys."""
         wanted = np.uint64(_hashed(value))
@@ -166,6 +170,24 @@ class KeySet(Set[str]):
         wanted = np.bytes_(key.encode("utf-8", "surrogatepass"))
         at = int(np.searchsorted(self._keys, wanted))
         return at < len(self._keys) and self._keys[at] == wanted
+
+
+class OnDemand(Mapping[str, T], Generic[T]):
+    """A mapping whose values are made when they are taken, and not kept."""
+
+    def __init__(self, keys: Iterable[str], make: Callable[[str], T]) -> None:
+        self._keys, self._make = dict.fromkeys(keys), make
+
+    def __getitem__(self, key: str) -> T:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._make(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 class Lazy(Sequence[T], Generic[T]):

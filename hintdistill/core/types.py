@@ -388,6 +388,8 @@ class Injection(FrozenModel):
         start, end = self.span
         if not 0 <= start < end <= len(self.step_ids):
             raise ValueError(f"span {self.span} outside the step of {len(self.step_ids)} tokens")
+        if self.action_start is not None and not UNKNOWN_ACTION <= self.action_start < len(self.step_ids):
+            raise ValueError(f"action_start {self.action_start} outside the step of {len(self.step_ids)} tokens")
         return self
 
     @property

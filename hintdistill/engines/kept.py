@@ -34,6 +34,8 @@ SLACK = 256
 """Tokens that a conversation's buffers have room for beyond what they hold, at least."""
 TOGETHER = 16
 """Callers that are served together at most, and although others still prepare."""
+WORTH = 32
+"""Tokens that two new conversations must have in common for one of them to wait until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]
 
 
@@ -74,11 +76,8 @@ class _Job:
     """Whether its caller held the turn, and goes on with it when it is served."""
     scores: list[Scores] | None = None
     error: Exception | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether it was served."""
-        return self.scores is not None or self.error is not None
+    served: bool = False
+    """Whether one of the two is there, and its caller has been called back."""
 
 
 class KeptEngine:
@@ -124,7 +123,14 @@ class KeptEngine:
             self._queue.append(job)
         self.turns.nudge()
         with self.turns.released(job):
-            self._served(job)
+            try:
+                self._served(job)
+            except BaseException:
+                # interrupted while others work: nobody is to wait for this caller
+                with self._waiting:
+                    job.returns = False
+                    self._queue = [j for j in self._queue if j is not job]
+                raise
         if job.error is not None:
             raise job.error
         assert job.scores is not None
@@ -133,9 +139,9 @@ class KeptEngine:
     def _served(self, job: _Job) -> None:
         """Wait until a job is served; whoever is first of those that wait has it done for all."""
         with self._waiting:
-            while not job.done and (self._led or self._queue[0] is not job):
+            while not job.served and (self._led or self._queue[0] is not job):
                 self._waiting.wait()
-            if job.done:
+            if job.served:
                 return
             self._led = True
         try:
@@ -147,23 +153,22 @@ class KeptEngine:
 
     def _lead(self) -> None:
         """Serve those that wait, when the turn has come."""
-        jobs = list[_Job]()
-        try:
-            with self.turns.last(lambda: len(self._queue) >= TOGETHER):
-                with self._waiting:
-                    jobs, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
-                self._serve(jobs)
-        except BaseException:
-            # an interrupt of the one that leads must not leave the others waiting
+        with self.turns.last(lambda: len(self._queue) >= TOGETHER):
             with self._waiting:
-                jobs = jobs or self._queue[:1]
-                self._queue = [j for j in self._queue if j not in jobs]
+                jobs, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
+            try:
+                self._serve(jobs)
+            except BaseException:
+                # an interrupt of the one that leads must not leave the others waiting
                 for job in jobs:
-                    if not job.done:
-                        job.error = ScoreError("the caller that had this read was interrupted; ask again")
-            raise
-        finally:
-            self.turns.call_back([job for job in jobs if job.returns])
+                    job.error = job.error or ScoreError("the caller that had this read was interrupted; ask again")
+                raise
+            finally:
+                # at once: a caller that sees its answer stands in the line already
+                with self._waiting:
+                    for job in jobs:
+                        job.served = True
+                    self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
         """Serve several callers at once; where that fails, each alone, so that an error reaches the one it belongs to."""
@@ -214,8 +219,12 @@ class KeptEngine:
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
-        """Read what is new of these conversations, in as few forward calls as there can be; those that were used."""
+        """Read what is new of these conversations, in as few forward calls as there can be; those that were used.
+
+        Of new conversations with a common beginning one is read first, and the others go on from it.
+        """
         used: list[Kept] = []
+        later: list[np.ndarray] = []
         for ids in sorted(mains, key=lambda m: -len(m)):
             if any(shared_length(k.ids, ids) == len(ids) for k in used):
                 continue
@@ -228,13 +237,16 @@ class KeptEngine:
                 best.ids = ids
                 used.append(best)
                 continue
+            if any(shared_length(k.ids, ids) >= n + WORTH for k in used):
+                later.append(ids)
+                continue
             fresh = best.prefix(n, ids) if best is not None and n else Kept(ids)
             self._kept.append(fresh)
             used.append(fresh)
         owed = [k for k in used if k.read < len(k.ids)]
         if owed:
             self._read(owed)
-        return used
+        return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
         """Read what is owed of conversations, each a trunk of one tree."""

@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from hintdistill.core.errors import NoHintError, PromptError
 from hintdistill.core.types import Finding, PlaceboKind, Trace
-from hintdistill.injection.levels import answer_words, words_of
+from hintdistill.injection.levels import answer_words, right_words, words_of
 from hintdistill.prompts import PromptLibrary, hint_classes, hint_name
 
 PlaceboText = tuple[PlaceboKind, str]
@@ -133,7 +133,8 @@ def placebo_texts(
     for wanted in kinds:
         kind, text = wanted, None
         if wanted == "other_class":
-            text = other_class_hint(trace, finding, library, rng, taken, answer)
+            # a hint that names the missing thing does not name its tool; another class's would
+            text = other_class_hint(trace, finding, library, rng, taken, answer | right_words(finding))
         elif wanted == "shuffled_answer_free":
             text = _shuffled(_without(hint, answer, _generic(library, rng, taken) or ""), rng, taken)
         elif wanted == "shuffled":

@@ -66,6 +66,13 @@ def answer_words(hint: str, trace: Trace, finding: Finding) -> frozenset[str]:
     return frozenset(_facts(hint, trace, finding) | _corrections(hint, trace, finding))
 
 
+def right_words(finding: Finding) -> frozenset[str]:
+    """Words of the finding's fact `right`, in lower case, without plain words of instructions."""
+    right = finding.facts.get("right")
+    text = right if isinstance(right, str) else json.dumps(right, ensure_ascii=False)
+    return frozenset(words_of(text)) - PLAIN if right else frozenset()
+
+
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case; identifiers stay whole."""
     return [w.casefold().removesuffix("'s") for w in _WORD.findall(text)]
@@ -98,14 +105,10 @@ def _names(trace: Trace) -> list[str]:
 def _corrections(hint: str, trace: Trace, finding: Finding) -> set[str]:
     """Facts of the hint that the erring step does not say and that could stand in it."""
     step, found = _step_words(trace, finding.step), set(words_of(hint))
-    right = finding.facts.get("right")
-    wanted = (
-        set(words_of(right if isinstance(right, str) else json.dumps(right, ensure_ascii=False))) if right else set()
-    )
     names = {n.casefold() for n in _names(trace)}
     literal = {w for w in found if "_" in w or any(c.isdigit() for c in w)}
     values = {w for w in found & _observed(trace, finding.step) if w not in PLAIN and not w.isalpha()}
-    candidates = (wanted - PLAIN) | names | literal | values
+    candidates = right_words(finding) | names | literal | values
     return {w for w in found & candidates if w not in step}
 
 

@@ -127,10 +127,11 @@ class StepSite:
             above, own = minimal_talk(self.renderer, hint, opening, refused)
             notes = (MINIMAL_TALK,)
         block, rest, rewrites = message_block(self.renderer, above, own, words, role)
+        # before the context, whose render with the hint is mostly the same text and then not encoded twice
+        ids, starts = self.renderer.encode_with_starts(own)
         placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
         if placed.shifted:
             raise SpliceError("the hint's message does not begin and end at token boundaries")
-        ids, starts = self.renderer.encode_with_starts(own)
         start = len(own) - len(rest)
         if start not in starts:
             raise SpliceError("the template's own render does not begin the hint's message at a token boundary")

@@ -11,10 +11,12 @@ class TokenText:
     """A tokenizer's text: ids, the characters that each covers, and the vocabulary."""
 
     tokenizer: Any
+    _last: tuple[str | None, tuple[int, ...], tuple[int, ...]] = (None, (), ())
 
     def encode(self, text: str) -> list[int]:
         """Ids of rendered text; nothing is added at either end."""
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        known, ids, _ = self._last
+        return list(ids) if known == text else self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_after(self, above: str, text: str) -> list[int]:
         """Ids of a text in its place below another one, which is not given: the ids of both, less those of `above`.
@@ -25,9 +27,13 @@ class TokenText:
         return both[len(known) :] if both[: len(known)] == known else self.encode(text)
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and the character each token starts at."""
-        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return out["input_ids"], [start for start, _ in out["offset_mapping"]]
+        """Ids, and the character each token starts at. Those of the last text are kept, for whoever asks of it again."""
+        known, ids, starts = self._last
+        if known != text:
+            out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids, starts = tuple(out["input_ids"]), tuple(start for start, _ in out["offset_mapping"])
+            self._last = text, ids, starts
+        return list(ids), list(starts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""

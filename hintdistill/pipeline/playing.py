@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hintdistill.core.paths import object_content
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Trace
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.evaluate import tasks_of
@@ -25,9 +28,27 @@ class Player:
 
     def __init__(self, top: RunContext, suite: TaskSuite) -> None:
         self.top, self.config, self.suite = top, top.config, suite
+        self._handed: tuple[Path, Any] | None = None
+        """The student that the server holds, and the server."""
 
-    def episodes(self, number: int, student: Path, folder: Path) -> list[Episode]:
-        """Play the episodes of round `number` into `folder`; those that are there already are not played again."""
+    @contextmanager
+    def ahead(self, number: int, student: Path, folder: Path) -> Iterator[None]:
+        """Play the episodes of round `number` in another thread while the body runs, and be done with them at its end.
+
+        The server keeps the weights of `student` meanwhile: nothing here asks the engine of this process. What the thread
+        raises is raised at the end of the body; where the body raises, the episode batches that are whole are kept.
+        """
+        sampler = self._weights(student)
+        with ThreadPoolExecutor(1) as pool:
+            playing = pool.submit(self.episodes, number, student, folder, sampler)
+            yield
+            playing.result()
+
+    def episodes(self, number: int, student: Path, folder: Path, weights: Any = None) -> list[Episode]:
+        """Play the episodes of round `number` into `folder`; those that are there already are not played again.
+
+        `weights`: who samples, where that is known already; then no bar is drawn either.
+        """
         sample, seed = self.config.rollout.sample, self.config.run.seed
         assert self.config.rollout.environment is not None
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,13 +71,18 @@ class Player:
         size = options.batch_size
         owed = [at for at in range(0, len(tasks), size) if any(k not in have for k in keys[at : at + size])]
         if owed:
-            sampler = Sampler(self._weights(student), self.top.renderer, options)
-            with self.top.console.progress(f"play {number}", len(tasks)) as advance:
+            sampler = Sampler(self._weights(student) if weights is None else weights, self.top.renderer, options)
+            console = self.top.console if weights is None else Console(quiet=True)
+            with console.progress(f"play {number}", len(tasks)) as advance:
                 advance(len(tasks) - sum(len(keys[at : at + size]) for at in owed))
                 for at in owed:
                     played = list(sampler.episodes(self.suite, tasks[at : at + size], advance, first=at))
                     store.extend([episode_row(k, e) for k, e in zip(keys[at : at + size], played, strict=True)])
             have = store.by_key()
+            if self._handed is not None and sample.server.sleep:
+                # what it holds after it woke is compared again before it samples
+                self._handed[1].sleep()
+                self._handed = None
         return [episode_of(have[k]) for k in keys]
 
     def _weights(self, student: Path) -> Any:
@@ -66,8 +92,19 @@ class Player:
             return engine
         from hintdistill.rollouts.server import ServerGenerator
 
-        server = ServerGenerator(self.config.rollout.sample.server, engine.max_length)
-        gap = server.hand_over(student, engine, self._probe)
+        if self._handed is not None and self._handed[0] == student:
+            return self._handed[1]
+        section = self.config.rollout.sample.server
+        server, self._handed = ServerGenerator(section, engine.max_length), None
+        if section.sleep:
+            server.wake()
+        if section.hand_over == "adapter":
+            from hintdistill.rollouts.adapters import adapter_for_server
+
+            gap = server.hand_adapter(adapter_for_server(student, self.top.model_folder), engine, self._probe)
+        else:
+            gap = server.hand_over(student, engine, self._probe)
+        self._handed = student, server
         self.top.console.note(f"handed {student} to the server; it is {gap:.2g} nats per token away")
         return server
 

@@ -126,6 +126,7 @@ class _Status(ProgressColumn):
         self._work = work
 
     def render(self, task: Task) -> Text:
+        """The state of the work, in words."""
         return Text(printable(self._work.status()))
 
 
@@ -195,5 +196,6 @@ class _Bar(BarColumn):
         self._work = work
 
     def render(self, task: Task) -> ProgressBar:
+        """The bar, as far as the work has come."""
         task.total, task.completed = self._work.total, self._work.done
         return super().render(task)

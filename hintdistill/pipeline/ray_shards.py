@@ -152,9 +152,7 @@ def _outcomes(
         compute=ray.data.ActorPoolStrategy(size=min(actors.number, of), max_tasks_in_flight_per_actor=1),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
-        # an actor that is killed is made anew, and its shard asked of it again
-        max_restarts=-1,
-        max_task_retries=-1,
     )
+    # Ray makes an actor that is killed anew, and asks its shard of it again
     for row in done.iter_rows():
         yield Outcome(Shard.parse(row["shard"]), row["failure"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,17 @@ import numpy as np
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.models import model_key
+from hintdistill.core.rows import OnDemand
 from hintdistill.core.scores import ScoreRequest, Scores, Target
 from hintdistill.core.storage import content_key, write_atomic
-from hintdistill.core.types import Trace
+from hintdistill.core.types import Injection, Trace
 from hintdistill.pipeline import critique, environment, hold, read, rescore, to_score, train, twins
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
-from hintdistill.reporting.build import ReportInput, build, dumps, moved_line
+from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.effects import moved_line
+from hintdistill.reporting.entries import read_document, write_document
 from hintdistill.reporting.findings import TOP, After
 from hintdistill.reporting.html import render_html
 from hintdistill.reporting.islands import trace_page
@@ -46,7 +49,7 @@ def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str
     Without `measure`, nothing is evaluated for it.
     """
     document = _document(ctx, earlier, measure)
-    write_atomic(ctx.rundir.path / "report.json", dumps(document))
+    write_document(ctx.rundir.path / "report.json", document)
     if ctx.config.report.html:
         write_atomic(ctx.rundir.path / "report.html", _page(ctx.rundir, ctx.config, document))
     if _trained(ctx) and ctx.rundir.manifest()["schema"] == RUN_SCHEMA:
@@ -61,7 +64,7 @@ def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
     """
     document = _document(ctx, [], measure=True)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "report.json", dumps(document))
+    write_document(folder / "report.json", document)
     if ctx.config.report.html:
         write_atomic(folder / "report.html", _page(ctx.rundir, ctx.config, document))
     if line := moved_line(document):
@@ -82,20 +85,35 @@ def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], co
     if not path.is_file():
         console.note(f"controls: {rundir.path} has no report yet; `hintdistill report` writes one with these controls")
         return
-    document = json.loads(path.read_text(encoding="utf-8")) | {"controls": found}
-    write_atomic(path, dumps(document))
+    document = read_document(path) | {"controls": found}
+    write_document(path, document)
     if config.report.html:
         write_atomic(rundir.path / "report.html", _page(rundir, config, document))
 
 
 def _page(rundir: RunDir, config: RunConfig, document: Mapping[str, Any]) -> str:
     """The page of a report document, with the text of the run's traces and what the critics said of them."""
-    said: dict[str, list[dict[str, Any]]] = {}
-    for row in rundir.current("critique", "critiques"):
-        said.setdefault(row["trace_id"], []).append(row)
-    read = [row["trace"] for row in rundir.current("read", "traces") if "trace" in row]
-    pages = {trace["id"]: trace_page(trace, said.get(trace["id"], ())) for trace in read}
-    return render_html(document, config.report.max_findings, pages)
+    return render_html(document, config.report.max_findings, _Pages(rundir))
+
+
+class _Pages(Mapping[str, dict[str, Any]]):
+    """By id of a trace that was critiqued, what the page shows of it; read when it is taken."""
+
+    def __init__(self, rundir: RunDir) -> None:
+        self._said = rundir.grouped("critique", "critiques", "trace_id")
+        self._traces = rundir.rows("traces")
+
+    def __getitem__(self, trace: str) -> dict[str, Any]:
+        said = self._said.of(trace)
+        if not said:
+            raise KeyError(trace)
+        return trace_page(self._traces[said[0]["trace"]]["trace"], said)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(self._said.values()))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def card(ctx: RunContext, earlier: Sequence[str]) -> None:
@@ -130,12 +148,11 @@ def _student_key(ctx: RunContext) -> str:
     return keys[0]
 
 
-def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, After]:
+def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
     """What the corrected student says of every scored step, in its own context and in its twins'."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
     hints = targets.where(lambda t: t.kind in ("hint", "twin"))
-    keys = {t.key: content_key("after", t.key, student) for t in hints.heads}
-    done = store.by_key()
+    keys, done = {t.key: content_key("after", t.key, student) for t in hints.heads}, ctx.rundir.rows("after")
     with ctx.console.progress("after", len(hints)) as advance:
         for at in range(0, len(hints), 64):
             batch = list(hints[at : at + 64].where(lambda t: keys[t.key] not in done))
@@ -151,8 +168,8 @@ def _after_view(ctx: RunContext, targets: StoredTargets) -> dict[str, After]:
             store.extend([_after_row(keys[t.key], t, s) for t, s in zip(batch, scores, strict=True)])
             advance.before(len(hints[at : at + 64]) - len(batch))
             advance(len(batch))
-    rows = store.by_key()
-    return {key: _after(rows[k]) for key, k in keys.items()}
+    rows = ctx.rundir.rows("after")
+    return OnDemand(keys, lambda key: _after(rows[keys[key]]))
 
 
 def _after_row(key: str, target: Target, scores: Scores) -> dict[str, Any]:
@@ -197,29 +214,30 @@ def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
 
     A trace that is held as well (`train.hold`) is left out and said.
     """
-    critiques, held = critique.load(ctx), {key for key, _ in hold.load(ctx)}
-    chosen: dict[str, list[tuple[Trace, int]]] = {"heldout_other_steps": [], "heldout_clean": []}
-    for key, trace, split in read.load(ctx):
-        if split != "holdout" or key not in critiques:
+    critiques, held, opened = critique.opened(ctx), {key for key, _ in hold.each(ctx)}, read.open_traces(ctx)
+    # a trace of the run by its row key, one of a user's set as it is
+    chosen: dict[str, list[tuple[Trace | str, int]]] = {"heldout_other_steps": [], "heldout_clean": []}
+    for key, split in read.keys(ctx):
+        if split != "holdout" or (found := critiques.get(key)) is None:
             continue
-        wrong = {f.step for f in critiques[key].findings}
+        wrong = {f.step for f in found.findings}
         name = "heldout_other_steps" if wrong else "heldout_clean"
-        chosen[name] += [(trace, k) for k in trace.own_steps if k not in wrong]
+        chosen[name] += [(key, k) for k in opened(key).own_steps if k not in wrong]
     for name, path in ctx.config.report.off_target.items():
         trace_files([path], f"report.off_target.{name}")  # an error that names the key
-        found = [t for t in read_traces([path], ctx.read_options()) if isinstance(t, Trace)]
-        free = [t for t in found if trace_key(t) not in held]
-        if len(free) < len(found):
+        named = [t for t in read_traces([path], ctx.read_options()) if isinstance(t, Trace)]
+        free = [t for t in named if trace_key(t) not in held]
+        if len(free) < len(named):
             ctx.console.warn(
-                f"off-target: {len(found) - len(free)} traces of report.off_target.{name} are held by train.hold and left out"
+                f"off-target: {len(named) - len(free)} traces of report.off_target.{name} are held by train.hold and left out"
             )
-        found = free
-        chosen[name] = [(t, k) for t in found for k in t.own_steps]
+        chosen[name] = [(t, k) for t in free for k in t.own_steps]
     out = {}
     for name, steps in chosen.items():
         if len(steps) > ctx.config.report.off_target_steps:
             steps = random.Random(f"{name}:{ctx.config.run.seed}").sample(steps, ctx.config.report.off_target_steps)
-        requests = [r for trace, k in steps if (r := _request(ctx, trace, k)) is not None]
+        loaded = ((opened(t) if isinstance(t, str) else t, k) for t, k in steps)
+        requests = [r for trace, k in loaded if (r := _request(ctx, trace, k)) is not None]
         if requests:
             out[name] = requests
     return out
@@ -246,11 +264,13 @@ def _collect(
     played: environment.Played,
     warnings: list[str],
 ) -> ReportInput:
-    by_target = {item.key: item.injection for item in to_score.hint_items(ctx)}
-    contexts = {}
-    for key, injection in by_target.items():
-        above = ctx.renderer.decode(injection.context_ids[: injection.insert_at][-400:])
-        contexts[key] = (above, ctx.renderer.decode(injection.context_ids[injection.insert_at :]))
+    injections = _injections(ctx)
+
+    def context_of(key: str) -> tuple[str, str]:
+        ids, at = injections[key].context_ids, injections[key].insert_at
+        return ctx.renderer.decode(ids[:at][-400:]), ctx.renderer.decode(ids[at:])
+
+    hinted = [t.key for t in targets.heads if t.kind == "hint"]
     from hintdistill.training.stage import read_summary
 
     trained = _trained(ctx)
@@ -258,16 +278,16 @@ def _collect(
     failures = ctx.rundir.store("failures").by_key()
     return ReportInput(
         manifest=ctx.rundir.manifest() | {"config": ctx.config.model_dump(mode="json")},
-        trace_rows=ctx.rundir.current("read", "traces"),
-        splits={key: split for key, _, split in read.load(ctx)},
-        critique_rows=ctx.rundir.current("critique", "critiques"),
-        critiques=critique.load(ctx),
-        injection_rows=ctx.rundir.current("inject", "injections"),
-        twin_counts=twins.counts(rows) if (rows := ctx.rundir.current("twins", "twins")) else None,
+        trace_rows=ctx.rundir.on_disk("read", "traces"),
+        splits=dict(read.keys(ctx)),
+        critique_rows=ctx.rundir.on_disk("critique", "critiques"),
+        critiques=critique.opened(ctx),
+        injection_rows=ctx.rundir.on_disk("inject", "injections"),
+        twin_counts=twins.counts(rows) if (rows := ctx.rundir.on_disk("twins", "twins")) else None,
         failures=[failures[k] for k in ctx.rundir.index("failures") or []],
         targets=targets,
-        injections=by_target,
-        contexts=contexts,
+        injections=injections,
+        contexts=OnDemand(hinted, context_of),
         trained=[t.key for t in train.selected(ctx, targets).heads] if trained else [],
         train_summary=asdict(summary) if summary else None,
         after=after,
@@ -284,6 +304,26 @@ def _collect(
         readings=(_readings(ctx) or ()) if summary else (),
         decode=ctx.renderer.decode,
     )
+
+
+def _injections(ctx: RunContext) -> OnDemand[Injection]:
+    """The injections by their targets' keys, scored or not, each read from disk when it is taken."""
+    at: dict[str, str] = {}
+    base = to_score.Found(ctx)
+    rows, grouped = ctx.rundir.rows("injections"), ctx.rundir.grouped("inject", "injections")
+    for key, split in read.keys(ctx):
+        for row in grouped.of(key):
+            if "injection" in row:
+                at[base.target_key(content_key("injection", row["injection"]), split)] = row["key"]
+    last: dict[str, Injection] = {}
+
+    def injection_of(key: str) -> Injection:
+        if key not in last:
+            last.clear()
+            last[key] = Injection.model_validate(rows[at[key]]["injection"])
+        return last[key]
+
+    return OnDemand(list(at), injection_of)
 
 
 def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:

@@ -30,7 +30,7 @@ from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.precision import note_precision, shortest
 from hintdistill.pipeline.to_score import Found, hold_blocks
 from hintdistill.prompts import REVISE, hint_name
-from hintdistill.rescoring.gate import decide, null_pass_rate
+from hintdistill.rescoring.gate import decide, passing_placebos
 from hintdistill.rescoring.scorer import AnchorItem, HintItem, Scorer
 from hintdistill.rescoring.store import TargetStore
 from hintdistill.rescoring.stored import StoredTargets
@@ -316,9 +316,13 @@ def _summarise(ctx: RunContext) -> None:
         f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
     )
     _summarise_twins(ctx)
-    null = null_pass_rate((t for _, t in targets.by_part()), gate)
-    if null is not None and null > MAX_NULL_PASS_RATE:
-        ctx.console.warn(f"{null:.0%} of the placebos would pass the gate (bound {MAX_NULL_PASS_RATE:.0%})")
+    null = passing_placebos((t for _, t in targets.by_part()), gate)
+    passed, n = (sum(of[i] for of in null.values()) for i in (0, 1))
+    if n and passed / n > MAX_NULL_PASS_RATE:
+        kinds = ", ".join(f"{kind} {of[0]} of {of[1]}" for kind, of in sorted(null.items(), key=lambda kv: -kv[1][0]))
+        ctx.console.warn(
+            f"{passed / n:.0%} of the placebos would pass the gate (bound {MAX_NULL_PASS_RATE:.0%}): {kinds}"
+        )
 
 
 def _summarise_twins(ctx: RunContext) -> None:

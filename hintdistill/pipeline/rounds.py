@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,8 @@ class Loop:
         self.suite = load_suite(config.rollout.environment)
         self.environment = object_content(config.rollout.environment)
         self.player = Player(self.top, self.suite)
+        self.plays: Path | None = None
+        """Who samples the next round's episodes, where it is not the student that the round begins with."""
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
@@ -74,7 +77,7 @@ class Loop:
         """
         assert self.config.run.rounds is not None
         student, rows = self.top.model_folder, self.rundir.store("rounds").by_key()
-        before = student
+        before = self.plays = student
         self._measure_initial()
         if self.config.train.hold.split is not None:
             hold.write_for_rounds(self.top, self.hold_file)
@@ -87,6 +90,8 @@ class Loop:
             current.append(key)
             self.rundir.set_index("rounds", current)
             row = rows[key]
+            # with `rollout.overlap` the next round's episodes are sampled while this one trains, by the student it began with
+            self.plays = student if self.config.rollout.overlap else None
             if row.get("collapsed_in_play"):
                 # it is the student that played who collapsed, so the last good one is the one before it
                 student = before
@@ -116,12 +121,15 @@ class Loop:
         for folder in [f for f in self.engines if f not in keep]:
             del self.engines[folder]
         row: dict[str, Any] = {"trained": False, "tripwire": False, "stop": None}
-        episodes = self.episodes(number, student)
+        sampler = student if self.plays is None else self.plays
+        episodes = self.episodes(number, sampler)
         failed = [e for e in episodes if e.failure is not None]
         row["episodes"] = {"played": len(episodes), "failed": len(failed), "reasons": _count(e.failure for e in failed)}
         row["episodes"]["success_rate"] = float(np.mean([(e.trace.reward or 0.0) > 0.5 for e in episodes]))
         cut = [e.cut for e in episodes if e.failure is None and e.cut is not None]
         row["episodes"]["cut"] = len(cut)
+        if self.config.rollout.overlap:
+            row["episodes"]["trainings_old"] = int(sampler != student)
         if cut:
             self.console.note(
                 f"{len(cut)} of {len(episodes)} episodes ran into a limit of tokens: traces without a last step"
@@ -137,14 +145,18 @@ class Loop:
     def _stages(self, number: int, ctx: RunContext, row: dict[str, Any]) -> dict[str, Any]:
         """Run the stages up to the student, then measure it. In a later round, nothing left to train on ends the loop."""
         try:
-            for stage in each_stage(ctx, until="train"):
-                stop = None
-                if stage == "critique":
-                    stop = self._count_findings(ctx, row)
-                elif stage == "rescore":
-                    stop = self._weigh_hints(number, ctx, row)
-                if stop is not None:
-                    return row | {"stop": stop}
+            with ExitStack() as beside:
+                for stage in each_stage(ctx, until="train"):
+                    stop = None
+                    if stage == "critique":
+                        stop = self._count_findings(ctx, row)
+                    elif stage == "rescore":
+                        stop = self._weigh_hints(number, ctx, row)
+                        if stop is None and self.config.rollout.overlap and number < (self.config.run.rounds or 0):
+                            ahead = self.player.ahead(number + 1, ctx.model_folder, self.round_folder(number + 1))
+                            beside.enter_context(ahead)
+                    if stop is not None:
+                        return row | {"stop": stop}
         except EmptyFunnelError as error:
             if number == 1:
                 raise

@@ -67,7 +67,11 @@ class Found:
     def hints(self, key: str, split: Split) -> list[HintItem]:
         """The injections of a trace."""
         found = inject.loaded(self._injections.of(key), split)
-        return [HintItem(content_key("target", i.key, i.split, *self._told), i.injection, i.split) for i in found]
+        return [HintItem(self.target_key(i.key, i.split), i.injection, i.split) for i in found]
+
+    def target_key(self, injection: str, split: Split) -> str:
+        """Key of the target of an injection, which has a key of its own."""
+        return content_key("target", injection, split, *self._told)
 
     def twins(self, key: str, split: Split) -> list[TwinItem]:
         """The twins of a trace."""

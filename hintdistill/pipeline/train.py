@@ -25,7 +25,10 @@ from hintdistill.training.fits import require_fits
 from hintdistill.training.row_lengths import trained_lengths
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from hintdistill.training.reward import OutcomeData
+    from hintdistill.training.stage import TrainSummary
     from hintdistill.training.watch import WatchSets
 
 WORK_INDEX = "train-work"
@@ -218,13 +221,22 @@ def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
 
 
 def run(ctx: RunContext) -> None:
-    """Train, unless the student in the folder was trained on exactly this.
+    """Train, unless the student in the folder was trained on exactly this. Raises what `into` raises."""
+    key, work, _ = into(ctx, ctx.student_folder)
+    ctx.rundir.set_index("train", [key])
+    ctx.rundir.set_index(WORK_INDEX, [work])
+
+
+def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
+    """Train a student into a folder, unless the one there was trained on exactly this.
+
+    Returns its key, the name of its folder below `train/`, and what the training did.
 
     Raises:
         DoesNotFitError: a trace is longer than the memory allows; said before the model is loaded.
         EmptyFunnelError: nothing to train on; or the recipe reads an outcome, and no rollout is better than another.
         InputError: targets that other weights or another tokenizer made; a trace without the reward that the recipe reads.
-        TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `student/` is as it was.
+        TripwireError: something is not finite, or a bound of `train.tripwires` is crossed; `folder` is as it was.
     """
     from hintdistill.pipeline.outcome import outcome_data
     from hintdistill.training.processes import together
@@ -254,30 +266,29 @@ def run(ctx: RunContext) -> None:
     ]
     key = content_key("train", *made_of, section.tripwires.model_dump(mode="json"))
     work = ctx.rundir.path / "train" / content_key("train", *made_of)
-    summary = read_summary(ctx.student_folder)
-    if wrong := wrong_files(ctx.student_folder):
+    summary = read_summary(folder)
+    if wrong := wrong_files(folder):
         said = "; ".join(f"{name} {what}" for name, what in wrong.items())
-        ctx.console.warn(f"{ctx.student_folder} is damaged and trained again: {said}")
+        ctx.console.warn(f"{folder} is damaged and trained again: {said}")
         summary = None
     if summary is None or summary.key != key:
         lengths = trained_lengths(targets, section, outcome)
         require_fits(lengths, ModelShape.of(ctx.model_folder), ctx.config)
         with ctx.console.progress("train", None) as work_done:
             data = TrainData(targets, held_out(ctx, stored), watch, outcome)
-            job = TrainJob(ctx.model_folder, data, run, section, work, ctx.student_folder, key, ctx.initial_folder)
+            job = TrainJob(ctx.model_folder, data, run, section, work, folder, key, ctx.initial_folder)
             reads = Readings(work_done.says)
             summary = together(train, job, progress=work_done.reach, warn=ctx.console.warn, log=reads.add)
-    ctx.rundir.set_index("train", [key])
-    ctx.rundir.set_index(WORK_INDEX, [work.name])
     ctx.console.note(
         f"train: {summary.steps} steps on {summary.hint_rows} hints and {summary.anchor_rows} anchors"
         + (f", {summary.twin_rows} twins" if summary.twin_rows else "")
         + (f", {summary.hold_rows} steps of hold traces" if summary.hold_rows else "")
         + (f", {summary.outcome_rows} steps with an outcome" if summary.outcome_rows else "")
-        + f" → {ctx.student_folder}"
+        + f" → {folder}"
     )
     if summary.grad_window_cosine is not None:
         ctx.console.note(
             f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
             f"{summary.grad_window_cosine:.3f} to the exact one"
         )
+    return key, work.name, summary

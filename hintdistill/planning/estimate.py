@@ -28,6 +28,7 @@ from hintdistill.pipeline.context import in_use
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.shards import require_shardable
 from hintdistill.pipeline.stages import check_inputs
+from hintdistill.planning.forecasts import StageForecast
 from hintdistill.planning.measure import Job, Measured, Part, measure
 from hintdistill.planning.shards import ShardForecast, forecast_shards
 from hintdistill.planning.workload import Histogram, Workload, gathered
@@ -54,23 +55,6 @@ SAVED_PER_SECOND = 1e9
 """Bytes a second at which checkpoints are taken to be written. Not measured."""
 SHARES = (1 / 16, 1 / 4, 1 / 2)
 """Of the largest call and of the longest rows: what is measured, the last two for memory."""
-
-
-@dataclass(frozen=True)
-class StageForecast:
-    """One stage."""
-
-    stage: str
-    tokens: int
-    """That the student's model reads; of an LLM critic, its prompt tokens."""
-    peak_bytes: int | None = None
-    """Resident memory of the process at its worst moment, or device memory; None where it is not this process's."""
-    parts: Mapping[str, int] | None = None
-    """What the peak is made of."""
-    seconds: float | None = None
-    """None where nothing was measured."""
-    fits: bool = True
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -224,6 +208,10 @@ class _Planner:
     def _row_operations(self, row: RowLength) -> float:
         return row_operations(self.shape, row, self.config.train, in_step=self.setup.teacher.views > 0)
 
+    def _forward(self, rows: Sequence[RowLength]) -> float:
+        """Operations of reading rows once without gradient."""
+        return sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in rows)
+
     def _grown(self, stage: str, peak: Peak) -> Peak:
         peak = growth(peak) if (growth := self._growth(stage)) else peak
         return with_caches(peak, self.work.entries[0], rows=stage == "train")
@@ -338,9 +326,11 @@ class _Planner:
             return None
         each = [self._row_operations(r) for r in rows]
         epochs = section.epochs / max(1, math.ceil(section.epochs))
+        # these rows are read without gradient: no second forward pass under checkpointing, no branches
+        floor = self._forward(rows[:FLOOR_ROWS])
         calls = len(self.batches) * epochs + min(len(rows), FLOOR_ROWS) / 3
-        seconds = speed.train.seconds(calls, sum(each) * section.epochs + sum(each[:FLOOR_ROWS]) / 3)
-        seen = sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in self.work.watched)
+        seconds = speed.train.seconds(calls, sum(each) * section.epochs + floor)
+        seen = self._forward(self.work.watched)
         # a pass without gradient is a third of one with
         seconds += readings * (speed.train.fixed * 2 / 3 + speed.train.per_operation * seen)
         saved = (steps // section.save_steps + 1) * (3 * self.setup.trained * FLOAT)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.pipeline.shards import Shard
+from hintdistill.planning.forecasts import StageForecast
 from hintdistill.planning.workload import Workload
-
-if TYPE_CHECKING:
-    from hintdistill.planning.estimate import StageForecast
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
-from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Injection
-from hintdistill.critics.rules import NOT_JUDGED
-from hintdistill.injection.levels import LEVELS
+from hintdistill.reporting import counted
 from hintdistill.reporting.clean_traces import found_nothing
 from hintdistill.reporting.curves import curves
+from hintdistill.reporting.effects import ScoredHint, all_effects, mean
+from hintdistill.reporting.entries import Collected, Entries
 from hintdistill.reporting.failed_episodes import failed_after
 from hintdistill.reporting.findings import After, Decode, failed_entry, finding_entry, unscored_entry
 from hintdistill.reporting.intervals import against_placebos
@@ -38,7 +37,7 @@ from hintdistill.rollouts.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class ReportInput:
-    """Everything a report is made from; what a run has not produced is empty."""
+    """Everything a report is made from; what a run has not produced is empty. Rows may stay on disk: they are walked in order."""
 
     manifest: Mapping[str, Any]
     trace_rows: Sequence[Mapping[str, Any]]
@@ -108,7 +107,7 @@ def build(data: ReportInput) -> dict[str, Any]:
             **_about(data),
             "config": data.manifest["config"],
         },
-        "funnel": funnel(data, hints),
+        "funnel": funnel(data, scored),
         "twins": twin_document(hints, entries),
         "environment": {
             "before": asdict(first["before"]) if "before" in first else None,
@@ -119,10 +118,10 @@ def build(data: ReportInput) -> dict[str, Any]:
         else None,
         "off_target_kl_nats": kl,
         "off_target": {name: asdict(m) for name, m in data.off_target.items()},
-        "effects": _all_effects(scored),
+        "effects": all_effects(scored),
         "gate": _gate(scored, gate),
         "weights": {
-            "recorded_gap_nats": _mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
+            "recorded_gap_nats": mean([t.recorded_gap for t in hints if t.recorded_gap is not None]),
             "recorded_steps": sum(t.recorded_gap is not None for t in hints),
             "engine_floor_nats": data.train_summary["engine_floor_nats"] if data.train_summary else None,
         },
@@ -164,79 +163,42 @@ def _train(data: ReportInput) -> dict[str, Any] | None:
     return {**data.train_summary, **crossed}
 
 
-@dataclass(frozen=True)
-class ScoredHint:
-    """What the tables of a report ask of a hint. Numbers are of its decision token, None where there is none."""
-
-    head: TargetHead
-    plain: float | None
-    """Log-probability without the hint, nats."""
-    hinted: float | None
-    """Log-probability under the hint, nats."""
-    after: float | None
-    """Log-probability after training, nats; None too where nothing was trained."""
-    placebos: Sequence[tuple[str, bool]]
-    """Kind of each placebo, and whether the gate would accept it in the hint's place."""
-
-    @property
-    def placebos_pass(self) -> list[bool]:
-        """Whether the gate would accept each placebo in the hint's place."""
-        return [passes for _, passes in self.placebos]
-
-
-def _read_hints(
-    data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]
-) -> tuple[list[ScoredHint], list[dict[str, Any]]]:
+def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) -> tuple[list[ScoredHint], Entries]:
     """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
     known = heads(data.targets)
     hints = take(data.targets, [i for i, h in enumerate(known) if h.kind == "hint"])
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
-    trained, found = set(data.trained), dict[int, tuple[ScoredHint, dict[str, Any]]]()
+    collected = Collected(len(hints))
+    trained, found = set(data.trained), dict[int, ScoredHint]()
     for i, target in by_part(hints):
-        decision, after = target.decision, data.after.get(target.key)
+        decision, after, injection = target.decision, data.after.get(target.key), data.injections.get(target.key)
         facts = ScoredHint(
             head=heads(hints)[i],
             plain=None if decision is None else decision.logprob_plain,
             hinted=None if decision is None else decision.logprob_hinted,
             after=None if decision is None or after is None else float(after.sampled[decision.position]),
             placebos=list(zip((p.kind for p in target.placebos), placebos_pass(target, gate), strict=True)),
+            revised=injection is not None and injection.finding.revised_from is not None,
         )
         said = finding_entry(
             target,
-            data.injections.get(target.key),
+            injection,
             data.contexts.get(target.key, ("", "")),
             after,
             facts.placebos_pass,
             target.key in trained,
             data.decode,
         )
-        found[i] = facts, said | {"twins": twins.get(target.key, [])}
-    return [found[i][0] for i in range(len(hints))], [found[i][1] for i in range(len(hints))]
-
-
-def _all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    return {
-        "all": effects(scored),
-        "accepted": effects([s for s in scored if s.head.accepted]),
-        "rejected": effects([s for s in scored if not s.head.accepted]),
-        "by_class": {
-            c: effects([s for s in scored if s.head.error_class == c])
-            for c in sorted({s.head.error_class or "" for s in scored})
-        },
-        "by_level": {
-            str(n): effects([s for s in scored if s.head.level == n])
-            for n in LEVELS
-            if any(s.head.level == n for s in scored)
-        },
-        "by_split": {split: effects([s for s in scored if s.head.split == split]) for split in ("train", "holdout")},
-    }
+        found[i] = facts
+        collected.add(i, said | {"twins": twins.get(target.key, [])})
+    return [found[i] for i in range(len(hints))], collected.entries()
 
 
 def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
     """The gate's settings, and how many placebos pass."""
     passed = [found for s in scored for found in s.placebos_pass]
     return {
-        "null_pass_rate": _mean(passed),
+        "null_pass_rate": mean(passed),
         "null_pass_rate_by_kind": _rates((kind, found) for s in scored for kind, found in s.placebos),
         "null_pass_rate_by_level": _rates(
             (str(s.head.level), found) for s in scored if s.head.level is not None for found in s.placebos_pass
@@ -246,132 +208,55 @@ def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
     }
 
 
-def funnel(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
+def funnel(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
     """Counts by stage and reason."""
-    traces = [r for r in data.trace_rows if "trace" in r]
-    injections = [r["injection"] for r in data.injection_rows if "injection" in r]
-    notes = Counter(n.split(" ", 1)[0] for i in injections for n in i.get("notes", ()))
-    findings = [f for c in data.critiques.values() for f in c.findings]
-    trained = set(data.trained)
+    trained, hints = set(data.trained), [s.head for s in scored]
     left = Counter(
         "holdout" if t.split == "holdout" else f"fidelity_{t.fidelity}"
         for t in hints
         if t.accepted and t.key not in trained
     )
+    kinds = Counter(t.kind for t in heads(data.targets) if t.key in trained)
     return {
-        "read": _read(data, traces),
+        "read": counted.records(data.trace_rows, data.splits),
         **({"hold": dict(data.holds)} if data.holds else {}),
         "critique": {
-            "verdicts": _count(c.verdict for c in data.critiques.values()),
-            "failed": _count(r["failure"]["reason"] for r in data.critique_rows if "failure" in r),
-            "findings": len(findings),
-            "by_class": _count(f.error_class for f in findings),
+            **counted.critiqued(data.critiques, data.critique_rows),
             "usage": spending(data.critique_rows, data.manifest["config"], sum(t.accepted for t in hints)),
-            "dropped": sum(n.startswith("dropped:") for c in data.critiques.values() for n in c.notes),
-            "in_windows": sum(n.startswith("read in ") for c in data.critiques.values() for n in c.notes),
-            **_not_judged(data),
             **({} if data.owed is None else {"owed": data.owed}),
         },
-        "inject": {
-            "injections": len(injections),
-            "skipped": _count(r["skipped"] for r in data.injection_rows if "skipped" in r),
-            "failed": _count(r["failure"]["reason"] for r in data.injection_rows if "failure" in r),
-            "placements": _count("/".join(filter(None, (i["placement"], i.get("role")))) for i in injections),
-            "fidelity": _count(i["fidelity"] for i in injections),
-            "quotes": _count(i.get("quote_found", "whole_step") for i in injections),
-            "notes": dict(notes),
-            **({} if data.twin_counts is None else {"twins": dict(data.twin_counts)}),
-            "levels": _count(str(i["level"]) for i in injections if i.get("level") is not None),
-        },
-        "rescore": _rescored(data, hints),
+        "inject": counted.injected(data.injection_rows, data.twin_counts),
+        "rescore": _rescored(data, scored),
         "train": {
             "hints": sum(t.key in trained for t in hints),
-            "anchors": sum(t.key in trained for t in heads(data.targets) if t.kind == "anchor"),
-            "twins": sum(t.key in trained for t in heads(data.targets) if t.kind == "twin"),
-            **({"holds": sum(t.key in trained for t in heads(data.targets) if t.kind == "hold")} if data.holds else {}),
+            "anchors": kinds["anchor"],
+            "twins": kinds["twin"],
+            **({"holds": kinds["hold"]} if data.holds else {}),
             "left_out": dict(left) if trained else {},
         },
     }
 
 
-def _not_judged(data: ReportInput) -> dict[str, int]:
-    """Steps with a call that its own schema cannot judge; nothing where there is none."""
-    found = sum(n.startswith(NOT_JUDGED) for c in data.critiques.values() for n in c.notes)
-    return {"not_judged": found} if found else {}
-
-
-def _read(data: ReportInput, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Records, and steps of the student's own; steps that were cut are counted where there are any."""
-    return {
-        "records": len(data.trace_rows),
-        "traces": len(traces),
-        "steps": sum(
-            sum(m["role"] == "assistant" and not m.get("given") for m in r["trace"]["messages"]) for r in traces
-        ),
-        "failed": _count(r["failure"]["reason"] for r in data.trace_rows if "failure" in r),
-        **({"cut": cut} if (cut := sum(any(m.get("cut") for m in r["trace"]["messages"]) for r in traces)) else {}),
-        "split": _count(data.splits.values()),
-    }
-
-
-def _rescored(data: ReportInput, hints: Sequence[TargetHead]) -> dict[str, Any]:
+def _rescored(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
+    hints = [s.head for s in scored]
     rejected = [t for t in hints if not t.accepted]
     return {
         "scored": len(hints),
-        "failed": _count(f["reason"] for f in data.failures),
+        "failed": counted.count(f["reason"] for f in data.failures),
         "accepted": len(hints) - len(rejected),
         "rejected": len(rejected),
-        "reasons": _count(r for t in rejected for r in t.reasons),
-        "levels": _count(str(t.level) for t in hints if t.level is not None),
-        "accepted_levels": _count(str(t.level) for t in hints if t.level is not None and t.accepted),
+        "reasons": counted.count(r for t in rejected for r in t.reasons),
+        "levels": counted.count(str(t.level) for t in hints if t.level is not None),
+        "accepted_levels": counted.count(str(t.level) for t in hints if t.level is not None and t.accepted),
         "candidates": sum(t.choice != "only" for t in hints),
         "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
         "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
         **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
         "revised": {
-            "scored": sum(_is_revised(t, data) for t in hints),
-            "accepted": sum(t.accepted and _is_revised(t, data) for t in hints),
+            "scored": sum(s.revised for s in scored),
+            "accepted": sum(s.head.accepted and s.revised for s in scored),
         },
     }
-
-
-def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """What hints did at the decision token, over some findings; what training made of it where it is known."""
-    pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
-    drops = [hinted - plain for plain, hinted in pairs]
-    targets = [s.head for s in scored]
-    moved = [
-        (s.plain - s.after, s.plain - s.hinted)
-        for s in scored
-        if s.plain is not None and s.hinted is not None and s.after is not None
-    ]
-    return {
-        "n": len(targets),
-        "with_decision": len(pairs),
-        "accepted": sum(t.accepted for t in targets),
-        "decision_effect_mean_nats": _mean(drops),
-        "decision_effect_median_nats": float(np.median(drops)) if drops else None,
-        "odds_mean_nats": _mean([t.measurement.odds for t in targets if t.measurement is not None]),
-        "odds_over_placebos_mean_nats": _mean([_over_placebos(t) for t in targets]),
-        "specificity_mean_nats": _mean([t.specificity for t in targets if t.specificity is not None]),
-        "legal_mass_gain_mean": _mean([t.legal_mass_gain for t in targets if t.legal_mass_gain is not None]),
-        "error_probability": {
-            "before": _mean([float(np.exp(plain)) for plain, _ in pairs]),
-            "hinted": _mean([float(np.exp(hinted)) for _, hinted in pairs]),
-            "after": _mean([None if s.after is None else float(np.exp(np.float32(s.after))) for s in scored]),
-        },
-        "moved": {
-            "n": len(moved),
-            "training_nats": _mean([trained for trained, _ in moved]),
-            "hint_nats": _mean([hinted for _, hinted in moved]),
-        },
-    }
-
-
-def _over_placebos(t: TargetHead) -> float | None:
-    """Odds of a hint beyond the median of its placebos, nats."""
-    m = t.measurement
-    return None if m is None or m.odds is None or m.placebo_odds_median is None else m.odds - m.placebo_odds_median
 
 
 def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
@@ -380,31 +265,6 @@ def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
     for name, passes in found:
         by.setdefault(name, []).append(passes)
     return {name: sum(passes) / len(passes) for name, passes in sorted(by.items())}
-
-
-def moved_line(document: Mapping[str, Any]) -> str | None:
-    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
-    moved = document["effects"]["accepted"].get("moved") or {"n": 0}
-    if not moved["n"]:
-        return None
-    return (
-        f"training moved the decision token by {moved['training_nats']:.2f} of the hint's {moved['hint_nats']:.2f} nats "
-        f"(mean of {moved['n']} accepted findings)"
-    )
-
-
-def _is_revised(t: TargetHead, data: ReportInput) -> bool:
-    """Whether the hint is the critic's second, after the gate had rejected the first."""
-    return t.key in data.injections and data.injections[t.key].finding.revised_from is not None
-
-
-def _count(items: Any) -> dict[str, int]:
-    return dict(sorted(Counter(items).items()))
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
 
 
 def dumps(document: Mapping[str, Any]) -> str:

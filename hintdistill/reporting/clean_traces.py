@@ -24,9 +24,14 @@ def found_nothing(trace_rows: Sequence[Mapping[str, Any]], critiques: Mapping[st
         trace_rows: rows of traces.jsonl.
         critiques: by trace row key, what the critics said together.
     """
-    clean = [r for r in trace_rows if "trace" in r and r["key"] in critiques and critiques[r["key"]].verdict == "none"]
-    drawn = sorted(clean, key=lambda r: content_key("found nothing", r["key"]))[:SAMPLE]
-    return {"traces": len(clean), "sample": [_entry(r["trace"]) for r in drawn]}
+    found: list[tuple[str, str]] = []
+    for row in trace_rows:
+        if "trace" in row and row["key"] in critiques and critiques[row["key"]].verdict == "none":
+            found.append((content_key("found nothing", row["key"]), row["key"]))
+    drawn = sorted(found)[:SAMPLE]
+    rank = {key: n for n, (_, key) in enumerate(drawn)}
+    sample = {rank[r["key"]]: _entry(r["trace"]) for r in trace_rows if r["key"] in rank} if rank else {}
+    return {"traces": len(found), "sample": [sample[n] for n in sorted(sample)]}
 
 
 def _entry(trace: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from hintdistill.core.statistics import mean_over_groups
 from hintdistill.reporting.markup import html_table
 from hintdistill.reporting.templates import text
 
+READ = ("trace", "error_class", "accepted", "split", "decision", "placebos")
 Measure = Callable[[Mapping[str, Any]], float | None]
 
 
@@ -28,7 +29,8 @@ def against_placebos(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         `placebo_nats` (mean of a finding's placebos), `over_placebo_nats` (the first less the second, finding by finding),
         and of the error's probability `before`, `hinted` and `after`.
     """
-    known = [f for f in findings if f["decision"]]
+    # of each finding only what is read here: findings may stand on disk, and be many
+    known = [{k: f[k] for k in READ} for f in findings if f["decision"]]
     classes = sorted({f["error_class"] or "" for f in known})
     return {
         "all": _group(known),

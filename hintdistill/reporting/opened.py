@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.reporting.choose import name_of
+from hintdistill.reporting.entries import read_document
 from hintdistill.reporting.verdict import Verdict, verdict
 from hintdistill.reporting.worst import group_of, residual
 
@@ -141,7 +141,7 @@ def open_run(path: str | Path) -> OpenedRun:
     if not file.is_file():
         raise ConfigError(f"{folder} has no report yet", hint=f"hintdistill report {folder}")
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_document(file)
     except ValueError as error:
         raise InputError(f"{file} is no JSON: {error}", hint=f"hintdistill report {folder} writes it again") from error
     if "rounds" in document:

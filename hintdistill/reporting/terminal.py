@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hintdistill.reporting import printable
-from hintdistill.reporting.build import moved_line
 from hintdistill.reporting.comparison import counts, shown
+from hintdistill.reporting.effects import moved_line
 from hintdistill.reporting.inspection import FileReport
 from hintdistill.reporting.spending import spent
 from hintdistill.reporting.verdict import MARKS, verdict

@@ -150,31 +150,36 @@ def _off_target(document: Mapping[str, Any]) -> Figure:
 
 def _still_likely(document: Mapping[str, Any]) -> Figure:
     title = "errors still likely after training"
-    trained = [f for f in document["findings"] if f["trained"]]
-    read = _read_again(trained)
+    trained, read, held = 0, list[tuple[float, float]](), list[tuple[float, float]]()
+    for f in document["findings"]:
+        trained += bool(f["trained"])
+        again = _read_again(f)
+        read += again if f["trained"] else []
+        held += again if f["split"] == "holdout" and f["accepted"] else []
     if not read:
         return Figure(title, "nothing trained, or not measured", (), "unknown", "findings")
-    likely = sum(f["decision"]["after"] >= STILL_LIKELY for f in read)
-    raised = sum(f["decision"]["after"] - f["decision"]["before"] > RAISED for f in read)
+    likely = sum(after >= STILL_LIKELY for _, after in read)
+    raised = sum(after - before > RAISED for before, after in read)
     lines, worse = [f"trained: {likely} of {len(read)} at {STILL_LIKELY:g} or more"], []
-    if len(read) < len(trained):
-        lines.append(f"{len(trained) - len(read)} trained findings have no decision token that was read again")
+    if len(read) < trained:
+        lines.append(f"{trained - len(read)} trained findings have no decision token that was read again")
     if raised:
         lines.append(f"{raised} more likely than before training, by over {RAISED:g}")
         worse.append(f"{raised} trained findings are more likely than before")
-    if held := _read_again([f for f in document["findings"] if f["split"] == "holdout" and f["accepted"]]):
-        n = sum(f["decision"]["after"] >= STILL_LIKELY for f in held)
+    if held:
+        n = sum(after >= STILL_LIKELY for _, after in held)
         lines.append(f"held out, accepted: {n} of {len(held)} at {STILL_LIKELY:g} or more")
     _, p = _measured_on(document)
     if p["after"] is not None and p["before"] is not None and p["after"] - p["before"] > RAISED:
         worse.append(f"mean {p['before']:.3f} → {p['after']:.3f}")
-    state: State = "worse" if worse else "look" if likely or len(read) < len(trained) else "good"
+    state: State = "worse" if worse else "look" if likely or len(read) < trained else "good"
     return Figure(title, f"{likely} of {len(read)} trained findings", tuple(lines), state, "findings", tuple(worse))
 
 
-def _read_again(findings: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Those whose decision token was read after training."""
-    return [f for f in findings if f.get("decision") and f["decision"]["after"] is not None]
+def _read_again(finding: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Probability of the decision token before training and after it, where it was read again."""
+    decision = finding.get("decision")
+    return [] if not decision or decision["after"] is None else [(decision["before"], decision["after"])]
 
 
 def _measured_on(document: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

@@ -43,7 +43,11 @@ def group_of(finding: Mapping[str, Any]) -> str:
 
 def worst_first(findings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Sort findings by residual probability of the error, highest first; ties by trace and step."""
-    return sorted(findings, key=lambda f: (-residual(f), f["trace"], f["step"], f["key"]))
+    return sorted(findings, key=_order)
+
+
+def _order(finding: Mapping[str, Any]) -> tuple[float, str, int, str]:
+    return -residual(finding), finding["trace"], finding["step"], finding["key"]
 
 
 def worst(findings: Sequence[Mapping[str, Any]], n: int) -> tuple[list[Mapping[str, Any]], list[Group]]:
@@ -51,13 +55,18 @@ def worst(findings: Sequence[Mapping[str, Any]], n: int) -> tuple[list[Mapping[s
 
     Where not all fit, half of the places go to trained findings; places that a group does not need go to the others.
     """
-    lanes = {name: worst_first([f for f in findings if group_of(f) == name]) for name in GROUPS}
+    lanes: dict[str, list[tuple[Any, int]]] = {name: [] for name in GROUPS}
+    # findings may be on disk: of each, its place in the order is kept
+    for number, finding in enumerate(findings):
+        lanes[group_of(finding)].append((_order(finding), number))
+    for lane in lanes.values():
+        lane.sort()
     taken = dict.fromkeys(GROUPS, 0)
     while sum(taken.values()) < min(n, len(findings)):
         for name in GROUPS:
             free = n - sum(taken.values())
             taken[name] += max(0, min(SHARE[name], free, len(lanes[name]) - taken[name]))
-    chosen = {name: lanes[name][: taken[name]] for name in GROUPS}
+    chosen = {name: [findings[n] for _, n in lanes[name][: taken[name]]] for name in GROUPS}
     groups = [
         Group(name, taken[name], len(lanes[name]), residual(chosen[name][-1]) if chosen[name] else None)
         for name in GROUPS

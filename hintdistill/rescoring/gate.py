@@ -205,10 +205,14 @@ def harmful(target: TargetHead) -> bool:
     return bool(HARMFUL & set(target.reasons)) or (m is not None and m.odds is not None and m.odds < 0)
 
 
-def null_pass_rate(targets: Iterable[Target], gate: GateSection) -> float | None:
-    """Share of placebos that the gate would accept in the hint's place; None without placebos."""
-    passed = [found for t in targets for found in placebos_pass(t, gate)]
-    return sum(passed) / len(passed) if passed else None
+def passing_placebos(targets: Iterable[Target], gate: GateSection) -> dict[str, tuple[int, int]]:
+    """By kind of placebo, how many the gate would accept in the hint's place, and how many there are."""
+    out: dict[str, tuple[int, int]] = {}
+    for target in targets:
+        for placebo, passes in zip(target.placebos, placebos_pass(target, gate), strict=True):
+            passed, n = out.get(placebo.kind, (0, 0))
+            out[placebo.kind] = passed + passes, n + 1
+    return out
 
 
 def placebos_pass(target: Target, gate: GateSection) -> list[bool]:

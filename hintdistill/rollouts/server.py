@@ -28,6 +28,8 @@ from hintdistill.rollouts.generation import Sampled, SamplingOptions
 
 EXTENSION = "hintdistill.rollouts.vllm_worker.PackedKernels"
 """What a server on a CPU must be started with, see there."""
+ADAPTER_NAME = "hintdistill-"
+"""How the names begin that adapters have on a server."""
 BYTES_PER_TOKEN = 1024
 """A bound above what a server writes about one token: its id, its text and its log-probability."""
 
@@ -107,6 +109,71 @@ class ServerGenerator:
             "rollout.sample.server.max_gap_nats is the bound",
         )
 
+    def hand_adapter(self, adapter: Path | None, engine: TransformersEngine, probe: Sequence[Sequence[int]]) -> float:
+        """Have the server load an adapter beside the model that it serves, and make sure that it samples from both.
+
+        An adapter has a name of its own, so that nothing of another one's is in the prefix cache; the one before it is unloaded.
+
+        Args:
+            adapter: folder of the adapter; None for the model alone, as in the first round.
+            engine: model and adapter in this process.
+            probe: token sequences on which both are compared.
+
+        Returns:
+            Mean |log p server − log p here| over the probe's tokens, nats.
+
+        Raises:
+            ServiceError: the server takes no adapters while it runs, or answers as other weights would.
+        """
+        served = self._models()
+        names = [n for n in served if n.startswith(ADAPTER_NAME)]
+        base = self.config.model or next((n for n in served if n not in names), "")
+        wanted = base if adapter is None else f"{ADAPTER_NAME}{engine.key.replace(':', '-')[:24]}"
+        if adapter is not None and wanted not in names:
+            self._adapters("load", {"lora_name": wanted, "lora_path": str(adapter.resolve())})
+        for name in names:
+            if name != wanted:
+                self._adapters("unload", {"lora_name": name})
+        self.model = wanted
+        if not (gap := self.gap(engine, probe)) <= self.config.max_gap_nats:
+            raise ServiceError(
+                f"with {'no adapter' if adapter is None else adapter} the server at {self.config.base_url} is {gap:.3g} nats per token "
+                "away from the weights here",
+                hint="it must serve the initial model; rollout.sample.server.max_gap_nats is the bound",
+            )
+        self.key = engine.key
+        return gap
+
+    def sleep(self) -> None:
+        """Have the server give back the memory of its weights and caches. Raises ServiceError where it cannot sleep.
+
+        Not tried: sleep mode needs CUDA.
+        """
+        try:
+            asleep = json.loads(self.client.get("/is_sleeping", at_root=True).body)
+        except StatusError as error:
+            raise ServiceError(
+                f"{self.client.url} has no sleep mode ({error.status})",
+                hint="start vLLM with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1, or set rollout.sample.server.sleep=false",
+            ) from None
+        with self._well_formed():
+            if not asleep["is_sleeping"]:
+                self._post("/sleep?level=1", None)
+
+    def wake(self) -> None:
+        """Wake the server, if it sleeps or is not known to be awake. Raises ServiceError."""
+        self._post("/wake_up", None)
+
+    def _adapters(self, action: str, body: dict[str, Any]) -> None:
+        """Load or unload an adapter. Raises ServiceError, saying what the server lacks."""
+        try:
+            self.client.post(f"/{action}_lora_adapter", body)
+        except StatusError as error:
+            hint = "start vLLM with --enable-lora --max-lora-rank N and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, N at least the rank"
+            raise ServiceError(
+                f"{self.client.url} did not {action} {body['lora_name']}: {error.message}", hint=hint
+            ) from None
+
     def gap(self, engine: TransformersEngine, probe: Sequence[Sequence[int]]) -> float:
         """Mean |log p server − log p engine| over the tokens of `probe`, nats per token."""
         requests = [ScoreRequest(np.array(ids), 1, len(ids)) for ids in probe]
@@ -127,7 +194,12 @@ class ServerGenerator:
 
     def _served(self) -> str:
         with self._well_formed():
-            return str(json.loads(self.client.get("/models").body)["data"][0]["id"])
+            return self._models()[0]
+
+    def _models(self) -> list[str]:
+        """Names that the server answers to: of its model, and of adapters."""
+        with self._well_formed():
+            return [str(model["id"]) for model in json.loads(self.client.get("/models").body)["data"]]
 
     def _choice(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
         """The first choice of a completion that names so many tokens."""

@@ -19,11 +19,12 @@ from hintdistill.core.errors import EmptyFunnelError, InputError
 from hintdistill.core.library_warnings import silence_libraries
 from hintdistill.core.models import load_tokenizer
 from hintdistill.core.scores import Target
-from hintdistill.core.storage import append_line, read_json, write_atomic
+from hintdistill.core.storage import read_json, write_atomic
 from hintdistill.engines.transformers import pick_device, pick_dtype
 from hintdistill.rescoring.stored import by_key, heads
 from hintdistill.training import checkpoints, processes, unlogged
 from hintdistill.training.floor import engine_floor
+from hintdistill.training.metrics_rows import cut_metrics, write_row
 from hintdistill.training.output import SUMMARY, write_student
 from hintdistill.training.reference_models import Others
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData
@@ -32,8 +33,6 @@ from hintdistill.training.students import Student, load_student
 from hintdistill.training.trackers import tracking
 from hintdistill.training.tripwires import Crossing, Tripwires, unread
 from hintdistill.training.watch import NOTHING, Watch, WatchSets
-
-METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ def train(
         )
         floor = processes.from_main(lambda: _floor(trainer, rows, work))
         last = processes.from_main(lambda: _last_checkpoint(work))
-        total, reading = processes.from_main(lambda: _cut_metrics(work, last))
+        total, reading = processes.from_main(lambda: cut_metrics(work, last))
         if last is not None and not unlogged.load(trainer, last):
             trainer.losses.total, trainer.losses.step = total, int(last.name.rpartition("-")[2])
         if trainer.watch is not None and reading:
@@ -232,7 +231,7 @@ def make_trainer(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
             if processes.is_main():
-                _write_row(work, {"step": state.global_step, **(logs or {})})
+                write_row(work, {"step": state.global_step, **(logs or {})})
             if listener.log:
                 listener.log(logs or {})
 
@@ -312,36 +311,6 @@ def _parameters(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def _write_row(work: Path, row: dict[str, Any]) -> None:
-    append_line(work / METRICS, json.dumps(row))
-
-
-def _cut_metrics(work: Path, checkpoint: Path | None) -> tuple[float, dict[str, Any]]:
-    """Cut the metrics back to the checkpoint that training goes on from: the rows after it are written again.
-
-    Returns the sum of the loss over the steps before it that rows tell of, and the last row with a reading of the watch.
-    """
-    path, until = work / METRICS, 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    if not path.is_file():
-        return 0.0, {}
-    kept, total, last, reading = [], 0.0, 0, {}
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            # what a kill tore off
-            continue
-        whole = line.endswith(b"\n") and isinstance(row, dict)
-        if whole and row.get("step", until + 1) <= until and "train_runtime" not in row:
-            kept.append(line)
-            if "loss" in row:
-                total, last = total + row["loss"] * (row["step"] - last), row["step"]
-            if "off_target_kl" in row or "heldout_kl" in row:
-                reading = row
-    write_atomic(path, b"".join(kept).decode("utf-8"))
-    return total, reading
-
-
 def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str], None] | None) -> Watch:
     watch = Watch(sets, config.watch, config.logging_steps, seed)
     # who wants to be stopped should know what cannot stop the run
@@ -356,7 +325,7 @@ def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) ->
     """A crossed bound under `action: warn`: a row among the metrics, and a word to whoever listens, once for all processes."""
     if not processes.is_main():
         return
-    _write_row(
+    write_row(
         work,
         {
             "step": crossing.step,

@@ -45,6 +45,7 @@ def _target(name: str, row: RowLength, rng: np.random.Generator, vocab: int, kep
         context_ids=ids[: len(ids) - step],
         step_ids=ids[len(ids) - step :],
         span=(0, step),
+        action_start=0,
         support_ids=supports,
         teacher_logprobs=flat,
         plain_logprobs=flat,

@@ -23,10 +23,14 @@ from support.many_findings import golden, long_traces, toolworld  # noqa: E402
 
 from hintdistill.reporting.html import render_html  # noqa: E402
 from hintdistill.reporting.islands import trace_page  # noqa: E402
+from hintdistill.reporting.templates import picture  # noqa: E402
 
 ATTACK = (
     "</script></pre><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\x1b[2J\u202e"
 )
+DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" width="100" height="50">
+<style>rect.a { fill: #008000 }</style><rect class="a" width="50" height="50"/>
+<rect x="50" width="50" height="50" style="fill: #000080"/><script>document.title = "owned"</script></svg>"""
 SMALL = (
     "traces.limit=60",
     "train.epochs=2",
@@ -54,6 +58,8 @@ def main(folder: Path, finished: Path | None) -> None:
     if finished is None:
         with timed("a small run of the quickstart"):
             hintdistill("run", "configs/quickstart.yaml", "--quiet", f"run.dir={run}", *SMALL)
+    else:
+        hintdistill("report", str(run))
     hintdistill("report", str(run), "--share")
     for name in ("report", "report-share"):
         shutil.copyfile(run / f"{name}.html", folder / f"{name}.html")
@@ -66,7 +72,9 @@ def main(folder: Path, finished: Path | None) -> None:
             page = render_html(many, 5000, pages)
         write(folder / f"{name}.html", page)
     many, pages = toolworld(80, seed=3)
-    write(folder / "few.html", render_html(many, 60, pages))
+    page = render_html(many, 60, pages)
+    write(folder / "few.html", page)
+    write(folder / "drawn.html", page.replace("</main>", f"{picture(DRAWING, 'two colours')}</main>"))
 
 
 def hintdistill(*arguments: str) -> None:

@@ -102,6 +102,24 @@ def test_dark_mode_is_dark(visit):
     assert total[0] > 600 and total[1] < 120
 
 
+def test_drawings_are_drawn_and_described(visit):
+    # a drawing of matplotlib styles itself, which the page's policy allows inside an image alone
+    page = visit("drawn.html")
+    drawings = page.locator("img.drawing")
+    assert drawings.count() >= 1
+    assert all(n > 0 for n in drawings.evaluate_all("found => found.map((i) => i.naturalWidth)"))
+    assert all(drawings.evaluate_all("found => found.map((i) => i.alt)"))
+    colour = """async (image) => {
+        const canvas = document.createElement("canvas");
+        [canvas.width, canvas.height] = [100, 50];
+        const drawn = canvas.getContext("2d", { willReadFrequently: true });
+        drawn.drawImage(image, 0, 0);
+        return [25, 75].map((x) => [...drawn.getImageData(x, 25, 1, 1).data].slice(0, 3));
+    }"""
+    assert drawings.last.evaluate(colour) == [[0, 128, 0], [0, 0, 128]]
+    assert page.title() == "hintdistill report"
+
+
 def test_hostile_text_is_inert(visit):
     page = visit("hostile.html")
     page.locator("#search").fill("owned")
@@ -113,7 +131,10 @@ def test_hostile_text_is_inert(visit):
         pill.click()
     page.locator(".detail details").evaluate_all("found => found.forEach((d) => { d.open = true; })")
     assert page.title() == "hintdistill report"
-    assert page.locator("img").count() == 0 and page.locator("body script:not([type]):not([id])").count() == 1
+    assert (
+        page.locator("img:not(.drawing)").count() == 0
+        and page.locator("body script:not([type]):not([id])").count() == 1
+    )
     text = page.locator("body").inner_text()
     assert "<script>document.title='owned'</script>" in text and "\\u001b[2J\\u202e" in text
     assert "\x1b" not in text and "\u202e" not in text

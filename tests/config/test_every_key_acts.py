@@ -16,7 +16,7 @@ from support import train_observers as learn
 from hintdistill.config.surface import leaves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-BOUND = 201
+BOUND = 209
 """Keys at most, each counted by its path; a key needs a reason to be the next one (tests/support/surface.py)."""
 
 
@@ -69,6 +69,7 @@ SAMPLED = (
     "rollout.batch_size=2",
 )
 MEASURED = (*SAMPLED, "rollout.splits=[validation]", "rollout.limit=2", "rollout.sample.temperature=0")
+OVERLAPS = "test_a_loop_that_overlaps_plays_each_round_with_the_student_before_the_last_training"
 LOOPED = (
     *SAMPLED,
     "run.rounds=2",
@@ -315,6 +316,11 @@ ROLLOUT: dict[str, Acts | Told] = {
         "1", see.generated("down"), (*SERVER, "rollout.sample.server.concurrency=1"), refusal=True
     ),
     "sample.server.concurrency": Acts("1", see.generated(), SERVER),
+    "sample.server.hand_over": Told("tests/rollouts/test_rollouts_adapters.py", OVERLAPS),
+    "sample.server.sleep": Told(
+        "tests/rollouts/test_rollouts_adapters.py", "test_a_server_sleeps_where_it_can_and_is_named_where_it_cannot"
+    ),
+    "overlap": Told("tests/rollouts/test_rollouts_adapters.py", OVERLAPS),
     "sample.server.max_gap_nats": Acts("99", see.generated("hand_over"), SERVER, refusal=True),
     "stop.min_findings": Told("tests/pipeline/test_rounds.py", "test_no_findings_left_ends_the_loop_in_peace"),
     "stop.min_effect_nats": Acts("1000", see.looped, LOOPED),

@@ -11,6 +11,7 @@ from conftest import STUDENT
 
 from hintdistill.core.scores import ScoreRequest
 from hintdistill.engines.kept import TOGETHER, KeptEngine
+from hintdistill.engines.prefix_tree import grow
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.engines.turns import PASSED, Turns
 
@@ -160,7 +161,7 @@ def test_callers_are_served_in_their_order_in_bounded_batches(engine):
     assert all(len(some) <= TOGETHER for some in kept.served) and len(kept.served) == 3
     alone = [engine.score([ScoreRequest(t, 12, len(t))], 4)[0].sampled[0] for t in talks]
     np.testing.assert_allclose(found, alone, atol=1e-5)
-    # what two new conversations have in common is read for each of them, everything else once
+    # so short a beginning is read again for each conversation of a batch, everything else once
     assert kept.computed == sum(len(t) - 1 for t in talks) - 12 * (many - TOGETHER)
 
 
@@ -174,6 +175,47 @@ def test_a_conversation_that_goes_on_is_read_once_whoever_asks_at_the_same_time(
     assert kept.computed == 3 * 39
 
 
+def test_new_conversations_of_one_batch_read_their_common_beginning_once(engine):
+    rng = np.random.default_rng(6)
+    head, more = rng.integers(3, 900, 60), rng.integers(3, 900, 40)
+    heads = [head, head, np.concatenate([head, more]), np.concatenate([head, more])]
+    talks = [np.concatenate([h, rng.integers(3, 900, 10 + n)]) for n, h in enumerate(heads)]
+    kept = Watched(engine)
+    requests = [ScoreRequest(t, len(t) - 8, len(t), str(n)) for n, t in enumerate(talks)]
+    found, alone = kept.score(requests, 4), engine.score(requests, 4)
+    assert kept.computed == grow([t[:-1] for t in talks]).computed and kept.conversations == 4
+    for a, b in zip(found, alone, strict=True):
+        np.testing.assert_allclose(a.sampled, b.sampled, atol=1e-5)
+
+
+def test_a_caller_that_is_served_before_it_begins_to_wait_holds_nobody_up(engine):
+    kept, go_on, names = KeptEngine(engine, 1 << 30), threading.Event(), list[str]()
+    waits = kept._served
+
+    def late(job) -> None:
+        if job.requests[0].group == "slow":
+            go_on.wait()
+        waits(job)
+
+    kept._served = late
+    ids = np.arange(10, 40)
+
+    def ask(name: str) -> None:
+        with kept.turns:
+            assert np.isfinite(kept.score([ScoreRequest(ids, 20, 30, name)], 4)[0].sampled).all()
+            names.append(name)
+
+    crew = Crew(kept.turns)
+    with kept.turns:
+        for n, name in enumerate(("fast", "slow"), 1):
+            crew.comes(lambda name=name: ask(name), lambda n=n: kept.turns.preparing == n)
+    crew.threads[0].join()
+    go_on.set()
+    crew.join()
+    with kept.turns:
+        assert names == ["fast", "slow"] and kept.batches == 1
+
+
 def test_an_interrupt_of_the_one_that_leads_reaches_those_that_it_served(engine, monkeypatch):
     kept = KeptEngine(engine, 1 << 30)
     request = ScoreRequest(np.arange(10, 40), 20, 30, "a")
@@ -182,3 +224,10 @@ def test_an_interrupt_of_the_one_that_leads_reaches_those_that_it_served(engine,
         kept.score([request], 4)
     monkeypatch.undo()
     assert np.isfinite(kept.score([request], 4)[0].sampled).all() and not kept._queue
+    # nor does anybody wait for one that was interrupted while it waited
+    monkeypatch.setattr(kept, "_served", lambda job: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), kept.turns:
+        kept.score([request], 4)
+    monkeypatch.undo()
+    with kept.turns:
+        assert not kept._queue and np.isfinite(kept.score([request], 4)[0].sampled).all()

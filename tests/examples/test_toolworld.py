@@ -44,6 +44,31 @@ def plan_of(task: str) -> list[Message]:
     return [use(tool, **args) for tool, args in Task.parse(task).plan]
 
 
+def test_a_demonstrator_that_reasons_does_the_same_and_half_its_lines_name_the_call(student_renderer):
+    rng, naming = random.Random(8), Counter[bool]()
+    for n in range(40):
+        task = draw_task(rng, mix=CORPUS_MIX)
+        episode = Demonstrator(task, random.Random(n), hints=False, thoughts=True).play()
+        calls = [m for m in episode.messages if m.tool_calls]
+        assert calls and all((m.content or "").startswith("<think>") for m in calls)
+        assert not any("<think>" in (m.content or "") for m in episode.messages if not m.tool_calls)
+        naming.update(m.tool_calls[0].name in (m.content or "") for m in calls)
+        if n < 4:
+            # the errors are those of the calls, and the reasoning ends where the template begins the call
+            trace = Trace(id=task, messages=tuple(episode.messages), tools=episode.task.tools)
+            assert [f.step for f in label_steps(trace) if f.error_class != "skipped_lookup"] == [
+                k for k, e in enumerate(episode.errors) if e and e != "skipped_lookup"
+            ]
+            step = student_renderer.step(trace, 0)
+            above, action = (student_renderer.decode(ids) for ids in parted(step.step_ids, step.action_start))
+            assert above.rstrip() == calls[0].content and action.startswith("<tool_call>")
+    assert 0.35 < naming[True] / naming.total() < 0.65
+
+
+def parted(ids, at):
+    return ids[:at], ids[at:]
+
+
 def test_the_plan_and_the_exact_sentence_succeed():
     rng = random.Random(0)
     for _ in range(200):

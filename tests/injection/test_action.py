@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import TEMPLATES, TIME, WEATHER, call, renderer_for, tool
 from support.flat_recipe import train_section
@@ -11,12 +12,18 @@ from support.template_matrix import wheel_rows
 
 from hintdistill.bridges.runs import require_no_action_span
 from hintdistill.config import InjectSection, TrainSection
+from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError, HintdistillError, InputError
 from hintdistill.core.types import UNKNOWN_ACTION, Finding, Message, Replacement, ToolCall, Trace, TwinEdit
 from hintdistill.injection.action import below
 from hintdistill.injection.splice import Injector
 from hintdistill.injection.twins import TwinBuilder
+from hintdistill.pipeline import train
+from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.store import RunDir
 from hintdistill.prompts import PromptLibrary
+from hintdistill.rescoring.store import TargetStore
 from hintdistill.training.slots import loss_weights
 
 LIBRARY = PromptLibrary()
@@ -209,3 +216,26 @@ def test_a_call_helper_without_reasoning_is_action_from_its_first_token():
     r = template(STRIPS)
     step = r.step(Trace(id="t", messages=(ASK, call("get_time", '{"city": "Paris"}')), tools=(TIME,)), 0)
     assert step.action_start == 0
+
+
+def test_targets_without_a_known_boundary_are_left_out_of_a_training_that_needs_it_and_counted(tmp_path):
+    store = TargetStore(tmp_path / "targets")
+    usable = {"split": "train", "accepted": True, "reasons": (), "fidelity": "ids"}
+    store.append([make_target(str(start), action_start=start, **usable) for start in (0, 1, UNKNOWN_ACTION)])
+    store.append([make_target("held", kind="anchor", action_start=UNKNOWN_ACTION, **usable)])
+    said: list[str] = []
+    for span, keys in (("step", {"0", "1", "-1", "held"}), ("action", {"0", "1", "held"})):
+        settings = ["run.model=m", "traces.path=x", f"train.recipe.terms.distill.span={span}"]
+        ctx = RunContext(load_config(None, settings), RunDir(tmp_path), Console(quiet=True))
+        ctx.console.warn = said.append
+        assert {t.key for t in train.selected(ctx, store.open()).heads} == keys
+        train.warn_if_actions_are_unknown(ctx, store.open())
+    assert len(said) == 1 and "1 accepted targets are left out (1 of kind hint)" in said[0]
+
+
+def test_a_store_of_an_earlier_release_is_read_and_says_nothing_of_actions(tmp_path):
+    store = TargetStore(tmp_path)
+    store.append([make_target(action_start=1)])
+    (part,) = store.parts()
+    pq.write_table(pq.read_table(part).drop_columns(["action_start"]), part)
+    assert next(store.read()).action_start is None and store.heads(part)[0].action_start is None

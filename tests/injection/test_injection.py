@@ -306,7 +306,15 @@ def test_injection_cannot_be_written_wrong():
         "placement": "message",
     }
     assert Injection(**good).hinted_ids == (1, 9, 2, 3, 4)
-    for bad in ({"insert_at": 3}, {"block_ids": ()}, {"span": (0, 3)}, {"span": (1, 1)}, {"step_ids": ()}):
+    wrong = (
+        {"insert_at": 3},
+        {"block_ids": ()},
+        {"span": (0, 3)},
+        {"span": (1, 1)},
+        {"step_ids": ()},
+        {"action_start": 2},
+    )
+    for bad in wrong:
         with pytest.raises(ValidationError):
             Injection(**{**good, **bad})
 

@@ -95,6 +95,14 @@ def test_an_answer_free_placebo_has_no_word_of_the_answer():
         assert "get_weather" not in words_of(other)
 
 
+def test_another_classs_hint_does_not_name_the_right_tool_where_the_hint_does_not():
+    finding = FINDING.model_copy(update={"facts": {**FINDING.facts, "right": "get_weather"}})
+    for n in range(6):
+        trace = TRACE.model_copy(update={"id": f"t{n}"})
+        ((kind, text),) = placebo_texts(trace, finding, "I still need the weather.", shipped_library(), ["other_class"])
+        assert kind == "other_class" and "get_weather" not in words_of(text)
+
+
 def test_what_primes_is_said():
     assert primes("There is no get_forecast. Use get_weather.", TRACE, FINDING) == [
         "the wrong name 'get_forecast' comes first"

@@ -82,6 +82,16 @@ def test_history_that_is_rewritten_is_followed(own_template):
     assert second.context_ids == tuple(renderer.encode(renderer.render(trace.before(1), (), header=True)))
 
 
+def test_a_text_that_is_encoded_again_has_the_same_ids_and_its_own_lists(own_template):
+    renderer, other = own_template("strict_turns"), own_template("strict_turns")
+    for text in ("Use the tool <|im_end|>\n", "Use the tool é 天", "Use the tool <|im_end|>\n"):
+        ids, starts = renderer.encode_with_starts(text)
+        assert renderer.encode(text) == ids == other.encode(text) and len(starts) == len(ids)
+        ids.append(0)
+        starts.clear()
+        assert renderer.encode(text) == ids[:-1] and len(renderer.encode_with_starts(text)[1]) == len(ids) - 1
+
+
 def test_a_step_under_another_header_is_scored_there_and_says_so(own_template):
     renderer = own_template("other_header")
     trace = Trace(

@@ -24,7 +24,7 @@ from hintdistill.rescoring.store import TargetStore
 RULES = "critic.use=[rules,recorded]"
 SMALL = [
     RULES,
-    "traces.limit=50",
+    "traces.limit=60",
     "traces.holdout=0.3",
     "train.epochs=1",
     "train.batch_size=8",
@@ -81,7 +81,7 @@ def test_the_documented_keys(report):
 
 def test_the_funnel_adds_up(report):
     f = report["funnel"]
-    assert f["read"]["records"] == f["read"]["traces"] == 50 == sum(f["read"]["split"].values())
+    assert f["read"]["records"] == f["read"]["traces"] == 60 == sum(f["read"]["split"].values())
     assert f["critique"]["findings"] == f["inject"]["injections"] + sum(f["inject"]["skipped"].values()) + sum(
         f["inject"]["failed"].values()
     )

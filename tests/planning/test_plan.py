@@ -17,16 +17,17 @@ from typer.testing import CliRunner
 from hintdistill.cli.main import app
 from hintdistill.config.file import validate
 from hintdistill.core.errors import DoesNotFitError, ModelError
-from hintdistill.core.lines import Histogram, fit
+from hintdistill.core.lines import Histogram, TimeLine, fit
 from hintdistill.core.machine import Growth, Peak, Room, grow_by
 from hintdistill.core.model_shape import ModelShape
-from hintdistill.engines.token_counts import ScoringUse, count_tokens, pairs, scoring_peak
+from hintdistill.engines.token_counts import ScoringUse, count_tokens, operations, pairs, scoring_peak
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.run import run
 from hintdistill.pipeline.store import RunDir
-from hintdistill.planning.estimate import forecast
+from hintdistill.planning.estimate import _Planner, forecast
+from hintdistill.planning.measure import Measured
 from hintdistill.planning.workload import gather
 from hintdistill.training.fits import by_length, largest, load_of, longest_trace, options, require_fits, setup_of
 from hintdistill.training.memory import Load, TrainSetup, saved_bytes, train_peak
@@ -482,6 +483,21 @@ def test_the_table_names_what_is_too_long(tmp_path):
     assert "traces are too long to train on as it is set" in done.output
     assert "(!)" in done.output and "longest trace that fits, train: " in done.output
     assert "nothing was measured" in done.output
+
+
+def test_gradient_checkpointing_adds_one_forward_pass_of_what_is_trained_on(shape):
+    """What is read without gradient, before and while training, costs what it costs without checkpointing."""
+
+    def seconds(**train) -> float:
+        settings = config(train={"epochs": 2, "targets": "stored", **train})
+        planner = _Planner(settings, shape, Room(8 * GB, "given"), gather(settings, shape), measured=True)
+        line = TimeLine(0.0, 1e-9)
+        planner.measured = Measured({"rescore": 0.0, "train": 0.0}, line, line, 0.0, {}, "shared_prefix")
+        return planner._train_seconds(6, 1)
+
+    rows = gather(config(), shape).rows
+    forward = sum(operations(shape, r.tokens, pairs(0, r.tokens), 0) for r in rows)
+    assert seconds(gradient_checkpointing=True) - seconds() == pytest.approx(2 * 1e-9 * forward)
 
 
 def test_a_plan_without_measuring_has_no_times():

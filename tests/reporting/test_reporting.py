@@ -27,6 +27,7 @@ from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.train import WORK_INDEX
 from hintdistill.reporting import printable
 from hintdistill.reporting.build import ReportInput, build, dumps
+from hintdistill.reporting.entries import read_document, write_document
 from hintdistill.reporting.findings import After
 from hintdistill.reporting.html import render_html
 from hintdistill.reporting.listing import show_finding, show_findings
@@ -177,8 +178,20 @@ def test_crossed_tripwires_are_read_from_the_metrics_of_the_current_training(tmp
     assert _tripwires(ctx) == [crossed]
 
 
-def test_json_refuses_nan(document):
-    assert json.loads(dumps(document)) == json.loads(json.dumps(document))
+def test_json_has_a_finding_in_a_line_and_refuses_nan(document, tmp_path):
+    path = tmp_path / "report.json"
+    write_document(path, document)
+    whole = document | {"findings": list(document["findings"])}
+    assert json.loads(path.read_text(encoding="utf-8")) == json.loads(json.dumps(whole)) and whole["findings"]
+    again = read_document(path)
+    assert (
+        len(again["findings"]) == len(whole["findings"])
+        and list(again["findings"]) == json.loads(json.dumps(whole))["findings"]
+    )
+    path.write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    assert read_document(path) == json.loads(json.dumps(whole)), "as a release before wrote it"
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_document(path, document | {"x": float("nan")})
     with pytest.raises(ValueError, match="JSON compliant"):
         dumps({"x": float("nan")})
 

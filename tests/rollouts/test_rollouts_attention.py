@@ -70,6 +70,15 @@ def test_what_is_not_allowed_is_not_said_and_what_is_has_the_models_distribution
     assert np.mean([b == 7 for b in after]) == pytest.approx(float(logits.softmax(0)[0]), abs=0.15)
 
 
+def test_a_context_that_is_shorter_than_what_rows_must_share_is_read_by_itself(engine):
+    drafted = DraftedGenerator(engine)
+    for said in ([c[:n] for c, n in zip(contexts(2), (20, 40), strict=True)], contexts(2), [contexts(1)[0][:30]]):
+        options = SamplingOptions(temperature=0.0, max_new_tokens=2)
+        assert drafted.generate(said, STOP, options, 0) == TransformersGenerator(engine).generate(
+            said, STOP, options, 0
+        )
+
+
 def test_a_draft_is_what_followed_the_longest_and_latest_repetition():
     assert draft(np.array([5, 6, 7, 8, 9, 5, 6, 7]), 2) == [8, 9]
     assert draft(np.array([5, 6, 1, 5, 6, 2, 5, 6]), 1) == [2]

@@ -16,7 +16,7 @@ import yaml
 from conftest import ROOT
 
 # a cluster of this machine alone, on a machine that may be busy; it leaves nothing in the home folder
-os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_raylet_start_wait_time_s": "180", "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_agent_register_timeout_ms": "180000", "RAY_USAGE_STATS_ENABLED": "0"}
 ray = pytest.importorskip("ray")
 
 from hintdistill.config.file import load_config  # noqa: E402
@@ -28,32 +28,28 @@ from hintdistill.pipeline.run import run  # noqa: E402
 from hintdistill.pipeline.store import SHARDS, RunDir  # noqa: E402
 from hintdistill.rescoring.store import TargetStore  # noqa: E402
 
-SMALL = ("critic.use=[rules]", "traces.limit=48", "rescore.part_rows=8", "train.watch.steps=3")
+SMALL = ("critic.use=[rules]", "traces.limit=32", "rescore.part_rows=8", "train.watch.steps=3")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    # workers import the package from where this process does
-    environment = {
-        "env_vars": {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"]}
-    }
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment)
+    """A cluster of this machine alone; workers import the package from where this process does."""
+    os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+    for left in reversed(range(5)):
+        try:
+            # its own agents have seconds to start in, which are too few on a machine with much else to do
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+            break
+        except Exception:
+            ray.shutdown()
+            if not left:
+                raise
     yield
     ray.shutdown()
 
 
 def settings(folder: Path, *more: str):
     return load_config(ROOT / "configs" / "quickstart.yaml", [*SMALL, f"run.dir={folder}", *more])
-
-
-def actors() -> list[psutil.Process]:
-    """The processes that run shards."""
-    found = []
-    for process in psutil.process_iter(["pid", "cmdline"]):
-        words = process.info["cmdline"] or []
-        if words and words[0].startswith("ray::") and "MapBatches(ShardActor)" in words[0]:
-            found.append(process)
-    return found
 
 
 def targets(folder: Path) -> list[Target]:
@@ -69,15 +65,16 @@ def test_two_actors_one_killed_make_the_targets_of_one_process(tmp_path):
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     run(settings(whole), whole, until="rescore", console=Console(quiet=True))
     killed: list[int] = []
+    over = threading.Event()
 
     def kill_one() -> None:
-        """Once a shard has written targets and is not finished, end the process that runs it."""
-        end = time.monotonic() + 240
-        while time.monotonic() < end and not killed:
+        """Once a shard is critiqued and not finished, end the process that runs it."""
+        while not over.is_set():
             for path in (shared / SHARDS).glob("*-of-*"):
                 run_ = RunDir(path)
                 begun = run_.is_run() and run_.index("critique") is not None and not run_.manifest().get("finished")
-                holders = [p for p in actors() if begun and _holds(p, path / ".lock")]
+                workers = psutil.Process().children(recursive=True) if begun else []
+                holders = [p for p in workers if _holds(p, path / ".lock")]
                 for process in holders[:1]:
                     os.kill(process.pid, signal.SIGKILL)
                     killed.append(process.pid)
@@ -86,12 +83,13 @@ def test_two_actors_one_killed_make_the_targets_of_one_process(tmp_path):
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    run_on_ray(settings(shared), 6, Actors(2), console=Console(quiet=True))
+    run_on_ray(settings(shared), 4, Actors(2), console=Console(quiet=True))
+    over.set()
     killer.join()
     assert killed, "no actor was met at work"
     assert RunDir.open(shared).index("rescore") == RunDir.open(whole).index("rescore")
     one, two = targets(whole), targets(shared)
-    assert len(one) > 60 and all(same(a, b) for a, b in zip(one, two, strict=True))
+    assert len(one) > 40 and all(same(a, b) for a, b in zip(one, two, strict=True))
 
 
 def _holds(process: psutil.Process, path: Path) -> bool:

@@ -10,7 +10,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from conftest import STUDENT, TOOLWORLD
 
@@ -22,7 +24,8 @@ CONTEXT = 8192
 class Server:
     """The student behind vLLM's OpenAI-compatible server, under two names, in a process group of its own."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *more: str, env: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Start it. `more`: further arguments; `env`: further variables."""
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             self.port = s.getsockname()[1]
@@ -47,9 +50,10 @@ class Server:
             "hintdistill.rollouts.vllm_worker.PackedKernels",
             "--structured-outputs-config",
             '{"backend": "xgrammar", "disable_any_whitespace": true}',
+            *more,
         ]
         # the development mode has the calls that load new weights
-        env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1"}
+        env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_SERVER_DEV_MODE": "1", **env}
         with log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, STUDENT
+from huggingface_hub import constants
+from support import command
 from support.hub_server import TOKEN, running_hub
 
 from hintdistill.config.file import load_config
@@ -18,7 +18,6 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.pipeline.store import RunDir
 from hintdistill.training.push import check_push
 
-COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
 RUN = [
     "run",
     "configs/quickstart.yaml",
@@ -38,12 +37,16 @@ def hub(tmp_path):
 
 
 def hintdistill(tmp_path, *args: str, expect: int = 0, **env: str) -> subprocess.CompletedProcess:
-    clean = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH")}
-    # a home of its own, so that nobody's token is found, and the upload that needs no service beside the hub
-    own = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=ROOT, env=clean | own | env)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
+    """Run the command under these variables, where nobody's token is found, with the upload that needs no service beside the hub."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            patch.delenv(name, raising=False)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        patch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "home" / "token"))
+        patch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "home" / "stored_tokens"))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        return command.hintdistill(*args, expect=expect)
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -344,6 +344,30 @@ def test_training_lowers_the_error_and_a_resumed_run_is_bit_equal(targets, tmp_p
     assert {"step", "loss", "divergence", "anchor_kl", "decision_probability"} <= set(metrics[0])
 
 
+def test_another_optimiser_goes_on_after_a_kill_to_the_same_weights(targets, tmp_path):
+    """`train.arguments` reach the Trainer, and the state of what they name is in the checkpoints."""
+    said = {"optim": "adafactor", "lr_scheduler_kwargs": {"power": 2.0}}
+    config = TrainSection(
+        **{**FAST, "epochs": 2, "batch_size": 2, "save_steps": 2, "schedule": "polynomial"}, arguments=said
+    )
+
+    def go(name: str, **more) -> None:
+        out = tmp_path / f"student_{name}"
+        train(TrainJob(STUDENT, TrainData(targets[:4]), RUN, config, tmp_path / name, out, "k"), **more)
+
+    def kill(step: int, total: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    go("a")
+    with pytest.raises(KeyboardInterrupt):
+        go("b", progress=kill)
+    assert (tmp_path / "b" / "checkpoint-2").is_dir()
+    go("b")
+    a, b, plain = weights(tmp_path / "student_a"), weights(tmp_path / "student_b"), weights(STUDENT)
+    assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], plain[k]) for k in a)
+
+
 def test_lora_output_loads_merged_and_as_adapter(targets, tmp_path):
     from transformers import AutoModelForCausalLM
 

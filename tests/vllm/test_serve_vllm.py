@@ -47,10 +47,13 @@ def test_the_agents_server_answers_with_what_vllm_scores(serving):
     local = hd.load_engine(str(STUDENT), dtype="float32")
     traces = hd.read_traces([ROOT / "examples" / "toolworld" / "traces.jsonl"])
     trace = next(t for t in traces if any('"error":"unknown tool' in (m.content or "") for m in t.messages))
-    messages = [m.model_dump(mode="json", include={"role", "content", "tool_call_id", "name"}) for m in trace.messages]
-    for said, m in zip(messages, trace.messages, strict=True):
+    messages: list[dict[str, Any]] = []
+    for m in trace.messages:
+        messages.append({"role": m.role, "content": m.content})
+        if m.tool_call_id:
+            messages[-1]["tool_call_id"] = m.tool_call_id
         if m.tool_calls:
-            said["tool_calls"] = [
+            messages[-1]["tool_calls"] = [
                 {"id": c.id or "c", "type": "function", "function": {"name": c.name, "arguments": c.arguments_raw}}
                 for c in m.tool_calls
             ]
@@ -67,7 +70,8 @@ def test_the_agents_server_answers_with_what_vllm_scores(serving):
         hints = {h["hint"]: h for h in theirs["hints"]}
         assert ours["hints"] and {h["hint"] for h in ours["hints"]} == set(hints)
         for hint in ours["hints"]:
-            assert hint["effect"] == pytest.approx(hints[hint["hint"]]["effect"], abs=NEAR)
+            alone = hints[hint["hint"]]["target"]["hint_effect"]
+            assert hint["target"]["hint_effect"] == pytest.approx(alone, abs=NEAR)
     # several callers at once, each with an answer of its own
     step = here["findings"][0]["step"]
     words = [f"The tools are {', '.join(trace.tool_schemas)}.", "Look at the list of tools.", "Be careful."]

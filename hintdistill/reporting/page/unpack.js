@@ -40,5 +40,6 @@ function h(tag, attributes, ...children) {
 
 function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
-  return value === 0 && digits === 4 ? "<.0001" : value.toFixed(digits);
+  // four digits are of a probability
+  return digits === 4 && value < 0.00005 ? "<.0001" : value.toFixed(digits);
 }

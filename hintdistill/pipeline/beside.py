@@ -1,0 +1,75 @@
+"""`hintdistill train RUN --beside NAME`: another student from the targets that a run has stored. Nothing is scored again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hintdistill.config import RunConfig
+from hintdistill.config.file import load_config
+from hintdistill.core.errors import ConfigError
+from hintdistill.pipeline import train
+from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.store import RunDir
+
+FOLDER = "students"
+"""Below the run folder: one folder for each name."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def train_beside(run: Path, name: str, overrides: Sequence[str], console: Console, *, trust: bool = False) -> Path:
+    """Train a student into RUN/students/NAME with other settings of training; the run's own student stays as it is.
+
+    Called again with the same settings it does nothing; after a kill it goes on from the last checkpoint.
+
+    Args:
+        overrides: `train.…=value`, against the run's own settings.
+        trust: see `pipeline.run.run`.
+
+    Raises:
+        ConfigError: a setting that is not of training, one under which the stored targets would be others, or a bad name.
+        HintdistillError: what training raises; see `train.into`.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} names no folder: letters, digits, dots and dashes, at most 64 of them")
+    if others := [o for o in overrides if not o.startswith("train.")]:
+        raise ConfigError(
+            f"{others[0]} is no setting of training, and what a run has stored was made under its own settings",
+            hint="--beside takes train.…=value; anything else is another run",
+        )
+    rundir = RunDir.reopen(run)
+    try:
+        foreign = rundir.config()[0].foreign
+        own, config = (load_config(rundir.settings_file(), list(o)).of_folder(foreign) for o in ((), overrides))
+        if own.run.rounds is not None:
+            raise ConfigError(
+                "each round of this run has targets of its own", hint="--beside takes a run without rounds"
+            )
+        _same_targets(own, config)
+        folder = rundir.path / FOLDER / name
+        folder.parent.mkdir(exist_ok=True)
+        with in_use(config, trust):
+            train.into(RunContext(config, rundir, console), folder)
+    finally:
+        rundir.close()
+    return folder
+
+
+def _same_targets(own: RunConfig, config: RunConfig) -> None:
+    """Raises ConfigError where the rescore stage would store other targets."""
+    one, other = (c.train.effective_recipe for c in (own, config))
+    differ = {
+        "train.recipe.teacher": one.teacher != other.teacher,
+        "train.targets": config.train.target_source != own.train.target_source,
+        "train.anchor.candidates": own.train.anchor.candidates != config.train.anchor.candidates,
+        "train.twins.per_finding": own.train.twins.per_finding != config.train.twins.per_finding,
+        "train.watch.steps": own.train.watch.steps != config.train.watch.steps,
+        "train.hold": own.train.hold.model_dump(exclude={"weight"}) != config.train.hold.model_dump(exclude={"weight"}),
+    }
+    if named := [key for key, differs in differ.items() if differs]:
+        raise ConfigError(
+            f"{', '.join(named)} decides what is scored and stored, and --beside trains on what is stored",
+            hint="start another run with it",
+        )

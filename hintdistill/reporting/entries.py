@@ -1,0 +1,123 @@
+"""The findings of a report on disk: a line each, parsed when it is taken, so that a report of many findings needs little memory.
+
+In report.json each finding is one line as well, by which `read_document` finds them again without parsing them all.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, overload
+
+from hintdistill.core.storage import writing_aside
+
+BEGIN, END = b' "findings": [\n', (b" ],\n", b" ]\n")
+
+
+class Entries(Sequence[dict[str, Any]]):
+    """Findings in a file, in an order of their own."""
+
+    def __init__(self, file: BinaryIO, offsets: Sequence[int]) -> None:
+        """Take an open file and where each finding's line begins."""
+        self._file, self._offsets = file, array("Q", offsets)
+
+    def line(self, at: int) -> bytes:
+        """A finding as one line of JSON."""
+        self._file.seek(self._offsets[at])
+        return self._file.readline().rstrip(b",\n")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, at: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, at: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        if not -len(self) <= at < len(self):
+            raise IndexError(at)
+        return dict(json.loads(self.line(at % len(self)).decode("utf-8", "surrogatepass")))
+
+    def __del__(self) -> None:
+        self._file.close()
+
+
+class Collected:
+    """Takes findings in, in any order, and gives them as `Entries` in the order of their numbers."""
+
+    def __init__(self, number: int) -> None:
+        """Expect so many findings."""
+        self._file: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115
+        self._offsets = [0] * number
+
+    def add(self, number: int, entry: Mapping[str, Any]) -> None:
+        """Keep a finding."""
+        self._offsets[number] = self._file.tell()
+        self._file.write(_line(entry) + b"\n")
+
+    def entries(self) -> Entries:
+        """All of them."""
+        self._file.flush()
+        return Entries(self._file, self._offsets)
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a report document as JSON, each finding in a line; refuses NaN, which would not be JSON."""
+    with writing_aside(path) as aside, aside.open("wb") as file:
+        rest = json.dumps({**document, "findings": []}, indent=1, ensure_ascii=False, allow_nan=False)
+        head, mark, tail = rest.partition('\n "findings": []')
+        assert mark
+        file.write(_bytes(head) + b"\n" + BEGIN)
+        findings = document["findings"]
+        for at in range(len(findings)):
+            line = findings.line(at) if isinstance(findings, Entries) else _line(findings[at])
+            file.write(b"  " + line + (b",\n" if at + 1 < len(findings) else b"\n"))
+        file.write(b" ]" + _bytes(tail))
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Read a report document; its findings stay in the file where this release wrote it.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    rest, offsets = list[bytes](), list[int]()
+    file = path.open("rb")
+    begun = False
+    while line := file.readline():
+        at = file.tell() - len(line)
+        if begun and line in END:
+            begun = False
+        if begun:
+            offsets.append(at + 2)
+        else:
+            rest.append(line)
+        begun = begun or line == BEGIN
+    if offsets:
+        file.seek(offsets[0])
+        if not file.readline().startswith(b'{"'):
+            # one of a release before, which wrote a finding over many lines
+            offsets.clear()
+    if not offsets:
+        file.close()
+        return dict(json.loads(path.read_bytes().decode("utf-8", "surrogatepass")))
+    document = dict(json.loads(b"".join(rest).decode("utf-8", "surrogatepass")))
+    return document | {"findings": Entries(file, offsets)}
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return _bytes(json.dumps(entry, ensure_ascii=False, separators=(",", ":"), allow_nan=False))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
