@@ -146,7 +146,7 @@ def plan(work: Work) -> dict[str, Any]:
         if work.tiny
         else bench.Size(16, 2048, 151_936, 24, (40, 70), dtype="bfloat16")
     )
-    settings = bench.larger(work.folder, size)
+    settings = bench.larger(work.folder, size, work.device)
     settings["run"] |= {"device": work.device, "threads": 1 if work.tiny else None}
     ways = {"checkpointing": ["train.gradient_checkpointing=true", "train.lora.rank=16"]}
     return {"aim_peak_error": 0.15, **bench.one_case("gpu", work.folder, settings, ways)}
@@ -214,7 +214,7 @@ def end_to_end(work: Work) -> dict[str, Any]:
     size = bench.Size(36, 2560, 151_936, 200, (30, 60), shape, "bfloat16")
     if work.tiny:
         size = bench.Size(1, 64, 1024, 12, (1, 3))
-    settings = bench.larger(work.folder, size)
+    settings = bench.larger(work.folder, size, work.device)
     settings["run"] |= {"device": work.device, "threads": 1 if work.tiny else None}
     settings["rescore"] |= {"part_rows": 4 if work.tiny else 64}
     settings["train"] |= {

@@ -75,11 +75,11 @@ class Size:
     dtype: str = "float32"
 
 
-def larger(folder: Path, size: Size = Size()) -> dict[str, Any]:
+def larger(folder: Path, size: Size = Size(), device: str = "cpu") -> dict[str, Any]:
     """A random model, and traces of 1–2k tokens made of the shipped ones, one after another."""
     model = folder / "model"
     if not (folder / "built").exists():
-        build_model(model, size)
+        build_model(model, size, device)
         build_traces(folder / "traces.jsonl", size.traces, size.parts)
         (folder / "built").touch()
     return {
@@ -199,7 +199,7 @@ def run_stage(stage: str, config: Path, overrides: list[str]) -> dict[str, Any]:
 def compare(planned: dict[str, Any], measured: dict[str, Any]) -> dict[str, float]:
     """Relative errors of one stage."""
     parts = planned["parts"]
-    added = planned["peak_bytes"] - parts["program"] - parts["weights"]
+    added = planned["peak_bytes"] - parts.get("program", 0) - parts["weights"]
     real = measured["peak"] - parts["weights"]
     return {
         "planned_mb": added / 1e6,

@@ -27,6 +27,7 @@ class Section:
     anchor: str
     """Id on the page; the verdict's figures link to it."""
     title: str
+    """HTML, as written here."""
     body: Body | None
     """HTML of a report document; one that gives nothing is left out with its title. None: the findings, which the page makes."""
 

@@ -136,6 +136,8 @@ class ServerGenerator:
                 self._adapters("unload", {"lora_name": name})
         self.model = wanted
         if not (gap := self.gap(engine, probe)) <= self.config.max_gap_nats:
+            if adapter is not None:
+                self._adapters("unload", {"lora_name": wanted})
             raise ServiceError(
                 f"with {'no adapter' if adapter is None else adapter} the server at {self.config.base_url} is {gap:.3g} nats per token "
                 "away from the weights here",

@@ -23,7 +23,7 @@ def test_what_the_targets_depend_on_is_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=said):
             train_beside(tmp_path, name, overrides, Console(quiet=True))
-    plain = {"run": {"model": "m"}, "traces": {"path": "x.jsonl"}}
+    plain = {"run": {"model": "m"}, "traces": {"path": ["x.jsonl"]}}
     own = RunConfig.model_validate(plain)
     for train, key in (
         ({"recipe": {"teacher": {"update": "live"}}, "targets": "in_step"}, "train.recipe.teacher, train.targets"),
