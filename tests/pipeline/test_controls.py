@@ -89,7 +89,7 @@ def test_the_document_is_in_the_folder_and_the_report(run, document):
     assert stored["schema"] == 1 and [a["arm"] for a in stored["arms"]] == ["hint", *SOME]
     assert json.loads((run / "report.json").read_text())["controls"] == stored
     page = (run / "report.html").read_text()
-    assert "Is the effect the hint's?" in page and "hint at random step" in page and "rules" in page
+    assert "Is the effect the hint&#39;s?" in page and "hint at random step" in page and "rules" in page
     whole_run.report_only(run, QUIET)
     assert json.loads((run / "report.json").read_text())["controls"] == stored, "a report written again keeps it"
 
