@@ -26,9 +26,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from hintdistill.pipeline.stages import STAGES  # noqa: E402
+
 PAGE = ROOT / "docs" / "scale.md"
 BEGIN, END = "<!-- growth: made by benchmarks/growth.py --docs -->", "<!-- end of growth -->"
-STAGES = ("read", "critique", "inject", "rescore", "report")
+MEASURED = tuple(s for s in STAGES if s != "train")  # a training grows with its rows, not with the traces
 SETTINGS = (
     "critic.use=[rules]",
     "rollout.environment=null",
@@ -101,7 +105,7 @@ def measure(number: int, stages: tuple[str, ...]) -> dict[str, dict[str, float]]
 def slopes(found: dict[int, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Per stage, bytes and milliseconds that one more trace takes, from the smallest to the largest size it was run at."""
     out = {}
-    for stage in STAGES:
+    for stage in MEASURED:
         sizes = [n for n, of in sorted(found.items()) if stage in of]
         if len(sizes) > 1:
             low, high = sizes[0], sizes[-1]
@@ -115,7 +119,7 @@ def table(found: dict[int, dict[str, dict[str, float]]], grown: dict[str, dict[s
     sizes = sorted(found)
     lines = ["| stage | " + " | ".join(f"{n:,} traces" for n in sizes) + " | one more trace |"]
     lines += ["|---" * (len(sizes) + 2) + "|"]
-    for stage in STAGES:
+    for stage in MEASURED:
         cells = []
         for n in sizes:
             of = found[n].get(stage)
@@ -141,7 +145,7 @@ def main() -> None:
         return
     found: dict[int, dict[str, dict[str, float]]] = {}
     for n in asked.sizes:
-        stages = tuple(s for s in STAGES if s != "rescore" or n <= asked.rescore_most)
+        stages = tuple(s for s in MEASURED if s != "rescore" or n <= asked.rescore_most)
         found[n] = measure(n, stages)
     grown = slopes(found)
     print(table(found, grown))

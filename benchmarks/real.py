@@ -85,27 +85,25 @@ def measure(args: argparse.Namespace) -> None:
             began = time.monotonic()
 
 
-FKL = {"recipe": {"terms": {"distill": {"divergence": {"kind": "fkl"}}}}}
+def _distill(**changes: object) -> dict:
+    return {"recipe": {"terms": {"distill": changes}}}
 
 
-def _fkl(**distill: object) -> dict:
-    return {"recipe": {"terms": {"distill": {"divergence": {"kind": "fkl"}, **distill}}}}
-
-
-# one thing is changed at a time from forward KL at 1e-3, most telling first
+JSD = {"recipe": "targeted_jsd"}
+# one thing is changed at a time from forward KL, the default since, most telling first
 GRID: dict[str, tuple[str, dict]] = {
-    "jsd": ("targeted", {}),
-    "fkl": ("targeted", FKL),
-    "fkl_twins": ("targeted_twins", FKL),
-    "fkl_twins_half": ("targeted_twins", {**FKL, "twins": {"weight": 0.5}}),
-    "fkl_twins_half_rate_2e-3": ("targeted_twins", {**FKL, "twins": {"weight": 0.5}, "learning_rate": 2e-3}),
-    "fkl_quote": ("targeted", _fkl(span="quote")),
-    "fkl_rate_2e-3": ("targeted", {**FKL, "learning_rate": 2e-3}),
-    "fkl_rate_2e-4": ("targeted", {**FKL, "learning_rate": 2e-4}),
-    "fkl_anchor_half": ("targeted", {**FKL, "anchor": {"weight": 0.5}}),
-    "fkl_suffix": ("targeted", _fkl(span="suffix")),
-    "jsd_quote": ("targeted", {"recipe": {"terms": {"distill": {"span": "quote"}}}}),
-    "jsd_rate_2e-3": ("targeted", {"learning_rate": 2e-3}),
+    "jsd": ("targeted", JSD),
+    "fkl": ("targeted", {}),
+    "fkl_twins": ("targeted_twins", {}),
+    "fkl_twins_half": ("targeted_twins", {"twins": {"weight": 0.5}}),
+    "fkl_twins_half_rate_2e-3": ("targeted_twins", {"twins": {"weight": 0.5}, "learning_rate": 2e-3}),
+    "fkl_quote": ("targeted", _distill(span="quote")),
+    "fkl_rate_2e-3": ("targeted", {"learning_rate": 2e-3}),
+    "fkl_rate_2e-4": ("targeted", {"learning_rate": 2e-4}),
+    "fkl_anchor_half": ("targeted", {"anchor": {"weight": 0.5}}),
+    "fkl_suffix": ("targeted", _distill(span="suffix")),
+    "jsd_quote": ("targeted", {"recipe": {"preset": "targeted_jsd", "terms": {"distill": {"span": "quote"}}}}),
+    "jsd_rate_2e-3": ("targeted", {**JSD, "learning_rate": 2e-3}),
 }
 RATES = (2e-4, 1e-3, 2e-3)
 RIVALS = ("sft_corrected", "sft_gold", "dpo", "sft_corrected_unfiltered", "whole_trace", "decoded8")
@@ -117,7 +115,7 @@ def _rate(rate: float) -> str:
 
 
 GRID |= {f"{arm}_rate_{_rate(r)}": (arm, {"learning_rate": r}) for arm in RIVALS for r in RATES}
-GRID |= {f"fkl_twins_rate_{_rate(r)}": ("targeted_twins", {**FKL, "learning_rate": r}) for r in (2e-4, 2e-3)}
+GRID |= {f"fkl_twins_rate_{_rate(r)}": ("targeted_twins", {"learning_rate": r}) for r in (2e-4, 2e-3)}
 
 
 def _grid(args: argparse.Namespace) -> list[jobs.RealJob]:

@@ -105,12 +105,14 @@ def train(folder: Path, student: Path, episodes: int) -> None:
     if not (folder / "shared" / "targets").is_dir():
         run(folder, "shared", settings, "--until", "rescore")
     for span in SPANS:
-        if (folder / span / "report.json").exists():
+        done = folder / f"{span}.done"
+        if done.exists():
             continue
         if not (folder / span).exists():
             shutil.copytree(folder / "shared", folder / span)
         terms = [f"train.recipe.terms.{name}.span={span}" for name in ("distill", "anchor")]
         run(folder, span, [*settings, "train.recipe=targeted", *terms], "--resume")
+        done.touch()
 
 
 def request_of(target: Target) -> ScoreRequest:

@@ -63,6 +63,12 @@ os.fsync = lambda at: None
 http.FIRST_PAUSE_S = 0.02
 # two threads at most, and one where OMP_NUM_THREADS says so: processes side by side would wait for one another's threads
 torch.set_num_threads(min(2, torch.get_num_threads()))
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import HealthCheck, settings
+
+    # how fast a busy machine draws examples is no property of what is tested
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 # no garbage comes of importing and collecting: the collector begins when that is done, and passes over what is there by then
 gc.disable()
 

@@ -76,11 +76,13 @@ def section_of(arm: str, train: TrainSection, equal: Mapping[str, Any], change: 
     return section
 
 
-def _sampler(ctx: RunContext, salt: str, **limits: int) -> Sampler:
-    """Samples single steps from the student as the run starts, as episodes are sampled."""
+def _sampler(ctx: RunContext, salt: str, max_new_tokens: int | None = None) -> Sampler:
+    """Samples single steps from the student as the run starts, as episodes are sampled, or of so many tokens at most."""
     section = ctx.config.rollout
     options = options_of(section, played_from(section), seed_of(salt) % 2**31)
-    return Sampler(ctx.engine(ctx.model_folder), ctx.renderer, replace(options, **limits))
+    if max_new_tokens is not None:
+        options = replace(options, max_new_tokens=max_new_tokens)
+    return Sampler(ctx.engine(ctx.model_folder), ctx.renderer, options)
 
 
 # -- cross-entropy on the right step -------------------------------------------------------------------------------------
@@ -185,5 +187,5 @@ def _injected(injector: Injector, trace: Trace, finding: Finding) -> Injection |
 def _with_step(injection: Injection, position: int, ids: Sequence[int]) -> Injection:
     """The injection whose step goes on with these ids from a position on."""
     step = injection.step_ids[:position] + tuple(int(i) for i in np.asarray(ids))
-    own = {"step_ids": step, "span": (position, len(step)), "legal": {}, "recorded_logprobs": None}
+    own: dict[str, Any] = {"step_ids": step, "span": (position, len(step)), "legal": {}, "recorded_logprobs": None}
     return injection.model_copy(update=own)

@@ -65,6 +65,13 @@ class Claim:
     """Gain of the arm minus that of the rival."""
     guard: Interval | None
     """Pairs of which both are right: arm minus untrained."""
+    floor: float = 1.0
+    """Share of the pairs of which the untrained model gets both."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the guard could not fail: the untrained model has no more to lose than the bound allows."""
+        return self.guard is not None and self.floor <= -GUARD
 
     @property
     def parts(self) -> list[tuple[str, bool | None]]:
@@ -91,7 +98,17 @@ class Claim:
         verdicts = [met for _, met in self.parts]
         whole = "not met" if False in verdicts else "owed" if None in verdicts else "met"
         words = {True: "met", False: "not met", None: "owed"}
-        return f"The claim is **{whole}**: " + "; ".join(f"{text} ({words[met]})" for text, met in self.parts) + "."
+        if self.empty and whole == "met":
+            whole = "met by the letter alone"
+        return (
+            f"The claim is **{whole}**: "
+            + "; ".join(f"{text} ({words[met]})" for text, met in self.parts)
+            + (
+                f". The guard could not fail: the untrained model gets both of {self.floor:.2f} of the pairs."
+                if self.empty
+                else "."
+            )
+        )
 
 
 def _gain_over(arm: Any, rival: Any, before: Any, hinted: Any) -> Any:
@@ -111,6 +128,7 @@ def claim_of(results: Results, seeds: Sequence[int], arm: str, rival: str, read:
         nouns_bootstrap(gap_closed, nouns, *gain) if gain else None,
         nouns_bootstrap(_gain_over, nouns, *beside) if beside else None,
         nouns_bootstrap(difference, pair_nouns, *guard) if guard else None,
+        float(np.mean(guard[1])) if guard else 1.0,
     )
 
 

@@ -71,7 +71,7 @@ def trainer_of(model: Any, tokenizer: Any, pairs: Sequence[Pair], section: Train
     settings = DPOConfig(
         output_dir=str(work),
         beta=BETA,
-        learning_rate=section.learning_rate,
+        learning_rate=section.rate,
         per_device_train_batch_size=MICRO,
         gradient_accumulation_steps=section.batch_size // MICRO,
         max_steps=steps,

@@ -98,7 +98,7 @@ def _config(job: ExportJob, longest: int) -> str:
         "micro_batch_size": train.micro_batch_size or train.batch_size,
         "gradient_accumulation_steps": train.batch_size // (train.micro_batch_size or train.batch_size),
         "num_epochs": train.epochs,
-        "learning_rate": train.learning_rate,
+        "learning_rate": train.rate,
         "lr_scheduler": train.schedule,
         "warmup_ratio": train.warmup_ratio,
         "weight_decay": train.weight_decay,

@@ -226,7 +226,7 @@ def main() -> None:
 
 def _main() -> None:
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(standalone_mode=False, prog_name="hintdistill") or 0
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)

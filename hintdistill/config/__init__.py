@@ -79,7 +79,7 @@ __all__ = [
     "WatchSection",
 ]
 
-CONFIG_SCHEMA = 3
+CONFIG_SCHEMA = 4
 
 
 class TemplateSection(Section):

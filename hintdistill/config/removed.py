@@ -77,13 +77,22 @@ def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
         InputError: something in it has no translation; the text says what.
     """
     try:
-        return _placebos(_upgraded(saved) if schema == 1 else copy.deepcopy(dict(saved)))
+        data = copy.deepcopy(dict(saved))
+        data["train"]["recipe"] = _default_then(data["train"]["recipe"])
+        return _placebos(_upgraded(data) if schema == 1 else data)
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         why = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise InputError(
             f"the configuration was saved by configuration schema {schema} and cannot be translated: {why}",
             hint="read it with the release that made it",
         ) from error
+
+
+def _default_then(recipe: Any) -> Any:
+    """The recipe by the name that it has now: what was `targeted` until schema 3, and was meant where none was named."""
+    if isinstance(recipe, Mapping):
+        return {**recipe, "preset": _default_then(recipe.get("preset") or DEFAULT)}
+    return "targeted_jsd" if recipe == DEFAULT else recipe
 
 
 def _placebos(data: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +108,7 @@ def _placebos(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
-    data = copy.deepcopy(dict(saved))
+    data = dict(saved)
     data.pop("ablate", None)
     for name in ("llm", "strong"):
         _critic(data["critic"][name])

@@ -14,6 +14,9 @@ from hintdistill.core.paths import RecipeRef
 from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
 
+WHOLE_RATE, ADAPTER_RATE = 2e-4, 1e-3
+"""Learning rates where none is configured: of whole weights, and of adapters."""
+
 
 class AnchorSection(Section):
     """KL to the initial policy on steps without a finding."""
@@ -121,7 +124,8 @@ class TrainSection(Section):
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
     lora: LoraSection | None = None
-    learning_rate: float = Field(default=2e-4, gt=0.0)
+    learning_rate: float | None = Field(default=None, gt=0.0)
+    """Height of the learning rate. Unset: 1e-3 for adapters, 2e-4 for whole weights (docs/decisions.md has the settings tried)."""
     epochs: float = Field(default=3.0, gt=0.0)
     batch_size: int = Field(default=8, ge=1)
     """Rows (traces with their accepted injections) per optimiser step, over all processes."""
@@ -216,6 +220,11 @@ class TrainSection(Section):
         terms = self._anchored(recipe) | self._twinned(recipe)
         terms |= self.hold.terms("hold" in recipe.terms, default_anchor())
         return load_recipe(self.recipe, {"terms": terms}, beneath) if terms else recipe
+
+    @property
+    def rate(self) -> float:
+        """The learning rate: as configured, else by what is trained."""
+        return self.learning_rate or (WHOLE_RATE if self.lora is None else ADAPTER_RATE)
 
     @property
     def target_source(self) -> Literal["stored", "in_step"]:

@@ -37,6 +37,9 @@ def fits(query: Tensor, value: Tensor) -> bool:
     """Whether queries [H, n, D] can attend to parts with values [Hk, S, Dv] here: without gradient, and by a kernel that was tried."""
     if torch.is_grad_enabled() and query.requires_grad:
         return False
+    if query.dtype != value.dtype:
+        # under autocast rotated queries and keys may be float32 beside values in bfloat16; the kernels take one precision
+        return False
     width = query.shape[-1]
     return width == value.shape[-1] <= WIDEST and _tried(query.device.type, query.dtype, width)
 

@@ -402,7 +402,7 @@ def _read(bench: Bench, before: dict[str, float], results: Sequence[dict[str, An
     decoded = corrected.is_file() and any(r["arm"] == "sft_corrected" for r in results)
     return ControlsInput(
         recipe=train.effective_recipe.name,
-        learning_rate=train.learning_rate,
+        learning_rate=train.rate,
         equal={
             "rows": bench.budget.rows,
             "anchors": bench.budget.anchors,

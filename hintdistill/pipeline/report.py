@@ -14,13 +14,11 @@ import numpy as np
 from hintdistill.config import RunConfig
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.models import model_key
-from hintdistill.core.paths import object_content
 from hintdistill.core.rows import OnDemand
 from hintdistill.core.scores import ScoreRequest, Scores, Target
 from hintdistill.core.storage import content_key, write_atomic
-from hintdistill.core.trust import UntrustedError
 from hintdistill.core.types import Injection, Trace
-from hintdistill.pipeline import critique, hold, read, rescore, to_score, train, twins
+from hintdistill.pipeline import critique, environment, hold, read, rescore, to_score, train, twins
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
@@ -32,8 +30,6 @@ from hintdistill.reporting.html import render_html
 from hintdistill.reporting.islands import trace_page
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
-from hintdistill.rollouts.evaluate import Evaluation, evaluate, load_suite, lost_changes, tasks_of
-from hintdistill.rollouts.measure import describe, measured_from, options_of
 from hintdistill.traces.files import trace_files
 from hintdistill.traces.reading import read_traces
 
@@ -139,9 +135,9 @@ def _document(ctx: RunContext, earlier: Sequence[str], measure: bool) -> dict[st
     trained, targets = _trained(ctx), rescore.load(ctx)
     after = _after_view(ctx, targets) if trained and measure else {}
     off_target = _off_target(ctx) if trained and measure else {}
-    evaluations = _evaluations(ctx, trained) if measure else {}
+    played = environment.play(ctx, _student_key(ctx) if trained else None) if measure else environment.Played()
     warnings = list(dict.fromkeys([*earlier, *ctx.console.warnings]))
-    return build(_collect(ctx, targets, after, off_target, evaluations, warnings))
+    return build(_collect(ctx, targets, after, off_target, played, warnings))
 
 
 def _student_key(ctx: RunContext) -> str:
@@ -260,46 +256,12 @@ def _request(ctx: RunContext, trace: Trace, step: int) -> ScoreRequest | None:
     return ScoreRequest(ids, len(rendered.context_ids), len(ids))
 
 
-def _evaluations(ctx: RunContext, trained: bool) -> dict[str, dict[str, Evaluation]]:
-    """Success in the environment, of the initial policy and of the student."""
-    section = ctx.config.rollout
-    if section.environment is None:
-        return {}
-    try:
-        suite = load_suite(section.environment)
-    except UntrustedError as error:
-        ctx.console.warn(f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` does")
-        return {}
-    environment = object_content(section.environment)
-    options = options_of(section, measured_from(section), ctx.config.run.seed)
-    store = ctx.rundir.store("evaluations")
-    out: dict[str, dict[str, Evaluation]] = {}
-    done = store.by_key()
-    whom: list[tuple[str, Path, str]] = [("before", ctx.model_folder, str(ctx.model_key))]
-    if trained:
-        whom.append(("after", ctx.student_folder, _student_key(ctx)))
-    for split in section.splits:
-        tasks = tasks_of(suite, split, section.limit)
-        for when, folder, weights in whom:
-            key = content_key("evaluation", weights, environment, split, tasks, describe(options))
-            if key not in done:
-                with ctx.console.progress(f"{split} {when}", len(tasks)) as advance:
-                    result = evaluate(ctx.engine(folder), ctx.renderer, suite, tasks, options, advance)
-                store.append({"key": key, "split": split, "when": when, "evaluation": asdict(result)})
-                done = store.by_key()
-            out.setdefault(split, {})[when] = Evaluation(**done[key]["evaluation"])
-        played, bound = out[split], section.stop.max_changes_drop
-        if trained and (lost := lost_changes(played["before"], played["after"], bound)):
-            ctx.console.warn(f"{split}: {lost}")
-    return out
-
-
 def _collect(
     ctx: RunContext,
     targets: StoredTargets,
     after: Mapping[str, After],
     off_target: dict[str, Movement],
-    evaluations: dict[str, dict[str, Evaluation]],
+    played: environment.Played,
     warnings: list[str],
 ) -> ReportInput:
     injections = _injections(ctx)
@@ -329,7 +291,8 @@ def _collect(
         trained=[t.key for t in train.selected(ctx, targets).heads] if trained else [],
         train_summary=asdict(summary) if summary else None,
         after=after,
-        evaluations=evaluations,
+        evaluations=played.evaluations,
+        episodes=played.episodes,
         off_target=off_target,
         warnings=warnings,
         twin_items={item.key: item for item in to_score.twin_items(ctx)},

@@ -16,6 +16,7 @@ train/<key>/         checkpoints and metrics.jsonl
 student/             the corrected model
 shards/              of a run in shards: a run folder each, see `pipeline/shards.py`
 evaluations.jsonl    one row per (weights, environment split)
+episodes.jsonl       one row per episode that these were counted from
 report.json, report.html
 ```
 

@@ -256,7 +256,8 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
         sorted(t.key for t in targets.heads),
         # what is read, what bounds it and where the outcome goes decide whether there is a student, not which: they do not
         # start a training over; the recipe and its teacher are the two lines after it, wherever their files are
-        section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS}),
+        section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS})
+        | {"learning_rate": section.rate},
         section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
         [str(ctx.model_key), model_key(ctx.initial_folder).weights],
         None if external is None else model_key(resolve_model(external)).weights,

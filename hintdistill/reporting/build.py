@@ -22,6 +22,7 @@ from hintdistill.reporting.clean_traces import found_nothing
 from hintdistill.reporting.curves import curves
 from hintdistill.reporting.effects import ScoredHint, all_effects, mean
 from hintdistill.reporting.entries import Collected, Entries
+from hintdistill.reporting.failed_episodes import failed_after
 from hintdistill.reporting.findings import After, Decode, failed_entry, finding_entry, unscored_entry
 from hintdistill.reporting.intervals import against_placebos
 from hintdistill.reporting.schema import REPORT_SCHEMA
@@ -73,6 +74,8 @@ class ReportInput:
     """The run folder, for its name and the command that runs it again."""
     owed: int | None = None
     """Traces whose critique another try may still give; None where it is not known."""
+    episodes: Sequence[Mapping[str, Any]] = ()
+    """Rows of episodes.jsonl that the evaluations were counted from."""
     readings: Sequence[Mapping[str, Any]] = ()
     """Rows of the training's metrics.jsonl; empty where this run trained nothing."""
     tripwires: Sequence[Mapping[str, Any]] | None = None
@@ -128,6 +131,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         "findings": findings,
         "against_placebos": against_placebos(findings),
         "curves": curves(data.readings),
+        "failed_after": failed_after(data.episodes),
         "found_nothing": found_nothing(data.trace_rows, data.critiques),
         "unscored": [
             *(unscored_entry(r) for r in data.injection_rows if "injection" not in r),

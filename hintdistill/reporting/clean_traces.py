@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from hintdistill.core.storage import content_key
 from hintdistill.reporting.templates import text
+from hintdistill.reporting.transcripts import transcript
 
 SAMPLE = 8
 """Traces in the report at most, drawn by a hash of their content, so that they are the same each time."""
@@ -34,7 +35,7 @@ def found_nothing(trace_rows: Sequence[Mapping[str, Any]], critiques: Mapping[st
 
 
 def _entry(trace: Mapping[str, Any]) -> dict[str, Any]:
-    said = "\n".join(_message(m) for m in trace["messages"])
+    said = transcript(trace["messages"])
     return {
         "trace": trace["id"],
         "steps": sum(m["role"] == "assistant" for m in trace["messages"]),
@@ -42,12 +43,6 @@ def _entry(trace: Mapping[str, Any]) -> dict[str, Any]:
         "text": said[:LONGEST],
         "cut": max(0, len(said) - LONGEST),
     }
-
-
-def _message(message: Mapping[str, Any]) -> str:
-    calls = [f"{c['name']}({c['arguments_raw']})" for c in message.get("tool_calls") or ()]
-    parts = [str(message.get("reasoning") or ""), str(message.get("content") or ""), *calls]
-    return f"{message['role']}: " + "\n".join(p for p in parts if p)
 
 
 def body(document: Mapping[str, Any]) -> str:

@@ -97,35 +97,41 @@ def _numbers(doc: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
 def _findings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Findings by place: a trace, a step, and the words that are wrong; several of one place by their order."""
     first, second = _placed(a), _placed(b)
+    shared = [_about(f) | {"a": _numbers_of(f), "b": _numbers_of(second[k])} for k, f in first.items() if k in second]
     return {
-        "shared": [
-            _about(first[k]) | {"a": _numbers_of(first[k]), "b": _numbers_of(second[k])} for k in first if k in second
-        ],
-        "only_a": [_about(f) | _numbers_of(f) for k, f in first.items() if k not in second],
-        "only_b": [_about(f) | _numbers_of(f) for k, f in second.items() if k not in first],
+        "shared": shared,
+        "only_a": [f for k, f in first.items() if k not in second],
+        "only_b": [f for k, f in second.items() if k not in first],
     }
 
 
-def _placed(doc: Mapping[str, Any]) -> dict[tuple[Any, ...], Mapping[str, Any]]:
-    out: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+def _placed(doc: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """By place, what is compared of each finding; the rest is not held, because findings may stand on disk and be many."""
+    out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for finding in doc["findings"]:
         place, n = (finding["trace"], finding["step"], finding["quote"]), 0
         while (*place, n) in out:
             n += 1
-        out[*place, n] = finding
+        decision = finding["decision"] or {}
+        out[*place, n] = {
+            "name": name_of(finding),
+            **{k: finding[k] for k in (*_PLACE, *_SAID)},
+            **{k: decision.get(k) for k in _NUMBERS},
+        }
     return out
 
 
+_PLACE = ("trace", "step", "quote")
+_SAID = ("error_class", "hint", "accepted", "reasons", "trained", "split")
+_NUMBERS = ("before", "hinted", "after")
+
+
 def _about(f: Mapping[str, Any]) -> dict[str, Any]:
-    return {"name": name_of(f), "trace": f["trace"], "step": f["step"], "quote": f["quote"]}
+    return {k: f[k] for k in ("name", *_PLACE)}
 
 
 def _numbers_of(f: Mapping[str, Any]) -> dict[str, Any]:
-    decision = f["decision"] or {}
-    return {
-        **{k: f[k] for k in ("error_class", "hint", "accepted", "reasons", "trained", "split")},
-        **{k: decision.get(k) for k in ("before", "hinted", "after")},
-    }
+    return {k: f[k] for k in (*_SAID, *_NUMBERS)}
 
 
 def _settings(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def _sections(document: Mapping[str, Any], sections: Sequence[Section] = SECTION
     for section in sections:
         html = "" if section.body is None else section.body(document).strip()
         if section.body is None or html:
-            made.append({"anchor": section.anchor, "title": section.title, "html": Markup(html)})
+            made.append({"anchor": section.anchor, "title": Markup(section.title), "html": Markup(html)})
     return made
 
 

@@ -321,6 +321,7 @@ _controls = record(
     ),
     **numbers("schema", "learning_rate"),
 )
+_episode = record(success=number, errors=each(error_class), failure=text_or_none, text=text, cut=number)
 _against = record(n=number, traces=number, **dict.fromkeys(MEASURES, each(number)))
 SHARED: Rule = record(
     schema=number,
@@ -389,6 +390,10 @@ SHARED: Rule = record(
         steps=each(number),
         series=record(**dict.fromkeys((*LOSS, *MOVED, DECISION), each(number))),
         decision_probability_by_class=table(error_class, each(number)),
+    ),
+    failed_after=record(
+        splits=table(split, record(**numbers("episodes", "failed", "lost", "failed_before"))),
+        shown=each(record(split=split, task=numbered("task"), before=_episode, after=_episode)),
     ),
     found_nothing=record(
         traces=number, sample=each(record(trace=numbered("trace"), text=text, **numbers("steps", "reward", "cut")))

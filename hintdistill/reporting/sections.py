@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hintdistill.reporting import clean_traces, curves, intervals, spending, ways_out
+from hintdistill.reporting import clean_traces, curves, failed_episodes, intervals, spending, ways_out
 from hintdistill.reporting.controls import TITLES, about
 from hintdistill.reporting.spending import spent
 from hintdistill.reporting.templates import environment
@@ -27,6 +27,7 @@ class Section:
     anchor: str
     """Id on the page; the verdict's figures link to it."""
     title: str
+    """HTML, as written here."""
     body: Body | None
     """HTML of a report document; one that gives nothing is left out with its title. None: the findings, which the page makes."""
 
@@ -57,12 +58,13 @@ SECTIONS: tuple[Section, ...] = (
     Section("overview", "Overview", table("overview")),
     Section("warnings", "Warnings", table("warnings")),
     Section("funnel", "Funnel", table("funnel")),
+    Section("twins", "Twins: where the same step is right", table("twins")),
     Section("classes", "What the hints did, by error class", table("classes")),
     Section("placebos", "Effects against placebos", intervals.body),
     Section("curves", "While training", curves.body),
     Section("cost", "What the critics cost", spending.body),
-    Section("twins", "Twins: where the same step is right", table("twins")),
     Section("environment", "In the environment", table("environment")),
+    Section("failed-after", "Episodes that fail after training", failed_episodes.body),
     Section("off-target", "What else moved", table("off_target")),
     Section("controls", "Is the effect the hint's?", table("controls")),
     Section("findings", "Findings", None),

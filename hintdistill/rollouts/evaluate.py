@@ -174,9 +174,10 @@ def evaluate(
     tasks: Sequence[str],
     options: SamplingOptions,
     progress: Callable[[int], None] | None = None,
+    keep: Callable[[Episode, Outcome], None] | None = None,
 ) -> Evaluation:
-    """Play every task once and count. Raises EnvironmentFailure where not a single episode came to an end."""
-    return summarise(outcomes(engine, renderer, suite, tasks, options, progress))
+    """Play every task once and count; `keep` is called with each episode. Raises EnvironmentFailure where none came to an end."""
+    return summarise(outcomes(engine, renderer, suite, tasks, options, progress, keep))
 
 
 def outcomes(
@@ -186,7 +187,11 @@ def outcomes(
     tasks: Sequence[str],
     options: SamplingOptions,
     progress: Callable[[int], None] | None = None,
+    keep: Callable[[Episode, Outcome], None] | None = None,
 ) -> Iterator[Outcome]:
     """Play every task once and yield how each ended, as the suite's checker sees it."""
     for episode in Sampler(engine, renderer, options).episodes(suite, tasks, progress):
-        yield outcome_of(suite, episode)
+        outcome = outcome_of(suite, episode)
+        if keep is not None:
+            keep(episode, outcome)
+        yield outcome

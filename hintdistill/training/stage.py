@@ -280,7 +280,7 @@ def _arguments(
         output_dir=str(work),
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=config.batch_size // (micro * processes.world()),
-        learning_rate=config.learning_rate,
+        learning_rate=config.rate,
         num_train_epochs=config.epochs,
         lr_scheduler_type=config.schedule,
         # the first step of a warm-up has a rate of 0, so a run of few steps has none

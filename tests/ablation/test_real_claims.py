@@ -55,6 +55,15 @@ def test_pairs_that_are_lost_break_the_guard():
     )
 
 
+def test_a_guard_that_could_not_fail_is_said():
+    found = results(targeted=32, sft_corrected=30)
+    for jobs in found.values():
+        for s, one in enumerate(jobs):
+            one["measured"] |= job(one["label"], s, 0, pairs=2)["measured"] | {"unseen": one["measured"]["unseen"]}
+    told = claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen").sentence()
+    assert told.startswith("The claim is **met by the letter alone**") and told.endswith("both of 0.05 of the pairs.")
+
+
 def test_what_is_owed_is_said_and_a_part_that_failed_decides():
     found = results(targeted=32)
     assert "**owed**" in claim_of(found, SEEDS, "targeted", "sft_corrected", "unseen").sentence()

@@ -63,7 +63,7 @@ def arguments(folder, section, **more):
             "max_steps": STEPS,
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": BATCH,
-            "learning_rate": section.learning_rate,
+            "learning_rate": section.rate,
             "lr_scheduler_type": section.schedule,
             "weight_decay": section.weight_decay,
             "max_grad_norm": section.max_grad_norm,

@@ -51,7 +51,7 @@ def test_what_a_run_of_the_version_before_saved_is_read_with_the_same_meaning():
     config = validate(upgrade(saved))
     assert config.critic.llm.prompts == {"prompt": "critic/toolworld.jinja"}
     assert config.inject.formats == {} and len(config.rescore.gate.checks) == 5
-    assert config.train.effective_recipe.terms["anchor"].coef == 1.5 and config.train.recipe == "targeted"
+    assert config.train.effective_recipe.terms["anchor"].coef == 1.5 and config.train.recipe == "targeted_jsd"
     saved["train"] |= {"divergence": "fkl", "support": "union_topk", "top_k": 9, "teacher": "round_start"}
     saved["train"] |= {"normalize": "token", "loss_span": "quote_weighted", "quote_weight": 3.0}
     saved["train"]["anchor"]["min_probability"] = 0.25
@@ -106,12 +106,24 @@ def test_saved_recipes_of_every_form_are_translated():
     assert list(validate(upgrade(saved_train(recipe=own))).train.effective_recipe.terms) == ["distill", "mine"]
 
 
+@pytest.mark.parametrize("recipe", ["targeted", {"terms": {"distill": {"span": "quote"}}}, "hint_sd"])
+def test_a_recipe_saved_as_the_default_stays_what_it_was(recipe):
+    saved = validate({"run": {"model": "m"}, "traces": {"path": ["t.jsonl"]}, "train": {"recipe": recipe}}).model_dump(
+        mode="json"
+    )
+    read = validate(upgrade(saved, 3)).train.effective_recipe
+    was = (
+        {"preset": "targeted_jsd", **recipe} if isinstance(recipe, dict) else recipe.replace("targeted", "targeted_jsd")
+    )
+    assert read == load_recipe(was) and (read.terms["distill"].divergence.kind == "jsd") == (recipe != "hint_sd")
+
+
 def test_a_saved_config_without_a_translation_says_who_made_it():
     with pytest.raises(
         InputError, match=r"schema 1 and cannot be translated: .*trace has no term `distill`; .* key, error"
     ):
         upgrade(saved_train(recipe="trace", divergence="fkl"))
-    with pytest.raises(InputError, match="schema 1 and cannot be translated: KeyError: 'critic'"):
+    with pytest.raises(InputError, match="schema 1 and cannot be translated: KeyError: 'train'"):
         upgrade({"run": {}})
 
 

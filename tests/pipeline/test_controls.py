@@ -89,7 +89,7 @@ def test_the_document_is_in_the_folder_and_the_report(run, document):
     assert stored["schema"] == 1 and [a["arm"] for a in stored["arms"]] == ["hint", *SOME]
     assert json.loads((run / "report.json").read_text())["controls"] == stored
     page = (run / "report.html").read_text()
-    assert "Is the effect the hint's?" in page and "hint at random step" in page and "rules" in page
+    assert "Is the effect the hint&#39;s?" in page and "hint at random step" in page and "rules" in page
     whole_run.report_only(run, QUIET)
     assert json.loads((run / "report.json").read_text())["controls"] == stored, "a report written again keeps it"
 
@@ -209,3 +209,16 @@ def test_a_run_whose_targets_are_made_in_the_step_is_refused(tmp_path):
 def test_an_ablate_section_in_a_runs_config_is_told_where_it_went(tmp_path):
     with pytest.raises(ConfigError, match=r"benchmarks/ablation/ablate\.yaml"):
         load_config("configs/quickstart.yaml", ["ablate.rows=4"])
+
+
+def test_a_dry_run_says_which_arms_are_owed_and_writes_nothing(run, document):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    words = ["controls", str(run), "rows=16", "steps=16", "clean_steps=8", "--dry-run"]
+    with pytest.raises(ConfigError, match="has controls already"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    ahead = json.loads(CliRunner().invoke(app, [*words, "--resume", "--json"], catch_exceptions=False).stdout)
+    assert {*ahead["arms"], *ahead["finished"]} == set(ARMS) and {"hint", "placebo"} <= set(ahead["finished"])
+    assert (ahead["hints"], ahead["steps"], ahead["money"]) == (16, 16, 0.0) and ahead["tokens"] > 0
+    text = CliRunner().invoke(app, [*words, "--resume"], catch_exceptions=False).stdout
+    assert text.startswith(f"arms: {', '.join(ahead['arms'])} (finished before: ") and "\nbytes: " in text
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before

@@ -180,6 +180,16 @@ def test_a_bad_row_is_a_row_of_its_shard(tmp_path):
     assert [d["funnel"]["read"]["records"] for d in own] == [4, 7]
 
 
+def test_the_plan_has_each_shard(whole):
+    """Counted without weights, from the critiques that are there: every trace is in one shard, every token is read."""
+    out = hintdistill("plan", CONFIG, "--no-measure", "--shards", "3", "--json", f"run.dir={whole}", *SMALL).stdout
+    found = json.loads(out)
+    shards, (stage,) = found["shards"], (s for s in found["stages"] if s["stage"] == "rescore")
+    assert [s["traces"] for s in shards] == [8, 8, 6] and [s["shard"] for s in shards] == ["0/3", "1/3", "2/3"]
+    assert sum(s["rescore"]["tokens"] for s in shards) >= stage["tokens"] > max(s["rescore"]["tokens"] for s in shards)
+    assert all(0 < s["rescore"]["peak_bytes"] <= stage["peak_bytes"] for s in shards)
+
+
 def test_a_name_is_a_part_of_a_whole():
     assert Shard.parse("2/8") == Shard.parse("2-of-8") == Shard(2, 8)
     assert Shard.parse("env", {"RANK": "1", "WORLD_SIZE": "2"}) == Shard(1, 2)

@@ -455,7 +455,7 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.terms.distill.suport.k=3", r"unknown key `terms.distill.suport` \(did you mean `support`\?\)"),
         ("train.recipe.terms.distill.divergence.kind=jds", r"unknown divergence `jds` \(did you mean `jsd`\?\)"),
         (
-            "train.recipe.terms.distill.divergence.alfa=.3",
+            "train={recipe: {preset: targeted_jsd, terms: {distill: {divergence: {alfa: .3}}}}}",
             r"unknown key `alfa` of divergence jsd \(did you mean `alpha`\?\)",
         ),
         (
@@ -477,11 +477,14 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.terms.distill.weights=[{ref: trust}]", "no mask `trust`"),
         ("train.recipe.terms.distill.target.loglin.techer=1", r"unknown view `techer` \(did you mean `teacher`\?\)"),
         (
-            "train.recipe.terms.distill.support.kind=sampled",
+            "train={recipe: {preset: targeted_jsd, terms: {distill: {support: {kind: sampled}}}}}",
             "jsd compares distributions, and the support `sampled` holds one token",
         ),
         ("train.recipe.terms.distill.support.rest=[renorm, tail]", "a tail beside them would count the rest twice"),
-        ("train.recipe.terms.distill.support.rest=drop", "lowers the mass of the kept entries"),
+        (
+            "train={recipe: {preset: targeted_jsd, terms: {distill: {support: {rest: drop}}}}}",
+            "lowers the mass of the kept entries",
+        ),
         ("train.recipe.terms.distill.divergence={kind: pg}", "pg reads the sampled token alone"),
         (
             "train.recipe.terms.distill.divergence={kind: jsd, alpha: 1}",
@@ -503,8 +506,14 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
             "alpha of skew must lie strictly between 0 and 1",
         ),
         ("train.recipe.terms.distill.divergence={kind: mix, lam: 1.5}", "lam of mix must lie between 0 and 1, not 1.5"),
-        ("train.recipe.terms.distill.divergence.alpha={from: .5, to: 1, steps: 9}", "alpha of jsd must lie strictly"),
-        ("train.recipe.terms.distill.divergence.alpha=half", "alpha of jsd is a number or a schedule, not 'half'"),
+        (
+            "train={recipe: {preset: targeted_jsd, terms: {distill: {divergence: {alpha: {from: .5, to: 1, steps: 9}}}}}}",
+            "alpha of jsd must lie strictly",
+        ),
+        (
+            "train={recipe: {preset: targeted_jsd, terms: {distill: {divergence: {alpha: half}}}}}",
+            "alpha of jsd is a number or a schedule, not 'half'",
+        ),
         ("train.recipe.terms.distill.temperature={from: 0, to: 1, steps: 9}", "greater than 0, at both ends"),
         ("train.recipe.terms.distill.target.mixture={initial: 1.0}", "must be positive and sum to less than 1"),
         (

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from hintdistill.core.statistics import mean_over_groups
 from hintdistill.core.types import Critique
-from hintdistill.reporting import clean_traces, curves, intervals, spending, ways_out
+from hintdistill.reporting import clean_traces, curves, failed_episodes, intervals, spending, ways_out
 from hintdistill.reporting.html import render_html
 from hintdistill.reporting.share import shareable
 
@@ -162,3 +162,44 @@ def test_the_page_has_the_sections_and_what_leaves_holds_no_text(document):
     assert shared["found_nothing"]["traces"] == 11
     assert "document.title" not in json.dumps(shared), "neither a trace nor the name of a class"
     assert 'id="curves"' in render_html(shared, 5)
+
+
+def episode(split: str, when: str, task: str, success: bool, text: str | None = "user: hello") -> dict[str, Any]:
+    errors = [] if success else [ATTACK]
+    row = {"split": split, "when": when, "task": task, "success": success, "errors": errors, "failure": None}
+    return row | {"text": None if success and when == "after" else text}
+
+
+@pytest.fixture
+def episodes() -> list[dict[str, Any]]:
+    rows = [
+        episode(s, w, f"old-{i}", False) for s in ("test", "near_miss_x") for w in ("before", "after") for i in range(5)
+    ]
+    rows += [
+        episode("near_miss_x", "before", "lost", True, "user: " + "b" * 9000),
+        episode("near_miss_x", "after", "lost", False, ATTACK),
+    ]
+    return [*rows, episode("test", "after", "new", False), episode("test", "after", "good", True)]
+
+
+def test_episodes_that_fail_after_training_stand_beside_those_before(episodes, document):
+    found = failed_episodes.failed_after(episodes)
+    assert found is not None and list(found["splits"]) == ["near_miss_x", "test"], "near-misses first"
+    assert found["splits"]["near_miss_x"] == {"episodes": 6, "failed": 6, "lost": 1, "failed_before": 5}
+    assert found["splits"]["test"] == {"episodes": 7, "failed": 6, "lost": 0, "failed_before": 5}
+    first = found["shown"][0]
+    assert (first["split"], first["task"], first["before"]["success"]) == ("near_miss_x", "lost", True), (
+        "what was lost comes first"
+    )
+    assert first["before"]["cut"] == len("user: ") + 9000 - failed_episodes.LONGEST and first["after"]["text"] == ATTACK
+    assert len(found["shown"]) == 2 * failed_episodes.SHOWN
+    assert failed_episodes.failed_after([r for r in episodes if r["when"] == "before"]) is None
+    alone = failed_episodes.failed_after([episode("test", "after", "new", False)])
+    assert alone is not None and alone["shown"][0]["before"] is None and alone["splits"]["test"]["failed_before"] == 0
+    document["failed_after"] = found
+    page, shared = render_html(document, 3), shareable(document)
+    assert "before success, after failed" in page and "more characters" in page and "\x1b" not in page
+    assert "document.title" not in json.dumps(shared) and [
+        s["lost"] for s in shared["failed_after"]["splits"].values()
+    ] == [1, 0]
+    assert 'id="failed-after"' in render_html(shared, 3)

@@ -140,7 +140,10 @@ def test_a_broken_environment_costs_its_episode(fault, reason, student_engine, s
         Suite(fault), Suite(fault).splits()["test"]
     )
     assert reason in first.failure and second.failure is None and second.trace.reward == 1.0
-    got = evaluate(student_engine, student_renderer, Suite(fault), Suite(fault).splits()["test"], GREEDY)
+    kept = []
+    suite, keep = Suite(fault), lambda episode, outcome: kept.append((episode.task, outcome.success))
+    got = evaluate(student_engine, student_renderer, suite, suite.splits()["test"], GREEDY, keep=keep)
+    assert [ended for _, ended in kept] == [False, True] and kept[0][0] == first.task
     assert got.success_rate == 0.5 and sum(got.failures.values()) == 1
 
 

@@ -20,14 +20,14 @@ COMMAND = [str(Path(sys.executable).with_name("hintdistill"))]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def hintdistill(*args: str, expect: int | None = 0, folder: Path = ROOT) -> subprocess.CompletedProcess:
+def hintdistill(*args: str, expect: int | None = 0, folder: Path | None = None) -> subprocess.CompletedProcess:
     """Run the command's own `main` in this process, which has torch loaded, and give what it printed and its exit code.
 
     A test of processes (kills, signals, environment variables) takes `process`.
     """
     from hintdistill.cli.main import main
 
-    return _checked(_called(main, [COMMAND[0], *args], folder), expect)
+    return _checked(_called(main, [COMMAND[0], *args], folder or ROOT), expect)
 
 
 def script(path: str, *args: str) -> subprocess.CompletedProcess:

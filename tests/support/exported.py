@@ -23,6 +23,7 @@ def scored_run(folder: Path, *overrides: str, limit: int = 24) -> Path:
         "train.twins.per_finding=1",
         "rescore.top_k=16",
         "train.anchor.weight=2",
+        "train.recipe=targeted_jsd",  # most formats lose this divergence, and have to say so
         *overrides,
     )
     return folder

@@ -204,15 +204,13 @@ def test_no_sentence_claims_what_was_not_done(document):
         f"Held at what the initial model says there: {document['train']['anchor_rows']} clean steps of the same traces."
         in plain
     )
-    assert "(loss: `jsd` over the whole step)" in plain and "what the model itself says there under the hint" in plain
+    assert "(loss: `fkl` over the whole step)" in plain and "what the model itself says there under the hint" in plain
     alone = said(document, "targeted", anchor_rows=0, hold_rows=0)
     assert "No other step was held in place." in alone and "Held at" not in alone
     both = said(document, "targeted", hold_rows=3)
     assert "clean steps of the same traces, 3 steps of hold traces. No other step was." in both
-    other = said(
-        document, {"preset": "targeted", "terms": {"distill": {"divergence": {"kind": "fkl"}, "span": "quote"}}}
-    )
-    assert "(loss: `fkl` over the quoted words)" in other and "jsd" not in other
+    other = said(document, {"preset": "targeted_jsd", "terms": {"distill": {"span": "quote"}}})
+    assert "(loss: `jsd` over the quoted words)" in other and "fkl" not in other
     external = said(document, {"preset": "targeted", "teacher": {"update": "external", "model": "some/model"}})
     assert "what another model says there under the hint" in external
 

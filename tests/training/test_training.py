@@ -205,7 +205,7 @@ def test_a_term_counts_with_its_slots(targets, tmp_path):
     anchor = next(t for t in targets if t.kind == "anchor")
 
     def summed(of) -> float:
-        trainer = trainer_of(of, tmp_path, anchor={"weight": 5000.0, "min_probability": 0.0})
+        trainer = trainer_of(of, tmp_path, anchor={"weight": 50000.0, "min_probability": 0.0})
         nudge = torch.Generator().manual_seed(3)
         with torch.no_grad():
             for p in trainer.model.parameters():
