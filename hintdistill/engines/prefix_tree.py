@@ -179,8 +179,8 @@ def grow(sequences: Sequence[np.ndarray], trunks: Sequence[np.ndarray] = ()) -> 
 def batches(sequences: Sequence[np.ndarray], budget: int) -> list[list[int]]:
     """Indices of sequences that are worth one tree: neighbours in sorted order until `budget` distinct tokens are there.
 
-    Sequences that share most of their tokens stay together whatever the budget, because parting them would compute the
-    shared part twice; `PrefixTree.calls` keeps each forward call within the budget.
+    Sequences that share most of their tokens, or as many as a call has, stay together whatever the budget, because parting
+    them would compute the shared part twice; `PrefixTree.calls` keeps each forward call within the budget.
     """
     order = sorted(range(len(sequences)), key=lambda i: np.asarray(sequences[i], ">i8").tobytes())
     out: list[list[int]] = []
@@ -188,7 +188,7 @@ def batches(sequences: Sequence[np.ndarray], budget: int) -> list[list[int]]:
     for previous, i in zip([None, *order], order, strict=False):
         shared = 0 if previous is None else shared_length(sequences[previous], sequences[i])
         fresh = len(sequences[i]) - shared
-        if not out or (distinct + fresh > budget and 2 * shared < len(sequences[i])):
+        if not out or (distinct + fresh > budget and 2 * shared < len(sequences[i]) and shared < budget):
             out.append([])
             distinct, fresh = 0, len(sequences[i])
         out[-1].append(i)

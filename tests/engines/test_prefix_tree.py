@@ -108,3 +108,12 @@ def test_a_template_that_rewrites_history_meets_the_bound():
     tree = grow(views)
     assert tree.computed <= 1.1 * bound(views)
     assert tree.computed < 0.6 * tree.asked
+
+
+def test_what_shares_a_whole_call_stays_together():
+    """Half of the later one less a few tokens is shared: parting them would read a quarter of a long trace twice."""
+    rng = np.random.default_rng(0)
+    trace, other = rng.integers(0, 50, 400), rng.integers(0, 50, 30)
+    sequences = [trace[:190], np.concatenate([trace[:190], other, trace[190:390]])]
+    assert len(sequences[1]) > 2 * 190
+    assert len(batches(sequences, 100)) == 1 and len(batches(sequences, 191)) == 2
