@@ -6,6 +6,8 @@ Whoever wants to see them asks Python for all warnings (`PYTHONWARNINGS=default`
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -44,3 +46,12 @@ def silence_libraries() -> None:
     for of in SILENCED:
         # a filter that is there already is not added again
         warnings.filterwarnings("ignore", of.says, of.category, append=True)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Ignore the warnings of `SILENCED` for a while, whatever else was asked for: for calls that a caller of the Python API makes."""
+    with warnings.catch_warnings():
+        for of in SILENCED:
+            warnings.filterwarnings("ignore", of.says, of.category)
+        yield

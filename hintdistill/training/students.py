@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -72,9 +71,7 @@ def load_student(folder: Path, run: RunSection, config: TrainSection, device: to
         if config.lora is not None:
             from peft import get_peft_model
 
-            with warnings.catch_warnings():
-                # peft reads an attribute that transformers has renamed; nobody who trains can do anything about it
-                warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            with silenced():
                 model = get_peft_model(model, lora_config(config.lora))
     model.config.use_cache = False
     return Student(model, sum(p.numel() for p in model.parameters() if p.requires_grad), arrived)
