@@ -19,6 +19,7 @@ import torch
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
 from hintdistill.core.errors import ConfigError, ModelError
+from hintdistill.core.library_warnings import silenced
 from hintdistill.core.trust import UntrustedError
 from hintdistill.engines.transformers import pick_dtype
 from hintdistill.engines.weights import load_adapter, load_model
