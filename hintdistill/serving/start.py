@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +81,13 @@ def serve(backend: Backend, host: str, port: int, max_waiting: int, timeout_s: f
     except ImportError as error:
         raise ConfigError(f"the server needs {error.name}", hint=EXTRA) from None
     app = create_app(make_service(backend), Limits(token=token, max_waiting=max_waiting, timeout_s=timeout_s))
-    # no bound on the shutdown: every request inside has its own timeout
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=None)
+    # uvicorn sends itself the signal again when it has stopped; what is done then is done, and the exit code says so
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        # no bound on the shutdown: every request inside has its own timeout
+        uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def serve_tools(backend: Backend) -> None:

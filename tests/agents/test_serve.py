@@ -178,7 +178,7 @@ def test_a_stop_answers_what_was_accepted(tmp_path, failed):
     # until at least one is inside, so that the stop comes in the middle
     while not httpx.get(f"{running.url}/health").json()["inside"] and any(t.is_alive() for t in threads):
         pass
-    assert running.stop() in (0, -15, 143)
+    assert running.stop() == 0
     for thread in threads:
         thread.join()
     answered = {n for n, status in found if status == 200}
