@@ -29,7 +29,7 @@ suite: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: install
-	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/scale --ignore tests/browser
+	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
