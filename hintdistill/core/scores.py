@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hintdistill.core.notebook import target_html, target_plot
 from hintdistill.core.plain import plain
 from hintdistill.core.types import Fidelity, Split, TargetKind
 
@@ -223,6 +224,8 @@ class Target(TargetHead):
         )
         kind = f"{self.error_class} " if self.error_class else ""
         return f"Target({self.trace_id}:{self.step} {kind}{self.kind}, {len(self.step_ids)} tokens{said}, {verdict})"
+
+    _repr_html_, plot = target_html, target_plot
 
     @property
     def hint_effect(self) -> np.ndarray:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.frozen import FrozenModel
+from hintdistill.core.notebook import trace_html, trace_plot
 from hintdistill.core.registry import NameIn
 from hintdistill.core.text import require_text
 
@@ -173,6 +174,8 @@ class Trace(FrozenModel):
         """One line: id and counts; the messages are left out."""
         reward = "" if self.reward is None else f", reward {self.reward:g}"
         return f"Trace({self.id!r}, {len(self.messages)} messages, {len(self.step_indices)} steps, {len(self.tools)} tools{reward})"
+
+    _repr_html_, plot = trace_html, trace_plot
 
     @cached_property
     def step_indices(self) -> tuple[int, ...]:

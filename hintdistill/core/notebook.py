@@ -1,0 +1,89 @@
+"""How a target and a trace look in a notebook: a table, and a drawing. Everything of a trace is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LONGEST = 400
+"""Characters of a message that a table shows; how many were cut is said."""
+
+
+def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    top = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return f"<table><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def target_html(target: Any) -> str:
+    """The tokens of a target's step with their probabilities without the hint and for the teacher, as a table."""
+    plain, teacher = np.exp(target.plain_sampled), np.exp(target.teacher_sampled)
+    rows = (
+        (repr(token), f"{plain[i]:.3f}", f"{teacher[i]:.3f}", target.instead[i] if i < len(target.instead) else "")
+        for i, token in enumerate(target.tokens)
+    )
+    return _table(repr(target), ("token", "plain", "teacher", "the teacher would say"), rows)
+
+
+def trace_html(trace: Any) -> str:
+    """The messages of a trace as a table; steps have their numbers."""
+    step = {at: n for n, at in enumerate(trace.step_indices)}
+    rows = []
+    for at, message in enumerate(trace.messages):
+        calls = [f"{c.name}({c.arguments_raw})" for c in message.tool_calls or ()]
+        said = "\n".join(filter(None, (message.content or "", *calls)))
+        cut = f" … {len(said) - LONGEST:,} more characters" if len(said) > LONGEST else ""
+        rows.append((str(step.get(at, "")), message.role, said[:LONGEST] + cut))
+    return _table(repr(trace), ("step", "role", "what it says"), rows)
+
+
+def target_plot(target: Any) -> Figure:
+    """Probability of each token of the step without the hint and for the teacher.
+
+    Returns:
+        A figure of its own, which a notebook shows and `savefig` writes; nothing of pyplot's state is touched.
+    """
+    names = [t if t.strip() else repr(t) for t in target.tokens]
+    figure = _figure(len(names))
+    axes = figure.subplots()
+    at = np.arange(len(names))
+    axes.bar(at - 0.2, np.exp(target.plain_sampled), 0.4, label="plain", color="#8a5a00")
+    axes.bar(at + 0.2, np.exp(target.teacher_sampled), 0.4, label="teacher", color="#00589c")
+    _name(axes, names, "probability", repr(target))
+    axes.set_ylim(0, 1)
+    axes.legend()
+    return figure
+
+
+def trace_plot(trace: Any) -> Figure:
+    """Characters of each message by its role; steps have their numbers. Returns a figure of its own, as `target_plot`."""
+    step = {at: n for n, at in enumerate(trace.step_indices)}
+    names = [f"{m.role} {step[i]}" if i in step else m.role for i, m in enumerate(trace.messages)]
+    sizes = [len(m.content or "") + sum(len(c.arguments_raw) for c in m.tool_calls or ()) for m in trace.messages]
+    figure = _figure(len(names))
+    axes = figure.subplots()
+    axes.bar(
+        np.arange(len(names)), sizes, 0.8, color=["#00589c" if i in step else "#6b6b6b" for i in range(len(names))]
+    )
+    _name(axes, names, "characters", repr(trace))
+    return figure
+
+
+def _figure(bars: int) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(max(4.0, 0.35 * bars), 3.2), layout="constrained")
+
+
+def _name(axes: Any, names: Sequence[str], unit: str, title: str) -> None:
+    # a dollar sign would begin a formula
+    plain = [n.replace("$", r"\$") for n in names]
+    axes.set_xticks(np.arange(len(plain)), plain, rotation=90, fontsize=7)
+    axes.set_ylabel(unit)
+    axes.set_title(title.replace("$", r"\$"), fontsize=8)
