@@ -400,7 +400,9 @@ def test_a_whole_run(kind, tmp_path):
     """The main process does all but the training, and prints the report once; its weights are those of a run alone."""
     code, output = launch(tmp_path, [*LAUNCH, str(ACCELERATE / f"{kind}.yaml"), *run_command(tmp_path / "two")])
     assert code == 0, output[-4000:]
-    assert output.count("\nreport: ") == 1 and output.count("\ntrain: ") == 1 and "Traceback" not in output
+    # the report's lines: how far training came, and where the page is
+    assert output.count("\nreport: training moved ") == 1 and output.count(f"\nreport: {tmp_path}") == 1
+    assert output.count("\nreport: ") == 2 and output.count("\ntrain: ") == 1 and "Traceback" not in output
     config = load_config(ROOT / "configs" / "quickstart.yaml", run_command(tmp_path / "one")[4:])
     run(config, tmp_path / "one", until="train", console=Console(quiet=True))
     two, one = (next((tmp_path / n / "train").iterdir()) for n in ("two", "one"))
