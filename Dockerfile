@@ -2,8 +2,8 @@
 #
 #   docker build --target cpu  -t hintdistill:cpu  .
 #   docker build --target cuda -t hintdistill:cuda .
-#   docker run --rm -v "$PWD:/work" hintdistill:cpu run mine/hintdistill.yaml
-#   docker run --rm --gpus all -v "$PWD:/work" hintdistill:cuda doctor
+#   docker run --rm -v "$PWD:/data" hintdistill:cpu run mine/hintdistill.yaml
+#   docker run --rm --gpus all -v "$PWD:/data" hintdistill:cuda doctor
 #
 # Neither target has been built yet: no builder was at hand. tests/test_docker.py holds it against what it names.
 ARG PYTHON_TAG=3.12-slim-bookworm
@@ -22,11 +22,14 @@ FROM python:${PYTHON_TAG} AS base
 ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     TOKENIZERS_PARALLELISM=false \
-    HF_HOME=/work/.cache/huggingface
+    HF_HOME=/data/.cache/huggingface
 RUN useradd --create-home --uid 1000 hint \
-    && mkdir /work \
-    && chown hint /work
+    && mkdir /data \
+    && chown hint /data
 COPY --from=wheel /wheels /wheels
+WORKDIR /data
+ENTRYPOINT ["hintdistill"]
+CMD ["--help"]
 
 # without a GPU: the build of torch that brings no CUDA packages
 FROM base AS cpu
@@ -35,9 +38,6 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN python -m pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch==${TORCH}" \
     && python -m pip install --no-cache-dir "$(ls /wheels/*.whl)[critic,serve]"
 USER hint
-WORKDIR /work
-ENTRYPOINT ["hintdistill"]
-CMD ["--help"]
 
 # with a GPU: torch's own CUDA libraries; the host brings the driver and the container toolkit
 FROM base AS cuda
@@ -48,6 +48,3 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 RUN python -m pip install --no-cache-dir --index-url "${TORCH_INDEX}" "torch==${TORCH}" \
     && python -m pip install --no-cache-dir "$(ls /wheels/*.whl)[critic,serve]"
 USER hint
-WORKDIR /work
-ENTRYPOINT ["hintdistill"]
-CMD ["--help"]

@@ -56,8 +56,9 @@ def test_targets_end_alike_without_rights_and_with_a_command_that_is_there():
     assert list(found) == ["wheel", "base", "cpu", "cuda"]
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     for target in ("cpu", "cuda"):
-        words = dict(found[target])
-        assert words["USER"] == "hint" and words["WORKDIR"] == "/work"
+        words = dict(found["base"]) | dict(found[target])
+        assert found[target][0][1] == f"base AS {target}"
+        assert words["USER"] == "hint" and words["WORKDIR"] == "/data"
         assert json.loads(words["ENTRYPOINT"])[0] in scripts and json.loads(words["CMD"]) == ["--help"]
         order = [name for name, _ in found[target]]
         assert order.index("RUN") < order.index("USER"), "packages are installed before rights are given up"

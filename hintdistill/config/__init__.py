@@ -6,14 +6,12 @@ no say. `config/file.py` turns YAML and overrides into it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
     PrivateAttr,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -214,6 +212,8 @@ class GateSection(Section):
 class RescoreSection(Section):
     """4. rescore: what is kept of each view."""
 
+    newer: ClassVar[tuple[str, ...]] = ("offload",)
+
     top_k: int = Field(default=64, ge=1)
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; `null`: 4096 on a CPU, 16384 elsewhere."""
@@ -244,14 +244,6 @@ class RescoreSection(Section):
                 "placebos must be three to nine in all, e.g. {generic: 1, other_class: 1, shuffled_answer_free: 1}"
             )
         return given
-
-    @model_serializer(mode="wrap")
-    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without what changes no number: results of configurations that know no such key stay theirs."""
-        data: dict[str, Any] = plain(self)
-        if not self.offload:
-            data.pop("offload", None)
-        return data
 
     @property
     def placebo_count(self) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from hintdistill.config.base import Section
 from hintdistill.core.paths import ObjectPath
@@ -12,6 +12,11 @@ from hintdistill.core.paths import ObjectPath
 
 class ServerSection(Section):
     """A vLLM server that samples the rollouts and is handed the new weights each round, where it has an address."""
+
+    newer: ClassVar[tuple[str, ...]] = (
+        "hand_over",
+        "sleep",
+    )
 
     base_url: str | None = None
     """Set: the server samples; not set: the weights in this process do. E.g. `http://localhost:8000/v1`.
@@ -35,15 +40,6 @@ class ServerSection(Section):
     both share. Needs vLLM's --enable-sleep-mode, which a CPU does not have."""
     max_gap_nats: float = Field(default=0.02, gt=0)
     """After a hand-over, mean |log p server − log p here| per token above this means that it serves other weights."""
-
-    @model_serializer(mode="wrap")
-    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without what is off: runs and results that know no such key stay theirs."""
-        data: dict[str, Any] = plain(self)
-        for name, off in (("hand_over", "weights"), ("sleep", False)):
-            if getattr(self, name) == off:
-                data.pop(name, None)
-        return data
 
 
 class SampleSection(Section):
@@ -96,6 +92,8 @@ class StopSection(Section):
 class RolloutSection(Section):
     """The environment in which fresh traces are sampled and success is measured; none by default."""
 
+    newer: ClassVar[tuple[str, ...]] = ("overlap",)
+
     environment: ObjectPath | None = None
     """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
     splits: tuple[str, ...] = ("test",)
@@ -128,11 +126,3 @@ class RolloutSection(Section):
         if self.overlap and self.sample.server.sleep:
             raise ValueError("with overlap the server samples while training runs, so it cannot sleep")
         return self
-
-    @model_serializer(mode="wrap")
-    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without what is off: runs and results that know no such key stay theirs."""
-        data: dict[str, Any] = plain(self)
-        if not self.overlap:
-            data.pop("overlap", None)
-        return data

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hintdistill.config.arguments import checked
 from hintdistill.config.base import Section
@@ -113,6 +113,13 @@ class OutcomeSection(Section):
 class TrainSection(Section):
     """5. train: the recipe (objective and teacher rule) and the optimiser."""
 
+    newer: ClassVar[tuple[str, ...]] = (
+        "outcome",
+        "twins",
+        "hold",
+        "arguments",
+    )
+
     recipe: RecipeRef = DEFAULT
     """Name of a recipe (`hintdistill recipes list`), a YAML file, or a mapping: `preset` and the keys to change in it."""
     targets: Literal["stored", "in_step"] | None = None
@@ -196,17 +203,6 @@ class TrainSection(Section):
         if self.save == "adapter" and self.arriving_adapter == "beside":
             raise ValueError("save=adapter writes one adapter, and arriving_adapter=beside makes two; set save=both")
         return self
-
-    @model_serializer(mode="wrap")
-    def _unless_default(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without sections of which nothing is set: folders of runs that know no such key stay theirs."""
-        data: dict[str, Any] = plain(self)
-        for name, unset in (("outcome", OutcomeSection()), ("twins", TwinSection()), ("hold", HoldSection())):
-            if getattr(self, name) == unset:
-                data.pop(name, None)
-        if not self.arguments:
-            data.pop("arguments", None)
-        return data
 
     @cached_property
     def effective_recipe(self) -> Recipe:

@@ -41,17 +41,16 @@ def test_the_verdict(visit, folder):
     kept(folder / "report-verdict.png")
 
 
-def test_the_findings(visit, folder):
-    page = visit("report.html", f"#f-{telling()['key']}", width=1100, height=760)
-    page.locator(".detail .trace").wait_for()
-    page.locator("#app").evaluate("e => e.scrollIntoView()")
-    page.screenshot(path=folder / "report-findings.png")
-    kept(folder / "report-findings.png")
-
-
-def test_one_step(visit, folder):
-    page = visit("report.html", f"#f-{telling()['key']}", width=1100, height=900)
-    page.locator(".detail .here").wait_for()
-    page.locator(".trace").evaluate("e => { e.style.maxHeight = 'none'; }")
-    page.locator(".detail .here").screenshot(path=folder / "report-step.png")
-    kept(folder / "report-step.png")
+@pytest.mark.parametrize(
+    ("name", "height", "ready", "prepare", "of"),
+    [
+        ("findings", 760, ".detail .trace", ("#app", "e => e.scrollIntoView()"), None),
+        ("step", 900, ".detail .here", (".trace", "e => { e.style.maxHeight = 'none'; }"), ".detail .here"),
+    ],
+)
+def test_one_finding(visit, folder, name, height, ready, prepare, of):
+    page = visit("report.html", f"#f-{telling()['key']}", width=1100, height=height)
+    page.locator(ready).wait_for()
+    page.locator(prepare[0]).evaluate(prepare[1])
+    (page if of is None else page.locator(of)).screenshot(path=folder / f"report-{name}.png")
+    kept(folder / f"report-{name}.png")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
-from pathlib import Path
 
 import pytest
+from support.errands import SCRIPT, errands
 
 from hintdistill.core.types import Message, Trace
 from hintdistill.injection.levels import hint_level
@@ -15,17 +13,10 @@ from hintdistill.prompts import PromptLibrary
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.parsing import parse_hermes
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "smollm2" / "errands.py"
-
 
 @pytest.fixture(scope="module")
 def world():
-    spec = importlib.util.spec_from_file_location("smollm2_errands", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["smollm2_errands"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return errands()
 
 
 def play(world, name: str, policy) -> Trace:

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from support.errands import errands
 
 from benchmarks.realmodel.untrained import RULE, ListedNames, Renamed, Ruled, said_names
 from hintdistill.core.types import Trace
 from hintdistill.rollouts.parsing import parse_hermes
 from hintdistill.rollouts.sampling import Episode
 
-SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "smollm2" / "errands.py"
-
 
 @pytest.fixture(scope="module")
 def world():
-    spec = importlib.util.spec_from_file_location("smollm2_errands", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["smollm2_errands"] = module
-    spec.loader.exec_module(module)
-    return module
+    return errands()
 
 
 def one(world) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from support.command import COMMAND, ENV, hintdistill, process, rows
+from support.killing import kill_when
 
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.scores import Target
@@ -211,9 +212,13 @@ def test_spans_cover_all_traces_once():
 
 @pytest.mark.slow
 def test_under_xargs_and_torchrun_one_killed(whole, tmp_path):
-    """Real processes: two at a time under xargs, of which none has read; and two under torchrun."""
+    """Real processes: two at a time under xargs, of which one was killed in its scoring before; and two under torchrun."""
     args = " ".join([*COMMAND, "run", CONFIG, "-q", "--until", "rescore", *SMALL])
     by_xargs, by_torchrun = tmp_path / "xargs", tmp_path / "torchrun"
+    own = [f"run.dir={by_xargs}", "-q", "--until", "rescore", *SMALL, "--shard", "1/4"]
+    kill_when(lambda: any((by_xargs / "shards").glob("1-of-4/targets/*.parquet")), "run", CONFIG, *own)
+    killed = by_xargs / "shards" / "1-of-4"
+    assert RunDir.open(killed, parts=True).index("rescore") is None, "killed before it had come to its end"
     line = f"seq 0 3 | xargs -P 2 -I@ {args} --shard @/4 run.dir={by_xargs}"
     done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
