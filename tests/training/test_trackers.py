@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -87,12 +88,20 @@ def test_wandb_offline(targets, tmp_path, monkeypatch):
     names, _ = tracked(targets, tmp_path, "wandb")
     assert wandb.run is None, "the next training gets a run of its own"
     (path,) = (tmp_path / "work" / "tracker" / "wandb").glob(f"offline-run-*/run-{NAME}.wandb")
-    seen = set()
-    for data in log_records(path.read_bytes()):
-        record = Record()
-        record.ParseFromString(data)
-        seen |= {item.key or "/".join(item.nested_key) for item in record.history.item}
-    assert names <= seen
+
+    def seen() -> set[str]:
+        found = set()
+        for data in log_records(path.read_bytes()):
+            record = Record()
+            record.ParseFromString(data)
+            found |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+        return found
+
+    # wandb writes the file in a process of its own, which may still be at it when the run has ended
+    until = time.monotonic() + 60
+    while not names <= seen() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert names <= seen()
     # nothing that was printed is kept for a server
     logs = list(path.parent.glob("files/output.log"))
     assert not logs or not logs[0].read_bytes()
