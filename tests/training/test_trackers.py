@@ -42,6 +42,8 @@ def log_records(data: bytes) -> Iterator[bytes]:
             at += 32768 - at % 32768
             continue
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        if at + 7 + length > len(data):
+            return  # still being written
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
