@@ -93,7 +93,8 @@ def needs(recipe: Recipe) -> list[Need]:
             add(["several_rollouts"], "an advantage compares rollouts with each other")
     for rows in get_args(TargetKind):
         for name, view in recipe.used_views(rows).items():
-            add(parts.CONTEXTS[view.context], f"view {name} reads {view.context}")
+            if view.context not in parts.OWN_CONTEXTS:
+                add(["in_step_teacher"], f"view {name} reads {view.context}")
             if view.weights == "external":
                 add(["external_teacher"], f"view {name} has external weights")
             if rows == "hint" and (view.weights, view.context) == ("live", "hint"):

@@ -99,7 +99,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         "run": {
             "model": data.manifest["config"]["run"]["model"],
             "critics": data.manifest["config"]["critic"]["use"],
-            "hint": data.manifest["config"]["inject"]["hint"],
+            "hint": data.manifest.get("hint") or data.manifest["config"]["inject"]["hint"] or "critic",
             "model_key": data.manifest.get("model"),
             "prompts": data.manifest.get("prompts"),
             "precision": data.manifest.get("precision"),
