@@ -91,7 +91,8 @@ class Slot:
             "advantage": self.outcome.advantage,
             "group_acc": self.outcome.group_accuracy,
         }
-        return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
+        sets = {n: torch.tensor(v).expand(self.length, len(v)) for n, v in self.outcome.perplexities.items()}
+        return known | {name: torch.full((self.length,), value) for name, value in ended.items()} | sets
 
 
 def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
