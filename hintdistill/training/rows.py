@@ -303,6 +303,10 @@ class Rows(Sequence[TraceRow]):
         """How many slots are of a kind; reads nothing."""
         return sum(m.kind == kind for p in self.plans for m in p.members)
 
+    def contexts(self) -> dict[str, int]:
+        """Count the hint slots that have a context, by its name; reads nothing."""
+        return {"hint": sum(m.kind == "hint" and m.block > 0 for p in self.plans for m in p.members)}
+
     def __len__(self) -> int:
         return len(self.plans)
 
