@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from hintdistill.recipes import parts
-from hintdistill.recipes.needs import needs
+from hintdistill.recipes.needs import every_weight, needs
 from hintdistill.recipes.schema import Recipe, WeightSpec
 
 CONFIDENCE = {
@@ -53,7 +53,8 @@ def document(recipe: Recipe) -> dict[str, Any]:
         "note": recipe.note,
         "mechanism": [f"hintdistill.{m}" for m in recipe.mechanism],
         "needs": [{"name": n.name, "why": n.why, "how": n.how} for n in needs(recipe)],
-        "per_micro_batch": per_micro_batch(recipe),
+        "over_step": over_step(recipe),
+        "over_step_costs": over_step_costs(recipe),
         "recipe": settings(recipe),
     }
 
@@ -64,29 +65,42 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
 
 
-def per_micro_batch(recipe: Recipe) -> list[str]:
-    """What the recipe takes from the whole batch, and a training so takes from each micro-batch; empty where nothing is.
+def over_step(recipe: Recipe) -> list[str]:
+    """What the recipe takes from all rows of an optimiser step together; empty where nothing is.
 
     Static weights (loss span and normaliser) are not among it: those are counted over the whole data set.
     """
     out: dict[str, None] = {}
-    for name, term in recipe.terms.items():
-        for weight in _every(term.weights):
+
+    def add(where: str, weights: Iterable[WeightSpec]) -> None:
+        for weight in every_weight(weights):
             shape = parts.SHAPES.get(weight.shape)
             if shape.reads_batch and (shape.unless is None or shape.unless not in weight.parameters):
-                out[f"terms.{name}: weights of the shape {weight.shape}"] = None
+                out[f"{where}: weights of the shape {weight.shape}"] = None
+
+    for name, term in recipe.terms.items():
+        add(f"terms.{name}", term.weights)
         if term.weights and term.normalize in ("kept", "mean1"):
             out[f"terms.{name}: normalize {term.normalize} of its weights"] = None
         if term.divergence.entry.has_signal and term.divergence.signal in parts.BATCH_SIGNALS:
             out[f"terms.{name}: the signal {term.divergence.signal}"] = None
+    if recipe.coupling.kind in ("adv_mul", "adv_add"):
+        add("coupling.credit", recipe.coupling.credit)
     return list(out)
 
 
-def _every(weights: Iterable[WeightSpec]) -> Iterator[WeightSpec]:
-    """Weights and what they are made of."""
-    for weight in weights:
-        yield weight
-        yield from _every((*weight.soft_or, *weight.product, *weight.then))
+def over_step_costs(recipe: Recipe) -> str | None:
+    """What taking weights over an optimiser step costs, in words; None where the recipe takes none."""
+    if not over_step(recipe):
+        return None
+    views = [n for n in recipe.used_views("hint") if n != "student"]
+    # a view with the student's own weights and context is the student's pass itself
+    own = {n for n, v in recipe.used_views("hint").items() if (v.weights, v.context) == ("live", "plain")}
+    read = ["the student", *(n for n in views if n not in own)]
+    return (
+        f"where a step has several micro-batches or processes, one more forward pass without gradient of {', '.join(read)} "
+        "(of the student alone where targets are stored); nothing where train.micro_batch_size is left out"
+    )
 
 
 def text(recipe: Recipe) -> str:
@@ -110,9 +124,9 @@ def text(recipe: Recipe) -> str:
     wanted = needs(recipe)
     lines += ["", "needs:" if wanted else "needs: a hint and a student, nothing else"]
     lines += [f"  {n.name}: {n.why}\n    → {n.how}" for n in wanted]
-    statistics = per_micro_batch(recipe)
-    if statistics:
-        lines += ["", "taken per micro-batch, so train.micro_batch_size changes it:", *(f"  {s}" for s in statistics)]
+    if statistics := over_step(recipe):
+        lines += ["", "taken over all rows of an optimiser step:", *(f"  {s}" for s in statistics)]
+        lines += [f"  cost: {over_step_costs(recipe)}"]
     data = settings(recipe)
     if data:
         lines += ["", f"train.recipe={recipe.name}, any key below can be set as train.recipe.KEY=VALUE:"]

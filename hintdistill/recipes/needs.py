@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.types import TargetKind
 from hintdistill.recipes import parts
-from hintdistill.recipes.schema import Recipe, Term
+from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 from hintdistill.recipes.teachers import TEACHERS
 
 HOW = {
@@ -28,6 +28,8 @@ HOW = {
     "action_tags": "action tags in the step's text",
     "lookahead": "further teacher queries per token",
     "token_set": "set train.recipe.terms.<term>.support.token_ids",
+    "frozen_ids": "list them: train.recipe.terms.<term>.weights=[{score: token_id, shape: freeze, ids: [...]}]; "
+    "objectives.diagnostics.rock_tokens finds them",
     "teacher_training": "a training of the teacher itself",
     "controllers": "controllers in the training loop",
 }
@@ -120,6 +122,15 @@ def _term_needs(name: str, term: Term, add: object) -> None:
         add(["full_vocabulary"], f"terms.{name} has a temperature")
     for weight in term.weights:
         _score_needs(f"terms.{name}.weights", weight.scores(), add)
+    if any(w.shape == "freeze" and not w.parameters.get("ids") for w in every_weight(term.weights)):
+        add(["frozen_ids"], f"terms.{name}.weights freezes the tokens of an empty list")
+
+
+def every_weight(weights: Iterable[WeightSpec]) -> Iterator[WeightSpec]:
+    """Yield weights and what they are made of."""
+    for weight in weights:
+        yield weight
+        yield from every_weight((*weight.soft_or, *weight.product, *weight.then))
 
 
 def _score_needs(where: str, scores: set[str], add: object) -> None:

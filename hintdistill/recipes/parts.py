@@ -54,8 +54,13 @@ FACTS: dict[str, tuple[str, ...]] = {
     "key_span": ("reward",),
     "error_span": (),
     "on_policy": ("live_rollouts",),
+    "rollout_ppl_S": ("reward",),
+    "rollout_ppl_T": ("reward",),
 }
 """Scores that the caller supplies, with what a run needs for them; those without are known for every row of a run."""
+
+SET_SCORES = frozenset({"rollout_ppl_S", "rollout_ppl_T"})
+"""Facts that say a set's values of each token, [N, M]."""
 
 COUPLINGS = ("none", "additive", "adv_mul", "adv_add", "row_route", "reward_decay")
 CONTROLLERS = (

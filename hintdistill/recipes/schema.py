@@ -118,14 +118,16 @@ class Term(Part):
 
     @property
     def reads_sampler(self) -> bool:
-        """Whether it divides by the probability that its tokens were sampled with."""
-        behaviour = self.divergence.parameters.get("behaviour") if self.divergence.entry.has_signal else None
-        return behaviour == SAMPLER or any("importance" in w.scores() for w in self.weights)
+        """Whether it compares with the probability that its tokens were sampled with."""
+        given = self.divergence.parameters if self.divergence.entry.has_signal else {}
+        if given.get("behaviour") == SAMPLER or given.get("gap_at") == "sampling":
+            return True
+        return any("importance" in w.scores() for w in self.weights)
 
     @model_validator(mode="after")
     def _sampled_at_one(self) -> Term:
         if self.reads_sampler and self.temperature != 1.0:
-            raise ValueError("log-probabilities are recorded at temperature 1, and this term's importance ratio is not")
+            raise ValueError("log-probabilities are recorded at temperature 1, and what this term compares with them is not")
         return self
 
     @model_validator(mode="after")

@@ -41,6 +41,14 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         f"[bold]{f['inject']['injections']}[/] injections → [bold]{f['rescore']['accepted']}[/] accepted → "
         f"[bold]{f['train']['hints']}[/] trained"
     )
+    if recipe := document["run"].get("recipe"):
+        lowers = recipe["lowers_error"]
+        console.print(
+            f"recipe {escape(printable(recipe['called']))}"
+            + (f"; lowers a token that the teacher lowers: {escape(printable(lowers))}" if lowers != "yes" else ""),
+            highlight=False,
+            soft_wrap=True,
+        )
     if line := spent(f["critique"].get("usage")):
         console.print(line, highlight=False, soft_wrap=True)
     if f["rescore"]["reasons"]:

@@ -97,7 +97,8 @@ class Slot:
         # a quote in a rollout that succeeded is what was done right there
         well = float(self.outcome.reward > PASSED)
         known |= {"key_span": known["in_quote"] * well, "error_span": known["in_quote"] * (1 - well)}
-        return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
+        sets = {n: torch.tensor(v).expand(self.length, len(v)) for n, v in self.outcome.perplexities.items()}
+        return known | {name: torch.full((self.length,), value) for name, value in ended.items()} | sets
 
 
 def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:

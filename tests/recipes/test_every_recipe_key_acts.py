@@ -296,6 +296,7 @@ DIVERGENCES = {
     ("token_preference", "reference"): ("initial", "plain"),
     ("pg", "signal"): ("log", "softlog"),
     ("pg", "behaviour"): (None, "initial"),
+    ("pg", "gap_at"): ("now", "sampling"),
     ("pg", "clip_low"): (0.2, 0.9),
     ("pg", "clip_high"): (0.2, 0.01),
     ("pg", "cap"): (2.0, 0.1),
@@ -321,6 +322,7 @@ SHAPES = {
     ("threshold", "below"): (False, True),
     ("threshold", "otherwise"): (0.0, 0.5),
     ("threshold_abs", "at"): (0.1, 2.5),
+    ("dead_zone", "at"): (0.1, 2.5),
     ("top_frac", "rho"): (0.3, 0.7),
     ("quantile_below", "q"): (0.3, 0.7),
     ("sigmoid", "beta"): (1.0, 3.0),
@@ -347,6 +349,7 @@ SHAPES = {
     ("sign_gate", "agree"): (1.0, 0.3),
     ("sign_gate", "disagree"): (0.0, 0.6),
     ("rank_softmax", "tau"): (1.0, 0.2),
+    ("set_softmax", "tau"): (1.0, 0.2),
     ("identity", "power"): (1.0, 2.0),
     ("clamp", "low"): (-1.0, 0.1),
     ("clamp", "high"): (1.0, 0.2),
@@ -370,6 +373,7 @@ SCORES = {
     "exp_decay": "since_error",
     "equals": "in_quote",
     "freeze": "token_id",
+    "set_softmax": "rollout_ppl_S",
     "logistic_pos": "pos",
 }
 """What a shape reads here, where it is not the gap."""

@@ -193,6 +193,8 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
         "key_span": torch.zeros(n),
         "lookahead": torch.zeros(n),
         "recorded": torch.full((n,), -1.0),
+        "rollout_ppl_S": torch.tensor([[2.0, 3.0], [4.0, math.nan]], dtype=F64),
+        "rollout_ppl_T": torch.tensor([[2.0, 3.0], [4.0, math.nan]], dtype=F64),
     }
     return logits, Batch(views, sampled, [n // 2, n - n // 2], facts, hidden), sampled
 
@@ -285,7 +287,8 @@ def test_an_empty_hint_is_nothing(name):
     s = batch.views["student"]
     same = {n: s if recipe.all_views().get(n) and recipe.all_views()[n].grad else s.detach() for n in batch.views}
     hidden = dict.fromkeys(batch.hidden, logits[None])
-    facts = {**batch.facts, "advantage": torch.zeros(2)}
+    own = s.detach().gather(-1, batch.sampled[:, None])[:, 0]
+    facts = {**batch.facts, "advantage": torch.zeros(2), "recorded": own}
     value, _ = objective(
         recipe, Batch(same, batch.sampled, batch.lengths, facts, hidden), generator=torch.Generator().manual_seed(0)
     )
@@ -369,19 +372,18 @@ def test_nca_has_no_gradient_through_the_plain_view():
 
 def test_rlcsd_never_crosses_the_sign_of_the_advantage():
     recipe = RECIPES["rlcsd"]
-    from hintdistill.objectives import BoundTerm
-    from hintdistill.objectives.compose import _advantage, _Scored
-    from hintdistill.objectives.scorebank import ScoreBank
+    from hintdistill.objectives.compose import made_ready
+    from hintdistill.objectives.weighing import Drawn, weigh
 
     for a in (-0.3, 0.3):
-        _, batch, y = batch_for(recipe)
-        facts = {**batch.facts, "advantage": torch.full((2,), a)}
-        bank = ScoreBank(batch.views, batch.views["teacher"], y, batch.lengths, facts)
-        now = BoundTerm.at(recipe.terms["kept"])
-        scored = _Scored(now, batch, batch.views, batch.views["teacher"], bank, recipe.coupling)
-        got, coupled = _advantage(scored, bank["surprisal"], bank["surprisal"])
+        _, batch, _ = batch_for(recipe)
+        ready = made_ready(
+            recipe.terms["kept"], replace(batch, facts={**batch.facts, "advantage": torch.full((2,), a)})
+        )
+        fixed = weigh(ready.now, ready.bank, ready.base, recipe.coupling, Drawn({}))
+        got = fixed.signal
         assert ((got.sign() == math.copysign(1, a)) | (got == 0)).all() and (got != a).any()
-        assert "sign_held" in coupled
+        assert "sign_held" in fixed.metrics
 
 
 # needs, overrides, contradictions

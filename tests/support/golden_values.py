@@ -158,6 +158,8 @@ def facts() -> dict[str, torch.Tensor]:
     each = {n: torch.tensor(v, dtype=torch.float64).repeat_interleave(rows) for n, v in spread.items()}
     quoted = torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64)
     since = torch.tensor([-1.0, 0, 1, 2, 0, 1], dtype=torch.float64)
+    sets = torch.tensor([[2.0, 3.0, 6.0], [4.0, 1.5, float("nan")]], dtype=torch.float64).repeat_interleave(rows, 0)
+    each |= {"rollout_ppl_S": sets, "rollout_ppl_T": 1.0 + sets}
     return each | {
         "in_quote": quoted,
         "error_span": quoted,
