@@ -32,6 +32,8 @@ def called(recipe: Recipe) -> str:
 def _changes(own: Recipe, now: Recipe) -> Iterator[str]:
     if now.data.hint.kind != own.data.hint.kind:
         yield f"the teacher reads {now.data.hint.kind}, not {own.data.hint.kind}"
+    if now.data.steps != own.data.steps:
+        yield f"contexts stand above the steps {now.data.steps}, not {own.data.steps}"
     if now.data.rollout.source != own.data.rollout.source:
         yield f"rollouts are {now.data.rollout.source}, not {own.data.rollout.source}"
     if now.teacher.update != own.teacher.update:
