@@ -21,7 +21,9 @@ def tables() -> str:
     ]
     for name in recipe_names():
         r = load_recipe(name)
-        reads = ", ".join([r.data.hint.kind, *(v.context for v in r.views.values() if v.context not in ("plain", "hint"))])
+        reads = ", ".join(
+            [r.data.hint.kind, *(v.context for v in r.views.values() if v.context not in ("plain", "hint"))]
+        )
         runs = "(b)" if r.changed else "(a)"
         how = r.changed or "as itself"
         lines.append(f"| `{name}` | {r.title} | {runs} | {r.data.steps} | {reads} | {r.teacher.update} | {how} |")

@@ -15,10 +15,8 @@ from hintdistill.pipeline.shards import require_shardable
 from hintdistill.planning.contexts import lines, preview
 
 CONFIG = ROOT / "configs" / "methods.yaml"
-NAMED = (
-    "cursor_targeted gkd tropd ptd_po cgtr mopd_peers esr topk_sg ta_opd revisiting nca ar_opd rlsd rlcsd sdpo sdpo_feedback "
-    "sdft opsd hero rosd trace hint_sd openclaw_pg openclaw_topk tm_opd"
-).split()
+NAMED = """cursor_targeted gkd tropd ptd_po cgtr mopd_peers esr topk_sg ta_opd revisiting nca ar_opd rlsd rlcsd sdpo sdpo_feedback
+    sdft opsd hero rosd trace hint_sd openclaw_pg openclaw_topk tm_opd"""
 
 
 def test_rollouts_are_shown_at_every_step_and_what_lacks_one_is_counted():
@@ -36,7 +34,9 @@ def test_render_says_what_is_missing():
     bare = ["traces.limit=8", "inject.hint=solution", "inject.steps=every", "inject.contexts.solutions=null"]
     found = preview(load_config(CONFIG, bare), limit=1)
     assert set(found.counted) == {"no_solution"} and "no_solution" in list(lines(found))[-1]
-    told = hintdistill("contexts", "render", str(CONFIG), "train.recipe=sdpo", "traces.limit=8", "--limit", "1", "--json")
+    told = hintdistill(
+        "contexts", "render", str(CONFIG), "train.recipe=sdpo", "traces.limit=8", "--limit", "1", "--json"
+    )
     document = json.loads(told.stdout)
     assert document["maker"] == "peer_success" and len(document["steps"]) == 1
     assert "peer_success" in hintdistill("contexts", "list").stdout
@@ -81,7 +81,7 @@ def another(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", NAMED.split())
 def test_a_method_trains_on_the_shipped_rollouts(name, another, tmp_path):
     more = [f"train.recipe.teacher.model={another}"] if name in ("gkd", "tm_opd") else []
     run = ["run", "configs/methods.yaml", f"train.recipe={name}", *more, f"run.dir={tmp_path / 'run'}"]

@@ -433,7 +433,9 @@ def test_what_a_run_can_train_today():
         "ptd_po",
         "scope",
     } <= set(RUNNABLE)
-    assert set(OBJECTIVES) - set(RUNNABLE) == {"gkd", "minillm", "tm_opd", "rock_freeze"}, "a model, or ids, are a key away"
+    assert set(OBJECTIVES) - set(RUNNABLE) == {"gkd", "minillm", "tm_opd", "rock_freeze"}, (
+        "a model, or ids, are a key away"
+    )
 
 
 def test_a_run_stops_before_it_writes(tmp_path):
@@ -784,9 +786,9 @@ def test_recipes_list_and_show():
     ):
         assert words in shown
     document = json.loads(cli("recipes", "show", "rlcsd", "--json"))
-    assert {"in_step_teacher", "reward"} <= {n["name"] for n in document["needs"]} and document["recipe"]["views"]["wrong"][
-        "n"
-    ] == 4
+    assert {"in_step_teacher", "reward"} <= {n["name"] for n in document["needs"]} and document["recipe"]["views"][
+        "wrong"
+    ]["n"] == 4
 
 
 def test_the_page_names_every_recipe():

@@ -29,7 +29,9 @@ BASE: dict[str, dict[str, Any]] = {
     "kat": _term(
         weights=[{"score": "div_tail64", "shape": "rolling_stop", "window": 2, "eta": 0.3, "patience": 1, "skip": 1}]
     ),
-    "rock_freeze": _term(weights=[{"score": "token_id", "shape": "freeze", "ids": list(range(0, V, 3)), "weight": 0.0}]),
+    "rock_freeze": _term(
+        weights=[{"score": "token_id", "shape": "freeze", "ids": list(range(0, V, 3)), "weight": 0.0}]
+    ),
     "openclaw_topk": _term(support={"k": 8}),
     "revisiting": _term(support={"k": 8}),
     "topk_sg": _term(support={"k": 8}),
@@ -131,7 +133,9 @@ def measured(model: Any, name: str, changed: dict[str, Any], folder: Path) -> tu
     nudge = np.random.default_rng(6)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
-            parameter += 0.05 * torch.from_numpy(nudge.standard_normal(tuple(parameter.shape))).float() * parameter.std()
+            parameter += (
+                0.05 * torch.from_numpy(nudge.standard_normal(tuple(parameter.shape))).float() * parameter.std()
+            )
     trainer.state.global_step = 5
     return loss_and_gradient(trainer)
 
