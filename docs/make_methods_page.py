@@ -35,7 +35,7 @@ def tables() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, m in sorted(NOT_BUILT.items()):
-        runs = "(b)" if m.at_work else "(c)"
+        runs = {"itself": "(a)", "mechanism": "(b)", "no": "(c)"}[m.runs]
         lines.append(f"| `{name}` | {m.title} | {m.source} | {runs} | {m.need} | {m.why} | {m.instead or 'nothing'} |")
     return "\n".join(lines)
 
