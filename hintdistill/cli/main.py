@@ -16,6 +16,7 @@ from hintdistill import __version__
 from hintdistill.cli.clean import clean
 from hintdistill.cli.config import config_app
 from hintdistill.cli.configs import configs_app
+from hintdistill.cli.compare_recipes import compare_recipes
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.export import export
 from hintdistill.cli.guide import InOrder, arrange
@@ -61,6 +62,7 @@ for command in (
     ray,
     show,
     controls,
+    compare_recipes,
     preflight,
     clean,
     export,

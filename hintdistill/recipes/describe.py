@@ -7,7 +7,7 @@ from typing import Any
 
 from hintdistill.recipes import parts
 from hintdistill.recipes.needs import every_weight, needs
-from hintdistill.recipes.schema import Recipe, WeightSpec
+from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
 CONFIDENCE = {
     "P": "the paper was read",
@@ -27,6 +27,89 @@ PROMISE = {
 }
 
 
+READS = {
+    "feedback": "the critic's hint",
+    "none": "nothing that the student does not read",
+    "reminder": "the list of tools",
+    "type_label": "the error class alone",
+    "observation": "what the environment said after the step",
+    "rule": "a rule",
+    "solution": "the task's reference solution",
+    "demo": "a demonstration of the task",
+    "peers": "other rollouts of the task",
+    "own_attempt": "the trace itself",
+}
+"""Kind of hint → what the teacher reads, in words; others by their name."""
+WEIGHTS = {
+    "initial": "the initial policy",
+    "round_start": "the policy that the round started from",
+    "live": "the student itself",
+    "ema": "a slow average of the student",
+    "periodic": "a copy of the student, renewed every few steps",
+    "cgtr": "a copy of the student, renewed where that helped",
+    "external": "another model",
+}
+DIVERGENCES = {
+    "fkl": "forward KL",
+    "rkl": "reverse KL",
+    "jsd": "Jensen-Shannon divergence",
+    "skew": "skew KL",
+    "skew_rkl": "skew reverse KL",
+    "mix": "both KLs",
+    "rkl_sg": "reverse KL with its kept mass held",
+    "ce_topk": "cross-entropy",
+    "nll": "likelihood of what was sampled",
+    "hidden_mse": "distance of hidden states",
+    "token_preference": "preference of the teacher's token over the sampled one",
+}
+SUPPORTS = {
+    "student_topk": "the student's top {k}",
+    "teacher_topk": "the teacher's top {k}",
+    "union": "both top {k} and the sampled token",
+    "intersection": "what both top {k} share",
+    "token_set": "a list of tokens",
+    "full": "the whole vocabulary",
+}
+SPANS = {
+    "step": "the whole step",
+    "action": "the step without its reasoning",
+    "quote": "the quoted words",
+    "quote_weighted": "the whole step, its quote more",
+    "suffix": "the quote and what follows",
+}
+
+
+def trains_on(recipe: Recipe) -> str:
+    """Say in plain words what a run trains with it: who the teacher is, what it reads, how they are compared, over what."""
+    if recipe.kind != "objective":
+        return f"trains nothing (a {recipe.kind})"
+    who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
+    reads = READS.get(recipe.data.hint.kind, f"`{recipe.data.hint.kind}`")
+    terms = dict.fromkeys(_loss(t) for t in recipe.terms.values() if t.rows == "hint")
+    held = [n for n, t in recipe.terms.items() if t.rows != "hint"]
+    rewarded = recipe.coupling.kind in ("adv_mul", "adv_add") or any(
+        t.divergence.signal == "advantage" for t in recipe.terms.values() if t.divergence.entry.has_signal
+    )
+    return "; ".join(
+        [
+            f"the teacher, {who}, reads {reads}",
+            *terms,
+            *([f"beside it {', '.join(held)}"] if held else []),
+            *(["the sign is the reward's, above or below the task's mean"] if rewarded else []),
+        ]
+    )
+
+
+def _loss(term: Term) -> str:
+    """One term in words."""
+    span, how = SPANS.get(term.span, term.span), term.divergence
+    weighed = ", weighted by " + ", ".join(dict.fromkeys(s for w in term.weights for s in sorted(w.scores()))) if term.weights else ""
+    if how.entry.has_signal:
+        return f"policy gradient on the sampled tokens of {span} (signal {how.signal}){weighed}"
+    on = "" if term.support.kind == "sampled" else f" on {SUPPORTS.get(term.support.kind, term.support.kind)}".format(k=term.support.k)
+    return f"{DIVERGENCES.get(how.kind, how.kind)}{on} over {span}{weighed}"
+
+
 def summary(recipe: Recipe) -> dict[str, Any]:
     """One line's worth of a recipe."""
     return {
@@ -43,6 +126,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
     """Everything about a recipe, as plain data."""
     return {
         **summary(recipe),
+        "trains_on": trains_on(recipe),
         "formula": recipe.formula,
         "source": recipe.source,
         "confidence_means": CONFIDENCE[recipe.confidence],
@@ -110,6 +194,7 @@ def text(recipe: Recipe) -> str:
     lines = [f"{recipe.name}: {recipe.title}", ""]
     promise = PROMISE[recipe.lowers_error] + (f": {recipe.lowers_error_why}" if recipe.lowers_error_why else "")
     rows = [
+        ("trains on", trains_on(recipe)),
         ("formula", recipe.formula),
         ("source", recipe.source),
         ("confidence", f"{recipe.confidence}: {CONFIDENCE[recipe.confidence]}"),
