@@ -247,27 +247,30 @@ class HintKindEntry:
 
     name: str
     needs: tuple[str, ...] = ()
-    """Needs that a run must meet for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`).
-    Kinds without need a hint text, which the critic or a template writes."""
+    """Needs that a run must meet for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`)."""
+    source: str = "critic"
+    """The context maker that writes it, unless `inject.hint` names another: an entry of `core.extensions.HINT_SOURCES`."""
 
 
 _SHIPPED_HINTS = (
     HintKindEntry("feedback"),
-    HintKindEntry("reminder"),
-    HintKindEntry("type_label"),
-    HintKindEntry("observation"),
-    HintKindEntry("rule"),
-    HintKindEntry("none"),
-    HintKindEntry("solution", ("reference_solutions",)),
-    HintKindEntry("demo", ("demonstrations",)),
-    HintKindEntry("peers", ("peer_contexts",)),
-    HintKindEntry("harness", ("harness_context",)),
-    HintKindEntry("debate", ("debate_context",)),
-    HintKindEntry("bcq", ("peer_contexts",)),
-    HintKindEntry("ncq", ("peer_contexts",)),
-    HintKindEntry("delete_noise", ("clean_context",)),
-    HintKindEntry("clean", ("clean_context",)),
-    HintKindEntry("activation", ("activation_steering",)),
-    HintKindEntry("own_attempt"),
+    HintKindEntry("reminder", source="reminder"),
+    HintKindEntry("type_label", source="type_label"),
+    HintKindEntry("observation", source="observation"),
+    HintKindEntry("hindsight", source="hindsight"),
+    HintKindEntry("rule", source="rule"),
+    HintKindEntry("rules", source="rules"),
+    HintKindEntry("hints", source="hints"),
+    HintKindEntry("none", source="empty"),
+    HintKindEntry("solution", source="solution"),
+    HintKindEntry("demo", source="demonstration"),
+    HintKindEntry("peers", source="peers"),
+    HintKindEntry("peer_success", source="peer_success"),
+    HintKindEntry("attempt_success", source="attempt_success"),
+    HintKindEntry("verified", source="verified"),
+    HintKindEntry("bcq", source="bcq"),
+    HintKindEntry("ncq", source="ncq"),
+    HintKindEntry("own_attempt", source="own_success"),
+    HintKindEntry("file", source="file"),
 )
 HINTS: Registry[HintKindEntry] = Registry("hint kind", HintKindEntry, {h.name: h for h in _SHIPPED_HINTS})

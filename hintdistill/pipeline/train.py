@@ -123,6 +123,8 @@ def watched(
 
     taken = {t.key for t in heads(trained)}
     rewarded = {(r.trace_id, r.step) for r in (outcome.rows if outcome else ())}
+    # where every step gets a context, a step that no critic faults is trained on all the same
+    rewarded |= {(t.trace_id, t.step) for t in heads(trained) if t.kind == "hint"}
     scored = (rescore.load(ctx) if stored is None else stored).where(lambda t: t.kind == "anchor")
     clean = scored.where(lambda t: t.key not in taken and (t.trace_id, t.step) not in rewarded)
     return WatchSets(

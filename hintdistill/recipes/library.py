@@ -20,6 +20,7 @@ from hintdistill.core.types import HELD, TargetKind
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
 from hintdistill.recipes.parts import SIGNALS
+from hintdistill.recipes.removed import why_removed
 from hintdistill.recipes.schema import Recipe
 
 _WORDS = "nothing in a run read it; say it in words under `published:` (or `ours:`)"
@@ -132,6 +133,8 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
     if not path.is_file():
         if path == Path(what):
             raise ConfigError(f"no recipe file at {path}")
+        if why := why_removed(what):
+            raise ConfigError(f"no recipe `{what}`: {why}", hint="docs/methods.md lists every method, with and without a recipe")
         raise ConfigError(
             f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
         )

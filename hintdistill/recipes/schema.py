@@ -195,6 +195,8 @@ class Recipe(Part):
     """Which figures are published, and of what else the publication speaks that no key of a run can change."""
     ours: str
     """Which figures or forms are ours."""
+    changed: str = ""
+    """What of the method it does not do; empty where it runs as itself. docs/methods.md."""
     lowers_error: Literal["yes", "conditional", "no", "n/a"]
     """Whether one step lowers a sampled error token that the teacher lowers: wherever it is sampled, only under a condition, or
     not by the teacher's doing. The reason stands in `lowers_error_why`."""
@@ -262,9 +264,15 @@ class Recipe(Part):
 
     def used_views(self, rows: TargetKind = "hint") -> dict[str, View]:
         """The views that the terms on these rows read, by name; several contexts of a kind under numbered names."""
+        return {name: view for name, (view, _) in self.used_contexts(rows).items()}
+
+    def used_contexts(self, rows: TargetKind = "hint") -> dict[str, tuple[View, str]]:
+        """The same views, each with the name of its context in an injection (`View.labels`)."""
         wanted = {n: self.all_views()[n] for n in self.used_names(rows)}
         return {
-            (name if view.n == 1 else f"{name}_{i + 1}"): view for name, view in wanted.items() for i in range(view.n)
+            (name if view.n == 1 else f"{name}_{i + 1}"): (view, label)
+            for name, view in wanted.items()
+            for i, label in enumerate(view.labels)
         }
 
     def used_names(self, rows: TargetKind = "hint") -> list[str]:

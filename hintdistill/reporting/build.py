@@ -101,7 +101,7 @@ def build(data: ReportInput) -> dict[str, Any]:
         "run": {
             "model": data.manifest["config"]["run"]["model"],
             "critics": data.manifest["config"]["critic"]["use"],
-            "hint": data.manifest["config"]["inject"]["hint"],
+            "hint": data.manifest.get("hint") or data.manifest["config"]["inject"]["hint"] or "critic",
             "recipe": recipe_said(data.manifest["config"]["train"]),
             "model_key": data.manifest.get("model"),
             "prompts": data.manifest.get("prompts"),

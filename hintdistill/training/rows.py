@@ -59,6 +59,23 @@ class TraceRow:
         """int64: what the student read for a slot, up to the slot's last token."""
         return self.ids[: slot.start + slot.length]
 
+    def read(self, slot: Slot, context: str) -> torch.Tensor:
+        """int64: what a view with this context reads for a slot: `plain`, `hint`, or one of the slot's further contexts.
+
+        Raises InputError: the slot has no such context; names it.
+        """
+        if context == "plain":
+            return self.plain(slot)
+        if context == "hint":
+            return self.hinted(slot)
+        if context not in slot.views:
+            raise InputError(
+                f"{slot.key}: the target has no context `{context}`, which the recipe reads; it was made under another recipe",
+                hint="start a new run folder, or --resume with train.recipe, so that contexts are made anew",
+            )
+        at, block = slot.views[context]
+        return torch.cat([self.ids[:at], block, self.ids[at : slot.start + slot.length]])
+
 
 class RowDataset(Dataset[TraceRow]):
     """Rows in a fixed order; at the end, what stands in for a row where several processes read equally many."""

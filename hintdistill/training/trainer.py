@@ -91,8 +91,8 @@ class HintTrainer(Trainer):
             narrow=not config.gradient_checkpointing,
             link=self.args.world_size > 1,
         )
-        self._views = self.recipe.used_views("hint") if config.target_source == "in_step" else {}
-        weights = {self._weights_of(v) for v in self._views.values()}
+        self._views = self.recipe.used_contexts("hint") if config.target_source == "in_step" else {}
+        weights = {self._weights_of(v) for v, _ in self._views.values()}
         self._external = external
         # the student as this training starts, unless taking its adapter off gives it
         start = None
@@ -202,7 +202,7 @@ class HintTrainer(Trainer):
     def rides(self) -> bool:
         """Whether a view has the student's weights and reads the hint, and may use the student's keys and values."""
         return self.passes.rides and any(
-            (self._weights_of(v), v.context, v.grad) == ("live", "hint", False) for v in self._views.values()
+            (self._weights_of(v), label, v.grad) == ("live", "hint", False) for v, label in self._views.values()
         )
 
     def _not_finite(self, what: str, rows: Sequence[TraceRow], gradients: bool) -> NoReturn:
@@ -275,29 +275,30 @@ class HintTrainer(Trainer):
         made: dict[tuple[str, str, bool], InStepView] = {}
         own = InStepView(hidden, self.head.spec, is_students=True)
         out: dict[str, InStepView] = {"student": own}
-        for name, view in self._views.items():
+        for name, (view, label) in self._views.items():
             weights = self._weights_of(view)
-            if (weights, view.context) == ("live", "plain"):
+            if (weights, label) == ("live", "plain"):
                 out[name] = own
                 continue
-            key = (weights, view.context, view.grad)
+            key = (weights, label, view.grad)
             if key not in made:
-                made[key] = self._view(placed, done, weights, view)
+                made[key] = self._view(placed, done, key)
             out[name] = made[key]
         return out
 
-    def _view(self, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> InStepView:
-        hinted = view.context == "hint"
-        if view.grad:
+    def _view(self, placed: Sequence[Placed], done: StudentPass, view: tuple[str, str, bool]) -> InStepView:
+        """A view by whose weights it has, its context and whether it has a gradient."""
+        weights, context, grad = view
+        if grad:
             # the model itself: DistributedDataParallel counts its own forward passes, one for each backward pass
-            found = self.passes.with_gradient(self.owner, placed, hinted)
+            found = self.passes.with_gradient(self.owner, placed, context)
             return InStepView(torch.cat([found[s.key] for _, s in placed]), self.head.spec)
         with torch.no_grad(), self._as(weights) as teacher:
             with lockstep(teacher):
-                if weights == "live" and self.rides and hinted:
+                if weights == "live" and self.rides and context == "hint":
                     found = self.passes.riding(teacher, done, placed)
                 else:
-                    found = self.passes.apart(teacher, placed, hinted)
+                    found = self.passes.apart(teacher, placed, context)
             hidden, head = torch.cat([found[s.key] for _, s in placed]), OutputHead(teacher)
             spec = head.spec
             if spec is None or not self.terms.chunked["hint"]:
@@ -312,8 +313,8 @@ class HintTrainer(Trainer):
         """0 from a process without a hint: under FSDP2 it takes part in every pass that others make for their views."""
         done: set[tuple[str, str, bool]] = set()
         nothing = torch.zeros((), device=self.passes.device)
-        for view in self._views.values():
-            key = (self._weights_of(view), view.context, view.grad)
+        for view, label in self._views.values():
+            key = (self._weights_of(view), label, view.grad)
             if key in done or key[:2] == ("live", "plain"):
                 continue
             done.add(key)

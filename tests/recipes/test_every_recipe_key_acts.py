@@ -274,7 +274,7 @@ def test_a_partial_hint_says_its_share():
     recipe = load_recipe(
         "hint_sd", {"views": {"part": {"context": "partial", "rho": 0.25}}} | term(target={"loglin": {"part": 1.0}})
     )
-    assert recipe.used_views()["part"].rho == 0.25 and "partial_hints" in needed(recipe)
+    assert recipe.used_views()["part"].rho == 0.25 and "in_step_teacher" in needed(recipe)
 
 
 def test_a_biased_loss_has_to_be_accepted():

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from support.exact_rows import Doubled, loss_and_gradient, target_of, trainer_of
-from support.recipe_models import RUNNABLE, V, outcome_of, tiny
+from support.recipe_models import RUNNABLE, V, outcome_of, tiny, with_contexts
 
 from hintdistill.config import TrainSection
 from hintdistill.core.scores import Target
@@ -78,7 +78,7 @@ def stored_targets(model: Any) -> list[Target]:
             block = rng.integers(3, V, block_length)
             made = target_of(model, f"{name}{n}", name, trace, start, end, at, block)
             out.append(replace(made, span=(2, 4)))
-    return out
+    return with_contexts(out)
 
 
 def trained() -> list[tuple[str, str]]:
