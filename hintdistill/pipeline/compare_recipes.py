@@ -162,7 +162,7 @@ class CompareJob:
         row: dict[str, Any] = {
             "arm": self.arm.name,
             "recipe": recipe.name,
-            "called": called(recipe),
+            "called": called(recipe, ctx.config.inject.hint, ctx.config.inject.steps),
             "lowers_error": recipe.lowers_error,
             "learning_rate": section.rate,
             "rows": sum(t.kind == "hint" for t in rows),

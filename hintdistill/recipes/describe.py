@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.recipes import parts
+from hintdistill.recipes.changes import STEPS
 from hintdistill.recipes.needs import every_weight, needs
 from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
@@ -27,19 +29,6 @@ PROMISE = {
 }
 
 
-READS = {
-    "feedback": "the critic's hint",
-    "none": "nothing that the student does not read",
-    "reminder": "the list of tools",
-    "type_label": "the error class alone",
-    "observation": "what the environment said after the step",
-    "rule": "a rule",
-    "solution": "the task's reference solution",
-    "demo": "a demonstration of the task",
-    "peers": "other rollouts of the task",
-    "own_attempt": "the trace itself",
-}
-"""Kind of hint → what the teacher reads, in words; others by their name."""
 WEIGHTS = {
     "initial": "the initial policy",
     "round_start": "the policy that the round started from",
@@ -84,7 +73,9 @@ def trains_on(recipe: Recipe) -> str:
     if recipe.kind != "objective":
         return f"trains nothing (a {recipe.kind})"
     who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
-    reads = READS.get(recipe.data.hint.kind, f"`{recipe.data.hint.kind}`")
+    context = HINT_SOURCES.get(parts.HINTS.get(recipe.data.hint.kind).source)
+    reads = context.reads or f"what the hint source {context.name} writes"
+    others = [f"the view {n} reads {_context(v.context)}" for n, v in recipe.views.items() if v.context not in parts.OWN_CONTEXTS]
     terms = dict.fromkeys(_loss(t) for t in recipe.terms.values() if t.rows == "hint")
     held = [n for n, t in recipe.terms.items() if t.rows != "hint"]
     rewarded = recipe.coupling.kind in ("adv_mul", "adv_add") or any(
@@ -92,12 +83,18 @@ def trains_on(recipe: Recipe) -> str:
     )
     return "; ".join(
         [
+            STEPS[recipe.data.steps],
             f"the teacher, {who}, reads {reads}",
+            *others,
             *terms,
             *([f"beside it {', '.join(held)}"] if held else []),
             *(["the sign is the reward's, above or below the task's mean"] if rewarded else []),
         ]
     )
+
+
+def _context(name: str) -> str:
+    return HINT_SOURCES.get(name).reads or name
 
 
 def _loss(term: Term) -> str:

@@ -11,13 +11,17 @@ from hintdistill.recipes.changes import called, changes
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_shipped_recipe_is_itself(name):
-    assert changes(load_recipe(name)) == () and called(load_recipe(name)) == name
+    recipe = load_recipe(name)
+    assert changes(recipe) == ((recipe.changed,) if recipe.changed else ())
+    assert called(recipe) == (f"{name}, changed: {recipe.changed}" if recipe.changed else name)
+    assert recipe.changed or changes(recipe, "placebo") != (), "another context is another method"
 
 
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        ("sdft", {"data": {"hint": {"kind": "feedback"}}}, "the teacher reads feedback, not demo"),
+        ("sdft", {"data": {"hint": {"kind": "feedback"}}}, "the teacher reads critic, not demonstration"),
+        ("sdft", {"data": {"steps": "findings"}}, "it trains steps with a finding, not every step"),
         ("tm_opd", {"teacher": {"update": "initial"}}, "the teacher's weights are initial, not external"),
         ("hint_sd", {"terms": {"distill": {"divergence": {"kind": "fkl"}}}}, "distill is fkl, not rkl"),
         ("power", {"terms": {"distill": {"divergence": {"signal": "log"}}}}, "distill is pg of log, not pg of power"),
@@ -56,7 +60,7 @@ def test_a_runs_settings_count_as_they_act():
     assert changes(TrainSection(recipe="hint_sd", anchor={"weight": 1.0}).effective_recipe) == ()
     assert changes(TrainSection(recipe="targeted", anchor={"weight": 0.0}).effective_recipe) == ()
     other = TrainSection(recipe={"preset": "opsd", "data": {"hint": {"kind": "feedback"}}}).effective_recipe
-    assert called(other) == "opsd, changed: the teacher reads feedback, not solution"
+    assert called(other) == "opsd, changed: the teacher reads critic, not solution"
 
 
 def test_a_recipe_of_ones_own_name_bears_no_methods_title(tmp_path):
