@@ -236,13 +236,13 @@ def compare_recipes(
     run_until(config_of(None), base, resume=base.is_dir(), until="rescore", console=console, trust=trust)
     for recipe, config in configs.items():
         own = folder / "recipes" / Path(recipe).stem
-        _copied(base, own)
+        copied(base, own)
         run_until(config, own, resume=True, until="rescore", console=console, trust=trust)
     with in_use(config_of(None), trust), disk_errors(folder):
         return _compare(folder, config_of(None), configs, (arms, settings), console)
 
 
-def _copied(base: Path, own: Path) -> None:
+def copied(base: Path, own: Path) -> None:
     """Copy what the base run read, critiqued and scored; aside first, so that a kill leaves no half of it."""
     if own.is_dir():
         return
