@@ -21,7 +21,9 @@ def tables() -> str:
     ]
     for name in recipe_names():
         r = load_recipe(name)
-        reads = ", ".join([r.data.hint.kind, *(v.context for v in r.views.values() if v.context not in ("plain", "hint"))])
+        reads = ", ".join(
+            [r.data.hint.kind, *(v.context for v in r.views.values() if v.context not in ("plain", "hint"))]
+        )
         runs = "(b)" if r.changed else "(a)"
         how = r.changed or "as itself"
         lines.append(f"| `{name}` | {r.title} | {runs} | {r.data.steps} | {reads} | {r.teacher.update} | {how} |")
@@ -33,7 +35,7 @@ def tables() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for name, m in sorted(NOT_BUILT.items()):
-        runs = "(b)" if m.at_work else "(c)"
+        runs = {"itself": "(a)", "mechanism": "(b)", "no": "(c)"}[m.runs]
         lines.append(f"| `{name}` | {m.title} | {m.source} | {runs} | {m.need} | {m.why} | {m.instead or 'nothing'} |")
     return "\n".join(lines)
 

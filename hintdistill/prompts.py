@@ -70,9 +70,7 @@ VARIABLES: dict[str, frozenset[str]] = {
     "candidates": frozenset({"error_class", "right", "tool", "argument", "error", "expected"}),
     "placebo": frozenset({"variant"}),
     "attempts": frozenset({"attempts"}),
-    "contexts": frozenset(
-        {"text", "successes", "failures", "observation", "outcome", "hint", "tools", "error_class"}
-    ),
+    "contexts": frozenset({"text", "successes", "failures", "observation", "outcome", "hint", "tools", "error_class"}),
 }
 """What each kind of prompt may use. `docs/prompts.md` says what they hold."""
 

@@ -84,7 +84,9 @@ def main() -> None:
     rows = [{"trace": t.id, **f.model_dump(mode="json", exclude_defaults=True)} for t, f in found]
     (HERE / "rollout_findings.jsonl").write_text("".join(f"{compact(row)}\n" for row in rows), encoding="utf-8")
     keys = sum(f.error_class == "key_step" for _, f in found)
-    print(json.dumps({"rollouts": len(traces), "tasks": len(by_task), "findings": len(found) - keys, "key_steps": keys}))
+    print(
+        json.dumps({"rollouts": len(traces), "tasks": len(by_task), "findings": len(found) - keys, "key_steps": keys})
+    )
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ class GateSection(Section):
     """When a hint has earned its place; see `scoring.gate`."""
 
     enabled: bool | None = None
-    """False accepts every scored finding by force. `null`: as the recipe says (`data.gate`); methods that train whole traces have no gate."""
+    """False accepts every scored finding by force. `null`: as the recipe says (`data.gate`); whole-trace methods have no gate."""
     min_drop_nats: float = Field(default=0.0, ge=0.0)
     """The decision token must fall by at least this much."""
     min_odds_nats: float = Field(default=2.0, ge=0.0)

@@ -84,10 +84,14 @@ def _context(name: str, reads: str, *, document: bool = False, rollouts: bool = 
 _HINTS = "hintdistill.injection.hints"
 _CONTEXTS = (
     HintSource("critic", f"{_HINTS}:from_critic", reads="the critic's words, or the template of the error class"),
-    HintSource("placebo", f"{_HINTS}:from_placebo", control="hints that say nothing", reads="prompts/placebo/generic.jinja"),
+    HintSource(
+        "placebo", f"{_HINTS}:from_placebo", control="hints that say nothing", reads="prompts/placebo/generic.jinja"
+    ),
     _context("wrong", "the hint of another error class; several are of different classes"),
     _context("partial", "the first part of the words that the teacher's own context has"),
-    _context("rule", "prompts/candidates/principle.jinja: the rule that the error class breaks, no fact of the instance"),
+    _context(
+        "rule", "prompts/candidates/principle.jinja: the rule that the error class breaks, no fact of the instance"
+    ),
     _context("rules", "every rule of prompts/candidates/principle.jinja, the same above every step", document=True),
     _context("hints", "the hints of every finding of the trace", document=True),
     _context("reminder", "the tools of the trace, by name and arguments"),
@@ -96,7 +100,9 @@ _CONTEXTS = (
     _context("hindsight", "the observation after the step, the outcome, and the critic's hint"),
     _context("empty", "nothing: the teacher reads what the student read"),
     _context("solution", "the field `solution` of the trace, or inject.contexts.solutions", document=True),
-    _context("demonstration", "the field `demonstration` of the trace, or inject.contexts.demonstrations", document=True),
+    _context(
+        "demonstration", "the field `demonstration` of the trace, or inject.contexts.demonstrations", document=True
+    ),
     _context("file", "inject.contexts.file: any text by task", document=True),
     _context("peer_success", "another rollout of the task that succeeded", rollouts=True),
     _context("peer_failure", "another rollout of the task that failed", rollouts=True),
@@ -109,7 +115,6 @@ _CONTEXTS = (
     _context("ncq", "failed rollouts of the task", rollouts=True),
 )
 HINT_SOURCES: Registry[HintSource] = Registry("hint source", HintSource, {c.name: c for c in _CONTEXTS})
-
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,9 @@ def _after(case: ContextCase) -> dict[str, str]:
     told = str(trace.extra.get("feedback") or "")
     ended = "" if trace.reward is None else "succeeded" if trace.reward > SUCCEEDED else "failed"
     if not (said or told or ended):
-        raise case.lacks("no_observation", "nothing follows the step, and the trace has no reward and no field `feedback`")
+        raise case.lacks(
+            "no_observation", "nothing follows the step, and the trace has no reward and no field `feedback`"
+        )
     return {"observation": "\n".join(filter(None, (said, told))), "outcome": ended}
 
 

@@ -17,8 +17,8 @@ from functools import cached_property
 from typing import Literal
 
 from hintdistill.config import InjectSection, RescoreSection
-from hintdistill.core.errors import HintTooLongError, QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.context_block import ContextBlock
+from hintdistill.core.errors import HintTooLongError, QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.registry import loaded
 from hintdistill.core.types import (

@@ -277,4 +277,3 @@ def _policy_gradient(of: Ready, advantage: Tensor) -> tuple[Tensor, dict[str, fl
         lengths=of.batch.lengths if p.get("ratio") == "row" else None,
     )
     return loss, metrics
-

@@ -61,7 +61,9 @@ def read(
     return Reading(tuple(batch.lengths), out)
 
 
-def settle(recipe: Recipe, readings: Sequence[Reading], *, step: int = 0, generator: Draws = None) -> dict[str, list[Fixed]]:
+def settle(
+    recipe: Recipe, readings: Sequence[Reading], *, step: int = 0, generator: Draws = None
+) -> dict[str, list[Fixed]]:
     """By term, what every row gets: weights and signals over all the readings, in their order.
 
     Args:

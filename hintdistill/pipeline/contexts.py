@@ -106,7 +106,9 @@ def texts_by_task(path: Path) -> Mapping[str, str]:
     if not (isinstance(first, dict) and "task" in first):
         for found in read_traces([path], ReadOptions()):
             if not isinstance(found, Trace):
-                raise InputError(f"{found.source}: {found.message}", hint="docs/contexts.md has the forms of such a file")
+                raise InputError(
+                    f"{found.source}: {found.message}", hint="docs/contexts.md has the forms of such a file"
+                )
             if found.task_id is None:
                 raise InputError(f"{path}: the trace {found.id} names no task", hint="`task_id` says which it is of")
             out.setdefault(found.task_id, attempt(found))

@@ -153,7 +153,9 @@ def _outcomes(
     try:
         if isinstance(contexts, HintdistillError):
             raise contexts
-        injections = injector.candidates(trace, finding) if contexts is None else injector.in_context(trace, finding, contexts)
+        injections = (
+            injector.candidates(trace, finding) if contexts is None else injector.in_context(trace, finding, contexts)
+        )
     except HintdistillError as error:
         return [{**about, "failure": {"reason": error.reason, "message": error.message}}]
     counted = {"candidates": len(injections)} if len(injections) > 1 else {}

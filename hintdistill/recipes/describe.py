@@ -132,6 +132,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
         "lowers_error": recipe.lowers_error,
         "lowers_error_why": recipe.lowers_error_why,
         "note": recipe.note,
+        "changed": recipe.changed,
         "mechanism": [f"hintdistill.{m}" for m in recipe.mechanism],
         "needs": [{"name": n.name, "why": n.why, "how": n.how} for n in needs(recipe)],
         "over_step": over_step(recipe),
@@ -200,6 +201,7 @@ def text(recipe: Recipe) -> str:
         ("ours", recipe.ours),
         ("lowers a sampled error token", promise),
         ("note", recipe.note),
+        ("not done", recipe.changed),
         ("where", ", ".join(f"hintdistill.{m}" for m in recipe.mechanism)),
     ]
     lines += [f"{name}: {value}" for name, value in rows if value]

@@ -134,7 +134,9 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
         if path == Path(what):
             raise ConfigError(f"no recipe file at {path}")
         if why := why_removed(what):
-            raise ConfigError(f"no recipe `{what}`: {why}", hint="docs/methods.md lists every method, with and without a recipe")
+            raise ConfigError(
+                f"no recipe `{what}`: {why}", hint="docs/methods.md lists every method, with and without a recipe"
+            )
         raise ConfigError(
             f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
         )

@@ -6,6 +6,7 @@ A recipe runs as the method it is named after, or there is none of that name. `d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,9 @@ class NotBuilt:
     why: str
     """Why that was not built."""
     instead: str = ""
-    """What of it is at work, and where; empty where nothing is."""
-
-    @property
-    def at_work(self) -> bool:
-        """Whether a mechanism of it takes part in a run."""
-        return bool(self.instead)
+    """What there is in its place, or of it; empty where nothing is."""
+    runs: Literal["itself", "mechanism", "no"] = "no"
+    """Whether it runs as itself by other means than a recipe, a mechanism of it is at work in a run, or neither."""
 
 
 NOT_BUILT: dict[str, NotBuilt] = {
@@ -47,6 +45,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
         "a buffer of tasks that come back until they are solved",
         "rounds draw tasks afresh; the teacher never enters ZPPO's gradient, so that it is no distillation",
         "its two contexts are context makers, `bcq` and `ncq`",
+        "mechanism",
     ),
     "critic_distill": NotBuilt(
         "Z-Reward, scoring without reasoning",
@@ -100,6 +99,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
         "ten continuations of the teacher at each of ten places of a rollout",
         "the teacher must write inside training",
         "its KL on what is not audited is the term `anchor`; its choice by entropy is `{score: H_S, shape: top_frac}`",
+        "mechanism",
     ),
     "opct": NotBuilt(
         "OPCT, consistency under perturbation",
@@ -141,6 +141,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
         "nothing that trains: it predicts a gain from success with the hint and without it",
         "it is no recipe",
         "it runs as itself: `hintdistill preflight RUN`",
+        "itself",
     ),
     "recoverable_hint": NotBuilt(
         "ViCuR's recoverable privilege",
@@ -148,6 +149,7 @@ NOT_BUILT: dict[str, NotBuilt] = {
         "a vision module",
         "agents' traces here are text",
         "its argument is a guard of every run: `rescore.gate.checks` has `leak`",
+        "mechanism",
     ),
     "regime_route": NotBuilt(
         "RAPS-DA, one specialist per regime",

@@ -127,7 +127,9 @@ class Term(Part):
     @model_validator(mode="after")
     def _sampled_at_one(self) -> Term:
         if self.reads_sampler and self.temperature != 1.0:
-            raise ValueError("log-probabilities are recorded at temperature 1, and what this term compares with them is not")
+            raise ValueError(
+                "log-probabilities are recorded at temperature 1, and what this term compares with them is not"
+            )
         return self
 
     @model_validator(mode="after")

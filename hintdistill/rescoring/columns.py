@@ -186,9 +186,7 @@ class Columns:
             ),
             tokens=tuple(small["tokens"]),
             instead=tuple(small["instead"]),
-            views={
-                v["name"]: (v["insert_at"], np.array(v["block_ids"], np.int64)) for v in small.get("views") or ()
-            },
+            views={v["name"]: (v["insert_at"], np.array(v["block_ids"], np.int64)) for v in small.get("views") or ()},
         )
 
     def _sampled_with(self, row: int, length: int, key: str) -> np.ndarray:

@@ -294,7 +294,5 @@ def _row(t: Target) -> dict[str, Any]:
             for p in t.placebos
         ],
         "versions": json.dumps(dict(t.versions), sort_keys=True),
-        "views": [
-            {"name": name, "insert_at": at, "block_ids": ids.tolist()} for name, (at, ids) in t.views.items()
-        ],
+        "views": [{"name": name, "insert_at": at, "block_ids": ids.tolist()} for name, (at, ids) in t.views.items()],
     }

@@ -133,9 +133,7 @@ class Terms:
             batch = self._whole(slots, hidden, head, views)
         return read(self.recipe, batch, step=step, base=base(slots, hidden.device))
 
-    def _whole(
-        self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, InStepView]
-    ) -> Batch:
+    def _whole(self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, InStepView]) -> Batch:
         """The batch of views that were made in this step, over the vocabulary."""
         student = head.logprobs(hidden)
         made = {"student": student}

@@ -33,7 +33,14 @@ from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target
 from hintdistill.objectives.spans import slot_scale
 from hintdistill.rescoring.stored import by_part, extents, heads
-from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, SampledLikelihood, TraceOutcome, with_perplexities
+from hintdistill.training.reward import (
+    NO_OUTCOME,
+    OutcomeData,
+    OutcomeRow,
+    SampledLikelihood,
+    TraceOutcome,
+    with_perplexities,
+)
 from hintdistill.training.slots import Slot, loss_weights, slot_of_outcome, slot_of_target
 
 CACHE_BYTES = 64 << 20

@@ -41,7 +41,16 @@ def test_rollouts_of_the_task_are_shown_and_never_ones_own():
     assert made("peer_success", case(peers=PEERS)) != made("peer_failure", case(peers=PEERS))
     both = made("peers", case(peers=PEERS, shown=3))
     assert "21 degrees" in both and "20 degrees" in both and "No idea" in both
-    for name in ("peer_success", "peer_failure", "peers", "attempt_success", "attempt_failure", "bcq", "ncq", "verified"):
+    for name in (
+        "peer_success",
+        "peer_failure",
+        "peers",
+        "attempt_success",
+        "attempt_failure",
+        "bcq",
+        "ncq",
+        "verified",
+    ):
         text = made(name, case(peers=PEERS, shown=3))
         assert "It is warm" not in text and "Cold" not in text, name
     assert made("attempt_success", case(peers=PEERS[:2])).replace("It is 21 degrees.", "No idea.") == made(
@@ -58,7 +67,9 @@ def test_several_contexts_differ_and_begin_anew_at_the_end():
 
 def test_own_success_and_what_is_verified():
     won = PEERS[1]
-    assert attempt(won) in made("own_success", case(won)) and made("verified", case(won)) == made("own_success", case(won))
+    assert attempt(won) in made("own_success", case(won)) and made("verified", case(won)) == made(
+        "own_success", case(won)
+    )
     assert "degrees" in made("verified", case(peers=PEERS))
 
 
@@ -89,7 +100,9 @@ def test_rules_hints_labels_and_tools(weather_trace):
     assert "get_weather(city, unit)" in made("reminder", of) and "unknown tool" in made("type_label", of)
     assert made("rule", of) in made("rules", of) and len(made("rules", of).splitlines()) > 5
     assert made("hints", of) == f"{finding.hint}\n{FINDING.hint}"
-    assert made("partial", ContextCase(weather_trace, finding, LIBRARY, hint="one two three four", rho=0.5)) == "one two"
+    assert (
+        made("partial", ContextCase(weather_trace, finding, LIBRARY, hint="one two three four", rho=0.5)) == "one two"
+    )
     assert made("critic", of) == finding.hint and made("empty", of) == ""
 
 
@@ -154,5 +167,5 @@ def test_a_document_has_a_bound_of_its_own(student_renderer, unknown_tool_case):
     roomy = InjectSection(placements=("system_prompt",), max_hint_tokens=8)
     assert Injector(student_renderer, LIBRARY, roomy, {}).in_context(trace, finding, contexts)
     tight = InjectSection(placements=("system_prompt",), contexts=ContextsSection(max_tokens=64))
-    with pytest.raises(HintTooLongError, match="inject.contexts.max_tokens|more than 64"):
+    with pytest.raises(HintTooLongError, match="more than 64"):
         Injector(student_renderer, LIBRARY, tight, {}).in_context(trace, finding, contexts)

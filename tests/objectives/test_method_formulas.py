@@ -88,9 +88,7 @@ def rlcsd(c: Case, a: torch.Tensor, tau: float = 0.03) -> tuple[torch.Tensor, to
         modified[t] = max(total, 0.0) if a[t] > 0 else min(total, 0.0) if a[t] < 0 else 0.0
     ratio = (c.own - c.then).exp()
     paths = [
-        clipped(ratio, x)[mask].mean()
-        for x, mask in ((modified, changed), (a.to(F64), ~changed))
-        if bool(mask.any())
+        clipped(ratio, x)[mask].mean() for x, mask in ((modified, changed), (a.to(F64), ~changed)) if bool(mask.any())
     ]
     return torch.stack(paths).sum(), modified, changed
 
@@ -152,7 +150,9 @@ def test_scope_shares_weight_within_the_correct_and_within_the_wrong_rollouts_of
     weight = {r: 2 * student[r] / (student["a"] + student["b"]) for r in "ab"}
     weight["c"] = 2 * (1 / teacher["c"]) / (1 / teacher["c"] + 1 / teacher["d"])
     assert weight["b"] > weight["a"] and weight["c"] > 1, "rare correct paths, and teachers that are sure, count more"
-    nll = torch.cat([torch.full((n,), weight[r], dtype=F64) for n, r in zip(LENGTHS[:2], "ab", strict=True)]) * -c.own[:9]
+    nll = (
+        torch.cat([torch.full((n,), weight[r], dtype=F64) for n, r in zip(LENGTHS[:2], "ab", strict=True)]) * -c.own[:9]
+    )
     advantage = (c.at("teacher") - c.then)[9:]
     wrong = weight["c"] * clipped((c.own - c.then).exp()[9:], advantage)
     same(load_recipe("scope"), c.batch(**facts), nll.mean() + wrong.mean(), c.z)

@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from support.golden_values import dense
 from support.train_observers import LIVE_TRAINING, trained
 
+from hintdistill.config import RunConfig, RunSection, TracesSection, TrainSection
 from hintdistill.core.errors import ConfigError
 from hintdistill.objectives.spans import span_mask
+from hintdistill.pipeline.contexts import further_views
 from hintdistill.recipes import Recipe, load_recipe, needs, parts
 from hintdistill.recipes.describe import document
 from hintdistill.recipes.values import Schedule
@@ -61,6 +63,13 @@ def needed(recipe: Recipe) -> Any:
     return [n.name for n in needs(recipe)]
 
 
+def told(recipe: Recipe) -> Any:
+    """What a run of it makes contexts of, for which steps, and whether there is a gate."""
+    data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    config = RunConfig(run=RunSection(model="m"), traces=TracesSection(path=("t",)), train=TrainSection(recipe=data))
+    return config.injecting.hint, config.injecting.steps, config.rescoring.gate.enabled, further_views(recipe)
+
+
 def shown(recipe: Recipe) -> Any:
     """What `hintdistill recipes show` prints, without the keys."""
     return {k: v for k, v in document(recipe).items() if k != "recipe"}
@@ -100,10 +109,13 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
     "mechanism": (shown, {}, {"mechanism": ["objectives.divergences.rkl"]}),
     "extra_needs": (needed, {}, {"extra_needs": ["teacher_training"]}),
     "data.rollout.source": (needed, {}, {"data": {"rollout": {"source": "guided"}}}),
-    "data.hint.kind": (needed, {}, {"data": {"hint": {"kind": "solution"}}}),
+    "data.hint.kind": (told, {}, {"data": {"hint": {"kind": "solution"}}}),
+    "data.steps": (told, {}, {"data": {"steps": "every"}}),
+    "data.gate": (told, {}, {"data": {"gate": False}}),
+    "changed": (shown, {}, {"changed": "something"}),
     "controllers": (needed, {}, {"controllers": ["kat_buffer"]}),
     "views.weights": (needed, PARTIAL, {"views": {"part": {"weights": "external"}}}),
-    "views.context": (needed, PARTIAL, {"views": {"part": {"context": "wrong"}}}),
+    "views.context": (told, PARTIAL, {"views": {"part": {"context": "wrong"}}}),
     "teacher.update": (needed, {}, {"teacher": {"update": "initial"}}),
     "teacher.rate": (
         training("train.epochs=1"),

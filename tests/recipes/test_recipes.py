@@ -164,7 +164,8 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
     logits.requires_grad_()
     views, hidden = {}, {}
     for name, view in {**recipe.used_views("hint"), "teacher": recipe.all_views()["teacher"]}.items():
-        plain = view.context in ("plain", "wrong", "fail")
+        # an external teacher reads what the student reads, and speaks against the error all the same
+        plain = name != "teacher" and view.context in ("plain", "wrong", "attempt_failure", "peer_failure")
         own = logits.detach() + 0.3 * torch.randn(n, v, generator=g, dtype=F64)
         if not plain:
             own[0, wrong], own[0, right] = (-6.0 if outside else -0.5), 4.0
@@ -183,6 +184,7 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
     facts = {
         "in_quote": torch.tensor([1.0] + [0.0] * (n - 1)),
         "error_span": torch.tensor([1.0] + [0.0] * (n - 1)),
+        "in_action": torch.ones(n),
         "since_error": torch.arange(n).float(),
         "turn_is_target": torch.ones(n),
         "reward": torch.zeros(2),
@@ -433,7 +435,9 @@ def test_what_a_run_can_train_today():
         "ptd_po",
         "scope",
     } <= set(RUNNABLE)
-    assert set(OBJECTIVES) - set(RUNNABLE) == {"gkd", "minillm", "tm_opd"}, "another model is a key away"
+    assert set(OBJECTIVES) - set(RUNNABLE) == {"gkd", "minillm", "tm_opd", "rock_freeze"}, (
+        "a model, or ids, are a key away"
+    )
 
 
 def test_a_run_stops_before_it_writes(tmp_path):
@@ -784,9 +788,9 @@ def test_recipes_list_and_show():
     ):
         assert words in shown
     document = json.loads(cli("recipes", "show", "rlcsd", "--json"))
-    assert {"in_step_teacher", "reward"} <= {n["name"] for n in document["needs"]} and document["recipe"]["views"]["wrong"][
-        "n"
-    ] == 4
+    assert {"in_step_teacher", "reward"} <= {n["name"] for n in document["needs"]} and document["recipe"]["views"][
+        "wrong"
+    ]["n"] == 4
 
 
 def test_the_page_names_every_recipe():

@@ -145,9 +145,7 @@ def reference(trainer, model, teacher, initial, rows=None) -> tuple[float, torch
                 if name != "student":
                     who = initial if view.weights == "initial" else teacher
                     with torch.set_grad_enabled(view.grad), who() as judge:
-                        read = [
-                            logprobs(judge, row.read(s, label), s.length) for row, s in placed
-                        ]
+                        read = [logprobs(judge, row.read(s, label), s.length) for row, s in placed]
                     views[name] = torch.cat(read)
             batch = whole(slots, views, [0, 1, 2])
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,15 @@ BASE: dict[str, dict[str, Any]] = {
     "kat": _term(
         weights=[{"score": "div_tail64", "shape": "rolling_stop", "window": 2, "eta": 0.3, "patience": 1, "skip": 1}]
     ),
-    "rock_freeze": _term(weights=[{"score": "token_id", "shape": "freeze", "ids": list(range(0, V, 3)), "weight": 0.0}]),
+    "rock_freeze": _term(
+        weights=[{"score": "token_id", "shape": "freeze", "ids": list(range(0, V, 3)), "weight": 0.0}]
+    ),
     "openclaw_topk": _term(support={"k": 8}),
     "revisiting": _term(support={"k": 8}),
     "topk_sg": _term(support={"k": 8}),
+    "opsd": _term(divergence={"pointwise_clip": 0.001}),
+    "targeted": {"terms": {"anchor": {"min_probability": 0.0}}},
+    "targeted_jsd": {"terms": {"anchor": {"min_probability": 0.0}}},
 }
 """What is set where a shipped number is larger than the steps and the vocabulary here."""
 OFF: dict[str, dict[str, Any]] = {
@@ -100,10 +106,10 @@ OFF: dict[str, dict[str, Any]] = {
 """Recipe → its defining piece taken away."""
 
 
-def targets_for(model: Any, name: str) -> list[Target]:
+@lru_cache(maxsize=64)
+def targets_for(model: Any, kind: str, every: bool) -> list[Target]:
     """Two traces; the context is of tokens of its own for each maker, and stands above every step where the recipe says so."""
-    recipe, out = load_recipe(name), list[Target]()
-    kind, every = recipe.data.hint.kind, recipe.data.steps == "every"
+    out = list[Target]()
     for n, trace_id in enumerate(("first", "second")):
         trace = np.random.default_rng([4, n]).integers(3, V, 60)
         block = np.random.default_rng([9, n, *kind.encode()]).integers(3, V, 6)
@@ -118,11 +124,10 @@ def targets_for(model: Any, name: str) -> list[Target]:
 
 def measured(model: Any, name: str, changed: dict[str, Any], folder: Path) -> tuple[float, torch.Tensor]:
     """Loss and gradient of one batch; the student has moved a little away from initial and following weights."""
-    recipe = load_recipe({"preset": name}, BASE.get(name))
-    settings = load_recipe({"preset": name}, _merged(BASE.get(name, {}), changed))
-    rows = {t.rows for t in settings.terms.values()}
-    targets = [t for t in targets_for(model, name) if t.kind in rows]
     given = _merged(BASE.get(name, {}), changed)
+    recipe, settings = load_recipe(name), load_recipe({"preset": name}, given)
+    rows, data = {t.rows for t in settings.terms.values()}, recipe.data
+    targets = [t for t in targets_for(model, data.hint.kind, data.steps == "every") if t.kind in rows]
     if settings.teacher.update == "external":
         given = _merged(given, {"teacher": {"model": "another"}})
     trainer = trainer_of(model, targets, folder, outcome_of(targets, recipe), recipe={"preset": name, **given})
@@ -131,7 +136,9 @@ def measured(model: Any, name: str, changed: dict[str, Any], folder: Path) -> tu
     nudge = np.random.default_rng(6)
     with torch.no_grad():
         for parameter in trainer.model.parameters():
-            parameter += 0.05 * torch.from_numpy(nudge.standard_normal(tuple(parameter.shape))).float() * parameter.std()
+            parameter += (
+                0.05 * torch.from_numpy(nudge.standard_normal(tuple(parameter.shape))).float() * parameter.std()
+            )
     trainer.state.global_step = 5
     return loss_and_gradient(trainer)
 

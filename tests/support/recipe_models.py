@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -66,15 +67,16 @@ def outcome_of(targets: list[Target], recipe) -> OutcomeData:
     return OutcomeData(ended, rows if recipe.coupling.kind == "additive" else [])
 
 
+@lru_cache(maxsize=1)
+def _labels() -> frozenset[str]:
+    """The names of all further contexts that shipped recipes read."""
+    used = [load_recipe(name).used_contexts() for name in recipe_names()]
+    return frozenset(label for each in used for view, label in each.values() if view.context not in OWN_CONTEXTS)
+
+
 def with_contexts(targets: list[Target], size: int = V) -> list[Target]:
     """The hints with every further context that a shipped recipe's views read, in the hint's place, each of other tokens."""
-    labels = {
-        label
-        for name in recipe_names()
-        for view, label in load_recipe(name).used_contexts().values()
-        if view.context not in OWN_CONTEXTS
-    }
-    out = []
+    labels, out = _labels(), []
     for target in targets:
         blocks = {
             label: (target.insert_at, np.random.default_rng([7, *label.encode()]).integers(3, size, 5))

@@ -148,7 +148,13 @@ def test_statistics_are_of_the_optimiser_step(name, targets, tmp_path):
     """Through the Trainer itself: eight rows at once and one row eight times change the weights alike."""
     changed = []
     for micro in (8, 1):
-        config = {"recipe": name, "batch_size": 8, "micro_batch_size": micro, "schedule": "constant", "max_grad_norm": 1e9}
+        config = {
+            "recipe": name,
+            "batch_size": 8,
+            "micro_batch_size": micro,
+            "schedule": "constant",
+            "max_grad_norm": 1e9,
+        }
         trainer = trainer_of(targets, tmp_path / str(micro), arguments={"optim": "sgd"}, learning_rate=1e-2, **config)
         before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
         trainer.train()
