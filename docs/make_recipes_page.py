@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hintdistill.config import TrainSection
 from hintdistill.recipes import load_recipe, missing, needs, parts, recipe_names
-from hintdistill.recipes.describe import CONFIDENCE, PROMISE
+from hintdistill.recipes.describe import CONFIDENCE, PROMISE, trains_on
 from hintdistill.recipes.teachers import TEACHERS
 from hintdistill.training.capabilities import available
 
@@ -52,6 +52,16 @@ teacher lowers (tested on a tabular model). *Runs*: `yes` (where traces have the
 |---|---|---|---|---|---|---|
 """
 
+PLAIN = """
+## What each trains on here
+
+In plain words, whatever a publication trains on. A recipe whose overrides change what defines it (who the teacher is and what it reads,
+the targets, what is compared and how, the weights, the coupling) is called "NAME, changed: …" in the log, the report and the model card.
+
+| recipe | a run trains |
+|---|---|
+"""
+
 TAIL = """
 ## Left out of methods that are here
 
@@ -78,6 +88,11 @@ def runs(name: str) -> str:
         return f"a {recipe.kind}"
     lacking = missing(recipe, available(TrainSection(recipe=name)))
     return "needs " + ", ".join(f"`{n.name}`" for n in lacking) if lacking else "yes"
+
+
+def plain(name: str) -> str:
+    """The row of a recipe that says in plain words what a run trains with it."""
+    return f"| `{name}` | {trains_on(load_recipe(name))} |"
 
 
 def page() -> str:
@@ -114,7 +129,8 @@ def page() -> str:
         rows.append(f"| {part} | {', '.join(words)} |")
     known = sorted({n.name for name in recipe_names() for n in needs(load_recipe(name))})
     foot = "\n\nNeeds that appear above: " + ", ".join(f"`{n}`" for n in known) + ".\n"
-    return HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + TAIL + "\n".join(rows) + foot
+    words = PLAIN + "\n".join(plain(name) for name in recipe_names()) + "\n"
+    return HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + words + TAIL + "\n".join(rows) + foot
 
 
 if __name__ == "__main__":

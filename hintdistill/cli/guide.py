@@ -14,7 +14,7 @@ ORDER: dict[str, tuple[str, ...]] = {
     "Look before a run": ("traces", "convert", "prompts", "recipes", "contexts", "config", "plan"),
     "Run: read → critique → inject → rescore → train → report": ("run", "critique", "rescore", "train", "report"),
     "On many machines": ("merge", "ray"),
-    "After a run": ("show", "preflight", "controls", "verify", "clean"),
+    "After a run": ("show", "preflight", "controls", "compare-recipes", "verify", "clean"),
     "For other programs": ("export", "push", "serve", "mcp"),
 }
 """Heading → its commands, both in the order of work."""
@@ -82,6 +82,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "controls runs/mine --dry-run",
         "controls runs/mine --arms placebo,wrong_hint steps=40",
         "controls runs/mine --resume",
+    ),
+    "compare-recipes": (
+        "compare-recipes mine/hintdistill.yaml targeted hint_sd sdpo_feedback --dry-run",
+        "compare-recipes mine/hintdistill.yaml targeted hint_sd@1e-5 hint_sd@5e-5 steps=40 run.dir=runs/methods",
+        "compare-recipes mine/hintdistill.yaml targeted hint_sd@1e-5 hint_sd@5e-5 steps=40 run.dir=runs/methods --resume",
     ),
     "verify": ("verify runs/mine",),
     "clean": ("clean runs/mine --dry-run", "clean runs/mine --targets"),

@@ -14,6 +14,7 @@ import typer
 
 from hintdistill import __version__
 from hintdistill.cli.clean import clean
+from hintdistill.cli.compare_recipes import compare_recipes
 from hintdistill.cli.config import config_app
 from hintdistill.cli.configs import configs_app
 from hintdistill.cli.contexts import contexts_app
@@ -63,6 +64,7 @@ for command in (
     ray,
     show,
     controls,
+    compare_recipes,
     preflight,
     clean,
     export,

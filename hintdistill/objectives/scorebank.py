@@ -102,7 +102,7 @@ class ScoreBank:
             raise ValueError(
                 f"a fact has {len(value)} values; the batch has {len(self.lengths)} rows, {len(self.y)} tokens"
             )
-        return value.repeat_interleave(torch.tensor(self.lengths, device=value.device))
+        return value.repeat_interleave(torch.tensor(self.lengths, device=value.device), dim=0)
 
     def row_mean(self, value: Tensor) -> Tensor:
         """Mean over each row, spread over its tokens [N]."""

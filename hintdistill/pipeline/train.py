@@ -226,7 +226,7 @@ def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
 def say_what_trains(ctx: RunContext) -> None:
     """Name the recipe as what it is, and warn where a token that the teacher lowers is not lowered by the teacher's doing."""
     recipe = ctx.config.train.effective_recipe
-    ctx.console.note(f"train: recipe {called(recipe)}")
+    ctx.console.note(f"train: recipe {called(recipe, ctx.config.inject.hint, ctx.config.inject.steps)}")
     if recipe.lowers_error == "no":
         ctx.console.warn(
             f"{recipe.name} does not lower an error token by the teacher's doing ({recipe.lowers_error_why}); where the error of a hint "

@@ -9,31 +9,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from hintdistill.recipes import parts
 from hintdistill.recipes.library import load_recipe, recipe_names
 from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
+STEPS = {"findings": "steps with a finding", "every": "every step", "final": "the last step"}
+"""`data.steps` in words."""
 
-def changes(recipe: Recipe) -> tuple[str, ...]:
-    """List what differs from the shipped recipe of that name in what defines it; nothing for a recipe of one's own name."""
+
+def changes(recipe: Recipe, read: str | None = None, steps: str | None = None) -> tuple[str, ...]:
+    """List what of its method a recipe does not do: as shipped, and where it differs from the shipped one in what defines it.
+
+    Nothing for a recipe of one's own name.
+
+    Args:
+        read: the context maker that the run's `inject.hint` names in place of the recipe's own.
+        steps: the same of `inject.steps`.
+    """
     if recipe.name not in recipe_names():
         return ()
     own = load_recipe(recipe.name)
-    if recipe == own:
-        return ()
-    return tuple(dict.fromkeys(_changes(own, recipe)))
+    shipped = [own.changed] if own.changed else []
+    return tuple(dict.fromkeys([*shipped, *_changes(own, recipe, read, steps)]))
 
 
-def called(recipe: Recipe) -> str:
-    """Name a recipe as what it is: `sdft`, or `sdft, changed: the teacher reads feedback, not demo`."""
-    found = changes(recipe)
+def called(recipe: Recipe, read: str | None = None, steps: str | None = None) -> str:
+    """Name a recipe as what it is: `sdft`, or `sdft, changed: the teacher reads the critic, …`; see `changes`."""
+    found = changes(recipe, read, steps)
     return f"{recipe.name}, changed: {'; '.join(found)}" if found else recipe.name
 
 
-def _changes(own: Recipe, now: Recipe) -> Iterator[str]:
-    if now.data.hint.kind != own.data.hint.kind:
-        yield f"the teacher reads {now.data.hint.kind}, not {own.data.hint.kind}"
-    if now.data.steps != own.data.steps:
-        yield f"contexts stand above the steps {now.data.steps}, not {own.data.steps}"
+def _changes(own: Recipe, now: Recipe, read: str | None, steps: str | None) -> Iterator[str]:
+    wanted, found = (parts.HINTS.get(r.data.hint.kind).source for r in (own, now))
+    if (read or found) != wanted:
+        yield f"the teacher reads {read or found}, not {wanted}"
+    if (steps or now.data.steps) != own.data.steps:
+        yield f"it trains {STEPS[steps or now.data.steps]}, not {STEPS[own.data.steps]}"
     if now.data.rollout.source != own.data.rollout.source:
         yield f"rollouts are {now.data.rollout.source}, not {own.data.rollout.source}"
     if now.teacher.update != own.teacher.update:

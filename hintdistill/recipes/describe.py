@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.recipes import parts
+from hintdistill.recipes.changes import STEPS
 from hintdistill.recipes.needs import every_weight, needs
-from hintdistill.recipes.schema import Recipe, WeightSpec
+from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
 CONFIDENCE = {
     "P": "the paper was read",
@@ -27,6 +29,84 @@ PROMISE = {
 }
 
 
+WEIGHTS = {
+    "initial": "the initial policy",
+    "round_start": "the policy that the round started from",
+    "live": "the student itself",
+    "ema": "a slow average of the student",
+    "periodic": "a copy of the student, renewed every few steps",
+    "cgtr": "a copy of the student, renewed where that helped",
+    "external": "another model",
+}
+DIVERGENCES = {
+    "fkl": "forward KL",
+    "rkl": "reverse KL",
+    "jsd": "Jensen-Shannon divergence",
+    "skew": "skew KL",
+    "skew_rkl": "skew reverse KL",
+    "mix": "both KLs",
+    "rkl_sg": "reverse KL with its kept mass held",
+    "ce_topk": "cross-entropy",
+    "nll": "likelihood of what was sampled",
+    "hidden_mse": "distance of hidden states",
+    "token_preference": "preference of the teacher's token over the sampled one",
+}
+SUPPORTS = {
+    "student_topk": "the student's top {k}",
+    "teacher_topk": "the teacher's top {k}",
+    "union": "both top {k} and the sampled token",
+    "intersection": "what both top {k} share",
+    "token_set": "a list of tokens",
+    "full": "the whole vocabulary",
+}
+SPANS = {
+    "step": "the whole step",
+    "action": "the step without its reasoning",
+    "quote": "the quoted words",
+    "quote_weighted": "the whole step, its quote more",
+    "suffix": "the quote and what follows",
+}
+
+
+def trains_on(recipe: Recipe) -> str:
+    """Say in plain words what a run trains with it: who the teacher is, what it reads, how they are compared, over what."""
+    if recipe.kind != "objective":
+        return f"trains nothing (a {recipe.kind})"
+    who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
+    context = HINT_SOURCES.get(parts.HINTS.get(recipe.data.hint.kind).source)
+    reads = context.reads or f"what the hint source {context.name} writes"
+    others = [f"the view {n} reads {_context(v.context)}" for n, v in recipe.views.items() if v.context not in parts.OWN_CONTEXTS]
+    terms = dict.fromkeys(_loss(t) for t in recipe.terms.values() if t.rows == "hint")
+    held = [n for n, t in recipe.terms.items() if t.rows != "hint"]
+    rewarded = recipe.coupling.kind in ("adv_mul", "adv_add") or any(
+        t.divergence.signal == "advantage" for t in recipe.terms.values() if t.divergence.entry.has_signal
+    )
+    return "; ".join(
+        [
+            STEPS[recipe.data.steps],
+            f"the teacher, {who}, reads {reads}",
+            *others,
+            *terms,
+            *([f"beside it {', '.join(held)}"] if held else []),
+            *(["the sign is the reward's, above or below the task's mean"] if rewarded else []),
+        ]
+    )
+
+
+def _context(name: str) -> str:
+    return HINT_SOURCES.get(name).reads or name
+
+
+def _loss(term: Term) -> str:
+    """One term in words."""
+    span, how = SPANS.get(term.span, term.span), term.divergence
+    weighed = ", weighted by " + ", ".join(dict.fromkeys(s for w in term.weights for s in sorted(w.scores()))) if term.weights else ""
+    if how.entry.has_signal:
+        return f"policy gradient on the sampled tokens of {span} (signal {how.signal}){weighed}"
+    on = "" if term.support.kind == "sampled" else f" on {SUPPORTS.get(term.support.kind, term.support.kind)}".format(k=term.support.k)
+    return f"{DIVERGENCES.get(how.kind, how.kind)}{on} over {span}{weighed}"
+
+
 def summary(recipe: Recipe) -> dict[str, Any]:
     """One line's worth of a recipe."""
     return {
@@ -43,6 +123,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
     """Everything about a recipe, as plain data."""
     return {
         **summary(recipe),
+        "trains_on": trains_on(recipe),
         "formula": recipe.formula,
         "source": recipe.source,
         "confidence_means": CONFIDENCE[recipe.confidence],
@@ -111,6 +192,7 @@ def text(recipe: Recipe) -> str:
     lines = [f"{recipe.name}: {recipe.title}", ""]
     promise = PROMISE[recipe.lowers_error] + (f": {recipe.lowers_error_why}" if recipe.lowers_error_why else "")
     rows = [
+        ("trains on", trains_on(recipe)),
         ("formula", recipe.formula),
         ("source", recipe.source),
         ("confidence", f"{recipe.confidence}: {CONFIDENCE[recipe.confidence]}"),

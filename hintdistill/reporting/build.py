@@ -102,7 +102,7 @@ def build(data: ReportInput) -> dict[str, Any]:
             "model": data.manifest["config"]["run"]["model"],
             "critics": data.manifest["config"]["critic"]["use"],
             "hint": data.manifest.get("hint") or data.manifest["config"]["inject"]["hint"] or "critic",
-            "recipe": recipe_said(data.manifest["config"]["train"]),
+            "recipe": recipe_said(data.manifest["config"]),
             "model_key": data.manifest.get("model"),
             "prompts": data.manifest.get("prompts"),
             "precision": data.manifest.get("precision"),
@@ -143,12 +143,14 @@ def build(data: ReportInput) -> dict[str, Any]:
     }
 
 
-def recipe_said(train: Mapping[str, Any]) -> dict[str, str]:
-    """Say of a `train` section what its recipe is: `name`, `called` (what was changed of it), and what it `lowers_error`, with the
-    reason."""
-    recipe = TrainSection.model_validate(train).effective_recipe
+def recipe_said(config: Mapping[str, Any]) -> dict[str, str]:
+    """Say of a run's configuration what its recipe is: `name`, `called` (what was changed of it), and what it `lowers_error`, with
+    the reason."""
+    recipe = TrainSection.model_validate(config["train"]).effective_recipe
     why = f": {recipe.lowers_error_why}" if recipe.lowers_error_why else ""
-    return {"name": recipe.name, "called": called(recipe), "lowers_error": f"{PROMISE[recipe.lowers_error]}{why}"}
+    inject = config["inject"]
+    known = called(recipe, inject["hint"], inject.get("steps"))
+    return {"name": recipe.name, "called": known, "lowers_error": f"{PROMISE[recipe.lowers_error]}{why}"}
 
 
 def _about(data: ReportInput) -> dict[str, Any]:

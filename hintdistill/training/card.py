@@ -57,7 +57,7 @@ def card_text(
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {k: license_of[k] for k in LICENSE_KEYS if isinstance(license_of.get(k), str)}
     # a method that was changed in what defines it is not tagged as that method
-    named = [] if changes(train.effective_recipe) else [train.effective_recipe.name]
+    named = [] if _changed(document, train) else [train.effective_recipe.name]
     head["tags"] = ["hintdistill", "self-distillation", *named]
     name = train.push.split("/")[-1] if train.push else "Corrected student"
     parts = [
@@ -233,7 +233,7 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
     )
     rows = [
         ("recipe", f"`{recipe.name}`: {recipe.title}"),
-        *([("changed, so this is not that method", "; ".join(found))] if (found := changes(recipe)) else []),
+        *([("changed, so this is not that method", "; ".join(found))] if (found := _changed(document, train)) else []),
         ("formula" + (" before the changes" if found else ""), recipe.formula),
         ("source", recipe.source),
         ("how sure the source is", CONFIDENCE[recipe.confidence]),
@@ -260,6 +260,11 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
         )
         + (f"\n\nThe recipe, key by key:\n\n```yaml\n{_yaml(own)}```" if own else "")
     )
+
+
+def _changed(document: Mapping[str, Any], train: TrainSection) -> tuple[str, ...]:
+    inject = document["run"]["config"]["inject"]
+    return changes(train.effective_recipe, inject["hint"], inject.get("steps"))
 
 
 def _controls(document: Mapping[str, Any]) -> str:

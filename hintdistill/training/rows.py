@@ -232,6 +232,8 @@ class Member:
     insert_at: int = 0
     block: int = 0
     """Tokens of the hint."""
+    views: tuple[str, ...] = ()
+    """Further contexts that have tokens, by name."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,8 @@ class _Layout:
         start, block = len(target.context_ids), len(target.block_ids)
         # without a hint nothing is inserted, wherever that would be
         at = target.insert_at if block else start
-        member = Member(number, target.key, target.kind, start, len(target.step_ids), at, block)
+        views = tuple(name for name, (_, ids) in target.views.items() if len(ids))
+        member = Member(number, target.key, target.kind, start, len(target.step_ids), at, block, views)
         self._add(member, np.concatenate([target.context_ids, target.step_ids]))
 
     def _add(self, member: Member, ids: np.ndarray) -> None:
@@ -328,8 +331,10 @@ class Rows(Sequence[TraceRow]):
         return sum(m.kind == kind for p in self.plans for m in p.members)
 
     def contexts(self) -> dict[str, int]:
-        """Count the hint slots that have a context, by its name; reads nothing."""
-        return {"hint": sum(m.kind == "hint" and m.block > 0 for p in self.plans for m in p.members)}
+        """Count the hint slots whose teacher reads tokens that the student does not, by the context's name; reads nothing."""
+        hints = [m for p in self.plans for m in p.members if m.kind == "hint"]
+        further = Counter(name for m in hints for name in m.views)
+        return {"hint": sum(m.block > 0 for m in hints), **dict(sorted(further.items()))}
 
     def __len__(self) -> int:
         return len(self.plans)

@@ -164,7 +164,8 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
     logits.requires_grad_()
     views, hidden = {}, {}
     for name, view in {**recipe.used_views("hint"), "teacher": recipe.all_views()["teacher"]}.items():
-        plain = view.context in ("plain", "wrong", "attempt_failure", "peer_failure") and name != "teacher"
+        # an external teacher reads what the student reads, and speaks against the error all the same
+        plain = name != "teacher" and view.context in ("plain", "wrong", "attempt_failure", "peer_failure")
         own = logits.detach() + 0.3 * torch.randn(n, v, generator=g, dtype=F64)
         if not plain:
             own[0, wrong], own[0, right] = (-6.0 if outside else -0.5), 4.0
@@ -183,9 +184,9 @@ def batch_for(recipe, *, v=12, n=6, sure=2.5, seed=0, outside=True):
     facts = {
         "in_quote": torch.tensor([1.0] + [0.0] * (n - 1)),
         "error_span": torch.tensor([1.0] + [0.0] * (n - 1)),
+        "in_action": torch.ones(n),
         "since_error": torch.arange(n).float(),
         "turn_is_target": torch.ones(n),
-        "in_action": torch.ones(n),
         "reward": torch.zeros(2),
         "advantage": -torch.ones(2),
         "group_acc": torch.full((2,), 0.3),
