@@ -286,7 +286,7 @@ def page(setting: Setting, rows: Sequence[Mapping[str, Any]], chosen: Mapping[st
     ]
     rates = ", ".join(f"{r:g}" for r in setting.rates)
     said = (
-        f"Every arm: {setting.rows} rows a training, {setting.steps} optimiser steps, the rates {rates} on validation (the best by the mean of "
+        f"Every arm: {setting.rows} rows a training, {setting.steps} optimiser steps, rates {rates} on validation (the best by the mean of "
         "success and right near-misses), then the seeds on the test. ± is the standard deviation over seeds."
     )
     missing = [ARMS[a][0] for a in ARMS if a not in order]
