@@ -175,7 +175,11 @@ class MethodJob:
 
     def _read(self, student: Path) -> dict[str, Any]:
         limit = 12 if self.of.small else None
-        pairs = list(suite_name("read_pairs")(per_family=2 if self.of.small else None)) if self.test else validation_pairs(12)
+        pairs = (
+            list(suite_name("read_pairs")(per_family=2 if self.of.small else None))
+            if self.test
+            else validation_pairs(12)
+        )
         pairs = pairs[:8] if self.of.small and not self.test else pairs
         read = read_student(student, "test" if self.test else "validation", pairs, limit)
         moved = self.shared.bench.moved(student) if self.test else {}
@@ -257,7 +261,16 @@ def page(setting: Setting, rows: Sequence[Mapping[str, Any]], chosen: Mapping[st
 
     by_arm = {a: [r for r in rows if r["arm"] == a and r["failed"] is None] for a in ARMS}
     order = sorted((a for a in ARMS if by_arm[a]), key=lambda a: -np.mean([r["success"] for r in by_arm[a]]))
-    head = ["method", "rate", "seeds", "success", "near-misses, makers' families", "other families", "KL on clean steps", "seconds"]
+    head = [
+        "method",
+        "rate",
+        "seeds",
+        "success",
+        "near-misses, makers' families",
+        "other families",
+        "KL on clean steps",
+        "seconds",
+    ]
     body = [
         [
             ARMS[a][0],
@@ -271,9 +284,10 @@ def page(setting: Setting, rows: Sequence[Mapping[str, Any]], chosen: Mapping[st
         ]
         for a in order
     ]
+    rates = ", ".join(f"{r:g}" for r in setting.rates)
     said = (
-        f"Every arm: {setting.rows} rows a training, {setting.steps} optimiser steps, the rates {', '.join(f'{r:g}' for r in setting.rates)} on "
-        "validation (the best by the mean of success and right near-misses), then the seeds on the test. ± is the standard deviation over seeds."
+        f"Every arm: {setting.rows} rows a training, {setting.steps} optimiser steps, rates {rates} on validation (the best by the mean of "
+        "success and right near-misses), then the seeds on the test. ± is the standard deviation over seeds."
     )
     missing = [ARMS[a][0] for a in ARMS if a not in order]
     lines = [table(head, body) if body else "Nothing of it is finished.", "", said]

@@ -76,7 +76,7 @@ SECTIONS = {
     "shape": (
         "Weight shape",
         "A function from a score [N] to a weight [N]. The entry must say whether it reads the whole batch, because "
-        "`train.micro_batch_size` then changes it, which `recipes show` tells.",
+        "a training then makes it over all rows of an optimiser step, which `recipes show` tells.",
     ),
     "teacher_rule": (
         "Teacher rule",

@@ -85,7 +85,9 @@ def parse_arms(words: Sequence[str]) -> list[RecipeArm]:
     if twice := [n for n in names if names.count(n) > 1]:
         raise ConfigError(f"{twice[0]} is named twice", hint="the same recipe at several rates: NAME@1e-5 NAME@3e-5")
     if len(arms) < 2:
-        raise ConfigError("a comparison needs at least two recipes", hint="compare-recipes CONFIG targeted hint_sd sdpo_feedback")
+        raise ConfigError(
+            "a comparison needs at least two recipes", hint="compare-recipes CONFIG targeted hint_sd sdpo_feedback"
+        )
     return arms
 
 
@@ -175,7 +177,13 @@ class CompareJob:
         folder = bench.folder / "arms" / self.arm.name
         student, work = folder / "student", folder / "train"
         job = ArmTraining(
-            self.arm.name, ctx.model_folder, ctx.initial_folder, ctx.config.run, section, budget.steps, outcome_data(ctx)
+            self.arm.name,
+            ctx.model_folder,
+            ctx.initial_folder,
+            ctx.config.run,
+            section,
+            budget.steps,
+            outcome_data(ctx),
         )
         try:
             summary = train_arm(job, rows, student, work, advance)
@@ -189,9 +197,7 @@ class CompareJob:
         return row | {"seconds": time.monotonic() - began}
 
 
-def ahead(
-    config_of: ConfigOf, folder: Path, arms: Sequence[RecipeArm], settings: ControlsSettings
-) -> dict[str, Any]:
+def ahead(config_of: ConfigOf, folder: Path, arms: Sequence[RecipeArm], settings: ControlsSettings) -> dict[str, Any]:
     """Say what a comparison would do; changes nothing. Raises ConfigError where a recipe needs what its run does not have."""
     for config in (config_of(a.recipe) for a in arms):
         check_inputs(config, "train")
@@ -227,7 +233,9 @@ def compare_recipes(
     """
     console = console or Console()
     if folder.exists() and not resume:
-        raise ConfigError(f"{folder} is there already", hint="--resume does what is owed of it; or name another run.dir")
+        raise ConfigError(
+            f"{folder} is there already", hint="--resume does what is owed of it; or name another run.dir"
+        )
     configs = {a.recipe: config_of(a.recipe) for a in arms}
     # every recipe's needs are known before the first stage runs
     for config in configs.values():

@@ -75,7 +75,11 @@ def trains_on(recipe: Recipe) -> str:
     who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
     context = HINT_SOURCES.get(parts.HINTS.get(recipe.data.hint.kind).source)
     reads = context.reads or f"what the hint source {context.name} writes"
-    others = [f"the view {n} reads {_context(v.context)}" for n, v in recipe.views.items() if v.context not in parts.OWN_CONTEXTS]
+    others = [
+        f"the view {n} reads {_context(v.context)}"
+        for n, v in recipe.views.items()
+        if v.context not in parts.OWN_CONTEXTS
+    ]
     terms = dict.fromkeys(_loss(t) for t in recipe.terms.values() if t.rows == "hint")
     held = [n for n, t in recipe.terms.items() if t.rows != "hint"]
     rewarded = recipe.coupling.kind in ("adv_mul", "adv_add") or any(
@@ -100,10 +104,18 @@ def _context(name: str) -> str:
 def _loss(term: Term) -> str:
     """One term in words."""
     span, how = SPANS.get(term.span, term.span), term.divergence
-    weighed = ", weighted by " + ", ".join(dict.fromkeys(s for w in term.weights for s in sorted(w.scores()))) if term.weights else ""
+    weighed = (
+        ", weighted by " + ", ".join(dict.fromkeys(s for w in term.weights for s in sorted(w.scores())))
+        if term.weights
+        else ""
+    )
     if how.entry.has_signal:
         return f"policy gradient on the sampled tokens of {span} (signal {how.signal}){weighed}"
-    on = "" if term.support.kind == "sampled" else f" on {SUPPORTS.get(term.support.kind, term.support.kind)}".format(k=term.support.k)
+    on = (
+        ""
+        if term.support.kind == "sampled"
+        else f" on {SUPPORTS.get(term.support.kind, term.support.kind)}".format(k=term.support.k)
+    )
     return f"{DIVERGENCES.get(how.kind, how.kind)}{on} over {span}{weighed}"
 
 

@@ -113,7 +113,9 @@ def show_recipes(document: Mapping[str, Any], console: Console) -> None:
     for arm in document["arms"]:
         table.add_row(arm["recipe"], *_cells(arm))
     console.print(table)
-    console.print("rows: distinct ones; p after, fall: of the decision tokens; KL clean: nats per token; seconds: of training.")
+    console.print(
+        "rows: distinct ones; p after, fall: of the decision tokens; KL clean: nats per token; seconds: of training."
+    )
     console.print(about(document), markup=False, highlight=False)
     for remark in remarks(document):
         console.print(remark, markup=False, highlight=False)
@@ -121,7 +123,12 @@ def show_recipes(document: Mapping[str, Any], console: Console) -> None:
 
 def markdown(document: Mapping[str, Any]) -> str:
     """The same as a page."""
-    lines = ["# Recipes on the same traces", "", f"| recipe | {' | '.join(HEADINGS)} |", "|" + "---|" * (len(HEADINGS) + 1)]
+    lines = [
+        "# Recipes on the same traces",
+        "",
+        f"| recipe | {' | '.join(HEADINGS)} |",
+        "|" + "---|" * (len(HEADINGS) + 1),
+    ]
     lines += [f"| `{arm['recipe']}` | {' | '.join(_cells(arm))} |" for arm in document["arms"]]
     said = "rows: distinct ones; p after, fall: of the decision tokens; KL clean: nats per token; seconds: of training."
     return "\n".join([*lines, "", said, "", about(document), *(f"\n{r}." for r in remarks(document))]) + "\n"

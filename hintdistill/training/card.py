@@ -23,7 +23,7 @@ from hintdistill.recipes import Recipe
 from hintdistill.recipes.changes import changes
 from hintdistill.recipes.describe import CONFIDENCE, settings
 from hintdistill.training.card_controls import hint_levels, placebo_share
-from hintdistill.training.card_method import pulled, was_read
+from hintdistill.training.card_method import lowers, pulled, was_read
 
 if TYPE_CHECKING:
     from hintdistill.training.students import Arrived
@@ -126,7 +126,7 @@ def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[s
     origin = f"`{bases[0]}`" if bases else "A local model"
     text = (
         f"{origin} after hint distillation: errors in recorded traces were located, {was_read(document, facts)}, and the model that "
-        f"reads none of it was trained on {pulled(document)}. {_held(facts)}"
+        f"reads none of it was trained on {pulled(document, facts)}.{lowers(document)} {_held(facts)}"
     )
     if rewarded := facts.get("outcome_rows"):
         text += (

@@ -31,7 +31,7 @@ def was_read(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     return f"a teacher read further context (`inject.hint: {document['run']['hint']}`) {said}"
 
 
-def pulled(document: Mapping[str, Any]) -> str:
+def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """What the training pulled the student towards on hinted steps, no more than the recipe says."""
     recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
     who = {"initial": "the model itself", "external": "another model"}.get(
@@ -40,5 +40,15 @@ def pulled(document: Mapping[str, Any]) -> str:
     terms = {n: t for n, t in recipe.terms.items() if t.rows == "hint"}
     how = " and ".join(f"`{t.divergence.kind}`" for t in terms.values())
     spans = " and ".join(dict.fromkeys(SPAN_WORDS.get(t.span, f"`{t.span}`") for t in terms.values()))
-    lowers = PROMISE[recipe.lowers_error] + (f", {recipe.lowers_error_why}" if recipe.lowers_error_why else "")
-    return f"what {who} says there (loss: {how} over {spans}; a token that the teacher lowers is lowered: {lowers})"
+    read = facts.get("contexts")
+    under = " under the hint" if read is None or read.get(OWN) else ""
+    return f"what {who} says there{under} (loss: {how} over {spans})"
+
+
+def lowers(document: Mapping[str, Any]) -> str:
+    """A sentence on whether a token that the teacher lowers is lowered; nothing where it is, wherever it is sampled."""
+    recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
+    if recipe.lowers_error == "yes":
+        return ""
+    why = f" ({recipe.lowers_error_why})" if recipe.lowers_error_why else ""
+    return f" Whether that lowers a sampled token which the teacher lowers: {PROMISE[recipe.lowers_error]}{why}."

@@ -69,7 +69,13 @@ def document() -> dict:
     changed = arm | {"arm": "sdft", "recipe": "sdft", "called": "sdft, changed: the teacher reads feedback, not demo"}
     held = {"findings": 7, "accepted": 5, "probability_before": 0.9, "probability_hinted": 0.1}
     equal = {"rows": 16, "steps": 4}
-    return {"schema": 1, "equal": equal, "heldout": held, "clean": {"heldout_clean": 8}, "arms": [arm, stopped, changed]}
+    return {
+        "schema": 1,
+        "equal": equal,
+        "heldout": held,
+        "clean": {"heldout_clean": 8},
+        "arms": [arm, stopped, changed],
+    }
 
 
 def test_the_page_and_the_table_say_what_must_be_said(capsys):

@@ -47,7 +47,14 @@ def test_what_defines_it_is_named(name, change, said):
     [
         ("hint_sd", {"teacher": {"rate": 0.01}, "terms": {"distill": {"support": {"k": 20}, "coef": 0.5}}}),
         ("rlcsd", {"coupling": {"beta": 0.2}}),
-        ("hint_sd", {"terms": {"anchor": {"rows": "anchor", "target": {"loglin": {"initial": 1.0}}, "divergence": {"kind": "fkl"}}}}),
+        (
+            "hint_sd",
+            {
+                "terms": {
+                    "anchor": {"rows": "anchor", "target": {"loglin": {"initial": 1.0}}, "divergence": {"kind": "fkl"}}
+                }
+            },
+        ),
         ("ta_opd", {"terms": {"distill": {"coef": {"from": 1.0, "to": 0.1, "steps": 5}}}}),
     ],
 )
