@@ -92,7 +92,7 @@ def build(data: ReportInput) -> dict[str, Any]:
     entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), sampled)
     scored, findings = _read_hints(data, entries)
     hints = [s.head for s in scored]
-    gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
+    gate = gate_of(data.manifest["config"])
     first = next(iter(data.evaluations.values()), {})
     tokens = sum(m.tokens for m in data.off_target.values())
     kl = sum(m.kl_per_token * m.tokens for m in data.off_target.values()) / tokens if tokens else None
@@ -141,6 +141,15 @@ def build(data: ReportInput) -> dict[str, Any]:
             *(failed_entry(data.injections[f["key"]], f) for f in data.failures if f.get("key") in data.injections),
         ],
     }
+
+
+def gate_of(config: Mapping[str, Any]) -> GateSection:
+    """The gate's settings, with the recipe's word on whether there is one where the run's own configuration has none."""
+    gate = GateSection.model_validate(config["rescore"]["gate"])
+    if gate.enabled is not None:
+        return gate
+    recipe = TrainSection.model_validate(config["train"]).effective_recipe
+    return gate.model_copy(update={"enabled": recipe.data.gate})
 
 
 def recipe_said(config: Mapping[str, Any]) -> dict[str, str]:
