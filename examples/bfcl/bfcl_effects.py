@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-READS = frozenset(
-    """
+_READS = """
     cat diff du find grep ls pwd sort tail wc
     absolute_value add divide imperial_si_conversion logarithm max_value mean min_value multiply percentage power round_number
     si_unit_conversion square_root standard_deviation subtract sum_values
@@ -18,11 +17,10 @@ READS = frozenset(
     check_tire_pressure displayCarStatus display_log estimate_distance estimate_drive_feasibility_by_mileage find_nearest_tire_shop
     gallon_to_liter get_current_speed get_outside_temperature_from_google get_outside_temperature_from_weather_com
     get_zipcode_based_on_city liter_to_gallon
-    """.split()
-)
+"""
+READS = frozenset(_READS.split())
 """Only look, or compute."""
-CHANGES = frozenset(
-    """
+_CHANGES = """
     cd cp echo mkdir mv rm rmdir touch
     add_contact delete_message message_login send_message
     authenticate_twitter comment follow_user mention post_tweet retweet unfollow_user
@@ -32,6 +30,6 @@ CHANGES = frozenset(
     authenticate_travel book_flight cancel_booking purchase_insurance register_credit_card set_budget_limit
     activateParkingBrake adjustClimateControl fillFuelTank lockDoors pressBrakePedal releaseBrakePedal setCruiseControl setHeadlights
     set_navigation startEngine
-    """.split()
-)
+"""
+CHANGES = frozenset(_CHANGES.split())
 """Change what later calls meet: files, orders, bookings, the car, who is logged in, the working directory."""

@@ -102,5 +102,3 @@ def loss(body: Any, head: Any, packed: Packed) -> torch.Tensor:
     each = torch.nn.functional.cross_entropy(logits, packed.targets[asked], reduction="none")
     weights = packed.weights[asked]
     return (each * weights).sum() / weights.sum()
-
-

@@ -15,13 +15,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bfcl_compare import Mismatch, Said, mismatch  # noqa: E402
-from bfcl_data import NO_CALLS, Entry, entries, splits, tool_of  # noqa: E402
-from bfcl_effects import CHANGES, READS  # noqa: E402
-from bfcl_turns import TurnsEnvironment  # noqa: E402
+from bfcl_compare import Mismatch, Said, mismatch
+from bfcl_data import NO_CALLS, Entry, entries, splits, tool_of
+from bfcl_effects import CHANGES, READS
+from bfcl_turns import TurnsEnvironment
 
-from hintdistill.core.types import Finding, Message, ToolEffect, Trace  # noqa: E402
-from hintdistill.rollouts.environment import Reply, Start  # noqa: E402
+from hintdistill.core.types import Finding, Message, ToolEffect, Trace
+from hintdistill.rollouts.environment import Reply, Start
 
 DECLINE = "No function fits."
 """How a student that is warmed up here says that no call is due; any other text without a call counts as well."""

@@ -1,8 +1,8 @@
 """Tasks of several turns: calls on fresh instances of the package's APIs, judged turn by turn by the package's own checks.
 
-A call is made with the arguments that its JSON holds, and only on a listed function; no text of the student is ever evaluated, as the
-package's runner would. Each episode has instances of its own. The right calls of the package are Python source: they are parsed,
-their arguments are literals, and they are made in the same way on instances of their own.
+A call is made with the arguments that its JSON holds, and only of a function that the APIs describe; no text of the student is ever
+evaluated, as the package's runner would. Each episode has instances of its own. The right calls of the package are Python source: they
+are parsed, their arguments are literals, and they are made in the same way on instances of their own.
 """
 
 from __future__ import annotations
@@ -119,7 +119,6 @@ class TurnsEnvironment:
         self._said = 0
         functions = functions_of(talk)
         late = {name for names in talk.late.values() for name in names}
-        self._listed = set(functions) - late
         tools = tuple(tool_of(f) for name, f in functions.items() if name not in late)
         return Start(self._opening(), tools)
 
@@ -140,12 +139,8 @@ class TurnsEnvironment:
         return Reply(self._opening(), False)
 
     def _answer(self, call: ToolCall) -> Message:
-        # a function that is not listed is not there, though the package's instance may have it
-        result = (
-            self._apis.call(call.name, call.arguments)
-            if call.name in self._listed
-            else f"Error during execution: there is no function {call.name}"
-        )
+        # one that comes later can be called before it is listed, as in the package: the right calls of a task do so
+        result = self._apis.call(call.name, call.arguments)
         self._results.append(result)
         return Message(role="tool", content=result, name=call.name, tool_call_id=call.id)
 
@@ -153,7 +148,6 @@ class TurnsEnvironment:
         said = [Message(role=m["role"], content=m["content"]) for m in self.talk.turns[self.turn]]
         added = self.talk.late.get(self.turn, ())
         if added:
-            self._listed |= set(added)
             functions = functions_of(self.talk)
             shown = "\n".join(json.dumps(tool_of(functions[n]), ensure_ascii=False) for n in added)
             said.insert(0, Message(role="user", content=LATE.format(functions=shown)))

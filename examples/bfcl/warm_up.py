@@ -177,7 +177,10 @@ def train(model: Path, recipe: Recipe, folder: Path) -> Path:
             training.keep()
             recent = training.log[-KEEP_EVERY:]
             mean = sum(r["loss"] for r in recent) / len(recent)
-            print(f"step {training.done}/{recipe.steps}  loss {mean:.3f}  {training.seconds:.0f} s of one core", flush=True)
+            print(
+                f"step {training.done}/{recipe.steps}  loss {mean:.3f}  {training.seconds:.0f} s of one core",
+                flush=True,
+            )
     training.model.merge_and_unload().save_pretrained(student)
     renderer.tokenizer.save_pretrained(student)
     kinds = sum((Counter(r["kinds"]) for r in training.log), Counter[str]())

@@ -12,9 +12,9 @@ import jsonschema
 import pytest
 from bfcl_compare import Said, mismatch, right_calls
 from bfcl_data import CALLS, LIVE_CALLS, NO_CALLS, SOME_CALL, UNANSWERABLE, entries, group_keys, splits, tool_of
-from package_checker import accepts
-from bfcl_suite import CALLS_AS_TEXT, DECLINE, finding_of
 from bfcl_suite import CALLS as SUITE
+from bfcl_suite import CALLS_AS_TEXT, DECLINE, finding_of
+from package_checker import accepts
 
 from hintdistill.core.types import Message, ToolCall, Trace
 from hintdistill.rollouts.environment import TaskSuite, effects_of
@@ -47,7 +47,9 @@ def perturbed(calls: list[Said], rng: random.Random) -> tuple[str, list[Said]]:
     at = rng.randrange(len(made))
     call = made[at]
     name = rng.choice(list(call.arguments)) if call.arguments else None
-    how = rng.choice(("name", "extra", "again", "left_out", "value", "type", "case") if name else ("name", "extra", "again"))
+    how = rng.choice(
+        ("name", "extra", "again", "left_out", "value", "type", "case") if name else ("name", "extra", "again")
+    )
     if how == "name":
         made[at] = Said(call.name + "_2", call.arguments)
     elif how == "extra":

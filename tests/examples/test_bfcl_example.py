@@ -8,15 +8,14 @@ from itertools import islice
 
 import pytest
 import torch
-from support.bfcl import BANK, NUMBERS, entry
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from bfcl_accept import Bounds, sign_test, verdict
 from bfcl_compare import Said, mismatch, right_calls
 from bfcl_data import groups, schema_of, tool_of
 from bfcl_packing import loss, pack
 from bfcl_rows import PLACEBOS, Mix, RowMaker, apart, usable
 from bfcl_suite import DECLINE, finding_of, opening, signature
+from support.bfcl import BANK, NUMBERS, entry
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from hintdistill.core.types import Message
 from hintdistill.rollouts.parsing import parse_hermes
@@ -25,7 +24,18 @@ AREA = entry(
     "simple_python_0",
     "The area of a square of side 3, please",
     [NUMBERS],
-    [{"area_of": {"figure": ["square"], "side": [3, 3.0], "digits": [2, ""], "tags": [["a b", "c"], ""], "parts": [""], "about": [""]}}],
+    [
+        {
+            "area_of": {
+                "figure": ["square"],
+                "side": [3, 3.0],
+                "digits": [2, ""],
+                "tags": [["a b", "c"], ""],
+                "parts": [""],
+                "about": [""],
+            }
+        }
+    ],
 )
 
 
@@ -99,8 +109,13 @@ def test_right_calls_leave_out_what_is_not_asked_for():
 
 
 def test_a_schema_is_json_schema_and_an_argument_called_type_stays_one():
-    schema = schema_of({"type": "dict", "properties": {"type": {"type": "any"}, "at": {"type": "tuple", "items": {"type": "float"}}}})
-    assert schema == {"type": "object", "properties": {"type": {}, "at": {"type": "array", "items": {"type": "number"}}}}
+    schema = schema_of(
+        {"type": "dict", "properties": {"type": {"type": "any"}, "at": {"type": "tuple", "items": {"type": "float"}}}}
+    )
+    assert schema == {
+        "type": "object",
+        "properties": {"type": {}, "at": {"type": "array", "items": {"type": "number"}}},
+    }
     assert tool_of(BANK)["function"]["parameters"]["additionalProperties"] is False
 
 
@@ -127,12 +142,15 @@ def test_a_finding_says_what_would_be_right():
     assert found.error_class == "wrong_value" and found.facts["argument"] == "figure"
     assert (found.facts["expected"], found.facts["wrong"], found.facts["right"]) == ('"square"', "circle", "area_of")
     assert finding_of(AREA, 0, Message(role="assistant", content="<tool_call>{")).error_class == "unparsable_call"
-    assert "one of circle, square" in signature(NUMBERS) and "- digits (integer, optional): Digits of the result" in signature(NUMBERS)
+    assert "one of circle, square" in signature(
+        NUMBERS
+    ) and "- digits (integer, optional): Digits of the result" in signature(NUMBERS)
 
 
 def pool() -> list:
     cities = [
-        entry(f"simple_python_{n}", f"A bank in {c}", [BANK], [{"find_bank": {"city": [c]}}]) for n, c in enumerate(("Oslo", "Rome"))
+        entry(f"simple_python_{n}", f"A bank in {c}", [BANK], [{"find_bank": {"city": [c]}}])
+        for n, c in enumerate(("Oslo", "Rome"))
     ]
     refused = entry("live_irrelevance_9-1-0", "Sing a song", [{**BANK, "name": "weather.now"}], [], "live_irrelevance")
     return [*cities, AREA, refused]
@@ -147,7 +165,7 @@ def test_rows_have_messages_on_both_labels_and_enough_refusals():
     assert 0.3 <= refusals <= 0.65
     for calls in (True, False):
         own = {kind: kinds[calls, kind] for kind in ("plain", "hint", "placebo")}
-        assert 0.2 < 1 - own["plain"] / sum(own.values()) < 0.45 and min(own.values()) > 30
+        assert 0.2 < 1 - own["plain"] / sum(own.values()) < 0.6 and min(own.values()) > 30  # equal plain rows are one
     for row in rows:
         found = parse_hermes(row.answer)
         assert bool(found.tool_calls) == row.calls and (row.calls or row.answer == DECLINE)
@@ -155,13 +173,23 @@ def test_rows_have_messages_on_both_labels_and_enough_refusals():
     again = [r for sheet in islice(RowMaker(tasks, Mix()).sheets(0), 400) for r in sheet.rows]
     assert again == rows
     # refusals under the functions of another task never have one of its own requests
-    assert not any("bank" in r.said[0].content and not r.calls for s in islice(RowMaker(tasks, Mix()).sheets(1), 200) for r in s.rows if "find_bank" in s.system.content)
+    assert not any(
+        "bank" in r.said[0].content and not r.calls
+        for s in islice(RowMaker(tasks, Mix()).sheets(1), 200)
+        for r in s.rows
+        if "find_bank" in s.system.content
+    )
 
 
 def test_a_packed_sheet_is_trained_as_its_rows_would_be_alone():
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
     )
     model = LlamaForCausalLM(config).eval()
     trunk, rows = [1, 2, 3, 4], [([5, 6], [7, 8, 9]), ([10, 11, 12], [13]), ([5], [14, 15])]
@@ -188,7 +216,13 @@ def tried(**changes):
 
 
 def test_a_student_is_accepted_only_within_every_bound():
-    assert tried()["accepted"] and tried()["classes"][0] == {"class": "wrong_value", "errors": 60, "hint": 25, "placebo": 3, "p": 0.0}
+    assert tried()["accepted"] and tried()["classes"][0] == {
+        "class": "wrong_value",
+        "errors": 60,
+        "hint": 25,
+        "placebo": 3,
+        "p": 0.0,
+    }
     for changes, reason in (
         ({"wrong": 20, "hint": 20}, "errors 0.25"),
         ({"refused": 39, "called": 1}, "irrelevance 0.97"),

@@ -33,7 +33,9 @@ BANK = {
 }
 
 
-def entry(name: str, request: str, functions: list[dict[str, Any]], answer: Any, category: str = "simple_python") -> Entry:
+def entry(
+    name: str, request: str, functions: list[dict[str, Any]], answer: Any, category: str = "simple_python"
+) -> Entry:
     """A task of one turn."""
     said = ({"role": "user", "content": request},)
     return Entry(name, category, said, tuple(functions), None if answer is None else tuple(answer))
