@@ -41,39 +41,42 @@ def verdict(rows: Sequence[Mapping[str, Any]], bounds: Bounds) -> dict[str, Any]
     """Figures, and the reasons against the student; none of them is a reason by itself to change the bounds.
 
     Args:
-        rows: of each task `call` (whether one is due), `error` (its class, or None), `placebo_right`, and for errors `hint_right`.
+        rows: of each task `call` (whether one is due), `error` (its class, or None), `placebo_right`, and for errors `hint_right`. Without
+            the last two, what the student does under messages is not judged (`kept` and `classes` are None).
     """
     calls, others = [r for r in rows if r["call"]], [r for r in rows if not r["call"]]
-    right = [r for r in rows if r["error"] is None]
-    errors = sum(r["error"] is not None for r in calls) / len(calls)
-    irrelevance = sum(r["error"] is None for r in others) / len(others)
-    kept = sum(r["placebo_right"] for r in right) / max(1, len(right))
-    classes = _classes([r for r in rows if r["error"] is not None])
-    reasons = [
-        f"{name} {value:.2f}"
-        for name, value, (low, high) in (
-            ("errors", errors, bounds.errors),
-            ("irrelevance", irrelevance, bounds.irrelevance),
-            ("placebo keeps", kept, (bounds.kept, 1.0)),
-        )
-        if not low <= value <= high
-    ]
-    if not any(c["errors"] >= bounds.class_errors and c["hint"] > c["placebo"] and c["p"] < bounds.p for c in classes):
-        reasons.append("the hint beats the placebo on no class of enough errors")
-    return {
-        "accepted": not reasons,
-        "reasons": reasons,
-        "errors": round(errors, 4),
+    figures: dict[str, Any] = {
+        "errors": round(sum(r["error"] is not None for r in calls) / len(calls), 4),
         "calls": len(calls),
-        "irrelevance": round(irrelevance, 4),
+        "by_class": dict(Counter(r["error"] for r in rows if r["error"]).most_common()),
+        "irrelevance": round(sum(r["error"] is None for r in others) / len(others), 4),
         "no_calls": len(others),
-        "kept": round(kept, 4),
-        "right": len(right),
-        "classes": classes,
+        "right": sum(r["error"] is None for r in rows),
+        "kept": None,
+        "classes": None,
     }
+    limits = {"errors": bounds.errors, "irrelevance": bounds.irrelevance}
+    reasons = []
+    if all("placebo_right" in r for r in rows):
+        kept = sum(r["placebo_right"] for r in rows if r["error"] is None)
+        figures |= {"kept": round(kept / max(1, figures["right"]), 4), "classes": _classes(rows)}
+        limits["kept"] = (bounds.kept, 1.0)
+        if not any(_reached(c, bounds) for c in figures["classes"]):
+            reasons.append("the hint beats the placebo on no class of enough errors")
+    for name, (low, high) in limits.items():
+        if not low <= figures[name] <= high:
+            reasons.append(f"{name} {figures[name]:.2f}")
+    return {"accepted": not reasons and figures["kept"] is not None, "reasons": reasons, **figures}
 
 
-def _classes(wrong: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _reached(found: Mapping[str, Any], bounds: Bounds) -> bool:
+    """Whether the hint repairs more errors of a class than the placebo does, and by more than chance."""
+    enough = found["errors"] >= bounds.class_errors
+    return bool(enough and found["hint"] > found["placebo"] and found["p"] < bounds.p)
+
+
+def _classes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    wrong = [r for r in rows if r["error"] is not None]
     out = []
     for name, n in Counter(r["error"] for r in wrong).most_common():
         own = [r for r in wrong if r["error"] == name]

@@ -249,22 +249,29 @@ def validation_tasks(renderer: Renderer) -> list[Entry]:
 
 
 def measure(student: Path, folder: Path) -> dict[str, Any]:
-    """Measure a student on validation tasks: plain, under a placebo, and its errors under a hint. Returns counts."""
+    """Measure a student on validation tasks: plain, under a placebo, and its errors under a hint. Returns the verdict.
+
+    One that is refused for what it says without a message is not asked again under messages.
+    """
     one = Measuring(student, folder)
     tasks = validation_tasks(one.renderer)
     plain = one.part("plain", tasks, {})
     errors = {t.id: found for t in tasks if (found := wrong(t, plain[t.id])) is not None}
+    rows: list[dict[str, Any]] = [
+        {"id": t.id, "call": bool(t.answer), "error": errors[t.id].error_class if t.id in errors else None}
+        for t in tasks
+    ]
+    first = verdict(rows, Bounds())
+    if first["reasons"]:
+        return first
     placebo = one.part("placebo", tasks, {t.id: PLACEBO for t in tasks})
     erring = [t for t in tasks if t.id in errors]
     hints = {t.id: one.hint(t, plain[t.id]) for t in erring}
     hinted = one.part("hinted", erring, hints)
-    rows = []
-    for task in tasks:
-        row = {"id": task.id, "call": bool(task.answer), "placebo_right": wrong(task, placebo[task.id]) is None}
-        row["error"] = errors[task.id].error_class if task.id in errors else None
+    for task, row in zip(tasks, rows, strict=True):
+        row["placebo_right"] = wrong(task, placebo[task.id]) is None
         if task.id in hinted:
             row["hint_right"] = wrong(task, hinted[task.id]) is None
-        rows.append(row)
     return verdict(rows, Bounds())
 
 
@@ -278,17 +285,16 @@ def table(tries: dict[str, Any]) -> str:
         made, seen = found["trained"], found["validation"]
         rows = sum(made["rows"].values())
         refusals = sum(n for kind, n in made["rows"].items() if kind.startswith("no_call"))
-        largest = seen["classes"][0] if seen["classes"] else None
-        repaired = (
-            "–"
-            if largest is None
-            else f"{largest['class']}: {largest['hint']} / {largest['placebo']} of {largest['errors']}"
-        )
+        kept, repaired = "–", "–"
+        if seen["classes"] is not None:
+            kept = f"{seen['kept']:.2f} ({seen['right']})"
+            largest = seen["classes"][0]
+            repaired = f"{largest['class']}: {largest['hint']} / {largest['placebo']} of {largest['errors']}"
         why = "yes" if seen["accepted"] else f"no: {'; '.join(seen['reasons'])}"
         lines.append(
             f"| {name} | {rows:,} rows, {refusals / rows:.0%} refusals, {made['tokens'] / 1e3:.0f} k tokens, {made['seconds']} s "
             f"| {seen['errors']:.2f} ({seen['calls']}) | {seen['irrelevance']:.2f} ({seen['no_calls']}) "
-            f"| {seen['kept']:.2f} ({seen['right']}) | {repaired} | {why} |"
+            f"| {kept} | {repaired} | {why} |"
         )
     lines += ["", "Bounds: " + ACCEPT + "."]
     return "\n".join(lines + [f"\nTry {n}: {t['recipe']['why']}." for n, t in tries.items()])

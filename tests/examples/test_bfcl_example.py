@@ -227,11 +227,14 @@ def test_a_student_is_accepted_only_within_every_bound():
         ({"wrong": 20, "hint": 20}, "errors 0.25"),
         ({"refused": 39, "called": 1}, "irrelevance 0.97"),
         ({"refused": 20, "called": 20, "hint": 3}, "irrelevance 0.50"),
-        ({"broken": 20}, "placebo keeps 0.78"),
+        ({"broken": 20}, "kept 0.78"),
         ({"hint": 5}, "the hint beats the placebo on no class of enough errors"),
     ):
         found = tried(**changes)
         assert not found["accepted"] and reason in found["reasons"], changes
+    plain = [{"call": n < 10, "error": None if n % 2 else "wrong_value"} for n in range(20)]
+    found = verdict(plain, Bounds())
+    assert (found["accepted"], found["reasons"], found["kept"]) == (False, ["irrelevance 0.50"], None)
     assert sign_test(5, 0) == pytest.approx(1 / 32) and sign_test(0, 0) == 1.0
 
 
