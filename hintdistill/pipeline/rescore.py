@@ -143,7 +143,7 @@ class _Work:
     @cached_property
     def scorer(self) -> Scorer:
         """Scores with the teacher's weights."""
-        return Scorer(self.engine, self.ctx.renderer, self.ctx.config.rescore, _prompt_versions(self.ctx))
+        return Scorer(self.engine, self.ctx.renderer, self.ctx.config.rescoring, _prompt_versions(self.ctx))
 
     @cached_property
     def holder(self) -> Scorer:
@@ -151,7 +151,7 @@ class _Work:
         if self.together:
             return self.scorer
         engine = self.ctx.engine(self.ctx.initial_folder)
-        return Scorer(engine, self.ctx.renderer, self.ctx.config.rescore, _prompt_versions(self.ctx))
+        return Scorer(engine, self.ctx.renderer, self.ctx.config.rescoring, _prompt_versions(self.ctx))
 
     def block(self, hints: Sequence[HintItem]) -> None:
         """Begin the next block, which has these hints."""
@@ -261,6 +261,7 @@ def _longest(item: HintItem | AnchorItem | TwinItem) -> int:
         return len(item.twin.plain_ids)
     if isinstance(item, HintItem):
         blocks = [len(item.injection.block_ids), *(len(p.block_ids) for p in item.injection.placebos)]
+        blocks += [len(v.block_ids) for v in item.injection.views.values()]
         return len(item.injection.plain_ids) + max(blocks)
     return len(item.rendered.context_ids) + len(item.rendered.step_ids)
 
@@ -285,7 +286,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 
 def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str, Choice]) -> None:
     """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
-    gate = ctx.config.rescore.gate
+    gate = ctx.config.rescoring.gate
 
     def judged(target: T) -> T:
         return decide(replace(target, choice=chosen.get(target.key, target.choice)), gate)
@@ -303,19 +304,20 @@ def load(ctx: RunContext) -> StoredTargets:
         InputError: a part is corrupt, or another program or version wrote it, or a target is not there; names it.
     """
     keys = ctx.rundir.index("rescore") or []
-    return TargetStore(ctx.rundir.path / "targets").open(keys, ctx.config.rescore.gate)
+    return TargetStore(ctx.rundir.path / "targets").open(keys, ctx.config.rescoring.gate)
 
 
 def _summarise(ctx: RunContext) -> None:
-    targets = load(ctx).where(lambda t: t.kind == "hint")
-    gate = ctx.config.rescore.gate
+    stored = load(ctx)
+    targets = stored.of_kind("hint")
+    gate = ctx.config.rescoring.gate
     accepted = sum(t.accepted for t in targets.heads)
     reasons = Counter(r for t in targets.heads if not t.accepted for r in t.reasons)
     why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
     ctx.console.note(
         f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
     )
-    _summarise_twins(ctx)
+    _summarise_twins(ctx, stored)
     null = passing_placebos((t for _, t in targets.by_part()), gate)
     passed, n = (sum(of[i] for of in null.values()) for i in (0, 1))
     if n and passed / n > MAX_NULL_PASS_RATE:
@@ -325,8 +327,8 @@ def _summarise(ctx: RunContext) -> None:
         )
 
 
-def _summarise_twins(ctx: RunContext) -> None:
-    found = load(ctx).where(lambda t: t.kind == "twin").heads
+def _summarise_twins(ctx: RunContext, stored: StoredTargets) -> None:
+    found = list(stored.of_kind("twin").heads)
     if not found:
         return
     kept = [t for t in found if t.accepted]
@@ -345,13 +347,13 @@ def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> No
     Raises:
         EmptyFunnelError: no accepted hint, or most findings are errors this student would hardly make.
     """
-    targets = [t for t in (load(ctx) if stored is None else stored).heads if t.kind == "hint"]
+    targets = list((load(ctx) if stored is None else stored).of_kind("hint").heads)
     reasons = Counter(r for t in targets for r in t.reasons)
     foreign = reasons["not_this_students_error"]
     if targets and foreign > len(targets) / 2:
         raise EmptyFunnelError(
             f"{foreign} of {len(targets)} findings are errors this student would hardly make (decision token below "
-            f"{ctx.config.rescore.gate.min_student_probability:g})",
+            f"{ctx.config.rescoring.gate.min_student_probability:g})",
             hint="the traces come from another model; train the model that made them, or sample fresh traces from this one",
         )
     if not any(t.accepted and t.split == "train" for t in targets):

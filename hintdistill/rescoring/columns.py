@@ -35,9 +35,9 @@ _PER_TOKEN = (
     "teacher_sampled",
     "plain_sampled",
 )
-_ADDED = ("level", "candidate", "choice", "action_start")
-"""Columns that parts of earlier releases do not have: the first three are of schema 3, the last is younger."""
-_TEXTS = ("tokens", "instead", "hint", "placebos")
+_ADDED = ("level", "candidate", "choice", "action_start", "views")
+"""Columns that parts of earlier releases do not have: the first three are of schema 3, the others are younger."""
+_TEXTS = ("tokens", "instead", "hint", "placebos", "views")
 
 
 def context_hash(ids: Sequence[int] | np.ndarray) -> str:
@@ -64,11 +64,11 @@ def open_part(part: Path) -> pq.ParquetFile:
     return file
 
 
-def read_columns(part: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Some columns of a group of rows, or all. Raises InputError where they are damaged; names the part."""
+def read_columns(part: Path, file: pq.ParquetFile, group: int | None, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some columns, or all, of a group of rows, or of the whole part. Raises InputError where they are damaged; names it."""
     try:
         names = None if columns is None else [c for c in columns if c not in _ADDED or c in file.schema_arrow.names]
-        return file.read_row_group(group, columns=names)
+        return file.read(columns=names) if group is None else file.read_row_group(group, columns=names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part} is damaged: {error}", hint=_AGAIN) from None
 
@@ -186,6 +186,7 @@ class Columns:
             ),
             tokens=tuple(small["tokens"]),
             instead=tuple(small["instead"]),
+            views={v["name"]: (v["insert_at"], np.array(v["block_ids"], np.int64)) for v in small.get("views") or ()},
         )
 
     def _sampled_with(self, row: int, length: int, key: str) -> np.ndarray:

@@ -187,6 +187,14 @@ INJECT: dict[str, Acts | Told] = {
     "roles": Acts("[system]", see.injected, RULED),
     "formats": Acts('{message: "({hint})"}', see.injected, RULED),
     "hint": Acts("placebo", see.injected, RULED),
+    "steps": Acts("every", see.injected, RULED),
+    "contexts.solutions": Told("tests/pipeline/test_contexts_run.py", "test_render_says_what_is_missing"),
+    "contexts.demonstrations": Told("tests/pipeline/test_contexts_run.py", "test_texts_by_task_in_both_forms"),
+    "contexts.file": Told("tests/injection/test_contexts.py", "test_texts_of_a_task_come_from_the_trace_first"),
+    "contexts.shown": Told(
+        "tests/injection/test_contexts.py", "test_rollouts_of_the_task_are_shown_and_never_ones_own"
+    ),
+    "contexts.max_tokens": Told("tests/injection/test_contexts.py", "test_a_document_has_a_bound_of_its_own"),
     "whole_step_without_quote": Acts("true", see.injected, RECORDED),
     "candidates": Acts("2", see.injected, RULED),
     "max_hint_tokens": Acts("3", see.injected, RULED),
@@ -321,6 +329,9 @@ ROLLOUT: dict[str, Acts | Told] = {
         "tests/rollouts/test_rollouts_adapters.py", "test_a_server_sleeps_where_it_can_and_is_named_where_it_cannot"
     ),
     "overlap": Told("tests/rollouts/test_rollouts_adapters.py", OVERLAPS),
+    "source": Told(
+        "tests/rollouts/test_rollouts_replay.py", "test_what_was_sampled_is_kept_and_another_student_is_asked_anew"
+    ),
     "sample.server.max_gap_nats": Acts("99", see.generated("hand_over"), SERVER, refusal=True),
     "stop.min_findings": Told("tests/pipeline/test_rounds.py", "test_no_findings_left_ends_the_loop_in_peace"),
     "stop.min_effect_nats": Acts("1000", see.looped, LOOPED),
