@@ -122,7 +122,7 @@ def planned(tokenizer: Path) -> list[Planned]:
 def table(rows: list[Planned]) -> str:
     """The plans as a table: one row a model, suite and GPU."""
     lines = [
-        "| model | suite | opening, tokens: median / longest | rescore: tokens, peak | train: tokens, peak | the plan recommends for 80 GB |",
+        "| model | suite | opening tokens: median / longest | rescore: tokens, peak | train: tokens, peak | the plan recommends (80 GB) |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
