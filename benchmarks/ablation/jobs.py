@@ -94,7 +94,9 @@ def job_key(config: AblationConfig, job: Job) -> str:
     data = contents(plain, RunConfig)
     train = None if job.arm == "shared" else training_content(own.train)
     ablate = contents(config.ablate.model_dump(mode="json"), AblateSection)
-    wanted = {"llm_critic": ["llm_critic"], "foreign": ["foreign_traces"], "replay": ["foreign_traces"]}.get(job.arm, [])
+    wanted = {"llm_critic": ["llm_critic"], "foreign": ["foreign_traces"], "replay": ["foreign_traces"]}.get(
+        job.arm, []
+    )
     weights = model_key(resolve_model(config.run.model)).weights
     return content_key("job", asdict(job), data, train, {k: ablate[k] for k in (*MEASURED, *wanted)}, weights)
 
