@@ -143,7 +143,9 @@ def students_table(found: Sequence[Result], pairs: Sequence[Pair]) -> str:
         all_, by = document["headline"]["test"], {h["habit"]: h for h in document["habits"] if h["role"] == "test"}
         shares = [f"{all_[k]:.2f}" for k in ("trigger", "near_miss")]
         both = f"{all_['consistency']:.2f} ({all_['low']:.2f} to {all_['high']:.2f})"
-        cells = [" / ".join(f"{by[h][k]:.2f}" for k in ("trigger", "near_miss", "consistency")) for h in habits if h in by]
+        cells = [
+            " / ".join(f"{by[h][k]:.2f}" for k in ("trigger", "near_miss", "consistency")) for h in habits if h in by
+        ]
         seed = "" if result["seed"] is None else str(result["seed"])
         rows.append([result["arm"], seed, str(len(own)), *shares, both, *cells])
     head = ("arm", "seed", "pairs", "trigger", "near-miss", "both (95 %)", *habits)

@@ -22,7 +22,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE))
 
-from errands import BUSY, UNSEEN, Errands, Task, call_text, check, listing, schema, spoken  # noqa: E402
+from errands import BUSY, UNSEEN, Errands, Task, check, listing, schema, spoken  # noqa: E402
 
 from hintdistill.core.types import Finding, Message, Trace  # noqa: E402
 from hintdistill.rollouts.environment import Reply, Start  # noqa: E402
@@ -30,10 +30,11 @@ from hintdistill.rollouts.pairs import Pair, PairSuite  # noqa: E402
 from hintdistill.rollouts.sampling import SamplingOptions  # noqa: E402
 
 PAIRS = HERE / "near_miss_pairs.jsonl"
-PAIRS_SHA256 = "55bb057c7b7214bbee6f0c196e89dc841097819bf77353ab95ad35d62ba4eccb"
+PAIRS_SHA256 = "5efec954d48d040d0fb8d74663229afb083cf58bdff3f9bb1927da5ce2cc0fff"
 """Of the committed file: the suite is frozen."""
-DRAW = "edits"
-"""A draw of the errands that no other list of tasks has; things, cities and phrasings are those of `unseen`."""
+DRAW = "contrast"
+"""A draw of the errands that no other list of tasks has, nor the tasks that families were chosen on. Things, cities and phrasings are
+those of the split unseen."""
 STOP = None
 """What `spoken` says of a sentence."""
 Act = tuple[str, str] | None
@@ -123,7 +124,7 @@ class Edit:
     habit: str
     name: str
     where: str
-    """`request`, `observation`, `after` or `history`: the only part of the context that differs from the trigger's."""
+    """`observation`, `after` or `history`: the only part of the context that differs from the trigger's."""
     says: str
     """What changes, for readers."""
     change: Callable[[Scene], Mapping[str, Any]]
@@ -151,11 +152,6 @@ def _afterwards(words: str) -> Callable[[Scene], Mapping[str, Any]]:
     return lambda s: {"after": words.format(thing=s.first)}
 
 
-def _asked(words: str) -> Callable[[Scene], Mapping[str, Any]]:
-    """The second thing of the request in other words."""
-    return lambda s: {"request": s.request.replace(f"a {s.second}", words.format(thing=s.first))}
-
-
 def _nested(found: dict[str, str]) -> Any:
     return {"status": "ok", "result": found}
 
@@ -168,13 +164,10 @@ _ROWS: Mapping[str, Sequence[_Row]] = {
         ("done", "observation", "both results, and `done`", _both(lambda r: {**r, "done": True})),
         ("list", "observation", "both results, in a list", _both(lambda r: [{k: v} for k, v in r.items()])),
         _STOP,
-        ("thanks", "after", 'the user says "Thanks, that is all."', _afterwards("Thanks, that is all.")),
     ),
     "repeated_step": (
         ("removed", "history", "the first call and its result are not there", lambda s: {"call": None}),
         ("again", "after", 'the user says "Look for the bank again."', _afterwards("Look for the {thing} again.")),
-        ("another", "request", '"a bank and another bank" is asked for', _asked("another {thing}")),
-        ("one_more", "request", '"a bank and one more bank" is asked for', _asked("one more {thing}")),
         ("more", "after", 'the user says "I need another bank."', _afterwards("I need another {thing}.")),
     ),
     "ignored_error": (
@@ -191,7 +184,6 @@ MAKER_FAMILIES = (
     "stopped_early.nested",
     "stopped_early.done",
     "repeated_step.removed",
-    "repeated_step.again",
     "ignored_error.nested",
     "ignored_error.done",
 )

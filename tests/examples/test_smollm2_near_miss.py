@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import pytest
 from conftest import ROOT
+from support.errands import errands
 
 from hintdistill.core.extensions import TWIN_MAKERS
 from hintdistill.core.importing import load_object
-from hintdistill.core.types import Message, Trace
+from hintdistill.core.types import Trace
 from hintdistill.rollouts.evaluate import outcome_of
 from hintdistill.rollouts.pairs import right_tasks, score, table, tasks_of_pairs
 from hintdistill.rollouts.parsing import parse_hermes
@@ -29,7 +29,7 @@ def suite():
 
 
 def text_of(act) -> str:
-    return "Done." if act is None else of("call_text")(*act)
+    return "Done." if act is None else errands().call_text(*act)
 
 
 def habit_of(pair) -> str:
@@ -78,9 +78,9 @@ def test_names_of_edits_tell_them_apart_and_things_are_unseen(suite):
         seen.add((of("PROVOKED")[edit.habit], edit.name))
     for pair in suite.read():
         scene = of("scene_of")(pair.trigger)
-        assert {scene.first, scene.second} <= set(of("UNSEEN")) and pair.near_miss.startswith(pair.trigger + ".")
+        assert {scene.first, scene.second} <= set(errands().UNSEEN) and pair.near_miss.startswith(pair.trigger + ".")
     firsts = [of("scene_of")(p.trigger).first for p in suite.read(families=[next(iter(of("EDITS")))])]
-    assert sorted(firsts) == sorted(of("UNSEEN"))
+    assert sorted(firsts) == sorted(errands().UNSEEN)
 
 
 PARTS = {"system": "system", "request": "request", "call": "call", "observation": "observation", "after": "after"}
@@ -95,7 +95,7 @@ def test_one_edit_in_one_place_turns_wrong_into_right(suite, family):
         assert differs == [{"history": "call"}.get(edit.where, edit.where)]
         assert (before.shown, before.tools) == (after.shown, after.tools) and before.messages != after.messages
         wrong, right = played(pair.trigger, habit_of(pair)), played(pair.near_miss, habit_of(pair))
-        assert wrong.reward == 0.0 and [f.error_class for f in world.check(wrong)] == [trigger_class(pair)]
+        assert wrong.reward == 0.0 and [f.error_class for f in world.check(wrong)] == [pair.habit]
         assert right.reward == 1.0 and world.check(right) == []
         for name in (pair.trigger, pair.near_miss):
             for act in of("scene_of")(name).right:
@@ -103,18 +103,12 @@ def test_one_edit_in_one_place_turns_wrong_into_right(suite, family):
                 assert trace.reward == 1.0 and world.check(trace) == []
 
 
-def trigger_class(pair) -> str:
-    return pair.habit
-
-
 def test_one_edit_is_one_run_of_text(suite):
-    """The conversations share all that stands before and after one place."""
+    """The conversations share all that stands before and after one place, which is shorter than a call and its result."""
     for pair in suite.read(per_family=4):
         a, b = ("\n".join(m.content for m in of("scene_of")(t).messages) for t in (pair.trigger, pair.near_miss))
         start = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        end = next(
-            (i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), min(len(a), len(b))
-        )
+        end = next((i for i, (x, y) in enumerate(zip(a[::-1], b[::-1], strict=False)) if x != y), min(len(a), len(b)))
         assert max(len(a), len(b)) - start - end < 160, pair.id
 
 
@@ -122,10 +116,12 @@ def test_a_policy_that_is_always_right_scores_one_and_habits_score_nothing(suite
     pairs = suite.read(families=["test"], per_family=2)
     always = rights(pairs, lambda task: text_of(of("scene_of")(task).right[0]))
     document = score(pairs, always, suite.tests)
-    assert document["headline"]["test"]["consistency"] == 1.0 and {f["consistency"] for f in document["families"]} == {1}
+    assert document["headline"]["test"]["consistency"] == 1.0 and {f["consistency"] for f in document["families"]} == {
+        1
+    }
     stops = score(pairs, rights(pairs, lambda task: "Done."), suite.tests)["headline"]["test"]
     assert stops["trigger"] == 0.0 and 0.0 < stops["near_miss"] < 1.0 and stops["consistency"] == 0.0
-    calls = rights(pairs, lambda task: text_of(of("scene_of")(task.rpartition(".")[0]).right[0] if task.count(".") > 1 else of("scene_of")(task).right[0]))
+    calls = rights(pairs, lambda task: text_of(of("scene_of")(".".join(task.split(".")[:2])).right[0]))
     calls = score(pairs, calls, suite.tests)["headline"]["test"]
     assert calls["trigger"] == 1.0 and calls["consistency"] == calls["near_miss"] < 1.0
     assert "all habits alike" in table(document)
@@ -133,7 +129,7 @@ def test_a_policy_that_is_always_right_scores_one_and_habits_score_nothing(suite
 
 def test_a_step_that_is_neither_is_wrong_on_both_sides_and_the_checker_says_so(suite):
     for pair in suite.read(per_family=1):
-        for said in ('<tool_call>{"name": </tool_call>', of("call_text")("find_nothing", "Oslo")):
+        for said in ('<tool_call>{"name": </tool_call>', errands().call_text("find_nothing", "Oslo")):
             for task in (pair.trigger, pair.near_miss):
                 trace = played(task, said)
                 assert trace.reward == 0.0 and len(of("EditedErrands")().check(trace)) == 1, task
@@ -145,10 +141,8 @@ def test_a_name_that_is_no_task(name):
         of("scene_of")(name)
 
 
-def test_tasks_of_the_suite_are_tasks_of_no_split():
-    contents = {of("scene_of")(p.trigger).messages for p in of("SUITE").read()}
-    for split in ("found", "last"):
-        for name in of("Errands")().splits()[split]:
-            assert of("Task").parse(name).opening not in contents
-    assert all(isinstance(m, Message) for scene in contents for m in scene)
-    assert json.loads(of("PAIRS").read_text().splitlines()[0])["trigger"].startswith("next.")
+def test_tasks_of_the_suite_are_tasks_of_no_split(suite):
+    contents = [of("scene_of")(p.trigger).messages for p in suite.read(families=["stopped_early.list"])]
+    for split in errands().PAIRS:
+        for name in errands().Errands().splits()[split]:
+            assert errands().Task.parse(name).opening not in contents
