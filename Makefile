@@ -8,6 +8,7 @@ VENV_PEERS ?= .venv-peers
 VENV_AGENTS ?= .venv-agents
 VENV_SCALE ?= .venv-scale
 VENV_BROWSER ?= .venv-browser
+VENV_BFCL ?= .venv-bfcl
 BIN := $(VENV)/bin
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
@@ -15,7 +16,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser screenshots evidence-quick evidence-full real fuzz kill-test lint format docs bench gpu install install-vllm install-peers install-agents install-scale install-browser clean
+.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser test-bfcl screenshots evidence-quick evidence-full real fuzz kill-test lint format docs bench gpu install install-vllm install-peers install-agents install-scale install-browser install-bfcl clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -26,10 +27,10 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents and not bfcl" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser --ignore tests/bfcl -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: install
-	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser
+	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser --ignore tests/bfcl
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
@@ -53,6 +54,10 @@ test-browser: install install-browser
 	@test -n "$(CHROMIUM)" || { echo "test-browser: no chromium on this machine (apt-get install chromium, or CHROMIUM=/path/to/it)"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python tests/browser/make_pages.py build/pages $(RUN)
 	CHROMIUM="$(CHROMIUM)" $(VENV_BROWSER)/bin/pytest tests/browser --confcutdir tests/browser
+
+# BFCL's tasks and checkers as others wrote them, in an environment of a few packages without torch; without bfcl-eval this fails
+test-bfcl: install-bfcl
+	HINTDISTILL_BFCL=1 $(VENV_BFCL)/bin/pytest tests/bfcl --confcutdir tests/bfcl
 
 # the pictures of README and docs, taken by the browser tests; RUN=FOLDER of a finished quickstart
 screenshots: install install-browser
@@ -89,6 +94,7 @@ docs: install
 	$(BIN)/python docs/make_extending_page.py
 	$(BIN)/python docs/make_templates_page.py
 	$(BIN)/python docs/make_recipes_page.py
+	$(BIN)/python docs/make_methods_page.py
 	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
 
@@ -163,6 +169,14 @@ $(VENV_AGENTS)/.installed: pyproject.toml constraints-cpu.txt
 	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[agents]"
 	touch $@
 
+install-bfcl: $(VENV_BFCL)/.installed
+
+$(VENV_BFCL)/.installed: pyproject.toml requirements-bfcl.txt
+	$(PYTHON) -m venv $(VENV_BFCL)
+	$(VENV_BFCL)/bin/python -m pip install -q --disable-pip-version-check jinja2 jsonschema mpmath numpy pydantic pytest pyyaml
+	$(VENV_BFCL)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-bfcl.txt -e .
+	touch $@
+
 install-browser: $(VENV_BROWSER)/.installed
 
 $(VENV_BROWSER)/.installed: requirements-browser.txt
@@ -179,4 +193,4 @@ $(VENV_SCALE)/.installed: pyproject.toml constraints-cpu.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) $(VENV_BROWSER) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) $(VENV_BROWSER) $(VENV_BFCL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from hintdistill.config.base import Section
+from hintdistill.config.contexts import ContextsSection
 from hintdistill.config.critic import (
     CHECKS,
     Check,
@@ -39,6 +40,7 @@ from hintdistill.config.train import (
     WatchSection,
 )
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
+from hintdistill.core.parts import HINTS
 from hintdistill.core.paths import ConfigPath, ModelPath, OutputPath
 from hintdistill.core.registry import NameIn
 from hintdistill.core.types import HintRole, PlaceboKind, Placement
@@ -51,6 +53,7 @@ __all__ = [
     "OUTPUT_KEYS",
     "AnchorSection",
     "Check",
+    "ContextsSection",
     "CriticSection",
     "EngineSection",
     "Escalation",
@@ -143,14 +146,21 @@ class TracesSection(Section):
 class InjectSection(Section):
     """3. inject: where the hint goes, in the order of preference, and what stands around it."""
 
+    newer: ClassVar[tuple[str, ...]] = ("steps", "contexts")
+
     placements: tuple[Placement, ...] = Field(default=("message", "observation"), min_length=1)
     roles: tuple[HintRole, ...] = Field(default=("user", "system"), min_length=1)
     """Roles tried for a hint message of its own."""
     formats: dict[Placement, str] = Field(default_factory=dict)
     """What stands around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}` (message),
     `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
-    hint: Annotated[str, NameIn(HINT_SOURCES)] = "critic"
-    """`placebo` puts a generic hint in the critic's place: the control arm."""
+    hint: Annotated[str, NameIn(HINT_SOURCES)] | None = None
+    """The context maker (docs/contexts.md) that writes what the teacher reads; `null`: the recipe's (`data.hint.kind`), the critic's hint
+    in most. `placebo` puts a generic hint in the critic's place: the control arm."""
+    steps: Literal["findings", "every", "final"] | None = None
+    """Which steps get a context: `findings`, those in which the critics found an error; `every`, all of every trace; `final`, the last
+    of every trace. `null`: the recipe's (`data.steps`), `findings` in most."""
+    contexts: ContextsSection = ContextsSection()
     whole_step_without_quote: bool = False
     """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
     candidates: int = Field(default=1, ge=1, le=4)
@@ -189,8 +199,8 @@ MAX_NULL_PASS_RATE = 0.10
 class GateSection(Section):
     """When a hint has earned its place; see `scoring.gate`."""
 
-    enabled: bool = True
-    """False accepts every scored finding by force, for controls."""
+    enabled: bool | None = None
+    """False accepts every scored finding by force. `null`: as the recipe says (`data.gate`); whole-trace methods have no gate."""
     min_drop_nats: float = Field(default=0.0, ge=0.0)
     """The decision token must fall by at least this much."""
     min_odds_nats: float = Field(default=2.0, ge=0.0)
@@ -286,6 +296,28 @@ class RunConfig(Section):
         """The same settings, read from a run folder from elsewhere; see `core/trust.py`."""
         self._foreign = foreign
         return self
+
+    @property
+    def injecting(self) -> InjectSection:
+        """`inject` with what the recipe says where it says nothing: the context maker, the steps, and a document's place."""
+        data = self.train.effective_recipe.data
+        name, steps = self.inject.hint or HINTS.get(data.hint.kind).source, self.inject.steps or data.steps
+        told: dict[str, Any] = {"hint": name, "steps": None if steps == "findings" else steps}
+        places = HINT_SOURCES.get(name).placements
+        if places and self.inject.placements == InjectSection.model_fields["placements"].default:
+            told["placements"] = places
+        return self.inject.model_copy(update=told)
+
+    @property
+    def rescoring(self) -> RescoreSection:
+        """`rescore` with what the recipe says where it says nothing: whether there is a gate; contexts without one have no placebos."""
+        gate = self.rescore.gate
+        if gate.enabled is not None or self.train.effective_recipe.data.gate:
+            return self.rescore
+        told: dict[str, Any] = {"gate": gate.model_copy(update={"enabled": False})}
+        if HINT_SOURCES.get(str(self.injecting.hint)).context is not None:
+            told["placebos"] = {}
+        return self.rescore.model_copy(update=told)
 
     @model_validator(mode="after")
     def _traces_or_rounds(self) -> RunConfig:

@@ -41,6 +41,7 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         f"[bold]{f['inject']['injections']}[/] injections → [bold]{f['rescore']['accepted']}[/] accepted → "
         f"[bold]{f['train']['hints']}[/] trained"
     )
+    _show_recipe(document["run"].get("recipe"), console)
     if line := spent(f["critique"].get("usage")):
         console.print(line, highlight=False, soft_wrap=True)
     if f["rescore"]["reasons"]:
@@ -70,21 +71,7 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         said = ", ".join(f"level {n}: {x['accepted']} of {x['n']} accepted" for n, x in levels.items())
         console.print(f"hints by level: {said}")
     if document["environment"]:
-        table = Table(
-            "split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left"
-        )
-        for split, by in document["environment"]["splits"].items():
-            for when, x in by.items():
-                table.add_row(split, when, str(x["episodes"]), f"{x['success_rate']:.1%}", f"{x['error_rate']:.1%}")
-        console.print(table)
-        for split, by in document["environment"]["splits"].items():
-            for when, x in by.items():
-                for effect, t in x.get("tools", {}).items():
-                    console.print(
-                        f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: {t['calls']:.2f} calls an "
-                        f"episode, {t['error_rate']:.1%} answered with an error",
-                        soft_wrap=True,
-                    )
+        _show_environment(document["environment"]["splits"], console)
     if document["off_target_kl_nats"] is not None:
         console.print(f"off-target KL {document['off_target_kl_nats']:.5f} nats per token")
     rate = document["gate"]["null_pass_rate"]
@@ -95,6 +82,22 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
     if line := moved_line(document):
         console.print(line, highlight=False, soft_wrap=True)
     show_verdict(document, console)
+
+
+def _show_environment(splits: Mapping[str, Any], console: Console) -> None:
+    table = Table("split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left")
+    for split, by in splits.items():
+        for when, x in by.items():
+            table.add_row(split, when, str(x["episodes"]), f"{x['success_rate']:.1%}", f"{x['error_rate']:.1%}")
+    console.print(table)
+    for split, by in splits.items():
+        for when, x in by.items():
+            for effect, t in x.get("tools", {}).items():
+                console.print(
+                    f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: {t['calls']:.2f} calls an "
+                    f"episode, {t['error_rate']:.1%} answered with an error",
+                    soft_wrap=True,
+                )
 
 
 def show_verdict(document: Mapping[str, Any], console: Console) -> None:
@@ -109,6 +112,18 @@ def show_verdict(document: Mapping[str, Any], console: Console) -> None:
         console.print(line.append(printable(f"{figure.title}: {figure.value}"), style="default"), soft_wrap=True)
         for detail in figure.lines if figure.state != "good" else ():
             console.print(Text(f"{'':>14}{printable(detail)}", style="dim"), soft_wrap=True)
+
+
+def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
+    """What trained, and whether it lowers what the teacher lowers where that is not so everywhere; nothing in reports of before."""
+    if recipe is None:
+        return
+    lowers = (
+        ""
+        if recipe["lowers_error"].startswith("yes")
+        else f"; lowers a token that the teacher lowers: {recipe['lowers_error']}"
+    )
+    console.print(escape(printable(f"recipe {recipe['called']}{lowers}")), highlight=False, soft_wrap=True)
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:
