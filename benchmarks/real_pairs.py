@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.ablation.markdown import table  # noqa: E402
 from benchmarks.blocks import put  # noqa: E402
 from benchmarks.realmodel.drafted import DraftedGenerator  # noqa: E402
-from hintdistill.core.errors import HintdistillError  # noqa: E402
+from hintdistill.core.errors import ConfigError, HintdistillError  # noqa: E402
 from hintdistill.core.importing import load_object  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
 from hintdistill.engines.transformers import TransformersEngine  # noqa: E402
@@ -59,9 +59,20 @@ def by_errand(pairs: Sequence[Pair]) -> Iterator[list[str]]:
         yield from batches.values()
 
 
+def _done(path: Path) -> dict[str, bool]:
+    """What a result file has. Raises ConfigError where it is of other pairs than those committed."""
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found["pairs"] != example("PAIRS_SHA256"):
+        raise ConfigError(f"{path} was played on other pairs", hint="remove it, or play into another --dir")
+    right: dict[str, bool] = found["right"]
+    return right
+
+
 def play(model: Path, pairs: Sequence[Pair], path: Path, about: Mapping[str, Any]) -> None:
-    """Play what a result file lacks of the pairs' tasks, and write it after every errand. Raises ModelError."""
-    done: dict[str, bool] = json.loads(path.read_text(encoding="utf-8"))["right"] if path.is_file() else {}
+    """Play what a result file lacks of the pairs' tasks, and write it after every errand. Raises ModelError, ConfigError."""
+    done = _done(path)
     owed = [left for tasks in by_errand(pairs) if (left := [t for t in tasks if t not in done])]
     if not owed:
         return

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmarks import real_pairs
+from hintdistill.core.errors import ConfigError
 from hintdistill.rollouts.pairs import read_pairs
 
 
@@ -43,13 +46,21 @@ def test_students_stand_beside_the_untrained_model_on_the_same_pairs(tmp_path):
     base, student = real_pairs.results(tmp_path)
     assert (base["arm"], student["arm"]) == ("untrained", "targeted")
     rows = real_pairs.students_table([base, student], pairs).splitlines()
-    assert rows[2].startswith("| untrained |  | 192 | 0.00 | 1.00 | 0.00 (0.00 to 0.00) | 0.00 / 1.00 / 0.00 |")
-    assert rows[3].startswith("| targeted | 0 | 16 | 1.00 | ") and "| 1.00 / 0.25 / 0.25 |" in rows[3]
+    assert rows[2].startswith("| untrained |  | 168 | 0.00 | 1.00 | 0.00 (0.00 to 0.00) | 0.00 / 1.00 / 0.00 |")
+    assert (
+        rows[3].startswith("| targeted | 0 | 14 | 1.00 | ") and "| 1.00 / 0.50 / 0.50 | 1.00 / 0.00 / 0.00 |" in rows[3]
+    )
     table = real_pairs.base_table(base, pairs)
     assert (
         table.count("\n| `") == len(real_pairs.example("EDITS"))
         and "test families: trigger 0.00, near-miss 1.00, both 0.00" in table
     )
+
+
+def test_results_on_other_pairs_are_not_gone_on_with(tmp_path):
+    result(tmp_path, "untrained", None, {"next.0": True}, pairs="of another file")
+    with pytest.raises(ConfigError, match="other pairs"):
+        real_pairs.play(tmp_path, [], tmp_path / "untrained-None.json", {})
 
 
 def test_students_are_found_by_their_adapters(tmp_path):
