@@ -16,7 +16,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser test-bfcl screenshots evidence-quick evidence-full real fuzz kill-test lint format docs bench gpu install install-vllm install-peers install-agents install-scale install-browser install-bfcl clean
+.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser test-bfcl screenshots evidence-quick evidence-full real fuzz kill-test lint format docs bench gpu rehearse install install-vllm install-peers install-agents install-scale install-browser install-bfcl clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -126,6 +126,11 @@ bench: install
 	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/quickstart.py
+
+# every section of benchmarks/gpu.py, tiny, on this CPU: two minutes
+rehearse: install
+	rm -rf build/rehearsal
+	$(BIN)/python benchmarks/gpu.py --rehearse --out build/rehearsal
 
 # everything that needs a GPU, section by section; OPTIONS=--rehearse runs the same code tiny on a CPU
 gpu: install
