@@ -140,14 +140,15 @@ def base_table(result: Result, pairs: Sequence[Pair]) -> str:
 
 
 def students_table(found: Sequence[Result], pairs: Sequence[Pair]) -> str:
-    """One row a student, each beside the untrained model on the same pairs: habits alike, then near-misses and both by habit."""
+    """One row a student, below the untrained model on the pairs that some student played; a cell a habit: trigger, near-miss, both."""
     base, *others = found
     tests = example("TEST_FAMILIES")
     tested = [p for p in pairs if p.family in tests]
     habits = list(dict.fromkeys(p.habit for p in tested))
+    of_students = [p for p in played(tested, base) if not others or any(played([p], r) for r in others)]
     rows = []
     for result in (base, *others):
-        own = played(tested, base, result)
+        own = played(tested, base, result) if result is not base else of_students
         if not own:
             continue
         document = score(own, result["right"], tests)

@@ -46,7 +46,7 @@ def test_students_stand_beside_the_untrained_model_on_the_same_pairs(tmp_path):
     base, student = real_pairs.results(tmp_path)
     assert (base["arm"], student["arm"]) == ("untrained", "targeted")
     rows = real_pairs.students_table([base, student], pairs).splitlines()
-    assert rows[2].startswith("| untrained |  | 168 | 0.00 | 1.00 | 0.00 (0.00 to 0.00) | 0.00 / 1.00 / 0.00 |")
+    assert rows[2].startswith("| untrained |  | 14 | 0.00 | 1.00 | 0.00 (0.00 to 0.00) | 0.00 / 1.00 / 0.00 |")
     assert (
         rows[3].startswith("| targeted | 0 | 14 | 1.00 | ") and "| 1.00 / 0.50 / 0.50 | 1.00 / 0.00 / 0.00 |" in rows[3]
     )
