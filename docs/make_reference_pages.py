@@ -107,12 +107,12 @@ def command_line() -> str:
 def prose(doc: str) -> str:
     """Return a docstring as Markdown: sections such as `Args:` become lists."""
     out: list[str] = []
-    listing = False
+    listing, named = False, False
     for line in doc.splitlines():
         if (found := re.fullmatch(r"(\w+):", line)) and found[1] in SECTIONS:
             out += [f"**{found[1]}**", ""]
-            listing = True
-        elif listing and (entry := re.match(r"    (\w[\w, ]*): (.*)", line)):
+            listing, named = True, found[1] in ("Args", "Raises")
+        elif listing and named and (entry := re.match(r"    (\w[\w, ]*): (.*)", line)):
             out.append(f"- `{entry[1]}`: {entry[2]}")
         elif listing and line.strip():
             out.append(f"  {line.strip()}" if out[-1].startswith(("-", "  ")) else line.strip())
@@ -122,25 +122,32 @@ def prose(doc: str) -> str:
     return "\n".join(out)
 
 
+def parameter_text(parameter: inspect.Parameter) -> str:
+    """Return one parameter as it stands in a call's head."""
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    kind = "" if parameter.annotation is parameter.empty else f": {annotation(parameter.annotation)}"
+    if parameter.default is parameter.empty:
+        return f"{stars}{parameter.name}{kind}"
+    default = repr(parameter.default)
+    return f"{stars}{parameter.name}{kind} = {default if len(default) <= 40 and '<' not in default else '…'}"
+
+
+def annotation(value: Any) -> str:
+    """Return a type as it is written in the source."""
+    return value if isinstance(value, str) else inspect.formatannotation(value)
+
+
 def signature(value: Any) -> str:
-    """Return the call as one writes it, with a parameter per line where there are many."""
-    text = str(inspect.signature(value)).replace("'", "")
-    text = re.sub(r"<object object at \w+>|<factory>", "…", text)
-    if len(text) <= 90:
-        return text
-    kept = inspect.signature(value)
-    rows, star = [], False
-    for parameter in kept.parameters.values():
-        if parameter.kind is parameter.KEYWORD_ONLY and not star:
-            rows.append("    *,")
-            star = True
-        default = str(parameter.default)
-        shown = str(parameter).replace("'", "")
-        if parameter.default is not parameter.empty and len(default) > 40:
-            shown = f"{shown.partition(' = ')[0]} = …"
-        rows.append(f"    {shown},")
-    returns = "" if kept.return_annotation is kept.empty else f" -> {kept.return_annotation}".replace("'", "")
-    return "\n".join(["(", *rows, f"){returns}"])
+    """Return the call as one writes it, with a parameter per line if there are many."""
+    found = inspect.signature(value)
+    rows: list[str] = []
+    for parameter in found.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in rows:
+            rows.append("*")
+        rows.append(parameter_text(parameter))
+    returns = "" if found.return_annotation is found.empty else f" -> {annotation(found.return_annotation)}"
+    line = f"({', '.join(rows)}){returns}"
+    return line if len(line) <= 90 else "\n".join(["(", *(f"    {r}," for r in rows), f"){returns}"])
 
 
 def fields(value: type) -> list[str]:

@@ -173,7 +173,7 @@ def convert(
         say(line, error=True)
     for failure in failures:
         say(f"{failure['source']}: {failure['reason']}: {failure['message']}", error=True)
-    print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")
+    print(f"{done.traces} traces, {len(failures)} records are not traces → {done.path}")
 
 
 @recipes_app.command("list")

@@ -69,7 +69,7 @@ class SampleSection(Section):
     @model_validator(mode="after")
     def _whole_groups(self) -> SampleSection:
         if self.episodes % self.per_task:
-            raise ValueError(f"{self.episodes} episodes are no whole number of groups of {self.per_task} per task")
+            raise ValueError(f"{self.episodes} episodes cannot be divided into groups of {self.per_task} per task")
         return self
 
 

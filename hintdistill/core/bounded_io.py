@@ -155,7 +155,7 @@ def _addresses(host: str, port: int, bound: Bound) -> list[Any]:
             answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             found.put([(family, kind, protocol, address) for family, kind, protocol, _, address in answers])
         except (OSError, UnicodeError) as error:
-            found.put(error if isinstance(error, OSError) else OSError(f"{host!r} is no host name: {error}"))
+            found.put(error if isinstance(error, OSError) else OSError(f"{host!r} is not a host name: {error}"))
 
     threading.Thread(target=look_up, daemon=True).start()
     while True:

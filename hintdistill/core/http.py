@@ -339,7 +339,7 @@ def _address(server: Server) -> SplitResult:
         raise ConfigError(f"{where} is no URL: {error}", hint="e.g. http://localhost:8000/v1") from None
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError(
-            f"{where} is no http URL: {without_password(server.base_url)!r}", hint="e.g. http://localhost:8000/v1"
+            f"{where} is not an http URL: {without_password(server.base_url)!r}", hint="e.g. http://localhost:8000/v1"
         )
     if url.query or url.fragment or not server.base_url.isascii() or any(c <= " " for c in server.base_url):
         raise ConfigError(

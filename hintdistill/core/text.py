@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-HALF_A_PAIR = "holds half of a surrogate pair, which is no text"
+HALF_A_PAIR = "holds half of a surrogate pair, which is not valid text"
 
 
 def holds_half_a_pair(value: Any) -> bool:

@@ -25,7 +25,7 @@ class CheckerCritic:
         """Load `path/to/file.py:function`. Raises ConfigError where it is not there or not callable."""
         self.function: Callable[[Trace], Sequence[Finding]] = load_object(spec, "critic.checker", "checker")
         if not callable(self.function):
-            raise ConfigError(f"critic.checker={spec} is no function")
+            raise ConfigError(f"critic.checker={spec} is not a function")
         try:
             source = inspect.getsource(inspect.getmodule(self.function) or self.function)
         except (OSError, TypeError):

@@ -190,7 +190,7 @@ def _schema(text: str, last: bool) -> dict[str, Any] | None:
         return None
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise TwinError("not_a_schema", "the edited schema is no object with a name")
+        raise TwinError("not_a_schema", "the edited schema is not an object with a name")
     return value
 
 

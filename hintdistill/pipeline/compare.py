@@ -76,7 +76,7 @@ def side_settings(config: Path, overrides: Sequence[str], side: str) -> RunConfi
         return load_config(config, [*overrides, side])
     if not Path(side).is_file():
         raise InputError(
-            f"{side} is no run folder, no config, no prompt and no key=value",
+            f"{side} is neither a run folder, a config, a prompt nor key=value",
             hint="e.g. critic.llm.prompt=critic/mine.jinja",
         )
     if side.endswith(".jinja"):

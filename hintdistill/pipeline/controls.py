@@ -360,7 +360,7 @@ def _run_controls(
         # what was trained before, under these settings, stays in the document
         jobs = [j for j in every if j.name in (*arms, "hint") or result_of(bench.folder, j) is not None]
         for job in (j for j in every if j not in jobs and (bench.folder / j.name / RESULT).is_file()):
-            console.note(f"{job.name}: its result is of other settings and is left out")
+            console.note(f"{job.name}: its result was made with other settings and is left out")
         bench.folder.mkdir(exist_ok=True)
         bench.ctx.engine(bench.ctx.model_folder)
         began, before = time.monotonic(), bench.logprobs(bench.ctx.model_folder)

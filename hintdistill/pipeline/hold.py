@@ -111,7 +111,7 @@ def keep(ctx: RunContext, outcomes: Iterable[Trace | Failure], where: str) -> No
     store.extend([row for key, row in rows.items() if key not in have])
     ctx.rundir.set_index("hold", list(rows))
     failures = [r["failure"] for r in rows.values() if "failure" in r]
-    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} records that are none")
+    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} records are not traces")
     for failure in failures[:3]:
         ctx.console.warn(f"hold traces: {failure['source']}: {failure['message']}")
     if len(failures) > 3:

@@ -121,7 +121,7 @@ def _summarise(ctx: RunContext) -> None:
         left += "injection" not in row and "failure" not in row
         if "failure" in row and failed <= 3:
             first[row["failure"]["message"]] = None
-    ctx.console.note(f"inject: {made} injections, {failed} findings without a place, {left} left out")
+    ctx.console.note(f"inject: {made} injections, {failed} findings could not be injected, {left} skipped")
     for message in first:
         ctx.console.warn(message)
 

@@ -65,7 +65,7 @@ def merge(folder: Path, console: Console | None = None, *, trust: bool = False) 
         _walk(config, shared, console, until)
         shared.note(merged=len(shards), until=until, finished=True)
     console.note(
-        f"merge: {len(shards)} shards are one run now; {folder / SHARDS} can go (`hintdistill clean {folder}`)"
+        f"merge: {len(shards)} shards are merged; {folder / SHARDS} can be deleted (`hintdistill clean {folder}`)"
     )
     return len(shards)
 

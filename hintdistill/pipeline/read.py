@@ -141,7 +141,7 @@ def _written(ctx: RunContext, seen: _Seen) -> Iterator[tuple[dict[str, Any], Tra
 
 
 def _say(ctx: RunContext, seen: _Seen) -> None:
-    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} records that are none")
+    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} records are not traces")
     for failure in seen.failures:
         ctx.console.warn(f"{failure['source']}: {failure['message']}")
     if seen.failed > SHOWN:

@@ -132,7 +132,7 @@ class Loop:
             row["episodes"]["trainings_old"] = int(sampler != student)
         if cut:
             self.console.note(
-                f"{len(cut)} of {len(episodes)} episodes ran into a limit of tokens: traces without a last step"
+                f"{len(cut)} of {len(episodes)} episodes reached a token limit, so their last step is cut"
             )
         if collapse := collapsed(len(failed) + len(cut), len(episodes), self.config):
             return row | {"tripwire": True, "collapsed_in_play": True, "stop": collapse}

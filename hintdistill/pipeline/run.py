@@ -135,7 +135,7 @@ def report_only(folder: Path, console: Console | None = None, *, trust: bool = F
     try:
         config, unknown = rundir.config()
         if unknown:
-            console.note(f"{folder} was made by an older release; this one knows no {', '.join(unknown)}")
+            console.note(f"{folder} was made by an older release; this release does not know {', '.join(unknown)}")
         with in_use(config, trust), disk_errors(folder):
             run_stages(RunContext(config, rundir, console), first="report")
     finally:

@@ -71,7 +71,7 @@ class Shard:
             said = f"{environment['RANK']}/{environment['WORLD_SIZE']}"
         found = _NAME.fullmatch(said)
         if found is None or not int(found[1]) < int(found[2]):
-            raise ConfigError(f"{said!r} is no shard", hint="--shard 0/4 is the first of four, --shard 3/4 the last")
+            raise ConfigError(f"{said!r} is not a shard", hint="--shard 0/4 is the first of four, --shard 3/4 the last")
         return cls(int(found[1]), int(found[2]))
 
     def span(self, traces: int, size: int) -> tuple[int, int]:

@@ -293,7 +293,7 @@ class RunDir:
                 path = Path(at) / name
                 if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
                     raise InputError(
-                        f"{path} is no ordinary file, and {self.path} was not written by you on this machine",
+                        f"{path} is not an ordinary file, and {self.path} was not written by you on this machine",
                         hint="copy the folder with its links followed (`cp -rL`), or delete what is none of its files",
                     )
 

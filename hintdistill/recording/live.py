@@ -46,7 +46,7 @@ class LiveTraces:
         """Take up one model call. Raises TraceError where it is none, OSError where it cannot be written."""
         found = recognise(record)
         if found is None:
-            raise TraceError("the record is no model call")
+            raise TraceError("the record is not a model call")
         source = Source(file=f"{self.name}.jsonl", position="line 1")
         for trace in found.traces(Record(record, source), ReadOptions()):
             if not isinstance(trace, Trace):

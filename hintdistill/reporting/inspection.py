@@ -83,7 +83,7 @@ def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: 
     absent: list[Lost] = []
     keep.watch = partial(_note_lost, absent) if lost else None
     if file.foreign:
-        report.reason = f"not read: {file.kind} is no trace file of a known kind"
+        report.reason = f"not read: {file.kind} is not a known kind of trace file"
         return report
     reasons: Counter[str] = Counter()
     checks: Counter[str] = Counter()

@@ -156,7 +156,7 @@ def show_files(reports: Sequence[FileReport], console: Console) -> None:
             console.print(f"  [yellow]{text}[/]" if r.failures else f"  {text}", soft_wrap=True, highlight=False)
         for item in r.lost or ():
             place = item.path or "the whole record"
-            why = item.reason or "[bold]nobody has said why[/]"
+            why = item.reason or "[bold]no reason is known[/]"
             shown = escape(printable(item.example)) if item.reason is None else ""
             console.print(
                 f"  not in the traces: {escape(place)}: {item.strings} texts, {item.characters} characters: {why} {shown}",

@@ -96,4 +96,4 @@ def _stack(chain: list[Path], into: Path) -> None:
 def _require_plain(config: dict[str, Any], folder: Path) -> None:
     odd = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)]
     if odd or config.get("bias", "none") != "none":
-        raise ConfigError(f"{folder} is no sum of low-rank products alone ({', '.join(odd) or 'bias'})")
+        raise ConfigError(f"{folder} is more than a sum of low-rank products ({', '.join(odd) or 'bias'})")

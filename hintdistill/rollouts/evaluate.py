@@ -54,7 +54,7 @@ def load_suite(spec: str) -> TaskSuite:
     """A TaskSuite from `path/to/file.py:Name` or `package.module:Name`, or by the name that a package has registered.
 
     Raises:
-        ConfigError: the module or the name does not exist, or is no TaskSuite.
+        ConfigError: the module or the name does not exist, or is not a TaskSuite.
     """
     if ":" not in spec and spec in ENVIRONMENTS:
         suite = loaded(ENVIRONMENTS.get(spec).implementation)
@@ -62,7 +62,7 @@ def load_suite(spec: str) -> TaskSuite:
         suite = load_object(spec, "rollout.environment", "environment")
     suite = suite() if isinstance(suite, type) else suite
     if not isinstance(suite, TaskSuite):
-        raise ConfigError(f"{spec} is no TaskSuite", hint="it needs splits(), make() and check(trace)")
+        raise ConfigError(f"{spec} is not a TaskSuite", hint="it needs splits(), make() and check(trace)")
     return suite
 
 

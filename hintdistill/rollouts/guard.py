@@ -50,7 +50,7 @@ class GuardedEnvironment:
         if not start.messages:
             raise EnvironmentFailure("reset gave no message to answer")
         if not isinstance(start.tools, tuple | list) or not all(isinstance(t, dict) for t in start.tools):
-            raise EnvironmentFailure("reset gave tools that are no objects")
+            raise EnvironmentFailure("reset gave tools that are not objects")
         try:
             json.dumps(start.tools, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:

@@ -117,7 +117,7 @@ class GymnasiumEnvironment:
         """Begin `task`, e.g. `FrozenLake-v1:17`; see `Environment`."""
         name, _, seed = task.rpartition(":")
         if name != self.suite.env_id or not seed.isdigit():
-            raise ValueError(f"{task!r} is no task of {self.suite.env_id}: expected {self.suite.env_id}:<seed>")
+            raise ValueError(f"{task!r} is not a task of {self.suite.env_id}: expected {self.suite.env_id}:<seed>")
         observation, _ = self.env.reset(seed=int(seed))
         system, user = (
             Message(role="system", content=self.suite.goal),
@@ -165,7 +165,7 @@ class GymnasiumEnvironment:
         if not self.suite.actions:
             text = (message.content or "").strip()
             if not self.env.action_space.contains(text):
-                raise EnvironmentFailure("this text is no action here")
+                raise EnvironmentFailure("this text is not an action here")
             return text
         if not message.tool_calls:
             raise EnvironmentFailure("call the tool act")

@@ -70,7 +70,7 @@ def not_read(files: Sequence[TraceFile]) -> str | None:
         return None
     listed = ", ".join(f"{n} {kind}" for kind, n in sorted(counted.items()))
     shown = "; ".join(file.name for file in files[:3])
-    return f"not read, because they are no trace files of a known kind: {listed} ({shown}{', …' if len(files) > 3 else ''})"
+    return f"not read, because they are not trace files of a known kind: {listed} ({shown}{', …' if len(files) > 3 else ''})"
 
 
 def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Path]:
@@ -172,7 +172,7 @@ def _look(path: Path, root: Path) -> TraceFile:
         if not target.is_relative_to(root):
             return refuse("symlink", f"a symbolic link out of the folder, to {target}: not followed")
         if not target.is_file():
-            return refuse("symlink", "a symbolic link to something that is no file: not followed")
+            return refuse("symlink", "a symbolic link to something that is not a file: not followed")
     try:
         mode = path.stat().st_mode
     except OSError as error:

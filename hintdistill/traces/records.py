@@ -60,7 +60,7 @@ class _Decoder:
             why = f"holds the number {self._odd[0]}, which is not finite or too large for a float"
             return Failure(source, "not_finite", why), end
         if (text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0) and not _encodes(value):
-            return Failure(source, "lone_surrogate", "holds half of a surrogate pair, which is no text"), end
+            return Failure(source, "lone_surrogate", "holds half of a surrogate pair, which is not valid text"), end
         return Record(value, source), end
 
 

@@ -316,7 +316,7 @@ def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str
     # who wants to be stopped should know what cannot stop the run
     if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
         warn(
-            f"nothing is read for train.tripwires.{', '.join(names)}: no step to watch (see train.watch, traces.holdout)"
+            f"train.tripwires.{', '.join(names)} has no effect: there is no step to measure (see train.watch, traces.holdout)"
         )
     return watch
 

@@ -76,7 +76,7 @@ def _case(case: Any, source: Source, options: ReadOptions) -> Trace:
     messages: Messages = []
     for turn in case["conversation"]:
         if not isinstance(turn, Mapping):
-            raise TraceError("a turn that is no object")
+            raise TraceError("a turn is not an object")
         messages += messages_in(turn.get("user_content"), "user")
         data = turn.get("intermediate_data")
         data = data if isinstance(data, Mapping) else {}

@@ -62,7 +62,7 @@ def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | No
     answered: set[str] = set()
     for index, event in enumerate(events):
         if not isinstance(event, Mapping):
-            raise TraceError(f"event {index} is no object")
+            raise TraceError(f"event {index} is not an object")
         meta = event.get("tool_call_metadata")
         response = meta.get("model_response") if isinstance(meta, Mapping) else None
         args = mapping(event.get("args"))
