@@ -96,7 +96,7 @@ docs: install
 
 # the documentation as a site in build/site; a warning, such as a link to nowhere, is an error
 docs-site: install-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
 
 # the chat templates in llama-cpp-python's source archive, through the same invariants; outside CI, because the archive is large
 templates: install

@@ -2,7 +2,8 @@
 
     python benchmarks/quickstart.py [--dir runs/benchmark] [--readme] [key=value …]
 
-Runs configs/quickstart.yaml twice; `--readme` writes four rows into README.md and all of them into docs/quickstart.md. Last line: one JSON object with
+Runs configs/quickstart.yaml twice. `--readme` writes four rows into README.md and all rows into docs/quickstart.md. Last line:
+one JSON object with
   success_before, success_after          greedy, held-out tasks, no hint in context
   error_rate_before, error_rate_after    share of episodes with a habit error
   error_rate_cut                         before / after
@@ -105,7 +106,9 @@ def row(words: str, before: float | None, after: float, form: str, *more: str) -
 
 def short_table(figures: dict[str, Any]) -> str:
     """The four rows of README.md; the last one is the near-miss family that fell most, which is the cost."""
-    worst = min(HABITS, key=lambda h: figures[f"near_miss_{h}_success_after"] - figures[f"near_miss_{h}_success_before"])
+    worst = min(
+        HABITS, key=lambda h: figures[f"near_miss_{h}_success_after"] - figures[f"near_miss_{h}_success_before"]
+    )
     placebo = f"probability of the error (placebo training: {figures['error_probability_after_placebo']:.4f})"
     cost = f"near_miss_{worst}_success"
     lines = [

@@ -20,7 +20,12 @@ def clause(text: str) -> str:
     """Return the first clause of a summary; a title of a few words, or a command alone, takes the next clause with it."""
     for found in BOUNDARY.finditer(text):
         head = text[: found.start()]
-        if head.isdigit() or head.count("`") % 2 or head.count("(") > head.count(")") or head.count("[") > head.count("]"):
+        if (
+            head.isdigit()
+            or head.count("`") % 2
+            or head.count("(") > head.count(")")
+            or head.count("[") > head.count("]")
+        ):
             continue
         if found[1] != "." and (len(head.split()) < 4 or head.endswith("`")):
             continue

@@ -95,9 +95,7 @@ def command_line() -> str:
     for heading, names in ORDER.items():
         parts.append(f"### {heading}")
         for name in names:
-            parts += [
-                command_text(full, c) for full, c in known.items() if full == name or full.startswith(f"{name} ")
-            ]
+            parts += [command_text(full, c) for full, c in known.items() if full == name or full.startswith(f"{name} ")]
     return "\n\n".join(parts)
 
 

@@ -29,7 +29,8 @@ def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> T
     """
     if len(parts) > MOST_REPLACEMENTS:
         raise TwinError(
-            "too_many", f"{len(parts)} replacements are too many for a small edit; at most {MOST_REPLACEMENTS} are allowed"
+            "too_many",
+            f"{len(parts)} replacements are too many for a small edit; at most {MOST_REPLACEMENTS} are allowed",
         )
     replacements = tuple(located(trace, step, part.quote, part.replacement) for part in parts)
     return TwinEdit(kind="critic", replacements=replacements, maker=critic)

@@ -39,7 +39,9 @@ def play(ctx: RunContext, student: str | None) -> Played:
     try:
         suite = load_suite(section.environment)
     except UntrustedError as error:
-        ctx.console.warn(f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` measures it")
+        ctx.console.warn(
+            f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` measures it"
+        )
         return Played()
     content = object_content(section.environment)
     options = options_of(section, measured_from(section), ctx.config.run.seed)

@@ -46,7 +46,9 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     if weights.device.type != "cpu" or weights.dtype != torch.bfloat16 or ctx.rundir.manifest().get("precision"):
         return
     if ModelShape.of(ctx.teacher_folder).parameters * BYTES["float32"] > SHARE * room(run.device).available:
-        ctx.console.note("rescore: run.dtype=auto chose bfloat16; there is no memory for a float32 copy to compare it with")
+        ctx.console.note(
+            "rescore: run.dtype=auto chose bfloat16; there is no memory for a float32 copy to compare it with"
+        )
         return
     requests = [r for h in shortest(hints) for r in Scorer.requests(h.key, h.injection)[:2]]
     exact = TransformersEngine.load(ctx.teacher_folder, "float32", run.device, ctx.config.rescore.batch_tokens)

@@ -236,7 +236,9 @@ def _summarise(ctx: RunContext) -> None:
         + (f"; dropped: {left}" if left else "")
     )
     if said["findings"] and not said["twins"]:
-        ctx.console.warn("no finding has a twin, so nothing holds the steps where they are right; twins.jsonl has the reasons")
+        ctx.console.warn(
+            "no finding has a twin, so nothing holds the steps where they are right; twins.jsonl has the reasons"
+        )
 
 
 def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedTwin]:

@@ -97,7 +97,7 @@ def command_lines(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", OWN, ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_in_code_blocks_parse(page):
     for line in command_lines(page):
-        if line.startswith("configs list |") or line.startswith("--"):
+        if line.startswith(("configs list |", "--")):
             continue
         words = ["x" if word == "…" else word.replace("…", "x") for word in shlex.split(line, comments=True)]
         words = [word for word in words if word not in ("[NAME", "x]")]
@@ -115,7 +115,9 @@ def test_commands_in_the_text_exist_with_their_options(page):
         words = said.split()
         name = next((n for n in (" ".join(words[:2]), words[0]) if n in known), None)
         groups = {n.partition(" ")[0] for n in known if " " in n}
-        assert name or words[0] in groups | {"COMMAND", "…", "ablate"} or words[0].startswith("--"), f"{page.name}: {said}"
+        assert name or words[0] in groups | {"COMMAND", "…", "ablate"} or words[0].startswith("--"), (
+            f"{page.name}: {said}"
+        )
         flags = {w.partition("=")[0].rstrip(",.") for w in words if w.startswith("--")}
         assert not name or flags <= options[name] | every, f"{page.name}: {said}"
 
@@ -165,7 +167,9 @@ def test_the_messages_of_the_troubleshooting_page_are_the_programs():
     head = text(DOCS / "troubleshooting.md").partition("## Why a finding was not scored")[0]
     messages = re.findall(r"^\| `([^`]+)` \|", head, re.MULTILINE)
     assert len(messages) > 40
-    program = re.sub(r'"\s*\n\s*f?"', "", "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "hintdistill").rglob("*.py")))
+    program = re.sub(
+        r'"\s*\n\s*f?"', "", "\n".join(p.read_text(encoding="utf-8") for p in (ROOT / "hintdistill").rglob("*.py"))
+    )
     program = re.sub(r"\{[^{}]*\}", "…", program.replace('\\"', '"'))
     for message in messages:
         for part in re.split("…", message):
@@ -196,7 +200,9 @@ def test_the_environment_of_the_how_to_plays(monkeypatch):
     call = ToolCall(name="get_price", arguments_raw='{"thing": "table"}', id="1")
     (answer,) = shop.step(Message(role="assistant", tool_calls=(call,))).messages
     assert answer.content == '{"price": "80"}' and answer.tool_call_id == "1"
-    (refused,) = shop.step(Message(role="assistant", tool_calls=(ToolCall(name="buy", arguments_raw="{}", id="2"),))).messages
+    (refused,) = shop.step(
+        Message(role="assistant", tool_calls=(ToolCall(name="buy", arguments_raw="{}", id="2"),))
+    ).messages
     assert "unknown call buy" in refused.content
     done = shop.step(Message(role="assistant", content="It costs 80."))
     assert done.done and done.reward == 1.0
@@ -216,10 +222,11 @@ def test_the_site_lists_every_page():
             return [entry]
         return [page for part in (entry.values() if isinstance(entry, dict) else entry) for page in listed(part)]
 
-    outside = re.findall(r'^    "(\S+\.md)",$', (DOCS / "site_hooks.py").read_text(encoding="utf-8"), re.MULTILINE)
+    hooks = (DOCS / "site_hooks.py").read_text(encoding="utf-8")
+    outside = dict(re.findall(r'^    "(\S+\.md)": "(\S+\.md)",', hooks, re.MULTILINE))
     assert outside and all((ROOT / page).is_file() for page in outside)
     nav = listed(yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Tolerant)["nav"])
-    assert sorted(nav) == sorted([*outside, *(p.name for p in DOCS.glob("*.md"))])
+    assert sorted(nav) == sorted([*outside.values(), *(p.name for p in DOCS.glob("*.md"))])
 
 
 def test_the_index_names_every_page():
