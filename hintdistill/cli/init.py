@@ -20,7 +20,7 @@ from hintdistill.core.package_data import data_root
 
 @dataclass(frozen=True)
 class Own:
-    """What a config is written for; what is None is left to fill in."""
+    """The values for a new config; a value of None is left for the user to fill in."""
 
     model: str | None = None
     """A folder saved by save_pretrained, or a hub name."""

@@ -119,7 +119,7 @@ def _compare(config: Path, overrides: list[str], sides: tuple[str, str], asked: 
 def _on_labels(
     config: Path, overrides: list[str], labels: Path, compare: tuple[str, str] | None, hints: bool, asked: Asked
 ) -> None:
-    """Critics against labels: one, two beside one another, or what would be asked of them."""
+    """Compare one critic or two with labels, or say what would be asked of them."""
     from hintdistill.config.file import load_config
 
     settings, console = load_config(config, overrides), asked.console()

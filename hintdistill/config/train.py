@@ -37,9 +37,9 @@ class TwinSection(Section):
     """Twins: erring steps that are held in a changed context in which they are right; see docs/twins.md."""
 
     weight: float | None = Field(default=None, ge=0.0)
-    """Coefficient of the twins (`train.recipe.terms.twin.coef`): a recipe without such a term gets the default recipe's anchor for
-    them. 0 trains on no twin, and those that are made are only scored and reported. `null` leaves the recipe's term as it is, and
-    adds one of 1 where twins are made and the recipe has none."""
+    """Coefficient of the twins (`train.recipe.terms.twin.coef`): a recipe without such a term gets the default
+    recipe's anchor for them. With 0, twins are scored and reported, but not trained on. `null` leaves the recipe's
+    term as it is; if twins are made and the recipe has no such term, it adds one with coefficient 1."""
     per_finding: int = Field(default=0, ge=0)
     """Number of twins for each finding with a hint, each by another kind of edit; 0 makes none."""
     state_changing: bool = False

@@ -57,7 +57,7 @@ class Peak:
 
     @property
     def added(self) -> int:
-        """Bytes that the stage's own work takes: without `BESIDE`, which is counted exactly or known from elsewhere."""
+        """Bytes of the stage's own work, without `BESIDE`, which is counted exactly or known from elsewhere."""
         return self.total - sum(self.parts.get(name, 0) for name in BESIDE)
 
 

@@ -151,7 +151,7 @@ class Grouped:
 
 
 class KeySet(Set[str]):
-    """Keys, each once, as bytes beside one another: a fifth of the memory of a set of strings."""
+    """A set of keys as adjacent bytes: a fifth of the memory of a set of strings."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         """Take the keys in, a bounded number at a time."""

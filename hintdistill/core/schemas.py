@@ -99,7 +99,8 @@ class _Unbounded(Exception):
 
 
 def _visits(schema: Any, args: Any) -> int:
-    """At most how many places of the arguments are held against places of the schema; too large where nothing bounds it."""
+    """Return an upper bound of the comparisons between places of the arguments and of the schema; very large if
+    nothing bounds it."""
     try:
         left = MOST_VISITS // (1 + _places(args, MOST_VISITS))
         _expand(schema, schema, [left], ())

@@ -270,7 +270,8 @@ class Finding(FrozenModel):
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `twin` and `decisive` where there are none: keys of findings from before stay theirs."""
+        """Dump the finding without `twin` and `decisive` if they are not set, so that findings of earlier releases
+        keep their keys."""
         data: dict[str, Any] = plain(self)
         return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 

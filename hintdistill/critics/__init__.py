@@ -24,7 +24,8 @@ class Critic(Protocol):
     name: str
 
     def key(self, trace: Trace) -> str:
-        """Hash of everything besides the trace that the critique depends on: settings, prompts, recorded rows."""
+        """Return a hash of everything that the critique depends on, except the trace: settings, prompts, recorded
+        rows."""
         ...
 
     def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:

@@ -68,7 +68,7 @@ class Kept:
 
 @dataclass(eq=False)
 class _Job:
-    """One caller's requests, and what comes of them."""
+    """One caller's requests and their scores."""
 
     requests: Sequence[ScoreRequest]
     top_k: int

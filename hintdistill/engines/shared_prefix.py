@@ -159,7 +159,8 @@ class PackedCall:
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
 
     def _past(self, layer: int, path: Sequence[Piece], piece: Piece, device: torch.device) -> list[Part]:
-        """What was kept of the tokens before the piece: of the trunk, and of each chain down to its own."""
+        """Return the kept keys and values of the tokens before the piece: of the trunk, and of each chain above
+        it."""
         stretches = [(p.chain, p.stop) for p in path[:-1]]
         if piece.start > path[-1].start:
             stretches.append((piece.chain, piece.start))

@@ -346,7 +346,7 @@ class Injector:
         )
 
     def _bounded(self, tokens: int, context: int, hint: str) -> None:
-        """Refuse a hint that is long by itself, or beside what it stands in."""
+        """Refuse a hint that is too long by itself or in relation to its context."""
         most, share = self.config.max_hint_tokens, self.config.max_hint_share
         if tokens > most:
             raise HintTooLongError(

@@ -181,7 +181,8 @@ class _Draft:
 
 
 def _schema(text: str, last: bool) -> dict[str, Any] | None:
-    """A tool schema from its text; None where a text that is changed further is none yet. Raises TwinError."""
+    """Return a tool schema from its text; None if the text is not valid yet because more changes follow. Raises
+    TwinError."""
     try:
         value = json.loads(text)
     except ValueError as error:

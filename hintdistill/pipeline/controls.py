@@ -375,7 +375,7 @@ def _run_controls(
 
 
 def _check_teacher(section: TrainSection) -> None:
-    """Raises ConfigError where targets are not stored ones: a variant of them would not be what the arm trains on."""
+    """Raise ConfigError if targets are not stored: a variant of them would not be what the arm trains on."""
     if section.target_source != "stored":
         raise ConfigError(
             "controls train on variants of stored targets, and this run's recipe makes its targets in the step",

@@ -119,7 +119,7 @@ def _duration(seconds: float) -> str:
 
 
 class _Status(ProgressColumn):
-    """What `Work.status` says, which changes while nothing advances."""
+    """The text of `Work.status`, which may change while nothing advances."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ class Actors:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard."""
+    """The outcome of a shard."""
 
     shard: Shard
     failure: str

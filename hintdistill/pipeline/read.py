@@ -56,7 +56,7 @@ def run(ctx: RunContext) -> None:
 
 @dataclass
 class _File:
-    """What came of one file."""
+    """The result of reading one file."""
 
     traces: int = 0
     lost: dict[str, Any] | None = None

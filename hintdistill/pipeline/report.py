@@ -44,7 +44,7 @@ def run(ctx: RunContext, earlier: Sequence[str]) -> None:
 
 
 def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str, Any]:
-    """Write the report of what is there, and the card of a student that this release trained.
+    """Write the report of the available measurements, and the card of a student that this release trained.
 
     Without `measure`, nothing is evaluated for it.
     """

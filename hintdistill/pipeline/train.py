@@ -194,7 +194,7 @@ def warn_if_hints_do_not_pull(ctx: RunContext, targets: Sequence[Target]) -> Non
 
 
 def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
-    """Say of a recipe with an importance ratio what it divides by, where steps have no recorded log-probabilities.
+    """Warn which policy the importance ratio of a recipe divides by if steps have no recorded log-probabilities.
 
     Raises:
         InputError: in a later round, where neither the initial policy nor the student as it is now has sampled them.

@@ -1,4 +1,4 @@
-"""What a stage would take, as it is told."""
+"""What a stage would take, in words."""
 
 from __future__ import annotations
 

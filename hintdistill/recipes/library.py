@@ -22,7 +22,7 @@ from hintdistill.recipes import schema
 from hintdistill.recipes.parts import SIGNALS
 from hintdistill.recipes.schema import Recipe
 
-_WORDS = "nothing in a run read it; say it in words under `published:` (or `ours:`)"
+_WORDS = "no run used it; describe it in words under `published:` (or `ours:`)"
 REMOVED = {
     "data.locator": f"the critic says where a run's errors are; {_WORDS}",
     **{

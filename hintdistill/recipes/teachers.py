@@ -30,7 +30,7 @@ class Teacher:
     def __post_init__(self) -> None:
         if (self.weights == "follows") != (self.follow is not None):
             raise ConfigError(
-                f"the teacher rule {self.name}: `follow` is of a rule whose weights are `follows`, and must be said"
+                f"the teacher rule {self.name}: `follow` is required if `weights` is `follows`, and not allowed otherwise"
             )
 
     @property

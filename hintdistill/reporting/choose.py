@@ -15,7 +15,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which findings are asked for; what is None is not asked."""
+    """The selection of findings; None selects all."""
 
     error_class: str | None = None
     reason: str | None = None

@@ -1,4 +1,4 @@
-"""Two runs compared: their figures with differences, the findings that they share, and what is set otherwise."""
+"""Two runs compared: their figures with differences, the findings that they share, and the settings that differ."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class After:
-    """What the corrected student says of a step in its own context, without a hint. Nats."""
+    """The corrected student's log-probabilities of a step in its own context, without a hint, in nats."""
 
     sampled: np.ndarray
     """float32 [T]: log-probability of each token of the step."""

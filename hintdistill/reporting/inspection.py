@@ -28,7 +28,7 @@ HELD_ELSEWHERE = frozenset({"repeated_prefix", "duplicate_id"})
 
 @dataclass
 class FileReport:
-    """One file met, and what came of it."""
+    """One file that was found, with the result of reading it."""
 
     path: str
     format: str | None = None

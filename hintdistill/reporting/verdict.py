@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a report comes to."""
+    """The verdict of a report."""
 
     sentence: str
     figures: tuple[Figure, ...]

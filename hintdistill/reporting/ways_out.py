@@ -1,4 +1,4 @@
-"""Findings that were not scored: by reason what it means, and the way out."""
+"""Findings that were not scored: for each reason its meaning and a way out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hint did to a step, and whether it has earned its place.
+"""The gate: what a hint did to a step, and whether it is accepted.
 
 Two things are read at the decision token: how far the sampled token falls, and the log-odds of what the hinted view says
 instead against it (`odds`). A student that is sure of its error shows a hint as the fall; one that gives its error .3 and the

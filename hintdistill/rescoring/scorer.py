@@ -91,7 +91,8 @@ class Scorer:
         return {key: Original(at, s.sampled) for (key, (_, at)), s in zip(items.items(), scores, strict=True)}
 
     def twins_alone(self, items: Sequence[TwinItem]) -> list[Target]:
-        """Targets of twins whose originals nobody scored: none of them is judged, and no effect of the edit is known."""
+        """Targets of twins whose originals were not scored: they are not judged, and the effect of their edit is
+        unknown."""
         scores = self.engine.score([self.twin_request(t.twin) for t in items], self.config.top_k)
         return [self._twin(item, Original(None, s.sampled), s) for item, s in zip(items, scores, strict=True)]
 

@@ -78,7 +78,7 @@ class _Running:
     cut: str | None = None
 
     def end_at_limit(self, why: str) -> None:
-        """End this episode at a limit of tokens: what there is of it is a trace."""
+        """End this episode at a token limit; the part up to here is a trace."""
         self.done, self.cut, self.reward = True, why, 0.0
 
     def fail(self, why: str) -> None:

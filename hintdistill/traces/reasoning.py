@@ -24,7 +24,8 @@ _TEXTS = ("thinking", "reasoning", "reasoningText", "text", "content", "summary"
 
 
 def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A message's thinking, and what of those keys is kept as it stands: what is encrypted, or says something else."""
+    """Return a message's reasoning, and the parts of its keys that are kept unchanged because they are encrypted or
+    hold something else."""
     found: str | None = None
     kept: dict[str, Any] = {}
     for key in KEYS:

@@ -129,7 +129,7 @@ class WindowProbe:
         self._taken.append(torch.autograd.grad(loss, trained, allow_unused=True))
 
     def done(self, step: int) -> float:
-        """The cosine of the two gradients that were taken, written down."""
+        """Return the cosine of the two measured gradients, and store it."""
         self.fresh = self.measured[step] = cosine(*self._taken)
         self._done, self._taken = step, []
         if self.writes:
