@@ -90,6 +90,7 @@ docs: install
 	$(BIN)/python docs/make_extending_page.py
 	$(BIN)/python docs/make_templates_page.py
 	$(BIN)/python docs/make_recipes_page.py
+	$(BIN)/python docs/make_methods_page.py
 	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
 	$(BIN)/python docs/make_reference_pages.py

@@ -56,6 +56,12 @@ SECTIONS = {
         "A function that gives the hint and `n` placebos for it. `meets` names needs of recipes (`hintdistill recipes show`) that such "
         "hints meet; `control` says in words what they are where training on them is a control, for the model card.",
     ),
+    "context_maker": (
+        "Context maker",
+        "A hint source with a `context`: a function from a case (trace, finding, the task's other rollouts, texts by task) to words. It "
+        "may be the teacher's own context (`inject.hint`, a hint kind's `source`) and that of a recipe's view; what a case lacks is "
+        "a `NoContextError` with a reason, which is counted ([contexts.md](contexts.md)).",
+    ),
     "twin_maker": (
         "Twin maker",
         "A function from a `TwinCase` (a finding and its trace) to edits under which the step would be right, each of another kind. "
@@ -70,7 +76,7 @@ SECTIONS = {
     "shape": (
         "Weight shape",
         "A function from a score [N] to a weight [N]. The entry must say whether it reads the whole batch, because "
-        "`train.micro_batch_size` then changes it, which `recipes show` tells.",
+        "a training then makes it over all rows of an optimiser step, which `recipes show` tells.",
     ),
     "teacher_rule": (
         "Teacher rule",

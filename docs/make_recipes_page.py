@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hintdistill.config import TrainSection
 from hintdistill.recipes import load_recipe, missing, needs, parts, recipe_names
-from hintdistill.recipes.describe import CONFIDENCE, PROMISE
+from hintdistill.recipes.describe import CONFIDENCE, PROMISE, trains_on
 from hintdistill.recipes.teachers import TEACHERS
 from hintdistill.training.capabilities import available
 
@@ -32,8 +32,10 @@ divergences, signals and shapes) may be a schedule: `coef: {from: 0.5, to: 0.0, 
 Every key of a recipe acts; what a publication says beside them stands in words under `published:`.
 What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
 
-`hint_sd` and most others need the teacher in the training step; `train.targets` then is `in_step` by itself. Rollouts "as published" are
-recorded: a run trains on the recorded steps of this student, located by the critic, whatever the method's own rollouts and locator were.
+`hint_sd` and most others need the teacher in the training step; `train.targets` then is `in_step` by itself. A run trains on recorded
+steps of this student. Which steps, and what the teacher reads above them, is the recipe's (`data.steps`, `data.hint.kind`; `inject.steps`
+and `inject.hint` say it in its place): [contexts.md](contexts.md). [methods.md](methods.md) says which methods run as themselves, which in
+part, and which have no recipe and why.
 
 `hintdistill.objectives` (torch only) computes all of it: `objective(load_recipe("hint_sd"), Batch(views, sampled, lengths))`;
 `examples/custom_loop.py` is a whole loop. `objectives.chunked_support.linear_term` is a term from hidden states, without a dense `[N, V]`.
@@ -50,22 +52,26 @@ teacher lowers (tested on a tabular model). *Runs*: `yes` (where traces have the
 |---|---|---|---|---|---|---|
 """
 
+PLAIN = """
+## What each trains on here
+
+In plain words, whatever a publication trains on. A recipe whose overrides change what defines it (who the teacher is and what it reads,
+the targets, what is compared and how, the weights, the coupling) is called "NAME, changed: …" in the log, the report and the model card.
+
+| recipe | a run trains |
+|---|---|
+"""
+
 TAIL = """
-## What is not here, and why
+## Left out of methods that are here
 
 | method | why | what is |
 |---|---|---|
-| OmniOPD's chunk agreement, TOPD-OT's transported soft labels, LGR's look-ahead | the teacher must write, or be asked K more times a token, inside training; a hint's teacher only reads | peak-entropy selection (`H_S` → `top_frac`), the anchor, `diagnostics.fidelity_by_position`, the fact `lookahead` for whoever computes it |
-| DPCA's alignment of two tokenizers | self-distillation has one; an external teacher must share it | nothing |
-| π-Distill's and SD-Zero's training of the teacher, VPD's alternation | the recipe is one objective, these alternate two | the student's side as a recipe, VPD's E-step as `divergences.unpaired_bco` |
-| PBSD by sequence | y⁺ is decoded from the teacher | `divergences.sequence_preference`, and two forms by token: `pbsd_token`, `pbsd_tilt` |
-| Noisy-expert theory | a theorem, no algorithm in the abstract | the reason why runs train on the student's own steps |
-| SG-OPD, reading (b) | the notes do not say on which base the extrapolation stands | reading (a), and `extrapolate_guarded` |
-| OPHSD's draw of tokens without replacement | off in its own default | `H_S` → `bernoulli` is near it |
+| SG-OPD, reading (b) | the notes do not say on which base the extrapolation stands | reading (a), and `exopd` |
 | Rock tokens' context window | not in the code that was read | `freeze` by token id |
 | SC-GRPO's diversity pseudo-advantage | needs a random reference rollout | the weight |
-| TrOPD's term on the teacher's prefix | recorded traces have no such prefix | its two other terms |
-| KAT's buffer, CGTR, ADWIN, TRB, Prune-OPD's budget, the cliff guard, Decoupling's curriculum inside a run | controllers that watch a training | each as a class or function in `objectives.controllers` and `objectives.targets`, for a loop of your own |
+| TrOPD's term on the teacher's prefix (weight .001) | recorded traces have no such prefix | its two other terms |
+| KAT's buffer, Prune-OPD's budget, Decoupling's curriculum inside a run | controllers that watch a training | each as a class in `objectives.controllers`, for a loop of your own |
 | AntiSD's bounded inverse, SDPG's positive-advantage gate, UniSD's agreement over auxiliary contexts | one line each in a survey, no formula read | `threshold` of `advantage` is SDPG's gate; `disagree` is near UniSD's agreement; UniSD's clip is `token_clip` |
 
 ## Parts
@@ -82,6 +88,11 @@ def runs(name: str) -> str:
         return f"a {recipe.kind}"
     lacking = missing(recipe, available(TrainSection(recipe=name)))
     return "needs " + ", ".join(f"`{n.name}`" for n in lacking) if lacking else "yes"
+
+
+def plain(name: str) -> str:
+    """The row of a recipe that says in plain words what a run trains with it."""
+    return f"| `{name}` | {trains_on(load_recipe(name))} |"
 
 
 def page() -> str:
@@ -102,7 +113,7 @@ def page() -> str:
         "shapes": {e.name: [p.name for p in e.parameters] for e in parts.SHAPES.entries()},
         "normalisers": parts.NORMALISERS,
         "loss spans": parts.SPANS,
-        "contexts": parts.CONTEXTS,
+        "contexts of a view": parts.context_names(),
         "couplings": parts.COUPLINGS,
         "controllers": parts.CONTROLLERS,
         "teacher updates": TEACHERS.names(),
@@ -118,7 +129,8 @@ def page() -> str:
         rows.append(f"| {part} | {', '.join(words)} |")
     known = sorted({n.name for name in recipe_names() for n in needs(load_recipe(name))})
     foot = "\n\nNeeds that appear above: " + ", ".join(f"`{n}`" for n in known) + ".\n"
-    return HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + TAIL + "\n".join(rows) + foot
+    words = PLAIN + "\n".join(plain(name) for name in recipe_names()) + "\n"
+    return HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + words + TAIL + "\n".join(rows) + foot
 
 
 if __name__ == "__main__":

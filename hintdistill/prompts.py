@@ -11,6 +11,7 @@ Kinds, by folder:
 * `candidates/` other hints for the same finding, which may compete with it: a principle, the right action alone
 * `placebo/`  hints that should do nothing, for the gate and the control arm
 * `attempts/` contexts made of other attempts at a task, one right beside one wrong (`bcq`) or all wrong (`ncq`)
+* `contexts/` what stands around other contexts: solutions, demonstrations, rollouts, observations
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ VARIABLES: dict[str, frozenset[str]] = {
     "candidates": frozenset({"error_class", "right", "tool", "argument", "error", "expected"}),
     "placebo": frozenset({"variant"}),
     "attempts": frozenset({"attempts"}),
+    "contexts": frozenset({"text", "successes", "failures", "observation", "outcome", "hint", "tools", "error_class"}),
 }
 """What each kind of prompt may use. `docs/prompts.md` says what they hold."""
 

@@ -44,7 +44,7 @@ class Plan:
         """What a result depends on, as plain data."""
         own = {k: getattr(self, k) for k in ("episodes", "budget", "tasks", "train")}
         data = _known(self.config)
-        data["rollout"]["environment"] = self._environment()
+        data["rollout"]["environment"] = _tail(self.config.rollout.environment)
         return {**own, **data, "weights": model_key(resolve_model(str(self.config.run.model))).weights}
 
     def changed(self) -> dict[str, str]:
@@ -58,19 +58,10 @@ class Plan:
         }
         return {k: v for k, v in now.items() if then["hashes"].get(k) != v}
 
-    def _environment(self) -> str | None:
-        """The environment as the first run of this folder named it: another checkout of the same file is the same environment."""
-        here = self.config.rollout.environment
-        for path in sorted(self.folder.glob("seed*/shared/run/config.yaml")):
-            there = yaml.safe_load(path.read_text(encoding="utf-8"))["rollout"]["environment"]
-            if here is not None and _tail(there) == _tail(here):
-                return str(there)
-        return here
 
-
-def _tail(environment: str) -> str:
-    """`examples/smollm2/errands.py:Errands` of wherever that is."""
-    return "/".join(environment.rsplit("/", 3)[-3:])
+def _tail(environment: str | None) -> str | None:
+    """`examples/smollm2/errands.py:Errands` of wherever that is: another checkout of the same file is the same environment."""
+    return environment and "/".join(environment.rsplit("/", 3)[-3:])
 
 
 # -- content -----------------------------------------------------------------------------------------------------------

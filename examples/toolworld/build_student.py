@@ -4,6 +4,7 @@
     python examples/toolworld/make_traces.py                               # its traces
     python examples/toolworld/make_card.py                                 # its card
     python examples/toolworld/build_student.py corpus train --thoughts --out FOLDER    # a student that reasons, two minutes
+    python examples/toolworld/build_student.py corpus train --larger --out FOLDER      # a larger one without the habits: a teacher
 
 The student that reasons says a line before each call; it starts from the shipped one, whose tokenizer it has.
 
@@ -27,7 +28,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from demonstrator import CORPUS_MIX, Demonstrator, draw_task  # noqa: E402
+from demonstrator import CORPUS_MIX, RATES, Demonstrator, draw_task  # noqa: E402
 
 from hintdistill.core.types import Message  # noqa: E402
 
@@ -85,12 +86,15 @@ def build_tokenizer() -> None:
     print(f"tokenizer: {len(fast)} tokens")
 
 
-def build_corpus(folder: Path = HERE, episodes: int = EPISODES, thoughts: bool = False) -> None:
+def build_corpus(
+    folder: Path = HERE, episodes: int = EPISODES, thoughts: bool = False, rates: dict[str, float] | None = None
+) -> None:
     """Play the episodes and store token ids, lengths and the mask of assistant tokens.
 
     Args:
         folder: where `corpus.npz` goes.
         thoughts: with a line of reasoning before each call.
+        rates: how often each habit errs; None: the world's own.
     """
     from transformers import AutoTokenizer
 
@@ -100,7 +104,7 @@ def build_corpus(folder: Path = HERE, episodes: int = EPISODES, thoughts: bool =
     rng = random.Random(SEED + 1)
     ids, mask, lengths = [], [], []
     for _ in range(episodes):
-        episode = Demonstrator(draw_task(rng, mix=CORPUS_MIX), rng, thoughts=thoughts).play()
+        episode = Demonstrator(draw_task(rng, mix=CORPUS_MIX), rng, rates or RATES, thoughts=thoughts).play()
         text = tokenizer.apply_chat_template(
             [openai(m) for m in episode.messages], tools=list(episode.task.tools), tokenize=False
         )
@@ -123,19 +127,19 @@ def build_corpus(folder: Path = HERE, episodes: int = EPISODES, thoughts: bool =
     print(f"corpus: {episodes} episodes, {len(ids):,} tokens, {sum(mask):,} by the assistant, longest {max(lengths)}")
 
 
-def new_model(vocab: int, pad: int, eos: int) -> torch.nn.Module:
-    """An untrained student."""
+def new_model(vocab: int, pad: int, eos: int, larger: bool = False) -> torch.nn.Module:
+    """An untrained student; `larger`: about three times its parameters, for a teacher."""
     from transformers import AutoModelForCausalLM, Qwen3Config
 
     torch.manual_seed(SEED)
     config = Qwen3Config(
         vocab_size=vocab,
-        hidden_size=128,
-        num_hidden_layers=4,
-        num_attention_heads=4,
+        hidden_size=192 if larger else 128,
+        num_hidden_layers=6 if larger else 4,
+        num_attention_heads=6 if larger else 4,
         num_key_value_heads=2,
         head_dim=32,
-        intermediate_size=384,
+        intermediate_size=576 if larger else 384,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         pad_token_id=pad,
@@ -221,13 +225,13 @@ def batches(lengths: np.ndarray, size: int, rng: np.random.Generator) -> list[np
     return [groups[i] for i in rng.permutation(len(groups))]
 
 
-def train(minutes: float | None, batch: int, lr: float, folder: Path = HERE, thoughts: bool = False) -> None:
+def train(minutes: float | None, batch: int, lr: float, folder: Path = HERE, kind: str = "student") -> None:
     """One epoch: Muon for the matrices, AdamW for embeddings and norms, cosine schedule.
 
     Args:
         minutes: stop after this many.
         folder: where `corpus.npz` is, and `student/` goes.
-        thoughts: go on from the shipped student, for one that reasons.
+        kind: `thoughts`: go on from the shipped student, for one that reasons; `larger`: a larger one from nothing.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -236,10 +240,10 @@ def train(minutes: float | None, batch: int, lr: float, folder: Path = HERE, tho
     data = np.load(folder / CORPUS)
     ids, mask, lengths = data["ids"].astype(np.int64), data["mask"], data["lengths"]
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    if thoughts:
+    if kind == "thoughts":
         model = AutoModelForCausalLM.from_pretrained(STUDENT, dtype=torch.float32)
     else:
-        model = new_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id)
+        model = new_model(len(tokenizer), tokenizer.pad_token_id, tokenizer.eos_token_id, kind == "larger")
     print(f"student: {sum(p.numel() for p in model.parameters()):,} parameters")
     plan = batches(lengths, batch, np.random.default_rng(SEED))
     updates = Updates(model, lr, len(plan), warmup=50)
@@ -272,7 +276,7 @@ def train(minutes: float | None, batch: int, lr: float, folder: Path = HERE, tho
         if minutes and time.time() - began > 60 * minutes:
             break
     model.to(torch.bfloat16).save_pretrained(folder / "student")
-    if thoughts:
+    if kind != "student":
         tokenizer.save_pretrained(folder / "student")
     print(f"trained on {seen:,} tokens in {(time.time() - began) / 60:.1f} minutes, assistant loss {running:.4f}")
 
@@ -289,21 +293,25 @@ def main() -> None:
     parser.add_argument(
         "--thoughts", action="store_true", help="a student that says a line of reasoning before each call"
     )
-    parser.add_argument("--out", type=Path, help="with --thoughts: the folder of its corpus and student/")
+    parser.add_argument("--larger", action="store_true", help="a larger student without the habits, to be a teacher")
+    parser.add_argument("--episodes", type=int, help="of the corpus")
+    parser.add_argument("--out", type=Path, help="with --thoughts or --larger: the folder of its corpus and student/")
     args = parser.parse_args()
-    if args.thoughts != (args.out is not None):
-        parser.error("--thoughts and --out go together: the shipped student is not written over")
+    if (args.thoughts or args.larger) != (args.out is not None) or (args.thoughts and args.larger):
+        parser.error("--out goes with --thoughts or --larger: the shipped student is not written over")
+    kind = "thoughts" if args.thoughts else "larger" if args.larger else "student"
     folder = args.out or HERE
     folder.mkdir(parents=True, exist_ok=True)
     for stage in args.stages:
         if stage == "tokenizer":
-            if args.thoughts:
-                parser.error("a student that reasons has the shipped student's tokenizer")
+            if kind != "student":
+                parser.error("a student of another kind has the shipped student's tokenizer")
             build_tokenizer()
         elif stage == "corpus":
-            build_corpus(folder, THINKING_EPISODES if args.thoughts else EPISODES, args.thoughts)
+            episodes = args.episodes or (THINKING_EPISODES if args.thoughts else EPISODES)
+            build_corpus(folder, episodes, args.thoughts, dict.fromkeys(RATES, 0.0) if args.larger else None)
         else:
-            train(args.minutes, args.batch, args.lr, folder, args.thoughts)
+            train(args.minutes, args.batch, args.lr, folder, kind)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from typer.main import get_command_name
 
 ORDER: dict[str, tuple[str, ...]] = {
     "Begin": ("demo", "init", "doctor", "configs"),
-    "Look before a run": ("traces", "convert", "prompts", "recipes", "config", "plan"),
+    "Look before a run": ("traces", "convert", "prompts", "recipes", "contexts", "config", "plan"),
     "Run: read → critique → inject → rescore → train → report": ("run", "critique", "rescore", "train", "report"),
     "On many machines": ("merge", "ray"),
-    "After a run": ("show", "preflight", "controls", "verify", "clean"),
+    "After a run": ("show", "preflight", "controls", "compare-recipes", "verify", "clean"),
     "For other programs": ("export", "push", "serve", "mcp"),
 }
 """Heading → its commands, both in the order of work."""
@@ -38,6 +38,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prompts render": ("prompts render critic/all_at_once.jinja --traces traces.jsonl --trace task-0017",),
     "recipes list": ("recipes list", "recipes list --json"),
     "recipes show": ("recipes show hint_sd",),
+    "contexts list": ("contexts list", "contexts list --json"),
+    "contexts render": (
+        "contexts render mine/hintdistill.yaml train.recipe=sdpo",
+        "contexts render mine/hintdistill.yaml inject.hint=observation --trace task-0017 --step 2",
+    ),
     "config schema": ("config schema", "config schema --recipe"),
     "plan": ("plan mine/hintdistill.yaml", "plan mine/hintdistill.yaml --no-measure --memory 80 --json"),
     "run": (
@@ -77,6 +82,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "controls runs/mine --dry-run",
         "controls runs/mine --arms placebo,wrong_hint steps=40",
         "controls runs/mine --resume",
+    ),
+    "compare-recipes": (
+        "compare-recipes mine/hintdistill.yaml targeted hint_sd sdpo_feedback --dry-run",
+        "compare-recipes mine/hintdistill.yaml targeted hint_sd@1e-5 hint_sd@5e-5 steps=40 run.dir=runs/methods",
+        "compare-recipes mine/hintdistill.yaml targeted hint_sd@1e-5 hint_sd@5e-5 steps=40 run.dir=runs/methods --resume",
     ),
     "verify": ("verify runs/mine",),
     "clean": ("clean runs/mine --dry-run", "clean runs/mine --targets"),

@@ -14,8 +14,10 @@ import typer
 
 from hintdistill import __version__
 from hintdistill.cli.clean import clean
+from hintdistill.cli.compare_recipes import compare_recipes
 from hintdistill.cli.config import config_app
 from hintdistill.cli.configs import configs_app
+from hintdistill.cli.contexts import contexts_app
 from hintdistill.cli.controls import controls, preflight
 from hintdistill.cli.export import export
 from hintdistill.cli.guide import InOrder, arrange
@@ -46,6 +48,7 @@ for group, name in (
     (traces_app, "traces"),
     (prompts_app, "prompts"),
     (recipes_app, "recipes"),
+    (contexts_app, "contexts"),
 ):
     app.add_typer(group, name=name)
 for command in (
@@ -61,6 +64,7 @@ for command in (
     ray,
     show,
     controls,
+    compare_recipes,
     preflight,
     clean,
     export,

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from hintdistill.config.base import Section
+from hintdistill.config.contexts import ContextsSection
 from hintdistill.config.critic import (
     CHECKS,
     Check,
@@ -39,6 +40,7 @@ from hintdistill.config.train import (
     WatchSection,
 )
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
+from hintdistill.core.parts import HINTS
 from hintdistill.core.paths import ConfigPath, ModelPath, OutputPath
 from hintdistill.core.registry import NameIn
 from hintdistill.core.types import HintRole, PlaceboKind, Placement
@@ -51,6 +53,7 @@ __all__ = [
     "OUTPUT_KEYS",
     "AnchorSection",
     "Check",
+    "ContextsSection",
     "CriticSection",
     "EngineSection",
     "Escalation",
@@ -149,6 +152,8 @@ class TracesSection(Section):
 class InjectSection(Section):
     """3. inject: where the hint goes, in the order of preference, and the text around it."""
 
+    newer: ClassVar[tuple[str, ...]] = ("steps", "contexts")
+
     placements: tuple[Placement, ...] = Field(default=("message", "observation"), min_length=1)
     """Where a hint may go, in the order of preference: `message` is a message of its own above the step;
     docs/templates.md says which placements a template allows."""
@@ -157,8 +162,13 @@ class InjectSection(Section):
     formats: dict[Placement, str] = Field(default_factory=dict)
     """The text around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}`
     (message), `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
-    hint: Annotated[str, NameIn(HINT_SOURCES)] = "critic"
-    """`critic` uses the critic's hints; `placebo` puts a generic hint in their place, as a control."""
+    hint: Annotated[str, NameIn(HINT_SOURCES)] | None = None
+    """The context maker (docs/contexts.md) that writes what the teacher reads. `null` takes the recipe's
+    (`data.hint.kind`), which in most recipes is the critic's hint. `placebo` puts a generic hint in its place, as a control."""
+    steps: Literal["findings", "every", "final"] | None = None
+    """Which steps get a context: `findings`, the steps in which the critics found an error; `every`, all steps of every
+    trace; `final`, the last step of every trace. `null` takes the recipe's (`data.steps`), `findings` in most."""
+    contexts: ContextsSection = ContextsSection()
     whole_step_without_quote: bool = False
     """Whether a quote that is not in the step falls back to the whole step (with a note), or drops the finding."""
     candidates: int = Field(default=1, ge=1, le=4)
@@ -198,8 +208,8 @@ MAX_NULL_PASS_RATE = 0.10
 class GateSection(Section):
     """The gate: when a hint is accepted; see docs/hints.md."""
 
-    enabled: bool = True
-    """`false` accepts every scored finding, for controls."""
+    enabled: bool | None = None
+    """`false` accepts every scored finding. `null` follows the recipe (`data.gate`); whole-trace methods have no gate."""
     min_drop_nats: float = Field(default=0.0, ge=0.0)
     """The decision token must fall by at least this much."""
     min_odds_nats: float = Field(default=2.0, ge=0.0)
@@ -298,6 +308,28 @@ class RunConfig(Section):
         """The same settings, read from a run folder from elsewhere; see `core/trust.py`."""
         self._foreign = foreign
         return self
+
+    @property
+    def injecting(self) -> InjectSection:
+        """`inject` with what the recipe says where it says nothing: the context maker, the steps, and a document's place."""
+        data = self.train.effective_recipe.data
+        name, steps = self.inject.hint or HINTS.get(data.hint.kind).source, self.inject.steps or data.steps
+        told: dict[str, Any] = {"hint": name, "steps": None if steps == "findings" else steps}
+        places = HINT_SOURCES.get(name).placements
+        if places and self.inject.placements == InjectSection.model_fields["placements"].default:
+            told["placements"] = places
+        return self.inject.model_copy(update=told)
+
+    @property
+    def rescoring(self) -> RescoreSection:
+        """`rescore` with what the recipe says where it says nothing: whether there is a gate; contexts without one have no placebos."""
+        gate = self.rescore.gate
+        if gate.enabled is not None or self.train.effective_recipe.data.gate:
+            return self.rescore
+        told: dict[str, Any] = {"gate": gate.model_copy(update={"enabled": False})}
+        if HINT_SOURCES.get(str(self.injecting.hint)).context is not None:
+            told["placebos"] = {}
+        return self.rescore.model_copy(update=told)
 
     @model_validator(mode="after")
     def _traces_or_rounds(self) -> RunConfig:

@@ -52,6 +52,39 @@ class NoHintError(PromptError):
     """A finding has no hint, and its error class no template."""
 
 
+CONTEXT_REASONS = frozenset(
+    [
+        "no_demonstration",
+        "no_file",
+        "no_finding",
+        "no_observation",
+        "no_other_hint",
+        "no_own_success",
+        "no_part",
+        "no_peer",
+        "no_peer_failure",
+        "no_peer_success",
+        "no_rule",
+        "no_solution",
+        "no_tools",
+    ]
+)
+"""Why a step has no such context; a plugin's maker may have reasons of its own."""
+
+
+class NoContextError(PromptError):
+    """A step lacks what its context is made of; `reason` is one of `CONTEXT_REASONS`, for counts."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+    @property
+    def reason(self) -> str:
+        """Why, in one word."""
+        return self.why
+
+
 class InputError(HintdistillError):
     """A trace, model or other input cannot be used."""
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hintdistill.core.errors import ConfigError
 from hintdistill.core.registry import Registry
 
 
@@ -47,26 +48,73 @@ PLACEMENTS: Registry[PlacementEntry] = Registry(
 
 @dataclass(frozen=True)
 class HintSource:
-    """A source of a hint's words, named in `inject.hint`."""
+    """A context maker: the words that a teacher view reads and the student does not, named in `inject.hint` and as a view's context."""
 
     name: str
-    implementation: str | Callable[..., Any]
+    implementation: str | Callable[..., Any] | None = None
     """`(trace, finding, library, kinds) -> (hint, [(kind, text), …])`: the hint and a placebo of each kind that is not it; see
-    `injection.hints.placebo_texts`."""
+    `injection.hints.placebo_texts`. Of a source without `context`."""
     meets: frozenset[str] = frozenset()
     """Needs of recipes that such hints meet, names of `recipes.needs.HOW`: `demonstrations` of a source of demonstrations."""
     control: str = ""
     """A description of such hints in the model card, where training on them is a control."""
+    context: str | Callable[..., str] | None = None
+    """`(case: injection.contexts.ContextCase) -> text`; raises NoContextError where the case has no such context, which is a counted
+    reason. No text at all is a context too: the teacher reads what the student read."""
+    placements: tuple[str, ...] = ()
+    """Where it stands unless `inject.placements` says so: a document of a whole task stands in the system prompt."""
+    document: bool = False
+    """Whether it is a document (`inject.contexts.max_tokens` bounds it) and no hint (`inject.max_hint_tokens`, `max_hint_share`)."""
+    rollouts: bool = False
+    """Whether it is made of the task's other rollouts, which are then read."""
+    reads: str = ""
+    """What it is made of, in words: docs/contexts.md."""
+
+    def __post_init__(self) -> None:
+        if (self.implementation is None) == (self.context is None):
+            raise ConfigError(f"the hint source {self.name} has an implementation, or a context, and not both")
 
 
-HINT_SOURCES: Registry[HintSource] = Registry(
-    "hint source",
-    HintSource,
-    {
-        "critic": HintSource("critic", "hintdistill.injection.hints:from_critic"),
-        "placebo": HintSource("placebo", "hintdistill.injection.hints:from_placebo", control="hints that say nothing"),
-    },
+def _context(name: str, reads: str, *, document: bool = False, rollouts: bool = False) -> HintSource:
+    where, document = f"hintdistill.injection.contexts:{name}", document or rollouts
+    places = ("system_prompt",) if document else ()
+    return HintSource(name, context=where, reads=reads, document=document, rollouts=rollouts, placements=places)
+
+
+_HINTS = "hintdistill.injection.hints"
+_CONTEXTS = (
+    HintSource("critic", f"{_HINTS}:from_critic", reads="the critic's words, or the template of the error class"),
+    HintSource(
+        "placebo", f"{_HINTS}:from_placebo", control="hints that say nothing", reads="prompts/placebo/generic.jinja"
+    ),
+    _context("wrong", "the hint of another error class; several are of different classes"),
+    _context("partial", "the first part of the words that the teacher's own context has"),
+    _context(
+        "rule", "prompts/candidates/principle.jinja: the rule that the error class breaks, no fact of the instance"
+    ),
+    _context("rules", "every rule of prompts/candidates/principle.jinja, the same above every step", document=True),
+    _context("hints", "the hints of every finding of the trace", document=True),
+    _context("reminder", "the tools of the trace, by name and arguments"),
+    _context("type_label", "the error class alone"),
+    _context("observation", "what the environment said after the step, and how the trace ended"),
+    _context("hindsight", "the observation after the step, the outcome, and the critic's hint"),
+    _context("empty", "nothing: the teacher reads what the student read"),
+    _context("solution", "the field `solution` of the trace, or inject.contexts.solutions", document=True),
+    _context(
+        "demonstration", "the field `demonstration` of the trace, or inject.contexts.demonstrations", document=True
+    ),
+    _context("file", "inject.contexts.file: any text by task", document=True),
+    _context("peer_success", "another rollout of the task that succeeded", rollouts=True),
+    _context("peer_failure", "another rollout of the task that failed", rollouts=True),
+    _context("peers", "successful and failed rollouts of the task, its own left out", rollouts=True),
+    _context("attempt_success", "a rollout that succeeded, how it ended unsaid", rollouts=True),
+    _context("attempt_failure", "a rollout that failed, how it ended unsaid", rollouts=True),
+    _context("own_success", "the trace itself, where it succeeded", document=True),
+    _context("verified", "the trace itself, where it succeeded, else another rollout that did", rollouts=True),
+    _context("bcq", "a successful and a failed rollout of the task, which is which unsaid", rollouts=True),
+    _context("ncq", "failed rollouts of the task", rollouts=True),
 )
+HINT_SOURCES: Registry[HintSource] = Registry("hint source", HintSource, {c.name: c for c in _CONTEXTS})
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean, linear_regression
 from typing import Any
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -78,10 +79,16 @@ class Growth:
 
 
 def grow_by(program: int, points: Sequence[tuple[int, int]]) -> Growth:
-    """The line through the last two of (counted, measured) bytes of a stage's own work, the counted ones ascending."""
-    (x1, y1), (x2, y2) = points[-2] if len(points) > 1 else points[-1], points[-1]
-    slope = min(max((y2 - y1) / (x2 - x1), SLOPES[0]), SLOPES[1]) if x2 - x1 > 0.05 * x2 else 1.0
-    return Growth(program, y2 - slope * x2, slope)
+    """The line of least squares through (counted, measured) bytes of a stage's own work.
+
+    The slope is 1 where the counted bytes are nearly the same, and within `SLOPES` in any case; the line goes through the mean.
+    """
+    counted, measured = ([float(p[i]) for p in points] for i in (0, 1))
+    x, y = fmean(counted), fmean(measured)
+    slope = 1.0
+    if max(counted) - min(counted) > 0.05 * max(counted):
+        slope = min(max(linear_regression(counted, measured).slope, SLOPES[0]), SLOPES[1])
+    return Growth(program, y - slope * x, slope)
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,7 @@ _SHIPPED_DIVERGENCES = (
         (
             Parameter("signal", "word", words=tuple(SIGNALS)),
             Parameter("behaviour", "view"),
+            Parameter("gap_at", "word", words=("now", "sampling")),
             share("clip_low"),
             at_least("clip_high"),
             inside("cap"),
@@ -177,20 +178,25 @@ class Shape:
     implementation: str | Callable[..., Any] = ""
     """`(score, **parameters)`, [N] each; asks for `valid`, `lengths` or `generator` by naming them."""
     reads_batch: bool = field(kw_only=True)
-    """Whether it reads the whole batch (a rank, quantile, maximum, mean or normaliser of it), and so depends on
-    `train.micro_batch_size`. Every other shape is a token's or a row's own affair."""
+    """Whether it reads the whole batch (a rank, quantile, maximum, mean or normaliser of it), so that a training makes it over all
+    rows of an optimiser step. Every other shape is a token's or a row's own affair."""
     unless: str | None = None
     """The parameter that takes the statistic's place where it is given."""
+    reads_set: bool = False
+    """Whether its score says of each token a set's values [N, M], the token's own first and NaN behind the last."""
 
 
-def _shape(name: str, *parameters: Parameter, batch: bool = False, unless: str | None = None) -> Shape:
+def _shape(
+    name: str, *parameters: Parameter, batch: bool = False, unless: str | None = None, sets: bool = False
+) -> Shape:
     where = f"hintdistill.objectives.shapes:{name}"
-    return Shape(name, parameters, where, reads_batch=batch, unless=unless)
+    return Shape(name, parameters, where, reads_batch=batch, unless=unless, reads_set=sets)
 
 
 _SHIPPED_SHAPES = (
     _shape("threshold", *free("at"), Parameter("below", "flag"), *free("otherwise")),
     _shape("threshold_abs", *free("at")),
+    _shape("dead_zone", at_least("at")),
     _shape("equals", *free("value")),
     _shape("top_frac", share("rho"), batch=True),
     _shape("quantile_below", share("q"), batch=True),
@@ -225,6 +231,7 @@ _SHIPPED_SHAPES = (
     _shape("freeze", Parameter("ids", "ids"), *free("weight")),
     _shape("sign_gate", *free("agree", "disagree")),
     _shape("rank_softmax", *free("tau"), batch=True),
+    _shape("set_softmax", *free("tau"), sets=True),
     _shape("exp_decay", *free("kappa")),
     _shape("frontier"),
     _shape("frontier_root"),
@@ -240,27 +247,30 @@ class HintKindEntry:
 
     name: str
     needs: tuple[str, ...] = ()
-    """Needs that a run must meet for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`).
-    Kinds without need a hint text, which the critic or a template writes."""
+    """Needs that a run must meet for it, names of `recipes.needs.HOW`; a hint source may meet it (`core.extensions.HintSource.meets`)."""
+    source: str = "critic"
+    """The context maker that writes it, unless `inject.hint` names another: an entry of `core.extensions.HINT_SOURCES`."""
 
 
 _SHIPPED_HINTS = (
     HintKindEntry("feedback"),
-    HintKindEntry("reminder"),
-    HintKindEntry("type_label"),
-    HintKindEntry("observation"),
-    HintKindEntry("rule"),
-    HintKindEntry("none"),
-    HintKindEntry("solution", ("reference_solutions",)),
-    HintKindEntry("demo", ("demonstrations",)),
-    HintKindEntry("peers", ("peer_contexts",)),
-    HintKindEntry("harness", ("harness_context",)),
-    HintKindEntry("debate", ("debate_context",)),
-    HintKindEntry("bcq", ("peer_contexts",)),
-    HintKindEntry("ncq", ("peer_contexts",)),
-    HintKindEntry("delete_noise", ("clean_context",)),
-    HintKindEntry("clean", ("clean_context",)),
-    HintKindEntry("activation", ("activation_steering",)),
-    HintKindEntry("own_attempt"),
+    HintKindEntry("reminder", source="reminder"),
+    HintKindEntry("type_label", source="type_label"),
+    HintKindEntry("observation", source="observation"),
+    HintKindEntry("hindsight", source="hindsight"),
+    HintKindEntry("rule", source="rule"),
+    HintKindEntry("rules", source="rules"),
+    HintKindEntry("hints", source="hints"),
+    HintKindEntry("none", source="empty"),
+    HintKindEntry("solution", source="solution"),
+    HintKindEntry("demo", source="demonstration"),
+    HintKindEntry("peers", source="peers"),
+    HintKindEntry("peer_success", source="peer_success"),
+    HintKindEntry("attempt_success", source="attempt_success"),
+    HintKindEntry("verified", source="verified"),
+    HintKindEntry("bcq", source="bcq"),
+    HintKindEntry("ncq", source="ncq"),
+    HintKindEntry("own_attempt", source="own_success"),
+    HintKindEntry("file", source="file"),
 )
 HINTS: Registry[HintKindEntry] = Registry("hint kind", HintKindEntry, {h.name: h for h in _SHIPPED_HINTS})

@@ -212,6 +212,8 @@ class Target(TargetHead):
     sampler_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """float32 [T]: the log-probabilities that the step was sampled with, at temperature 1 of the whole vocabulary; empty where
     the trace recorded none, or those of another distribution."""
+    views: Mapping[str, tuple[int, np.ndarray]] = field(default_factory=dict)
+    """Further contexts by name: where their tokens stand in the context, and the tokens, int64; see `Injection.views`."""
 
     def __repr__(self) -> str:
         """One line: where it is, what it is of, and what became of it; arrays and text are left out."""

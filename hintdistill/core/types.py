@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from hintdistill.core.context_block import ContextBlock
 from hintdistill.core.extensions import PLACEMENTS
 from hintdistill.core.frozen import FrozenModel
 from hintdistill.core.notebook import trace_html, trace_plot
@@ -359,7 +360,7 @@ class Injection(FrozenModel):
     """Which of several hints for its finding this is; empty for the only one."""
     context_ids: tuple[int, ...]
     insert_at: int
-    block_ids: tuple[int, ...] = Field(min_length=1)
+    block_ids: tuple[int, ...]
     step_ids: tuple[int, ...] = Field(min_length=1)
     step_offset: int = Field(default=0, ge=0)
     """Tokens of the step that stand above the hint, hence in the context; above zero only for a placement
@@ -384,9 +385,13 @@ class Injection(FrozenModel):
     placebos: tuple[PlaceboBlock, ...] = ()
     legal: dict[int, tuple[int, ...]] = Field(default_factory=dict)
     """Step position → ids a tool schema allows there, besides the sampled one; positions no schema speaks of are absent."""
+    views: dict[str, ContextBlock] = Field(default_factory=dict)
+    """Further contexts by name (`recipes.data.View.labels`), for recipes whose views read more than the hint."""
 
     @model_validator(mode="after")
     def _ranges(self) -> Injection:
+        if not self.block_ids and self.hint:
+            raise ValueError("a hint with words has no tokens")
         if not 0 <= self.insert_at <= len(self.context_ids):
             raise ValueError(f"insert_at {self.insert_at} outside the context of {len(self.context_ids)} tokens")
         start, end = self.span

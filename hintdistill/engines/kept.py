@@ -8,6 +8,7 @@ them together take more than `max_bytes`; while a call works it may hold its own
 Callers wait for one another in any case, because a model is one. So the first of those that wait works for all of them: their
 sequences are packed into the same forward calls. They are served in the order in which they came, no more than `TOGETHER` at a time,
 and nobody is waited for who has not come yet. A caller that holds the turn (`turns`) when it asks lets others have it meanwhile.
+One thread reads for whoever works: torch keeps a team of threads for every thread that computes, and two teams are in each other's way.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -99,7 +101,9 @@ class KeptEngine:
         self._kept: list[Kept] = []
         self._queue: list[_Job] = []
         self._waiting, self._led = threading.Condition(), False
-        self._warned = False
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hintdistill-model")
+        self._separate, self._warned = False, False
+        """Whether nothing is kept, and whether a caller was told so."""
 
     @property
     def bytes(self) -> int:
@@ -131,6 +135,8 @@ class KeptEngine:
                     job.returns = False
                     self._queue = [j for j in self._queue if j is not job]
                 raise
+        if self._separate:
+            self._warn()
         if job.error is not None:
             raise job.error
         assert job.scores is not None
@@ -156,11 +162,15 @@ class KeptEngine:
         with self.turns.last(lambda: len(self._queue) >= TOGETHER):
             with self._waiting:
                 jobs, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
+            reading = self._reader.submit(self._serve, jobs)
             try:
-                self._serve(jobs)
+                try:
+                    reading.result()
+                finally:
+                    # an interrupt of the one that leads must not take the answer from the others
+                    wait([reading])
             except BaseException:
-                # an interrupt of the one that leads must not leave the others waiting
-                for job in jobs:
+                for job in (j for j in jobs if j.scores is None):
                     job.error = job.error or ScoreError("the caller that had this read was interrupted; ask again")
                 raise
             finally:
@@ -191,7 +201,7 @@ class KeptEngine:
         for request in requests:
             self.engine.fits(request.end)
         if self.engine.way() != "shared_prefix":
-            self._warn()
+            self._separate = True
             for job in jobs:
                 job.scores = self.engine.score(job.requests, job.top_k)
             return
@@ -215,7 +225,7 @@ class KeptEngine:
             warnings.warn(
                 f"nothing is kept between calls: this model's prefixes are shared by {self.engine.sharing}",
                 SharingWarning,
-                stacklevel=6,
+                stacklevel=3,
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:

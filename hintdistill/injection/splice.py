@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Literal
 
 from hintdistill.config import InjectSection, RescoreSection
+from hintdistill.core.context_block import ContextBlock
 from hintdistill.core.errors import HintTooLongError, QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.registry import loaded
@@ -32,6 +33,7 @@ from hintdistill.core.types import (
 )
 from hintdistill.injection.action import below
 from hintdistill.injection.candidates import other_hints
+from hintdistill.injection.contexts import ContextCase, MadeContexts, contexts_of
 from hintdistill.injection.control_tokens import note_of, refuse_in_hint
 from hintdistill.injection.hints import guards, leaks, placebo_texts, primes
 from hintdistill.injection.levels import hint_level
@@ -236,6 +238,35 @@ class Injector:
             ),
         ]
 
+    def in_context(self, trace: Trace, finding: Finding, contexts: MadeContexts) -> list[Injection]:
+        """Splice the finding's contexts in, the further ones in the place of the teacher's own; errors are those of `inject`.
+
+        Where a hint source without a context writes the teacher's own words, there may be several candidates.
+        """
+        if contexts.text is None:
+            made = self.candidates(trace, finding)
+        else:
+            kinds = self.kinds if contexts.text else ()
+            pairs = placebo_texts(trace, finding, contexts.text, self.library, kinds)
+            made = [self._spliced(trace, finding, contexts.text, pairs, document=contexts.document)]
+        return [self._beside(trace, injection, contexts) for injection in made]
+
+    def _beside(self, trace: Trace, injection: Injection, contexts: MadeContexts) -> Injection:
+        """The injection with the recipe's further contexts in the same place."""
+        if not contexts.views:
+            return injection
+        site, blocks = self._site(trace, injection.finding.step), dict[str, ContextBlock]()
+        for name, text in contexts.views.items():
+            if not text:
+                blocks[name] = ContextBlock(text="", insert_at=injection.insert_at)
+                continue
+            refuse_in_hint(self.renderer, text)
+            self._bounded(len(self.renderer.encode(text)), len(injection.context_ids), text, contexts.document)
+            words = self._formatted(text, injection.placement)
+            other = site.splice(words, injection.placement, injection.role, injection.step_offset)
+            blocks[name] = ContextBlock(text=text, insert_at=other.insert_at, block_ids=other.block_ids)
+        return injection.model_copy(update={"views": blocks})
+
     def with_placebos(
         self, trace: Trace, finding: Finding, hint: str, placebos: Sequence[tuple[PlaceboKind, str]]
     ) -> Injection:
@@ -243,8 +274,11 @@ class Injector:
         return self._spliced(trace, finding, hint, placebos)
 
     def _first(self, trace: Trace, finding: Finding) -> tuple[str, Sequence[tuple[PlaceboKind, str]]]:
-        source = loaded(HINT_SOURCES.get(self.config.hint).implementation)
-        hint, pairs = source(trace, finding, self.library, self.kinds)
+        source = HINT_SOURCES.get(self.config.hint or "critic")
+        if source.context is not None:
+            text = contexts_of(source.name, {}, ContextCase(trace, finding, self.library)).text or ""
+            return text, placebo_texts(trace, finding, text, self.library, self.kinds if text else ())
+        hint, pairs = loaded(source.implementation)(trace, finding, self.library, self.kinds)
         return hint, pairs
 
     def _spliced(
@@ -254,10 +288,11 @@ class Injector:
         hint: str,
         pairs: Sequence[tuple[PlaceboKind, str]],
         candidate: str = "",
+        document: bool = False,
     ) -> Injection:
         site = self._site(trace, finding.step)
         span, quote_found = self._span(site, finding)
-        splice = self._place(site, hint, span[0])
+        splice = self._place(site, hint, span[0], document)
         unknown = leaks(hint, trace, site.known_text + site.text)
         level = hint_level(hint, trace, finding, unknown)
         placebos = []
@@ -324,12 +359,16 @@ class Injector:
     def _formatted(self, hint: str, placement: Placement) -> str:
         return self.config.format_of(placement).replace("{hint}", hint)
 
-    def _place(self, site: StepSite, hint: str, offset: int) -> Splice:
+    def _place(self, site: StepSite, hint: str, offset: int, document: bool) -> Splice:
+        if not hint:
+            # a context that is empty by its maker: nothing is put anywhere
+            placement, role = self._options()[0]
+            return Splice(len(site.rendered.context_ids), (), placement, role)
         refuse_in_hint(self.renderer, hint)
         tokens = len(self.renderer.encode(hint.strip()))
         if not tokens:
             raise SpliceError(f"the hint {hint[:40]!r} tokenises to nothing")
-        self._bounded(tokens, len(site.rendered.context_ids), hint)
+        self._bounded(tokens, len(site.rendered.context_ids), hint, document)
         refused: list[str] = []
         for placement, role in self._options():
             try:
@@ -345,8 +384,15 @@ class Injector:
             hint="inject.placements and inject.roles say what is tried, in order",
         )
 
-    def _bounded(self, tokens: int, context: int, hint: str) -> None:
-        """Refuse a hint that is too long by itself or in relation to its context."""
+    def _bounded(self, tokens: int, context: int, hint: str, document: bool) -> None:
+        """Refuse a hint that is too long by itself or in relation to its context; a document has a bound of its own."""
+        if document:
+            if tokens > self.config.contexts.max_tokens:
+                raise HintTooLongError(
+                    f"the context {hint[:40]!r}… has {tokens} tokens, more than {self.config.contexts.max_tokens}",
+                    hint="inject.contexts.max_tokens is the bound",
+                )
+            return
         most, share = self.config.max_hint_tokens, self.config.max_hint_share
         if tokens > most:
             raise HintTooLongError(

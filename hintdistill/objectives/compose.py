@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hintdistill.core.parts import SAMPLER
-from hintdistill.objectives import couplings, shapes, signals
+from hintdistill.objectives import couplings, signals
 from hintdistill.objectives.checks import dimensions, same_shape
 from hintdistill.objectives.divergences import hidden_mse, nll, token_preference
-from hintdistill.objectives.schedules import at_step, scheduled
+from hintdistill.objectives.schedules import scheduled
 from hintdistill.objectives.scorebank import ScoreBank, at
 from hintdistill.objectives.spans import plain_span, slot_scale
 from hintdistill.objectives.supports import restrict
 from hintdistill.objectives.terms import BoundTerm
+from hintdistill.objectives.weighing import Drawn, Draws, Fixed, weigh
 
 if TYPE_CHECKING:
-    from hintdistill.recipes.schema import Coupling, Recipe, Term, WeightSpec
+    from hintdistill.recipes.schema import Coupling, Recipe, Term
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Batch:
     """Tokens that `drop_special` takes out of the support."""
     restricted: bool = False
     """Whether the columns are already the kept entries of each position and their tail (stored targets)."""
+    fixed: Mapping[str, Fixed] = field(default_factory=dict)
+    """By term, weights and signal that were made over a whole optimiser step; see `over_step`. Others are made over this batch."""
 
     def __post_init__(self) -> None:
         dimensions(2, **self.views)
@@ -79,7 +82,7 @@ def objective(
     rows: str = "hint",
     step: int = 0,
     base: Mapping[str, Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    generator: Draws = None,
     reward_loss: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The recipe's terms on rows of one kind: a scalar and metrics named `term/metric`.
@@ -89,7 +92,7 @@ def objective(
         step: optimiser step, for schedules.
         base: static weights [N] by term, such that the value is their sum over tokens divided by R; by default the term's
             loss span and normaliser, over this batch.
-        generator: for shapes that draw.
+        generator: for shapes that draw; one, or one for each row.
         reward_loss: the caller's own loss of the outcome reward, a scalar, for a recipe whose coupling is additive:
             (1-w)·reward_loss + w·terms. Without it the value is the terms alone.
 
@@ -105,8 +108,11 @@ def objective(
     for name, spec in recipe.terms.items():
         if spec.rows != rows:
             continue
-        own = None if base is None else base.get(name)
-        out = term(spec, batch, coupling=recipe.coupling, step=step, base=own, masks=masks, generator=generator)
+        ready = made_ready(spec, batch, step, None if base is None else base.get(name))
+        fixed = batch.fixed.get(name)
+        if fixed is None:
+            fixed = weigh(ready.now, ready.bank, ready.base, recipe.coupling, Drawn(masks, generator))
+        out = _valued(ready, fixed)
         total = total + out.value
         metrics |= {f"{name}/{k}": v for k, v in out.metrics.items()}
         metrics[name] = float(out.value.detach())
@@ -124,30 +130,60 @@ def term(
     step: int = 0,
     base: Tensor | None = None,
     masks: dict[str, Tensor] | None = None,
-    generator: torch.Generator | None = None,
+    generator: Draws = None,
 ) -> TermValue:
     """One term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
-    masks = {} if masks is None else masks
+    ready = made_ready(spec, batch, step, base)
+    drawn = Drawn({} if masks is None else masks, generator)
+    return _valued(ready, weigh(ready.now, ready.bank, ready.base, coupling, drawn))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A term at a step with what it is computed from: whole distributions, the target, the scores, static weights."""
+
+    now: BoundTerm
+    batch: Batch
+    views: Mapping[str, Tensor]
+    """At the term's temperature."""
+    target: Tensor
+    bank: ScoreBank
+    base: Tensor
+    """Static weights [N]."""
+    metrics: Mapping[str, float]
+    """What making the target measured."""
+
+    @property
+    def student(self) -> Tensor:
+        """The view that carries the gradient [N, V]."""
+        return self.views[self.now.spec.student_view]
+
+    @property
+    def own(self) -> Tensor:
+        """The student's log-probability of each sampled token [N]."""
+        return at(self.student, self.batch.sampled)
+
+
+def made_ready(spec: Term, batch: Batch, step: int = 0, base: Tensor | None = None) -> Ready:
+    """Resolve a term at a step and make its target and its score bank; `base` [N] as in `objective`, for this term."""
     now, views = BoundTerm.at(spec, step), batch.views
     if now.temperature != 1.0:
         views = {n: (v / now.temperature).log_softmax(-1) for n, v in views.items()}
     target, metrics = now.target(views, batch.sampled, _advantage_signs(spec, batch))
     bank = ScoreBank(views, target, batch.sampled, batch.lengths, batch.facts, student=spec.student_view)
-    base = span_weights(spec, batch) if base is None else base
-    weighing = _Weighing(bank, base != 0, masks, generator, step, metrics)
-    weights = _weights(spec.weights, weighing)
-    per_token, more = _per_token(_Scored(now, batch, views, target, bank, coupling))
-    metrics |= more
-    factor, kept = _renormalised(spec.normalize, base, weights, batch.lengths)
+    return Ready(now, batch, views, target, bank, span_weights(spec, batch) if base is None else base, metrics)
+
+
+def _valued(of: Ready, fixed: Fixed) -> TermValue:
+    per_token, metrics = _per_token(of, fixed.signal)
+    carried = of.base * fixed.weights
     # positions without weight may hold an infinite divergence, which zero times would not remove
-    weighted = torch.where(base * weights != 0, per_token, 0.0) * (base * weights * factor)
-    rows = torch.stack([w.sum() for w in weighted.split(list(batch.lengths))])
-    value = now.coefficient * rows.sum() / len(batch.lengths)
-    metrics |= {
-        "mean": float(per_token.detach()[base != 0].mean()) if (base != 0).any() else 0.0,
-        "kept_fraction": kept,
-    }
-    return TermValue(value, per_token, weights, metrics)
+    weighted = torch.where(carried != 0, per_token, 0.0) * (carried * fixed.factor)
+    rows = torch.stack([w.sum() for w in weighted.split(list(of.batch.lengths))])
+    value = of.now.coefficient * rows.sum() / len(of.batch.lengths)
+    scored = per_token.detach()[of.base != 0]
+    metrics = {**of.metrics, **metrics, **fixed.metrics, "mean": float(scored.mean()) if len(scored) else 0.0}
+    return TermValue(value, per_token, fixed.weights, metrics)
 
 
 def _advantage_signs(spec: Term, batch: Batch) -> Tensor | None:
@@ -176,93 +212,8 @@ def span_weights(spec: Term, batch: Batch) -> Tensor:
     return torch.cat([r * scale for r, scale in zip(rows, each, strict=True)])
 
 
-@dataclass(frozen=True)
-class _Weighing:
-    """What weights are made of, and where the metrics of their shapes go."""
-
-    bank: ScoreBank
-    valid: Tensor
-    masks: dict[str, Tensor]
-    generator: torch.Generator | None
-    step: int
-    metrics: dict[str, float]
-
-    def shaped(self, shape: str, score: Tensor, parameters: Mapping[str, Any]) -> Tensor:
-        """A score [N] under a shape at this step."""
-        context = {"valid": self.valid, "lengths": self.bank.lengths, "generator": self.generator}
-        weight, metrics = shapes.apply(shape, score, at_step(parameters, self.step), **context)
-        self.metrics.update({f"{shape}/{k}": v for k, v in metrics.items()})
-        return weight
-
-
-def _weights(specs: Sequence[WeightSpec], of: _Weighing) -> Tensor:
-    """Product of the weights [N], detached."""
-    out = torch.ones_like(of.bank.s[:, 0])
-    for spec in specs:
-        out = out * _weight(spec, of)
-    return out
-
-
-def _weight(spec: WeightSpec, of: _Weighing) -> Tensor:
-    if spec.ref:
-        weight = of.masks[spec.ref]
-    elif spec.soft_or:
-        weight = shapes.soft_or(*(_weight(w, of) for w in spec.soft_or))
-    elif spec.product:
-        weight = _weights(spec.product, of)
-    else:
-        score = of.bank[spec.score] * (of.bank["adv_sign"] if spec.times_sign else 1.0)
-        weight = of.shaped(spec.shape, score, spec.parameters)
-    for after in spec.then:
-        weight = of.shaped(after.shape, weight, after.parameters)
-    if spec.invert:
-        weight = 1 - weight
-    if spec.id:
-        of.masks[spec.id] = weight
-    return weight
-
-
-def _renormalised(
-    normalize: str, base: Tensor, weights: Tensor, lengths: Sequence[int]
-) -> tuple[Tensor | float, float]:
-    """Factor that makes a gate no change of the learning rate, and the share of base weight that is kept."""
-    kept = base * (weights != 0)
-    share = float(kept.sum() / base.sum().clamp(min=1e-12))
-    if normalize == "all" or bool((weights == 1).all()):
-        return 1.0, share
-    if normalize == "per_row":
-        pairs = zip(base.split(list(lengths)), kept.split(list(lengths)), strict=True)
-        return torch.cat([(b.sum() / k.sum().clamp(min=1e-12) * (k.sum() > 0)).expand(len(b)) for b, k in pairs]), share
-    counted = base * weights if normalize == "mean1" else kept
-    total = float(counted.sum())
-    return (float(base.sum()) / total if total > 0 else 0.0), share
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """A term at a step with what it is computed from: whole distributions, the target, the scores, the coupling."""
-
-    now: BoundTerm
-    batch: Batch
-    views: Mapping[str, Tensor]
-    """At the term's temperature."""
-    target: Tensor
-    bank: ScoreBank
-    coupling: Coupling | None
-
-    @property
-    def student(self) -> Tensor:
-        """The view that carries the gradient [N, V]."""
-        return self.views[self.now.spec.student_view]
-
-    @property
-    def own(self) -> Tensor:
-        """The student's log-probability of each sampled token [N]."""
-        return at(self.student, self.batch.sampled)
-
-
-def _per_token(of: _Scored) -> tuple[Tensor, dict[str, float]]:
-    """ℓ_t [N] and metrics."""
+def _per_token(of: Ready, signal: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    """ℓ_t [N] and metrics; `signal` is that of a policy gradient."""
     kind, now, batch = of.now.spec.divergence.kind, of.now, of.batch
     if kind == "hidden_mse":
         return _hidden_mse(of), {}
@@ -274,7 +225,8 @@ def _per_token(of: _Scored) -> tuple[Tensor, dict[str, float]]:
     if kind == "nll":
         return nll(of.own), {}
     if kind == "pg":
-        value, metrics = _policy_gradient(of)
+        assert signal is not None
+        value, metrics = _policy_gradient(of, signal)
         return (value if now.token_clip is None else value.clamp(max=now.token_clip)), metrics
     ids = _support(of)
     rest = now.spec.support.rest
@@ -285,7 +237,7 @@ def _per_token(of: _Scored) -> tuple[Tensor, dict[str, float]]:
     return value, metrics
 
 
-def _hidden_mse(of: _Scored) -> Tensor:
+def _hidden_mse(of: Ready) -> Tensor:
     view, hidden, layers = of.now.spec.student_view, of.batch.hidden, of.now.parameters.get("layers")
     if missing := {view, "teacher"} - set(hidden):
         raise KeyError(
@@ -297,7 +249,7 @@ def _hidden_mse(of: _Scored) -> Tensor:
     return hidden_mse(ours, theirs)
 
 
-def _support(of: _Scored) -> Tensor | None:
+def _support(of: Ready) -> Tensor | None:
     if of.batch.restricted:
         # the columns are the union that was stored, with its tail
         wanted = of.now.spec.support
@@ -307,9 +259,8 @@ def _support(of: _Scored) -> Tensor | None:
     return of.now.support(of.student, of.target, of.batch.sampled, of.batch.special_ids)
 
 
-def _policy_gradient(of: _Scored) -> tuple[Tensor, dict[str, float]]:
+def _policy_gradient(of: Ready, advantage: Tensor) -> tuple[Tensor, dict[str, float]]:
     p, sampled, own = of.now.parameters, of.batch.sampled, of.own
-    advantage, coupled = _advantage(of, own.detach(), at(of.target, sampled))
     if p.get("baseline") == "value":
         k = p.get("baseline_k")
         ids = of.student.detach().topk(min(int(k), of.student.shape[-1])).indices if k else None
@@ -325,27 +276,4 @@ def _policy_gradient(of: _Scored) -> tuple[Tensor, dict[str, float]]:
         cap=p.get("cap"),
         lengths=of.batch.lengths if p.get("ratio") == "row" else None,
     )
-    return loss, metrics | coupled
-
-
-def _advantage(of: _Scored, s: Tensor, t: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """The signal of each token [N], detached, and what a coupling did to it; `s` and `t` are log S(y) and log T(y)."""
-    name, p, bank, coupling = of.now.spec.divergence.signal, of.now.parameters, of.bank, of.coupling
-    if name in signals.SIGNALS:
-        own = {k: p[k] for k in signals.SIGNALS[name].__code__.co_varnames[2:] if k in p}
-        return signals.SIGNALS[name](s, t, **own), {}
-    if name == "tanh_contrast":
-        return signals.tanh_contrast(bank["contrast"], **{k: p[k] for k in ("tau", "scale") if k in p}), {}
-    if name == "returns":
-        return signals.returns(t - s, of.batch.lengths, float(p.get("gamma", 0.0))), {}
-    advantage, step = bank["advantage"], of.now.step
-    if coupling is None or coupling.kind not in ("adv_mul", "adv_add"):
-        return advantage, {}
-    everywhere = torch.ones_like(advantage, dtype=torch.bool)
-    metrics: dict[str, float] = {}
-    credit = _weights(coupling.credit, _Weighing(bank, everywhere, {}, None, step, metrics))
-    if coupling.kind == "adv_mul":
-        value, more = couplings.advantage_multiply(advantage, credit, scheduled(coupling.lam, step))
-    else:
-        value, more = couplings.advantage_add(advantage, credit, scheduled(coupling.beta, step), coupling.keep_sign)
-    return value, metrics | more
+    return loss, metrics

@@ -48,7 +48,8 @@ def advantage_multiply(advantage: Tensor, weight: Tensor, lam: float = 1.0) -> t
 def advantage_add(
     advantage: Tensor, signal: Tensor, beta: float = 1.0, keep_sign: bool = True
 ) -> tuple[Tensor, dict[str, float]]:
-    """A + β·r; with `keep_sign` never beyond zero on the other side of A. DASD (arXiv 2605.22263); RLCSD (2606.11709).
+    """A + β·r; with `keep_sign` never beyond zero on the other side of A, and zero where A is: a verifier that says nothing
+    leaves nothing to change. DASD (arXiv 2605.22263) without it; RLCSD (2606.11709) with it.
 
     Metrics: `sign_held`, the share of tokens that `keep_sign` stopped at zero.
     """
@@ -56,7 +57,7 @@ def advantage_add(
     total = advantage + beta * signal
     if not keep_sign:
         return total, {"sign_held": 0.0}
-    held = torch.where(advantage > 0, total.clamp(min=0), torch.where(advantage < 0, total.clamp(max=0), total))
+    held = torch.where(advantage > 0, total.clamp(min=0), torch.where(advantage < 0, total.clamp(max=0), 0.0))
     return held, {"sign_held": _mean((held != total).float())}
 
 

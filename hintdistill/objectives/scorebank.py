@@ -70,6 +70,16 @@ class ScoreBank:
         self.first = position
         self._known: dict[str, Tensor] = {}
 
+    @property
+    def own(self) -> Tensor:
+        """The student's log-probability of each sampled token [N]."""
+        return at(self.s, self.y)
+
+    @property
+    def theirs(self) -> Tensor:
+        """The target's log-probability of each sampled token [N]."""
+        return at(self.t, self.y)
+
     def __getitem__(self, name: str) -> Tensor:
         """The score [N]. Raises KeyError for a name that is neither computed nor a fact."""
         if name not in self._known:
@@ -92,7 +102,7 @@ class ScoreBank:
             raise ValueError(
                 f"a fact has {len(value)} values; the batch has {len(self.lengths)} rows, {len(self.y)} tokens"
             )
-        return value.repeat_interleave(torch.tensor(self.lengths, device=value.device))
+        return value.repeat_interleave(torch.tensor(self.lengths, device=value.device), dim=0)
 
     def row_mean(self, value: Tensor) -> Tensor:
         """Mean over each row, spread over its tokens [N]."""
@@ -120,11 +130,19 @@ class ScoreBank:
 
 
 def _contrast(b: ScoreBank) -> Tensor:
-    """e = log T(y|right) - mean_k log T(y|wrong_k). RLCSD (arXiv 2606.11709)."""
+    """e = log T(y|right) - log mean_k T(y|wrong_k), the mean over probabilities. RLCSD (arXiv 2606.11709), as its code has it.
+
+    A wrong view of -inf is a context that the token's row does not have: the mean is over those that it has. Raises ValueError
+    where a row has none.
+    """
     wrong = b.numbered("wrong")
     if not wrong:
         raise KeyError("the score `contrast` needs views `wrong` or `wrong_1`, `wrong_2`, …")
-    return at(b.view("teacher"), b.y) - torch.stack([at(w, b.y) for w in wrong]).mean(0)
+    each = torch.stack([at(w, b.y) for w in wrong])
+    there = (each > -torch.inf).sum(0)
+    if not bool((there > 0).all()):
+        raise ValueError("the score `contrast` needs a wrong context for every row, and a row has none")
+    return at(b.view("teacher"), b.y) - (each.logsumexp(0) - there.to(each).log())
 
 
 def _union_divergence(b: ScoreBank) -> Tensor:
@@ -184,6 +202,10 @@ FACTS = (
     "key_span",
     "error_span",
     "on_policy",
+    "rollout_ppl_S",
+    "rollout_ppl_T",
 )
-"""What only the caller knows: [N] or [R]. `since_error` counts from the first quoted token (negative before it); `tag` is 1
-on the tokens of an action; `lagged` is a controller's threshold; `lookahead` a reward from further queries (LGR)."""
+"""What only the caller knows: [N] or [R]. `rollout_ppl_S`, `rollout_ppl_T`: [R, M], perplexity of a row's whole rollout when it was
+sampled, by the student and by the teacher, and behind it those of its task's other rollouts that ended alike, NaN for none.
+`since_error` counts from the first quoted token (negative before it); `tag` is 1 on the tokens of an action; `lagged` is a
+controller's threshold; `lookahead` a reward from further queries (LGR)."""

@@ -32,6 +32,11 @@ def threshold_abs(x: Tensor, at: float = 0.0) -> Tensor:
     return (x.abs() > at).to(x)
 
 
+def dead_zone(x: Tensor, at: float = 0.02) -> Tensor:
+    """x where |x| > at, 0 elsewhere. RLCSD (arXiv 2606.11709) on its residual: up to .02 it changes no advantage."""
+    return torch.where(x.abs() > at, x, 0.0)
+
+
 def equals(x: Tensor, value: float = 1.0) -> Tensor:
     """1 where x = value."""
     return (x == value).to(x)
@@ -51,9 +56,18 @@ def quantile_below(x: Tensor, q: float = 0.2, *, valid: Tensor | None = None) ->
     return (x >= _some(x, valid).quantile(q)).to(x)
 
 
-def bernoulli(x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """1 with probability min(1, x). TrOPD (arXiv 2606.01249) on T(y)/S(y)."""
-    return torch.bernoulli(x.clamp(0, 1), generator=generator)
+def bernoulli(
+    x: Tensor, *, lengths: Sequence[int] = (), generator: torch.Generator | Sequence[torch.Generator] | None = None
+) -> Tensor:
+    """1 with probability min(1, x). TrOPD (arXiv 2606.01249) on T(y)/S(y).
+
+    With a generator for each row, a row's draws are its own, whichever rows it is computed beside.
+    """
+    share = x.clamp(0, 1)
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.bernoulli(share, generator=generator)
+    rows = zip(share.split(list(lengths)), generator, strict=True)
+    return torch.cat([torch.bernoulli(row.cpu(), generator=own).to(x) for row, own in rows])
 
 
 def sigmoid(x: Tensor, beta: float = 1.0) -> Tensor:
@@ -102,7 +116,7 @@ def soft_or(a: Tensor, b: Tensor) -> Tensor:
 
 
 def tanh(x: Tensor, tau: float = 1.0, scale: float = 1.0) -> Tensor:
-    """scale·tanh(x/τ). RLCSD (arXiv 2606.11709): τ = .02, scale .5."""
+    """scale·tanh(x/τ). RLCSD (arXiv 2606.11709): τ = .03 in the released loss, .02 in its run files, scale .5."""
     return scale * (x / tau).tanh()
 
 
@@ -213,6 +227,16 @@ def rank_softmax(x: Tensor, tau: float = 1.0, *, lengths: Sequence[int]) -> Tens
     return share.repeat_interleave(torch.tensor(list(lengths), device=x.device))
 
 
+def set_softmax(x: Tensor, tau: float = 1.0) -> Tensor:
+    """n·x^(1/τ)/Σ over a set of n rollouts, for the first of each row: [N, M] → [N]; NaN pads the sets.
+
+    SCOPE (arXiv 2604.10688) on the perplexities of one prompt's correct rollouts, or of its wrong ones; τ < 0 prefers small values.
+    """
+    there = ~x.isnan()
+    logits = torch.where(there, x, 1.0).log() / tau
+    return logits.masked_fill(~there, -torch.inf).softmax(-1)[:, 0] * there.sum(-1)
+
+
 def exp_decay(x: Tensor, kappa: float = 2.0) -> Tensor:
     """min(1, exp(-(x - κ))): plausible tokens count, spikes fade. Ours, after Pedagogical RL's surprisal gate."""
     return (-(x - kappa).clamp(min=0)).exp()
@@ -245,7 +269,8 @@ CONTEXT = ("valid", "lengths", "generator")
 
 
 def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> tuple[Tensor, dict[str, float]]:
-    """The shape of that name on a score [N]; `context` holds `valid`, `lengths` and `generator` where it asks for them.
+    """The shape of that name on a score [N], or [N, M] of one that reads sets; `context` holds `valid`, `lengths` and `generator`
+    where it asks for them.
 
     Returns:
         Weights [N], and metrics over the valid tokens: `weight_mean`, and `weight_zero`, the share it silences.
@@ -253,8 +278,8 @@ def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> t
     Raises KeyError for an unknown name, ValueError where the score, `valid` and `lengths` do not fit each other.
     """
     function = SHAPES[name]
-    dimensions(1, score=x)
-    same_shape(score=x, valid=context.get("valid"))
+    dimensions(2 if parts.SHAPES.get(name).reads_set else 1, score=x)
+    same_shape(score=x if x.ndim == 1 else x[:, 0], valid=context.get("valid"))
     if context.get("lengths") is not None:
         rows_fill(len(x), context["lengths"])
     wanted = function.__code__.co_varnames[: function.__code__.co_argcount + function.__code__.co_kwonlyargcount]

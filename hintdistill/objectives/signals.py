@@ -97,7 +97,7 @@ def value_baseline(gap: Tensor, student: Tensor, target: Tensor, ids: Tensor | N
 
 
 def tanh_contrast(contrast: Tensor, tau: float = 0.02, scale: float = 0.5) -> Tensor:
-    """scale·tanh(e/τ) of the contrast of right and wrong hints. RLCSD (arXiv 2606.11709): τ = .02, scale .5."""
+    """scale·tanh(e/τ) of the contrast of right and wrong hints, without a verifier. After RLCSD (arXiv 2606.11709; the paper's τ)."""
     return scale * (contrast / tau).tanh()
 
 

@@ -31,7 +31,7 @@ def choices(ctx: RunContext, store: TargetStore, finding: Mapping[str, str]) -> 
     for part in store.parts():
         for head in store.heads(part):
             if head.key in finding and head.measurement is not None:
-                judged = decide(replace(head, choice="only"), ctx.config.rescore.gate)
+                judged = decide(replace(head, choice="only"), ctx.config.rescoring.gate)
                 row = (head.key, head.level or 0, head.measurement.odds or 0.0, not judged.reasons)
                 groups.setdefault(finding[head.key], []).append(row)
     return choose(groups)

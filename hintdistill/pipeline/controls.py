@@ -257,7 +257,7 @@ class ArmRun:
         if self.arm.name == "hint":
             return []
         prompts = {n: ctx.library.hash(n) for n in ctx.library.names() if not n.startswith("critic/")}
-        made_of: list[Any] = [prompts, ctx.config.inject.model_dump(mode="json")]
+        made_of: list[Any] = [prompts, ctx.config.injecting.model_dump(mode="json")]
         if self.arm.name == "sft_corrected":
             # corrections are sampled without the environment
             made_of.append(ctx.config.rollout.model_dump(mode="json", exclude={"environment", "splits", "limit"}))

@@ -10,10 +10,15 @@ from typing import Any, Literal
 from hintdistill.core.errors import EmptyFunnelError, HintdistillError
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Finding, Injection, Split, Trace
+from hintdistill.injection.contexts import MadeContexts
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique, read
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.contexts import Contexts
 from hintdistill.pipeline.store import RunDir
+
+NO_ERROR = "none"
+"""The error class of a step in which no critic found an error, where every step gets a context."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +62,27 @@ def run(ctx: RunContext) -> None:
     config, store = ctx.config, ctx.rundir.store("injections")
     critiques = critique.opened(ctx)
     done = ctx.rundir.rows("injections")
-    prompts = {n: ctx.library.hash(n) for n in ctx.library.names() if not n.startswith("critic/")}
-    ctx.rundir.note(model=vars(ctx.model_key))
-    settings = [ctx.renderer.key, config.inject.model_dump(mode="json"), config.rescore.placebos, content_key(prompts)]
-    injector = Injector(ctx.renderer, ctx.library, config.inject, config.rescore.placebos)
+    # what contexts say is in their words, which are part of the key of whoever reads them
+    prompts = {n: ctx.library.hash(n) for n in ctx.library.names() if not n.startswith(("critic/", "contexts/"))}
+    section, placebos, contexts = config.injecting, config.rescoring.placebos, Contexts(ctx)
+    ctx.rundir.note(model=vars(ctx.model_key), hint=section.hint)
+    # of files of texts the words count, wherever they lie
+    told = section.model_dump(mode="json", exclude={"contexts": {"solutions", "demonstrations", "file", "shown"}})
+    settings = [ctx.renderer.key, told, placebos, content_key(prompts)]
+    injector = Injector(ctx.renderer, ctx.library, section, placebos)
     index: list[str] = []
     with ctx.console.progress("inject", read.count(ctx)) as advance:
         for trace_key, trace, _ in read.each(ctx):
             rows = []
-            for finding, skipped in _selected(ctx, trace, critiques.get(trace_key)):
-                key = content_key("inject", trace_key, finding.model_dump(mode="json"), skipped, *settings)
+            found = critiques.get(trace_key)
+            for finding, skipped in _selected(ctx, trace, found):
+                words = None if skipped else _contexts(contexts, trace, finding, found)
+                said = [] if words is None else [words.message if isinstance(words, HintdistillError) else vars(words)]
+                key = content_key("inject", trace_key, finding.model_dump(mode="json"), skipped, *settings, *said)
                 if (before := done.get(key)) is not None:
                     count = before.get("candidates", 1)
                 else:
-                    made = _outcomes(injector, trace, finding, skipped)
+                    made = _outcomes(injector, trace, finding, skipped, words)
                     count = len(made)
                     # the first one last: where it is there, the others are
                     for n in reversed(range(count)):
@@ -83,10 +95,14 @@ def run(ctx: RunContext) -> None:
 
 
 def _selected(ctx: RunContext, trace: Trace, found: Critique | None) -> Iterator[tuple[Finding, str | None]]:
-    """Every finding of a trace with None, or with why it goes no further."""
+    """Every finding of a trace with None, or with why it goes no further; or every step, where the steps are not the findings'."""
     section = ctx.config.critic
     found = found or Critique(trace_id=trace.id, verdict="abstain")
-    for finding, skipped in select(found, section.max_per_trace, section.min_confidence, section.select):
+    if (steps := ctx.config.injecting.steps) is not None:
+        chosen: list[tuple[Finding, str | None]] = [(f, None) for f in _steps(trace, found, steps)]
+    else:
+        chosen = select(found, section.max_per_trace, section.min_confidence, section.select)
+    for finding, skipped in chosen:
         if finding.step in trace.given_steps:
             yield finding, skipped or "given_step"
         elif trace.step(finding.step).cut:
@@ -95,18 +111,51 @@ def _selected(ctx: RunContext, trace: Trace, found: Critique | None) -> Iterator
             yield finding, skipped
 
 
+def _steps(trace: Trace, found: Critique, which: str) -> Iterator[Finding]:
+    """Every step of a trace, or its last, as findings of the whole step; what a critic said of it first is kept."""
+    every = range(len(trace.step_indices))
+    for k in every if which == "every" else every[-1:]:
+        own = next((f for f in found.findings if f.step == k), None)
+        if own is None:
+            yield Finding(step=k, error_class=NO_ERROR, critic="steps")
+        else:
+            yield own.model_copy(update={"quote": None, "quote_in": None, "call": None})
+
+
+def _contexts(
+    contexts: Contexts, trace: Trace, finding: Finding, found: Critique | None
+) -> MadeContexts | HintdistillError | None:
+    """The words of a finding's contexts, or why there are none; None where the hint source alone writes what the teacher reads."""
+    if not contexts.needed:
+        return None
+    try:
+        return contexts.of(trace, finding, found.findings if found else ())
+    except HintdistillError as error:
+        return error
+
+
 def _numbered(key: str, n: int) -> str:
     """The key of the n-th hint of a finding."""
     return key if n == 0 else f"{key}-{n}"
 
 
-def _outcomes(injector: Injector, trace: Trace, finding: Finding, skipped: str | None) -> list[dict[str, Any]]:
+def _outcomes(
+    injector: Injector,
+    trace: Trace,
+    finding: Finding,
+    skipped: str | None,
+    contexts: MadeContexts | HintdistillError | None,
+) -> list[dict[str, Any]]:
     """The rows of a finding: each of its hints, or why there is none."""
     about = {"trace_id": trace.id, "finding": finding.model_dump(mode="json", exclude_defaults=True)}
     if skipped is not None:
         return [{**about, "skipped": skipped}]
     try:
-        injections = injector.candidates(trace, finding)
+        if isinstance(contexts, HintdistillError):
+            raise contexts
+        injections = (
+            injector.candidates(trace, finding) if contexts is None else injector.in_context(trace, finding, contexts)
+        )
     except HintdistillError as error:
         return [{**about, "failure": {"reason": error.reason, "message": error.message}}]
     counted = {"candidates": len(injections)} if len(injections) > 1 else {}

@@ -74,7 +74,7 @@ def _gated(ctx: RunContext, found: Sequence[tuple[Trace, Finding]]) -> tuple[int
         scorer = Scorer(engine, ctx.renderer, ctx.config.rescore)
         for at in range(0, len(items), size):
             for target in scorer.score(items[at : at + size]):
-                judged = decide(target, ctx.config.rescore.gate)
+                judged = decide(target, ctx.config.rescoring.gate)
                 accepted += judged.accepted
                 reasons.update(() if judged.accepted else judged.reasons)
     return accepted, reasons

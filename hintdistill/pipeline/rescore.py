@@ -143,7 +143,7 @@ class _Work:
     @cached_property
     def scorer(self) -> Scorer:
         """Scores with the teacher's weights."""
-        return Scorer(self.engine, self.ctx.renderer, self.ctx.config.rescore, _prompt_versions(self.ctx))
+        return Scorer(self.engine, self.ctx.renderer, self.ctx.config.rescoring, _prompt_versions(self.ctx))
 
     @cached_property
     def holder(self) -> Scorer:
@@ -151,7 +151,7 @@ class _Work:
         if self.together:
             return self.scorer
         engine = self.ctx.engine(self.ctx.initial_folder)
-        return Scorer(engine, self.ctx.renderer, self.ctx.config.rescore, _prompt_versions(self.ctx))
+        return Scorer(engine, self.ctx.renderer, self.ctx.config.rescoring, _prompt_versions(self.ctx))
 
     def block(self, hints: Sequence[HintItem]) -> None:
         """Begin the next block, which has these hints."""
@@ -261,6 +261,7 @@ def _longest(item: HintItem | AnchorItem | TwinItem) -> int:
         return len(item.twin.plain_ids)
     if isinstance(item, HintItem):
         blocks = [len(item.injection.block_ids), *(len(p.block_ids) for p in item.injection.placebos)]
+        blocks += [len(v.block_ids) for v in item.injection.views.values()]
         return len(item.injection.plain_ids) + max(blocks)
     return len(item.rendered.context_ids) + len(item.rendered.step_ids)
 
@@ -285,7 +286,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 
 def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str, Choice]) -> None:
     """Where the gate or the choice among hints changed since a row was written, write the rows again: a foreign trainer reads them."""
-    gate = ctx.config.rescore.gate
+    gate = ctx.config.rescoring.gate
 
     def judged(target: T) -> T:
         return decide(replace(target, choice=chosen.get(target.key, target.choice)), gate)
@@ -303,12 +304,12 @@ def load(ctx: RunContext) -> StoredTargets:
         InputError: a part is corrupt, or another program or version wrote it, or a target is not there; names it.
     """
     keys = ctx.rundir.index("rescore") or []
-    return TargetStore(ctx.rundir.path / "targets").open(keys, ctx.config.rescore.gate)
+    return TargetStore(ctx.rundir.path / "targets").open(keys, ctx.config.rescoring.gate)
 
 
 def _summarise(ctx: RunContext) -> None:
     targets = load(ctx).where(lambda t: t.kind == "hint")
-    gate = ctx.config.rescore.gate
+    gate = ctx.config.rescoring.gate
     accepted = sum(t.accepted for t in targets.heads)
     reasons = Counter(r for t in targets.heads if not t.accepted for r in t.reasons)
     why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
@@ -351,7 +352,7 @@ def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> No
     if targets and foreign > len(targets) / 2:
         raise EmptyFunnelError(
             f"{foreign} of {len(targets)} findings are errors this student would hardly make (decision token below "
-            f"{ctx.config.rescore.gate.min_student_probability:g})",
+            f"{ctx.config.rescoring.gate.min_student_probability:g})",
             hint="the traces come from another model; train the model that made them, or sample fresh traces from this one",
         )
     if not any(t.accepted and t.split == "train" for t in targets):

@@ -29,6 +29,7 @@ from hintdistill.core.rows import chunks
 from hintdistill.core.storage import disk_errors
 from hintdistill.pipeline import read
 from hintdistill.pipeline.context import RunContext, in_use
+from hintdistill.pipeline.contexts import require_whole
 from hintdistill.pipeline.progress import Console
 from hintdistill.pipeline.stages import STAGES, check_inputs, run_stages, stage_named, write_report
 from hintdistill.pipeline.store import SHARDS, RunDir
@@ -180,6 +181,8 @@ def require_shardable(config: RunConfig, until: str) -> None:
         )
     if config.run.rounds is not None:
         raise ConfigError("run.rounds is a loop and cannot be cut into shards", hint="unset run.rounds")
+    require_whole(config)
+    require_whole(config)
 
 
 def take_own_device() -> None:

@@ -134,7 +134,7 @@ class Train:
 
         config = ctx.config
         met = available(config.train, config.rescore.engine.backend, several_rollouts(config))
-        met |= HINT_SOURCES.get(config.inject.hint).meets
+        met |= HINT_SOURCES.get(str(config.injecting.hint)).meets
         require_met(config.train.effective_recipe, met)
         check_trackers(config.train)
 

@@ -125,8 +125,11 @@ class Found:
         found = self._critiques.get(key)
         if found is None:
             return []
-        wrong = {f.step for f in found.findings}
-        return [CleanStep(key, trace, split, k) for k in trace.own_steps if k not in wrong]
+        taken = {f.step for f in found.findings}
+        if split == "train" and self.ctx.config.injecting.steps is not None:
+            # a step with a context is trained on, whether or not it errs
+            taken |= {i.injection.finding.step for i in inject.loaded(self._injections.of(key), split)}
+        return [CleanStep(key, trace, split, k) for k in trace.own_steps if k not in taken]
 
     def _anchor(self, step: CleanStep) -> AnchorItem | None:
         return _anchor_item(self.ctx, step, self._base)

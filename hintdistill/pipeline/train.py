@@ -19,6 +19,7 @@ from hintdistill.core.types import UNKNOWN_ACTION
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Readings
+from hintdistill.recipes.changes import called
 from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
 from hintdistill.training.checksums import wrong_files
 from hintdistill.training.fits import require_fits
@@ -122,6 +123,8 @@ def watched(
 
     taken = {t.key for t in heads(trained)}
     rewarded = {(r.trace_id, r.step) for r in (outcome.rows if outcome else ())}
+    # where every step gets a context, a step that no critic faults is trained on all the same
+    rewarded |= {(t.trace_id, t.step) for t in heads(trained) if t.kind == "hint"}
     scored = (rescore.load(ctx) if stored is None else stored).where(lambda t: t.kind == "anchor")
     clean = scored.where(lambda t: t.key not in taken and (t.trace_id, t.step) not in rewarded)
     return WatchSets(
@@ -220,6 +223,17 @@ def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
     ctx.console.warn(f"{said}: the importance ratio divides by the policy that the run starts from")
 
 
+def say_what_trains(ctx: RunContext) -> None:
+    """Name the recipe as what it is, and warn where a token that the teacher lowers is not lowered by the teacher's doing."""
+    recipe = ctx.config.train.effective_recipe
+    ctx.console.note(f"train: recipe {called(recipe, ctx.config.inject.hint, ctx.config.inject.steps)}")
+    if recipe.lowers_error == "no":
+        ctx.console.warn(
+            f"{recipe.name} does not lower an error token by the teacher's doing ({recipe.lowers_error_why}); where the error of a hint "
+            "must fall, take a recipe whose `lowers_error` is yes (docs/recipes.md)"
+        )
+
+
 def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained on exactly this. Raises what `into` raises."""
     key, work, _ = into(ctx, ctx.student_folder)
@@ -251,6 +265,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     warn_if_little_is_held(ctx, targets)
     warn_if_hints_do_not_pull(ctx, targets)
     check_sampler(ctx, targets)
+    say_what_trains(ctx)
     external = section.effective_recipe.teacher.model
     made_of = [
         sorted(t.key for t in targets.heads),

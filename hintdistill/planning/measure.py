@@ -110,7 +110,7 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
     tried = [(job.parts[i].operations, float(job.parts[i].scored), s) for i, s, _ in scored["points"]]
     score = fit(tried) if tried else None
     optimizer = optimizer_seconds(pick_device(job.config.run.device), job.config.train.max_grad_norm)
-    points, startup = list[tuple[float, float, float]](), 0.0
+    points, startups = list[tuple[float, float, float]](), list[tuple[float, float]]()
     notes = [] if tried else ["no part of rescoring was tried: it would not fit"]
     runs: list[tuple[int, int]] = []
     for part in train:
@@ -127,9 +127,9 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
         points.append((part.operations, 0.0, max(1e-6, (seconds - trained * optimizer) / passes)))
         runs.append((part.peak.added, peak - found["program"] - part.peak.parts["weights"]))
         growth["train"] = grow_by(found["program"], runs)
-        startup = startup or found["startup"]
+        startups.append((part.operations, found["startup"]))
     return Measured(
-        startup_s={"rescore": scored["startup"], "train": startup},
+        startup_s={"rescore": scored["startup"], "train": _without_rows(startups)},
         score=score,
         train=fit(points) if points else None,
         optimizer_s=optimizer,
@@ -137,6 +137,17 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
         sharing=scored["sharing"],
         notes=tuple(notes),
     )
+
+
+def _without_rows(startups: Sequence[tuple[float, float]]) -> float:
+    """Seconds before and after training itself, without what its rows take there, which the plan counts apart.
+
+    The rows are read once without gradient before the first step: what the start costs more with longer rows is theirs.
+    """
+    if len(startups) < 2:
+        return startups[0][1] if startups else 0.0
+    (few, short), (many, long) = startups[0], startups[-1]
+    return min(short, max(0.0, short - (long - short) * few / (many - few)))
 
 
 def _growth(found: dict[str, Any], parts: Sequence[Part]) -> Growth:

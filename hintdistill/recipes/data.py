@@ -32,23 +32,36 @@ class HintKind(Part):
 
 
 class Data(Part):
-    """Where tokens and hints come from."""
+    """Where tokens and contexts come from; `inject.steps`, `inject.hint` and `rescore.gate.enabled` say it in place of a recipe."""
 
     rollout: Rollout = Rollout()
     hint: HintKind = HintKind()
+    steps: Literal["findings", "every", "final"] = "findings"
+    """Which steps get a context: those with a finding, all of every trace, or the last of every trace."""
+    gate: bool = True
+    """Whether the gate decides which contexts are trained on."""
 
 
 class View(Part):
     """Weights × context: who predicts, having read what."""
 
     weights: Literal["live", "teacher", "initial", "external"] = "teacher"
-    context: Annotated[str, one_of(parts.CONTEXTS, "context")] = "hint"
+    context: Annotated[str, AfterValidator(parts.require_context)] = "hint"
+    """`plain`, `hint` (the teacher's own context, `data.hint`), or the name of a context maker."""
     n: int = Field(default=1, ge=1)
     """How many contexts of this kind; several become `name_1`, `name_2`, …"""
     rho: float = Field(default=0.5, gt=0.0, lt=1.0)
     """The share of the hint that a `partial` context shows."""
     grad: bool = False
     """Whether a term trains through this view."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of its contexts in an injection, one for each of `n`: the same words have the same name in every recipe."""
+        if self.context in parts.OWN_CONTEXTS:
+            return [self.context] * self.n
+        stem = self.context + (f":{self.rho:g}" if self.context == "partial" else "")
+        return [stem if i == 0 else f"{stem}#{i}" for i in range(self.n)]
 
 
 IMPLICIT_VIEWS = {

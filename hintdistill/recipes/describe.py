@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
+from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.recipes import parts
-from hintdistill.recipes.needs import needs
-from hintdistill.recipes.schema import Recipe, WeightSpec
+from hintdistill.recipes.changes import STEPS
+from hintdistill.recipes.needs import every_weight, needs
+from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
 CONFIDENCE = {
     "P": "the paper was read",
@@ -27,6 +29,96 @@ PROMISE = {
 }
 
 
+WEIGHTS = {
+    "initial": "the initial policy",
+    "round_start": "the policy that the round started from",
+    "live": "the student itself",
+    "ema": "a slow average of the student",
+    "periodic": "a copy of the student, renewed every few steps",
+    "cgtr": "a copy of the student, renewed where that helped",
+    "external": "another model",
+}
+DIVERGENCES = {
+    "fkl": "forward KL",
+    "rkl": "reverse KL",
+    "jsd": "Jensen-Shannon divergence",
+    "skew": "skew KL",
+    "skew_rkl": "skew reverse KL",
+    "mix": "both KLs",
+    "rkl_sg": "reverse KL with its kept mass held",
+    "ce_topk": "cross-entropy",
+    "nll": "likelihood of what was sampled",
+    "hidden_mse": "distance of hidden states",
+    "token_preference": "preference of the teacher's token over the sampled one",
+}
+SUPPORTS = {
+    "student_topk": "the student's top {k}",
+    "teacher_topk": "the teacher's top {k}",
+    "union": "both top {k} and the sampled token",
+    "intersection": "what both top {k} share",
+    "token_set": "a list of tokens",
+    "full": "the whole vocabulary",
+}
+SPANS = {
+    "step": "the whole step",
+    "action": "the step without its reasoning",
+    "quote": "the quoted words",
+    "quote_weighted": "the whole step, its quote more",
+    "suffix": "the quote and what follows",
+}
+
+
+def trains_on(recipe: Recipe) -> str:
+    """Say in plain words what a run trains with it: who the teacher is, what it reads, how they are compared, over what."""
+    if recipe.kind != "objective":
+        return f"trains nothing (a {recipe.kind})"
+    who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
+    context = HINT_SOURCES.get(parts.HINTS.get(recipe.data.hint.kind).source)
+    reads = context.reads or f"what the hint source {context.name} writes"
+    others = [
+        f"the view {n} reads {_context(v.context)}"
+        for n, v in recipe.views.items()
+        if v.context not in parts.OWN_CONTEXTS
+    ]
+    terms = dict.fromkeys(_loss(t) for t in recipe.terms.values() if t.rows == "hint")
+    held = [n for n, t in recipe.terms.items() if t.rows != "hint"]
+    rewarded = recipe.coupling.kind in ("adv_mul", "adv_add") or any(
+        t.divergence.signal == "advantage" for t in recipe.terms.values() if t.divergence.entry.has_signal
+    )
+    return "; ".join(
+        [
+            STEPS[recipe.data.steps],
+            f"the teacher, {who}, reads {reads}",
+            *others,
+            *terms,
+            *([f"beside it {', '.join(held)}"] if held else []),
+            *(["the sign is the reward's, above or below the task's mean"] if rewarded else []),
+        ]
+    )
+
+
+def _context(name: str) -> str:
+    return HINT_SOURCES.get(name).reads or name
+
+
+def _loss(term: Term) -> str:
+    """One term in words."""
+    span, how = SPANS.get(term.span, term.span), term.divergence
+    weighed = (
+        ", weighted by " + ", ".join(dict.fromkeys(s for w in term.weights for s in sorted(w.scores())))
+        if term.weights
+        else ""
+    )
+    if how.entry.has_signal:
+        return f"policy gradient on the sampled tokens of {span} (signal {how.signal}){weighed}"
+    on = (
+        ""
+        if term.support.kind == "sampled"
+        else f" on {SUPPORTS.get(term.support.kind, term.support.kind)}".format(k=term.support.k)
+    )
+    return f"{DIVERGENCES.get(how.kind, how.kind)}{on} over {span}{weighed}"
+
+
 def summary(recipe: Recipe) -> dict[str, Any]:
     """One line's worth of a recipe."""
     return {
@@ -43,6 +135,7 @@ def document(recipe: Recipe) -> dict[str, Any]:
     """Everything about a recipe, as plain data."""
     return {
         **summary(recipe),
+        "trains_on": trains_on(recipe),
         "formula": recipe.formula,
         "source": recipe.source,
         "confidence_means": CONFIDENCE[recipe.confidence],
@@ -51,9 +144,11 @@ def document(recipe: Recipe) -> dict[str, Any]:
         "lowers_error": recipe.lowers_error,
         "lowers_error_why": recipe.lowers_error_why,
         "note": recipe.note,
+        "changed": recipe.changed,
         "mechanism": [f"hintdistill.{m}" for m in recipe.mechanism],
         "needs": [{"name": n.name, "why": n.why, "how": n.how} for n in needs(recipe)],
-        "per_micro_batch": per_micro_batch(recipe),
+        "over_step": over_step(recipe),
+        "over_step_costs": over_step_costs(recipe),
         "recipe": settings(recipe),
     }
 
@@ -64,29 +159,42 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
 
 
-def per_micro_batch(recipe: Recipe) -> list[str]:
-    """What the recipe takes from the whole batch, and a training so takes from each micro-batch; empty where nothing is.
+def over_step(recipe: Recipe) -> list[str]:
+    """What the recipe takes from all rows of an optimiser step together; empty where nothing is.
 
     Static weights (loss span and normaliser) are not among it: those are counted over the whole data set.
     """
     out: dict[str, None] = {}
-    for name, term in recipe.terms.items():
-        for weight in _every(term.weights):
+
+    def add(where: str, weights: Iterable[WeightSpec]) -> None:
+        for weight in every_weight(weights):
             shape = parts.SHAPES.get(weight.shape)
             if shape.reads_batch and (shape.unless is None or shape.unless not in weight.parameters):
-                out[f"terms.{name}: weights of the shape {weight.shape}"] = None
+                out[f"{where}: weights of the shape {weight.shape}"] = None
+
+    for name, term in recipe.terms.items():
+        add(f"terms.{name}", term.weights)
         if term.weights and term.normalize in ("kept", "mean1"):
             out[f"terms.{name}: normalize {term.normalize} of its weights"] = None
         if term.divergence.entry.has_signal and term.divergence.signal in parts.BATCH_SIGNALS:
             out[f"terms.{name}: the signal {term.divergence.signal}"] = None
+    if recipe.coupling.kind in ("adv_mul", "adv_add"):
+        add("coupling.credit", recipe.coupling.credit)
     return list(out)
 
 
-def _every(weights: Iterable[WeightSpec]) -> Iterator[WeightSpec]:
-    """Weights and what they are made of."""
-    for weight in weights:
-        yield weight
-        yield from _every((*weight.soft_or, *weight.product, *weight.then))
+def over_step_costs(recipe: Recipe) -> str | None:
+    """What taking weights over an optimiser step costs, in words; None where the recipe takes none."""
+    if not over_step(recipe):
+        return None
+    views = [n for n in recipe.used_views("hint") if n != "student"]
+    # a view with the student's own weights and context is the student's pass itself
+    own = {n for n, v in recipe.used_views("hint").items() if (v.weights, v.context) == ("live", "plain")}
+    read = ["the student", *(n for n in views if n not in own)]
+    return (
+        f"where a step has several micro-batches or processes, one more forward pass without gradient of {', '.join(read)} "
+        "(of the student alone where targets are stored); nothing where train.micro_batch_size is left out"
+    )
 
 
 def text(recipe: Recipe) -> str:
@@ -96,6 +204,7 @@ def text(recipe: Recipe) -> str:
     lines = [f"{recipe.name}: {recipe.title}", ""]
     promise = PROMISE[recipe.lowers_error] + (f": {recipe.lowers_error_why}" if recipe.lowers_error_why else "")
     rows = [
+        ("trains on", trains_on(recipe)),
         ("formula", recipe.formula),
         ("source", recipe.source),
         ("confidence", f"{recipe.confidence}: {CONFIDENCE[recipe.confidence]}"),
@@ -104,15 +213,16 @@ def text(recipe: Recipe) -> str:
         ("ours", recipe.ours),
         ("lowers a sampled error token", promise),
         ("note", recipe.note),
+        ("not done", recipe.changed),
         ("where", ", ".join(f"hintdistill.{m}" for m in recipe.mechanism)),
     ]
     lines += [f"{name}: {value}" for name, value in rows if value]
     wanted = needs(recipe)
     lines += ["", "needs:" if wanted else "needs: a hint and a student, nothing else"]
     lines += [f"  {n.name}: {n.why}\n    → {n.how}" for n in wanted]
-    statistics = per_micro_batch(recipe)
-    if statistics:
-        lines += ["", "taken per micro-batch, so train.micro_batch_size changes it:", *(f"  {s}" for s in statistics)]
+    if statistics := over_step(recipe):
+        lines += ["", "taken over all rows of an optimiser step:", *(f"  {s}" for s in statistics)]
+        lines += [f"  cost: {over_step_costs(recipe)}"]
     data = settings(recipe)
     if data:
         lines += ["", f"train.recipe={recipe.name}, any key below can be set as train.recipe.KEY=VALUE:"]

@@ -20,6 +20,7 @@ from hintdistill.core.types import HELD, TargetKind
 from hintdistill.recipes import data as data_schema
 from hintdistill.recipes import schema
 from hintdistill.recipes.parts import SIGNALS
+from hintdistill.recipes.removed import why_removed
 from hintdistill.recipes.schema import Recipe
 
 _WORDS = "no run used it; describe it in words under `published:` (or `ours:`)"
@@ -126,23 +127,36 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
     if isinstance(what, Mapping):
         start, name = _resolved(what.get("preset") or DEFAULT, beneath)
         own = {k: v for k, v in what.items() if k != "preset"}
-        return _over(start, own, name, beneath), str(own.get("name", name))
+        named = str(own.get("name", name))
+        return _titled(_over(start, own, name, beneath), own, name, named), named
     path = Path(what) if what.endswith((".yaml", ".yml")) else recipe_folder() / f"{what}.yaml"
     if not path.is_file():
         if path == Path(what):
             raise ConfigError(f"no recipe file at {path}")
+        if why := why_removed(what):
+            raise ConfigError(
+                f"no recipe `{what}`: {why}", hint="docs/methods.md lists every method, with and without a recipe"
+            )
         raise ConfigError(
             f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
         )
     data = recipe_paths(_read(path), "", partial(relative_to_file, path))
     if data.get("preset"):
         start, name = _resolved(str(data["preset"]), beneath)
-        data = _over(start, {k: v for k, v in data.items() if k != "preset"} | {"name": path.stem}, name, beneath)
+        own = {k: v for k, v in data.items() if k != "preset"}
+        data = _titled(_over(start, own | {"name": path.stem}, name, beneath), own, name, path.stem)
     for term in (data.get("terms") or {}).values():
         # said, so that an override of one coefficient leaves the teacher's where it was
         if isinstance(term, dict) and term.get("divergence"):
             term["target"] = {"loglin": {"teacher": 1.0}} | dict(term.get("target") or {})
     return data, path.stem
+
+
+def _titled(data: dict[str, Any], own: Mapping[str, Any], preset: str, name: str) -> dict[str, Any]:
+    """A recipe of another name than what it starts from does not bear the title of that, unless it says so itself."""
+    if name != preset and "title" not in own:
+        data["title"] = f"a recipe of one's own, begun from {preset}"
+    return data
 
 
 def _over(

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import get_args
 
 from hintdistill.core.errors import ConfigError
 from hintdistill.core.types import TargetKind
 from hintdistill.recipes import parts
-from hintdistill.recipes.schema import Recipe, Term
+from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 from hintdistill.recipes.teachers import TEACHERS
 
 HOW = {
     "in_step_teacher": "set train.targets=in_step (the default where the recipe needs it)",
     "full_vocabulary": "set train.targets=in_step; stored targets hold top-k entries",
     "union_support": "score with an engine that can gather (transformers)",
-    "wrong_hints": "plausible wrong hints for each finding, scored beside the right one",
-    "partial_hints": "a shortened form of each hint, scored beside the whole one",
     "several_rollouts": "several traces of each task: rollout.sample.per_task=4; or train.outcome.baseline=round",
     "reward": "a reward on each trace",
-    "peer_contexts": "other attempts at the task as a hint; or set train.recipe.data.hint.kind=feedback to use the critic's hints",
     "aided_rewards": "rewards of aided attempts",
     "confidence": "a confidence per teacher",
     "hidden_states": "hidden states of student and teacher at the step's tokens",
     "external_teacher": "set train.recipe.teacher.model to another model with the same tokenizer; or train.recipe.teacher.update=initial",
-    "second_adapter": "one adapter per error class",
     "live_rollouts": "fresh rollouts; or set train.recipe.data.rollout.source=traces to train on the recorded ones",
     "decoding": "generation inside training",
-    "reference_solutions": "a solution per task; or set train.recipe.data.hint.kind=feedback to use the critic's hints",
     "demonstrations": "a demonstration per task; or set train.recipe.data.hint.kind=feedback to use the critic's hints",
-    "harness_context": "the output of a harness; or set train.recipe.data.hint.kind=feedback",
-    "debate_context": "a debate of several teachers; or set train.recipe.data.hint.kind=feedback",
-    "clean_context": "a context with something taken out; hints only add",
-    "activation_steering": "a steering vector in the teacher's residual stream",
     "action_tags": "action tags in the step's text",
-    "success_spans": "spans of successful steps to reinforce",
     "lookahead": "further teacher queries per token",
     "token_set": "set train.recipe.terms.<term>.support.token_ids",
+    "frozen_ids": "list them: train.recipe.terms.<term>.weights=[{score: token_id, shape: freeze, ids: [...]}]; "
+    "objectives.diagnostics.rock_tokens finds them",
     "teacher_training": "a training of the teacher itself",
     "controllers": "controllers in the training loop",
 }
@@ -93,7 +85,8 @@ def needs(recipe: Recipe) -> list[Need]:
             add(["several_rollouts"], "an advantage compares rollouts with each other")
     for rows in get_args(TargetKind):
         for name, view in recipe.used_views(rows).items():
-            add(parts.CONTEXTS[view.context], f"view {name} reads {view.context}")
+            if view.context not in parts.OWN_CONTEXTS:
+                add(["in_step_teacher"], f"view {name} reads {view.context}")
             if view.weights == "external":
                 add(["external_teacher"], f"view {name} has external weights")
             if rows == "hint" and (view.weights, view.context) == ("live", "hint"):
@@ -129,6 +122,15 @@ def _term_needs(name: str, term: Term, add: object) -> None:
         add(["full_vocabulary"], f"terms.{name} has a temperature")
     for weight in term.weights:
         _score_needs(f"terms.{name}.weights", weight.scores(), add)
+    if any(w.shape == "freeze" and not w.parameters.get("ids") for w in every_weight(term.weights)):
+        add(["frozen_ids"], f"terms.{name}.weights freezes the tokens of an empty list")
+
+
+def every_weight(weights: Iterable[WeightSpec]) -> Iterator[WeightSpec]:
+    """Yield weights and what they are made of."""
+    for weight in weights:
+        yield weight
+        yield from every_weight((*weight.soft_or, *weight.product, *weight.then))
 
 
 def _score_needs(where: str, scores: set[str], add: object) -> None:

@@ -6,7 +6,9 @@ registries (`core.parts`); the tables here are closed lists, which a test holds 
 
 from __future__ import annotations
 
+from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.core.parts import CLIPS, DIVERGENCES, HINTS, SHAPES, SIGNALS, Divergence, HintKindEntry, Shape
+from hintdistill.core.registry import require
 
 __all__ = ["CLIPS", "DIVERGENCES", "HINTS", "SHAPES", "SIGNALS", "Divergence", "HintKindEntry", "Shape"]
 
@@ -49,11 +51,16 @@ FACTS: dict[str, tuple[str, ...]] = {
     "tag": ("action_tags",),
     "lookahead": ("lookahead",),
     "lagged": ("controllers",),
-    "key_span": ("success_spans",),
+    "key_span": ("reward",),
     "error_span": (),
     "on_policy": ("live_rollouts",),
+    "rollout_ppl_S": ("reward",),
+    "rollout_ppl_T": ("reward",),
 }
 """Scores that the caller supplies, with what a run needs for them; those without are known for every row of a run."""
+
+SET_SCORES = frozenset({"rollout_ppl_S", "rollout_ppl_T"})
+"""Facts that say a set's values of each token, [N, M]."""
 
 COUPLINGS = ("none", "additive", "adv_mul", "adv_add", "row_route", "reward_decay")
 CONTROLLERS = (
@@ -88,13 +95,17 @@ ROLLOUTS = (
     "resample_suffix",
     "none",
 )
-CONTEXTS: dict[str, tuple[str, ...]] = {
-    "plain": (),
-    "hint": (),
-    "wrong": ("wrong_hints",),
-    "partial": ("partial_hints",),
-    "succ": ("peer_contexts",),
-    "fail": ("peer_contexts",),
-}
+OWN_CONTEXTS = ("plain", "hint")
+"""Contexts of a view that no maker makes for it: what the student read, and what the recipe's teacher reads."""
 NORMALISERS = ("kept", "all", "mean1", "per_row")
 SPANS = ("step", "action", "quote", "quote_weighted", "suffix")
+
+
+def context_names() -> tuple[str, ...]:
+    """The contexts that a view may name: `plain`, `hint`, and every context maker."""
+    return (*OWN_CONTEXTS, *HINT_SOURCES.names())
+
+
+def require_context(word: str) -> str:
+    """Return the word itself. Raises ValueError with the nearest name where no view can have such a context."""
+    return require(word, context_names(), "context")

@@ -118,14 +118,18 @@ class Term(Part):
 
     @property
     def reads_sampler(self) -> bool:
-        """Whether it divides by the probability that its tokens were sampled with."""
-        behaviour = self.divergence.parameters.get("behaviour") if self.divergence.entry.has_signal else None
-        return behaviour == SAMPLER or any("importance" in w.scores() for w in self.weights)
+        """Whether it compares with the probability that its tokens were sampled with."""
+        given = self.divergence.parameters if self.divergence.entry.has_signal else {}
+        if given.get("behaviour") == SAMPLER or given.get("gap_at") == "sampling":
+            return True
+        return any("importance" in w.scores() for w in self.weights)
 
     @model_validator(mode="after")
     def _sampled_at_one(self) -> Term:
         if self.reads_sampler and self.temperature != 1.0:
-            raise ValueError("log-probabilities are recorded at temperature 1, and this term's importance ratio is not")
+            raise ValueError(
+                "log-probabilities are recorded at temperature 1, and what this term compares with them is not"
+            )
         return self
 
     @model_validator(mode="after")
@@ -193,6 +197,8 @@ class Recipe(Part):
     """Which figures are published, and of what else the publication speaks that no key of a run can change."""
     ours: str
     """Which figures or forms are ours."""
+    changed: str = ""
+    """What of the method it does not do; empty where it runs as itself. docs/methods.md."""
     lowers_error: Literal["yes", "conditional", "no", "n/a"]
     """Whether one step lowers a sampled error token that the teacher lowers: wherever it is sampled, only under a condition, or
     not by the teacher's doing. The reason stands in `lowers_error_why`."""
@@ -260,9 +266,15 @@ class Recipe(Part):
 
     def used_views(self, rows: TargetKind = "hint") -> dict[str, View]:
         """The views that the terms on these rows read, by name; several contexts of a kind under numbered names."""
+        return {name: view for name, (view, _) in self.used_contexts(rows).items()}
+
+    def used_contexts(self, rows: TargetKind = "hint") -> dict[str, tuple[View, str]]:
+        """The same views, each with the name of its context in an injection (`View.labels`)."""
         wanted = {n: self.all_views()[n] for n in self.used_names(rows)}
         return {
-            (name if view.n == 1 else f"{name}_{i + 1}"): view for name, view in wanted.items() for i in range(view.n)
+            (name if view.n == 1 else f"{name}_{i + 1}"): (view, label)
+            for name, view in wanted.items()
+            for i, label in enumerate(view.labels)
         }
 
     def used_names(self, rows: TargetKind = "hint") -> list[str]:

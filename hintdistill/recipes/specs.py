@@ -69,6 +69,10 @@ class DivergenceSpec(Spec):
         bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
         if self.entry.has_signal and bounds and self.parameters.get("behaviour") is None:
             raise ValueError(f"{bounds[0]} is of an importance ratio, which needs `behaviour: sampler`")
+        if self.parameters.get("gap_at") == "sampling" and self.signal in ("advantage", "tanh_contrast"):
+            raise ValueError(
+                f"gap_at says whose log S(y) the gap is taken from, and the signal {self.signal} takes none"
+            )
         if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
             raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
         if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:
@@ -209,6 +213,13 @@ class WeightSpec(Spec):
     def _sound(self) -> WeightSpec:
         if self.soft_or and len(self.soft_or) != 2:
             raise ValueError("soft_or joins two weights")
+        if (self.score in parts.SET_SCORES) != parts.SHAPES.get(self.shape).reads_set and not (
+            self.ref or self.product
+        ):
+            wanted = ", ".join(sorted(parts.SET_SCORES))
+            raise ValueError(
+                f"{self.shape} of {self.score}: a set of values is read by set_softmax alone, which reads {wanted}"
+            )
         return self
 
     def scores(self) -> set[str]:

@@ -13,10 +13,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hintdistill.config import MAX_NULL_PASS_RATE, GateSection
+from hintdistill.config import MAX_NULL_PASS_RATE, GateSection, TrainSection
 from hintdistill.core.scores import Target
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Critique, Injection
+from hintdistill.recipes.changes import called
+from hintdistill.recipes.describe import PROMISE
 from hintdistill.reporting import counted
 from hintdistill.reporting.clean_traces import found_nothing
 from hintdistill.reporting.curves import curves
@@ -99,7 +101,8 @@ def build(data: ReportInput) -> dict[str, Any]:
         "run": {
             "model": data.manifest["config"]["run"]["model"],
             "critics": data.manifest["config"]["critic"]["use"],
-            "hint": data.manifest["config"]["inject"]["hint"],
+            "hint": data.manifest.get("hint") or data.manifest["config"]["inject"]["hint"] or "critic",
+            "recipe": recipe_said(data.manifest["config"]),
             "model_key": data.manifest.get("model"),
             "prompts": data.manifest.get("prompts"),
             "precision": data.manifest.get("precision"),
@@ -138,6 +141,16 @@ def build(data: ReportInput) -> dict[str, Any]:
             *(failed_entry(data.injections[f["key"]], f) for f in data.failures if f.get("key") in data.injections),
         ],
     }
+
+
+def recipe_said(config: Mapping[str, Any]) -> dict[str, str]:
+    """Say of a run's configuration what its recipe is: `name`, `called` (what was changed of it), and what it `lowers_error`, with
+    the reason."""
+    recipe = TrainSection.model_validate(config["train"]).effective_recipe
+    why = f": {recipe.lowers_error_why}" if recipe.lowers_error_why else ""
+    inject = config["inject"]
+    known = called(recipe, inject["hint"], inject.get("steps"))
+    return {"name": recipe.name, "called": known, "lowers_error": f"{PROMISE[recipe.lowers_error]}{why}"}
 
 
 def _about(data: ReportInput) -> dict[str, Any]:

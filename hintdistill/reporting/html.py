@@ -90,6 +90,8 @@ def _about(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
         ("data", ", ".join(run.get("data") or [])),
         ("critics", ", ".join(run["critics"])),
         ("hints", run["hint"]),
+        ("recipe", (run.get("recipe") or {}).get("called")),
+        ("lowers a token that the teacher lowers", (run.get("recipe") or {}).get("lowers_error")),
         ("command", run.get("command")),
         ("config", run.get("config_hash")),
         ("hintdistill", run["versions"].get("hintdistill")),

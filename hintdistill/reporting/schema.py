@@ -329,7 +329,8 @@ SHARED: Rule = record(
         model=text,
         config_hash=hashed,
         critics=each(critic),
-        hint=word("hint", ("critic", "placebo")),
+        hint=word("hint", tuple(HINT_SOURCES.names())),
+        recipe=record(name=word("recipe", recipe_names)),
         model_key=record(weights=hashed, tokenizer=hashed, template=hashed),
         prompts=table(word("prompt", _prompts), hashed),
         precision=record(

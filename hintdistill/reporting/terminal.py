@@ -41,6 +41,7 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         f"[bold]{f['inject']['injections']}[/] injections → [bold]{f['rescore']['accepted']}[/] accepted → "
         f"[bold]{f['train']['hints']}[/] trained"
     )
+    _show_recipe(document["run"].get("recipe"), console)
     if line := spent(f["critique"].get("usage")):
         console.print(line, highlight=False, soft_wrap=True)
     if f["rescore"]["reasons"]:
@@ -109,6 +110,18 @@ def show_verdict(document: Mapping[str, Any], console: Console) -> None:
         console.print(line.append(printable(f"{figure.title}: {figure.value}"), style="default"), soft_wrap=True)
         for detail in figure.lines if figure.state != "good" else ():
             console.print(Text(f"{'':>14}{printable(detail)}", style="dim"), soft_wrap=True)
+
+
+def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
+    """What trained, and whether it lowers what the teacher lowers where that is not so everywhere; nothing in reports of before."""
+    if recipe is None:
+        return
+    lowers = (
+        ""
+        if recipe["lowers_error"].startswith("yes")
+        else f"; lowers a token that the teacher lowers: {recipe['lowers_error']}"
+    )
+    console.print(escape(printable(f"recipe {recipe['called']}{lowers}")), highlight=False, soft_wrap=True)
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:

@@ -29,6 +29,34 @@ WAYS_OUT: Mapping[str, tuple[str, str]] = {
         "The critic gave no hint, and no template is written for its class.",
         "Write hints/CLASS.jinja in critic.prompts, or let an LLM critic write hints.",
     ),
+    "no_demonstration": ("No demonstration of the task is known.", "Name a file in inject.contexts.demonstrations."),
+    "no_file": ("inject.contexts.file has no text for the task.", "Write one into the file."),
+    "no_finding": ("The critics found nothing in the trace.", "None is needed, if they are right."),
+    "no_observation": (
+        "Nothing follows the step, and nobody says how the trace ended.",
+        "Give traces a reward, or a field `feedback`.",
+    ),
+    "no_other_hint": (
+        "No other error class has a hint that fits the step.",
+        "Write hints/CLASS.jinja for more classes.",
+    ),
+    "no_own_success": (
+        "The trace did not succeed, and its own success is asked for.",
+        "inject.hint=verified takes a peer's.",
+    ),
+    "no_part": ("The context is one word, which has no part.", "Write longer hints."),
+    "no_peer": ("No other rollout of the task has a reward.", "Play each task several times: rollout.sample.per_task."),
+    "no_peer_failure": ("No other rollout of the task failed.", "Play each task more often: rollout.sample.per_task."),
+    "no_peer_success": (
+        "No other rollout of the task succeeded.",
+        "Play each task more often: rollout.sample.per_task.",
+    ),
+    "no_rule": (
+        "There are no words for the rule that the class breaks.",
+        "Add them to candidates/principle.jinja in critic.prompts.",
+    ),
+    "no_solution": ("No reference solution of the task is known.", "Name a file in inject.contexts.solutions."),
+    "no_tools": ("The trace has no tool schemas to name.", "traces.tools names a file of them."),
     "template": (
         "The chat template has no place for a hint here.",
         "Allow more in inject.placements; docs/templates.md says what works where.",

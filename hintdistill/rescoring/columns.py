@@ -35,9 +35,9 @@ _PER_TOKEN = (
     "teacher_sampled",
     "plain_sampled",
 )
-_ADDED = ("level", "candidate", "choice", "action_start")
-"""Columns that parts of earlier releases do not have: the first three are of schema 3, the last is younger."""
-_TEXTS = ("tokens", "instead", "hint", "placebos")
+_ADDED = ("level", "candidate", "choice", "action_start", "views")
+"""Columns that parts of earlier releases do not have: the first three are of schema 3, the others are younger."""
+_TEXTS = ("tokens", "instead", "hint", "placebos", "views")
 
 
 def context_hash(ids: Sequence[int] | np.ndarray) -> str:
@@ -186,6 +186,7 @@ class Columns:
             ),
             tokens=tuple(small["tokens"]),
             instead=tuple(small["instead"]),
+            views={v["name"]: (v["insert_at"], np.array(v["block_ids"], np.int64)) for v in small.get("views") or ()},
         )
 
     def _sampled_with(self, row: int, length: int, key: str) -> np.ndarray:

@@ -196,7 +196,7 @@ def decide(target: T, gate: GateSection) -> T:
     chosen = (target.choice,) if target.choice in ("outranked", "other_level") else ()
     reasons = judge(target.measurement, (*target.guards, *chosen), gate)
     # of several hints for one finding, one is trained on, whether they are judged or not
-    return replace(target, accepted=not reasons or (not gate.enabled and not chosen), reasons=reasons)
+    return replace(target, accepted=not reasons or (gate.enabled is False and not chosen), reasons=reasons)
 
 
 def harmful(target: TargetHead) -> bool:

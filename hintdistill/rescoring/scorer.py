@@ -228,6 +228,7 @@ class Scorer:
             legal_ids=np.array(injection.legal.get(at, ()) if at is not None else (), np.int64),
             recorded_gap=_recorded_gap(injection, plain.sampled),
             sampler_logprobs=_sampled_with(injection),
+            views={n: (v.insert_at, np.array(v.block_ids, np.int64)) for n, v in injection.views.items()},
             versions=self._versions(injection.finding),
         )
         return decide(target, self.config.gate)

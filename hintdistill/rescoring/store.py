@@ -102,6 +102,7 @@ SCHEMA = pa.schema(
             ),
         ),
         ("versions", pa.string()),
+        ("views", pa.list_(pa.struct([("name", pa.string()), ("insert_at", pa.int32()), ("block_ids", _IDS)]))),
     ],
     metadata={META: str(TARGET_SCHEMA).encode()},
 )
@@ -293,4 +294,5 @@ def _row(t: Target) -> dict[str, Any]:
             for p in t.placebos
         ],
         "versions": json.dumps(dict(t.versions), sort_keys=True),
+        "views": [{"name": name, "insert_at": at, "block_ids": ids.tolist()} for name, (at, ids) in t.views.items()],
     }

@@ -20,8 +20,10 @@ from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.core.paths import PathMark, map_paths, recipe_paths
 from hintdistill.core.storage import write_atomic
 from hintdistill.recipes import Recipe
+from hintdistill.recipes.changes import changes
 from hintdistill.recipes.describe import CONFIDENCE, settings
 from hintdistill.training.card_controls import hint_levels, placebo_share
+from hintdistill.training.card_method import lowers, pulled, was_read
 
 if TYPE_CHECKING:
     from hintdistill.training.students import Arrived
@@ -54,7 +56,9 @@ def card_text(
     head: dict[str, Any] = {"base_model": bases[0], "base_model_relation": "finetune"} if bases else {}
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
     head |= {k: license_of[k] for k in LICENSE_KEYS if isinstance(license_of.get(k), str)}
-    head["tags"] = ["hintdistill", "self-distillation", train.effective_recipe.name]
+    # a method that was changed in what defines it is not tagged as that method
+    named = [] if _changed(document, train) else [train.effective_recipe.name]
+    head["tags"] = ["hintdistill", "self-distillation", *named]
     name = train.push.split("/")[-1] if train.push else "Corrected student"
     parts = [
         f"# {name}",
@@ -121,8 +125,8 @@ def _bases(document: Mapping[str, Any]) -> list[str | None]:
 def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[str, Any]) -> str:
     origin = f"`{bases[0]}`" if bases else "A local model"
     text = (
-        f"{origin} after hint distillation: errors in recorded traces were located, a hint was put into the context of each, and "
-        f"the model without the hint was trained on {_pull(document)}. {_held(facts)}"
+        f"{origin} after hint distillation: errors in recorded traces were located, {was_read(document, facts)}, and the model that "
+        f"reads none of it was trained on {pulled(document, facts)}.{lowers(document)} {_held(facts)}"
     )
     if rewarded := facts.get("outcome_rows"):
         text += (
@@ -144,25 +148,6 @@ def _opening(document: Mapping[str, Any], bases: Sequence[str], facts: Mapping[s
     return text
 
 
-def _pull(document: Mapping[str, Any]) -> str:
-    """What the training pulled the student towards on hinted steps, no more than the recipe says."""
-    recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
-    who = {"initial": "the model itself", "external": "another model"}.get(
-        recipe.teacher.update, f"the model itself (weights: `{recipe.teacher.update}`)"
-    )
-    terms = {n: t for n, t in recipe.terms.items() if t.rows == "hint"}
-    how = " and ".join(f"`{t.divergence.kind}`" for t in terms.values())
-    spans = " and ".join(dict.fromkeys(SPAN_WORDS.get(t.span, f"`{t.span}`") for t in terms.values()))
-    return f"what {who} says there under the hint (loss: {how} over {spans})"
-
-
-SPAN_WORDS = {
-    "step": "the whole step",
-    "action": "the step without its reasoning",
-    "quote": "the quoted words",
-    "quote_weighted": "the whole step, the quoted words weighted up",
-    "suffix": "the quote and what follows it",
-}
 HELD_ROWS = {
     "anchor_rows": "clean steps of the same traces",
     "hold_rows": "steps of hold traces",
@@ -248,7 +233,8 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
     )
     rows = [
         ("recipe", f"`{recipe.name}`: {recipe.title}"),
-        ("formula", recipe.formula),
+        *([("changed, so this is not that method", "; ".join(found))] if (found := _changed(document, train)) else []),
+        ("formula" + (" before the changes" if found else ""), recipe.formula),
         ("source", recipe.source),
         ("how sure the source is", CONFIDENCE[recipe.confidence]),
         ("teacher", f"`{recipe.teacher.update}`, targets `{train.target_source}`"),
@@ -274,6 +260,11 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
         )
         + (f"\n\nThe recipe, key by key:\n\n```yaml\n{_yaml(own)}```" if own else "")
     )
+
+
+def _changed(document: Mapping[str, Any], train: TrainSection) -> tuple[str, ...]:
+    inject = document["run"]["config"]["inject"]
+    return changes(train.effective_recipe, inject["hint"], inject.get("steps"))
 
 
 def _controls(document: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ whose weights read every position before any of them has a gradient (quantiles, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,14 +16,17 @@ from torch import Tensor
 from hintdistill.config import OutcomeSection
 from hintdistill.core.errors import ConfigError
 from hintdistill.engines.forward import make_head, squash_numbers
-from hintdistill.objectives import BoundTerm, gather_with_tail, objective
+from hintdistill.objectives import Batch, BoundTerm, gather_with_tail, objective
 from hintdistill.objectives.chunked import HeadSpec
 from hintdistill.objectives.chunked_support import linear_kept, linear_term, stored_term
 from hintdistill.objectives.divergences import DIVERGENCES
 from hintdistill.objectives.outcome import outcome_loss
+from hintdistill.objectives.over_step import Reading, read
+from hintdistill.objectives.weighing import Fixed
 from hintdistill.recipes import Recipe, Term
 from hintdistill.training.processes import is_sharded
 from hintdistill.training.slots import REWARD, Slot
+from hintdistill.training.step_pass import draws
 from hintdistill.training.views import base, columns, restricted, sampled, stored, supports, whole
 
 
@@ -89,6 +92,8 @@ class Terms:
         """The kinds of slot that a term names as its rows."""
         self.chunked: dict[str, bool] = {kind: self._chunked(kind) for kind in self.kinds}
         """By kind, whether every term on it is a sum over positions."""
+        self.fixed: dict[str, dict[str, Fixed]] = {}
+        """By slot key and term, weights that were made over the whole optimiser step; see `step_pass`."""
 
     def _chunked(self, kind: str) -> bool:
         terms = [t for t in self.recipe.terms.values() if t.rows == kind]
@@ -111,6 +116,25 @@ class Terms:
         if self.chunked["hint"] and spec is not None and all(v.spec is not None for v in views.values()):
             pairs = {n: (v.hidden, v.spec) for n, v in views.items() if v.spec is not None}
             return self._in_chunks(slots, hidden, spec, pairs, step)
+        return self._through_views("hint", self._whole(slots, hidden, head, views), slots, step)
+
+    def reading(
+        self,
+        slots: Sequence[Slot],
+        hidden: Tensor,
+        head: OutputHead,
+        views: Mapping[str, InStepView] | None,
+        step: int,
+    ) -> Reading:
+        """The scores that the terms weigh hint slots by; `views` are None where targets are stored."""
+        if views is None:
+            batch = restricted(slots, head.kept(hidden, supports(slots, hidden.device)))
+        else:
+            batch = self._whole(slots, hidden, head, views)
+        return read(self.recipe, batch, step=step, base=base(slots, hidden.device))
+
+    def _whole(self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, InStepView]) -> Batch:
+        """The batch of views that were made in this step, over the vocabulary."""
         student = head.logprobs(hidden)
         made = {"student": student}
         for name, view in views.items():
@@ -121,16 +145,20 @@ class Terms:
             else:
                 assert view.spec is not None
                 made[name] = view.spec.logits(view.hidden).log_softmax(-1)
-        return self._through_views("hint", whole(slots, made, self.special_ids), slots, step)
+        return whole(slots, made, self.special_ids)
 
     def _of(self, kind: str) -> dict[str, Term]:
         return {n: t for n, t in self.recipe.terms.items() if t.rows == kind}
 
     def _through_views(
-        self, kind: str, batch: Any, slots: Sequence[Slot], step: int
+        self, kind: str, batch: Batch, slots: Sequence[Slot], step: int
     ) -> tuple[Tensor, dict[str, float]]:
         device = batch.sampled.device
-        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + step)
+        keys = [s.key for s in slots]
+        generator = draws(self.seed, step, keys)
+        if kind == "hint" and all(key in self.fixed for key in keys):
+            each = [self.fixed[key] for key in keys]
+            batch = replace(batch, fixed={n: Fixed.joined([e[n] for e in each]).to(device) for n in each[0]})
         value, metrics = objective(
             self.recipe, batch, rows=kind, step=step, base=base(slots, device), generator=generator
         )

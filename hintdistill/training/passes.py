@@ -194,15 +194,15 @@ class Passes:
         }
 
     @torch.no_grad()
-    def apart(self, model: Any, placed: Sequence[Placed], hinted: bool) -> dict[str, Tensor]:
+    def apart(self, model: Any, placed: Sequence[Placed], context: str) -> dict[str, Tensor]:
         """Hidden states [T, H] by slot key with other weights: each trace once, then the branches of it; no gradient."""
-        sequences, positions = _sequences(placed, hinted)
+        sequences, positions = _sequences(placed, context)
         found = hidden_states(self.way, model, grow(sequences), sequences, positions, self.budget)
         return {s.key: h for (_, s), h in zip(placed, found, strict=True)}
 
-    def with_gradient(self, model: Any, placed: Sequence[Placed], hinted: bool) -> dict[str, Tensor]:
+    def with_gradient(self, model: Any, placed: Sequence[Placed], context: str) -> dict[str, Tensor]:
         """Hidden states [T, H] by slot key of a view that a term trains through: each sequence a row of its own."""
-        sequences, positions = _sequences(placed, hinted)
+        sequences, positions = _sequences(placed, context)
         split = self._read_padded(model, sequences, positions).split([len(p) for p in positions])
         return {s.key: h for (_, s), h in zip(placed, split, strict=True)}
 
@@ -211,9 +211,9 @@ class Passes:
         return 0.0 * self._read_padded(model, [[self.pad]], [[0]]).float().sum()
 
 
-def _sequences(placed: Sequence[Placed], hinted: bool) -> tuple[list[np.ndarray], list[range]]:
+def _sequences(placed: Sequence[Placed], context: str) -> tuple[list[np.ndarray], list[range]]:
     """What is read for each slot, up to the token before its last, and the positions whose next token is scored."""
-    ids = [(row.hinted(slot) if hinted else row.plain(slot)).numpy() for row, slot in placed]
+    ids = [row.read(slot, context).numpy() for row, slot in placed]
     return [x[:-1] for x in ids], [
         range(len(x) - s.length - 1, len(x) - 1) for x, (_, s) in zip(ids, placed, strict=True)
     ]

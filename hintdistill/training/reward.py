@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import torch
 
 from hintdistill.core.errors import EmptyFunnelError, HintdistillError, InputError
+from hintdistill.core.scores import Target
 from hintdistill.core.types import Trace
 from hintdistill.injection.rendering import Renderer
 from hintdistill.objectives.couplings import group_advantage
@@ -35,11 +37,20 @@ class TraceOutcome:
     group_accuracy: float
     """Share of the group's rollouts that succeeded."""
     group_size: int
+    group: str = ""
+    """The rollouts that it is compared with."""
+    perplexities: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """By fact (`rollout_ppl_S`, `rollout_ppl_T`), this rollout's own and those of its group's rollouts that ended alike, NaN behind."""
 
     @property
     def pulls(self) -> bool:
         """Whether it was better or worse than its group."""
         return abs(self.advantage) > NOTHING
+
+    @property
+    def passed(self) -> bool:
+        """Whether it counts as a success."""
+        return self.reward > PASSED
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,51 @@ def trace_outcomes(
         )
     sizes, passed = Counter(groups), Counter(g for g, r in zip(groups, rewards.tolist(), strict=True) if r > PASSED)
     return {
-        t.id: TraceOutcome(r, a, passed[g] / sizes[g], sizes[g])
+        t.id: TraceOutcome(r, a, passed[g] / sizes[g], sizes[g], g)
         for t, g, r, a in zip(traces, groups, rewards.tolist(), advantages, strict=True)
     }
+
+
+@dataclass
+class SampledLikelihood:
+    """How likely a rollout's scored tokens were when they were sampled: sums of log-probabilities, nats."""
+
+    student: float = 0.0
+    teacher: float = 0.0
+    tokens: int = 0
+
+    def add(self, target: Target, carried: np.ndarray) -> None:
+        """Count the tokens of a step that carry loss (bool [T]): the sampler's word for them, or without it the initial policy's."""
+        then = target.sampler_logprobs if len(target.sampler_logprobs) else target.plain_sampled
+        self.student += float(then[carried].sum())
+        self.teacher += float(target.teacher_sampled[carried].sum())
+        self.tokens += int(carried.sum())
+
+
+def with_perplexities(
+    outcomes: Mapping[str, TraceOutcome], likelihoods: Mapping[str, SampledLikelihood]
+) -> dict[str, TraceOutcome]:
+    """Outcomes that know the perplexities of their own set: the rollouts of a group that ended alike (SCOPE's dual path).
+
+    A rollout none of whose tokens carry loss belongs to no set.
+    """
+    sets: dict[tuple[str, bool], list[str]] = {}
+    for trace_id in likelihoods:
+        outcome = outcomes[trace_id]
+        sets.setdefault((outcome.group, outcome.passed), []).append(trace_id)
+    width = max((len(s) for s in sets.values()), default=0)
+    out = dict(outcomes)
+    for members in sets.values():
+        for own in members:
+            order = [own, *(m for m in members if m != own)]
+            each = [likelihoods[m] for m in order]
+            padding = (math.nan,) * (width - len(order))
+            found = {
+                "rollout_ppl_S": tuple(math.exp(-x.student / x.tokens) for x in each) + padding,
+                "rollout_ppl_T": tuple(math.exp(-x.teacher / x.tokens) for x in each) + padding,
+            }
+            out[own] = replace(outcomes[own], perplexities=found)
+    return out
 
 
 def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:

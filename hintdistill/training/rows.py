@@ -33,7 +33,14 @@ from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target
 from hintdistill.objectives.spans import slot_scale
 from hintdistill.rescoring.stored import by_part, extents, heads
-from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow
+from hintdistill.training.reward import (
+    NO_OUTCOME,
+    OutcomeData,
+    OutcomeRow,
+    SampledLikelihood,
+    TraceOutcome,
+    with_perplexities,
+)
 from hintdistill.training.slots import Slot, loss_weights, slot_of_outcome, slot_of_target
 
 CACHE_BYTES = 64 << 20
@@ -58,6 +65,23 @@ class TraceRow:
     def plain(self, slot: Slot) -> torch.Tensor:
         """int64: what the student read for a slot, up to the slot's last token."""
         return self.ids[: slot.start + slot.length]
+
+    def read(self, slot: Slot, context: str) -> torch.Tensor:
+        """int64: what a view with this context reads for a slot: `plain`, `hint`, or one of the slot's further contexts.
+
+        Raises InputError: the slot has no such context; names it.
+        """
+        if context == "plain":
+            return self.plain(slot)
+        if context == "hint":
+            return self.hinted(slot)
+        if context not in slot.views:
+            raise InputError(
+                f"{slot.key}: the target has no context `{context}`, which the recipe reads; it was made under another recipe",
+                hint="start a new run folder, or --resume with train.recipe, so that contexts are made anew",
+            )
+        at, block = slot.views[context]
+        return torch.cat([self.ids[:at], block, self.ids[at : slot.start + slot.length]])
 
 
 class RowDataset(Dataset[TraceRow]):
@@ -130,10 +154,12 @@ def build_rows(targets: Sequence[Target], config: TrainSection, outcome: Outcome
     layout = _Layout(targets, lengths, outcome.rows)
     sums: dict[int, dict[str, float]] = {}
     for i, target in by_part(targets):
-        carried = {n: float(w.sum()) for n, w in weighing.raw(target).items() if w.any()}
+        raw = weighing.raw(target)
+        carried = {n: float(w.sum()) for n, w in raw.items() if w.any()}
         if carried:
             sums[i] = carried
             layout.read(i, target)
+            weighing.hear(target, raw)
     weighing.settle([sums[i] for i in sorted(sums)])
     return Rows(layout.plans(sums), targets, weighing)
 
@@ -144,6 +170,8 @@ class Weighing:
     def __init__(self, config: TrainSection, outcome: OutcomeData = NO_OUTCOME) -> None:
         self.terms, self.outcome = config.effective_recipe.terms, outcome
         self._slots, self._share = 0, 1.0
+        self._likelihoods: dict[str, SampledLikelihood] = {}
+        self._outcomes: Mapping[str, TraceOutcome] = outcome.outcomes
         # term → how many slots carry it, and the sum of their weights
         self._members: dict[str, tuple[int, float]] = {}
 
@@ -151,8 +179,15 @@ class Weighing:
         """Weights by term before normalisation, float32 [T] each, of the terms that read this kind of target."""
         return {n: loss_weights(target, term) for n, term in self.terms.items() if term.rows == target.kind}
 
+    def hear(self, target: Target, raw: Mapping[str, np.ndarray]) -> None:
+        """Take up how likely a hint's step was when it was sampled, where the recipe knows how its rollout ended."""
+        if target.kind == "hint" and target.trace_id in self.outcome.outcomes:
+            carried = np.any(np.stack([w != 0 for w in raw.values()]), axis=0)
+            self._likelihoods.setdefault(target.trace_id, SampledLikelihood()).add(target, carried)
+
     def settle(self, sums: Sequence[Mapping[str, float]]) -> None:
         """Take the sums of every slot's raw weights by term, of those terms that weigh any of its tokens."""
+        self._outcomes = with_perplexities(self.outcome.outcomes, self._likelihoods)
         # terms and reward are a mean each over slots of their own
         self._slots = len(sums) + len(self.outcome.rows)
         self._share = self._slots / max(1, len(sums))
@@ -168,7 +203,7 @@ class Weighing:
             own = float(weights[name].sum())
             scale = slot_scale(self.terms[name].normalize, own, members, total)
             weights[name] = weights[name] * np.float32(scale * self._share)
-        return slot_of_target(target, weights, self.outcome.outcomes.get(target.trace_id))
+        return slot_of_target(target, weights, self._outcomes.get(target.trace_id))
 
     def outcome_slot(self, row: OutcomeRow) -> Slot:
         """The slot of a sampled step of a rollout."""
@@ -197,6 +232,8 @@ class Member:
     insert_at: int = 0
     block: int = 0
     """Tokens of the hint."""
+    views: tuple[str, ...] = ()
+    """Further contexts that have tokens, by name."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +273,8 @@ class _Layout:
         start, block = len(target.context_ids), len(target.block_ids)
         # without a hint nothing is inserted, wherever that would be
         at = target.insert_at if block else start
-        member = Member(number, target.key, target.kind, start, len(target.step_ids), at, block)
+        views = tuple(name for name, (_, ids) in target.views.items() if len(ids))
+        member = Member(number, target.key, target.kind, start, len(target.step_ids), at, block, views)
         self._add(member, np.concatenate([target.context_ids, target.step_ids]))
 
     def _add(self, member: Member, ids: np.ndarray) -> None:
@@ -291,6 +329,12 @@ class Rows(Sequence[TraceRow]):
     def number_of(self, kind: str) -> int:
         """How many slots are of a kind; reads nothing."""
         return sum(m.kind == kind for p in self.plans for m in p.members)
+
+    def contexts(self) -> dict[str, int]:
+        """Count the hint slots whose teacher reads tokens that the student does not, by the context's name; reads nothing."""
+        hints = [m for p in self.plans for m in p.members if m.kind == "hint"]
+        further = Counter(name for m in hints for name in m.views)
+        return {"hint": sum(m.block > 0 for m in hints), **dict(sorted(further.items()))}
 
     def __len__(self) -> int:
         return len(self.plans)

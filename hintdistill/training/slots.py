@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from hintdistill.core.types import UNKNOWN_ACTION
 from hintdistill.objectives.scorebank import RECORDED
 from hintdistill.objectives.spans import span_mask
 from hintdistill.recipes import Term
-from hintdistill.training.reward import OutcomeData, OutcomeRow, TraceOutcome
+from hintdistill.training.reward import PASSED, OutcomeData, OutcomeRow, TraceOutcome
 
 ACTION = "action"
 """The loss span that leaves a step's reasoning out."""
@@ -57,6 +58,8 @@ class Slot:
     """How its trace ended; None where the recipe reads no reward."""
     behaviour: torch.Tensor | None = None
     """float32 [T]: the log-probability of each token when it was sampled, temperature 1; None where it was not recorded."""
+    views: Mapping[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
+    """Further contexts by name: where their tokens stand in the row, and the tokens, int64."""
 
     @property
     def token_weights(self) -> torch.Tensor:
@@ -91,7 +94,11 @@ class Slot:
             "advantage": self.outcome.advantage,
             "group_acc": self.outcome.group_accuracy,
         }
-        return known | {name: torch.full((self.length,), value) for name, value in ended.items()}
+        # a quote in a rollout that succeeded is what was done right there
+        well = float(self.outcome.reward > PASSED)
+        known |= {"key_span": known["in_quote"] * well, "error_span": known["in_quote"] * (1 - well)}
+        sets = {n: torch.tensor(v).expand(self.length, len(v)) for n, v in self.outcome.perplexities.items()}
+        return known | {name: torch.full((self.length,), value) for name, value in ended.items()} | sets
 
 
 def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
@@ -177,6 +184,7 @@ def slot_of_target(target: Target, weights: dict[str, np.ndarray], outcome: Trac
         legal_ids=torch.from_numpy(legal) if len(legal) else None,
         outcome=outcome,
         behaviour=torch.from_numpy(target.sampler_logprobs) if len(target.sampler_logprobs) else None,
+        views={n: (at, torch.from_numpy(ids.astype(np.int64))) for n, (at, ids) in target.views.items()},
     )
 
 

@@ -60,6 +60,8 @@ class TrainSummary:
     twin_rows: int = 0
     hold_rows: int = 0
     """Steps of hold traces."""
+    contexts: dict[str, int] | None = None
+    """Context of a teacher's view → hint rows that have it; None in summaries of an earlier release."""
 
 
 def read_summary(student: Path) -> TrainSummary | None:
@@ -189,6 +191,7 @@ def train(
         outcome_rows=len(data.outcome.rows),
         twin_rows=rows.number_of("twin"),
         hold_rows=rows.number_of("hold"),
+        contexts=rows.contexts(),
     )
     _save(trainer, student, job, summary)
     return summary

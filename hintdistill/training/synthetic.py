@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,10 @@ from hintdistill.core.machine import clock
 from hintdistill.core.scores import Target
 from hintdistill.training.row_lengths import RowLength
 
-STEPS = 3
-"""Optimiser steps of a short training; the first one is not timed."""
+STEPS = 5
+"""Optimiser steps of a short training; the first one is not timed, and the median of the others is taken."""
+TIMINGS = 3
+"""Times that the optimiser is timed; the median is taken."""
 SCRATCH = 1 << 22
 """Entries of the tensor that the optimiser is timed on."""
 
@@ -103,7 +107,7 @@ def short_training(
     config = section.model_copy(update=changed)
     job = TrainJob(model, data, run, config, work / "train", work / "student", "measured")
     train(job, lambda done, total: ends.append(clock()))
-    total, step = clock() - began, (ends[-1] - ends[0]) / (len(ends) - 1)
+    total, step = clock() - began, statistics.median(b - a for a, b in pairwise(ends))
     return ShortTraining(step, passes, max(0.0, total - step * len(ends)))
 
 
@@ -114,7 +118,10 @@ def optimizer_seconds(device: torch.device, max_grad_norm: float) -> float:
         p.grad = torch.ones_like(p)
     optimizer = torch.optim.AdamW(scratch, lr=1e-3)
     optimizer.step()
-    began = clock()
-    torch.nn.utils.clip_grad_norm_(scratch, max_grad_norm)
-    optimizer.step()
-    return (clock() - began) / SCRATCH
+    took = list[float]()
+    for _ in range(TIMINGS):
+        began = clock()
+        torch.nn.utils.clip_grad_norm_(scratch, max_grad_norm)
+        optimizer.step()
+        took.append(clock() - began)
+    return statistics.median(took) / SCRATCH

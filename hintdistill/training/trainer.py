@@ -32,6 +32,7 @@ from hintdistill.training.meter import Meter
 from hintdistill.training.passes import Passes, Placed, StudentPass, places
 from hintdistill.training.processes import is_sharded, local, lockstep, shard_on_cpus_too
 from hintdistill.training.rows import LengthSampler, TraceRow
+from hintdistill.training.step_pass import StepPass
 from hintdistill.training.teacher import Follower, HeldoutReading
 from hintdistill.training.tripwires import Tripwires, kept
 from hintdistill.training.watch import Watch
@@ -90,8 +91,8 @@ class HintTrainer(Trainer):
             narrow=not config.gradient_checkpointing,
             link=self.args.world_size > 1,
         )
-        self._views = self.recipe.used_views("hint") if config.target_source == "in_step" else {}
-        weights = {self._weights_of(v) for v in self._views.values()}
+        self._views = self.recipe.used_contexts("hint") if config.target_source == "in_step" else {}
+        weights = {self._weights_of(v) for v, _ in self._views.values()}
         self._external = external
         # the student as this training starts, unless taking its adapter off gives it
         start = None
@@ -106,6 +107,7 @@ class HintTrainer(Trainer):
         self.meter = Meter(self.recipe, self.head, self.args.logging_steps, from_initial)
         self.watch, self.tripwires = watch, tripwires
         self._batch: list[TraceRow] = []
+        self.step_pass = StepPass(self)
         self.probe: WindowProbe | None = None
         """What measures a truncated gradient, where it is one."""
         if config.grad_window is not None:
@@ -136,6 +138,7 @@ class HintTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Slots of the accumulated batch over all processes: each injection weighs the same, wherever it was read."""
         self._batch = [r for b in batch_samples for r in b["rows"]]
+        self.step_pass.begin([b["rows"] for b in batch_samples])
         count = torch.tensor(sum(len(r.slots) for r in self._batch), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
 
@@ -148,6 +151,7 @@ class HintTrainer(Trainer):
             TripwireError: the loss is not finite; names the rows.
         """
         rows: list[TraceRow] = inputs["rows"]
+        self.step_pass.before(model, rows)
         if self.probe is not None and self.probe.due(self.state.global_step) and model.training:
             self._measure_window(self.probe, rows)
         loss = self._loss(model, rows)
@@ -162,9 +166,9 @@ class HintTrainer(Trainer):
     def _loss(self, model: Any, rows: Sequence[TraceRow], *, exact: bool = False) -> Tensor:
         """The recipe's terms, summed over slots; `exact`: with their whole gradient whatever `grad_window` is."""
         if self.config.grad_window is None or exact:
-            done = self.passes.student(model, rows, ride=self._ride)
+            done = self.passes.student(model, rows, ride=self.rides)
         else:
-            done = windowed(self.passes, model, rows, self.config.grad_window, self._ride)
+            done = windowed(self.passes, model, rows, self.config.grad_window, self.rides)
         # a process without a slot takes part all the same
         loss = done.nothing if self.args.world_size > 1 else done.nothing.detach()
         for kind in self.terms.kinds:
@@ -172,7 +176,7 @@ class HintTrainer(Trainer):
             if placed:
                 loss = loss + self._part(kind, placed, done)
             elif kind == "hint" and is_sharded(self.owner):
-                loss = loss + self._accompany()
+                loss = loss + self.accompany()
         return self._with_reward(loss, rows, done) if self.recipe.coupling.kind == "additive" else loss
 
     def _with_reward(self, distilled: Tensor, rows: Sequence[TraceRow], done: StudentPass) -> Tensor:
@@ -195,10 +199,10 @@ class HintTrainer(Trainer):
         probe.done(self.state.global_step)
 
     @property
-    def _ride(self) -> bool:
+    def rides(self) -> bool:
         """Whether a view has the student's weights and reads the hint, and may use the student's keys and values."""
         return self.passes.rides and any(
-            (self._weights_of(v), v.context, v.grad) == ("live", "hint", False) for v in self._views.values()
+            (self._weights_of(v), label, v.grad) == ("live", "hint", False) for v, label in self._views.values()
         )
 
     def _not_finite(self, what: str, rows: Sequence[TraceRow], gradients: bool) -> NoReturn:
@@ -254,43 +258,47 @@ class HintTrainer(Trainer):
         """The terms of one kind of slot, summed over slots."""
         slots, step = [s for _, s in placed], self.state.global_step
         hidden = torch.cat([done.hidden[s.key] for s in slots])
-        made: dict[str, InStepView] | None = None
-        if kind == "hint" and self._views:
-            made = self._in_step(placed, done, hidden)
+        made = self.views_in_step(placed, done, hidden) if kind == "hint" else None
+        if made is not None:
             value, metrics = self.terms.in_step(slots, hidden, self.head, made, step)
         else:
             value, metrics = self.terms.stored(kind, slots, hidden, self.head, step)
         self.meter.add(kind, placed, hidden, metrics, made, step)
         return value
 
-    def _in_step(self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor) -> dict[str, InStepView]:
-        """The views that the recipe reads; one pass for each pair of weights and context."""
+    def views_in_step(
+        self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor
+    ) -> dict[str, InStepView] | None:
+        """Make the views that the recipe reads, one pass for each pair of weights and context; None where targets are stored."""
+        if not self._views:
+            return None
         made: dict[tuple[str, str, bool], InStepView] = {}
         own = InStepView(hidden, self.head.spec, is_students=True)
         out: dict[str, InStepView] = {"student": own}
-        for name, view in self._views.items():
+        for name, (view, label) in self._views.items():
             weights = self._weights_of(view)
-            if (weights, view.context) == ("live", "plain"):
+            if (weights, label) == ("live", "plain"):
                 out[name] = own
                 continue
-            key = (weights, view.context, view.grad)
+            key = (weights, label, view.grad)
             if key not in made:
-                made[key] = self._view(placed, done, weights, view)
+                made[key] = self._view(placed, done, key)
             out[name] = made[key]
         return out
 
-    def _view(self, placed: Sequence[Placed], done: StudentPass, weights: str, view: View) -> InStepView:
-        hinted = view.context == "hint"
-        if view.grad:
+    def _view(self, placed: Sequence[Placed], done: StudentPass, view: tuple[str, str, bool]) -> InStepView:
+        """A view by whose weights it has, its context and whether it has a gradient."""
+        weights, context, grad = view
+        if grad:
             # the model itself: DistributedDataParallel counts its own forward passes, one for each backward pass
-            found = self.passes.with_gradient(self.owner, placed, hinted)
+            found = self.passes.with_gradient(self.owner, placed, context)
             return InStepView(torch.cat([found[s.key] for _, s in placed]), self.head.spec)
         with torch.no_grad(), self._as(weights) as teacher:
             with lockstep(teacher):
-                if weights == "live" and self._ride and hinted:
+                if weights == "live" and self.rides and context == "hint":
                     found = self.passes.riding(teacher, done, placed)
                 else:
-                    found = self.passes.apart(teacher, placed, hinted)
+                    found = self.passes.apart(teacher, placed, context)
             hidden, head = torch.cat([found[s.key] for _, s in placed]), OutputHead(teacher)
             spec = head.spec
             if spec is None or not self.terms.chunked["hint"]:
@@ -301,12 +309,12 @@ class HintTrainer(Trainer):
             bias = None if spec.bias is None else keep(spec.bias.detach())
             return InStepView(hidden, type(spec)(keep(spec.weight.detach()), bias, spec.scale, spec.softcap))
 
-    def _accompany(self) -> Tensor:
+    def accompany(self) -> Tensor:
         """0 from a process without a hint: under FSDP2 it takes part in every pass that others make for their views."""
         done: set[tuple[str, str, bool]] = set()
         nothing = torch.zeros((), device=self.passes.device)
-        for view in self._views.values():
-            key = (self._weights_of(view), view.context, view.grad)
+        for view, label in self._views.values():
+            key = (self._weights_of(view), label, view.grad)
             if key in done or key[:2] == ("live", "plain"):
                 continue
             done.add(key)

@@ -99,7 +99,7 @@ class Watch:
         """Means over one set: over tokens, and over steps for the probability of ending one."""
         placed = places(rows)
         # without gradient rows may share what they begin with, e.g. the tool schemas
-        each = _read([s for _, s in placed], passes.apart(model, placed, hinted=False), head)
+        each = _read([s for _, s in placed], passes.apart(model, placed, "plain"), head)
         return {name: float(values.double().mean()) for name, values in each.items()}
 
 

@@ -45,6 +45,8 @@ def test_the_key_of_a_job_of_the_first_arms_is_made_of_what_it_was_made_of(made)
     data = here.config.model_dump(mode="json", include={"rollout", "inject", "rescore", "train"})
     data = {name: of_the_record(value, name) for name, value in data.items()}
     own = {"episodes": 64, "budget": BUDGET, "tasks": {"v": ["v.0"]}, "train": {}}
+    # the checkout's folder is left out: a run that another checkout opened would be another one
+    data["rollout"]["environment"] = "examples/smollm2/errands.py:Errands"
     then = {**own, **data, "weights": "weights"}
     assert here.content() == then
     for arm in ("shared", "none", "targeted", "sft_corrected", "targeted_twins", "placebo", "wrong_hint"):
@@ -72,14 +74,11 @@ def test_a_newer_setting_counts_where_it_is_not_at_its_default():
     assert plan._older({**data, "newer": 3}, plain, "train", known) == {"batch_size": 8, "newer": 3}
 
 
-def test_another_checkout_of_the_same_environment_is_the_same_environment(made, tmp_path):
-    run = tmp_path / "seed0" / "shared" / "run"
-    run.mkdir(parents=True)
-    there = "/elsewhere/examples/smollm2/errands.py:Errands"
-    (run / "config.yaml").write_text(yaml.safe_dump({"rollout": {"environment": there}}))
-    assert made().content()["rollout"]["environment"] == there
-    other = made("rollout.environment=/elsewhere/examples/other/errands.py:Errands").content()
-    assert other["rollout"]["environment"] != there
+def test_another_checkout_of_the_same_environment_is_the_same_environment(made):
+    here = jobs.RealJob(made(), "targeted", 0).key()
+    for path, same in (("/elsewhere/examples/smollm2", True), ("/elsewhere/examples/other", False)):
+        there = jobs.RealJob(made(f"rollout.environment={path}/errands.py:Errands"), "targeted", 0)
+        assert (there.key() == here) is same
 
 
 def test_a_recipe_or_hint_that_says_something_else_is_another_job(made, tmp_path):

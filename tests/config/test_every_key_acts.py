@@ -187,6 +187,14 @@ INJECT: dict[str, Acts | Told] = {
     "roles": Acts("[system]", see.injected, RULED),
     "formats": Acts('{message: "({hint})"}', see.injected, RULED),
     "hint": Acts("placebo", see.injected, RULED),
+    "steps": Acts("every", see.injected, RULED),
+    "contexts.solutions": Told("tests/pipeline/test_contexts_run.py", "test_render_says_what_is_missing"),
+    "contexts.demonstrations": Told("tests/pipeline/test_contexts_run.py", "test_texts_by_task_in_both_forms"),
+    "contexts.file": Told("tests/injection/test_contexts.py", "test_texts_of_a_task_come_from_the_trace_first"),
+    "contexts.shown": Told(
+        "tests/injection/test_contexts.py", "test_rollouts_of_the_task_are_shown_and_never_ones_own"
+    ),
+    "contexts.max_tokens": Told("tests/injection/test_contexts.py", "test_a_document_has_a_bound_of_its_own"),
     "whole_step_without_quote": Acts("true", see.injected, RECORDED),
     "candidates": Acts("2", see.injected, RULED),
     "max_hint_tokens": Acts("3", see.injected, RULED),

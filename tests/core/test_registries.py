@@ -265,6 +265,15 @@ def test_a_hint_source_says_the_hint_and_meets_a_recipes_need(plugin, student_re
     assert not missing(recipe, available(TrainSection()) | extensions.HINT_SOURCES.get("first_sentence").meets)
 
 
+def test_a_context_maker_is_a_teachers_context_and_a_views(plugin, student_renderer, unknown_tool_case):
+    plugin("context_maker")
+    trace, finding, _ = unknown_tool_case
+    made = Injector(student_renderer, shipped_library(), InjectSection(hint="greeting")).inject(trace, finding)
+    assert made.hint == f"Hello, and mind step {finding.step}."
+    recipe = load_recipe("amplify", {"views": {"plain": {"context": "greeting"}}})
+    assert {v.context for v in recipe.used_views().values()} >= {"greeting"}
+
+
 def test_a_critic_reads_beside_the_others(plugin, weather_trace):
     with pytest.raises(ValueError, match="unknown critic `polite`"):
         CriticSection(use=("polite",))

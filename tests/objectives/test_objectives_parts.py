@@ -451,7 +451,7 @@ def test_scores_against_their_definitions():
         "ratio": (at(t, y) - at(s, y)).exp(),
         "surprisal": -at(s, y),
         "evidence": at(t, y) - at(b.views["plain"], y),
-        "contrast": at(t, y) - (at(b.views["wrong_1"], y) + at(b.views["wrong_2"], y)) / 2,
+        "contrast": at(t, y) - ((at(b.views["wrong_1"], y).exp() + at(b.views["wrong_2"], y).exp()) / 2).log(),
         "div": rkl(s, t),
         "div_forward": fkl(s, t),
         "teacher_max": t.exp().max(-1).values,

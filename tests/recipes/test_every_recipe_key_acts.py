@@ -14,8 +14,10 @@ from pydantic import BaseModel
 from support.golden_values import dense
 from support.train_observers import LIVE_TRAINING, trained
 
+from hintdistill.config import RunConfig, RunSection, TracesSection, TrainSection
 from hintdistill.core.errors import ConfigError
 from hintdistill.objectives.spans import span_mask
+from hintdistill.pipeline.contexts import further_views
 from hintdistill.recipes import Recipe, load_recipe, needs, parts
 from hintdistill.recipes.describe import document
 from hintdistill.recipes.values import Schedule
@@ -61,6 +63,13 @@ def needed(recipe: Recipe) -> Any:
     return [n.name for n in needs(recipe)]
 
 
+def told(recipe: Recipe) -> Any:
+    """What a run of it makes contexts of, for which steps, and whether there is a gate."""
+    data = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    config = RunConfig(run=RunSection(model="m"), traces=TracesSection(path=("t",)), train=TrainSection(recipe=data))
+    return config.injecting.hint, config.injecting.steps, config.rescoring.gate.enabled, further_views(recipe)
+
+
 def shown(recipe: Recipe) -> Any:
     """What `hintdistill recipes show` prints, without the keys."""
     return {k: v for k, v in document(recipe).items() if k != "recipe"}
@@ -100,10 +109,13 @@ TABLE: dict[str, tuple[Callable[[Recipe], Any], Change, Change]] = {
     "mechanism": (shown, {}, {"mechanism": ["objectives.divergences.rkl"]}),
     "extra_needs": (needed, {}, {"extra_needs": ["teacher_training"]}),
     "data.rollout.source": (needed, {}, {"data": {"rollout": {"source": "guided"}}}),
-    "data.hint.kind": (needed, {}, {"data": {"hint": {"kind": "solution"}}}),
+    "data.hint.kind": (told, {}, {"data": {"hint": {"kind": "solution"}}}),
+    "data.steps": (told, {}, {"data": {"steps": "every"}}),
+    "data.gate": (told, {}, {"data": {"gate": False}}),
+    "changed": (shown, {}, {"changed": "something"}),
     "controllers": (needed, {}, {"controllers": ["kat_buffer"]}),
     "views.weights": (needed, PARTIAL, {"views": {"part": {"weights": "external"}}}),
-    "views.context": (needed, PARTIAL, {"views": {"part": {"context": "wrong"}}}),
+    "views.context": (told, PARTIAL, {"views": {"part": {"context": "wrong"}}}),
     "teacher.update": (needed, {}, {"teacher": {"update": "initial"}}),
     "teacher.rate": (
         training("train.epochs=1"),
@@ -274,7 +286,7 @@ def test_a_partial_hint_says_its_share():
     recipe = load_recipe(
         "hint_sd", {"views": {"part": {"context": "partial", "rho": 0.25}}} | term(target={"loglin": {"part": 1.0}})
     )
-    assert recipe.used_views()["part"].rho == 0.25 and "partial_hints" in needed(recipe)
+    assert recipe.used_views()["part"].rho == 0.25 and "in_step_teacher" in needed(recipe)
 
 
 def test_a_biased_loss_has_to_be_accepted():
@@ -296,6 +308,7 @@ DIVERGENCES = {
     ("token_preference", "reference"): ("initial", "plain"),
     ("pg", "signal"): ("log", "softlog"),
     ("pg", "behaviour"): (None, "initial"),
+    ("pg", "gap_at"): ("now", "sampling"),
     ("pg", "clip_low"): (0.2, 0.9),
     ("pg", "clip_high"): (0.2, 0.01),
     ("pg", "cap"): (2.0, 0.1),
@@ -321,6 +334,7 @@ SHAPES = {
     ("threshold", "below"): (False, True),
     ("threshold", "otherwise"): (0.0, 0.5),
     ("threshold_abs", "at"): (0.1, 2.5),
+    ("dead_zone", "at"): (0.1, 2.5),
     ("top_frac", "rho"): (0.3, 0.7),
     ("quantile_below", "q"): (0.3, 0.7),
     ("sigmoid", "beta"): (1.0, 3.0),
@@ -347,6 +361,7 @@ SHAPES = {
     ("sign_gate", "agree"): (1.0, 0.3),
     ("sign_gate", "disagree"): (0.0, 0.6),
     ("rank_softmax", "tau"): (1.0, 0.2),
+    ("set_softmax", "tau"): (1.0, 0.2),
     ("identity", "power"): (1.0, 2.0),
     ("clamp", "low"): (-1.0, 0.1),
     ("clamp", "high"): (1.0, 0.2),
@@ -370,6 +385,7 @@ SCORES = {
     "exp_decay": "since_error",
     "equals": "in_quote",
     "freeze": "token_id",
+    "set_softmax": "rollout_ppl_S",
     "logistic_pos": "pos",
 }
 """What a shape reads here, where it is not the gap."""

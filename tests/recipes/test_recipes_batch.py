@@ -6,7 +6,7 @@ import torch
 
 from hintdistill.objectives import shapes, signals
 from hintdistill.recipes import load_recipe, parts, recipe_names
-from hintdistill.recipes.describe import document, per_micro_batch, text
+from hintdistill.recipes.describe import document, over_step, text
 
 LENGTHS = [9, 6]
 
@@ -25,6 +25,8 @@ def _is_batch_statistic(name: str, **parameters) -> bool:
 
     def weights(rows: list[torch.Tensor]) -> torch.Tensor:
         joined = torch.cat(rows)
+        if parts.SHAPES.get(name).reads_set:
+            joined = joined.abs()[:, None].expand(len(joined), 2)
         context = {"valid": torch.ones(len(joined), dtype=torch.bool), "lengths": [len(r) for r in rows]}
         return shapes.apply(name, joined, parameters, generator=torch.Generator().manual_seed(0), **context)[0]
 
@@ -45,27 +47,27 @@ def test_the_signals_are_what_the_signals_do():
     assert batch == parts.BATCH_SIGNALS
 
 
-def test_a_recipe_says_what_is_taken_per_micro_batch():
+def test_a_recipe_says_what_is_taken_over_a_step():
     tip = load_recipe("tip")
-    found = per_micro_batch(tip)
+    found = over_step(tip)
     assert (
         "terms.distill: weights of the shape minmax01" in found
         and "terms.distill: weights of the shape top_frac" in found
     )
     assert "terms.distill: normalize kept of its weights" in found
-    assert "taken per micro-batch, so train.micro_batch_size changes it:" in text(tip)
-    assert document(tip)["per_micro_batch"] == found
-    assert per_micro_batch(load_recipe("gndpo")) == ["terms.distill: the signal znorm"]
-    assert "normalize mean1" in str(per_micro_batch(load_recipe("fire")))
+    assert "taken over all rows of an optimiser step:" in text(tip)
+    assert document(tip)["over_step"] == found
+    assert over_step(load_recipe("gndpo")) == ["terms.distill: the signal znorm"]
+    assert "normalize mean1" in str(over_step(load_recipe("fire")))
     for name in ("targeted", "hint_sd", "eopd"):
         recipe = load_recipe(name)
-        assert per_micro_batch(recipe) == [] and "per micro-batch" not in text(recipe)
+        assert over_step(recipe) == [] and "taken over" not in text(recipe)
     level = {
         "terms": {"distill": {"weights": [{"score": "gap", "shape": "saturate", "c": 0.5}], "normalize": "per_row"}}
     }
-    assert per_micro_batch(load_recipe("targeted", level)) == []
+    assert over_step(load_recipe("targeted", level)) == []
     level["terms"]["distill"]["weights"][0].pop("c")
-    assert per_micro_batch(load_recipe("targeted", level)) == ["terms.distill: weights of the shape saturate"]
+    assert over_step(load_recipe("targeted", level)) == ["terms.distill: weights of the shape saturate"]
 
 
 def test_every_shipped_recipe_with_such_a_part_says_so():
@@ -75,4 +77,4 @@ def test_every_shipped_recipe_with_such_a_part_says_so():
         used = [
             e.name for e in parts.SHAPES.entries() if e.reads_batch and e.unless is None and f"shape='{e.name}'" in body
         ]
-        assert all(any(s in line for line in per_micro_batch(recipe)) for s in used), name
+        assert all(any(s in line for line in over_step(recipe)) for s in used), name

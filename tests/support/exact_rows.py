@@ -131,7 +131,7 @@ def reference(trainer, model, teacher, initial, rows=None) -> tuple[float, torch
     rows = rows if rows is not None else trainer.train_dataset.rows
     model.train()
     model.zero_grad()
-    names = trainer.recipe.used_views("hint") if trainer.config.target_source == "in_step" else {}
+    names = trainer.recipe.used_contexts("hint") if trainer.config.target_source == "in_step" else {}
     total = 0.0
     for kind in ("hint", "anchor"):
         placed = places(rows, kind)
@@ -141,14 +141,11 @@ def reference(trainer, model, teacher, initial, rows=None) -> tuple[float, torch
         student = torch.cat([logprobs(model, row.plain(s), s.length) for row, s in placed])
         if kind == "hint" and names:
             views = {"student": student}
-            for name, view in names.items():
+            for name, (view, label) in names.items():
                 if name != "student":
                     who = initial if view.weights == "initial" else teacher
                     with torch.set_grad_enabled(view.grad), who() as judge:
-                        read = [
-                            logprobs(judge, row.hinted(s) if view.context == "hint" else row.plain(s), s.length)
-                            for row, s in placed
-                        ]
+                        read = [logprobs(judge, row.read(s, label), s.length) for row, s in placed]
                     views[name] = torch.cat(read)
             batch = whole(slots, views, [0, 1, 2])
         else:

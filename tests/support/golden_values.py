@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from support.exact_rows import Doubled, loss_and_gradient, target_of, trainer_of
-from support.recipe_models import RUNNABLE, V, outcome_of, tiny
+from support.recipe_models import RUNNABLE, V, outcome_of, tiny, with_contexts
 
 from hintdistill.config import TrainSection
 from hintdistill.core.scores import Target
@@ -78,7 +78,7 @@ def stored_targets(model: Any) -> list[Target]:
             block = rng.integers(3, V, block_length)
             made = target_of(model, f"{name}{n}", name, trace, start, end, at, block)
             out.append(replace(made, span=(2, 4)))
-    return out
+    return with_contexts(out)
 
 
 def trained() -> list[tuple[str, str]]:
@@ -158,6 +158,8 @@ def facts() -> dict[str, torch.Tensor]:
     each = {n: torch.tensor(v, dtype=torch.float64).repeat_interleave(rows) for n, v in spread.items()}
     quoted = torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64)
     since = torch.tensor([-1.0, 0, 1, 2, 0, 1], dtype=torch.float64)
+    sets = torch.tensor([[2.0, 3.0, 6.0], [4.0, 1.5, float("nan")]], dtype=torch.float64).repeat_interleave(rows, 0)
+    each |= {"rollout_ppl_S": sets, "rollout_ppl_T": 1.0 + sets}
     return each | {
         "in_quote": quoted,
         "error_span": quoted,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import lru_cache
+
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -9,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from hintdistill.config import TrainSection
 from hintdistill.core.scores import Target
 from hintdistill.recipes import load_recipe, missing, reads_reward, recipe_names
+from hintdistill.recipes.parts import OWN_CONTEXTS
 from hintdistill.training.capabilities import available
 from hintdistill.training.reward import NO_OUTCOME, OutcomeData, OutcomeRow, TraceOutcome
 
@@ -61,3 +65,22 @@ def outcome_of(targets: list[Target], recipe) -> OutcomeData:
         if t.kind == "hint"
     ]
     return OutcomeData(ended, rows if recipe.coupling.kind == "additive" else [])
+
+
+@lru_cache(maxsize=1)
+def _labels() -> frozenset[str]:
+    """The names of all further contexts that shipped recipes read."""
+    used = [load_recipe(name).used_contexts() for name in recipe_names()]
+    return frozenset(label for each in used for view, label in each.values() if view.context not in OWN_CONTEXTS)
+
+
+def with_contexts(targets: list[Target], size: int = V) -> list[Target]:
+    """The hints with every further context that a shipped recipe's views read, in the hint's place, each of other tokens."""
+    labels, out = _labels(), []
+    for target in targets:
+        blocks = {
+            label: (target.insert_at, np.random.default_rng([7, *label.encode()]).integers(3, size, 5))
+            for label in sorted(labels)
+        }
+        out.append(replace(target, views=blocks) if target.kind == "hint" else target)
+    return out

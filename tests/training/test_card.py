@@ -215,6 +215,29 @@ def test_no_sentence_claims_what_was_not_done(document):
     assert "what another model says there under the hint" in external
 
 
+def test_a_changed_method_is_called_changed_and_no_context_is_claimed_that_no_row_had(document):
+    changed = json.loads(json.dumps(document))
+    changed["run"]["config"]["train"]["recipe"] = {"preset": "opsd", "data": {"hint": {"kind": "feedback"}}}
+    text = card_text(changed, {}, adapter=False, license_of={})
+    assert "the teacher reads critic, not solution" in row(text, "changed, so this is not that method")
+    assert "formula before the changes" in text and "- opsd" not in text.split("---")[1]
+    rows = document["train"]["hint_rows"]
+    assert f"a teacher read further context (`inject.hint: critic`) on {rows} of {rows} steps" in " ".join(text.split())
+    changed["train"]["contexts"] = {"hint": 0, "wrong": 3}
+    text = " ".join(card_text(changed, {}, adapter=False, license_of={}).split())
+    assert f"`wrong` on 3 of {rows} steps" in text and f"on {rows} of {rows} steps" not in text
+    changed["train"]["contexts"] = {"hint": 0}
+    assert "no teacher read more than the student did" in card_text(changed, {}, adapter=False, license_of={})
+    assert document["run"]["recipe"] == {
+        "name": "targeted",
+        "called": "targeted",
+        "lowers_error": document["run"]["recipe"]["lowers_error"],
+    }
+    changed["run"]["config"]["train"]["recipe"] = "rlsd"
+    text = " ".join(card_text(changed, {}, adapter=False, license_of={}).split())
+    assert "a sampled token which the teacher lowers: not by the teacher's doing (the verifier gives the sign" in text
+
+
 def test_a_card_of_a_run_without_a_gate_says_so_and_one_with_it_does_not(document):
     off = document | {"gate": document["gate"] | {"enabled": False}}
     assert "**The gate was off:**" in card_text(off, {}, adapter=False, license_of={})

@@ -1,0 +1,49 @@
+"""The command group of contexts: what teacher views read. Parse, call, print; no logic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hintdistill.cli.look import print_json, say
+from hintdistill.cli.options import Json, Overrides
+
+contexts_app = typer.Typer(help="List the context makers and show what they make.", no_args_is_help=True)
+
+
+@contexts_app.command("list")
+def contexts_list(as_json: Json = False) -> None:
+    """Every context maker: name, and what it is made of."""
+    from hintdistill.core.extensions import HINT_SOURCES
+
+    rows = [{"name": s.name, "reads": s.reads, "placements": list(s.placements)} for s in HINT_SOURCES.entries()]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['name']:<16} {row['reads']}")
+
+
+@contexts_app.command("render")
+def contexts_render(
+    config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
+    overrides: Overrides = None,
+    trace: Annotated[str | None, typer.Option(help="Only this trace, by its id.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Only this step.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many steps.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """What the teacher's views would read above each step, made and spliced as in a run; writes nothing."""
+    from dataclasses import asdict
+
+    from hintdistill.config.file import load_config
+    from hintdistill.planning.contexts import lines, preview
+
+    found = preview(load_config(config, overrides or []), trace, step, limit)
+    if as_json:
+        print_json(asdict(found))
+        return
+    for line in lines(found):
+        say(line)

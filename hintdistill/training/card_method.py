@@ -1,0 +1,54 @@
+"""What a model card may claim of a method: what the teacher read, on which steps, and what the student was pulled towards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hintdistill.config import TrainSection
+from hintdistill.recipes.describe import PROMISE
+
+SPAN_WORDS = {
+    "step": "the whole step",
+    "action": "the step without its reasoning",
+    "quote": "the quoted words",
+    "quote_weighted": "the whole step, the quoted words weighted up",
+    "suffix": "the quote and what follows it",
+}
+OWN = "hint"
+"""The teacher's own context among those that a summary counts."""
+
+
+def was_read(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """What was put into the teacher's context, and on how many of the trained steps: no context that no step had."""
+    contexts = facts.get("contexts")
+    if contexts is None:
+        return "a hint was put into the context of each"
+    rows, had = facts["hint_rows"], {n: c for n, c in contexts.items() if c}
+    if not had:
+        return f"no teacher read more than the student did (on {rows} steps)"
+    said = ", ".join(f"{'' if n == OWN else f'`{n}` '}on {c} of {rows} steps" for n, c in had.items())
+    return f"a teacher read further context (`inject.hint: {document['run']['hint']}`) {said}"
+
+
+def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """What the training pulled the student towards on hinted steps, no more than the recipe says."""
+    recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
+    who = {"initial": "the model itself", "external": "another model"}.get(
+        recipe.teacher.update, f"the model itself (weights: `{recipe.teacher.update}`)"
+    )
+    terms = {n: t for n, t in recipe.terms.items() if t.rows == "hint"}
+    how = " and ".join(f"`{t.divergence.kind}`" for t in terms.values())
+    spans = " and ".join(dict.fromkeys(SPAN_WORDS.get(t.span, f"`{t.span}`") for t in terms.values()))
+    read = facts.get("contexts")
+    under = " under the hint" if read is None or read.get(OWN) else ""
+    return f"what {who} says there{under} (loss: {how} over {spans})"
+
+
+def lowers(document: Mapping[str, Any]) -> str:
+    """A sentence on whether a token that the teacher lowers is lowered; nothing where it is, wherever it is sampled."""
+    recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
+    if recipe.lowers_error == "yes":
+        return ""
+    why = f" ({recipe.lowers_error_why})" if recipe.lowers_error_why else ""
+    return f" Whether that lowers a sampled token which the teacher lowers: {PROMISE[recipe.lowers_error]}{why}."
