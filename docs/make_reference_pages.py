@@ -22,6 +22,7 @@ from hintdistill.cli.main import app
 from hintdistill.config.removed import REMOVED
 from hintdistill.config.surface import meanings
 from hintdistill.recipes.library import REMOVED as REMOVED_OF_RECIPES
+from hintdistill.recipes.removed import NOT_BUILT
 from hintdistill.reporting.reasons import REASONS
 from hintdistill.reporting.ways_out import WAYS_OUT
 
@@ -221,6 +222,12 @@ def renamed() -> str:
     return "\n".join(["| key until 0.1 | in 0.2 |", "|---|---|", *rows, *ofs])
 
 
+def recipes_without() -> str:
+    """Return the recipes of 0.1 that 0.2 has no more, with what there is in their place."""
+    rows = [f"| `{name}` | {cell(found.need)} | {cell(found.instead)} |" for name, found in sorted(NOT_BUILT.items())]
+    return "\n".join(["| recipe | needs, and no run has | in its place |", "|---|---|---|", *rows])
+
+
 def unscored() -> str:
     """Return the reasons for which a finding was not scored, with the ways out."""
     rows = [f"| `{reason}` | {cell(why)} | {cell(out)} |" for reason, (why, out) in WAYS_OUT.items()]
@@ -235,7 +242,7 @@ def rejected() -> str:
 
 BLOCKS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
     "cli.md": (("commands", command_line),),
-    "upgrading.md": (("renamed", renamed),),
+    "upgrading.md": (("renamed", renamed), ("recipes", recipes_without)),
     "troubleshooting.md": (("unscored", unscored), ("rejected", rejected)),
 }
 """Page → its generated blocks."""
