@@ -94,7 +94,7 @@ def export(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether an export wrote the folder."""
+    """Return whether an export wrote the folder."""
     path = folder / CARD
     if not path.is_file():
         return False

@@ -20,7 +20,7 @@ _RELATIVE = re.compile(r"\.\./[^\s,\]:#]+")
 
 
 def shipped() -> dict[str, Path]:
-    """The shipped configurations by name."""
+    """Return the shipped configurations by name."""
     return {p.stem: p for p in sorted((data_root() / "configs").glob("*.yaml"))}
 
 
@@ -32,7 +32,7 @@ def _file(name: str) -> Path:
 
 
 def about(path: Path) -> str:
-    """The first sentence of the comment at the top of a configuration."""
+    """Return the first sentence of the comment at the top of a configuration."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

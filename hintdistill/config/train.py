@@ -15,7 +15,7 @@ from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
 
 WHOLE_RATE, ADAPTER_RATE = 2e-4, 1e-3
-"""Learning rates where none is configured: of whole weights, and of adapters."""
+"""Learning rates if none is configured: of whole weights, and of adapters."""
 
 
 class AnchorSection(Section):
@@ -253,7 +253,7 @@ class TrainSection(Section):
 
     @property
     def _beyond_stored(self) -> str | None:
-        """Why stored targets do not do for the recipe; None where they do."""
+        """Why stored targets do not do for the recipe; None if they do."""
         wanted = (n.why for n in needs(self.effective_recipe) if n.name in ("in_step_teacher", "full_vocabulary"))
         return next(wanted, None)
 
@@ -270,17 +270,18 @@ class TrainSection(Section):
 
 
 def _weighed(recipe: Recipe, kind: str, weight: float, default: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's terms on this kind of row without weight, or the one named like it with this coefficient."""
+    """Return the recipe's terms on this kind of row without weight, or the one named like it with this coefficient."""
     if weight == 0:
         return {n: None for n, t in recipe.terms.items() if t.rows == kind}
     return {kind: {**({} if kind in recipe.terms else default), "coef": weight}}
 
 
 def default_anchor() -> dict[str, Any]:
-    """The anchor of the default recipe, as a recipe file says it."""
+    """Return the anchor of the default recipe, as a recipe file says it."""
     return load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 def default_twin() -> dict[str, Any]:
-    """The term of twins, as a recipe file says it: the default recipe's anchor, each twin weighing as much as a hint."""
+    """Return the term of twins, as a recipe file says it: the default recipe's anchor, each twin weighing as much as a
+    hint."""
     return default_anchor() | {"rows": "twin", "coef": 1.0}

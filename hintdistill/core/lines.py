@@ -22,7 +22,7 @@ class TimeLine:
 
 
 def fit(points: Sequence[tuple[float, float, float]]) -> TimeLine:
-    """The line through (operations, positions, seconds); no coefficient below zero.
+    """Return the line through (operations, positions, seconds); no coefficient below zero.
 
     Sizes differ by orders of magnitude, so it is relative errors that are made small.
     """

@@ -164,7 +164,8 @@ class ServerBackend:
 
 
 def read_reply(body: str, url: str) -> Reply:
-    """The answer in a response's body. Raises NoCompletionError where it is none; no choices at all are an empty answer."""
+    """Return the answer in a response's body. Raises NoCompletionError if it is not one; no choices at all are an empty
+    answer."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -22,7 +22,7 @@ _CALL = re.compile(r"\"(?:name|arguments|tool_calls|function)\"\s*:", re.IGNOREC
 
 
 def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> TwinEdit:
-    """The edit that a critic states as quotes and replacements.
+    """Return the edit that a critic states as quotes and replacements.
 
     Raises:
         TwinError: a quote does not stand exactly once in what the step could read (`count`), or there are too many (`too_many`).
@@ -37,7 +37,7 @@ def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> T
 
 
 def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
-    """Raise TwinError where an edit does what no critic's edit may; see the module.
+    """Raise TwinError if an edit does what no critic's edit may; see the module.
 
     Args:
         edited: the trace under the edit.

@@ -58,7 +58,7 @@ def train_beside(run: Path, name: str, overrides: Sequence[str], console: Consol
 
 
 def _same_targets(own: RunConfig, config: RunConfig) -> None:
-    """Raises ConfigError where the rescore stage would store other targets."""
+    """Raise ConfigError if the rescore stage would store other targets."""
     one, other = (c.train.effective_recipe for c in (own, config))
     differ = {
         "train.recipe.teacher": one.teacher != other.teacher,

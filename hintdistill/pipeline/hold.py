@@ -24,7 +24,7 @@ ALSO_TRAINED = "also_trained"
 
 
 def read(ctx: RunContext) -> None:
-    """Read the files of `train.hold.path`; nothing where none is named.
+    """Read the files of `train.hold.path`; nothing if none is named.
 
     Raises:
         InputError: a path does not exist.
@@ -40,7 +40,7 @@ def read(ctx: RunContext) -> None:
 
 
 def play(ctx: RunContext) -> None:
-    """Play the split of `train.hold.split` with the initial policy; nothing where none is named or it was played before.
+    """Play the split of `train.hold.split` with the initial policy; nothing if none is named or it was played before.
 
     Raises:
         ConfigError: the environment has no such split.
@@ -141,22 +141,22 @@ def _row(outcome: Trace | Failure, trained: set[str]) -> dict[str, Any]:
 
 
 def load(ctx: RunContext) -> list[tuple[str, Trace]]:
-    """The current hold traces with their keys, in reading order, all in memory."""
+    """Return the current hold traces with their keys, in reading order, all in memory."""
     return list(each(ctx))
 
 
 def each(ctx: RunContext) -> Iterator[tuple[str, Trace]]:
-    """The current hold traces with their keys, in reading order, one at a time."""
+    """Return the current hold traces with their keys, in reading order, one at a time."""
     return ((r["key"], Trace.model_validate(r["trace"])) for r in _current(ctx) if "trace" in r)
 
 
 def keys(ctx: RunContext) -> list[str]:
-    """The row keys of the current hold traces and of the records that were none."""
+    """Return the row keys of the current hold traces and of the records that were none."""
     return (ctx.rundir.index("hold") or []) if ctx.config.train.hold.given else []
 
 
 def counts(ctx: RunContext) -> dict[str, Any] | None:
-    """Return how many hold traces there are, and what was not one by reason; None where none were asked for."""
+    """Return how many hold traces there are, and what was not one by reason; None if none were asked for."""
     failed, traces = Counter[str](), 0
     for row in _current(ctx):
         traces += "trace" in row

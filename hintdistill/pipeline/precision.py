@@ -22,7 +22,7 @@ SHARE = 0.5
 
 
 def shortest(hints: Sequence[HintItem]) -> list[HintItem]:
-    """Those whose steps are read twice."""
+    """Return those whose steps are read twice."""
     return sorted(hints, key=lambda h: (len(h.injection.plain_ids), h.key))[:STEPS]
 
 

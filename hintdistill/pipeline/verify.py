@@ -40,7 +40,8 @@ class Damage:
 
 
 def damages(run: RunDir) -> list[Damage]:
-    """What of a run folder is damaged, in its rounds too. Raises InputError where its manifest cannot be read."""
+    """Return what of a run folder is damaged, in its rounds too. Raises InputError if its manifest cannot be
+    read."""
     run.manifest()
     within = (p for pattern in ("rounds/*/run", f"{SHARDS}/*-of-*") for p in run.path.glob(pattern) if p.is_dir())
     folders = [run.path, *sorted(within)]

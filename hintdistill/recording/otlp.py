@@ -15,7 +15,7 @@ JSON_TYPE, PROTOBUF_TYPE = "application/json", "application/x-protobuf"
 
 
 def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 1 << 30) -> dict[str, Any]:
-    """The request as OTLP's JSON: ids in hexadecimal digits.
+    """Return the request as OTLP's JSON: ids in hexadecimal digits.
 
     Raises:
         TraceError: the body is no OTLP request of that type, or larger than `max_bytes` when it is unpacked.
@@ -34,7 +34,7 @@ def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 
 
 
 def unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """The body without its gzip. Raises TraceError where it is none, or unpacks to more than `max_bytes`."""
+    """Return the body without its gzip. Raises TraceError if it is not one, or unpacks to more than `max_bytes`."""
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":

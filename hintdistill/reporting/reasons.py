@@ -29,5 +29,5 @@ REASONS: Mapping[str, str] = {
 
 
 def explained(reason: str) -> str:
-    """What a reason means, in a sentence; a reason of a plug-in has none here."""
+    """Return what a reason means, in a sentence; a reason of a plug-in has none here."""
     return REASONS.get(reason, "No explanation is written for this reason; see the gate or plug-in that gave it.")

@@ -99,7 +99,7 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
 
 
 def show_verdict(document: Mapping[str, Any], console: Console) -> None:
-    """The sentence and the figures that stand on top of the page, regressions first and marked."""
+    """The sentence and the figures that are on top of the page, regressions first and marked."""
     found = verdict(document)
     console.print()
     style = "bold red" if found.worse else "bold"
@@ -113,7 +113,7 @@ def show_verdict(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
-    """What trained, and whether it lowers what the teacher lowers where that is not so everywhere; nothing in reports of before."""
+    """What trained, and whether it lowers what the teacher lowers if that is not so everywhere; nothing in reports of before."""
     if recipe is None:
         return
     lowers = (
@@ -125,7 +125,7 @@ def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:
-    """Which findings have a twin, by class, and what the policy does in them; nothing where none was scored."""
+    """Which findings have a twin, by class, and what the policy does in them; nothing if none was scored."""
     if twins is None:
         return
     classes = ", ".join(f"{printable(n)} {x['covered']}/{x['findings']}" for n, x in twins["by_class"].items())

@@ -101,7 +101,7 @@ OTHER = (
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """The section of the page: reasons with their ways out, then the findings."""
+    """Return the section of the page: reasons with their ways out, then the findings."""
     left = document["unscored"]
     if not left:
         return ""

@@ -74,7 +74,7 @@ class GuardedEnvironment:
         return reply
 
     def close(self) -> None:
-        """Let the environment go; its own `close` is called where it has one."""
+        """Let the environment go; its own `close` is called if it has one."""
         close = getattr(self._environment, "close", None)
         if callable(close):
             self._calls.put((close, Future()))

@@ -50,7 +50,7 @@ class GymnasiumSuite:
             actions: a name for each discrete action; default `action_0`, `action_1`, …
             max_turns: assistant messages after which an episode is over; default: the environment's own limit.
             success: sum of the episode's rewards → reward of the trace.
-            opening: what stands between goal and first observation: a demonstration, whose assistant messages are `given=True`.
+            opening: what is between goal and first observation: a demonstration, whose assistant messages are `given=True`.
             settings: passed to `gymnasium.make`.
 
         Raises:
@@ -94,7 +94,7 @@ class GymnasiumSuite:
         return out
 
     def make(self) -> Environment:
-        """A fresh environment."""
+        """Return a fresh environment."""
         return GymnasiumEnvironment(self)
 
     def check(self, trace: Trace) -> list[Finding]:

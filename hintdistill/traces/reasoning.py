@@ -48,7 +48,8 @@ def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 
 def thinking_text(value: Any) -> str | None:
-    """The text of thinking in whatever shape it has: a string, a part, a list of parts; None where none can be read."""
+    """Return the text of thinking in whatever shape it has: a string, a part, a list of parts; None if none can be
+    read."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -60,12 +61,12 @@ def thinking_text(value: Any) -> str | None:
 
 
 def _hides(value: Any) -> bool:
-    """Whether parts of the thinking cannot be read, e.g. are encrypted."""
+    """Return whether parts of the thinking cannot be read, e.g. are encrypted."""
     items = value if isinstance(value, list) else [value]
     return any(isinstance(i, Mapping) and not thinking_text(i) for i in items)
 
 
 def is_thinking(part: Any) -> bool:
-    """Whether a content part is thinking."""
+    """Return whether a content part is thinking."""
     what = part.get("type") if isinstance(part, Mapping) else None
     return isinstance(part, Mapping) and ((isinstance(what, str) and what in PARTS) or part.get("thought") is True)

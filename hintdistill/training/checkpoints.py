@@ -22,12 +22,12 @@ MODEL, OPTIMIZER, SCHEDULER = "pytorch_model_fsdp.bin", "optimizer.bin", "schedu
 
 
 def written_under_fsdp(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint is FSDP2's."""
+    """Return whether a checkpoint is FSDP2's."""
     return any(Path(checkpoint).glob("pytorch_model_fsdp*"))
 
 
 def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
-    """Raises ConfigError for a checkpoint that this run cannot go on from."""
+    """Raise ConfigError for a checkpoint that this run cannot go on from."""
     theirs = written_under_fsdp(checkpoint)
     if fsdp and not theirs:
         raise ConfigError(
@@ -48,7 +48,8 @@ def seal(checkpoint: Path) -> None:
 
 
 def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
-    """What is wrong with the files of a checkpoint, None where nothing is seen: one is cut, or no file of its kind.
+    """Return what is wrong with the files of a checkpoint, None if nothing is seen: one is cut, or no file of its
+    kind.
 
     Args:
         every_byte: also read the checksums that were taken as it was written; of a checkpoint without them, which a release
