@@ -55,7 +55,7 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
         return trace
     if len(trace.messages) != len(messages):
         raise ArgumentError(
-            "hd.Message objects stand among messages that the reader takes apart or joins; pass one kind only"
+            "hd.Message objects are mixed with messages that the reader must convert; pass one kind only"
         )
     # what a Message knows beyond a chat message (ids, fidelity) is kept as it is
     kept = tuple(m if isinstance(m, Message) else t for m, t in zip(messages, trace.messages, strict=True))

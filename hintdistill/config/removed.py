@@ -51,7 +51,7 @@ REMOVED: dict[str, str] = {
     **{f"critic.{c}.price_{way}": _PRICE.format(c) for c in ("llm", "strong") for way in ("in", "out")},
     "ablate": "the ablation has its own config, benchmarks/ablation/ablate.yaml; run `python -m benchmarks.ablation`",
     "rollout.parser": "leave it out: `hermes` is the one parser there is",
-    "rollout.sample.backend": "rollout.sample.server.base_url says it: the server samples where it is set",
+    "rollout.sample.backend": "set rollout.sample.server.base_url: if it is set, the server samples",
 }
 """Key → what to write instead."""
 

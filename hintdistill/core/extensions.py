@@ -109,8 +109,8 @@ _CONTEXTS = (
     _context("peers", "successful and failed rollouts of the task, its own left out", rollouts=True),
     _context("attempt_success", "a rollout that succeeded, how it ended unsaid", rollouts=True),
     _context("attempt_failure", "a rollout that failed, how it ended unsaid", rollouts=True),
-    _context("own_success", "the trace itself, where it succeeded", document=True),
-    _context("verified", "the trace itself, where it succeeded, else another rollout that did", rollouts=True),
+    _context("own_success", "the trace itself, if it succeeded", document=True),
+    _context("verified", "the trace itself, if it succeeded, else another rollout that did", rollouts=True),
     _context("bcq", "a successful and a failed rollout of the task, which is which unsaid", rollouts=True),
     _context("ncq", "failed rollouts of the task", rollouts=True),
 )

@@ -281,7 +281,7 @@ class HttpClient:
             return RedirectError(
                 f"{self.url} answered {answer.status} and sends the request on to {target}; redirects are not followed, "
                 "because the request holds trace text",
-                hint=f"where that server may read it, name it in {self.server.section}.base_url",
+                hint=f"if that server may read it, name it in {self.server.section}.base_url",
             )
         return StatusError(f"{self.url} refused: {answer.status}: {answer.said}", answer.status, answer.said)
 

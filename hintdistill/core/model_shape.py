@@ -198,7 +198,7 @@ def base_folder(folder: Path) -> Path:
         said = json.loads(adapter.read_text(encoding="utf-8"))
         base, revision = said["base_model_name_or_path"], said.get("revision")
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{adapter} does not name the model it stands on: {error}") from None
+        raise ModelError(f"{adapter} does not name its base model: {error}") from None
     return resolve_model(str(base), revision)
 
 

@@ -137,7 +137,7 @@ def unloadable(what: str, error: Exception) -> ModelError:
     code, it says so."""
     if "trust_remote_code" in str(error):
         return ModelError(
-            f"cannot load {what}: it needs Python code that stands in the model folder",
+            f"cannot load {what}: it needs Python code from the model folder",
             hint="read that code; run.trust_remote_code=true (load_engine: trust_remote_code=True) lets it run as you",
         )
     return ModelError(f"cannot load {what}: {error}")

@@ -253,7 +253,7 @@ class LLMCritic:
             message = asker.trace.step(f.step)
             quote_in, call = placed(f.quote, f.quote_in, f.call, message)
             if (quote_in, call) != (f.quote_in, f.call):
-                notes.append(f"step {f.step}: the quote does not stand where its critic puts it; looked for everywhere")
+                notes.append(f"step {f.step}: the quote is not where its critic puts it; searched everywhere")
             finding = Finding(
                 step=f.step,
                 error_class=f.error_class.strip() or "other",

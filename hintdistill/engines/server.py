@@ -234,7 +234,7 @@ class ServerEngine:
         try:
             data = json.loads(answer.body)
         except (ValueError, RecursionError) as error:
-            raise ServiceError(f"{self.base_url} answered with something that is no JSON: {error}") from None
+            raise ServiceError(f"{self.base_url} did not answer with JSON: {error}") from None
         if not isinstance(data, dict):
             raise ServiceError(f"{self.base_url} answered with something else than a JSON object: {answer.text[:300]}")
         return data

@@ -99,13 +99,13 @@ class Context:
             if rest and self.recorded[-rest:] != tuple(ids[at:]):
                 raise SpliceError(
                     "the recorded context does not end as this template prints it, so the hint has no exact place",
-                    hint="traces.token_ids=ignore renders the trace anew",
+                    hint="traces.token_ids=ignore renders the trace again",
                 )
             return len(self.recorded) - rest
         if self.recorded[:at] != tuple(ids[:at]):
             raise SpliceError(
                 "the recorded context does not begin as this template prints it, so the hint has no exact place",
-                hint="traces.token_ids=ignore renders the trace anew",
+                hint="traces.token_ids=ignore renders the trace again",
             )
         return at
 

@@ -298,7 +298,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
         results.append(i)
     failed = [i for i in results if _FAILS.search(case.before[i].content or "")]
     if not failed:
-        raise TwinError("no_edit", "no failing observation stands right above the step")
+        raise TwinError("no_edit", "there is no failing observation right above the step")
     at = failed[0]
     text = case.before[at].content or ""
     known = "\n".join(m.content or "" for m in case.before)

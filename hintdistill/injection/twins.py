@@ -158,7 +158,7 @@ class _Draft:
         """Take out a run of messages, with the results of every call among them."""
         first, end = run
         if end > self.at:
-            raise TwinError("beyond_step", f"message {end - 1} does not stand above the step")
+            raise TwinError("beyond_step", f"message {end - 1} is not above the step")
         following = self.trace.messages[end : self.at + 1]
         if any(self.trace.messages[i].tool_calls for i in range(first, end)) and following[0].role == "tool":
             raise TwinError("edits_a_step", f"message {end} answers a call that is taken out")
@@ -175,7 +175,7 @@ class _Draft:
                 raise TwinError("count", f"there is no tool {r.index}")
             return json.dumps(schema, ensure_ascii=False)
         if r.index >= self.at:
-            raise TwinError("beyond_step", f"message {r.index} does not stand above the step")
+            raise TwinError("beyond_step", f"message {r.index} is not above the step")
         if self.trace.messages[r.index].role == "assistant":
             raise TwinError("edits_a_step", f"message {r.index} is an earlier step, which keeps its tokens")
         return self.contents[r.index] or ""
@@ -188,7 +188,7 @@ def _schema(text: str, last: bool) -> dict[str, Any] | None:
         value = json.loads(text)
     except ValueError as error:
         if last:
-            raise TwinError("not_a_schema", f"the edited schema is no JSON: {error}") from None
+            raise TwinError("not_a_schema", f"the edited schema is not JSON: {error}") from None
         return None
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):

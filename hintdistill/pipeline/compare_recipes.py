@@ -72,7 +72,7 @@ class RecipeArm:
         try:
             value = float(rate) if at else None
         except ValueError:
-            raise ConfigError(f"{word}: {rate!r} is no learning rate", hint=f"{name}@3e-5") from None
+            raise ConfigError(f"{word}: {rate!r} is not a learning rate", hint=f"{name}@3e-5") from None
         if value is not None and not value > 0:
             raise ConfigError(f"{word}: a learning rate is greater than 0")
         return cls(name, value)

@@ -125,7 +125,7 @@ def run_on_ray(
         again = command(folder, failed[0].shard, until, None)
         raise ServiceError(
             f"{len(failed)} of {of} shards failed, the first {failed[0].shard}: {failed[0].failure}",
-            hint=f"the same command goes on with them; one alone: {again}",
+            hint=f"the same command continues them; one alone: {again}",
         )
     merge(folder, console, trust=trust)
     return folder

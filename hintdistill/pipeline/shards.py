@@ -212,7 +212,7 @@ def read_once(config: RunConfig, folder: Path, console: Console, file: str | Non
                 f"{folder} holds a run that has been critiqued as a whole"
                 if "merged" not in shared.manifest()
                 else f"the shards of {folder} are merged",
-                hint=f"hintdistill run {shlex.quote(str(folder))} --resume goes on with it; another run.dir begins anew",
+                hint=f"hintdistill run {shlex.quote(str(folder))} --resume continues it; another run.dir starts a new run",
             )
         held = config.train.hold
         if shared.index("read") is None or (held.path and shared.index("hold") is None):

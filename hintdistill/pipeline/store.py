@@ -183,7 +183,7 @@ class RunDir:
             made = found.get("versions", {}).get("hintdistill", "an unknown release")
             raise ConfigError(
                 f"{self.path} was made by run schema {found['schema']} (hintdistill {made}); this release continues {RUN_SCHEMA}",
-                hint="run.dir= starts anew in another folder; `hintdistill show` and `report` still read this one",
+                hint="run.dir= starts a new run in another folder; `hintdistill show` and `report` still read this one",
             )
 
     def is_run(self) -> bool:

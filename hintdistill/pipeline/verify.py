@@ -106,7 +106,7 @@ def _of(folder: Path) -> Iterator[Damage]:
             yield Damage(path, f"{len(bad)} lines are not rows, the first is {bad[0]}", "they are left out", tuple(bad))
     for path in sorted(folder.glob("train/*/checkpoint-*")):
         if path.is_dir() and (seen := broken(path, every_byte=True)) is not None:
-            yield Damage(path, seen, "--resume goes on from the one before it, or from the start")
+            yield Damage(path, seen, "--resume continues from the one before it, or from the start")
     for name in ("report.json", "controls.json", "rounds.json"):
         if (folder / name).is_file():
             yield from _json(folder / name, object, "--resume writes it again")

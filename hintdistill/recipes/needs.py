@@ -73,7 +73,7 @@ def needs(recipe: Recipe) -> list[Need]:
     if teacher.weights == "round_start" and "initial" in recipe.used_names("hint"):
         add(
             ["in_step_teacher"],
-            "the view initial is not the stored plain view of a teacher that starts anew each round",
+            "the view initial is not the stored plain view of a teacher that starts again in each round",
         )
     if recipe.coupling.kind != "none":
         # no training plays an attempt again with aid

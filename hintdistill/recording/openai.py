@@ -125,7 +125,7 @@ class _Recorder:
         before = request.get("previous_response_id")
         if before is not None:
             if before not in self._items:
-                raise ValueError(f"the response {before} that this one goes on from was not recorded")
+                raise ValueError(f"the response {before} that this one continues was not recorded")
             read = [*self._items[before], *read]
         self._items[body["id"]] = [*read, *body.get("output", [])]
         while len(self._items) > KNOWN_RESPONSES:

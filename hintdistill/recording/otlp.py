@@ -29,7 +29,7 @@ def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 
     except (ValueError, RecursionError) as error:
         raise TraceError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("resourceSpans"), list):
-        raise TraceError("the body is no OTLP trace request: it has no list `resourceSpans`")
+        raise TraceError("the body is not an OTLP trace request: it has no list `resourceSpans`")
     return value
 
 
@@ -62,7 +62,7 @@ def _from_protobuf(body: bytes) -> dict[str, Any]:
     try:
         request.ParseFromString(body)
     except DecodeError as error:
-        raise TraceError(f"the body is no OTLP trace request: {error}") from None
+        raise TraceError(f"the body is not an OTLP trace request: {error}") from None
     value: dict[str, Any] = MessageToDict(request)
     for resource in value.get("resourceSpans", ()):
         for scope in resource.get("scopeSpans", ()):

@@ -24,7 +24,7 @@ REASONS: Mapping[str, str] = {
     "other_level": "Another level of hint is trained on for this finding.",
     "not_this_students_error": "These weights would hardly make the error (below rescore.gate.min_student_probability): "
     "the traces are probably of another student.",
-    "not_done_here": "The twin does not hold: the policy does not do in it what its edit makes right.",
+    "not_done_here": "The initial policy does not take the step in the edited context, so the twin holds nothing.",
 }
 
 

@@ -54,7 +54,7 @@ class GuardedEnvironment:
         try:
             json.dumps(start.tools, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise EnvironmentFailure(f"reset gave tools that are no JSON: {error}") from None
+            raise EnvironmentFailure(f"reset gave tools that are not JSON: {error}") from None
         return start
 
     def step(self, message: Message) -> Reply:
@@ -125,7 +125,7 @@ def _check_messages(where: str, messages: Any) -> None:
             message.model_dump_json()
         except (ValueError, RecursionError) as error:
             # lone surrogates, or objects in `extra`: no row could hold it and no tokenizer reads it
-            raise EnvironmentFailure(f"{where} returned a message that is no JSON: {error}") from None
+            raise EnvironmentFailure(f"{where} returned a message that is not JSON: {error}") from None
 
 
 def _is_number(value: Any) -> bool:

@@ -80,7 +80,7 @@ class Repeats:
         last = marks[-1]
         longer = self._inner.get(last)
         if longer is not None and longer[1] == context:
-            text = f"every message stands at the start of trace {longer[0]!r}, which goes on; that one is kept"
+            text = f"every message is at the start of trace {longer[0]!r}, which is longer; that one is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
         held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)

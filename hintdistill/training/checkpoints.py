@@ -31,12 +31,13 @@ def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
     theirs = written_under_fsdp(checkpoint)
     if fsdp and not theirs:
         raise ConfigError(
-            f"{checkpoint} was written without FSDP2", hint="go on without it, or delete the checkpoint to start anew"
+            f"{checkpoint} was written without FSDP2",
+            hint="continue without it, or delete the checkpoint to start again",
         )
     if theirs and not fsdp and not (Path(checkpoint) / MODEL).is_file():
         raise ConfigError(
             f"{checkpoint} is sharded",
-            hint="go on under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
+            hint="continue under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
         )
 
 
@@ -87,7 +88,7 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
             f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {said}",
-            hint="delete that folder; --resume then goes on from the one before it, or from the start",
+            hint="delete that folder; --resume then continues from the one before it, or from the start",
         ) from error
 
 

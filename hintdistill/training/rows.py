@@ -78,7 +78,7 @@ class TraceRow:
         if context not in slot.views:
             raise InputError(
                 f"{slot.key}: the target has no context `{context}`, which the recipe reads; it was made under another recipe",
-                hint="start a new run folder, or --resume with train.recipe, so that contexts are made anew",
+                hint="start a new run folder, or --resume with train.recipe, so that contexts are made again",
             )
         at, block = slot.views[context]
         return torch.cat([self.ids[:at], block, self.ids[at : slot.start + slot.length]])

@@ -98,7 +98,7 @@ class Tripwires:
                 continue
             crossing = Crossing(wire, value, bound, step)
             if self.section.action == "stop":
-                self._stop(str(crossing), f"{wire.advice}; with a wider bound --resume goes on from there")
+                self._stop(str(crossing), f"{wire.advice}; with a wider bound --resume continues from there")
             if wire.name not in self._told:
                 self._told.add(wire.name)
                 if self.warn is not None:

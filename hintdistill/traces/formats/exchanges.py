@@ -235,7 +235,7 @@ def traces_of(
     found = conversations(exchanges, runs)
     if not found:
         raise TraceError(
-            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or it stands under keys this "
+            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or it is under keys that this "
             "release does not know"
         )
     for n, (messages, tools, model) in enumerate(found, 1):

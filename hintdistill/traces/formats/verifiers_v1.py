@@ -89,7 +89,7 @@ def _parent(node: Node, index: int) -> int | None:
     if parent is None or parent == -1:
         return None
     if not isinstance(parent, int) or not 0 <= parent < index:
-        raise TraceError(f"node {index} has the parent {parent!r}, which does not stand before it")
+        raise TraceError(f"node {index} has the parent {parent!r}, which is not before it")
     return parent
 
 
