@@ -9,6 +9,7 @@ VENV_AGENTS ?= .venv-agents
 VENV_SCALE ?= .venv-scale
 VENV_BROWSER ?= .venv-browser
 VENV_DOCS ?= .venv-docs
+VENV_BFCL ?= .venv-bfcl
 BIN := $(VENV)/bin
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
 # without a GPU, the pinned CPU build of torch keeps several GB of CUDA packages away
@@ -16,7 +17,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser screenshots evidence-quick evidence-full real fuzz kill-test lint format docs docs-site bench gpu install install-vllm install-peers install-agents install-scale install-browser install-docs clean
+.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser test-bfcl screenshots evidence-quick evidence-full real fuzz kill-test lint format docs docs-site bench gpu rehearse install install-vllm install-peers install-agents install-scale install-browser install-bfcl install-docs clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -27,10 +28,10 @@ test: install
 	$(MAKE) -j2 --no-print-directory lint suite
 
 suite: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not vllm and not peers and not agents and not bfcl" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser --ignore tests/bfcl -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: install
-	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser
+	$(BIN)/pytest -m "slow" --ignore tests/peers --ignore tests/agents --ignore tests/scale --ignore tests/browser --ignore tests/bfcl
 
 test-vllm: install-vllm
 	$(VENV_VLLM)/bin/pytest tests/vllm
@@ -54,6 +55,10 @@ test-browser: install install-browser
 	@test -n "$(CHROMIUM)" || { echo "test-browser: no chromium on this machine (apt-get install chromium, or CHROMIUM=/path/to/it)"; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python tests/browser/make_pages.py build/pages $(RUN)
 	CHROMIUM="$(CHROMIUM)" $(VENV_BROWSER)/bin/pytest tests/browser --confcutdir tests/browser
+
+# BFCL's tasks and checkers as others wrote them, in an environment of a few packages without torch; without bfcl-eval this fails
+test-bfcl: install-bfcl
+	HINTDISTILL_BFCL=1 $(VENV_BFCL)/bin/pytest tests/bfcl --confcutdir tests/bfcl
 
 # the pictures of README and docs, taken by the browser tests; RUN=FOLDER of a finished quickstart
 screenshots: install install-browser
@@ -128,6 +133,11 @@ bench: install
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/quickstart.py
 
+# every section of benchmarks/gpu.py, tiny, on this CPU: two minutes
+rehearse: install
+	rm -rf build/rehearsal
+	$(BIN)/python benchmarks/gpu.py --rehearse --out build/rehearsal
+
 # everything that needs a GPU, section by section; OPTIONS=--rehearse runs the same code tiny on a CPU
 gpu: install
 	$(BIN)/python benchmarks/gpu.py $(OPTIONS)
@@ -170,6 +180,14 @@ $(VENV_AGENTS)/.installed: pyproject.toml constraints-cpu.txt
 	$(VENV_AGENTS)/bin/python -m pip install -q --disable-pip-version-check $(CONSTRAINTS) -e ".[agents]"
 	touch $@
 
+install-bfcl: $(VENV_BFCL)/.installed
+
+$(VENV_BFCL)/.installed: pyproject.toml requirements-bfcl.txt
+	$(PYTHON) -m venv $(VENV_BFCL)
+	$(VENV_BFCL)/bin/python -m pip install -q --disable-pip-version-check jinja2 jsonschema mpmath numpy pydantic pytest pyyaml
+	$(VENV_BFCL)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-bfcl.txt -e .
+	touch $@
+
 install-browser: $(VENV_BROWSER)/.installed
 
 $(VENV_BROWSER)/.installed: requirements-browser.txt
@@ -193,4 +211,4 @@ $(VENV_SCALE)/.installed: pyproject.toml constraints-cpu.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) $(VENV_BROWSER) $(VENV_DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) $(VENV_BROWSER) $(VENV_BFCL) $(VENV_DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

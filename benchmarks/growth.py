@@ -1,6 +1,6 @@
 """What grows with the number of traces: peak memory and processor seconds of each stage, at several sizes.
 
-    python benchmarks/growth.py [--sizes 2000 8000] [--rescore-most N] [--docs]
+    python benchmarks/growth.py [--sizes 600 1200 2400] [--rescore-most N] [--docs]
 
 The traces are made here, every one another task: a conversation of the shipped toolworld with words of its own, about one in three
 with an error that the rules find. Each stage runs in a process of its own, which continues the run, so that its peak of resident
@@ -133,7 +133,7 @@ def table(found: dict[int, dict[str, dict[str, float]]], grown: dict[str, dict[s
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 8000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[600, 1200, 2400])
     parser.add_argument("--rescore-most", type=int, default=10**9, help="larger sizes are not rescored")
     parser.add_argument("--docs", action="store_true")
     parser.add_argument("--stage")

@@ -92,7 +92,7 @@ class Setting:
 
     def config(self, arm: str | None) -> RunConfig:
         """The configuration of an arm's run; None: of the base run."""
-        given = [] if arm is None or arm == "targeted" else ["train.twins.weight=0"]
+        given = [] if arm is None or arm == "targeted" else ["train.twins.weight=0", "train.twins.per_finding=0"]
         if arm is not None:
             given.append(f"train.recipe={ARMS[arm][1]}")
         if arm == "gkd":

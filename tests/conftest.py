@@ -33,7 +33,7 @@ STUDENT = TOOLWORLD / "student"
 TEMPLATES = Path(__file__).parent / "templates"
 REAL_TRACES = ROOT.parent / "shared" / "traces"
 
-sys.path.insert(0, str(TOOLWORLD))
+sys.path[:0] = [str(TOOLWORLD), str(ROOT / "examples" / "bfcl")]
 
 WEATHER = {
     "type": "function",

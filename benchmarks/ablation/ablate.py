@@ -50,8 +50,9 @@ def plan_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
         )
     if config.rescore.engine.backend != "transformers":
         raise ConfigError("arms are scored by transformers, on the union of the views' top k; leave rescore.engine")
-    if "foreign" in a.arms and not a.foreign_traces:
-        raise ConfigError("the arm `foreign` needs ablate.foreign_traces")
+    for arm in {"foreign", "replay"} & {*a.arms}:
+        if not a.foreign_traces:
+            raise ConfigError(f"the arm `{arm}` needs ablate.foreign_traces")
     if "llm_critic" in a.arms and not a.llm_critic:
         raise ConfigError("the arm `llm_critic` needs ablate.llm_critic, the critic section it uses")
     _check_settings(config)
@@ -61,7 +62,7 @@ def plan_jobs(config: AblationConfig) -> tuple[list[Job], list[Job]]:
         (r, arm)
         for r in a.regimes
         for arm in (*a.arms, *(a.noise if r == first else ()))
-        if arm != "none" and (r == first or arm not in ("stale", "foreign", "hint_outcome"))
+        if arm != "none" and (r == first or arm not in ("stale", "foreign", "replay", "hint_outcome"))
     ]
     shared = [Job(regime, "shared", seed) for seed in a.seeds for regime in a.regimes]
     return shared, [Job(regime, arm, seed) for seed in a.seeds for regime, arm in arms]

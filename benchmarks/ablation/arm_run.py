@@ -112,15 +112,17 @@ def _round(bench: Bench, number: int, students: Sequence[Path]) -> tuple[dict[st
 
 
 def round_episodes(bench: Bench, number: int, students: Sequence[Path]) -> list[Episode]:
-    """The round's episodes: the student's own, those of the round before, or another policy's."""
+    """The round's episodes: the student's own, those of the round before, another policy's, or fresh steps at those."""
     arm, own = bench.job.arm, bench.loop.round_folder(number)
-    if arm == "foreign":
+    if arm in ("foreign", "replay"):
         found = [t for t in read_traces(bench.ablate.foreign_traces, ReadOptions()) if isinstance(t, Trace)]
         random.Random(seed_of("foreign", bench.salt(number))).shuffle(found)
-        episodes = [Episode(t.task_id or t.id, t) for t in found[: bench.config.rollout.sample.episodes]]
+        found = found[: bench.config.rollout.sample.episodes]
         own.mkdir(parents=True, exist_ok=True)
-        native.write(own / "rollouts.jsonl", [e.trace for e in episodes])
-        return episodes
+        if arm == "replay":
+            return bench.replayed(number, students[-1], found)
+        native.write(own / "rollouts.jsonl", found)
+        return [Episode(t.task_id or t.id, t) for t in found]
     if number == 1:
         # every arm starts from the same episodes of the same policy, whose critiques and targets are known already
         own.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@
 | sft_corrected | cross-entropy on steps that the hinted student sampled in place of erring ones, if the critic has no objection |
 | hint_outcome | `hint` beside an outcome reward on every step of the same rollouts, (L_RL + L_D)/2; it sees the success label too |
 | stale, foreign, llm_critic | `hint` on traces of the round before, on another policy's traces, with another critic |
+| replay | `hint` on single fresh steps of the student at the steps of those other traces (`rollout.source: replay`) |
 | step:p, alarm:p, hint:p | `hint` with a critic that is wrong that often, gate on or off |
 
 The controls (placebo, wrong_hint, random_step) have the gate off, because it would reject what they are made of. Every arm
@@ -41,7 +42,7 @@ from hintdistill.rollouts.hinted import play_hinted
 from hintdistill.rollouts.measure import options_of
 from hintdistill.rollouts.sampling import Episode, Sampler
 
-DISTILLED = ("hint", "hint_outcome", "stale", "foreign", "llm_critic")
+DISTILLED = ("hint", "hint_outcome", "stale", "foreign", "replay", "llm_critic")
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,15 @@ from typing import Any
 from benchmarks.ablation.jobs import Job, job_config
 from benchmarks.ablation.settings import AblationConfig
 from hintdistill.config import RunConfig
+from hintdistill.core.types import Trace
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.replaying import Replayer
 from hintdistill.pipeline.rounds import Loop
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rollouts.measure import Setting
+from hintdistill.rollouts.sampling import Episode
+from hintdistill.traces.formats import native
 
 
 class Bench:
@@ -68,6 +72,26 @@ class Bench:
             yield RunContext(config, rundir, self.console, self.loop.engines)
         finally:
             rundir.close()
+
+    def replayed(self, number: int, student: Path, recorded: Sequence[Trace]) -> list[Episode]:
+        """One fresh step of the student at every step of recorded traces, as `rollout.source: replay` samples them."""
+        folder = self.loop.round_folder(number)
+        native.write(folder / "recorded.jsonl", recorded)
+        data = self.config.model_dump(mode="json")
+        data["run"]["dir"] = str(folder / "recorded")
+        data["traces"] |= {"path": [str(folder / "recorded.jsonl")], "holdout": 0.0}
+        data["rollout"]["source"] = "replay"
+        # as many judged steps as the recorded traces have
+        data["rollout"]["sample"]["episodes"] = sum(len(t.own_steps) for t in recorded)
+        config = RunConfig.model_validate(data)
+        rundir = RunDir.create(folder / "recorded", config, resume=True)
+        try:
+            player = Replayer(RunContext(config, rundir, self.console, self.loop.engines))
+            episodes = player.episodes(number, student, folder)
+        finally:
+            rundir.close()
+        native.write(folder / "rollouts.jsonl", (e.trace for e in episodes if e.failure is None))
+        return episodes
 
     def salt(self, number: int) -> str:
         """The same for every arm of a seed, so that arms draw alike."""

@@ -18,7 +18,7 @@ from hintdistill.core.paths import contents
 from hintdistill.core.storage import content_key
 from hintdistill.pipeline.arms import changed, cross_entropy, training_content
 
-LIKE_HINT = ("stale", "foreign", "llm_critic", "hint_outcome", "step", "alarm", "hint")
+LIKE_HINT = ("stale", "foreign", "replay", "llm_critic", "hint_outcome", "step", "alarm", "hint")
 """Arms that are the method on other data, under another critic or beside a reward, and train as it does unless told otherwise."""
 
 
@@ -94,7 +94,9 @@ def job_key(config: AblationConfig, job: Job) -> str:
     data = contents(plain, RunConfig)
     train = None if job.arm == "shared" else training_content(own.train)
     ablate = contents(config.ablate.model_dump(mode="json"), AblateSection)
-    wanted = {"foreign": ["foreign_traces"], "llm_critic": ["llm_critic"]}.get(job.arm, [])
+    wanted = {"llm_critic": ["llm_critic"], "foreign": ["foreign_traces"], "replay": ["foreign_traces"]}.get(
+        job.arm, []
+    )
     weights = model_key(resolve_model(config.run.model)).weights
     return content_key("job", asdict(job), data, train, {k: ablate[k] for k in (*MEASURED, *wanted)}, weights)
 

@@ -15,6 +15,7 @@ NAMES = {
     "sft_corrected": "SFT on hinted corrections",
     "stale": "hint, traces one round stale",
     "foreign": "hint, another policy's traces",
+    "replay": "hint, fresh steps at another policy's prefixes",
     "llm_critic": "hint, LLM critic",
     "hint_outcome": "hint beside an outcome reward",
 }

@@ -25,6 +25,7 @@ Arm = Literal[
     "none",
     "stale",
     "foreign",
+    "replay",
     "llm_critic",
     "hint_outcome",
 ]
@@ -120,7 +121,7 @@ class AblateSection(Section):
     """Critic noise, each an arm: `step:50` a wrong step in half of the findings, `alarm:10` a false alarm on a tenth of the
     clean traces, `hint:25` a wrong hint text in a quarter; `+gate` appended: with the gate on."""
     foreign_traces: tuple[ConfigPath, ...] = ()
-    """Trace files of another policy, for the arm `foreign`."""
+    """Trace files of another policy, for the arms `foreign` and `replay`."""
     llm_critic: Annotated[dict[str, Any], PathMark("section", of=CriticSection)] = Field(default_factory=dict)
     """The `critic` section of the arm `llm_critic`, where it differs from `critic`."""
     train: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -32,7 +32,7 @@ def contexts_render(
     overrides: Overrides = None,
     trace: Annotated[str | None, typer.Option(help="Only this trace, by its id.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="Only this step.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many steps.")] = 3,
+    most: Annotated[int, typer.Option(min=1, help="At most so many steps.")] = 3,
     as_json: Json = False,
 ) -> None:
     """What the teacher's views would read above each step, made and spliced as in a run; writes nothing."""
@@ -41,7 +41,7 @@ def contexts_render(
     from hintdistill.config.file import load_config
     from hintdistill.planning.contexts import lines, preview
 
-    found = preview(load_config(config, overrides or []), trace, step, limit)
+    found = preview(load_config(config, overrides or []), trace, step, most)
     if as_json:
         print_json(asdict(found))
         return

@@ -127,7 +127,7 @@ class TracesSection(Section):
 
     path: tuple[ConfigPath, ...] = ()
     """A file, a folder, a glob, a zip, or a data set of the hub (`hf://owner/name?split=train&revision=main`), or several of them;
-    needed unless `run.rounds` is set."""
+    needed unless `run.rounds` is set; with `rollout.source=replay` the traces at whose steps the student acts."""
     tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces without schemas."""
     format: str = "auto"
@@ -333,12 +333,19 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _traces_or_rounds(self) -> RunConfig:
+        replays = self.rollout.source == "replay"
         if self.run.rounds is None and not self.traces.path:
             raise ValueError("traces.path is not set; name a trace file, or set run.rounds to sample fresh traces")
-        if self.run.rounds is not None and self.traces.path:
-            raise ValueError("run.rounds samples its own traces; leave traces.path empty (traces.path=[])")
-        if self.run.rounds is not None and not self.rollout.environment:
-            raise ValueError("run.rounds needs rollout.environment to sample in")
+        if replays and self.run.rounds is None:
+            raise ValueError("rollout.source=replay is a loop; set run.rounds (1 for one round)")
+        if replays and not self.traces.path:
+            raise ValueError("rollout.source=replay acts at steps of recorded traces; set traces.path")
+        if self.run.rounds is not None and self.traces.path and not replays:
+            raise ValueError(
+                "run.rounds samples its own traces; leave traces.path empty (traces.path=[]), or set rollout.source=replay"
+            )
+        if self.run.rounds is not None and not self.rollout.environment and not replays:
+            raise ValueError("run.rounds needs rollout.environment to sample in, or rollout.source=replay")
         if self.run.rounds is not None and "recorded" in self.critic.use:
             raise ValueError("recorded findings say nothing of fresh traces; use another critic with run.rounds")
         return self

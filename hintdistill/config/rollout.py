@@ -100,7 +100,7 @@ class StopSection(Section):
 class RolloutSection(Section):
     """The environment in which fresh traces are sampled and success is measured; none by default."""
 
-    newer: ClassVar[tuple[str, ...]] = ("overlap",)
+    newer: ClassVar[tuple[str, ...]] = ("overlap", "source")
 
     environment: ObjectPath | None = None
     """`path/to/file.py:Name` or `package.module:Name` of a TaskSuite."""
@@ -129,6 +129,10 @@ class RolloutSection(Section):
     """Let the server sample the next round's episodes while this round trains. They are one training old. Recipes
     with an importance ratio divide by their recorded log-probabilities."""
     stop: StopSection = StopSection()
+    source: Literal["environment", "replay"] = "environment"
+    """Where the traces of a round of the loop come from. `environment`: the student plays whole episodes; `replay`: no environment is
+    needed, the student acts once at steps of recorded traces (`traces.path`), of which `sample.episodes` are drawn each round. What
+    stood there in the recording, and what followed, is context for an LLM critic. After ReOPD (arXiv 2607.04763)."""
 
     @model_validator(mode="after")
     def _overlaps(self) -> RolloutSection:
@@ -136,4 +140,6 @@ class RolloutSection(Section):
             raise ValueError("overlap needs a server that samples: set sample.server.base_url")
         if self.overlap and self.sample.server.sleep:
             raise ValueError("with overlap the server samples while training runs, so it cannot sleep")
+        if self.overlap and self.source == "replay":
+            raise ValueError("overlap plays whole episodes while training runs; replay samples single steps")
         return self

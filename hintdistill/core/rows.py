@@ -222,6 +222,28 @@ class Lazy(Sequence[T], Generic[T]):
         raise IndexError(at)
 
 
+class Picked(Sequence[T], Generic[T]):
+    """Some members of a sequence, in an order of their own; each is taken anew, so that nothing of it is kept."""
+
+    def __init__(self, source: Sequence[T], numbers: Sequence[int]) -> None:
+        self._source, self._numbers = source, array("Q", numbers)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Picked[T]: ...
+
+    def __getitem__(self, at: int | slice) -> T | Picked[T]:
+        """One member, or some, of which nothing is taken yet."""
+        if isinstance(at, slice):
+            return Picked(self._source, self._numbers[at])
+        return self._source[self._numbers[at]]
+
+
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Lists of `size` items each, in order; the last one may be shorter."""
     walk = iter(items)

@@ -8,7 +8,7 @@ too narrow where seeds differ.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,14 +125,52 @@ def mean_over_groups(values: Sequence[float], groups: Sequence[str], n: int = 20
     Raises:
         ValueError: there are no values, or not as many groups.
     """
-    if not len(values) or len(values) != len(groups):
-        raise ValueError(f"{len(values)} values of {len(groups)} groups")
-    names, at = np.unique(np.asarray(groups), return_inverse=True)
-    data = np.asarray(values, float)
-    sums, counts = np.bincount(at, data, len(names)), np.bincount(at, minlength=len(names))
-    drawn = np.random.default_rng(seed).integers(len(names), size=(n, len(names)))
-    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
-    return Interval(float(data.mean()), float(low), float(high))
+    return means_over_groups([(values, groups)], n, seed)[0]
+
+
+AT_ONCE = 1 << 18
+"""Draws of groups that are in memory at once: 2,000 resamples of 30,000 groups would be half a gigabyte."""
+
+
+def means_over_groups(
+    measures: Sequence[tuple[Sequence[float], Sequence[str]]], n: int = 2000, seed: int = 0
+) -> list[Interval]:
+    """Means of several measures, each with its values and their groups; see `mean_over_groups`.
+
+    Every measure is resampled from the same seed, so those with equally many groups share their draws.
+
+    Raises:
+        ValueError: see `mean_over_groups`.
+    """
+    found, widths = list[Interval](), dict[int, list[int]]()
+    columns = list[tuple[np.ndarray, np.ndarray]]()
+    for i, (values, groups) in enumerate(measures):
+        if not len(values) or len(values) != len(groups):
+            raise ValueError(f"{len(values)} values of {len(groups)} groups")
+        names, at = np.unique(np.asarray(groups), return_inverse=True)
+        data = np.asarray(values, float)
+        columns.append((np.bincount(at, data, len(names)), np.bincount(at, minlength=len(names)).astype(float)))
+        widths.setdefault(len(names), []).append(i)
+        found.append(Interval(float(data.mean()), 0.0, 0.0))
+    for width, members in widths.items():
+        table = np.stack([column for i in members for column in columns[i]], 1)
+        drawn = _resampled_sums(table, width, n, seed)
+        for k, i in enumerate(members):
+            low, high = np.quantile(drawn[:, 2 * k] / drawn[:, 2 * k + 1], (0.025, 0.975))
+            found[i] = replace(found[i], low=float(low), high=float(high))
+    return found
+
+
+def _resampled_sums(table: np.ndarray, width: int, n: int, seed: int) -> np.ndarray:
+    """Sums [n, C] of the columns of a table [width, C] over `width` rows drawn with replacement, `n` times."""
+    rng, out = np.random.default_rng(seed), np.empty((n, table.shape[1]))
+    some = max(1, AT_ONCE // width)
+    for begin in range(0, n, some):
+        rows = min(some, n - begin)
+        drawn = rng.integers(width, size=(rows, width)) + width * np.arange(rows)[:, None]
+        # how often each row is drawn says all
+        out[begin : begin + rows] = np.bincount(drawn.ravel(), minlength=rows * width).reshape(rows, width) @ table
+    return out
 
 
 def bootstrap_ratio(numerator: Sequence[float], denominator: Sequence[float], n: int = 4000, seed: int = 0) -> Interval:

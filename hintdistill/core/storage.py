@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,13 @@ def write_atomic(path: Path, text: str) -> None:
     """
     with writing_aside(path) as aside:
         aside.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def write_pieces(path: Path, pieces: Iterable[str]) -> None:
+    """Write a text that comes in pieces, as `write_atomic` does; none but the present one is in memory."""
+    with writing_aside(path) as aside, aside.open("wb") as file:
+        for piece in pieces:
+            file.write(piece.encode("utf-8", "surrogatepass"))
 
 
 @contextmanager

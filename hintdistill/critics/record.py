@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from hintdistill.core.errors import ContextLengthError
-from hintdistill.core.types import Message, Trace
+from hintdistill.core.types import CONTINUATION, Message, Trace
 
 Count = Callable[[str], int]
 """Tokens of a text."""
@@ -86,12 +88,33 @@ def _shown(message: Message, step: int | None) -> dict[str, Any]:
     return line
 
 
+FOLLOWED = (
+    "In the recording, another step stood in the place of the last one above. That step and what followed it are the next "
+    "lines: they show how the environment answers, and are not to be judged."
+)
+"""Heads the recorded continuation of a trace whose last step was sampled anew."""
+
+
 def whole(trace: Trace) -> Excerpt:
-    """The whole trace; lines of the student carry their step number, given ones (demonstrations, greetings) do not."""
+    """The whole trace; lines of the student carry their step number, given ones (demonstrations, greetings) do not.
+
+    Where the last step was sampled anew, what was recorded in its place follows.
+    """
     steps = {at: k for k, at in enumerate(trace.step_indices) if k not in trace.given_steps}
-    return Excerpt(
-        tuple(ExcerptLine(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages))
-    )
+    lines = [ExcerptLine(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages)]
+    if recorded := _continuation(trace):
+        last = len(trace.messages) - 1
+        lines.append(ExcerptLine(encode({"note": FOLLOWED}), last))
+        lines += [ExcerptLine(encode({"recorded": True, **_shown(m, None)}), last) for m in recorded]
+    return Excerpt(tuple(lines))
+
+
+def _continuation(trace: Trace) -> list[Message]:
+    """What was recorded in the place of the last step; nothing where another program wrote something else under this key."""
+    try:
+        return [Message.model_validate(m) for m in trace.extra.get(CONTINUATION, ())]
+    except (ValidationError, TypeError):
+        return []
 
 
 def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[Excerpt]:

@@ -114,13 +114,33 @@ def _leaves(value: Any) -> Iterator[str]:
         yield value
 
 
-def _arguments_printed(call: ToolCall, text: str) -> bool:
-    """Whether the text holds the arguments of a call: as they were written, or every key and every string of them."""
-    if call.arguments_raw in text or squeezed(call.arguments_raw) in squeezed(text):
+class _Walked:
+    """A text in which words are looked for in the order in which they mostly stand: from the last place on, then from its beginning."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self._at = text, 0
+
+    def has(self, words: str) -> bool:
+        """Whether the text holds these words."""
+        place = self.text.find(words, self._at)
+        if place < 0:
+            place = self.text.find(words)
+        if place >= 0:
+            self._at = place + len(words)
+        return place >= 0
+
+
+def _arguments_printed(call: ToolCall, text: _Walked, lean: _Walked) -> bool:
+    """Whether a text holds the arguments of a call: as they were written, or every key and every string of them.
+
+    Args:
+        lean: the text without its white space.
+    """
+    if lean.has(squeezed(call.arguments_raw)):
         return True
     if call.arguments is None:
-        return any(form in text for form in _forms(call.arguments_raw))
-    return all(any(form in text for form in _forms(leaf)) for leaf in _leaves(call.arguments) if leaf.strip())
+        return any(text.has(form) for form in _forms(call.arguments_raw))
+    return all(any(text.has(form) for form in _forms(leaf)) for leaf in _leaves(call.arguments) if leaf.strip())
 
 
 def unprinted(before: Sequence[Message], tools: Sequence[dict[str, Any]], text: str) -> tuple[str, ...]:
@@ -186,8 +206,9 @@ def _missing_calls(calls: Sequence[tuple[int, ToolCall]], listed: set[Any], rest
         if shown < len(where):
             few[name] = shown
             yield f"{len(where) - max(shown, 0)} of {len(where)} calls of {name} (message {where[0]})"
+    walked, lean = _Walked(rest), _Walked(squeezed(rest))
     for i, call in calls:
-        if call.name not in few and not _arguments_printed(call, rest):
+        if call.name not in few and not _arguments_printed(call, walked, lean):
             yield f"arguments of {call.name} (message {i})"
 
 
@@ -207,9 +228,12 @@ def require_printed(message: Message, tail: str, where: str) -> None:
         shown = tail.count(name)
         if shown < wanted:
             missing.append(f"the call of {name}" if not shown else f"{wanted - shown} of {wanted} calls of {name}")
+    walked, lean = _Walked(tail), _Walked(squeezed(tail))
     if not missing:
         missing += [
-            f"the arguments of {c.name}" for c in message.tool_calls if not _arguments_printed(c, tail) and c.arguments
+            f"the arguments of {c.name}"
+            for c in message.tool_calls
+            if not _arguments_printed(c, walked, lean) and c.arguments
         ]
     words = split_reasoning(message)[1].split()
     if words and (words[0] not in tail or words[-1] not in tail):

@@ -19,8 +19,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -32,6 +30,7 @@ from hintdistill.core.models import load_tokenizer
 from hintdistill.core.types import Fidelity, Message, ToolCall, Trace
 from hintdistill.injection import action, printed
 from hintdistill.injection.opening import Opening, RenderedStep, common, first_difference
+from hintdistill.injection.raw_arguments import Placeholders
 from hintdistill.injection.template_options import TemplateOptions
 from hintdistill.injection.token_text import TokenText
 
@@ -61,8 +60,7 @@ class Renderer(TokenText):
         self.tokenizer, self.template = tokenizer, template
         self.options = options if isinstance(options, TemplateOptions) else TemplateOptions(dict(options or {}))
         self.options.require_read(self.template_text)
-        # drawn anew each time, so that no text in a trace can pose as one
-        self._placeholder = f"hd_{secrets.token_hex(8)}_{{}}"
+        self._placeholders = Placeholders()
         self._with, self._dated = dict[str, Renderer](), dict[bool, str]()
 
     @classmethod
@@ -139,14 +137,13 @@ class Renderer(TokenText):
         raws: list[str] = []
         mode = self.arguments_mode
         conversation = [self._for_template(m, mode, raws) for m in messages]
-        text = self._apply(conversation, tools, header)
-        for i, raw in enumerate(raws):
-            text, count = self._placeholder_pattern(i).subn(lambda _, raw=raw: raw, text, count=1)  # type: ignore[misc]
-            if not count:
-                calls = [c.name for m in messages for c in m.tool_calls if c.arguments_form == "string"]
-                raise TemplateError(
-                    f"the template does not print the arguments of every tool call: call {i + 1} of {len(raws)}, of {calls[i]}, is missing"
-                )
+        text, missing = self._placeholders.filled(self._apply(conversation, tools, header), raws)
+        if missing is not None:
+            calls = [c.name for m in messages for c in m.tool_calls if c.arguments_form == "string"]
+            raise TemplateError(
+                f"the template does not print the arguments of every tool call: call {missing + 1} of {len(raws)}, "
+                f"of {calls[missing]}, is missing"
+            )
         return text
 
     def _apply(self, conversation: list[dict[str, Any]], tools: Sequence[dict[str, Any]], header: bool) -> str:
@@ -182,9 +179,6 @@ class Renderer(TokenText):
             out["name"] = message.name
         return out
 
-    def _placeholder_pattern(self, i: int) -> re.Pattern[str]:
-        return re.compile(r"\{\s*\"" + self._placeholder.format(i) + r"\"\s*:\s*0\s*\}")
-
     def _call_for_template(self, call: ToolCall, mode: ArgumentsMode, raws: list[str]) -> dict[str, Any]:
         arguments: Any
         if call.arguments_form == "object" or mode == "reserialised":
@@ -192,7 +186,7 @@ class Renderer(TokenText):
         elif mode == "raw":
             arguments = call.arguments_raw
         else:
-            arguments = {self._placeholder.format(len(raws)): 0}
+            arguments = self._placeholders.of(len(raws))
             raws.append(call.arguments_raw)
         out = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
         return out | ({"id": call.id} if call.id else {})
@@ -207,10 +201,8 @@ class Renderer(TokenText):
         raw = '{"hd_probe":  [1,2]}'
         printed = self._probe(raw)
         as_string = None if printed is None or raw not in printed else printed.replace(raw, SENTINEL, 1)
-        dumped = self._probe({self._placeholder.format(0): 0})
-        as_object = None
-        if dumped is not None and self._placeholder_pattern(0).search(dumped):
-            as_object = self._placeholder_pattern(0).sub(SENTINEL, dumped, count=1)
+        dumped = self._probe(self._placeholders.of(0))
+        as_object = self._placeholders.probed(dumped, SENTINEL)
         if as_string is not None and (as_string == as_object or dumped is None):
             return "raw"
         return "raw_spliced" if as_object is not None else "reserialised"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,26 @@ from hintdistill.core.paths import object_content
 from hintdistill.core.storage import content_key
 from hintdistill.core.types import Trace
 from hintdistill.pipeline.context import RunContext
-from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.progress import Advance, Console
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.evaluate import tasks_of
+from hintdistill.rollouts.generation import SamplingOptions
 from hintdistill.rollouts.measure import describe, options_of, played_from
 from hintdistill.rollouts.sampling import Episode, Sampler
+
+
+@dataclass(frozen=True)
+class Playing:
+    """The episodes of a round."""
+
+    items: Sequence[Any]
+    """What each is of: a task, or a place in a recorded trace."""
+    key: str
+    """Of everything that they depend on."""
+    options: SamplingOptions
+    play: Callable[[Sampler, Sequence[Any], int, Advance], Iterator[Episode]]
+    """Samples a batch of items; the number is that of its first."""
 
 
 class Player:
@@ -49,14 +64,15 @@ class Player:
 
         `weights`: who samples, where that is known already; then no bar is drawn either.
         """
-        sample, seed = self.config.rollout.sample, self.config.run.seed
+        return self._played(self._playing(number, student), number, student, folder, weights)
+
+    def _playing(self, number: int, student: Path) -> Playing:
+        """What is played in a round."""
+        sample, options = self.config.rollout.sample, self._options(number)
         assert self.config.rollout.environment is not None
-        folder.mkdir(parents=True, exist_ok=True)
         known = tasks_of(self.suite, sample.split, None, sample.tasks)
-        tasks = draw_tasks(known, sample.episodes, number, seed, sample.per_task)
-        options = options_of(self.config.rollout, played_from(self.config.rollout), seed * 1000 + number, logprobs=True)
-        # the seed draws a batch at a time, so a batch is the unit that is played again
-        base = content_key(
+        tasks = draw_tasks(known, sample.episodes, number, self.config.run.seed, sample.per_task)
+        key = content_key(
             "episode",
             model_key(student).weights,
             object_content(self.config.rollout.environment),
@@ -65,21 +81,36 @@ class Player:
             tasks,
             *self.top.renderer.options_content,
         )
+
+        def play(sampler: Sampler, some: Sequence[str], first: int, advance: Advance) -> Iterator[Episode]:
+            return sampler.episodes(self.suite, some, advance, first=first)
+
+        return Playing(tasks, key, options, play)
+
+    def _options(self, number: int) -> SamplingOptions:
+        section, seed = self.config.rollout, self.config.run.seed
+        return options_of(section, played_from(section), seed * 1000 + number, logprobs=True)
+
+    def _played(self, playing: Playing, number: int, student: Path, folder: Path, weights: Any = None) -> list[Episode]:
+        """Sample what is owed of a round, and give all of it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        items, options = playing.items, playing.options
+        # the seed draws a batch at a time, so a batch is the unit that is played again
         store = RunDir(folder).store("episodes")
         have = store.by_key()
-        keys = [f"{base}-{i}" for i in range(len(tasks))]
+        keys = [f"{playing.key}-{i}" for i in range(len(items))]
         size = options.batch_size
-        owed = [at for at in range(0, len(tasks), size) if any(k not in have for k in keys[at : at + size])]
+        owed = [at for at in range(0, len(items), size) if any(k not in have for k in keys[at : at + size])]
         if owed:
             sampler = Sampler(self._weights(student) if weights is None else weights, self.top.renderer, options)
             console = self.top.console if weights is None else Console(quiet=True)
-            with console.progress(f"play {number}", len(tasks)) as advance:
-                advance(len(tasks) - sum(len(keys[at : at + size]) for at in owed))
+            with console.progress(f"play {number}", len(items)) as advance:
+                advance(len(items) - sum(len(keys[at : at + size]) for at in owed))
                 for at in owed:
-                    played = list(sampler.episodes(self.suite, tasks[at : at + size], advance, first=at))
+                    played = list(playing.play(sampler, items[at : at + size], at, advance))
                     store.extend([episode_row(k, e) for k, e in zip(keys[at : at + size], played, strict=True)])
             have = store.by_key()
-            if self._handed is not None and sample.server.sleep:
+            if self._handed is not None and self.config.rollout.sample.server.sleep:
                 # what it holds after it woke is compared again before it samples
                 self._handed[1].sleep()
                 self._handed = None

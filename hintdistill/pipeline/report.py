@@ -16,8 +16,8 @@ from hintdistill.core.errors import HintdistillError
 from hintdistill.core.models import model_key
 from hintdistill.core.rows import OnDemand
 from hintdistill.core.scores import ScoreRequest, Scores, Target
-from hintdistill.core.storage import content_key, write_atomic
-from hintdistill.core.types import Injection, Trace
+from hintdistill.core.storage import content_key, write_atomic, write_pieces
+from hintdistill.core.types import Injection, Split, Trace, Twin
 from hintdistill.pipeline import critique, environment, hold, read, rescore, to_score, train, twins
 from hintdistill.pipeline.context import RunContext, trace_key
 from hintdistill.pipeline.progress import Console
@@ -26,10 +26,11 @@ from hintdistill.reporting.build import ReportInput, build, dumps
 from hintdistill.reporting.effects import moved_line
 from hintdistill.reporting.entries import read_document, write_document
 from hintdistill.reporting.findings import TOP, After
-from hintdistill.reporting.html import render_html
+from hintdistill.reporting.html import html_pieces
 from hintdistill.reporting.islands import trace_page
 from hintdistill.rescoring.drift import Movement, movement
 from hintdistill.rescoring.stored import StoredTargets
+from hintdistill.rescoring.twins import TwinItem
 from hintdistill.traces.files import trace_files
 from hintdistill.traces.reading import read_traces
 
@@ -51,7 +52,7 @@ def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str
     document = _document(ctx, earlier, measure)
     write_document(ctx.rundir.path / "report.json", document)
     if ctx.config.report.html:
-        write_atomic(ctx.rundir.path / "report.html", _page(ctx.rundir, ctx.config, document))
+        write_pieces(ctx.rundir.path / "report.html", _page(ctx.rundir, ctx.config, document))
     if _trained(ctx) and ctx.rundir.manifest()["schema"] == RUN_SCHEMA:
         _card(ctx, document)
     return document
@@ -66,7 +67,7 @@ def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     write_document(folder / "report.json", document)
     if ctx.config.report.html:
-        write_atomic(folder / "report.html", _page(ctx.rundir, ctx.config, document))
+        write_pieces(folder / "report.html", _page(ctx.rundir, ctx.config, document))
     if line := moved_line(document):
         ctx.console.note(f"report: {line}")
     return document
@@ -88,12 +89,12 @@ def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], co
     document = read_document(path) | {"controls": found}
     write_document(path, document)
     if config.report.html:
-        write_atomic(rundir.path / "report.html", _page(rundir, config, document))
+        write_pieces(rundir.path / "report.html", _page(rundir, config, document))
 
 
-def _page(rundir: RunDir, config: RunConfig, document: Mapping[str, Any]) -> str:
-    """The page of a report document, with the text of the run's traces and what the critics said of them."""
-    return render_html(document, config.report.max_findings, _Pages(rundir))
+def _page(rundir: RunDir, config: RunConfig, document: Mapping[str, Any]) -> Iterator[str]:
+    """The page of a report document in pieces, with the text of the run's traces and what the critics said of them."""
+    return html_pieces(document, config.report.max_findings, _Pages(rundir))
 
 
 class _Pages(Mapping[str, dict[str, Any]]):
@@ -102,6 +103,9 @@ class _Pages(Mapping[str, dict[str, Any]]):
     def __init__(self, rundir: RunDir) -> None:
         self._said = rundir.grouped("critique", "critiques", "trace_id")
         self._traces = rundir.rows("traces")
+
+    def __contains__(self, trace: object) -> bool:
+        return isinstance(trace, str) and bool(self._said.of(trace))
 
     def __getitem__(self, trace: str) -> dict[str, Any]:
         said = self._said.of(trace)
@@ -151,7 +155,7 @@ def _student_key(ctx: RunContext) -> str:
 def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
     """What the corrected student says of every scored step, in its own context and in its twins'."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
-    hints = targets.where(lambda t: t.kind in ("hint", "twin"))
+    hints = targets.of_kind("hint", "twin")
     keys, done = {t.key: content_key("after", t.key, student) for t in hints.heads}, ctx.rundir.rows("after")
     with ctx.console.progress("after", len(hints)) as advance:
         for at in range(0, len(hints), 64):
@@ -264,13 +268,14 @@ def _collect(
     played: environment.Played,
     warnings: list[str],
 ) -> ReportInput:
-    injections = _injections(ctx)
+    base = to_score.Found(ctx)
+    injections = _injections(ctx, base)
 
     def context_of(key: str) -> tuple[str, str]:
         ids, at = injections[key].context_ids, injections[key].insert_at
         return ctx.renderer.decode(ids[:at][-400:]), ctx.renderer.decode(ids[at:])
 
-    hinted = [t.key for t in targets.heads if t.kind == "hint"]
+    hinted = [t.key for t in targets.of_kind("hint").heads]
     from hintdistill.training.stage import read_summary
 
     trained = _trained(ctx)
@@ -295,7 +300,7 @@ def _collect(
         episodes=played.episodes,
         off_target=off_target,
         warnings=warnings,
-        twin_items={item.key: item for item in to_score.twin_items(ctx)},
+        twin_items=_twin_items(ctx, base),
         controls=None if ctx.elsewhere is not None else controls(ctx.rundir),
         holds=hold.counts(ctx),
         folder=ctx.rundir.path,
@@ -306,10 +311,9 @@ def _collect(
     )
 
 
-def _injections(ctx: RunContext) -> OnDemand[Injection]:
+def _injections(ctx: RunContext, base: to_score.Found) -> OnDemand[Injection]:
     """The injections by their targets' keys, scored or not, each read from disk when it is taken."""
     at: dict[str, str] = {}
-    base = to_score.Found(ctx)
     rows, grouped = ctx.rundir.rows("injections"), ctx.rundir.grouped("inject", "injections")
     for key, split in read.keys(ctx):
         for row in grouped.of(key):
@@ -324,6 +328,20 @@ def _injections(ctx: RunContext) -> OnDemand[Injection]:
         return last[key]
 
     return OnDemand(list(at), injection_of)
+
+
+def _twin_items(ctx: RunContext, base: to_score.Found) -> OnDemand[TwinItem]:
+    """The twins by their targets' keys, scored or not, each read from disk when it is taken."""
+    at: dict[str, tuple[str, int, Split, str]] = {}
+    for key, split in read.keys(ctx):
+        at |= {p.key: (p.row, p.number, split, p.of) for p in base.twin_places(key, split)}
+    rows = ctx.rundir.rows("twins")
+
+    def item_of(key: str) -> TwinItem:
+        row, number, split, of = at[key]
+        return TwinItem(key, Twin.model_validate(rows[row]["twins"][number]), split, of)
+
+    return OnDemand(at, item_of)
 
 
 def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:

@@ -308,7 +308,8 @@ def load(ctx: RunContext) -> StoredTargets:
 
 
 def _summarise(ctx: RunContext) -> None:
-    targets = load(ctx).where(lambda t: t.kind == "hint")
+    stored = load(ctx)
+    targets = stored.of_kind("hint")
     gate = ctx.config.rescoring.gate
     accepted = sum(t.accepted for t in targets.heads)
     reasons = Counter(r for t in targets.heads if not t.accepted for r in t.reasons)
@@ -316,7 +317,7 @@ def _summarise(ctx: RunContext) -> None:
     ctx.console.note(
         f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
     )
-    _summarise_twins(ctx)
+    _summarise_twins(ctx, stored)
     null = passing_placebos((t for _, t in targets.by_part()), gate)
     passed, n = (sum(of[i] for of in null.values()) for i in (0, 1))
     if n and passed / n > MAX_NULL_PASS_RATE:
@@ -326,8 +327,8 @@ def _summarise(ctx: RunContext) -> None:
         )
 
 
-def _summarise_twins(ctx: RunContext) -> None:
-    found = load(ctx).where(lambda t: t.kind == "twin").heads
+def _summarise_twins(ctx: RunContext, stored: StoredTargets) -> None:
+    found = list(stored.of_kind("twin").heads)
     if not found:
         return
     kept = [t for t in found if t.accepted]
@@ -346,7 +347,7 @@ def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> No
     Raises:
         EmptyFunnelError: no accepted hint, or most findings are errors this student would hardly make.
     """
-    targets = [t for t in (load(ctx) if stored is None else stored).heads if t.kind == "hint"]
+    targets = list((load(ctx) if stored is None else stored).of_kind("hint").heads)
     reasons = Counter(r for t in targets for r in t.reasons)
     foreign = reasons["not_this_students_error"]
     if targets and foreign > len(targets) / 2:

@@ -38,9 +38,11 @@ from hintdistill.pipeline import critique, hold, rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.playing import Player, episode_of, episode_row
 from hintdistill.pipeline.progress import Console
+from hintdistill.pipeline.replaying import Replayer
 from hintdistill.pipeline.stages import each_stage, write_report
 from hintdistill.pipeline.store import RunDir
 from hintdistill.rescoring.drift import movement
+from hintdistill.rollouts.environment import TaskSuite
 from hintdistill.rollouts.evaluate import Outcome, load_suite, lost_changes, outcome_of, summarise, tasks_of
 from hintdistill.rollouts.measure import Setting, describe, measured_from, off_target_sets, options_of, played_from
 from hintdistill.rollouts.sampling import Episode, Sampler
@@ -59,12 +61,25 @@ class Loop:
         self.config, self.rundir, self.console = config, rundir, console
         self.engines: dict[Path, TransformersEngine] = {}
         self.top = RunContext(config, rundir, console, self.engines)
-        assert config.rollout.environment is not None
-        self.suite = load_suite(config.rollout.environment)
-        self.environment = object_content(config.rollout.environment)
-        self.player = Player(self.top, self.suite)
+        environment = config.rollout.environment
+        self._suite = None if environment is None else load_suite(environment)
+        """None without an environment: nothing is played and no success is measured."""
+        self.environment = None if environment is None else object_content(environment)
+        self.player = self._player()
         self.plays: Path | None = None
         """Who samples the next round's episodes, where it is not the student that the round begins with."""
+
+    @property
+    def suite(self) -> TaskSuite:
+        """The environment's tasks; only where there is one."""
+        assert self._suite is not None
+        return self._suite
+
+    def _player(self) -> Player:
+        """Who makes the traces of a round."""
+        if self.config.rollout.source == "replay":
+            return Replayer(self.top)
+        return Player(self.top, self.suite)
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
@@ -125,7 +140,8 @@ class Loop:
         episodes = self.episodes(number, sampler)
         failed = [e for e in episodes if e.failure is not None]
         row["episodes"] = {"played": len(episodes), "failed": len(failed), "reasons": _count(e.failure for e in failed)}
-        row["episodes"]["success_rate"] = float(np.mean([(e.trace.reward or 0.0) > 0.5 for e in episodes]))
+        if self.config.rollout.source == "environment":
+            row["episodes"]["success_rate"] = float(np.mean([(e.trace.reward or 0.0) > 0.5 for e in episodes]))
         cut = [e.cut for e in episodes if e.failure is None and e.cut is not None]
         row["episodes"]["cut"] = len(cut)
         if self.config.rollout.overlap:
@@ -165,7 +181,7 @@ class Loop:
             return row | {"tripwire": True, "stop": error.message}
         write_report(ctx)
         row["trained"] = True
-        return row | self._after(number, ctx.student_folder)
+        return row | self._after(ctx)
 
     def _count_findings(self, ctx: RunContext, row: dict[str, Any]) -> str | None:
         """Put the root errors into the row; why the loop stops here, where there are too few."""
@@ -189,9 +205,10 @@ class Loop:
             return "hint effect gone"
         return None if row["effect"]["accepted"] else "no hint was accepted"
 
-    def _after(self, number: int, student: Path) -> dict[str, Any]:
+    def _after(self, ctx: RunContext) -> dict[str, Any]:
         """Success, error rates and movement of the round's student; a bound that is crossed is a tripwire."""
-        out: dict[str, Any] = {"off_target": self._off_target(student)}
+        student = ctx.student_folder
+        out: dict[str, Any] = {"off_target": self._off_target(ctx)}
         worst = max((m["kl_per_token"] for m in out["off_target"].values()), default=0.0)
         bound = self.config.rollout.stop.max_off_target_kl
         if bound is not None and not worst <= bound:
@@ -240,12 +257,24 @@ class Loop:
         if self.config.train.hold.split is not None:
             data["train"]["hold"] |= {"split": None, "path": [str(self.hold_file)]}
         data["traces"]["path"] = [str(self.round_folder(number) / "rollouts.jsonl")]
+        if self.config.rollout.source == "replay":
+            # the fresh steps are written by this package, whatever wrote the recorded traces
+            data["rollout"]["source"] = "environment"
+            data["traces"] |= {
+                "format": "auto",
+                "student_role": "assistant",
+                "token_ids": "use",
+                "tools": None,
+                "limit": None,
+            }
         return RunConfig.model_validate(data)
 
     # -- measuring -------------------------------------------------------------------------------------------------------
 
     def settings(self) -> list[Setting]:
         """What is measured after each round: every split, greedy (or as configured) and as sampled."""
+        if self._suite is None:
+            return []
         section = self.config.rollout
         each = dict.fromkeys(Setting.of("", how) for how in (measured_from(section), played_from(section)))
         return [Setting.of(split, setting.how) for split in section.splits for setting in each]
@@ -289,10 +318,17 @@ class Loop:
         limit = self.config.report.off_target_steps
         return off_target_sets(self.suite, self.top.renderer, episodes, limit, self.config.run.seed)
 
-    def _off_target(self, student: Path) -> dict[str, Any]:
+    def _off_target(self, ctx: RunContext) -> dict[str, Any]:
+        if self._suite is None:
+            # the round's own clean steps of held-out tasks, where its critic found nothing
+            from hintdistill.pipeline.report import off_target_sets as of_run
+
+            sets = of_run(ctx)
+        else:
+            sets = self._off_target_sets
         out = {}
-        for name, requests in self._off_target_sets.items():
-            found = movement(self.top.engine(self.top.initial_folder), self.top.engine(student), requests)
+        for name, requests in sets.items():
+            found = movement(self.top.engine(self.top.initial_folder), self.top.engine(ctx.student_folder), requests)
             if found is not None:
                 out[name] = asdict(found)
         return out
@@ -335,7 +371,8 @@ class Loop:
             name: {"before": before, "after": row["environment"][name]} for name, before in document["initial"].items()
         }
         said = json.loads((run / "report.json").read_text(encoding="utf-8"))
-        said |= {"round": number, "environment": {"splits": splits}, "off_target": row["off_target"]}
+        environment = {"splits": splits} if splits else None
+        said |= {"round": number, "environment": environment, "off_target": row["off_target"]}
         write_card(into, said, RunDir(run).manifest().get("formats", {}), self.top.initial_folder)
 
     def _say(self, row: Mapping[str, Any]) -> None:

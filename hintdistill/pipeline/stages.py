@@ -45,10 +45,10 @@ class Read:
     name, needs_weights = "read", False
 
     def check(self, ctx: RunContext) -> None:
-        """Raise InputError for traces or tools that cannot be read; a loop plays its own traces."""
+        """Raise InputError for traces or tools that cannot be read; a loop that plays has none to read."""
         from hintdistill.traces.files import trace_files
 
-        if ctx.config.run.rounds is None:
+        if ctx.config.run.rounds is None or ctx.config.rollout.source == "replay":
             trace_files(ctx.config.traces.path, "traces.path")
         if ctx.config.train.hold.path:
             trace_files(ctx.config.train.hold.path, "train.hold.path")

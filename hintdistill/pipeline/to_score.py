@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hintdistill.core.errors import HintdistillError
 from hintdistill.core.extensions import ENGINES
 from hintdistill.core.models import model_key
 from hintdistill.core.rows import chunks
 from hintdistill.core.storage import content_key
-from hintdistill.core.types import Split, TargetKind, Trace
-from hintdistill.pipeline import critique, hold, inject, read, twins
+from hintdistill.core.types import Finding, Split, TargetKind, Trace, Twin
+from hintdistill.pipeline import critique, hold, inject, read
 from hintdistill.pipeline.context import RunContext
 from hintdistill.rescoring.scorer import AnchorItem, HintItem
 from hintdistill.rescoring.twins import TwinItem
@@ -49,6 +49,26 @@ def anchor_items(ctx: RunContext) -> list[AnchorItem]:
     return items + found.watched() + list(hold_items(ctx))
 
 
+class TwinPlace(NamedTuple):
+    """Where a twin lies in twins.jsonl."""
+
+    key: str
+    """Key of its target."""
+    of: str
+    """Key of its finding's hint's target; empty where that was not injected."""
+    row: str
+    """Key of the row."""
+    number: int
+    """Which twin of the row."""
+    made: Mapping[str, Any]
+    """The twin as it is written."""
+
+
+def _finding_key(made: Mapping[str, Any]) -> str:
+    """Key of the finding of an injection or a twin, as it is written."""
+    return content_key(Finding.model_validate(made["finding"]).model_dump(mode="json"))
+
+
 class Found:
     """What the stages before found, trace by trace, as what is scored of it; everything stays on disk until it is asked for."""
 
@@ -75,15 +95,24 @@ class Found:
 
     def twins(self, key: str, split: Split) -> list[TwinItem]:
         """The twins of a trace."""
-        rows = [] if self._twins is None else self._twins.of(key)
-        if not (found := twins.loaded(rows, split)):
+        return [TwinItem(p.key, Twin.model_validate(p.made), split, p.of) for p in self.twin_places(key, split)]
+
+    def twin_places(self, key: str, split: Split) -> list[TwinPlace]:
+        """The twins of a trace as they lie on disk, with the keys of their targets."""
+        rows = [row for row in ([] if self._twins is None else self._twins.of(key)) if row["twins"]]
+        if not rows:
             return []
-        hints = {content_key(h.injection.finding.model_dump(mode="json")): h.key for h in self.hints(key, split)}
+        hints = {
+            _finding_key(r["injection"]): self.target_key(content_key("injection", r["injection"]), split)
+            for r in self._injections.of(key)
+            if "injection" in r
+        }
         out = []
-        for t in found:
-            of = hints.get(content_key(t.twin.finding.model_dump(mode="json")), "")
-            made = content_key("twin", t.key, t.split, of, self.ctx.renderer.key, *self._base)
-            out.append(TwinItem(made, t.twin, t.split, of))
+        for row in rows:
+            for n, made in enumerate(row["twins"]):
+                of = hints.get(_finding_key(made), "")
+                told = content_key("twin", content_key("twin", made), split, of, self.ctx.renderer.key, *self._base)
+                out.append(TwinPlace(told, of, row["key"], n, made))
         return out
 
     def anchors(self, key: str, trace: Trace, split: Split) -> list[AnchorItem]:

@@ -93,18 +93,18 @@ def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int
         # a candidate that holds nothing comes last
         return float(held.min()) if len(held) else 2.0
 
-    known = heads(candidates)
+    known = [(h.key, h.trace_id) for h in heads(candidates)]
     if config.anchor.choose == "random":
-        rank = {i: random.Random(f"anchor:{seed}:{t.key}").random() for i, t in enumerate(known)}
+        rank = {i: random.Random(f"anchor:{seed}:{key}").random() for i, (key, _) in enumerate(known)}
     else:
         rank = {i: least(t) for i, t in by_part(candidates)}
     by_trace: dict[str, list[int]] = {}
-    for i, head in enumerate(known):
-        by_trace.setdefault(head.trace_id, []).append(i)
+    for i, (_, trace) in enumerate(known):
+        by_trace.setdefault(trace, []).append(i)
     chosen = [
         i
         for members in by_trace.values()
-        for i in sorted(members, key=lambda i: (rank[i], known[i].key))[: config.anchor.per_trace]
+        for i in sorted(members, key=lambda i: (rank[i], known[i][0]))[: config.anchor.per_trace]
     ]
     return take(candidates, sorted(chosen))
 

@@ -105,7 +105,7 @@ def gathered(config: RunConfig, shape: ModelShape, console: Console | None = Non
         first, played = config, _newest_round(config)
         config = _one_round(config, played)
     with scratch_copy(config.run.dir) as folder:
-        if first is not None and played is None:
+        if first is not None and played is None and first.rollout.source == "environment":
             yield _from_openings(first, shape, folder), folder
             return
         have = {stage for stage in ("critique", "rescore") if RunDir(folder).index(stage) is not None}
@@ -118,7 +118,7 @@ def gathered(config: RunConfig, shape: ModelShape, console: Console | None = Non
             requests = _stages(config, ctx, critiqued="critique" in have)
             targets = rescore.load(ctx) if "rescore" in have else None
             source = _source(config, use, have)
-            work = _lay_out(ctx, requests, targets, source if played is None else f"episodes of {played}; {source}")
+            work = _lay_out(ctx, requests, targets, _of_what(first, played, source))
         finally:
             ctx.rundir.close()
         yield work, folder
@@ -152,8 +152,21 @@ def _newest_round(config: RunConfig) -> Path | None:
 def _one_round(config: RunConfig, played: Path | None) -> RunConfig:
     """The configuration of one round on these traces."""
     run = config.run.model_copy(update={"rounds": None, "dir": None if played is None else str(played.parent / "run")})
-    traces = config.traces.model_copy(update={"path": (str(played),) if played else ()})
-    return config.model_copy(update={"run": run, "traces": traces})
+    replays = config.rollout.source == "replay"
+    path = (str(played),) if played else config.traces.path if replays else ()
+    traces = config.traces.model_copy(update={"path": path})
+    rollout = config.rollout.model_copy(update={"source": "environment"})
+    return config.model_copy(update={"run": run, "traces": traces, "rollout": rollout})
+
+
+def _of_what(loop: RunConfig | None, played: Path | None, source: str) -> str:
+    """Say whose traces are laid out: of a loop those of a round that was played, or the recorded ones at whose steps it acts."""
+    if played is not None:
+        return f"episodes of {played}; {source}"
+    if loop is None:
+        return source
+    steps = loop.rollout.sample.episodes
+    return f"the recorded traces with all their steps, of which a round acts at {steps}: an upper bound; {source}"
 
 
 def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Workload:

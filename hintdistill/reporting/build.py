@@ -29,11 +29,11 @@ from hintdistill.reporting.findings import After, Decode, failed_entry, finding_
 from hintdistill.reporting.intervals import against_placebos
 from hintdistill.reporting.schema import REPORT_SCHEMA
 from hintdistill.reporting.spending import spending
-from hintdistill.reporting.twins import twin_document, twin_entries
+from hintdistill.reporting.twins import twin_document, twin_entries, with_edit
 from hintdistill.rescoring.drift import Movement
 from hintdistill.rescoring.gate import placebos_pass
 from hintdistill.rescoring.scorer import TwinItem
-from hintdistill.rescoring.stored import by_part, heads, take
+from hintdistill.rescoring.stored import by_part, heads, number_of, of_kind
 from hintdistill.rollouts.evaluate import Evaluation
 
 
@@ -89,10 +89,11 @@ class ReportInput:
 def build(data: ReportInput) -> dict[str, Any]:
     """The report document; see `docs/report.md`."""
     sampled = {key: after.sampled for key, after in data.after.items()}
-    entries = twin_entries(heads(data.targets), data.twin_items, set(data.trained), sampled)
+    twins = heads(of_kind(data.targets, "twin"))
+    entries = twin_entries(twins, data.twin_items, set(data.trained), sampled)
     scored, findings = _read_hints(data, entries)
     hints = [s.head for s in scored]
-    gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
+    gate = gate_of(data.manifest["config"])
     first = next(iter(data.evaluations.values()), {})
     tokens = sum(m.tokens for m in data.off_target.values())
     kl = sum(m.kl_per_token * m.tokens for m in data.off_target.values()) / tokens if tokens else None
@@ -143,6 +144,15 @@ def build(data: ReportInput) -> dict[str, Any]:
     }
 
 
+def gate_of(config: Mapping[str, Any]) -> GateSection:
+    """The gate's settings, with the recipe's word on whether there is one where the run's own configuration has none."""
+    gate = GateSection.model_validate(config["rescore"]["gate"])
+    if gate.enabled is not None:
+        return gate
+    recipe = TrainSection.model_validate(config["train"]).effective_recipe
+    return gate.model_copy(update={"enabled": recipe.data.gate})
+
+
 def recipe_said(config: Mapping[str, Any]) -> dict[str, str]:
     """Say of a run's configuration what its recipe is: `name`, `called` (what was changed of it), and what it `lowers_error`, with
     the reason."""
@@ -178,8 +188,7 @@ def _train(data: ReportInput) -> dict[str, Any] | None:
 
 def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) -> tuple[list[ScoredHint], Entries]:
     """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
-    known = heads(data.targets)
-    hints = take(data.targets, [i for i, h in enumerate(known) if h.kind == "hint"])
+    hints = of_kind(data.targets, "hint")
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
     collected = Collected(len(hints))
     trained, found = set(data.trained), dict[int, ScoredHint]()
@@ -203,7 +212,8 @@ def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) ->
             data.decode,
         )
         found[i] = facts
-        collected.add(i, said | {"twins": twins.get(target.key, [])})
+        with_text = [with_edit(t, data.twin_items[t["key"]]) for t in twins.get(target.key, ())]
+        collected.add(i, said | {"twins": with_text})
     return [found[i] for i in range(len(hints))], collected.entries()
 
 
@@ -229,7 +239,7 @@ def funnel(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]:
         for t in hints
         if t.accepted and t.key not in trained
     )
-    kinds = Counter(t.kind for t in heads(data.targets) if t.key in trained)
+    kinds = Counter(t.kind for t in heads(data.targets) if t.key in trained) if trained else Counter[str]()
     return {
         "read": counted.records(data.trace_rows, data.splits),
         **({"hold": dict(data.holds)} if data.holds else {}),
@@ -262,9 +272,9 @@ def _rescored(data: ReportInput, scored: Sequence[ScoredHint]) -> dict[str, Any]
         "levels": counted.count(str(t.level) for t in hints if t.level is not None),
         "accepted_levels": counted.count(str(t.level) for t in hints if t.level is not None and t.accepted),
         "candidates": sum(t.choice != "only" for t in hints),
-        "anchors": sum(t.kind == "anchor" and t.split == "train" for t in heads(data.targets)),
-        "watched": sum(t.kind == "anchor" and t.split == "holdout" for t in heads(data.targets)),
-        **({"holds": sum(t.kind == "hold" for t in heads(data.targets))} if data.holds else {}),
+        "anchors": number_of(data.targets, "anchor", "train"),
+        "watched": number_of(data.targets, "anchor", "holdout"),
+        **({"holds": len(of_kind(data.targets, "hold"))} if data.holds else {}),
         "revised": {
             "scored": sum(s.revised for s in scored),
             "accepted": sum(s.head.accepted and s.revised for s in scored),

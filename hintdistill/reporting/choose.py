@@ -56,7 +56,7 @@ def choose(document: Mapping[str, Any], wanted: Wanted) -> Chosen:
         _require("reason", wanted.reason, {r for f in everything for r in reasons_of(f)})
     found = [f for f in scored if _matches(f, wanted) and (f["trained"] or not wanted.trained)]
     left = [f for f in unscored if _matches(f, wanted)] if not wanted.trained and wanted.worst is None else []
-    shown = found if wanted.worst is None else worst_first(found)[: wanted.worst]
+    shown = found if wanted.worst is None else list(worst_first(found)[: wanted.worst])
     return Chosen(shown, left, len(found), len(everything))
 
 

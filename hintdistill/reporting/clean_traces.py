@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from markupsafe import Markup
@@ -17,21 +17,23 @@ LONGEST = 8000
 """Characters of a trace that the page shows; how many were cut is said."""
 
 
-def found_nothing(trace_rows: Sequence[Mapping[str, Any]], critiques: Mapping[str, Any]) -> dict[str, Any]:
+def found_nothing(trace_rows: Iterable[Mapping[str, Any]], critiques: Mapping[str, Any]) -> dict[str, Any]:
     """The traces whose critique is the verdict `none`: how many there are, and some of them.
 
     Args:
-        trace_rows: rows of traces.jsonl.
+        trace_rows: rows of traces.jsonl, walked once.
         critiques: by trace row key, what the critics said together.
     """
-    found: list[tuple[str, str]] = []
+    number, drawn = 0, list[tuple[str, dict[str, Any]]]()
     for row in trace_rows:
-        if "trace" in row and row["key"] in critiques and critiques[row["key"]].verdict == "none":
-            found.append((content_key("found nothing", row["key"]), row["key"]))
-    drawn = sorted(found)[:SAMPLE]
-    rank = {key: n for n, (_, key) in enumerate(drawn)}
-    sample = {rank[r["key"]]: _entry(r["trace"]) for r in trace_rows if r["key"] in rank} if rank else {}
-    return {"traces": len(found), "sample": [sample[n] for n in sorted(sample)]}
+        said = critiques.get(row["key"]) if "trace" in row else None
+        if said is None or said.verdict != "none":
+            continue
+        number += 1
+        rank = content_key("found nothing", row["key"])
+        if len(drawn) < SAMPLE or rank < drawn[-1][0]:
+            drawn = sorted([*drawn, (rank, _entry(row["trace"]))], key=lambda d: d[0])[:SAMPLE]
+    return {"traces": number, "sample": [entry for _, entry in drawn]}
 
 
 def _entry(trace: Mapping[str, Any]) -> dict[str, Any]:

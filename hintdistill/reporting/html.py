@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -26,7 +26,16 @@ STATIC = 50
 def render_html(
     document: Mapping[str, Any], max_findings: int, traces: Mapping[str, Mapping[str, Any]] | None = None
 ) -> str:
-    """The whole page. Text of traces is escaped by the template engine, or packed; control characters are shown.
+    """The whole page as one text; see `html_pieces`."""
+    return "".join(html_pieces(document, max_findings, traces))
+
+
+def html_pieces(
+    document: Mapping[str, Any], max_findings: int, traces: Mapping[str, Mapping[str, Any]] | None = None
+) -> Iterator[str]:
+    """The page piece by piece, so that it is never in memory as a whole.
+
+    Text of traces is escaped by the template engine, or packed; control characters are shown.
 
     Args:
         document: the report document; see docs/report.md.
@@ -34,12 +43,12 @@ def render_html(
         traces: by id of the trace, what `islands.trace_page` gives; without them a finding shows the context it has itself.
     """
     shown, groups = worst(document["findings"], max_findings)
-    first = worst_first(shown)[:STATIC]
+    first = list(worst_first(shown)[:STATIC])
     style, script = _style(), _script()
     return (
         environment()
         .get_template("page.html.jinja")
-        .render(
+        .generate(
             doc=document,
             about=_about(document["run"]),
             policy=policy(style, script),
@@ -53,7 +62,7 @@ def render_html(
             worst_shown=first,
             contexts=_contexts(first),
             edit_lines=edit_lines,
-            islands=pack(shown, document["unscored"], traces or {}).packed,
+            islands=pack(shown, document["unscored"], traces or {}),
         )
     )
 

@@ -5,20 +5,31 @@ Findings of one trace are alike, so the intervals (95 %) are over traces: whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from hintdistill.core.statistics import mean_over_groups
+from hintdistill.core.statistics import means_over_groups
 from hintdistill.reporting.markup import html_table
 from hintdistill.reporting.templates import text
 
-READ = ("trace", "error_class", "accepted", "split", "decision", "placebos")
 Measure = Callable[[Mapping[str, Any]], float | None]
 
 
-def against_placebos(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+class Read(NamedTuple):
+    """What is read of a finding: findings may be on disk, and be many."""
+
+    trace: str
+    error_class: str
+    accepted: bool
+    split: str | None
+    measured: tuple[float | None, ...]
+    """By measure, in the order of `MEASURES`."""
+
+
+def against_placebos(findings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Means with their intervals over findings with a decision token, by class, and of `accepted` and `holdout`.
 
     Args:
@@ -29,15 +40,19 @@ def against_placebos(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         `placebo_nats` (mean of a finding's placebos), `over_placebo_nats` (the first less the second, finding by finding),
         and of the error's probability `before`, `hinted` and `after`.
     """
-    # of each finding only what is read here: findings may stand on disk, and be many
-    known = [{k: f[k] for k in READ} for f in findings if f["decision"]]
-    classes = sorted({f["error_class"] or "" for f in known})
+    known = [_read(f) for f in findings if f["decision"]]
+    classes = sorted({f.error_class for f in known})
     return {
         "all": _group(known),
-        "accepted": _group([f for f in known if f["accepted"]]),
-        "holdout": _group([f for f in known if f["split"] == "holdout"]),
-        "by_class": {c: _group([f for f in known if (f["error_class"] or "") == c]) for c in classes},
+        "accepted": _group([f for f in known if f.accepted]),
+        "holdout": _group([f for f in known if f.split == "holdout"]),
+        "by_class": {c: _group([f for f in known if f.error_class == c]) for c in classes},
     }
+
+
+def _read(f: Mapping[str, Any]) -> Read:
+    measured = tuple(measure(f) for measure in MEASURES.values())
+    return Read(f["trace"], sys.intern(f["error_class"] or ""), f["accepted"], f["split"], measured)
 
 
 def _placebo(f: Mapping[str, Any]) -> float | None:
@@ -64,14 +79,17 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
-def _group(findings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    out: dict[str, Any] = {"n": len(findings), "traces": len({f["trace"] for f in findings})}
-    for name, measure in MEASURES.items():
-        pairs = [(v, f["trace"]) for f in findings if (v := measure(f)) is not None]
-        out[name] = None
-        if pairs:
-            interval = mean_over_groups([v for v, _ in pairs], [t for _, t in pairs])
-            out[name] = [interval.mean, interval.low, interval.high]
+def _group(findings: Sequence[Read]) -> dict[str, Any]:
+    out: dict[str, Any] = {"n": len(findings), "traces": len({f.trace for f in findings})}
+    out |= dict.fromkeys(MEASURES)
+    known = {
+        name: pairs
+        for i, name in enumerate(MEASURES)
+        if (pairs := [(v, f.trace) for f in findings if (v := f.measured[i]) is not None])
+    }
+    groups = [([v for v, _ in pairs], [t for _, t in pairs]) for pairs in known.values()]
+    for name, found in zip(known, means_over_groups(groups), strict=True):
+        out[name] = [found.mean, found.low, found.high]
     return out
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hintdistill.reporting.reasons import explained
@@ -24,34 +23,32 @@ AROUND = 160
 WHEN = ("before", "hinted", "after")
 
 
-@dataclass
-class Islands:
-    """The islands of a page, by id."""
+def island(text: str) -> str:
+    """Pack JSON: gzip, base64."""
+    # a lone surrogate is no text: it becomes a question mark here and stays as it is in report.json
+    packed = gzip.compress(text.encode("utf-8", "replace"), compresslevel=6, mtime=0)
+    return base64.b64encode(packed).decode("ascii")
 
-    packed: dict[str, str] = field(default_factory=dict)
-    """Base64 text by id of the island."""
 
-    def add(self, name: str, text: str) -> None:
-        """Pack JSON under an id."""
-        # a lone surrogate is no text: it becomes a question mark here and stays as it is in report.json
-        packed = gzip.compress(text.encode("utf-8", "replace"), compresslevel=6, mtime=0)
-        self.packed[name] = base64.b64encode(packed).decode("ascii")
+class _Chunks:
+    """Values as JSON in islands of about `CHUNK` characters, one value at least; one island is in memory."""
 
-    def add_chunks(self, letter: str, values: Iterable[Any]) -> list[tuple[int, int]]:
-        """Pack values into islands of about `CHUNK` characters, one value at least; returns island and place in it of each."""
-        places: list[tuple[int, int]] = []
-        some: list[str] = []
-        number = size = 0
-        for value in values:
-            places.append((number, len(some)))
-            some.append(_json(value))
-            size += len(some[-1])
-            if size >= CHUNK:
-                self.add(f"{letter}{number}", f"[{','.join(some)}]")
-                number, size, some = number + 1, 0, []
-        if some:
-            self.add(f"{letter}{number}", f"[{','.join(some)}]")
-        return places
+    def __init__(self, letter: str) -> None:
+        """Take what the islands' ids begin with."""
+        self._letter, self._number, self._size, self._some = letter, 0, 0, list[str]()
+
+    def add(self, value: Any) -> tuple[int, int]:
+        """Take in a value; the number of its island and its place there."""
+        place = self._number, len(self._some)
+        self._some.append(_json(value))
+        self._size += len(self._some[-1])
+        return place
+
+    def packed(self, *, last: bool = False) -> Iterator[tuple[str, str]]:
+        """Id and content of the island where it is full, or is the last one and holds something."""
+        if self._some and (last or self._size >= CHUNK):
+            yield f"{self._letter}{self._number}", island(f"[{','.join(self._some)}]")
+            self._number, self._size, self._some = self._number + 1, 0, []
 
 
 def _json(value: Any) -> str:
@@ -59,66 +56,64 @@ def _json(value: Any) -> str:
 
 
 def pack(
-    findings: Sequence[Mapping[str, Any]],
-    unscored: Sequence[Mapping[str, Any]],
+    findings: Iterable[Mapping[str, Any]],
+    unscored: Iterable[Mapping[str, Any]],
     traces: Mapping[str, Mapping[str, Any]],
-) -> Islands:
-    """Pack the findings that a page shows, and the traces they are of.
+) -> Iterator[tuple[str, str]]:
+    """Pack the findings that a page shows, and the traces they are of: id and content of each island, the index last.
+
+    Findings and traces may be on disk: each is taken once, and of each only its row of the index is kept.
 
     Args:
         findings: entries of the report document, in the order in which the page counts them.
         unscored: all findings that were not scored; those of the traces shown are named there.
         traces: by id of the trace, what `trace_page` gives; empty where the page has no text of traces.
     """
-    islands = Islands()
-    wanted = list(dict.fromkeys(f["trace"] for f in findings))
-    with_text = [name for name in wanted if name in traces]
-    places = dict(zip(with_text, islands.add_chunks("t", (traces[name] for name in with_text)), strict=True))
-    chunks = islands.add_chunks("d", (detail(f, f["trace"] in places) for f in findings))
-    islands.add("index", _json(_index(findings, unscored, wanted, places, chunks)))
-    return islands
-
-
-def _index(
-    findings: Sequence[Mapping[str, Any]],
-    unscored: Sequence[Mapping[str, Any]],
-    wanted: Sequence[str],
-    places: Mapping[str, tuple[int, int]],
-    chunks: Sequence[tuple[int, int]],
-) -> dict[str, Any]:
-    """What the list needs: a row per finding, and of each trace its place and the findings that were not scored."""
-    number = {name: i for i, name in enumerate(wanted)}
+    number, rows, reasons = dict[str, int](), list[str](), set[str]()
+    details = _Chunks("d")
+    for f in findings:
+        at = details.add(detail(f, f["trace"] in traces))
+        rows.append(_json(_index_row(f, number.setdefault(f["trace"], len(number)), at)))
+        reasons.update(f["reasons"])
+        yield from details.packed()
+    yield from details.packed(last=True)
+    places, pages = list[tuple[int, int] | None](), _Chunks("t")
+    for name in number:
+        places.append(pages.add(traces[name]) if name in traces else None)
+        yield from pages.packed()
+    yield from pages.packed(last=True)
     lost: dict[int, list[list[Any]]] = {}
     for u in unscored:
         if u["trace"] in number:
             lost.setdefault(number[u["trace"]], []).append([u["step"], u["error_class"], u["reason"]])
-    reasons = sorted({r for f in findings for r in f["reasons"]})
-    return {
-        "findings": [
-            {
-                "key": f["key"],
-                "trace": number[f["trace"]],
-                "step": f["step"],
-                "cls": f["error_class"] or "",
-                "split": f["split"] or "",
-                "critic": f["critic"] or "",
-                "ok": bool(f["accepted"]),
-                "trained": bool(f["trained"]),
-                "why": f["reasons"],
-                "level": "" if f.get("level") is None else str(f["level"]),
-                "place": f["placement"] or "",
-                "twin": _twin(f),
-                "p": [_rounded((f["decision"] or {}).get(when)) for when in WHEN],
-                "left": _rounded(residual(f)) if f["decision"] else None,
-                "odds": _rounded((f["decision"] or {}).get("odds_nats")),
-                "at": chunk,
-            }
-            for f, chunk in zip(findings, chunks, strict=True)
-        ],
-        "traces": wanted,
-        "places": [places.get(name) for name in wanted],
+    rest = {
+        "traces": list(number),
+        "places": places,
         "unscored": lost,
-        "reasons": {r: explained(r) for r in reasons},
+        "reasons": {r: explained(r) for r in sorted(reasons)},
+    }
+    yield "index", island(f'{{"findings":[{",".join(rows)}],{_json(rest)[1:]}')
+
+
+def _index_row(f: Mapping[str, Any], trace: int, at: tuple[int, int]) -> dict[str, Any]:
+    """What the list shows, sorts and filters a finding by."""
+    return {
+        "key": f["key"],
+        "trace": trace,
+        "step": f["step"],
+        "cls": f["error_class"] or "",
+        "split": f["split"] or "",
+        "critic": f["critic"] or "",
+        "ok": bool(f["accepted"]),
+        "trained": bool(f["trained"]),
+        "why": f["reasons"],
+        "level": "" if f.get("level") is None else str(f["level"]),
+        "place": f["placement"] or "",
+        "twin": _twin(f),
+        "p": [_rounded((f["decision"] or {}).get(when)) for when in WHEN],
+        "left": _rounded(residual(f)) if f["decision"] else None,
+        "odds": _rounded((f["decision"] or {}).get("odds_nats")),
+        "at": at,
     }
 
 

@@ -71,21 +71,7 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
         said = ", ".join(f"level {n}: {x['accepted']} of {x['n']} accepted" for n, x in levels.items())
         console.print(f"hints by level: {said}")
     if document["environment"]:
-        table = Table(
-            "split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left"
-        )
-        for split, by in document["environment"]["splits"].items():
-            for when, x in by.items():
-                table.add_row(split, when, str(x["episodes"]), f"{x['success_rate']:.1%}", f"{x['error_rate']:.1%}")
-        console.print(table)
-        for split, by in document["environment"]["splits"].items():
-            for when, x in by.items():
-                for effect, t in x.get("tools", {}).items():
-                    console.print(
-                        f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: {t['calls']:.2f} calls an "
-                        f"episode, {t['error_rate']:.1%} answered with an error",
-                        soft_wrap=True,
-                    )
+        _show_environment(document["environment"]["splits"], console)
     if document["off_target_kl_nats"] is not None:
         console.print(f"off-target KL {document['off_target_kl_nats']:.5f} nats per token")
     rate = document["gate"]["null_pass_rate"]
@@ -96,6 +82,22 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
     if line := moved_line(document):
         console.print(line, highlight=False, soft_wrap=True)
     show_verdict(document, console)
+
+
+def _show_environment(splits: Mapping[str, Any], console: Console) -> None:
+    table = Table("split", "", "episodes", "success", "with an error", title="in the environment", title_justify="left")
+    for split, by in splits.items():
+        for when, x in by.items():
+            table.add_row(split, when, str(x["episodes"]), f"{x['success_rate']:.1%}", f"{x['error_rate']:.1%}")
+    console.print(table)
+    for split, by in splits.items():
+        for when, x in by.items():
+            for effect, t in x.get("tools", {}).items():
+                console.print(
+                    f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: {t['calls']:.2f} calls an "
+                    f"episode, {t['error_rate']:.1%} answered with an error",
+                    soft_wrap=True,
+                )
 
 
 def show_verdict(document: Mapping[str, Any], console: Console) -> None:

@@ -6,6 +6,7 @@ the twin's after training.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ def twin_entries(
     trained: set[str],
     after: Mapping[str, np.ndarray],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Each finding's twins, by key of the hint's target.
+    """Each finding's twins without their text (see `with_edit`), by key of the hint's target.
 
     Args:
         heads: of all targets; those of another kind are passed over.
@@ -38,23 +39,27 @@ def twin_entries(
 
 
 def _entry(head: TargetHead, item: TwinItem, trained: bool, after: np.ndarray | None) -> dict[str, Any]:
-    measured, edit = head.measurement, item.twin.edit
+    measured = head.measurement
     assert measured is not None and measured.position is not None
     return {
         "key": head.key,
-        "kind": edit.kind,
-        "maker": edit.maker,
-        "notes": list(item.twin.notes),
+        "kind": sys.intern(item.twin.edit.kind),
+        "maker": sys.intern(item.twin.edit.maker),
         "split": head.split,
         "error_class": head.error_class,
         "accepted": head.accepted,
-        "reasons": list(head.reasons),
+        "reasons": head.reasons,
         "trained": trained,
         "original": float(np.exp(measured.plain_logprob)),
         "here": float(np.exp(measured.plain_logprob + measured.effect)),
         "after": None if after is None else float(np.exp(after[measured.position])),
-        "edit": edit.model_dump(mode="json", include={"replacements", "removed"}),
     }
+
+
+def with_edit(entry: Mapping[str, Any], item: TwinItem) -> dict[str, Any]:
+    """The whole entry of a twin, as the report has it beside its finding."""
+    edit = item.twin.edit.model_dump(mode="json", include={"replacements", "removed"})
+    return {**entry, "reasons": list(entry["reasons"]), "notes": list(item.twin.notes), "edit": edit}
 
 
 def twin_document(

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hintdistill.core.rows import Picked
+
 GROUPS = ("trained", "held out, accepted", "accepted, not trained", "rejected")
 """The groups of findings, in the order in which they are shown."""
 SHARE: Mapping[str, int] = {"trained": 3, "held out, accepted": 1, "accepted, not trained": 1, "rejected": 1}
@@ -41,22 +43,26 @@ def group_of(finding: Mapping[str, Any]) -> str:
     return "held out, accepted" if finding["split"] == "holdout" else "accepted, not trained"
 
 
-def worst_first(findings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Sort findings by residual probability of the error, highest first; ties by trace and step."""
-    return sorted(findings, key=_order)
+def worst_first(findings: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Sort findings by residual probability of the error, highest first; ties by trace and step.
+
+    They may be on disk, and stay there.
+    """
+    order = [_order(f) for f in findings]
+    return Picked(findings, sorted(range(len(order)), key=order.__getitem__))
 
 
 def _order(finding: Mapping[str, Any]) -> tuple[float, str, int, str]:
     return -residual(finding), finding["trace"], finding["step"], finding["key"]
 
 
-def worst(findings: Sequence[Mapping[str, Any]], n: int) -> tuple[list[Mapping[str, Any]], list[Group]]:
+def worst(findings: Sequence[Mapping[str, Any]], n: int) -> tuple[Sequence[Mapping[str, Any]], list[Group]]:
     """Choose at most `n` findings, group by group and worst first in each, and count what is left out.
 
-    Where not all fit, half of the places go to trained findings; places that a group does not need go to the others.
+    Where not all fit, half of the places go to trained findings; places that a group does not need go to the others. Findings
+    that are on disk stay there: of each, its place in the order is kept.
     """
     lanes: dict[str, list[tuple[Any, int]]] = {name: [] for name in GROUPS}
-    # findings may be on disk: of each, its place in the order is kept
     for number, finding in enumerate(findings):
         lanes[group_of(finding)].append((_order(finding), number))
     for lane in lanes.values():
@@ -66,10 +72,9 @@ def worst(findings: Sequence[Mapping[str, Any]], n: int) -> tuple[list[Mapping[s
         for name in GROUPS:
             free = n - sum(taken.values())
             taken[name] += max(0, min(SHARE[name], free, len(lanes[name]) - taken[name]))
-    chosen = {name: [findings[n] for _, n in lanes[name][: taken[name]]] for name in GROUPS}
     groups = [
-        Group(name, taken[name], len(lanes[name]), residual(chosen[name][-1]) if chosen[name] else None)
-        for name in GROUPS
+        Group(name, k, len(lanes[name]), -lanes[name][k - 1][0][0] if k else None)
+        for name, k in taken.items()
         if lanes[name]
     ]
-    return [f for name in GROUPS for f in chosen[name]], groups
+    return Picked(findings, [number for name in GROUPS for _, number in lanes[name][: taken[name]]]), groups

@@ -64,11 +64,11 @@ def open_part(part: Path) -> pq.ParquetFile:
     return file
 
 
-def read_columns(part: Path, file: pq.ParquetFile, group: int, columns: Sequence[str] | None = None) -> pa.Table:
-    """Some columns of a group of rows, or all. Raises InputError where they are damaged; names the part."""
+def read_columns(part: Path, file: pq.ParquetFile, group: int | None, columns: Sequence[str] | None = None) -> pa.Table:
+    """Some columns, or all, of a group of rows, or of the whole part. Raises InputError where they are damaged; names it."""
     try:
         names = None if columns is None else [c for c in columns if c not in _ADDED or c in file.schema_arrow.names]
-        return file.read_row_group(group, columns=names)
+        return file.read(columns=names) if group is None else file.read_row_group(group, columns=names)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part} is damaged: {error}", hint=_AGAIN) from None
 

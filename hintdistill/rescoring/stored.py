@@ -9,37 +9,26 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
+
+import numpy as np
 
 from hintdistill.config import GateSection
 from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Target, TargetHead
+from hintdistill.core.types import Split, TargetKind
 from hintdistill.rescoring.columns import Columns, Heads, open_part, read_columns
 from hintdistill.rescoring.gate import decide
+from hintdistill.rescoring.head_table import Decided, HeadList, HeadTable
 
 CACHE_BYTES = 32 << 20
 """Bytes of the columns that were read last and are kept; at least one group of rows is."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a target lies, and how long its sequence is."""
-
-    part: int
-    group: int
-    """Row group of the part."""
-    row: int
-    """Row of the group."""
-    start: int
-    """Tokens of its context."""
-    length: int
-    """Tokens of its step."""
-
-
 class Index:
-    """The heads and places of every row of a folder, by key, and the groups of rows that were read last."""
+    """The heads and places of every row of a folder, and the groups of rows that were read last."""
 
     def __init__(self, parts: Sequence[Path], cache_bytes: int = CACHE_BYTES) -> None:
         """Read the light columns of these parts; of rows with the same key the last one counts.
@@ -47,23 +36,33 @@ class Index:
         Raises:
             InputError: a part is corrupt, or another program or version wrote it; names the file.
         """
-        self.parts, self.cache_bytes = list(parts), cache_bytes
-        self.heads: dict[str, TargetHead] = {}
-        self.places: dict[str, Place] = {}
+        self.parts, self.cache_bytes, self.table = list(parts), cache_bytes, HeadTable()
         self._kept: OrderedDict[tuple[int, int], Columns] = OrderedDict()
-        read = Heads()
         for number, part in enumerate(self.parts):
             with open_part(part) as file:
-                for group in range(file.num_row_groups):
-                    table = read_columns(part, file, group, Heads.COLUMNS)
-                    for row, (head, start, length) in enumerate(read.of(table)):
-                        self.heads[head.key] = head
-                        self.places[head.key] = Place(number, group, row, start, length)
+                groups = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+                if groups:
+                    self.table.add(number, groups, read_columns(part, file, None, Heads.COLUMNS))
+        self.table.close()
+        # of equal keys the last one, in the order in which keys first come
+        self._sorted, first = np.unique(self.table.keys, return_index=True)
+        last = np.unique(self.table.keys[::-1], return_index=True)[1]
+        self._numbers = len(self.table) - 1 - last
+        self.numbers = self._numbers[np.argsort(first)]
+        """The rows that count, in stored order, int64 [N]."""
 
-    def target(self, key: str) -> Target:
-        """A whole target. Raises InputError where its row cannot be one; names file and row."""
-        place = self.places[key]
-        return self._columns(place.part, place.group).target(place.row)
+    def find(self, keys: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+        """The rows with these keys, int64 [N], and the keys that no row has."""
+        wanted = np.array([k.encode("utf-8", "surrogatepass") for k in keys] or [b""])
+        at = np.minimum(np.searchsorted(self._sorted, wanted), max(0, len(self._sorted) - 1))
+        there = self._sorted[at] == wanted if len(self._sorted) else np.zeros(len(wanted), bool)
+        lacking = [k for k, found in zip(keys, there.tolist(), strict=False) if not found]
+        return (self._numbers[at[: len(keys)]] if not lacking else np.zeros(0, np.int64)), lacking
+
+    def target(self, number: int) -> Target:
+        """The whole target of a row. Raises InputError where it cannot be one; names file and row."""
+        row = self.table.rows[number]
+        return self._columns(int(row["part"]), int(row["group"])).target(int(row["row"]))
 
     def _columns(self, part: int, group: int) -> Columns:
         if (part, group) in self._kept:
@@ -84,8 +83,8 @@ class Index:
 class StoredTargets(Sequence[Target]):
     """Targets of a store in a fixed order. Taking one, or going through them, reads from disk; `heads` does not."""
 
-    def __init__(self, source: Index, heads: Sequence[TargetHead]) -> None:
-        self.source, self.heads = source, tuple(heads)
+    def __init__(self, source: Index, heads: HeadList) -> None:
+        self.source, self.heads = source, heads
 
     @classmethod
     def open(cls, folder: Path, index: Index, keys: Sequence[str] | None, gate: GateSection | None) -> StoredTargets:
@@ -94,14 +93,13 @@ class StoredTargets(Sequence[Target]):
         Raises:
             InputError: the folder lacks one of them; names it.
         """
-        wanted = list(index.heads) if keys is None else keys
-        if lacking := [k for k in wanted if k not in index.heads]:
+        numbers, lacking = (index.numbers, []) if keys is None else index.find(keys)
+        if lacking:
             raise InputError(
-                f"{folder} lacks {len(lacking)} of {len(wanted)} targets, the first is {lacking[0]}",
+                f"{folder} lacks {len(lacking)} of {len(keys or ())} targets, the first is {lacking[0]}",
                 hint="--resume makes them again",
             )
-        found = [index.heads[k] for k in wanted]
-        return cls(index, found if gate is None else [decide(h, gate) for h in found])
+        return cls(index, HeadList(index.table, numbers, {} if gate is None else _decided(index.table, numbers, gate)))
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -116,25 +114,37 @@ class StoredTargets(Sequence[Target]):
         """One target, read from disk; or some of them, of which nothing is read yet."""
         if isinstance(at, slice):
             return StoredTargets(self.source, self.heads[at])
-        head = self.heads[at]
-        target = self.source.target(head.key)
+        number = int(self.heads.numbers[at])
+        target = self.source.target(number)
         # the gate may have changed since the row was written
-        return replace(target, accepted=head.accepted, reasons=head.reasons)
+        said = self.heads.decided.get(number)
+        return target if said is None else replace(target, accepted=said[0], reasons=said[1])
 
     def where(self, keep: Callable[[TargetHead], bool]) -> StoredTargets:
         """Those whose head is to be kept, in the same order; reads nothing."""
-        return StoredTargets(self.source, [h for h in self.heads if keep(h)])
+        return StoredTargets(self.source, self.heads.taken([i for i, h in enumerate(self.heads) if keep(h)]))
+
+    def of_kind(self, *kinds: TargetKind) -> StoredTargets:
+        """Those of some kinds, in the same order; makes no head."""
+        return StoredTargets(self.source, self.heads.having("kind", kinds))
 
     def extent(self, at: int) -> tuple[int, int]:
         """Tokens of a target's context and of its step; reads nothing."""
-        place = self.source.places[self.heads[at].key]
-        return place.start, place.length
+        row = self.source.table.rows[self.heads.numbers[at]]
+        return int(row["first_position"]), int(row["length"])
 
     def by_part(self) -> Iterator[tuple[int, Target]]:
         """Each with its number, in the order in which they lie on disk: every part is read once."""
-        places = [self.source.places[h.key] for h in self.heads]
-        for i in sorted(range(len(places)), key=lambda i: (places[i].part, places[i].group, places[i].row)):
+        rows = self.source.table.rows[self.heads.numbers]
+        for i in np.lexsort((rows["row"], rows["group"], rows["part"])).tolist():
             yield i, self[i]
+
+
+def _decided(table: HeadTable, numbers: np.ndarray, gate: GateSection) -> Decided:
+    """What the gate says of the hints among some rows."""
+    hints = table.having(numbers, "kind", ("hint",))
+    judged = (decide(head, gate) for head in table.heads(hints, {}))
+    return {n: (head.accepted, head.reasons) for n, head in zip(hints.tolist(), judged, strict=True)}
 
 
 def heads(targets: Sequence[Target]) -> Sequence[TargetHead]:
@@ -144,13 +154,14 @@ def heads(targets: Sequence[Target]) -> Sequence[TargetHead]:
 
 def by_key(targets: Sequence[Target]) -> Sequence[Target]:
     """The targets in order of their keys; stored ones stay on disk."""
-    return take(targets, sorted(range(len(targets)), key=lambda i: heads(targets)[i].key))
+    keys = [h.key for h in heads(targets)]
+    return take(targets, sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def take(targets: Sequence[Target], numbers: Sequence[int]) -> Sequence[Target]:
     """The targets of these numbers, in this order; stored ones stay on disk."""
     if isinstance(targets, StoredTargets):
-        return StoredTargets(targets.source, [targets.heads[i] for i in numbers])
+        return StoredTargets(targets.source, targets.heads.taken(numbers))
     return [targets[i] for i in numbers]
 
 
@@ -164,3 +175,16 @@ def extents(targets: Sequence[Target]) -> list[tuple[int, int]]:
     if isinstance(targets, StoredTargets):
         return [targets.extent(i) for i in range(len(targets))]
     return [(len(t.context_ids), len(t.step_ids)) for t in targets]
+
+
+def of_kind(targets: Sequence[Target], kind: TargetKind) -> Sequence[Target]:
+    """The targets of a kind, in their order; of stored ones no head is made for it."""
+    return targets.of_kind(kind) if isinstance(targets, StoredTargets) else [t for t in targets if t.kind == kind]
+
+
+def number_of(targets: Sequence[Target], kind: TargetKind, split: Split) -> int:
+    """How many targets are of a kind and a split."""
+    found = heads(of_kind(targets, kind))
+    if isinstance(found, HeadList):
+        return len(found.having("split", (split,)))
+    return sum(h.split == split for h in found)

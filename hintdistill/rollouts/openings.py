@@ -134,9 +134,8 @@ def played_tokens(config: RunConfig, lengths: Mapping[str, Histogram], steps: fl
         episodes *= 2
     else:
         # a round plays its own, and measures greedily (or as configured) and as it samples
-        episodes = (
-            episodes * len({Setting.of("", how) for how in (measured_from(section), played_from(section))})
-            + section.sample.episodes
+        episodes = episodes * len({Setting.of("", how) for how in (measured_from(section), played_from(section))}) + (
+            section.sample.episodes if section.source == "environment" else 0
         )
     trace, step = lengths["trace"], lengths["step"]
     mean = trace.total / max(1, trace.count)

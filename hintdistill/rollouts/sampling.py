@@ -182,23 +182,27 @@ class Sampler:
         for r, step in zip(active, sampled, strict=True):
             self._advance(r, step)
 
-    def _advance(self, r: _Running, step: Sampled) -> None:
+    def message(self, context: Sequence[int], step: Sampled, *, hinted: bool = False) -> Message:
+        """A sampled step as a message below its context; `cut` where it has no end. `hinted`: it was sampled under a hint."""
         ended = bool(step.ids) and step.ids[-1] in self.stop
         parsed = self._parse(self.renderer.decode(step.ids[:-1] if ended else step.ids))
-        message = parsed.model_copy(
+        return parsed.model_copy(
             update={
-                "prompt_token_ids": tuple(r.context),
+                "prompt_token_ids": tuple(context),
                 "token_ids": step.ids or None,
                 "logprobs": step.logprobs or None,
                 "logprobs_of": SampledFrom() if step.logprobs else None,
                 "raw_text": None,
                 "cut": not ended,
-                "extra": {"hinted": True} if r.hinted else {},
+                "extra": {"hinted": True} if hinted else {},
             }
         )
+
+    def _advance(self, r: _Running, step: Sampled) -> None:
+        message = self.message(r.context, step, hinted=bool(r.hinted))
         r.hinted = None
         r.messages.append(message)
-        if not ended:
+        if message.cut:
             r.end_at_limit(f"a step was cut after {len(step.ids)} tokens")
             return
         try:

@@ -80,7 +80,7 @@ def test_commands_that_run_stages_have_all_of_them():
         options = {o for p in ALL[name].params for o in p.opts}
         assert {"--limit", "--resume", "--json", "--dry-run", "--quiet"} <= options, name
     dry = {name for name, command in ALL.items() if any("--dry-run" in p.opts for p in command.params)}
-    assert dry == {*RUNS, "controls", "clean"}
+    assert dry == {*RUNS, "controls", "compare-recipes", "clean"}
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,9 @@ ROLLOUT: dict[str, Acts | Told] = {
         "tests/rollouts/test_rollouts_adapters.py", "test_a_server_sleeps_where_it_can_and_is_named_where_it_cannot"
     ),
     "overlap": Told("tests/rollouts/test_rollouts_adapters.py", OVERLAPS),
+    "source": Told(
+        "tests/rollouts/test_rollouts_replay.py", "test_what_was_sampled_is_kept_and_another_student_is_asked_anew"
+    ),
     "sample.server.max_gap_nats": Acts("99", see.generated("hand_over"), SERVER, refusal=True),
     "stop.min_findings": Told("tests/pipeline/test_rounds.py", "test_no_findings_left_ends_the_loop_in_peace"),
     "stop.min_effect_nats": Acts("1000", see.looped, LOOPED),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hintdistill.core.errors import InputError
-from hintdistill.core.rows import KeySet, Lazy, OnDemand, Rows, chunks
+from hintdistill.core.rows import KeySet, Lazy, OnDemand, Picked, Rows, chunks
 from hintdistill.core.storage import BLOCK, JsonlStore
 
 
@@ -80,3 +80,18 @@ def test_lazy_sequences_are_walked_anew_and_chunks_lose_nothing():
     assert list(chunks(lazy, 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     made = OnDemand(["a", "b"], str.upper)
     assert dict(made) == {"a": "A", "b": "B"} and made.get("c") is None
+
+
+def test_picked_members_are_taken_anew_in_their_own_order():
+    taken = []
+
+    class Noted(list):
+        def __getitem__(self, at):
+            taken.append(at)
+            return super().__getitem__(at)
+
+    picked = Picked(Noted("abcdef"), [4, 0, 4])
+    assert taken == [] and list(picked) == ["e", "a", "e"] and taken[:3] == [4, 0, 4]
+    assert len(picked) == 3 and list(picked[1:]) == ["a", "e"] and picked[-1] == "e" and "b" not in picked
+    with pytest.raises(IndexError):
+        picked[3]

@@ -65,7 +65,13 @@ def document() -> dict:
         "train_seconds": 12.4,
         "seconds": 15.0,
     }
-    stopped = arm | {"arm": "rlsd@1", "recipe": "rlsd", "lowers_error": "no", "not_read": "the loss is nan"}
+    stopped = arm | {
+        "arm": "rlsd@1",
+        "recipe": "rlsd",
+        "called": "rlsd",
+        "lowers_error": "no",
+        "not_read": "the loss is nan",
+    }
     changed = arm | {"arm": "sdft", "recipe": "sdft", "called": "sdft, changed: the teacher reads feedback, not demo"}
     held = {"findings": 7, "accepted": 5, "probability_before": 0.9, "probability_hinted": 0.1}
     equal = {"rows": 16, "steps": 4}

@@ -35,7 +35,7 @@ def test_render_says_what_is_missing():
     found = preview(load_config(CONFIG, bare), limit=1)
     assert set(found.counted) == {"no_solution"} and "no_solution" in list(lines(found))[-1]
     told = hintdistill(
-        "contexts", "render", str(CONFIG), "train.recipe=sdpo", "traces.limit=8", "--limit", "1", "--json"
+        "contexts", "render", str(CONFIG), "train.recipe=sdpo", "traces.limit=8", "--most", "1", "--json"
     )
     document = json.loads(told.stdout)
     assert document["maker"] == "peer_success" and len(document["steps"]) == 1

@@ -13,7 +13,7 @@ from support.stored_targets import make_target
 
 from hintdistill.reporting import islands
 from hintdistill.reporting.findings import After, finding_entry
-from hintdistill.reporting.html import render_html
+from hintdistill.reporting.html import html_pieces, render_html
 from hintdistill.reporting.islands import detail, trace_page
 from hintdistill.reporting.reasons import REASONS, explained
 from hintdistill.reporting.schema import _GATE
@@ -173,3 +173,28 @@ def test_each_section_has_a_place_of_its_own(many):
     page = taken_apart(render_html(many[0], 3))
     for anchor in ("overview", "funnel", "classes", "environment", "findings"):
         assert page.static.count(f'<section id="{anchor}"') == 1 and f'href="#{anchor}"' in page.static
+
+
+def test_the_page_comes_in_pieces_and_holds_one_island_at_a_time(many, monkeypatch):
+    """Findings and traces may be on disk: each is taken when its island is made."""
+    monkeypatch.setattr(islands, "CHUNK", 5000)
+    document, pages = many
+    pieces = list(html_pieces(document, 5000, pages))
+    assert "".join(pieces) == render_html(document, 5000, pages) and len(pieces) > 100
+    opened = 0
+    walk = islands.pack(document["findings"], [], CountedPages(pages))
+    for name, _ in walk:
+        opened = CountedPages.taken
+        if name.startswith("t"):
+            break
+    assert 0 < opened < len(pages), "no trace is read before its island"
+
+
+class CountedPages(dict):
+    """Pages that count how often one is taken."""
+
+    taken = 0
+
+    def __getitem__(self, name):
+        CountedPages.taken += 1
+        return super().__getitem__(name)

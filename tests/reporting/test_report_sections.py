@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from hintdistill.core import statistics
 from hintdistill.core.statistics import mean_over_groups
 from hintdistill.core.types import Critique
 from hintdistill.reporting import clean_traces, curves, failed_episodes, intervals, spending, ways_out
@@ -75,6 +76,21 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("colour", [*curves.COLOURS, curves.INK])
 def test_colours_of_drawings_have_contrast_on_their_ground(colour):
     assert 1.05 / (luminance(colour) + 0.05) >= 4.5
+
+
+def test_intervals_of_several_measures_are_those_of_each_alone(monkeypatch):
+    """In blocks of draws, and with measures that know fewer groups than others."""
+    rng = np.random.default_rng(0)
+    groups = [f"t{i // 2}" for i in range(60)]
+    measures = [(rng.normal(size=n).tolist(), groups[:n]) for n in (60, 41, 60)]
+    alone = [mean_over_groups(*measure) for measure in measures]
+    monkeypatch.setattr(statistics, "AT_ONCE", 1000)
+    assert statistics.means_over_groups(measures) == alone
+    values, of = np.array(measures[0][0]), np.array(groups)
+    sums = np.array([values[of == g].sum() for g in np.unique(of)])
+    drawn = np.random.default_rng(0).integers(30, size=(2000, 30))
+    low, high = np.quantile(sums[drawn].sum(1) / 60, (0.025, 0.975))
+    assert (alone[0].low, alone[0].high) == pytest.approx((low, high))
 
 
 def test_intervals_are_over_traces_and_pair_each_finding_with_its_placebos(document):

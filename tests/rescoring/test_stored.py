@@ -16,7 +16,7 @@ from hintdistill.core.errors import InputError
 from hintdistill.core.scores import Placebo, Target
 from hintdistill.rescoring.gate import decide
 from hintdistill.rescoring.store import TargetStore
-from hintdistill.rescoring.stored import by_key, extents, heads
+from hintdistill.rescoring.stored import by_key, extents, heads, number_of, of_kind
 from hintdistill.training.rows import RowDataset, build_rows
 
 
@@ -113,3 +113,15 @@ def test_memory_does_not_grow_with_twenty_thousand_rows(folder, tmp_path):
     write(tmp_path, 20_000)
     few, many = peaks(folder, tmp_path, cache_mb=1)
     assert many["report"] - few["report"] < 150
+
+
+def test_kinds_are_told_from_the_table_alone(folder):
+    stored = TargetStore(folder).open(gate=GateSection())
+    for kind in ("hint", "anchor", "twin"):
+        some = of_kind(stored, kind)
+        assert [h.key for h in heads(some)] == [h.key for h in stored.heads if h.kind == kind]
+        assert number_of(stored, kind, "train") == sum(h.kind == kind and h.split == "train" for h in stored.heads)
+    whole = list(stored)
+    assert [t.key for t in of_kind(whole, "anchor")] == [h.key for h in heads(of_kind(stored, "anchor"))]
+    assert number_of(whole, "hint", "train") == number_of(stored, "hint", "train")
+    assert stored.heads.table.rows.nbytes + stored.heads.table.keys.nbytes < 200 * len(stored)

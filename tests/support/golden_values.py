@@ -77,7 +77,7 @@ def stored_targets(model: Any) -> list[Target]:
         for n, (start, end, at, block_length) in enumerate(steps):
             block = rng.integers(3, V, block_length)
             made = target_of(model, f"{name}{n}", name, trace, start, end, at, block)
-            out.append(replace(made, span=(2, 4)))
+            out.append(replace(made, span=(2, 4), action_start=1))
     return with_contexts(out)
 
 

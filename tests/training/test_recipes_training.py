@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.flat_recipe import train_section
-from support.recipe_models import RUNNABLE, V, outcome_of, tiny
+from support.recipe_models import RUNNABLE, V, outcome_of, tiny, with_contexts
 
 from hintdistill.config import LoraSection, RunSection, TrainSection
 from hintdistill.core.scores import Target
@@ -56,6 +56,7 @@ def targets() -> list[Target]:
                 context_ids=context,
                 step_ids=step,
                 span=(2, 4),
+                action_start=1,
                 support_ids=support.numpy(),
                 teacher_logprobs=teacher,
                 plain_logprobs=before,
@@ -68,7 +69,7 @@ def targets() -> list[Target]:
                 accepted=True,
             )
         )
-    return out
+    return with_contexts(out)
 
 
 def trainer_of(of, tmp_path, model=None, lora=None, others=None, **config):
