@@ -104,8 +104,7 @@ class Message(FrozenModel):
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each sampled token at the time of sampling, nats; same length as `token_ids`."""
     logprobs_of: SampledFrom | None = None
-    """The distribution that `logprobs` are of: after a temperature or a filter they are not what the model says. None: not said,
-    taken for the model's own."""
+    """The distribution of `logprobs`, e.g. after a temperature or a filter. None: unknown, taken for the model's own."""
     raw_text: str | None = None
     """The text as generated, before any server parsed it, without the end-of-turn token."""
     given: bool = False
@@ -274,8 +273,7 @@ class Finding(FrozenModel):
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Dump the finding without `twin` and `decisive` if they are not set, so that findings of earlier releases
-        keep their keys."""
+        """Dump the finding without `twin` and `decisive` if they are not set; older findings keep their keys."""
         data: dict[str, Any] = plain(self)
         return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 
@@ -366,13 +364,11 @@ class Injection(FrozenModel):
     block_ids: tuple[int, ...]
     step_ids: tuple[int, ...] = Field(min_length=1)
     step_offset: int = Field(default=0, ge=0)
-    """Tokens of the step that stand above the hint, hence in the context; above zero only for a placement
-    inside the step (`assistant_turn`)."""
+    """Tokens of the step above the hint, which are context; above zero only inside the step (`assistant_turn`)."""
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
     action_start: int | None = None
-    """Index of the first of `step_ids` that is no reasoning, `UNKNOWN_ACTION` where it cannot be told; None in rows of an earlier
-    release, which do not say."""
+    """Index of the first of `step_ids` after the reasoning, or `UNKNOWN_ACTION`; None in rows of earlier releases."""
     quote_found: Literal["exact", "normalised", "fuzzy", "whole_step"] = "whole_step"
     fidelity: Fidelity
     placement: Placement
