@@ -401,7 +401,7 @@ def repeated_failing_call(case: TwinCase) -> list[TwinEdit]:
 
 
 def wrong_tool(case: TwinCase) -> list[TwinEdit]:
-    """Return the request asks for what the called tool does; its other words are kept."""
+    """Return edits in which the request asks for what the called tool does; its other words are kept."""
     name = case.call.name
     number = case.tool_number(name)
     if number is None:

@@ -166,7 +166,7 @@ def counts(ctx: RunContext) -> dict[str, Any] | None:
 
 
 def steps(ctx: RunContext, key: str, trace: Trace) -> list[int]:
-    """Return the steps of a hold trace that are held: `train.hold.per_trace` of its own, drawn by the seed and the trace alone."""
+    """Return the steps of a hold trace that are held: `train.hold.per_trace` steps, drawn by the seed and the trace alone."""
     own = list(trace.own_steps)
     rng = random.Random(f"hold:{ctx.config.run.seed}:{key}")
     return sorted(rng.sample(own, min(ctx.config.train.hold.per_trace, len(own))))

@@ -123,7 +123,7 @@ def initial_weights(model: Any) -> Iterator[None]:
         ValueError: `model` has no adapter; the initial weights of full training have to be kept as a copy.
     """
     if not hasattr(model, "disable_adapter"):
-        raise ValueError(f"{type(model).__name__} has no adapter that could be taken off")
+        raise ValueError(f"{type(model).__name__} has no adapter to remove")
     with model.disable_adapter():
         yield
 

@@ -118,7 +118,7 @@ def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
 
 
 def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Messages:
-    """Return a turn that a recorded call of another conversation said is given here."""
+    """Mark turns as given that a recorded call of another conversation produced."""
     said_here = {len(c) - 1 for c, _ in joined if len(c) <= len(messages) and _starts(c, messages)}
     elsewhere = {_turn(m) for _, e in joined for m in e.said}
     calls = {c for _, e in joined for m in e.said for c in _turn(m)[1]}

@@ -84,7 +84,7 @@ def _node(value: Any, index: int) -> Node:
 
 
 def _parent(node: Node, index: int) -> int | None:
-    """Return a parent is before its child, so paths end."""
+    """Return the index of a node's parent, which comes before its child, so that paths end."""
     parent = node.get("parent")
     if parent is None or parent == -1:
         return None
