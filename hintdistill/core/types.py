@@ -30,9 +30,6 @@ from hintdistill.core.text import require_text
 TRACE_SCHEMA = 1
 """Version of the native trace format; raised whenever a stored field changes its meaning."""
 
-CONTINUATION = "hintdistill.continuation"
-"""Key of a trace's `extra` whose last step was sampled anew: the messages that were recorded in its place and after it, for a critic."""
-
 Role = Literal["system", "developer", "user", "assistant", "tool"]
 Fidelity = Literal["ids", "raw_text", "reserialised"]
 Placement = Annotated[str, NameIn(PLACEMENTS)]

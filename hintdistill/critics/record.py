@@ -21,7 +21,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from hintdistill.core.errors import ContextLengthError
-from hintdistill.core.types import CONTINUATION, Message, Trace
+from hintdistill.core.extra_keys import CONTINUATION
+from hintdistill.core.types import Message, Trace
 
 Count = Callable[[str], int]
 """Tokens of a text."""

@@ -231,7 +231,7 @@ class Injector:
         """
         hint, pairs = self._first(trace, finding)
         others = other_hints(trace, finding, hint, self.library, self.config.candidates - 1)
-        first = self._spliced(trace, finding, hint, pairs, self.config.hint if others else "")
+        first = self._spliced(trace, finding, hint, pairs, (self.config.hint or "critic") if others else "")
         return [
             first,
             *(

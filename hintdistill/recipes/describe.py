@@ -67,6 +67,38 @@ SPANS = {
     "suffix": "the quote and what follows",
 }
 
+SCORES = {
+    "importance": "how likely the student still is to say it",
+    "gap": "the gap between teacher and student",
+    "ratio": "the teacher's probability over the student's",
+    "evidence": "what the context changes for the teacher",
+    "contrast": "right against wrong contexts",
+    "accept": "whether the token is among the teacher's first",
+    "H_S": "the student's entropy",
+    "H_T": "the teacher's entropy",
+    "div": "how far the two are apart",
+    "div_union": "how far the two are apart",
+    "div_tail64": "how far the two are apart, over windows",
+    "div_forward": "how far the two are apart",
+    "compat": "how much of the teacher the student's first tokens hold",
+    "overlap": "how many of their first tokens are the same",
+    "mean_logT": "how likely the teacher finds the step",
+    "rollout_ppl_S": "the rollout's perplexity for the student among its like",
+    "rollout_ppl_T": "the rollout's perplexity for the teacher among its like",
+    "reward": "how the rollout ended",
+    "advantage": "the advantage",
+    "adv_sign": "the advantage's sign",
+    "group_acc": "how often the task succeeds",
+    "index": "the place in the step",
+    "pos": "the place in the step",
+    "since_error": "the distance from the error",
+    "token_id": "which token it is",
+    "surprisal": "the student's surprise",
+    "tag": "whether it is of an action",
+    "key_span": "whether it was done right there",
+    "error_span": "whether it is quoted as the error",
+}
+
 
 def trains_on(recipe: Recipe) -> str:
     """Say in plain words what a run trains with it: who the teacher is, what it reads, how they are compared, over what."""
@@ -104,11 +136,9 @@ def _context(name: str) -> str:
 def _loss(term: Term) -> str:
     """Return one term in words."""
     span, how = SPANS.get(term.span, term.span), term.divergence
-    weighed = (
-        ", weighted by " + ", ".join(dict.fromkeys(s for w in term.weights for s in sorted(w.scores())))
-        if term.weights
-        else ""
-    )
+    read = dict.fromkeys(s for w in term.weights for s in sorted(w.scores()))
+    said = [SCORES.get(s, s) for s in read] or ["what another term leaves out"]
+    weighed = f", weighted by {', '.join(dict.fromkeys(said))}" if term.weights else ""
     if how.entry.has_signal:
         return f"policy gradient on the sampled tokens of {span} (signal {how.signal}){weighed}"
     on = (

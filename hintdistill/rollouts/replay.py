@@ -13,7 +13,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hintdistill.core.types import CONTINUATION, Message, Trace
+from hintdistill.core.extra_keys import CONTINUATION
+from hintdistill.core.types import Message, Trace
 from hintdistill.injection.hints import seed_of
 from hintdistill.rollouts.generation import Sampled
 from hintdistill.rollouts.sampling import CUT, Episode, Sampler

@@ -12,7 +12,8 @@ from support.command import hintdistill
 from hintdistill.config import CHECKS
 from hintdistill.config.file import load_config
 from hintdistill.core.errors import ConfigError
-from hintdistill.core.types import CONTINUATION, Trace
+from hintdistill.core.extra_keys import CONTINUATION
+from hintdistill.core.types import Trace
 from hintdistill.critics.record import FOLLOWED, whole
 from hintdistill.critics.rules import RulesCritic
 from hintdistill.pipeline.context import RunContext
