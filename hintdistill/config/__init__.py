@@ -1,6 +1,6 @@
 """RunConfig: every setting of a run, one validated, frozen tree.
 
-The defaults are the settings the quickstart was measured with, or the ones the field settled on where the example has
+The defaults are the settings the quickstart was measured with, or the ones the field settled on if the example has
 no say. `config/file.py` turns YAML and overrides into it.
 """
 
@@ -193,7 +193,7 @@ class InjectSection(Section):
         return self
 
     def format_of(self, placement: Placement) -> str:
-        """The text around the hint in a placement, with `{hint}` in it."""
+        """Return the text around the hint in a placement, with `{hint}` in it."""
         return self.formats.get(placement, PLACEMENTS.get(placement).form)
 
 
@@ -305,7 +305,7 @@ class RunConfig(Section):
         return self._foreign
 
     def of_folder(self, foreign: str | None) -> RunConfig:
-        """The same settings, read from a run folder from elsewhere; see `core/trust.py`."""
+        """Return the same settings, read from a run folder from elsewhere; see `core/trust.py`."""
         self._foreign = foreign
         return self
 

@@ -70,7 +70,7 @@ class SampleSection(Section):
 
     @property
     def backend(self) -> Literal["transformers", "server"]:
-        """Who samples: the server, where one has an address; else the weights in this process."""
+        """Who samples: the server, if one has an address; else the weights in this process."""
         return "server" if self.server.base_url else "transformers"
 
     @model_validator(mode="after")
@@ -92,7 +92,7 @@ class StopSection(Section):
     kept."""
     max_changes_drop: float | None = Field(default=0.5, gt=0.0, lt=1.0)
     """Tripwire: successful calls of tools that change state, per episode, fell by more than this share of what the initial policy
-    made. Read where the environment says which tools those are (`tool_effects`); without a loop the report warns."""
+    made. Read if the environment says which tools those are (`tool_effects`); without a loop the report warns."""
     max_failed_share: float = Field(default=0.5, gt=0.0, le=1.0)
     """Tripwire: largest share of a round's episodes that fail without a result (cut steps, endless episodes)."""
 

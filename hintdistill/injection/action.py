@@ -22,7 +22,7 @@ _LEAD = re.compile(r"(?:\s|<[^<>\s]{1,40}>|\[THINK\]|analysis|thought)*")
 """What may be above the first word of the reasoning: white space, marks, the name of a channel."""
 _CLOSE = re.compile(r"\s*(?:" + END_OF_REASONING.pattern + r"|<\|end\|>)")
 _LINE = 12
-"""Characters from which a line of the reasoning is taken for printed where it is in the step."""
+"""Characters from which a line of the reasoning is taken for printed if it is in the step."""
 
 
 def action_start(tokens: TokenText, message: Message, step_ids: Sequence[int]) -> int:

@@ -43,7 +43,7 @@ class LiveTraces:
         self._known: OrderedDict[int, tuple[_Growing, int]] = OrderedDict()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take up one model call. Raises TraceError if it is not one, OSError where it cannot be written."""
+        """Take up one model call. Raises TraceError if it is not one, OSError if it cannot be written."""
         found = recognise(record)
         if found is None:
             raise TraceError("the record is not a model call")
