@@ -55,7 +55,8 @@ def _reasons() -> Collection[str]:
     return {
         *_WORDS,
         *errors.TWIN_REASONS,
-        *(k("").reason for k in kinds if k not in (errors.SharingError, errors.TwinError)),
+        *errors.CONTEXT_REASONS,
+        *(k("").reason for k in kinds if k not in (errors.SharingError, errors.TwinError, errors.NoContextError)),
     }
 
 
