@@ -71,7 +71,7 @@ def test_an_environment_of_its_own_thread_is_closed_there():
         (Scripted(start=None), "reset returned NoneType, not a Start"),
         (Scripted(start=Start((), ())), "gave no message"),
         (Scripted(start=Start(({"role": "user"},), ())), "returned dict, not a Message"),
-        (Scripted(start=Start((USER,), ("x",))), "tools that are no objects"),
+        (Scripted(start=Start((USER,), ("x",))), "tools that are not objects"),
         (Scripted(reply=None), "step returned NoneType, not a Reply"),
         (
             Scripted(reply=Reply((Message(role="assistant", content="x"),), False)),
