@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARKS = "<!-- plan: made by benchmarks/bfcl_plan.py -->", "<!-- end of plan -->"
 CONFIG = ROOT / "examples" / "bfcl" / "bfcl.yaml"
-GIGABYTES = (24, 80)
+GIGABYTES = 80
 QWEN3 = {
     "architectures": ["Qwen3ForCausalLM"],
     "model_type": "qwen3",
@@ -84,7 +84,6 @@ class Planned:
 
     size: str
     suite: str
-    gigabytes: int
     found: Forecast
 
 
@@ -114,29 +113,34 @@ def planned(tokenizer: Path) -> list[Planned]:
             folder = folder_of(size, tokenizer, Path(made))
             for suite, overrides in SUITES.items():
                 options = [f"run.model={folder}", "run.template.options={}", *overrides]
-                for gigabytes in GIGABYTES:
-                    config = load_config(CONFIG, options)
-                    found = estimate.forecast(config, measured=False, gigabytes=gigabytes)
-                    out.append(Planned(size, suite, gigabytes, found))
+                found = estimate.forecast(load_config(CONFIG, options), measured=False, gigabytes=GIGABYTES)
+                out.append(Planned(size, suite, found))
+                print(size, suite, *found.notes, sep="; ", flush=True)
     return out
 
 
 def table(rows: list[Planned]) -> str:
     """The plans as a table: one row a model, suite and GPU."""
     lines = [
-        "| model | suite | opening, tokens: median / longest | GPU | rescore: tokens, peak | train: tokens, peak | fits |",
-        "|---|---|---|---|---|---|---|",
+        "| model | suite | opening tokens: median / longest | rescore: tokens, peak | train: tokens, peak | the plan recommends (80 GB) |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         stages = {s.stage: s for s in row.found.stages}
         rescore, train = stages["rescore"], stages["train"]
         opening = row.found.lengths.get("opening") or row.found.lengths["trace"]
         lines.append(
-            f"| {row.size} | {row.suite} | {opening.median:,} / {opening.longest:,} | {row.gigabytes} GB "
+            f"| {row.size} | {row.suite} | {opening.median:,} / {opening.longest:,} "
             f"| {rescore.tokens / 1e6:.2f} M, {_gb(rescore.peak_bytes)} | {train.tokens / 1e6:.2f} M, {_gb(train.peak_bytes)} "
-            f"| {'yes' if rescore.fits and train.fits else 'no'} |"
+            f"| {_settings(row.found)} |"
         )
     return "\n".join(lines)
+
+
+def _settings(found: Forecast) -> str:
+    if found.recommended is None:
+        return "nothing fits"
+    return "<br>".join(f"`{key}={value}`" for key, value in found.recommended.settings.items())
 
 
 def _gb(peak: int | None) -> str:

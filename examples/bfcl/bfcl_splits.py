@@ -27,7 +27,7 @@ def table() -> str:
     for split, ids in splits().items():
         if split.startswith(TURNS):
             found = [talks()[i] for i in ids]
-            suite, names = "TURNS", f"{len({t.main_class for t in found})} main APIs"
+            suite, names = "TURNS", ", ".join(sorted({t.main_class for t in found}))
         else:
             found = [entries()[i] for i in ids]
             suite, names = "CALLS", f"{len({n for e in found for n in e.names}):,}"

@@ -277,6 +277,8 @@ def measure(student: Path, folder: Path) -> dict[str, Any]:
 
 def table(tries: dict[str, Any]) -> str:
     """The tries as a table, with what each was accepted or refused for."""
+    if not tries:
+        return f"No try is finished; owed is `python examples/bfcl/warm_up.py {min(RECIPES)}`. Bounds: {ACCEPT}."
     lines = [
         "| try | trained on | errors | irrelevance | placebo keeps | repaired under hint / placebo, largest class | accepted |",
         "|---|---|---|---|---|---|---|",

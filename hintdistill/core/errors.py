@@ -34,6 +34,19 @@ class HintdistillError(Exception):
         return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
 
 
+class ReasonedError(HintdistillError):
+    """An error of several kinds, each counted by a word of its own: `reason`."""
+
+    def __init__(self, why: str, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+    @property
+    def reason(self) -> str:
+        """Why, in one word."""
+        return self.why
+
+
 class ConfigError(HintdistillError):
     """The configuration or the command line is wrong."""
 
@@ -72,17 +85,8 @@ CONTEXT_REASONS = frozenset(
 """Why a step has no such context; a plugin's maker may have reasons of its own."""
 
 
-class NoContextError(PromptError):
+class NoContextError(ReasonedError, PromptError):
     """A step lacks what its context is made of; `reason` is one of `CONTEXT_REASONS`, for counts."""
-
-    def __init__(self, why: str, message: str) -> None:
-        super().__init__(message)
-        self.why = why
-
-    @property
-    def reason(self) -> str:
-        """Why, in one word."""
-        return self.why
 
 
 class InputError(HintdistillError):
@@ -170,17 +174,8 @@ TWIN_REASONS = frozenset(
 """Why an edit makes no twin; docs/twins.md explains each. A plugin's maker may have reasons of its own."""
 
 
-class TwinError(InputError):
+class TwinError(ReasonedError, InputError):
     """An edit makes no twin of its step; `reason` is one of `TWIN_REASONS`, for counts."""
-
-    def __init__(self, why: str, message: str) -> None:
-        super().__init__(message)
-        self.why = why
-
-    @property
-    def reason(self) -> str:
-        """Why, in one word."""
-        return self.why
 
 
 class ContextLengthError(InputError):

@@ -56,7 +56,7 @@ def _reasons() -> Collection[str]:
         *_WORDS,
         *errors.TWIN_REASONS,
         *errors.CONTEXT_REASONS,
-        *(k("").reason for k in kinds if k not in (errors.SharingError, errors.TwinError, errors.NoContextError)),
+        *(k("").reason for k in kinds if not issubclass(k, (errors.SharingError, errors.ReasonedError))),
     }
 
 

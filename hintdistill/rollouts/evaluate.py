@@ -17,6 +17,7 @@ from hintdistill.critics.rules import call_results, error_text
 from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.injection.rendering import Renderer
 from hintdistill.rollouts.environment import TaskSuite
+from hintdistill.rollouts.generation import Generator
 from hintdistill.rollouts.sampling import Episode, Sampler, SamplingOptions
 
 
@@ -184,7 +185,7 @@ def evaluate(
 
 
 def outcomes(
-    engine: TransformersEngine,
+    engine: TransformersEngine | Generator,
     renderer: Renderer,
     suite: TaskSuite,
     tasks: Sequence[str],

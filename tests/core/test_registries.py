@@ -45,7 +45,7 @@ from hintdistill.injection.twins import TwinBuilder
 from hintdistill.objectives.compose import Batch, term
 from hintdistill.prompts import shipped_library
 from hintdistill.recipes import load_recipe, missing, teachers
-from hintdistill.recipes.describe import per_micro_batch
+from hintdistill.recipes.describe import over_step
 from hintdistill.rollouts.evaluate import load_suite
 from hintdistill.traces.reading import read_traces
 from hintdistill.traces.registry import FORMATS, formats
@@ -169,7 +169,7 @@ def test_a_weight_shape_weighs(plugin):
     logprobs = torch.tensor([[0.5, 0.2, 0.3], [0.9, 0.05, 0.05], [0.7, 0.2, 0.1]]).log()
     views = dict.fromkeys(("student", "teacher", "plain", "initial"), logprobs)
     weights = term(recipe.terms["distill"], Batch(views, torch.tensor([0, 1, 1]), [3])).weights
-    assert weights.tolist() == [0.0, 1.0, 0.25] and per_micro_batch(recipe) == []
+    assert weights.tolist() == [0.0, 1.0, 0.25] and over_step(recipe) == []
     with pytest.raises(ConfigError, match=r"unknown key `midle` of shape stairs \(did you mean `middle`\?\)"):
         load_recipe("targeted", {"terms": {"distill": {"weights": [{"shape": "stairs", "midle": 0.5}]}}})
 

@@ -248,3 +248,32 @@ def test_hints_of_the_example_name_the_answer_of_their_class():
     assert library.render("hints/wrong_value.jinja", facts) == 'The argument figure must be "square".'
     assert library.render("hints/missing_call.jinja", facts) == "Call area_of."
     assert opening(AREA, as_text=False)[0].content == AREA.request
+
+
+def test_the_page_shows_the_tries_that_were_made():
+    from warm_up import MARKS, PAGE, TRIES, table
+
+    tries = json.loads(TRIES.read_text(encoding="utf-8")) if TRIES.is_file() else {}
+    shown = PAGE.read_text(encoding="utf-8").partition(MARKS[0])[2].partition(MARKS[1])[0]
+    assert shown.strip() == table(tries).strip(), "run `python examples/bfcl/warm_up.py --docs`"
+
+
+def test_a_table_of_tries_says_why_a_student_was_refused():
+    from warm_up import table
+
+    rows = {"call, plain": 60, "no_call, plain": 40}
+    made = {"recipe": {"why": "a reason"}, "trained": {"rows": rows, "tokens": 12_000, "seconds": 90}}
+    wrong = {
+        "accepted": False,
+        "reasons": ["errors 0.90"],
+        "errors": 0.9,
+        "calls": 120,
+        "irrelevance": 0.7,
+        "no_calls": 60,
+    }
+    wrong |= {"right": 54, "kept": None, "classes": None}
+    page = table({"a": made | {"validation": wrong}, "b": made | {"validation": {**tried(), "reasons": []}}})
+    assert (
+        "| a | 100 rows, 40% refusals, 12 k tokens, 90 s | 0.90 (120) | 0.70 (60) | – | – | no: errors 0.90 |" in page
+    )
+    assert "| wrong_value: 25 / 3 of 60 | yes |" in page and "Try b: a reason." in page

@@ -85,7 +85,7 @@ def another(tmp_path_factory):
 def test_a_method_trains_on_the_shipped_rollouts(name, another, tmp_path):
     more = [f"train.recipe.teacher.model={another}"] if name in ("gkd", "tm_opd") else []
     run = ["run", "configs/methods.yaml", f"train.recipe={name}", *more, f"run.dir={tmp_path / 'run'}"]
-    hintdistill(*run, "traces.limit=64", "train.logging_steps=1", "--until", "train")
+    hintdistill(*run, "train.logging_steps=1", "--until", "train")
     summary = json.loads((tmp_path / "run" / "student" / "hintdistill.json").read_text())
     metrics = [json.loads(line) for f in (tmp_path / "run" / "train").glob("*/metrics.jsonl") for line in f.open()]
     losses = [r["loss"] for r in metrics if "loss" in r]
