@@ -8,6 +8,7 @@ VENV_PEERS ?= .venv-peers
 VENV_AGENTS ?= .venv-agents
 VENV_SCALE ?= .venv-scale
 VENV_BROWSER ?= .venv-browser
+VENV_DOCS ?= .venv-docs
 VENV_BFCL ?= .venv-bfcl
 BIN := $(VENV)/bin
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser)
@@ -16,7 +17,7 @@ CONSTRAINTS := $(if $(wildcard /dev/nvidia0 /dev/kfd),,-c constraints-cpu.txt)
 TORCH := $(if $(CONSTRAINTS),$(shell cat constraints-cpu.txt),torch>=2.9)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser test-bfcl screenshots evidence-quick evidence-full real fuzz kill-test lint format docs bench gpu rehearse install install-vllm install-peers install-agents install-scale install-browser install-bfcl clean
+.PHONY: run templates test suite test-full test-vllm test-producers test-peers test-agents test-scale test-browser test-bfcl screenshots evidence-quick evidence-full real fuzz kill-test lint format docs docs-site bench gpu rehearse install install-vllm install-peers install-agents install-scale install-browser install-bfcl install-docs clean
 
 run: install
 	$(BIN)/hintdistill run configs/quickstart.yaml
@@ -97,6 +98,11 @@ docs: install
 	$(BIN)/python docs/make_methods_page.py
 	$(BIN)/python docs/make_traces_table.py
 	$(BIN)/python docs/make_map.py
+	$(BIN)/python docs/make_reference_pages.py
+
+# the documentation as a site in build/site; a warning, such as a link to nowhere, is an error
+docs-site: install-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV_DOCS)/bin/mkdocs build --strict
 
 # the chat templates in llama-cpp-python's source archive, through the same invariants; outside CI, because the archive is large
 templates: install
@@ -189,6 +195,13 @@ $(VENV_BROWSER)/.installed: requirements-browser.txt
 	$(VENV_BROWSER)/bin/python -m pip install -q --disable-pip-version-check -r requirements-browser.txt
 	touch $@
 
+install-docs: $(VENV_DOCS)/.installed
+
+$(VENV_DOCS)/.installed: requirements-docs.txt
+	$(PYTHON) -m venv $(VENV_DOCS)
+	$(VENV_DOCS)/bin/python -m pip install -q --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
 install-scale: $(VENV_SCALE)/.installed
 
 $(VENV_SCALE)/.installed: pyproject.toml constraints-cpu.txt
@@ -198,4 +211,4 @@ $(VENV_SCALE)/.installed: pyproject.toml constraints-cpu.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) $(VENV_BROWSER) $(VENV_BFCL) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_PEERS) $(VENV_AGENTS) $(VENV_BROWSER) $(VENV_BFCL) $(VENV_DOCS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -118,7 +118,7 @@ def rescore(
     placement: Placement = "message",
     config: RescoreSection = RescoreSection(),
 ) -> Target:
-    """What `hint`, put right above a step, would have done to it. Every token is read once, nothing is decoded.
+    """Return what `hint`, put right above a step, would have done to it. Every token is read once, nothing is decoded.
 
     Args:
         messages: a conversation that contains the step, as in `diagnose`; later messages are ignored.
@@ -126,7 +126,7 @@ def rescore(
         engine: from `load_engine`, `connect_engine` or `Session`.
         step: which assistant message, counted from 0 over assistant messages only; negative numbers count from the end; None is
             the last one that is the student's own.
-        quote: the wrong words of the step, where they are known.
+        quote: the wrong words of the step, if they are known.
         tools: schemas of the tools the agent had.
         placement: a message of its own above the step, the end of the last observation, the system prompt, or inside
             the assistant turn right before the quote (the target then begins at the quote).
@@ -179,7 +179,7 @@ def rank_hints(
     placement: Placement = "message",
     config: RescoreSection = RescoreSection(),
 ) -> list[RankedHint]:
-    """Several hints for one step, best first, in one call of the engine: what they share is read once.
+    """Return several hints for one step, best first, in one call of the engine: what they share is read once.
 
     Accepted hints come first (see `rescoring.gate.judge`), then those that the gate rejects, last those that make the error
     more likely; within each, the one that raises the odds of another continuation most. Arguments and errors are those of `rescore`.
@@ -230,7 +230,7 @@ def twin(
 
     Args:
         messages: a conversation that contains the step, as in `diagnose`; later messages are ignored.
-        edit: a `TwinEdit`, or pairs of words and what stands in their place; each pair's words must stand exactly once in the
+        edit: a `TwinEdit`, or pairs of words and what is in their place; each pair's words must stand exactly once in the
             messages of others above the step and the tool schemas (their JSON).
         engine: from `load_engine` or `connect_engine`; only its tokenizer and chat template are used.
         step: as in `rescore`.

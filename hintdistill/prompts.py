@@ -122,11 +122,12 @@ class PromptLibrary:
         self._mentions: dict[tuple[str, str], bool] = {}
 
     def names(self) -> list[str]:
-        """Every prompt name, `kind/file.jinja`, once."""
+        """Return every prompt name, `kind/file.jinja`, once."""
         return sorted({p.relative_to(f).as_posix() for f in self.folders for p in f.rglob("*.jinja")})
 
     def path(self, name: str) -> Path:
-        """The file that `name` resolves to; an absolute path is that file. Raises PromptError naming the folders searched."""
+        """Return the file that `name` resolves to; an absolute path is that file. Raises PromptError naming the folders
+        searched."""
         for folder in self.folders:
             if (folder / name).is_file():
                 return folder / name
@@ -134,7 +135,7 @@ class PromptLibrary:
         raise PromptError(f"no prompt {name!r} in {searched}", hint="`hintdistill prompts list` shows what there is")
 
     def has(self, name: str) -> bool:
-        """Whether a prompt of that name exists."""
+        """Return whether a prompt of that name exists."""
         return any((folder / name).is_file() for folder in self.folders)
 
     def hash(self, name: str) -> str:
@@ -145,7 +146,8 @@ class PromptLibrary:
         return digest.hexdigest()[:16]
 
     def _parts(self, name: str) -> list[str]:
-        """A prompt and everything it includes, each once. Raises PromptError where one is missing or does not parse."""
+        """Return a prompt and everything it includes, each once. Raises PromptError if one is missing or does not
+        parse."""
         todo, seen = [name], {}
         while todo:
             current = todo.pop()
@@ -157,7 +159,7 @@ class PromptLibrary:
         return list(seen)
 
     def mentions(self, name: str, variable: str) -> bool:
-        """Whether a prompt, or what it includes, uses a variable. Raises PromptError where it does not parse."""
+        """Return whether a prompt, or what it includes, uses a variable. Raises PromptError if it does not parse."""
         if (name, variable) not in self._mentions:
             used = (meta.find_undeclared_variables(self._parse(n, self._source(n))) for n in self._parts(name))
             self._mentions[name, variable] = any(variable in names for names in used)
@@ -187,7 +189,8 @@ class PromptLibrary:
         ]
 
     def advice(self, name: str) -> list[str]:
-        """What in a hint template may make the error more likely, `file: what`; empty where nothing does, or for another kind.
+        """Return what in a hint template may make the error more likely, `file: what`; empty if nothing does, or for
+        another kind.
 
         The template is rendered with names made up for the purpose, in each of its wordings.
         """
@@ -282,7 +285,7 @@ def _line_of(tree: nodes.Template, word: str) -> int:
 
 @lru_cache(maxsize=8)
 def shipped_library() -> PromptLibrary:
-    """The shipped prompts, no user folder."""
+    """Return the shipped prompts, no user folder."""
     return PromptLibrary()
 
 
@@ -304,7 +307,8 @@ def eject(folder: Path, names: Sequence[str] = ()) -> list[Path]:
 
 
 def attempts_context(library: PromptLibrary, right: Sequence[str], wrong: Sequence[str], seed: int = 0) -> str:
-    """The context that shows a hard task's attempts: a `bcq` of one right and one wrong one, or an `ncq` where none is right.
+    """Return the context that shows a hard task's attempts: a `bcq` of one right and one wrong one, or an `ncq` where
+    none is right.
 
     ZPPO (arXiv 2606.18216). The order of a `bcq` hangs on the texts and the seed, so that it tells nothing.
 
@@ -322,11 +326,12 @@ def attempts_context(library: PromptLibrary, right: Sequence[str], wrong: Sequen
 
 
 def hint_name(error_class: str) -> str:
-    """The hint template of an error class; a class that is no plain name (a critic may write anything) has none."""
+    """Return the hint template of an error class; a class that is no plain name (a critic may write anything) has
+    none."""
     plain = re.fullmatch(r"\w[\w-]*", error_class) is not None
     return f"hints/{error_class if plain else 'no template'}.jinja"
 
 
 def hint_classes(library: PromptLibrary) -> Sequence[str]:
-    """The error classes that have a hint template."""
+    """Return the error classes that have a hint template."""
     return [n.removeprefix("hints/").removesuffix(".jinja") for n in library.names() if n.startswith("hints/")]

@@ -27,7 +27,7 @@ LANGCHAIN_TYPES = frozenset(("human", "ai", "system", "tool", "AIMessageChunk", 
 
 
 def conversation(messages: Any, tools: Any = None) -> Trace:
-    """The trace of a conversation.
+    """Return the trace of a conversation.
 
     Args:
         messages: a list of what agents hold, a whole request, or a `Trace`.
@@ -55,7 +55,7 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
         return trace
     if len(trace.messages) != len(messages):
         raise ArgumentError(
-            "hd.Message objects stand among messages that the reader takes apart or joins; pass one kind only"
+            "hd.Message objects are mixed with messages that the reader must convert; pass one kind only"
         )
     # what a Message knows beyond a chat message (ids, fidelity) is kept as it is
     kept = tuple(m if isinstance(m, Message) else t for m, t in zip(messages, trace.messages, strict=True))
@@ -63,12 +63,13 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
 
 
 def _with(trace: Trace, **fields: Any) -> Trace:
-    """The trace with other fields. Made anew: a copy would keep what was derived from the old ones."""
+    """Return the trace with other fields. Made again: a copy would keep what was derived from the old ones."""
     return Trace(**{**{name: getattr(trace, name) for name in Trace.model_fields}, **fields})
 
 
 def step_of(trace: Trace, step: Any) -> int:
-    """The number of a step, counted from 0; None is the last step that the student took, a negative number counts from the end.
+    """Return the number of a step, counted from 0; None is the last step that the student took, a negative number
+    counts from the end.
 
     Raises:
         ArgumentError: `step` is no whole number.
@@ -101,7 +102,7 @@ def schemas_of(tools: Any) -> tuple[dict[str, Any], ...]:
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """A list of strings. Raises ArgumentError for anything else, a single string included."""
+    """Return a list of strings. Raises ArgumentError for anything else, a single string included."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise ArgumentError(f"`{name}` is {_kind(values)}, not a list of strings")
     for i, value in enumerate(values):
@@ -110,7 +111,7 @@ def texts_of(name: str, values: Any) -> list[str]:
 
 
 def text_of_type(name: str, value: Any, optional: bool = False) -> None:
-    """Raises ArgumentError where the value is no string (nor None, if that is allowed)."""
+    """Raise ArgumentError if the value is no string (nor None, if that is allowed)."""
     if not isinstance(value, str) and not (optional and value is None):
         raise ArgumentError(f"`{name}` is {_kind(value)}, not a string")
     if isinstance(value, str) and holds_half_a_pair(value):
@@ -118,7 +119,7 @@ def text_of_type(name: str, value: Any, optional: bool = False) -> None:
 
 
 def _record(messages: Any) -> tuple[dict[str, Any], bool]:
-    """A record for the readers, and whether some of its messages are `Message`s."""
+    """Return a record for the readers, and whether some of its messages are `Message`s."""
     if not isinstance(messages, str | bytes | Mapping | Sequence) and hasattr(messages, "model_dump"):
         messages = _dumped(messages)
     if isinstance(messages, Mapping):
@@ -135,7 +136,7 @@ def _record(messages: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _read(record: dict[str, Any]) -> Any:
-    """The traces of a record, by the first API that its messages fit."""
+    """Return the traces of a record, by the first API that its messages fit."""
     items = record.get("messages")
     # asked first: an Anthropic message says `type: message`, as a Responses item does
     if items is not None and (anthropic.fits(items) or anthropic.fits(record)):
@@ -148,7 +149,7 @@ def _read(record: dict[str, Any]) -> Any:
 
 
 def _plain(value: Any, what: str, index: int) -> dict[str, Any]:
-    """One message or schema as a mapping. Raises ArgumentError where it is none."""
+    """Return one message or schema as a mapping. Raises ArgumentError if it is not one."""
     if isinstance(value, Message):
         calls = [{"id": c.id, "name": c.name, "arguments": c.arguments_raw} for c in value.tool_calls]
         return {"role": value.role, "content": value.content, **({"tool_calls": calls} if calls else {})}

@@ -44,11 +44,11 @@ class Diagnosed:
 
     finding: Finding
     hints: tuple[RankedHint, ...] = ()
-    """Best first; the first one is what `hint`, `level`, `odds` and `instead` speak of. Empty where no hint was scored."""
+    """Best first; the first one is what `hint`, `level`, `odds` and `instead` speak of. Empty if no hint was scored."""
     reasons: tuple[str, ...] = ()
     """Why no hint counts: of the gate for the best hint, or why none was scored (`consequence`, `no_hint`, ...)."""
     message: str = ""
-    """The words of the error that kept every hint from being scored; empty where there was none."""
+    """The words of the error that kept every hint from being scored; empty if there was none."""
     twin: ScoredTwin | None = None
     twin_reason: str | None = None
     """Why there is no twin; see docs/twins.md."""
@@ -129,7 +129,7 @@ class Diagnosis:
 
     @property
     def best(self) -> Diagnosed | None:
-        """The best finding whose hint is accepted; None where there is none."""
+        """The best finding whose hint is accepted; None if there is none."""
         return next((f for f in self.findings if f.accepted), None)
 
     def to_dict(self, distributions: bool = False) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _case(
 
 
 def _score(loaded: LoadedModel, cases: Sequence[_Case], config: RescoreSection) -> list[Diagnosed]:
-    """The findings with their hints, all scored in one call of the engine."""
+    """Return the findings with their hints, all scored in one call of the engine."""
     injections = [i for case in cases for i in case.injections]
     first, twins = 0, list[tuple[int, Twin]]()
     for case in cases:
@@ -230,7 +230,7 @@ def _score(loaded: LoadedModel, cases: Sequence[_Case], config: RescoreSection) 
 
 
 def _chosen(targets: Sequence[Target], config: RescoreSection) -> list[Target]:
-    """The candidates of one finding, with what became of each among them."""
+    """Return the candidates of one finding, with what became of each among them."""
     from dataclasses import replace
 
     rows = [

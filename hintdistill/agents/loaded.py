@@ -29,7 +29,7 @@ class LoadedModel:
     lock: AbstractContextManager[Any] = field(default_factory=threading.RLock, compare=False, repr=False)
     """Held while rendering: fast tokenizers refuse to be used by two threads at once."""
     folder: Path | None = field(default=None, compare=False)
-    """Where the tokenizer and, for an engine of this process, the weights came from; None where the caller has made the engine."""
+    """Where the tokenizer and, for an engine of this process, the weights came from; None if the caller has made the engine."""
 
     @property
     def turn(self) -> AbstractContextManager[Any]:
@@ -52,7 +52,7 @@ def load_engine(
 
     Args:
         backend: any registered engine that loads weights: `transformers`, `vllm`, or one of a plugin's.
-        trust_remote_code: whether Python code that stands in the model folder may run; it can do whatever you can.
+        trust_remote_code: whether Python code that is in the model folder may run; it can do whatever you can.
         template: options of the chat template (`TemplateSection(options={"enable_thinking": False})`) and another one's file.
 
     Raises:
@@ -111,7 +111,7 @@ def connect_engine(
 
 
 def require_engine(engine: Any) -> LoadedModel:
-    """Return the engine. Raises ArgumentError where it is none."""
+    """Return the engine. Raises ArgumentError if it is not one."""
     if not isinstance(engine, LoadedModel):
         raise ArgumentError(
             f"`engine` is a {type(engine).__name__}",

@@ -78,19 +78,19 @@ class HintMemory:
         return len(self.active())
 
     def active(self) -> list[dict[str, Any]]:
-        """The entries that are not retired, oldest first."""
+        """Return the entries that are not retired, oldest first."""
         with self._lock:
             return [e for e in self._entries.values() if e.get("retired") is None]
 
     def retired(self) -> list[dict[str, Any]]:
-        """The entries that are, each with why under `retired`."""
+        """Return the entries that are, each with why under `retired`."""
         with self._lock:
             return [e for e in self._entries.values() if e.get("retired") is not None]
 
     def add(self, diagnosis: Diagnosis) -> list[str]:
         """Remember the accepted hints of a diagnosis; the keys of their entries. A hint that is known is counted once more.
 
-        The steps of which nothing bad was found are remembered as well: a hint is not offered where a context is more like theirs.
+        The steps of which nothing bad was found are remembered as well: a hint is not offered if a context is more like theirs.
         A diagnosis without findings is worth adding for that.
 
         Raises:
@@ -103,7 +103,7 @@ class HintMemory:
         return [self._put(diagnosis.trace, found) for found in diagnosis.findings if found.accepted]
 
     def lookup(self, messages: Conversation, *, tools: Sequence[Any] | None = None) -> list[Remembered]:
-        """The hints for the step that comes next, most alike first; none where nothing fits.
+        """Return the hints for the step that comes next, most alike first; none if nothing fits.
 
         Args:
             messages: the conversation up to the step, as in `hd.diagnose`.
@@ -151,7 +151,7 @@ class HintMemory:
         return out
 
     def retire(self, key: str, why: str) -> None:
-        """Offer a hint no more. Raises ArgumentError where there is no such entry."""
+        """Offer a hint no more. Raises ArgumentError if there is no such entry."""
         with self._lock:
             if key not in self._entries:
                 raise ArgumentError(f"there is no entry {key!r}")
@@ -229,7 +229,7 @@ class HintMemory:
         self._entries[entry["key"]] = entry
 
     def _wordings(self, entry: dict[str, Any], trace: Trace) -> list[str]:
-        """The entry's hints, and its class's template with the tools of this context."""
+        """Return the entry's hints, and its class's template with the tools of this context."""
         texts = list(entry["hints"])
         name = hint_name(entry["error_class"])
         if self._library.has(name):
@@ -254,7 +254,7 @@ def _trace(entry: dict[str, Any]) -> Trace:
 
 
 def _words(before: Sequence[Message]) -> set[str]:
-    """The words of the last message that say what it is about: no plain words of instructions, no numbers."""
+    """Return the words of the last message that say what it is about: no plain words of instructions, no numbers."""
     last = before[-1] if before else None
     said = words_of(last.content or "") if last is not None else []
     about = {w for w in said if w not in PLAIN and not any(c.isdigit() for c in w)}
@@ -266,7 +266,7 @@ def _likeness(a: Set[str], b: Set[str]) -> float:
 
 
 def _stands(trace: Trace, tool: str | None) -> list[str] | None:
-    """The arguments of a tool in the schemas, or None where it is not listed."""
+    """Return the arguments of a tool in the schemas, or None if it is not listed."""
     if tool is None or tool not in trace.tool_schemas:
         return None
     return sorted(trace.tool_schemas[tool].get("properties") or {})
@@ -277,5 +277,5 @@ def _known_text(trace: Trace) -> str:
 
 
 def _fits(hint: str, trace: Trace, known: str) -> bool:
-    """Whether the hint speaks of nothing that is unknown here, and of no tool that is not listed."""
+    """Return whether the hint speaks of nothing that is unknown here, and of no tool that is not listed."""
     return not leaks(hint, trace, known) and not illegal_actions(hint, trace)

@@ -26,7 +26,7 @@ class Panel:
     """Where the hints of findings without words of their own come from."""
 
     def critique(self, trace: Trace) -> Critique:
-        """What they say of a trace, settled. `strong` is asked last, and only where `critic.escalate` says so.
+        """Return what they say of a trace, settled. `strong` is asked last, and only where `critic.escalate` says so.
 
         Raises:
             HintdistillError: no critic could read the trace; the first one's error.

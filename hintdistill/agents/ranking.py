@@ -29,12 +29,12 @@ class RankedHint:
 
     @property
     def effect(self) -> float:
-        """Hint effect at its decision token, nats; 0.0 where the hint changes nothing."""
+        """Hint effect at its decision token, nats; 0.0 if the hint changes nothing."""
         return self.target.decision.effect if self.target.decision is not None else 0.0
 
     @property
     def odds(self) -> float:
-        """Rise of the log-odds of what the hinted view says instead, nats; 0.0 where the hint changes nothing."""
+        """Rise of the log-odds of what the hinted view says instead, nats; 0.0 if the hint changes nothing."""
         return (self.target.decision.odds or 0.0) if self.target.decision is not None else 0.0
 
     @property
@@ -44,7 +44,7 @@ class RankedHint:
 
     @property
     def instead(self) -> str | None:
-        """What the model would have said at the decision token; None where the hint changes nothing."""
+        """What the model would have said at the decision token; None if the hint changes nothing."""
         return self.target.decision.instead if self.target.decision is not None else None
 
     def to_dict(self, distributions: bool = False) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def order(ranked: Sequence[RankedHint]) -> list[RankedHint]:
 
 
 def given_finding(step: int, quote: str | None, hint: str | None = None) -> Finding:
-    """A finding that the caller has made."""
+    """Return a finding that the caller has made."""
     return Finding(step=step, error_class="given", quote=quote, hint=hint, critic="caller")
 
 
@@ -81,7 +81,8 @@ def inject_all(loaded: LoadedModel, injector: Injector, trace: Trace, findings: 
 def targets_of(
     loaded: LoadedModel, injections: Sequence[Injection], config: RescoreSection, twins: Sequence[tuple[int, Twin]] = ()
 ) -> tuple[list[Target], list[Target]]:
-    """The targets of injections, and of twins, each with the number of the injection it belongs to; one call of the engine.
+    """Return the targets of injections, and of twins, each with the number of the injection it belongs to; one call of
+    the engine.
 
     Raises:
         ContextLengthError, ScoreError: see `Engine.score`.
@@ -113,7 +114,7 @@ def require_heard(loaded: LoadedModel, config: RescoreSection, hinted: bool = Tr
 
     Raises:
         ConfigError: `config.engine` or `config.batch_tokens` asks for another engine than the given one, `config.part_rows` is set
-            (a call stores nothing), or `config.placebos` or `config.gate` is set where there is no hint.
+            (a call stores nothing), or `config.placebos` or `config.gate` is set if there is no hint.
     """
     default = RescoreSection()
     unheard = [k for k in ("part_rows",) if getattr(config, k) != getattr(default, k)]

@@ -73,7 +73,7 @@ class Session(LoadedModel):
             self.engine.clear()
 
     def known(self, key: str) -> Target | None:
-        """A target that was made before, or None."""
+        """Return a target that was made before, or None."""
         with self.lock:
             found: Target | None = self._targets.get(key)  # type: ignore[attr-defined]
             if found is not None:

@@ -71,7 +71,7 @@ def lost(run: RunRows) -> list[str]:
 
 
 def _differs(term: Term) -> list[str]:
-    """What of a term is not forward KL to the stored teacher."""
+    """Return what of a term is not forward KL to the stored teacher."""
     out = []
     if term.divergence.kind != "fkl":
         out.append(f"{term.divergence.kind} becomes forward KL")

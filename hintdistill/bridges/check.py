@@ -93,7 +93,7 @@ def _compared(
 
 
 def _terms(run: RunRows, folder: Path, k: int | None, student: Student) -> list[Checked]:
-    """The recipe's terms on slots as they were exported, and as the run has them."""
+    """Return the recipe's terms on slots as they were exported, and as the run has them."""
     from hintdistill.bridges.hf import HintRows
 
     recipe, exported, whole = (
@@ -122,7 +122,7 @@ def _objective(recipe: Recipe, slot: Slot, logprobs: np.ndarray) -> float:
 
 
 def _narrowing(recipe: Recipe, whole: Slot, narrowed: Slot, logprobs: np.ndarray) -> float:
-    """How far a term can move when the rest becomes one entry: by its divergence between the parts of the rest.
+    """Return how far a term can move when the rest becomes one entry: by its divergence between the parts of the rest.
 
     Forward KL: m·KL(T given the rest ‖ S given the rest) <= 2·m·B with the teacher's mass m; reverse KL the same with the
     student's mass; JSD with share α: the mixture's mass of the rest times a JSD that is at most log 2.
@@ -156,7 +156,7 @@ def _flat(slot: Slot, weights: torch.Tensor) -> FlatRow:
 
 
 def _symmetric(whole: FlatRow, few: FlatRow, logprobs: np.ndarray, kind: str, alpha: float) -> float:
-    """The bounds of reverse KL and JSD, whose merged part weighs by the student's mass as well."""
+    """Return the bounds of reverse KL and JSD, whose merged part weighs by the student's mass as well."""
     kept = (whole.support_ids[:, :, None] == few.support_ids[:, None, :]).any(2) & (whole.support_ids >= 0)
     ours, rest = formulas.at(logprobs, whole.support_ids), formulas.outside(logprobs, whole.support_ids)
     merged = kept.sum(1) < (whole.support_ids >= 0).sum(1)
@@ -196,7 +196,7 @@ def lines(checked: Sequence[Checked], form: Format) -> list[str]:
 
 
 def require_close(checked: Sequence[Checked], form: Format) -> None:
-    """Raise InputError where a row's loss is further off than it may be; names the first."""
+    """Raise InputError if a row's loss is further off than it may be; names the first."""
     for c in checked:
         if not c.off <= allowed(c):
             raise InputError(

@@ -35,7 +35,7 @@ class FlatRow:
     teacher: np.ndarray
     """float64 [T, K]: log-probabilities, -inf at pads."""
     tail: np.ndarray
-    """float64 [T]: log-probability of the rest, -inf where there is none."""
+    """float64 [T]: log-probability of the rest, -inf if there is none."""
 
     @property
     def sampled(self) -> np.ndarray:

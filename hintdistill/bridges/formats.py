@@ -42,7 +42,7 @@ class Checked:
     reference: float
     """By the toolkit's formula from the stored target, nats."""
     bound: float
-    """How far the two may be apart because of what the format does not keep, nats; 0 where it keeps everything."""
+    """How far the two may be apart because of what the format does not keep, nats; 0 if it keeps everything."""
     scale: float = 1.0
     """Sum of the row's weights: a nat of one token counts so much at most."""
 
@@ -95,11 +95,11 @@ class Format:
     """Probability by which the rest is off, whatever is kept."""
 
     def writer(self) -> Any:
-        """The module that writes it: a `Writer`; of `hf` see `bridges.hf`."""
+        """Return the module that writes it: a `Writer`; of `hf` see `bridges.hf`."""
         return importlib.import_module(f"hintdistill.bridges.{self.module}")
 
     def require_tail(self, tail: str | None) -> Tail:
-        """Return what becomes of the rest. Raises ConfigError where the format has no such form."""
+        """Return what becomes of the rest. Raises ConfigError if the format has no such form."""
         if tail is None:
             return self.tails[0]
         for known in self.tails:

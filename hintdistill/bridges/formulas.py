@@ -26,7 +26,7 @@ def outside(student: np.ndarray, ids: np.ndarray) -> np.ndarray:
 
 
 def products(teacher: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return T·(log T - other) entry by entry; 0 where the teacher gives nothing."""
+    """Return T·(log T - other) entry by entry; 0 if the teacher gives nothing."""
     there = np.isfinite(teacher)
     gap = np.where(there, teacher, 0.0) - np.where(there, other, 0.0)
     return np.where(there, np.exp(np.where(there, teacher, 0.0)) * gap, 0.0)
@@ -81,6 +81,6 @@ def rounding(row: FlatRow, student: np.ndarray, mass: float) -> float:
 
 
 def _gap(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """log T - log S; 0 where the teacher gives nothing."""
+    """log T - log S; 0 if the teacher gives nothing."""
     there = np.isfinite(teacher)
     return np.where(there, np.where(there, teacher, 0.0) - np.where(there, student, 0.0), 0.0)

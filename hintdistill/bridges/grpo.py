@@ -6,7 +6,7 @@
 
 GRPO's loss takes advantages of shape [B, T]. So a token's advantage is its completion's, from the rewards, plus coefficient ·
 weight · (log T - log S) of the sampled token: the sampled-token policy gradient of the reverse KL. `signal` is any function of
-context and completion that gives log T - log S per token, weighted, or None where it has nothing to say; `StoredSteps` knows
+context and completion that gives log T - log S per token, weighted, or None if it has nothing to say; `StoredSteps` knows
 those of a run's accepted hints. Tried with trl 1.16.
 """
 
@@ -38,7 +38,7 @@ class StoredSteps:
     """The erring steps of a run's accepted hints: as prompts, as rollouts, and as a signal."""
 
     def __init__(self, run: Path | str) -> None:
-        """Read them. Raises InputError where there are none, ConfigError for a recipe with the loss span `action`."""
+        """Read them. Raises InputError if there are none, ConfigError for a recipe with the loss span `action`."""
         found = open_rows(Path(run))
         require_no_action_span(found.section, "this bridge")
         self._by_name: dict[str, tuple[list[int], list[int], list[float]]] = {}
@@ -74,7 +74,7 @@ class StoredSteps:
 
 
 def per_token(output: dict[str, Any], signal: Signal, coefficient: float) -> Any:
-    """Return GRPO's advantages [B, T] with the signal added where it has something to say."""
+    """Return GRPO's advantages [B, T] with the signal added if it has something to say."""
     mask, ids = output["completion_mask"], output["completion_ids"]
     advantages = output["advantages"]
     wide = (advantages[:, None] if advantages.dim() == 1 else advantages).expand(mask.shape).float().clone()
@@ -88,7 +88,7 @@ def per_token(output: dict[str, Any], signal: Signal, coefficient: float) -> Any
 
 
 def targeted_grpo() -> Any:
-    """Return the trainer's class. Raises ConfigError where trl is not installed."""
+    """Return the trainer's class. Raises ConfigError if trl is not installed."""
     base: Any = need("trl").GRPOTrainer
 
     class TargetedGRPOTrainer(base):

@@ -61,7 +61,7 @@ SCHEMA = pa.schema([("key", pa.string()), ("input_ids", _IDS), ("slots", pa.list
 
 
 def require_stored(section: TrainSection) -> None:
-    """Raise ConfigError where the recipe cannot be trained from stored targets alone; names why."""
+    """Raise ConfigError if the recipe cannot be trained from stored targets alone; names why."""
     recipe = section.effective_recipe
     if section.target_source != "stored":
         raise ConfigError(
@@ -184,7 +184,7 @@ class HintRows(Dataset[dict[str, Any]]):
 
     @classmethod
     def from_export(cls, folder: Path | str) -> HintRows:
-        """Read what `hintdistill export --to hf` wrote. Raises InputError where it is not there."""
+        """Read what `hintdistill export --to hf` wrote. Raises InputError if it is not there."""
         folder = Path(folder)
         rows = [row_of(line) for line in read_rows(folder, NAME)]
         data = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
@@ -194,7 +194,7 @@ class HintRows(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One row: token ids, and labels that are -100 but for the numbers of its steps, from position 1 on."""
+        """Return one row: token ids, and labels that are -100 but for the numbers of its steps, from position 1 on."""
         row, first = self.rows[index], self._first[index]
         labels = [IGNORED] * len(row.ids)
         labels[1 : 1 + len(row.slots)] = range(first, first + len(row.slots))
@@ -264,7 +264,7 @@ class HintLoss:
         return total / count
 
     def _of_kind(self, kind: str, placed: Sequence[tuple[int, Slot]], logits: Tensor) -> Tensor:
-        """The terms of one kind of step, summed over steps."""
+        """Return the terms of one kind of step, summed over steps."""
         slots = [s for _, s in placed]
         if max(s.start + s.length for s in slots) - 1 > logits.shape[1]:
             raise InputError(f"a row was cut to {logits.shape[1]} tokens, before the end of its last step")
@@ -295,7 +295,7 @@ class _Clock(TrainerCallback):
 
 
 def _moves(recipe: Recipe) -> bool:
-    """Whether any number of the recipe's terms is a schedule."""
+    """Return whether any number of the recipe's terms is a schedule."""
 
     def schedules(value: Any) -> Iterator[bool]:
         if isinstance(value, dict):

@@ -70,7 +70,7 @@ def _view(
 
 
 def log_sum(logprobs: np.ndarray) -> np.ndarray:
-    """Return the logarithm of the sum of probabilities [T] over the last axis; -inf where there is nothing."""
+    """Return the logarithm of the sum of probabilities [T] over the last axis; -inf if there is nothing."""
     top = logprobs.max(-1, initial=-np.inf)
     base = np.where(np.isfinite(top), top, 0.0)
     with np.errstate(divide="ignore"):
@@ -92,7 +92,7 @@ class Narrowed(StoredTargets):
     def __getitem__(self, at: slice) -> StoredTargets: ...
 
     def __getitem__(self, at: int | slice) -> Target | StoredTargets:
-        """One target, read and narrowed; or some of them, of which nothing is read yet."""
+        """Return one target, read and narrowed; or some of them, of which nothing is read yet."""
         if isinstance(at, slice):
             return Narrowed(super().__getitem__(at), self._k, self._tail)
         return narrow(super().__getitem__(at), self._k, self._tail)

@@ -87,7 +87,7 @@ def push_targets(
 
 
 def scan(run: RunRows) -> None:
-    """Raise SecretError where a step, its context or its hint holds a secret. Reads every target and decodes it."""
+    """Raise SecretError if a step, its context or its hint holds a secret. Reads every target and decodes it."""
     secrets.require()
     with run.scope():
         decode, seen = run.ctx.renderer.decode, set[bytes]()
@@ -168,7 +168,7 @@ def numbers(target: Target, trace: int) -> dict[str, Any]:
 
 
 def require_flags(targets: bool, text_free: bool) -> None:
-    """Raise ConfigError where the student would be pushed and an option speaks of targets."""
+    """Raise ConfigError if the student would be pushed and an option speaks of targets."""
     if text_free and not targets:
         raise ConfigError(
             "--text-free is of targets, and they are not pushed", hint="hintdistill push RUN REPO --targets"

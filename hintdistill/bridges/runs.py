@@ -46,7 +46,7 @@ def require_no_action_span(section: TrainSection, what: str) -> None:
     if named:
         raise ConfigError(
             f"train.recipe.terms.{named[0]}.span=action leaves reasoning out of the loss, and {what} weighs the quoted tokens, "
-            "which may stand in the reasoning",
+            "which may be in the reasoning",
             hint="train with span: step or quote; or export --to hf, trl, tinker or axolotl, which take the recipe's own weights",
         )
 

@@ -89,7 +89,7 @@ def laid_out(scored: Sequence[Scored], length: int, width: int) -> tuple[np.ndar
 
 
 def loss_mask(scored: Sequence[Scored], prompt: int, response: int) -> list[int]:
-    """Return 1 for each response token of a scored step's span, 0 elsewhere; `prompt` tokens stand before the response."""
+    """Return 1 for each response token of a scored step's span, 0 elsewhere; `prompt` tokens are before the response."""
     mask = np.zeros(prompt + response, int)
     for one in scored:
         mask[one.start : one.end] = np.maximum(mask[one.start : one.end], one.weights != 0)
@@ -103,7 +103,7 @@ class StoredScores:
     def __init__(self, run: Path | str, k: int) -> None:
         """Read a run's accepted hints, `k` ids per token, the sampled one always among them.
 
-        Raises InputError where there are none, ConfigError for a recipe with the loss span `action`.
+        Raises InputError if there are none, ConfigError for a recipe with the loss span `action`.
         """
         found = open_rows(Path(run))
         require_no_action_span(found.section, "this bridge")

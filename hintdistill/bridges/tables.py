@@ -33,7 +33,7 @@ def write_rows(folder: Path, name: str, schema: pa.Schema, rows: Iterable[dict[s
 
 
 def open_export(folder: Path, name: str) -> pq.ParquetFile:
-    """Return an export's file. Raises InputError where it is not there, or of another format."""
+    """Return an export's file. Raises InputError if it is not there, or of another format."""
     path = folder / DATA
     if not path.is_file():
         raise InputError(f"no export in {folder}", hint=f"hintdistill export RUN --to {name} --out {folder}")
@@ -52,7 +52,7 @@ def read_rows(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def row_at(folder: Path, name: str, number: int) -> dict[str, Any]:
-    """Return one row by its number. Raises InputError where it is not there."""
+    """Return one row by its number. Raises InputError if it is not there."""
     with open_export(folder, name) as file:
         before = number
         for group in range(file.num_row_groups):

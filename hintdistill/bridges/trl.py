@@ -144,7 +144,7 @@ def loss_in_file(folder: Path, number: int, row: FlatRow, student: np.ndarray) -
 
 
 def _rest(kept: np.ndarray) -> np.ndarray:
-    """The trainer's log-probability of the rest [T], from that of the kept ids [T, K]."""
+    """Return the trainer's log-probability of the rest [T], from that of the kept ids [T, K]."""
     rest: np.ndarray = np.log(-np.expm1(np.minimum(log_sum(kept), NO_TAIL)))
     return rest
 
@@ -158,7 +158,7 @@ class _Served(Queue):
         self._order, self._round, self._taken = list[int](), 0, 0
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Return the next sample; every row has its turns before any begins anew."""
+        """Return the next sample; every row has its turns before any begins again."""
         if not self._rows:
             raise Empty
         if not self._order:
@@ -223,7 +223,7 @@ class StoredRollouts:
         self.metrics_queue: Queue[Any] = Queue()
 
     def prompts(self) -> Any:
-        """Return a data set that stands in for the trainer's prompts, one per row: it asks for one and samples nothing."""
+        """Return a data set that is in for the trainer's prompts, one per row: it asks for one and samples nothing."""
         return need("datasets").Dataset.from_dict({"prompt": [row["key"] for row in self.rows]})
 
     def start(self) -> None:

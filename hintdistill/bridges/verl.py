@@ -43,7 +43,7 @@ class HintedTeacher:
         self.open_store(config.data.get(RUN_KEY))
 
     def open_store(self, run: str | None) -> None:
-        """Read the run that hints come from. Raises ConfigError where there is neither a run nor a function."""
+        """Read the run that hints come from. Raises ConfigError if there is neither a run nor a function."""
         if run is not None:
             self.hint_store = StoredScores(run, self.width())
         elif self.find is None:

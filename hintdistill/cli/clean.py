@@ -12,8 +12,8 @@ from hintdistill.cli.options import DryRun, Json, RunArg
 
 def clean(
     run: RunArg,
-    students: Annotated[bool, typer.Option("--students", help="Also the students of earlier rounds.")] = False,
-    targets: Annotated[bool, typer.Option("--targets", help="Also the stored targets.")] = False,
+    students: Annotated[bool, typer.Option("--students", help="Delete the students of earlier rounds too.")] = False,
+    targets: Annotated[bool, typer.Option("--targets", help="Delete the stored targets too.")] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:

@@ -8,17 +8,17 @@ import typer
 
 from hintdistill.cli.look import print_json
 
-config_app = typer.Typer(no_args_is_help=True, help="What can be set in a config.")
+config_app = typer.Typer(no_args_is_help=True, help="Describe what a config can set.")
 
 
 @config_app.callback()
 def _config() -> None:
-    """What can be set in a config."""
+    """Describe what a config can set."""
 
 
 @config_app.command()
 def schema(
-    recipe: Annotated[bool, typer.Option("--recipe", help="Of a recipe file instead of a config.")] = False,
+    recipe: Annotated[bool, typer.Option("--recipe", help="Print the schema of a recipe file instead.")] = False,
 ) -> None:
     """Print the JSON schema of a config file: every key, its type, bounds and meaning."""
     from hintdistill.config.surface import json_schema, recipe_schema

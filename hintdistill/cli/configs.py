@@ -15,12 +15,12 @@ from hintdistill.core.errors import ConfigError
 from hintdistill.core.package_data import data_root
 
 configs_app = typer.Typer(help="List, show and copy the shipped configurations.", no_args_is_help=True)
-Name = Annotated[str, typer.Argument(metavar="NAME", help="As `configs list` prints it.", show_default=False)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name, as `configs list` prints it.", show_default=False)]
 _RELATIVE = re.compile(r"\.\./[^\s,\]:#]+")
 
 
 def shipped() -> dict[str, Path]:
-    """The shipped configurations by name."""
+    """Return the shipped configurations by name."""
     return {p.stem: p for p in sorted((data_root() / "configs").glob("*.yaml"))}
 
 
@@ -32,7 +32,7 @@ def _file(name: str) -> Path:
 
 
 def about(path: Path) -> str:
-    """The first sentence of the comment at the top of a configuration."""
+    """Return the first sentence of the comment at the top of a configuration."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -43,7 +43,7 @@ def about(path: Path) -> str:
 
 @configs_app.command("list")
 def configs_list(as_json: Json = False) -> None:
-    """Every shipped configuration: name and what it is for."""
+    """List the shipped configurations with their purposes."""
     rows = [{"name": n, "about": about(p), "file": str(p)} for n, p in shipped().items()]
     if as_json:
         print_json(rows)
@@ -63,7 +63,7 @@ def configs_copy(
     name: Name,
     to: Annotated[Path, typer.Argument(metavar="FILE", help="File to write.", show_default=False)],
 ) -> None:
-    """Copy a shipped configuration to edit; paths that are relative to the original become absolute."""
+    """Copy a shipped configuration to edit. Paths that are relative to the original become absolute."""
     source = _file(name)
     if to.exists():
         raise ConfigError(f"{to} is there already", hint="choose another name; nothing was written")

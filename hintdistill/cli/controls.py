@@ -23,7 +23,7 @@ def controls(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Is the effect the hint's? Trains placebos, wrong hints and other controls on a run's own traces."""
+    """Measure whether the effect is the hint's: train on placebos, wrong hints and other controls of a run's own traces."""
     from rich.console import Console as RichConsole
 
     from hintdistill.config.file import load_as
@@ -52,7 +52,7 @@ def controls(
 
 
 def preflight(run: RunArg, as_json: Json = False) -> None:
-    """What training would repair, by error class, predicted from a run's rescored hints."""
+    """Predict from a run's rescored hints what training would repair, by error class."""
     import dataclasses
 
     from hintdistill.pipeline.preflight import predict_run

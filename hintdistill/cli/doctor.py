@@ -32,7 +32,7 @@ class Check:
 
 
 def diagnose(model: str | None = None, *, trust_remote_code: bool = False) -> list[Check]:
-    """Every check; those of a model folder come first, whose own code runs only with `trust_remote_code`."""
+    """Return every check; those of a model folder come first, whose own code runs only with `trust_remote_code`."""
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
     with in_use(None, model_code=trust_remote_code):
         return ([*_model(model), *_weights(model)] if model else []) + checks
@@ -122,7 +122,7 @@ def _trackers() -> Check:
 
 
 def _weights(name: str) -> list[Check]:
-    """Whether the weights are whole and finite: they are loaded, where there is memory for them."""
+    """Return whether the weights are whole and finite: they are loaded, if there is memory for them."""
     from hintdistill.core.machine import room
     from hintdistill.core.model_shape import ModelShape
     from hintdistill.core.models import resolve_model
@@ -155,7 +155,8 @@ def _model(name: str) -> list[Check]:
 
 
 def template_checks(renderer: Renderer) -> list[Check]:
-    """What a template does: first what the student will not see, then its arguments, and the roles that a hint can have."""
+    """Return what a template does: first what the student will not see, then its arguments, and the roles that a hint
+    can have."""
     from hintdistill.core.types import Message
     from hintdistill.injection.template_probe import unseen
 

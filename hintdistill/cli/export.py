@@ -16,14 +16,17 @@ def export(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="k=… ids per token, tail=keep|drop|renormalise what becomes of the rest", show_default=False
+            help="k=…: ids per token; tail=keep|drop|renormalise: what is done with the rest.", show_default=False
         ),
     ] = None,
     to: Annotated[str, typer.Option("--to", help="hf, trl, axolotl or tinker; see docs/bridges.md.")] = "hf",
     out: Annotated[Path | None, typer.Option(help="Folder to write; default RUN/export/FORMAT.")] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the rows, for the data card.")] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare the loss of 20 rows by the format's formula with the toolkit's.")
+        bool,
+        typer.Option(
+            "--check", help="Compare the loss of 20 rows, computed by the format's formula, with the toolkit's."
+        ),
     ] = False,
     as_json: Json = False,
     trust: Trust = False,

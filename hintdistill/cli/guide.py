@@ -102,7 +102,7 @@ class InOrder(TyperGroup):
     """A group whose help lists its commands in the order of work."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The commands of `ORDER`, then those it does not name."""
+        """Return the commands of `ORDER`, then those it does not name."""
         known = [name for names in ORDER.values() for name in names]
         return sorted(super().list_commands(ctx), key=lambda n: known.index(n) if n in known else len(known))
 

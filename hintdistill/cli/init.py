@@ -20,7 +20,7 @@ from hintdistill.core.package_data import data_root
 
 @dataclass(frozen=True)
 class Own:
-    """What a config is written for; what is None is left to fill in."""
+    """The values for a new config; a value of None is left for the user to fill in."""
 
     model: str | None = None
     """A folder saved by save_pretrained, or a hub name."""
@@ -56,7 +56,7 @@ def write_scaffold(folder: Path, own: Own | None = None) -> list[Path]:
 
 
 def _filled(text: str, own: Own) -> str:
-    """The template with the user's model, traces and critic in it; each is checked first."""
+    """Return the template with the user's model, traces and critic in it; each is checked first."""
     from hintdistill.core.models import is_hub_name
     from hintdistill.traces.files import trace_files
 
@@ -85,7 +85,7 @@ def _filled(text: str, own: Own) -> str:
 
 
 def _put(text: str, place: str, value: str) -> str:
-    """The text with a value in a place; quoted as YAML, which reads JSON strings."""
+    """Return the text with a value in a place; quoted as YAML, which reads JSON strings."""
     assert place in text, place
     return text.replace(place, json.dumps(value, ensure_ascii=False))
 
@@ -95,7 +95,7 @@ def _absolute(path: str) -> str:
 
 
 def _critic(own: Own) -> str | None:
-    """The lines of `critic` for an LLM critic; None for the rules."""
+    """Return the lines of `critic` for an LLM critic; None for the rules."""
     if own.critic == "rules":
         return None
     parts = urlsplit(own.critic)
@@ -122,7 +122,7 @@ def _critic(own: Own) -> str | None:
 
 
 def next_commands(config: Path) -> list[str]:
-    """The three commands that come after `init`, in order."""
+    """Return the three commands that come after `init`, in order."""
     name = shlex.quote(str(config))
     return [
         f"hintdistill doctor {name}              # what will not work, and how to fix it",

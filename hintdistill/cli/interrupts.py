@@ -44,7 +44,7 @@ def continued_by(folder: Path, *words: str) -> Iterator[None]:
 
 
 def interrupted() -> str:
-    """What is said after Ctrl-C, or after a signal to end."""
+    """Return the message after Ctrl-C, or after a signal to end."""
     if _working is None or not (_working[0] / "manifest.json").is_file():
         return "interrupted"
     return f"interrupted; {_working[0]} keeps what is done. {_working[1]}"

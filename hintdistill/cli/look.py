@@ -32,7 +32,7 @@ PromptFolder = Annotated[str | None, typer.Option("--prompts", help="Your prompt
 
 @prompts_app.command("list")
 def prompts_list(prompts: PromptFolder = None, as_json: Json = False) -> None:
-    """Every prompt: name, hash, file."""
+    """List every prompt with its hash and file."""
     from hintdistill.prompts import PromptLibrary
 
     library = PromptLibrary(prompts)
@@ -89,7 +89,7 @@ def prompts_render(
     prompts: PromptFolder = None,
     as_json: Json = False,
 ) -> None:
-    """What a prompt becomes for one trace; a hint is rendered for each finding of the deterministic checks."""
+    """Render a prompt for one trace; a hint is rendered for each finding of the deterministic checks."""
     from hintdistill.cli.preview import preview
 
     texts = preview(name, traces, trace, tools, prompts)
@@ -103,7 +103,9 @@ TracePaths = Annotated[
     list[str],
     typer.Argument(metavar="PATH...", help="Files, folders, globs, zips, or hf://owner/name.", show_default=False),
 ]
-FormatOption = Annotated[str, typer.Option("--format", help="A name in docs/traces.md; recognised by default.")]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="Name of the format (docs/traces.md); recognised by default.")
+]
 StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker's name of the student.")]
 TokenIds = Annotated[bool, typer.Option(help="Keep recorded token ids.")]
 ToolsFile = Annotated[Path | None, typer.Option("--tools", help="Tool schemas, for traces without any.")]
@@ -124,11 +126,11 @@ def traces_inspect(
     student_role: StudentRole = "assistant",
     tools: ToolsFile = None,
     lost: Annotated[
-        bool, typer.Option("--lost", help="List what the files hold and the traces do not, by key path.")
+        bool, typer.Option("--lost", help="List what the files hold but the traces do not, by key path.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Counts per file: traces, steps, tool calls, schemas, token ids, rewards, deterministic-check hits, failures."""
+    """Count what each file holds: traces, steps, tool calls, schemas, token ids, rewards, findings of the checks, failures."""
     from hintdistill.reporting import inspection
 
     found = inspection.inspect_files(paths, _read_options(format, student_role, tools), lost=lost)
@@ -154,11 +156,11 @@ def convert(
     tools: ToolsFile = None,
     token_ids: TokenIds = True,
     allow_empty_files: Annotated[
-        bool, typer.Option("--allow-empty-files", help="Go on where a file yields no step.")
+        bool, typer.Option("--allow-empty-files", help="Continue if a file yields no step.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write traces of any format in the native one; what could not be read is listed."""
+    """Convert traces of any format to the native one, and list what could not be read."""
     from hintdistill.reporting import inspection
     from hintdistill.traces.files import not_read
 
@@ -173,12 +175,12 @@ def convert(
         say(line, error=True)
     for failure in failures:
         say(f"{failure['source']}: {failure['reason']}: {failure['message']}", error=True)
-    print(f"{done.traces} traces, {len(failures)} records that are none → {done.path}")
+    print(f"{done.traces} traces, {len(failures)} records are not traces → {done.path}")
 
 
 @recipes_app.command("list")
 def recipes_list(as_json: Json = False) -> None:
-    """Every recipe: name, verdict, how sure we are of it, title, and what it needs beyond a hint and a student."""
+    """List every recipe: name, verdict, class of its source, title, and what it needs beyond a hint and a student."""
     from hintdistill.recipes import load_recipe, recipe_names
     from hintdistill.recipes.describe import summary
 
@@ -195,7 +197,7 @@ def recipes_list(as_json: Json = False) -> None:
 def recipes_show(
     name: Annotated[str, typer.Argument(help="Recipe name or YAML file.", show_default=False)], as_json: Json = False
 ) -> None:
-    """Formula, source, confidence, what is published and what is ours, what it needs, and every key."""
+    """Show one recipe: formula, source and its class, what is published and what is ours, needs, and every key."""
     from hintdistill.recipes import describe, load_recipe
 
     recipe = load_recipe(name)

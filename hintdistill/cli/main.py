@@ -90,7 +90,7 @@ def report(
     share: Annotated[bool, typer.Option("--share", help="Write report-share.json and .html: no trace text.")] = False,
     student: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Measure a student that was trained elsewhere, beside the run's own."),
+        typer.Option(metavar="PATH", help="Measure a student that was trained elsewhere."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -127,7 +127,7 @@ def report(
 
 @app.command()
 def verify(run: RunArg, as_json: Json = False) -> None:
-    """Whether the bytes of a run folder are those that were written; what is damaged is moved to RUN/damaged."""
+    """Check that the bytes of a run folder are those that were written; damaged parts are moved to RUN/damaged."""
     from hintdistill.pipeline.continuing import command
     from hintdistill.pipeline.verify import verify as check
 
@@ -154,7 +154,7 @@ def push(
         bool, typer.Option("--targets", help="Upload the targets, scanned for secrets, instead.")
     ] = False,
     text_free: Annotated[
-        bool, typer.Option("--text-free", help="Of the targets, upload numbers alone: no token ids, no words.")
+        bool, typer.Option("--text-free", help="With --targets: upload numbers only, no token ids and no words.")
     ] = False,
     to: Annotated[str, typer.Option("--to", help="Format of the targets; see `export`.")] = "hf",
     licence: Annotated[str | None, typer.Option(help="Licence of the targets, for the data card.")] = None,
@@ -182,16 +182,16 @@ def push(
 def doctor(
     config: Annotated[
         Path | None,
-        typer.Argument(help="Configuration whose template, servers and traces to look at.", show_default=False),
+        typer.Argument(help="Configuration whose template, servers and traces are checked.", show_default=False),
     ] = None,
     overrides: Overrides = None,
-    model: Annotated[str | None, typer.Option(help="Model folder to look at as well.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model folder to check as well.")] = None,
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Let code that stands in the model folder run.")
+        bool, typer.Option("--trust-remote-code", help="Allow code in the model folder to run.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """What is installed, what will not work, and how to fix it; with a config, first what the student will not see."""
+    """Check what is installed and what will not work, and say how to fix it; with a config, begin with what the student will not see."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose
@@ -211,7 +211,7 @@ def doctor(
 
 @app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def ablate() -> None:
-    """Say where the ablation went, which was a command before."""
+    """Say what replaced this command of an earlier release."""
     raise ConfigError(
         "`hintdistill ablate` is a benchmark now, run from a checkout of the repository",
         hint="python -m benchmarks.ablation benchmarks/ablation/ablate.yaml; for your own run, hintdistill controls RUN",

@@ -10,22 +10,24 @@ import typer
 Config = Annotated[
     Path, typer.Argument(help="YAML file, see configs/; with --resume also a run folder.", show_default=False)
 ]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, e.g. traces.limit=20", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings as key=value, e.g. traces.limit=20.", show_default=False)
+]
 RunArg = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only warnings, no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings, no progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use only the first N traces.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue what was begun and not finished; nothing finished is done again.")
-]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an unfinished run; nothing finished is done again.")]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Say what would be done, in tokens, money and bytes where it takes any; change nothing, ask nobody.",
+        help="Say what would be done, in tokens, money and bytes; change nothing and ask no server.",
     ),
 ]
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="Let a run folder from elsewhere run the code it names, download and ask servers."),
+    typer.Option(
+        "--trust", help="Let a run folder from elsewhere run the code that it names, download, and ask servers."
+    ),
 ]

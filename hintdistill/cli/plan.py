@@ -20,20 +20,20 @@ def plan(
     config: Annotated[Path, typer.Argument(help="YAML file; see configs/.", show_default=False)],
     overrides: Overrides = None,
     measure: Annotated[
-        bool, typer.Option(help="Time the model for some ten seconds; else tokens and memory only.")
+        bool, typer.Option(help="Measure the model for about ten seconds; else only tokens and memory are counted.")
     ] = True,
     memory: Annotated[
-        float | None, typer.Option(help="Plan for so many GB (10^9 bytes) instead of what is free.")
+        float | None, typer.Option(help="Plan for this many GB (10^9 bytes) instead of the free memory.")
     ] = None,
     shards: Annotated[
-        int | None, typer.Option("--shards", min=1, help="Plan each of N parts as well; see `run --shard`.")
+        int | None, typer.Option("--shards", min=1, help="Also plan each of N shards; see `run --shard`.")
     ] = None,
     limit: Limit = None,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Tokens, peak memory and time of each stage, the longest trace that fits, and settings that suit; writes nothing."""
+    """Plan a run: tokens, peak memory and time of each stage, the longest trace that fits, and suitable settings. Writes nothing."""
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
     from hintdistill.planning.estimate import forecast

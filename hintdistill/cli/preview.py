@@ -35,7 +35,7 @@ class _Nobody:
 
 
 def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | None, folder: str | None) -> list[str]:
-    """The rendered texts: one for a critic or placebo prompt, one per matching finding for a hint.
+    """Return the rendered texts: one for a critic or placebo prompt, one per matching finding for a hint.
 
     Args:
         name: a prompt's name, or the path of its file; its folder is then the one searched first.

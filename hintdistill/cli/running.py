@@ -36,18 +36,18 @@ class Asked:
     dry_run: bool = False
 
     def settings(self, overrides: Sequence[str] | None) -> list[str]:
-        """The overrides that were given, and --limit as one of them."""
+        """Return the overrides that were given, and --limit as one of them."""
         return [*(overrides or []), *([f"traces.limit={self.limit}"] if self.limit is not None else [])]
 
     def console(self) -> Console:
-        """The console of this command."""
+        """Return the console of this command."""
         from hintdistill.pipeline.progress import Console
 
         return Console(quiet=self.quiet or self.as_json)
 
 
 def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
-    """Run the stages of a config file, or of a run folder that is continued, and print what came of it."""
+    """Run the stages of a config file, or of a run folder that is continued, and print the result."""
     if asked.shard is not None:
         run_one_shard(config, overrides, asked)
         return
@@ -93,7 +93,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
 
 
 def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> None:
-    """Run the stages from critique on one shard of the run in run.dir, and print what came of it."""
+    """Run the stages from critique on one shard of the run in run.dir, and print the result."""
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.continuing import line, says_how_to_continue
     from hintdistill.pipeline.progress import Console

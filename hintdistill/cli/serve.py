@@ -11,10 +11,10 @@ Model = Annotated[str, typer.Argument(help="Model folder or hub name of the stud
 BaseUrl = Annotated[
     str | None, typer.Option(help="Score on this vLLM server, up to and including /v1, instead of in this process.")
 ]
-ServedAs = Annotated[str | None, typer.Option(help="The name that server has the weights under; default: MODEL.")]
+ServedAs = Annotated[str | None, typer.Option(help="That server's name of the weights; default: MODEL.")]
 Config = Annotated[Path | None, typer.Option(help="Configuration whose section `critic` is used; default: the rules.")]
-Traces = Annotated[Path | None, typer.Option(help="Folder in which received traces are kept; default: refused.")]
-Memory = Annotated[int, typer.Option(min=1, help="Bound on what is kept of conversations, MB.")]
+Traces = Annotated[Path | None, typer.Option(help="Folder for received traces; without it they are refused.")]
+Memory = Annotated[int, typer.Option(min=1, help="Largest memory for kept conversations, in MB.")]
 
 
 def serve(
@@ -24,9 +24,13 @@ def serve(
     config: Config = None,
     traces: Traces = None,
     memory_mb: Memory = 1024,
-    host: Annotated[str, typer.Option(help="Beyond this machine a token is needed: HINTDISTILL_TOKEN.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; beyond this machine a token is needed in HINTDISTILL_TOKEN.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8710,
-    max_waiting: Annotated[int, typer.Option(min=0, help="Requests that wait; further ones get 429.")] = 64,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, help="Largest number of waiting requests; further ones get 429.")
+    ] = 64,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds until a request gets 504.")] = 120.0,
 ) -> None:
     """Answer agents over HTTP: diagnose, rescore, rank, traces. See docs/agents.md."""

@@ -13,7 +13,7 @@ ShardOption = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Only part I of N of the traces, from critique on, in the run.dir that all parts share; `env` under torchrun.",
+        help="Only shard I of N of the traces, from critique on, in the run.dir that all shards share; `env` under torchrun.",
     ),
 ]
 
@@ -24,7 +24,7 @@ def merge(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Make one run of the shards in RUN/shards; `run RUN --resume` goes on with it."""
+    """Merge the shards in RUN/shards into one run; `run RUN --resume` continues it."""
     from hintdistill.cli.interrupts import continued_by
     from hintdistill.cli.running import finish
     from hintdistill.pipeline.merge import merge as merge_shards
@@ -38,10 +38,12 @@ def merge(
 def ray(
     config: Config,
     overrides: Overrides = None,
-    shards: Annotated[int, typer.Option("--shards", min=1, help="Parts; a few times as many as actors.")] = 8,
-    actors: Annotated[int, typer.Option("--actors", min=1, help="Processes, each with an engine.")] = 2,
-    cpus: Annotated[float, typer.Option("--cpus", min=0, help="Cores of each.")] = 1.0,
-    gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs of each.")] = 0.0,
+    shards: Annotated[
+        int, typer.Option("--shards", min=1, help="Number of shards; best a few times the number of actors.")
+    ] = 8,
+    actors: Annotated[int, typer.Option("--actors", min=1, help="Number of processes, each with an engine.")] = 2,
+    cpus: Annotated[float, typer.Option("--cpus", min=0, help="Cores per process.")] = 1.0,
+    gpus: Annotated[float, typer.Option("--gpus", min=0, help="GPUs per process.")] = 0.0,
     until: Annotated[str, typer.Option(help="Last stage: critique, inject or rescore.")] = "rescore",
     quiet: Quiet = False,
     as_json: Json = False,

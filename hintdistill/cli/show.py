@@ -19,7 +19,7 @@ def show(
         ),
     ] = None,
     worst: Annotated[
-        int | None, typer.Option("--worst", min=1, help="At most N, the most probable error first.")
+        int | None, typer.Option("--worst", min=1, help="Only N findings, the most probable error first.")
     ] = None,
     error_class: Annotated[str | None, typer.Option("--class", help="Only findings of this error class.")] = None,
     reason: Annotated[
@@ -32,7 +32,7 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The findings of a run, or one of them with its tokens before, under the hint and after.
+    """Show the findings of a run, or one of them with its tokens before, under the hint and after training.
 
     Examples: `show RUN --trained --worst 20`, `show RUN --reason no_effect`, `show RUN task-0017:2`.
     """

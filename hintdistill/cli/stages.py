@@ -38,7 +38,7 @@ def run(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """The whole job: read, critique, inject, rescore, train, report."""
+    """Run the whole job: read, critique, inject, rescore, train, report."""
     asked = Asked(until, resume, quiet, as_json, trust, limit, find=resume, dry_run=dry_run, shard=shard)
     run_stages(config, overrides, asked)
 
@@ -52,10 +52,10 @@ def demo(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """The whole job on the example that is installed with the toolkit: a tiny student, its traces and an LLM critic.
+    """Run the whole job on the example that is installed with the toolkit: a tiny student, its traces and an LLM critic.
 
-    Some three minutes on one processor core; no GPU, no server, nothing is downloaded. Writes into `runs/`, and the last
-    line says where the report is.
+    It takes about three minutes on one processor core. It needs no GPU and no server and downloads nothing. It writes into
+    `runs/`, and the last line says where the report is.
     """
     from hintdistill.core.package_data import demo_config
 
@@ -74,11 +74,12 @@ def critique(
         tuple[str, str] | None,
         typer.Option(
             metavar="A B",
-            help="The same traces under two critics or prompts: run folders, configs, prompts or key=value.",
+            help="Compare two critics or prompts on the same traces: run folders, configs, prompts or key=value.",
         ),
     ] = None,
     hints: Annotated[
-        bool, typer.Option("--hints", help="With --labels: whether the hints of the findings repair their steps.")
+        bool,
+        typer.Option("--hints", help="With --labels: measure whether the hints of the findings repair their steps."),
     ] = False,
     resume: Resume = False,
     dry_run: DryRun = False,
@@ -87,7 +88,7 @@ def critique(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Read and critique; continues the run in run.dir."""
+    """Run read and critique; continues the run in run.dir."""
     asked = Asked("critique", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run)
     if labels is None and compare is None and not hints:
         run_stages(config, overrides, asked)
@@ -118,7 +119,7 @@ def _compare(config: Path, overrides: list[str], sides: tuple[str, str], asked: 
 def _on_labels(
     config: Path, overrides: list[str], labels: Path, compare: tuple[str, str] | None, hints: bool, asked: Asked
 ) -> None:
-    """Critics against labels: one, two beside one another, or what would be asked of them."""
+    """Compare one critic or two with labels, or say what would be asked of them."""
     from hintdistill.config.file import load_config
 
     settings, console = load_config(config, overrides), asked.console()
@@ -152,7 +153,7 @@ def rescore(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Read, critique, inject and rescore; continues the run in run.dir."""
+    """Run read, critique, inject and rescore; continues the run in run.dir."""
     run_stages(config, overrides, Asked("rescore", True, quiet, as_json, trust, limit, find=resume, dry_run=dry_run))
 
 
@@ -164,13 +165,13 @@ def train(
     limit: Limit = None,
     beside: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Of a run folder: another student from its targets, in RUN/students/NAME."),
+        typer.Option(metavar="NAME", help="Train another student from a run folder's targets, in RUN/students/NAME."),
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Everything up to the trained student; continues the run in run.dir."""
+    """Run everything up to the trained student; continues the run in run.dir."""
     if beside is not None:
         from hintdistill.pipeline.beside import train_beside
         from hintdistill.pipeline.progress import Console

@@ -1,6 +1,6 @@
 """RunConfig: every setting of a run, one validated, frozen tree.
 
-The defaults are the settings the quickstart was measured with, or the ones the field settled on where the example has
+The defaults are the settings the quickstart was measured with, or the ones the field settled on if the example has
 no say. `config/file.py` turns YAML and overrides into it.
 """
 
@@ -87,8 +87,9 @@ class TemplateSection(Section):
     """The chat template that the student is rendered with, and its options."""
 
     options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the template, e.g. `{enable_thinking: false}`, `{date_string: 26 Jul 2024}`; `strftime_now: 2026-05-01` is the date that
-    templates get that ask for today's. An option that the template does not read is refused. What a trace recorded goes before."""
+    """Passed to the template, e.g. `{enable_thinking: false}`, `{date_string: 26 Jul 2024}`; `strftime_now:
+    2026-05-01` is the date for templates that ask for today's. An option that the template does not read is refused.
+    Options that a trace recorded take precedence."""
     file: ConfigPath | None = None
     """A chat template in place of the model folder's."""
 
@@ -101,21 +102,23 @@ class RunSection(Section):
     dir: OutputPath | None = None
     """Run folder, relative to the config file; default `runs/<config>-<UTC time>` in the folder you are in."""
     seed: int = 0
+    """Seed of every random choice: splits, anchors, rollouts, order of rows."""
     device: str = "auto"
+    """Device of torch, e.g. `cpu`, `cuda:0`; `auto` takes an accelerator if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights; `auto` is bfloat16 on an accelerator, and on a CPU that multiplies it itself for models above
-    50 M parameters (the difference from float32 is measured and said); else float32. Full weights are trained in float32 and
-    cast as they are used."""
+    """Precision of the weights; `auto` is bfloat16 on an accelerator. On a CPU with bfloat16 arithmetic it is
+    bfloat16 for models above 50 M parameters (the difference from float32 is measured and printed); else float32.
+    Full weights are trained in float32 and cast as they are used."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads for torch; default: torch's own choice."""
     trust_remote_code: bool = False
-    """Whether code that stands in a model folder may run when its model or tokenizer is loaded. It can do whatever you can; it is
-    off, and an error says where a model needs it."""
+    """Whether code in a model folder may run when its model or tokenizer is loaded. Such code can do everything that
+    you can. Off by default; an error says if a model needs it."""
     rounds: int | None = Field(default=None, ge=1)
     """Rounds of the on-policy loop: in each, the current student plays fresh episodes (`rollout.sample`), and these are the
     traces. Default: no loop, `traces.path` is read."""
     initial: ModelPath | None = None
-    """The policy the run starts from, where `model` is a later one. The loop sets it."""
+    """The policy that the run starts from, if `model` is a later one. The loop sets it."""
     template: TemplateSection = TemplateSection()
 
 
@@ -126,52 +129,58 @@ class TracesSection(Section):
     """A file, a folder, a glob, a zip, or a data set of the hub (`hf://owner/name?split=train&revision=main`), or several of them;
     needed unless `run.rounds` is set; with `rollout.source=replay` the traces at whose steps the student acts."""
     tools: ConfigPath | None = None
-    """A JSON file with the tool schemas, for traces that carry none."""
+    """A JSON file with the tool schemas, for traces without schemas."""
     format: str = "auto"
-    """`auto` recognises the format record by record; or a name in docs/traces.md, or that of an installed extension."""
+    """`auto` recognises the format record by record. Else a name in docs/traces.md, or the name of an installed
+    extension."""
     student_role: str = "assistant"
-    """Which role, or which speaker's name, of the source is the student."""
+    """The role, or the speaker's name, that the student has in the source."""
     allow_empty_files: bool = False
     """Whether a file that yields no step of the student is a warning instead of an error."""
     max_record_mb: int = Field(default=256, ge=1)
-    """A larger record is refused; memory is bounded by this, whatever the size of the files. Megabytes (2^20 bytes)."""
+    """Largest record in megabytes (2^20 bytes); a larger one is refused. It bounds the memory, whatever the size of
+    the files."""
     token_ids: Literal["use", "ignore"] = "use"
-    """Whether recorded token ids are the truth; `ignore` renders every step through the chat template."""
+    """`use` takes recorded token ids as they are; `ignore` renders every step through the chat template."""
     holdout: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """Share of tasks (not of traces) that is never trained on; before/after figures are taken there."""
+    """Share of tasks (not of traces) that is never trained on. Figures before and after training are measured on
+    it."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first N traces."""
 
 
 class InjectSection(Section):
-    """3. inject: where the hint goes, in the order of preference, and what stands around it."""
+    """3. inject: where the hint goes, in the order of preference, and the text around it."""
 
     newer: ClassVar[tuple[str, ...]] = ("steps", "contexts")
 
     placements: tuple[Placement, ...] = Field(default=("message", "observation"), min_length=1)
+    """Where a hint may go, in the order of preference: `message` is a message of its own above the step;
+    docs/templates.md says which placements a template allows."""
     roles: tuple[HintRole, ...] = Field(default=("user", "system"), min_length=1)
     """Roles tried for a hint message of its own."""
     formats: dict[Placement, str] = Field(default_factory=dict)
-    """What stands around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}` (message),
-    `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
+    """The text around the hint in a placement, e.g. `{assistant_turn: "({hint})\\n"}`; the others keep `{hint}`
+    (message), `\\n\\n{hint}` (observation, system_prompt) and `{hint}\\n` (assistant_turn)."""
     hint: Annotated[str, NameIn(HINT_SOURCES)] | None = None
-    """The context maker (docs/contexts.md) that writes what the teacher reads; `null`: the recipe's (`data.hint.kind`), the critic's hint
-    in most. `placebo` puts a generic hint in the critic's place: the control arm."""
+    """The context maker (docs/contexts.md) that writes what the teacher reads. `null` takes the recipe's
+    (`data.hint.kind`), which in most recipes is the critic's hint. `placebo` puts a generic hint in its place, as a control."""
     steps: Literal["findings", "every", "final"] | None = None
-    """Which steps get a context: `findings`, those in which the critics found an error; `every`, all of every trace; `final`, the last
-    of every trace. `null`: the recipe's (`data.steps`), `findings` in most."""
+    """Which steps get a context: `findings`, the steps in which the critics found an error; `every`, all steps of every
+    trace; `final`, the last step of every trace. `null` takes the recipe's (`data.steps`), `findings` in most."""
     contexts: ContextsSection = ContextsSection()
     whole_step_without_quote: bool = False
-    """Whether a quote that is nowhere in the step falls back to the whole step (recorded), or drops the finding."""
+    """Whether a quote that is not in the step falls back to the whole step (with a note), or drops the finding."""
     candidates: int = Field(default=1, ge=1, le=4)
     """Hints per finding, which compete within their level: the critic's, a principle, the right action alone, the class's
     template. The one with the largest odds is taken before anything is accepted; see docs/hints.md."""
     max_hint_tokens: int = Field(default=512, ge=1)
-    """A hint of more tokens is refused (`hint_too_long`): it is a document, and no hint."""
+    """A hint with more tokens is refused (`hint_too_long`): it is a document, not a hint."""
     max_hint_share: float = Field(default=1.0, gt=0.0)
-    """A hint of more tokens than this share of the context above its step is refused, beyond 64 tokens."""
+    """A hint of more than 64 tokens is refused if it is longer than this share of the context above its step."""
     max_level: int = Field(default=2, ge=0, le=3)
-    """Hints of a higher level are rejected: 0 principle, 1 narrows, 2 has a corrected token, 3 has what the context does not."""
+    """Hints of a higher level are rejected: 0 states a principle, 1 narrows, 2 has a correction, 3 names something
+    that the context lacks."""
     min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)
     """A quote that is not found as it is, nor up to white space and JSON escapes, is taken to be its best match in the
     step if at least this share of its characters fits; 1 turns that off."""
@@ -184,7 +193,7 @@ class InjectSection(Section):
         return self
 
     def format_of(self, placement: Placement) -> str:
-        """What stands around the hint in a placement, with `{hint}` in it."""
+        """Return the text around the hint in a placement, with `{hint}` in it."""
         return self.formats.get(placement, PLACEMENTS.get(placement).form)
 
 
@@ -197,22 +206,22 @@ MAX_NULL_PASS_RATE = 0.10
 
 
 class GateSection(Section):
-    """When a hint has earned its place; see `scoring.gate`."""
+    """The gate: when a hint is accepted; see docs/hints.md."""
 
     enabled: bool | None = None
-    """False accepts every scored finding by force. `null`: as the recipe says (`data.gate`); whole-trace methods have no gate."""
+    """`false` accepts every scored finding. `null` follows the recipe (`data.gate`); whole-trace methods have no gate."""
     min_drop_nats: float = Field(default=0.0, ge=0.0)
     """The decision token must fall by at least this much."""
     min_odds_nats: float = Field(default=2.0, ge=0.0)
-    """The log-odds of what the hinted view says instead, against the decision token, must rise by at least this much."""
+    """The log-odds of the hinted view's continuation against the decision token must rise by at least this much."""
     min_odds_margin_nats: float = Field(default=2.0, ge=0.0)
-    """They must rise by at least this much more than under the median placebo."""
+    """The log-odds must rise by at least this much more than under the median placebo."""
     min_legal_gain: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Probability that must go to what the tool schemas allow at the decision token, where they say something."""
+    """Probability that must go to what the tool schemas allow at the decision token, if they constrain it."""
     max_raise_nats: float = Field(default=0.5, ge=0.0)
-    """No quoted token may rise by more than this, whether or not a first choice changes."""
+    """No quoted token may rise by more than this, even if no first choice changes."""
     min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
-    """Below this plain probability of the decision token it is not this student's error."""
+    """If the decision token has less probability without a hint, it is not this student's error."""
     checks: tuple[GateCheck, ...] = GATE_CHECKS
     """What else is required. `legal_gain`: `min_legal_gain` goes to what the tool schemas allow; `specific`: the quote falls more
     than the rest of the step; `leak`: no literal that the step's context does not hold; `dialect`: no tool-call markup of
@@ -225,10 +234,12 @@ class RescoreSection(Section):
     newer: ClassVar[tuple[str, ...]] = ("offload",)
 
     top_k: int = Field(default=64, ge=1)
+    """Most likely ids that are stored per token and view; the sampled id and the tail are stored in addition."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Tokens per forward pass; `null`: 4096 on a CPU, 16384 elsewhere."""
     offload: bool = False
-    """Keep the keys and values of contexts in the host's memory, for contexts that an accelerator has no room for; slower."""
+    """Keep the keys and values of contexts in the host's memory, for contexts that do not fit into an accelerator's
+    memory; slower."""
     placebos: dict[PlaceboKind, int] = Field(default={"generic": 1, "other_class": 1, "shuffled_answer_free": 1})
     """Kind → number; three to nine in all. `generic`: true everywhere; `other_class`: another error class's hint; `shuffled_answer_free`:
     the hint's words in disorder without those of the answer; `shuffled`: all of its words, which may work like the hint."""
@@ -265,13 +276,14 @@ class ReportSection(Section):
     """6. report."""
 
     html: bool = True
+    """Whether report.html is written in addition to report.json."""
     max_findings: int = Field(default=5000, ge=0)
     """Findings in the HTML, the most probable errors first, half of them trained; the JSON has all of them. Text of traces makes the
     page large: 5,000 findings on traces of 12,000 tokens each are about 100 MB."""
     off_target: dict[str, ConfigPath] = Field(default_factory=dict)
     """Further trace files on which off-target KL is measured, by name, e.g. near-misses."""
     off_target_steps: int = Field(default=400, ge=1)
-    """At most this many steps per off-target set, drawn with the run's seed."""
+    """Largest number of steps per off-target set, drawn with the run's seed."""
 
 
 class RunConfig(Section):
@@ -293,7 +305,7 @@ class RunConfig(Section):
         return self._foreign
 
     def of_folder(self, foreign: str | None) -> RunConfig:
-        """The same settings, read from a run folder from elsewhere; see `core/trust.py`."""
+        """Return the same settings, read from a run folder from elsewhere; see `core/trust.py`."""
         self._foreign = foreign
         return self
 

@@ -29,7 +29,7 @@ ALLOWED: dict[str, Any] = {
     "ddp_broadcast_buffers": bool,
 }
 """Argument → the type of its value."""
-_RESUME = "a training that was killed would not go on to the same weights"
+_RESUME = "a resumed training would not end with the same weights"
 REFUSED: dict[str, str] = {
     "ignore_data_skip": f"it reads rows again after a resume: {_RESUME}",
     "save_only_model": f"it leaves the optimiser's state out of checkpoints: {_RESUME}",

@@ -28,70 +28,79 @@ class RulesSection(Section):
     """The deterministic checks."""
 
     checks: tuple[Check, ...] = CHECKS
+    """The checks that are made; docs/critics.md says what each finds."""
 
 
 class RecordedSection(Section):
-    """Findings from a file: human labels, another tool, an environment's own checker."""
+    """Findings from a file: human labels, another tool's, or an environment's checker's."""
 
     path: ConfigPath | None = None
+    """A JSONL file with one finding per line: `trace`, `step`, `error_class`, and optionally `quote` and `hint`."""
     error_classes: tuple[str, ...] | None = None
-    """Take only findings of these classes."""
+    """Use only findings of these classes."""
 
 
 AnswerField = Literal["analysis", "decisive", "place"]
 
 
 class LLMSection(Section):
-    """An LLM critic: who answers, how it is asked, and what may be spent."""
+    """An LLM critic: its server or model, its prompts and its limits."""
 
     backend: Literal["server", "vllm", "local"] = "server"
     """`server`: any OpenAI-compatible server; `vllm`: vLLM in this process; `local`: a transformers model in this process,
     decoding constrained by llguidance."""
     base_url: str | None = None
+    """Address of the server, up to and including `/v1`."""
     more_urls: tuple[str, ...] = ()
-    """Further servers of the same model: each question goes to the one with the fewest under way, and what a server that is gone
-    was asked goes to the others. `concurrency` is that of all together."""
+    """Further servers of the same model. Each question goes to the server with the fewest open questions. If a server
+    fails, the others get its questions. `concurrency` counts for all servers together."""
     model: CriticModel | None = None
     """The server's name of the model; with `vllm` or `local` a folder or hub name, by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; a server that needs none gets a placeholder."""
     strategy: Annotated[str, NameIn(STRATEGIES)] = "all_at_once"
-    """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with what stood above it, until the first
+    """`all_at_once`: the whole trace, one answer; `step_by_step`: each step with its context, until the first
     mistake; `binary_search`: which half holds the first mistake, until one step is left."""
     prompt: tuple[str, ...] = ()
-    """Instructions, in place of those shipped for the strategy (`critic/all_at_once.jinja`; `critic/step.jinja`); for
+    """Prompts, in place of those shipped for the strategy (`critic/all_at_once.jinja`; `critic/step.jinja`); for
     `binary_search` two: which half, and which mistake in a step (`[critic/half.jinja, critic/step.jinja]`)."""
     votes: int = Field(default=1, ge=1)
     """How often a trace is judged; the share of votes that name a step becomes its confidence. Needs a temperature."""
     min_agreement: float = Field(default=0.5, ge=0.0, le=1.0)
-    """Findings that fewer of the votes name are dropped, and counted."""
+    """Findings that a smaller share of the votes name are dropped, and counted."""
     temperature: float = Field(default=0.0, ge=0.0)
+    """Sampling temperature of the critic; 0 is greedy."""
     max_tokens: int = Field(default=1024, ge=1)
+    """Largest number of tokens of an answer, reasoning included."""
     context_tokens: int | None = Field(default=None, ge=64)
-    """Context of the critic. A longer trace is read in windows. Default: what the model or the server says it has."""
+    """Context length of the critic in tokens. A longer trace is read in windows. Default: the value of the model or
+    the server."""
     overlap: int = Field(default=2, ge=0)
     """Messages that neighbouring windows share."""
     tokenizer: ConfigPath | None = None
-    """Folder whose tokenizer counts a server's tokens; without it a token is taken to be three bytes."""
+    """Folder whose tokenizer counts a server's tokens; without it a token counts as three bytes."""
     timeout_s: float = Field(default=120.0, gt=0)
-    """For one whole answer, from the first byte sent to the last received."""
+    """Seconds for one whole answer, from the first byte sent to the last received."""
     retries: int = Field(default=3, ge=0)
+    """Further attempts after a rate limit, a server error or a time-out."""
     concurrency: int = Field(default=8, ge=1)
     """Traces in flight at a server; traces per batch with `vllm` and `local`."""
     structured: Literal["json_schema", "json_schema_strict", "none"] = "json_schema"
-    """`json_schema` asks the server to constrain its output, lengths bounded; `json_schema_strict` keeps to the subset
-    that strict modes of cloud services take; `none` only validates what comes back. `vllm` and `local` always constrain."""
+    """`json_schema` asks the server to constrain its output, with bounded lengths; `json_schema_strict` keeps to the
+    subset that strict modes of cloud services take; `none` only validates what comes back. `vllm` and `local` always
+    constrain."""
     fields: tuple[AnswerField, ...] = ("analysis", "decisive", "place")
-    """What an answer holds beside verdict, step, quote, class and hint: `analysis`, a few sentences before anything is
-    decided; `decisive`, who made the run fail, and which mistake the run would have gone well without; `place`, the part of
-    the step that the quote is in. `[]` for a critic that was trained on the short form."""
+    """What an answer holds in addition to verdict, step, quote, class and hint: `analysis`, a few sentences before
+    anything is decided; `decisive`, who made the run fail, and which mistake the run would have gone well without;
+    `place`, the part of the step that the quote is in. `[]` for a critic that was trained on the short form."""
     max_findings: int = Field(default=8, ge=1)
     """Bound on the findings of one answer, under `json_schema`."""
     repair_rounds: int = Field(default=1, ge=0, le=3)
+    """How often an answer that does not validate is sent back with the problem."""
     drop_unfound_quotes: bool = False
-    """Drop findings whose quote is not in the step, already here: for critics that invent quotes."""
+    """Drop findings whose quote is not in the step at this stage already; for critics that invent quotes."""
     seed: int | None = None
-    """Sent with each request where it is set; not every server takes one. Vote n is sent seed + n."""
+    """Seed that is sent with each request; not every server accepts one. Vote n gets seed + n."""
     price: tuple[float, float] | None = None
     """Prices of a million prompt tokens and of a million answer tokens, `[in, out]`, for the report."""
 
@@ -145,24 +154,25 @@ Escalation = Literal["failed", "disagreement", "failed_runs"]
 
 
 class CriticSection(Section):
-    """2. critique: who finds the errors, and how many of them are used."""
+    """2. critique: which critics find the errors, and how many findings are used."""
 
     use: tuple[Annotated[str, NameIn(CRITICS)], ...] = Field(default=("rules",), min_length=1)
-    """Every critic named reads every trace, and what they say is merged; `strong` reads only what `escalate` says, after
-    all others, and its word replaces theirs."""
+    """Every critic named here reads every trace, and their findings are merged. `strong` comes last and reads only
+    what `escalate` selects; its answer replaces theirs."""
     escalate: tuple[Escalation, ...] = ("failed", "disagreement", "failed_runs")
     """When `strong` is asked: another critic failed or abstained; two of them name different steps; the run's reward is
     below `pass_reward` and nobody found anything."""
     pass_reward: float = 1.0
-    """Runs with at least this reward did not fail."""
+    """Traces with at least this reward did not fail."""
     select: Literal["decisive", "roots"] = "decisive"
-    """Which findings go on: `decisive`: what a critic marks as decisive, and root findings of critics that mark none;
-    `roots`: root findings, marked or not."""
+    """Which findings are used: `decisive`: those that a critic marks as decisive, and root findings of critics that
+    mark none; `roots`: root findings, marked or not."""
     max_per_trace: int = Field(default=3, ge=1)
-    """At most this many root findings of a trace go on."""
+    """Largest number of root findings that are used per trace."""
     min_confidence: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Findings with a lower confidence are skipped (`low_confidence`)."""
     prompts: ConfigPath | None = None
-    """Folder whose prompts and hint templates come before the shipped ones."""
+    """Folder whose prompts and hint templates take precedence over the shipped ones."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
     secret_scan: Literal["outside", "always", "off"] = "outside"
@@ -171,10 +181,11 @@ class CriticSection(Section):
     revise: bool = False
     """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""
     budget_tokens: int | None = Field(default=None, ge=1)
-    """Prompt and answer tokens this invocation may spend; what was done by then is kept, the rest is owed."""
+    """Prompt and answer tokens that this invocation may spend. Finished critiques are kept; the others are owed, and
+    `--resume` continues."""
     allow_owed: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of the traces that may still be owed a critique (server failed, budget spent) where training follows; above it
-    the run ends before it trains, with exit code 5, and `--resume` continues it."""
+    """Share of the traces that may lack a critique (server failed, budget spent) when training starts. Above it the
+    run ends before it trains, with exit code 5, and `--resume` continues it."""
     cache: OutputPath | None = None
     """File of answers already paid for, shared between runs; default: answers.jsonl in the run folder."""
     rules: RulesSection = RulesSection()

@@ -12,31 +12,34 @@ from hintdistill.core.registry import NameIn
 
 
 class EngineSection(Section):
-    """What reads the plain and the hinted views. Training and measuring stay with transformers."""
+    """The engine that scores the plain and the hinted views. Training and measuring always use transformers."""
 
     backend: Annotated[str, NameIn(ENGINES)] = "transformers"
-    """`vllm`: in this process; `server`: an OpenAI-compatible server that serves the teacher's weights. Neither can be asked about
-    chosen ids, so that targets hold what both views name, and a recipe that wants the union of their top k is refused."""
+    """`vllm`: in this process; `server`: an OpenAI-compatible server that serves the teacher's weights. Neither can
+    score chosen ids, so targets hold only ids that both views return, and a recipe that needs the union of their top
+    k is refused."""
     base_url: str | None = None
-    """Of the server, up to and including `/v1`."""
+    """Address of the server, up to and including `/v1`."""
     more_urls: tuple[str, ...] = ()
-    """Further servers of the same weights under the same name: each prompt goes to the one with the fewest under way, and what a
-    server that is gone was asked goes to the others."""
+    """Further servers of the same weights under the same name. Each prompt goes to the server with the fewest open
+    prompts. If a server fails, the others get its prompts."""
     model: str | None = None
-    """The name the server gives the weights."""
+    """The server's name of the weights."""
     dialect: Literal["prompt_logprobs", "echo"] = "prompt_logprobs"
-    """How a server is asked: vLLM's `prompt_logprobs` (start it with --max-logprobs at least `rescore.top_k`), or `echo` with
-    `logprobs`."""
+    """The server's interface: vLLM's `prompt_logprobs` (start it with --max-logprobs at least `rescore.top_k`), or
+    `echo` with `logprobs`."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive traces, as token ids."""
     api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
     timeout_s: float = Field(default=600.0, gt=0)
-    """For one whole answer, from the first byte sent to the last received."""
+    """Seconds for one whole answer, from the first byte sent to the last received."""
     retries: int = Field(default=2, ge=0)
+    """Further attempts after a rate limit, a server error or a time-out."""
     concurrency: int = Field(default=8, ge=1)
     """Prompts in flight to each server."""
     max_length: int | None = Field(default=None, ge=1)
-    """Longest prompt, tokens; default: what the model or the server says."""
+    """Longest prompt in tokens; default: the value of the model or the server."""
 
     @model_validator(mode="after")
     def _a_server_has_an_address(self) -> EngineSection:

@@ -140,7 +140,7 @@ def _leaves(model: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, Any
 
 
 def section_of(annotation: Any) -> type[Section] | None:
-    """The Section class of an annotation `X` or `X | None`, else None."""
+    """Return the Section class of an annotation `X` or `X | None`, else None."""
     options = (
         typing.get_args(annotation) if typing.get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     )
@@ -167,7 +167,7 @@ def _unknown_keys(
 
 
 def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A copy of a config's plain data without the keys that this release does not know, and these keys."""
+    """Return a copy of a config's plain data without the keys that this release does not know, and these keys."""
     unknown = [key for key, _ in _unknown_keys(data, RunConfig)]
     known = copy.deepcopy(dict(data))
     for key in unknown:
@@ -180,7 +180,7 @@ def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    """A misspelt sibling, else the same name in another section, else whatever is spelled alike."""
+    """Return a misspelt sibling, else the same name in another section, else whatever is spelled alike."""
     section, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     near = [siblings[n] for n in difflib.get_close_matches(name, siblings, 1, 0.6)]
@@ -189,7 +189,7 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 def coerce_sequences(data: dict[str, Any], model: type[Section] = RunConfig) -> dict[str, Any]:
-    """Let YAML write one item where a field holds several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
+    """Let YAML write one item if a field holds several: `path: a.jsonl` becomes `path: [a.jsonl]`."""
     for key in _sequence_keys(model):
         *parents, last = key.split(".")
         node: Any = data

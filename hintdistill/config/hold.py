@@ -11,7 +11,8 @@ from hintdistill.core.paths import ConfigPath
 
 
 class HoldSection(Section):
-    """Traces whose steps are held at the initial policy: read and scored, never critiqued, never given a hint."""
+    """Hold traces: their steps are held at the initial policy. They are read and scored, but never critiqued or
+    hinted."""
 
     path: tuple[ConfigPath, ...] = ()
     """A file, a folder, a glob or a zip of traces, or several of them, read as `traces.path` is."""
@@ -22,7 +23,7 @@ class HoldSection(Section):
     per_trace: int = Field(default=1, ge=1)
     """Steps per trace that are held, drawn by the seed; given steps are never among them."""
     limit: int | None = Field(default=None, ge=1)
-    """At most this many traces, drawn by the seed; of a split, its first tasks."""
+    """Largest number of traces, drawn by the seed; of a split, its first tasks."""
     weight: float | None = Field(default=None, ge=0.0)
     """Coefficient of the hold term (`train.recipe.terms.hold.coef`): a recipe without one gets the default recipe's anchor on
     these rows, with this coefficient. 0 takes the term away; `null`: the anchor's coefficient, or the recipe's own."""

@@ -51,7 +51,7 @@ REMOVED: dict[str, str] = {
     **{f"critic.{c}.price_{way}": _PRICE.format(c) for c in ("llm", "strong") for way in ("in", "out")},
     "ablate": "the ablation has its own config, benchmarks/ablation/ablate.yaml; run `python -m benchmarks.ablation`",
     "rollout.parser": "leave it out: `hermes` is the one parser there is",
-    "rollout.sample.backend": "rollout.sample.server.base_url says it: the server samples where it is set",
+    "rollout.sample.backend": "set rollout.sample.server.base_url: if it is set, the server samples",
 }
 """Key → what to write instead."""
 
@@ -71,7 +71,7 @@ _CHECKS = {
 
 
 def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
-    """The whole configuration that a run of an earlier schema saved, in today's keys and with the same meaning.
+    """Return the whole configuration that a run of an earlier schema saved, in today's keys and with the same meaning.
 
     Raises:
         InputError: something in it has no translation; the text says what.
@@ -89,7 +89,8 @@ def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
 
 
 def _default_then(recipe: Any) -> Any:
-    """The recipe by the name that it has now: what was `targeted` until schema 3, and was meant where none was named."""
+    """Return the recipe by the name that it has now: what was `targeted` until schema 3, and was meant if none was
+    named."""
     if isinstance(recipe, Mapping):
         return {**recipe, "preset": _default_then(recipe.get("preset") or DEFAULT)}
     return "targeted_jsd" if recipe == DEFAULT else recipe
@@ -152,7 +153,7 @@ def _train(train: dict[str, Any]) -> None:
 
 
 def _recipe(recipe: Any) -> Any:
-    """A saved recipe without the keys that recipes no longer have; a term of its own says its rows."""
+    """Return a saved recipe without the keys that recipes no longer have; a term of its own says its rows."""
     if not isinstance(recipe, Mapping):
         return recipe
     recipe = copy.deepcopy(dict(recipe))

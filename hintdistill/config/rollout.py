@@ -11,7 +11,7 @@ from hintdistill.core.paths import ObjectPath
 
 
 class ServerSection(Section):
-    """A vLLM server that samples the rollouts and is handed the new weights each round, where it has an address."""
+    """A vLLM server that samples the rollouts and gets the new weights in each round, if it has an address."""
 
     newer: ClassVar[tuple[str, ...]] = (
         "hand_over",
@@ -19,57 +19,64 @@ class ServerSection(Section):
     )
 
     base_url: str | None = None
-    """Set: the server samples; not set: the weights in this process do. E.g. `http://localhost:8000/v1`.
-    Start it with VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
+    """If set, the server samples; else the weights in this process do. E.g. `http://localhost:8000/v1`. Start it with
+    VLLM_SERVER_DEV_MODE=1, so that it can load new weights; see docs/environments.md."""
     model: str | None = None
     """The server's name of the model; default: the only one it serves."""
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive the episodes, as token ids."""
     api_key_env: str = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
     timeout_s: float = Field(default=300.0, gt=0)
     """For one whole answer."""
     retries: int = Field(default=3, ge=0)
+    """Further attempts after a rate limit, a server error or a time-out."""
     concurrency: int = Field(default=64, ge=1)
     """Steps in flight."""
     hand_over: Literal["weights", "adapter"] = "weights"
-    """What the server is handed each round. `weights`: whole weights, which it loads in place of its own; `adapter`: the low-rank
-    adapter alone, beside the initial model, which it serves: megabytes in place of gigabytes. Needs `train.lora` and a server
-    started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; see docs/environments.md."""
+    """What the server gets in each round. `weights`: whole weights, which replace its own; `adapter`: only the
+    low-rank adapter, on the initial model that it serves: megabytes instead of gigabytes. Needs `train.lora` and a
+    server started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1; see docs/environments.md."""
     sleep: bool = False
-    """Have the server give its memory back while this process trains, and wake it for the next round: for one accelerator that
-    both share. Needs vLLM's --enable-sleep-mode, which a CPU does not have."""
+    """Let the server free its memory while this process trains, and wake it for the next round; for one accelerator
+    that both share. Needs vLLM's --enable-sleep-mode, which a CPU does not have."""
     max_gap_nats: float = Field(default=0.02, gt=0)
-    """After a hand-over, mean |log p server − log p here| per token above this means that it serves other weights."""
+    """Largest mean |log p server − log p here| per token after a hand-over, in nats. A larger gap means that the
+    server has other weights."""
 
 
 class SampleSection(Section):
     """The fresh episodes of each round of the loop."""
 
     split: str = "train"
+    """Split of the environment whose tasks are played."""
     tasks: tuple[str, ...] = ("*",)
     """Only tasks whose name matches one of these patterns (shell style)."""
     episodes: int = Field(default=192, ge=1)
-    """Episodes per round; tasks are drawn without replacement, anew each round, and repeat where there are too few."""
+    """Episodes per round. Tasks are drawn without replacement, again in each round, and repeat if there are too
+    few."""
     per_task: int = Field(default=1, ge=1)
     """Episodes of each task drawn: the group that an outcome reward's advantage compares (`training/reward.py`)."""
     temperature: float = Field(default=1.0, ge=0.0)
+    """Sampling temperature of the fresh episodes."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Draw from the likeliest tokens that together have this probability, after temperature and `top_k`; 1: from all."""
+    """Sample from the most likely tokens that together have this probability, after temperature and `top_k`; 1: from
+    all."""
     top_k: int = Field(default=0, ge=0)
-    """Draw from so many likeliest tokens; 0: from all."""
+    """Sample from this many most likely tokens; 0: from all."""
     min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Draw from tokens with at least this share of the likeliest one's probability."""
+    """Sample from tokens with at least this share of the most likely token's probability."""
     server: ServerSection = ServerSection()
 
     @property
     def backend(self) -> Literal["transformers", "server"]:
-        """Who samples: the server, where one has an address; else the weights in this process."""
+        """Who samples: the server, if one has an address; else the weights in this process."""
         return "server" if self.server.base_url else "transformers"
 
     @model_validator(mode="after")
     def _whole_groups(self) -> SampleSection:
         if self.episodes % self.per_task:
-            raise ValueError(f"{self.episodes} episodes are no whole number of groups of {self.per_task} per task")
+            raise ValueError(f"{self.episodes} episodes cannot be divided into groups of {self.per_task} per task")
         return self
 
 
@@ -77,16 +84,17 @@ class StopSection(Section):
     """When the loop ends before its last round."""
 
     min_findings: int = Field(default=1, ge=1)
-    """Fewer findings than this in a round: no findings are left."""
+    """The loop ends if a round has fewer findings."""
     min_effect_nats: float = Field(default=0.5, ge=0.0)
-    """A median drop of the decision token below this: the hint's effect is gone."""
+    """The loop ends if the median drop of the decision token is smaller, in nats."""
     max_off_target_kl: float | None = Field(default=0.1, gt=0.0)
-    """Tripwire: KL(initial ‖ student) off target above this, nats per token. The student before it is kept."""
+    """Tripwire: largest KL(initial ‖ student) off target, in nats per token. The student of the round before is
+    kept."""
     max_changes_drop: float | None = Field(default=0.5, gt=0.0, lt=1.0)
     """Tripwire: successful calls of tools that change state, per episode, fell by more than this share of what the initial policy
-    made. Read where the environment says which tools those are (`tool_effects`); without a loop the report warns."""
+    made. Read if the environment says which tools those are (`tool_effects`); without a loop the report warns."""
     max_failed_share: float = Field(default=0.5, gt=0.0, le=1.0)
-    """Tripwire: more than this share of a round's episodes came to nothing (cut steps, endless episodes)."""
+    """Tripwire: largest share of a round's episodes that fail without a result (cut steps, endless episodes)."""
 
 
 class RolloutSection(Section):
@@ -101,22 +109,25 @@ class RolloutSection(Section):
     limit: int | None = Field(default=None, ge=1)
     """Tasks per split."""
     temperature: float = Field(default=0.0, ge=0.0)
-    """At which success is measured; 0 is greedy."""
+    """Temperature at which success is measured; 0 is greedy."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """As `sample.top_p`, where success is measured."""
+    """`sample.top_p` for measuring success."""
     top_k: int = Field(default=0, ge=0)
-    """As `sample.top_k`, where success is measured."""
+    """`sample.top_k` for measuring success."""
     min_p: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """As `sample.min_p`, where success is measured."""
+    """`sample.min_p` for measuring success."""
     max_new_tokens: int = Field(default=256, ge=1)
+    """Largest number of tokens of one step."""
     max_steps: int = Field(default=16, ge=1)
+    """Largest number of steps of an episode."""
     batch_size: int = Field(default=64, ge=1)
+    """Episodes that are sampled together in this process."""
     timeout_s: float | None = Field(default=60.0, gt=0.0)
-    """Time the environment has for one answer; a hang costs the episode."""
+    """Seconds that the environment has for one answer. If it hangs, the episode is lost."""
     sample: SampleSection = SampleSection()
     overlap: bool = False
-    """Let the server sample the next round's episodes while this round trains. They are one training old; their recorded
-    log-probabilities say of which policy they are, and recipes with an importance ratio divide by those."""
+    """Let the server sample the next round's episodes while this round trains. They are one training old. Recipes
+    with an importance ratio divide by their recorded log-probabilities."""
     stop: StopSection = StopSection()
     source: Literal["environment", "replay"] = "environment"
     """Where the traces of a round of the loop come from. `environment`: the student plays whole episodes; `replay`: no environment is

@@ -30,7 +30,8 @@ class Leaf:
 
 
 def leaves(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Leaf]:
-    """Every key below a section, in order. A key whose type is a section, or a section or null, is not a leaf; its keys are."""
+    """Yield every key below a section, in order. A key whose type is a section, or a section or null, is not a leaf;
+    its keys are."""
     texts = meanings(model)
     for name, info in model.model_fields.items():
         inner = section_of(info.annotation)
@@ -55,7 +56,8 @@ def meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """A type as a reader wants it; a name of a registry is shown as the names there are, to which plugins may add."""
+    """Return a type as a reader wants it; a name of a registry is shown as the names there are, to which plugins may
+    add."""
     if names := [m for m in metadata if isinstance(m, NameIn)]:
         return f"name: {names[0].choices}"
     text = (
@@ -68,7 +70,7 @@ def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def default_of(info: Any) -> str:
-    """A field's default, as YAML writes it."""
+    """Return a field's default, as YAML writes it."""
     if info.default_factory is not None:
         return "{}"
     if info.default is PydanticUndefined:
@@ -82,8 +84,8 @@ def default_of(info: Any) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a config file, with what each key means. Under `train.recipe` stands the name of a recipe or any of
-    its keys; `recipe_schema` has those."""
+    """Return the JSON schema of a config file, with what each key means. Under `train.recipe` stands the name of a
+    recipe or any of its keys; `recipe_schema` has those."""
     schema = RunConfig.model_json_schema()
     described = {model.__name__: model for model in _sections(RunConfig)}
     for name, part in {**schema["$defs"], RunConfig.__name__: schema}.items():
@@ -95,7 +97,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def _one_or_several(field: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema; one that holds several items of a kind takes one item as it is, as `load_config` does."""
+    """Return a field's schema; one that holds several items of a kind takes one item as it is, as `load_config`
+    does."""
     if field.get("type") != "array" or "items" not in field:
         return field
     said = {key: field[key] for key in ("title", "description", "default") if key in field}
@@ -104,7 +107,7 @@ def _one_or_several(field: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The JSON schema of a recipe file."""
+    """Return the JSON schema of a recipe file."""
     from hintdistill.recipes import Recipe
 
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema(by_alias=True)}

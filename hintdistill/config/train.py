@@ -15,7 +15,7 @@ from hintdistill.recipes import DEFAULT, Recipe, load_recipe, needs
 from hintdistill.recipes.teachers import TEACHERS
 
 WHOLE_RATE, ADAPTER_RATE = 2e-4, 1e-3
-"""Learning rates where none is configured: of whole weights, and of adapters."""
+"""Learning rates if none is configured: of whole weights, and of adapters."""
 
 
 class AnchorSection(Section):
@@ -29,30 +29,35 @@ class AnchorSection(Section):
     candidates: int = Field(default=4, ge=1)
     """Clean steps per trace that are scored and stored, drawn at random; `choose` picks among them."""
     choose: Literal["least_sure", "random"] = "least_sure"
-    """`least_sure`: the steps with the least sure token that still carries loss, because there the policy was right by a
-    small margin and drift undoes it first; `random`: any."""
+    """`least_sure`: the steps with the least certain token that still carries loss, because the policy was right
+    there by a small margin and drift changes it first; `random`: any steps."""
 
 
 class TwinSection(Section):
-    """Twins: erring steps held in the changed context in which they are right; see docs/twins.md."""
+    """Twins: erring steps that are held in a changed context in which they are right; see docs/twins.md."""
 
     weight: float | None = Field(default=None, ge=0.0)
-    """Coefficient of the twins (`train.recipe.terms.twin.coef`): a recipe without such a term gets the default recipe's anchor for
-    them. 0 trains on no twin, and those that are made are only scored and reported. `null` leaves the recipe's term as it is, and
-    adds one of 1 where twins are made and the recipe has none."""
+    """Coefficient of the twins (`train.recipe.terms.twin.coef`): a recipe without such a term gets the default
+    recipe's anchor for them. With 0, twins are scored and reported, but not trained on. `null` leaves the recipe's
+    term as it is; if twins are made and the recipe has no such term, it adds one with coefficient 1."""
     per_finding: int = Field(default=0, ge=0)
-    """Twins made of each finding that has a hint, each by another kind of edit; 0 makes none."""
+    """Number of twins for each finding with a hint, each by another kind of edit; 0 makes none."""
     state_changing: bool = False
-    """Make twins of calls whose tool changes something, or may: an edit then licenses that call in its context."""
+    """Also make twins of calls whose tool changes something, or may. The edit then licenses that call in its
+    context."""
 
 
 class LoraSection(Section):
     """Low-rank adapters instead of full weights."""
 
     rank: int = Field(default=32, ge=1)
+    """Rank of the adapters."""
     alpha: int = Field(default=64, ge=1)
+    """Scale: an adapter's output is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Dropout before the adapters while training."""
     target_modules: str | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter, by name, or `all-linear` for every linear layer but the output head."""
 
 
 OUTPUT_KEYS = frozenset({"push", "trackers"})
@@ -60,7 +65,8 @@ OUTPUT_KEYS = frozenset({"push", "trackers"})
 
 
 class WatchSection(Section):
-    """Steps that nothing trains on, read while training: how far the student has moved from the weights that scored them."""
+    """Steps that nothing trains on, measured during training: how far the student has moved from the weights that
+    scored them."""
 
     steps: int = Field(default=16, ge=1)
     """Steps in each of the two sets, drawn by the seed: off target (clean steps of training traces that are no anchors) and
@@ -71,21 +77,24 @@ class WatchSection(Section):
 
 
 class TripwireSection(Section):
-    """Bounds on what is read while training. `null` takes one away. A reading that is not finite always stops."""
+    """Bounds on measurements during training. `null` removes a bound. A value that is not finite always stops the
+    training."""
 
     action: Literal["stop", "warn"] = "warn"
-    """`stop`: end the training without a student; the last checkpoint is kept. `warn`: say it once per bound and go on."""
+    """`stop`: end the training without a student; the last checkpoint is kept. `warn`: warn once per bound and
+    continue."""
     max_off_target_kl: float | None = Field(default=0.5, gt=0.0)
-    """`off_target_kl` above this, nats per token."""
+    """Largest `off_target_kl`, in nats per token."""
     max_heldout_kl: float | None = Field(default=0.5, gt=0.0)
-    """`heldout_kl` above this, nats per token."""
+    """Largest `heldout_kl`, in nats per token."""
     min_entropy_ratio: float | None = Field(default=0.1, gt=0.0, lt=1.0)
-    """Entropy collapse: the student's entropy off target has fallen below this share of what it was before the first step."""
+    """Entropy collapse: smallest share of the student's entropy off target that must remain of its value before the
+    first step."""
     max_end_drop: float | None = Field(default=0.2, gt=0.0, lt=1.0)
-    """Length tail: the probability of ending a step where it ended has fallen by more than this, off target."""
+    """Steps that no longer end: largest fall of the probability of ending a step where it ended, off target."""
     min_hint_effect: float | None = Field(default=None, gt=0.0)
-    """The hint lowers decision tokens by less than this, nats: nothing is left to learn. For teachers that follow the
-    student; a stored teacher's effect stays what it was."""
+    """Smallest hint effect on decision tokens, in nats; below it nothing is left to learn. For teachers that follow
+    the student; a stored teacher's effect stays what it was."""
 
 
 class OutcomeSection(Section):
@@ -130,47 +139,62 @@ class TrainSection(Section):
     hold: HoldSection = HoldSection()
     outcome: OutcomeSection = OutcomeSection()
     fidelity: tuple[Literal["ids", "raw_text", "reserialised"], ...] = ("ids", "raw_text")
+    """Which steps may be trained on, by how exactly their tokens are known: recorded ids, the text as generated, or
+    rendered again."""
     lora: LoraSection | None = None
     learning_rate: float | None = Field(default=None, gt=0.0)
-    """Height of the learning rate. Unset: 1e-3 for adapters, 2e-4 for whole weights (docs/decisions.md has the settings tried)."""
+    """Peak learning rate. Unset: 1e-3 for adapters, 2e-4 for whole weights (docs/decisions.md has the settings that
+    were tried)."""
     epochs: float = Field(default=3.0, gt=0.0)
+    """Passes over the rows; a fraction is allowed."""
     batch_size: int = Field(default=8, ge=1)
     """Rows (traces with their accepted injections) per optimiser step, over all processes."""
     micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows per forward pass of a process; the rest is accumulated. Default: `batch_size` over the number of processes."""
+    """Rows per forward pass of a process; gradients of the others are accumulated. Default: `batch_size` over the
+    number of processes."""
     branch_tokens: int = Field(default=16_384, ge=1)
     """Tokens per forward pass of a teacher in the step."""
     gradient_checkpointing: bool = False
     """Compute each layer's activations again in the backward pass: less memory, about a third more time."""
     grad_window: int | None = Field(default=None, ge=0)
-    """Let the gradient flow only through the last so many tokens before each scored span: the same loss and an approximate
-    gradient, for less time and memory. 0 takes everything before the span for constant. Default: the exact gradient."""
+    """Let the gradient flow only through this many tokens before each scored span: the same loss and an approximate
+    gradient, in less time and memory. With 0, everything before the span is constant. Default: the exact gradient."""
     grad_window_every: int = Field(default=50, ge=1)
     """Optimiser steps between two measurements of the cosine between the truncated gradient and the exact one, from the
     first step on; `grad_window_cosine` in the metrics."""
     warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
-    """Share of the optimiser steps over which the learning rate rises from 0 to its height, rounded down to whole steps."""
+    """Share of the optimiser steps over which the learning rate rises from 0 to its peak, rounded down to whole
+    steps."""
     schedule: str = "linear"
+    """Schedule of the learning rate after the warm-up, by transformers' name, e.g. `linear`, `cosine`,
+    `constant_with_warmup`."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """The norm of the gradient is clipped to this."""
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """Weight decay of AdamW."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of transformers' Trainer, e.g. `{optim: adafactor, adam_beta2: 0.95}`: those that leave rows, steps and
-    resuming as they are; any other is refused by name with the reason. docs/training.md has the list."""
+    """Further arguments of transformers' Trainer, e.g. `{optim: adafactor, adam_beta2: 0.95}`: only those that change
+    neither rows, steps nor resuming; any other is refused by name with the reason. docs/training.md has the list."""
     save_steps: int = Field(default=20, ge=1)
+    """Optimiser steps between two checkpoints."""
     logging_steps: int = Field(default=5, ge=1)
+    """Optimiser steps between two rows of metrics.jsonl."""
     keep_checkpoints: int = Field(default=1, ge=1)
+    """How many of the latest checkpoints are kept."""
     arriving_adapter: Literal["merge", "beside"] = "merge"
-    """What becomes of a student that arrives as an adapter: `merge`: it is merged into its base model, and the student is what
-    that gives; `beside`: it stays as it is, frozen, and the new adapter of `train.lora` is trained beside it."""
+    """What is done with a student that comes as an adapter: `merge`: it is merged into its base model, and the result
+    is the student; `beside`: it stays frozen, and the new adapter of `train.lora` is trained in addition."""
     save_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
-    """Precision of the student's files. `float32` keeps every update; `auto` is what the initial model's files have."""
+    """Precision of the student's files. `float32` keeps every update; `auto` keeps the precision of the initial
+    model's files."""
     save: Literal["merged", "adapter", "both"] = "both"
     """What is written of a student with `train.lora`: `merged`: whole weights, the adapter merged into them; `adapter`: the adapter
     alone, in an adapter folder that names its base model and that every command reads as a model; `both`: whole weights, and the
     adapter in `adapter/`. A student without `train.lora` is whole weights."""
     push: str | None = None
-    """Hub repository that the student's folder is uploaded to once the report is written, e.g. `me/my-student`; nothing leaves
-    this machine by default. A repository that is made for it is private; `hintdistill push RUN REPO --public` makes a public one."""
+    """Hub repository that the student's folder is uploaded to once the report is written, e.g. `me/my-student`;
+    nothing leaves this machine by default. A new repository is private; `hintdistill push RUN REPO --public` makes a
+    public one."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Trackers beside `metrics.jsonl`, which is always written; see docs/outputs.md for where each keeps its files."""
     watch: WatchSection = WatchSection()
@@ -229,7 +253,7 @@ class TrainSection(Section):
 
     @property
     def _beyond_stored(self) -> str | None:
-        """Why stored targets do not do for the recipe; None where they do."""
+        """Why stored targets do not do for the recipe; None if they do."""
         wanted = (n.why for n in needs(self.effective_recipe) if n.name in ("in_step_teacher", "full_vocabulary"))
         return next(wanted, None)
 
@@ -246,17 +270,18 @@ class TrainSection(Section):
 
 
 def _weighed(recipe: Recipe, kind: str, weight: float, default: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's terms on this kind of row without weight, or the one named like it with this coefficient."""
+    """Return the recipe's terms on this kind of row without weight, or the one named like it with this coefficient."""
     if weight == 0:
         return {n: None for n, t in recipe.terms.items() if t.rows == kind}
     return {kind: {**({} if kind in recipe.terms else default), "coef": weight}}
 
 
 def default_anchor() -> dict[str, Any]:
-    """The anchor of the default recipe, as a recipe file says it."""
+    """Return the anchor of the default recipe, as a recipe file says it."""
     return load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 def default_twin() -> dict[str, Any]:
-    """The term of twins, as a recipe file says it: the default recipe's anchor, each twin weighing as much as a hint."""
+    """Return the term of twins, as a recipe file says it: the default recipe's anchor, each twin weighing as much as a
+    hint."""
     return default_anchor() | {"rows": "twin", "coef": 1.0}

@@ -104,7 +104,7 @@ class BoundedReader(io.RawIOBase):
         return n
 
     def makefile(self, mode: str) -> io.BufferedReader:
-        """The buffered reader that `http.client.HTTPResponse` asks a socket for."""
+        """Return the buffered reader that `http.client.HTTPResponse` asks a socket for."""
         return io.BufferedReader(self)
 
 
@@ -117,7 +117,7 @@ def send_all(sock: socket.socket, data: bytes, bound: Bound) -> None:
 
 
 def connect(host: str, port: int, bound: Bound) -> socket.socket:
-    """A connected, non-blocking socket. Raises OSError, and what `Bound` raises."""
+    """Return a connected, non-blocking socket. Raises OSError, and what `Bound` raises."""
     refused: OSError | None = None
     for family, kind, protocol, address in _addresses(host, port, bound):
         sock = socket.socket(family, kind, protocol)
@@ -141,7 +141,7 @@ def connect(host: str, port: int, bound: Bound) -> socket.socket:
 
 
 def _addresses(host: str, port: int, bound: Bound) -> list[Any]:
-    """The addresses of a host; the look-up blocks, so it is done on a thread that can be left behind."""
+    """Return the addresses of a host; the look-up blocks, so it is done on a thread that can be left behind."""
     if host == "localhost":
         # it is this machine by promise, whatever a hosts file says
         return [
@@ -155,7 +155,7 @@ def _addresses(host: str, port: int, bound: Bound) -> list[Any]:
             answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             found.put([(family, kind, protocol, address) for family, kind, protocol, _, address in answers])
         except (OSError, UnicodeError) as error:
-            found.put(error if isinstance(error, OSError) else OSError(f"{host!r} is no host name: {error}"))
+            found.put(error if isinstance(error, OSError) else OSError(f"{host!r} is not a host name: {error}"))
 
     threading.Thread(target=look_up, daemon=True).start()
     while True:
@@ -169,7 +169,8 @@ def _addresses(host: str, port: int, bound: Bound) -> list[Any]:
 
 
 def start_tls(sock: socket.socket, host: str, bound: Bound) -> ssl.SSLSocket:
-    """The socket under TLS, the host's certificate checked. Raises ssl.SSLError, OSError, and what `Bound` raises."""
+    """Return the socket under TLS, the host's certificate checked. Raises ssl.SSLError, OSError, and what `Bound`
+    raises."""
     context = ssl.create_default_context()
     try:
         import certifi

@@ -31,7 +31,7 @@ READS, CHANGES = frozenset(_READS.split()), frozenset(_CHANGES.split())
 
 
 def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
-    """Return what a tool's schema says of itself, in the schema or in its `function`; None where it says nothing."""
+    """Return what a tool's schema says of itself, in the schema or in its `function`; None if it says nothing."""
     for part in (schema, schema.get("function") or {}):
         said = part.get("effect") if isinstance(part, Mapping) else None
         if isinstance(said, str):
@@ -43,7 +43,7 @@ def declared_effect(schema: Mapping[str, Any]) -> ToolEffect | None:
 
 
 def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
-    """Return whether a tool reads or changes state, or None where nothing says it; names that no schema has are unknown too.
+    """Return whether a tool reads or changes state, or None if nothing says it; names that no schema has are unknown too.
 
     What the environment or the file of `traces.tools` said comes first, then the trace's own schema; names are not read.
     """
@@ -54,7 +54,8 @@ def tool_effect(trace: Trace, name: str) -> ToolEffect | None:
 
 
 def named_effect(name: str) -> Effect:
-    """What the words of a tool's name say: the first one decides where it is a verb, else any word of a change."""
+    """Return what the words of a tool's name say: the first one decides where it is a verb, else any word of a
+    change."""
     words = [w.casefold() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
     if words and words[0] in READS:
         # find_order, track_order: the noun may be spelled like a verb of change
@@ -65,7 +66,8 @@ def named_effect(name: str) -> Effect:
 
 
 def _both(words: Sequence[str]) -> bool:
-    """Whether a name joins a second verb of change to a first verb of reading: `get_and_delete`, `find_or_create`."""
+    """Return whether a name joins a second verb of change to a first verb of reading: `get_and_delete`,
+    `find_or_create`."""
     return any(w in ("and", "or", "then") and words[i + 1 : i + 2] for i, w in enumerate(words)) and any(
         w in CHANGES for w in words[1:]
     )

@@ -62,7 +62,7 @@ class HintSource:
     """`(case: injection.contexts.ContextCase) -> text`; raises NoContextError where the case has no such context, which is a counted
     reason. No text at all is a context too: the teacher reads what the student read."""
     placements: tuple[str, ...] = ()
-    """Where it stands unless `inject.placements` says so: a document of a whole task stands in the system prompt."""
+    """Where it stands unless `inject.placements` says so: a document of a whole task is in the system prompt."""
     document: bool = False
     """Whether it is a document (`inject.contexts.max_tokens` bounds it) and no hint (`inject.max_hint_tokens`, `max_hint_share`)."""
     rollouts: bool = False
@@ -109,8 +109,8 @@ _CONTEXTS = (
     _context("peers", "successful and failed rollouts of the task, its own left out", rollouts=True),
     _context("attempt_success", "a rollout that succeeded, how it ended unsaid", rollouts=True),
     _context("attempt_failure", "a rollout that failed, how it ended unsaid", rollouts=True),
-    _context("own_success", "the trace itself, where it succeeded", document=True),
-    _context("verified", "the trace itself, where it succeeded, else another rollout that did", rollouts=True),
+    _context("own_success", "the trace itself, if it succeeded", document=True),
+    _context("verified", "the trace itself, if it succeeded, else another rollout that did", rollouts=True),
     _context("bcq", "a successful and a failed rollout of the task, which is which unsaid", rollouts=True),
     _context("ncq", "failed rollouts of the task", rollouts=True),
 )
@@ -214,7 +214,7 @@ class EngineEntry:
     capabilities: frozenset[str]
     """Names of `engines.CAPABILITIES`; they decide what a recipe may ask of stored targets. The loaded engine must say the same."""
     implementation: str | Callable[..., Any]
-    """`(job: engines.loading.EngineJob) -> Engine`; its `close`, where it has one, is called at the end."""
+    """`(job: engines.loading.EngineJob) -> Engine`; its `close`, if it has one, is called at the end."""
     shared: bool = False
     """Whether it is the engine that training and measuring use: loaded once a run and kept."""
     remote: bool = False

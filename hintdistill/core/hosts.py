@@ -11,7 +11,7 @@ from hintdistill.core.trust import require_trusted
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine."""
+    """Return whether `host` is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -19,12 +19,12 @@ def is_loopback(host: str) -> bool:
 
 
 def is_outside(base_url: str | None) -> bool:
-    """Whether a server is not this machine."""
+    """Return whether a server is not this machine."""
     return base_url is not None and not is_loopback(urlsplit(base_url).hostname or "")
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown: without user, password, query and fragment."""
+    """Return the URL as it may be shown: without user, password, query and fragment."""
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 

@@ -212,7 +212,7 @@ class HttpClient:
         raise AssertionError("there is at least one attempt")
 
     def _once(self, method: str, path: str, data: bytes, bound: Bound) -> Answer:
-        """One exchange. Raises what is no answer."""
+        """Return one exchange. Raises what is no answer."""
         url, proxy = self._url, self.proxy
         host, port, secure = (
             url.hostname or "",
@@ -254,7 +254,7 @@ class HttpClient:
             raise http.client.HTTPException(f"the proxy {proxy.hostname} refuses: {response.status}")
 
     def _failure(self, error: Exception, connecting: bool, seconds: float, tries: int) -> ServiceError:
-        """What an exchange without an answer means."""
+        """Return what an exchange without an answer means."""
         server, times = self.server, f"{tries} time{'s' * (tries > 1)}"
         late, what = isinstance(error, TimeIsUpError), str(error) or type(error).__name__
         if not connecting and late:
@@ -281,12 +281,12 @@ class HttpClient:
             return RedirectError(
                 f"{self.url} answered {answer.status} and sends the request on to {target}; redirects are not followed, "
                 "because the request holds trace text",
-                hint=f"where that server may read it, name it in {self.server.section}.base_url",
+                hint=f"if that server may read it, name it in {self.server.section}.base_url",
             )
         return StatusError(f"{self.url} refused: {answer.status}: {answer.said}", answer.status, answer.said)
 
     def _proxy(self) -> SplitResult | None:
-        """The proxy before the server, from the environment; None on this machine.
+        """Return the proxy before the server, from the environment; None on this machine.
 
         Raises:
             ConfigError: it is of a kind that is not spoken here, or outside this machine and not allowed.
@@ -317,7 +317,7 @@ class HttpClient:
         return proxy
 
     def _authorization(self) -> str:
-        """The header's value; what is secret in it is covered from now on."""
+        """Return the header's value; what is secret in it is covered from now on."""
         if self._url.password:
             pair = f"{unquote(self._url.username or '')}:{unquote(self._url.password)}"
             hide(unquote(self._url.password))
@@ -330,7 +330,7 @@ class HttpClient:
 
 
 def _address(server: Server) -> SplitResult:
-    """The parts of the base URL. Raises ConfigError where it is none."""
+    """Return the parts of the base URL. Raises ConfigError if it is not one."""
     where = f"{server.section}.base_url"
     try:
         url = urlsplit(server.base_url.rstrip("/"))
@@ -339,7 +339,7 @@ def _address(server: Server) -> SplitResult:
         raise ConfigError(f"{where} is no URL: {error}", hint="e.g. http://localhost:8000/v1") from None
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError(
-            f"{where} is no http URL: {without_password(server.base_url)!r}", hint="e.g. http://localhost:8000/v1"
+            f"{where} is not an http URL: {without_password(server.base_url)!r}", hint="e.g. http://localhost:8000/v1"
         )
     if url.query or url.fragment or not server.base_url.isascii() or any(c <= " " for c in server.base_url):
         raise ConfigError(
@@ -350,7 +350,7 @@ def _address(server: Server) -> SplitResult:
 
 
 def _sendable(variable: str, value: str) -> str:
-    """The value of an environment variable as a header takes it. Raises ConfigError, without the value."""
+    """Return the value of an environment variable as a header takes it. Raises ConfigError, without the value."""
     value = value.strip()
     if not value.isascii() or not value.isprintable():
         raise ConfigError(f"${variable} has characters that no HTTP header may have", hint="set it to the key alone")
@@ -375,7 +375,7 @@ def _json(body: Any) -> bytes:
 
 
 def _plain(body: bytes, encoding: str, bound: Bound) -> bytes:
-    """The body, unpacked within the bound although nobody asked for it packed."""
+    """Return the body, unpacked within the bound although nobody asked for it packed."""
     if encoding.lower() == "identity":
         return body
     if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
@@ -387,7 +387,7 @@ def _plain(body: bytes, encoding: str, bound: Bound) -> bytes:
 
 
 def _retry_after(headers: http.client.HTTPMessage) -> float:
-    """Seconds that the server asks to wait, 0 where it does not or for too long."""
+    """Seconds that the server asks to wait, 0 if it does not or for too long."""
     said = headers.get("retry-after") or ""
     try:
         seconds = float(headers.get("retry-after-ms") or "x") / 1000

@@ -13,7 +13,7 @@ from hintdistill.core.trust import require_trusted
 
 
 def load_object(spec: str, key: str, what: str) -> Any:
-    """The object that `spec` names.
+    """Return the object that `spec` names.
 
     Args:
         key: the config key that holds `spec`, for the error.

@@ -1,4 +1,4 @@
-"""Where the members of a JSON object stand in its raw text.
+"""Where the members of a JSON object are in its raw text.
 
 Raw argument strings stay raw, so what is inside them is addressed by character and never re-serialised.
 """
@@ -26,7 +26,7 @@ class Member:
 
 
 def members(raw: str) -> Iterator[Member]:
-    """The members of the object that `raw` begins with; stops in silence where it is broken."""
+    """Yield the members of the object that `raw` begins with; stops in silence if it is broken."""
     at = _skip(raw, 0)
     if raw[at : at + 1] != "{":
         return

@@ -22,7 +22,7 @@ class TimeLine:
 
 
 def fit(points: Sequence[tuple[float, float, float]]) -> TimeLine:
-    """The line through (operations, positions, seconds); no coefficient below zero.
+    """Return the line through (operations, positions, seconds); no coefficient below zero.
 
     Sizes differ by orders of magnitude, so it is relative errors that are made small.
     """
@@ -54,7 +54,7 @@ class Histogram:
 
     @classmethod
     def of(cls, lengths: Iterable[int]) -> Histogram:
-        """Of these lengths; of none, all zero."""
+        """Statistics of these lengths; all zero if there are none."""
         values = np.array(list(lengths), np.int64)
         if not len(values):
             return cls(0, 0, 0, 0, 0, 0, 0)

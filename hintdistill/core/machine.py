@@ -27,7 +27,8 @@ SMALL = 50_000_000
 
 @cache
 def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 by itself (AVX512-BF16, AMX, or ARM's bf16); where that is unknown it has not."""
+    """Return whether this CPU multiplies bfloat16 by itself (AVX512-BF16, AMX, or ARM's bf16); where that is unknown it
+    has not."""
     try:
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split())
     except OSError:
@@ -58,7 +59,7 @@ class Peak:
 
     @property
     def added(self) -> int:
-        """Bytes that the stage's own work takes: without `BESIDE`, which is counted exactly or known from elsewhere."""
+        """Bytes of the stage's own work, without `BESIDE`, which is counted exactly or known from elsewhere."""
         return self.total - sum(self.parts.get(name, 0) for name in BESIDE)
 
 
@@ -72,14 +73,14 @@ class Growth:
     slope: float = 1.0
 
     def __call__(self, counted: Peak) -> Peak:
-        """The peak that is to be expected where so much is counted."""
+        """Return the peak that is to be expected where so much is counted."""
         parts = {name: counted.parts[name] for name in BESIDE if counted.parts.get(name)}
         own = max(0, round(self.base + self.slope * counted.added))
         return Peak(parts | {"program": self.program, "measured and extrapolated": own})
 
 
 def grow_by(program: int, points: Sequence[tuple[int, int]]) -> Growth:
-    """The line of least squares through (counted, measured) bytes of a stage's own work.
+    """Return the line of least squares through (counted, measured) bytes of a stage's own work.
 
     The slope is 1 where the counted bytes are nearly the same, and within `SLOPES` in any case; the line goes through the mean.
     """
@@ -103,16 +104,16 @@ class Room:
     """Whether this process, its libraries loaded, is there already, so that they need no further room."""
 
     def need(self, peak: Peak) -> int:
-        """What a stage wants of this room, bytes."""
+        """Return what a stage wants of this room, bytes."""
         return peak.total - (peak.parts.get("program", 0) if self.beside_program else 0)
 
     def holds(self, peak: Peak, share: float = 1.0) -> bool:
-        """Whether a stage fits into this share of it."""
+        """Return whether a stage fits into this share of it."""
         return self.need(peak) <= share * self.available
 
 
 def room(device: str = "auto", gigabytes: float | None = None) -> Room:
-    """What the device of a run has free; `gigabytes` says it instead. A container's own limit counts."""
+    """Return what the device of a run has free; `gigabytes` says it instead. A container's own limit counts."""
     on_cpu = not _accelerated(device)
     if gigabytes is not None:
         return Room(int(gigabytes * 1e9), "--memory", on_cpu, beside_program=False)
@@ -137,7 +138,7 @@ def _accelerated(device: str) -> bool:
 
 
 def _container_room() -> int | None:
-    """What the control group leaves, None where it sets no limit."""
+    """Return what the control group leaves, None if it sets no limit."""
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
@@ -147,7 +148,7 @@ def _container_room() -> int | None:
 
 
 def process_figure(key: str) -> int:
-    """Read a figure of /proc/self/status, bytes; the peak of the process where there is no such file."""
+    """Read a figure of /proc/self/status, bytes; the peak of the process if there is no such file."""
     try:
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
     except OSError:

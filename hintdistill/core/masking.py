@@ -23,7 +23,7 @@ _pattern: re.Pattern[str] | None = None
 
 
 def hide(secret: str) -> None:
-    """Cover this key from now on, also where it is spelled for JSON, a URL, HTML or basic authentication."""
+    """Cover this key from now on, also if it is spelled for JSON, a URL, HTML or basic authentication."""
     global _pattern
     if len(secret) < SHORTEST:
         return
@@ -45,12 +45,12 @@ def hide(secret: str) -> None:
 
 
 def mask(text: str) -> str:
-    """The text with every hidden key covered; case does not matter."""
+    """Return the text with every hidden key covered; case does not matter."""
     return text if _pattern is None else _pattern.sub(COVER, text)
 
 
 def mask_all(value: Any) -> Any:
-    """A JSON value with every hidden key covered in its strings and its names."""
+    """Return a JSON value with every hidden key covered in its strings and its names."""
     if isinstance(value, str):
         return mask(value)
     if isinstance(value, dict):

@@ -37,7 +37,7 @@ class ModelShape:
     kind: str
     hidden: int
     intermediate: int
-    """Of the feed-forward block that one token passes; of all its experts together where it has some."""
+    """Of the feed-forward block that one token passes; of all its experts together if it has some."""
     layers: int
     heads: int
     kv_heads: int
@@ -82,7 +82,7 @@ class ModelShape:
 
     @classmethod
     def of(cls, folder: Path) -> ModelShape:
-        """The shape of a model folder; of its base model where it holds an adapter.
+        """Return the shape of a model folder; of its base model if it holds an adapter.
 
         Raises:
             ModelError: the config cannot be read, or lacks a width.
@@ -98,7 +98,8 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Any, tensors: dict[str, tuple[int, ...]] | None = None) -> ModelShape:
-        """The shape that a config describes; `tensors` are the shapes of the stored weights by name, where they are known.
+        """Return the shape that a config describes; `tensors` are the shapes of the stored weights by name, where they
+        are known.
 
         Raises:
             ModelError: the config lacks a width.
@@ -170,7 +171,8 @@ class ModelShape:
 
 
 def _is_masked(config: Any) -> bool:
-    """Whether attention is more than a softmax over all earlier keys: windows, soft caps, sinks, or values of another width."""
+    """Return whether attention is more than a softmax over all earlier keys: windows, soft caps, sinks, or values of
+    another width."""
     layers = set(getattr(config, "layer_types", None) or ())
     window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     sliding = "sliding_attention" in layers or (not layers and bool(window))
@@ -184,7 +186,8 @@ def _is_masked(config: Any) -> bool:
 
 
 def base_folder(folder: Path) -> Path:
-    """Where the whole weights are: the folder itself, or that of the base model of an adapter. Raises ModelError.
+    """Return where the whole weights are: the folder itself, or that of the base model of an adapter. Raises
+    ModelError.
 
     An adapter names its base itself, so this is asked before a library that would download it.
     """
@@ -195,12 +198,12 @@ def base_folder(folder: Path) -> Path:
         said = json.loads(adapter.read_text(encoding="utf-8"))
         base, revision = said["base_model_name_or_path"], said.get("revision")
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{adapter} does not name the model it stands on: {error}") from None
+        raise ModelError(f"{adapter} does not name its base model: {error}") from None
     return resolve_model(str(base), revision)
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:
-    """Name → dtype, shape and place of each tensor of a safetensors file. Raises ModelError where it is damaged."""
+    """Name → dtype, shape and place of each tensor of a safetensors file. Raises ModelError if it is damaged."""
     try:
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -208,11 +211,11 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{path} is no safetensors file: {error}", hint="get the model folder again") from None
+        raise ModelError(f"{path} is not a safetensors file: {error}", hint="get the model folder again") from None
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the stored weights by name, from the headers of the safetensors files; empty where there are none."""
+    """Shapes of the stored weights by name, from the headers of the safetensors files; empty if there are none."""
     out: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         out |= {n: tuple(t["shape"]) for n, t in safetensors_header(path).items()}

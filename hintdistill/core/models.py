@@ -43,7 +43,7 @@ class ModelKey:
 
 
 def resolve_model(name: str, revision: str | None = None) -> Path:
-    """The local folder of a model given as a path or a hub name, of a hub's model at a revision.
+    """Return the local folder of a model given as a path or a hub name, of a hub's model at a revision.
 
     Raises:
         ModelError: neither a folder nor downloadable.
@@ -71,7 +71,8 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether the hub could have a model of this name, `owner/model`; a folder of that name comes first all the same."""
+    """Return whether the hub could have a model of this name, `owner/model`; a folder of that name comes first all the
+    same."""
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None
 
 
@@ -88,7 +89,7 @@ def model_key(folder: Path) -> ModelKey:
 
 
 def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
-    """The tokenizer of a model folder, chat template included unless another one takes its place.
+    """Return the tokenizer of a model folder, chat template included unless another one takes its place.
 
     Raises:
         ModelError: it cannot be loaded, has tokens that the model beside it has no row for, is not a fast tokenizer, or has no
@@ -112,7 +113,7 @@ def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
 
 
 def _require_rows(folder: Path, tokenizer: Any) -> None:
-    """Raise ModelError where the tokenizer has ids beyond the vocabulary of the model in the same folder."""
+    """Raise ModelError if the tokenizer has ids beyond the vocabulary of the model in the same folder."""
     if not (folder / "config.json").is_file():
         return
     from transformers import AutoConfig
@@ -132,10 +133,11 @@ def _require_rows(folder: Path, tokenizer: Any) -> None:
 
 
 def unloadable(what: str, error: Exception) -> ModelError:
-    """The error for a part of a model folder that transformers does not load; where it would run the folder's code, it says so."""
+    """Return the error for a part of a model folder that transformers does not load; where it would run the folder's
+    code, it says so."""
     if "trust_remote_code" in str(error):
         return ModelError(
-            f"cannot load {what}: it needs Python code that stands in the model folder",
+            f"cannot load {what}: it needs Python code from the model folder",
             hint="read that code; run.trust_remote_code=true (load_engine: trust_remote_code=True) lets it run as you",
         )
     return ModelError(f"cannot load {what}: {error}")

@@ -22,7 +22,8 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def target_html(target: Any) -> str:
-    """The tokens of a target's step with their probabilities without the hint and for the teacher, as a table."""
+    """Return the tokens of a target's step with their probabilities without the hint and for the teacher, as a
+    table."""
     plain, teacher = np.exp(target.plain_sampled), np.exp(target.teacher_sampled)
     rows = (
         (repr(token), f"{plain[i]:.3f}", f"{teacher[i]:.3f}", target.instead[i] if i < len(target.instead) else "")
@@ -32,7 +33,7 @@ def target_html(target: Any) -> str:
 
 
 def trace_html(trace: Any) -> str:
-    """The messages of a trace as a table; steps have their numbers."""
+    """Return the messages of a trace as a table; steps have their numbers."""
     step = {at: n for n, at in enumerate(trace.step_indices)}
     rows = []
     for at, message in enumerate(trace.messages):

@@ -15,7 +15,7 @@ def data_root() -> Path:
 
 
 def demo_config() -> Path:
-    """The configuration of the example that is installed with the toolkit.
+    """Return the configuration of the example that is installed with the toolkit.
 
     Raises:
         ConfigError: the installation lacks the example.

@@ -28,28 +28,28 @@ class Parameter:
     """Whether a number must lie strictly between `low` and `high`."""
     words: tuple[str, ...] = ()
     default: str | None = None
-    """The view that is read where none is named."""
+    """The view that is read if none is named."""
     why: str = ""
     """The reason for the bounds."""
 
 
 def inside(name: str, low: float = 0, high: float = math.inf, why: str = "") -> Parameter:
-    """A number strictly between two bounds."""
+    """Return a number strictly between two bounds."""
     return Parameter(name, low=low, high=high, strictly=True, why=why)
 
 
 def share(name: str) -> Parameter:
-    """A number from 0 to 1."""
+    """Return a number from 0 to 1."""
     return Parameter(name, low=0, high=1)
 
 
 def at_least(name: str, low: float = 0) -> Parameter:
-    """A number from a bound up."""
+    """Return a number from a bound up."""
     return Parameter(name, low=low)
 
 
 def count(name: str, low: int) -> Parameter:
-    """A whole number from a bound up."""
+    """Return a whole number from a bound up."""
     return Parameter(name, "count", low=low)
 
 
@@ -81,7 +81,7 @@ class Divergence:
     name: str
     parameters: tuple[Parameter, ...] = ()
     implementation: str | Callable[..., Any] | None = None
-    """`(student, target, **parameters)`, log-probabilities [..., K] each, gives nats [...]; None where `objectives.compose`
+    """`(student, target, **parameters)`, log-probabilities [..., K] each, gives nats [...]; None if `objectives.compose`
     computes it itself, because it reads other things than two distributions."""
     reads: Literal["distributions", "sampled", "hidden", "vocabulary"] = "distributions"
     """`distributions`: both on a support; `sampled`: the sampled token alone; `hidden`: hidden states; `vocabulary`: every

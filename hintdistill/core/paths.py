@@ -50,18 +50,18 @@ RecipeRef = Annotated[str | dict[str, Any], PathMark("recipe")]
 """The name of a recipe, a YAML file, or a mapping with `preset`."""
 
 Change = Callable[[str, PathMark, str], Any]
-"""Key, mark and value of a path → what stands in its place."""
+"""Key, mark and value of a path → what is in its place."""
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    """The model class of an annotation `X` or `X | None`, else None."""
+    """Return the model class of an annotation `X` or `X | None`, else None."""
     union = typing.get_origin(annotation) in (Union, types.UnionType)
     options = typing.get_args(annotation) if union else (annotation,)
     return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
 def mark_of(field: FieldInfo) -> PathMark | None:
-    """The mark of a field that holds paths, wherever in its annotation it stands; None of any other field."""
+    """Return the mark of a field that holds paths, wherever in its annotation it stands; None of any other field."""
     return next((m for m in field.metadata if isinstance(m, PathMark)), None) or _inner_mark(field.annotation)
 
 
@@ -72,7 +72,8 @@ def _inner_mark(annotation: Any) -> PathMark | None:
 
 
 def map_paths(data: Mapping[str, Any], section: type[BaseModel], change: Change, prefix: str = "") -> dict[str, Any]:
-    """A copy of a section's plain data with every path changed; what is not valid is left for validation to say."""
+    """Return a copy of a section's plain data with every path changed; what is not valid is left for validation to
+    say."""
     out = dict(data)
     for name, field in section.model_fields.items():
         value, key = data.get(name), f"{prefix}{name}"
@@ -106,7 +107,8 @@ def _map(value: Any, key: str, mark: PathMark, change: Change) -> Any:
 
 
 def recipe_paths(recipe: Mapping[str, Any], key: str, change: Change) -> dict[str, Any]:
-    """A copy of a recipe's plain data with its paths changed: the recipe it starts from and its teacher's model."""
+    """Return a copy of a recipe's plain data with its paths changed: the recipe it starts from and its teacher's
+    model."""
     out, teacher = dict(recipe), recipe.get("teacher")
     if isinstance(recipe.get("preset"), str):
         out["preset"] = change(f"{key}.preset", PathMark("recipe"), recipe["preset"])
@@ -119,10 +121,10 @@ def recipe_paths(recipe: Mapping[str, Any], key: str, change: Change) -> dict[st
 def resolve_paths(
     data: Mapping[str, Any], section: type[BaseModel], file: Path | None, overridden: Collection[str] = ()
 ) -> dict[str, Any]:
-    """A copy of a config's plain data with absolute paths.
+    """Return a copy of a config's plain data with absolute paths.
 
     Args:
-        file: where the data was read from; None where all of it comes from the shell.
+        file: where the data was read from; None if all of it comes from the shell.
         overridden: keys that were set by overrides, whose paths are relative to the shell's folder.
 
     Raises:
@@ -138,7 +140,7 @@ def resolve_paths(
 
 
 def relative_to_file(file: Path, key: str, mark: PathMark, value: str) -> str:
-    """The absolute path of what a file says under a key.
+    """Return the absolute path of what a file says under a key.
 
     Raises:
         ConfigError: it is not there, but would be if it were relative to the shell's folder, as it was in releases before;
@@ -156,7 +158,8 @@ def relative_to_file(file: Path, key: str, mark: PathMark, value: str) -> str:
 
 
 def absolute(value: str, mark: PathMark, base: Path) -> str:
-    """The path as an absolute one; what is no path as it is. A hub name that is also a folder below `base` is the folder."""
+    """Return the path as an absolute one; what is no path as it is. A hub name that is also a folder below `base` is
+    the folder."""
     place = _place(value, mark)
     if not place or (mark.kind == "model" and is_hub_name(value) and not (base / value).is_dir()):
         return value
@@ -167,7 +170,7 @@ def absolute(value: str, mark: PathMark, base: Path) -> str:
 
 
 def _place(value: str, mark: PathMark) -> str:
-    """The part of a value that is a path; empty where it is none."""
+    """Return the part of a value that is a path; empty if it is not one."""
     if mark.kind == "object":
         file = value.rpartition(":")[0]
         return file if file.endswith(".py") else ""
@@ -185,7 +188,7 @@ def _exists(value: str, mark: PathMark) -> bool:
 
 
 def contents(data: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
-    """A copy of a config's plain data with the content of what paths lead to in their place.
+    """Return a copy of a config's plain data with the content of what paths lead to in their place.
 
     Two configurations that read the same bytes are equal in it, wherever their files are: a glob stands for what it matches,
     by name below the folder where its signs begin. Paths that are written to are None; what is not there stays a path.
@@ -214,7 +217,7 @@ def content_of(path: Path) -> str:
 
 
 def _content_of_glob(pattern: str) -> str:
-    """Hash of the names and contents of what a pattern matches; the pattern itself where nothing does."""
+    """Hash of the names and contents of what a pattern matches; the pattern itself if nothing does."""
     found = {p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file() or p.is_dir()}  # noqa: PTH207
     if not found:
         return pattern
@@ -228,7 +231,7 @@ def _content_of_glob(pattern: str) -> str:
 
 
 def _unescape(part: str) -> str:
-    """The inverse of `glob.escape`."""
+    """Return the inverse of `glob.escape`."""
     return re.sub(r"\[([*?[])\]", r"\1", part)
 
 

@@ -1,7 +1,7 @@
 """Several servers of the same weights, asked as one: each request goes to the live one with the fewest under way.
 
 A server that is gone loses its share to the others: what it was asked is asked of another, and a note names it. It is tried again
-after `REVIVE_S` seconds, and at once where no other is left. Only when all are gone is the request an error, as with one server.
+after `REVIVE_S` seconds, and at once if no other is left. Only when all are gone is the request an error, as with one server.
 """
 
 from __future__ import annotations
@@ -69,15 +69,15 @@ class ServerPool:
             return tuple(self._said)
 
     def get(self, path: str, *, timeout_s: float | None = None, retries: int | None = None) -> Answer:
-        """Ask for what is at `path` of one of them. Raises what `HttpClient.get` raises, where all fail."""
+        """Ask for what is at `path` of one of them. Raises what `HttpClient.get` raises, if all fail."""
         return self._ask(lambda client: client.get(path, timeout_s=timeout_s, retries=retries))
 
     def post(self, path: str, body: Any, *, most_bytes: int = MOST_BYTES) -> Answer:
-        """Send a JSON body to one of them. Raises what `HttpClient.post` raises, where all fail."""
+        """Send a JSON body to one of them. Raises what `HttpClient.post` raises, if all fail."""
         return self._ask(lambda client: client.post(path, body, most_bytes=most_bytes))
 
     def each(self, path: str) -> list[tuple[HttpClient, Answer]]:
-        """Ask every server that can be reached for what is at `path`. Raises UnreachableError where none can be."""
+        """Ask every server that can be reached for what is at `path`. Raises UnreachableError if none can be."""
         out, failure = list[tuple[HttpClient, Answer]](), None
         for member in self.members:
             try:
@@ -114,7 +114,8 @@ class ServerPool:
         raise failure
 
     def _take(self, tried: Sequence[Member]) -> Member | None:
-        """The live server with the fewest requests under way, then those that were gone; None where all were tried."""
+        """Return the live server with the fewest requests under way, then those that were gone; None if all were
+        tried."""
         with self._lock:
             left = [m for m in self.members if m not in tried]
             if not left:

@@ -1,4 +1,4 @@
-"""A registry: the named entries of one kind of part, with the nearest name where there is no such entry.
+"""A registry: the named entries of one kind of part, with the nearest name if there is no such entry.
 
 Entries come from three places: this package (imported when first asked for), a caller's `register`, and installed packages,
 through an entry-point group. An entry carries everything that the rest of the package asks about its part, so that a new
@@ -20,7 +20,7 @@ E = TypeVar("E")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean …?)`, or nothing where no known word is spelled alike."""
+    """Return ` (did you mean …?)`, or nothing if no known word is spelled alike."""
     words = list(known)
     found = [k for k in words if k.lower() == word.lower()] or difflib.get_close_matches(word, words, 1, 0.5)
     return f" (did you mean `{found[0]}`?)" if found else ""
@@ -70,7 +70,7 @@ class Registry(Generic[E]):
         self._installed: dict[str, E] | None = None if group is not None else {}
 
     def register(self, entry: E) -> E:
-        """Add an entry and return it. Raises ConfigError where it lacks something, or its name is taken."""
+        """Add an entry and return it. Raises ConfigError if it lacks something, or its name is taken."""
         name = self._name(self._checked(entry, ""))
         if name in self._shipped or name in self._registered or name in (self._installed or {}):
             raise ConfigError(f"the {self.what} `{name}` is registered already")
@@ -123,7 +123,7 @@ class Registry(Generic[E]):
         return iter(self.names())
 
     def _offered(self) -> dict[str, E]:
-        """The entries of installed packages, by name; asked for once."""
+        """Return the entries of installed packages, by name; asked for once."""
         if self._installed is None:
             found: dict[str, E] = {}
             for point in sorted(importlib.metadata.entry_points(group=self.group or ""), key=lambda p: p.name):
@@ -185,7 +185,7 @@ class NameIn:
 
     @property
     def choices(self) -> str:
-        """The names that may stand there."""
+        """The names that may be there."""
         return ", ".join(self.registry.names())
 
     def __repr__(self) -> str:

@@ -43,19 +43,19 @@ class _File:
         self._stream: BinaryIO | None = None
 
     def line(self, at: int, most: int = -1) -> bytes:
-        """The line that begins at an offset, or at most so many bytes of it."""
+        """Return the line that begins at an offset, or at most so many bytes of it."""
         if self._stream is None:
             self._stream = self.path.open("rb")
         self._stream.seek(at)
         return self._stream.readline(most)
 
     def key(self, at: int) -> str:
-        """The key of the row that begins at an offset."""
+        """Return the key of the row that begins at an offset."""
         begun = _KEY.match(self.line(at, 128))
         return begun.group(1).decode("utf-8", "surrogatepass") if begun else str(self.row(at)["key"])
 
     def row(self, at: int) -> dict[str, Any]:
-        """The row that begins at an offset. Raises InputError where it is none; names file and offset."""
+        """Return the row that begins at an offset. Raises InputError if it is not one; names file and offset."""
         return parse_row(self.line(at), f"{self.path}, byte {at}")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Rows:
         return isinstance(key, str) and self.place(key) is not None
 
     def place(self, key: str) -> int | None:
-        """Where the newest row with a key begins; None where there is none."""
+        """Return where the newest row with a key begins; None if there is none."""
         wanted = np.uint64(_hashed(key))
         end = int(np.searchsorted(self._hashes, wanted, side="right"))
         while end and self._hashes[end - 1] == wanted:
@@ -99,7 +99,8 @@ class Rows:
         return None
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The newest row with a key, parsed; None where there is none. Raises InputError where its line is damaged."""
+        """Return the newest row with a key, parsed; None if there is none. Raises InputError if its line is
+        damaged."""
         at = self.place(key)
         return None if at is None else self._file.row(at)
 
@@ -110,7 +111,7 @@ class Rows:
         return row
 
     def grouped(self, keys: Iterable[str], field: str) -> Grouped:
-        """The rows with these keys, found by the string that each has in `field`; see `Grouped`."""
+        """Return the rows with these keys, found by the string that each has in `field`; see `Grouped`."""
         return Grouped(self, keys, field)
 
 
@@ -118,7 +119,7 @@ class Grouped:
     """Rows by one of their fields, in the order of their keys: all critiques of a trace, all injections of a trace."""
 
     def __init__(self, rows: Rows, keys: Iterable[str], field: str) -> None:
-        """Read the field of each row once. Raises InputError where the file lacks a key."""
+        """Read the field of each row once. Raises InputError if the file lacks a key."""
         self.field, self._file = field, rows._file
         self._begins = re.compile(rb'\{"key":"[^"\\]+","' + field.encode() + rb'":"([^"\\]+)"')
         hashes, offsets = array("Q"), array("Q")
@@ -139,11 +140,11 @@ class Grouped:
         return begun.group(1).decode("utf-8", "surrogatepass") if begun else str(self._file.row(at)[self.field])
 
     def values(self) -> Iterator[str]:
-        """The value of each row, in the order of the file."""
+        """Return the value of each row, in the order of the file."""
         return (self._value(int(at)) for at in np.sort(self._offsets))
 
     def of(self, value: str) -> list[dict[str, Any]]:
-        """The rows that have this value, in the order of their keys."""
+        """Return the rows that have this value, in the order of their keys."""
         wanted = np.uint64(_hashed(value))
         start, end = (int(np.searchsorted(self._hashes, wanted, side=s)) for s in ("left", "right"))
         found = (self._file.row(int(at)) for at in self._offsets[start:end])
@@ -151,7 +152,7 @@ class Grouped:
 
 
 class KeySet(Set[str]):
-    """Keys, each once, as bytes beside one another: a fifth of the memory of a set of strings."""
+    """A set of keys as adjacent bytes: a fifth of the memory of a set of strings."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         """Take the keys in, a bounded number at a time."""
@@ -212,7 +213,7 @@ class Lazy(Sequence[T], Generic[T]):
     def __getitem__(self, at: slice) -> Sequence[T]: ...
 
     def __getitem__(self, at: int | slice) -> T | Sequence[T]:
-        """One member, or some, by walking there."""
+        """Return one member, or some, by walking there."""
         if isinstance(at, slice):
             return list(itertools.islice(self._make(), *at.indices(len(self))))
         if at < 0:
@@ -223,7 +224,7 @@ class Lazy(Sequence[T], Generic[T]):
 
 
 class Picked(Sequence[T], Generic[T]):
-    """Some members of a sequence, in an order of their own; each is taken anew, so that nothing of it is kept."""
+    """Some members of a sequence, in an order of their own; each is taken again, so that nothing of it is kept."""
 
     def __init__(self, source: Sequence[T], numbers: Sequence[int]) -> None:
         self._source, self._numbers = source, array("Q", numbers)
@@ -238,7 +239,7 @@ class Picked(Sequence[T], Generic[T]):
     def __getitem__(self, at: slice) -> Picked[T]: ...
 
     def __getitem__(self, at: int | slice) -> T | Picked[T]:
-        """One member, or some, of which nothing is taken yet."""
+        """Return one member, or some, of which nothing is taken yet."""
         if isinstance(at, slice):
             return Picked(self._source, self._numbers[at])
         return self._source[self._numbers[at]]
@@ -252,7 +253,7 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _keys(path: Path) -> Iterator[tuple[str, int]]:
-    """The key of each whole line and where it begins. Raises InputError for a line without one."""
+    """Yield the key of each whole line and where it begins. Raises InputError for a line without one."""
     if not path.is_file():
         return
     at = 0

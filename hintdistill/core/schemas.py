@@ -70,14 +70,14 @@ class Violation:
     expected: Any
     """What the schema has under that keyword."""
     value: Any
-    """What stands there instead."""
+    """What is there instead."""
     schema: Any
     """The part of the schema that was broken."""
     message: str
 
 
 def violations(schema: Any, args: Any) -> list[Violation]:
-    """What of `args` breaks `schema` (draft 2020-12), in the order of their paths; none where they are valid.
+    """Return what of `args` breaks `schema` (draft 2020-12), in the order of their paths; none if they are valid.
 
     Raises:
         CannotJudge: the schema is no schema, refers to something outside itself, or needs more than the bound.
@@ -99,7 +99,8 @@ class _Unbounded(Exception):
 
 
 def _visits(schema: Any, args: Any) -> int:
-    """At most how many places of the arguments are held against places of the schema; too large where nothing bounds it."""
+    """Return an upper bound of the comparisons between places of the arguments and of the schema; very large if
+    nothing bounds it."""
     try:
         left = MOST_VISITS // (1 + _places(args, MOST_VISITS))
         _expand(schema, schema, [left], ())
@@ -146,7 +147,7 @@ def _expand(node: Any, root: Any, left: list[int], inside: tuple[str, ...]) -> N
 
 
 def _pointed(root: Any, reference: str) -> Any:
-    """What a reference into the schema itself stands for. Raises _Unbounded for any other."""
+    """Return what a reference into the schema itself stands for. Raises _Unbounded for any other."""
     if reference != "#" and not reference.startswith("#/"):
         raise _Unbounded
     node = root
@@ -160,7 +161,7 @@ def _pointed(root: Any, reference: str) -> Any:
 
 @functools.cache
 def _validator() -> Any:
-    """The validator class and a registry that knows the drafts' own schemas and retrieves nothing."""
+    """Return the validator class and a registry that knows the drafts' own schemas and retrieves nothing."""
     import jsonschema
     from jsonschema_specifications import REGISTRY
 
@@ -187,7 +188,7 @@ def _judge(schema: Any, args: Any) -> list[Violation]:
 
 
 def _said(error: BaseException) -> str:
-    """One short line of what went wrong."""
+    """Return one short line of what went wrong."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
@@ -200,7 +201,7 @@ class _Helper:
         self.owner = os.getpid()
 
     def ask(self, line: bytes) -> bytes | None:
-        """The answer to a request, None where the helper was ended over it."""
+        """Return the answer to a request, None if the helper was ended over it."""
         if self.owner != os.getpid():
             # a fork: the pipes are the parent's
             self.owner, self.process = os.getpid(), None
@@ -233,7 +234,7 @@ class _Helper:
 
 
 def _started() -> subprocess.Popen[bytes]:
-    """A helper that is ready. Raises RuntimeError where it does not start: that says nothing of a schema."""
+    """Return a helper that is ready. Raises RuntimeError if it does not start: that says nothing of a schema."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from hintdistill.core.schemas import serve; serve()"],
         stdin=subprocess.PIPE,
@@ -264,7 +265,7 @@ _ENDED: set[str] = set()
 
 
 def _asked(request: str) -> list[list[Any]]:
-    """What the helper finds. Raises CannotJudge."""
+    """Return what the helper finds. Raises CannotJudge."""
     digest = hashlib.sha256(request.encode()).hexdigest()
     with _lock:
         answer = None if digest in _ENDED else _helper.ask(request.encode())

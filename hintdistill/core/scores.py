@@ -50,7 +50,7 @@ class Scores:
     topk_logprobs: np.ndarray
     """float32 [T, K]: their log-probabilities; -inf at id -1."""
     tail_logprob: np.ndarray
-    """float32 [T]: log(1 - sum of p over the kept ids and the sampled id, each once); -inf where nothing is left."""
+    """float32 [T]: log(1 - sum of p over the kept ids and the sampled id, each once); -inf if nothing is left."""
     gathered: np.ndarray | None = None
     """float32 [T, G] where the request asked for `gather_ids`."""
     top1: np.ndarray | None = None
@@ -64,20 +64,20 @@ class Measurement:
     position: int | None
     """The decision token: index into the step's tokens of the first token of the span at which the hinted view's top-1
     leaves the sampled token. Where it never does (`flips` is false), the token at which the odds of the best alternative rose
-    most; None where every alternative stays negligible under the hint."""
+    most; None if every alternative stays negligible under the hint."""
     instead_id: int | None
     """What the hinted view would say there, or its best alternative."""
     effect: float
-    """Hint effect at the decision token; 0.0 where there is none."""
+    """Hint effect at the decision token; 0.0 if there is none."""
     plain_logprob: float
-    """Log-probability of the decision token without the hint; 0.0 where there is none."""
+    """Log-probability of the decision token without the hint; 0.0 if there is none."""
     max_raise: float
     """Largest hint effect over quoted tokens that are not negligible under the hint, up to the one at which the hinted view leaves
     them; 0.0 without a quote."""
     specificity: float
     """Mean effect on the span minus mean effect on the step's other tokens, minus the same under the placebos."""
     legal_mass_gain: float | None
-    """Change in probability of the legal continuations at the decision token; None where no schema defines them."""
+    """Change in probability of the legal continuations at the decision token; None if no schema defines them."""
     best_placebo: float
     """Lowest effect of any placebo at the decision token."""
     odds: float | None = None
@@ -140,7 +140,7 @@ class TargetHead:
     span: tuple[int, int]
     """Quoted tokens, half-open; the whole step without a quote."""
     action_start: int | None = None
-    """Index of the first step token that is no reasoning, `UNKNOWN_ACTION` where it cannot be told; None in rows of an earlier
+    """Index of the first step token that is no reasoning, `UNKNOWN_ACTION` if it cannot be told; None in rows of an earlier
     release, which do not say."""
     insert_at: int = 0
     error_class: str | None = None
@@ -168,7 +168,7 @@ class TargetHead:
 
     @property
     def legal_mass_gain(self) -> float | None:
-        """Probability the legal continuations gained at the decision token; None where no schema defines them."""
+        """Probability the legal continuations gained at the decision token; None if no schema defines them."""
         return None if self.measurement is None else self.measurement.legal_mass_gain
 
 
@@ -208,15 +208,15 @@ class Target(TargetHead):
     instead: tuple[str, ...] = ()
     """What the teacher would say at each position, as text."""
     legal_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """int64 [G]: the ids that the tool schemas allow at the decision token; empty where they say nothing."""
+    """int64 [G]: the ids that the tool schemas allow at the decision token; empty if they say nothing."""
     sampler_logprobs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """float32 [T]: the log-probabilities that the step was sampled with, at temperature 1 of the whole vocabulary; empty where
+    """float32 [T]: the log-probabilities that the step was sampled with, at temperature 1 of the whole vocabulary; empty if
     the trace recorded none, or those of another distribution."""
     views: Mapping[str, tuple[int, np.ndarray]] = field(default_factory=dict)
-    """Further contexts by name: where their tokens stand in the context, and the tokens, int64; see `Injection.views`."""
+    """Further contexts by name: where their tokens are in the context, and the tokens, int64; see `Injection.views`."""
 
     def __repr__(self) -> str:
-        """One line: where it is, what it is of, and what became of it; arrays and text are left out."""
+        """Return one line: where it is, what it is of, and what became of it; arrays and text are left out."""
         verdict = "accepted" if self.accepted else f"rejected: {', '.join(self.reasons) or 'not judged'}"
         decision = self.decision
         said = (
@@ -236,7 +236,7 @@ class Target(TargetHead):
 
     @property
     def decision(self) -> DecisionToken | None:
-        """The token where the hint changes course, or comes nearest to it; None where it changes nothing."""
+        """The token where the hint changes course, or comes nearest to it; None if it changes nothing."""
         m = self.measurement
         if m is None or m.position is None:
             return None
@@ -263,7 +263,7 @@ class Target(TargetHead):
         return made | {"hint_effect": plain(self.hint_effect), "decision": decision, "shifts": plain(self.shifts())}
 
     def shifts(self, n: int = 5) -> list[TokenShift]:
-        """The `n` tokens whose probability the hint moved most, largest change first."""
+        """Return the `n` tokens whose probability the hint moved most, largest change first."""
         change = np.abs(np.exp(self.teacher_sampled) - np.exp(self.plain_sampled))
         order = np.argsort(-change, kind="stable")[:n]
         return [

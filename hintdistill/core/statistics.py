@@ -27,7 +27,8 @@ class Interval:
 
 
 def crossed_bootstrap(statistic: Callable[..., Any], *tables: np.ndarray, n: int = 4000, seed: int = 0) -> Interval:
-    """A statistic of the means of tables [S, N] (all of one shape) with its interval; seeds and tasks are resampled together.
+    """Return a statistic of the means of tables [S, N] (all of one shape) with its interval; seeds and tasks are
+    resampled together.
 
     Because every table is resampled alike, a difference or a ratio of tables is a paired one.
 
@@ -60,7 +61,7 @@ def resampled_means(*tables: np.ndarray, n: int, seed: int = 0) -> list[np.ndarr
 
 
 def mean_of(mean: Any) -> Any:
-    """The mean itself."""
+    """Return the mean itself."""
     return mean
 
 
@@ -194,7 +195,7 @@ class FittedLine:
     r2: float
     """Share of the variance of y that the line explains; not a number for a constant y."""
     r2_identity: float
-    """The same for the line y = x, which nothing was fitted to; below zero where the mean would do better."""
+    """The same for the line y = x, which nothing was fitted to; below zero if the mean would do better."""
     points: int
 
 

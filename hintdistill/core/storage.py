@@ -43,7 +43,7 @@ def write_pieces(path: Path, pieces: Iterable[str]) -> None:
 
 @contextmanager
 def writing_aside(path: Path) -> Iterator[Path]:
-    """A path to write a file to; it is on disk and takes the place of `path` when the block ends, and goes where it fails."""
+    """A path to write a file to; it is on disk and takes the place of `path` when the block ends, and goes if it fails."""
     aside = path.with_name(f".{path.name}.writing")
     try:
         yield aside
@@ -87,7 +87,8 @@ _SAID = re.compile(
 
 
 def disk_trouble(error: BaseException, folder: Path | None = None) -> DiskError | None:
-    """The declared error for one that a disk or a path raised, in this package or in a library; None for any other.
+    """Return the declared error for one that a disk or a path raised, in this package or in a library; None for any
+    other.
 
     Args:
         folder: what was being written, where the error names no file.
@@ -138,7 +139,7 @@ def checksum(path: Path) -> str:
 
 
 def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
-    """The JSON value of a file, which is a `kind`: dict or list.
+    """Return the JSON value of a file, which is a `kind`: dict or list.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -182,7 +183,7 @@ def append_line(path: Path, text: str) -> None:
 
 
 def parse_row(line: bytes, where: str) -> dict[str, Any]:
-    """The row in a line. Raises InputError for one that is not JSON or has no key; `where` names it."""
+    """Return the row in a line. Raises InputError for one that is not JSON or has no key; `where` names it."""
     try:
         row = json.loads(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
@@ -232,7 +233,7 @@ class JsonlStore:
         append_line(self.path, "\n".join(json.dumps(r, ensure_ascii=False, separators=(",", ":")) for r in rows))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Every row, oldest first. Raises InputError for a line that is not JSON, naming it."""
+        """Yield every row, oldest first. Raises InputError for a line that is not JSON, naming it."""
         if not self.path.is_file():
             return
         with self.path.open("rb") as file:
@@ -242,5 +243,5 @@ class JsonlStore:
                 yield parse_row(line, f"{self.path}, line {number}")
 
     def by_key(self) -> dict[str, dict[str, Any]]:
-        """The newest row of each key."""
+        """Return the newest row of each key."""
         return {row["key"]: row for row in self.rows()}

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-HALF_A_PAIR = "holds half of a surrogate pair, which is no text"
+HALF_A_PAIR = "holds half of a surrogate pair, which is not valid text"
 
 
 def holds_half_a_pair(value: Any) -> bool:
-    """Whether a text in plain data holds a lone surrogate, which neither a tokenizer nor UTF-8 takes."""
+    """Return whether a text in plain data holds a lone surrogate, which neither a tokenizer nor UTF-8 takes."""
     if isinstance(value, str):
         return not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value)
     if isinstance(value, Mapping):
@@ -20,7 +20,7 @@ def holds_half_a_pair(value: Any) -> bool:
 
 
 def require_text(given: T, texts: Any) -> T:
-    """Return `given`. Raises ValueError where its `texts` hold a lone surrogate, for a model's own validation."""
+    """Return `given`. Raises ValueError if its `texts` hold a lone surrogate, for a model's own validation."""
     if holds_half_a_pair(texts):
         raise ValueError(HALF_A_PAIR)
     return given

@@ -21,7 +21,8 @@ _ALL: weakref.WeakSet[threading.Event] = weakref.WeakSet()
 
 
 def stopping() -> threading.Event | None:
-    """The event that says that this thread's work is no longer wanted; None on a thread that nobody stops that way."""
+    """Return the event that says that this thread's work is no longer wanted; None on a thread that nobody stops that
+    way."""
     return getattr(_HERE, "stop", None)
 
 

@@ -38,18 +38,19 @@ class _State:
 
 
 def state_folder() -> Path:
-    """Where this user's key is."""
+    """Return where this user's key is."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "hintdistill"
 
 
 def sign(data: Any) -> str | None:
-    """The signature of JSON-able data by this user on this machine; None where the state folder cannot be written."""
+    """Return the signature of JSON-able data by this user on this machine; None if the state folder cannot be
+    written."""
     key = _key(make=True)
     return None if key is None else _digest(key, data)
 
 
 def is_signed(data: Any, signature: Any) -> bool:
-    """Whether this user signed the data on this machine."""
+    """Return whether this user signed the data on this machine."""
     key = _key(make=False)
     if key is None or not isinstance(signature, str):
         return False
@@ -89,7 +90,8 @@ def _key(*, make: bool) -> bytes | None:
 
 
 def written_elsewhere(folder: Path, settings: Any) -> str | None:
-    """The folder, where it is a run folder and this user did not write these settings there; None for any other."""
+    """Return the folder, if it is a run folder and this user did not write these settings there; None for any
+    other."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -102,7 +104,7 @@ def written_elsewhere(folder: Path, settings: Any) -> str | None:
 
 @contextmanager
 def in_use(foreign: str | None, *, model_code: bool = False, trusted: bool = False) -> Iterator[None]:
-    """While settings are in use: refuse what they name where they are from elsewhere, unless they are trusted.
+    """While settings are in use: refuse what they name if they are from elsewhere, unless they are trusted.
 
     Args:
         foreign: the run folder from elsewhere that they are of; None for settings that the caller named.
@@ -120,7 +122,7 @@ def in_use(foreign: str | None, *, model_code: bool = False, trusted: bool = Fal
 
 
 def guards() -> bool:
-    """Whether settings from elsewhere are in use and not trusted."""
+    """Return whether settings from elsewhere are in use and not trusted."""
     return bool(_State.foreign)
 
 
@@ -155,5 +157,5 @@ def _refusal(folder: str, what: str) -> UntrustedError:
 
 
 def model_code_allowed() -> bool:
-    """Whether code of model folders may run: it is set, and not by settings from elsewhere."""
+    """Return whether code of model folders may run: it is set, and not by settings from elsewhere."""
     return _State.model_code and not _State.foreign

@@ -59,7 +59,7 @@ class ToolCall(FrozenModel):
 
     @property
     def arguments(self) -> dict[str, Any] | None:
-        """The parsed arguments, or None where the raw string is not a JSON object."""
+        """The parsed arguments, or None if the raw string is not a JSON object."""
         try:
             value = json.loads(self.arguments_raw)
             if isinstance(value, str):
@@ -86,7 +86,7 @@ class SampledFrom(FrozenModel):
 
 
 class Message(FrozenModel):
-    """One message of a trace. Token fields are set on assistant messages only, where they were recorded."""
+    """One message of a trace. Token fields are set on assistant messages only, if they were recorded."""
 
     role: Role
     content: str | None = None
@@ -97,12 +97,11 @@ class Message(FrozenModel):
     prompt_token_ids: tuple[int, ...] | None = None
     """The context: every token the student had read when it began this message, assistant header included."""
     token_ids: tuple[int, ...] | None = None
-    """The tokens it then sampled, end-of-turn token included where it was sampled."""
+    """The tokens it then sampled, end-of-turn token included if it was sampled."""
     logprobs: tuple[float, ...] | None = None
     """Log-probability of each sampled token at the time of sampling, nats; same length as `token_ids`."""
     logprobs_of: SampledFrom | None = None
-    """The distribution that `logprobs` are of: after a temperature or a filter they are not what the model says. None: not said,
-    taken for the model's own."""
+    """The distribution of `logprobs`, e.g. after a temperature or a filter. None: unknown, taken for the model's own."""
     raw_text: str | None = None
     """The text as generated, before any server parsed it, without the end-of-turn token."""
     given: bool = False
@@ -115,7 +114,7 @@ class Message(FrozenModel):
 
     @property
     def own_logprobs(self) -> tuple[float, ...] | None:
-        """`logprobs` where they are of the model's own distribution, temperature 1 and whole; else None."""
+        """`logprobs` if they are of the model's own distribution, temperature 1 and whole; else None."""
         return self.logprobs if self.logprobs_of is None or self.logprobs_of.whole else None
 
     @field_validator("prompt_token_ids", "token_ids", "logprobs", mode="before")
@@ -165,14 +164,14 @@ class Trace(FrozenModel):
 
     @model_serializer(mode="wrap")
     def _unless_none(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `template` where there are no options: keys of traces from before stay theirs."""
+        """As it is, without `template` if there are no options: keys of traces from before stay theirs."""
         data: dict[str, Any] = plain(self)
         if not self.template:
             data.pop("template", None)
         return data
 
     def __repr__(self) -> str:
-        """One line: id and counts; the messages are left out."""
+        """Return one line: id and counts; the messages are left out."""
         reward = "" if self.reward is None else f", reward {self.reward:g}"
         return f"Trace({self.id!r}, {len(self.messages)} messages, {len(self.step_indices)} steps, {len(self.tools)} tools{reward})"
 
@@ -184,7 +183,7 @@ class Trace(FrozenModel):
         return tuple(i for i, m in enumerate(self.messages) if m.role == "assistant")
 
     def step(self, k: int) -> Message:
-        """The assistant message of step `k`. Raises IndexError with the legal range."""
+        """Return the assistant message of step `k`. Raises IndexError with the legal range."""
         if not 0 <= k < len(self.step_indices):
             raise IndexError(f"trace {self.id} has steps 0..{len(self.step_indices) - 1}, not {k}")
         return self.messages[self.step_indices[k]]
@@ -200,7 +199,7 @@ class Trace(FrozenModel):
         return tuple(k for k, i in enumerate(self.step_indices) if not (self.messages[i].given or self.messages[i].cut))
 
     def before(self, k: int) -> tuple[Message, ...]:
-        """The messages the student had read when it produced step `k`."""
+        """Return the messages the student had read when it produced step `k`."""
         self.step(k)
         return self.messages[: self.step_indices[k]]
 
@@ -223,7 +222,7 @@ class Replacement(FrozenModel):
     new: str
     """Text in its place; empty takes `old` away."""
     count: int = Field(default=1, ge=1)
-    """How often `old` must stand there."""
+    """How often `old` must be there."""
 
 
 class TwinEdit(FrozenModel):
@@ -263,7 +262,7 @@ class Finding(FrozenModel):
     twin: TwinEdit | None = None
     """The smallest edit under which the step would be right, where the critic wrote one."""
     decisive: bool | None = None
-    """Whether the run would have gone well without this error; None where the critic was not asked."""
+    """Whether the run would have gone well without this error; None if the critic was not asked."""
 
     @model_validator(mode="after")
     def _is_text(self) -> Finding:
@@ -271,7 +270,7 @@ class Finding(FrozenModel):
 
     @model_serializer(mode="wrap")
     def _unless_absent(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As it is, without `twin` and `decisive` where there are none: keys of findings from before stay theirs."""
+        """Dump the finding without `twin` and `decisive` if they are not set; older findings keep their keys."""
         data: dict[str, Any] = plain(self)
         return {k: v for k, v in data.items() if v is not None or k not in ("twin", "decisive")}
 
@@ -287,7 +286,7 @@ class Twin(FrozenModel):
     finding: Finding
     edit: TwinEdit
     context_ids: tuple[int, ...]
-    """The edited context, rendered anew; earlier steps keep their recorded ids."""
+    """The edited context, rendered again; earlier steps keep their recorded ids."""
     step_ids: tuple[int, ...] = Field(min_length=1)
     """The erring step's ids, as sampled in the original context."""
     span: tuple[int, int]
@@ -362,25 +361,23 @@ class Injection(FrozenModel):
     block_ids: tuple[int, ...]
     step_ids: tuple[int, ...] = Field(min_length=1)
     step_offset: int = Field(default=0, ge=0)
-    """Tokens of the step that stand above the hint, hence in the context; above zero only for a placement
-    inside the step (`assistant_turn`)."""
+    """Tokens of the step above the hint, which are context; above zero only inside the step (`assistant_turn`)."""
     span: tuple[int, int]
     """Half-open token range of the step that the quote covers; the whole step without a quote."""
     action_start: int | None = None
-    """Index of the first of `step_ids` that is no reasoning, `UNKNOWN_ACTION` where it cannot be told; None in rows of an earlier
-    release, which do not say."""
+    """Index of the first of `step_ids` after the reasoning, or `UNKNOWN_ACTION`; None in rows of earlier releases."""
     quote_found: Literal["exact", "normalised", "fuzzy", "whole_step"] = "whole_step"
     fidelity: Fidelity
     placement: Placement
     role: HintRole | None = None
-    """Role of the hint message; None where the hint went into an existing message."""
+    """Role of the hint message; None if the hint went into an existing message."""
     notes: tuple[str, ...] = ()
     """`spliced_block`, `minimal_talk`, `rewritten_history`, `boundary_shifted`, fallbacks taken and why."""
     guards: tuple[str, ...] = ()
     """Text-level reasons against the hint: `leak: …`, `dialect: …`, `level: …`. The gate decides on them; `primes: …` is said
     only, because the scores show whether it does."""
     recorded_logprobs: tuple[float, ...] | None = None
-    """Log-probabilities the trace recorded for the step, where it did."""
+    """Log-probabilities the trace recorded for the step, if it did."""
     placebos: tuple[PlaceboBlock, ...] = ()
     legal: dict[int, tuple[int, ...]] = Field(default_factory=dict)
     """Step position → ids a tool schema allows there, besides the sampled one; positions no schema speaks of are absent."""

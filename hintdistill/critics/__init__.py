@@ -1,4 +1,4 @@
-"""2. critique: Trace → Critique. Every critic stands behind one protocol.
+"""2. critique: Trace → Critique. Every critic is behind one protocol.
 
 A critic answers a batch of traces in any order, each with a Critique or with the error that kept it from one; an error
 costs that trace and is a row in the run folder. `key` says what the answer depends on besides the trace, so that a
@@ -24,11 +24,12 @@ class Critic(Protocol):
     name: str
 
     def key(self, trace: Trace) -> str:
-        """Hash of everything besides the trace that the critique depends on: settings, prompts, recorded rows."""
+        """Return a hash of everything that the critique depends on, except the trace: settings, prompts, recorded
+        rows."""
         ...
 
     def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:
-        """One outcome per trace, in any order.
+        """Return one outcome per trace, in any order.
 
         Raises:
             ServiceError: nothing can be critiqued any more (server gone). What was yielded before is kept.
@@ -58,7 +59,7 @@ def one_by_one(
 
 
 def merge(trace_id: str, critiques: Iterable[Critique]) -> Critique:
-    """What several critics say of one trace, as one critique.
+    """Return what several critics say of one trace, as one critique.
 
     Findings are ordered by step; where two critics name the same error class at the same step, the earlier critic's
     words stand and the higher confidence is kept. A finding of one outweighs the silence of another.

@@ -29,7 +29,7 @@ MOST_REPLACEMENTS = 3
 
 _DECODER = json.JSONDecoder(strict=False)
 Culprit = Literal["agent", "other", "nobody", "unclear"]
-"""Who made a run fail: the agent, a user or a tool, nobody since it went well; `unclear` where the record does not tell."""
+"""Who made a run fail: the agent, a user or a tool, nobody since it went well; `unclear` if the record does not tell."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -83,7 +83,7 @@ class LLMAnswer(Answer):
 
     @property
     def outcome(self) -> Verdict:
-        """The verdict, also where the answer says instead who made the run fail."""
+        """The verdict, also if the answer says instead who made the run fail."""
         if self.verdict is not None:
             return self.verdict
         if self.findings:
@@ -92,7 +92,8 @@ class LLMAnswer(Answer):
         return told[str(self.failed_by)]
 
     def marked(self) -> list[LLMFinding]:
-        """The findings in order of their steps, at most one of them decisive: where several are marked, the surest.
+        """Return the findings in order of their steps, at most one of them decisive: where several are marked, the
+        surest.
 
         In a run that the agent did not make fail no mistake of it is decisive. Without marks they stay unmarked.
         """
@@ -105,7 +106,7 @@ class LLMAnswer(Answer):
 
 
 class StepAnswer(Answer):
-    """The answer about one step; the other fields count only where it is a mistake."""
+    """The answer about one step; the other fields count only if it is a mistake."""
 
     mistake: bool
     quote: str | None
@@ -177,7 +178,8 @@ def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
 
 
 def _objects(text: str) -> list[tuple[int, str]]:
-    """The outermost JSON objects of a text and where each begins, in order; raises ValueError for too many braces."""
+    """Return the outermost JSON objects of a text and where each begins, in order; raises ValueError for too many
+    braces."""
     out: list[tuple[int, str]] = []
     at, tries = text.find("{"), 0
     while at >= 0:
@@ -270,7 +272,8 @@ def step_schema(form: Form = Form()) -> dict[str, Any]:
 
 
 def _analysis(form: Form) -> dict[str, Any]:
-    """The property in which a critic thinks before it decides: first, since what is written first binds what follows."""
+    """Return the property in which a critic thinks before it decides: first, since what is written first binds what
+    follows."""
     if "analysis" not in form.fields:
         return {}
     return {"analysis": {"type": "string"} | ({} if form.bounds is None else {"maxLength": ANALYSIS_LENGTH})}

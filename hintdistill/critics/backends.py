@@ -15,7 +15,7 @@ from hintdistill.core.storage import JsonlStore
 from hintdistill.core.types import Usage
 
 BYTES_PER_TOKEN = 3
-"""What a token is taken to be where no tokenizer is known; English text has four or more."""
+"""What a token is taken to be if no tokenizer is known; English text has four or more."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Backend(Protocol):
     """Whether `complete` is best given many questions at once (in-process models) or one per thread (servers)."""
 
     def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
-        """One reply per question, in order.
+        """Return one reply per question, in order.
 
         Raises:
             ServiceError: no question can be answered any more (`retryable` False).
@@ -64,7 +64,7 @@ class Backend(Protocol):
         ...
 
     def count(self, text: str) -> int:
-        """Tokens of a text, exact where the tokenizer is known."""
+        """Tokens of a text, exact if the tokenizer is known."""
         ...
 
     @property
@@ -88,7 +88,7 @@ class Budget:
     - A question is sent only where its tokens, what is set aside for questions in flight and what was paid are within
       the limit together. So what is paid exceeds the limit by no more than what the questions in flight at the end cost
       above what was set aside for them; where no question costs more than that, it never exceeds the limit.
-    - A question is refused only where it does not fit beside what was *paid*. What is set aside for others is a bound
+    - A question is refused only if it does not fit beside what was *paid*. What is set aside for others is a bound
       above their cost; a question that needs that room waits until they are answered. What was paid never shrinks, so
       once a question is refused, no question as large is sent.
     """
@@ -101,7 +101,7 @@ class Budget:
         """Set tokens aside before a question is sent; every `reserve` that did is followed by one `settle`.
 
         Args:
-            wait: whether to wait for questions in flight where they hold the room. Only a caller that has itself
+            wait: whether to wait for questions in flight if they hold the room. Only a caller that has itself
                 nothing set aside may wait, else two could wait for each other.
 
         Returns:
@@ -124,7 +124,7 @@ class Budget:
             return True
 
     def settle(self, reserved: int, usage: Usage) -> None:
-        """Put what the question really cost, nothing where it failed, in the place of what was set aside."""
+        """Put what the question really cost, nothing if it failed, in the place of what was set aside."""
         with self._changed:
             self.in_flight -= reserved
             self.spent += usage.prompt_tokens + usage.completion_tokens
@@ -143,7 +143,7 @@ class AnswerCache:
             self._rows = self._store.by_key()
 
     def get(self, key: str) -> Reply | None:
-        """The reply, or None."""
+        """Return the reply, or None."""
         row = self._rows.get(key)
         return None if row is None else Reply(row["text"], Usage.model_validate(row["usage"]), row.get("cut", False))
 
@@ -191,7 +191,8 @@ class Metered:
     def _ask(
         self, requests: Sequence[Request], keys: Sequence[str], reserved: dict[int, int]
     ) -> dict[int, Reply | HintdistillError]:
-        """The replies to the questions that tokens are set aside for; answers are kept, and the budget is settled always."""
+        """Return the replies to the questions that tokens are set aside for; answers are kept, and the budget is
+        settled always."""
         replies: dict[int, Reply | HintdistillError] = {}
         try:
             if reserved:
@@ -206,5 +207,5 @@ class Metered:
 
 
 def by_bytes(text: str) -> int:
-    """Tokens of a text where no tokenizer is known."""
+    """Tokens of a text if no tokenizer is known."""
     return -(-len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def make_critics(
     section: CriticSection, run: RunSection, library: PromptLibrary, cache: Path | None = None, *, twins: bool = False
 ) -> list[Critic]:
-    """The critics in use, in order.
+    """Return the critics in use, in order.
 
     Args:
         cache: where answers are kept unless the configuration names a file; None keeps them in memory.
@@ -59,7 +59,7 @@ class Making:
 
 
 def rules(making: Making) -> Critic:
-    """The deterministic checks."""
+    """Return the deterministic checks."""
     return RulesCritic(making.section.rules.checks)
 
 
@@ -71,14 +71,14 @@ def recorded(making: Making) -> Critic:
 
 
 def followup(making: Making) -> Critic:
-    """What users, people who approve calls, and the student itself did after a step."""
+    """Return what users, people who approve calls, and the student itself did after a step."""
     from hintdistill.critics.followup import FollowupCritic
 
     return FollowupCritic(making.library)
 
 
 def checker(making: Making) -> Critic:
-    """A function of the user's own."""
+    """Return a function of the user's own."""
     from hintdistill.critics.checker import CheckerCritic
 
     assert making.section.checker is not None
@@ -86,13 +86,13 @@ def checker(making: Making) -> Critic:
 
 
 def llm(making: Making) -> Critic:
-    """The LLM of `critic.llm`."""
+    """Return the LLM of `critic.llm`."""
     m = making
     return make_llm("llm", m.section.llm, m.section, m.run, m.library, m.answers, m.budget, twins=m.twins)
 
 
 def strong(making: Making) -> Critic:
-    """The LLM of `critic.strong`."""
+    """Return the LLM of `critic.strong`."""
     m = making
     return make_llm("strong", m.section.strong, m.section, m.run, m.library, m.answers, m.budget, twins=m.twins)
 
@@ -108,7 +108,7 @@ def make_llm(
     *,
     twins: bool = False,
 ) -> LLMCritic:
-    """One LLM critic. Raises what `make_critics` raises."""
+    """Return one LLM critic. Raises what `make_critics` raises."""
     from hintdistill.critics.llm import LLMCritic
 
     backend = make_backend(name, config, section, run)
@@ -118,7 +118,7 @@ def make_llm(
 
 
 def make_backend(name: str, config: LLMSection, section: CriticSection, run: RunSection) -> Backend:
-    """Who answers. In this process the student itself does, where no model is named."""
+    """Return who answers. In this process the student itself does, if no model is named."""
     if config.backend == "server":
         from hintdistill.critics.server import ServerBackend
 

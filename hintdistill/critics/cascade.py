@@ -33,12 +33,13 @@ def escalation(section: CriticSection, trace: Trace, said: Sequence[Said]) -> st
 
 
 def roots(critique: Critique) -> frozenset[int]:
-    """The steps of a critique's root errors."""
+    """Return the steps of a critique's root errors."""
     return frozenset(f.step for f in critique.findings if f.caused_by is None)
 
 
 def settle(trace_id: str, said: Sequence[Critique]) -> Critique:
-    """What several critics say of one trace, as one critique: all of them merged, or the strong one's word alone.
+    """Return what several critics say of one trace, as one critique: all of them merged, or the strong one's word
+    alone.
 
     What the others cost and noted is kept either way.
     """

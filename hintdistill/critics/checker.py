@@ -22,10 +22,10 @@ class CheckerCritic:
     name = "checker"
 
     def __init__(self, spec: str) -> None:
-        """Load `path/to/file.py:function`. Raises ConfigError where it is not there or not callable."""
+        """Load `path/to/file.py:function`. Raises ConfigError if it is not there or not callable."""
         self.function: Callable[[Trace], Sequence[Finding]] = load_object(spec, "critic.checker", "checker")
         if not callable(self.function):
-            raise ConfigError(f"critic.checker={spec} is no function")
+            raise ConfigError(f"critic.checker={spec} is not a function")
         try:
             source = inspect.getsource(inspect.getmodule(self.function) or self.function)
         except (OSError, TypeError):
@@ -34,7 +34,7 @@ class CheckerCritic:
         self._key = hashlib.sha256(f"checker:{name}:{source}".encode()).hexdigest()
 
     def key(self, trace: Trace) -> str:
-        """Hash of the source the function stands in."""
+        """Hash of the source the function is in."""
         return self._key
 
     def critique(self, traces: Iterable[Trace]) -> Iterator[Outcome]:

@@ -2,7 +2,7 @@
 
 Erring and clean traces are reported apart: a benchmark of mostly clean runs flatters a critic that finds nothing. The
 step a critic names is the one it calls decisive, or its earliest root error where it marks none. Every rate comes
-with its 95 % interval (Wilson 1927) and stands beside
+with its 95 % interval (Wilson 1927) and is beside
 what guessing gives: a random step, and the best constant (always step k, or always the k-th from the end).
 """
 
@@ -24,7 +24,7 @@ SURE = (0.0, 0.5, 0.7, 0.9)
 
 
 class Case(NamedTuple):
-    """A trace, its label, and what the critic says; None where it failed."""
+    """A trace, its label, and what the critic says; None if it failed."""
 
     trace: Trace
     label: Label
@@ -33,7 +33,7 @@ class Case(NamedTuple):
 
 
 def rate(hits: int, n: int) -> dict[str, Any]:
-    """A share and its 95 % Wilson interval; None where there is nothing to count."""
+    """Return a share and its 95 % Wilson interval; None if there is nothing to count."""
     if n == 0:
         return {"hits": 0, "n": 0, "rate": None, "low": None, "high": None}
     p, z2 = hits / n, Z * Z
@@ -43,7 +43,7 @@ def rate(hits: int, n: int) -> dict[str, Any]:
 
 
 def named_step(critique: Critique | None) -> int | None:
-    """The step a critique calls the error: the one it marks as decisive, else its earliest root."""
+    """Return the step a critique calls the error: the one it marks as decisive, else its earliest root."""
     if critique is None:
         return None
     named = frozenset(f.step for f in critique.findings if f.decisive) or roots(critique)
@@ -95,7 +95,7 @@ def _said(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def _precision(erring: Sequence[Case]) -> dict[str, Any]:
-    """Of the root findings of at least a confidence, how many stand at a labelled step."""
+    """Of the root findings of at least a confidence, how many are at a labelled step."""
     said = [
         (f.confidence, f.step in (label.steps or (label.step,)))
         for _, label, critique, _ in erring
@@ -109,7 +109,8 @@ def _precision(erring: Sequence[Case]) -> dict[str, Any]:
 
 
 def _blames(case: Case) -> bool:
-    """Whether the critic makes the student responsible: a finding, unless it marks its findings and none as decisive."""
+    """Return whether the critic makes the student responsible: a finding, unless it marks its findings and none as
+    decisive."""
     found = case.critique.findings if case.critique is not None else ()
     return any(f.decisive is not False for f in found)
 
@@ -146,7 +147,8 @@ def _steps(case: Case, *, roots_only: bool) -> frozenset[int]:
 
 
 def _authors(case: Case) -> tuple[str | None, str | None]:
-    """Which agent wrote the step that the critic names, and which the labelled one, where the messages say so."""
+    """Return which agent wrote the step that the critic names, and which the labelled one, where the messages say
+    so."""
     named, label = named_step(case.critique), case.label.step
     n = len(case.trace.step_indices)
     wrote = [None if k is None or k >= n else case.trace.step(k).name for k in (named, label)]
@@ -182,7 +184,7 @@ def guessing(erring: Sequence[Case]) -> dict[str, Any]:
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """The result as lines for a terminal."""
+    """Return the result as lines for a terminal."""
     e, guess = result["erring"], result["guessing"]
     out = [
         f"{result['traces']['erring']} erring, {result['traces']['clean']} clean, "

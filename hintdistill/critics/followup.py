@@ -138,7 +138,7 @@ class FollowupCritic:
         return one_by_one(self.check, traces)
 
     def check(self, trace: Trace) -> Critique:
-        """All findings of one trace, in step order; at most one a step, what a person did to a call first."""
+        """Return all findings of one trace, in step order; at most one a step, what a person did to a call first."""
         calls = call_results(trace)
         findings: list[Finding] = []
         for step in (k for k in range(len(trace.step_indices)) if k not in trace.given_steps):
@@ -191,7 +191,7 @@ def _corrected(trace: Trace, step: int) -> Finding | None:
 
 
 def _acts_before(trace: Trace, step: int) -> list[int]:
-    """The steps with calls between the user's message before a step and the step."""
+    """Return the steps with calls between the user's message before a step and the step."""
     by_message = {at: k for k, at in enumerate(trace.step_indices)}
     out = []
     for at in range(trace.step_indices[step] - 1, -1, -1):
@@ -204,7 +204,7 @@ def _acts_before(trace: Trace, step: int) -> list[int]:
 
 
 def correction(text: str) -> str | None:
-    """The sentence in which a user calls what came before wrong, or None where no sentence clearly does."""
+    """Return the sentence in which a user calls what came before wrong, or None if no sentence clearly does."""
     opening = text.strip()[:OPENING]
     if not opening or _OWN_FAULT.search(opening):
         return None
@@ -228,7 +228,7 @@ def _by_a_person(call: CallResult) -> Finding | None:
 
 
 def _answer(result: str | None) -> str | None:
-    """What a tool's answer says in words: the text, or the message of a JSON object."""
+    """Return what a tool's answer says in words: the text, or the message of a JSON object."""
     if result is None:
         return None
     try:
@@ -264,7 +264,7 @@ def _retried(trace: Trace, call: CallResult, calls: list[CallResult]) -> Finding
 
 
 def _next_is_own(trace: Trace, step: int) -> bool:
-    """Whether the next step follows without a word from the user."""
+    """Return whether the next step follows without a word from the user."""
     if step + 1 >= len(trace.step_indices):
         return False
     between: tuple[Message, ...] = trace.messages[trace.step_indices[step] + 1 : trace.step_indices[step + 1]]
@@ -279,7 +279,7 @@ class _Mended(NamedTuple):
 
 
 def _knowing(finding: Finding, mended: _Mended, **names: list[str]) -> Finding:
-    """The finding with what its hint template may name."""
+    """Return the finding with what its hint template may name."""
     if mended.right is None:
         return finding
     facts = {"wrong": mended.wrong, "right": mended.right} | {k: v for k, v in names.items() if v}
@@ -287,7 +287,8 @@ def _knowing(finding: Finding, mended: _Mended, **names: list[str]) -> Finding:
 
 
 def _mended(before: dict[str, Any] | None, after: dict[str, Any] | None) -> _Mended | None:
-    """The one name or value of a call's arguments that its second try changed a little, or None where it is another call."""
+    """Return the one name or value of a call's arguments that its second try changed a little, or None if it is
+    another call."""
     if before is None or after is None or before == after:
         return None
     gone, new = [n for n in before if n not in after], [n for n in after if n not in before]

@@ -1,6 +1,6 @@
 """An LLM critic: a backend that answers, a strategy that asks, prompts that can be edited.
 
-The prompt is a Jinja file; the answer is JSON that a pydantic model defines: constrained by the backend where it can,
+The prompt is a Jinja file; the answer is JSON that a pydantic model defines: constrained by the backend if it can,
 validated here always, with one round in which the model is told what was wrong with its answer. Answers are kept by
 content as they come in, so that a kill costs the questions in flight and nothing that was paid for.
 """
@@ -97,7 +97,7 @@ class LLMCritic:
         self._metered = Metered(backend, cache or AnswerCache(None), budget or Budget(None), config.max_tokens)
 
     def prompts_used(self) -> list[str]:
-        """The prompts this critic's answers depend on."""
+        """Return the prompts this critic's answers depend on."""
         names = self._instructions()
         record = [] if all(self.library.mentions(n, "trace") for n in names) else [RECORD]
         edits = [TWIN] if self.asks_edits else []
@@ -112,7 +112,7 @@ class LLMCritic:
         return list(self.config.prompts.values())
 
     def _roles(self) -> dict[str, str]:
-        """The prompts that may be asked for, and the place of each."""
+        """Return the prompts that may be asked for, and the place of each."""
         named = {name: place for place, name in self.config.prompts.items()}
         return named | {RECORD: "record", REPAIR: "repair", REVISE: "revise", TWIN: "twin"}
 
@@ -196,7 +196,7 @@ class LLMCritic:
             secret_scan.refuse(trace.id, [*lines, ("tools", tool_lines(trace))])
 
     def _judge(self, trace: Trace) -> Asking[Critique]:
-        """Every window under every vote; see `strategies`."""
+        """Return every window under every vote; see `strategies`."""
         self._refuse_secrets(trace)
         asker = self._asker(trace)
         records = self.records(asker)
@@ -210,7 +210,8 @@ class LLMCritic:
         return self._critique(asker, agree(votes, self.config.min_agreement), note(records))
 
     def records(self, asker: Asker) -> list[Excerpt]:
-        """The windows a trace is read in: what the context leaves beside instructions, tools, schema and answer."""
+        """Return the windows a trace is read in: what the context leaves beside instructions, tools, schema and
+        answer."""
         context = self.backend.context_tokens
         if context is None:
             return [whole(asker.trace)]
@@ -223,7 +224,7 @@ class LLMCritic:
         return windows(asker.trace, self.backend.count, room, self.config.overlap)
 
     def estimate(self, trace: Trace) -> Estimate:
-        """What one trace would take at most; nothing is asked."""
+        """Return what one trace would take at most; nothing is asked."""
         asker = self._asker(trace)
         requests = tokens = 0
         for record in self.records(asker):
@@ -232,7 +233,8 @@ class LLMCritic:
         return Estimate(requests * self.config.votes, tokens * self.config.votes)
 
     def prompt(self, trace: Trace, name: str | None = None) -> str:
-        """What the critic reads about a trace under one of its prompts; where the trace has windows, the first."""
+        """Return what the critic reads about a trace under one of its prompts; where the trace has windows, the
+        first."""
         name = name or self._instructions()[0]
         asker = self._asker(trace)
         record = self.records(asker)[0]
@@ -251,7 +253,7 @@ class LLMCritic:
             message = asker.trace.step(f.step)
             quote_in, call = placed(f.quote, f.quote_in, f.call, message)
             if (quote_in, call) != (f.quote_in, f.call):
-                notes.append(f"step {f.step}: the quote does not stand where its critic puts it; looked for everywhere")
+                notes.append(f"step {f.step}: the quote is not where its critic puts it; searched everywhere")
             finding = Finding(
                 step=f.step,
                 error_class=f.error_class.strip() or "other",
@@ -282,7 +284,8 @@ class LLMCritic:
         )
 
     def _with_twin(self, trace: Trace, finding: Finding, parts: list[LLMEdit] | None, notes: list[str]) -> Finding:
-        """The finding with the edit that its critic states; an edit that stands nowhere is noted and left out."""
+        """Return the finding with the edit that its critic states; an edit that is nowhere is noted and left
+        out."""
         if not parts or not self.asks_edits:
             return finding
         try:
@@ -293,7 +296,7 @@ class LLMCritic:
 
 
 def _advance(asking: Asking[Critique], reply: Reply | HintdistillError | None) -> Request | Critique | HintdistillError:
-    """The next question, or how it ended. An error that ends the whole batch is raised."""
+    """Return the next question, or how it ended. An error that ends the whole batch is raised."""
     try:
         return asking.send(reply)  # type: ignore[arg-type]
     except StopIteration as done:

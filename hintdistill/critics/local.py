@@ -31,7 +31,7 @@ PLACE = "question-{}-goes-here"
 
 
 def require_llguidance() -> Any:
-    """The library. Raises ConfigError where it is not installed."""
+    """Return the library. Raises ConfigError if it is not installed."""
     try:
         import llguidance
         import llguidance.hf
@@ -202,7 +202,7 @@ class LocalBackend:
         ]
 
     def _pick(self, live: Sequence[_Row], logits: torch.Tensor) -> list[int]:
-        """The next token of each row, among those its grammar allows; `logits` is float32 [B, V]."""
+        """Return the next token of each row, among those its grammar allows; `logits` is float32 [B, V]."""
         bitmask = self._llguidance.torch.allocate_token_bitmask(len(live), logits.shape[1])
         for n, row in enumerate(live):
             self._llguidance.torch.fill_next_token_bitmask(row.matcher, bitmask, n)

@@ -1,4 +1,4 @@
-"""The trace as a critic reads it: one JSON object per line, in windows where it is longer than the critic's context.
+"""The trace as a critic reads it: one JSON object per line, in windows if it is longer than the critic's context.
 
 A line is JSON, so no text inside it can end the record or pose as the prompt: a line break or a quote in a message is an
 escape in its line. Two things JSON lets through are escaped as well: control characters (terminal sequences, Unicode line
@@ -61,7 +61,7 @@ class Excerpt:
         return "\n".join(line.text for line in self.lines)
 
     def until(self, step: int) -> Excerpt:
-        """The record up to and including a step: a prefix of the whole, byte by byte."""
+        """Return the record up to and including a step: a prefix of the whole, byte by byte."""
         last = max(i for i, line in enumerate(self.lines) if line.step == step)
         return Excerpt(self.lines[: last + 1], self.window, self.windows)
 
@@ -93,13 +93,14 @@ FOLLOWED = (
     "In the recording, another step stood in the place of the last one above. That step and what followed it are the next "
     "lines: they show how the environment answers, and are not to be judged."
 )
-"""Heads the recorded continuation of a trace whose last step was sampled anew."""
+"""Heads the recorded continuation of a trace whose last step was sampled again."""
 
 
 def whole(trace: Trace) -> Excerpt:
-    """The whole trace; lines of the student carry their step number, given ones (demonstrations, greetings) do not.
+    """Return the whole trace; lines of the student carry their step number, given ones (demonstrations, greetings) do
+    not.
 
-    Where the last step was sampled anew, what was recorded in its place follows.
+    Where the last step was sampled again, what was recorded in its place follows.
     """
     steps = {at: k for k, at in enumerate(trace.step_indices) if k not in trace.given_steps}
     lines = [ExcerptLine(encode(_shown(m, steps.get(i))), i, steps.get(i)) for i, m in enumerate(trace.messages)]
@@ -111,7 +112,8 @@ def whole(trace: Trace) -> Excerpt:
 
 
 def _continuation(trace: Trace) -> list[Message]:
-    """What was recorded in the place of the last step; nothing where another program wrote something else under this key."""
+    """Return what was recorded in the place of the last step; nothing if another program wrote something else under
+    this key."""
     try:
         return [Message.model_validate(m) for m in trace.extra.get(CONTINUATION, ())]
     except (ValidationError, TypeError):
@@ -119,7 +121,7 @@ def _continuation(trace: Trace) -> list[Message]:
 
 
 def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[Excerpt]:
-    """The trace in as many records as it takes, each of at most `room` tokens; `room` None means all at once.
+    """Return the trace in as many records as it takes, each of at most `room` tokens; `room` None means all at once.
 
     Raises:
         ContextLengthError: the room is too small to read anything in.
@@ -163,7 +165,7 @@ def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[
 
 
 def note(records: list[Excerpt]) -> tuple[str, ...]:
-    """How a trace was read, where it was not read at once."""
+    """Return how a trace was read, if it was not read at once."""
     if len(records) == 1:
         return ()
     ranges = ", ".join(f"{r.lines[-1].message}" for r in records)
@@ -177,7 +179,7 @@ def _cost(line: ExcerptLine, count: Count) -> int:
 
 
 def _opening(lines: list[ExcerptLine], trace: Trace, count: Count, room: int) -> list[ExcerptLine]:
-    """The system prompt and the first request, as far as they fit."""
+    """Return the system prompt and the first request, as far as they fit."""
     out: list[ExcerptLine] = []
     for line in lines:
         role = trace.messages[line.message].role
@@ -190,7 +192,7 @@ def _opening(lines: list[ExcerptLine], trace: Trace, count: Count, room: int) ->
 
 
 def _parts(line: ExcerptLine, count: Count, room: int) -> Iterator[ExcerptLine]:
-    """The line itself, or its message in numbered parts of about `room` tokens."""
+    """Yield the line itself, or its message in numbered parts of about `room` tokens."""
     if count(line.text) <= room:
         yield line
         return

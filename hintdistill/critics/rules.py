@@ -57,7 +57,7 @@ class CallResult:
 
 
 def call_results(trace: Trace) -> list[CallResult]:
-    """Every call with its result, paired within its step: by id where the ids are sound, else by order."""
+    """Return every call with its result, paired within its step: by id if the ids are sound, else by order."""
     paired = []
     for step, at in enumerate(trace.step_indices):
         calls = trace.messages[at].tool_calls
@@ -75,7 +75,7 @@ def call_results(trace: Trace) -> list[CallResult]:
 
 
 def error_text(result: str | None) -> str | None:
-    """The error a tool result reports, or None where it is a result."""
+    """Return the error a tool result reports, or None if it is a result."""
     if result is None:
         return None
     try:
@@ -93,7 +93,7 @@ def error_text(result: str | None) -> str | None:
 
 
 def is_environment_fault(error: str) -> bool:
-    """Whether the error is the environment's own (slow, busy, down) and says nothing about the call."""
+    """Return whether the error is the environment's own (slow, busy, down) and says nothing about the call."""
     return ENVIRONMENT_FAULT.search(error) is not None
 
 
@@ -114,7 +114,8 @@ class RulesCritic:
         return one_by_one(self.check, traces)
 
     def check(self, trace: Trace) -> Critique:
-        """All findings of one trace, in step order; at a step that breaks several rules, the most basic one stands."""
+        """Return all findings of one trace, in step order; at a step that breaks several rules, the most basic one
+        stands."""
         findings: list[Finding] = []
         notes: list[str] = []
         calls = call_results(trace)
@@ -249,7 +250,7 @@ def _call_in_prose(step: int, message: Message) -> Finding | None:
         error_class="call_in_prose",
         quote=match.group(0),
         quote_in="content",
-        evidence="tool-call markup stands in the text, where nothing executes it",
+        evidence="tool-call markup is in the text, where nothing executes it",
     )
 
 

@@ -49,7 +49,7 @@ _NAMING = re.compile(
     rf"{_VALUE}{_END}",
     re.IGNORECASE,
 )
-"""A value behind a word that names a secret; the rest of the name stands before the match."""
+"""A value behind a word that names a secret; the rest of the name is before the match."""
 _BEFORE = re.compile(r"[\w.-]{0,40}\Z")
 NAMED = (
     # netrc
@@ -97,7 +97,7 @@ _PLACEHOLDER = re.compile(
 
 
 def named_secrets(text: str) -> bool:
-    """Whether the text holds a value that a name, a header, a parameter or a program calls a secret."""
+    """Return whether the text holds a value that a name, a header, a parameter or a program calls a secret."""
     if any(_is_secret(m["name"], m["value"]) for pattern in NAMED for m in pattern.finditer(text)):
         return True
     for match in _NAMING.finditer(text):

@@ -1,7 +1,7 @@
 """Whether text may leave this machine: keys and tokens by detect-secrets and by `secret_forms.py`, e-mail addresses by shape.
 
 A trace is read as it is sent and with its JSON escapes undone, one level after the other: a password in the arguments of a
-call stands in quotation marks that the record escapes, and behind the backslashes no detector sees it. So is what is spelled
+call is in quotation marks that the record escapes, and behind the backslashes no detector sees it. So is what is spelled
 for a URL or for HTML, in wide letters, or with invisible characters between. Nothing found is ever repeated: a refusal says
 which message holds what kind of secret. docs/security.md lists what is not found.
 """
@@ -76,12 +76,13 @@ def _library() -> tuple[Any, Any]:
 
 
 def require() -> None:
-    """Raises ConfigError where the library is not installed."""
+    """Raise ConfigError if the library is not installed."""
     _library()
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The text, and what it is with JSON escapes undone, level by level; the last one with other spellings undone too."""
+    """Yield the text, and what it is with JSON escapes undone, level by level; the last one with other spellings undone
+    too."""
     for _ in range(DEPTH):
         yield text
         plain = _ESCAPE.sub(
@@ -98,7 +99,7 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def kinds(text: str) -> list[str]:
-    """What kinds of secrets a text holds, each once."""
+    """Return what kinds of secrets a text holds, each once."""
     scan_line, transient_settings = _library()
     readings = list(_readings(text))
     found = ["e-mail address"] if any(EMAIL.search(r) for r in readings) else []
@@ -114,7 +115,7 @@ def kinds(text: str) -> list[str]:
 
 
 def refuse(trace_id: str, parts: Iterable[tuple[str, str]]) -> None:
-    """Raise SecretError where one of the named texts holds a secret."""
+    """Raise SecretError if one of the named texts holds a secret."""
     found = [f"{name}: {', '.join(held)}" for name, text in parts if (held := kinds(text))]
     if found:
         shown = "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")

@@ -36,7 +36,7 @@ class NoCompletionError(ServiceError):
 
     def __init__(self, url: str, what: str, body: str) -> None:
         super().__init__(
-            f"{url} answered with something that is no chat completion: {what}",
+            f"{url} did not answer with a chat completion: {what}",
             hint="is it an OpenAI-compatible server, and the URL complete up to /v1? What it said is in the failure row",
         )
         self.raw, self.usage = body[:RAW_LENGTH], Usage(requests=1)
@@ -164,7 +164,8 @@ class ServerBackend:
 
 
 def read_reply(body: str, url: str) -> Reply:
-    """The answer in a response's body. Raises NoCompletionError where it is none; no choices at all are an empty answer."""
+    """Return the answer in a response's body. Raises NoCompletionError if it is not one; no choices at all are an empty
+    answer."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:

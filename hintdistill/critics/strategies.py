@@ -77,7 +77,7 @@ class Asker:
     raw: list[str] = field(default_factory=list)
 
     def question(self, name: str, record: Excerpt, schema: Mapping[str, Any], more: Mapping[str, Any]) -> str:
-        """The text of a question: the record, then instructions, legal steps and schema."""
+        """Return the text of a question: the record, then instructions, legal steps and schema."""
         steps = record.steps
         values = {
             "tools": tool_lines(self.trace),
@@ -102,15 +102,15 @@ class Asker:
         return f"{self.library.render(RECORD, values)}\n\n{between}{body}"
 
     def asks_edit(self, name: str) -> bool:
-        """Whether a prompt's answer may hold the edit of a twin; see `asks_for_edit`."""
+        """Return whether a prompt's answer may hold the edit of a twin; see `asks_for_edit`."""
         return self.twins and asks_for_edit(self.library, self.config, name)
 
     def answer_schema(self, steps: tuple[int, ...]) -> dict[str, Any]:
-        """The schema of the answer about a whole record with these steps."""
+        """Return the schema of the answer about a whole record with these steps."""
         return answer_schema(steps, self._form)
 
     def step_schema(self) -> dict[str, Any]:
-        """The schema of the answer about one step."""
+        """Return the schema of the answer about one step."""
         return step_schema(self._form)
 
     @property
@@ -190,7 +190,7 @@ class Asker:
 
 
 def asks_for_edit(library: PromptLibrary, config: LLMSection, name: str) -> bool:
-    """Whether a prompt leaves room to ask for the edit of a twin.
+    """Return whether a prompt leaves room to ask for the edit of a twin.
 
     Only the prompt that asks for the hint does; one that lays out the record itself must say where (`{{ twin }}`).
     """
@@ -200,7 +200,7 @@ def asks_for_edit(library: PromptLibrary, config: LLMSection, name: str) -> bool
 
 
 def add(a: Usage, b: Usage) -> Usage:
-    """Two costs as one."""
+    """Return two costs as one."""
     return Usage(
         requests=a.requests + b.requests,
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,
@@ -209,7 +209,8 @@ def add(a: Usage, b: Usage) -> Usage:
 
 
 def shown(schema: Any) -> str:
-    """A schema as a prompt prints it: one line, without titles and descriptions, and a row of numbers as its range.
+    """Return a schema as a prompt prints it: one line, without titles and descriptions, and a row of numbers as its
+    range.
 
     The instructions list the legal steps already; listed twice more they would be most of what a long trace computes anew.
     """
@@ -227,12 +228,12 @@ def shown(schema: Any) -> str:
 
 
 def tool_lines(trace: Trace) -> str:
-    """The tool schemas, one JSON object per line."""
+    """Return the tool schemas, one JSON object per line."""
     return "\n".join(encode(t.get("function", t)) for t in trace.tools) or "no tools recorded"
 
 
 def signatures(trace: Trace) -> str:
-    """The tools in short, one per line: `name(argument:type,...)`, as one line of JSON would have it escaped."""
+    """Return the tools in short, one per line: `name(argument:type,...)`, as one line of JSON would have it escaped."""
     lines = []
     for name, schema in trace.tool_schemas.items():
         arguments = ",".join(
@@ -244,7 +245,7 @@ def signatures(trace: Trace) -> str:
 
 
 def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
-    """The whole record, one answer."""
+    """Return the whole record, one answer."""
     schema = asker.answer_schema(record.steps)
     answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
     notes = (f"the run was made to fail by {answer.failed_by}",) if answer.failed_by in ("other", "unclear") else ()
@@ -252,7 +253,7 @@ def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
 
 
 def step_by_step(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
-    """Each step with what stood above it, until the first mistake."""
+    """Return each step with what stood above it, until the first mistake."""
     for step in record.steps:
         finding = yield from one_step(asker, record, step, vote)
         if finding is not None:
@@ -286,7 +287,7 @@ def binary_search(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]
 
 
 def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMFinding | None]:
-    """The question about one step; None where it holds no mistake."""
+    """Return the question about one step; None if it holds no mistake."""
     schema = asker.step_schema()
     answer = yield from asker.ask(
         StepAnswer, asker.config.prompts["step_prompt"], record.until(step), schema, vote, step=step
@@ -297,7 +298,7 @@ def one_step(asker: Asker, record: Excerpt, step: int, vote: int) -> Asking[LLMF
 
 
 def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) -> Asking[str]:
-    """A second hint for a finding, given why the first was rejected; `record` ends with its step."""
+    """Return a second hint for a finding, given why the first was rejected; `record` ends with its step."""
     answer = yield from asker.ask(
         HintAnswer,
         REVISE,
@@ -314,17 +315,17 @@ def another_hint(asker: Asker, record: Excerpt, finding: Finding, reasons: str) 
 
 
 def asked_all_at_once(asker: Asker, record: Excerpt) -> list[str]:
-    """Every question of `all_at_once`."""
+    """Return every question of `all_at_once`."""
     return [asker.question(asker.config.prompts["prompt"], record, asker.answer_schema(record.steps), {})]
 
 
 def asked_step_by_step(asker: Asker, record: Excerpt) -> list[str]:
-    """Every question of `step_by_step`, where no step is a mistake."""
+    """Return every question of `step_by_step`, if no step is a mistake."""
     return [asked_of_step(asker, record, step) for step in record.steps]
 
 
 def asked_binary_search(asker: Asker, record: Excerpt) -> list[str]:
-    """Every question of `binary_search`, as long as its longest."""
+    """Return every question of `binary_search`, as long as its longest."""
     halves = {"first": list(record.steps), "second": []}
     schema = asker.answer_schema(record.steps)
     half = asker.question(asker.config.prompts["half_prompt"], record, schema, halves)
@@ -333,13 +334,13 @@ def asked_binary_search(asker: Asker, record: Excerpt) -> list[str]:
 
 
 def asked_of_step(asker: Asker, record: Excerpt, step: int) -> str:
-    """The text of the question about one step."""
+    """Return the text of the question about one step."""
     schema = asker.answer_schema(record.steps)
     return asker.question(asker.config.prompts["step_prompt"], record.until(step), schema, {"step": step})
 
 
 def merge_windows(judgements: list[Judgement]) -> Judgement:
-    """What was found in any window; where two windows name one error class at one step, the surer one stands."""
+    """Return what was found in any window; where two windows name one error class at one step, the surer one stands."""
     found: dict[tuple[int, str], LLMFinding] = {}
     for judgement in judgements:
         for f in judgement.findings:

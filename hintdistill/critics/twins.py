@@ -22,21 +22,22 @@ _CALL = re.compile(r"\"(?:name|arguments|tool_calls|function)\"\s*:", re.IGNOREC
 
 
 def edit_of(trace: Trace, step: int, parts: Sequence[LLMEdit], critic: str) -> TwinEdit:
-    """The edit that a critic states as quotes and replacements.
+    """Return the edit that a critic states as quotes and replacements.
 
     Raises:
         TwinError: a quote does not stand exactly once in what the step could read (`count`), or there are too many (`too_many`).
     """
     if len(parts) > MOST_REPLACEMENTS:
         raise TwinError(
-            "too_many", f"{len(parts)} replacements are no small edit; at most {MOST_REPLACEMENTS} are taken"
+            "too_many",
+            f"{len(parts)} replacements are too many for a small edit; at most {MOST_REPLACEMENTS} are allowed",
         )
     replacements = tuple(located(trace, step, part.quote, part.replacement) for part in parts)
     return TwinEdit(kind="critic", replacements=replacements, maker=critic)
 
 
 def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
-    """Raise TwinError where an edit does what no critic's edit may; see the module.
+    """Raise TwinError if an edit does what no critic's edit may; see the module.
 
     Args:
         edited: the trace under the edit.

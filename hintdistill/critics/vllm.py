@@ -55,7 +55,7 @@ class VLLMBackend:
 
     @cached_property
     def engine(self) -> Any:
-        """The running engine. Raises ServiceError where it does not start."""
+        """The running engine. Raises ServiceError if it does not start."""
         if self._given is not None:
             return self._given
         from vllm import LLM

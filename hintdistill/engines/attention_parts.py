@@ -34,7 +34,8 @@ class Part:
 
 
 def fits(query: Tensor, value: Tensor) -> bool:
-    """Whether queries [H, n, D] can attend to parts with values [Hk, S, Dv] here: without gradient, and by a kernel that was tried."""
+    """Return whether queries [H, n, D] can attend to parts with values [Hk, S, Dv] here: without gradient, and by a
+    kernel that was tried."""
     if torch.is_grad_enabled() and query.requires_grad:
         return False
     if query.dtype != value.dtype:
@@ -92,7 +93,7 @@ def _kernel(query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: floa
 
 @functools.cache
 def _tried(device: str, dtype: torch.dtype, width: int) -> bool:
-    """Whether the kernel is there and gives what plain attention gives, on a few random numbers."""
+    """Return whether the kernel is there and gives what plain attention gives, on a few random numbers."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(h, n, width, generator=generator, dtype=torch.float64) for h, n in ((4, 5), (2, 12), (2, 12))

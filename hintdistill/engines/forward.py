@@ -95,7 +95,7 @@ def hidden_at(
 
 
 def squash_numbers(model: Any) -> tuple[float, float | None]:
-    """The factor on a model's logits after the matrix product, and its soft cap."""
+    """Return the factor on a model's logits after the matrix product, and its soft cap."""
     config = model.config.get_text_config()
     scale, scaling = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
     factor = (1.0 if scale is None else float(scale)) / (1.0 if scaling is None else float(scaling))
@@ -103,7 +103,7 @@ def squash_numbers(model: Any) -> tuple[float, float | None]:
 
 
 def make_squash(model: Any) -> Head:
-    """What a model does to its logits after the matrix product: scale, then soft cap."""
+    """Return what a model does to its logits after the matrix product: scale, then soft cap."""
     factor, cap = squash_numbers(model)
 
     def squash(logits: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def make_squash(model: Any) -> Head:
 
 
 def make_head(model: Any) -> Head:
-    """The function hidden states → logits (float32), soft cap and scale included."""
+    """Return the function hidden states → logits (float32), soft cap and scale included."""
     embedding, squash = model.get_output_embeddings(), make_squash(model)
 
     def head(hidden: torch.Tensor) -> torch.Tensor:

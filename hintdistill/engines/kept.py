@@ -70,7 +70,7 @@ class Kept:
 
 @dataclass(eq=False)
 class _Job:
-    """One caller's requests, and what comes of them."""
+    """One caller's requests and their scores."""
 
     requests: Sequence[ScoreRequest]
     top_k: int
@@ -318,7 +318,7 @@ class KeptEngine:
 
 
 def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The first sequence of every group: the plain view."""
+    """Return the first sequence of every group: the plain view."""
     first: dict[str, np.ndarray] = {}
     for request, ids in zip(requests, sequences, strict=True):
         if request.group is not None:
@@ -349,7 +349,8 @@ def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
 
 
 def _forest(trees: Sequence[PrefixTree]) -> tuple[PrefixTree, list[int]]:
-    """Several trees as one, given trunks first; and the sequence of the forest that each sequence, tree by tree, is."""
+    """Return several trees as one, given trunks first; and the sequence of the forest that each sequence, tree by tree,
+    is."""
     given = [tree.given for tree in trees]
     chains: list[Chain] = [c for tree in trees for c in tree.chains[: tree.given]]
     leaves: list[int] = []

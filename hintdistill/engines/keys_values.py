@@ -1,4 +1,4 @@
-"""Keys and values that later tokens attend to: kept where they were made, or in the host's memory."""
+"""Keys and values that later tokens attend to: kept if they were made, or in the host's memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Memory:
     """Keys and values of chains that others leave, per attention layer."""
 
     def __init__(self, offload: bool = False) -> None:
-        """Keep them where they are made, or with `offload` in the host's memory, from where one chain of one layer comes back at a time."""
+        """Keep them if they are made, or with `offload` in the host's memory, from where one chain of one layer comes back at a time."""
         self.offload = offload
         self._stored: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self._fetched: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
@@ -34,7 +34,7 @@ class Memory:
         return like.new_empty((like.shape[0], room, like.shape[2]), device=place, pin_memory=pinned)
 
     def read(self, layer: int, chain: int, device: torch.device, room: int = 0) -> tuple[Tensor, Tensor]:
-        """The buffers of a chain on a device, grown to `room` tokens where they are smaller."""
+        """Return the buffers of a chain on a device, grown to `room` tokens where they are smaller."""
         slot = (layer, chain)
         if self._stored[slot][0].shape[1] < room:
             grown = tuple(b.new_empty((b.shape[0], room, b.shape[2])) for b in self._stored[slot])
@@ -57,5 +57,5 @@ class Memory:
             self.read(layer, chain, pair[0].device, room)
 
     def give(self, chain: int) -> dict[int, tuple[Tensor, Tensor]]:
-        """The buffers of a chain, by layer."""
+        """Return the buffers of a chain, by layer."""
         return {layer: pair for (layer, own), pair in self._stored.items() if own == chain}

@@ -32,7 +32,7 @@ class EngineJob:
     device: str = "auto"
     batch_tokens: int | None = None
     top_k: int | None = None
-    """Log-probabilities per position that will be asked for; None where the caller does not know yet."""
+    """Log-probabilities per position that will be asked for; None if the caller does not know yet."""
     id_of: Callable[[str], int | None] | None = None
     """The id of a token's text."""
     text_of: Callable[[int], str] | None = None
@@ -64,7 +64,7 @@ def load(name: str, job: EngineJob) -> Engine:
 
 @contextmanager
 def opened(name: str, job: EngineJob) -> Iterator[Engine]:
-    """The engine of that name, closed at the end where it can be. Raises what `load` raises."""
+    """The engine of that name, closed at the end if it can be. Raises what `load` raises."""
     engine = load(name, job)
     try:
         yield engine
@@ -75,14 +75,14 @@ def opened(name: str, job: EngineJob) -> Iterator[Engine]:
 
 
 def transformers(job: EngineJob) -> TransformersEngine:
-    """The engine `transformers`, in this process."""
+    """Return the engine `transformers`, in this process."""
     from hintdistill.engines.transformers import TransformersEngine
 
     return TransformersEngine.load(job.folder, job.dtype, job.device, job.batch_tokens, **job.options)
 
 
 def vllm(job: EngineJob) -> VLLMEngine:
-    """The engine `vllm`, in this process."""
+    """Return the engine `vllm`, in this process."""
     from hintdistill.engines.vllm import VLLMEngine
 
     bounds = {"max_logprobs": job.top_k, "max_length": job.section.max_length}
@@ -91,7 +91,7 @@ def vllm(job: EngineJob) -> VLLMEngine:
 
 
 def server(job: EngineJob) -> ServerEngine:
-    """The engine `server`. Raises ConfigError where the host may not be asked."""
+    """Return the engine `server`. Raises ConfigError if the host may not be asked."""
     from hintdistill.engines.server import ServerEngine
 
     section = job.section

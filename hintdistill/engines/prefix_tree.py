@@ -2,7 +2,7 @@
 
 The tree is kept as chains: a chain is a stretch of tokens that leaves another chain (its parent) at a position, or that
 begins a sequence (a trunk). The longest sequence is laid down first, so a trunk is as long as anything that leaves it.
-Nothing here knows views, hints or steps: that K hints at one place share what stands above them, that hints share their
+Nothing here knows views, hints or steps: that K hints at one place share what is above them, that hints share their
 first words, and that a template which rewrote history makes two trunks of one trace, all follows from the ids.
 
 Tokens computed equal the longest-common-prefix bound of the set: Σ length − (tokens shared with the neighbour in sorted
@@ -19,7 +19,7 @@ import numpy as np
 
 ROOT = -1
 CALL_TOKENS = 16_384
-"""Tokens per forward call where nothing is said, on an accelerator."""
+"""Tokens per forward call if nothing is said, on an accelerator."""
 CALL_TOKENS_CPU = 4_096
 """The same on a CPU: a larger call is no faster there and takes as much more memory (see docs/decisions.md)."""
 
@@ -99,7 +99,7 @@ class PrefixTree:
         return out
 
     def path(self, chain: int, stop: int) -> list[Piece]:
-        """The pieces that spell the sequence up to position `stop` of a chain, from the trunk down."""
+        """Return the pieces that spell the sequence up to position `stop` of a chain, from the trunk down."""
         out: list[Piece] = []
         while chain != ROOT:
             out.append(Piece(chain, self.chains[chain].at, stop))
@@ -147,7 +147,8 @@ def shared_length(a: np.ndarray, b: np.ndarray) -> int:
 
 
 def grow(sequences: Sequence[np.ndarray], trunks: Sequence[np.ndarray] = ()) -> PrefixTree:
-    """The prefix tree of sequences, each int64 [S_i], not empty. `trunks` are laid down first and count as read."""
+    """Return the prefix tree of sequences, each int64 [S_i], not empty. `trunks` are laid down first and count as
+    read."""
     chains: list[Chain] = []
     children: dict[tuple[int, int, int], int] = {}
 

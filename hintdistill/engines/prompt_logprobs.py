@@ -39,7 +39,7 @@ class Unit:
 
 
 def units(requests: Sequence[ScoreRequest], max_length: int) -> list[Unit]:
-    """The prompts to send, trunks first.
+    """Return the prompts to send, trunks first.
 
     Raises:
         ContextLengthError: a sequence is longer than the server takes.

@@ -84,7 +84,7 @@ class ServerEngine:
         """The text of an id, by which echoed tokens are held against those sent where the server writes text; may be set."""
         self.concurrency = concurrency * len(self._client.members)
         self.key = f"{self.base_url}:{model}"
-        """Key of the weights it serves: its address and their name there; may be set where the caller knows better."""
+        """Key of the weights it serves: its address and their name there; may be set if the caller knows better."""
         self.max_length = max_length if max_length is not None else self._asked_length()
 
     @property
@@ -93,7 +93,8 @@ class ServerEngine:
         return self._client.notes
 
     def _asked_length(self) -> int:
-        """The least that any server takes. Raises ServiceError where one of those that answer serves something else."""
+        """Return the least that any server takes. Raises ServiceError if one of those that answer serves something
+        else."""
         return min(self._length_at(client.url, answer) for client, answer in self._client.each("/models"))
 
     def _length_at(self, url: str, answer: Answer) -> int:
@@ -121,7 +122,7 @@ class ServerEngine:
         return [s for s in out if s is not None]
 
     def _ask(self, unit: Unit, top_k: int) -> list[Position | None]:
-        """What the server says about each position of a prompt."""
+        """Return what the server says about each position of a prompt."""
         ids = np.asarray(unit.ids).tolist()
         if self.dialect == "prompt_logprobs":
             choice = self._complete(ids, top_k, prompt_logprobs=top_k)
@@ -164,7 +165,8 @@ class ServerEngine:
                 raise self._other_prompt(f"position {p} is {text!r}, not token {ids[p]}")
 
     def _is(self, here: int, text: str) -> bool:
-        """Whether what a server writes for a token can be that id; parts of a character have no text to compare."""
+        """Return whether what a server writes for a token can be that id; parts of a character have no text to
+        compare."""
         if text.startswith(MARK):
             return int(text.removeprefix(MARK)) == here
         if "\ufffd" in text or text.startswith("bytes:"):
@@ -182,7 +184,7 @@ class ServerEngine:
 
     @contextmanager
     def _well_formed(self) -> Iterator[None]:
-        """Raises ServiceError where an answer is not of the form that the dialect has."""
+        """Raise ServiceError if an answer is not of the form that the dialect has."""
         try:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -207,7 +209,7 @@ class ServerEngine:
         return found
 
     def _complete(self, ids: list[int], top_k: int, **more: Any) -> dict[str, Any]:
-        """The first choice of the completion of a prompt."""
+        """Return the first choice of the completion of a prompt."""
         body = {"model": self.model, "prompt": ids, "max_tokens": 1, "temperature": 0.0, **more}
         bound = MOST_BYTES + (len(ids) + 1) * (top_k + 2) * BYTES_PER_LOGPROB
         try:
@@ -228,11 +230,11 @@ class ServerEngine:
         return choices[0]
 
     def _read(self, answer: Answer) -> dict[str, Any]:
-        """The JSON object in an answer. Raises ServiceError where there is none."""
+        """Return the JSON object in an answer. Raises ServiceError if there is none."""
         try:
             data = json.loads(answer.body)
         except (ValueError, RecursionError) as error:
-            raise ServiceError(f"{self.base_url} answered with something that is no JSON: {error}") from None
+            raise ServiceError(f"{self.base_url} did not answer with JSON: {error}") from None
         if not isinstance(data, dict):
             raise ServiceError(f"{self.base_url} answered with something else than a JSON object: {answer.text[:300]}")
         return data

@@ -35,7 +35,7 @@ from hintdistill.engines.prefix_tree import ROOT, Piece, PrefixTree, grow
 
 ATTENTION = "hintdistill_shared_prefix"
 BLOCK = 256
-"""Queries per block where a mask is needed; a mask has at most this many rows (times the query heads per key head)."""
+"""Queries per block if a mask is needed; a mask has at most this many rows (times the query heads per key head)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class PackedCall:
         self._masks: dict[tuple[Any, ...], Tensor] = {}
 
     def inputs(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """What the model is called with."""
+        """Return what the model is called with."""
         chains = self.tree.chains
         ids = np.concatenate([chains[p.chain].ids[p.start - chains[p.chain].at :][: p.length] for p in self.pieces])
         positions = np.concatenate([np.arange(p.start, p.stop) for p in self.pieces])
@@ -159,7 +159,8 @@ class PackedCall:
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
 
     def _past(self, layer: int, path: Sequence[Piece], piece: Piece, device: torch.device) -> list[Part]:
-        """What was kept of the tokens before the piece: of the trunk, and of each chain down to its own."""
+        """Return the kept keys and values of the tokens before the piece: of the trunk, and of each chain above
+        it."""
         stretches = [(p.chain, p.stop) for p in path[:-1]]
         if piece.start > path[-1].start:
             stretches.append((piece.chain, piece.start))
@@ -182,7 +183,7 @@ class PackedCall:
         return out[0] if len(out) == 1 else torch.cat(out, dim=1)
 
     def _mask(self, start: int, stop: int, low: int, window: int | None, groups: int, like: Tensor) -> Tensor:
-        """0 where query [start, stop) may see key [low, stop), else -inf: [groups · queries, keys]; all layers share it."""
+        """0 if query [start, stop) may see key [low, stop), else -inf: [groups · queries, keys]; all layers share it."""
         slot = (start, stop, low, window, groups, like.device, like.dtype)
         if slot not in self._masks:
             rows = torch.arange(start, stop, device=like.device)[:, None]
@@ -239,7 +240,8 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, rule: Rule) -> Tensor
 def _attention(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """What transformers calls in place of its own attention. Without a `tree` it is scaled-dot-product attention."""
+    """Return what transformers calls in place of its own attention. Without a `tree` it is scaled-dot-product
+    attention."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     tree: PackedCall | None = kwargs.pop("tree", None)
@@ -303,7 +305,7 @@ def shared_hidden(
     Args:
         tree: of the sequences, in their order.
         budget: tokens per forward call.
-        memory: of the tree's given trunks, where it has any.
+        memory: of the tree's given trunks, if it has any.
 
     Raises:
         ValueError: a wanted position lies on a given trunk, whose hidden states are gone.
@@ -361,7 +363,8 @@ class Trunk:
 
     @classmethod
     def call(cls, ids: np.ndarray) -> tuple[Trunk, dict[str, Any]]:
-        """A trunk and what to call a model with, inside `shared_attention`, so that its own forward pass fills it.
+        """Return a trunk and what to call a model with, inside `shared_attention`, so that its own forward pass fills
+        it.
 
         That is how a training step leaves the student's keys and values behind for its teacher: gradients flow through
         the forward pass as ever, what is kept is a detached copy.

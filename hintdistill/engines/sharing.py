@@ -44,7 +44,7 @@ class Trial:
 
     way: Sharing
     error: float
-    """Largest |Δ log p| against separate forward passes, nats; NaN where there was none to compare."""
+    """Largest |Δ log p| against separate forward passes, nats; NaN if there was none to compare."""
     bound: float
     reason: str
     """Why it is not used; empty if it is."""
@@ -78,7 +78,7 @@ def hidden_states(
 
 
 def choose(model: Any, head: Head, vocab: int) -> tuple[Sharing, list[Trial]]:
-    """The fastest way that is exact on this model, and what was tried. Warns where the first one is not used."""
+    """Return the fastest way that is exact on this model, and what was tried. Warns where the first one is not used."""
     ways = candidates(model)
     trials: list[Trial] = []
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
@@ -147,7 +147,7 @@ class _Check:
         return self.head(torch.cat(list(hidden))).log_softmax(-1)[:, :512]
 
     def trial(self, way: Sharing) -> Trial:
-        """One way against the separate passes."""
+        """Return one way against the separate passes."""
         try:
             with torch.inference_mode():
                 hidden = hidden_states(way, self.model, self.tree, self.sequences, self.positions, 48)

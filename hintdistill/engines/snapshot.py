@@ -27,7 +27,7 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")
 
 
 def cache_name(model: Any) -> str | None:
-    """The name under which a model takes its state, None where it takes none."""
+    """Return the name under which a model takes its state, None if it takes none."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     parameters = inspect.signature(base.forward).parameters
     return next((name for name in CACHE_NAMES if name in parameters), None)

@@ -62,7 +62,7 @@ class TokenCount:
 
 
 def count_tokens(calls: Iterable[Sequence[ScoreRequest]], shape: ModelShape, budget: int) -> TokenCount:
-    """What `Engine.score` would read, call by call, with at most `budget` tokens per forward pass."""
+    """Return what `Engine.score` would read, call by call, with at most `budget` tokens per forward pass."""
     total = TokenCount()
     for requests in calls:
         total += _one_call(requests, shape, budget)
@@ -82,7 +82,7 @@ def _one_call(requests: Sequence[ScoreRequest], shape: ModelShape, budget: int) 
 
 
 def of_tree(tree: PrefixTree, positions: Sequence[range], shape: ModelShape, budget: int) -> TokenCount:
-    """What one tree costs; `positions` are the scored ones of each sequence."""
+    """Return what one tree costs; `positions` are the scored ones of each sequence."""
     wanted = _wanted(tree, positions)
     calls = tree.calls(budget)
     pieces = [p for call in calls for p in call]
@@ -104,7 +104,7 @@ def pairs(past: int, tokens: int) -> int:
 
 
 def _wanted(tree: PrefixTree, positions: Sequence[range]) -> Callable[[Piece], range]:
-    """Which stretch of a piece is asked for: from its first wanted position to its last."""
+    """Return which stretch of a piece is asked for: from its first wanted position to its last."""
     by_chain: dict[int, list[int]] = {}
     for i, some in enumerate(positions):
         for chain, position in tree.places(i, some):
@@ -118,7 +118,8 @@ def _wanted(tree: PrefixTree, positions: Sequence[range]) -> Callable[[Piece], r
 
 
 def forward_bytes(shape: ModelShape, tokens: int, width: int) -> int:
-    """What a pass without gradient holds at most beside keys and values: one layer's tensors, `width` bytes each entry."""
+    """Return what a pass without gradient holds at most beside keys and values: one layer's tensors, `width` bytes each
+    entry."""
     h, a, k, i = shape.hidden, shape.query_width, shape.key_width, shape.intermediate
     return tokens * width * max(2 * h + 3 * i, 2 * h + 4 * a + 3 * k)
 

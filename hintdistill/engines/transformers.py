@@ -139,7 +139,8 @@ class TransformersEngine:
         return cls(model, model_key(folder).weights, batch_tokens, sharing=sharing, offload=offload)
 
     def view(self, weights: str) -> TransformersEngine:
-        """An engine of the same model with other weights: `live`, `initial` (every adapter off), or an adapter's name.
+        """Return an engine of the same model with other weights: `live`, `initial` (every adapter off), or an adapter's
+        name.
 
         Raises:
             ModelError: the model carries no such adapter.
@@ -167,7 +168,8 @@ class TransformersEngine:
             return self.scores_of(requests, self._hidden(requests, trunk), top_k)
 
     def scores_of(self, requests: Sequence[ScoreRequest], hidden: Sequence[Tensor], top_k: int) -> list[Scores]:
-        """The scores of requests whose hidden states [T, H] are known; inside `at_work`. Errors are those of `score`."""
+        """Return the scores of requests whose hidden states [T, H] are known; inside `at_work`. Errors are those of
+        `score`."""
         readings = [
             self.vocabulary.read(h, _sampled(r), min(top_k, self.vocab_size))
             for h, r in zip(hidden, requests, strict=True)
@@ -227,13 +229,13 @@ class TransformersEngine:
             yield
 
     def way(self) -> Sharing:
-        """How prefixes are shared; found out at first use."""
+        """Return how prefixes are shared; found out at first use."""
         if self.sharing is None:
             self.sharing, self.trials = choose(self.model, self.vocabulary.head, self.vocab_size)
         return self.sharing
 
     def fits(self, length: int) -> None:
-        """Raises ContextLengthError where a sequence of so many tokens is too long."""
+        """Raise ContextLengthError if a sequence of so many tokens is too long."""
         if length > self.max_length:
             raise ContextLengthError(
                 f"a sequence of {length} tokens is longer than the model's {self.max_length} positions",
@@ -274,7 +276,7 @@ class TransformersEngine:
         self.saved.computed += tree.computed
 
     def _separate(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
-        """Every distinct sequence by itself, in right-padded batches of similar length."""
+        """Return every distinct sequence by itself, in right-padded batches of similar length."""
         slots: dict[tuple[bytes, range], list[int]] = {}
         for i, (sequence, wanted) in enumerate(zip(sequences, positions, strict=True)):
             slots.setdefault((sequence.tobytes(), wanted), []).append(i)
@@ -315,7 +317,7 @@ class TransformersEngine:
 
 @functools.cache
 def _trim() -> Callable[[int], int] | None:
-    """glibc's `malloc_trim`, where there is one."""
+    """glibc's `malloc_trim`, if there is one."""
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 

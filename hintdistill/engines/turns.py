@@ -24,7 +24,7 @@ class Turns(AbstractContextManager["Turns"]):
     """A lock that its owner may take again, first come, first served.
 
     `with turns:` works; within it `with turns.released():` lets others work while an answer is waited for; `with turns.last(enough):`
-    goes after all who stand in line. What is done under `inner` alone is not seen here.
+    goes after all who are in line. What is done under `inner` alone is not seen here.
     """
 
     def __init__(self, inner: AbstractContextManager[object]) -> None:
@@ -34,7 +34,7 @@ class Turns(AbstractContextManager["Turns"]):
         self._depth = 0
         self._returning, self._preparing = deque[Ticket](), deque[Ticket]()
         self._leader: Callable[[], bool] | None = None
-        """Whether enough work waits, of whoever waits to have it done; None where nobody does."""
+        """Whether enough work waits, of whoever waits to have it done; None if nobody does."""
         self._passed = 0
         """Turns to prepare that were taken since he waits."""
 
@@ -103,7 +103,7 @@ class Turns(AbstractContextManager["Turns"]):
 
     @contextmanager
     def last(self, enough: Callable[[], bool]) -> Iterator[None]:
-        """The turn after everybody who stands in line; before those that prepare when `enough` work is there, or `PASSED` went before.
+        """The turn after everybody who is in line; before those that prepare when `enough` work is there, or `PASSED` went before.
 
         One thread at a time may wait here.
         """
@@ -141,7 +141,7 @@ class Turns(AbstractContextManager["Turns"]):
         return not self._returning and not self._leads()
 
     def _leads(self) -> bool:
-        """Whether the one that leads goes before those that prepare."""
+        """Return whether the one that leads goes before those that prepare."""
         return self._leader is not None and (self._passed >= PASSED or self._leader())
 
     def _enter_inner(self) -> None:

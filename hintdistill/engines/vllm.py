@@ -1,7 +1,7 @@
 """The vLLM engine, in process: `prompt_logprobs` with the prefix cache read, and a guard.
 
 vLLM does not read its prefix cache where prompt log-probabilities are asked for, because rows that come from the cache
-have none: they hold whatever was in memory. `skip_reading_prefix_cache=False` makes it read. The scored tokens stand at
+have none: they hold whatever was in memory. `skip_reading_prefix_cache=False` makes it read. The scored tokens are at
 the end, so rows above them may be garbage; where the cache reached into the scored range (`num_cached_tokens` beyond the
 token before it), the request is sent again without the cache. Trunks are served before what branches off them.
 

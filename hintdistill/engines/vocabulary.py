@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 from hintdistill.engines.forward import chunks, make_head, make_squash
 
 CLOSE = math.log(1e-3)
-"""A tail this much below what it is the rest of is summed anew instead of subtracted, nats."""
+"""A tail this much below what it is the rest of is summed again instead of subtracted, nats."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class HeadReading:
     sampled: Tensor
     """float32 [T]: log-probability of the token that is there"""
     top_ids: Tensor
-    """int64 [T, k], likeliest first"""
+    """int64 [T, k], most likely first"""
     top_logprobs: Tensor
     """float32 [T, k]"""
     rest: Tensor

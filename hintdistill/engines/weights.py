@@ -22,7 +22,7 @@ DAMAGED = "the folder is incomplete or of another release of its architecture; g
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The weights of a model folder, in evaluation mode; an adapter folder is merged into its base model.
+    """Return the weights of a model folder, in evaluation mode; an adapter folder is merged into its base model.
 
     Raises:
         ModelError: the folder cannot be loaded, lacks a tensor, has one too many, or holds a number that is not finite.
@@ -37,7 +37,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def load_adapter(folder: Path, dtype: torch.dtype, *, name: str = "default") -> Any:
-    """The adapter of a folder on its base model, as a frozen peft model that calls it `name`.
+    """Return the adapter of a folder on its base model, as a frozen peft model that calls it `name`.
 
     Raises:
         ModelError: see `load_model`.
@@ -57,7 +57,7 @@ def load_adapter(folder: Path, dtype: torch.dtype, *, name: str = "default") -> 
 
 
 def require_finite(parameters: Iterable[tuple[str, torch.Tensor]], folder: Path) -> None:
-    """Raise ModelError where a tensor holds a number that is not finite; names the first ones."""
+    """Raise ModelError if a tensor holds a number that is not finite; names the first ones."""
     # one pass without a copy: the smallest and the largest number are not finite where any is not
     bad = [
         name
@@ -119,7 +119,7 @@ def _require_none(folder: Path, found: Mapping[str, Any]) -> None:
 
 
 def _require_adapter(model: Any, folder: Path, name: str) -> None:
-    """Every tensor of the adapter stands in its file, and no other."""
+    """Every tensor of the adapter is in its file, and no other."""
     from peft import get_peft_model_state_dict
     from peft.utils import load_peft_weights
 

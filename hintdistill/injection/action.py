@@ -1,7 +1,7 @@
 """Where a step's reasoning ends and its action begins, in tokens of the step: the boundary of the loss span `action`.
 
 The boundary is read off the step's own tokens, whether they were recorded or rendered, and is never estimated. Reasoning is known by
-its words, which the trace holds in a field or in the content, and by the mark that ends it. Where the two do not agree on one
+its words, which the trace holds in a field or in the content, and by the mark that ends it. If the two do not agree on one
 place, or a token covers the end of the reasoning and the beginning of the action, the boundary is `UNKNOWN`.
 """
 
@@ -19,14 +19,14 @@ _OPEN = re.compile(
     r"<think(?:ing)?>|<reasoning>|\[THINK\]|<\|START_THINKING\|>|<\|channel\|>analysis(?:<\|message\|>)?|<\|channel>thought"
 )
 _LEAD = re.compile(r"(?:\s|<[^<>\s]{1,40}>|\[THINK\]|analysis|thought)*")
-"""What may stand above the first word of the reasoning: white space, marks, the name of a channel."""
+"""What may be above the first word of the reasoning: white space, marks, the name of a channel."""
 _CLOSE = re.compile(r"\s*(?:" + END_OF_REASONING.pattern + r"|<\|end\|>)")
 _LINE = 12
-"""Characters from which a line of the reasoning is taken for printed where it stands in the step."""
+"""Characters from which a line of the reasoning is taken for printed if it is in the step."""
 
 
 def action_start(tokens: TokenText, message: Message, step_ids: Sequence[int]) -> int:
-    """Return the index of the first step token that belongs to the action: 0 without reasoning, `UNKNOWN` where it cannot be told.
+    """Return the index of the first step token that belongs to the action: 0 without reasoning, `UNKNOWN` if it cannot be told.
 
     White space between reasoning and action counts as reasoning, as far as tokens allow; so does the mark that ends the reasoning.
     A step that is reasoning alone has no action, which is `UNKNOWN` as well.
@@ -51,7 +51,7 @@ def below(start: int | None, above: int) -> int | None:
 def reasoning_end(text: str, message: Message) -> tuple[int, int] | None:
     """Return the characters between which the action begins in a step's text: the end of the reasoning, and of white space after it.
 
-    None where the words of the reasoning and its marks do not agree on one place.
+    None if the words of the reasoning and its marks do not agree on one place.
     """
     reasoning, content = split_reasoning(message)
     if not content.strip() and not message.tool_calls:
@@ -86,7 +86,8 @@ def _marks_of_action(message: Message, content: str) -> int:
 
 
 def _by_mark(text: str, message: Message, content: str) -> int | None:
-    """Where an empty block of reasoning ends that the template printed, or the one mark of the step; None where there are several."""
+    """Return where an empty block of reasoning ends that the template printed, or the one mark of the step; None if
+    there are several."""
     lead = _OPEN.match(text.lstrip())
     start = len(text) - len(text.lstrip()) + (lead.end() if lead else 0)
     empty = re.compile(r"\s*(?:" + END_OF_REASONING.pattern + ")").match(text, start)
@@ -97,7 +98,8 @@ def _by_mark(text: str, message: Message, content: str) -> int | None:
 
 
 def _begins_below(text: str, end: int, message: Message, content: str) -> bool:
-    """Whether what the step did stands below a place: its content as far as it is printed verbatim, and the names of its calls."""
+    """Return whether what the step did is below a place: its content as far as it is printed verbatim, and the
+    names of its calls."""
     words = content.strip()
     if words and words in text and text.find(words, end) < 0:
         return False

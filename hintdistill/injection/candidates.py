@@ -41,7 +41,7 @@ def _texts(trace: Trace, finding: Finding, library: PromptLibrary) -> Iterator[t
 
 
 def choose(groups: Mapping[str, Sequence[tuple[str, int, float, bool]]]) -> dict[str, Choice]:
-    """What becomes of each candidate.
+    """Return what becomes of each candidate.
 
     Within a level the one with the largest odds is taken, before anything is accepted; among the levels, the lowest whose best
     one the gate accepts, else the level of the largest odds.

@@ -84,7 +84,7 @@ def wrong(case: ContextCase) -> str:
 
 
 def partial(case: ContextCase) -> str:
-    """The first words of the teacher's own context, a share of ρ. AR-OPD (arXiv 2606.10385)."""
+    """Return the first words of the teacher's own context, a share of ρ. AR-OPD (arXiv 2606.10385)."""
     words = case.hint.split()
     if len(words) < 2:
         raise case.lacks("no_part", "a context of less than two words has no part")
@@ -92,7 +92,8 @@ def partial(case: ContextCase) -> str:
 
 
 def rule(case: ContextCase) -> str:
-    """The rule that the error class breaks. Raises NoContextError `no_rule`: there are no words for the class."""
+    """Return the rule that the error class breaks. Raises NoContextError `no_rule`: there are no words for the
+    class."""
     facts = {"error_class": case.finding.error_class, **hint_facts(case.trace, case.finding)}
     try:
         return case.library.render(PRINCIPLE, facts)
@@ -101,7 +102,8 @@ def rule(case: ContextCase) -> str:
 
 
 def rules(case: ContextCase) -> str:
-    """Every rule that there are words for, the same above every step: a shared context. OPCD (arXiv 2602.12275)."""
+    """Return every rule that there are words for, the same above every step: a shared context. OPCD (arXiv
+    2602.12275)."""
     found = []
     for name in hint_classes(case.library):
         with contextlib.suppress(PromptError):
@@ -112,14 +114,15 @@ def rules(case: ContextCase) -> str:
 
 
 def hints(case: ContextCase) -> str:
-    """The hints of every finding of the trace, each once. PTD-PO (arXiv 2606.07000). Raises NoContextError `no_finding`."""
+    """Return the hints of every finding of the trace, each once. PTD-PO (arXiv 2606.07000). Raises NoContextError
+    `no_finding`."""
     if not case.findings:
         raise case.lacks("no_finding", "the critics found nothing in the trace")
     return "\n".join(dict.fromkeys(hint_text(case.trace, f, case.library) for f in case.findings))
 
 
 def reminder(case: ContextCase) -> str:
-    """The tools of the trace, by name and arguments. Raises NoContextError `no_tools`."""
+    """Return the tools of the trace, by name and arguments. Raises NoContextError `no_tools`."""
     if not case.trace.tool_schemas:
         raise case.lacks("no_tools", "the trace has no tool schemas")
     tools = [f"{n}({', '.join(s.get('properties') or {})})" for n, s in case.trace.tool_schemas.items()]
@@ -127,7 +130,7 @@ def reminder(case: ContextCase) -> str:
 
 
 def type_label(case: ContextCase) -> str:
-    """The kind of the finding, neither its words nor its place. TRACE (arXiv 2605.10194)."""
+    """Return the kind of the finding, neither its words nor its place. TRACE (arXiv 2605.10194)."""
     kind = str(case.finding.facts.get("type") or case.finding.error_class)
     return case.library.render("contexts/type_label.jinja", {"error_class": kind})
 
@@ -141,7 +144,8 @@ def empty(case: ContextCase) -> str:
 
 
 def observation(case: ContextCase) -> str:
-    """What the environment said after the step, and how the trace ended. Raises NoContextError `no_observation`."""
+    """Return what the environment said after the step, and how the trace ended. Raises NoContextError
+    `no_observation`."""
     return case.library.render("contexts/observation.jinja", _after(case))
 
 
@@ -169,17 +173,17 @@ def _after(case: ContextCase) -> dict[str, str]:
 
 
 def solution(case: ContextCase) -> str:
-    """The task's reference solution. OPSD (arXiv 2601.18734). Raises NoContextError `no_solution`."""
+    """Return the task's reference solution. OPSD (arXiv 2601.18734). Raises NoContextError `no_solution`."""
     return case.library.render("contexts/solution.jinja", {"text": _told(case, "solution")})
 
 
 def demonstration(case: ContextCase) -> str:
-    """A demonstration of the task. SDFT (arXiv 2601.19897). Raises NoContextError `no_demonstration`."""
+    """Return a demonstration of the task. SDFT (arXiv 2601.19897). Raises NoContextError `no_demonstration`."""
     return case.library.render("contexts/demonstration.jinja", {"text": _told(case, "demonstration")})
 
 
 def file(case: ContextCase) -> str:
-    """The text that `inject.contexts.file` has for the task, as it is. Raises NoContextError `no_file`."""
+    """Return the text that `inject.contexts.file` has for the task, as it is. Raises NoContextError `no_file`."""
     return _told(case, "file")
 
 
@@ -213,29 +217,33 @@ def peers(case: ContextCase) -> str:
 
 
 def attempt_success(case: ContextCase) -> str:
-    """A peer that succeeded, how it ended unsaid. RLCSD (arXiv 2606.11709). Raises NoContextError `no_peer_success`."""
+    """Return a peer that succeeded, how it ended unsaid. RLCSD (arXiv 2606.11709). Raises NoContextError
+    `no_peer_success`."""
     return case.library.render("contexts/attempt.jinja", {"text": "\n\n".join(_numbered(case, _some(case, True)))})
 
 
 def attempt_failure(case: ContextCase) -> str:
-    """A peer that failed, in the same words. RLCSD (arXiv 2606.11709). Raises NoContextError `no_peer_failure`."""
+    """Return a peer that failed, in the same words. RLCSD (arXiv 2606.11709). Raises NoContextError
+    `no_peer_failure`."""
     return case.library.render("contexts/attempt.jinja", {"text": "\n\n".join(_numbered(case, _some(case, False)))})
 
 
 def own_success(case: ContextCase) -> str:
-    """The trace itself. Raises NoContextError `no_own_success`: it did not succeed."""
+    """Return the trace itself. Raises NoContextError `no_own_success`: it did not succeed."""
     if not succeeded(case.trace):
         raise case.lacks("no_own_success", "the trace did not succeed")
     return _peers(case, [attempt(case.trace)], [])
 
 
 def verified(case: ContextCase) -> str:
-    """The trace itself where it succeeded, else a peer that did. SC-GRPO (arXiv 2606.18810). Raises NoContextError `no_peer_success`."""
+    """Return the trace itself where it succeeded, else a peer that did. SC-GRPO (arXiv 2606.18810). Raises
+    NoContextError `no_peer_success`."""
     return own_success(case) if succeeded(case.trace) else peer_success(replace(case, shown=1))
 
 
 def bcq(case: ContextCase) -> str:
-    """A successful and a failed rollout, which is which unsaid. ZPPO (arXiv 2606.18216). Errors as of its two rollouts."""
+    """Return a successful and a failed rollout, which is which unsaid. ZPPO (arXiv 2606.18216). Errors as of its two
+    rollouts."""
     return attempts_context(case.library, _some(case, True), _some(case, False), seed_of(case.trace.id))
 
 
@@ -245,12 +253,12 @@ def ncq(case: ContextCase) -> str:
 
 
 def succeeded(trace: Trace) -> bool:
-    """Whether a trace ended well."""
+    """Return whether a trace ended well."""
     return trace.reward is not None and trace.reward > SUCCEEDED
 
 
 def attempt(trace: Trace) -> str:
-    """What happened in a trace from its first step on, a message a line."""
+    """Return what happened in a trace from its first step on, a message a line."""
     return "\n".join(_said(m) for m in trace.messages[trace.step_indices[0] :])
 
 
@@ -260,7 +268,7 @@ def _said(message: Message) -> str:
 
 
 def _ended(case: ContextCase, well: bool) -> list[str]:
-    """The task's other rollouts that ended so, each text once, in an order of their own for each trace."""
+    """Return the task's other rollouts that ended so, each text once, in an order of their own for each trace."""
     found = [t for t in case.peers if t.reward is not None and succeeded(t) == well and t.id != case.trace.id]
     found.sort(key=lambda t: (seed_of("peer", case.trace.id, t.id), t.id))
     return list(dict.fromkeys(attempt(t) for t in found))
@@ -275,7 +283,7 @@ def _some(case: ContextCase, well: bool) -> list[str]:
 
 
 def _numbered(case: ContextCase, texts: list[str]) -> list[str]:
-    """The rollouts of the n-th context: `shown` of them from the n-th on, beginning anew at the end."""
+    """Return the rollouts of the n-th context: `shown` of them from the n-th on, beginning again at the end."""
     return [texts[(case.number + i) % len(texts)] for i in range(min(case.shown, len(texts)))]
 
 
@@ -291,7 +299,7 @@ class MadeContexts:
     """The words of a step's contexts."""
 
     text: str | None
-    """Of the teacher's own context; None where a hint source without a context writes it, and its placebos."""
+    """Of the teacher's own context; None if a hint source without a context writes it, and its placebos."""
     views: Mapping[str, str]
     """Of the recipe's further contexts, by name."""
     document: bool = False

@@ -44,7 +44,7 @@ def refuse_in_hint(renderer: Renderer, hint: str) -> None:
 
 
 def note_of(renderer: Renderer, before: Sequence[Message]) -> tuple[str, ...]:
-    """A note where messages that the agent did not write spell control tokens, with the roles that do."""
+    """Return a note where messages that the agent did not write spell control tokens, with the roles that do."""
     spelled = tuple(control_texts(renderer).values())
     roles = [m.role for m in before if m.role not in ("assistant", "system") and _any(spelled, m.content or "")]
     return (f"{NOTE} ({', '.join(dict.fromkeys(roles))})",) if roles else ()

@@ -61,12 +61,12 @@ _COMPACT = re.compile(r"\"\s*:[^\s]")
 
 
 def seed_of(*parts: object) -> int:
-    """A number that depends on the parts alone, the same in every process."""
+    """Return a number that depends on the parts alone, the same in every process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
 def hint_facts(trace: Trace, finding: Finding) -> dict[str, Any]:
-    """What a hint template may use: the finding's facts over what every step has."""
+    """Return what a hint template may use: the finding's facts over what every step has."""
     calls = trace.step(finding.step).tool_calls
     call = calls[finding.call or 0] if calls and (finding.call or 0) < len(calls) else None
     tools = list(trace.tool_schemas)
@@ -83,7 +83,7 @@ def hint_facts(trace: Trace, finding: Finding) -> dict[str, Any]:
 
 
 def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
-    """The critic's own words, or the template of the error class.
+    """Return the critic's own words, or the template of the error class.
 
     Raises:
         NoHintError: the finding has no hint and its class no template.
@@ -103,7 +103,8 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
 def from_critic(
     trace: Trace, finding: Finding, library: PromptLibrary, kinds: Sequence[PlaceboKind]
 ) -> tuple[str, list[PlaceboText]]:
-    """The hint source `critic`: the critic's words or its class's template, and a placebo of each kind. Errors as in `hint_text`."""
+    """Return the hint source `critic`: the critic's words or its class's template, and a placebo of each kind. Errors
+    as in `hint_text`."""
     hint = hint_text(trace, finding, library)
     return hint, placebo_texts(trace, finding, hint, library, kinds)
 
@@ -111,7 +112,7 @@ def from_critic(
 def from_placebo(
     trace: Trace, finding: Finding, library: PromptLibrary, kinds: Sequence[PlaceboKind]
 ) -> tuple[str, list[PlaceboText]]:
-    """The hint source `placebo`: a generic hint in the critic's place, and others. Errors as in `hint_text`."""
+    """Return the hint source `placebo`: a generic hint in the critic's place, and others. Errors as in `hint_text`."""
     first, *others = placebo_texts(trace, finding, hint_text(trace, finding, library), library, ("generic", *kinds))
     return first[1], others
 
@@ -119,7 +120,7 @@ def from_placebo(
 def placebo_texts(
     trace: Trace, finding: Finding, hint: str, library: PromptLibrary, kinds: Sequence[PlaceboKind]
 ) -> list[PlaceboText]:
-    """A hint of each kind that should do nothing, no text twice and never the hint itself.
+    """Return a hint of each kind that should do nothing, no text twice and never the hint itself.
 
     Where a kind has no other text, a generic one takes its place, under its own name.
 
@@ -149,7 +150,7 @@ def placebo_texts(
 
 
 def _shuffled(words: list[str], rng: random.Random, taken: Collection[str]) -> str | None:
-    """The words in another order; None where every order is taken."""
+    """Return the words in another order; None if every order is taken."""
     for _ in range(16):
         rng.shuffle(words)
         if (text := " ".join(words)) not in taken:
@@ -158,7 +159,7 @@ def _shuffled(words: list[str], rng: random.Random, taken: Collection[str]) -> s
 
 
 def _without(hint: str, answer: Collection[str], fill: str) -> list[str]:
-    """The hint's words without those of the answer, filled up to as many with a generic hint's."""
+    """Return the hint's words without those of the answer, filled up to as many with a generic hint's."""
     words = hint.split()
     free = [w for w in words if not set(answer) & set(words_of(w))]
     return free + fill.split()[: len(words) - len(free)]
@@ -178,7 +179,7 @@ def other_class_hint(
     taken: Collection[str] = (),
     answer: Collection[str] = frozenset(),
 ) -> str | None:
-    """Another error class's hint about the same step; None where no other template can be filled.
+    """Another error class's hint about the same step; None if no other template can be filled.
 
     Args:
         taken: texts that it may not be.
@@ -237,7 +238,8 @@ def _known(word: str, text: str) -> bool:
 
 
 def illegal_actions(hint: str, trace: Trace) -> list[str]:
-    """What the hint tells the student to call that the tool schemas do not have; nothing where there are no schemas."""
+    """Return what the hint tells the student to call that the tool schemas do not have; nothing if there are no
+    schemas."""
     schemas = trace.tool_schemas
     if not schemas:
         return []
@@ -261,7 +263,7 @@ def illegal_actions(hint: str, trace: Trace) -> list[str]:
 
 
 def primes(hint: str, trace: Trace, finding: Finding) -> list[str]:
-    """What of a hint may make the error more likely: the wrong name before any other, or a list of tools."""
+    """Return what of a hint may make the error more likely: the wrong name before any other, or a list of tools."""
     said = words_of(hint)
     listed = {n.casefold() for n in trace.tool_schemas}
     wrong = {c.name.casefold() for c in trace.step(finding.step).tool_calls} - listed
@@ -276,13 +278,13 @@ def primes(hint: str, trace: Trace, finding: Finding) -> list[str]:
 
 
 def is_vacuous(hint: str) -> bool:
-    """Whether a hint is too short to say anything, or made of encouragement and caution alone."""
+    """Return whether a hint is too short to say anything, or made of encouragement and caution alone."""
     words = re.findall(r"[^\W_][\w'-]*", hint.casefold())
     return len(hint.strip()) <= 10 or all(w in _EMPTY for w in words)
 
 
 def differs_in_dialect(hint: str, trace: Trace, step: int) -> bool:
-    """Whether the hint shows JSON and spaces it unlike the student's own calls up to and including the step."""
+    """Return whether the hint shows JSON and spaces it unlike the student's own calls up to and including the step."""
     style = _style([hint])
     if style is None:
         return False

@@ -7,7 +7,7 @@
 | 2 | has a corrected token, a word of the right step, that the context does not offer as the answer |
 | 3 | names something that neither the context nor a schema holds: the student could not have found the answer |
 
-A *fact* is a word of the hint that stands in a user message, an observation or a tool schema, or is a literal (number, name,
+A *fact* is a word of the hint that is in a user message, an observation or a tool schema, or is a literal (number, name,
 identifier, quoted string), and is no plain word of instructions (`PLAIN`). A *correction* is a fact that the erring step does
 not say: a listed tool or a declared argument that it did not use, a literal, or a word of the finding's fact `right`. The
 context *offers* a correction if it is the only one of its kind that the step did not use, or if the hint names them all.
@@ -48,7 +48,7 @@ PLAIN: frozenset[str] = frozenset(_PLAIN.split())
 
 
 def hint_level(hint: str, trace: Trace, finding: Finding, unknown: Collection[str]) -> Level:
-    """The level of a hint above a step.
+    """Return the level of a hint above a step.
 
     Args:
         unknown: literals of the hint that neither the context nor a schema holds (`hints.leaks`).
@@ -74,7 +74,7 @@ def right_words(finding: Finding) -> frozenset[str]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text in lower case; identifiers stay whole."""
+    """Return the words of a text in lower case; identifiers stay whole."""
     return [w.casefold().removesuffix("'s") for w in _WORD.findall(text)]
 
 
@@ -85,7 +85,7 @@ def _facts(hint: str, trace: Trace, finding: Finding) -> set[str]:
 
 
 def _step_words(trace: Trace, step: int) -> set[str]:
-    """What the step says: its text, and the calls it makes."""
+    """Return what the step says: its text, and the calls it makes."""
     message = trace.step(step)
     calls = [f"{c.name} {c.arguments_raw}" for c in message.tool_calls]
     return set(words_of(" ".join([message.content or "", *calls])))
@@ -103,7 +103,7 @@ def _names(trace: Trace) -> list[str]:
 
 
 def _corrections(hint: str, trace: Trace, finding: Finding) -> set[str]:
-    """Facts of the hint that the erring step does not say and that could stand in it."""
+    """Facts of the hint that the erring step does not say and that could be in it."""
     step, found = _step_words(trace, finding.step), set(words_of(hint))
     names = {n.casefold() for n in _names(trace)}
     literal = {w for w in found if "_" in w or any(c.isdigit() for c in w)}
@@ -117,7 +117,8 @@ def _observed(trace: Trace, step: int) -> set[str]:
 
 
 def _offered(corrections: set[str], trace: Trace, finding: Finding) -> bool:
-    """Whether the context itself offers these as the answer: each is one of a kind of which the hint names all that are left."""
+    """Return whether the context itself offers these as the answer: each is one of a kind of which the hint names all
+    that are left."""
     step = _step_words(trace, finding.step)
     called = [c.name for c in trace.step(finding.step).tool_calls]
     tools = {n.casefold() for n in trace.tool_schemas}

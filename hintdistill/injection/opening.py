@@ -1,4 +1,4 @@
-"""What stands above a step as a chat template prints it, and a step as token ids."""
+"""What is above a step as a chat template prints it, and a step as token ids."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hintdistill.core.types import Fidelity, Message
 
 @dataclass(frozen=True)
 class Opening:
-    """What stands above a step, as the template prints it."""
+    """What is above a step, as the template prints it."""
 
     before: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...]

@@ -34,11 +34,11 @@ class Placed:
     shifted: bool
     """Whether the place lies inside a token and moved to the next boundary."""
     own: tuple[int, ...] = ()
-    """Ids of the template's own render with the hint, from the first one that differs to the end; empty where shifted."""
+    """Ids of the template's own render with the hint, from the first one that differs to the end; empty if shifted."""
 
 
 class Context:
-    """A context as text and as ids, the recorded ones where there are any, and what can be put into it."""
+    """A context as text and as ids, the recorded ones if there are any, and what can be put into it."""
 
     def __init__(self, renderer: Renderer, text: str, recorded: Sequence[int]) -> None:
         self.renderer, self.text, self.recorded = renderer, text, tuple(recorded)
@@ -48,7 +48,8 @@ class Context:
         return self.renderer.encode_with_starts(self.text)
 
     def put(self, hinted: str, words: str, from_end: bool, at_char: int | None = None) -> Placed:
-        """Where a render with a hint differs from this context, which has to be by one insertion that holds `words`.
+        """Return where a render with a hint differs from this context, which has to be by one insertion that holds
+        `words`.
 
         Both renders begin alike, so the place may be ambiguous by a few characters; the one at which the ids of the hinted render
         are the plain ids with a stretch put in is taken, else the first one at a token's start.
@@ -56,7 +57,7 @@ class Context:
         Args:
             from_end: whether the recorded context has to agree with the render from the place to its end, or up to the place. Of
                 several places the last one is taken then, else the first one.
-            at_char: the one place that will do, where it is known.
+            at_char: the one place that will do, if it is known.
 
         Raises:
             TemplateError: the render with the hint is something else than the render without plus one insertion.
@@ -98,25 +99,26 @@ class Context:
             if rest and self.recorded[-rest:] != tuple(ids[at:]):
                 raise SpliceError(
                     "the recorded context does not end as this template prints it, so the hint has no exact place",
-                    hint="traces.token_ids=ignore renders the trace anew",
+                    hint="traces.token_ids=ignore renders the trace again",
                 )
             return len(self.recorded) - rest
         if self.recorded[:at] != tuple(ids[:at]):
             raise SpliceError(
                 "the recorded context does not begin as this template prints it, so the hint has no exact place",
-                hint="traces.token_ids=ignore renders the trace anew",
+                hint="traces.token_ids=ignore renders the trace again",
             )
         return at
 
 
 def minimal_talk(renderer: Renderer, hint: Message, opening: Opening, refused: TemplateError) -> tuple[Opening, str]:
-    """What stands above a hint in a minimal conversation that it ends, and that conversation with a generation prompt.
+    """Return what is above a hint in a minimal conversation that it ends, and that conversation with a generation
+    prompt.
 
     A user's hint comes after a question and its answer, because there is a message's boundary there and the roles alternate. A
     system prompt is the first and only message, the one place where a template takes one that refuses it elsewhere.
 
     Args:
-        opening: what stands above the step that the hint is for; its generation prompt has to be that of the minimal talk.
+        opening: what is above the step that the hint is for; its generation prompt has to be that of the minimal talk.
         refused: what the template said of the hint in its place, the error where the minimal talk is refused as well.
     """
     try:
@@ -135,13 +137,14 @@ def minimal_talk(renderer: Renderer, hint: Message, opening: Opening, refused: T
 
 
 def message_block(renderer: Renderer, opening: Opening, own: str, words: str, role: HintRole) -> tuple[str, str, bool]:
-    """The text that a message of the hint's own adds to a context, from the template's render with that message last.
+    """Return the text that a message of the hint's own adds to a context, from the template's render with that message
+    last.
 
     Args:
         own: the render of the messages above the step and the hint, with a generation prompt.
 
     Returns:
-        The block, the end of `own` that begins with it, and whether the template rewrites what stands above the hint.
+        The block, the end of `own` that begins with it, and whether the template rewrites what is above the hint.
 
     Raises:
         TemplateError: the template drops the hint, prints another assistant header below it, or the end of the message above it
@@ -179,7 +182,7 @@ def _require_below_last(renderer: Renderer, opening: Opening, words: str, role: 
 
 
 def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> int:
-    """Where the last message above the hint ends in a render that prints earlier messages otherwise.
+    """Return where the last message above the hint ends in a render that prints earlier messages otherwise.
 
     It is where the render so far ends as the context does, by the longest stretch, white space aside. Where the render closes the
     last message with fewer tokens than the context does, it is below those.

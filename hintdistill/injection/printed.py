@@ -72,7 +72,7 @@ class _Page:
         self._lean: str | None = None
 
     def has(self, words: str) -> bool:
-        """Whether the text holds these words, up to white space; what is found is ticked off."""
+        """Return whether the text holds these words, up to white space; what is found is ticked off."""
         if not words.strip():
             return True
         for form in _forms(words):
@@ -89,7 +89,7 @@ class _Page:
         return any(squeezed(form) in self._lean for form in _forms(words))
 
     def rest(self) -> str:
-        """The text without what was ticked off."""
+        """Return the text without what was ticked off."""
         out, end = [], 0
         for start, stop in sorted(self.taken):
             if start >= end:
@@ -121,7 +121,7 @@ class _Walked:
         self.text, self._at = text, 0
 
     def has(self, words: str) -> bool:
-        """Whether the text holds these words."""
+        """Return whether the text holds these words."""
         place = self.text.find(words, self._at)
         if place < 0:
             place = self.text.find(words)
@@ -131,7 +131,7 @@ class _Walked:
 
 
 def _arguments_printed(call: ToolCall, text: _Walked, lean: _Walked) -> bool:
-    """Whether a text holds the arguments of a call: as they were written, or every key and every string of them.
+    """Return whether a text holds the arguments of a call: as they were written, or every key and every string of them.
 
     Args:
         lean: the text without its white space.
@@ -247,7 +247,7 @@ def step_notes(message: Message, tail: str, leads: Sequence[str], ends: Sequence
 
     Args:
         tail: what the template prints of the step, up to whatever closes the conversation.
-        leads: what this template prints between the assistant header and a content, where that is anything.
+        leads: what this template prints between the assistant header and a content, if that is anything.
         ends: texts of the tokenizer's special tokens.
     """
     notes: list[str] = []
@@ -273,7 +273,8 @@ def step_notes(message: Message, tail: str, leads: Sequence[str], ends: Sequence
 
 
 def _pieces(message: Message, content: str, tail: str) -> tuple[str, list[str], str] | None:
-    """What the template prints before, between and after a step's content and calls; None where the content is not verbatim."""
+    """Return what the template prints before, between and after a step's content and calls; None if the content is
+    not verbatim."""
     at, cuts = 0, []
     if content.strip():
         start = tail.find(content)
@@ -298,7 +299,8 @@ def _pieces(message: Message, content: str, tail: str) -> tuple[str, list[str], 
 
 
 def _white_space(message: Message, content: str, lead: str, between: Sequence[str], after: str) -> bool:
-    """Whether white space is printed where the trace says nothing: first of all, between content and call, between calls."""
+    """Return whether white space is printed if the trace says nothing: first of all, between content and call,
+    between calls."""
     if lead[:1].isspace():
         return True
     if not message.tool_calls:
@@ -312,12 +314,13 @@ def _white_space(message: Message, content: str, lead: str, between: Sequence[st
 
 
 def _loose(piece: str, lead: str) -> bool:
-    """Whether white space stands between the end of one call's frame and the beginning of the next one's, which is `lead`."""
+    """Return whether white space is between the end of one call's frame and the beginning of the next one's, which
+    is `lead`."""
     return piece.endswith(lead) and piece.removesuffix(lead)[-1:].isspace()
 
 
 def verbatim(message: Message, arguments_kept: bool) -> bool:
-    """Whether the trace holds what the student wrote in a step, not what a server made of it.
+    """Return whether the trace holds what the student wrote in a step, not what a server made of it.
 
     Args:
         arguments_kept: whether the template prints argument strings as they are.

@@ -25,14 +25,14 @@ SHORTEST_FUZZY = 8
 
 @dataclass(frozen=True)
 class CallRegion:
-    """Character ranges of one tool call inside the step's text; None where it is not printed verbatim."""
+    """Character ranges of one tool call inside the step's text; None if it is not printed verbatim."""
 
     name: Span
     arguments: Span | None
 
 
 def call_regions(text: str, message: Message) -> list[CallRegion | None]:
-    """Where each tool call of the message stands in the step's text, in order."""
+    """Return where each tool call of the message is in the step's text, in order."""
     regions: list[CallRegion | None] = []
     cursor = 0
     for call in message.tool_calls:
@@ -49,7 +49,7 @@ def call_regions(text: str, message: Message) -> list[CallRegion | None]:
 
 
 def locate(finding: Finding, text: str, message: Message, threshold: float = 1.0) -> tuple[Span, QuoteMatch] | None:
-    """Character range of the finding's quote in the step's text, or None where it is nowhere.
+    """Character range of the finding's quote in the step's text, or None if it is nowhere.
 
     Args:
         threshold: least share of matching characters for a fuzzy match, 0 to 1; at 1 there is none.
@@ -78,7 +78,8 @@ def locate(finding: Finding, text: str, message: Message, threshold: float = 1.0
 
 
 def is_in_step(finding: Finding, message: Message) -> bool:
-    """Whether the quote stands in the step, verbatim or up to white space and JSON escapes; a finding without one does."""
+    """Return whether the quote is in the step, verbatim or up to white space and JSON escapes; a finding without
+    one does."""
     if not finding.quote:
         return True
     parts = [message.reasoning, message.content, message.raw_text]
@@ -89,7 +90,7 @@ def is_in_step(finding: Finding, message: Message) -> bool:
 def placed(
     quote: str | None, quote_in: QuoteField | None, call: int | None, message: Message
 ) -> tuple[QuoteField | None, int | None]:
-    """Where a critic says its quote stands, as far as that is true of the step; (None, None) where it is not."""
+    """Return where a critic says its quote stands, as far as that is true of the step; (None, None) if it is not."""
     calls = message.tool_calls if call is None else message.tool_calls[call : call + 1]
     if quote is None or (call is not None and (not calls or quote_in in ("content", "reasoning"))):
         return None, None
@@ -115,7 +116,7 @@ def _stands_in(quote: str, parts: Iterable[str | None]) -> bool:
 
 
 def tokens_in(span: Span, spans: Sequence[Span]) -> Span | None:
-    """Half-open range of the tokens that overlap a character range; None where no token does."""
+    """Half-open range of the tokens that overlap a character range; None if no token does."""
     hit = [i for i, (start, end) in enumerate(spans) if start < span[1] and end > span[0]]
     return (hit[0], hit[-1] + 1) if hit else None
 

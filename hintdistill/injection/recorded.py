@@ -17,7 +17,8 @@ from hintdistill.injection.opening import first_difference
 
 
 def changed(old: Sequence[Any] | str, new: Sequence[Any] | str) -> tuple[int, int, int]:
-    """Where two sequences differ: the common beginning, and the half-open ends of the differing stretch in each."""
+    """Return where two sequences differ: the common beginning, and the half-open ends of the differing stretch in
+    each."""
     start = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
     room = min(len(old), len(new)) - start
     same = next((i for i in range(room) if old[len(old) - 1 - i] != new[len(new) - 1 - i]), room)
@@ -31,7 +32,7 @@ def onto_recorded(
     origin: Sequence[int | None],
     loose: bool = False,
 ) -> tuple[int, ...]:
-    """The edited context with recorded ids wherever nothing is edited.
+    """Return the edited context with recorded ids wherever nothing is edited.
 
     Args:
         original: the original context as rendered.
@@ -71,7 +72,7 @@ def onto_recorded(
 
 
 def _matches(original: tuple[int, ...], recorded: tuple[int, ...]) -> list[int | None]:
-    """For each token of the rendered context, the same token of the recorded one; None where there is none."""
+    """For each token of the rendered context, the same token of the recorded one; None if there is none."""
     start, end, recorded_end = changed(original, recorded)
     out: list[int | None] = [*range(start), *([None] * (end - start))]
     out += [recorded_end + i for i in range(len(original) - end)]
@@ -92,7 +93,7 @@ def require_kept(
     """Refuse an edited context whose ids outside the edit are not those of the original; asked of every twin.
 
     Raises:
-        SpliceError: a kept token has another id or another order, or what stands above the first edited place or below the
+        SpliceError: a kept token has another id or another order, or what is above the first edited place or below the
             last one is not what was recorded there.
     """
     kept = [(i, at) for i, at in enumerate(origin) if at is not None]

@@ -1,7 +1,7 @@
 """Trace → token ids, token-faithfully, through the student's own chat template.
 
 The truth for a step is what the student saw: `context = template(messages before it, tools, generation prompt)`, and
-the step's ids as sampled. Where a trace carries ids they are used verbatim. Where it does not, the context is rendered
+the step's ids as sampled. If a trace carries ids they are used verbatim. If it does not, the context is rendered
 once per step, so that a template that rewrites history (drops earlier thinking) is followed and not fought; the step is
 the difference between the render with and without it.
 
@@ -38,7 +38,7 @@ SENTINEL = "hdSENTINELhd"
 REWRITTEN = "rewritten_history"
 """Note: the template shows a finished step under another header than it asks for one."""
 NOT_APPEND_ONLY = "not_append_only"
-"""Note: the finished conversation prints what stands above the step otherwise than the context does."""
+"""Note: the finished conversation prints what is above the step otherwise than the context does."""
 ArgumentsMode = Literal["raw", "raw_spliced", "reserialised"]
 
 
@@ -87,7 +87,7 @@ class Renderer(TokenText):
 
     @property
     def template_text(self) -> str:
-        """The text of the chat template, or of all of them where the tokenizer has several."""
+        """The text of the chat template, or of all of them if the tokenizer has several."""
         own = self.tokenizer.chat_template if self.template is None else self.template
         return "\n".join(map(str, own.values())) if isinstance(own, dict) else str(own)
 
@@ -129,7 +129,7 @@ class Renderer(TokenText):
     # -- the template -------------------------------------------------------------------------------------------
 
     def render(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], header: bool) -> str:
-        """The conversation as the template prints it; `header` adds the generation prompt.
+        """Return the conversation as the template prints it; `header` adds the generation prompt.
 
         Raises:
             TemplateError: the template refuses these messages.
@@ -161,7 +161,8 @@ class Renderer(TokenText):
             raise TemplateError(f"the chat template refuses a conversation ending in [{roles}]: {error}") from error
 
     def _chat_template(self, with_tools: bool) -> str:
-        """The template's text as it is rendered: the one for tools where the tokenizer has one, and with its date written in."""
+        """Return the template's text as it is rendered: the one for tools if the tokenizer has one, and with its
+        date written in."""
         if with_tools not in self._dated:
             text = self.template or self.tokenizer.get_chat_template(None, [{}] if with_tools else None)
             self._dated[with_tools] = self.options.dated(text)
@@ -247,7 +248,7 @@ class Renderer(TokenText):
         return replace(made, notes=notes, action_start=action.action_start(self, message, made.step_ids))
 
     def opening(self, before: Sequence[Message], tools: Sequence[dict[str, Any]]) -> Opening:
-        """What stands above a step: the messages, and the header the generation prompt adds.
+        """Return what is above a step: the messages, and the header the generation prompt adds.
 
         Raises:
             TemplateError: the generation prompt changes more than the end of the conversation.
@@ -284,7 +285,7 @@ class Renderer(TokenText):
         if header_ids and context_ids[-len(header_ids) :] != header_ids:
             raise SpliceError(
                 f"{where}: the recorded context does not end in this template's assistant header",
-                hint="the trace was recorded under another template; traces.token_ids=ignore renders it anew",
+                hint="the trace was recorded under another template; traces.token_ids=ignore renders it again",
             )
         said = message.content or (message.tool_calls[0].name if message.tool_calls else "")
         if said.strip() and said.strip()[:40] not in self.decode(message.token_ids):
@@ -326,10 +327,11 @@ class Renderer(TokenText):
         return RenderedStep(tuple(context_ids), tuple(step_ids), header_ids, fidelity, notes, opening)
 
     def _tail(self, message: Message, opening: Opening, whole: str, where: str) -> tuple[Opening, str, tuple[str, ...]]:
-        """What the template prints of a step in the finished conversation `whole`, below which opening, and notes.
+        """Return what the template prints of a step in the finished conversation `whole`, below which opening, and
+        notes.
 
         Raises:
-            TemplateError: the finished conversation holds no assistant header that the step could stand below.
+            TemplateError: the finished conversation holds no assistant header that the step could be below.
         """
         if whole.startswith(opening.text):
             return opening, whole[len(opening.text) :], ()
@@ -347,7 +349,7 @@ class Renderer(TokenText):
         return opening, whole[start:], (NOT_APPEND_ONLY,)
 
     def _finished_opening(self, message: Message, opening: Opening) -> Opening | None:
-        """The opening under the header that this template shows above a finished step."""
+        """Return the opening under the header that this template shows above a finished step."""
         probes: list[dict[str, Any]] = [{"reasoning": SENTINEL}] if message.reasoning else []
         for update in (*probes, {"content": SENTINEL, "tool_calls": ()}):
             probe = message.model_copy(update=update)
@@ -358,9 +360,10 @@ class Renderer(TokenText):
         return None
 
     def _last_header_end(self, opening: Opening, whole: str) -> int | None:
-        """Where in a finished conversation the last step begins: after its header, or where two other steps would begin.
+        """Return where in a finished conversation the last step begins: after its header, or where two other steps
+        would begin.
 
-        None where no such place stands below what is printed of the message above the step.
+        None if no such place is below what is printed of the message above the step.
         """
         fixed = len(whole)
         for words in (SENTINEL, SENTINEL.swapcase()):
@@ -407,6 +410,6 @@ class Renderer(TokenText):
         return ids
 
     def _end_of_turn(self, tail: str) -> list[int]:
-        """The special token that ends a step in this template, if any."""
+        """Return the special token that ends a step in this template, if any."""
         ids = self._without_scaffold(self.encode(tail))
         return ids[-1:] if ids and ids[-1] in self.special_ids else []

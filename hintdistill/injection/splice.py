@@ -2,7 +2,7 @@
 
 The context is never replaced by a render with the hint in it, because several templates would then rewrite other messages and
 the "effect" would be that. The hint's block is taken from the template's own render with the hint: all of what that render
-adds, or, where it rewrites what stands above the hint, what it prints from the end of the message above on (`spliced_block`).
+adds, or, where it rewrites what is above the hint, what it prints from the end of the message above on (`spliced_block`).
 Where it refuses a message of the hint's role in this place, the block is that of a minimal conversation (`minimal_talk`).
 From its first changed token on the hinted context is the template's own render; this is checked on every splice. Where the
 template refuses a placement, the next one of the configured order is tried, and the record says which was refused and why; when
@@ -106,13 +106,13 @@ class StepSite:
         return Context(self.renderer, self.opening.text, self.rendered.context_ids)
 
     def in_turn(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """The placement `assistant_turn`: inside the step, above its token `offset`."""
+        """Return the placement `assistant_turn`: inside the step, above its token `offset`."""
         at = len(self.rendered.context_ids) + offset
         above = self.opening.text + self.renderer.decode(self.rendered.step_ids[:offset])
         return Splice(at, tuple(self.renderer.encode_after(above, text)), "assistant_turn", None)
 
     def as_message(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """The placement `message`: a message of the hint's own above the step. Errors as in `splice`.
+        """Return the placement `message`: a message of the hint's own above the step. Errors as in `splice`.
 
         From the end of the message above it on, the hinted context is the template's own render of the conversation with the
         hint, generation prompt included; where the template refuses that one, of a minimal conversation (`minimal_talk`). What
@@ -146,7 +146,7 @@ class StepSite:
         return Splice(placed.insert_at, placed.block_ids, "message", role, notes, tail)
 
     def in_observation(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """The placement `observation`: at the end of the message right above the step. Errors as in `splice`."""
+        """Return the placement `observation`: at the end of the message right above the step. Errors as in `splice`."""
         opening = self.opening
         last = opening.before[-1] if opening.before else None
         if last is None or last.role not in ("tool", "user"):
@@ -160,7 +160,8 @@ class StepSite:
         return self._put(placed, "observation")
 
     def in_system_prompt(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """The placement `system_prompt`: at its end, or a system prompt where there is none. Errors as in `splice`."""
+        """Return the placement `system_prompt`: at its end, or a system prompt if there is none. Errors as in
+        `splice`."""
         opening = self.opening
         first = opening.before[0] if opening.before else None
         if first is not None and first.role in ("system", "developer"):
@@ -181,7 +182,8 @@ class StepSite:
         return self._put(placed, "system_prompt")
 
     def _with_header(self, render: str) -> str:
-        """A render under the header of this step, which is that of a finished one where the template shows another there."""
+        """Return a render under the header of this step, which is that of a finished one where the template shows
+        another there."""
         opening = self.opening
         if opening.header == opening.prompt:
             return render
@@ -252,7 +254,7 @@ class Injector:
         return [self._beside(trace, injection, contexts) for injection in made]
 
     def _beside(self, trace: Trace, injection: Injection, contexts: MadeContexts) -> Injection:
-        """The injection with the recipe's further contexts in the same place."""
+        """Return the injection with the recipe's further contexts in the same place."""
         if not contexts.views:
             return injection
         site, blocks = self._site(trace, injection.finding.step), dict[str, ContextBlock]()
@@ -336,7 +338,7 @@ class Injector:
         )
 
     def _site(self, trace: Trace, step: int) -> StepSite:
-        """The rendered step; kept for the next finding, which is often of the same step."""
+        """Return the rendered step; kept for the next finding, which is often of the same step."""
         if self._last is None or self._last.trace is not trace or self._last.step != step:
             self._last = StepSite(trace, step, self.renderer)
         return self._last
@@ -385,7 +387,7 @@ class Injector:
         )
 
     def _bounded(self, tokens: int, context: int, hint: str, document: bool) -> None:
-        """Refuse a hint that is long by itself, or beside what it stands in; a document has a bound of its own."""
+        """Refuse a hint that is too long by itself or in relation to its context; a document has a bound of its own."""
         if document:
             if tokens > self.config.contexts.max_tokens:
                 raise HintTooLongError(
@@ -414,5 +416,5 @@ class Injector:
 
 
 def _of_another_distribution(message: Message) -> tuple[str, ...]:
-    """A note where recorded log-probabilities are not what the model says, and are left out for that."""
+    """Return a note where recorded log-probabilities are not what the model says, and are left out for that."""
     return ("filtered_logprobs",) if message.logprobs and message.own_logprobs is None else ()

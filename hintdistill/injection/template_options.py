@@ -24,7 +24,7 @@ _TODAY_FORMAT = re.compile(rf"""\b{DATE}\s*\(\s*(['"])(.*?)\1\s*\)""")
 
 @dataclass(frozen=True)
 class TemplateOptions:
-    """Options by name, and the date that the template is told where no option says one."""
+    """Options by name, and the date that the template is told if no option says one."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     today: datetime.date = field(default_factory=datetime.date.today)
@@ -37,7 +37,7 @@ class TemplateOptions:
 
     @staticmethod
     def reads(template: str, name: str) -> bool:
-        """Whether a template reads an option."""
+        """Return whether a template reads an option."""
         return name not in RESERVED and re.search(rf"\b{re.escape(name)}\b", template) is not None
 
     def require_read(self, template: str) -> None:
@@ -64,12 +64,12 @@ class TemplateOptions:
         return {k: v for k, v in self.values.items() if k != DATE}
 
     def dated(self, template: str) -> str:
-        """Return the template with the date written where it asks for today's."""
+        """Return the template with the date written if it asks for today's."""
         day = self._date()
         return _TODAY_FORMAT.sub(lambda found: json.dumps(day.strftime(found[2])), template)
 
     def key(self, template: str) -> str:
-        """The options as text, for a content key; with today's date where this template may print it."""
+        """Return the options as text, for a content key; with today's date where this template may print it."""
         plain = json.dumps(dict(self.values), sort_keys=True, default=str)
         undated = DATE not in self.values and not any("date" in name for name in self.values)
         return plain + (self.today.isoformat() if undated and _TODAY_READ.search(template) else "")

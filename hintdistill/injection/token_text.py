@@ -70,7 +70,7 @@ class TokenText:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
-        """Token text → id, for every id that decodes to whole characters; the lowest id where several do."""
+        """Token text → id, for every id that decodes to whole characters; the lowest id if several do."""
         ids = range(len(self.tokenizer))
         texts = self.tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
         table: dict[str, int] = {}

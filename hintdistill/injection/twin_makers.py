@@ -50,7 +50,7 @@ class TwinCase:
 
     @cached_property
     def call(self) -> ToolCall:
-        """The call the finding is about. Raises TwinError where the step calls nothing."""
+        """The call the finding is about. Raises TwinError if the step calls nothing."""
         calls = self.message.tool_calls
         if not calls:
             raise TwinError("no_call", "the step calls no tool")
@@ -68,22 +68,23 @@ class TwinCase:
         return names.index(name) if name in names else None
 
     def function(self, number: int) -> dict[str, Any]:
-        """What a listed tool's schema says of its function."""
+        """Return what a listed tool's schema says of its function."""
         tool = self.trace.tools[number]
         return tool.get("function") or tool
 
     def text(self, number: int) -> str:
-        """A tool's schema, as edits see it."""
+        """Return a tool's schema, as edits see it."""
         return json_of(self.trace.tools[number])
 
     def swap(self, number: int, old: str, new: str) -> tuple[Replacement, ...]:
-        """A change of one place in a tool's schema; nothing where the old text does not stand there exactly once."""
+        """Return a change of one place in a tool's schema; nothing if the old text does not are there exactly
+        once."""
         if self.text(number).count(old) != 1 or old == new:
             return ()
         return (Replacement(where="tools", index=number, old=old, new=new),)
 
     def say(self, role: str, words: str) -> tuple[Replacement, ...]:
-        """Words at the end of the last message of a role; nothing where there is none."""
+        """Words at the end of the last message of a role; nothing if there is none."""
         at = self.last(*(("system", "developer") if role == "system" else (role,)))
         if at is None:
             return ()
@@ -91,13 +92,14 @@ class TwinCase:
         return (Replacement(where="message", index=at, old="", new=blank + words),)
 
     def called_before(self, name: str, argument: str | None = None) -> bool:
-        """Whether an earlier step calls a tool, with a certain argument where one is given."""
+        """Return whether an earlier step calls a tool, with a certain argument if one is given."""
         calls = [c for m in self.before for c in m.tool_calls if c.name == name]
         return any(argument is None or argument in (c.arguments or {}) for c in calls)
 
 
 def twin_edits(trace: Trace, finding: Finding, seed: int = 0) -> list[TwinEdit]:
-    """Every edit for a finding: its critic's own first, then those of the makers of its class, in an order drawn by the seed.
+    """Return every edit for a finding: its critic's own first, then those of the makers of its class, in an order drawn
+    by the seed.
 
     Raises:
         TwinError: no maker serves the class (`no_maker`), or none has an edit for this step (its reason, or `no_edit`).
@@ -213,7 +215,7 @@ def _missing_argument(case: TwinCase, number: int, missing: list[str], propertie
 
 
 def wrong_argument_type(case: TwinCase) -> list[TwinEdit]:
-    """The schema allows the written value: by its type, its enumeration, or the bound that it broke."""
+    """Return the schema allows the written value: by its type, its enumeration, or the bound that it broke."""
     number = case.tool_number(case.call.name)
     found = [] if number is None else argument_errors(case.function(number), case.call)
     if number is None or not found:
@@ -248,7 +250,7 @@ def skipped_lookup(case: TwinCase) -> list[TwinEdit]:
 
 
 def _made_up(case: TwinCase) -> tuple[str, Any]:
-    """The argument whose value is not known, and its value. Raises TwinError where none can be told."""
+    """Return the argument whose value is not known, and its value. Raises TwinError if none can be told."""
     args = case.call.arguments or {}
     plain = {n: v for n, v in args.items() if isinstance(v, str | int | float) and not isinstance(v, bool) and str(v)}
     facts = case.finding.facts
@@ -269,7 +271,7 @@ def _made_up(case: TwinCase) -> tuple[str, Any]:
 
 
 def _with_field(text: str, index: int, name: str, value: Any) -> tuple[Replacement, ...]:
-    """An observation that says one value more; nothing where it says that name already."""
+    """Return an observation that says one value more; nothing if it says that name already."""
     try:
         seen = json.loads(text)
     except ValueError:
@@ -288,7 +290,7 @@ _STATED = re.compile(r"\"[^\"\n]{1,80}\"|(?<![\w.])[-+]?\d[\d.,:/-]*\d(?!\w)|(?<
 
 
 def ignored_error(case: TwinCase) -> list[TwinEdit]:
-    """The call did not fail: its observation holds the value that the step states."""
+    """Return the call did not fail: its observation holds the value that the step states."""
     results = []
     for i in reversed(range(len(case.before))):
         if case.before[i].role != "tool":
@@ -296,7 +298,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
         results.append(i)
     failed = [i for i in results if _FAILS.search(case.before[i].content or "")]
     if not failed:
-        raise TwinError("no_edit", "no failing observation stands right above the step")
+        raise TwinError("no_edit", "there is no failing observation right above the step")
     at = failed[0]
     text = case.before[at].content or ""
     known = "\n".join(m.content or "" for m in case.before)
@@ -324,7 +326,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
 
 
 def _fields(case: TwinCase, at: int, content: str, stated: list[str]) -> list[str]:
-    """A name for each stated value: what the tool is said to give, else the word beside the value."""
+    """Return a name for each stated value: what the tool is said to give, else the word beside the value."""
     number = case.tool_number(case.before[at].name or _caller(case, at))
     about = "" if number is None else str(case.function(number).get("description") or "")
     gives = re.search(r"\b(?:gives?|returns?)\s+(?:(?:the|a|an|its)\s+)?([A-Za-z_]\w*)", about, re.IGNORECASE)
@@ -338,7 +340,7 @@ def _fields(case: TwinCase, at: int, content: str, stated: list[str]) -> list[st
 
 
 def _caller(case: TwinCase, at: int) -> str:
-    """The tool that an observation without a name answers for, where its step calls one only."""
+    """Return the tool that an observation without a name answers for, where its step calls one only."""
     calls = next((m.tool_calls for m in reversed(case.before[:at]) if m.role == "assistant"), ())
     return calls[0].name if len(calls) == 1 else ""
 
@@ -357,7 +359,7 @@ def _error_of(text: str) -> str:
 
 
 def _shape_of_success(case: TwinCase, at: int, stated: list[str]) -> dict[str, Any] | None:
-    """A result of the same tool elsewhere in the trace, with the stated values in place of its own."""
+    """Return a result of the same tool elsewhere in the trace, with the stated values in place of its own."""
     tool = case.before[at].name or _caller(case, at)
     for message in case.trace.messages:
         if message.role != "tool" or message.name != tool or not tool or _FAILS.search(message.content or ""):
@@ -399,7 +401,7 @@ def repeated_failing_call(case: TwinCase) -> list[TwinEdit]:
 
 
 def wrong_tool(case: TwinCase) -> list[TwinEdit]:
-    """The request asks for what the called tool does; its other words are kept."""
+    """Return edits in which the request asks for what the called tool does; its other words are kept."""
     name = case.call.name
     number = case.tool_number(name)
     if number is None:

@@ -1,6 +1,6 @@
 """What makers of twins do with tool schemas: the tool that was meant, a schema for a call, one place of a schema changed.
 
-A schema is edited as text, `json.dumps(schema, ensure_ascii=False)`; a change is an old text that stands there once and a new one.
+A schema is edited as text, `json.dumps(schema, ensure_ascii=False)`; a change is an old text that is there once and a new one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from hintdistill.core.types import Finding, Replacement, ToolCall, Trace
 
 
 def json_of(value: Any) -> str:
-    """A value as edits spell it."""
+    """Return a value as edits spell it."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def json_type(value: Any) -> str:
-    """The JSON schema type of a value."""
+    """Return the JSON schema type of a value."""
     kinds: tuple[tuple[type | tuple[type, ...], str], ...] = (
         (bool, "boolean"),
         (int, "integer"),
@@ -35,7 +35,7 @@ def json_type(value: Any) -> str:
 
 
 def _takes(schema: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
-    """Whether a parameter schema takes these arguments and no others would be needed."""
+    """Return whether a parameter schema takes these arguments and no others would be needed."""
     if not set(args) <= set(schema.get("properties") or {}):
         return False
     try:
@@ -46,7 +46,7 @@ def _takes(schema: Mapping[str, Any], args: Mapping[str, Any]) -> bool:
 
 
 def right_tool(trace: Trace, finding: Finding, call: ToolCall) -> str | None:
-    """The listed tool that was meant by a call of one that is not; None where it cannot be told.
+    """Return the listed tool that was meant by a call of one that is not; None if it cannot be told.
 
     In this order: the finding's fact `right`; the only listed tool that its hint names; the tool that the next step calls with
     the same arguments; the only listed tool that takes the call's arguments; of several, the one whose name is clearly nearest.
@@ -69,7 +69,8 @@ def right_tool(trace: Trace, finding: Finding, call: ToolCall) -> str | None:
 
 
 def schema_for(call: ToolCall, like: dict[str, Any] | None) -> dict[str, Any]:
-    """A schema under which a call is right: that of another tool under the called name, or one made of its arguments."""
+    """Return a schema under which a call is right: that of another tool under the called name, or one made of its
+    arguments."""
     if like is not None:
         schema = copy.deepcopy(like)
         (schema.get("function") or schema)["name"] = call.name
@@ -92,7 +93,7 @@ def _once(tool: dict[str, Any], number: int, old: str, new: str) -> tuple[Replac
 
 
 def with_note(tool: dict[str, Any], number: int, note: str) -> tuple[Replacement, ...]:
-    """A sentence more in a tool's description; nothing where its place cannot be told."""
+    """Return a sentence more in a tool's description; nothing if its place cannot be told."""
     function = tool.get("function") or tool
     name, about = function["name"], function.get("description")
     if isinstance(about, str):
@@ -116,7 +117,7 @@ def without_requirement(parameters: Mapping[str, Any], name: str) -> tuple[str, 
 def with_argument(
     tool: dict[str, Any], number: int, name: str, value: Any, beside: str | None
 ) -> tuple[Replacement, ...]:
-    """One argument more, right after another one whose kind it has.
+    """Return one argument more, right after another one whose kind it has.
 
     Args:
         value: what is passed; its type is the argument's where no other one is named.
@@ -134,7 +135,7 @@ def with_argument(
 
 
 def with_argument_note(tool: dict[str, Any], number: int, name: str, note: str) -> tuple[Replacement, ...]:
-    """A sentence more in the description of an argument; nothing where its place cannot be told."""
+    """Return a sentence more in the description of an argument; nothing if its place cannot be told."""
     spec = ((tool.get("function") or tool).get("parameters") or {}).get("properties", {}).get(name)
     if not isinstance(spec, dict):
         return ()
@@ -156,7 +157,7 @@ class ArgumentError:
 
 
 def argument_errors(function: Mapping[str, Any], call: ToolCall) -> list[ArgumentError]:
-    """The values of a call that break the schema of their argument, in the order of their places."""
+    """Return the values of a call that break the schema of their argument, in the order of their places."""
     schema = function.get("parameters") or {}
     try:
         found = violations(schema, call.arguments or {})

@@ -43,7 +43,7 @@ class Stage:
 
 
 def apply_edit(trace: Trace, step: int, edit: TwinEdit) -> tuple[Trace, int]:
-    """The trace up to and including the step under an edit, and the step's number in it.
+    """Return the trace up to and including the step under an edit, and the step's number in it.
 
     Recorded contexts and log-probabilities are left out of its messages: they belong to the original context.
 
@@ -56,7 +56,8 @@ def apply_edit(trace: Trace, step: int, edit: TwinEdit) -> tuple[Trace, int]:
 
 
 def stages(trace: Trace, step: int, edit: TwinEdit) -> Iterator[Stage]:
-    """The trace under more and more of an edit, one place at a time; the last one is the whole edit. Errors as in `apply_edit`."""
+    """Yield the trace under more and more of an edit, one place at a time; the last one is the whole edit. Errors as in
+    `apply_edit`."""
     draft = _Draft(trace, step)
     todo = [lambda r=r: draft.replace(r) for r in edit.replacements if r.old]
     # from the back, so that every number is one of the original trace
@@ -82,7 +83,7 @@ class _Draft:
         self.replaced = 0
 
     def made(self, part: str, removed: int, added: int, may_hide: bool = False) -> Stage:
-        """The trace as it is now."""
+        """Return the trace as it is now."""
         messages = []
         for i, message in enumerate(self.trace.messages[: self.at + 1]):
             if i in self.removed:
@@ -157,7 +158,7 @@ class _Draft:
         """Take out a run of messages, with the results of every call among them."""
         first, end = run
         if end > self.at:
-            raise TwinError("beyond_step", f"message {end - 1} does not stand above the step")
+            raise TwinError("beyond_step", f"message {end - 1} is not above the step")
         following = self.trace.messages[end : self.at + 1]
         if any(self.trace.messages[i].tool_calls for i in range(first, end)) and following[0].role == "tool":
             raise TwinError("edits_a_step", f"message {end} answers a call that is taken out")
@@ -174,23 +175,24 @@ class _Draft:
                 raise TwinError("count", f"there is no tool {r.index}")
             return json.dumps(schema, ensure_ascii=False)
         if r.index >= self.at:
-            raise TwinError("beyond_step", f"message {r.index} does not stand above the step")
+            raise TwinError("beyond_step", f"message {r.index} is not above the step")
         if self.trace.messages[r.index].role == "assistant":
             raise TwinError("edits_a_step", f"message {r.index} is an earlier step, which keeps its tokens")
         return self.contents[r.index] or ""
 
 
 def _schema(text: str, last: bool) -> dict[str, Any] | None:
-    """A tool schema from its text; None where a text that is changed further is none yet. Raises TwinError."""
+    """Return a tool schema from its text; None if the text is not valid yet because more changes follow. Raises
+    TwinError."""
     try:
         value = json.loads(text)
     except ValueError as error:
         if last:
-            raise TwinError("not_a_schema", f"the edited schema is no JSON: {error}") from None
+            raise TwinError("not_a_schema", f"the edited schema is not JSON: {error}") from None
         return None
     function = value.get("function", value) if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise TwinError("not_a_schema", "the edited schema is no object with a name")
+        raise TwinError("not_a_schema", "the edited schema is not an object with a name")
     return value
 
 
@@ -206,10 +208,11 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
-    """The replacement of words that stand exactly once in what a step could have read: messages of others, and tool schemas.
+    """Return the replacement of words that stand exactly once in what a step could have read: messages of others, and
+    tool schemas.
 
     Raises:
-        TwinError: they stand nowhere or more than once (`count`).
+        TwinError: they are nowhere or more than once (`count`).
     """
     places: list[tuple[Literal["message", "tools"], int]] = []
     if old:
@@ -231,13 +234,13 @@ class TwinBuilder:
         self._last: StepSite | None = None
 
     def site(self, trace: Trace, step: int) -> StepSite:
-        """The original step; kept for the next edit of the same one. Raises TemplateError or SpliceError."""
+        """Return the original step; kept for the next edit of the same one. Raises TemplateError or SpliceError."""
         if self._last is None or self._last.trace is not trace or self._last.step != step:
             self._last = StepSite(trace, step, self.renderer)
         return self._last
 
     def build(self, trace: Trace, finding: Finding, edit: TwinEdit, span: tuple[int, int]) -> Twin:
-        """The twin of a finding's step under an edit.
+        """Return the twin of a finding's step under an edit.
 
         Args:
             span: quoted tokens of the step, half-open.

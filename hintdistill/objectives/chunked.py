@@ -3,7 +3,7 @@
 Dense losses keep several `[N, V]` tensors alive from the forward to the backward pass (512 positions × 152k entries are 311 MB
 each). Here a chunk of positions is projected onto the vocabulary, its share of the loss and the gradient with respect to its
 hidden states are taken at once, and the chunk is forgotten; what the backward pass needs is `[N, H]`. The head's weight gets
-a gradient only where it is trained. Logits are scaled and soft-capped as the model does it.
+a gradient only if it is trained. Logits are scaled and soft-capped as the model does it.
 
 `linear_divergence` is for one divergence of two full distributions, in closed form and in place over tiles of the vocabulary;
 `supported.linear_support` is for any loss on a support, and `supported.linear_term` for a recipe's term; `chunked` is for
@@ -47,7 +47,7 @@ class HeadSpec:
         dimensions(2, weight=self.weight)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, H] → [N, V] in float32, or float64 where the head has it."""
+        """[N, H] → [N, V] in float32, or float64 if the head has it."""
         raw = torch.nn.functional.linear(hidden, self.weight, self.bias)
         return self.shaped(raw if raw.dtype == torch.float64 else raw.float())
 
@@ -60,7 +60,7 @@ class HeadSpec:
         return raw.div_(self.temperature) if self.temperature != 1.0 else raw
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """d(shaped logit)/d(h W^T + b) at the shaped logits, of their shape; a number where it is one."""
+        """d(shaped logit)/d(h W^T + b) at the shaped logits, of their shape; a number if it is one."""
         factor = self.scale / self.temperature
         if self.softcap is None:
             return factor
@@ -123,7 +123,8 @@ class _How:
 def begin(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: HeadSpec
 ) -> tuple[HeadSpec, bool, list[Tensor | None]]:
-    """The head without its graph, whether any gradient is wanted, and room for those of hidden, weight and bias."""
+    """Return the head without its graph, whether any gradient is wanted, and room for those of hidden, weight and
+    bias."""
     wants = [bool(x) for x in ctx.needs_input_grad[:3]]
     own = replace(head, weight=weight.detach(), bias=None if bias is None else bias.detach())
     room = [
@@ -133,10 +134,11 @@ def begin(
 
 
 def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-    """What a backward pass returns: the kept gradients, scaled, and None for every further input of the forward pass.
+    """Return what a backward pass returns: the kept gradients, scaled, and None for every further input of the forward
+    pass.
 
     They are scaled in place and given away, because a second one of the head's size would be the largest thing in a step.
-    Raises RuntimeError where they were given away before.
+    Raises RuntimeError if they were given away before.
     """
     if ctx.kept is None:
         raise RuntimeError(
@@ -182,12 +184,12 @@ class _LinearDivergence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The kept gradients, scaled by the loss's own."""
+        """Return the kept gradients, scaled by the loss's own."""
         return scaled(ctx, gradients[0])
 
 
 def precision(hidden: Tensor) -> torch.dtype:
-    """What losses of these hidden states are summed in."""
+    """Return what losses of these hidden states are summed in."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
@@ -233,7 +235,7 @@ def _value_and_gradient_(s: Tensor, t: Tensor, how: _How) -> Tensor:
 
 
 def _over_mixture(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
-    """A tile's log(S/M) and log(T/M), M = (1-α)S + αT; zero where S = T. See `divergences.jsd`."""
+    """Return a tile's log(S/M) and log(T/M), M = (1-α)S + αT; zero if S = T. See `divergences.jsd`."""
     d = t - s
     share: Tensor | float = how.alpha
     if how.alpha != 0.5:
@@ -244,7 +246,8 @@ def _over_mixture(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor]:
 
 
 def _shares(s: Tensor, t: Tensor, how: _How) -> tuple[Tensor, Tensor | float]:
-    """A tile's Σ S·log(S/Q) and Σ T·log(T/Q), where Q is the other distribution, or the mixture for jsd; [n] each.
+    """Return a tile's Σ S·log(S/Q) and Σ T·log(T/Q), where Q is the other distribution, or the mixture for jsd; [n]
+    each.
 
     What the gradient is made of takes the place of what is used up. rkl: `s` becomes S·log(S/T) and `t` becomes S; jsd: `s`
     becomes S·log(S/M) and `t` becomes S.
@@ -335,5 +338,5 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The kept gradients, scaled by the loss's own."""
+        """Return the kept gradients, scaled by the loss's own."""
         return scaled(ctx, gradients[0])

@@ -150,7 +150,7 @@ def linear_kept(hidden: Tensor, head: HeadSpec, ids: Tensor, *, positions: int =
     """Log-probabilities of kept entries and of all the rest, with gradient, from hidden states: [N, K+1], nats.
 
     `gather_with_tail` of the whole log-probabilities, without keeping `[N, V]`: a chunk's logits are made again in the
-    backward pass where there are too many to hold. For losses that need every position before any gradient, as weights that
+    backward pass if there are too many to hold. For losses that need every position before any gradient, as weights that
     are quantiles of scores do; a loss that is a sum over positions is cheaper through `linear_support`.
 
     Args:
@@ -175,7 +175,7 @@ class _LinearKept(torch.autograd.Function):
         positions: int,
         tile: int,
     ) -> Tensor:
-        """The values; chunks are kept where they are few."""
+        """Return the values; chunks are kept if they are few."""
         ctx.save_for_backward(hidden, weight, bias, ids)
         ctx.head, ctx.positions, ctx.tile = head, positions, tile
         own = replace(head, weight=weight.detach(), bias=None if bias is None else bias.detach())
@@ -191,7 +191,7 @@ class _LinearKept(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of hidden states, weight and bias."""
+        """Return the gradients of hidden states, weight and bias."""
         hidden, weight, bias, ids = ctx.saved_tensors
         own, _, found = begin(ctx, hidden, weight, bias, ctx.head)
         for start in range(0, len(hidden), ctx.positions):
@@ -244,7 +244,7 @@ class _LinearSupport(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """The kept gradients, scaled by the loss's own."""
+        """Return the kept gradients, scaled by the loss's own."""
         return scaled(ctx, gradients[0])
 
 
@@ -281,7 +281,7 @@ def linear_term(
     positions: int = POSITIONS,
     tile: int = TILE,
 ) -> tuple[Tensor, Tensor]:
-    """One term of a recipe that compares distributions, from hidden states: coef·Σ_t w_t·ℓ_t and ℓ_t [N], nats.
+    """Return one term of a recipe that compares distributions, from hidden states: coef·Σ_t w_t·ℓ_t and ℓ_t [N], nats.
 
     It is `compose.term` without `[N, V]`: target, support, remainder, clips, temperatures, tilt and schedules are the term's.
 
@@ -316,7 +316,7 @@ def linear_term(
 def stored_term(
     now: BoundTerm, hidden: Tensor, head: HeadSpec, target: Tensor, ids: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One term on stored supports with a tail: coef·Σ_t w_t·ℓ_t, a scalar with gradient, and ℓ_t [N], nats.
+    """Return one term on stored supports with a tail: coef·Σ_t w_t·ℓ_t, a scalar with gradient, and ℓ_t [N], nats.
 
     Args:
         hidden, head: the student's [N, H], with gradient.
@@ -372,7 +372,8 @@ class _FromHidden:
         return total, torch.cat(each) if each else hidden.new_zeros(0)
 
     def target(self, at: slice) -> Tensor:
-        """The target at a slice of positions [n, V]: a view's logits where it is that view, else log-probabilities."""
+        """Return the target at a slice of positions [n, V]: a view's logits if it is that view, else
+        log-probabilities."""
         logits = {n: head.logits(hidden[at]) for n, (hidden, head) in self.views.items()}
         if single := self.now.of.single:
             # not normalised yet: a support does that with the few entries it keeps
@@ -380,7 +381,7 @@ class _FromHidden:
         return self.now.target({n: z.log_softmax(-1) for n, z in logits.items()}, self.sampled[at])[0]
 
     def choose(self, logits: Tensor, at: slice) -> tuple[Tensor, Loss]:
-        """The support at a slice of positions, and the divergence from the target on it."""
+        """Return the support at a slice of positions, and the divergence from the target on it."""
         target, rest = self.target(at), self.now.spec.support.rest
         ids = self.now.support(logits, target, self.sampled[at], self.special_ids)
         assert ids is not None

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Batch:
     """Scored spans, one after another: N tokens in R rows.
 
-    Raises ValueError where shapes do not fit.
+    Raises ValueError if shapes do not fit.
     """
 
     views: Mapping[str, Tensor]
@@ -85,7 +85,7 @@ def objective(
     generator: Draws = None,
     reward_loss: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The recipe's terms on rows of one kind: a scalar and metrics named `term/metric`.
+    """Return the recipe's terms on rows of one kind: a scalar and metrics named `term/metric`.
 
     Args:
         rows: `hint` or `anchor`.
@@ -132,7 +132,7 @@ def term(
     masks: dict[str, Tensor] | None = None,
     generator: Draws = None,
 ) -> TermValue:
-    """One term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
+    """Return one term of one batch; arguments as in `objective`, `masks` are shared between terms by `id` and `ref`."""
     ready = made_ready(spec, batch, step, base)
     drawn = Drawn({} if masks is None else masks, generator)
     return _valued(ready, weigh(ready.now, ready.bank, ready.base, coupling, drawn))
@@ -187,7 +187,7 @@ def _valued(of: Ready, fixed: Fixed) -> TermValue:
 
 
 def _advantage_signs(spec: Term, batch: Batch) -> Tensor | None:
-    """The advantage's sign at each token [N], for a target whose tilt follows it."""
+    """Return the advantage's sign at each token [N], for a target whose tilt follows it."""
     if spec.target.tilt_sign != "advantage":
         return None
     sign = batch.facts["advantage"].sign()

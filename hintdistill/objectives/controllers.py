@@ -38,7 +38,8 @@ class Cgtr:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
     def refresh(self, step: int, reward: float, longest: float, mean_length: float) -> bool:
-        """Whether to refresh at this step; the reward to beat then rises to the present mean of the last five."""
+        """Return whether to refresh at this step; the reward to beat then rises to the present mean of the last
+        five."""
         self.recent.append(reward)
         mean = sum(self.recent) / len(self.recent)
         if self.reference == -math.inf:
@@ -68,7 +69,7 @@ class KatBuffer:
             self.minima.popleft()
 
     def level(self, step: int) -> float | None:
-        """The level, nats; None while it may not act."""
+        """Return the level, nats; None while it may not act."""
         if step < self.warmup or len(self.minima) < self.needed:
             return None
         ordered = sorted(self.minima)
@@ -88,7 +89,7 @@ class AdwinWindow:
     good: int = 0
 
     def probe(self, cosine: float, age: int) -> float:
-        """One audit: cosine of prefix and full gradient, `age` steps old; returns the window."""
+        """Return one audit: cosine of prefix and full gradient, `age` steps old; returns the window."""
         if age > self.fresh:
             return self.n
         if cosine < self.low:
@@ -107,7 +108,7 @@ class PruneLength:
     """How long rollouts may be, by how many are still worth their tokens at the end. Prune-OPD (arXiv 2605.07804): ±100
     tokens, hit ratio .1, patience 3; that hits lengthen and their absence shortens is our reading.
 
-    A rollout hits the budget where it is that long and its overlap weight (`shapes.cum_drop`) has not run down.
+    A rollout hits the budget if it is that long and its overlap weight (`shapes.cum_drop`) has not run down.
     """
 
     budget: int = 1000
@@ -118,7 +119,7 @@ class PruneLength:
     run: int = 0
 
     def update(self, hits: float) -> int:
-        """One batch's share of rollouts that hit the budget; returns the budget to use, tokens."""
+        """Return one batch's share of rollouts that hit the budget; returns the budget to use, tokens."""
         direction = 1 if hits >= self.ratio else -1
         self.run = self.run + direction if self.run * direction >= 0 else direction
         if abs(self.run) == self.patience:
@@ -147,7 +148,7 @@ class CliffGuard:
     margin: float = 0.0
 
     def check(self, lam: float, p: float, b: float) -> float:
-        """λ*, from modal probabilities at structural tokens. Raises ValueError naming both where λ is not below it."""
+        """λ*, from modal probabilities at structural tokens. Raises ValueError naming both if λ is not below it."""
         star = cliff_lambda(p, b, self.clip)
         if lam >= star - self.margin:
             raise ValueError(
@@ -165,7 +166,7 @@ class LengthCurriculum:
     at: int = 0
 
     def advance(self, entropy: float) -> int:
-        """The length to use, tokens, after a held-out entropy in nats."""
+        """Return the length to use, tokens, after a held-out entropy in nats."""
         if entropy >= self.minimum and self.at < len(self.lengths) - 1:
             self.at += 1
         return self.lengths[self.at]
@@ -189,7 +190,7 @@ class HardPromptReplay:
             self.accuracy.popitem(last=False)
 
     def tasks(self) -> list[Hashable]:
-        """The tasks to replay, the oldest first."""
+        """Return the tasks to replay, the oldest first."""
         return list(self.accuracy)
 
 

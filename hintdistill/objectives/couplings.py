@@ -14,7 +14,7 @@ from hintdistill.objectives.checks import between, same_shape
 
 
 def group_advantage(rewards: Tensor, groups: Sequence[object], eps: float = 1e-6, normalise: bool = True) -> Tensor:
-    """(R - mean of the group)/(std + ε) per rollout [R]. GRPO (arXiv 2402.03300); zero where all of a group are alike."""
+    """(R - mean of the group)/(std + ε) per rollout [R]. GRPO (arXiv 2402.03300); zero if all of a group are alike."""
     if len(groups) != len(rewards):
         raise ValueError(f"{len(groups)} groups for {len(rewards)} rewards")
     out = torch.zeros_like(rewards)
@@ -48,8 +48,8 @@ def advantage_multiply(advantage: Tensor, weight: Tensor, lam: float = 1.0) -> t
 def advantage_add(
     advantage: Tensor, signal: Tensor, beta: float = 1.0, keep_sign: bool = True
 ) -> tuple[Tensor, dict[str, float]]:
-    """A + β·r; with `keep_sign` never beyond zero on the other side of A, and zero where A is: a verifier that says nothing
-    leaves nothing to change. DASD (arXiv 2605.22263) without it; RLCSD (2606.11709) with it.
+    """Return a + β·r; with `keep_sign` never beyond zero on the other side of A, and zero if A is: a verifier that
+    says nothing leaves nothing to change. DASD (arXiv 2605.22263) without it; RLCSD (2606.11709) with it.
 
     Metrics: `sign_held`, the share of tokens that `keep_sign` stopped at zero.
     """

@@ -14,7 +14,8 @@ from hintdistill.objectives.scorebank import at, compat
 
 
 def preflight_gap(plain: Tensor, hinted: Tensor, sampled: Tensor, right: Tensor | None = None) -> dict[str, float]:
-    """What hints can teach at most, on recorded error tokens [N, V], no decoding. Predictive law (arXiv 2605.30070).
+    """Return what hints can teach at most, on recorded error tokens [N, V], no decoding. Predictive law (arXiv
+    2605.30070).
 
     Returns how often a right continuation (top-1 in the bool mask `right` [N, V]; without it, top-1 ≠ the error) is chosen
     with and without the hint, and the gap. Near zero, the hints cannot teach anything.
@@ -29,7 +30,7 @@ def preflight_gap(plain: Tensor, hinted: Tensor, sampled: Tensor, right: Tensor 
 
 
 def harm_rate(right_without: Sequence[bool], right_with: Sequence[bool]) -> float:
-    """P(wrong with the context | right without it). NCA (arXiv 2606.11627). NaN where nothing was right without it."""
+    """P(wrong with the context | right without it). NCA (arXiv 2606.11627). NaN if nothing was right without it."""
     pairs = [b for a, b in zip(right_without, right_with, strict=True) if a]
     return sum(not b for b in pairs) / len(pairs) if pairs else float("nan")
 

@@ -129,7 +129,7 @@ def divergence(
     token_clip: float | None = None,
     **parameters: float,
 ) -> Tensor:
-    """The divergence of that name, per position [...], nats. Raises KeyError for an unknown name.
+    """Return the divergence of that name, per position [...], nats. Raises KeyError for an unknown name.
 
     Args:
         pointwise_clip: bound τ on each entry's share, Σ_v min(ℓ_v, τ). OPSD (arXiv 2601.18734): τ = .05 with fkl.
@@ -145,7 +145,7 @@ def divergence(
 
 
 def entries_of(name: str, student: Tensor, target: Tensor, **parameters: float) -> Tensor:
-    """Each entry's share of the divergence of that name [..., K], nats; they sum to it. Padding has none."""
+    """Return each entry's share of the divergence of that name [..., K], nats; they sum to it. Padding has none."""
     same_shape(student=student, target=target)
     # an axis of one entry turns the sum over entries into the entry itself
     return DIVERGENCES[name](student[..., None], target[..., None], **parameters)

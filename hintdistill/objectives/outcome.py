@@ -1,6 +1,6 @@
 """The outcome-reward term: a clipped policy gradient over the tokens the student sampled, from each rollout's advantage.
 
-It stands beside the targeted terms on the same rollouts: `objective(…, reward_loss=outcome_loss(…)[0])` for a recipe whose
+It is beside the targeted terms on the same rollouts: `objective(…, reward_loss=outcome_loss(…)[0])` for a recipe whose
 coupling is additive. N tokens in R rows; a row is one step of a rollout and carries its rollout's advantage.
 """
 

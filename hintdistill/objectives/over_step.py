@@ -48,7 +48,7 @@ class Reading:
 def read(
     recipe: Recipe, batch: Batch, *, rows: str = "hint", step: int = 0, base: Mapping[str, Tensor] | None = None
 ) -> Reading:
-    """The scores that the terms on these rows weigh a micro-batch by; arguments as in `compose.objective`."""
+    """Return the scores that the terms on these rows weigh a micro-batch by; arguments as in `compose.objective`."""
     out = {}
     for name, spec in recipe.terms.items():
         if spec.rows != rows:

@@ -8,7 +8,8 @@ from typing import Any
 
 
 def scheduled(value: Any, step: int) -> float:
-    """The scalar at an optimiser step (from 0): a number, or {from, to, start, steps, kind}, as a mapping or a recipe's part.
+    """Return the scalar at an optimiser step (from 0): a number, or {from, to, start, steps, kind}, as a mapping or a
+    recipe's part.
 
     `kind` is `linear` (the default) or `cosine`. Before `start` it is `from`, after `start + steps` it is `to`. Published:
     TRACE .5 → 0 over steps 10 to 40; RLSD .5 → 0 and StepOPSD .2 → 0 in 50; Veto's β .8 → 0.
@@ -25,7 +26,7 @@ def scheduled(value: Any, step: int) -> float:
 
 
 def moved(value: Any) -> bool:
-    """Whether a value is a schedule."""
+    """Return whether a value is a schedule."""
     return isinstance(value, Mapping) or hasattr(value, "model_dump")
 
 
@@ -35,5 +36,5 @@ def at_step(values: Mapping[str, Any], step: int) -> dict[str, Any]:
 
 
 def bound(value: Any, step: int) -> float | None:
-    """A clip at an optimiser step; None stays none."""
+    """Return a clip at an optimiser step; None stays none."""
     return None if value is None else scheduled(value, step)

@@ -81,7 +81,7 @@ class ScoreBank:
         return at(self.t, self.y)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The score [N]. Raises KeyError for a name that is neither computed nor a fact."""
+        """Return the score [N]. Raises KeyError for a name that is neither computed nor a fact."""
         if name not in self._known:
             if name in self.facts:
                 value = self.per_token(self.facts[name])
@@ -95,7 +95,7 @@ class ScoreBank:
         return self._known[name]
 
     def per_token(self, value: Tensor) -> Tensor:
-        """A fact per row [R] spread over its tokens; one per token [N] as it is."""
+        """Return a fact per row [R] spread over its tokens; one per token [N] as it is."""
         if len(value) == len(self.y):
             return value
         if len(value) != len(self.lengths):
@@ -113,7 +113,7 @@ class ScoreBank:
         return torch.cat([torch.arange(self.first, n + self.first, device=self.y.device) for n in self.lengths])
 
     def view(self, name: str) -> Tensor:
-        """A view by name. Raises KeyError naming it."""
+        """Return a view by name. Raises KeyError naming it."""
         if name not in self.views:
             raise KeyError(f"this score needs the view {name!r}")
         return self.views[name]

@@ -269,13 +269,13 @@ CONTEXT = ("valid", "lengths", "generator")
 
 
 def apply(name: str, x: Tensor, parameters: dict[str, Any], **context: Any) -> tuple[Tensor, dict[str, float]]:
-    """The shape of that name on a score [N], or [N, M] of one that reads sets; `context` holds `valid`, `lengths` and `generator`
-    where it asks for them.
+    """Return the shape of that name on a score [N], or [N, M] of one that reads sets; `context` holds `valid`,
+    `lengths` and `generator` if it asks for them.
 
     Returns:
         Weights [N], and metrics over the valid tokens: `weight_mean`, and `weight_zero`, the share it silences.
 
-    Raises KeyError for an unknown name, ValueError where the score, `valid` and `lengths` do not fit each other.
+    Raises KeyError for an unknown name, ValueError if the score, `valid` and `lengths` do not fit each other.
     """
     function = SHAPES[name]
     dimensions(2 if parts.SHAPES.get(name).reads_set else 1, score=x)

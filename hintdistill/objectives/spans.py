@@ -49,7 +49,7 @@ def plain_span(spec: Term, facts: Mapping[str, Any], ones: Any) -> Any:
 
 
 def slot_scale(how: str, own: float, slots: int, total: float) -> float:
-    """What a slot's weights are multiplied by, so that a term's total is the number of its slots.
+    """Return what a slot's weights are multiplied by, so that a term's total is the number of its slots.
 
     Under `per_row` each slot sums to one; under the other normalisers every token weighs the same and the slots sum to one on
     average. A slot without weight stays so.

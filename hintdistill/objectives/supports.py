@@ -53,7 +53,7 @@ def intersection_of(a: Tensor, b: Tensor) -> Tensor:
 
 
 def without(ids: Tensor, removed: Tensor) -> Tensor:
-    """The ids that are not in `removed` [M], padded with -1 at the end: [..., K]."""
+    """Return the ids that are not in `removed` [M], padded with -1 at the end: [..., K]."""
     return _pads_last(ids.masked_fill(torch.isin(ids, removed), -1))
 
 
@@ -77,7 +77,8 @@ def select(
     removed: Sequence[int] = (),
     include_sampled: bool = False,
 ) -> Tensor | None:
-    """The ids a support keeps, [N, K] padded with -1; None for the full vocabulary. Raises ValueError for a wrong kind.
+    """Return the ids a support keeps, [N, K] padded with -1; None for the full vocabulary. Raises ValueError for a
+    wrong kind.
 
     Args:
         student, target: log-probabilities [N, V]; their order alone counts, so no gradient passes.

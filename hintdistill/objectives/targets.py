@@ -28,7 +28,8 @@ def log_linear(
     sampled: Tensor | None = None,
     mixture: Mapping[str, float] | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
-    """The target's log-probabilities [N, V], detached, and metrics. Raises KeyError naming a view that is not there.
+    """Return the target's log-probabilities [N, V], detached, and metrics. Raises KeyError naming a view that is not
+    there.
 
     Args:
         views: log-probabilities [N, V] by name.
@@ -95,7 +96,7 @@ def _combined(
 
 
 def bridge_beta(student: Tensor, teacher: Tensor, budget: float, steps: int = 60) -> Tensor:
-    """The largest β in [0, 1] with KL(μ_β ‖ S) ≤ budget nats, μ_β ∝ S^(1-β)·T^β, per position [N, V] → [N].
+    """Return the largest β in [0, 1] with KL(μ_β ‖ S) ≤ budget nats, μ_β ∝ S^(1-β)·T^β, per position [N, V] → [N].
 
     KL(μ_β ‖ S) grows with β, so bisection finds it. Trust-region behaviour blending (arXiv 2605.31159).
     """

@@ -87,7 +87,7 @@ class BoundTerm:
     def target(
         self, views: Mapping[str, Tensor], sampled: Tensor, signs: Tensor | None = None
     ) -> tuple[Tensor, dict[str, float]]:
-        """The distribution to match [N, V] from log-probabilities of its views, and metrics.
+        """Return the distribution to match [N, V] from log-probabilities of its views, and metrics.
 
         Args:
             sampled: int64 [N], which a tilt raises.
@@ -108,7 +108,7 @@ class BoundTerm:
     def support(
         self, student: Tensor, target: Tensor, sampled: Tensor, special_ids: Sequence[int] = ()
     ) -> Tensor | None:
-        """The entries that are compared, int64 [N, K] padded with -1; None for the full vocabulary.
+        """Return the entries that are compared, int64 [N, K] padded with -1; None for the full vocabulary.
 
         Only the order of `student` and `target` [N, V] counts, so logits do. `special_ids` is what `drop_special` removes.
         """

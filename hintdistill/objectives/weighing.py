@@ -40,10 +40,10 @@ class Bank(Protocol):
         """The target's [N]."""
 
     def recorded(self) -> Tensor:
-        """The sampler's [N]."""
+        """Return the sampler's [N]."""
 
     def __getitem__(self, name: str) -> Tensor:
-        """A score by name."""
+        """Return a score by name."""
 
 
 class KnownScores:
@@ -55,13 +55,13 @@ class KnownScores:
         self.scores, self.own, self.theirs, self.then, self.lengths = scores, own, theirs, then, list(lengths)
 
     def recorded(self) -> Tensor:
-        """The sampler's log-probability of each token [N]. Raises KeyError where it was not read."""
+        """Return the sampler's log-probability of each token [N]. Raises KeyError if it was not read."""
         if self.then is None:
             raise KeyError("the sampler's log-probabilities were not read")
         return self.then
 
     def __getitem__(self, name: str) -> Tensor:
-        """A score [N]. Raises KeyError where it was not read."""
+        """Return a score [N]. Raises KeyError if it was not read."""
         return self.scores[name]
 
 
@@ -78,14 +78,14 @@ class Fixed:
     metrics: Mapping[str, float]
 
     def split(self, lengths: Sequence[int]) -> list[Fixed]:
-        """The same by rows."""
+        """Return the same by rows."""
         of = list(lengths)
         signals_of = [None] * len(of) if self.signal is None else self.signal.split(of)
         parts = zip(self.weights.split(of), self.factor.split(of), signals_of, strict=True)
         return [Fixed(w, f, s, self.metrics) for w, f, s in parts]
 
     def to(self, device: torch.device) -> Fixed:
-        """The same on a device."""
+        """Return the same on a device."""
         signal = None if self.signal is None else self.signal.to(device)
         return Fixed(self.weights.to(device), self.factor.to(device), signal, self.metrics)
 
@@ -111,7 +111,8 @@ class Drawn:
 
 
 def weigh(now: BoundTerm, bank: Bank, base: Tensor, coupling: Coupling | None, drawn: Drawn) -> Fixed:
-    """A term's weights, their renormalisation and the signal of its policy gradient, from scores; `base` [N] are static weights."""
+    """Return a term's weights, their renormalisation and the signal of its policy gradient, from scores; `base` [N] are
+    static weights."""
     metrics: dict[str, float] = {}
     spec = now.spec
     weights = product(spec.weights, _Weighing(bank, base != 0, drawn, now.step, metrics))
@@ -124,7 +125,7 @@ def weigh(now: BoundTerm, bank: Bank, base: Tensor, coupling: Coupling | None, d
 
 
 def scores_of(now: BoundTerm, coupling: Coupling | None) -> set[str]:
-    """The scores that `weigh` reads of a term."""
+    """Return the scores that `weigh` reads of a term."""
     spec = now.spec
     names = {s for w in spec.weights for s in w.scores()}
     if spec.divergence.entry.has_signal and spec.divergence.signal == "tanh_contrast":
@@ -147,7 +148,7 @@ class _Weighing:
     metrics: dict[str, float]
 
     def shaped(self, shape: str, score: Tensor, parameters: Mapping[str, Any]) -> Tensor:
-        """A score [N] under a shape at this step."""
+        """Return a score [N] under a shape at this step."""
         context = {"valid": self.valid, "lengths": self.bank.lengths, "generator": self.drawn.generator}
         weight, metrics = shapes.apply(shape, score, at_step(parameters, self.step), **context)
         self.metrics.update({f"{shape}/{k}": v for k, v in metrics.items()})
@@ -197,7 +198,7 @@ def _renormalised(normalize: str, base: Tensor, weights: Tensor, lengths: Sequen
 
 
 def _signal(now: BoundTerm, bank: Bank, coupling: Coupling | None) -> tuple[Tensor, dict[str, float]]:
-    """The signal of each token [N], detached, and what a coupling did to it.
+    """Return the signal of each token [N], detached, and what a coupling did to it.
 
     With `gap_at: sampling` log S(y) is what the sampler said, so that the signal stays what it was when the token was drawn.
     """

@@ -60,12 +60,13 @@ class Budget:
     fill: bool = True
     """Repeat the rows of an arm that has too few; without it `rows` and `anchors` are upper bounds."""
     held_share: float = 0.5
-    """Share of the anchors that is drawn from `held` targets, where there are any."""
+    """Share of the anchors that is drawn from `held` targets, if there are any."""
     others: Mapping[str, int] = field(default_factory=dict)
     """Rows of held kinds (`twin`, `hold`) that have a number of their own; those of other held kinds count among `anchors`."""
 
     def content(self) -> dict[str, Any]:
-        """What results depend on, as plain data; without `others` where there are none, as before there were such kinds."""
+        """Return what results depend on, as plain data; without `others` if there are none, as before there were
+        such kinds."""
         data = asdict(self)
         return data if self.others else {k: v for k, v in data.items() if k != "others"}
 
@@ -74,7 +75,7 @@ class Budget:
 
 
 def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a `train` section with an arm's own merged into them, key by key.
+    """Return the keys of a `train` section with an arm's own merged into them, key by key.
 
     A recipe that is changed starts from the one that is there, unless it says by `preset` from which.
     """
@@ -85,7 +86,7 @@ def changed(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def combined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """One change that does what `first` and then `second` do to a `train` section."""
+    """Return one change that does what `first` and then `second` do to a `train` section."""
     before, own = first.get("recipe"), second.get("recipe")
     if isinstance(before, Mapping) and isinstance(own, Mapping) and "preset" not in {*before, *own}:
         # both change the recipe of a section that is not here
@@ -104,7 +105,8 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 
 def cross_entropy(section: TrainSection) -> dict[str, Any]:
-    """The change that gives a section's hint rows the forward KL: from a target that is certain, that is cross-entropy."""
+    """Return the change that gives a section's hint rows the forward KL: from a target that is certain, that is
+    cross-entropy."""
     named = [name for name, term in section.effective_recipe.terms.items() if term.rows == "hint"]
     return {
         "recipe": {"preset": section.recipe, "terms": {name: {"divergence": {"kind": "fkl"}} for name in named}},
@@ -112,7 +114,7 @@ def cross_entropy(section: TrainSection) -> dict[str, Any]:
 
 
 def training_content(section: TrainSection) -> dict[str, Any]:
-    """What a training depends on of its settings, with the recipe's content in the place of its name or path."""
+    """Return what a training depends on of its settings, with the recipe's content in the place of its name or path."""
     external = section.effective_recipe.teacher.model
     return {
         **section.model_dump(mode="json", exclude={"recipe", *OUTPUT_KEYS}),
@@ -224,7 +226,7 @@ def train_arm(
 
 
 class ArmJob(Protocol):
-    """A piece of work whose result is kept. Picklable, where it is to run in a process of its own."""
+    """A piece of work whose result is kept. Picklable, if it is to run in a process of its own."""
 
     @property
     def name(self) -> str:
@@ -246,7 +248,7 @@ class ArmJob(Protocol):
 
 
 def seconds_per_step(run: Path) -> float | None:
-    """Seconds of an optimiser step of the run's own training, from its metrics; None where it has not trained."""
+    """Seconds of an optimiser step of the run's own training, from its metrics; None if it has not trained."""
     for path in sorted((run / "train").glob("*/metrics.jsonl")):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         known = [r["train_runtime"] / r["step"] for r in rows if r.get("train_runtime") and r["step"]]
@@ -256,7 +258,7 @@ def seconds_per_step(run: Path) -> float | None:
 
 
 def result_of(folder: Path, job: ArmJob) -> dict[str, Any] | None:
-    """The result of a job, or None where it is owed."""
+    """Return the result of a job, or None if it is owed."""
     path = folder / job.name / RESULT
     if not path.is_file():
         return None

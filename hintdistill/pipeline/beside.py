@@ -36,7 +36,7 @@ def train_beside(run: Path, name: str, overrides: Sequence[str], console: Consol
         raise ConfigError(f"{name!r} names no folder: letters, digits, dots and dashes, at most 64 of them")
     if others := [o for o in overrides if not o.startswith("train.")]:
         raise ConfigError(
-            f"{others[0]} is no setting of training, and what a run has stored was made under its own settings",
+            f"{others[0]} is not a setting of training, and the stored targets were made under the run's own settings",
             hint="--beside takes train.…=value; anything else is another run",
         )
     rundir = RunDir.reopen(run)
@@ -58,7 +58,7 @@ def train_beside(run: Path, name: str, overrides: Sequence[str], console: Consol
 
 
 def _same_targets(own: RunConfig, config: RunConfig) -> None:
-    """Raises ConfigError where the rescore stage would store other targets."""
+    """Raise ConfigError if the rescore stage would store other targets."""
     one, other = (c.train.effective_recipe for c in (own, config))
     differ = {
         "train.recipe.teacher": one.teacher != other.teacher,

@@ -21,7 +21,7 @@ class Removable:
     path: Path
     bytes: int
     loses: str
-    """What can no longer be done without it; empty where nothing is lost."""
+    """What can no longer be done without it; empty if nothing is lost."""
 
 
 def removable(run: RunDir, *, students: bool = False, targets: bool = False) -> list[Removable]:

@@ -63,7 +63,7 @@ def run_comparison(
 
 
 def side_settings(config: Path, overrides: Sequence[str], side: str) -> RunConfig:
-    """The configuration of a side that is no folder; see the module.
+    """Return the configuration of a side that is no folder; see the module.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -76,7 +76,7 @@ def side_settings(config: Path, overrides: Sequence[str], side: str) -> RunConfi
         return load_config(config, [*overrides, side])
     if not Path(side).is_file():
         raise InputError(
-            f"{side} is no run folder, no config, no prompt and no key=value",
+            f"{side} is neither a run folder, a config, a prompt nor key=value",
             hint="e.g. critic.llm.prompt=critic/mine.jinja",
         )
     if side.endswith(".jinja"):
@@ -216,7 +216,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def compare_lines(found: Mapping[str, Any]) -> list[str]:
-    """The comparison as lines for a terminal."""
+    """Return the comparison as lines for a terminal."""
     f = found["findings"]
     out = [
         f"A {found['a']}",

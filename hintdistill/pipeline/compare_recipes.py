@@ -1,7 +1,7 @@
 """`hintdistill compare-recipes CONFIG a b c`: the same traces, equally many rows and optimiser steps, one student per recipe.
 
 The configuration is run as it is up to its scored hints (`base/`): its held-out findings and clean steps are what every student is
-read on. Each recipe then gets a copy of that folder, in which the contexts that its teacher reads, where they are others,
+read on. Each recipe then gets a copy of that folder, in which the contexts that its teacher reads, if they are others,
 are made and scored (`recipes/NAME/`). Training and reading are jobs of the arms' runner (`arms/`), so a kill costs one.
 """
 
@@ -72,7 +72,7 @@ class RecipeArm:
         try:
             value = float(rate) if at else None
         except ValueError:
-            raise ConfigError(f"{word}: {rate!r} is no learning rate", hint=f"{name}@3e-5") from None
+            raise ConfigError(f"{word}: {rate!r} is not a learning rate", hint=f"{name}@3e-5") from None
         if value is not None and not value > 0:
             raise ConfigError(f"{word}: a learning rate is greater than 0")
         return cls(name, value)
@@ -95,7 +95,7 @@ class Comparison:
     """What the arms share, and each recipe's own scored targets."""
 
     def __init__(self, base: RunContext, own: dict[str, RunContext], settings: ControlsSettings) -> None:
-        """`own`: by recipe. Raises EmptyFunnelError where there is nothing to train on or to read."""
+        """`own`: by recipe. Raises EmptyFunnelError if there is nothing to train on or to read."""
         self.bench, self.own, self.settings = Bench(base, settings), own, settings
         self.targets: dict[str, list[Target]] = {}
         for recipe, ctx in own.items():
@@ -107,7 +107,7 @@ class Comparison:
                 )
 
     def section_of(self, arm: RecipeArm) -> TrainSection:
-        """How an arm trains."""
+        """Return how an arm trains."""
         own = self.own[arm.recipe].config.train.model_dump(mode="json")
         change = {} if arm.rate is None else {"learning_rate": arm.rate}
         data = {"train": changed(own, change), "run": {"model": "-"}, "traces": {"path": ["-"]}}
@@ -198,7 +198,7 @@ class CompareJob:
 
 
 def ahead(config_of: ConfigOf, folder: Path, arms: Sequence[RecipeArm], settings: ControlsSettings) -> dict[str, Any]:
-    """Say what a comparison would do; changes nothing. Raises ConfigError where a recipe needs what its run does not have."""
+    """Say what a comparison would do; changes nothing. Raises ConfigError if a recipe needs what its run does not have."""
     for config in (config_of(a.recipe) for a in arms):
         check_inputs(config, "train")
     recipes = {a.recipe: called(config_of(a.recipe).train.effective_recipe) for a in arms}

@@ -104,7 +104,7 @@ class RunContext:
         return self.rundir.path / "student" if self.elsewhere is None else self.elsewhere
 
     def engine(self, folder: Path) -> TransformersEngine:
-        """The engine of a model folder; one is kept at a time per folder."""
+        """Return the engine of a model folder; one is kept at a time per folder."""
         from hintdistill.engines.transformers import TransformersEngine
 
         run = self.config.run
@@ -119,7 +119,7 @@ class RunContext:
         return self.engines[folder]
 
     def check_scoring_engine(self) -> None:
-        """Raises ConfigError where `rescore.engine` names a server that may not be asked, or that cannot follow the teacher."""
+        """Raise ConfigError if `rescore.engine` names a server that may not be asked, or that cannot follow the teacher."""
         section, teacher = self.config.rescore.engine, self.config.train.effective_recipe.teacher.update
         remote, moves = ENGINES.get(section.backend).remote, whose("teacher", teacher) != "initial"
         if remote and self.config.run.rounds is not None and moves:
@@ -167,7 +167,8 @@ class RunContext:
             yield engine
 
     def read_options(self) -> ReadOptions:
-        """How traces are read. Raises InputError where traces.tools cannot be read, ConfigError for an unknown format."""
+        """Return how traces are read. Raises InputError if traces.tools cannot be read, ConfigError for an unknown
+        format."""
         section = self.config.traces
         if section.format != "auto":
             format_named(section.format)
@@ -188,7 +189,8 @@ class RunContext:
 
 
 def in_use(config: RunConfig, trust: bool = False) -> AbstractContextManager[None]:
-    """The scope in which a configuration's settings are used; see `core/trust.py`. `trust` is the caller's `--trust`."""
+    """Return the scope in which a configuration's settings are used; see `core/trust.py`. `trust` is the caller's
+    `--trust`."""
     return settings_in_use(config.foreign, model_code=config.run.trust_remote_code, trusted=trust)
 
 

@@ -31,7 +31,7 @@ class Contexts:
     """What the views of a run's teacher read, step by step."""
 
     def __init__(self, ctx: RunContext) -> None:
-        """Read the files of texts. Raises InputError where one cannot be read; names it and the line."""
+        """Read the files of texts. Raises InputError if one cannot be read; names it and the line."""
         self.ctx, self.section = ctx, ctx.config.injecting
         self.name = str(self.section.hint)
         self.views = further_views(ctx.config.train.effective_recipe)
@@ -62,14 +62,14 @@ class Contexts:
         return contexts_of(self.name, self.views, case)
 
     def _rollouts(self, task: str | None) -> list[Trace]:
-        """The rollouts of a task, those of the last one asked for kept."""
+        """Return the rollouts of a task, those of the last one asked for kept."""
         if self._peers[0] != task:
             self._peers = task, [self._opened(key) for key in self._by_task.get(task or "", ())]
         return self._peers[1]
 
 
 def further_views(recipe: Recipe) -> Views:
-    """The contexts that a recipe's views read beside the student's and the teacher's own."""
+    """Return the contexts that a recipe's views read beside the student's and the teacher's own."""
     out: Views = {}
     for name in recipe.used_names("hint"):
         view = recipe.all_views()[name]
@@ -79,7 +79,7 @@ def further_views(recipe: Recipe) -> Views:
 
 
 def require_whole(config: RunConfig) -> None:
-    """Raise ConfigError where contexts are made of rollouts, which a shard has not all of."""
+    """Raise ConfigError if contexts are made of rollouts, which a shard has not all of."""
     recipe, own = config.train.effective_recipe, str(config.injecting.hint)
     names = [own, *(maker for maker, _, _ in further_views(recipe).values())]
     if found := [n for n in names if HINT_SOURCES.get(n).rollouts]:

@@ -41,7 +41,7 @@ _FROM = {
 
 
 def runs_of(file: Path) -> list[Path]:
-    """The run folders in `runs/` that were made from a config file, oldest first."""
+    """Return the run folders in `runs/` that were made from a config file, oldest first."""
     found = []
     for folder in sorted(RUNS.glob("*")):
         with contextlib.suppress(HintdistillError):
@@ -54,7 +54,7 @@ def runs_of(file: Path) -> list[Path]:
 
 
 def is_unfinished(folder: Path, until: str) -> bool:
-    """Whether a run has something left to do up to and including the stage `until`."""
+    """Return whether a run has something left to do up to and including the stage `until`."""
     run = RunDir(folder)
     manifest = run.manifest()
     if "finished" not in manifest:
@@ -63,7 +63,7 @@ def is_unfinished(folder: Path, until: str) -> bool:
 
 
 def only_unfinished(file: Path, until: str) -> Path | None:
-    """The one unfinished run of a config file; None where there is none.
+    """Return the one unfinished run of a config file; None if there is none.
 
     Raises:
         ConfigError: there are several; the error lists them.
@@ -78,14 +78,14 @@ def only_unfinished(file: Path, until: str) -> Path | None:
 
 
 def command(folder: Path, until: str = "report", *, trust: bool = False) -> str:
-    """The command that continues the run in a folder."""
+    """Return the command that continues the run in a folder."""
     parts = ["hintdistill", "run", str(folder), "--resume"]
     parts += ["--until", until] if until != "report" else []
     return shlex.join([*parts, "--trust"] if trust else parts)
 
 
 def settings_before(folder: Path) -> dict[str, Any] | None:
-    """The configuration that a run was last continued with; None where there is none that can be read."""
+    """Return the configuration that a run was last continued with; None if there is none that can be read."""
     with contextlib.suppress(HintdistillError):
         run = RunDir(folder)
         return dict(run.manifest()["config"]) if run.is_run() else None
@@ -93,7 +93,7 @@ def settings_before(folder: Path) -> dict[str, Any] | None:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each key whose value is another than before: the values, and what is made again."""
+    """Return a line for each key whose value is another than before: the values, and what is made again."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     lines = []
     for key in sorted(old.keys() | new.keys()):
@@ -141,7 +141,7 @@ def says_how_to_continue(folder: Path, until: str, *, trust: bool = False) -> It
 
 
 def line(folder: Path, until: str, trust: bool) -> str:
-    """The sentence with the command that continues a run."""
+    """Return the sentence with the command that continues a run."""
     unsigned = True
     with contextlib.suppress(HintdistillError):
         unsigned = not RunDir(folder).is_own()

@@ -82,7 +82,7 @@ class Bench:
     """What the arms of one run share."""
 
     def __init__(self, ctx: RunContext, settings: ControlsSettings) -> None:
-        """Raises EmptyFunnelError where the run has nothing to train on or to read."""
+        """Raise EmptyFunnelError if the run has nothing to train on or to read."""
         self.ctx, self.settings, self.folder = ctx, settings, ctx.rundir.path / "controls"
         self.salt = f"controls:{ctx.config.run.seed}"
         rescore.require_accepted(ctx)
@@ -141,7 +141,7 @@ class Bench:
         return report.off_target_sets(RunContext(config, self.ctx.rundir, self.ctx.console, self.ctx.engines))
 
     def arms(self, names: Sequence[str]) -> list[Arm]:
-        """The arms in the order of `ARMS`. Raises ConfigError for settings that do not hold."""
+        """Return the arms in the order of `ARMS`. Raises ConfigError for settings that do not hold."""
         made = {
             "hint": self._hints,
             "placebo": lambda: hinted(self.material, self.material.found, "placebo", placebo=True),
@@ -161,7 +161,7 @@ class Bench:
         return out
 
     def section_of(self, arm: Arm) -> TrainSection:
-        """How an arm trains. Raises ConfigError where what it changes is no setting."""
+        """Return how an arm trains. Raises ConfigError if what it changes is no setting."""
         data = {"train": changed(self.ctx.config.train.model_dump(mode="json"), arm.train), "run": {"model": "-"}}
         config = validate(data | {"traces": {"path": ["-"]}}, f"controls, arm {arm.name}")
         return config.train
@@ -188,7 +188,8 @@ class Bench:
         return sft(self.ctx, found.kept)
 
     def rows_of(self, arm: Arm) -> tuple[list[Target], dict[str, int]]:
-        """The arm's rows, as many anchors as every arm has, none on a step that the arm moves, and every arm's twins."""
+        """Return the arm's rows, as many anchors as every arm has, none on a step that the arm moves, and every arm's
+        twins."""
         hints = list(arm.targets())
         moved = {(t.trace_id, t.step) for t in hints}
         held = [
@@ -252,7 +253,8 @@ class ArmRun:
         )
 
     def _made_of(self) -> list[Any]:
-        """What the arm's targets are made of beyond the run's own: prompts, and of corrections how they are sampled and judged."""
+        """Return what the arm's targets are made of beyond the run's own: prompts, and of corrections how they are
+        sampled and judged."""
         ctx = self.bench.ctx
         if self.arm.name == "hint":
             return []
@@ -331,7 +333,8 @@ def run_controls(
 
 
 def checked(folder: Path, settings: ControlsSettings, arms: Sequence[str], resume: bool) -> RunConfig:
-    """The configuration of a run whose controls can be run. Raises InputError and ConfigError as `run_controls` does."""
+    """Return the configuration of a run whose controls can be run. Raises InputError and ConfigError as `run_controls`
+    does."""
     if unknown := [n for n in (*arms, *settings.train) if n not in ARMS]:
         raise ConfigError(f"no arm {unknown[0]!r}", hint=f"the arms are {', '.join(ARMS)}")
     opened = RunDir.open(folder)
@@ -360,7 +363,7 @@ def _run_controls(
         # what was trained before, under these settings, stays in the document
         jobs = [j for j in every if j.name in (*arms, "hint") or result_of(bench.folder, j) is not None]
         for job in (j for j in every if j not in jobs and (bench.folder / j.name / RESULT).is_file()):
-            console.note(f"{job.name}: its result is of other settings and is left out")
+            console.note(f"{job.name}: its result was made with other settings and is left out")
         bench.folder.mkdir(exist_ok=True)
         bench.ctx.engine(bench.ctx.model_folder)
         began, before = time.monotonic(), bench.logprobs(bench.ctx.model_folder)
@@ -375,7 +378,7 @@ def _run_controls(
 
 
 def _check_teacher(section: TrainSection) -> None:
-    """Raises ConfigError where targets are not stored ones: a variant of them would not be what the arm trains on."""
+    """Raise ConfigError if targets are not stored: a variant of them would not be what the arm trains on."""
     if section.target_source != "stored":
         raise ConfigError(
             "controls train on variants of stored targets, and this run's recipe makes its targets in the step",
@@ -384,7 +387,7 @@ def _check_teacher(section: TrainSection) -> None:
 
 
 def _ahead(bench: Bench, arms: int, reading: float) -> str:
-    """What is about to be done, and about how long it takes, by the run's own speed."""
+    """Return what is about to be done, and about how long it takes, by the run's own speed."""
     b = bench.budget
     said = f"controls: {arms} arms, each {b.rows} hints and {b.anchors} anchors, {b.steps} optimiser steps"
     per_step = seconds_per_step(bench.ctx.rundir.path)

@@ -18,11 +18,11 @@ from hintdistill.pipeline.store import RunDir
 def controls_ahead(
     folder: Path, settings: ControlsSettings, arms: Sequence[str] = ARMS, *, resume: bool = False, trust: bool = False
 ) -> dict[str, Any]:
-    """What `run_controls` would do; raises what it raises before it trains.
+    """Return what `run_controls` would do; raises what it raises before it trains.
 
     Returns:
         `arms` that are owed and those `finished`; per arm `hints`, `anchors` and optimiser `steps`; `tokens`,
-        about as many as the rows of all owed arms hold; `money` (0, or None where corrections are judged by a critic on a
+        about as many as the rows of all owed arms hold; `money` (0, or None if corrections are judged by a critic on a
         server); `bytes` of weights that are written and removed again; `seconds`, where the run has trained.
     """
     config = checked(folder, settings, arms, resume)
@@ -52,7 +52,7 @@ def _asks_a_server(config: RunConfig) -> bool:
 
 
 def ahead_lines(found: dict[str, Any]) -> list[str]:
-    """The same for a reader."""
+    """Return the same for a reader."""
     done = f" (finished before: {', '.join(found['finished'])})" if found["finished"] else ""
     each = f"{found['hints']} hints, {found['anchors']} anchors, {found['steps']} optimiser steps"
     money = "unknown, corrections are judged by a critic on a server" if found["money"] is None else "0"

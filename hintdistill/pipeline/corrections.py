@@ -1,6 +1,6 @@
 """Corrected steps without an environment: the hinted model decodes each erring step again.
 
-The hint stands above the step while it is decoded; the corrected step is then recorded in its own, un-hinted context.
+The hint is above the step while it is decoded; the corrected step is then recorded in its own, un-hinted context.
 What was cut, cannot be read, or draws an objection of a critic that costs nothing (`rules`, `checker`) is left out.
 """
 
@@ -36,7 +36,7 @@ class Corrections:
     counts: dict[str, int]
     """`asked`, `no_place` (the hint could not be spliced), `too_long`, `cut`, `unreadable`, `objected`, `kept`."""
     critics: tuple[str, ...]
-    """The critics that were asked; empty where none of those in use costs nothing."""
+    """The critics that were asked; empty if none of those in use costs nothing."""
 
 
 def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: str, judged: bool = True) -> Corrections:
@@ -79,7 +79,7 @@ def corrections(ctx: RunContext, found: Sequence[tuple[Trace, Finding]], salt: s
 def corrected_step(
     sampler: Sampler, trace: Trace, step: int, context: Sequence[int], ids: Sequence[int]
 ) -> tuple[Trace | None, str]:
-    """The trace that ends with the sampled step, or None; and what became of it."""
+    """Return the trace that ends with the sampled step, or None; and what became of it."""
     if not ids or ids[-1] not in sampler.stop:
         return None, "cut"
     message = PARSERS[sampler.options.parser](sampler.renderer.decode(ids[:-1]))

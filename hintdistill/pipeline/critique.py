@@ -23,7 +23,7 @@ from hintdistill.reporting.spending import PARTS
 
 
 def critics(ctx: RunContext) -> list[Critic]:
-    """The critics in use, in order. Raises ConfigError, PromptError or InputError."""
+    """Return the critics in use, in order. Raises ConfigError, PromptError or InputError."""
     # before there is a run folder the critics are only put together to see whether they can be
     cache = ctx.rundir.path / "answers.jsonl" if ctx.rundir.is_run() else None
     twins = ctx.config.train.twins.per_finding > 0
@@ -35,14 +35,14 @@ def critics(ctx: RunContext) -> list[Critic]:
 
 
 def asked(ctx: RunContext, traces: Sequence[Trace], made: Collection[str] = ()) -> dict[str, dict[str, Any]]:
-    """What each critic would be asked about these traces, at most; nothing is asked.
+    """Return what each critic would be asked about these traces, at most; nothing is asked.
 
     Args:
         made: keys of critiques that are there already, which are not asked for again.
 
     Returns:
         Per critic `requests` (repair rounds aside), `prompt_tokens`, `answer_tokens` (as many as may be given), and `money`: 0
-        in this process or where nothing is asked, None where a server is asked and no price is set.
+        in this process or where nothing is asked, None if a server is asked and no price is set.
     """
     from hintdistill.critics.llm import LLMCritic
 
@@ -102,7 +102,7 @@ def _notes(ctx: RunContext, critic: Critic, said: Sequence[str]) -> Sequence[str
 
 
 def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], number: int) -> list[str]:
-    """What one critic is asked and has not answered; the keys of all its rows, in the order of the traces.
+    """Return what one critic is asked and has not answered; the keys of all its rows, in the order of the traces.
 
     Args:
         before: the critics that have spoken of every trace.
@@ -133,7 +133,7 @@ def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], numbe
 
 
 def _is_owed(ctx: RunContext, rows: Rows, key: str) -> bool:
-    """Whether a critic has to be asked: there is no answer, or one that a second try may give.
+    """Return whether a critic has to be asked: there is no answer, or one that a second try may give.
 
     Raises:
         InputError: shards are merged, and none of them has the row.
@@ -152,7 +152,7 @@ class Meter:
         self._prices = getattr(getattr(config, critic.name, None), "price", None)
 
     def add(self, outcome: Said) -> str | None:
-        """Count an outcome; returns questions, tokens and money so far, or None where nobody was asked."""
+        """Count an outcome; returns questions, tokens and money so far, or None if nobody was asked."""
         usage = getattr(outcome, "usage", None)
         for part in PARTS if usage is not None else ():
             self._used[part] += getattr(usage, part)
@@ -201,7 +201,8 @@ def _own_only(critic: Critic, traces: Sequence[Trace]) -> Generator[tuple[Trace,
 
 
 def without_given(trace: Trace, outcome: Said) -> Said:
-    """The critique without findings on given steps, which are context; each is noted. An error caused by one is a root error."""
+    """Return the critique without findings on given steps, which are context; each is noted. An error caused by one is
+    a root error."""
     if not isinstance(outcome, Critique) or not trace.given_steps:
         return outcome
     findings = tuple(
@@ -259,13 +260,13 @@ class Critiques(Mapping[str, Critique]):
     """The critique of each trace, by trace row key, read from disk when it is taken. Traces that no critic could read are absent."""
 
     def __init__(self, ctx: RunContext) -> None:
-        """Find the current rows. Raises InputError where the folder lacks one."""
+        """Find the current rows. Raises InputError if the folder lacks one."""
         self._rows = ctx.rundir.grouped("critique", "critiques")
         self._keys = Lazy(lambda: (key for key, _ in read.keys(ctx)))
         self._revised = {r["finding"]: r["hint"] for r in ctx.rundir.each("revise", "revisions") if "hint" in r}
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The critique of a trace, or `default`."""
+        """Return the critique of a trace, or `default`."""
         said = [Critique.model_validate(row["critique"]) for row in self._rows.of(key) if "critique" in row]
         return _revised(key, settle(said[0].trace_id, said), self._revised) if said else default
 
@@ -285,21 +286,21 @@ class Critiques(Mapping[str, Critique]):
         return sum(1 for _ in self)
 
     def items(self) -> Any:
-        """Each trace's key and critique, in reading order."""
+        """Return each trace's key and critique, in reading order."""
         return ((key, found) for key in self._keys if (found := self.get(key)) is not None)
 
     def values(self) -> Any:
-        """The critiques, in reading order."""
+        """Return the critiques, in reading order."""
         return (found for _, found in self.items())
 
 
 def opened(ctx: RunContext) -> Critiques:
-    """The current critiques, which stay on disk."""
+    """Return the current critiques, which stay on disk."""
     return Critiques(ctx)
 
 
 def load(ctx: RunContext) -> dict[str, Critique]:
-    """The critique of each trace, by trace row key, all in memory; see `Critiques`."""
+    """Return the critique of each trace, by trace row key, all in memory; see `Critiques`."""
     return dict(Critiques(ctx).items())
 
 
@@ -309,7 +310,7 @@ def finding_key(trace_key: str, finding: Finding) -> str:
 
 
 def _revised(trace_key: str, critique: Critique, revised: dict[str, str]) -> Critique:
-    """The critique with the second hints of findings whose first the gate rejected."""
+    """Return the critique with the second hints of findings whose first the gate rejected."""
     if not revised:
         return critique
     findings = tuple(

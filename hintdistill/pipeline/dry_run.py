@@ -35,22 +35,22 @@ class DryRun:
     critics: dict[str, dict[str, Any]]
     """See `critique.asked`; a server without critic.llm.tokenizer is counted at three bytes a token."""
     money: float | None
-    """Of all critics, at most; None where one of them asks a server and has no price."""
+    """Of all critics, at most; None if one of them asks a server and has no price."""
     tool_schemas: int
     recorded_ids: int
     """Steps whose token ids are recorded."""
     trace_bytes: int
     """Size of the trace files."""
     trace_tokens: int | None
-    """Tokens of all traces as the student reads them, each once; None where run.model is no folder on this machine (a dry run
+    """Tokens of all traces as the student reads them, each once; None if run.model is no folder on this machine (a dry run
     downloads nothing), or no stage asks the student."""
     not_rendered: int
     """Traces that the student's template or tokenizer refuses; they are not among `trace_tokens`."""
     student_bytes: int | None
-    """Size of the weights that training writes, in `train.save_dtype`; None where nothing is trained or the model is not here."""
+    """Size of the weights that training writes, in `train.save_dtype`; None if nothing is trained or the model is not here."""
 
     def lines(self) -> list[str]:
-        """The same for a reader: what is done, then tokens, money and bytes."""
+        """Return the same for a reader: what is done, then tokens, money and bytes."""
         held = f"{self.train_traces} to train on, {self.holdout_traces} held out"
         done = f" (finished before: {', '.join(self.finished)})" if self.finished else ""
         out = [
@@ -69,13 +69,13 @@ class DryRun:
 
 
 def total_money(critics: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """What all critics would cost at most; None where one of them asks and has no price."""
+    """Return what all critics would cost at most; None if one of them asks and has no price."""
     each = [of["money"] for of in critics.values()]
     return None if None in each else sum(each)
 
 
 def asked_lines(critics: Mapping[str, Mapping[str, Any]], money: float | None) -> list[str]:
-    """What would be asked of critics, for a reader."""
+    """Return what would be asked of critics, for a reader."""
     said = [
         f"{name}: {of['requests']:,} requests, {of['prompt_tokens']:,} prompt tokens at most, {of['answer_tokens']:,} answer tokens at most"
         for name, of in critics.items()
@@ -158,7 +158,7 @@ def _tokens(ctx: RunContext, traces: Sequence[Trace]) -> tuple[int | None, int]:
 
 
 def student_bytes(config: RunConfig) -> int | None:
-    """Size of whole weights; None where they are not here, or where an adapter alone is written."""
+    """Size of whole weights; None if they are not here, or where an adapter alone is written."""
     files = sorted(Path(config.run.model).glob("*.safetensors"))
     if not files or (config.train.lora is not None and config.train.save == "adapter"):
         return None

@@ -74,7 +74,7 @@ def provenance(ctx: RunContext, student: Path) -> dict[str, Any]:
     said = None if card is None else json.loads(card.read_text(encoding="utf-8")).get("targets_sha256")
     if said is None:
         ctx.console.warn(
-            f"nothing says which targets {student.name} was trained on; copy card.json of the export into its folder"
+            f"it is unknown which targets {student.name} was trained on; copy card.json of the export into its folder"
         )
     elif said != targets:
         raise InputError(

@@ -19,7 +19,7 @@ from hintdistill.rollouts.sampling import Episode
 
 @dataclass(frozen=True)
 class Played:
-    """What was played; empty where there is no environment."""
+    """What was played; empty if there is no environment."""
 
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
     """By split, then `before` and `after`."""
@@ -31,7 +31,7 @@ def play(ctx: RunContext, student: str | None) -> Played:
     """Play what is owed with the initial policy, and with the student.
 
     Args:
-        student: key of the student's weights; None where nothing was trained.
+        student: key of the student's weights; None if nothing was trained.
     """
     section = ctx.config.rollout
     if section.environment is None:
@@ -39,7 +39,9 @@ def play(ctx: RunContext, student: str | None) -> Played:
     try:
         suite = load_suite(section.environment)
     except UntrustedError as error:
-        ctx.console.warn(f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` does")
+        ctx.console.warn(
+            f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` measures it"
+        )
         return Played()
     content = object_content(section.environment)
     options = options_of(section, measured_from(section), ctx.config.run.seed)

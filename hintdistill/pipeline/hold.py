@@ -24,7 +24,7 @@ ALSO_TRAINED = "also_trained"
 
 
 def read(ctx: RunContext) -> None:
-    """Read the files of `train.hold.path`; nothing where none is named.
+    """Read the files of `train.hold.path`; nothing if none is named.
 
     Raises:
         InputError: a path does not exist.
@@ -40,7 +40,7 @@ def read(ctx: RunContext) -> None:
 
 
 def play(ctx: RunContext) -> None:
-    """Play the split of `train.hold.split` with the initial policy; nothing where none is named or it was played before.
+    """Play the split of `train.hold.split` with the initial policy; nothing if none is named or it was played before.
 
     Raises:
         ConfigError: the environment has no such split.
@@ -111,7 +111,7 @@ def keep(ctx: RunContext, outcomes: Iterable[Trace | Failure], where: str) -> No
     store.extend([row for key, row in rows.items() if key not in have])
     ctx.rundir.set_index("hold", list(rows))
     failures = [r["failure"] for r in rows.values() if "failure" in r]
-    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} records that are none")
+    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} records are not traces")
     for failure in failures[:3]:
         ctx.console.warn(f"hold traces: {failure['source']}: {failure['message']}")
     if len(failures) > 3:
@@ -141,22 +141,22 @@ def _row(outcome: Trace | Failure, trained: set[str]) -> dict[str, Any]:
 
 
 def load(ctx: RunContext) -> list[tuple[str, Trace]]:
-    """The current hold traces with their keys, in reading order, all in memory."""
+    """Return the current hold traces with their keys, in reading order, all in memory."""
     return list(each(ctx))
 
 
 def each(ctx: RunContext) -> Iterator[tuple[str, Trace]]:
-    """The current hold traces with their keys, in reading order, one at a time."""
+    """Return the current hold traces with their keys, in reading order, one at a time."""
     return ((r["key"], Trace.model_validate(r["trace"])) for r in _current(ctx) if "trace" in r)
 
 
 def keys(ctx: RunContext) -> list[str]:
-    """The row keys of the current hold traces and of the records that were none."""
+    """Return the row keys of the current hold traces and of the records that were none."""
     return (ctx.rundir.index("hold") or []) if ctx.config.train.hold.given else []
 
 
 def counts(ctx: RunContext) -> dict[str, Any] | None:
-    """Return how many hold traces there are, and what was not one by reason; None where none were asked for."""
+    """Return how many hold traces there are, and what was not one by reason; None if none were asked for."""
     failed, traces = Counter[str](), 0
     for row in _current(ctx):
         traces += "trace" in row
@@ -166,7 +166,7 @@ def counts(ctx: RunContext) -> dict[str, Any] | None:
 
 
 def steps(ctx: RunContext, key: str, trace: Trace) -> list[int]:
-    """Return the steps of a hold trace that are held: `train.hold.per_trace` of its own, drawn by the seed and the trace alone."""
+    """Return the steps of a hold trace that are held: `train.hold.per_trace` steps, drawn by the seed and the trace alone."""
     own = list(trace.own_steps)
     rng = random.Random(f"hold:{ctx.config.run.seed}:{key}")
     return sorted(rng.sample(own, min(ctx.config.train.hold.per_trace, len(own))))

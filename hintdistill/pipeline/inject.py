@@ -35,7 +35,7 @@ class LoadedInjection:
 def select(
     found: Critique, max_per_trace: int, min_confidence: float, which: Literal["decisive", "roots"] = "roots"
 ) -> list[tuple[Finding, str | None]]:
-    """Every finding with None, or with why it goes no further: only root errors train, the earliest first.
+    """Return every finding with None, or with why it goes no further: only root errors train, the earliest first.
 
     With `which="decisive"` one that its critic calls not decisive goes no further either.
     """
@@ -95,7 +95,8 @@ def run(ctx: RunContext) -> None:
 
 
 def _selected(ctx: RunContext, trace: Trace, found: Critique | None) -> Iterator[tuple[Finding, str | None]]:
-    """Every finding of a trace with None, or with why it goes no further; or every step, where the steps are not the findings'."""
+    """Yield every finding of a trace with None, or with why it goes no further; or every step, where the steps are not
+    the findings'."""
     section = ctx.config.critic
     found = found or Critique(trace_id=trace.id, verdict="abstain")
     if (steps := ctx.config.injecting.steps) is not None:
@@ -112,7 +113,8 @@ def _selected(ctx: RunContext, trace: Trace, found: Critique | None) -> Iterator
 
 
 def _steps(trace: Trace, found: Critique, which: str) -> Iterator[Finding]:
-    """Every step of a trace, or its last, as findings of the whole step; what a critic said of it first is kept."""
+    """Yield every step of a trace, or its last, as findings of the whole step; what a critic said of it first is
+    kept."""
     every = range(len(trace.step_indices))
     for k in every if which == "every" else every[-1:]:
         own = next((f for f in found.findings if f.step == k), None)
@@ -125,7 +127,8 @@ def _steps(trace: Trace, found: Critique, which: str) -> Iterator[Finding]:
 def _contexts(
     contexts: Contexts, trace: Trace, finding: Finding, found: Critique | None
 ) -> MadeContexts | HintdistillError | None:
-    """The words of a finding's contexts, or why there are none; None where the hint source alone writes what the teacher reads."""
+    """Return the words of a finding's contexts, or why there are none; None if the hint source alone writes what the
+    teacher reads."""
     if not contexts.needed:
         return None
     try:
@@ -135,7 +138,7 @@ def _contexts(
 
 
 def _numbered(key: str, n: int) -> str:
-    """The key of the n-th hint of a finding."""
+    """Return the key of the n-th hint of a finding."""
     return key if n == 0 else f"{key}-{n}"
 
 
@@ -146,7 +149,7 @@ def _outcomes(
     skipped: str | None,
     contexts: MadeContexts | HintdistillError | None,
 ) -> list[dict[str, Any]]:
-    """The rows of a finding: each of its hints, or why there is none."""
+    """Return the rows of a finding: each of its hints, or why there is none."""
     about = {"trace_id": trace.id, "finding": finding.model_dump(mode="json", exclude_defaults=True)}
     if skipped is not None:
         return [{**about, "skipped": skipped}]
@@ -170,13 +173,13 @@ def _summarise(ctx: RunContext) -> None:
         left += "injection" not in row and "failure" not in row
         if "failure" in row and failed <= 3:
             first[row["failure"]["message"]] = None
-    ctx.console.note(f"inject: {made} injections, {failed} findings without a place, {left} left out")
+    ctx.console.note(f"inject: {made} injections, {failed} findings could not be injected, {left} skipped")
     for message in first:
         ctx.console.warn(message)
 
 
 def require_some(rundir: RunDir) -> None:
-    """Raise EmptyFunnelError where nothing was injected in this run, with the counts that explain it."""
+    """Raise EmptyFunnelError if nothing was injected in this run, with the counts that explain it."""
     why: Counter[str] = Counter()
     for row in rundir.each("inject", "injections"):
         if "injection" in row:
@@ -190,7 +193,7 @@ def require_some(rundir: RunDir) -> None:
 
 
 def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedInjection]:
-    """The injections among the rows of a trace."""
+    """Return the injections among the rows of a trace."""
     return [
         LoadedInjection(
             content_key("injection", r["injection"]), r["trace"], Injection.model_validate(r["injection"]), split
@@ -201,12 +204,12 @@ def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedInject
 
 
 def each(ctx: RunContext) -> Iterator[LoadedInjection]:
-    """The current injections, in trace order, one trace's in memory."""
+    """Yield the current injections, in trace order, one trace's in memory."""
     rows = ctx.rundir.grouped("inject", "injections")
     for key, split in read.keys(ctx):
         yield from loaded(rows.of(key), split)
 
 
 def load(ctx: RunContext) -> list[LoadedInjection]:
-    """The current injections, in trace order, all in memory."""
+    """Return the current injections, in trace order, all in memory."""
     return list(each(ctx))

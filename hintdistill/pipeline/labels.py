@@ -100,7 +100,8 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
 
 
 def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: bool = False) -> dict[str, Any]:
-    """What `score_critics` would ask: `traces`, `critics` (see `critique.asked`) and `money`, at most; nothing is asked.
+    """Return what `score_critics` would ask: `traces`, `critics` (see `critique.asked`) and `money`, at most; nothing
+    is asked.
 
     Raises what `score_critics` raises.
     """
@@ -112,7 +113,7 @@ def score_ahead(config: RunConfig, labels: Path, console: Console, *, trust: boo
 
 
 def _labelled(ctx: RunContext, labels: Path) -> tuple[list[Labelled], int]:
-    """The labelled traces, at most `traces.limit`, and how many records could not be read."""
+    """Return the labelled traces, at most `traces.limit`, and how many records could not be read."""
     if not labels.exists():
         raise InputError(
             f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
@@ -159,14 +160,14 @@ def _recorded(truth: RecordedCritic, traces: list[Trace]) -> Iterator[tuple[Trac
 
 
 def _cost(rows: list[dict[str, Any]], prices: dict[str, Any]) -> dict[str, float | None]:
-    """Tokens, requests and money of one trace; money is None where a critic that asked has no price."""
+    """Tokens, requests and money of one trace; money is None if a critic that asked has no price."""
     spent = spending(rows, prices, 0)
     tokens = spent["prompt_tokens"] + spent["completion_tokens"]
     return {"tokens": tokens, "requests": spent["requests"], "money": spent["money"]}
 
 
 def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Said]], dict[str, list[dict[str, Any]]]]:
-    """What the critics say of each trace, and what each of them asked for it, as rows for `spending`."""
+    """Return what the critics say of each trace, and what each of them asked for it, as rows for `spending`."""
     section = ctx.config.critic
     said: dict[str, list[Said]] = {t.id: [] for t in traces}
     asked_for: dict[str, list[dict[str, Any]]] = {t.id: [] for t in traces}
@@ -186,7 +187,7 @@ def _critiques(ctx: RunContext, traces: list[Trace]) -> tuple[dict[str, list[Sai
 
 
 def spent_lines(result: Mapping[str, Any]) -> list[str]:
-    """What the critics cost, and what their hints did where that was asked, as lines for a terminal."""
+    """Return what the critics cost, and what their hints did if that was asked, as lines for a terminal."""
     usage = result["usage"]
     cost = "" if usage["money"] is None else f"; cost {usage['money']:,.4f}"
     line = f"{usage['requests']:,} requests, {usage['prompt_tokens']:,} prompt and {usage['completion_tokens']:,} answer tokens{cost}"

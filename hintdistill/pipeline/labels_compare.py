@@ -108,7 +108,7 @@ def _is_root(finding: Mapping[str, Any]) -> bool:
 
 
 def comparison_lines(found: Mapping[str, Any]) -> list[str]:
-    """The comparison as lines for a terminal."""
+    """Return the comparison as lines for a terminal."""
     out = [f"A {found['a']}", f"B {found['b']}", f"{found['traces']} labelled traces in both"]
     for name in RATES:
         p = found[name]

@@ -58,7 +58,7 @@ def _used(ctx: RunContext, case: Case) -> list[Finding]:
 
 
 def _gated(ctx: RunContext, found: Sequence[tuple[Trace, Finding]]) -> tuple[int, Counter[str]]:
-    """How many hints the gate accepts, and why it rejects the others, those that have no place among them."""
+    """Return how many hints the gate accepts, and why it rejects the others, those that have no place among them."""
     injector = Injector(ctx.renderer, ctx.library, ctx.config.inject, ctx.config.rescore.placebos)
     reasons: Counter[str] = Counter()
     items: list[HintItem] = []
@@ -81,13 +81,13 @@ def _gated(ctx: RunContext, found: Sequence[tuple[Trace, Finding]]) -> tuple[int
 
 
 def _acts(message: Message) -> tuple[Any, ...]:
-    """What a step does: its text, and its calls with their arguments as they parse."""
+    """Return what a step does: its text, and its calls with their arguments as they parse."""
     calls = tuple((c.name, c.arguments_raw if c.arguments is None else repr(c.arguments)) for c in message.tool_calls)
     return (message.content or "").strip(), calls
 
 
 def lines(found: Mapping[str, Any]) -> list[str]:
-    """The result as lines for a terminal."""
+    """Return the result as lines for a terminal."""
     out = [f"hints of {found['findings']} findings"]
     for name, key in (("accepted by the gate", "accepted"), ("step repaired", "repaired")):
         r = found[key]

@@ -65,7 +65,7 @@ def merge(folder: Path, console: Console | None = None, *, trust: bool = False) 
         _walk(config, shared, console, until)
         shared.note(merged=len(shards), until=until, finished=True)
     console.note(
-        f"merge: {len(shards)} shards are one run now; {folder / SHARDS} can go (`hintdistill clean {folder}`)"
+        f"merge: {len(shards)} shards are merged; {folder / SHARDS} can be deleted (`hintdistill clean {folder}`)"
     )
     return len(shards)
 
@@ -79,7 +79,7 @@ def _walk(config: RunConfig, shared: RunDir, console: Console, until: str) -> No
 
 
 def _shards(shared: RunDir, opened: ExitStack) -> list[RunDir]:
-    """The folders of all shards, in order, each open and finished. Raises ConfigError, see `merge`."""
+    """Return the folders of all shards, in order, each open and finished. Raises ConfigError, see `merge`."""
     found = shards_of(shared.path)
     if not found:
         raise ConfigError(
@@ -113,7 +113,7 @@ def _shards(shared: RunDir, opened: ExitStack) -> list[RunDir]:
 
 
 def _require_apart(shared: RunDir, shards: list[RunDir]) -> None:
-    """Raise InputError where the shards' traces are not the run's, or two shards have made the same row."""
+    """Raise InputError if the shards' traces are not the run's, or two shards have made the same row."""
     traces = [key for run in shards for key in run.index("read") or []]
     if traces != (shared.index("read") or []):
         raise InputError(

@@ -23,7 +23,7 @@ from hintdistill.training.reward import (
 def outcome_data(ctx: RunContext) -> OutcomeData:
     """Reward and advantage by trace id, and the rows of the outcome-reward term, from the traces of the training split.
 
-    Nothing where the recipe reads no reward, and no rows where its coupling is not additive. A round's failed episodes (cut or
+    Nothing if the recipe reads no reward, and no rows if its coupling is not additive. A round's failed episodes (cut or
     endless ones, environments that broke) are no traces and have no part in it.
 
     Raises:
@@ -48,7 +48,8 @@ def outcome_data(ctx: RunContext) -> OutcomeData:
 
 
 def sampled_elsewhere(config: RunConfig) -> str | None:
-    """What to say of importance ratios where rollouts are not drawn from the model's own distribution; None where they are."""
+    """Return what to say of importance ratios where rollouts are not drawn from the model's own distribution; None
+    where they are."""
     sample = config.rollout.sample
     how = SampledFrom(temperature=sample.temperature, top_p=sample.top_p, top_k=sample.top_k, min_p=sample.min_p)
     if how.whole:

@@ -62,12 +62,12 @@ class Player:
     def episodes(self, number: int, student: Path, folder: Path, weights: Any = None) -> list[Episode]:
         """Play the episodes of round `number` into `folder`; those that are there already are not played again.
 
-        `weights`: who samples, where that is known already; then no bar is drawn either.
+        `weights`: who samples, if that is known already; then no bar is drawn either.
         """
         return self._played(self._playing(number, student), number, student, folder, weights)
 
     def _playing(self, number: int, student: Path) -> Playing:
-        """What is played in a round."""
+        """Return what is played in a round."""
         sample, options = self.config.rollout.sample, self._options(number)
         assert self.config.rollout.environment is not None
         known = tasks_of(self.suite, sample.split, None, sample.tasks)
@@ -117,7 +117,7 @@ class Player:
         return [episode_of(have[k]) for k in keys]
 
     def _weights(self, student: Path) -> Any:
-        """Who samples: the weights in this process, or a server that is handed them."""
+        """Return who samples: the weights in this process, or a server that is handed them."""
         engine = self.top.engine(student)
         if self.config.rollout.sample.backend == "transformers":
             return engine
@@ -150,7 +150,7 @@ class Player:
 
 
 def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int = 1) -> list[str]:
-    """`n` tasks for a round, anew each round; every task once before any comes again, `per_task` in a row of each."""
+    """`n` tasks for a round, again each round; every task once before any comes again, `per_task` in a row of each."""
     rng = random.Random(f"round:{number}:{seed}")
     out: list[str] = []
     while len(out) < n // per_task:
@@ -161,11 +161,11 @@ def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int =
 
 
 def episode_row(key: str, episode: Episode) -> dict[str, Any]:
-    """An episode as a row."""
+    """Return an episode as a row."""
     trace = episode.trace.model_dump(mode="json", exclude_defaults=True)
     return {"key": key, "task": episode.task, "trace": trace, "failure": episode.failure}
 
 
 def episode_of(row: Mapping[str, Any]) -> Episode:
-    """A row as an episode."""
+    """Return a row as an episode."""
     return Episode(row["task"], Trace.model_validate(row["trace"]), row["failure"])

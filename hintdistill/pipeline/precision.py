@@ -22,7 +22,7 @@ SHARE = 0.5
 
 
 def shortest(hints: Sequence[HintItem]) -> list[HintItem]:
-    """Those whose steps are read twice."""
+    """Return those whose steps are read twice."""
     return sorted(hints, key=lambda h: (len(h.injection.plain_ids), h.key))[:STEPS]
 
 
@@ -46,7 +46,9 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     if weights.device.type != "cpu" or weights.dtype != torch.bfloat16 or ctx.rundir.manifest().get("precision"):
         return
     if ModelShape.of(ctx.teacher_folder).parameters * BYTES["float32"] > SHARE * room(run.device).available:
-        ctx.console.note("rescore: run.dtype=auto took bfloat16; no room for a second copy to compare it with float32")
+        ctx.console.note(
+            "rescore: run.dtype=auto chose bfloat16; there is no memory for a float32 copy to compare it with"
+        )
         return
     requests = [r for h in shortest(hints) for r in Scorer.requests(h.key, h.injection)[:2]]
     exact = TransformersEngine.load(ctx.teacher_folder, "float32", run.device, ctx.config.rescore.batch_tokens)
@@ -54,6 +56,6 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     assert found is not None
     ctx.rundir.note(precision={"dtype": "bfloat16", **asdict(found)})
     ctx.console.note(
-        f"rescore: run.dtype=auto took bfloat16; KL(float32 ‖ bfloat16) is {found.kl_per_token:.4f} nats per token over "
+        f"rescore: run.dtype=auto chose bfloat16; KL(float32 ‖ bfloat16) is {found.kl_per_token:.4f} nats per token over "
         f"{found.tokens} tokens, {found.top1_flip_rate:.1%} of the first choices differ"
     )

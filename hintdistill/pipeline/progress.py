@@ -21,7 +21,7 @@ from hintdistill.reporting import printable
 
 Advance = Callable[[int], None]
 EVERY_S = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Seconds between two lines of progress if there is no terminal."""
 
 
 class Work:
@@ -46,7 +46,7 @@ class Work:
         self.done, self._there = self.done + n, self._there + n
 
     def reach(self, done: int, total: int) -> None:
-        """Say how much is done of how much, where this is counted elsewhere.
+        """Say how much is done of how much, if this is counted elsewhere.
 
         The first call starts the clock: what it finds was done while the work was set up, or by an earlier run.
         """
@@ -63,13 +63,13 @@ class Work:
 
     @property
     def rate(self) -> float | None:
-        """Done per second; None where nothing was done yet."""
+        """Done per second; None if nothing was done yet."""
         seconds = self._last - self._began
         return (self.done - self._there) / seconds if seconds > 0 and self.done > self._there else None
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until all is done, at this rate; None where the total or the rate is unknown."""
+        """Seconds until all is done, at this rate; None if the total or the rate is unknown."""
         if self.total is None or self.rate is None:
             return None
         return max(0.0, (self.total - self.done) / self.rate - (self._clock() - self._last))
@@ -119,14 +119,14 @@ def _duration(seconds: float) -> str:
 
 
 class _Status(ProgressColumn):
-    """What `Work.status` says, which changes while nothing advances."""
+    """The text of `Work.status`, which may change while nothing advances."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
         self._work = work
 
     def render(self, task: Task) -> Text:
-        """The state of the work, in words."""
+        """Return the state of the work, in words."""
         return Text(printable(self._work.status()))
 
 
@@ -196,6 +196,6 @@ class _Bar(BarColumn):
         self._work = work
 
     def render(self, task: Task) -> ProgressBar:
-        """The bar, as far as the work has come."""
+        """Return the bar, as far as the work has come."""
         task.total, task.completed = self._work.total, self._work.done
         return super().render(task)

@@ -36,11 +36,11 @@ class Actors:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard."""
+    """The outcome of a shard."""
 
     shard: Shard
     failure: str
-    """Why it is not finished; empty where it is."""
+    """Why it is not finished; empty if it is."""
 
 
 class ShardActor:
@@ -53,7 +53,7 @@ class ShardActor:
         self.context: dict[str, Any] = {"engines": {}, "held": {}}
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Run the shards of a batch and say of each what failed, in words; nothing where it is done."""
+        """Run the shards of a batch and say of each what failed, in words; nothing if it is done."""
         failures = [self._run(Shard.parse(str(text))) for text in batch["shard"]]
         return {"shard": [str(text) for text in batch["shard"]], "failure": failures}
 
@@ -125,7 +125,7 @@ def run_on_ray(
         again = command(folder, failed[0].shard, until, None)
         raise ServiceError(
             f"{len(failed)} of {of} shards failed, the first {failed[0].shard}: {failed[0].failure}",
-            hint=f"the same command goes on with them; one alone: {again}",
+            hint=f"the same command continues them; one alone: {again}",
         )
     merge(folder, console, trust=trust)
     return folder
@@ -134,7 +134,7 @@ def run_on_ray(
 def _outcomes(
     settings: Mapping[str, Any], foreign: str | None, of: int, actors: Actors, how: tuple[str, bool]
 ) -> Iterator[Outcome]:
-    """What becomes of each shard, as they end."""
+    """Yield what becomes of each shard, as they end."""
     try:
         import ray
         import ray.data

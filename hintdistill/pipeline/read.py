@@ -56,7 +56,7 @@ def run(ctx: RunContext) -> None:
 
 @dataclass
 class _File:
-    """What came of one file."""
+    """The result of reading one file."""
 
     traces: int = 0
     lost: dict[str, Any] | None = None
@@ -106,7 +106,7 @@ class _Seen:
 
 
 def _written(ctx: RunContext, seen: _Seen) -> Iterator[tuple[dict[str, Any], Trace | Failure, str | None]]:
-    """Every record's row, kept in the folder, with what it was read as and from which file.
+    """Yield every record's row, kept in the folder, with what it was read as and from which file.
 
     Raises:
         ConfigError: see `run`.
@@ -141,7 +141,7 @@ def _written(ctx: RunContext, seen: _Seen) -> Iterator[tuple[dict[str, Any], Tra
 
 
 def _say(ctx: RunContext, seen: _Seen) -> None:
-    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} records that are none")
+    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} records are not traces")
     for failure in seen.failures:
         ctx.console.warn(f"{failure['source']}: {failure['message']}")
     if seen.failed > SHOWN:
@@ -187,19 +187,19 @@ def _row(outcome: Trace | Failure) -> dict[str, Any]:
 
 
 def keys(ctx: RunContext) -> Iterator[tuple[str, Split]]:
-    """The row key and the split of each current trace, in reading order, without reading one."""
+    """Yield the row key and the split of each current trace, in reading order, without reading one."""
     for line in groups(ctx):
         key, _, group = line.partition(" ")
         yield key, ctx.split_of(group)
 
 
 def count(ctx: RunContext) -> int:
-    """How many current traces there are."""
+    """Return how many current traces there are."""
     return len(groups(ctx))
 
 
 def each(ctx: RunContext) -> Iterator[LoadedTrace]:
-    """The current traces, in reading order, one at a time.
+    """Yield the current traces, in reading order, one at a time.
 
     Raises:
         InputError: the folder lacks one, or its row is damaged.
@@ -210,7 +210,7 @@ def each(ctx: RunContext) -> Iterator[LoadedTrace]:
 
 
 def open_traces(ctx: RunContext) -> Callable[[str], Trace]:
-    """The function that reads a current trace by its row key. It raises InputError where the folder lacks it."""
+    """Return the function that reads a current trace by its row key. It raises InputError where the folder lacks it."""
     rows = ctx.rundir.rows("traces")
 
     def trace(key: str) -> Trace:
@@ -223,7 +223,7 @@ def open_traces(ctx: RunContext) -> Callable[[str], Trace]:
 
 
 def load(ctx: RunContext) -> list[LoadedTrace]:
-    """The current traces, in reading order, all in memory; see `each`."""
+    """Return the current traces, in reading order, all in memory; see `each`."""
     return list(each(ctx))
 
 

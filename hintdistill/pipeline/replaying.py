@@ -66,7 +66,8 @@ class Replayer(Player):
         return Playing(places, key, options, play)
 
     def _prefix(self, trace: Trace, number: int) -> Prefix | Episode:
-        """What the student reads at one of a trace's own steps; an episode that came to nothing where it cannot be rendered."""
+        """Return what the student reads at one of a trace's own steps; an episode that came to nothing if it cannot
+        be rendered."""
         step = trace.own_steps[number]
         try:
             return Prefix(trace, step, self.top.renderer.step(trace, step).context_ids)

@@ -45,7 +45,7 @@ def run(ctx: RunContext, earlier: Sequence[str]) -> None:
 
 
 def write(ctx: RunContext, earlier: Sequence[str], *, measure: bool) -> dict[str, Any]:
-    """Write the report of what is there, and the card of a student that this release trained.
+    """Write the report of the available measurements, and the card of a student that this release trained.
 
     Without `measure`, nothing is evaluated for it.
     """
@@ -74,13 +74,13 @@ def write_elsewhere(ctx: RunContext, folder: Path) -> dict[str, Any]:
 
 
 def controls(rundir: RunDir) -> dict[str, Any] | None:
-    """What `hintdistill controls` found of this run; None where it was not asked."""
+    """Return what `hintdistill controls` found of this run; None if it was not asked."""
     path = rundir.path / CONTROLS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], console: Console) -> None:
-    """Keep the document of the controls, and put its section into the report, where there is one."""
+    """Keep the document of the controls, and put its section into the report, if there is one."""
     write_atomic(rundir.path / CONTROLS, dumps(found))
     path = rundir.path / "report.json"
     if not path.is_file():
@@ -93,7 +93,8 @@ def add_controls(rundir: RunDir, config: RunConfig, found: Mapping[str, Any], co
 
 
 def _page(rundir: RunDir, config: RunConfig, document: Mapping[str, Any]) -> Iterator[str]:
-    """The page of a report document in pieces, with the text of the run's traces and what the critics said of them."""
+    """Return the page of a report document in pieces, with the text of the run's traces and what the critics said of
+    them."""
     return html_pieces(document, config.report.max_findings, _Pages(rundir))
 
 
@@ -153,7 +154,7 @@ def _student_key(ctx: RunContext) -> str:
 
 
 def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
-    """What the corrected student says of every scored step, in its own context and in its twins'."""
+    """Return what the corrected student says of every scored step, in its own context and in its twins'."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
     hints = targets.of_kind("hint", "twin")
     keys, done = {t.key: content_key("after", t.key, student) for t in hints.heads}, ctx.rundir.rows("after")
@@ -177,7 +178,8 @@ def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
 
 
 def _after_row(key: str, target: Target, scores: Scores) -> dict[str, Any]:
-    """A step under the corrected student, and its likeliest continuations at the decision token, where there is one."""
+    """Return a step under the corrected student, and its most likely continuations at the decision token, if there is
+    one."""
     row = {"key": key, "sampled": scores.sampled.astype(float).tolist()}
     if target.decision is None:
         return row
@@ -189,7 +191,7 @@ def _after_row(key: str, target: Target, scores: Scores) -> dict[str, Any]:
 
 
 def _after(row: Mapping[str, Any]) -> After:
-    """A row of after.jsonl; an earlier release wrote no continuations."""
+    """Return a row of after.jsonl; an earlier release wrote no continuations."""
     top = [(int(i), float(p)) for i, p in row.get("top", ())]
     return After(np.array(row["sampled"], np.float32), row.get("position"), top)
 
@@ -312,7 +314,7 @@ def _collect(
 
 
 def _injections(ctx: RunContext, base: to_score.Found) -> OnDemand[Injection]:
-    """The injections by their targets' keys, scored or not, each read from disk when it is taken."""
+    """Return the injections by their targets' keys, scored or not, each read from disk when it is taken."""
     at: dict[str, str] = {}
     rows, grouped = ctx.rundir.rows("injections"), ctx.rundir.grouped("inject", "injections")
     for key, split in read.keys(ctx):
@@ -331,7 +333,7 @@ def _injections(ctx: RunContext, base: to_score.Found) -> OnDemand[Injection]:
 
 
 def _twin_items(ctx: RunContext, base: to_score.Found) -> OnDemand[TwinItem]:
-    """The twins by their targets' keys, scored or not, each read from disk when it is taken."""
+    """Return the twins by their targets' keys, scored or not, each read from disk when it is taken."""
     at: dict[str, tuple[str, int, Split, str]] = {}
     for key, split in read.keys(ctx):
         at |= {p.key: (p.row, p.number, split, p.of) for p in base.twin_places(key, split)}
@@ -345,7 +347,7 @@ def _twin_items(ctx: RunContext, base: to_score.Found) -> OnDemand[TwinItem]:
 
 
 def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:
-    """The metrics of the run's training, row by row; None where those are gone."""
+    """Return the metrics of the run's training, row by row; None if those are gone."""
     work = ctx.rundir.index(train.WORK_INDEX)
     path = ctx.rundir.path / "train" / work[0] / "metrics.jsonl" if work else None
     if path is None or not path.is_file():
@@ -354,7 +356,7 @@ def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:
 
 
 def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
-    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None where those are gone."""
+    """Bounds that the run's training crossed under `train.tripwires.action: warn`, from its metrics; None if those are gone."""
     rows = _readings(ctx)
     if rows is None:
         return None

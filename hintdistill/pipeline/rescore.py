@@ -77,13 +77,14 @@ def run(ctx: RunContext) -> None:
 
 
 def _watched(found: Found) -> Iterator[tuple[str, list[AnchorItem]]]:
-    """The steps that are only watched, one trace's in a call, so that the calls are the same whoever else is watched."""
+    """Yield the steps that are only watched, one trace's in a call, so that the calls are the same whoever else is
+    watched."""
     for _, of in itertools.groupby(found.watched_of(), key=lambda x: x[1]):
         yield "watch", [item for item, _ in of]
 
 
 def _held(ctx: RunContext) -> Iterator[tuple[str, list[AnchorItem]]]:
-    """The steps of hold traces, in calls that have steps of one block of hold traces each."""
+    """Yield the steps of hold traces, in calls that have steps of one block of hold traces each."""
     size = ctx.config.rescore.part_rows
     for block in hold_blocks(ctx, size):
         for batch in chunks(block, size):
@@ -93,7 +94,8 @@ def _held(ctx: RunContext) -> Iterator[tuple[str, list[AnchorItem]]]:
 def batched(
     hints: Sequence[HintItem], anchors: Sequence[AnchorItem], twins: Sequence[TwinItem], size: int, *, together: bool
 ) -> list[list[Any]]:
-    """What is scored in one call of the engine each, at most `size` targets: hints with their twins, then anchors.
+    """Return what is scored in one call of the engine each, at most `size` targets: hints with their twins, then
+    anchors.
 
     Args:
         together: whether the same weights read hints and twins; else the twins follow in calls of their own. A finding and its
@@ -187,7 +189,7 @@ class _Work:
             self.ctx.console.note(f"rescore: {saved}")
 
     def _scoring(self, batch: Sequence[Any]) -> Callable[[Any], list[Target]]:
-        """The function that scores such a batch."""
+        """Return the function that scores such a batch."""
         if isinstance(batch[0], AnchorItem):
             return self.holder.anchors
         return self._score_hints if isinstance(batch[0], HintItem) else self._score_twins
@@ -209,13 +211,14 @@ class _Work:
         return self.holder.score([], items, self.holder.originals(found))
 
     def _read(self, keys: Set[str]) -> None:
-        """Take originals from targets that are stored. Raises InputError where one is missing."""
+        """Take originals from targets that are stored. Raises InputError if one is missing."""
         if keys:
             self._known |= {t.key: Original.of(t) for _, t in self.store.open(sorted(keys)).by_part()}
 
 
 def _prompt_versions(ctx: RunContext) -> Callable[[Finding], dict[str, str]]:
-    """The prompts a finding's hint came from, each with its hash: the critic's, and the template where it gave no words."""
+    """Return the prompts a finding's hint came from, each with its hash: the critic's, and the template where it gave
+    no words."""
     sections = {"llm": ctx.config.critic.llm, "strong": ctx.config.critic.strong}
 
     def versions(finding: Finding) -> dict[str, str]:
@@ -298,7 +301,8 @@ def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str,
 
 
 def load(ctx: RunContext) -> StoredTargets:
-    """The current targets, hints before anchors and twins, as the present gate judges them; their arrays stay on disk.
+    """Return the current targets, hints before anchors and twins, as the present gate judges them; their arrays stay on
+    disk.
 
     Raises:
         InputError: a part is corrupt, or another program or version wrote it, or a target is not there; names it.
@@ -342,7 +346,7 @@ def _summarise_twins(ctx: RunContext, stored: StoredTargets) -> None:
 
 
 def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> None:
-    """Stop before training where there is nothing to train on; `stored` are the current targets, if they are open.
+    """Stop before training if there is nothing to train on; `stored` are the current targets, if they are open.
 
     Raises:
         EmptyFunnelError: no accepted hint, or most findings are errors this student would hardly make.

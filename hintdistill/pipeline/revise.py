@@ -68,5 +68,5 @@ def run(ctx: RunContext) -> int:
             index.append(key)
             new += "hint" in rows[key]
     ctx.rundir.set_index("revise", index)
-    ctx.console.note(f"revise: {len(rejected)} rejected hints, {new} written anew")
+    ctx.console.note(f"revise: {len(rejected)} rejected hints, {new} rewritten")
     return new

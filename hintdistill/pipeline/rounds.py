@@ -4,7 +4,7 @@
 rounds/<n>/episodes.jsonl   one row per episode, failed ones with their reason
 rounds/<n>/rollouts.jsonl   the traces among them
 rounds/<n>/run/             the round's own run folder: critiques, injections, targets, student
-hold-traces.jsonl           what `train.hold.split` holds, where it is set: the initial policy's episodes, the same in every round
+hold-traces.jsonl           what `train.hold.split` holds, if it is set: the initial policy's episodes, the same in every round
 outcomes.jsonl              one row per (weights, split, temperature): how every task went
 rounds.jsonl                one row per finished round: the curves
 rounds.json, report.json    the same as one document
@@ -67,16 +67,16 @@ class Loop:
         self.environment = None if environment is None else object_content(environment)
         self.player = self._player()
         self.plays: Path | None = None
-        """Who samples the next round's episodes, where it is not the student that the round begins with."""
+        """Who samples the next round's episodes, if it is not the student that the round begins with."""
 
     @property
     def suite(self) -> TaskSuite:
-        """The environment's tasks; only where there is one."""
+        """The environment's tasks; only if there is one."""
         assert self._suite is not None
         return self._suite
 
     def _player(self) -> Player:
-        """Who makes the traces of a round."""
+        """Return who makes the traces of a round."""
         if self.config.rollout.source == "replay":
             return Replayer(self.top)
         return Player(self.top, self.suite)
@@ -148,7 +148,7 @@ class Loop:
             row["episodes"]["trainings_old"] = int(sampler != student)
         if cut:
             self.console.note(
-                f"{len(cut)} of {len(episodes)} episodes ran into a limit of tokens: traces without a last step"
+                f"{len(cut)} of {len(episodes)} episodes reached a token limit, so their last step is cut"
             )
         if collapse := collapsed(len(failed) + len(cut), len(episodes), self.config):
             return row | {"tripwire": True, "collapsed_in_play": True, "stop": collapse}
@@ -184,7 +184,7 @@ class Loop:
         return row | self._after(ctx)
 
     def _count_findings(self, ctx: RunContext, row: dict[str, Any]) -> str | None:
-        """Put the root errors into the row; why the loop stops here, where there are too few."""
+        """Put the root errors into the row; why the loop stops here, if there are too few."""
         roots = [f for c in critique.load(ctx).values() for f in c.findings if f.caused_by is None]
         row["findings"] = {"roots": len(roots), "by_class": _count(f.error_class for f in roots)}
         few = len(roots) < self.config.rollout.stop.min_findings
@@ -229,7 +229,7 @@ class Loop:
     # -- episodes --------------------------------------------------------------------------------------------------------
 
     def round_folder(self, number: int) -> Path:
-        """Where a round lies."""
+        """Return where a round lies."""
         return self.rundir.path / "rounds" / f"{number:02d}"
 
     @property
@@ -245,7 +245,7 @@ class Loop:
         return episodes
 
     def round_config(self, number: int, student: Path) -> RunConfig:
-        """The configuration of a round's own run folder."""
+        """Return the configuration of a round's own run folder."""
         data = self.config.model_dump(mode="json")
         data["run"] |= {
             "model": str(student),
@@ -272,7 +272,7 @@ class Loop:
     # -- measuring -------------------------------------------------------------------------------------------------------
 
     def settings(self) -> list[Setting]:
-        """What is measured after each round: every split, greedy (or as configured) and as sampled."""
+        """Return what is measured after each round: every split, greedy (or as configured) and as sampled."""
         if self._suite is None:
             return []
         section = self.config.rollout
@@ -286,7 +286,7 @@ class Loop:
     def outcomes(
         self, student: Path, setting: Setting, patterns: Sequence[str] = ("*",), limit: int | None = None
     ) -> list[Outcome]:
-        """How every task of a setting went with these weights; played where it is not known."""
+        """Return how every task of a setting went with these weights; played if it is not known."""
         tasks = tasks_of(self.suite, setting.split, limit or self.config.rollout.limit, patterns)
         options = options_of(self.config.rollout, setting.how, self.config.run.seed)
         key = content_key("outcomes", model_key(student).weights, self.environment, tasks, describe(options))
@@ -383,7 +383,7 @@ class Loop:
 
 
 def collapsed(failed: int, played: int, config: RunConfig) -> str | None:
-    """What to say of a student too many of whose episodes came to nothing; None of one that still works."""
+    """Return what to say of a student too many of whose episodes came to nothing; None of one that still works."""
     if failed <= config.rollout.stop.max_failed_share * played:
         return None
     return f"collapse: {failed} of {played} episodes came to nothing"
@@ -398,7 +398,7 @@ def run_rounds(config: RunConfig, rundir: RunDir, console: Console) -> None:
 
 
 def rundir_config(rundir: RunDir) -> RunConfig:
-    """The configuration a run folder was opened with."""
+    """Return the configuration a run folder was opened with."""
     return rundir.config()[0]
 
 

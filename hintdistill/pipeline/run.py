@@ -29,7 +29,7 @@ def run_folder(config: RunConfig, name: str) -> Path:
 
 
 def check_named_folder(file: Path, overrides: Sequence[str]) -> None:
-    """Raise ConfigError where the run folder to continue is of another schema, before its configuration is read.
+    """Raise ConfigError if the run folder to continue is of another schema, before its configuration is read.
 
     A configuration of before is full of keys and paths that this release takes otherwise, which would be the first errors. The
     folder is that of the override `run.dir=`; without one, that of the file where the file is a run's own config.yaml.
@@ -135,7 +135,7 @@ def report_only(folder: Path, console: Console | None = None, *, trust: bool = F
     try:
         config, unknown = rundir.config()
         if unknown:
-            console.note(f"{folder} was made by an older release; this one knows no {', '.join(unknown)}")
+            console.note(f"{folder} was made by an older release; this release does not know {', '.join(unknown)}")
         with in_use(config, trust), disk_errors(folder):
             run_stages(RunContext(config, rundir, console), first="report")
     finally:
@@ -145,7 +145,7 @@ def report_only(folder: Path, console: Console | None = None, *, trust: bool = F
 def push(
     config: RunConfig, folder: Path, console: Console, repository: str | None = None, *, private: bool = True
 ) -> str | None:
-    """Upload the run's student to `repository`, else to `train.push`; None where neither is set, or nothing was trained.
+    """Upload the run's student to `repository`, else to `train.push`; None if neither is set, or nothing was trained.
 
     Raises:
         ConfigError: there is no token, or the name is none.

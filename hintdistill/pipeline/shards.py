@@ -36,7 +36,7 @@ from hintdistill.pipeline.store import SHARDS, RunDir
 from hintdistill.pipeline.verify import repair
 
 ENV = "env"
-"""What `--shard` is given where a launcher has set RANK and WORLD_SIZE."""
+"""What `--shard` is given if a launcher has set RANK and WORLD_SIZE."""
 _NAME = re.compile(r"(\d+)(?:/|-of-)(\d+)")
 
 
@@ -72,11 +72,12 @@ class Shard:
             said = f"{environment['RANK']}/{environment['WORLD_SIZE']}"
         found = _NAME.fullmatch(said)
         if found is None or not int(found[1]) < int(found[2]):
-            raise ConfigError(f"{said!r} is no shard", hint="--shard 0/4 is the first of four, --shard 3/4 the last")
+            raise ConfigError(f"{said!r} is not a shard", hint="--shard 0/4 is the first of four, --shard 3/4 the last")
         return cls(int(found[1]), int(found[2]))
 
     def span(self, traces: int, size: int) -> tuple[int, int]:
-        """The first of its traces and the first after them: whole blocks of `size`, as evenly as blocks allow."""
+        """Return the first of its traces and the first after them: whole blocks of `size`, as evenly as blocks
+        allow."""
         blocks = -(-traces // size)
         first, last = (n * blocks // self.of for n in (self.number, self.number + 1))
         return min(first * size, traces), min(last * size, traces)
@@ -94,7 +95,7 @@ class Shard:
 
 
 def shards_of(folder: Path) -> list[Shard]:
-    """The shards that have a folder in a shared one, in order."""
+    """Return the shards that have a folder in a shared one, in order."""
     found = []
     for path in (folder / SHARDS).glob("*-of-*"):
         with suppress(ConfigError):
@@ -103,13 +104,13 @@ def shards_of(folder: Path) -> list[Shard]:
 
 
 def shard_of(rundir: RunDir) -> Shard | None:
-    """Which shard a run folder is; None for a run of its own."""
+    """Return which shard a run folder is; None for a run of its own."""
     said = rundir.manifest().get("shard") if rundir.is_run() else None
     return None if said is None else Shard.parse(said)
 
 
 def command(folder: Path, shard: Shard, until: str, file: str | None) -> str:
-    """The command that runs a shard, again where it ran before."""
+    """Return the command that runs a shard, again where it ran before."""
     config = file or str(folder)
     more = [] if file is not None else ["--resume"]
     words = ["hintdistill", "run", config, *more, "--until", until, "--shard", str(shard)]
@@ -128,7 +129,7 @@ def run_shard(
 ) -> Path:
     """Run the stages from critique to `until` on one shard of the run in `folder`; returns the shard's own folder.
 
-    A shard that ran before is continued. The traces are read first where nobody has.
+    A shard that ran before is continued. The traces are read first if nobody has.
 
     Args:
         context: keywords of the `RunContext`, e.g. `engines` that are loaded already; and `file`, the config's.
@@ -211,7 +212,7 @@ def read_once(config: RunConfig, folder: Path, console: Console, file: str | Non
                 f"{folder} holds a run that has been critiqued as a whole"
                 if "merged" not in shared.manifest()
                 else f"the shards of {folder} are merged",
-                hint=f"hintdistill run {shlex.quote(str(folder))} --resume goes on with it; another run.dir begins anew",
+                hint=f"hintdistill run {shlex.quote(str(folder))} --resume continues it; another run.dir starts a new run",
             )
         held = config.train.hold
         if shared.index("read") is None or (held.path and shared.index("hold") is None):

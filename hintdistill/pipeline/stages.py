@@ -89,7 +89,7 @@ class Inject:
     name, needs_weights = "inject", False
 
     def check(self, ctx: RunContext) -> None:
-        """Raise ModelError where the student's tokenizer or template cannot be used."""
+        """Raise ModelError if the student's tokenizer or template cannot be used."""
         _ = ctx.renderer
 
     def run(self, ctx: RunContext) -> None:
@@ -106,7 +106,7 @@ class Rescore:
     name, needs_weights = "rescore", True
 
     def check(self, ctx: RunContext) -> None:
-        """Raise ConfigError where the scoring engine may not be asked, or no hold traces can be played."""
+        """Raise ConfigError if the scoring engine may not be asked, or no hold traces can be played."""
         ctx.check_scoring_engine()
         if (split := ctx.config.train.hold.split) is not None:
             from hintdistill.rollouts.evaluate import load_suite, tasks_of
@@ -127,7 +127,7 @@ class Train:
     name, needs_weights = "train", True
 
     def check(self, ctx: RunContext) -> None:
-        """Raise ConfigError where the recipe asks for what this run does not have, or a tracker is not installed."""
+        """Raise ConfigError if the recipe asks for what this run does not have, or a tracker is not installed."""
         from hintdistill.recipes import require_met
         from hintdistill.training.capabilities import available, several_rollouts
         from hintdistill.training.trackers import check_trackers
@@ -188,7 +188,7 @@ STAGES: tuple[str, ...] = tuple(stage.name for stage in ORDER)
 
 
 def stage_named(name: str) -> Stage:
-    """Return the stage of that name. Raises ConfigError where there is none."""
+    """Return the stage of that name. Raises ConfigError if there is none."""
     for stage in ORDER:
         if stage.name == name:
             return stage
@@ -215,7 +215,7 @@ def each_stage(
     A caller that stops iterating stops the run there. The revision belongs to rescore: it is over when `rescore` is yielded.
     Where training follows, the rewards that the recipe reads are required as soon as the traces are read, and every critique
     that is still to be had as soon as the critics are done (`critic.allow_owed`). Each stage's
-    warnings are kept in the index `<stage>-warnings`, also where it fails.
+    warnings are kept in the index `<stage>-warnings`, also if it fails.
 
     Args:
         skip: names of stages whose rows are taken as they are.
@@ -260,7 +260,7 @@ def write_report(ctx: RunContext) -> None:
 
 
 def kept_warnings(rundir: RunDir) -> list[str]:
-    """What the stages before the report warned of, in order; each text once."""
+    """Return what the stages before the report warned of, in order; each text once."""
     names = [name for name in STAGES if name != "report"]
     names.insert(names.index("rescore") + 1, "revise")
     return list(dict.fromkeys(text for name in names for text in rundir.index(f"{name}-warnings") or []))
@@ -283,7 +283,7 @@ def _run_one(stage: Stage, ctx: RunContext) -> None:
 
 
 def _revise(ctx: RunContext) -> None:
-    """Send rejected hints back to the critic that wrote them, once; inject and rescore again where one was rewritten."""
+    """Send rejected hints back to the critic that wrote them, once; inject and rescore again if one was rewritten."""
     from hintdistill.pipeline import revise
 
     with _keeping_warnings(ctx, "revise"):
@@ -295,7 +295,7 @@ def _revise(ctx: RunContext) -> None:
 
 @contextmanager
 def _keeping_warnings(ctx: RunContext, name: str) -> Iterator[None]:
-    """Keep what is warned of inside under the stage's name, also where it fails."""
+    """Keep what is warned of inside under the stage's name, also if it fails."""
     ctx.console.warnings.clear()
     try:
         yield

@@ -127,7 +127,7 @@ class RunDir:
         return run
 
     def require_config(self, data: Mapping[str, Any]) -> None:
-        """Raise ConfigError where the run was made with another configuration than `data`; names the keys that differ."""
+        """Raise ConfigError if the run was made with another configuration than `data`; names the keys that differ."""
         mine = self.manifest()["config"]
         if config_hash(mine) != config_hash(data):
             keys = [k for k in differing(mine, data) if k not in {f"run.{name}" for name in MACHINE_KEYS}]
@@ -138,7 +138,7 @@ class RunDir:
 
     @classmethod
     def open(cls, path: str | Path, *, parts: bool = False) -> RunDir:
-        """A run folder to read.
+        """Return a run folder to read.
 
         Args:
             parts: whether shards that are not merged yet will do.
@@ -155,7 +155,7 @@ class RunDir:
         return run
 
     def require_whole(self) -> None:
-        """Raise ConfigError where the run's shards are not merged."""
+        """Raise ConfigError if the run's shards are not merged."""
         if (self.path / SHARDS).is_dir() and self.is_run() and "merged" not in self.manifest():
             raise ConfigError(
                 f"{self.path} is cut into shards that are not merged",
@@ -177,17 +177,17 @@ class RunDir:
         return run
 
     def check_continues(self) -> None:
-        """Raises ConfigError where the folder's run is of another schema than this release writes: its rows would be mixed."""
+        """Raise ConfigError if the folder's run is of another schema than this release writes: its rows would be mixed."""
         found = self.manifest() if self.is_run() else {}
         if found and found["schema"] != RUN_SCHEMA:
             made = found.get("versions", {}).get("hintdistill", "an unknown release")
             raise ConfigError(
                 f"{self.path} was made by run schema {found['schema']} (hintdistill {made}); this release continues {RUN_SCHEMA}",
-                hint="run.dir= starts anew in another folder; `hintdistill show` and `report` still read this one",
+                hint="run.dir= starts a new run in another folder; `hintdistill show` and `report` still read this one",
             )
 
     def is_run(self) -> bool:
-        """Whether the folder holds a run."""
+        """Return whether the folder holds a run."""
         return (self.path / "manifest.json").is_file()
 
     def _acquire(self, waits: Callable[[], None] | None = None) -> None:
@@ -226,7 +226,7 @@ class RunDir:
         write_atomic(self.path / "config.yaml", yaml.safe_dump(data, sort_keys=False))
 
     def manifest(self) -> dict[str, Any]:
-        """The manifest, empty where there is none yet, its configuration in today's keys.
+        """Return the manifest, empty if there is none yet, its configuration in today's keys.
 
         Raises:
             InputError: it is of a schema that cannot be read, or no JSON.
@@ -247,13 +247,14 @@ class RunDir:
         return data
 
     def _raw_manifest(self) -> dict[str, Any]:
-        """The manifest as it is written; empty where there is none."""
+        """Return the manifest as it is written; empty if there is none."""
         if not (self.path / "manifest.json").exists():
             return {}
         return dict(read_json(self.path / "manifest.json", dict, hint=DAMAGED))
 
     def config(self) -> tuple[RunConfig, list[str]]:
-        """The configuration the run was made with, and the keys of an older schema that this release does not know.
+        """Return the configuration the run was made with, and the keys of an older schema that this release does not
+        know.
 
         Paths of schema 1 are taken relative to the working directory, as they were then.
 
@@ -271,7 +272,7 @@ class RunDir:
         return validate(resolve_paths(known, RunConfig, None), where).of_folder(foreign), unknown
 
     def settings_file(self) -> Path:
-        """The run's config.yaml; from the manifest where a kill came between the two.
+        """Return the run's config.yaml; from the manifest where a kill came between the two.
 
         Raises:
             InputError: see `manifest`.
@@ -282,7 +283,7 @@ class RunDir:
         return path
 
     def is_own(self) -> bool:
-        """Whether this user wrote the configuration of the run on this machine; see `core/trust.py`."""
+        """Return whether this user wrote the configuration of the run on this machine; see `core/trust.py`."""
         raw = self._raw_manifest()
         return is_signed(raw.get("config"), raw.get("signature"))
 
@@ -293,7 +294,7 @@ class RunDir:
                 path = Path(at) / name
                 if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
                     raise InputError(
-                        f"{path} is no ordinary file, and {self.path} was not written by you on this machine",
+                        f"{path} is not an ordinary file, and {self.path} was not written by you on this machine",
                         hint="copy the folder with its links followed (`cp -rL`), or delete what is none of its files",
                     )
 
@@ -306,7 +307,7 @@ class RunDir:
         write_atomic(self.path / "manifest.json", json.dumps(manifest, indent=1))
 
     def store(self, name: str) -> JsonlStore:
-        """The rows of `name`.jsonl."""
+        """Return the rows of `name`.jsonl."""
         return JsonlStore(self.path / f"{name}.jsonl")
 
     def set_index(self, stage: str, keys: Sequence[str]) -> None:
@@ -316,17 +317,17 @@ class RunDir:
         write_atomic(folder / f"{stage}.json", json.dumps(list(keys)))
 
     def index(self, stage: str) -> list[str] | None:
-        """The current row keys of a stage, or None where the stage has not finished."""
+        """Return the current row keys of a stage, or None if the stage has not finished."""
         with contextlib.suppress(FileNotFoundError):
             return list(read_json(self.path / "index" / f"{stage}.json", list, hint=REPAIR))
         return None
 
     def rows(self, store: str) -> Rows:
-        """The rows of `store`.jsonl by key; they stay on disk."""
+        """Return the rows of `store`.jsonl by key; they stay on disk."""
         return Rows(self.store(store))
 
     def each(self, stage: str, store: str) -> Iterator[dict[str, Any]]:
-        """The current rows of a stage, in order, one at a time; none where it has not finished.
+        """Yield the current rows of a stage, in order, one at a time; none if it has not finished.
 
         Raises:
             InputError: the file lacks a row that the stage made, or one is damaged.
@@ -345,15 +346,15 @@ class RunDir:
             yield row
 
     def current(self, stage: str, store: str) -> list[dict[str, Any]]:
-        """The current rows of a stage, in order, all in memory; see `each`."""
+        """Return the current rows of a stage, in order, all in memory; see `each`."""
         return list(self.each(stage, store))
 
     def on_disk(self, stage: str, store: str) -> Lazy[dict[str, Any]]:
-        """The current rows of a stage, in order; read anew each time they are walked, see `each`."""
+        """Return the current rows of a stage, in order; read again each time they are walked, see `each`."""
         return Lazy(lambda: self.each(stage, store), len(self.index(stage) or ()))
 
     def grouped(self, stage: str, store: str, field: str = "trace") -> Grouped:
-        """The current rows of a stage by one of their fields. Raises InputError where the file lacks one."""
+        """Return the current rows of a stage by one of their fields. Raises InputError if the file lacks one."""
         return self.rows(store).grouped(self.index(stage) or (), field)
 
 
@@ -363,7 +364,7 @@ def config_hash(data: Mapping[str, Any]) -> str:
 
 
 def differing(one: Mapping[str, Any], two: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The keys whose values differ between two configurations."""
+    """Yield the keys whose values differ between two configurations."""
     for key in sorted(one.keys() | two.keys()):
         a, b = one.get(key), two.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -21,7 +21,7 @@ from hintdistill.rescoring.twins import TwinItem
 
 
 def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
-    """What a target depends on besides its injection or step; `folder` has the weights that score it."""
+    """Return what a target depends on besides its injection or step; `folder` has the weights that score it."""
     engine = ctx.config.rescore.engine
     other = (
         [] if ENGINES.get(engine.backend).shared else [engine.backend, engine.base_url, engine.model, engine.dialect]
@@ -30,13 +30,14 @@ def _made_by(ctx: RunContext, folder: Path) -> list[Any]:
 
 
 def hint_items(ctx: RunContext) -> list[HintItem]:
-    """The current injections with the keys of their targets."""
+    """Return the current injections with the keys of their targets."""
     found = Found(ctx)
     return [item for key, split in read.keys(ctx) for item in found.hints(key, split)]
 
 
 def twin_items(ctx: RunContext) -> list[TwinItem]:
-    """The current twins with the keys of their targets, each with that of its finding's hint; the initial policy scores them."""
+    """Return the current twins with the keys of their targets, each with that of its finding's hint; the initial policy
+    scores them."""
     found = Found(ctx)
     return [item for key, split in read.keys(ctx) for item in found.twins(key, split)]
 
@@ -55,7 +56,7 @@ class TwinPlace(NamedTuple):
     key: str
     """Key of its target."""
     of: str
-    """Key of its finding's hint's target; empty where that was not injected."""
+    """Key of its finding's hint's target; empty if that was not injected."""
     row: str
     """Key of the row."""
     number: int
@@ -73,7 +74,7 @@ class Found:
     """What the stages before found, trace by trace, as what is scored of it; everything stays on disk until it is asked for."""
 
     def __init__(self, ctx: RunContext) -> None:
-        """Open the current rows. Raises InputError where the folder lacks one."""
+        """Open the current rows. Raises InputError if the folder lacks one."""
         self.ctx = ctx
         self._critiques = critique.opened(ctx)
         self._injections = ctx.rundir.grouped("inject", "injections")
@@ -85,7 +86,7 @@ class Found:
         """Whether steps of training traces are anchors."""
 
     def hints(self, key: str, split: Split) -> list[HintItem]:
-        """The injections of a trace."""
+        """Return the injections of a trace."""
         found = inject.loaded(self._injections.of(key), split)
         return [HintItem(self.target_key(i.key, i.split), i.injection, i.split) for i in found]
 
@@ -94,11 +95,11 @@ class Found:
         return content_key("target", injection, split, *self._told)
 
     def twins(self, key: str, split: Split) -> list[TwinItem]:
-        """The twins of a trace."""
+        """Return the twins of a trace."""
         return [TwinItem(p.key, Twin.model_validate(p.made), split, p.of) for p in self.twin_places(key, split)]
 
     def twin_places(self, key: str, split: Split) -> list[TwinPlace]:
-        """The twins of a trace as they lie on disk, with the keys of their targets."""
+        """Return the twins of a trace as they lie on disk, with the keys of their targets."""
         rows = [row for row in ([] if self._twins is None else self._twins.of(key)) if row["twins"]]
         if not rows:
             return []
@@ -116,7 +117,7 @@ class Found:
         return out
 
     def anchors(self, key: str, trace: Trace, split: Split) -> list[AnchorItem]:
-        """The candidates for anchors of a trace."""
+        """Return the candidates for anchors of a trace."""
         if not self.anchored or split != "train" or not (steps := self._clean(key, trace, split)):
             return []
         section = self.ctx.config.train.anchor
@@ -125,11 +126,12 @@ class Found:
         return [item for step in chosen if (item := self._anchor(step)) is not None]
 
     def watched(self) -> list[AnchorItem]:
-        """Steps that are only read while training: clean held-out traces, and training traces where nothing is anchored."""
+        """Steps that are only read while training: clean held-out traces, and training traces if nothing is anchored."""
         return [item for item, _ in self.watched_of()]
 
     def watched_of(self) -> Iterator[tuple[AnchorItem, str]]:
-        """The steps that are only read while training, each with its trace's row key; one trace's come one after another."""
+        """Yield the steps that are only read while training, each with its trace's row key; one trace's come one after
+        another."""
         if self.ctx.config.train.watch.every == 0:
             return
         splits: tuple[Split, ...] = ("holdout",) if self.anchored else ("holdout", "train")
@@ -165,12 +167,12 @@ class Found:
 
 
 def hold_items(ctx: RunContext) -> Iterator[AnchorItem]:
-    """Steps of hold traces, one at a time; none where the recipe has no term for them."""
+    """Steps of hold traces, one at a time; none if the recipe has no term for them."""
     return (item for block in hold_blocks(ctx, 1) for item in block)
 
 
 def hold_blocks(ctx: RunContext, size: int) -> Iterator[list[AnchorItem]]:
-    """Steps of hold traces, those of `size` traces in a list; none where the recipe has no term for them."""
+    """Steps of hold traces, those of `size` traces in a list; none if the recipe has no term for them."""
     if not any(t.rows == "hold" for t in ctx.config.train.effective_recipe.terms.values()):
         return
     base, lost, wanted = _made_by(ctx, ctx.initial_folder), 0, 0
@@ -199,7 +201,8 @@ class CleanStep:
 def _anchor_item(
     ctx: RunContext, step: CleanStep, base: Sequence[Any], kind: TargetKind = "anchor"
 ) -> AnchorItem | None:
-    """What is scored of a clean step; None where it cannot be rendered or is not known exactly enough to train on."""
+    """Return what is scored of a clean step; None if it cannot be rendered or is not known exactly enough to train
+    on."""
     try:
         rendered = ctx.renderer.step(step.trace, step.step)
     except HintdistillError as error:

@@ -37,9 +37,10 @@ WORK_INDEX = "train-work"
 
 
 def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTargets:
-    """The targets to train on: accepted hints and twins, chosen anchors, hold steps; of the training split, as exact as must be.
+    """Return the targets to train on: accepted hints and twins, chosen anchors, hold steps; of the training split, as
+    exact as must be.
 
-    Twins are taken where the recipe has a term for them, whether or not the gate accepted the hint of their finding.
+    Twins are taken if the recipe has a term for them, whether or not the gate accepted the hint of their finding.
 
     `stored` are the current targets, if they are open; the same of the functions below.
     """
@@ -55,7 +56,8 @@ def selected(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTarg
 
 
 def _action_unknown(section: TrainSection, target: TargetHead) -> bool:
-    """Whether a term on such targets leaves reasoning out, and of this one it is known that its end cannot be told."""
+    """Return whether a term on such targets leaves reasoning out, and of this one it is known that its end cannot be
+    told."""
     spans = {t.rows for t in section.effective_recipe.terms.values() if t.span == "action"}
     return target.kind in spans and target.action_start == UNKNOWN_ACTION
 
@@ -79,7 +81,7 @@ def held_out(ctx: RunContext, stored: StoredTargets | None = None) -> StoredTarg
 
 
 def chosen_anchors(candidates: Sequence[Target], config: TrainSection, seed: int) -> Sequence[Target]:
-    """`anchor.per_trace` of each trace's candidates, in their order; none where the recipe has no term for them.
+    """`anchor.per_trace` of each trace's candidates, in their order; none if the recipe has no term for them.
 
     What their choice asks of their log-probabilities is read part by part.
     """
@@ -115,7 +117,7 @@ def watched(
     outcome: OutcomeData | None = None,
     stored: StoredTargets | None = None,
 ) -> WatchSets:
-    """What is read while training: clean steps that were scored and are not among the trained ones, by split.
+    """Return what is read while training: clean steps that were scored and are not among the trained ones, by split.
 
     What the outcome reward trains on is not among them either.
     """
@@ -197,7 +199,7 @@ def warn_if_hints_do_not_pull(ctx: RunContext, targets: Sequence[Target]) -> Non
 
 
 def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
-    """Say of a recipe with an importance ratio what it divides by, where steps have no recorded log-probabilities.
+    """Warn which policy the importance ratio of a recipe divides by if steps have no recorded log-probabilities.
 
     Raises:
         InputError: in a later round, where neither the initial policy nor the student as it is now has sampled them.

@@ -1,6 +1,6 @@
 """One edited context for several twins of a trace: it is read once by the engine and is one row of the training.
 
-The edits of a trace's findings are put together where their places do not collide. Each twin keeps the edits that stand above
+The edits of a trace's findings are put together if their places do not collide. Each twin keeps the edits that are above
 its own step, is rendered anew and passes the same checks as alone; where it does not, or where the contexts do not begin one
 another token for token, it keeps a context of its own.
 """
@@ -16,11 +16,11 @@ from hintdistill.core.types import Replacement, Trace, Twin, TwinEdit
 COMBINED = "combined"
 """Note of a twin whose context has the edits of other findings too; the number of findings follows."""
 Build = Callable[[Twin, TwinEdit], Twin]
-"""The same twin under another edit, with all its checks. Raises HintdistillError where one fails."""
+"""The same twin under another edit, with all its checks. Raises HintdistillError if one fails."""
 
 
 def combined(trace: Trace, twins: Sequence[Twin], build: Build) -> list[Twin]:
-    """The twins of one trace, at most one of each finding, in as few contexts as may be; in the order given.
+    """Return the twins of one trace, at most one of each finding, in as few contexts as may be; in the order given.
 
     Twins whose edit takes messages out, or was written by a critic, stay as they are.
     """
@@ -45,7 +45,7 @@ def _alone(twin: Twin) -> bool:
 
 
 def _joint(trace: Trace, twins: Sequence[Twin], build: Build) -> list[Twin] | None:
-    """These twins in one context, in order of their steps; None where it cannot be."""
+    """These twins in one context, in order of their steps; None if it cannot be."""
     every = union([t.edit for t in twins])
     if every is None:
         return None
@@ -65,13 +65,14 @@ def _joint(trace: Trace, twins: Sequence[Twin], build: Build) -> list[Twin] | No
 
 
 def _above(replacements: Sequence[Replacement], trace: Trace, step: int) -> tuple[Replacement, ...]:
-    """Those that a step has read."""
+    """Return those that a step has read."""
     at = trace.step_indices[step]
     return tuple(r for r in replacements if r.where == "tools" or r.index < at)
 
 
 def union(edits: Sequence[TwinEdit]) -> tuple[Replacement, ...] | None:
-    """The replacements of several edits, each once; None where one's text stands in another's of the same place."""
+    """Return the replacements of several edits, each once; None if one's text is in another's of the same
+    place."""
     found: list[Replacement] = []
     for edit in edits:
         for r in edit.replacements:

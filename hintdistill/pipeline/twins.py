@@ -45,7 +45,7 @@ class LoadedTwin:
 
 
 def run(ctx: RunContext) -> None:
-    """Make the twins that are owed; nothing where `train.twins.per_finding` is 0."""
+    """Make the twins that are owed; nothing if `train.twins.per_finding` is 0."""
     section = ctx.config.train.twins
     if section.per_finding == 0:
         if ctx.rundir.index("twins"):
@@ -85,7 +85,7 @@ def run(ctx: RunContext) -> None:
 
 
 def judge(checker: str | None = None, environment: str | None = None) -> Judge:
-    """The judge of edited traces: every deterministic check, the user's own checker, and the environment's.
+    """Return the judge of edited traces: every deterministic check, the user's own checker, and the environment's.
 
     Args:
         checker: `path/to/file.py:function`, as in `critic.checker`.
@@ -114,7 +114,7 @@ def judge(checker: str | None = None, environment: str | None = None) -> Judge:
 
 
 def _findings(critic: RulesCritic | CheckerCritic, trace: Trace) -> Sequence[Finding]:
-    """What a critic finds. Raises what kept it from judging."""
+    """Return what a critic finds. Raises what kept it from judging."""
     ((_, outcome),) = critic.critique([trace])
     if isinstance(outcome, HintdistillError):
         raise outcome
@@ -132,7 +132,7 @@ class Making:
     seed: int
 
     def rows(self, trace: Trace, injections: Sequence[Injection]) -> list[dict[str, Any]]:
-        """What the findings of one trace came to, see `row`; their twins share a context where they can."""
+        """Return what the findings of one trace came to, see `row`; their twins share a context if they can."""
         rows = [self.row(trace, injection) for injection in injections]
         for n in range(self.per_finding):
             some = [row for row in rows if len(row["twins"]) > n]
@@ -144,7 +144,7 @@ class Making:
         return rows
 
     def row(self, trace: Trace, injection: Injection) -> dict[str, Any]:
-        """What a finding came to: `twins` and `dropped`, or `reason` where it has no edit."""
+        """Return what a finding came to: `twins` and `dropped`, or `reason` if it has no edit."""
         finding = injection.finding
         row: dict[str, Any] = {
             "trace_id": trace.id,
@@ -175,7 +175,7 @@ class Making:
         return row
 
     def twin(self, trace: Trace, finding: Finding, edit: TwinEdit, span: tuple[int, int]) -> Twin:
-        """One twin, checked as text.
+        """Return one twin, checked as text.
 
         Raises:
             TwinError: see `TwinBuilder.build`; the edit licenses a state-changing call (`state_changing`), or a check still
@@ -236,11 +236,13 @@ def _summarise(ctx: RunContext) -> None:
         + (f"; dropped: {left}" if left else "")
     )
     if said["findings"] and not said["twins"]:
-        ctx.console.warn("no finding has a twin: nothing holds its step where it is right; twins.jsonl has the reasons")
+        ctx.console.warn(
+            "no finding has a twin, so nothing holds the steps where they are right; twins.jsonl has the reasons"
+        )
 
 
 def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedTwin]:
-    """The twins in the rows of a trace."""
+    """Return the twins in the rows of a trace."""
     return [
         LoadedTwin(content_key("twin", made), row["trace"], Twin.model_validate(made), split)
         for row in rows
@@ -249,6 +251,6 @@ def loaded(rows: Iterable[Mapping[str, Any]], split: Split) -> list[LoadedTwin]:
 
 
 def load(ctx: RunContext) -> list[LoadedTwin]:
-    """The current twins, in the order of their traces and findings, all in memory."""
+    """Return the current twins, in the order of their traces and findings, all in memory."""
     rows = ctx.rundir.grouped("twins", "twins")
     return [twin for key, split in read.keys(ctx) for twin in loaded(rows.of(key), split)]

@@ -58,7 +58,7 @@ def erring_steps(critiques: Mapping[str, Critique]) -> dict[str, set[int]]:
 
 
 def other_hint(trace: Trace, finding: Finding, library: PromptLibrary, salt: str) -> str | None:
-    """Another error class's hint about the same step; None where no other template can be filled."""
+    """Another error class's hint about the same step; None if no other template can be filled."""
     return other_class_hint(trace, finding, library, random.Random(seed_of("other hint", salt, trace.id, finding.step)))
 
 
@@ -115,12 +115,13 @@ def other_steps(
 
 
 def drawn(kind: str, salt: str, trace: Trace, step: int, share: float) -> bool:
-    """Whether this step is among the `share` that is changed."""
+    """Return whether this step is among the `share` that is changed."""
     return random.Random(seed_of("noise", kind, salt, trace.id, step)).random() < share
 
 
 def judge(critics: Sequence[Critic]) -> Callable[[Sequence[Trace]], dict[str, Critique]]:
-    """The critics as one function from traces to critiques by trace id; a trace that none could read is absent."""
+    """Return the critics as one function from traces to critiques by trace id; a trace that none could read is
+    absent."""
 
     def ask(traces: Sequence[Trace]) -> dict[str, Critique]:
         said: dict[str, list[Critique]] = {}
@@ -137,7 +138,7 @@ def judge(critics: Sequence[Critic]) -> Callable[[Sequence[Trace]], dict[str, Cr
 
 
 def scorer_of(ctx: RunContext) -> Scorer:
-    """The teacher's scorer with the gate off: what is scored here is not judged."""
+    """Return the teacher's scorer with the gate off: what is scored here is not judged."""
     config = ctx.config.rescore
     ungated = RescoreSection.model_validate(
         config.model_dump() | {"gate": config.gate.model_dump() | {"enabled": False}}
@@ -209,7 +210,7 @@ def sft(ctx: RunContext, steps: Steps) -> list[Target]:
 
 
 def as_sampled(target: Target) -> Target:
-    """The target whose teacher is certain of the sampled tokens; forward KL from it is cross-entropy."""
+    """Return the target whose teacher is certain of the sampled tokens; forward KL from it is cross-entropy."""
     hit = target.support_ids == target.step_ids[:, None]
     if not hit.any(1).all():
         raise ValueError("the sampled id is in the support of every position")
@@ -224,7 +225,8 @@ def as_sampled(target: Target) -> Target:
 
 
 def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
-    """Every step of every erring trace (or only those with a finding), the trace's hints in the system prompt."""
+    """Return every step of every erring trace (or only those with a finding), the trace's hints in the system
+    prompt."""
     by_trace: dict[str, list[Finding]] = {}
     for trace, finding in data.found:
         by_trace.setdefault(trace.id, []).append(finding)
@@ -251,7 +253,7 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
 
 
 def scored(ctx: RunContext, name: str, items: list[HintItem]) -> list[Target]:
-    """Targets of injections that somebody else made, with the gate off; `name` is said where one is left out."""
+    """Targets of injections that somebody else made, with the gate off; `name` is said if one is left out."""
     return _scored(ctx, name, items, scorer_of(ctx).score, [])
 
 

@@ -40,7 +40,8 @@ class Damage:
 
 
 def damages(run: RunDir) -> list[Damage]:
-    """What of a run folder is damaged, in its rounds too. Raises InputError where its manifest cannot be read."""
+    """Return what of a run folder is damaged, in its rounds too. Raises InputError if its manifest cannot be
+    read."""
     run.manifest()
     within = (p for pattern in ("rounds/*/run", f"{SHARDS}/*-of-*") for p in run.path.glob(pattern) if p.is_dir())
     folders = [run.path, *sorted(within)]
@@ -89,7 +90,7 @@ def _of(folder: Path) -> Iterator[Damage]:
     again = "--resume makes it again"
     for path in sorted(folder.glob("*.jsonl")):
         if bad := _bad_lines(path, "key"):
-            said = f"{len(bad)} lines are no rows, the first is {bad[0]}"
+            said = f"{len(bad)} lines are not rows, the first is {bad[0]}"
             yield Damage(path, said, "--resume makes them again", tuple(bad))
     for path in sorted(folder.glob("index/*.json")):
         yield from _json(path, list, again)
@@ -102,10 +103,10 @@ def _of(folder: Path) -> Iterator[Damage]:
         yield from _json(path, object, "it is measured again")
     for path in sorted(folder.glob("train/*/metrics.jsonl")):
         if bad := _bad_lines(path, "step"):
-            yield Damage(path, f"{len(bad)} lines are no rows, the first is {bad[0]}", "they are left out", tuple(bad))
+            yield Damage(path, f"{len(bad)} lines are not rows, the first is {bad[0]}", "they are left out", tuple(bad))
     for path in sorted(folder.glob("train/*/checkpoint-*")):
         if path.is_dir() and (seen := broken(path, every_byte=True)) is not None:
-            yield Damage(path, seen, "--resume goes on from the one before it, or from the start")
+            yield Damage(path, seen, "--resume continues from the one before it, or from the start")
     for name in ("report.json", "controls.json", "rounds.json"):
         if (folder / name).is_file():
             yield from _json(folder / name, object, "--resume writes it again")

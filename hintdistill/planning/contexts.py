@@ -59,7 +59,7 @@ def preview(config: RunConfig, trace: str | None = None, step: int | None = None
 
 
 def _said(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the inject stage as it is shown."""
+    """Return a row of the inject stage as it is shown."""
     made = row.get("injection")
     finding = made["finding"] if made else row["finding"]
     about = {
@@ -81,7 +81,7 @@ def _said(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lines(found: Preview) -> Iterator[str]:
-    """The preview as text, line by line."""
+    """Yield the preview as text, line by line."""
     for s in found.steps:
         yield f"trace {s['trace']}, step {s['step']} ({s['error_class']})"
         if "reason" in s:

@@ -177,7 +177,7 @@ class _Planner:
         self.measured = measure(job, list(self._rows()), self.setup.trained, console.note)
 
     def _calls(self) -> Iterator[Part]:
-        """The beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
+        """Yield the beginnings of the largest call of hints and of the largest one of anchors, smallest first."""
         (hints, plain), found = self.work.samples, list[Part]()
         each = 2 + self.config.rescore.placebo_count
         for share in SHARES:
@@ -196,7 +196,7 @@ class _Planner:
         return Part(kind, peak, operations(self.shape, read.computed, read.pairs, read.scored), items, read.scored)
 
     def _rows(self) -> Iterator[Part]:
-        """The largest micro-batch with rows of ¼ and of ½ of their lengths."""
+        """Yield the largest micro-batch with rows of ¼ and of ½ of their lengths."""
         if self.batches:
             most = max(self.batches, key=lambda b: sum(r.tokens for r in b))
             setup = replace(self.setup, accumulates=len(most) < self.config.train.batch_size)

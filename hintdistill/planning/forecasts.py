@@ -1,4 +1,4 @@
-"""What a stage would take, as it is told."""
+"""What a stage would take, in words."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class StageForecast:
     tokens: int
     """That the student's model reads; of an LLM critic, its prompt tokens."""
     peak_bytes: int | None = None
-    """Resident memory of the process at its worst moment, or device memory; None where it is not this process's."""
+    """Resident memory of the process at its worst moment, or device memory; None if it is not this process's."""
     parts: Mapping[str, int] | None = None
     """What the peak is made of."""
     seconds: float | None = None
-    """None where nothing was measured."""
+    """None if nothing was measured."""
     fits: bool = True
     note: str = ""

@@ -64,9 +64,9 @@ class Measured:
     startup_s: dict[str, float]
     """Per stage, seconds before and after its own work: loading, and for training saving too."""
     score: TimeLine | None
-    """Of the engine and of making targets, per part; None where nothing was scored."""
+    """Of the engine and of making targets, per part; None if nothing was scored."""
     train: TimeLine | None
-    """Of a micro-batch's forward and backward pass; None where nothing was trained on."""
+    """Of a micro-batch's forward and backward pass; None if nothing was trained on."""
     optimizer_s: float
     """Per trained entry and optimiser step."""
     growth: dict[str, Growth]
@@ -88,7 +88,7 @@ class Job:
     vocabulary: int
     """Ids below this one are drawn for rows that are made up."""
     folder: Path | None = None
-    """A run folder with the items; None where they are given here."""
+    """A run folder with the items; None if they are given here."""
     hints: Sequence[HintItem] = field(default=())
     anchors: Sequence[AnchorItem] = field(default=())
 
@@ -189,7 +189,7 @@ def _main(path: Path) -> None:
 
 
 def _context(job: Job) -> RunContext | None:
-    """The run's rows as its stages see them; None where there are none yet."""
+    """Return the run's rows as its stages see them; None if there are none yet."""
     if job.folder is None:
         return None
     config = job.config.model_copy(update={"run": job.config.run.model_copy(update={"dir": str(job.folder)})})

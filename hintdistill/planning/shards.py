@@ -52,7 +52,7 @@ def forecast_shards(
 
 
 def shard_lines(found: Sequence[ShardForecast]) -> list[str]:
-    """The plan of the shards for a reader: the range over all, and the longest one."""
+    """Return the plan of the shards for a reader: the range over all, and the longest one."""
     traces, tokens = [s.traces for s in found], [s.rescore.tokens for s in found]
     most = max(found, key=lambda s: (s.rescore.seconds or 0.0, s.rescore.tokens))
     lines = [

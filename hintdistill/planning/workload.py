@@ -125,7 +125,7 @@ def gathered(config: RunConfig, shape: ModelShape, console: Console | None = Non
 
 
 def gather(config: RunConfig, shape: ModelShape) -> Workload:
-    """What `gathered` lays out, without its folder. Raises what the stages up to inject raise."""
+    """Return what `gathered` lays out, without its folder. Raises what the stages up to inject raise."""
     with gathered(config, shape) as (work, _):
         return work
 
@@ -144,13 +144,13 @@ def _stages(config: RunConfig, ctx: RunContext, *, critiqued: bool) -> dict[str,
 
 
 def _newest_round(config: RunConfig) -> Path | None:
-    """The traces that the last round played; None where none was."""
+    """Return the traces that the last round played; None if none was."""
     found = sorted((Path(config.run.dir) / "rounds").glob("*/rollouts.jsonl")) if config.run.dir is not None else []
     return next((p for p in reversed(found) if p.stat().st_size), None)
 
 
 def _one_round(config: RunConfig, played: Path | None) -> RunConfig:
-    """The configuration of one round on these traces."""
+    """Return the configuration of one round on these traces."""
     run = config.run.model_copy(update={"rounds": None, "dir": None if played is None else str(played.parent / "run")})
     replays = config.rollout.source == "replay"
     path = (str(played),) if played else config.traces.path if replays else ()
@@ -170,7 +170,7 @@ def _of_what(loop: RunConfig | None, played: Path | None, source: str) -> str:
 
 
 def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Workload:
-    """A round laid out from the first messages of the tasks that it would draw; see `rollouts.openings`."""
+    """Return a round laid out from the first messages of the tasks that it would draw; see `rollouts.openings`."""
     section = config.rollout
     assert section.environment is not None
     suite, ctx = load_suite(section.environment), RunContext(config, RunDir(folder), Console(quiet=True))
@@ -264,7 +264,7 @@ class _Items:
     anchored: bool = True
 
     def batches(self) -> tuple[list[list[list[Any]]], list[list[Any]], list[list[Any]]]:
-        """The items of each call: of each block, of watched steps, of hold traces; see `rescore.run`."""
+        """Return the items of each call: of each block, of watched steps, of hold traces; see `rescore.run`."""
         size, watched, held = self.config.rescore.part_rows, list[AnchorItem](), list[AnchorItem]()
         blocks: dict[int, tuple[list[HintItem], list[AnchorItem], list[TwinItem]]] = {
             n: ([], [], []) for n in sorted({0, *self.block_of.values()})
@@ -286,7 +286,7 @@ class _Items:
         return of_blocks, of_watched, list(chunks(held, size))
 
     def calls(self, batches: Sequence[list[Any]]) -> Iterator[list[ScoreRequest]]:
-        """The engine's calls for batches, in order."""
+        """Yield the engine's calls for batches, in order."""
         injections = {h.key: h.injection for h in self.hints}
         for batch in batches:
             if isinstance(batch[0], TwinItem):
@@ -297,7 +297,7 @@ class _Items:
 
 
 def requests_of(item: HintItem | AnchorItem | TwinItem) -> list[ScoreRequest]:
-    """What an item asks of the engine."""
+    """Return what an item asks of the engine."""
     if isinstance(item, HintItem):
         return Scorer.requests(item.key, item.injection)
     if isinstance(item, TwinItem):
@@ -307,7 +307,7 @@ def requests_of(item: HintItem | AnchorItem | TwinItem) -> list[ScoreRequest]:
 
 
 def _scored(items: _Items, targets: StoredTargets | None = None) -> dict[str, Any]:
-    """What follows from the items to score: the engine's calls and the kept entries."""
+    """Return what follows from the items to score: the engine's calls and the kept entries."""
     size = items.config.rescore.part_rows
     blocks, watched, held = items.batches()
     calls = [[call for call in items.calls(b) if call] for b in (*blocks, watched, held)]
@@ -331,7 +331,7 @@ def _lengths(hints: Sequence[HintItem], anchors: Sequence[AnchorItem]) -> dict[s
 
 
 def _length(ctx: RunContext, trace: Trace) -> int:
-    """Tokens of a trace up to the end of its last step; 0 where the template refuses it."""
+    """Tokens of a trace up to the end of its last step; 0 if the template refuses it."""
     try:
         last = ctx.renderer.step(trace, len(trace.step_indices) - 1)
     except HintdistillError:
@@ -340,7 +340,7 @@ def _length(ctx: RunContext, trace: Trace) -> int:
 
 
 def _unplayed_hold(ctx: _Paper) -> list[AnchorItem]:
-    """Steps of the split of `train.hold` that rescoring would play first, laid out from its opening messages; none where it was played."""
+    """Steps of the split of `train.hold` that rescoring would play first, laid out from its opening messages; none if it was played."""
     section, rows = ctx.config.train.hold, {t.rows for t in ctx.config.train.effective_recipe.terms.values()}
     if section.split is None or "hold" not in rows or ctx.rundir.index("hold"):
         return []
@@ -351,7 +351,8 @@ def _unplayed_hold(ctx: _Paper) -> list[AnchorItem]:
 
 
 def _all_slots(ctx: RunContext, unplayed: Sequence[AnchorItem] = ()) -> list[StepIds]:
-    """What training would take at most: every injection and twin of the training split, and as many anchors as it uses."""
+    """Return what training would take at most: every injection and twin of the training split, and as many anchors as
+    it uses."""
     config = ctx.config.train
     terms = {t.rows for t in config.effective_recipe.terms.values()}
     out = [
@@ -385,7 +386,7 @@ def _all_slots(ctx: RunContext, unplayed: Sequence[AnchorItem] = ()) -> list[Ste
 
 
 def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> list[StepIds]:
-    """What the training reads of stored targets to watch itself."""
+    """Return what the training reads of stored targets to watch itself."""
     from hintdistill.training.watch import subsample
 
     sets, steps = train.watched(ctx, train.selected(ctx, targets), ended, targets), ctx.config.train.watch.steps

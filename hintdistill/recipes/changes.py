@@ -67,7 +67,7 @@ def _changes(own: Recipe, now: Recipe, read: str | None, steps: str | None) -> I
 
 
 def _hints(recipe: Recipe) -> dict[str, Term]:
-    """The terms that make the method; what holds the student elsewhere is no part of it."""
+    """Return the terms that make the method; what holds the student elsewhere is no part of it."""
     return {n: t for n, t in recipe.terms.items() if t.rows == "hint"}
 
 
@@ -108,19 +108,19 @@ def _of(kind: str, signal: str, term: Term) -> str:
 
 
 def _target(term: Term) -> Any:
-    """The views of a target and how they enter; not by how much, unless one is taken away."""
+    """Return the views of a target and how they enter; not by how much, unless one is taken away."""
     of = term.target
     views = {n for n, a in of.loglin.items() if not _nothing(a)}
     return views, of.anchor, sorted(of.mixture), of.tilt_sign, _nothing(of.tilt)
 
 
 def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that are words, and which numbers are given: a bound that is taken away is another form."""
+    """Return the parameters that are words, and which numbers are given: a bound that is taken away is another form."""
     return {k: v if isinstance(v, str) else None for k, v in parameters.items()}
 
 
 def _weights(weights: Iterable[WeightSpec]) -> list[Any]:
-    """What weights are made of, without their numbers."""
+    """Return what weights are made of, without their numbers."""
     return [
         (w.score, w.shape, w.invert, w.times_sign, w.ref, *(_weights(x) for x in (w.soft_or, w.product, w.then)))
         for w in weights

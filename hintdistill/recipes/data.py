@@ -14,7 +14,7 @@ from hintdistill.recipes.values import Part
 
 
 def one_of(known: Iterable[str], what: str) -> Any:
-    """A validator that refuses a word that is not among `known`, with the nearest one."""
+    """Return a validator that refuses a word that is not among `known`, with the nearest one."""
     words = tuple(known)
     return AfterValidator(lambda value: require(value, words, what))
 

@@ -134,7 +134,7 @@ def _context(name: str) -> str:
 
 
 def _loss(term: Term) -> str:
-    """One term in words."""
+    """Return one term in words."""
     span, how = SPANS.get(term.span, term.span), term.divergence
     read = dict.fromkeys(s for w in term.weights for s in sorted(w.scores()))
     said = [SCORES.get(s, s) for s in read] or ["what another term leaves out"]
@@ -150,7 +150,7 @@ def _loss(term: Term) -> str:
 
 
 def summary(recipe: Recipe) -> dict[str, Any]:
-    """One line's worth of a recipe."""
+    """Return one line's worth of a recipe."""
     return {
         "name": recipe.name,
         "verdict": recipe.verdict,
@@ -184,13 +184,13 @@ def document(recipe: Recipe) -> dict[str, Any]:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """The keys that can be set under `train.recipe`, as the recipe has them."""
+    """Return the keys that can be set under `train.recipe`, as the recipe has them."""
     keys = {"data", "views", "teacher", "terms", "coupling", "controllers"}
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
 
 
 def over_step(recipe: Recipe) -> list[str]:
-    """What the recipe takes from all rows of an optimiser step together; empty where nothing is.
+    """Return what the recipe takes from all rows of an optimiser step together; empty if nothing is.
 
     Static weights (loss span and normaliser) are not among it: those are counted over the whole data set.
     """
@@ -214,7 +214,7 @@ def over_step(recipe: Recipe) -> list[str]:
 
 
 def over_step_costs(recipe: Recipe) -> str | None:
-    """What taking weights over an optimiser step costs, in words; None where the recipe takes none."""
+    """Return what taking weights over an optimiser step costs, in words; None if the recipe takes none."""
     if not over_step(recipe):
         return None
     views = [n for n in recipe.used_views("hint") if n != "student"]
@@ -228,7 +228,7 @@ def over_step_costs(recipe: Recipe) -> str | None:
 
 
 def text(recipe: Recipe) -> str:
-    """A recipe as a page of text."""
+    """Return a recipe as a page of text."""
     import yaml
 
     lines = [f"{recipe.name}: {recipe.title}", ""]

@@ -23,7 +23,7 @@ from hintdistill.recipes.parts import SIGNALS
 from hintdistill.recipes.removed import why_removed
 from hintdistill.recipes.schema import Recipe
 
-_WORDS = "nothing in a run read it; say it in words under `published:` (or `ours:`)"
+_WORDS = "no run used it; describe it in words under `published:` (or `ours:`)"
 REMOVED = {
     "data.locator": f"the critic says where a run's errors are; {_WORDS}",
     **{
@@ -40,12 +40,12 @@ DEFAULT = "targeted"
 
 
 def recipe_folder() -> Path:
-    """Where the shipped recipes are."""
+    """Return where the shipped recipes are."""
     return data_root() / "configs" / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """The shipped recipes."""
+    """Return the shipped recipes."""
     return sorted(p.stem for p in recipe_folder().glob("*.yaml"))
 
 
@@ -54,7 +54,7 @@ def load_recipe(
     overrides: Mapping[str, Any] | None = None,
     beneath: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """A recipe by name, by file (`*.yaml`), or as a mapping whose `preset` names what it starts from.
+    """Return a recipe by name, by file (`*.yaml`), or as a mapping whose `preset` names what it starts from.
 
     Overrides are merged into it, key by key; null takes a term or view away, and a divergence of another kind, or another
     signal, leaves the old one's parameters behind. A term that the preset does not have must say its `rows`, or its `target`
@@ -112,7 +112,7 @@ def _line(error: Any) -> str:
 
 
 def _removed(key: str) -> str | None:
-    """What to write in place of a key that recipes once had, or of a part of it; None for any other key."""
+    """Return what to write in place of a key that recipes once had, or of a part of it; None for any other key."""
     return next((why for old, why in REMOVED.items() if key == old or key.startswith(f"{old}.")), None)
 
 
@@ -153,7 +153,8 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
 
 
 def _titled(data: dict[str, Any], own: Mapping[str, Any], preset: str, name: str) -> dict[str, Any]:
-    """A recipe of another name than what it starts from does not bear the title of that, unless it says so itself."""
+    """Return a recipe of another name than what it starts from does not bear the title of that, unless it says so
+    itself."""
     if name != preset and "title" not in own:
         data["title"] = f"a recipe of one's own, begun from {preset}"
     return data
@@ -162,7 +163,8 @@ def _titled(data: dict[str, Any], own: Mapping[str, Any], preset: str, name: str
 def _over(
     start: Mapping[str, Any], own: Mapping[str, Any], name: str, beneath: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What changes a recipe, merged into it. Raises ConfigError for keys of a term that the recipe does not have."""
+    """Return what changes a recipe, merged into it. Raises ConfigError for keys of a term that the recipe does not
+    have."""
     there, changed = start.get("terms") or {}, own.get("terms")
     for term, keys in changed.items() if isinstance(changed, Mapping) else ():
         if keys is None and term not in there and term not in HELD:

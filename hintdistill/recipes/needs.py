@@ -1,4 +1,4 @@
-"""What a recipe needs beyond a hint and a student, and what of it is missing where it is to run."""
+"""What a recipe needs beyond a hint and a student, and what of it is missing if it is to run."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def needs(recipe: Recipe) -> list[Need]:
     if teacher.weights == "round_start" and "initial" in recipe.used_names("hint"):
         add(
             ["in_step_teacher"],
-            "the view initial is not the stored plain view of a teacher that starts anew each round",
+            "the view initial is not the stored plain view of a teacher that starts again in each round",
         )
     if recipe.coupling.kind != "none":
         # no training plays an attempt again with aid
@@ -143,22 +143,22 @@ def _score_needs(where: str, scores: set[str], add: object) -> None:
 
 
 def reads_reward(recipe: Recipe) -> bool:
-    """Whether it needs to know of each trace how it ended."""
+    """Return whether it needs to know of each trace how it ended."""
     return any(n.name == "reward" for n in needs(recipe))
 
 
 def reads_advantage(recipe: Recipe) -> bool:
-    """Whether it has nothing to learn where all rollouts that are compared have one reward."""
+    """Return whether it has nothing to learn where all rollouts that are compared have one reward."""
     return any(n.name == "several_rollouts" for n in needs(recipe))
 
 
 def missing(recipe: Recipe, available: Collection[str]) -> list[Need]:
-    """The needs that are not among what is available."""
+    """Return the needs that are not among what is available."""
     return [n for n in needs(recipe) if n.name not in available]
 
 
 def require_met(recipe: Recipe, available: Collection[str]) -> None:
-    """Raises ConfigError naming every missing piece, why it is needed and what would meet it."""
+    """Raise ConfigError naming every missing piece, why it is needed and what would meet it."""
     if recipe.kind != "objective":
         raise ConfigError(
             f"the recipe {recipe.name} is a {recipe.kind} and trains nothing",

@@ -102,10 +102,10 @@ SPANS = ("step", "action", "quote", "quote_weighted", "suffix")
 
 
 def context_names() -> tuple[str, ...]:
-    """The contexts that a view may name: `plain`, `hint`, and every context maker."""
+    """Return the contexts that a view may name: `plain`, `hint`, and every context maker."""
     return (*OWN_CONTEXTS, *HINT_SOURCES.names())
 
 
 def require_context(word: str) -> str:
-    """Return the word itself. Raises ValueError with the nearest name where no view can have such a context."""
+    """Return the word itself. Raises ValueError with the nearest name if no view can have such a context."""
     return require(word, context_names(), "context")

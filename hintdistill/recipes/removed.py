@@ -20,7 +20,7 @@ class NotBuilt:
     why: str
     """Why that was not built."""
     instead: str = ""
-    """What there is in its place, or of it; empty where nothing is."""
+    """What there is in its place, or of it; empty if nothing is."""
     runs: Literal["itself", "mechanism", "no"] = "no"
     """Whether it runs as itself by other means than a recipe, a mechanism of it is at work in a run, or neither."""
 

@@ -198,10 +198,10 @@ class Recipe(Part):
     ours: str
     """Which figures or forms are ours."""
     changed: str = ""
-    """What of the method it does not do; empty where it runs as itself. docs/methods.md."""
+    """What of the method it does not do; empty if it runs as itself. docs/methods.md."""
     lowers_error: Literal["yes", "conditional", "no", "n/a"]
     """Whether one step lowers a sampled error token that the teacher lowers: wherever it is sampled, only under a condition, or
-    not by the teacher's doing. The reason stands in `lowers_error_why`."""
+    not by the teacher's doing. The reason is in `lowers_error_why`."""
     lowers_error_why: str = ""
     note: str = ""
     mechanism: tuple[str, ...] = ()
@@ -261,15 +261,16 @@ class Recipe(Part):
             raise ValueError(f"terms.{name}: {term.rows} rows compare distributions")
 
     def all_views(self) -> dict[str, View]:
-        """The declared views and the implicit ones."""
+        """Return the declared views and the implicit ones."""
         return {**IMPLICIT_VIEWS, **self.views}
 
     def used_views(self, rows: TargetKind = "hint") -> dict[str, View]:
-        """The views that the terms on these rows read, by name; several contexts of a kind under numbered names."""
+        """Return the views that the terms on these rows read, by name; several contexts of a kind under numbered
+        names."""
         return {name: view for name, (view, _) in self.used_contexts(rows).items()}
 
     def used_contexts(self, rows: TargetKind = "hint") -> dict[str, tuple[View, str]]:
-        """The same views, each with the name of its context in an injection (`View.labels`)."""
+        """Return the same views, each with the name of its context in an injection (`View.labels`)."""
         wanted = {n: self.all_views()[n] for n in self.used_names(rows)}
         return {
             (name if view.n == 1 else f"{name}_{i + 1}"): (view, label)
@@ -278,7 +279,7 @@ class Recipe(Part):
         }
 
     def used_names(self, rows: TargetKind = "hint") -> list[str]:
-        """The names of the views that the terms on these rows read, as declared."""
+        """Return the names of the views that the terms on these rows read, as declared."""
         names: dict[str, None] = {}
         for term in self.terms.values():
             if term.rows == rows:
@@ -301,7 +302,7 @@ def _named_views(term: Term) -> list[str]:
 
 
 def _views_of(term: Term) -> list[str]:
-    """Every view that a term reads, the views of its scores included."""
+    """Return every view that a term reads, the views of its scores included."""
     scores = [s for w in term.weights for s in sorted(w.scores())]
     scores += ["contrast"] if term.divergence.entry.has_signal and term.divergence.signal == "tanh_contrast" else []
     return [*_named_views(term), *(v for s in scores for v in parts.SCORES.get(s, ()))]

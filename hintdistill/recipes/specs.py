@@ -37,12 +37,13 @@ class Spec(Part):
         return {n: getattr(self, n) for n in type(self).model_fields if n not in common and n in self.model_fields_set}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as plain data: the models of the kinds are made there anew."""
+        """Travel to another process as plain data: the models of the kinds are made there again."""
         return _made_anew, (isinstance(self, WeightSpec), self.model_dump())
 
     @model_serializer(mode="wrap")
     def _as_given(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """The parameters that are given, even where they are a default, and no others: those are the implementation's own."""
+        """Return the parameters that are given, even if they are a default, and no others: those are the
+        implementation's own."""
         data: dict[str, Any] = plain(self)
         common = _common(type(self))
         return {k: v for k, v in data.items() if k in common} | self.parameters
@@ -92,7 +93,7 @@ class _Union:
     _within: bool = False
 
     def choose(self, data: Mapping[str, Any]) -> type[Spec]:
-        """The model of what the data name. Raises ValueError for an unknown name, with the nearest."""
+        """Return the model of what the data name. Raises ValueError for an unknown name, with the nearest."""
         name = str(data.get(self.key, self.default))
         if self.base is WeightSpec:
             shape = parts.SHAPES.get(parts.SHAPES.require(name))
@@ -123,7 +124,7 @@ class _Union:
         return self.models[key]
 
     def validate(self, value: Any) -> Spec:
-        """A part from plain data; errors keep their place."""
+        """Return a part from plain data; errors keep their place."""
         if isinstance(value, self.base):
             return value
         if not isinstance(value, Mapping):
@@ -152,7 +153,7 @@ class _Union:
         return self.json_schema()
 
     def json_schema(self) -> dict[str, Any]:
-        """Every kind with its parameters, told apart by the key."""
+        """Return every kind with its parameters, told apart by the key."""
         names = parts.SHAPES.names() if self.base is WeightSpec else parts.DIVERGENCES.names()
         kinds: list[dict[str, Any]] = []
         for name in names:
@@ -173,7 +174,7 @@ class _Union:
 
 
 def _inlined(schema: Any, defined: Mapping[str, Any]) -> Any:
-    """A schema with what it refers to in its place, because it becomes a part of another."""
+    """Return a schema with what it refers to in its place, because it becomes a part of another."""
     if isinstance(schema, list):
         return [_inlined(s, defined) for s in schema]
     if not isinstance(schema, dict):
@@ -223,7 +224,7 @@ class WeightSpec(Spec):
         return self
 
     def scores(self) -> set[str]:
-        """Every score that this weight reads."""
+        """Return every score that this weight reads."""
         own = set() if self.ref or self.soft_or or self.product else {self.score}
         own |= {"adv_sign"} if self.times_sign else set()
         return own.union(*(w.scores() for w in (*self.soft_or, *self.product)))
@@ -237,7 +238,8 @@ WeightSpec.model_rebuild()
 
 
 def divergence_spec(**data: Any) -> DivergenceSpec:
-    """The divergence of `kind` (reverse KL by default) with its parameters. Raises ValueError where they do not fit it."""
+    """Return the divergence of `kind` (reverse KL by default) with its parameters. Raises ValueError if they do not
+    fit it."""
     made = DIVERGENCE_UNION.validate(data)
     assert isinstance(made, DivergenceSpec)
     return made
@@ -248,7 +250,7 @@ def _made_anew(weight: bool, data: dict[str, Any]) -> Spec:
 
 
 def _common(model: type[Spec]) -> Mapping[str, Any]:
-    """The fields that every kind has."""
+    """Return the fields that every kind has."""
     base = WeightSpec if issubclass(model, WeightSpec) else DivergenceSpec
     return {n: f for n, f in base.model_fields.items() if n != "signal"}
 

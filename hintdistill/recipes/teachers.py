@@ -30,7 +30,7 @@ class Teacher:
     def __post_init__(self) -> None:
         if (self.weights == "follows") != (self.follow is not None):
             raise ConfigError(
-                f"the teacher rule {self.name}: `follow` is of a rule whose weights are `follows`, and must be said"
+                f"the teacher rule {self.name}: `follow` is required if `weights` is `follows`, and not allowed otherwise"
             )
 
     @property
@@ -60,12 +60,13 @@ TEACHERS: Registry[Teacher] = Registry("teacher rule", Teacher, {t.name: t for t
 
 
 def of_kind(names: set[str], *weights: str) -> set[str]:
-    """Those of the rules whose weights are of one of these kinds."""
+    """Return those of the rules whose weights are of one of these kinds."""
     return {n for n in names if TEACHERS.get(n).weights in weights}
 
 
 def whose(view_weights: str, update: str) -> str:
-    """The origin of a view's weights under a teacher rule: one of `Teacher.weights`, and of a copy that follows its rule's name."""
+    """Return the origin of a view's weights under a teacher rule: one of `Teacher.weights`, and of a copy that follows
+    its rule's name."""
     if view_weights != "teacher":
         return view_weights
     rule = TEACHERS.get(update)

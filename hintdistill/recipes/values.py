@@ -32,7 +32,7 @@ class Schedule(Part):
 
 
 def ends(value: float | Schedule) -> tuple[float, float]:
-    """The first and the last value of a scalar."""
+    """Return the first and the last value of a scalar."""
     return (value.start_value, value.to) if isinstance(value, Schedule) else (value, value)
 
 
@@ -47,7 +47,7 @@ Positive = Annotated[Number, AfterValidator(_positive)]
 
 
 def check(parameter: Parameter, kind: str, value: Any) -> None:
-    """Raises ValueError where a part of that kind cannot take the value: a word, a count, a number out of its bounds."""
+    """Raise ValueError if a part of that kind cannot take the value: a word, a count, a number out of its bounds."""
     if parameter.takes == "word":
         require(str(value), parameter.words, f"`{parameter.name}` of {kind}")
     elif parameter.takes == "flag" and not isinstance(value, bool):
@@ -87,7 +87,7 @@ def _number(parameter: Parameter, kind: str, value: Any) -> None:
 
 
 def json_schema(parameter: Parameter) -> dict[str, Any]:
-    """The values that a parameter takes, as JSON schema."""
+    """Return the values that a parameter takes, as JSON schema."""
     if parameter.takes == "word":
         return {"enum": list(parameter.words)}
     if parameter.takes in ("flag", "view"):

@@ -7,7 +7,8 @@ from typing import Any
 
 
 def jsonable(value: Any) -> Any:
-    """A copy that JSON can hold. What has no JSON form stands as its text. Raises whatever an object's `model_dump` raises."""
+    """Return a copy that JSON can hold. What has no JSON form stands as its text. Raises whatever an object's
+    `model_dump` raises."""
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -22,5 +23,5 @@ def jsonable(value: Any) -> Any:
 
 
 def _left_out(value: Any) -> bool:
-    """Whether a value is a package's mark of an argument that was not given."""
+    """Return whether a value is a package's mark of an argument that was not given."""
     return type(value).__name__ in ("NotGiven", "Omit")

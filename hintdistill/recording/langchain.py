@@ -63,7 +63,7 @@ class HintdistillCallback(BaseCallbackHandler):
 
 
 def _chat(message: BaseMessage) -> dict[str, Any]:
-    """A chat message. Raises ValueError where it is none."""
+    """Return a chat message. Raises ValueError if it is not one."""
     made = messages_in([jsonable(message)], "user")
     if len(made) != 1:
         raise ValueError(f"a message of type {message.type!r} cannot be read")

@@ -22,7 +22,7 @@ from hintdistill.traces.registry import recognise
 from hintdistill.traces.repeats import marks_of
 
 KNOWN = 1024
-"""Conversations that may go on; an older one that goes on is begun anew."""
+"""Conversations that may go on; an older one that goes on is begun again."""
 
 
 @dataclass
@@ -43,10 +43,10 @@ class LiveTraces:
         self._known: OrderedDict[int, tuple[_Growing, int]] = OrderedDict()
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take up one model call. Raises TraceError where it is none, OSError where it cannot be written."""
+        """Take up one model call. Raises TraceError if it is not one, OSError if it cannot be written."""
         found = recognise(record)
         if found is None:
-            raise TraceError("the record is no model call")
+            raise TraceError("the record is not a model call")
         source = Source(file=f"{self.name}.jsonl", position="line 1")
         for trace in found.traces(Record(record, source), ReadOptions()):
             if not isinstance(trace, Trace):

@@ -1,6 +1,6 @@
 """A client of the openai package that records every call, synchronous or not, streamed or not.
 
-Token ids and log-probabilities are recorded where the server gives them. vLLM does when it is asked: `ask_ids=True` adds
+Token ids and log-probabilities are recorded if the server gives them. vLLM does when it is asked: `ask_ids=True` adds
 `return_token_ids` and `logprobs` to every chat completion.
 """
 
@@ -28,7 +28,7 @@ def record_openai(
     Args:
         client: an `OpenAI` or `AsyncOpenAI` object; its methods `create` are replaced.
         ask_ids: ask for token ids and log-probabilities; only for servers that know `return_token_ids`.
-        about: what else stands in every record: `task_id`, `reward`, ...
+        about: what else is in every record: `task_id`, `reward`, ...
     """
     recorder = _Recorder(sink, dict(about or {}))
     for path, asked, record in (
@@ -104,7 +104,7 @@ class _Recorder:
         self._items: OrderedDict[str, list[Any]] = OrderedDict()
 
     def asking(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The options of a chat completion with the question for ids and log-probabilities."""
+        """Return the options of a chat completion with the question for ids and log-probabilities."""
         body = {"return_token_ids": True, **(options.get("extra_body") or {})}
         return {"logprobs": True, **options, "extra_body": body}
 
@@ -125,7 +125,7 @@ class _Recorder:
         before = request.get("previous_response_id")
         if before is not None:
             if before not in self._items:
-                raise ValueError(f"the response {before} that this one goes on from was not recorded")
+                raise ValueError(f"the response {before} that this one continues was not recorded")
             read = [*self._items[before], *read]
         self._items[body["id"]] = [*read, *body.get("output", [])]
         while len(self._items) > KNOWN_RESPONSES:
@@ -200,7 +200,7 @@ class _AsyncStream:
 
 
 def _from_chunks(chunks: list[Any]) -> dict[str, Any]:
-    """The chat completion that chunks add up to."""
+    """Return the chat completion that chunks add up to."""
     whole: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     for chunk in map(jsonable, chunks):

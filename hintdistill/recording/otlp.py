@@ -15,7 +15,7 @@ JSON_TYPE, PROTOBUF_TYPE = "application/json", "application/x-protobuf"
 
 
 def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 1 << 30) -> dict[str, Any]:
-    """The request as OTLP's JSON: ids in hexadecimal digits.
+    """Return the request as OTLP's JSON: ids in hexadecimal digits.
 
     Raises:
         TraceError: the body is no OTLP request of that type, or larger than `max_bytes` when it is unpacked.
@@ -29,12 +29,12 @@ def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 
     except (ValueError, RecursionError) as error:
         raise TraceError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("resourceSpans"), list):
-        raise TraceError("the body is no OTLP trace request: it has no list `resourceSpans`")
+        raise TraceError("the body is not an OTLP trace request: it has no list `resourceSpans`")
     return value
 
 
 def unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """The body without its gzip. Raises TraceError where it is none, or unpacks to more than `max_bytes`."""
+    """Return the body without its gzip. Raises TraceError if it is not one, or unpacks to more than `max_bytes`."""
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":
@@ -62,7 +62,7 @@ def _from_protobuf(body: bytes) -> dict[str, Any]:
     try:
         request.ParseFromString(body)
     except DecodeError as error:
-        raise TraceError(f"the body is no OTLP trace request: {error}") from None
+        raise TraceError(f"the body is not an OTLP trace request: {error}") from None
     value: dict[str, Any] = MessageToDict(request)
     for resource in value.get("resourceSpans", ()):
         for scope in resource.get("scopeSpans", ()):

@@ -26,7 +26,7 @@ class TraceSink:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Make the folder. Raises ConfigError where it cannot be written to."""
+        """Make the folder. Raises ConfigError if it cannot be written to."""
         self.folder = Path(folder)
         self.written = 0
         """Records on disk."""
@@ -43,13 +43,13 @@ class TraceSink:
             raise ConfigError(f"traces cannot be recorded in {self.folder}: {error}") from error
 
     def path(self, kind: str = "calls") -> Path:
-        """The file of this sink for one kind of records."""
+        """Return the file of this sink for one kind of records."""
         return self.folder / f"{kind}-{self._name}.jsonl"
 
     def call(self, record: Mapping[str, Any]) -> None:
         """Take up one model call in its conversation; one that cannot be read is kept as a record as it came.
 
-        Raises OSError, TypeError or ValueError where it cannot be written.
+        Raises OSError, TypeError or ValueError if it cannot be written.
         """
         with self._lock:
             try:
@@ -61,7 +61,7 @@ class TraceSink:
         self.append(record)
 
     def append(self, record: Mapping[str, Any], kind: str = "calls") -> None:
-        """Write one record. Raises OSError, TypeError or ValueError where it cannot be written."""
+        """Write one record. Raises OSError, TypeError or ValueError if it cannot be written."""
         line = json.dumps(record, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n"
         data = line.encode("utf-8", "surrogatepass")
         with self._lock, self.path(kind).open("ab") as file:

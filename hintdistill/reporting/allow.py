@@ -80,7 +80,7 @@ def word(kind: str, known: Collection[str] | Callable[[], Collection[str]]) -> R
 
 
 def head(separator: str, rule: Rule) -> Rule:
-    """Apply a rule to what stands before the separator; the rest of the text is left out."""
+    """Apply a rule to what is before the separator; the rest of the text is left out."""
 
     def of_head(value: Any, names: Names) -> Any:
         return rule(str(value).partition(separator)[0], names)

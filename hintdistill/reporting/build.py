@@ -54,7 +54,7 @@ class ReportInput:
     injections: Mapping[str, Injection]
     """Injection by target key."""
     contexts: Mapping[str, tuple[str, str]]
-    """By target key, the end of the context's text above the hint, and what stands between hint and step."""
+    """By target key, the end of the context's text above the hint, and what is between hint and step."""
     trained: Sequence[str]
     """Keys of the targets trained on."""
     train_summary: Mapping[str, Any] | None
@@ -65,29 +65,29 @@ class ReportInput:
     off_target: Mapping[str, Movement]
     warnings: Sequence[str] = field(default_factory=list)
     twin_counts: Mapping[str, Any] | None = None
-    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None where none were asked for."""
+    """Numbers about the twins that were made and dropped; see `pipeline.twins.counts`. None if none were asked for."""
     twin_items: Mapping[str, TwinItem] = field(default_factory=dict)
     """By key of the twin's target."""
     holds: Mapping[str, Any] | None = None
-    """Number of hold traces, and what was not one by reason; None where none were asked for."""
+    """Number of hold traces, and what was not one by reason; None if none were asked for."""
     controls: Mapping[str, Any] | None = None
-    """The document of `hintdistill controls`, where it was run."""
+    """The document of `hintdistill controls`, if it was run."""
     folder: Path | None = None
     """The run folder, for its name and the command that runs it again."""
     owed: int | None = None
-    """Traces whose critique another try may still give; None where it is not known."""
+    """Traces whose critique another try may still give; None if it is not known."""
     episodes: Sequence[Mapping[str, Any]] = ()
     """Rows of episodes.jsonl that the evaluations were counted from."""
     readings: Sequence[Mapping[str, Any]] = ()
-    """Rows of the training's metrics.jsonl; empty where this run trained nothing."""
+    """Rows of the training's metrics.jsonl; empty if this run trained nothing."""
     tripwires: Sequence[Mapping[str, Any]] | None = None
-    """Bounds that training crossed: `step`, `tripwire`, `value`, `bound`; None where this run trained nothing."""
+    """Bounds that training crossed: `step`, `tripwire`, `value`, `bound`; None if this run trained nothing."""
     decode: Decode | None = None
-    """Text of token ids; without it findings name neither the hint's own tokens nor likeliest continuations."""
+    """Text of token ids; without it findings name neither the hint's own tokens nor most likely continuations."""
 
 
 def build(data: ReportInput) -> dict[str, Any]:
-    """The report document; see `docs/report.md`."""
+    """Return the report document; see `docs/report.md`."""
     sampled = {key: after.sampled for key, after in data.after.items()}
     twins = heads(of_kind(data.targets, "twin"))
     entries = twin_entries(twins, data.twin_items, set(data.trained), sampled)
@@ -145,7 +145,8 @@ def build(data: ReportInput) -> dict[str, Any]:
 
 
 def gate_of(config: Mapping[str, Any]) -> GateSection:
-    """The gate's settings, with the recipe's word on whether there is one where the run's own configuration has none."""
+    """Return the gate's settings, with the recipe's word on whether there is one where the run's own configuration has
+    none."""
     gate = GateSection.model_validate(config["rescore"]["gate"])
     if gate.enabled is not None:
         return gate
@@ -179,7 +180,7 @@ def _about(data: ReportInput) -> dict[str, Any]:
 
 
 def _train(data: ReportInput) -> dict[str, Any] | None:
-    """The training's summary, and the bounds it crossed where they are known."""
+    """Return the training's summary, and the bounds it crossed if they are known."""
     if not data.train_summary:
         return None
     crossed = {} if data.tripwires is None else {"tripwires": [dict(c) for c in data.tripwires]}
@@ -187,7 +188,7 @@ def _train(data: ReportInput) -> dict[str, Any] | None:
 
 
 def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) -> tuple[list[ScoredHint], Entries]:
-    """Every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
+    """Return every hint's facts and its part of the document, in order; whole targets are let go again one by one."""
     hints = of_kind(data.targets, "hint")
     gate = GateSection.model_validate(data.manifest["config"]["rescore"]["gate"])
     collected = Collected(len(hints))
@@ -218,7 +219,7 @@ def _read_hints(data: ReportInput, twins: Mapping[str, list[dict[str, Any]]]) ->
 
 
 def _gate(scored: Sequence[ScoredHint], gate: GateSection) -> dict[str, Any]:
-    """The gate's settings, and how many placebos pass."""
+    """Return the gate's settings, and how many placebos pass."""
     passed = [found for s in scored for found in s.placebos_pass]
     return {
         "null_pass_rate": mean(passed),
@@ -291,5 +292,5 @@ def _rates(found: Iterable[tuple[str, bool]]) -> dict[str, float]:
 
 
 def dumps(document: Mapping[str, Any]) -> str:
-    """The document as JSON; refuses NaN, which would not be JSON."""
+    """Return the document as JSON; refuses NaN, which would not be JSON."""
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)

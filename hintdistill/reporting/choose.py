@@ -15,7 +15,7 @@ SHOWN = 10
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which findings are asked for; what is None is not asked."""
+    """The selection of findings; None selects all."""
 
     error_class: str | None = None
     reason: str | None = None
@@ -68,12 +68,13 @@ def reasons_of(finding: Mapping[str, Any]) -> list[str]:
 
 
 def name_of(finding: Mapping[str, Any]) -> str:
-    """The name of a finding on the command line: `TRACE:STEP`."""
+    """Return the name of a finding on the command line: `TRACE:STEP`."""
     return f"{finding['trace']}:{finding['step']}"
 
 
 def named(document: Mapping[str, Any], which: str) -> list[Mapping[str, Any]]:
-    """The findings that a name means: `TRACE:STEP`, `TRACE`, a key, or the beginning of one that fits one place alone.
+    """Return the findings that a name means: `TRACE:STEP`, `TRACE`, a key, or the beginning of one that fits one place
+    alone.
 
     Raises:
         ConfigError: nothing has that name, or findings of several steps begin with it; the error lists them.
@@ -104,7 +105,7 @@ def _matches(finding: Mapping[str, Any], wanted: Wanted) -> bool:
 
 
 def _text(finding: Mapping[str, Any]) -> str:
-    """All text of a finding in one string."""
+    """Return all text of a finding in one string."""
     keys = ("error_class", "hint", "quote", "evidence", "context_above", "context_below", "message")
     step = "".join(t["text"] for t in finding.get("tokens") or ())
     return "\n".join([name_of(finding), step, *(finding.get(k) or "" for k in keys)])

@@ -18,7 +18,7 @@ LONGEST = 8000
 
 
 def found_nothing(trace_rows: Iterable[Mapping[str, Any]], critiques: Mapping[str, Any]) -> dict[str, Any]:
-    """The traces whose critique is the verdict `none`: how many there are, and some of them.
+    """Return the traces whose critique is the verdict `none`: how many there are, and some of them.
 
     Args:
         trace_rows: rows of traces.jsonl, walked once.
@@ -48,7 +48,7 @@ def _entry(trace: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """The section of the page."""
+    """Return the section of the page."""
     found = document.get("found_nothing")
     if not found or not found["sample"]:
         return ""

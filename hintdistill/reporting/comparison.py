@@ -1,4 +1,4 @@
-"""Two runs compared: their figures with differences, the findings that they share, and what is set otherwise."""
+"""Two runs compared: their figures with differences, the findings that they share, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
 
     Returns:
         `runs` (name, date, command, config hash of each), `metrics` (name, a, b, difference), `findings` (`shared`, `only_a`,
-        `only_b`, each finding with its numbers), and `config` (key, a, b where they differ; null where a key is not there).
+        `only_b`, each finding with its numbers), and `config` (key, a, b if they differ; null if a key is not there).
 
     Raises:
         InputError, ConfigError: see `open_run`; one of them is the other.
@@ -70,7 +70,7 @@ def _metrics(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[dict[str, Any]]
 
 
 def _numbers(doc: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """The figures of a report that two runs are compared by, in the order of work."""
+    """Yield the figures of a report that two runs are compared by, in the order of work."""
     for name, (stage, key) in _FUNNEL:
         yield name, doc["funnel"][stage].get(key)
     for reason, n in doc["funnel"]["rescore"]["reasons"].items():
@@ -106,7 +106,7 @@ def _findings(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[dict
 
 
 def _placed(doc: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """By place, what is compared of each finding; the rest is not held, because findings may stand on disk and be many."""
+    """By place, what is compared of each finding; the rest is not held, because findings may be on disk and be many."""
     out: dict[tuple[Any, ...], dict[str, Any]] = {}
     for finding in doc["findings"]:
         place, n = (finding["trace"], finding["step"], finding["quote"]), 0
@@ -153,7 +153,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def shown(value: Any, signed: bool = False) -> str:
-    """A figure for a reader; a dash where there is none."""
+    """Return a figure for a reader; a dash if there is none."""
     if value is None:
         return "–"
     if isinstance(value, int):
@@ -162,12 +162,12 @@ def shown(value: Any, signed: bool = False) -> str:
 
 
 def changed(document: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The shared findings that were accepted in one run and not in the other."""
+    """Return the shared findings that were accepted in one run and not in the other."""
     return [f for f in document["findings"]["shared"] if f["a"]["accepted"] != f["b"]["accepted"]]
 
 
 def counts(document: Mapping[str, Any]) -> str:
-    """How many findings the two runs share, as a sentence."""
+    """Return how many findings the two runs share, as a sentence."""
     found = document["findings"]
     return (
         f"{len(found['shared'])} findings in both, {len(found['only_a'])} only in A, {len(found['only_b'])} only in B; "
@@ -176,7 +176,7 @@ def counts(document: Mapping[str, Any]) -> str:
 
 
 def comparison_html(document: Mapping[str, Any]) -> str:
-    """The comparison as one self-contained page."""
+    """Return the comparison as one self-contained page."""
     names = [f"{letter}: {run['name'] or run['path']}" for letter, run in zip("AB", document["runs"], strict=True)]
     metrics = [(m["name"], shown(m["a"]), shown(m["b"]), shown(m["difference"], True)) for m in document["metrics"]]
     settings = [(c["key"], _said(c["a"]), _said(c["b"])) for c in document["config"]]

@@ -41,13 +41,13 @@ class ControlsInput:
     clean: Mapping[str, int]
     """Clean steps by set."""
     corrections: Mapping[str, Any] | None
-    """How the hinted model's corrections were filtered; None where that arm did not run."""
+    """How the hinted model's corrections were filtered; None if that arm did not run."""
     results: Sequence[Mapping[str, Any]]
     """One row per arm, the hint's first."""
 
 
 def controls_document(data: ControlsInput) -> dict[str, Any]:
-    """How far the decision tokens fell in each arm, as a share of the hint's fall, and what else moved."""
+    """Return how far the decision tokens fell in each arm, as a share of the hint's fall, and what else moved."""
     decisions = [t.decision for t in data.targets if t.decision is not None]
     hint = next(r for r in data.results if r["arm"] == "hint")
     base = _falls(data, hint) if hint["not_read"] is None else None
@@ -92,13 +92,13 @@ def _arm(data: ControlsInput, row: Mapping[str, Any], base: np.ndarray | None) -
 
 
 def _share(fall: np.ndarray, base: np.ndarray) -> dict[str, float] | None:
-    """The fall over the hint's, over the same findings; None where the hint's is not above zero."""
+    """Return the fall over the hint's, over the same findings; None if the hint's is not above zero."""
     found: Interval = crossed_bootstrap(ratio, fall, base)
     return asdict(found) if all(np.isfinite((found.mean, found.low, found.high))) else None
 
 
 def about(document: Mapping[str, Any]) -> str:
-    """What was equal and what was read, in one sentence each."""
+    """Return what was equal and what was read, in one sentence each."""
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     rows = [f"{equal['rows']} hint rows", *(f"{equal[k]} {k}" for k in ("anchors", "twins") if k in equal)]

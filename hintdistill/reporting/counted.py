@@ -11,12 +11,12 @@ from hintdistill.critics.rules import NOT_JUDGED
 
 
 def count(items: Any) -> dict[str, int]:
-    """How often each name comes, in the order of names; counters are taken as they are."""
+    """Return how often each name comes, in the order of names; counters are taken as they are."""
     return dict(sorted(Counter(items).items()))
 
 
 def records(rows: Iterable[Mapping[str, Any]], splits: Mapping[str, str]) -> dict[str, Any]:
-    """Records, and steps of the student's own; steps that were cut are counted where there are any."""
+    """Records, and steps of the student's own; steps that were cut are counted if there are any."""
     found, failed = Counter[str](), Counter[str]()
     for row in rows:
         found["records"] += 1
@@ -36,7 +36,7 @@ def records(rows: Iterable[Mapping[str, Any]], splits: Mapping[str, str]) -> dic
 
 
 def critiqued(critiques: Mapping[str, Critique], rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the critics said."""
+    """Return what the critics said."""
     verdicts, classes, notes = Counter[str](), Counter[str](), Counter[str]()
     for critique in critiques.values():
         verdicts[critique.verdict] += 1
@@ -58,7 +58,7 @@ def critiqued(critiques: Mapping[str, Critique], rows: Iterable[Mapping[str, Any
 
 
 def injected(rows: Iterable[Mapping[str, Any]], twin_counts: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What became of the findings that went on."""
+    """Return what became of the findings that went on."""
     made, notes = 0, Counter[str]()
     counted: dict[str, Counter[str]] = {
         k: Counter() for k in ("skipped", "failed", "placements", "fidelity", "quotes", "levels")

@@ -39,14 +39,14 @@ Lines = Mapping[str, Sequence[float | None]]
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The readings of a training as series over its optimiser steps.
+    """Return the readings of a training as series over its optimiser steps.
 
     Args:
         rows: of metrics.jsonl; see docs/metrics.md.
 
     Returns:
         `steps`, and by name `series` and by error class `decision_probability_by_class`, each as long as `steps` with None
-        where there was no reading; None where nothing was read.
+        where there was no reading; None if nothing was read.
     """
     read = [r for r in rows if "loss" in r]
     if not read:
@@ -65,7 +65,7 @@ def _finite(value: Any) -> float | None:
 
 
 def drawings(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What each drawing shows in words, and its SVG; the same bytes for the same numbers. Text stays text."""
+    """Return what each drawing shows in words, and its SVG; the same bytes for the same numbers. Text stays text."""
     return [(_in_words(title, lines), _svg(title, found["steps"], lines, log)) for title, lines, log in _panels(found)]
 
 
@@ -126,7 +126,7 @@ def _draw(axes: Any, title: str, steps: Sequence[int], lines: Lines, log: bool) 
 
 
 def _in_words(title: str, lines: Lines) -> str:
-    """Where each curve begins and ends, for those who do not see it."""
+    """Return where each curve begins and ends, for those who do not see it."""
     ends = {name: [v for v in values if v is not None] for name, values in lines.items()}
     said = "; ".join(
         f"{name} {known[0]:.3g} at first, {known[-1]:.3g} at last" for name, known in ends.items() if known
@@ -135,7 +135,7 @@ def _in_words(title: str, lines: Lines) -> str:
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """The section of the page: the drawing, and its numbers."""
+    """Return the section of the page: the drawing, and its numbers."""
     found = document.get("curves")
     if not found:
         return ""

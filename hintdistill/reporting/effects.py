@@ -14,7 +14,7 @@ from hintdistill.injection.levels import LEVELS
 
 @dataclass(frozen=True)
 class ScoredHint:
-    """What the tables of a report ask of a hint. Numbers are of its decision token, None where there is none."""
+    """What the tables of a report ask of a hint. Numbers are of its decision token, None if there is none."""
 
     head: TargetHead
     plain: float | None
@@ -22,7 +22,7 @@ class ScoredHint:
     hinted: float | None
     """Log-probability under the hint, nats."""
     after: float | None
-    """Log-probability after training, nats; None too where nothing was trained."""
+    """Log-probability after training, nats; None too if nothing was trained."""
     placebos: Sequence[tuple[str, bool]]
     """Kind of each placebo, and whether the gate would accept it in the hint's place."""
     revised: bool = False
@@ -54,7 +54,7 @@ def all_effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
 
 
 def effects(scored: Sequence[ScoredHint]) -> dict[str, Any]:
-    """What hints did at the decision token, over some findings; what training made of it where it is known."""
+    """Return what hints did at the decision token, over some findings; what training made of it if it is known."""
     pairs = [(s.plain, s.hinted) for s in scored if s.plain is not None and s.hinted is not None]
     drops = [hinted - plain for plain, hinted in pairs]
     targets = [s.head for s in scored]
@@ -93,7 +93,8 @@ def _over_placebos(t: TargetHead) -> float | None:
 
 
 def moved_line(document: Mapping[str, Any]) -> str | None:
-    """How far training came with the findings that the gate accepted; None where nothing was trained or measured."""
+    """Return how far training came with the findings that the gate accepted; None if nothing was trained or
+    measured."""
     moved = document["effects"]["accepted"].get("moved") or {"n": 0}
     if not moved["n"]:
         return None
@@ -104,6 +105,6 @@ def moved_line(document: Mapping[str, Any]) -> str | None:
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Mean of the values that are known; None where none is."""
+    """Mean of the values that are known; None if none is."""
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None

@@ -25,7 +25,7 @@ class Entries(Sequence[dict[str, Any]]):
         self._file, self._offsets = file, array("Q", offsets)
 
     def line(self, at: int) -> bytes:
-        """A finding as one line of JSON."""
+        """Return a finding as one line of JSON."""
         self._file.seek(self._offsets[at])
         return self._file.readline().rstrip(b",\n")
 
@@ -66,7 +66,7 @@ class Collected:
         self._file.write(_line(entry) + b"\n")
 
     def entries(self) -> Entries:
-        """All of them."""
+        """Return all of them."""
         self._file.flush()
         return Entries(self._file, self._offsets)
 

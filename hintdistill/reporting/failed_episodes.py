@@ -18,14 +18,14 @@ LONGEST = 6000
 
 
 def failed_after(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What fails after training.
+    """Return what fails after training.
 
     Args:
         rows: of episodes.jsonl.
 
     Returns:
         By split the `episodes` after training, how many `failed`, and how many of them were `lost` (succeeded before) or
-        `failed_before` as well; and the `shown` episodes, near-misses and lost ones first. None where no episode after training is there.
+        `failed_before` as well; and the `shown` episodes, near-misses and lost ones first. None if no episode after training is there.
     """
     by: dict[str, dict[str, dict[str, Mapping[str, Any]]]] = {}
     for row in rows:
@@ -66,7 +66,7 @@ def _entry(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """The section of the page."""
+    """Return the section of the page."""
     found = document.get("failed_after")
     if not found:
         return ""

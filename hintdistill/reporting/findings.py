@@ -19,12 +19,12 @@ Decode = Callable[[Sequence[int]], str]
 
 @dataclass(frozen=True)
 class After:
-    """What the corrected student says of a step in its own context, without a hint. Nats."""
+    """The corrected student's log-probabilities of a step in its own context, without a hint, in nats."""
 
     sampled: np.ndarray
     """float32 [T]: log-probability of each token of the step."""
     position: int | None = None
-    """The decision token of which `top` is said; None where it was not asked."""
+    """The decision token of which `top` is said; None if it was not asked."""
     top: Sequence[tuple[int, float]] = ()
     """Ids and log-probabilities of its most probable continuations there, the most probable first."""
 
@@ -52,13 +52,13 @@ def finding_entry(
     trained: bool,
     decode: Decode | None = None,
 ) -> dict[str, Any]:
-    """One hint with its step, token by token.
+    """Return one hint with its step, token by token.
 
     Args:
-        contexts: the end of the context's text above the hint, and what stands between hint and step.
-        after: None where nothing was trained.
+        contexts: the end of the context's text above the hint, and what is between hint and step.
+        after: None if nothing was trained.
         passes: of each placebo, whether the gate would accept it.
-        decode: names the hint's tokens and the likeliest continuations; without it the entry has neither.
+        decode: names the hint's tokens and the most likely continuations; without it the entry has neither.
     """
     above, below = contexts
     return {
@@ -93,7 +93,7 @@ def finding_entry(
 
 
 def _decision(t: Target, after: After | None, decode: Decode | None) -> dict[str, Any] | None:
-    """The decision token of a finding, with its probabilities; None where the hint changes nothing."""
+    """Return the decision token of a finding, with its probabilities; None if the hint changes nothing."""
     decision = t.decision
     if decision is None:
         return None
@@ -112,7 +112,8 @@ def _decision(t: Target, after: After | None, decode: Decode | None) -> dict[str
 
 
 def _top(t: Target, position: int, after: After | None, decode: Decode) -> dict[str, Any]:
-    """The likeliest continuations at the decision token before training, under the hint and after; None where they are not known."""
+    """Return the most likely continuations at the decision token before training, under the hint and after; None if
+    they are not known."""
     known = {
         "before": _best(t.support_ids[position], t.plain_logprobs[position]),
         "hinted": _best(t.support_ids[position], t.teacher_logprobs[position]),
@@ -127,13 +128,13 @@ def _top(t: Target, position: int, after: After | None, decode: Decode) -> dict[
 
 
 def _best(ids: np.ndarray, logprobs: np.ndarray) -> list[tuple[int, float]]:
-    """The ids with the largest log-probabilities, the largest first; padding is left out."""
+    """Return the ids with the largest log-probabilities, the largest first; padding is left out."""
     found = [(int(ids[i]), float(logprobs[i])) for i in np.argsort(-logprobs, kind="stable") if ids[i] >= 0]
     return [(i, p) for i, p in found if np.isfinite(p)]
 
 
 def _tokens(t: Target, after: np.ndarray | None) -> list[dict[str, Any]]:
-    """The step token by token, with probabilities before, under the hint and after training."""
+    """Return the step token by token, with probabilities before, under the hint and after training."""
     return [
         {
             "text": text,
@@ -148,7 +149,7 @@ def _tokens(t: Target, after: np.ndarray | None) -> list[dict[str, Any]]:
 
 
 def unscored_entry(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A finding that was never scored, with the reason."""
+    """Return a finding that was never scored, with the reason."""
     finding = row["finding"]
     failure = row.get("failure", {})
     return {
@@ -162,7 +163,7 @@ def unscored_entry(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def failed_entry(injection: Injection, failure: Mapping[str, Any]) -> dict[str, Any]:
-    """A finding whose scoring failed, with the reason."""
+    """Return a finding whose scoring failed, with the reason."""
     return {
         "trace": injection.trace_id,
         "step": injection.finding.step,

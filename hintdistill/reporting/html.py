@@ -26,14 +26,14 @@ STATIC = 50
 def render_html(
     document: Mapping[str, Any], max_findings: int, traces: Mapping[str, Mapping[str, Any]] | None = None
 ) -> str:
-    """The whole page as one text; see `html_pieces`."""
+    """Return the whole page as one text; see `html_pieces`."""
     return "".join(html_pieces(document, max_findings, traces))
 
 
 def html_pieces(
     document: Mapping[str, Any], max_findings: int, traces: Mapping[str, Mapping[str, Any]] | None = None
 ) -> Iterator[str]:
-    """The page piece by piece, so that it is never in memory as a whole.
+    """Return the page piece by piece, so that it is never in memory as a whole.
 
     Text of traces is escaped by the template engine, or packed; control characters are shown.
 
@@ -68,7 +68,8 @@ def html_pieces(
 
 
 def policy(style: str, script: str) -> str:
-    """The page's content security policy: its own style and script by their hashes, images that it carries, nothing else."""
+    """Return the page's content security policy: its own style and script by their hashes, images that it carries,
+    nothing else."""
     return (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -91,7 +92,7 @@ def _script() -> str:
 
 
 def _about(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """What a reader finds the run again by, as terms and values."""
+    """Return what a reader finds the run again by, as terms and values."""
     return [
         ("run", run.get("name")),
         ("started", run.get("started")),
@@ -108,7 +109,7 @@ def _about(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _sections(document: Mapping[str, Any], sections: Sequence[Section] = SECTIONS) -> list[dict[str, Any]]:
-    """The sections that have something to show, each with its HTML."""
+    """Return the sections that have something to show, each with its HTML."""
     made = []
     for section in sections:
         html = "" if section.body is None else section.body(document).strip()

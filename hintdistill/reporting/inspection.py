@@ -28,11 +28,11 @@ HELD_ELSEWHERE = frozenset({"repeated_prefix", "duplicate_id"})
 
 @dataclass
 class FileReport:
-    """One file met, and what came of it."""
+    """One file that was found, with the result of reading it."""
 
     path: str
     format: str | None = None
-    """The format of its records; None where none was recognised."""
+    """The format of its records; None if none was recognised."""
     traces: int = 0
     steps: int = 0
     given_steps: int = 0
@@ -42,7 +42,7 @@ class FileReport:
     tool_calls: int = 0
     failures: int = 0
     reason: str | None = None
-    """Why records, or the whole file, gave no trace; None where all did."""
+    """Why records, or the whole file, gave no trace; None if all did."""
     schemas: int = 0
     """Traces that carry tool schemas."""
     token_ids: int = 0
@@ -54,7 +54,7 @@ class FileReport:
     checks: dict[str, int] = field(default_factory=dict)
     """Findings of the deterministic checks by class."""
     lost: list[Lost] | None = None
-    """What the file holds and its traces do not, by key path; None where that was not asked."""
+    """What the file holds and its traces do not, by key path; None if that was not asked."""
     not_judged: int = 0
     """Steps with a call that its own schema cannot judge: it is no JSON schema, refers elsewhere, or would take too long."""
 
@@ -62,7 +62,7 @@ class FileReport:
 def inspect_files(
     paths: Sequence[str | Path], options: ReadOptions = DEFAULTS, *, lost: bool = False
 ) -> Iterator[FileReport]:
-    """One report per file met, in reading order; files of another kind are reported with that reason.
+    """Yield one report per file met, in reading order; files of another kind are reported with that reason.
 
     Args:
         paths: files, folders, globs or archives.
@@ -83,7 +83,7 @@ def _inspect(file: TraceFile, options: ReadOptions, keep: Deduplicator, critic: 
     absent: list[Lost] = []
     keep.watch = partial(_note_lost, absent) if lost else None
     if file.foreign:
-        report.reason = f"not read: {file.kind} is no trace file of a known kind"
+        report.reason = f"not read: {file.kind} is not a known kind of trace file"
         return report
     reasons: Counter[str] = Counter()
     checks: Counter[str] = Counter()
@@ -175,7 +175,7 @@ def convert(
 
 
 def empty_files_error(empty: Sequence[str]) -> InputError:
-    """The error for files that yielded no step; `empty` has one text with the reason for each."""
+    """Return the error for files that yielded no step; `empty` has one text with the reason for each."""
     shown = "; ".join(empty[:5]) + (f"; and {len(empty) - 5} more" if len(empty) > 5 else "")
     return InputError(
         f"{len(empty)} files yielded no step of the student: {shown}" if empty else "no trace was read",
@@ -184,7 +184,7 @@ def empty_files_error(empty: Sequence[str]) -> InputError:
 
 
 def as_json(reports: Sequence[FileReport]) -> dict[str, Any]:
-    """The document that `traces inspect --json` prints."""
+    """Return the document that `traces inspect --json` prints."""
     from dataclasses import asdict
 
     files = [asdict(r) for r in reports]

@@ -36,7 +36,7 @@ def against_placebos(findings: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         findings: entries of the report document.
 
     Returns:
-        By group `n` (findings), `traces`, and `[mean, low, high]`, or None where it is not known, of `hint_nats`,
+        By group `n` (findings), `traces`, and `[mean, low, high]`, or None if it is not known, of `hint_nats`,
         `placebo_nats` (mean of a finding's placebos), `over_placebo_nats` (the first less the second, finding by finding),
         and of the error's probability `before`, `hinted` and `after`.
     """
@@ -94,7 +94,7 @@ def _group(findings: Sequence[Read]) -> dict[str, Any]:
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """The section of the page."""
+    """Return the section of the page."""
     found = document.get("against_placebos")
     if not found or not found["all"]["n"]:
         return ""

@@ -67,7 +67,7 @@ def pack(
     Args:
         findings: entries of the report document, in the order in which the page counts them.
         unscored: all findings that were not scored; those of the traces shown are named there.
-        traces: by id of the trace, what `trace_page` gives; empty where the page has no text of traces.
+        traces: by id of the trace, what `trace_page` gives; empty if the page has no text of traces.
     """
     number, rows, reasons = dict[str, int](), list[str](), set[str]()
     details = _Chunks("d")
@@ -96,7 +96,7 @@ def pack(
 
 
 def _index_row(f: Mapping[str, Any], trace: int, at: tuple[int, int]) -> dict[str, Any]:
-    """What the list shows, sorts and filters a finding by."""
+    """Return what the list shows, sorts and filters a finding by."""
     return {
         "key": f["key"],
         "trace": trace,
@@ -118,7 +118,7 @@ def _index_row(f: Mapping[str, Any], trace: int, at: tuple[int, int]) -> dict[st
 
 
 def _twin(finding: Mapping[str, Any]) -> str:
-    """What became of a finding's twins, as one word to filter by."""
+    """Return what became of a finding's twins, as one word to filter by."""
     twins = finding.get("twins") or ()
     if not twins:
         return "none"
@@ -126,7 +126,7 @@ def _twin(finding: Mapping[str, Any]) -> str:
 
 
 def detail(finding: Mapping[str, Any], with_trace: bool) -> dict[str, Any]:
-    """What the page shows of one finding when it is opened; its context in part where the trace is there."""
+    """Return what the page shows of one finding when it is opened; its context in part if the trace is there."""
     tokens = finding["tokens"]
     quoted = [i for i, t in enumerate(tokens) if t["quoted"]]
     keys = ("hint", "quote", "evidence", "fidelity", "notes", "guards", "specificity_nats", "legal_mass_gain")
@@ -163,7 +163,7 @@ def _twin_lines(twin: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _end(text: str | None, cut: bool) -> str:
-    """The end of a text, from the beginning of a line where one begins there."""
+    """Return the end of a text, from the beginning of a line where one begins there."""
     text = text or ""
     if not cut or len(text) <= AROUND:
         return text
@@ -173,7 +173,7 @@ def _end(text: str | None, cut: bool) -> str:
 
 
 def _middle(text: str | None, cut: bool) -> str:
-    """A text without its middle, which says how much of it is left out."""
+    """Return a text without its middle, which says how much of it is left out."""
     text = text or ""
     if not cut or len(text) <= 2 * AROUND:
         return text
@@ -181,12 +181,12 @@ def _middle(text: str | None, cut: bool) -> str:
 
 
 def _rounded(value: float | None) -> float | None:
-    """A number for the eye: four decimals; report.json has it in full."""
+    """Return a number for the eye: four decimals; report.json has it in full."""
     return None if value is None else round(value, 4)
 
 
 def trace_page(trace: Mapping[str, Any], critiques: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page shows of a trace: its messages, tools, and what each critic said of it.
+    """Return what the page shows of a trace: its messages, tools, and what each critic said of it.
 
     Args:
         trace: a trace as its row has it; token ids and log-probabilities are left out.
@@ -200,14 +200,14 @@ def trace_page(trace: Mapping[str, Any], critiques: Sequence[Mapping[str, Any]])
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message: its role and whatever texts it has."""
+    """Return a message: its role and whatever texts it has."""
     kept = {k: message[k] for k in ("role", "name", "reasoning", "content", "raw_text") if message.get(k)}
     calls = [[c["name"], c["arguments_raw"]] for c in message.get("tool_calls", ())]
     return kept | ({"calls": calls} if calls else {})
 
 
 def _said(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A critic's answer: as it was written, or as findings where no text was kept; a failure with its reason."""
+    """Return a critic's answer: as it was written, or as findings if no text was kept; a failure with its reason."""
     said, failure = row.get("critique"), row.get("failure") or {}
     critic = row.get("critic") or "unknown"
     if said is None:

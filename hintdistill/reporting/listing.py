@@ -74,12 +74,12 @@ def write_rows(heads: Sequence[str], rows: Sequence[Sequence[str]], console: Con
 
 
 def _cell(text: str) -> str:
-    """A text on one line and in one column."""
+    """Return a text on one line and in one column."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _number(value: float | None, plain: bool) -> str:
-    """A probability: three digits for the eye, in full for a program; empty where there is none."""
+    """Return a probability: three digits for the eye, in full for a program; empty if there is none."""
     if value is None:
         return "" if plain else "–"
     return repr(float(value)) if plain else f"{value:.3f}"
@@ -119,7 +119,7 @@ def show_finding(finding: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_lines(finding: Mapping[str, Any], console: Console) -> None:
-    """The step as text, three times: red where a token is unlikely, underlined where it is quoted."""
+    """The step as text, three times: red if a token is unlikely, underlined if it is quoted."""
     for when in WHEN:
         if not finding["tokens"] or finding["tokens"][0][when] is None:
             continue

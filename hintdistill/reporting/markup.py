@@ -13,7 +13,7 @@ from hintdistill.reporting.templates import text
 def html_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[int] = ()
 ) -> Markup:
-    """A table that can be scrolled sideways where it is wide. The first cell of a row is its header.
+    """Return a table that can be scrolled sideways if it is wide. The first cell of a row is its header.
 
     Args:
         title: what the table shows, for those who hear the page.

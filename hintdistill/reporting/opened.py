@@ -37,7 +37,7 @@ class Rows(list[dict[str, Any]]):
     """A table: a list of dicts with the same keys."""
 
     def to_pandas(self) -> Any:
-        """The table as a `pandas.DataFrame`.
+        """Return the table as a `pandas.DataFrame`.
 
         Raises:
             ConfigError: pandas is not installed; hintdistill does not depend on it.
@@ -118,7 +118,7 @@ def _finding(f: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(x: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested mapping as one level: `error_probability_before`."""
+    """Return a nested mapping as one level: `error_probability_before`."""
     out: dict[str, Any] = {}
     for key, value in x.items():
         out |= {f"{key}_{inner}": v for inner, v in value.items()} if isinstance(value, dict) else {key: value}

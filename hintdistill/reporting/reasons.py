@@ -24,10 +24,10 @@ REASONS: Mapping[str, str] = {
     "other_level": "Another level of hint is trained on for this finding.",
     "not_this_students_error": "These weights would hardly make the error (below rescore.gate.min_student_probability): "
     "the traces are probably of another student.",
-    "not_done_here": "The twin does not hold: the policy does not do in it what its edit makes right.",
+    "not_done_here": "The initial policy does not take the step in the edited context, so the twin holds nothing.",
 }
 
 
 def explained(reason: str) -> str:
-    """What a reason means, in a sentence; a reason of a plug-in has none here."""
+    """Return what a reason means, in a sentence; a reason of a plug-in has none here."""
     return REASONS.get(reason, "No explanation is written for this reason; see the gate or plug-in that gave it.")

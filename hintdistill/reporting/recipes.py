@@ -26,7 +26,7 @@ def compared(
     equal: Mapping[str, int],
     results: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """How far the decision tokens of held-out findings fell under each recipe, and what else moved.
+    """Return how far the decision tokens of held-out findings fell under each recipe, and what else moved.
 
     Args:
         targets: held-out findings with a decision token.
@@ -65,7 +65,7 @@ def _arm(targets: Sequence[Target], before: Mapping[str, float], row: Mapping[st
 
 
 def about(document: Mapping[str, Any]) -> str:
-    """What was equal and what was read."""
+    """Return what was equal and what was read."""
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     return (
@@ -92,7 +92,8 @@ def _cells(arm: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
-    """What must be said of single arms: a changed method, a promise it does not make, a training that stopped."""
+    """Return what must be said of single arms: a changed method, a promise it does not make, a training that
+    stopped."""
     out = []
     for arm in document["arms"]:
         if arm["called"] != arm["recipe"]:
@@ -122,7 +123,7 @@ def show_recipes(document: Mapping[str, Any], console: Console) -> None:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """The same as a page."""
+    """Return the same as a page."""
     lines = [
         "# Recipes on the same traces",
         "",

@@ -17,7 +17,7 @@ from hintdistill.reporting.schema import SHARED
 
 
 def shareable(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a report document may leave, as a new document that renders as the report does."""
+    """Return what of a report document may leave, as a new document that renders as the report does."""
     shared: dict[str, Any] = SHARED(dict(document), Names())
     return shared
 

@@ -1,4 +1,4 @@
-"""What the critics cost: tokens as their servers counted them, money where the config names a price, per accepted finding."""
+"""What the critics cost: tokens as their servers counted them, money if the config names a price, per accepted finding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PARTS = ("requests", "prompt_tokens", "completion_tokens")
 
 
 def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accepted: int) -> dict[str, Any]:
-    """Usage by critic, failed critiques included, and in all; `money` is None where a critic that asked has no price."""
+    """Usage by critic, failed critiques included, and in all; `money` is None if a critic that asked has no price."""
     by_critic: dict[str, dict[str, int]] = {}
     for row in rows:
         usage = (row.get("critique") or row.get("failure") or {}).get("usage") or {}
@@ -41,7 +41,7 @@ def spending(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], accep
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """The section of the page: what each critic was asked, and what an accepted finding cost."""
+    """Return the section of the page: what each critic was asked, and what an accepted finding cost."""
     usage = document["funnel"]["critique"].get("usage")
     if not usage or not usage["requests"]:
         return ""
@@ -62,7 +62,7 @@ def body(document: Mapping[str, Any]) -> str:
 
 
 def spent(usage: Mapping[str, Any] | None) -> str | None:
-    """What `spending` found as a line for a reader; None where no critic asked anybody."""
+    """Return what `spending` found as a line for a reader; None if no critic asked anybody."""
     if not usage or not usage["requests"]:
         return None
     line = f"critics: {usage['requests']:,} requests, {usage['prompt_tokens']:,} prompt and {usage['completion_tokens']:,} answer tokens"

@@ -24,7 +24,7 @@ ROWS = 40
 
 @cache
 def environment() -> jinja2.Environment:
-    """The template environment: everything is escaped, an unknown name is an error."""
+    """Return the template environment: everything is escaped, an unknown name is an error."""
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(PAGE),
         autoescape=True,
@@ -60,17 +60,18 @@ def picture(svg: str, alt: str) -> Markup:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share in percent; a dash where there is none."""
+    """Return a share in percent; a dash if there is none."""
     return "–" if value is None else f"{100 * value:.{digits}f}\u00a0%"
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """A number; a dash where there is none."""
+    """Return a number; a dash if there is none."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def moved(start: float | None, end: float | None) -> str:
-    """The class of a change of probability: `up1` to `up3`, `down1` to `down3`; empty for a small change. As in finding.js."""
+    """Return the class of a change of probability: `up1` to `up3`, `down1` to `down3`; empty for a small change. As in
+    finding.js."""
     if start is None or end is None or abs(end - start) < 0.02:
         return ""
     size = 1 + sum(abs(end - start) >= bound for bound in (0.15, 0.4))
@@ -78,7 +79,7 @@ def moved(start: float | None, end: float | None) -> str:
 
 
 def moved_tokens(finding: Mapping[str, Any]) -> tuple[list[tuple[int, Mapping[str, Any]]], int]:
-    """The tokens of a step that a reader looks at, with their numbers in the step, and how many more there are.
+    """Return the tokens of a step that a reader looks at, with their numbers in the step, and how many more there are.
 
     They are the quote, the decision token, and those that the hint or the training moved; where there are too many, those that
     moved most.
@@ -93,6 +94,6 @@ def moved_tokens(finding: Mapping[str, Any]) -> tuple[list[tuple[int, Mapping[st
 
 
 def _change(token: Mapping[str, Any]) -> float:
-    """The largest change of a token's probability, by the hint or by the training."""
+    """Return the largest change of a token's probability, by the hint or by the training."""
     later = [token[when] for when in ("hinted", "after") if token[when] is not None]
     return max((abs(p - token["before"]) for p in later), default=0.0)

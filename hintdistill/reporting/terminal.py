@@ -101,7 +101,7 @@ def _show_environment(splits: Mapping[str, Any], console: Console) -> None:
 
 
 def show_verdict(document: Mapping[str, Any], console: Console) -> None:
-    """The sentence and the figures that stand on top of the page, regressions first and marked."""
+    """The sentence and the figures that are on top of the page, regressions first and marked."""
     found = verdict(document)
     console.print()
     style = "bold red" if found.worse else "bold"
@@ -115,7 +115,7 @@ def show_verdict(document: Mapping[str, Any], console: Console) -> None:
 
 
 def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
-    """What trained, and whether it lowers what the teacher lowers where that is not so everywhere; nothing in reports of before."""
+    """What trained, and whether it lowers what the teacher lowers if that is not so everywhere; nothing in reports of before."""
     if recipe is None:
         return
     lowers = (
@@ -127,7 +127,7 @@ def _show_recipe(recipe: Mapping[str, str] | None, console: Console) -> None:
 
 
 def _show_coverage(twins: Mapping[str, Any] | None, console: Console) -> None:
-    """Which findings have a twin, by class, and what the policy does in them; nothing where none was scored."""
+    """Which findings have a twin, by class, and what the policy does in them; nothing if none was scored."""
     if twins is None:
         return
     classes = ", ".join(f"{printable(n)} {x['covered']}/{x['findings']}" for n, x in twins["by_class"].items())
@@ -171,7 +171,7 @@ def show_files(reports: Sequence[FileReport], console: Console) -> None:
             console.print(f"  [yellow]{text}[/]" if r.failures else f"  {text}", soft_wrap=True, highlight=False)
         for item in r.lost or ():
             place = item.path or "the whole record"
-            why = item.reason or "[bold]nobody has said why[/]"
+            why = item.reason or "[bold]no reason is known[/]"
             shown = escape(printable(item.example)) if item.reason is None else ""
             console.print(
                 f"  not in the traces: {escape(place)}: {item.strings} texts, {item.characters} characters: {why} {shown}",

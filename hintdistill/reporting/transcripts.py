@@ -7,7 +7,7 @@ from typing import Any
 
 
 def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The messages of a trace, as they are stored, as text."""
+    """Return the messages of a trace, as they are stored, as text."""
     return "\n".join(map(_message, messages))
 
 

@@ -23,7 +23,7 @@ def twin_entries(
     trained: set[str],
     after: Mapping[str, np.ndarray],
 ) -> dict[str, list[dict[str, Any]]]:
-    """Each finding's twins without their text (see `with_edit`), by key of the hint's target.
+    """Return each finding's twins without their text (see `with_edit`), by key of the hint's target.
 
     Args:
         heads: of all targets; those of another kind are passed over.
@@ -57,7 +57,7 @@ def _entry(head: TargetHead, item: TwinItem, trained: bool, after: np.ndarray | 
 
 
 def with_edit(entry: Mapping[str, Any], item: TwinItem) -> dict[str, Any]:
-    """The whole entry of a twin, as the report has it beside its finding."""
+    """Return the whole entry of a twin, as the report has it beside its finding."""
     edit = item.twin.edit.model_dump(mode="json", include={"replacements", "removed"})
     return {**entry, "reasons": list(entry["reasons"]), "notes": list(item.twin.notes), "edit": edit}
 
@@ -65,7 +65,7 @@ def with_edit(entry: Mapping[str, Any], item: TwinItem) -> dict[str, Any]:
 def twin_document(
     hints: Sequence[TargetHead], entries: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> dict[str, Any] | None:
-    """What is said of all twins; None where none was scored.
+    """Return what is said of all twins; None if none was scored.
 
     Args:
         hints: heads of all scored hints.
@@ -111,7 +111,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def edit_lines(edit: Mapping[str, Any]) -> list[str]:
-    """The places of an edit in words, one line each."""
+    """Return the places of an edit in words, one line each."""
     lines = []
     for r in edit["replacements"]:
         place = f"{'message' if r['where'] == 'message' else 'tool'} {r['index']}"

@@ -42,7 +42,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a report comes to."""
+    """The verdict of a report."""
 
     sentence: str
     figures: tuple[Figure, ...]
@@ -69,19 +69,21 @@ def verdict(document: Mapping[str, Any]) -> Verdict:
 
 
 def split_rows(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Each split of the environment with the id of its first row on the page; near-misses share one where they begin."""
+    """Return each split of the environment with the id of its first row on the page; near-misses share one where they
+    begin."""
     names = list((document.get("environment") or {}).get("splits", {}))
     first = next((n for n in names if is_near_miss(n)), None)
     return [(n, "near-misses" if n == first else f"split-{i}") for i, n in enumerate(names, 1)]
 
 
 def is_near_miss(split: str) -> bool:
-    """Whether a split of the environment is a family of near-misses, by its name: `near_miss_unknown_tool`."""
+    """Return whether a split of the environment is a family of near-misses, by its name: `near_miss_unknown_tool`."""
     return split.lower().replace("-", "_").startswith("near_miss")
 
 
 def fell(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether success fell by more than chance: the 95 % interval of the difference of two shares lies below zero.
+    """Return whether success fell by more than chance: the 95 % interval of the difference of two shares lies below
+    zero.
 
     Source: Agresti and Caffo 2000 (one success and one failure are added to each side). The episodes are taken as
     independent, which is cautious for tasks that are played twice.
@@ -126,7 +128,7 @@ def _change(by: Mapping[str, Any]) -> float:
 
 
 def _short(split: str) -> str:
-    """A family of near-misses without the words that the figure's title says already."""
+    """Return a family of near-misses without the words that the figure's title says already."""
     family = split[len("near_miss") :].lstrip("_-") if is_near_miss(split) else ""
     return f"family {family}" if family.isdigit() else family or split
 
@@ -177,13 +179,14 @@ def _still_likely(document: Mapping[str, Any]) -> Figure:
 
 
 def _read_again(finding: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Probability of the decision token before training and after it, where it was read again."""
+    """Probability of the decision token before training and after it, if it was read again."""
     decision = finding.get("decision")
     return [] if not decision or decision["after"] is None else [(decision["before"], decision["after"])]
 
 
 def _measured_on(document: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """Where the effect of training is quoted from, and its mean probabilities: held-out traces, else accepted findings."""
+    """Return where the effect of training is quoted from, and its mean probabilities: held-out traces, else accepted
+    findings."""
     effects = document["effects"]
     held = effects["by_split"]["holdout"]["error_probability"]
     if held["after"] is not None:
@@ -224,12 +227,12 @@ def _left_open(document: Mapping[str, Any]) -> Figure:
 
 
 def _counts(found: Mapping[str, Any]) -> dict[str, int]:
-    """The numbers among the entries: a shared document holds None in place of anything else."""
+    """Return the numbers among the entries: a shared document holds None in place of anything else."""
     return {name: n for name, n in found.items() if n is not None}
 
 
 def _sentence(document: Mapping[str, Any], figures: Sequence[Figure]) -> str:
-    """What training did to the error, then what became worse."""
+    """Return what training did to the error, then what became worse."""
     worse = [f"{f.title} ({', '.join(f.worse)})" for f in figures if f.state == "worse"]
     unknown = [f.title for f in figures if f.state == "unknown"]
     said = _effect(document)

@@ -1,4 +1,4 @@
-"""Findings that were not scored: by reason what it means, and the way out."""
+"""Findings that were not scored: for each reason its meaning and a way out."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ OTHER = (
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """The section of the page: reasons with their ways out, then the findings."""
+    """Return the section of the page: reasons with their ways out, then the findings."""
     left = document["unscored"]
     if not left:
         return ""

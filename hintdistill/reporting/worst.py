@@ -26,7 +26,7 @@ class Group:
 
 
 def residual(finding: Mapping[str, Any]) -> float:
-    """Probability of the error that is left: after training, or today where nothing was trained; 0 without a decision token."""
+    """Probability of the error that is left: after training, or today if nothing was trained; 0 without a decision token."""
     decision = finding["decision"]
     if not decision:
         return 0.0
@@ -35,7 +35,7 @@ def residual(finding: Mapping[str, Any]) -> float:
 
 
 def group_of(finding: Mapping[str, Any]) -> str:
-    """The group of a finding, one of `GROUPS`."""
+    """Return the group of a finding, one of `GROUPS`."""
     if finding["trained"]:
         return "trained"
     if not finding["accepted"]:

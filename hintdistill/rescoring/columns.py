@@ -46,7 +46,7 @@ def context_hash(ids: Sequence[int] | np.ndarray) -> str:
 
 
 def open_part(part: Path) -> pq.ParquetFile:
-    """A part, open for reading.
+    """Return a part, open for reading.
 
     Raises:
         InputError: it is no parquet file, or another program or version wrote it; names it.
@@ -65,7 +65,8 @@ def open_part(part: Path) -> pq.ParquetFile:
 
 
 def read_columns(part: Path, file: pq.ParquetFile, group: int | None, columns: Sequence[str] | None = None) -> pa.Table:
-    """Some columns, or all, of a group of rows, or of the whole part. Raises InputError where they are damaged; names it."""
+    """Return some columns, or all, of a group of rows, or of the whole part. Raises InputError if they are damaged;
+    names it."""
     try:
         names = None if columns is None else [c for c in columns if c not in _ADDED or c in file.schema_arrow.names]
         return file.read(columns=names) if group is None else file.read_row_group(group, columns=names)
@@ -106,7 +107,7 @@ class Heads:
         self._words: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def of(self, table: pa.Table) -> Iterator[tuple[TargetHead, int, int]]:
-        """Each row's head, the tokens of its context and those of its step."""
+        """Yield each row's head, the tokens of its context and those of its step."""
         lengths = np.diff(_array(table, "step_ids").offsets.to_numpy())
         rows = table.drop_columns(["step_ids"]).to_pylist()
         for row, length in zip(rows, lengths, strict=True):
@@ -114,7 +115,7 @@ class Heads:
             yield TargetHead(**self.fields(row)), start, int(length)
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a head from a row of the file."""
+        """Return the fields of a head from a row of the file."""
         measured = row["measurement"]
         text = {n: row[n] for n in ("trace_id", "kind", "split", "error_class", "fidelity")}
         return {
@@ -155,7 +156,7 @@ class Columns:
         return len(self._small)
 
     def target(self, row: int) -> Target:
-        """The target of a row. Raises InputError where a row cannot be one; names file and row."""
+        """Return the target of a row. Raises InputError if a row cannot be one; names file and row."""
         small = self._small.slice(row, 1).to_pylist()[0]
         arrays = {name: self._flat(name, row) for name in ("context_ids", "step_ids", "block_ids", "legal_ids")}
         nested = {name: self._nested(name, row) for name in _PER_TOKEN[:3]}
@@ -190,7 +191,8 @@ class Columns:
         )
 
     def _sampled_with(self, row: int, length: int, key: str) -> np.ndarray:
-        """What the trace recorded of a row's step; empty where it did not, or where an earlier release wrote the part."""
+        """Return what the trace recorded of a row's step; empty if it did not, or where an earlier release wrote the
+        part."""
         if "sampler_logprobs" not in self._lists:
             return np.zeros(0, np.float32)
         found = self._flat("sampler_logprobs", row).astype(np.float32)
@@ -201,13 +203,14 @@ class Columns:
         return found
 
     def _flat(self, name: str, row: int) -> np.ndarray:
-        """One row of a list column."""
+        """Return one row of a list column."""
         column = self._lists[name]
         start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
         return column.values[start:stop].to_numpy(zero_copy_only=False)
 
     def _nested(self, name: str, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """One row of a column of lists of lists: the values under each other, and how many of them each list has."""
+        """Return one row of a column of lists of lists: the values under each other, and how many of them each list
+        has."""
         column = self._lists[name]
         start, stop = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
         ends = column.values.offsets[start : stop + 1].to_numpy()

@@ -1,4 +1,4 @@
-"""What a hint did to a step, and whether it has earned its place.
+"""The gate: what a hint did to a step, and whether it is accepted.
 
 Two things are read at the decision token: how far the sampled token falls, and the log-odds of what the hinted view says
 instead against it (`odds`). A student that is sure of its error shows a hint as the fall; one that gives its error .3 and the
@@ -57,7 +57,7 @@ class View:
         return hinted - plain
 
     def alternative(self, position: int, sampled: int) -> int | None:
-        """The most likely id other than the sampled one; None where this view kept no other."""
+        """Return the most likely id other than the sampled one; None if this view kept no other."""
         ids, logprobs = self.scores.topk_ids[position], self.scores.topk_logprobs[position]
         keep = (ids >= 0) & (ids != sampled)
         return int(ids[keep][logprobs[keep].argmax()]) if keep.any() else None
@@ -73,14 +73,14 @@ def logprob_at_most(scores: Scores, position: int, token: int) -> float:
 
 
 def first_choice(scores: Scores) -> np.ndarray:
-    """The id with the largest log-probability at each position, int64 [T]."""
+    """Return the id with the largest log-probability at each position, int64 [T]."""
     if scores.top1 is not None:
         return scores.top1
     return scores.topk_ids[np.arange(len(scores.topk_ids)), scores.topk_logprobs.argmax(1)]
 
 
 def gathered(scores: Scores) -> np.ndarray:
-    """Log-probabilities of the ids that were asked for, float32 [T, G]; none where the engine cannot be asked."""
+    """Log-probabilities of the ids that were asked for, float32 [T, G]; none if the engine cannot be asked."""
     return scores.gathered if scores.gathered is not None else np.zeros((len(scores.sampled), 0), np.float32)
 
 
@@ -166,7 +166,7 @@ def judge(m: Measurement, guards: Sequence[str], gate: GateSection) -> tuple[str
 
 
 def _too_little(gain: float, gate: GateSection) -> bool:
-    """Whether the mass that went to legal continuations is too small; never enough where there is none."""
+    """Return whether the mass that went to legal continuations is too small; never enough if there is none."""
     return gain <= 0 or gain < gate.min_legal_gain
 
 
@@ -179,7 +179,7 @@ _GUARDS = (
     ("outranked", None),
     ("other_level", None),
 )
-"""Reasons that stand in the guards, and the check each belongs to; those without one always count."""
+"""Reasons that are in the guards, and the check each belongs to; those without one always count."""
 
 
 def _has(guards: Sequence[str], name: str) -> bool:
@@ -187,7 +187,7 @@ def _has(guards: Sequence[str], name: str) -> bool:
 
 
 def decide(target: T, gate: GateSection) -> T:
-    """The target with the gate's decision. With the gate disabled everything is accepted, reasons kept.
+    """Return the target with the gate's decision. With the gate disabled everything is accepted, reasons kept.
 
     What is held is not the gate's to judge: a twin's decision is its own, see `twins`.
     """
@@ -200,7 +200,8 @@ def decide(target: T, gate: GateSection) -> T:
 
 
 def harmful(target: TargetHead) -> bool:
-    """Whether a hint made the error more likely: a quoted token rose, or the odds of what it says instead fell."""
+    """Return whether a hint made the error more likely: a quoted token rose, or the odds of what it says instead
+    fell."""
     m = target.measurement
     return bool(HARMFUL & set(target.reasons)) or (m is not None and m.odds is not None and m.odds < 0)
 
@@ -221,7 +222,8 @@ def placebos_pass(target: Target, gate: GateSection) -> list[bool]:
 
 
 def legal_ids(injection: Injection) -> np.ndarray | None:
-    """Every id that a schema allows somewhere in the step, int64 [G] in order; None where no schema speaks of it."""
+    """Return every id that a schema allows somewhere in the step, int64 [G] in order; None if no schema speaks of
+    it."""
     ids = sorted({i for allowed in injection.legal.values() for i in allowed})
     return np.array(ids, np.int64) if ids else None
 

@@ -61,14 +61,14 @@ class _Words:
         self.values, self._make, self._numbers = list[Any](), make, dict[Any, int]()
 
     def number(self, value: Any) -> int:
-        """The number of a value."""
+        """Return the number of a value."""
         if value not in self._numbers:
             self._numbers[value] = len(self.values)
             self.values.append(self._make(value))
         return self._numbers[value]
 
     def numbers(self, column: pa.Array) -> np.ndarray:
-        """The number of each value of an Arrow column, int32 [N]."""
+        """Return the number of each value of an Arrow column, int32 [N]."""
         if pa.types.is_list(column.type):
             return np.array([self.number(tuple(value)) for value in column.to_pylist()], np.int32)
         encoded = column.dictionary_encode(null_encoding="encode")
@@ -87,7 +87,7 @@ class HeadTable:
         self.keys = np.zeros(0, "S1")
         self.rows = np.zeros(0, _ROW)
         self.measured = np.zeros((0, len(_MEASURED)))
-        """float64 [M, fields of a measurement], not a number where a field is None."""
+        """float64 [M, fields of a measurement], not a number if a field is None."""
 
     def add(self, part: int, groups: Sequence[int], table: pa.Table) -> None:
         """Take in the light columns of a part, whose groups have so many rows each."""
@@ -142,11 +142,11 @@ class HeadTable:
         return len(self.rows)
 
     def head(self, number: int, decided: Decided) -> TargetHead:
-        """The head of a row."""
+        """Return the head of a row."""
         return next(self.heads(np.array([number]), decided))
 
     def heads(self, numbers: np.ndarray, decided: Decided) -> Iterator[TargetHead]:
-        """The heads of some rows, as the gate has judged them since."""
+        """Yield the heads of some rows, as the gate has judged them since."""
         for begin in range(0, len(numbers), AT_ONCE):
             some = numbers[begin : begin + AT_ONCE]
             for number, key, row in zip(some.tolist(), self.keys[some].tolist(), self.rows[some].tolist(), strict=True):
@@ -175,7 +175,7 @@ class HeadTable:
         return Measurement(**said)
 
     def having(self, numbers: np.ndarray, column: str, values: Sequence[str]) -> np.ndarray:
-        """Those of some rows that have one of these values in a column of words."""
+        """Return those of some rows that have one of these values in a column of words."""
         wanted = [i for i, value in enumerate(self._words[column].values) if value in values]
         return numbers[np.isin(self.rows[column][numbers], wanted)]
 
@@ -210,16 +210,16 @@ class HeadList(Sequence[TargetHead]):
     __hash__ = None  # type: ignore[assignment]
 
     def having(self, column: str, values: Sequence[str]) -> HeadList:
-        """Those with one of these values in a column of words, in the same order."""
+        """Return those with one of these values in a column of words, in the same order."""
         return HeadList(self.table, self.table.having(self.numbers, column, values), self.decided)
 
     def taken(self, places: Sequence[int] | np.ndarray) -> HeadList:
-        """Those at these places, in this order."""
+        """Return those at these places, in this order."""
         return HeadList(self.table, self.numbers[np.asarray(places, np.int64)], self.decided)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece."""
+    """Return a column in one piece."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 

@@ -91,13 +91,14 @@ class Scorer:
         return {key: Original(at, s.sampled) for (key, (_, at)), s in zip(items.items(), scores, strict=True)}
 
     def twins_alone(self, items: Sequence[TwinItem]) -> list[Target]:
-        """Targets of twins whose originals nobody scored: none of them is judged, and no effect of the edit is known."""
+        """Targets of twins whose originals were not scored: they are not judged, and the effect of their edit is
+        unknown."""
         scores = self.engine.score([self.twin_request(t.twin) for t in items], self.config.top_k)
         return [self._twin(item, Original(None, s.sampled), s) for item, s in zip(items, scores, strict=True)]
 
     @classmethod
     def twin_request(cls, twin: Twin) -> ScoreRequest:
-        """What a twin asks of the engine: its step in the edited context."""
+        """Return what a twin asks of the engine: its step in the edited context."""
         return cls.request(twin.plain_ids, len(twin.step_ids), None, None)
 
     def anchors(self, items: Sequence[AnchorItem]) -> list[Target]:
@@ -112,7 +113,7 @@ class Scorer:
         ]
 
     def unhinted(self, key: str, trace_id: str, step: int, rendered: RenderedStep) -> Target:
-        """The target of no hint at all: teacher and plain are two requests of the same tokens, bit-identical."""
+        """Return the target of no hint at all: teacher and plain are two requests of the same tokens, bit-identical."""
         request = self.request(rendered.context_ids + rendered.step_ids, len(rendered.step_ids), key, None)
         plain, teacher = self.engine.score([request, request], self.config.top_k)
         anchor = self._anchor(AnchorItem(key, trace_id, step, rendered, "train"), plain)
@@ -166,7 +167,7 @@ class Scorer:
 
     @classmethod
     def requests(cls, key: str, injection: Injection) -> list[ScoreRequest]:
-        """What an injection asks of the engine: the plain view, the hinted one, and each placebo."""
+        """Return what an injection asks of the engine: the plain view, the hinted one, and each placebo."""
         gather = legal_ids(injection)
         length = len(injection.step_ids)
         return [
@@ -180,7 +181,7 @@ class Scorer:
 
     @staticmethod
     def request(ids: Sequence[int], length: int, group: str | None, gather: np.ndarray | None) -> ScoreRequest:
-        """One sequence of which the last `length` tokens are scored."""
+        """Return one sequence of which the last `length` tokens are scored."""
         return ScoreRequest(np.array(ids, np.int64), len(ids) - length, len(ids), group, gather)
 
     def _target(
@@ -233,7 +234,8 @@ class Scorer:
         return decide(target, self.config.gate)
 
     def _instead(self, said: Scores, at: int | None, instead: int | None) -> tuple[str, ...]:
-        """What the teacher would say at each position; at the decision token what is weighed against the sampled one."""
+        """Return what the teacher would say at each position; at the decision token what is weighed against the sampled
+        one."""
         names = list(self._names(said))
         if at is not None and instead is not None:
             names[at] = self.renderer.decode([instead])
@@ -263,7 +265,8 @@ def held_arrays(context_ids: Sequence[int], step_ids: Sequence[int], score: Scor
 
 
 def on_common_ids(a: Scores, b: Scores) -> tuple[Scores, Scores]:
-    """Two views of one step on the ids both know, for engines without `gather`; what only one knows joins its tail.
+    """Return two views of one step on the ids both know, for engines without `gather`; what only one knows joins its
+    tail.
 
     A probability the other view did not give is never guessed: the support shrinks instead. The sampled id is always
     known to both.
@@ -288,7 +291,7 @@ def _restricted(score: Scores, ids: np.ndarray) -> Scores:
 
 
 def _sampled_with(injection: Injection) -> np.ndarray:
-    """The recorded log-probabilities where they speak of exactly these tokens, float32 [T]; else empty."""
+    """Return the recorded log-probabilities where they speak of exactly these tokens, float32 [T]; else empty."""
     recorded = injection.recorded_logprobs
     fits = recorded is not None and injection.fidelity == "ids" and len(recorded) == len(injection.step_ids)
     return np.array(recorded if fits else (), np.float32)

@@ -116,7 +116,7 @@ class TargetStore:
         self.folder = folder
 
     def parts(self) -> list[Path]:
-        """The parts, in a stable order."""
+        """Return the parts, in a stable order."""
         return sorted(self.folder.glob("part-*.parquet"))
 
     def append(self, targets: Sequence[Target]) -> None:
@@ -135,7 +135,7 @@ class TargetStore:
         return JsonlStore(self.folder / SUMS)
 
     def damaged(self) -> Iterator[tuple[Path, str]]:
-        """The parts whose bytes are not those that were written, and what is wrong. All bytes are read.
+        """Yield the parts whose bytes are not those that were written, and what is wrong. All bytes are read.
 
         Of a part without a checksum, which a release before wrote, it is whether it can be read. A part that is gone is owed.
         """
@@ -166,12 +166,12 @@ class TargetStore:
     def open(
         self, keys: Sequence[str] | None = None, gate: GateSection | None = None, *, cache_bytes: int = CACHE_BYTES
     ) -> StoredTargets:
-        """The targets with these keys, in their order; without `keys` all, in stored order, each key once.
+        """Return the targets with these keys, in their order; without `keys` all, in stored order, each key once.
 
         Light columns are read here, once; a target's arrays when it is taken.
 
         Args:
-            gate: judges the hints anew; without it they are as accepted as they were stored.
+            gate: judges the hints again; without it they are as accepted as they were stored.
             cache_bytes: bytes of columns that are kept of what was read last.
 
         Raises:
@@ -180,7 +180,7 @@ class TargetStore:
         return StoredTargets.open(self.folder, Index(self.parts(), cache_bytes), keys, gate)
 
     def read(self) -> Iterator[Target]:
-        """Every stored target, one group of rows at a time; of rows with the same key, each.
+        """Yield every stored target, one group of rows at a time; of rows with the same key, each.
 
         Raises:
             InputError: a part is corrupt, or another program or version wrote it; names the file.
@@ -189,12 +189,12 @@ class TargetStore:
             yield from self.read_part(part)
 
     def heads(self, part: Path) -> list[TargetHead]:
-        """The light columns of one part; see `read`."""
+        """Return the light columns of one part; see `read`."""
         read = Heads()
         return [head for group in _groups(part, list(Heads.COLUMNS)) for head, _, _ in read.of(group)]
 
     def read_part(self, part: Path) -> Iterator[Target]:
-        """The targets of one part; see `read`."""
+        """Yield the targets of one part; see `read`."""
         for group in _groups(part, None):
             columns = Columns(part, group)
             for row in range(len(columns)):
@@ -208,7 +208,7 @@ def _groups(part: Path, columns: list[str] | None) -> Iterator[pa.Table]:
 
 
 def _table(targets: Sequence[Target]) -> pa.Table:
-    """One row per target; arrays of numbers become Arrow's lists without a detour through Python objects."""
+    """Return one row per target; arrays of numbers become Arrow's lists without a detour through Python objects."""
     columns: dict[str, Any] = {
         name: _lists([getattr(t, name) for t in targets], SCHEMA.field(name).type.value_type) for name in _FLAT
     }
@@ -238,7 +238,7 @@ _FLAT = (
     "legal_ids",
     "sampler_logprobs",
 )
-"""Fields of a target that are lists of numbers as they stand."""
+"""Fields of a target that are lists of numbers as they are."""
 _NESTED = ("support_ids", "teacher_logprobs", "plain_logprobs")
 """Fields of which each position keeps as many numbers as its support has ids."""
 

@@ -52,7 +52,7 @@ class Index:
         """The rows that count, in stored order, int64 [N]."""
 
     def find(self, keys: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-        """The rows with these keys, int64 [N], and the keys that no row has."""
+        """Return the rows with these keys, int64 [N], and the keys that no row has."""
         wanted = np.array([k.encode("utf-8", "surrogatepass") for k in keys] or [b""])
         at = np.minimum(np.searchsorted(self._sorted, wanted), max(0, len(self._sorted) - 1))
         there = self._sorted[at] == wanted if len(self._sorted) else np.zeros(len(wanted), bool)
@@ -60,7 +60,7 @@ class Index:
         return (self._numbers[at[: len(keys)]] if not lacking else np.zeros(0, np.int64)), lacking
 
     def target(self, number: int) -> Target:
-        """The whole target of a row. Raises InputError where it cannot be one; names file and row."""
+        """Return the whole target of a row. Raises InputError if it cannot be one; names file and row."""
         row = self.table.rows[number]
         return self._columns(int(row["part"]), int(row["group"])).target(int(row["row"]))
 
@@ -88,7 +88,8 @@ class StoredTargets(Sequence[Target]):
 
     @classmethod
     def open(cls, folder: Path, index: Index, keys: Sequence[str] | None, gate: GateSection | None) -> StoredTargets:
-        """Those with these keys, in their order, judged by `gate`; all of them, as they were judged, without either.
+        """Return those with these keys, in their order, judged by `gate`; all of them, as they were judged, without
+        either.
 
         Raises:
             InputError: the folder lacks one of them; names it.
@@ -111,7 +112,7 @@ class StoredTargets(Sequence[Target]):
     def __getitem__(self, at: slice) -> StoredTargets: ...
 
     def __getitem__(self, at: int | slice) -> Target | StoredTargets:
-        """One target, read from disk; or some of them, of which nothing is read yet."""
+        """Return one target, read from disk; or some of them, of which nothing is read yet."""
         if isinstance(at, slice):
             return StoredTargets(self.source, self.heads[at])
         number = int(self.heads.numbers[at])
@@ -121,11 +122,11 @@ class StoredTargets(Sequence[Target]):
         return target if said is None else replace(target, accepted=said[0], reasons=said[1])
 
     def where(self, keep: Callable[[TargetHead], bool]) -> StoredTargets:
-        """Those whose head is to be kept, in the same order; reads nothing."""
+        """Return those whose head is to be kept, in the same order; reads nothing."""
         return StoredTargets(self.source, self.heads.taken([i for i, h in enumerate(self.heads) if keep(h)]))
 
     def of_kind(self, *kinds: TargetKind) -> StoredTargets:
-        """Those of some kinds, in the same order; makes no head."""
+        """Return those of some kinds, in the same order; makes no head."""
         return StoredTargets(self.source, self.heads.having("kind", kinds))
 
     def extent(self, at: int) -> tuple[int, int]:
@@ -134,39 +135,39 @@ class StoredTargets(Sequence[Target]):
         return int(row["first_position"]), int(row["length"])
 
     def by_part(self) -> Iterator[tuple[int, Target]]:
-        """Each with its number, in the order in which they lie on disk: every part is read once."""
+        """Yield each with its number, in the order in which they lie on disk: every part is read once."""
         rows = self.source.table.rows[self.heads.numbers]
         for i in np.lexsort((rows["row"], rows["group"], rows["part"])).tolist():
             yield i, self[i]
 
 
 def _decided(table: HeadTable, numbers: np.ndarray, gate: GateSection) -> Decided:
-    """What the gate says of the hints among some rows."""
+    """Return what the gate says of the hints among some rows."""
     hints = table.having(numbers, "kind", ("hint",))
     judged = (decide(head, gate) for head in table.heads(hints, {}))
     return {n: (head.accepted, head.reasons) for n, head in zip(hints.tolist(), judged, strict=True)}
 
 
 def heads(targets: Sequence[Target]) -> Sequence[TargetHead]:
-    """The light columns of targets; of stored ones nothing is read for it."""
+    """Return the light columns of targets; of stored ones nothing is read for it."""
     return targets.heads if isinstance(targets, StoredTargets) else targets
 
 
 def by_key(targets: Sequence[Target]) -> Sequence[Target]:
-    """The targets in order of their keys; stored ones stay on disk."""
+    """Return the targets in order of their keys; stored ones stay on disk."""
     keys = [h.key for h in heads(targets)]
     return take(targets, sorted(range(len(keys)), key=keys.__getitem__))
 
 
 def take(targets: Sequence[Target], numbers: Sequence[int]) -> Sequence[Target]:
-    """The targets of these numbers, in this order; stored ones stay on disk."""
+    """Return the targets of these numbers, in this order; stored ones stay on disk."""
     if isinstance(targets, StoredTargets):
         return StoredTargets(targets.source, targets.heads.taken(numbers))
     return [targets[i] for i in numbers]
 
 
 def by_part(targets: Sequence[Target]) -> Iterator[tuple[int, Target]]:
-    """Each target with its number, in whichever order reads least."""
+    """Return each target with its number, in whichever order reads least."""
     return targets.by_part() if isinstance(targets, StoredTargets) else iter(enumerate(targets))
 
 
@@ -178,12 +179,12 @@ def extents(targets: Sequence[Target]) -> list[tuple[int, int]]:
 
 
 def of_kind(targets: Sequence[Target], kind: TargetKind) -> Sequence[Target]:
-    """The targets of a kind, in their order; of stored ones no head is made for it."""
+    """Return the targets of a kind, in their order; of stored ones no head is made for it."""
     return targets.of_kind(kind) if isinstance(targets, StoredTargets) else [t for t in targets if t.kind == kind]
 
 
 def number_of(targets: Sequence[Target], kind: TargetKind, split: Split) -> int:
-    """How many targets are of a kind and a split."""
+    """Return how many targets are of a kind and a split."""
     found = heads(of_kind(targets, kind))
     if isinstance(found, HeadList):
         return len(found.having("split", (split,)))

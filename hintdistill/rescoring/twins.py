@@ -23,7 +23,7 @@ from hintdistill.core.scores import Measurement, Target
 from hintdistill.core.types import Split, Twin
 
 SHARE = 0.8
-"""Of its probability in the original context, what the sampled token must keep where it is not the most likely one."""
+"""Of its probability in the original context, what the sampled token must keep if it is not the most likely one."""
 NOT_DONE_HERE = "not_done_here"
 """Reason of a twin in whose context the policy does something else."""
 
@@ -43,7 +43,7 @@ class Original:
     """The erring step in its own context, read by the weights that a twin is held to."""
 
     position: int | None
-    """The decision token of the finding's hint; None where it changes nothing."""
+    """The decision token of the finding's hint; None if it changes nothing."""
     plain: np.ndarray
     """float32 [T]: log-probabilities of the step's tokens, nats."""
 
@@ -81,7 +81,7 @@ def measure_twin(twin: Twin, original: Original, sampled: np.ndarray, top1: np.n
 
 
 def judge_twin(twin: Twin, original: Original, sampled: np.ndarray, top1: np.ndarray) -> tuple[str, ...]:
-    """Why a twin is rejected; empty where the policy still does the step. Arguments as in `measure_twin`."""
+    """Why a twin is rejected; empty if the policy still does the step. Arguments as in `measure_twin`."""
     start, end = twin.span
     at = start if original.position is None else original.position
     effect, greedy = sampled - original.plain, top1 == np.array(twin.step_ids)

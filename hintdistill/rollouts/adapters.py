@@ -24,15 +24,15 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def adapter_of(student: Path) -> Path | None:
-    """The folder of the adapter that a student was trained as; None where it holds whole weights alone."""
+    """Return the folder of the adapter that a student was trained as; None if it holds whole weights alone."""
     return next((f for f in (student, student / "adapter") if (f / ADAPTER_CONFIG).is_file()), None)
 
 
 def chain_of(student: Path, initial: Path) -> list[Path]:
-    """The adapters from the initial model up to a student, first one first; empty for the initial model itself.
+    """Return the adapters from the initial model up to a student, first one first; empty for the initial model itself.
 
     Raises:
-        ConfigError: the student, or one that it stands on, is no adapter on the initial model.
+        ConfigError: the student, or one that it is on, is no adapter on the initial model.
     """
     chain: list[Path] = []
     at, initial = student.resolve(), initial.resolve()
@@ -50,7 +50,7 @@ def chain_of(student: Path, initial: Path) -> list[Path]:
 
 
 def adapter_for_server(student: Path, initial: Path) -> Path | None:
-    """One adapter folder on the initial model that gives the student; None for the initial model itself.
+    """Return one adapter folder on the initial model that gives the student; None for the initial model itself.
 
     Raises:
         ConfigError: see `chain_of`; or an adapter does what a sum of low-rank products does not.
@@ -96,4 +96,4 @@ def _stack(chain: list[Path], into: Path) -> None:
 def _require_plain(config: dict[str, Any], folder: Path) -> None:
     odd = [k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)]
     if odd or config.get("bias", "none") != "none":
-        raise ConfigError(f"{folder} is no sum of low-rank products alone ({', '.join(odd) or 'bias'})")
+        raise ConfigError(f"{folder} is more than a sum of low-rank products ({', '.join(odd) or 'bias'})")

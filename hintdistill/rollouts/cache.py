@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 ROOM = 64
-"""Tokens of room that a buffer gets when it is made anew."""
+"""Tokens of room that a buffer gets when it is made again."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -51,7 +51,7 @@ def _begins(buffer: Tensor, held: Tensor) -> bool:
 
 
 def growing_cache(config: Any) -> Any:
-    """An empty cache of growing layers, for a model whose every layer has full attention."""
+    """Return an empty cache of growing layers, for a model whose every layer has full attention."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() for _ in cache.layers]
     return cache

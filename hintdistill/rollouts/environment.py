@@ -2,7 +2,7 @@
 
 An environment is small on purpose, so that a verifiers, OpenEnv or Gymnasium-style tool environment wraps in a few
 lines: `reset` gives the opening messages and the tool schemas, `step` takes one assistant message and gives the
-messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins where they are made. A suite
+messages that answer it. A `TaskSuite` says which tasks exist; `check` measures, and judges twins if they are made. A suite
 may have a third method, `tool_effects`, that says which tools change state; see `effects_of`.
 """
 
@@ -56,11 +56,11 @@ class TaskSuite(Protocol):
         ...
 
     def make(self) -> Environment:
-        """A fresh environment."""
+        """Return a fresh environment."""
         ...
 
     def check(self, trace: Trace) -> Sequence[Finding]:
-        """The errors the environment itself can see in a trace, which may end at any step.
+        """Return the errors the environment itself can see in a trace, which may end at any step.
 
         Measures; where twins are made, a twin in whose step it finds an error is dropped. Never selects what is corrected.
         """
@@ -68,7 +68,7 @@ class TaskSuite(Protocol):
 
 
 def effects_of(suite: TaskSuite) -> dict[str, ToolEffect]:
-    """Return the effects of a suite's tools by name: `reads` or `changes`; empty where it does not say.
+    """Return the effects of a suite's tools by name: `reads` or `changes`; empty if it does not say.
 
     A suite says so by a method of its own choice, `tool_effects() -> {name: "reads" | "changes"}`.
 

@@ -48,14 +48,15 @@ class Evaluation:
     """Episodes that came to nothing or ran into a limit of tokens, by reason; they count as unsuccessful."""
     tools: dict[str, dict[str, float]] = field(default_factory=dict)
     """By what tools do (`reads`, `changes`): `calls` and `successful` calls per episode, and `error_rate`, the share of calls that an
-    error answered. Empty where nothing says what the tools do."""
+    error answered. Empty if nothing says what the tools do."""
 
 
 def load_suite(spec: str) -> TaskSuite:
-    """A TaskSuite from `path/to/file.py:Name` or `package.module:Name`, or by the name that a package has registered.
+    """Return a TaskSuite from `path/to/file.py:Name` or `package.module:Name`, or by the name that a package has
+    registered.
 
     Raises:
-        ConfigError: the module or the name does not exist, or is no TaskSuite.
+        ConfigError: the module or the name does not exist, or is not a TaskSuite.
     """
     if ":" not in spec and spec in ENVIRONMENTS:
         suite = loaded(ENVIRONMENTS.get(spec).implementation)
@@ -63,12 +64,12 @@ def load_suite(spec: str) -> TaskSuite:
         suite = load_object(spec, "rollout.environment", "environment")
     suite = suite() if isinstance(suite, type) else suite
     if not isinstance(suite, TaskSuite):
-        raise ConfigError(f"{spec} is no TaskSuite", hint="it needs splits(), make() and check(trace)")
+        raise ConfigError(f"{spec} is not a TaskSuite", hint="it needs splits(), make() and check(trace)")
     return suite
 
 
 def tasks_of(suite: TaskSuite, split: str, limit: int | None = None, patterns: Sequence[str] = ("*",)) -> list[str]:
-    """The tasks of a split whose names match one of the shell-style patterns.
+    """Return the tasks of a split whose names match one of the shell-style patterns.
 
     Raises:
         ConfigError: there is no such split (the error names those there are), or no task matches.
@@ -83,7 +84,8 @@ def tasks_of(suite: TaskSuite, split: str, limit: int | None = None, patterns: S
 
 
 def checked(suite: TaskSuite, trace: Trace) -> list[Finding]:
-    """What the environment's own checker sees in a trace. Raises EnvironmentFailure where it raises or gives no findings."""
+    """Return what the environment's own checker sees in a trace. Raises EnvironmentFailure if it raises or gives no
+    findings."""
     try:
         found = list(suite.check(trace))
     except Exception as error:
@@ -120,7 +122,8 @@ def calls_by_effect(trace: Trace) -> dict[str, list[int]]:
 
 
 def lost_changes(before: Evaluation, after: Evaluation, bound: float | None) -> str | None:
-    """What to say where successful state-changing calls per episode fell by more than `bound`, a share; None where they did not.
+    """Return what to say where successful state-changing calls per episode fell by more than `bound`, a share; None
+    where they did not.
 
     Privileged distillation can lose such calls without a fall of success that a small split would show.
     """
@@ -177,7 +180,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     keep: Callable[[Episode, Outcome], None] | None = None,
 ) -> Evaluation:
-    """Play every task once and count; `keep` is called with each episode. Raises EnvironmentFailure where none came to an end."""
+    """Play every task once and count; `keep` is called with each episode. Raises EnvironmentFailure if none came to an end."""
     return summarise(outcomes(engine, renderer, suite, tasks, options, progress, keep))
 
 

@@ -27,11 +27,11 @@ class SamplingOptions:
     temperature: float = 1.0
     """0 is greedy."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability, after the temperature and `top_k`."""
+    """Only the most likely tokens that together have this probability, after the temperature and `top_k`."""
     top_k: int = 0
-    """Only so many likeliest tokens; 0: all."""
+    """Only so many most likely tokens; 0: all."""
     min_p: float = 0.0
-    """Only tokens with at least this share of the likeliest one's probability."""
+    """Only tokens with at least this share of the most likely one's probability."""
     max_new_tokens: int = 256
     """Tokens per step."""
     max_steps: int = 16
@@ -58,7 +58,7 @@ def drawing(options: SamplingOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One sampled step; the end-of-turn token is kept where it was sampled."""
+    """One sampled step; the end-of-turn token is kept if it was sampled."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None = None
@@ -75,7 +75,7 @@ class Generator(Protocol):
     def generate(
         self, contexts: Sequence[Sequence[int]], stop: Sequence[int], options: SamplingOptions, seed: int
     ) -> list[Sampled]:
-        """One step per context, at most `options.max_new_tokens` ids, ending with the first id of `stop`.
+        """Return one step per context, at most `options.max_new_tokens` ids, ending with the first id of `stop`.
 
         Raises:
             ServiceError: a server did not answer.
@@ -100,7 +100,7 @@ class TransformersGenerator:
     """Batched sampling with `model.generate`.
 
     The next turn of an episode begins with the context and step of this one, so their keys and values are kept, and only what
-    the environment added is read. Where a context does not continue the one before it, or the model's attention is not
+    the environment added is read. If a context does not continue the one before it, or the model's attention is not
     full attention throughout (padding in the middle would count against a window, and would enter a recurrent state),
     everything is read again.
     """
@@ -142,11 +142,11 @@ class TransformersGenerator:
         return rows
 
     def _attention(self, model: Any) -> AbstractContextManager[None]:
-        """What suits few new tokens; a window would be the library's to keep."""
+        """Return what suits few new tokens; a window would be the library's to keep."""
         return sampling_attention(model) if self.reuse else nullcontext()
 
     def _empty(self) -> Any:
-        """A cache to begin with, or None for the library's own."""
+        """Return a cache to begin with, or None for the library's own."""
         return growing_cache(self.engine.model.config.get_text_config()) if self.reuse else None
 
     def _padded(self, contexts: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,7 +160,8 @@ class TransformersGenerator:
         return ids.to(device), mask.to(device)
 
     def _continued(self, contexts: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor, Any] | None:
-        """The kept columns and what is new, or None where some context does not continue a kept row (in their order)."""
+        """Return the kept columns and what is new, or None if some context does not continue a kept row (in their
+        order)."""
         kept, self._kept = self._kept, None
         if kept is None:
             return None
@@ -206,7 +207,7 @@ def _cut(row: list[int], stop: Sequence[int]) -> list[int]:
 
 
 def _full_attention(config: Any) -> bool:
-    """Whether every layer attends to everything before it through plain keys and values."""
+    """Return whether every layer attends to everything before it through plain keys and values."""
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
         return set(kinds) == {"full_attention"}

@@ -50,11 +50,11 @@ class GuardedEnvironment:
         if not start.messages:
             raise EnvironmentFailure("reset gave no message to answer")
         if not isinstance(start.tools, tuple | list) or not all(isinstance(t, dict) for t in start.tools):
-            raise EnvironmentFailure("reset gave tools that are no objects")
+            raise EnvironmentFailure("reset gave tools that are not objects")
         try:
             json.dumps(start.tools, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise EnvironmentFailure(f"reset gave tools that are no JSON: {error}") from None
+            raise EnvironmentFailure(f"reset gave tools that are not JSON: {error}") from None
         return start
 
     def step(self, message: Message) -> Reply:
@@ -74,7 +74,7 @@ class GuardedEnvironment:
         return reply
 
     def close(self) -> None:
-        """Let the environment go; its own `close` is called where it has one."""
+        """Let the environment go; its own `close` is called if it has one."""
         close = getattr(self._environment, "close", None)
         if callable(close):
             self._calls.put((close, Future()))
@@ -125,7 +125,7 @@ def _check_messages(where: str, messages: Any) -> None:
             message.model_dump_json()
         except (ValueError, RecursionError) as error:
             # lone surrogates, or objects in `extra`: no row could hold it and no tokenizer reads it
-            raise EnvironmentFailure(f"{where} returned a message that is no JSON: {error}") from None
+            raise EnvironmentFailure(f"{where} returned a message that is not JSON: {error}") from None
 
 
 def _is_number(value: Any) -> bool:

@@ -50,7 +50,7 @@ class GymnasiumSuite:
             actions: a name for each discrete action; default `action_0`, `action_1`, …
             max_turns: assistant messages after which an episode is over; default: the environment's own limit.
             success: sum of the episode's rewards → reward of the trace.
-            opening: what stands between goal and first observation: a demonstration, whose assistant messages are `given=True`.
+            opening: what is between goal and first observation: a demonstration, whose assistant messages are `given=True`.
             settings: passed to `gymnasium.make`.
 
         Raises:
@@ -94,7 +94,7 @@ class GymnasiumSuite:
         return out
 
     def make(self) -> Environment:
-        """A fresh environment."""
+        """Return a fresh environment."""
         return GymnasiumEnvironment(self)
 
     def check(self, trace: Trace) -> list[Finding]:
@@ -117,7 +117,7 @@ class GymnasiumEnvironment:
         """Begin `task`, e.g. `FrozenLake-v1:17`; see `Environment`."""
         name, _, seed = task.rpartition(":")
         if name != self.suite.env_id or not seed.isdigit():
-            raise ValueError(f"{task!r} is no task of {self.suite.env_id}: expected {self.suite.env_id}:<seed>")
+            raise ValueError(f"{task!r} is not a task of {self.suite.env_id}: expected {self.suite.env_id}:<seed>")
         observation, _ = self.env.reset(seed=int(seed))
         system, user = (
             Message(role="system", content=self.suite.goal),
@@ -165,7 +165,7 @@ class GymnasiumEnvironment:
         if not self.suite.actions:
             text = (message.content or "").strip()
             if not self.env.action_space.contains(text):
-                raise EnvironmentFailure("this text is no action here")
+                raise EnvironmentFailure("this text is not an action here")
             return text
         if not message.tool_calls:
             raise EnvironmentFailure("call the tool act")

@@ -1,7 +1,7 @@
 """The hinted student in the environment: the success that distillation could reach at best.
 
 Every episode is played plainly first. Where the critic finds a root error, the episode is taken up at that step with the
-critic's hint above it, and so on for later errors. The hint stands above its step only, as in training.
+critic's hint above it, and so on for later errors. The hint is above its step only, as in training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class HintedPlay:
     """Episodes as the hinted student plays them."""
 
     episodes: tuple[Episode, ...]
-    """As each stands in the end, in order."""
+    """As each is in the end, in order."""
     corrected: tuple[Corrected, ...]
     """Every step that was sampled under a hint."""
     unplaced: dict[str, int]

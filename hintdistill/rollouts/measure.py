@@ -31,7 +31,7 @@ class Setting:
 
     @classmethod
     def of(cls, split: str, how: SampledFrom) -> Setting:
-        """The setting of a split."""
+        """Return the setting of a split."""
         return cls(split, **how.model_dump())
 
     @property
@@ -47,12 +47,12 @@ class Setting:
 
 
 def measured_from(section: RolloutSection) -> SampledFrom:
-    """The distribution from which success is measured."""
+    """Return the distribution from which success is measured."""
     return _distribution(section)
 
 
 def played_from(section: RolloutSection) -> SampledFrom:
-    """The distribution from which the fresh episodes of a round are sampled."""
+    """Return the distribution from which the fresh episodes of a round are sampled."""
     return _distribution(section.sample)
 
 
@@ -103,7 +103,7 @@ def off_target_sets(
 
 
 def step_requests(renderer: Renderer, episodes: Sequence[Episode], limit: int, seed: int) -> list[ScoreRequest]:
-    """Every step of successful episodes, e.g. on near-misses."""
+    """Return every step of successful episodes, e.g. on near-misses."""
     good = [e.trace for e in episodes if e.failure is None and (e.trace.reward or 0.0) > 0.5]
     return _requests(renderer, [(t, k) for t in good for k in t.own_steps], limit, seed)
 

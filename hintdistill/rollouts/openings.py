@@ -23,7 +23,7 @@ from hintdistill.rollouts.evaluate import load_suite, tasks_of
 from hintdistill.rollouts.measure import Setting, measured_from, played_from
 
 HINT_TOKENS = 64
-"""Tokens that a hint is taken to have where none was written yet."""
+"""Tokens that a hint is taken to have if none was written yet."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ def _rendered(ids: tuple[int, ...], end: int, step: int) -> RenderedStep:
 def _episodes(
     suite: TaskSuite, renderer: Renderer, tasks: Sequence[str], config: RunConfig, shape: ModelShape
 ) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """The tokens of each task's opening, and ids of an episode that goes to every limit."""
+    """Yield the tokens of each task's opening, and ids of an episode that goes to every limit."""
     section, step = config.rollout, _step_tokens(config, shape)
     openings = {task: opening_ids(suite, renderer, task) for task in dict.fromkeys(tasks)}
     for n, task in enumerate(tasks):
@@ -100,7 +100,7 @@ def _episodes(
 
 
 def _hint(name: str, ids: tuple[int, ...], step: int, placebos: int) -> Injection:
-    """A hint above the last step."""
+    """Return a hint above the last step."""
     context, block = ids[:-step], tuple(ids[n % len(ids)] for n in range(HINT_TOKENS))
     others = [(*block[n + 1 :], *block[: n + 1]) for n in range(placebos)]
     return Injection(

@@ -38,7 +38,7 @@ class Prefix:
 
 
 def draw_positions(steps: Sequence[int], n: int, number: int, seed: int) -> list[tuple[int, int]]:
-    """Draw `n` positions for a round, anew each round, uniformly over steps: each once before any comes again.
+    """Draw `n` positions for a round, again each round, uniformly over steps: each once before any comes again.
 
     Args:
         steps: of each recorded trace, how many steps of its own it has.

@@ -71,14 +71,14 @@ class _Running:
     """What the suite says of its tools."""
     context: list[int] = field(default_factory=list)
     hinted: list[int] | None = None
-    """What the next step is sampled in, where that is not its own context."""
+    """What the next step is sampled in, if that is not its own context."""
     reward: float | None = None
     done: bool = False
     failure: str | None = None
     cut: str | None = None
 
     def end_at_limit(self, why: str) -> None:
-        """End this episode at a limit of tokens: what there is of it is a trace."""
+        """End this episode at a token limit; the part up to here is a trace."""
         self.done, self.cut, self.reward = True, why, 0.0
 
     def fail(self, why: str) -> None:
@@ -98,7 +98,7 @@ class Sampler:
         self.stop = _stop_ids(weights, renderer)
 
     def generate(self, contexts: Sequence[Sequence[int]], seed: int) -> list[list[int]]:
-        """Sample one step after each context, no environment; the end-of-turn token is kept where it was sampled."""
+        """Sample one step after each context, no environment; the end-of-turn token is kept if it was sampled."""
         return [list(s.ids) for s in self.generator.generate(contexts, self.stop, self.options, seed)]
 
     def episodes(
@@ -183,7 +183,8 @@ class Sampler:
             self._advance(r, step)
 
     def message(self, context: Sequence[int], step: Sampled, *, hinted: bool = False) -> Message:
-        """A sampled step as a message below its context; `cut` where it has no end. `hinted`: it was sampled under a hint."""
+        """Return a sampled step as a message below its context; `cut` if it has no end. `hinted`: it was sampled
+        under a hint."""
         ended = bool(step.ids) and step.ids[-1] in self.stop
         parsed = self._parse(self.renderer.decode(step.ids[:-1] if ended else step.ids))
         return parsed.model_copy(
@@ -215,7 +216,7 @@ class Sampler:
             r.fail(error.message)
 
     def _continue(self, r: _Running, sampled: list[int], new: int) -> list[int]:
-        """The next context: this one, the sampled ids, and what the template prints after the step."""
+        """Return the next context: this one, the sampled ids, and what the template prints after the step."""
         finished = self.renderer.render(r.messages[: len(r.messages) - new], r.tools, header=False)
         following = self.renderer.render(r.messages, r.tools, header=True)
         if not following.startswith(finished):

@@ -147,7 +147,7 @@ class ServerGenerator:
         return gap
 
     def sleep(self) -> None:
-        """Have the server give back the memory of its weights and caches. Raises ServiceError where it cannot sleep.
+        """Have the server give back the memory of its weights and caches. Raises ServiceError if it cannot sleep.
 
         Not tried: sleep mode needs CUDA.
         """
@@ -204,14 +204,14 @@ class ServerGenerator:
             return [str(model["id"]) for model in json.loads(self.client.get("/models").body)["data"]]
 
     def _choice(self, body: dict[str, Any], tokens: int) -> dict[str, Any]:
-        """The first choice of a completion that names so many tokens."""
+        """Return the first choice of a completion that names so many tokens."""
         answer = self.client.post("/completions", body, most_bytes=MOST_BYTES + tokens * BYTES_PER_TOKEN)
         with self._well_formed():
             return json.loads(answer.body)["choices"][0]
 
     @contextmanager
     def _well_formed(self) -> Iterator[None]:
-        """Raises ServiceError where an answer is not what vLLM's is."""
+        """Raise ServiceError if an answer is not what vLLM's is."""
         try:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as error:
@@ -232,7 +232,7 @@ class ServerGenerator:
 
 
 def asked(config: ServerSection) -> Server:
-    """The server that samples, as the HTTP client takes it."""
+    """Return the server that samples, as the HTTP client takes it."""
     assert config.base_url is not None
     return Server(
         config.base_url,

@@ -33,7 +33,7 @@ class Limits:
     """What a server takes on."""
 
     token: str | None = None
-    """Asked for as `Authorization: Bearer …` where it is set."""
+    """Asked for as `Authorization: Bearer …` if it is set."""
     max_body_bytes: int = 16 << 20
     workers: int = 8
     """Requests at work; they are read together."""
@@ -67,7 +67,7 @@ class Metrics:
 
 
 def create_app(service: Service, limits: Limits = Limits()) -> FastAPI:
-    """The application, for any ASGI server."""
+    """Return the application, for any ASGI server."""
     gate = Gate(limits.workers, limits.max_waiting, limits.timeout_s)
     metrics = Metrics(service, gate)
 
@@ -87,7 +87,7 @@ def create_app(service: Service, limits: Limits = Limits()) -> FastAPI:
 
     @app.get("/health", tags=["server"])
     async def health() -> dict[str, Any]:
-        """Whether the server answers, what it scores with, and how many requests are inside."""
+        """Return whether the server answers, what it scores with, and how many requests are inside."""
         return {"status": "ok", "engine": service.session.engine.key, "inside": gate.inside}
 
     @app.get("/metrics", tags=["server"], response_class=Response)
@@ -107,17 +107,17 @@ def create_app(service: Service, limits: Limits = Limits()) -> FastAPI:
 def _questions(app: FastAPI, service: Service, gate: Gate) -> None:
     @app.post("/v1/diagnose", tags=["questions"])
     async def diagnose(asked: DiagnoseAsked) -> dict[str, Any]:
-        """Which step went wrong, and which hint would have prevented it."""
+        """Return which step went wrong, and which hint would have prevented it."""
         return await gate.run(lambda: service.diagnose(asked))
 
     @app.post("/v1/rescore", tags=["questions"])
     async def rescore(asked: RescoreAsked) -> dict[str, Any]:
-        """What a hint would have done to a step."""
+        """Return what a hint would have done to a step."""
         return await gate.run(lambda: service.rescore(asked))
 
     @app.post("/v1/rank", tags=["questions"])
     async def rank(asked: RankAsked) -> dict[str, Any]:
-        """Several hints for one step, best first."""
+        """Return several hints for one step, best first."""
         return await gate.run(lambda: service.rank(asked))
 
 
@@ -163,12 +163,12 @@ def _records(app: FastAPI, service: Service, gate: Gate, limits: Limits) -> None
 
 
 def _is_list_of_records(value: Any) -> bool:
-    """Whether a body is several records; a bare list of messages or items is one."""
+    """Return whether a body is several records; a bare list of messages or items is one."""
     return isinstance(value, list) and not any(isinstance(v, dict) and ("role" in v or "type" in v) for v in value)
 
 
 def refusal(error: HintdistillError) -> JSONResponse:
-    """The answer that an error becomes: what happened, and what to do about it."""
+    """Return the answer that an error becomes: what happened, and what to do about it."""
     status, headers = 400, dict[str, str]()
     if isinstance(error, BusyError):
         status, headers = 429, {"Retry-After": "1"}
@@ -235,7 +235,7 @@ class Doorkeeper:
         return None
 
     async def _body(self, receive: Receive) -> bytes | None:
-        """The whole body; None where it is too large, whatever its header says."""
+        """Return the whole body; None if it is too large, whatever its header says."""
         parts: list[bytes] = []
         size = 0
         while True:

@@ -80,7 +80,7 @@ class Service:
         return {"accepted": len(records) - len(refused), "refused": refused}
 
     def spans(self, request: dict[str, Any]) -> None:
-        """Write the spans of an OTLP request. Raises ConfigError where the server keeps no traces."""
+        """Write the spans of an OTLP request. Raises ConfigError if the server keeps no traces."""
         if request.get("resourceSpans"):
             self._sink().append(request, "spans")
 
@@ -91,7 +91,7 @@ class Service:
 
 
 def _check(record: Any, n: int) -> None:
-    """Raises TraceError where a record is no trace by itself."""
+    """Raise TraceError if a record is no trace by itself."""
     found = recognise(record)
     if found is None or found.SCOPE != "record":
         raise TraceError("the record is in no format that is read record by record; see docs/traces.md")

@@ -53,7 +53,7 @@ def make_service(backend: Backend) -> Service:
 
 
 def token_for(host: str) -> str | None:
-    """The token that `HINTDISTILL_TOKEN` holds.
+    """Return the token that `HINTDISTILL_TOKEN` holds.
 
     Raises:
         ConfigError: there is none, and the host is not this machine.
@@ -91,7 +91,7 @@ def serve(backend: Backend, host: str, port: int, max_waiting: int, timeout_s: f
 
 
 def serve_tools(backend: Backend) -> None:
-    """Serve as tools over stdio until the client closes it. Raises ConfigError where the extra is not installed."""
+    """Serve as tools over stdio until the client closes it. Raises ConfigError if the extra is not installed."""
     try:
         from hintdistill.serving.tools import create_server
     except ImportError as error:

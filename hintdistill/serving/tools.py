@@ -17,7 +17,8 @@ Tools = list[dict[str, Any]] | None
 
 
 def create_server(service: Service) -> MCPServer:
-    """A server with the tools `diagnose`, `rescore`, `rank_hints` and, where traces are kept, `record_traces`."""
+    """Return a server with the tools `diagnose`, `rescore`, `rank_hints` and, if traces are kept,
+    `record_traces`."""
     server = MCPServer(
         "hintdistill",
         version=__version__,
@@ -63,7 +64,7 @@ def create_server(service: Service) -> MCPServer:
 
 
 def _said(ask: Any) -> dict[str, Any]:
-    """The answer, or the error as a tool's error. Raises ToolError with the error's words."""
+    """Return the answer, or the error as a tool's error. Raises ToolError with the error's words."""
     try:
         answer: dict[str, Any] = ask()
     except HintdistillError as error:

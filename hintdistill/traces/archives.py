@@ -75,7 +75,7 @@ def _open(path: Path) -> zipfile.ZipFile:
 
 
 def members(path: Path, suffixes: tuple[str, ...]) -> Iterator[Member | Failure]:
-    """The files of an archive in its own order; what may not be read is a failure.
+    """Yield the files of an archive in its own order; what may not be read is a failure.
 
     Args:
         path: the archive.

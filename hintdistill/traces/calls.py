@@ -79,14 +79,14 @@ def plain_key(key: Any) -> str:
 
 
 def call_fields(value: Any, index: int) -> dict[str, Any]:
-    """The fields of one ToolCall.
+    """Return the fields of one ToolCall.
 
     Args:
         value: the call as its source has it, wrapped in `function` or flat.
         index: of its message, for errors.
 
     Raises:
-        TraceError: no name, or something held under keys that are none of the known ones.
+        TraceError: no name, or something held under keys that are not of the known ones.
     """
     function = value.get("function") if type(value) is dict else None
     if type(function) is dict and function.keys() == _CHAT and type(function["arguments"]) is str:
@@ -108,7 +108,7 @@ def call_fields(value: Any, index: int) -> dict[str, Any]:
 
 
 def name_and_arguments(call: Any) -> tuple[Any, Any]:
-    """A call's name and its arguments as they stand, under whichever known keys; None where there are none."""
+    """Return a call's name and its arguments as they are, under whichever known keys; None if there are none."""
     if not isinstance(call, Mapping):
         return None, call
     keys = [{plain_key(k): v for k, v in holder.items()} for holder in _holders(call)]
@@ -117,7 +117,7 @@ def name_and_arguments(call: Any) -> tuple[Any, Any]:
 
 
 def _holders(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The objects that may hold the name and the arguments, the inner one first."""
+    """Return the objects that may hold the name and the arguments, the inner one first."""
     for key in ("function", "custom"):
         inner = value.get(key)
         if isinstance(inner, Mapping):
@@ -128,7 +128,7 @@ def _holders(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _arguments(name: str, holders: list[Mapping[str, Any]], keys: list[dict[str, Any]], index: int) -> dict[str, Any]:
-    """The arguments as they stand, a string byte for byte. Raises TraceError where other keys hold something."""
+    """Return the arguments as they are, a string byte for byte. Raises TraceError if other keys hold something."""
     for known in ARGUMENTS:
         for held in keys:
             if (found := held.get(known)) is not None:

@@ -13,12 +13,12 @@ COMPRESSED = (".gz", ".zst")
 
 
 def inner_name(name: str) -> str:
-    """The name of what a compressed file holds: `t.jsonl.gz` is `t.jsonl`; other names stay."""
+    """Return the name of what a compressed file holds: `t.jsonl.gz` is `t.jsonl`; other names stay."""
     return name[: name.rindex(".")] if name.lower().endswith(COMPRESSED) else name
 
 
 def open_compressed(path: Path) -> IO[bytes]:
-    """The bytes inside a `.gz` or `.zst` file.
+    """Return the bytes inside a `.gz` or `.zst` file.
 
     Raises:
         OSError: the file cannot be opened, or its compression needs a package that is not installed.

@@ -1,6 +1,6 @@
 """What a record held and its traces do not: every string of the source is looked for in what was made of it.
 
-A string is kept where the traces have it as often as the record: as a message, in a call, in `extra`, in a schema, or as a part of
+A string is kept if the traces have it as often as the record: as a message, in a call, in `extra`, in a schema, or as a part of
 one of those. JSON within strings is taken apart on both sides. What is absent is listed by its key path (`messages[].usage.id`),
 with the reason that `left_out.json` gives for exactly that path; a path without one is a loss that nobody has explained.
 """
@@ -23,7 +23,7 @@ SHAPE = frozenset({"type", "role", "object", "kind", "from", "part_kind", "argum
 REFERENCE = "attachment://"
 """A string that stands for another one, which is read in its place."""
 LONG = 12
-"""A string of so many characters is also looked for inside longer ones, as often as it stands there."""
+"""A string of so many characters is also looked for inside longer ones, as often as it is there."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Lost:
     example: str
     """The first of them, cut to 60 characters."""
     reason: str | None
-    """Why they are left out; None where nobody has said so."""
+    """Why they are left out; None if nobody has said so."""
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -60,7 +60,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _unpacked(text: str) -> Any:
-    """The object or list that a string holds as JSON; None where it is text."""
+    """Return the object or list that a string holds as JSON; None if it is text."""
     if text[:1] not in ("{", "[", '"') or text[-1:] not in ("}", "]", '"'):
         return None
     try:
@@ -95,7 +95,7 @@ def calls_in(value: Any) -> Iterator[tuple[str, Call]]:
 
 
 def _is_call(value: dict[str, Any]) -> bool:
-    """Whether an object says a name and arguments, and is no schema."""
+    """Return whether an object says a name and arguments, and is no schema."""
     what = str(value.get("type", ""))
     if what.endswith(("tool_use", "custom_tool_call")) or "toolUseId" in value:
         return isinstance(value.get("name"), str) and "input" in value
@@ -125,7 +125,7 @@ class _Kept:
         self._all = "\0".join(found)
 
     def times(self, text: str, wanted: int) -> int:
-        """How often a string is there, counted up to what is wanted."""
+        """Return how often a string is there, counted up to what is wanted."""
         have = self._exact[text]
         if have >= wanted or not text.strip():
             return wanted if not text.strip() else have
@@ -146,7 +146,7 @@ def _raw(trace: Trace) -> Iterator[str]:
 
 
 def lost_of(value: Any, outcomes: Sequence[Trace | Failure], format_name: str) -> list[Lost]:
-    """The strings of a record that its traces do not have, by key path, the unexplained ones first.
+    """Return the strings of a record that its traces do not have, by key path, the unexplained ones first.
 
     Args:
         value: the decoded record; for formats of file scope, the list of its values.
@@ -186,7 +186,8 @@ def lost_of(value: Any, outcomes: Sequence[Trace | Failure], format_name: str) -
 
 
 def lost_record(value: Any, outcomes: Sequence[Trace | Failure], held: Iterable[str]) -> list[Lost]:
-    """What is lost of a record of any format: all of one that gave no trace, with the failure's reason as the reason.
+    """Return what is lost of a record of any format: all of one that gave no trace, with the failure's reason as the
+    reason.
 
     Args:
         value: the decoded record.
@@ -201,7 +202,7 @@ def lost_record(value: Any, outcomes: Sequence[Trace | Failure], held: Iterable[
 
 
 def summed(found: Iterable[Lost]) -> list[Lost]:
-    """One entry for each key path and reason, those without a reason first."""
+    """Return one entry for each key path and reason, those without a reason first."""
     by: dict[tuple[bool, str, str | None], Lost] = {}
     for item in found:
         key = (item.reason is not None, item.path, item.reason)

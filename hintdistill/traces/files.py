@@ -40,7 +40,7 @@ class TraceFile:
     hub: HubSet | None = None
 
     def open(self) -> IO[bytes]:
-        """The file's bytes, from the start. Raises OSError; BadZipFile where an archive is damaged."""
+        """Return the file's bytes, from the start. Raises OSError; BadZipFile where an archive is damaged."""
         if self.member is not None:
             return self.member.open()
         if self.path.suffix.lower() in COMPRESSED:
@@ -48,7 +48,7 @@ class TraceFile:
         return self.path.open("rb", buffering=1 << 20)
 
     def rows(self) -> Iterator[tuple[str, Any]] | None:
-        """Place and value of each row where the file is a table or a set of the hub, else None. Iterating raises OSError."""
+        """Place and value of each row if the file is a table or a set of the hub, else None. Iterating raises OSError."""
         if self.hub is not None:
             return ((f"split {split}, row {n}", row) for split, n, row in hub_rows(self.hub))
         if self.member is None and self.path.suffix.lower() in TABLES:
@@ -62,7 +62,7 @@ class TraceFile:
 
 
 def not_read(files: Sequence[TraceFile]) -> str | None:
-    """One line about the files that are of no known kind, by ending; None where there are none."""
+    """Return one line about the files that are of no known kind, by ending; None if there are none."""
     counted: dict[str, int] = {}
     for file in files:
         counted[file.kind] = counted.get(file.kind, 0) + 1
@@ -70,11 +70,12 @@ def not_read(files: Sequence[TraceFile]) -> str | None:
         return None
     listed = ", ".join(f"{n} {kind}" for kind, n in sorted(counted.items()))
     shown = "; ".join(file.name for file in files[:3])
-    return f"not read, because they are no trace files of a known kind: {listed} ({shown}{', …' if len(files) > 3 else ''})"
+    return f"not read, because they are not trace files of a known kind: {listed} ({shown}{', …' if len(files) > 3 else ''})"
 
 
 def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Path]:
-    """The trace files and archives under `paths`, in order, without opening any; errors name the `key` that names the paths.
+    """Return the trace files and archives under `paths`, in order, without opening any; errors name the `key` that
+    names the paths.
 
     Raises:
         InputError: a path does not exist, or a folder holds no file with a known ending.
@@ -83,7 +84,7 @@ def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Pat
 
 
 def all_files(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
-    """Every file under `paths`, archives opened, in a stable order; those that are not read say why.
+    """Yield every file under `paths`, archives opened, in a stable order; those that are not read say why.
 
     Raises:
         InputError: a path does not exist, or a folder holds no file with a known ending.
@@ -142,14 +143,14 @@ def _folder(folder: Path) -> list[TraceFile]:
 
 
 def _of_saved_set(folder: Path, names: list[str], entries: list[TraceFile]) -> list[TraceFile]:
-    """The tables of a set that `datasets` saved, without what it writes beside them."""
+    """Return the tables of a set that `datasets` saved, without what it writes beside them."""
     tables = saved_tables(folder, names)
     kept = [e for e in entries if e.path.name not in SAVED]
     return [e for e in kept if e.path.suffix.lower() != ".arrow" or e.path.name in tables]
 
 
 def is_trace_name(name: str) -> bool:
-    """Whether a file is one of the known kinds, by its name."""
+    """Return whether a file is one of the known kinds, by its name."""
     lower = name.lower()
     if lower.endswith(COMPRESSED):
         inner = Path(inner_name(lower)).suffix
@@ -158,7 +159,7 @@ def is_trace_name(name: str) -> bool:
 
 
 def _look(path: Path, root: Path) -> TraceFile:
-    """One directory entry: read, foreign or refused."""
+    """Return one directory entry: read, foreign or refused."""
 
     def refuse(reason: str, message: str) -> TraceFile:
         return TraceFile(str(path), path, refused=Failure(Source(file=str(path), position="file"), reason, message))
@@ -172,7 +173,7 @@ def _look(path: Path, root: Path) -> TraceFile:
         if not target.is_relative_to(root):
             return refuse("symlink", f"a symbolic link out of the folder, to {target}: not followed")
         if not target.is_file():
-            return refuse("symlink", "a symbolic link to something that is no file: not followed")
+            return refuse("symlink", "a symbolic link to something that is not a file: not followed")
     try:
         mode = path.stat().st_mode
     except OSError as error:

@@ -28,7 +28,7 @@ _MERSENNE = (1 << 61) - 1
 
 
 def group_key(trace: Trace) -> str:
-    """The task a trace names, else a hash of its tools and its first user message."""
+    """Return the task a trace names, else a hash of its tools and its first user message."""
     if trace.task_id is not None:
         return f"task:{trace.task_id}"
     parts = [sorted(trace.tool_schemas), first_message(trace)]
@@ -37,7 +37,7 @@ def group_key(trace: Trace) -> str:
 
 
 def first_message(trace: Trace) -> str:
-    """What the task was, as far as the trace says: the first user message, else the system prompt."""
+    """Return what the task was, as far as the trace says: the first user message, else the system prompt."""
     for role in ("user", "system"):
         found = next((m.content for m in trace.messages if m.role == role and m.content), None)
         if found is not None:
@@ -46,7 +46,7 @@ def first_message(trace: Trace) -> str:
 
 
 def group_traces(traces: Iterable[Trace]) -> list[str]:
-    """The group of each trace; near-duplicates of tasks without a name share the smallest of their keys."""
+    """Return the group of each trace; near-duplicates of tasks without a name share the smallest of their keys."""
     grouper = Grouper()
     for trace in traces:
         grouper.add(trace)
@@ -69,7 +69,7 @@ class Grouper:
             self._unnamed[key] = _runs(trace)
 
     def groups(self) -> list[str]:
-        """The group of each trace, in the order in which they came."""
+        """Return the group of each trace, in the order in which they came."""
         merged = _merge(dict(sorted(self._unnamed.items())))
         return [merged.get(k, k) for k in self._keys]
 
@@ -117,7 +117,8 @@ def _overlap(a: frozenset[int], b: frozenset[int]) -> float:
 
 
 def _minhash(digests: frozenset[int]) -> tuple[int, ...]:
-    """The smallest of each of BANDS × ROWS hashes, one linear map of a fixed digest each; the same in every process."""
+    """Return the smallest of each of BANDS × ROWS hashes, one linear map of a fixed digest each; the same in every
+    process."""
     return tuple(min((a * d + b) % _MERSENNE for d in digests) for a, b in _MAPS)
 
 

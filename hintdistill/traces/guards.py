@@ -22,12 +22,12 @@ BEFORE_THE_USER = "before the first user message"
 
 
 def marked_given(message: Message, reason: str) -> Message:
-    """The message as context, with the reason."""
+    """Return the message as context, with the reason."""
     return message.model_copy(update={"given": True, "extra": {**message.extra, GIVEN_BECAUSE: reason}})
 
 
 def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
-    """The trace with its unusable turns given, or the failure that it is.
+    """Return the trace with its unusable turns given, or the failure that it is.
 
     Args:
         trace: as its reader made it.
@@ -59,7 +59,8 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
 
 
 def _in_order(messages: tuple[Message, ...]) -> bool:
-    """Whether a user speaks first, every turn of the assistant says something, and no message has more to it: most do."""
+    """Return whether a user speaks first, every turn of the assistant says something, and no message has more to it:
+    most do."""
     asked = False
     for m in messages:
         if m.extra:
@@ -89,7 +90,7 @@ def _hosted(trace: Trace) -> dict[int, str]:
 
 
 def _after_unknown(messages: tuple[Message, ...]) -> dict[int, str]:
-    """The student's turns from the first place on where something it read is not known, with the reason."""
+    """Return the student's turns from the first place on where something it read is not known, with the reason."""
     reason: str | None = None
     late: dict[int, str] = {}
     for i, m in enumerate(messages):
@@ -115,7 +116,7 @@ def _says_nothing(trace: Trace) -> Failure | None:
 
 
 def _recorded_prompt(messages: tuple[Message, ...]) -> bool:
-    """Whether what the student was asked is known without a user message.
+    """Return whether what the student was asked is known without a user message.
 
     Its prompt's ids say it; so does the system prompt of an agent that sets to work by itself. A system prompt followed by
     words is an answer whose question is missing.
@@ -138,7 +139,7 @@ def _no_request(trace: Trace) -> Failure:
 
 
 def given_reasons(trace: Trace) -> Mapping[str, int]:
-    """How many turns of a trace are given, by the reason where one is noted."""
+    """Return how many turns of a trace are given, by the reason if one is noted."""
     counted: dict[str, int] = {}
     for m in trace.messages:
         if m.role == "assistant" and m.given:

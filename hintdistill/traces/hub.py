@@ -29,12 +29,12 @@ class HubSet:
 
 
 def is_hub_set(path: Any) -> bool:
-    """Whether a path names a data set on the hub."""
+    """Return whether a path names a data set on the hub."""
     return str(path).startswith(SCHEME)
 
 
 def hub_set(path: str) -> HubSet:
-    """The set that a path names.
+    """Return the set that a path names.
 
     Raises:
         InputError: no `owner/name`, or an unknown key behind the `?`.
@@ -77,7 +77,7 @@ def hub_rows(wanted: HubSet) -> Iterator[tuple[str, int, dict[str, Any]]]:
 
 
 def _local_copy(wanted: HubSet) -> str | None:
-    """The folder of a copy that was downloaded before; None where there is none."""
+    """Return the folder of a copy that was downloaded before; None if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

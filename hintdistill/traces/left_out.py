@@ -39,6 +39,6 @@ REPEATING = frozenset(
 
 @cache
 def left_out(format_name: str) -> dict[str, str]:
-    """The key paths that a reader leaves out, each with its reason."""
+    """Return the key paths that a reader leaves out, each with its reason."""
     data = json.loads(Path(__file__).with_name("left_out.json").read_text(encoding="utf-8"))
     return {path: reason for reason, paths in data.get(format_name, {}).items() for path in paths}

@@ -69,7 +69,7 @@ _LETTERS = frozenset(key[:2] for key in TRAINED | MASKED)
 
 
 def masked_by(value: Mapping[str, Any]) -> str | None:
-    """The mask that takes a message out of training, as `key: value`; None where none does."""
+    """Return the mask that takes a message out of training, as `key: value`; None if none does."""
     for key, said in value.items():
         if said is None or type(key) is not str or key[:2].lower() not in _LETTERS:
             continue

@@ -50,5 +50,5 @@ class Failure:
 
     @classmethod
     def of(cls, source: Source, error: TraceError) -> Failure:
-        """The failure that an error becomes at the boundary of its record."""
+        """Return the failure that an error becomes at the boundary of its record."""
         return cls(source, getattr(error, "code", "not_a_trace"), error.message)

@@ -89,7 +89,7 @@ def _without_effect(schema: Mapping[str, Any]) -> dict[str, Any]:
 def read_traces(
     paths: Sequence[str | Path], options: ReadOptions = ReadOptions(), keep: Deduplicator | None = None
 ) -> Iterator[Trace | Failure]:
-    """Read every record of every file, in a stable order. A turn that stands in several records is the student's in one.
+    """Read every record of every file, in a stable order. A turn that is in several records is the student's in one.
 
     `keep` is told what was met, e.g. the format of each file.
 
@@ -119,7 +119,7 @@ class Deduplicator:
         self._repeats = Repeats()
 
     def check(self, outcome: Trace | Failure, calls: bool = False) -> Trace | Failure:
-        """The outcome, or a failure where it or all its turns were read before.
+        """Return the outcome, or a failure where it or all its turns were read before.
 
         Args:
             outcome: what a format made of a record.
@@ -169,7 +169,8 @@ def read_file(
 
 
 def read_records(file: TraceFile, options: ReadOptions = ReadOptions()) -> Iterator[Record | Failure]:
-    """The JSON values of one file, before any format is recognised; what cannot be opened or unpacked is one failure."""
+    """Yield the JSON values of one file, before any format is recognised; what cannot be opened or unpacked is one
+    failure."""
     if file.refused is not None:
         yield file.refused
         return
@@ -196,7 +197,7 @@ def _rows(rows: Iterator[tuple[str, Any]], name: str) -> Iterator[Record | Failu
 def _outcomes(
     values: Iterator[Record | Failure], forced: TraceFormat | None, options: ReadOptions, keep: Deduplicator
 ) -> Iterator[Trace | Failure]:
-    """Records to traces: one by one, or together where the format is spread over the file's lines."""
+    """Records to traces: one by one, or together if the format is spread over the file's lines."""
     for value in values:
         if isinstance(value, Failure):
             yield value
@@ -255,14 +256,15 @@ def _parse(
 
 
 def _refused(keep: Deduplicator, record: Record, found: TraceFormat | None, failure: Failure) -> Failure:
-    """The failure of a whole record, told to whoever watches."""
+    """Return the failure of a whole record, told to whoever watches."""
     if keep.watch is not None:
         keep.watch(record, GENERIC if found is None else found.NAME, [failure])
     return failure
 
 
 def _understood(outcome: Trace | Failure, options: ReadOptions) -> Trace | Failure:
-    """A trace that keeps what holds of every trace, and knows what the file of tool schemas says of its tools' effects."""
+    """Return a trace that keeps what holds of every trace, and knows what the file of tool schemas says of its tools'
+    effects."""
     if isinstance(outcome, Failure) or not outcome.step_indices:
         return outcome
     # who plays the user opens the conversation: that is a step of its own
@@ -285,7 +287,7 @@ def _check_forced(found: TraceFormat, record: Record) -> None:
 
 
 def _only_a_greeting(trace: Trace) -> bool:
-    """Whether the student said nothing after the user came in."""
+    """Return whether the student said nothing after the user came in."""
     return trace.messages[-1].role != "assistant" and len(trace.given_steps) == len(trace.step_indices)
 
 

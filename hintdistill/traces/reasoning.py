@@ -24,7 +24,8 @@ _TEXTS = ("thinking", "reasoning", "reasoningText", "text", "content", "summary"
 
 
 def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """A message's thinking, and what of those keys is kept as it stands: what is encrypted, or says something else."""
+    """Return a message's reasoning, and the parts of its keys that are kept unchanged because they are encrypted or
+    hold something else."""
     found: str | None = None
     kept: dict[str, Any] = {}
     for key in KEYS:
@@ -47,7 +48,8 @@ def reasoning_of(value: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 
 
 def thinking_text(value: Any) -> str | None:
-    """The text of thinking in whatever shape it has: a string, a part, a list of parts; None where none can be read."""
+    """Return the text of thinking in whatever shape it has: a string, a part, a list of parts; None if none can be
+    read."""
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
@@ -59,12 +61,12 @@ def thinking_text(value: Any) -> str | None:
 
 
 def _hides(value: Any) -> bool:
-    """Whether parts of the thinking cannot be read, e.g. are encrypted."""
+    """Return whether parts of the thinking cannot be read, e.g. are encrypted."""
     items = value if isinstance(value, list) else [value]
     return any(isinstance(i, Mapping) and not thinking_text(i) for i in items)
 
 
 def is_thinking(part: Any) -> bool:
-    """Whether a content part is thinking."""
+    """Return whether a content part is thinking."""
     what = part.get("type") if isinstance(part, Mapping) else None
     return isinstance(part, Mapping) and ((isinstance(what, str) and what in PARTS) or part.get("thought") is True)

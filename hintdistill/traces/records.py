@@ -43,7 +43,8 @@ class _Decoder:
         self._odd.append(text)
 
     def whole(self, line: bytes, source: Source) -> Record | None:
-        """The value that is all of a line, at twice the speed; None where `decode` must say what the line holds instead.
+        """Return the value that is all of a line, at twice the speed; None if `decode` must say what the line holds
+        instead.
 
         msgspec refuses all that `decode` refuses; what it takes, the standard library's decoder reads alike.
         """
@@ -53,14 +54,14 @@ class _Decoder:
             return None
 
     def decode(self, text: str, at: int, source: Source) -> tuple[Record | Failure, int]:
-        """One value at `at` and where it ends. Raises ValueError or RecursionError where there is none."""
+        """Return one value at `at` and where it ends. Raises ValueError or RecursionError if there is none."""
         self._odd.clear()
         value, end = self._decoder.raw_decode(text, at)
         if self._odd:
             why = f"holds the number {self._odd[0]}, which is not finite or too large for a float"
             return Failure(source, "not_finite", why), end
         if (text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0) and not _encodes(value):
-            return Failure(source, "lone_surrogate", "holds half of a surrogate pair, which is no text"), end
+            return Failure(source, "lone_surrogate", "holds half of a surrogate pair, which is not valid text"), end
         return Record(value, source), end
 
 
@@ -73,7 +74,7 @@ def _encodes(value: Any) -> bool:
 
 
 def read_values(stream: IO[bytes], file: str, max_bytes: int) -> Iterator[Record | Failure]:
-    """Every record of one stream, in order. An empty stream is one failure.
+    """Yield every record of one stream, in order. An empty stream is one failure.
 
     Args:
         stream: binary, read once from its start.
@@ -94,7 +95,7 @@ def read_values(stream: IO[bytes], file: str, max_bytes: int) -> Iterator[Record
 
 
 def _by_lines(head: bytes, file: str) -> bool:
-    """Whether the head of a file looks like one record per line."""
+    """Return whether the head of a file looks like one record per line."""
     lines = [line for line in head.split(b"\n") if line.strip()]
     whole = len(head) < CHUNK or len(lines) > 1
     first = lines[0].decode("utf-8-sig", errors="replace").strip()
@@ -120,7 +121,7 @@ class _Stream:
         self._stream, self._head = stream, head
 
     def read(self, size: int) -> bytes:
-        """What was read ahead, then what the stream gives."""
+        """Return what was read ahead, then what the stream gives."""
         if self._head:
             head, self._head = self._head, b""
             return head
@@ -165,7 +166,7 @@ def _lines(stream: _Stream, file: str, max_bytes: int) -> Iterator[Record | Fail
 
 
 def _values_of_line(decoder: _Decoder, text: str, source: Source) -> Iterator[Record | Failure]:
-    """The values of one line; more than one is read as so many records, each with its place."""
+    """Yield the values of one line; more than one is read as so many records, each with its place."""
     at, count, where = _skip(text, 0), 0, source
     while at < len(text):
         count += 1
@@ -213,7 +214,7 @@ class _Window:
         return self._column + self.at if start < 0 else self.at - start - 1
 
     def peek(self) -> str:
-        """The next character that is no white space, or "" at the end; the position moves to it."""
+        """Return the next character that is no white space, or "" at the end; the position moves to it."""
         while True:
             self.at = _skip(self.text, self.at)
             if self.at < len(self.text):
@@ -227,7 +228,7 @@ class _Window:
         return self.line + self.text.count("\n", 0, self.at)
 
     def resume(self) -> bool:
-        """Move to the next line that starts like a record, indented no deeper than this one; False where none does."""
+        """Move to the next line that starts like a record, indented no deeper than this one; False if none does."""
         depth = min(self.column, CHUNK)
         mark = re.compile(rf"\n[ \t]{{0,{depth}}},?[ \t]*(?=\{{)")
         skip = self.at + 1
@@ -243,7 +244,7 @@ class _Window:
 
 
 def _document(stream: _Stream, file: str, max_bytes: int) -> Iterator[Record | Failure]:
-    """An array's elements, or the values of a file one after another."""
+    """Yield an array's elements, or the values of a file one after another."""
     window, decoder, count, inside, after = _Window(stream), _Decoder(), 0, False, False
     while (char := window.peek()) != "":
         if not inside and char == "[":
@@ -273,7 +274,7 @@ BROKEN = ("not_json", "too_deep", "number_too_large", "too_large")
 
 
 def _next(window: _Window, decoder: _Decoder, source: Source, max_bytes: int) -> Record | Failure:
-    """The value at the window's position; on success the position moves past it."""
+    """Return the value at the window's position; on success the position moves past it."""
     while True:
         try:
             outcome, end = decoder.decode(window.text, window.at, source)
@@ -309,7 +310,7 @@ ESCAPED = re.compile("[\udc80-\udcff]")
 
 
 def _not_utf8(text: str, start: int, end: int, source: Source) -> Failure | None:
-    """Bytes that were no UTF-8 stand in the text as lone surrogates."""
+    """Bytes that were no UTF-8 are in the text as lone surrogates."""
     if text.isascii() or not (bad := ESCAPED.search(text, start, end)):
         return None
     byte = ord(bad.group()) - 0xDC00

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def not_a_trace(value: Any) -> str | None:
-    """Why a record that fits no format is no trace, where that can be told from its shape; else None. Never raises."""
+    """Why a record that fits no format is no trace, if that can be told from its shape; else None. Never raises."""
     if not isinstance(value, Mapping):
         return None
     if "mistake_step" in value and isinstance(value.get("history"), list):

@@ -27,10 +27,11 @@ class TraceFormat(Protocol):
     """`file`: the values of a file together are what `traces` gets, because a session is spread over its lines."""
 
     def fits(self, value: Any) -> bool:
-        """Whether a decoded record (for file scope: one value of the file) is in this format. Cheap; never raises."""
+        """Return whether a decoded record (for file scope: one value of the file) is in this format. Cheap; never
+        raises."""
 
     def traces(self, record: Record, options: ReadOptions) -> Iterable[Trace | Failure]:
-        """The traces of one record. Raises TraceError where there is none; the text says why."""
+        """Return the traces of one record. Raises TraceError if there is none; the text says why."""
 
 
 SHIPPED = (
@@ -79,7 +80,7 @@ FORMATS: Registry[TraceFormat] = Registry(
 
 
 def formats() -> tuple[TraceFormat, ...]:
-    """Every format in the order in which they are asked: those from outside first.
+    """Return every format in the order in which they are asked: those from outside first.
 
     Raises:
         ConfigError: an entry point does not load, or is no TraceFormat.
@@ -89,12 +90,12 @@ def formats() -> tuple[TraceFormat, ...]:
 
 @cache
 def _shipped() -> tuple[TraceFormat, ...]:
-    """The formats of this package, imported once: every record is shown to them."""
+    """Return the formats of this package, imported once: every record is shown to them."""
     return tuple(FORMATS.get({"inspect_log": "inspect"}.get(module, module)) for module in SHIPPED)
 
 
 def format_named(name: str) -> TraceFormat:
-    """The format of that name. Raises ConfigError with the nearest one."""
+    """Return the format of that name. Raises ConfigError with the nearest one."""
     return FORMATS.get(name)
 
 
@@ -103,7 +104,7 @@ _CHAT_MESSAGE = frozenset({"role", "content", "tool_calls", "tool_call_id", "nam
 
 
 def recognise(value: Any) -> TraceFormat | None:
-    """The first format a record fits, or None."""
+    """Return the first format a record fits, or None."""
     for found in FORMATS.outside():
         if found.fits(value):
             return found
@@ -122,7 +123,8 @@ def _chat() -> TraceFormat:
 
 
 def _plain_chat(value: Any) -> bool:
-    """Whether a record is chat messages of text and calls, and says nothing that another format's record says."""
+    """Return whether a record is chat messages of text and calls, and says nothing that another format's record
+    says."""
     if type(value) is not dict or not _CHAT_RECORD.issuperset(value):
         return False
     messages = value.get("messages")

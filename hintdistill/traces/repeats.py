@@ -1,8 +1,8 @@
 """One turn, one place: prefixes that a log repeats are found, and only their longest form is trained.
 
 Two situations. A format whose records are calls of a growing conversation is folded into its longest chains (`chains`).
-Across records and files, where traces are yielded as they are read, a trace that another one continues is marked: its
-turns are `given` in the longer one, or the shorter one is left out where it comes second (`Repeats`).
+Across records and files, if traces are yielded as they are read, a trace that another one continues is marked: its
+turns are `given` in the longer one, or the shorter one is left out if it comes second (`Repeats`).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class _Recent:
             self._old, self._young = self._young, {}
 
     def any_of(self, marks: Sequence[Mark]) -> bool:
-        """Whether one of the marks was noted."""
+        """Return whether one of the marks was noted."""
         return not self._young.keys().isdisjoint(marks) or not self._old.keys().isdisjoint(marks)
 
     def get(self, mark: Mark) -> Held | None:
-        """The trace that a mark was noted for."""
+        """Return the trace that a mark was noted for."""
         found = self._young.get(mark)
         return self._old.get(mark) if found is None else found
 
@@ -62,7 +62,8 @@ class Repeats:
         self._inner, self._ends, self._called = _Recent(window), _Recent(window), _Recent(window)
 
     def check(self, trace: Trace, marks: Sequence[Mark], context: Mark = 0, calls: bool = False) -> Trace | Failure:
-        """The trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them all.
+        """Return the trace with the turns marked that an earlier trace holds; a failure where an earlier one holds them
+        all.
 
         Two traces that are equal from end to end are two samples, and so are two that part after a common beginning, unless
         one of them is the log of a single call (`calls`): what such a log holds before its answer was said in another call.
@@ -79,7 +80,7 @@ class Repeats:
         last = marks[-1]
         longer = self._inner.get(last)
         if longer is not None and longer[1] == context:
-            text = f"every message stands at the start of trace {longer[0]!r}, which goes on; that one is kept"
+            text = f"every message is at the start of trace {longer[0]!r}, which is longer; that one is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
         held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
@@ -101,7 +102,8 @@ class Repeats:
 
 
 def marks_of(messages: Sequence[Message]) -> list[Mark]:
-    """A running hash over all that is rendered of each message; 64 bits, so that a million messages collide once in ten million runs."""
+    """Return a running hash over all that is rendered of each message; 64 bits, so that a million messages collide once
+    in ten million runs."""
     out, mark = [], 0
     for m in messages:
         # the fields as they are held: every message of every trace comes here
@@ -120,7 +122,7 @@ OPTION_KEYS = ("chat_template_kwargs", "template_options", "chat_template", "tem
 
 
 def context_of(trace: Trace) -> Mark:
-    """A hash of what is rendered beside the messages: the tool schemas and the options of the template."""
+    """Return a hash of what is rendered beside the messages: the tool schemas and the options of the template."""
     options = [trace.template] if trace.template else []
     options += [trace.extra[k] for k in OPTION_KEYS if k in trace.extra]
     schemas = _SCHEMAS.of(trace.tools)
@@ -145,7 +147,7 @@ _SCHEMAS = _LastSchemas()
 
 
 def chains(conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any] = ()) -> list[list[dict[str, Any]]]:
-    """The longest conversations of a log of calls, in the order in which they began.
+    """Return the longest conversations of a log of calls, in the order in which they began.
 
     Args:
         conversations: chat messages of each call, its answer last; later calls repeat what earlier ones said.
@@ -153,8 +155,8 @@ def chains(conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any
             two. Empty: the same for all.
 
     Returns:
-        Every conversation that no other continues. Token ids recorded with a call stand on its turn in the chain that
-        goes on; a turn that stands in an earlier chain already is marked as given.
+        Every conversation that no other continues. Token ids recorded with a call are on its turn in the chain that
+        goes on; a turn that is in an earlier chain already is marked as given.
     """
     shown = [_canonical(c) for c in contexts] or [""] * len(conversations)
     shown = [s for s, c in zip(shown, conversations, strict=True) if isinstance(c, list)]
@@ -192,7 +194,7 @@ def _canonical(context: Any) -> str:
 
 
 def _thinking(message: Any) -> str | None:
-    """What a turn was thought with: two answers in the same words may be two samples."""
+    """Return what a turn was thought with: two answers in the same words may be two samples."""
     return reasoning_of(message)[0] if isinstance(message, Mapping) else None
 
 
@@ -209,7 +211,7 @@ def _tokens(message: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _key(message: Any) -> Any:
-    """What a message says, whatever else a log notes of it."""
+    """Return what a message says, whatever else a log notes of it."""
     if not isinstance(message, Mapping):
         return repr(message)
     calls = (

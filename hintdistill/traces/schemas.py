@@ -55,7 +55,8 @@ def _tool(value: Any) -> dict[str, Any]:
 
 
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
-    """One function's schema; what other APIs call `input_schema`, or list argument by argument, becomes `parameters`."""
+    """Return one function's schema; what other APIs call `input_schema`, or list argument by argument, becomes
+    `parameters`."""
     made = {k: v for k, v in function.items() if k != "type"}
     for other in ("input_schema", "inputSchema", "parameters_json_schema"):
         if "parameters" not in made and isinstance(made.get(other), Mapping):

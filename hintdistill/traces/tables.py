@@ -1,6 +1,6 @@
 """Tables of traces, one row a record: `.parquet` files, and the folders that `datasets` saves.
 
-A column that holds JSON as text is decoded. Arrow gives every object of a column the keys of all of them, with null where an
+A column that holds JSON as text is decoded. Arrow gives every object of a column the keys of all of them, with null if an
 object had none; such nulls are left out again, so that no call gets an argument that it never had.
 """
 
@@ -18,12 +18,12 @@ SAVED = frozenset({"state.json", "dataset_info.json", "dataset_dict.json"})
 
 
 def is_saved_set(names: list[str]) -> bool:
-    """Whether a folder with files of these names was written by `save_to_disk`."""
+    """Return whether a folder with files of these names was written by `save_to_disk`."""
     return "dataset_dict.json" in names or {"state.json", "dataset_info.json"} <= set(names)
 
 
 def saved_tables(folder: Path, names: list[str]) -> set[str]:
-    """The tables of a saved set; others in its folder are caches."""
+    """Return the tables of a saved set; others in its folder are caches."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return {f["filename"] for f in state["_data_files"]}
@@ -32,7 +32,7 @@ def saved_tables(folder: Path, names: list[str]) -> set[str]:
 
 
 def table_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table, batch by batch.
+    """Yield the rows of a table, batch by batch.
 
     Raises:
         OSError: the file is no such table, or cannot be read.
@@ -55,7 +55,7 @@ def table_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _batches(pa: Any, source: Any) -> Iterator[Any]:
-    """The batches of an Arrow file, in its streaming or its random-access form."""
+    """Yield the batches of an Arrow file, in its streaming or its random-access form."""
     try:
         stream = pa.ipc.open_stream(source)
     except pa.ArrowInvalid:
@@ -66,12 +66,12 @@ def _batches(pa: Any, source: Any) -> Iterator[Any]:
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """One row as a decoded JSON record would be."""
+    """Return one row as a decoded JSON record would be."""
     return {k: _decoded(plain(v)) for k, v in row.items() if v is not None}
 
 
 def _decoded(value: Any) -> Any:
-    """The object or list that a text column holds as JSON; other text stays."""
+    """Return the object or list that a text column holds as JSON; other text stays."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         try:
             return json.loads(value)
@@ -81,7 +81,7 @@ def _decoded(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value of JSON's own types, without the nulls that a table's schema put into its objects."""
+    """Return a value of JSON's own types, without the nulls that a table's schema put into its objects."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):

@@ -78,7 +78,7 @@ def build_trace(
     task_id: Any = None,
     model: Any = None,
 ) -> Trace:
-    """A Trace of messages in chat shape.
+    """Return a Trace of messages in chat shape.
 
     Args:
         record: what the source said; keys not in `known` go to `extra`.
@@ -144,7 +144,7 @@ def _role(value: dict[str, Any], index: int, student: str) -> Any:
 
 
 def _message(value: Any, index: int, options: ReadOptions) -> dict[str, Any]:
-    """The fields of one Message."""
+    """Return the fields of one Message."""
     if (plain := _plain(value, index, options)) is not None:
         return plain
     if type(value) is not dict:
@@ -200,7 +200,7 @@ _CALLING = frozenset({"role", "content", "tool_calls"})
 
 
 def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | None:
-    """The fields of a message that holds text, or calls, and nothing else, as most do; None of any other."""
+    """Return the fields of a message that holds text, or calls, and nothing else, as most do; None of any other."""
     if type(value) is not dict or options.student_role != "assistant":
         return None
     role, content = value.get("role"), value.get("content")
@@ -219,7 +219,8 @@ def _plain(value: Any, index: int, options: ReadOptions) -> dict[str, Any] | Non
 
 
 def _without_thinking(value: Mapping[str, Any], content: list[Any]) -> dict[str, Any]:
-    """The message with the thinking of its content parts beside the content; what cannot be read of it is kept."""
+    """Return the message with the thinking of its content parts beside the content; what cannot be read of it is
+    kept."""
     thought = [part for part in content if is_thinking(part)]
     text = thinking_text(thought)
     rest = [part for part in content if not is_thinking(part)]
@@ -232,7 +233,7 @@ def _without_thinking(value: Mapping[str, Any], content: list[Any]) -> dict[str,
 
 
 def _add_given(fields: dict[str, Any], extra: dict[str, Any], value: Mapping[Any, Any]) -> None:
-    """Mark a turn that is context only, with the reason where one is known."""
+    """Mark a turn that is context only, with the reason if one is known."""
     reason = value.get(GIVEN) or (masked_by(extra) if extra else None)
     if reason:
         fields["given"] = True
@@ -259,7 +260,7 @@ def _tokens(value: Mapping[str, Any], index: int, options: ReadOptions) -> tuple
 
 
 def _logprobs(value: Any, index: int) -> list[Any]:
-    """A list of numbers, or OpenAI's `{"content": [{"token", "logprob"}]}`."""
+    """Return a list of numbers, or OpenAI's `{"content": [{"token", "logprob"}]}`."""
     items = value.get("content") if isinstance(value, Mapping) else value
     if not isinstance(items, list):
         raise TraceError(f"message {index}: log-probabilities of type {kind(value)}")
@@ -292,7 +293,7 @@ def text_of(value: Any, index: int) -> str | None:
 
 
 def _is_no_text(part: Mapping[str, Any]) -> bool:
-    """Whether a part with words in it is something else than words of the message: a call, a result."""
+    """Return whether a part with words in it is something else than words of the message: a call, a result."""
     what = part.get("type")
     return isinstance(what, str) and ("tool" in what or "call" in what or "function" in what)
 
@@ -309,7 +310,7 @@ def _calls(value: dict[str, Any], index: int) -> list[dict[str, Any]]:
 
 
 def trace_id(record: Mapping[str, Any], source: Source) -> str:
-    """The record's own id, else the file's stem and the place in it."""
+    """Return the record's own id, else the file's stem and the place in it."""
     for key in ("trace_id", "id"):
         if isinstance(record.get(key), str | int) and str(record[key]):
             return str(record[key])

@@ -1,4 +1,4 @@
-"""Messages whose words stand under keys that no reader knows: never read as silence.
+"""Messages whose words are under keys that no reader knows: never read as silence.
 
 Such a message is noted; `guards.py` makes the turns after it context only, because what they answer is not known.
 """
@@ -103,7 +103,7 @@ BESIDE = frozenset(
 )
 """Keys of a message that say something of it and are not its words, as `plain_key` spells them."""
 UNREAD = "unread_keys"
-"""Key of a message's `extra` that names the keys of its words, where they are none of the known ones."""
+"""Key of a message's `extra` that names the keys of its words, if they are not among the known ones."""
 UNSEEN = "unseen_items"
 """Key of a message's `extra` that names what stood in its place and cannot be shown: a hosted tool's work, an unknown item."""
 HOSTED = "hosted_tools"

@@ -20,7 +20,7 @@ class DepthError(TraceError):
 
 
 def number(value: Any) -> float | None:
-    """A finite number, or a string that is one; else None."""
+    """Return a finite number, or a string that is one; else None."""
     try:
         found = float(value) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):
@@ -47,31 +47,32 @@ def check_plain(value: Any, where: str, depth: int = 0) -> None:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """The value where it is an object, else an empty one."""
+    """Return the value if it is an object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def listed(value: Any) -> list[Any]:
-    """The value where it is a list, else an empty one."""
+    """Return the value if it is a list, else an empty one."""
     return value if isinstance(value, list) else []
 
 
 def kind(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """Return what a JSON value is, in words."""
     return {dict: "an object", list: "a list", str: "a string", type(None): "null"}.get(
         type(value), type(value).__name__
     )
 
 
 def as_text(value: Any) -> str | None:
-    """A tool's result as the text the student may have read: strings as they are, other values as JSON."""
+    """Return a tool's result as the text the student may have read: strings as they are, other values as JSON."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def result_text(value: Any) -> str | None:
-    """A result's text: strings and text parts as they are, images and files named in their place, other values as JSON."""
+    """Return a result's text: strings and text parts as they are, images and files named in their place, other values
+    as JSON."""
     if not isinstance(value, list) or not value:
         return as_text(value)
     texts = [_part_text(part) for part in value]

@@ -7,7 +7,7 @@ from hintdistill.core.extensions import ENGINES
 
 
 def available(config: TrainSection, engine: str = "transformers", several: bool = True) -> frozenset[str]:
-    """The needs (names of `recipes.needs.HOW`) that a training with these settings meets.
+    """Return the needs (names of `recipes.needs.HOW`) that a training with these settings meets.
 
     Traces may carry rewards, and the tasks they name are groups; where these do not, the run says so when it has read them.
 
@@ -23,6 +23,7 @@ def available(config: TrainSection, engine: str = "transformers", several: bool 
 
 
 def several_rollouts(config: RunConfig) -> bool:
-    """Whether the rollouts of this run can be compared with each other; of traces from files that shows when they are read."""
+    """Return whether the rollouts of this run can be compared with each other; of traces from files that shows when
+    they are read."""
     alone = config.run.rounds is not None and config.rollout.sample.per_task == 1
     return not alone or config.train.outcome.baseline == "round"

@@ -49,7 +49,7 @@ def write_card(student: Path, document: Mapping[str, Any], formats: Mapping[str,
 def card_text(
     document: Mapping[str, Any], formats: Mapping[str, int], *, adapter: bool, license_of: Mapping[str, Any]
 ) -> str:
-    """The whole card, front matter included; equal documents give equal cards."""
+    """Return the whole card, front matter included; equal documents give equal cards."""
     train = TrainSection.model_validate(document["run"]["config"]["train"])
     facts = document["train"] or {}
     bases = [b for b in _bases(document) if b]
@@ -88,14 +88,15 @@ def adapter_card(base: str, arrived: Arrived | None) -> str:
 
 
 def _without_place(key: str, mark: PathMark, value: str) -> str:
-    """What a card may say of a path: the hub's name of a model, the name of a shipped recipe, else that it is local."""
+    """Return what a card may say of a path: the hub's name of a model, the name of a shipped recipe, else that it is
+    local."""
     if mark.kind == "recipe":
         return "a local file" if Path(value).is_absolute() else value
     return hub_name(value) or "a local folder"
 
 
 def hub_name(name: str, folder: Path | None = None) -> str | None:
-    """The hub's name of a model given by name or folder; None for a folder that did not come from the hub."""
+    """Return the hub's name of a model given by name or folder; None for a folder that did not come from the hub."""
     path = Path(name).expanduser()
     path = path if path.is_dir() or folder is None else folder
     if path.is_dir():
@@ -105,7 +106,7 @@ def hub_name(name: str, folder: Path | None = None) -> str | None:
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """The YAML at the head of a model folder's own card; empty where there is none that can be read."""
+    """Return the YAML at the head of a model folder's own card; empty if there is none that can be read."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -116,7 +117,8 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def _bases(document: Mapping[str, Any]) -> list[str | None]:
-    """What the student started from, on the hub; for a student that arrived as an adapter, that adapter, then its base."""
+    """Return what the student started from, on the hub; for a student that arrived as an adapter, that adapter, then
+    its base."""
     run, arrived = document["run"]["config"]["run"], (document["train"] or {}).get("arrived")
     first = run.get("initial") or run["model"]
     return [hub_name(first), hub_name(arrived["base"]) if arrived else None]
@@ -157,7 +159,7 @@ HELD_ROWS = {
 
 
 def _held(facts: Mapping[str, Any]) -> str:
-    """What else was trained on to keep the student where it was; that nothing was, where nothing was."""
+    """Return what else was trained on to keep the student where it was; that nothing was, if nothing was."""
     if not facts:
         return "Nothing was trained."
     held = [f"{facts[key]} {words}" for key, words in HELD_ROWS.items() if facts.get(key)]
@@ -200,7 +202,7 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
 
 
 def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """How many erring steps are held where they are right; nothing where no twin was scored."""
+    """Return how many erring steps are held if they are right; nothing if no twin was scored."""
     twins = document.get("twins")
     if twins is None:
         return []
@@ -217,7 +219,7 @@ def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _hold_rows(holds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The row of the data table that counts hold traces; none where none were asked for."""
+    """Return the row of the data table that counts hold traces; none if none were asked for."""
     if holds is None:
         return []
     failed = f"; not one: {_counts(holds['failed'])}" if holds["failed"] else ""

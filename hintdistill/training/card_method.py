@@ -20,7 +20,8 @@ OWN = "hint"
 
 
 def was_read(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """What was put into the teacher's context, and on how many of the trained steps: no context that no step had."""
+    """Return what was put into the teacher's context, and on how many of the trained steps: no context that no step
+    had."""
     contexts = facts.get("contexts")
     if contexts is None:
         return "a hint was put into the context of each"
@@ -32,7 +33,7 @@ def was_read(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """What the training pulled the student towards on hinted steps, no more than the recipe says."""
+    """Return what the training pulled the student towards on hinted steps, no more than the recipe says."""
     recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
     who = {"initial": "the model itself", "external": "another model"}.get(
         recipe.teacher.update, f"the model itself (weights: `{recipe.teacher.update}`)"
@@ -46,7 +47,8 @@ def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def lowers(document: Mapping[str, Any]) -> str:
-    """A sentence on whether a token that the teacher lowers is lowered; nothing where it is, wherever it is sampled."""
+    """Return a sentence on whether a token that the teacher lowers is lowered; nothing if it is, wherever it is
+    sampled."""
     recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
     if recipe.lowers_error == "yes":
         return ""

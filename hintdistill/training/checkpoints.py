@@ -22,21 +22,22 @@ MODEL, OPTIMIZER, SCHEDULER = "pytorch_model_fsdp.bin", "optimizer.bin", "schedu
 
 
 def written_under_fsdp(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint is FSDP2's."""
+    """Return whether a checkpoint is FSDP2's."""
     return any(Path(checkpoint).glob("pytorch_model_fsdp*"))
 
 
 def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
-    """Raises ConfigError for a checkpoint that this run cannot go on from."""
+    """Raise ConfigError for a checkpoint that this run cannot go on from."""
     theirs = written_under_fsdp(checkpoint)
     if fsdp and not theirs:
         raise ConfigError(
-            f"{checkpoint} was written without FSDP2", hint="go on without it, or delete the checkpoint to start anew"
+            f"{checkpoint} was written without FSDP2",
+            hint="continue without it, or delete the checkpoint to start again",
         )
     if theirs and not fsdp and not (Path(checkpoint) / MODEL).is_file():
         raise ConfigError(
             f"{checkpoint} is sharded",
-            hint="go on under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
+            hint="continue under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
         )
 
 
@@ -48,7 +49,8 @@ def seal(checkpoint: Path) -> None:
 
 
 def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
-    """What is wrong with the files of a checkpoint, None where nothing is seen: one is cut, or no file of its kind.
+    """Return what is wrong with the files of a checkpoint, None if nothing is seen: one is cut, or no file of its
+    kind.
 
     Args:
         every_byte: also read the checksums that were taken as it was written; of a checkpoint without them, which a release
@@ -86,7 +88,7 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
             f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {said}",
-            hint="delete that folder; --resume then goes on from the one before it, or from the start",
+            hint="delete that folder; --resume then continues from the one before it, or from the start",
         ) from error
 
 

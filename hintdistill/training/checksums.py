@@ -1,6 +1,6 @@
 """Checksums of a student's folder, and of a checkpoint's: what was written is what is there.
 
-They stand in `checksums.json` beside the files. The model card is left out: the report writes it again. Torch-free.
+They are in `checksums.json` beside the files. The model card is left out: the report writes it again. Torch-free.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def wrong_files(folder: Path) -> dict[str, str]:
-    """What is wrong with the files of a student or a checkpoint, by name; empty where nothing is.
+    """Return what is wrong with the files of a student or a checkpoint, by name; empty if nothing is.
 
     So it is where there is no folder, and where it has no checksums because a release before wrote it.
     """

@@ -31,7 +31,7 @@ def weight_bytes(dtype: str, on_cpu: bool, shape: ModelShape) -> int:
 
 
 def setup_of(shape: ModelShape, run: RunSection, train: TrainSection, on_cpu: bool) -> TrainSetup:
-    """How a training with these sections uses memory."""
+    """Return how a training with these sections uses memory."""
     stored, lora = weight_bytes(run.dtype, on_cpu, shape), train.lora
     return TrainSetup(
         trained=shape.parameters if lora is None else shape.adapter(lora.rank, lora.target_modules),
@@ -70,7 +70,8 @@ def load_of(rows: Sequence[RowLength]) -> Load:
 
 
 def largest(fits: Callable[[int], bool]) -> int:
-    """The largest number up to `LONGEST` for which `fits` holds, 0 where none does; it holds below whatever it holds for."""
+    """Return the largest number up to `LONGEST` for which `fits` holds, 0 if none does; it holds below whatever it
+    holds for."""
     low, high = 0, LONGEST
     while low < high:
         middle = (low + high + 1) // 2
@@ -113,7 +114,7 @@ def require_fits(rows: Sequence[RowLength], shape: ModelShape, config: RunConfig
 
 
 def _least(peak: Peak) -> float:
-    """What a stage needs at the very least of memory that is free now."""
+    """Return what a stage needs at the very least of memory that is free now."""
     return DOUBT * (peak.total - peak.parts.get("program", 0))
 
 
@@ -193,7 +194,8 @@ def recommend(
     train: TrainSection,
     holds: Callable[[TrainSetup, Load], bool],
 ) -> Recommended | None:
-    """The first of the settings that holds the longest row, and the largest micro-batch that fits under it; None where none does."""
+    """Return the first of the settings that holds the longest row, and the largest micro-batch that fits under it; None
+    where none does."""
     batch_size = train.batch_size
     order = sorted(rows, key=lambda r: -r.tokens)
     for words, setup in choices if order else ():

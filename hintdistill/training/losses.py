@@ -38,7 +38,7 @@ class OutputHead:
 
     @property
     def spec(self) -> HeadSpec | None:
-        """The head as a matrix, sharing the model's present weights; None where it is more than that (an adapter on it)."""
+        """The head as a matrix, sharing the model's present weights; None if it is more than that (an adapter on it)."""
         module = self.model.get_output_embeddings()
         if type(module).__name__ not in ("Linear", "FSDPLinear"):
             return None
@@ -66,7 +66,7 @@ class OutputHead:
 
 @dataclass(frozen=True)
 class InStepView:
-    """A view that was made in the step: its hidden states and head, or its log-probabilities [N, V] where the head is gone."""
+    """A view that was made in the step: its hidden states and head, or its log-probabilities [N, V] if the head is gone."""
 
     hidden: Tensor
     """[N, H]"""
@@ -126,7 +126,7 @@ class Terms:
         views: Mapping[str, InStepView] | None,
         step: int,
     ) -> Reading:
-        """The scores that the terms weigh hint slots by; `views` are None where targets are stored."""
+        """Return the scores that the terms weigh hint slots by; `views` are None if targets are stored."""
         if views is None:
             batch = restricted(slots, head.kept(hidden, supports(slots, hidden.device)))
         else:
@@ -134,7 +134,7 @@ class Terms:
         return read(self.recipe, batch, step=step, base=base(slots, hidden.device))
 
     def _whole(self, slots: Sequence[Slot], hidden: Tensor, head: OutputHead, views: Mapping[str, InStepView]) -> Batch:
-        """The batch of views that were made in this step, over the vocabulary."""
+        """Return the batch of views that were made in this step, over the vocabulary."""
         student = head.logprobs(hidden)
         made = {"student": student}
         for name, view in views.items():
@@ -229,7 +229,8 @@ def _metrics(name: str, value: Tensor, each: Tensor, weights: Tensor, slots: int
 
 
 def _sum_over_positions(term: Term) -> bool:
-    """Whether each position's loss is its own affair: then it is taken in chunks, and nothing of size [N, V] is kept."""
+    """Return whether each position's loss is its own affair: then it is taken in chunks, and nothing of size [N, V] is
+    kept."""
     return (
         term.divergence.kind in DIVERGENCES
         and not term.weights
@@ -239,6 +240,6 @@ def _sum_over_positions(term: Term) -> bool:
 
 
 def _plain_union(term: Term) -> bool:
-    """Whether a term reads a stored support as it is, and a target that the student's own view is no part of."""
+    """Return whether a term reads a stored support as it is, and a target that the student's own view is no part of."""
     of = term.target
     return term.support.rest == "tail" and "student" not in (*of.loglin, *of.mixture, of.anchor)

@@ -6,7 +6,7 @@ values as it reads them and its output as it leaves and as it is laid out (3 A +
 before and after (2 A + 2 K); the feed-forward block keeps gate, its activation, the other branch and their product (4 I).
 With gradient checkpointing a layer keeps its input, and the layer at work all of the above.
 
-What an allocator keeps of freed blocks is not counted: `hintdistill plan` measures it where the device is present.
+What an allocator keeps of freed blocks is not counted: `hintdistill plan` measures it if the device is present.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TeacherUse:
     rides: bool = False
     """Whether such a view reads the student's keys and values."""
     prefills: bool = False
-    """Whether one reads each trace anew."""
+    """Whether one reads each trace again."""
     dense: bool = False
     """Whether a term needs whole distributions of all scored positions."""
     branch_tokens: int = 16_384
@@ -104,7 +104,7 @@ def layer_floats(shape: ModelShape, rank: int = 0) -> list[int]:
 
 
 def saved_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
-    """What the student's pass keeps for the backward pass; with checkpointing, the layer at work included."""
+    """Return what the student's pass keeps for the backward pass; with checkpointing, the layer at work included."""
     n, b, h = load.tokens, setup.activation_bytes, shape.hidden
     layer = n * sum(layer_floats(shape, setup.rank)) * b + _cast_bytes(shape, setup, n)
     ends = (n * (2 * h + 2 * shape.head_dim + 1) + load.scored * h) * b
@@ -182,7 +182,7 @@ def train_peak(shape: ModelShape, setup: TrainSetup, load: Load) -> Peak:
 
 
 def teacher_bytes(shape: ModelShape, setup: TrainSetup, load: Load) -> int:
-    """What views made in the step hold before the loss: keys and values, and one call's tensors."""
+    """Return what views made in the step hold before the loss: keys and values, and one call's tensors."""
     out = 0
     if setup.teacher.rides:
         out = cache_bytes(shape, load.tokens, setup.activation_bytes)

@@ -41,7 +41,7 @@ class Meter:
         self._sums: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
 
     def reads(self, step: int) -> bool:
-        """Whether the optimiser step that follows `step` finished ones is a logging step."""
+        """Return whether the optimiser step that follows `step` finished ones is a logging step."""
         return (step + 1) % self.logging_steps == 0
 
     def rows(self, rows: Sequence[TraceRow], step: int) -> None:
@@ -65,7 +65,7 @@ class Meter:
         Args:
             hidden: the student's hidden states at the scored positions, [N, H].
             metrics: what the terms say of themselves, means over these slots.
-            views: the views made in the step; None where targets are stored.
+            views: the views made in the step; None if targets are stored.
         """
         for name, value in metrics.items():
             if kind in OLD_NAMES and name == f"{self._first[kind]}/mean":
@@ -94,7 +94,7 @@ class Meter:
             self._count(name, metrics[name] * len(placed), len(placed))
 
     def held(self) -> dict[str, list[float]]:
-        """What was counted since the last `drain`, in this process: name → sum and count."""
+        """Return what was counted since the last `drain`, in this process: name → sum and count."""
         return {name: list(sums) for name, sums in self._sums.items()}
 
     def take(self, sums: Mapping[str, Sequence[float]]) -> None:
@@ -103,7 +103,7 @@ class Meter:
             self._count(name, value, count)
 
     def drain(self) -> dict[str, float]:
-        """The means since the last call, over all processes, which must all call it."""
+        """Return the means since the last call, over all processes, which must all call it."""
         sums, self._sums = dict(self._sums), defaultdict(lambda: [0.0, 0.0])
         each = [sums]
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""The student's folder: an ordinary model folder, beside it the adapter where one was trained; whole or not there.
+"""The student's folder: an ordinary model folder, beside it the adapter if one was trained; whole or not there.
 
 ```
 config.json model*.safetensors generation_config.json    the student; an adapter is merged into what it was trained on
@@ -7,7 +7,7 @@ tokenizer*.json chat_template.jinja …                     copied as they are
 README.md                                                the model card (`card`)
 hintdistill.json                                         what the training did
 adapter/                                                 with train.lora and train.save=both: the new adapter, for peft and vLLM
-initial/                                                 with train.lora and an arriving adapter that was merged: what adapter/ stands on
+initial/                                                 with train.lora and an arriving adapter that was merged: what adapter/ is on
 arrived/                                                 with train.arriving_adapter=beside: the adapter the student came as
 ```
 """
@@ -56,7 +56,7 @@ def write_student(
     it is. That takes the memory of one more copy.
 
     Args:
-        model: the trained model, unwrapped; a peft model where an adapter was trained.
+        model: the trained model, unwrapped; a peft model if an adapter was trained.
         folder: the model folder that the training started from.
         summary: what is written as `hintdistill.json`.
         arrived: the adapter that `folder` is, if it is one.
@@ -134,12 +134,13 @@ def _adapter_alone(aside: Path, folder: Path) -> None:
 
 
 def save_dtype(folder: Path, config: TrainSection) -> torch.dtype:
-    """`train.save_dtype`, where `auto` is what the files of `folder` have, and float32 where they say nothing of use."""
+    """`train.save_dtype`, where `auto` is what the files of `folder` have, and float32 if they say nothing of use."""
     return DTYPES[config.save_dtype] if config.save_dtype != "auto" else file_dtype(folder) or torch.float32
 
 
 def file_dtype(folder: Path) -> torch.dtype | None:
-    """The precision in which most numbers of a model folder's weights are stored; None where it is no common float.
+    """Return the precision in which most numbers of a model folder's weights are stored; None if it is no common
+    float.
 
     An adapter folder is asked for its base model.
     """
@@ -159,7 +160,8 @@ def file_dtype(folder: Path) -> torch.dtype | None:
 
 
 def _file_of(folder: Path, name: str) -> Path | None:
-    """A file of a model folder; of an adapter folder without it, that of its base model, in a folder or the hub's cache."""
+    """Return a file of a model folder; of an adapter folder without it, that of its base model, in a folder or the
+    hub's cache."""
     if (folder / name).is_file():
         return folder / name
     adapter = folder / "adapter_config.json"
@@ -198,7 +200,7 @@ def _write_adapter(
     arrived: Arrived | None,
     state_dict: Mapping[str, Tensor] | None,
 ) -> None:
-    """The new adapter with the name of what it stands on, and the arriving one where it was kept."""
+    """The new adapter with the name of what it is on, and the arriving one where it was kept."""
     given = {} if state_dict is None else {"state_dict": dict(state_dict)}
     model.save_pretrained(aside / "adapter", selected_adapters=[NEW], **given)
     base = hub_name(run.model, folder) or str(folder.resolve())

@@ -27,7 +27,7 @@ from hintdistill.training.slots import Slot
 Placed = tuple[TraceRow, Slot]
 """A slot and the row it is in."""
 MANY = 4
-"""The last layer attends at scored positions only, where they are at most one in this many."""
+"""The last layer attends at scored positions only, if they are at most one in this many."""
 
 
 @dataclass
@@ -37,9 +37,9 @@ class StudentPass:
     hidden: dict[str, Tensor]
     """Hidden states [T, H] by slot key, with gradient."""
     tree: PrefixTree | None
-    """The rows as trunks and the hinted slots as branches of them; None where nothing is shared."""
+    """The rows as trunks and the hinted slots as branches of them; None if nothing is shared."""
     memory: Memory
-    """Detached keys and values of the trunks, where there are branches."""
+    """Detached keys and values of the trunks, if there are branches."""
     branches: dict[str, int]
     """Number of a slot's branch among the tree's sequences, by slot key."""
     nothing: Tensor
@@ -47,12 +47,13 @@ class StudentPass:
 
 
 def places(rows: Sequence[TraceRow], kind: str | None = None) -> list[Placed]:
-    """Every slot with its row, in order; of one kind, or of all."""
+    """Return every slot with its row, in order; of one kind, or of all."""
     return [(row, slot) for row in rows for slot in row.slots if kind is None or slot.kind == kind]
 
 
 def forest(rows: Sequence[TraceRow], branched: Sequence[tuple[int, Slot]]) -> PrefixTree:
-    """Each row a trunk of its own, even where two begin alike, because each carries its gradient; branches leave them.
+    """Return each row a trunk of its own, even where two begin alike, because each carries its gradient; branches leave
+    them.
 
     A row's last token is scored and never read. The trunks count as given: the student's pass reads them.
     """
@@ -68,7 +69,8 @@ def forest(rows: Sequence[TraceRow], branched: Sequence[tuple[int, Slot]]) -> Pr
 
 
 def stretches(wanted: Sequence[range], length: int) -> list[range]:
-    """Where a row's last layer attends: positions that are scored, overlapping ones once; all of them where they are many.
+    """Return where a row's last layer attends: positions that are scored, overlapping ones once; all of them where they
+    are many.
 
     Few rows are attended under a mask, which is slower per row than torch's causal attention over all of them.
     """
@@ -109,7 +111,8 @@ class Passes:
             )
 
     def student(self, model: Any, rows: Sequence[TraceRow], *, ride: bool) -> StudentPass:
-        """One pass over whole rows, with gradient. `ride`: keep keys and values, and lay out branches for hinted slots."""
+        """Return one pass over whole rows, with gradient. `ride`: keep keys and values, and lay out branches for hinted
+        slots."""
         if self.way != "shared_prefix":
             found, nothing = self._padded(model, rows)
             return StudentPass(found, None, Memory(), {}, nothing)
@@ -135,7 +138,8 @@ class Passes:
         )
 
     def _attended(self, row: TraceRow) -> list[range]:
-        """Where the last layer attends; a row without a slot is read all the same, so that every parameter takes part."""
+        """Return where the last layer attends; a row without a slot is read all the same, so that every parameter takes
+        part."""
         whole = range(len(row.ids) - 1)
         return stretches([s.positions for s in row.slots], len(whole)) or [whole]
 
@@ -156,7 +160,7 @@ class Passes:
         return out[0] + 0.0 * answer.logits.float().sum() if self.link else out[0]
 
     def _padded(self, model: Any, rows: Sequence[TraceRow]) -> tuple[dict[str, Tensor], Tensor]:
-        """The same where nothing is shared, rows padded on the right; and the pass's `nothing`."""
+        """Return the same if nothing is shared, rows padded on the right; and the pass's `nothing`."""
         positions = [[p for s in row.slots for p in s.positions] for row in rows]
         hidden = self._read_padded(model, [row.ids[:-1] for row in rows], positions)
         slots = [s for row in rows for s in row.slots]
@@ -212,7 +216,8 @@ class Passes:
 
 
 def _sequences(placed: Sequence[Placed], context: str) -> tuple[list[np.ndarray], list[range]]:
-    """What is read for each slot, up to the token before its last, and the positions whose next token is scored."""
+    """Return what is read for each slot, up to the token before its last, and the positions whose next token is
+    scored."""
     ids = [row.read(slot, context).numpy() for row, slot in placed]
     return [x[:-1] for x in ids], [
         range(len(x) - s.length - 1, len(x) - 1) for x, (_, s) in zip(ids, placed, strict=True)
@@ -220,7 +225,7 @@ def _sequences(placed: Sequence[Placed], context: str) -> tuple[list[np.ndarray]
 
 
 def _drops(model: Any) -> bool:
-    """Whether any part of the model drops activations while it trains."""
+    """Return whether any part of the model drops activations while it trains."""
     dropouts = (m.p for m in model.modules() if isinstance(m, torch.nn.Dropout))
     config = model.config.get_text_config()
     return any(p > 0 for p in dropouts) or bool(getattr(config, "attention_dropout", 0.0))

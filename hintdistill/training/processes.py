@@ -6,7 +6,7 @@ it ends with its exit code and the launcher ends the others; where another one f
 
 Under FSDP2 each forward pass is a joint act: all processes gather a layer's weights at the same time. So a process that has
 fewer passes to make than another (`in_step`) makes empty ones until all are done. Reads the environment that launchers set:
-RANK, WORLD_SIZE, LOCAL_RANK. Torch is imported where it is needed, so that the command line may ask who it is.
+RANK, WORLD_SIZE, LOCAL_RANK. Torch is imported if it is needed, so that the command line may ask who it is.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _joined = _Joined()
 
 
 def world() -> int:
-    """How many processes there are."""
+    """Return how many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main() -> bool:
-    """Whether this process leads; true where there is only one."""
+    """Return whether this process leads; true if there is only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def join(device: torch.device) -> None:
-    """Meet the other processes; once, and nothing where there are none."""
+    """Meet the other processes; once, and nothing if there are none."""
     if world() == 1 or _joined.group is not None:
         return
     import torch
@@ -116,7 +116,7 @@ def together(function: Callable[..., T], *arguments: Any, **here: Any) -> T:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make` returns on the main process, in all of them; no other process calls it."""
+    """Return what `make` returns on the main process, in all of them; no other process calls it."""
     if world() == 1:
         return make()
     out: T = _broadcast(make() if is_main() else None)
@@ -124,7 +124,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def from_each(value: T) -> list[T]:
-    """Every process's value, in order of their ranks, in all of them; all wait for all."""
+    """Return every process's value, in order of their ranks, in all of them; all wait for all."""
     if world() == 1:
         return [value]
     import torch.distributed as dist
@@ -135,7 +135,7 @@ def from_each(value: T) -> list[T]:
 
 
 def _broadcast(value: Any) -> Any:
-    """The main process's value."""
+    """Return the main process's value."""
     import torch.distributed as dist
 
     box = [value]
@@ -160,7 +160,7 @@ def rows_per_pass(batch_size: int, micro: int | None) -> int:
 
 
 def may_leave_unused(model: Any) -> bool:
-    """Whether a pass may leave a parameter unread: experts, or a part for other inputs than text.
+    """Return whether a pass may leave a parameter unread: experts, or a part for other inputs than text.
 
     DistributedDataParallel must know; where it is told no and a parameter is left unread all the same, it raises an error.
     """
@@ -172,7 +172,7 @@ def may_leave_unused(model: Any) -> bool:
 
 
 def check_launch(grad_window: int | None = None) -> None:
-    """Raises ConfigError for a way of sharding that this trainer cannot do, or not with `train.grad_window`."""
+    """Raise ConfigError for a way of sharding that this trainer cannot do, or not with `train.grad_window`."""
     if not _wants_fsdp():
         return
     if grad_window is not None:
@@ -190,7 +190,8 @@ def check_launch(grad_window: int | None = None) -> None:
 
 
 def shard_on_cpus_too(accelerator: Any) -> bool:
-    """Whether FSDP is on. Between CPUs accelerate passes it over in silence, where FSDP2 itself works: switched on here."""
+    """Return whether FSDP is on. Between CPUs accelerate passes it over in silence, where FSDP2 itself works: switched
+    on here."""
     from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 
     state = accelerator.state
@@ -206,7 +207,7 @@ def _wants_fsdp() -> bool:
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether a model's weights are split over the processes (FSDP2)."""
+    """Return whether a model's weights are split over the processes (FSDP2)."""
     if world() == 1:
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -249,7 +250,7 @@ def lockstep(model: Any) -> Iterator[None]:
 
 
 def _anyone(me: bool) -> bool:
-    """Whether any process says yes."""
+    """Return whether any process says yes."""
     import torch
     import torch.distributed as dist
 
@@ -259,14 +260,14 @@ def _anyone(me: bool) -> bool:
 
 
 def local(parameter: Any) -> torch.Tensor:
-    """The values of a parameter that lie in this process, without gradient."""
+    """Return the values of a parameter that lie in this process, without gradient."""
     values = parameter.detach()
     here: torch.Tensor = values.to_local() if hasattr(values, "to_local") else values
     return here
 
 
 def reshard(model: Any) -> None:
-    """Let go of every gathered weight, so that changed shards are gathered anew."""
+    """Let go of every gathered weight, so that changed shards are gathered again."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():

@@ -8,7 +8,7 @@ from hintdistill.core.errors import InputError
 from hintdistill.core.scores import TargetHead
 
 SPEAKS_OF = {"weights": "the teacher's weights", "renderer": "the tokenizer or the chat template"}
-"""Entry of `Target.versions` → what differs where it does."""
+"""Entry of `Target.versions` → what differs if it does."""
 
 
 def require_same(targets: Sequence[TargetHead], weights: str, renderer: str) -> None:

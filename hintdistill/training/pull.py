@@ -23,7 +23,7 @@ def pull_of(hint: Target, term: Term) -> float | None:
     """Norm of the gradient of a term's divergence by the student's logits at the hint's decision token, nats.
 
     The stored plain and hinted views are compared on their stored entries and the tail; targets of several views are not composed.
-    None where the hint changes nothing, and for divergences that compare no distributions.
+    None if the hint changes nothing, and for divergences that compare no distributions.
     """
     if hint.decision is None or term.divergence.entry.reads != "distributions":
         return None

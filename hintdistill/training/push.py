@@ -17,7 +17,7 @@ from hintdistill.training.checksums import FILE as CHECKSUMS
 
 
 def hub() -> str:
-    """The hub's address."""
+    """Return the hub's address."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
@@ -99,7 +99,8 @@ LOCAL_NAMES = frozenset({"base_model_name_or_path", "name_or_path", "_name_or_pa
 
 
 def _published(student: Path) -> Iterator[tuple[str, str | bytes]]:
-    """Every file of the student's folder by its name there: its path, or its text where a folder's name was taken out."""
+    """Yield every file of the student's folder by its name there: its path, or its text where a folder's name was taken
+    out."""
     for path in sorted(p for p in student.rglob("*") if p.is_file() and p.name != CHECKSUMS):
         name = path.relative_to(student).as_posix()
         if path.name in ("adapter_config.json", "config.json", "hintdistill.json"):

@@ -25,7 +25,7 @@ MOST_HELD_OUT = 32
 
 @dataclass(frozen=True)
 class Others:
-    """What a recipe's views need beside the student; None where it needs no such thing."""
+    """What a recipe's views need beside the student; None if it needs no such thing."""
 
     initial: Any = None
     external: Any = None
@@ -45,7 +45,7 @@ class Others:
         initial: Path | None,
         heldout: Sequence[Target],
     ) -> Others:
-        """What the recipe's in-step views read.
+        """Return what the recipe's in-step views read.
 
         Raises:
             ModelError: the external teacher cannot be loaded, or its tokenizer is not the student's.

@@ -96,7 +96,7 @@ def trace_outcomes(
         baseline: `group`: the mean over rollouts of the same task; one that is alone learns nothing. `round`: the mean over
             all rollouts given, for rounds that play each task once.
         normalise: divide by the standard deviation of the group (GRPO), which weighs groups of like rollouts up.
-        advantage_needed: whether there is nothing to learn where no rollout is better or worse than its group.
+        advantage_needed: whether there is nothing to learn if no rollout is better or worse than its group.
 
     Raises:
         InputError: a trace has no reward, or two have the same id; names it and what to do.
@@ -174,7 +174,8 @@ def with_perplexities(
 
 
 def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
-    """Every step that the student sampled by itself, with ids and log-probabilities; the others are counted by reason.
+    """Return every step that the student sampled by itself, with ids and log-probabilities; the others are counted by
+    reason.
 
     `not_sampled`: given, or sampled under a hint; `unrecorded`: without ids or log-probabilities; `filtered_logprobs`: its
     log-probabilities are of another distribution than the model's own (`Message.logprobs_of`).
@@ -201,7 +202,7 @@ def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
 
 
 def require_pulling(traces: Sequence[Trace], outcomes: Mapping[str, TraceOutcome]) -> None:
-    """Raises EmptyFunnelError where no sampled step has an advantage; renders nothing."""
+    """Raise EmptyFunnelError if no sampled step has an advantage; renders nothing."""
     left_out: Counter[str] = Counter()
     found = [(t, sampled_steps(t, left_out)) for t in traces]
     if not any(steps and outcomes[t.id].pulls for t, steps in found):
@@ -211,7 +212,7 @@ def require_pulling(traces: Sequence[Trace], outcomes: Mapping[str, TraceOutcome
 def outcome_rows(
     traces: Sequence[Trace], outcomes: Mapping[str, TraceOutcome], renderer: Renderer
 ) -> tuple[list[OutcomeRow], dict[str, int]]:
-    """A row for every sampled step of a rollout with an advantage, and how many steps make none, by reason.
+    """Return a row for every sampled step of a rollout with an advantage, and how many steps make none, by reason.
 
     Steps that were not sampled from the student alone (given ones, ones sampled under a hint) and steps without recorded ids
     and log-probabilities make no row: `not_sampled`, `unrecorded`. Rollouts at their group's mean pull nowhere: `no_advantage`.

@@ -54,7 +54,7 @@ class StepIds:
 
 
 def row_lengths(slots: Iterable[StepIds]) -> list[RowLength]:
-    """The rows of these slots, in order of appearance.
+    """Return the rows of these slots, in order of appearance.
 
     Slots of one trace share a row where one's tokens begin another's. A template that rewrites history gives a trace
     several rows.
@@ -78,7 +78,7 @@ def row_lengths(slots: Iterable[StepIds]) -> list[RowLength]:
 
 
 def trained_lengths(targets: Sequence[Target], config: TrainSection, outcome: OutcomeData) -> list[RowLength]:
-    """The rows that training would make of stored targets, as lengths."""
+    """Return the rows that training would make of stored targets, as lengths."""
     from hintdistill.rescoring.stored import by_key
     from hintdistill.training.rows import build_rows
 
@@ -98,7 +98,7 @@ def _length(plan: RowPlan) -> RowLength:
 
 
 def of_outcome(outcome: OutcomeData) -> list[StepIds]:
-    """What the steps with an outcome take of them."""
+    """Return what the steps with an outcome take of them."""
     return [StepIds(r.trace_id, r.ids[: -r.length].numpy(), r.ids[-r.length :].numpy()) for r in outcome.rows]
 
 
@@ -145,7 +145,7 @@ def train_operations(
 ) -> float:
     """Count the operations of a student's pass with its backward pass.
 
-    Backward: 4 per body parameter and token (2 where the weights are frozen beside adapters), 2.5 times the attention's
+    Backward: 4 per body parameter and token (2 if the weights are frozen beside adapters), 2.5 times the attention's
     forward; the head once more for hidden states, and once more for its own gradient. Checkpointing adds a forward pass.
     """
     attention = 4.0 * shape.query_width * shape.layers * keys

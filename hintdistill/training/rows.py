@@ -78,14 +78,14 @@ class TraceRow:
         if context not in slot.views:
             raise InputError(
                 f"{slot.key}: the target has no context `{context}`, which the recipe reads; it was made under another recipe",
-                hint="start a new run folder, or --resume with train.recipe, so that contexts are made anew",
+                hint="start a new run folder, or --resume with train.recipe, so that contexts are made again",
             )
         at, block = slot.views[context]
         return torch.cat([self.ids[:at], block, self.ids[at : slot.start + slot.length]])
 
 
 class RowDataset(Dataset[TraceRow]):
-    """Rows in a fixed order; at the end, what stands in for a row where several processes read equally many."""
+    """Rows in a fixed order; at the end, what is in for a row where several processes read equally many."""
 
     def __init__(self, rows: Sequence[TraceRow], multiple: int = 1) -> None:
         """Filled up to a multiple of `multiple` with rows of two tokens and no slot: no loss, and nothing counted."""
@@ -196,7 +196,7 @@ class Weighing:
             self._members[name] = (len(each), sum(each))
 
     def slot(self, target: Target) -> Slot:
-        """The slot of a target."""
+        """Return the slot of a target."""
         weights = self.raw(target)
         for name in [n for n, w in weights.items() if w.any()]:
             members, total = self._members[name]
@@ -206,7 +206,7 @@ class Weighing:
         return slot_of_target(target, weights, self._outcomes.get(target.trace_id))
 
     def outcome_slot(self, row: OutcomeRow) -> Slot:
-        """The slot of a sampled step of a rollout."""
+        """Return the slot of a sampled step of a rollout."""
         return slot_of_outcome(row, self.outcome, self._slots / len(self.outcome.rows))
 
 
@@ -286,7 +286,7 @@ class _Layout:
         self._prints[member.source] = prints
 
     def plans(self, chosen: Iterable[int]) -> list[RowPlan]:
-        """The rows of these targets and of all outcomes, traces in the order in which they appear."""
+        """Return the rows of these targets and of all outcomes, traces in the order in which they appear."""
         outcomes = [i for i, m in self._members.items() if m.kind == "outcome"]
         by_trace: dict[str, list[int]] = {}
         for i in [*sorted(chosen), *sorted(outcomes)]:
@@ -327,7 +327,7 @@ class Rows(Sequence[TraceRow]):
         return [p.length for p in self.plans]
 
     def number_of(self, kind: str) -> int:
-        """How many slots are of a kind; reads nothing."""
+        """Return how many slots are of a kind; reads nothing."""
         return sum(m.kind == kind for p in self.plans for m in p.members)
 
     def contexts(self) -> dict[str, int]:
@@ -346,7 +346,7 @@ class Rows(Sequence[TraceRow]):
     def __getitem__(self, at: slice) -> list[TraceRow]: ...
 
     def __getitem__(self, at: int | slice) -> TraceRow | list[TraceRow]:
-        """A row with its arrays, or several."""
+        """Return a row with its arrays, or several."""
         numbers = range(len(self.plans))[at]
         if isinstance(numbers, range):
             return [self[i] for i in numbers]

@@ -50,16 +50,16 @@ class Slot:
     plain: torch.Tensor
     """float32 [T, K+1]: stored plain log-probabilities and tail."""
     decision: int
-    """Index of the decision token, -1 where there is none."""
+    """Index of the decision token, -1 if there is none."""
     error_class: str | None = None
     legal_ids: torch.Tensor | None = None
-    """int64 [G]: what the tool schemas allow at the decision token; None where they say nothing."""
+    """int64 [G]: what the tool schemas allow at the decision token; None if they say nothing."""
     outcome: TraceOutcome | None = None
-    """How its trace ended; None where the recipe reads no reward."""
+    """How its trace ended; None if the recipe reads no reward."""
     behaviour: torch.Tensor | None = None
-    """float32 [T]: the log-probability of each token when it was sampled, temperature 1; None where it was not recorded."""
+    """float32 [T]: the log-probability of each token when it was sampled, temperature 1; None if it was not recorded."""
     views: Mapping[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
-    """Further contexts by name: where their tokens stand in the row, and the tokens, int64."""
+    """Further contexts by name: where their tokens are in the row, and the tokens, int64."""
 
     @property
     def token_weights(self) -> torch.Tensor:
@@ -84,7 +84,7 @@ class Slot:
         return self.plain[torch.arange(self.length), self.columns]
 
     def facts(self) -> dict[str, torch.Tensor]:
-        """What the recipe's weights may ask of a slot, [T] each."""
+        """Return what the recipe's weights may ask of a slot, [T] each."""
         known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
         known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length), RECORDED: self.recorded}
         if self.outcome is None:
@@ -102,13 +102,14 @@ class Slot:
 
 
 def quote_facts(span: tuple[int, int], length: int) -> dict[str, np.ndarray]:
-    """What a step's quote says of its tokens, float32 [T] each: `in_quote`, and `since_error` counted from the quote's start."""
+    """Return what a step's quote says of its tokens, float32 [T] each: `in_quote`, and `since_error` counted from the
+    quote's start."""
     index = np.arange(length, dtype=np.float32)
     return {"in_quote": ((index >= span[0]) & (index < span[1])).astype(np.float32), "since_error": index - span[0]}
 
 
 def known_action(target: TargetHead) -> int:
-    """Return the index of the first step token that is no reasoning. Raises InputError where it is not known; names the step."""
+    """Return the index of the first step token that is no reasoning. Raises InputError if it is not known; names the step."""
     start = target.action_start
     if start is not None and start != UNKNOWN_ACTION:
         return start

@@ -65,7 +65,7 @@ class TrainSummary:
 
 
 def read_summary(student: Path) -> TrainSummary | None:
-    """The summary of a finished training, or None where there is none."""
+    """Return the summary of a finished training, or None if there is none."""
     try:
         return TrainSummary(**json.loads((student / SUMMARY).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -198,7 +198,7 @@ def train(
 
 
 def _start(run: RunSection, config: TrainSection) -> torch.device:
-    """Where to train, after the other processes were met."""
+    """Return where to train, after the other processes were met."""
     from transformers import set_seed
 
     processes.check_launch(config.grad_window)
@@ -221,7 +221,7 @@ def make_trainer(
     watch: WatchSets = NOTHING,
     listener: Listener = SILENT,
 ) -> Any:
-    """The trainer of these rows, on the device of `run`; checkpoints and metrics go to `work`."""
+    """Return the trainer of these rows, on the device of `run`; checkpoints and metrics go to `work`."""
     from transformers import TrainerCallback
 
     from hintdistill.training.trainer import HintTrainer
@@ -273,7 +273,7 @@ def _arguments(
     rows: int,
     trackers: Mapping[str, Any],
 ) -> Any:
-    """What the Trainer is told; `rows`: how many there are to train on."""
+    """Return what the Trainer is told; `rows`: how many there are to train on."""
     from transformers import TrainingArguments
 
     device = pick_device(run.device)
@@ -319,7 +319,7 @@ def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str
     # who wants to be stopped should know what cannot stop the run
     if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
         warn(
-            f"nothing is read for train.tripwires.{', '.join(names)}: no step to watch (see train.watch, traces.holdout)"
+            f"train.tripwires.{', '.join(names)} has no effect: there is no step to measure (see train.watch, traces.holdout)"
         )
     return watch
 
@@ -343,7 +343,7 @@ def _warn(work: Path, warn: Callable[[str], None] | None, crossing: Crossing) ->
 
 
 def _special_ids(folder: Path, config: TrainSection) -> list[int]:
-    """The tokenizer's special tokens, where the recipe takes them out of a support."""
+    """Return the tokenizer's special tokens, where the recipe takes them out of a support."""
     if not any(t.support.drop_special for t in config.effective_recipe.terms.values()):
         return []
     return sorted(load_tokenizer(folder).all_special_ids)
@@ -368,7 +368,7 @@ def _floor(trainer: Any, rows: Sequence[TraceRow], work: Path) -> float:
 
 
 def _last_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; broken ones are removed."""
+    """Return the newest checkpoint that was written to its end; broken ones are removed."""
     found = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
     for path in found:
         # the trainer state is the last thing a checkpoint gets

@@ -22,7 +22,8 @@ from hintdistill.training.rows import TraceRow
 
 
 def draws(seed: int, step: int, keys: Sequence[str]) -> list[torch.Generator]:
-    """A generator for each slot at an optimiser step: what is drawn for one does not depend on those beside it."""
+    """Return a generator for each slot at an optimiser step: what is drawn for one does not depend on those beside
+    it."""
     out = []
     for key in keys:
         digest = hashlib.blake2b(f"{seed}:{step}:{key}".encode(), digest_size=8).digest()
@@ -85,7 +86,7 @@ class StepPass:
 
 
 def _on_cpu(reading: Reading) -> Reading:
-    """A reading whose tensors may be sent to other processes."""
+    """Return a reading whose tensors may be sent to other processes."""
 
     def moved(of: TermReading) -> TermReading:
         then = None if of.then is None else of.then.cpu()

@@ -35,11 +35,11 @@ class Arrived:
     adapter: str
     """Its folder or hub name, as `run.model` has it."""
     base: str
-    """What it stands on, as its own configuration says."""
+    """What it is on, as its own configuration says."""
     handling: Literal["merged", "beside"]
 
     def record(self) -> dict[str, str]:
-        """The same as plain data, for the summary of the training."""
+        """Return the same as plain data, for the summary of the training."""
         return asdict(self)
 
 
@@ -79,7 +79,7 @@ def load_student(folder: Path, run: RunSection, config: TrainSection, device: to
 
 
 def arriving(folder: Path, run: RunSection, config: TrainSection) -> Arrived | None:
-    """What is known of the adapter in `folder`, None where it holds a whole model.
+    """Return what is known of the adapter in `folder`, None if it holds a whole model.
 
     Raises:
         ModelError: its configuration is not JSON.
@@ -102,7 +102,7 @@ def arriving(folder: Path, run: RunSection, config: TrainSection) -> Arrived | N
 
 
 def lora_config(section: LoraSection) -> Any:
-    """The new adapter as peft wants it."""
+    """Return the new adapter as peft wants it."""
     from peft import LoraConfig
 
     modules = section.target_modules
@@ -123,13 +123,13 @@ def initial_weights(model: Any) -> Iterator[None]:
         ValueError: `model` has no adapter; the initial weights of full training have to be kept as a copy.
     """
     if not hasattr(model, "disable_adapter"):
-        raise ValueError(f"{type(model).__name__} has no adapter that could be taken off")
+        raise ValueError(f"{type(model).__name__} has no adapter to remove")
     with model.disable_adapter():
         yield
 
 
 def _beside(folder: Path, section: LoraSection, precision: str, device: torch.device) -> Any:
-    """The arriving adapter on its base model, frozen, and a new one beside it."""
+    """Return the arriving adapter on its base model, frozen, and a new one beside it."""
     try:
         model = load_adapter(folder, pick_dtype(precision, device, folder), name=ARRIVED)
         model.__class__ = _two_adapters()

@@ -101,7 +101,7 @@ class Follower:
             mine.copy_(local(self._live[name]))
 
     def earned(self, step: int) -> bool:
-        """Whether the gate lets the student's weights be taken at this step. CGTR (arXiv 2606.03532).
+        """Return whether the gate lets the student's weights be taken at this step. CGTR (arXiv 2606.03532).
 
         Repair on held-out findings stands for the reward, and the expected overrun of a step, against that at the first
         reading, for the tail of lengths: both are ours, since nothing is sampled here.
@@ -155,7 +155,7 @@ class Follower:
         (Path(folder) / GATE).write_text(json.dumps(state), encoding="utf-8")
 
     def load(self, folder: str | Path) -> None:
-        """Take the state of a checkpoint up again. Raises FileNotFoundError where it has none."""
+        """Take the state of a checkpoint up again. Raises FileNotFoundError if it has none."""
         from safetensors.torch import load_file
 
         stored = load_file(str(Path(folder) / FILE))

@@ -29,7 +29,7 @@ OFFLINE = ("offline", "disabled", "dryrun")
 
 
 def trackers_arguments(config: TrainSection, work: Path, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """How the Trainer is told: keywords of TrainingArguments, and variables the trackers read.
+    """Return how the Trainer is told: keywords of TrainingArguments, and variables the trackers read.
 
     Args:
         work: the training's folder; each tracker gets `work/tracker/<its name>`.
@@ -122,7 +122,7 @@ def check_trackers(config: TrainSection) -> None:
 
 
 def installed(tracker: str) -> str | None:
-    """A tracker's version, None where it is not installed."""
+    """Return a tracker's version, None if it is not installed."""
     if importlib.util.find_spec(tracker) is None:
         return None
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -131,7 +131,7 @@ def installed(tracker: str) -> str | None:
 
 
 def _wandb_key() -> bool:
-    """Whether wandb would find a key, in the environment or in the user's netrc."""
+    """Return whether wandb would find a key, in the environment or in the user's netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

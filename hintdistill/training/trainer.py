@@ -68,7 +68,7 @@ class HintTrainer(Trainer):
             initial: the initial policy as a model, where the student no longer is it as this training starts.
             external: the external teacher as a model, where the recipe has one.
             heldout: rows of held-out findings, which a `cgtr` teacher is read on.
-            watch: steps that are read while training; none where it is None.
+            watch: steps that are read while training; none if it is None.
             tripwires: bounds on what is read.
             from_initial: whether the stored plain views are the initial policy's.
         """
@@ -109,7 +109,7 @@ class HintTrainer(Trainer):
         self._batch: list[TraceRow] = []
         self.step_pass = StepPass(self)
         self.probe: WindowProbe | None = None
-        """What measures a truncated gradient, where it is one."""
+        """What measures a truncated gradient, if it is one."""
         if config.grad_window is not None:
             require_window(self.passes)
             self.probe = WindowProbe(
@@ -120,7 +120,7 @@ class HintTrainer(Trainer):
         return int(self.owner.get_output_embeddings().weight.shape[0])
 
     def _weights_of(self, view: View) -> str:
-        """Whose weights a view has: `live`, `initial`, `ema`, `periodic`, …"""
+        """Return whose weights a view has: `live`, `initial`, `ema`, `periodic`, …"""
         return whose(view.weights, self.recipe.teacher.update)
 
     # -- what the Trainer asks for -------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class HintTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The recipe's terms, mean over the slots of the accumulated batch.
+        """Return the recipe's terms, mean over the slots of the accumulated batch.
 
         Raises:
             TripwireError: the loss is not finite; names the rows.
@@ -164,7 +164,8 @@ class HintTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _loss(self, model: Any, rows: Sequence[TraceRow], *, exact: bool = False) -> Tensor:
-        """The recipe's terms, summed over slots; `exact`: with their whole gradient whatever `grad_window` is."""
+        """Return the recipe's terms, summed over slots; `exact`: with their whole gradient whatever `grad_window`
+        is."""
         if self.config.grad_window is None or exact:
             done = self.passes.student(model, rows, ride=self.rides)
         else:
@@ -206,7 +207,7 @@ class HintTrainer(Trainer):
         )
 
     def _not_finite(self, what: str, rows: Sequence[TraceRow], gradients: bool) -> NoReturn:
-        """Stop, and name the rows that do it alone; all of them where none does, or where processes would wait for others."""
+        """Stop, and name the rows that do it alone; all of them if none does, or where processes would wait for others."""
         bad = [] if self.args.world_size > 1 else [r.key for r in rows if not self._sound(r, gradients)]
         raise TripwireError(
             f"{what} at step {self.state.global_step}; rows {', '.join((bad or [r.key for r in rows])[:5])}",
@@ -214,7 +215,7 @@ class HintTrainer(Trainer):
         )
 
     def _sound(self, row: TraceRow, gradients: bool) -> bool:
-        """Whether a row by itself has a finite loss, and finite gradients."""
+        """Return whether a row by itself has a finite loss, and finite gradients."""
         self.model.zero_grad()
         with torch.set_grad_enabled(gradients):
             loss = self._loss(self.model, [row])
@@ -230,20 +231,20 @@ class HintTrainer(Trainer):
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """The norm before clipping. Raises TripwireError where it is not finite, before the update."""
+        """Return the norm before clipping. Raises TripwireError if it is not finite, before the update."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and not math.isfinite(norm):
             self._not_finite(f"the gradient norm is {norm}", self._batch, gradients=True)
         return norm
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write a checkpoint. Raises TripwireError where a weight is not finite; the checkpoint before stays."""
+        """Write a checkpoint. Raises TripwireError if a weight is not finite; the checkpoint before stays."""
         self.require_finite()
         super()._save_checkpoint(model, trial)
         checkpoints.seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 
     def require_finite(self) -> None:
-        """Raises TripwireError where a trained weight is not finite, naming it."""
+        """Raise TripwireError if a trained weight is not finite, naming it."""
         for name, weight in self.owner.named_parameters():
             if weight.requires_grad and not bool(torch.isfinite(local(weight)).all()):
                 raise TripwireError(
@@ -255,7 +256,7 @@ class HintTrainer(Trainer):
     # -- one kind of slot ----------------------------------------------------------------------------------------------
 
     def _part(self, kind: str, placed: Sequence[Placed], done: StudentPass) -> Tensor:
-        """The terms of one kind of slot, summed over slots."""
+        """Return the terms of one kind of slot, summed over slots."""
         slots, step = [s for _, s in placed], self.state.global_step
         hidden = torch.cat([done.hidden[s.key] for s in slots])
         made = self.views_in_step(placed, done, hidden) if kind == "hint" else None
@@ -269,7 +270,7 @@ class HintTrainer(Trainer):
     def views_in_step(
         self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor
     ) -> dict[str, InStepView] | None:
-        """Make the views that the recipe reads, one pass for each pair of weights and context; None where targets are stored."""
+        """Make the views that the recipe reads, one pass for each pair of weights and context; None if targets are stored."""
         if not self._views:
             return None
         made: dict[tuple[str, str, bool], InStepView] = {}
@@ -287,7 +288,7 @@ class HintTrainer(Trainer):
         return out
 
     def _view(self, placed: Sequence[Placed], done: StudentPass, view: tuple[str, str, bool]) -> InStepView:
-        """A view by whose weights it has, its context and whether it has a gradient."""
+        """Return a view by whose weights it has, its context and whether it has a gradient."""
         weights, context, grad = view
         if grad:
             # the model itself: DistributedDataParallel counts its own forward passes, one for each backward pass
@@ -350,7 +351,7 @@ class HintTrainer(Trainer):
 
     @torch.no_grad()
     def _reading(self) -> HeldoutReading:
-        """The student on held-out findings."""
+        """Return the student on held-out findings."""
         training = self.owner.training
         self.owner.eval()
         errors, ends = [], []

@@ -98,7 +98,7 @@ class Tripwires:
                 continue
             crossing = Crossing(wire, value, bound, step)
             if self.section.action == "stop":
-                self._stop(str(crossing), f"{wire.advice}; with a wider bound --resume goes on from there")
+                self._stop(str(crossing), f"{wire.advice}; with a wider bound --resume continues from there")
             if wire.name not in self._told:
                 self._told.add(wire.name)
                 if self.warn is not None:
@@ -109,7 +109,7 @@ class Tripwires:
 
 
 def unread(section: TripwireSection, sets: Mapping[str, object]) -> list[str]:
-    """The bounds that nothing is read for, because the set that they speak of has no steps."""
+    """Return the bounds that nothing is read for, because the set that they speak of has no steps."""
     needs = {
         "max_off_target_kl": "off_target",
         "min_entropy_ratio": "off_target",
@@ -120,7 +120,7 @@ def unread(section: TripwireSection, sets: Mapping[str, object]) -> list[str]:
 
 
 def kept(work: Path) -> str:
-    """Which checkpoint a stopped training leaves, in words."""
+    """Return which checkpoint a stopped training leaves, in words."""
     steps = [int(p.name.rpartition("-")[2]) for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
     return (
         f"the last checkpoint is {work / f'checkpoint-{max(steps)}'}"

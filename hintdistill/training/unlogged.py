@@ -1,7 +1,7 @@
 """What a training has measured and not written into a row yet, kept with each checkpoint.
 
-Rows are written every `train.logging_steps` steps and checkpoints every `train.save_steps`. Where one is no multiple of the
-other, the first row after a resume speaks of steps before the checkpoint too: their sums stand in `unlogged.json` beside the
+Rows are written every `train.logging_steps` steps and checkpoints every `train.save_steps`. If one is no multiple of the
+other, the first row after a resume speaks of steps before the checkpoint too: their sums are in `unlogged.json` beside the
 weights, so that the row is that of a training that nobody stopped.
 """
 
@@ -21,7 +21,7 @@ FILE = "unlogged.json"
 
 
 class Losses:
-    """The loss of each optimiser step, summed; the Trainer's own sums begin anew with a resume."""
+    """The loss of each optimiser step, summed; the Trainer's own sums begin again with a resume."""
 
     def __init__(self) -> None:
         self.since: Tensor | None = None
@@ -36,14 +36,14 @@ class Losses:
         self.since = loss if self.since is None else self.since + loss
 
     def mean(self, step: int) -> float:
-        """The mean over the steps since the last row, which step `step` is now; all processes call it."""
+        """Return the mean over the steps since the last row, which step `step` is now; all processes call it."""
         steps = step - self.step
         found = self._take()
         self.total, self.step = self.total + found, step
         return found / steps
 
     def of_all(self, step: int) -> float:
-        """The mean over all `step` steps; all processes call it."""
+        """Return the mean over all `step` steps; all processes call it."""
         self.total += self._take()
         return self.total / max(step, 1)
 
@@ -70,7 +70,7 @@ def save(trainer: Any, checkpoint: str | Path) -> None:
 
 
 def load(trainer: Any, checkpoint: Path) -> bool:
-    """Take up the sums of a checkpoint; False where it has none, because a release before wrote it.
+    """Take up the sums of a checkpoint; False if it has none, because a release before wrote it.
 
     Where there are other processes than before, the loss is their mean and the main process takes all other sums, which
     are added up over the processes in any case.

@@ -71,14 +71,15 @@ class Watch:
         """By set; a set without steps is not there."""
 
     def due(self, step: int, last: bool) -> bool:
-        """Whether to read after optimiser step `step`, which is a logging step or the `last` one."""
+        """Return whether to read after optimiser step `step`, which is a logging step or the `last` one."""
         if not self.rows or step == self.last:
             return False
         return last or step // self.every > (step - self.logging_steps) // self.every
 
     @torch.no_grad()
     def read(self, step: int, model: Any, passes: Passes, head: OutputHead) -> dict[str, float]:
-        """What docs/metrics.md calls the watch's readings; leaves training mode and random numbers as they are."""
+        """Return what docs/metrics.md calls the watch's readings; leaves training mode and random numbers as they
+        are."""
         self.last, training = step, model.training
         model.eval()
         try:

@@ -31,7 +31,7 @@ FILE = "grad_window.json"
 
 
 def require_window(passes: Passes) -> None:
-    """Raise ModelError where keys and values of earlier tokens cannot be taken as constants."""
+    """Raise ModelError if keys and values of earlier tokens cannot be taken as constants."""
     hint = "leave train.grad_window out: the exact gradient needs none of this"
     model = passes.owner
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
@@ -47,7 +47,7 @@ def require_window(passes: Passes) -> None:
 
 
 def windows(rows: Sequence[TraceRow], width: int) -> list[Piece]:
-    """What is read with gradient: per scored span its positions and the `width` tokens before them.
+    """Return what is read with gradient: per scored span its positions and the `width` tokens before them.
 
     Spans whose windows overlap are read as one piece, so a little more than `width` tokens carry gradient there; in the
     order of rows and positions.
@@ -64,7 +64,7 @@ def windows(rows: Sequence[TraceRow], width: int) -> list[Piece]:
 
 
 def windowed(passes: Passes, model: Any, rows: Sequence[TraceRow], width: int, ride: bool) -> StudentPass:
-    """The student's pass over whole rows with a truncated gradient; see `Passes.student`."""
+    """Return the student's pass over whole rows with a truncated gradient; see `Passes.student`."""
     branched = [(i, s) for i, row in enumerate(rows) for s in row.slots if ride and len(s.block)]
     tree, memory = forest(rows, branched), Memory()
     pieces = windows(rows, width)
@@ -120,7 +120,7 @@ class WindowProbe:
         self._taken: list[tuple[Tensor | None, ...]] = []
 
     def due(self, step: int) -> bool:
-        """Whether to measure at this optimiser step; once, on its first micro-batch."""
+        """Return whether to measure at this optimiser step; once, on its first micro-batch."""
         return step % self.every == 0 and step != self._done
 
     def take(self, model: Any, loss: Tensor) -> None:
@@ -129,7 +129,7 @@ class WindowProbe:
         self._taken.append(torch.autograd.grad(loss, trained, allow_unused=True))
 
     def done(self, step: int) -> float:
-        """The cosine of the two gradients that were taken, written down."""
+        """Return the cosine of the two measured gradients, and store it."""
         self.fresh = self.measured[step] = cosine(*self._taken)
         self._done, self._taken = step, []
         if self.writes:

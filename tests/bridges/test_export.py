@@ -148,7 +148,7 @@ def test_what_a_format_does_not_have_is_refused_by_name(run, tmp_path, args, sai
 
 def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds something that is no export"):
+    with pytest.raises(ConfigError, match="holds something that is not an export"):
         export(run, "hf", out=tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 

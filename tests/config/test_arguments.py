@@ -30,7 +30,7 @@ def test_what_is_on_the_list_is_taken_and_converted():
     ("name", "said"),
     [
         ("ignore_data_skip", "ignore_data_skip is refused: it reads rows again after a resume"),
-        ("save_only_model", "would not go on to the same weights"),
+        ("save_only_model", "would not end with the same weights"),
         ("learning_rate", r"learning_rate is set by train\.learning_rate"),
         ("use_liger_kernel", "replaces the model's forward pass"),
         ("adam_beta3", "not among the Trainer's arguments.*did you mean adam_beta"),

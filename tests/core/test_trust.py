@@ -69,7 +69,7 @@ def test_code_of_a_model_folder_runs_only_where_it_is_set(tmp_path: Path, monkey
     )
     auto = {"AutoConfig": "theirs.C", "AutoModelForCausalLM": "theirs.M"}
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "theirs", "auto_map": auto}))
-    with pytest.raises(ModelError, match="needs Python code that stands in the model folder") as caught:
+    with pytest.raises(ModelError, match="needs Python code from the model folder") as caught:
         load_tokenizer(folder)
     assert "run.trust_remote_code=true" in caught.value.hint
     checks = json.loads(hintdistill("doctor", "--model", str(folder), "--json", expect=3).stdout)

@@ -454,7 +454,7 @@ def test_an_unknown_prompt_fails_before_anything_is_paid(config, llm, more):
     )
     assert "no prompt 'critic/nix.jinja'" in said and server.received == []
     said = run("critique", config, *settings, *more, "--compare", path, "nowhere.jinja", expect=InputError)
-    assert "nowhere.jinja is no run folder" in said and server.received == []
+    assert "nowhere.jinja is neither a run folder" in said and server.received == []
 
 
 def test_an_edited_hint_that_no_finding_uses_is_said(config, tmp_path):

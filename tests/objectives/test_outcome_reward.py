@@ -155,5 +155,5 @@ def test_steps_that_were_not_sampled_make_no_row():
 
 
 def test_groups_must_be_whole():
-    with pytest.raises(ConfigError, match="no whole number of groups of 5"):
+    with pytest.raises(ConfigError, match="cannot be divided into groups of 5"):
         load_config(TOOLWORLD.parent.parent / "configs" / "rounds.yaml", ["rollout.sample.per_task=5"])

@@ -19,7 +19,7 @@ def test_what_the_targets_depend_on_is_refused(tmp_path):
     """Before anything is read."""
     for name, overrides, said in (
         ("../x", [], "names no folder"),
-        ("a", ["rescore.top_k=8"], "rescore.top_k=8 is no setting of training"),
+        ("a", ["rescore.top_k=8"], "rescore.top_k=8 is not a setting of training"),
     ):
         with pytest.raises(ConfigError, match=said):
             train_beside(tmp_path, name, overrides, Console(quiet=True))

@@ -59,7 +59,7 @@ def test_bfloat16_is_compared_with_float32(run, tmp_path, monkeypatch):
     done = hintdistill("run", *SMALL, f"run.dir={folder}")
     found = json.loads((folder / "report.json").read_text())["run"]["precision"]
     assert found["dtype"] == "bfloat16" and 0 < found["kl_per_token"] < 0.05 and found["tokens"] > 20
-    assert "run.dtype=auto took bfloat16" in done.stderr
+    assert "run.dtype=auto chose bfloat16" in done.stderr
     exact = json.loads((run / "report.json").read_text())
     assert exact["run"]["precision"] is None
     from safetensors.torch import load_file

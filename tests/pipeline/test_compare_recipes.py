@@ -32,7 +32,7 @@ def test_arms_are_recipes_at_rates():
     [
         (["targeted"], "at least two recipes"),
         (["targeted", "hint_sdd"], "hint_sd"),
-        (["targeted@fast", "hint_sd"], "no learning rate"),
+        (["targeted@fast", "hint_sd"], "not a learning rate"),
         (["targeted@-1", "hint_sd"], "greater than 0"),
         (["hint_sd@1e-5", "hint_sd@0.00001"], "named twice"),
     ],

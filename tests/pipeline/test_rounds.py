@@ -169,9 +169,7 @@ def test_a_tripwire_of_the_training_stops_its_round(tmp_path, monkeypatch):
     assert row["tripwire"] and not row["trained"] and row["stop"].startswith("off_target_kl is")
     assert not (tmp_path / "run" / "student").exists()
     assert not (tmp_path / "run" / "rounds" / "01" / "run" / "student").exists()
-    assert "nothing is read for train.tripwires.max_heldout_kl" in " ".join(console.warnings), (
-        "no round holds traces out"
-    )
+    assert "train.tripwires.max_heldout_kl has no effect" in " ".join(console.warnings), "no round holds traces out"
 
 
 BROKEN = """

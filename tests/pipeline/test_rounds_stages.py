@@ -98,6 +98,6 @@ def test_a_round_keeps_what_its_stages_warned_of(round_of_one):
         p.stem.removesuffix("-warnings"): json.loads(p.read_text()) for p in round_of_one.glob("index/*-warnings.json")
     }
     assert set(kept) >= {"read", "critique", "inject", "rescore", "train"}
-    unread = [w for w in kept["train"] if w.startswith("nothing is read for train.tripwires.max_heldout_kl")]
+    unread = [w for w in kept["train"] if w.startswith("train.tripwires.max_heldout_kl has no effect")]
     assert len(unread) == 1 and not any(w in kept["read"] for w in unread)
     assert set(unread) <= set(json.loads((round_of_one / "report.json").read_text())["warnings"])

@@ -112,7 +112,7 @@ def test_no_command_runs_what_a_foreign_folder_names(run: Path, evil: Path, tmp_
         assert not expect or "was not written by you on this machine" in done.stderr, words
         assert not mark.exists(), words
     said = hintdistill("report", str(run), "--trust", expect=2).stderr
-    assert "is no TaskSuite" in said and mark.exists(), "with --trust it runs, and it is no environment"
+    assert "is not a TaskSuite" in said and mark.exists(), "with --trust it runs, and it is no environment"
 
 
 def test_what_a_foreign_folder_names_is_not_downloaded_asked_or_followed(run: Path, tmp_path: Path):
@@ -134,7 +134,7 @@ def test_what_a_foreign_folder_names_is_not_downloaded_asked_or_followed(run: Pa
     assert "may not ask example.org" in said
     (run / "evaluations.jsonl").unlink(missing_ok=True)
     (run / "evaluations.jsonl").symlink_to(tmp_path / "elsewhere")
-    assert "is no ordinary file" in hintdistill("report", str(run), expect=3).stderr
+    assert "is not an ordinary file" in hintdistill("report", str(run), expect=3).stderr
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -186,7 +186,7 @@ def test_damage_is_named_repaired_and_made_again(run: Path, trained: Path):
         "other bytes than were written",
         "model.safetensors has",
         "tokenizer.json is not there",
-        "critiques.jsonl: 2 lines are no rows, the first is 2",
+        "critiques.jsonl: 2 lines are not rows, the first is 2",
         "index/inject.json",
         "engine_floor.json",
         "report.json",

@@ -76,7 +76,7 @@ def test_a_student_of_whole_weights_and_an_adapter_of_another_kind_are_refused(r
     two = student_with_adapter(rounds[0], tmp_path / "student", 2, 2)
     said = json.loads((two / "adapter" / "adapter_config.json").read_text())
     (two / "adapter" / "adapter_config.json").write_text(json.dumps(said | {"use_dora": True}))
-    with pytest.raises(ConfigError, match=r"no sum of low-rank products alone \(use_dora"):
+    with pytest.raises(ConfigError, match=r"more than a sum of low-rank products \(use_dora"):
         adapter_for_server(two, STUDENT)
 
 

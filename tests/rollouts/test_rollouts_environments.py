@@ -71,7 +71,7 @@ def test_an_environment_of_its_own_thread_is_closed_there():
         (Scripted(start=None), "reset returned NoneType, not a Start"),
         (Scripted(start=Start((), ())), "gave no message"),
         (Scripted(start=Start(({"role": "user"},), ())), "returned dict, not a Message"),
-        (Scripted(start=Start((USER,), ("x",))), "tools that are no objects"),
+        (Scripted(start=Start((USER,), ("x",))), "tools that are not objects"),
         (Scripted(reply=None), "step returned NoneType, not a Reply"),
         (
             Scripted(reply=Reply((Message(role="assistant", content="x"),), False)),
@@ -81,8 +81,8 @@ def test_an_environment_of_its_own_thread_is_closed_there():
         (Scripted(reply=Reply((), False)), "answered nothing and did not end"),
         (Scripted(reply=Reply((), True, float("nan"))), "the reward nan"),
         (Scripted(reply=Reply((), "yes")), "done='yes'"),
-        (Scripted(start=Start((USER,), ({"a": object()},))), "tools that are no JSON"),
-        (Scripted(reply=Reply((Message(role="tool", content="\ud800"),), False)), "a message that is no JSON"),
+        (Scripted(start=Start((USER,), ({"a": object()},))), "tools that are not JSON"),
+        (Scripted(reply=Reply((Message(role="tool", content="\ud800"),), False)), "a message that is not JSON"),
     ],
 )
 def test_what_an_environment_returns_is_checked(environment, message):

@@ -340,7 +340,7 @@ def test_verifiers_v1_paths_share_their_trunk(read):
     assert first.step(1).prompt_token_ids == (1, 2, 9, 3, 4, 5) and second.step(1).token_ids is None
     assert (first.reward, first.task_id, list(first.tool_schemas)) == (0.5, "t", ["f"])
     (failure,) = read([{"nodes": [{"parent": 0, "message": {}}]}])
-    assert "does not stand before it" in failure.message
+    assert "is not before it" in failure.message
 
 
 def test_rllm(read):

@@ -425,7 +425,7 @@ def test_a_stop_that_nothing_can_trigger_is_said(data, folder, tmp_path):
         warn=said.append,
     )
     assert said == [
-        "nothing is read for train.tripwires.max_heldout_kl: no step to watch (see train.watch, traces.holdout)"
+        "train.tripwires.max_heldout_kl has no effect: there is no step to measure (see train.watch, traces.holdout)"
     ]
 
 

@@ -20,7 +20,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """An evaluation set, or a session of events with Gemini contents."""
+    """Return an evaluation set, or a session of events with Gemini contents."""
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("eval_cases"), list):
@@ -35,7 +35,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """The session's trace, or one per case. Raises TraceError."""
+    """Yield the session's trace, or one per case. Raises TraceError."""
     value = record.value
     if "eval_cases" not in value:
         messages = [m for e in value["events"] if isinstance(e, Mapping) for m in _event(e)]
@@ -76,7 +76,7 @@ def _case(case: Any, source: Source, options: ReadOptions) -> Trace:
     messages: Messages = []
     for turn in case["conversation"]:
         if not isinstance(turn, Mapping):
-            raise TraceError("a turn that is no object")
+            raise TraceError("a turn is not an object")
         messages += messages_in(turn.get("user_content"), "user")
         data = turn.get("intermediate_data")
         data = data if isinstance(data, Mapping) else {}

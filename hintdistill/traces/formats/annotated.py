@@ -34,9 +34,9 @@ class Label(FrozenModel):
     """What people say of a trace."""
 
     verdict: Verdict
-    """`findings`, `none`, or `not_student` where the error is another's."""
+    """`findings`, `none`, or `not_student` if the error is another's."""
     step: int | None = None
-    """The erring step; with several, the root, or the first where none is called that."""
+    """The erring step; with several, the root, or the first if none is called that."""
     steps: tuple[int, ...] = ()
     """Every step that is called an error."""
     error_class: str = "unlabelled"
@@ -126,8 +126,8 @@ def _who_and_when(value: Mapping[str, Any], source: Source, options: ReadOptions
 
 
 def _task(message: Mapping[str, Any], options: ReadOptions) -> Message:
-    """The first message of a Who&When log: the task, whoever's name it bears. The manager of the generated logs, who is no
-    speaker of them, sends it in the name of the first expert."""
+    """Return the first message of a Who&When log: the task, whoever's name it bears. The manager of the generated logs,
+    who is no speaker of them, sends it in the name of the first expert."""
     spoken = _spoken(message, options)
     return (
         spoken if spoken.role == "user" else spoken.model_copy(update={"role": "user", "content": message["content"]})
@@ -135,7 +135,7 @@ def _task(message: Mapping[str, Any], options: ReadOptions) -> Message:
 
 
 def _spoken(message: Mapping[str, Any], options: ReadOptions) -> Message:
-    """A message of a multi-agent log; its speaker stays visible to the critic, in front of the text."""
+    """Return a message of a multi-agent log; its speaker stays visible to the critic, in front of the text."""
     speaker = str(message.get("name") or message["role"])
     agent = speaker.partition(" (")[0]
     student = agent.lower() not in NOT_AGENTS if options.student_role == "assistant" else agent == options.student_role
@@ -173,7 +173,7 @@ def _agentrx(value: Mapping[str, Any], source: Source, options: ReadOptions) -> 
 
 
 def _records(path: Path, options: ReadOptions) -> Iterator[Record]:
-    """The readable records of a file."""
+    """Yield the readable records of a file."""
     for file in all_files([path]):
         for record in read_records(file, options):
             if isinstance(record, Record):
@@ -181,7 +181,8 @@ def _records(path: Path, options: ReadOptions) -> Iterator[Record]:
 
 
 def _trajectory(wanted: str, truth: Path, options: ReadOptions) -> Trace:
-    """The trajectory of a ground-truth record: a file of its name, else a record of its task id, beside or below it."""
+    """Return the trajectory of a ground-truth record: a file of its name, else a record of its task id, beside or below
+    it."""
     named = sorted(p for p in truth.parent.rglob(f"{wanted}.json") if p != truth)
     for path in named:
         # the elements of a JSON array are read one by one

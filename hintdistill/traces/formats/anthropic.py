@@ -1,4 +1,4 @@
-"""Anthropic messages: content blocks `text`, `thinking`, `tool_use`, `tool_result`; results stand in user messages.
+"""Anthropic messages: content blocks `text`, `thinking`, `tool_use`, `tool_result`; results are in user messages.
 
 A record is a request `{system, messages, tools}`, with its answer under `response` where the log kept one. What a block
 list holds is split into our messages: each result a tool message, the text beside it a user message.
@@ -25,7 +25,7 @@ BLOCKS = ("thinking", "redacted_thinking")
 
 
 def is_block(block: Any) -> bool:
-    """Whether a content block is one that only this API has."""
+    """Return whether a content block is one that only this API has."""
     what = block.get("type") if isinstance(block, Mapping) else None
     return isinstance(what, str) and (what in BLOCKS or what.endswith(("tool_use", "tool_result")))
 
@@ -48,7 +48,7 @@ def _is_answer(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a record. Raises TraceError."""
+    """Yield the one trace of a record. Raises TraceError."""
     value = {"messages": record.value} if isinstance(record.value, list) else record.value
     messages: list[dict[str, Any]] = []
     if value.get("system"):
@@ -74,7 +74,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def split(message: Any, index: int) -> list[dict[str, Any]]:
-    """One message with content blocks to chat messages, in the order of its blocks.
+    """Return one message with content blocks to chat messages, in the order of its blocks.
 
     Raises:
         TraceError: a block that is no text, e.g. an image.
@@ -99,14 +99,15 @@ def split(message: Any, index: int) -> list[dict[str, Any]]:
 
 
 def _tool(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A result as a tool message."""
+    """Return a result as a tool message."""
     made = {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": result_text(block.get("content"))}
     kept = {k: block[k] for k in ("is_error", "name", "status") if block.get(k) is not None}
     return {**made, **kept}
 
 
 def _said(content: list[Any], rest: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
-    """What the model produced, in its order: a tool that a server ran has its result between two turns of the model."""
+    """Return what the model produced, in its order: a tool that a server ran has its result between two turns of the
+    model."""
     turns: list[list[Any]] = [[]]
     out: list[dict[str, Any] | None] = [None]
     for block in content:
@@ -130,7 +131,7 @@ _TOKENS = frozenset(name for names in TOKEN_KEYS.values() for name in names)
 
 
 def _turn(content: list[Any], rest: Mapping[str, Any], answered: set[Any], index: int) -> dict[str, Any] | None:
-    """One turn of the model, or None where it says nothing between two results."""
+    """Return one turn of the model, or None if it says nothing between two results."""
     if not content:
         return None
     texts: list[Any] = []

@@ -24,19 +24,19 @@ ROLES = {"agent": "assistant", "user": "user", "system": "system"}
 
 
 def fits(value: Any) -> bool:
-    """The format's own mark."""
+    """Return the format's own mark."""
     version = value.get("schema_version") if isinstance(value, dict) else None
     return isinstance(version, str) and version.startswith("ATIF-")
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The trajectory's trace, and one per embedded subagent. Raises TraceError."""
+    """Yield the trajectory's trace, and one per embedded subagent. Raises TraceError."""
     trajectory, unknown = _validated(record.value)
     yield from _traces(trajectory, unknown, record, options, "")
 
 
 def _validated(value: Any) -> tuple[Any, dict[str, Any]]:
-    """The package's Trajectory, and what it does not know, by path.
+    """Return the package's Trajectory, and what it does not know, by path.
 
     Raises:
         TraceError: the package is absent, or the trajectory is invalid; the text names the first field.

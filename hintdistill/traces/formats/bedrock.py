@@ -25,7 +25,7 @@ MARKS = frozenset({"modelId", "toolConfig", "inferenceConfig", "additionalModelR
 
 
 def fits(value: Any) -> bool:
-    """A request or an answer whose messages have such blocks."""
+    """Return a request or an answer whose messages have such blocks."""
     if not isinstance(value, dict):
         return False
     request, answer = _sides(value)
@@ -59,7 +59,7 @@ def _output(answer: Mapping[str, Any]) -> Any:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a record. Raises TraceError."""
+    """Yield the one trace of a record. Raises TraceError."""
     value = record.value
     request, answer = _sides(value)
     messages: list[dict[str, Any]] = []
@@ -96,7 +96,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _schema(spec: Any) -> Any:
-    """A tool's specification, whose schema is wrapped once more."""
+    """Return a tool's specification, whose schema is wrapped once more."""
     if not isinstance(spec, Mapping):
         return spec
     schema = mapping(spec.get("inputSchema")).get("json")
@@ -106,7 +106,8 @@ def _schema(spec: Any) -> Any:
 
 
 def _block(block: Any, index: int) -> list[dict[str, Any]]:
-    """One block in the shape that `anthropic.split` takes. Raises TraceError for what is no text, e.g. an image."""
+    """Return one block in the shape that `anthropic.split` takes. Raises TraceError for what is no text, e.g. an
+    image."""
     if not isinstance(block, Mapping):
         raise TraceError(f"message {index} has a block that is {kind(block)}")
     use, result, thought = block.get("toolUse"), block.get("toolResult"), block.get("reasoningContent")
@@ -141,7 +142,7 @@ def _block(block: Any, index: int) -> list[dict[str, Any]]:
 
 
 def _answered(content: Any) -> Any:
-    """A result's blocks: text, JSON, or media that is named in its place."""
+    """Return a result's blocks: text, JSON, or media that is named in its place."""
     if not isinstance(content, list):
         return content
     return [

@@ -1,7 +1,7 @@
 """Claude Code session logs: one event a line, in a tree by `uuid` and `parentUuid`.
 
-One answer of the model is spread over lines of the same message id; results stand in user lines. Rewinds make branches,
-subagents are sidechains, a compaction starts a new context with a summary. Each path is a trace; a turn that stands on two
+One answer of the model is spread over lines of the same message id; results are in user lines. Rewinds make branches,
+subagents are sidechains, a compaction starts a new context with a summary. Each path is a trace; a turn that is on two
 paths is the student's on the first.
 """
 
@@ -34,7 +34,7 @@ Entry = Mapping[str, Any]
 
 
 def fits(value: Any) -> bool:
-    """A line of a session."""
+    """Return a line of a session."""
     if not isinstance(value, dict):
         return False
     if value.get("type") in ("user", "assistant"):
@@ -67,7 +67,7 @@ class _Group:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """One trace per path of the session, main line first. Raises TraceError where there is no turn."""
+    """Yield one trace per path of the session, main line first. Raises TraceError if there is no turn."""
     skipped: Counter[str] = Counter()
     said: list[Entry] = []
     for line in record.value:
@@ -101,7 +101,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
 
 
 def _groups(lines: list[Entry]) -> list[_Group]:
-    """The messages of the session in file order, each knowing its parent."""
+    """Return the messages of the session in file order, each knowing its parent."""
     by_uuid: dict[str, _Group] = {}
     by_answer: dict[tuple[Any, ...], _Group] = {}
     results: dict[int, _Group] = {}
@@ -186,7 +186,7 @@ def _messages(group: _Group, seen: bool) -> list[dict[str, Any]]:
 
 
 def _is_synthetic(line: Entry) -> bool:
-    """Whether the tool wrote the line in the model's place, e.g. to report an error of the API."""
+    """Return whether the tool wrote the line in the model's place, e.g. to report an error of the API."""
     return line["message"].get("model") == "<synthetic>" or bool(line.get("isApiErrorMessage"))
 
 

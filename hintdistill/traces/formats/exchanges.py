@@ -33,7 +33,7 @@ class Exchange:
     read: Messages
     said: Messages
     is_call: bool
-    """A model call; spans of agents only count where no call is readable."""
+    """A model call; spans of agents only count if no call is readable."""
     tools: list[Any] = field(default_factory=list)
     model: str | None = None
 
@@ -77,7 +77,7 @@ def conversations(
 
 
 def _under_other_schemas(messages: Messages, places: set[int]) -> Messages:
-    """The turns that were said under other tool schemas than the trace's, marked as given."""
+    """Return the turns that were said under other tool schemas than the trace's, marked as given."""
     return [
         {**m, GIVEN: "said under other tool schemas"} if i in places and m.get("role") == "assistant" else m
         for i, m in enumerate(messages)
@@ -90,7 +90,8 @@ def _when(item: Exchange | ToolRun) -> tuple[str, Any]:
 
 
 def _told_above(e: Exchange, by_id: Mapping[str, Exchange]) -> Messages:
-    """The system prompt that only the agent's span around a call shows, where both begin with the same words after it."""
+    """Return the system prompt that only the agent's span around a call shows, where both begin with the same words
+    after it."""
     if not e.read or e.read[0].get("role") in _TELLING:
         return []
     at, hops = by_id.get(e.parent or ""), 0
@@ -107,7 +108,7 @@ _TELLING = ("system", "developer")
 
 
 def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
-    """The schemas that the agent's span around a call carries."""
+    """Return the schemas that the agent's span around a call carries."""
     at, hops = by_id.get(e.parent or ""), 0
     while at is not None and hops <= len(by_id):
         if at.tools:
@@ -117,7 +118,7 @@ def _above(e: Exchange, by_id: Mapping[str, Exchange]) -> list[Any]:
 
 
 def _marked(messages: Messages, joined: list[tuple[Messages, Exchange]]) -> Messages:
-    """A turn that a recorded call of another conversation said is given here."""
+    """Mark turns as given that a recorded call of another conversation produced."""
     said_here = {len(c) - 1 for c, _ in joined if len(c) <= len(messages) and _starts(c, messages)}
     elsewhere = {_turn(m) for _, e in joined for m in e.said}
     calls = {c for _, e in joined for m in e.said for c in _turn(m)[1]}
@@ -171,7 +172,8 @@ def _detail(e: Exchange) -> tuple[int, int]:
 
 
 def _join(calls: list[Exchange], runs: list[ToolRun]) -> list[tuple[Messages, Exchange]]:
-    """Each call's whole conversation; where a call was shown only what is new (state kept by a server), the one before goes on."""
+    """Return each call's whole conversation; where a call was shown only what is new (state kept by a server), the one
+    before goes on."""
     out: list[tuple[Messages, Exchange]] = []
     for e in calls:
         read = _filled(e.read, out[-1][0] if out else [])
@@ -202,7 +204,7 @@ def _open_calls(messages: Messages) -> list[Mapping[str, Any]]:
 
 
 def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:
-    """What the tools answered, from their own spans: by id, else by name and arguments, each span once."""
+    """Return what the tools answered, from their own spans: by id, else by name and arguments, each span once."""
     left = list(runs)
     out: Messages = []
     for call in pending:
@@ -229,11 +231,11 @@ def traces_of(
     extra: Mapping[str, Any],
     reward: Any = None,
 ) -> Iterator[Trace | Failure]:
-    """The traces of one run. Raises TraceError where no call shows an answer of the model."""
+    """Yield the traces of one run. Raises TraceError if no call shows an answer of the model."""
     found = conversations(exchanges, runs)
     if not found:
         raise TraceError(
-            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or it stands under keys this "
+            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or it is under keys that this "
             "release does not know"
         )
     for n, (messages, tools, model) in enumerate(found, 1):

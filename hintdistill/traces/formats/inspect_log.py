@@ -1,7 +1,7 @@
 """Inspect logs: `.json`, or the `samples/*.json` of an `.eval` archive; one trace per sample and epoch.
 
 Messages hold parsed arguments; where the model events kept the provider's answer, the raw string is taken from there. Tool
-schemas stand in the model events only. Large strings may be `attachment://` references, which are resolved.
+schemas are in the model events only. Large strings may be `attachment://` references, which are resolved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GRADES = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}
 
 
 def fits(value: Any) -> bool:
-    """An evaluation log with samples, or one sample."""
+    """Return an evaluation log with samples, or one sample."""
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("eval"), dict) and isinstance(value.get("samples"), list):
@@ -33,7 +33,8 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """One trace per sample; a sample that is none is a failure of its own. Raises TraceError for a log without samples."""
+    """Yield one trace per sample; a sample that is none is a failure of its own. Raises TraceError for a log without
+    samples."""
     value = record.value
     samples = value.get("samples") if "eval" in value else [value]
     header = value.get("eval") if isinstance(value.get("eval"), Mapping) else {}
@@ -142,7 +143,7 @@ def _split_reasoning(content: Any) -> dict[str, Any]:
 
 
 def _call(value: Any, raw: Mapping[str, list[str]]) -> Any:
-    """A call with its raw arguments, where an event kept a string that parses to the same."""
+    """Return a call with its raw arguments, where an event kept a string that parses to the same."""
     if not isinstance(value, Mapping):
         return value
     parsed = value.get("arguments")
@@ -157,7 +158,7 @@ def _call(value: Any, raw: Mapping[str, list[str]]) -> Any:
 
 
 def _score(scores: Any) -> float | None:
-    """The sample's only score, where it has one and it is a number or a grade."""
+    """Return the sample's only score, if it has one and it is a number or a grade."""
     if not isinstance(scores, Mapping) or len(scores) != 1:
         return None
     only = next(iter(scores.values()))

@@ -21,7 +21,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """A trace with its observations, together or side by side."""
+    """Return a trace with its observations, together or side by side."""
     if not isinstance(value, dict):
         return False
     found = value.get("observations")
@@ -29,7 +29,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """The traces of one export. Raises TraceError where no observation shows an answer of a model."""
+    """Yield the traces of one export. Raises TraceError if no observation shows an answer of a model."""
     value = record.value
     head = value["trace"] if isinstance(value.get("trace"), Mapping) else value
     observed = [o for o in value["observations"] if isinstance(o, Mapping)]

@@ -22,13 +22,13 @@ IDS = ("id", "trace_id", "thread_id", "task_id", "reward", "tools")
 
 
 def fits(value: Any) -> bool:
-    """A list of LangChain messages, or an object that holds one where states do."""
+    """Return a list of LangChain messages, or an object that holds one where states do."""
     found, _ = _messages(value)
     return bool(found) and all(map(is_message, found))
 
 
 def _messages(value: Any, depth: int = 0) -> tuple[list[Any], tuple[str, ...]]:
-    """The messages of a state, and the keys that lead to them."""
+    """Return the messages of a state, and the keys that lead to them."""
     if isinstance(value, list):
         return value, ()
     if not isinstance(value, Mapping) or depth > 3:
@@ -44,7 +44,7 @@ def _messages(value: Any, depth: int = 0) -> tuple[list[Any], tuple[str, ...]]:
 
 
 def is_message(value: Any) -> bool:
-    """Whether a value is one message in one of LangChain's serialisations. Never raises."""
+    """Return whether a value is one message in one of LangChain's serialisations. Never raises."""
     if not isinstance(value, Mapping) or "role" in value:
         return False
     if value.get("lc") is not None and isinstance(value.get("kwargs"), Mapping):
@@ -54,7 +54,7 @@ def is_message(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a state. Raises TraceError."""
+    """Yield the one trace of a state. Raises TraceError."""
     found, path = _messages(record.value)
     value: dict[str, Any] = dict(record.value) if isinstance(record.value, Mapping) else {}
     rest = {k: v for k, v in value.items() if not path or k != path[0]}
@@ -80,7 +80,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _plain(message: Any) -> Mapping[str, Any]:
-    """A message without the wrapper that its serialisation put around it."""
+    """Return a message without the wrapper that its serialisation put around it."""
     held = mapping(message)
     return {**mapping(held["data"]), "type": held.get("type")} if isinstance(held.get("data"), Mapping) else held
 

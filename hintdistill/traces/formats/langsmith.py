@@ -17,7 +17,7 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """A run, or a batch of them."""
+    """Return a run, or a batch of them."""
     if not isinstance(value, dict):
         return False
     return _is_run(value) or any(isinstance(value.get(k), list) for k in ("post", "patch"))
@@ -28,7 +28,7 @@ def _is_run(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """The traces of a file, by trace id; a batch's patches complete its posts."""
+    """Yield the traces of a file, by trace id; a batch's patches complete its posts."""
     runs: dict[str, dict[str, Any]] = {}
     for value in record.value:
         batch = [*listed(value.get("post")), *listed(value.get("patch"))] if isinstance(value, Mapping) else []

@@ -19,7 +19,7 @@ Span = Mapping[str, Any]
 
 
 def fits(value: Any) -> bool:
-    """A trace with its info and its spans."""
+    """Return a trace with its info and its spans."""
     if not isinstance(value, dict):
         return False
     spans = mapping(value.get("data")).get("spans", value.get("spans"))
@@ -31,7 +31,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """The traces of one record. Raises TraceError where no span shows an answer of a model."""
+    """Yield the traces of one record. Raises TraceError if no span shows an answer of a model."""
     value = record.value
     info = mapping(value.get("info", value.get("trace_info")))
     spans = [s for s in listed(mapping(value.get("data")).get("spans", value.get("spans"))) if isinstance(s, Mapping)]

@@ -20,17 +20,17 @@ MARK = "hintdistill_trace"
 
 
 def fits(value: Any) -> bool:
-    """Whether a record says it is in this format."""
+    """Return whether a record says it is in this format."""
     return isinstance(value, dict) and MARK in value
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a record. Raises TraceError."""
+    """Yield the one trace of a record. Raises TraceError."""
     yield parse(record.value, record.source, options)
 
 
 def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
-    """One record to a Trace. Raises TraceError for another version or an invalid record."""
+    """Return one record to a Trace. Raises TraceError for another version or an invalid record."""
     if not fits(value):
         raise TraceError(f"no native trace: the key {MARK!r} is missing")
     if value[MARK] != TRACE_SCHEMA:
@@ -52,7 +52,7 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
 
 
 def dump(trace: Trace) -> str:
-    """One line of the native format. What is at its default is left out."""
+    """Return one line of the native format. What is at its default is left out."""
     data = trace.model_dump(mode="json", exclude_defaults=True, exclude={"source"})
     return json.dumps({MARK: TRACE_SCHEMA, **data}, ensure_ascii=False, separators=(",", ":"))
 

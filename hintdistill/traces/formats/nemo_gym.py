@@ -1,6 +1,6 @@
 """NeMo Gym rollouts: `{responses_create_params, response: {output}, reward}`, with token ids on the items where kept.
 
-What stands in `responses_create_params.input` is the task: its assistant turns were given. A record's `id` names its task.
+What is in `responses_create_params.input` is the task: its assistant turns were given. A record's `id` names its task.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ TASK_KEYS = ("task_id", "instance_id", "problem_id", "uuid", "_ng_task_index", "
 
 
 def fits(value: Any) -> bool:
-    """The two keys that every rollout has."""
+    """Return the two keys that every rollout has."""
     return isinstance(value, dict) and isinstance(value.get("responses_create_params"), dict) and "response" in value
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The traces of one rollout. Raises TraceError."""
+    """Yield the traces of one rollout. Raises TraceError."""
     value = record.value
     asked, response = value["responses_create_params"], value["response"]
     if not isinstance(response, Mapping):
@@ -53,7 +53,8 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _asked(params: Mapping[str, Any]) -> Any:
-    """The task's input; where it is empty, the task's text as the metadata keep it, which the harness put into its own words."""
+    """Return the task's input; where it is empty, the task's text as the metadata keep it, which the harness put into
+    its own words."""
     read, metadata = params.get("input"), params.get("metadata")
     if read or not isinstance(metadata, Mapping):
         return read
@@ -65,7 +66,7 @@ def _asked(params: Mapping[str, Any]) -> Any:
 
 
 def _task(value: Mapping[str, Any]) -> str | None:
-    """What names the task, looked for in the record, its metadata and its verifier's."""
+    """Return what names the task, looked for in the record, its metadata and its verifier's."""
     metadata = value["responses_create_params"].get("metadata")
     for place in (metadata, value.get("verifier_metadata"), value):
         if isinstance(place, Mapping):

@@ -35,7 +35,7 @@ SPOKEN = re.compile(r"^(system|developer|user|assistant|tool): ", re.MULTILINE)
 
 
 def unwrap(value: Any) -> Any:
-    """The value inside JSON strings, at most three deep; plain text stays text."""
+    """Return the value inside JSON strings, at most three deep; plain text stays text."""
     for _ in range(3):
         if not isinstance(value, str) or value[:1] not in ("{", "[", '"'):
             break
@@ -47,7 +47,7 @@ def unwrap(value: Any) -> Any:
 
 
 def messages_in(value: Any, role: str) -> Messages:
-    """The messages of one side of a call; none where the value is no conversation.
+    """Return the messages of one side of a call; none if the value is no conversation.
 
     Args:
         value: what the tool recorded as input or output.
@@ -98,7 +98,7 @@ def _typed(item: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _object(value: Mapping[str, Any], role: str) -> Messages:
-    """One object: a message, a request, a response."""
+    """Return one object: a message, a request, a response."""
     if isinstance(value.get("messages"), list):
         return [*_told(value, value["messages"]), *_listed(value["messages"], role)]
     if isinstance(value.get("contents"), list):
@@ -129,7 +129,7 @@ def _object(value: Mapping[str, Any], role: str) -> Messages:
 
 
 def _told(value: Mapping[str, Any], messages: list[Any]) -> Messages:
-    """The system prompt that a request keeps beside its messages; none where they begin with one."""
+    """Return the system prompt that a request keeps beside its messages; none if they begin with one."""
     first = unwrap(messages[0]) if messages else None
     if isinstance(first, Mapping) and first.get("role") in ("system", "developer"):
         return []
@@ -156,7 +156,7 @@ def _is_langchain(value: Mapping[str, Any]) -> bool:
 
 
 def _message(value: Mapping[str, Any], role: str) -> Messages:
-    """One message of any framework; results in it become messages of their own."""
+    """Return one message of any framework; results in it become messages of their own."""
     if isinstance(value.get("kwargs"), Mapping) and isinstance(value.get("id"), list):
         value = {"type": _class_role(value["id"]), **value["kwargs"]}
     if value.get("type") in tuple(LANGCHAIN) and "role" not in value:
@@ -217,7 +217,7 @@ def _parts(value: Mapping[str, Any], role: str) -> Messages:
 
 
 def _blocks(part: Mapping[str, Any], role: str) -> list[dict[str, Any]]:
-    """One part as content blocks: text, thinking, a call, a result, or a call with its result."""
+    """Return one part as content blocks: text, thinking, a call, a result, or a call with its result."""
     what = str(part.get("type") or "")
     call = _either(part, "function_call", "functionCall") or (part if what == "tool_call" else None)
     answer = _either(part, "function_response", "functionResponse") or (part if what == "tool_call_response" else None)
@@ -254,7 +254,7 @@ def _either(part: Mapping[str, Any], *names: str) -> Mapping[str, Any] | None:
 
 
 def _ui_tool(part: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
-    """A call in a message as a user interface keeps it, with what came of it."""
+    """Return a call in a message as a user interface keeps it, with the result."""
     name = part.get("toolName") or what.removeprefix("tool-")
     made = [
         {"type": "tool_use", "id": part.get("toolCallId"), "name": name, "input": part.get("input", part.get("args"))}
@@ -289,7 +289,7 @@ def _vercel_call(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def schema_in(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The tool schema that some exporters log as a message of a tool, or None."""
+    """Return the tool schema that some exporters log as a message of a tool, or None."""
     value = unwrap(message.get("content")) if message.get("role") == "tool" else None
     if isinstance(value, Mapping) and value.get("type") == "function" and isinstance(value.get("function"), Mapping):
         return value

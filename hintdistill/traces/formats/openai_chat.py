@@ -26,7 +26,7 @@ __all__ = ["NAME", "SCOPE", "fits", "parse", "parse_tools", "traces"]
 
 
 def fits(value: Any) -> bool:
-    """A bare list of messages, or an object with one under a known key."""
+    """Return a bare list of messages, or an object with one under a known key."""
     if isinstance(value, list):
         return bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
     return isinstance(value, dict) and (
@@ -40,12 +40,12 @@ def _messages(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a record. Raises TraceError."""
+    """Yield the one trace of a record. Raises TraceError."""
     yield parse(record.value, record.source, options)
 
 
 def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
-    """One record to a Trace.
+    """Return one record to a Trace.
 
     Raises:
         TraceError: the record holds no messages, or a message is malformed; the text says which and why.
@@ -70,7 +70,7 @@ def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
 
 
 def _conversation(record: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
-    """The messages of a record and the keys they stand under."""
+    """Return the messages of a record and the keys they are under."""
     key = next((k for k in MESSAGE_KEYS if isinstance(record.get(k), list)), None)
     if key is not None:
         return record[key], {key}
@@ -88,7 +88,7 @@ def given(messages: list[Any]) -> list[Any]:
 
 
 def loads(text: Any) -> Any:
-    """The value of a JSON string, or the value itself where it is none."""
+    """Return the value of a JSON string, or the value itself if it is not one."""
     if not isinstance(text, str):
         return text
     try:

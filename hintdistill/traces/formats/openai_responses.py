@@ -48,7 +48,7 @@ OWN_TYPES = (
 """Types of items that only this API has. Others that end in `_call` and `_output` are read alike."""
 ITEM_TYPES = ("message", *OWN_TYPES)
 RESULTS = ("output", "outputs", "result", "results", "error")
-"""Where a call that a server ran keeps what came of it."""
+"""Where a call that a server ran keeps the result."""
 DOING = ("action", "operation", "queries", "code")
 """Where the calls of built-in tools keep what is to be done."""
 BESIDE = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "ghost_snapshot")
@@ -56,7 +56,7 @@ BESIDE = ("mcp_list_tools", "mcp_approval_request", "mcp_approval_response", "gh
 
 
 def fits(value: Any) -> bool:
-    """A list of items, or an object with one as the output of a response."""
+    """Return a list of items, or an object with one as the output of a response."""
     if isinstance(value, list):
         return _items(value) and any(isinstance(i, dict) and i.get("type") in ITEM_TYPES for i in value)
     if not isinstance(value, dict):
@@ -74,7 +74,7 @@ def _items(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a record. Raises TraceError."""
+    """Yield the one trace of a record. Raises TraceError."""
     value = record.value
     if isinstance(value, list):
         value = {"output": value}
@@ -95,7 +95,7 @@ def conversation(
     tools: Any = None,
     prompted: bool = False,
 ) -> Iterator[Trace]:
-    """The traces of what was read and answered; an output of lists (aviary) is folded into its longest chains.
+    """Yield the traces of what was read and answered; an output of lists (aviary) is folded into its longest chains.
 
     Args:
         record: the whole record; its keys outside `used` are kept.
@@ -145,7 +145,7 @@ def conversation(
 
 
 def _listed_tools(items: list[Any]) -> list[Any]:
-    """The schemas that an MCP server listed: the student was shown them."""
+    """Return the schemas that an MCP server listed: the student was shown them."""
     listing = [i for i in items if isinstance(i, Mapping) and i.get("type") == "mcp_list_tools"]
     return [t for i in listing if isinstance(i.get("tools"), list) for t in i["tools"]]
 
@@ -181,7 +181,8 @@ def turns(items: Any) -> list[dict[str, Any]]:
 
 
 def _says_something(message: Mapping[str, Any]) -> bool:
-    """Whether a message is more than a turn that an item opened and left empty, its result being a message of its own."""
+    """Return whether a message is more than a turn that an item opened and left empty, its result being a message of
+    its own."""
     opened = message.keys() <= {"role", "content", "tool_calls"} and message.get("role") == "assistant"
     return not opened or message.get("content") is not None or bool(message.get("tool_calls"))
 
@@ -195,7 +196,7 @@ def _is_call(what: Any) -> bool:
 
 
 def _inner_result(item: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What came of a call that a server ran, where the call itself holds it."""
+    """Return what came of a call that a server ran, where the call itself holds it."""
     found = next((item[k] for k in RESULTS if item.get(k) not in (None, [], {})), None)
     if found is None or item.get("type") in CALL_TYPES:
         return None
@@ -215,7 +216,7 @@ def _read(item: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _output(item: Mapping[str, Any]) -> str | None:
-    """What a tool answered; an object without a known key is read whole."""
+    """Return what a tool answered; an object without a known key is read whole."""
     known = next((item[k] for k in ("output", "result", "results", "content") if item.get(k) is not None), None)
     if known is not None:
         return result_text(known)
@@ -224,7 +225,8 @@ def _output(item: Mapping[str, Any]) -> str | None:
 
 
 def _starts_anew(turn: Mapping[str, Any], items: list[Any], index: int) -> bool:
-    """Whether an item opens another turn although nothing was read in between: a second text, or a second list of ids."""
+    """Return whether an item opens another turn although nothing was read in between: a second text, or a second list
+    of ids."""
     item = items[index]
     if any(item.get(n) for n in TOKEN_KEYS["token_ids"]) and any(turn.get(n) for n in TOKEN_KEYS["token_ids"]):
         return True
@@ -298,7 +300,7 @@ def _texts(content: Any) -> Any:
 
 
 def _reasoning(item: Mapping[str, Any], index: int) -> str:
-    """Thinking stands in `content`, in `summary`, or nowhere readable."""
+    """Thinking is in `content`, in `summary`, or nowhere readable."""
     for key in ("content", "summary"):
         if item.get(key):
             return text_of(item[key], index) or ""

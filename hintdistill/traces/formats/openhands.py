@@ -1,6 +1,6 @@
 """OpenHands runs: rows with a `history` of events (benchmarks), where an action is the agent's and an observation answers it.
 
-The events' own fields are another dialect than what the model wrote; the model's message stands in
+The events' own fields are another dialect than what the model wrote; the model's message is in
 `tool_call_metadata.model_response`, once per call it made, and is read from there, once.
 """
 
@@ -20,7 +20,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def is_event(value: Any) -> bool:
-    """An action or an observation with its source."""
+    """Return an action or an observation with its source."""
     return (
         isinstance(value, dict)
         and "source" in value
@@ -30,13 +30,13 @@ def is_event(value: Any) -> bool:
 
 
 def fits(value: Any) -> bool:
-    """A row with events, or a list of them."""
+    """Return a row with events, or a list of them."""
     events = value.get("history") if isinstance(value, dict) else value
     return isinstance(events, list) and bool(events) and is_event(events[0])
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a run. Raises TraceError."""
+    """Yield the one trace of a run. Raises TraceError."""
     value = {"history": record.value} if isinstance(record.value, list) else record.value
     messages, tools, model = conversation(value["history"])
     result = value.get("test_result")
@@ -62,7 +62,7 @@ def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | No
     answered: set[str] = set()
     for index, event in enumerate(events):
         if not isinstance(event, Mapping):
-            raise TraceError(f"event {index} is no object")
+            raise TraceError(f"event {index} is not an object")
         meta = event.get("tool_call_metadata")
         response = meta.get("model_response") if isinstance(meta, Mapping) else None
         args = mapping(event.get("args"))
@@ -117,5 +117,5 @@ def _answer(response: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def _said(event: Mapping[str, Any], args: Any) -> str:
-    """What an action without the model's own answer says; the action itself stands in its arguments."""
+    """Return what an action without the model's own answer says; the action itself is in its arguments."""
     return str(args.get("content") or args.get("thought") or args.get("final_thought") or event.get("message") or "")

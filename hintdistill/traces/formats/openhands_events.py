@@ -14,10 +14,10 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """One event."""
+    """Return one event."""
     return openhands.is_event(value)
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of the file. Raises TraceError."""
+    """Return the one trace of the file. Raises TraceError."""
     return openhands.traces(record, options)

@@ -1,6 +1,6 @@
 """pydantic-ai histories: a list of requests and responses with parts, as `result.all_messages_json()` writes it.
 
-Reminders (`retry-prompt`) answer a call, or are the user's words where no call is named. The run's instructions stand on each
+Reminders (`retry-prompt`) answer a call, or are the user's words if no call is named. The run's instructions are on each
 request; they are its system prompt.
 """
 
@@ -22,13 +22,13 @@ PLACES = ("all_messages", "message_history", "messages", "new_messages")
 
 
 def fits(value: Any) -> bool:
-    """A list of messages that say their kind and have parts, or an object with one."""
+    """Return a list of messages that say their kind and have parts, or an object with one."""
     found = _history(value)
     return bool(found) and all(map(is_message, found))
 
 
 def is_message(value: Any) -> bool:
-    """Whether a value is one request or response of a history. Never raises."""
+    """Return whether a value is one request or response of a history. Never raises."""
     return (
         isinstance(value, dict)
         and value.get("kind") in ("request", "response")
@@ -43,7 +43,7 @@ def _history(value: Any) -> list[Any]:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a history. Raises TraceError."""
+    """Yield the one trace of a history. Raises TraceError."""
     value = record.value if isinstance(record.value, dict) else {}
     place = next((k for k in PLACES if k in value), "messages")
     messages: list[dict[str, Any]] = []
@@ -103,12 +103,12 @@ _WORDS = ("part_kind", "content", "tool_name", "tool_call_id", "args", "tool_kin
 
 
 def _beside(part: Mapping[str, Any]) -> dict[str, Any]:
-    """What a part says besides its words: times, ids, what the provider noted."""
+    """Return what a part says besides its words: times, ids, what the provider noted."""
     return {k: v for k, v in part.items() if k not in _WORDS and v not in (None, {}, [])}
 
 
 def _said_back(part: Mapping[str, Any]) -> str | None:
-    """A result, or the complaint about a call, as text."""
+    """Return a result, or the complaint about a call, as text."""
     return as_text(part.get("content"))
 
 

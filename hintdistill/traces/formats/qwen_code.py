@@ -22,7 +22,7 @@ SAID = ("user", "assistant", "tool_result")
 
 
 def fits(value: Any) -> bool:
-    """A line of a session whose message has parts."""
+    """Return a line of a session whose message has parts."""
     if not isinstance(value, dict) or not {"sessionId", "uuid"} <= value.keys():
         return False
     message = value.get("message")
@@ -30,7 +30,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """One trace per path of the session, in file order. Raises TraceError where there is no turn."""
+    """Yield one trace per path of the session, in file order. Raises TraceError if there is no turn."""
     skipped: Counter[str] = Counter()
     lines: dict[str, Mapping[str, Any]] = {}
     parents: dict[str, str | None] = {}
@@ -68,7 +68,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
 
 
 def _known(parent: Any, lines: Mapping[str, Any], parents: Mapping[str, str | None]) -> str | None:
-    """The message that a parent's id stands for; notes stand for what is above them."""
+    """Return the message that a parent's id stands for; notes stand for what is above them."""
     return str(parent) if str(parent) in lines else parents.get(str(parent))
 
 

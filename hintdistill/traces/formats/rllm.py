@@ -20,7 +20,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """An episode with trajectories, or one trajectory, of steps with chat completions."""
+    """Return an episode with trajectories, or one trajectory, of steps with chat completions."""
     return (
         isinstance(value, dict)
         and ("trajectories" in value or "steps" in value)
@@ -37,7 +37,7 @@ def _trajectories(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """One trace per trajectory, or several where its conversation was reset. Raises TraceError."""
+    """Yield one trace per trajectory, or several if its conversation was reset. Raises TraceError."""
     value = record.value
     trajectories = _trajectories(value)
     known = {"trajectories", "steps", "id", "trace_id", "task_id", "reward"}

@@ -22,7 +22,7 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """A HAR log, or a line of one of the sessions."""
+    """Return a HAR log, or a line of one of the sessions."""
     return _kind(value) is not None
 
 
@@ -50,7 +50,7 @@ def _kind(value: Any) -> str | None:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """The traces of what atif-make makes of the file. Raises TraceError where it is absent or refuses."""
+    """Yield the traces of what atif-make makes of the file. Raises TraceError if it is absent or refuses."""
     try:
         import atif_make
     except ImportError:

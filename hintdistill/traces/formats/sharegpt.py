@@ -31,13 +31,13 @@ ROLES = {
 
 
 def fits(value: Any) -> bool:
-    """A list of `{from, value}`."""
+    """Return a list of `{from, value}`."""
     turns = value.get("conversations") if isinstance(value, dict) else None
     return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a record. Raises TraceError."""
+    """Yield the one trace of a record. Raises TraceError."""
     value = record.value
     messages = [_turn(t, i, options) for i, t in enumerate(value["conversations"])]
     if isinstance(value.get("system"), str) and value["system"]:
@@ -69,7 +69,7 @@ def _turn(turn: Any, index: int, options: ReadOptions) -> dict[str, Any]:
 
 
 def _calls(text: str) -> list[dict[str, Any]]:
-    """The calls that a text is, with their arguments as the text has them; none where it is no call."""
+    """Return the calls that a text is, with their arguments as the text has them; none if it is no call."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

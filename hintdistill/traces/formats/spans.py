@@ -31,7 +31,7 @@ INDEXED = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def fits(value: Any) -> bool:
-    """A span, a batch of OTLP, or an object with a list of spans."""
+    """Return a span, a batch of OTLP, or an object with a list of spans."""
     if not isinstance(value, dict):
         return False
     if any(k in value for k in ("resourceSpans", "resource_spans")):
@@ -47,7 +47,7 @@ def _is_span(value: Mapping[str, Any]) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """The traces of a file, one or more per trace id; a run without a readable answer is a failure."""
+    """Yield the traces of a file, one or more per trace id; a run without a readable answer is a failure."""
     runs: dict[str, list[Span]] = {}
     for value in record.value:
         for span in _spans(value):
@@ -80,7 +80,7 @@ def _spans(value: Any) -> Iterator[Span]:
 
 
 def _within(holders: list[Any], *names: str) -> Iterator[Span]:
-    """The objects in the lists that the holders have under one of the names."""
+    """Yield the objects in the lists that the holders have under one of the names."""
     for holder in holders:
         for name in names:
             yield from (item for item in listed(mapping(holder).get(name)) if isinstance(item, Mapping))
@@ -187,7 +187,7 @@ def _add_event(by_message: dict[str, list[Any]], name: str, own: Mapping[str, An
 
 
 def exchanged(own: Mapping[str, Any]) -> tuple[Messages, Messages]:
-    """What a model read and said, from a span's attributes: the first dialect that shows an answer."""
+    """Return what a model read and said, from a span's attributes: the first dialect that shows an answer."""
     sides: tuple[tuple[Messages, Messages], ...] = (
         (
             messages_in(own.get("gen_ai.input.messages"), "user"),

@@ -1,6 +1,6 @@
 """SWE-agent `.traj` and mini-swe-agent trajectories: chat messages under `history` or `messages`, with notes of the agent.
 
-Actions of older versions stand in the text, and what the shell answered in user messages; both stay where they are. A
+Actions of older versions are in the text, and what the shell answered in user messages; both stay if they are. A
 demonstration in the history was given, not produced.
 """
 
@@ -20,7 +20,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """A history of messages, or mini-swe-agent's own mark."""
+    """Return a history of messages, or mini-swe-agent's own mark."""
     if not isinstance(value, dict):
         return False
     if isinstance(value.get("trajectory_format"), str) and value["trajectory_format"].startswith("mini-swe-agent"):
@@ -32,7 +32,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a run.
+    """Yield the one trace of a run.
 
     Raises:
         TraceError: it is none.

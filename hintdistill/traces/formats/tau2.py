@@ -18,7 +18,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """A simulation run, or a results file with several."""
+    """Return a simulation run, or a results file with several."""
     if not isinstance(value, dict):
         return False
     runs = value.get("simulations")
@@ -27,7 +27,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """One trace per simulation. Raises TraceError."""
+    """Yield one trace per simulation. Raises TraceError."""
     value = record.value
     runs = value["simulations"] if isinstance(value.get("simulations"), list) else [value]
     known = {"messages", "id", "trace_id", "task_id"}
@@ -66,7 +66,7 @@ def _message(value: Any) -> list[Any]:
 
 
 def _from_body(body: Mapping[str, Any], message: Mapping[str, Any]) -> dict[str, Any]:
-    """What the server's answer adds: raw arguments, token ids."""
+    """Return what the server's answer adds: raw arguments, token ids."""
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], Mapping) else {}
     said = choice.get("message")

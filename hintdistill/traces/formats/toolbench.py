@@ -1,7 +1,7 @@
 """ToolBench and StableToolBench answers: a search tree of chats in the legacy `function_call` form.
 
 `answer_generation.train_messages` holds the prefixes of the branch that was answered, one per call of the model; branches
-beside it are counted, not read. Where a search failed there are none, and the turns stand in the tree: each path to a leaf is a
+beside it are counted, not read. Where a search failed there are none, and the turns are in the tree: each path to a leaf is a
 conversation, and a node is the student's on the first path that holds it only.
 """
 
@@ -22,7 +22,7 @@ SCOPE: Literal["record"] = "record"
 
 
 def fits(value: Any) -> bool:
-    """An answer with a tree or tries."""
+    """Return an answer with a tree or tries."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("answer_generation"), dict)
@@ -31,7 +31,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """One trace per conversation that no other continues.
+    """Yield one trace per conversation that no other continues.
 
     Raises:
         TraceError: there is none.
@@ -61,12 +61,12 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         )
     if isinstance(listed, list) and listed and (unread := _unread(_from_tree(value), found)):
         raise UnreadBranchesError(
-            f"{unread} branches of the search tree beside the answered one are not read: they were given up in the search"
+            f"{unread} branches of the search tree that were abandoned are not read; the answered branch is"
         )
 
 
 def _unread(paths: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]) -> int:
-    """How many paths of the tree make calls that no conversation makes from its start on."""
+    """Return how many paths of the tree make calls that no conversation makes from its start on."""
     read = [_calls(messages) for messages in found]
     return sum(not any(calls == other[: len(calls)] for other in read) for calls in map(_calls, paths))
 
@@ -77,7 +77,8 @@ def _calls(messages: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
 
 
 def _given_up(value: Mapping[str, Any], found: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The turns of branches that the search gave up, each once: tried, and in no conversation that was answered."""
+    """Return the turns of branches that the search gave up, each once: tried, and in no conversation that was
+    answered."""
     said = {_key(m) for messages in found for m in messages if isinstance(m, Mapping)}
     left: dict[str, dict[str, Any]] = {}
     for path in _from_tree(value):
@@ -90,7 +91,7 @@ def _key(message: Mapping[str, Any]) -> str:
 
 
 def _from_tree(value: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Every path of the tree, or the chain of every try, as a conversation after the query."""
+    """Return every path of the tree, or the chain of every try, as a conversation after the query."""
     answer = value["answer_generation"]
     query = [{"role": "user", "content": str(answer.get("query") or "")}]
     tree = value.get("tree")

@@ -1,6 +1,6 @@
 """verifiers v0 `results.jsonl` and prime-rl `train_rollouts.jsonl`: `{example_id, prompt, completion, reward, …}`, one a line.
 
-What stands in `prompt` was given; what stands in `completion` is the run. Newer rows carry token ids under `tokens`.
+What is in `prompt` was given; what is in `completion` is the run. Newer rows carry token ids under `tokens`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """The one trace of a row. Raises TraceError."""
+    """Yield the one trace of a row. Raises TraceError."""
     value = record.value
     prompt, answer = loads(value["prompt"]), loads(value["completion"])
     if isinstance(prompt, str):

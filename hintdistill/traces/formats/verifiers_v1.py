@@ -21,7 +21,7 @@ Node = Mapping[str, Any]
 
 
 def fits(value: Any) -> bool:
-    """A list of nodes with a parent and a message."""
+    """Return a list of nodes with a parent and a message."""
     nodes = value.get("nodes") if isinstance(value, dict) else None
     return (
         isinstance(nodes, list)
@@ -32,7 +32,7 @@ def fits(value: Any) -> bool:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """One trace per leaf. Raises TraceError where the graph is none."""
+    """Yield one trace per leaf. Raises TraceError if the graph is none."""
     value = record.value
     nodes = [_node(n, i) for i, n in enumerate(value["nodes"])]
     parents = [_parent(n, i) for i, n in enumerate(nodes)]
@@ -65,7 +65,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 
 def _total(rewards: Any) -> float | None:
-    """The sum of a dict of rewards, each a number or `{value, weight}`."""
+    """Return the sum of a dict of rewards, each a number or `{value, weight}`."""
     if not isinstance(rewards, Mapping) or not rewards:
         return None
     total = 0.0
@@ -84,12 +84,12 @@ def _node(value: Any, index: int) -> Node:
 
 
 def _parent(node: Node, index: int) -> int | None:
-    """A parent stands before its child, so paths end."""
+    """Return the index of a node's parent, which comes before its child, so that paths end."""
     parent = node.get("parent")
     if parent is None or parent == -1:
         return None
     if not isinstance(parent, int) or not 0 <= parent < index:
-        raise TraceError(f"node {index} has the parent {parent!r}, which does not stand before it")
+        raise TraceError(f"node {index} has the parent {parent!r}, which is not before it")
     return parent
 
 

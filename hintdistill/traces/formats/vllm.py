@@ -39,7 +39,7 @@ def _choices(value: Any) -> bool:
 
 
 def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
-    """Request and response body; the record itself where it is one of them."""
+    """Request and response body; the record itself if it is one of them."""
     response = value if _choices(value) else next((value[k] for k in RESPONSES if _choices(value.get(k))), None)
     if response is None:
         return None
@@ -49,7 +49,7 @@ def _parts(value: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, An
 
 
 def _asked(request: Mapping[str, Any]) -> tuple[Any, str]:
-    """What a request asked, and under which key; None where it asked nothing."""
+    """Return what a request asked, and under which key; None if it asked nothing."""
     for key in PROMPTS:
         found = loads(request.get(key))
         if isinstance(found, list) and all(isinstance(m, dict) for m in found):
@@ -60,7 +60,7 @@ def _asked(request: Mapping[str, Any]) -> tuple[Any, str]:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
-    """One trace per choice. Raises TraceError."""
+    """Yield one trace per choice. Raises TraceError."""
     value = record.value
     parts = _parts(value)
     if parts is None:
