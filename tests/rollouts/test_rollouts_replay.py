@@ -154,9 +154,10 @@ def test_a_loop_without_an_environment_trains_and_goes_on_where_it_was(tmp_path)
     rounds = json.loads((folder / "rounds.json").read_text())
     assert [r["trained"] for r in rounds["rounds"]] == [True, True] and rounds["initial"] == {}
     models = {
-        Trace.model_validate(json.loads(line)).model
+        t.model
         for n in ("01", "02")
-        for line in (folder / "rounds" / n / "rollouts.jsonl").read_text().splitlines()
+        for t in read_traces([folder / "rounds" / n / "rollouts.jsonl"])
+        if isinstance(t, Trace)
     }
     assert len(models) == 2 and (folder / "student" / "model.safetensors").is_file()
     for row in rounds["rounds"]:
