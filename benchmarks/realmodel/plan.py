@@ -76,6 +76,10 @@ def _known(config: RunConfig) -> dict[str, Any]:
     """The sections that results depend on, without settings that came later and are at their defaults."""
     known = set(_as_of()["settings"])
     data = config.model_dump(mode="json", include=set(SECTIONS))
+    # what the recipe says where the section is silent was said in the section then
+    gate = config.rescoring.gate.enabled
+    data["inject"] = config.injecting.model_dump(mode="json")
+    data["rescore"]["gate"]["enabled"] = True if gate is None else gate
     plain = {name: type(getattr(config, name))().model_dump(mode="json") for name in SECTIONS}
     return {name: _older(data[name], plain[name], name, known) for name in SECTIONS}
 

@@ -43,6 +43,9 @@ def test_the_key_of_a_job_of_the_first_arms_is_made_of_what_it_was_made_of(made)
     here = made()
     assert here.changed() == {}
     data = here.config.model_dump(mode="json", include={"rollout", "inject", "rescore", "train"})
+    # the sections said so then; now they are silent where the recipe says it
+    assert data["inject"]["hint"] is None and data["rescore"]["gate"]["enabled"] is None
+    data["inject"]["hint"], data["rescore"]["gate"]["enabled"] = "critic", True
     data = {name: of_the_record(value, name) for name, value in data.items()}
     own = {"episodes": 64, "budget": BUDGET, "tasks": {"v": ["v.0"]}, "train": {}}
     # the checkout's folder is left out: a run that another checkout opened would be another one
