@@ -1,7 +1,7 @@
 """Rows for the warm-up of a small student: requests under a list of functions, with a call or a refusal as the answer.
 
 Rows of one list of functions are one sheet, because they share the system prompt and are read in one pass (`bfcl_packing.py`). A
-third of all rows has a message after the request, half of these a hint and half a placebo, for calls and refusals alike: a student
+third of all rows as drawn has a message after the request, half of these a hint and half a placebo, for calls and refusals alike: a student
 that never saw a second message takes any such message for a reason to refuse.
 """
 
