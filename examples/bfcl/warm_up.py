@@ -74,7 +74,8 @@ RECIPES = {
         steps=75,
         sheets=4,
         learning_rate=8e-4,
-        why="one run on rows of which a third, as drawn, have a hint or a placebo, calls and refusals alike, two thirds of the foreign requests hard",
+        why="one run on rows of which a third, as drawn, have a hint or a placebo, calls and refusals alike, "
+        "two thirds of the foreign requests hard",
     ),
 }
 
