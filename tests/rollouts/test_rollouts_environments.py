@@ -182,7 +182,7 @@ def test_what_is_no_action_is_answered_and_seen_by_the_check(lake):
 
     trace = Trace(id="t", messages=(*messages, act("right"), *reply.messages))
     assert [f.step for f in lake.check(trace)] == [0, 1]
-    with pytest.raises(ValueError, match="no task of FrozenLake-v1"):
+    with pytest.raises(ValueError, match="is not a task of FrozenLake-v1"):
         environment.reset("weather.none")
 
 

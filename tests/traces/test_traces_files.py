@@ -162,7 +162,7 @@ def test_an_archive_is_read_member_by_member(tmp_path):
     ]
     assert [getattr(o, "reason", "ok") for o in got] == ["ok", "ok", "not_json"]
     by_name = {r.path: r for r in inspect_files([path])}
-    assert "no trace file" in (by_name[f"{path}!/notes.txt"].reason or "")
+    assert "not a known kind of trace file" in (by_name[f"{path}!/notes.txt"].reason or "")
 
 
 def test_an_eval_archive_gives_its_samples(tmp_path):

@@ -218,7 +218,8 @@ def test_without_an_outcome_rows_are_what_they_were(tmp_path):
     for before, now, row in zip(off, told, on, strict=False):
         assert torch.equal(before.ids, now.ids) and torch.equal(row.ids[: len(before.ids)], before.ids)
         for a, b in zip(before.slots, now.slots, strict=True):
-            assert a.outcome is None and set(b.facts()) - set(a.facts()) == {"reward", "advantage", "group_acc"}
+            more = {"reward", "advantage", "group_acc", "key_span", "rollout_ppl_S", "rollout_ppl_T"}
+            assert a.outcome is None and set(b.facts()) - set(a.facts()) == more
             for name, values in a.weights.items():
                 assert torch.equal(values, b.weights[name])
                 torch.testing.assert_close(weights[a.key][name], values * factor)
