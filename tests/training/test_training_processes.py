@@ -402,7 +402,7 @@ def test_a_whole_run(kind, tmp_path):
     assert code == 0, output[-4000:]
     # the report's lines: how far training came, and where the page is
     assert output.count("\nreport: training moved ") == 1 and output.count(f"\nreport: {tmp_path}") == 1
-    assert output.count("\nreport: ") == 2 and output.count("\ntrain: ") == 1 and "Traceback" not in output
+    assert output.count("\nreport: ") == 2 and output.count("\ntrain: recipe ") == 1 and "Traceback" not in output
     config = load_config(ROOT / "configs" / "quickstart.yaml", run_command(tmp_path / "one")[4:])
     run(config, tmp_path / "one", until="train", console=Console(quiet=True))
     two, one = (next((tmp_path / n / "train").iterdir()) for n in ("two", "one"))
