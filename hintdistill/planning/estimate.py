@@ -212,9 +212,13 @@ class _Planner:
         """Operations of reading rows once without gradient."""
         return sum(operations(self.shape, r.tokens, pairs(0, r.tokens), r.scored) for r in rows)
 
-    def _grown(self, stage: str, peak: Peak) -> Peak:
-        peak = growth(peak) if (growth := self._growth(stage)) else peak
-        return with_caches(peak, self.work.entries[0], rows=stage == "train")
+    def _grown(self, stage: str, peak: Peak, *, read_later: bool = False) -> Peak:
+        """What is to be expected; `read_later`: stored targets are read when what was counted has been given back."""
+        grown = growth(peak) if (growth := self._growth(stage)) else peak
+        whole = with_caches(grown, self.work.entries[0], rows=stage == "train")
+        if not read_later:
+            return whole
+        return Peak({**grown.parts, "kept targets": max(0, whole.parts["kept targets"] - peak.added)})
 
     def _growth(self, stage: str) -> Growth | None:
         return self.measured.growth.get(stage) if self.measured else None
@@ -298,8 +302,8 @@ class _Planner:
             seconds = speed.startup_s["rescore"] + speed.score.seconds(calls, counted, read.scored)
         fewer = read.asked / max(1, tokens)
         note = f"{read.asked:,} tokens asked, {fewer:.1f}× fewer read; {what}"
-        peak = self._scoring(read, written=self.work.entries[1])
-        return self._stage("rescore", tokens, self._grown("rescore", peak), seconds, note)
+        peak = self._grown("rescore", self._scoring(read, written=self.work.entries[1]), read_later=True)
+        return self._stage("rescore", tokens, peak, seconds, note)
 
     def _train(self) -> StageForecast:
         rows, section = self.work.rows, self.config.train
