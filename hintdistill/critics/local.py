@@ -38,7 +38,7 @@ def require_llguidance() -> Any:
         import llguidance.torch
     except ImportError as error:
         raise ConfigError(
-            f"a local critic needs llguidance, which is not here: {error}",
+            f"a local critic needs llguidance, which is not installed: {error}",
             hint="pip install llguidance, or use critic.llm.backend=server",
         ) from None
     return llguidance
