@@ -215,7 +215,7 @@ class LocalBackend:
 
     @cached_property
     def _cache_argument(self) -> str:
-        """What this release of transformers calls it."""
+        """Name of the cache argument in this release of transformers."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
     @cached_property

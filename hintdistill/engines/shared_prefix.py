@@ -68,7 +68,7 @@ class PackedCall:
         keep_trunks: bool = False,
         windows: bool = False,
     ) -> None:
-        """Of one call.
+        """Hold the state of one call.
 
         Args:
             keep_trunks: keep the keys and values of trunks that nothing in this tree leaves.

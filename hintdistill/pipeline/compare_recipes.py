@@ -249,7 +249,7 @@ def compare_recipes(
 
 
 def copied(base: Path, own: Path) -> None:
-    """Copy what the base run read, critiqued and scored; aside first, so that a kill leaves no half of it."""
+    """Copy what the base run read, critiqued and scored, under another name first, so that a kill leaves no partial copy."""
     if own.is_dir():
         return
     aside = own.with_name(f"{own.name}.copying")

@@ -104,7 +104,7 @@ class Term(Part):
     may be the very habit that is corrected on other steps."""
     student_view: str = "student"
     temperature: Positive = 1.0
-    """Of student and target alike."""
+    """Temperature of both student and target."""
 
     @field_validator("normalize")
     @classmethod

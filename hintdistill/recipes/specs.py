@@ -56,7 +56,7 @@ class DivergenceSpec(Spec):
     pointwise_clip: Positive | None = None
     token_clip: Positive | None = None
     signal: str = "log"
-    """Of a policy gradient; a key of no other kind."""
+    """Signal of a policy gradient; no other kind has this key."""
 
     @property
     def entry(self) -> parts.Divergence:
