@@ -33,7 +33,7 @@ Every key of a recipe acts; what a publication says beside them stands in words 
 What a recipe needs and the run lacks stops the run before it starts, with the missing piece named.
 
 `hint_sd` and most others need the teacher in the training step; `train.targets` then is `in_step` by itself. A run trains on recorded
-steps of this student. Which steps, and what the teacher reads above them, is the recipe's (`data.steps`, `data.hint.kind`; `inject.steps`
+steps of this student. The recipe decides which steps, and what the teacher reads above them (`data.steps`, `data.hint.kind`; `inject.steps`
 and `inject.hint` say it in its place): [contexts.md](contexts.md). [methods.md](methods.md) says which methods run as themselves, which in
 part, and which have no recipe and why.
 

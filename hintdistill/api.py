@@ -94,7 +94,7 @@ def diagnose(
         The diagnosis, best finding first.
 
     Raises:
-        ArgumentError: an argument is of a wrong type.
+        ArgumentError: an argument has a wrong type.
         TraceError: the messages are malformed or hold no step of the student.
         ContextLengthError: a step is beyond the model's context.
         HintdistillError: no critic could read the conversation.
@@ -137,7 +137,7 @@ def rescore(
         distributions themselves.
 
     Raises:
-        ArgumentError: an argument is of a wrong type.
+        ArgumentError: an argument has a wrong type.
         TraceError: the messages are malformed or hold no such step.
         TemplateError, SpliceError: the chat template has no exact place for the hint, the quote is not in the step, or
             the hint tokenises to nothing.
@@ -239,7 +239,7 @@ def twin(
         state_changing: allow it for a step that calls a tool which changes something, or may.
 
     Raises:
-        ArgumentError: an argument is of a wrong type.
+        ArgumentError: an argument has a wrong type.
         TraceError: the messages are malformed or hold no such step.
         TwinError: the edit makes no twin; its `reason` says why, see docs/twins.md.
         QuoteNotFoundError: the quote is not in the step.

@@ -34,7 +34,7 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
         tools: tool schemas in any shape that the trace readers take; None for those of the request or trace.
 
     Raises:
-        ArgumentError: `messages` or `tools` is of a type that is no list of messages or schemas.
+        ArgumentError: `messages` or `tools` is not a list of messages or schemas.
         TraceError: a message is malformed, or the list is several conversations.
     """
     schemas = schemas_of(tools)

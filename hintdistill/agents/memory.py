@@ -44,7 +44,7 @@ class Remembered:
     likeness: float
     """Share of their words that the two contexts have in common, 0 to 1."""
     key: str
-    """Of the entry; `HintMemory.retire` takes it."""
+    """Key of the entry; `HintMemory.retire` takes it."""
     error_class: str
     tool: str | None
 

@@ -38,7 +38,7 @@ from hintdistill.recipes import Recipe
 
 NAME = "trl"
 MOST_COPIES = 20
-"""Of the row that is served most often, for one that is served least."""
+"""Largest number of copies of the row that is served most often, for one of the row that is served least."""
 NO_TAIL = -1e-7
 """The trainer's largest log-probability of all kept ids together, so that its rest is never nothing."""
 _IDS, _FLOATS = pa.list_(pa.int32()), pa.list_(pa.float32())

@@ -104,7 +104,7 @@ def report(
         return
     if student is not None:
         if share:
-            raise ConfigError("--share is of the run's own report", hint="without --student")
+            raise ConfigError("--share applies only to the run's own report", hint="without --student")
         from hintdistill.pipeline.elsewhere import report_student
         from hintdistill.pipeline.progress import Console
 

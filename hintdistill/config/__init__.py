@@ -126,7 +126,7 @@ class TracesSection(Section):
     """1. read: which files, and how."""
 
     path: tuple[ConfigPath, ...] = ()
-    """A file, a folder, a glob, a zip, or a data set of the hub (`hf://owner/name?split=train&revision=main`), or several of them;
+    """A file, a folder, a glob, a zip, or a data set on the hub (`hf://owner/name?split=train&revision=main`), or several of them;
     needed unless `run.rounds` is set; with `rollout.source=replay` the traces at whose steps the student acts."""
     tools: ConfigPath | None = None
     """A JSON file with the tool schemas, for traces without schemas."""
@@ -179,7 +179,7 @@ class InjectSection(Section):
     max_hint_share: float = Field(default=1.0, gt=0.0)
     """A hint of more than 64 tokens is refused if it is longer than this share of the context above its step."""
     max_level: int = Field(default=2, ge=0, le=3)
-    """Hints of a higher level are rejected: 0 states a principle, 1 narrows, 2 has a correction, 3 names something
+    """Hints of a higher level are rejected: 0 states a principle, 1 narrows, 2 gives a correction, 3 names something
     that the context lacks."""
     min_quote_match: float = Field(default=0.9, ge=0.5, le=1.0)
     """A quote that is not found as it is, nor up to white space and JSON escapes, is taken to be its best match in the

@@ -71,7 +71,7 @@ class LLMSection(Section):
     temperature: float = Field(default=0.0, ge=0.0)
     """Sampling temperature of the critic; 0 is greedy."""
     max_tokens: int = Field(default=1024, ge=1)
-    """Largest number of tokens of an answer, reasoning included."""
+    """Largest number of tokens in an answer, reasoning included."""
     context_tokens: int | None = Field(default=None, ge=64)
     """Context length of the critic in tokens. A longer trace is read in windows. Default: the value of the model or
     the server."""
@@ -176,7 +176,7 @@ class CriticSection(Section):
     allow_hosts: tuple[str, ...] = ()
     """Hosts outside this machine that may receive trace text."""
     secret_scan: Literal["outside", "always", "off"] = "outside"
-    """Whether a trace with keys, tokens or e-mail addresses is refused before anything of it is sent: `outside` for
+    """Whether a trace with keys, tokens or e-mail addresses is refused before any part of it is sent: `outside` for
     servers that are not this machine."""
     revise: bool = False
     """Whether a hint that the gate rejects goes back to its LLM critic once, with the reason; see `pipeline/revise.py`."""

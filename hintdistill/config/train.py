@@ -69,7 +69,7 @@ class WatchSection(Section):
     scored them."""
 
     steps: int = Field(default=16, ge=1)
-    """Steps in each of the two sets, drawn by the seed: off target (clean steps of training traces that are no anchors) and
+    """Steps in each of the two sets, drawn by the seed: off target (clean steps of training traces that are not anchors) and
     held-out clean traces. The rescore stage scores and stores them."""
     every: int | None = Field(default=None, ge=0)
     """Optimiser steps between readings, which are taken at logging steps and after the last step; `null`: at each logging

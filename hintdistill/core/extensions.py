@@ -87,7 +87,7 @@ _CONTEXTS = (
     HintSource(
         "placebo", f"{_HINTS}:from_placebo", control="hints that say nothing", reads="prompts/placebo/generic.jinja"
     ),
-    _context("wrong", "the hint of another error class; several are of different classes"),
+    _context("wrong", "the hint of another error class; if several, each of a different class"),
     _context("partial", "the first part of the words that the teacher's own context has"),
     _context(
         "rule", "prompts/candidates/principle.jinja: the rule that the error class breaks, no fact of the instance"

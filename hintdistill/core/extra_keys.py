@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 CONTINUATION = "hintdistill.continuation"
-"""Of a trace whose last step was sampled anew: the messages that were recorded in its place and after it, for a critic."""
+"""Key for the recorded messages that a newly sampled last step replaced, and those after it; a critic reads them."""

@@ -289,7 +289,7 @@ class HttpClient:
         """Return the proxy before the server, from the environment; None on this machine.
 
         Raises:
-            ConfigError: it is of a kind that is not spoken here, or outside this machine and not allowed.
+            ConfigError: its protocol is not supported, or it is outside this machine and not allowed.
         """
         url, server = self._url, self.server
         host = url.hostname or ""

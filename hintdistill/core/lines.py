@@ -17,7 +17,7 @@ class TimeLine:
     per_position: float = 0.0
 
     def seconds(self, calls: float, counted: float, positions: float = 0.0) -> float:
-        """Of so many calls with so many operations and scored positions in all."""
+        """Return the seconds that so many calls take, with so many operations and scored positions in all."""
         return self.fixed * calls + self.per_operation * counted + self.per_position * positions
 
 

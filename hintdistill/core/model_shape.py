@@ -37,7 +37,7 @@ class ModelShape:
     kind: str
     hidden: int
     intermediate: int
-    """Of the feed-forward block that one token passes; of all its experts together if it has some."""
+    """Width of the feed-forward block that one token passes; of all its experts together if it has some."""
     layers: int
     heads: int
     kv_heads: int
@@ -48,7 +48,7 @@ class ModelShape:
     max_length: int
     parameters: int
     linears: tuple[Linear, ...]
-    """Of the layers, without embeddings."""
+    """Linear maps of the layers, without embeddings."""
     head_norms: bool = False
     """Whether queries and keys are normalised per head."""
     masked: bool = False

@@ -17,7 +17,7 @@ from hintdistill.core.plain import plain
 from hintdistill.core.types import Fidelity, Split, TargetKind
 
 Choice = Literal["only", "best", "outranked", "other_level"]
-"""Of several hints for one finding: the best of its level, one that another of its level outranks, or the best of a level that
+"""A hint's place among several for one finding: the best of its level, outranked by another of its level, or the best of a level that
 is not trained on."""
 
 

@@ -137,7 +137,7 @@ def require_scope(foreign: str | None) -> None:
 
 
 def require_trusted(what: str) -> None:
-    """Refuse what settings from elsewhere name.
+    """Refuse an action that settings from elsewhere ask for.
 
     Args:
         what: what would be done, e.g. `load the environment x.py:World`.

@@ -85,7 +85,7 @@ def evaluate(cases: Sequence[Case], known: Collection[str] = ()) -> dict[str, An
 
 
 def _said(cases: Sequence[Case]) -> dict[str, Any]:
-    """Of the quotes, how many are in their step; and how often each class is named."""
+    """Count the quotes that are found in their step, and how often each class is named."""
     found = [(c.trace, f) for c in cases if c.critique is not None for f in c.critique.findings]
     quoted = [is_in_step(f, trace.step(f.step)) for trace, f in found if f.quote]
     return {
@@ -95,7 +95,7 @@ def _said(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def _precision(erring: Sequence[Case]) -> dict[str, Any]:
-    """Of the root findings of at least a confidence, how many are at a labelled step."""
+    """Return, by least confidence, how many of the root findings at or above it are at a labelled step."""
     said = [
         (f.confidence, f.step in (label.steps or (label.step,)))
         for _, label, critique, _ in erring

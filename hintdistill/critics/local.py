@@ -38,7 +38,7 @@ def require_llguidance() -> Any:
         import llguidance.torch
     except ImportError as error:
         raise ConfigError(
-            f"a local critic needs llguidance, which is not here: {error}",
+            f"a local critic needs llguidance, which is not installed: {error}",
             hint="pip install llguidance, or use critic.llm.backend=server",
         ) from None
     return llguidance
@@ -215,7 +215,7 @@ class LocalBackend:
 
     @cached_property
     def _cache_argument(self) -> str:
-        """What this release of transformers calls it."""
+        """Name of the cache argument in this release of transformers."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
     @cached_property

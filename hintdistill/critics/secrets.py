@@ -69,7 +69,7 @@ def _library() -> tuple[Any, Any]:
         from detect_secrets.settings import transient_settings
     except ImportError as error:
         raise ConfigError(
-            f"the secret scan needs detect-secrets, which is not here: {error}",
+            f"the secret scan needs detect-secrets, which is not installed: {error}",
             hint="pip install 'hintdistill[critic]'; critic.secret_scan=off sends traces unscanned",
         ) from None
     return scan_line, transient_settings

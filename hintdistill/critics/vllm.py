@@ -41,7 +41,7 @@ class VLLMBackend:
             import vllm  # noqa: F401
         except ImportError as error:
             raise ConfigError(
-                f"critic.llm.backend=vllm needs vLLM, which is not here: {error}",
+                f"critic.llm.backend=vllm needs vLLM, which is not installed: {error}",
                 hint="pip install 'hintdistill[vllm]', or use critic.llm.backend=server or local",
             ) from None
         self.folder, self.max_tokens, self.dtype = folder, max_tokens, dtype

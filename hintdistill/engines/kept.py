@@ -143,7 +143,7 @@ class KeptEngine:
         return job.scores
 
     def _served(self, job: _Job) -> None:
-        """Wait until a job is served; whoever is first of those that wait has it done for all."""
+        """Wait until a job is served; the thread whose job is first in the queue has the queue served."""
         with self._waiting:
             while not job.served and (self._led or self._queue[0] is not job):
                 self._waiting.wait()
@@ -259,7 +259,7 @@ class KeptEngine:
         return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
-        """Read what is owed of conversations, each a trunk of one tree."""
+        """Read the positions that are still missing from conversations, each a trunk of one tree."""
         tree = PrefixTree(tuple(Chain(ROOT, i, 0, k.ids) for i, k in enumerate(owed)), (), ())
         memory, found = Memory(), [list[Tensor]() for _ in owed]
         for i, k in enumerate(owed):

@@ -68,7 +68,7 @@ class PackedCall:
         keep_trunks: bool = False,
         windows: bool = False,
     ) -> None:
-        """Of one call.
+        """Hold the state of one call.
 
         Args:
             keep_trunks: keep the keys and values of trunks that nothing in this tree leaves.
@@ -141,7 +141,7 @@ class PackedCall:
             keys, values = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
-            raise SharingError("only whole trunks carry a gradient: what was kept of their past is detached")
+            raise SharingError("only whole trunks carry a gradient: a past read from the cache is detached")
         path = self.tree.path(piece.chain, piece.stop)
         if maskless:
             seen, mine = slice(rows.start), slice(rows.start, rows.stop)

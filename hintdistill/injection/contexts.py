@@ -65,7 +65,7 @@ def made(name: str, case: ContextCase) -> str:
 
 
 def wrong(case: ContextCase) -> str:
-    """Another error class's hint about the step; the n-th is of the n-th class that has one, and they begin anew at the end.
+    """Another error class's hint about the step; the n-th comes from the n-th class that has one, starting over after the last.
 
     Raises NoContextError `no_other_hint`: no other class's template can be filled.
     """
@@ -299,9 +299,9 @@ class MadeContexts:
     """The words of a step's contexts."""
 
     text: str | None
-    """Of the teacher's own context; None if a hint source without a context writes it, and its placebos."""
+    """Text of the teacher's own context; None if a hint source without a context writes it, and its placebos."""
     views: Mapping[str, str]
-    """Of the recipe's further contexts, by name."""
+    """Texts of the recipe's further contexts, by name."""
     document: bool = False
     """Whether the teacher's own context is a document, or one of the others is."""
 

@@ -41,7 +41,7 @@ class HeadSpec:
     scale: float = 1.0
     softcap: float | None = None
     temperature: float = 1.0
-    """Of the distribution, so it comes after the soft cap."""
+    """Temperature of the distribution; so it comes after the soft cap."""
 
     def __post_init__(self) -> None:
         dimensions(2, weight=self.weight)

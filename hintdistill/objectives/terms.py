@@ -55,10 +55,10 @@ class BoundTerm:
     step: int
     coefficient: float
     temperature: float
-    """Of student and target alike."""
+    """Temperature of both student and target."""
     of: BoundTarget
     parameters: Mapping[str, Any]
-    """Of the divergence and its signal."""
+    """Parameters of the divergence and its signal."""
     pointwise_clip: float | None
     token_clip: float | None
 

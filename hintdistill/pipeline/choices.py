@@ -20,7 +20,7 @@ def finding_of(hint: HintItem) -> str:
 
 
 def choices(ctx: RunContext, store: TargetStore, finding: Mapping[str, str]) -> dict[str, Choice]:
-    """Of the hints that compete for a finding, what becomes of each; by target key.
+    """Return what becomes of each hint that competes for a finding, by target key.
 
     Args:
         finding: by target key, see `finding_of`.

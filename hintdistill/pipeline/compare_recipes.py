@@ -233,9 +233,7 @@ def compare_recipes(
     """
     console = console or Console()
     if folder.exists() and not resume:
-        raise ConfigError(
-            f"{folder} is there already", hint="--resume does what is owed of it; or name another run.dir"
-        )
+        raise ConfigError(f"{folder} is there already", hint="--resume does what is missing; or name another run.dir")
     configs = {a.recipe: config_of(a.recipe) for a in arms}
     # every recipe's needs are known before the first stage runs
     for config in configs.values():
@@ -251,7 +249,7 @@ def compare_recipes(
 
 
 def copied(base: Path, own: Path) -> None:
-    """Copy what the base run read, critiqued and scored; aside first, so that a kill leaves no half of it."""
+    """Copy what the base run read, critiqued and scored, under another name first, so that a kill leaves no partial copy."""
     if own.is_dir():
         return
     aside = own.with_name(f"{own.name}.copying")

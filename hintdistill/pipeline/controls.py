@@ -98,7 +98,7 @@ class Bench:
         hints = [t for t in self.trained if t.kind == "hint"]
         if not hints:
             raise EmptyFunnelError(
-                f"no accepted hint is of a training trace and of a fidelity in train.fidelity ({', '.join(ctx.config.train.fidelity)})",
+                f"no accepted hint comes from a training trace with a train.fidelity ({', '.join(ctx.config.train.fidelity)})",
                 hint="run the same traces with more fidelities in train.fidelity, or with a smaller traces.holdout",
             )
         rows = settings.rows or len(hints)
@@ -348,7 +348,7 @@ def checked(folder: Path, settings: ControlsSettings, arms: Sequence[str], resum
             f"{folder} is a loop of rounds; controls read one round's run", hint=f"try {folder}/rounds/01/run"
         )
     if (folder / "controls").is_dir() and not resume:
-        raise ConfigError(f"{folder} has controls already", hint="--resume does what is owed of them")
+        raise ConfigError(f"{folder} has controls already", hint="--resume does those that are missing")
     _check_teacher(config.train)
     return config
 

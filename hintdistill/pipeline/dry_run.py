@@ -31,11 +31,11 @@ class DryRun:
     stages: tuple[str, ...]
     """The stages that would run, in order."""
     finished: tuple[str, ...]
-    """Of them, those that the run which is continued has finished; they do what a change of the configuration asks for."""
+    """Those of them that the continued run has finished; they do what a change of the configuration asks for."""
     critics: dict[str, dict[str, Any]]
     """See `critique.asked`; a server without critic.llm.tokenizer is counted at three bytes a token."""
     money: float | None
-    """Of all critics, at most; None if one of them asks a server and has no price."""
+    """Upper bound over all critics; None if one of them asks a server and has no price."""
     tool_schemas: int
     recorded_ids: int
     """Steps whose token ids are recorded."""

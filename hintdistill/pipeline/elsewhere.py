@@ -78,7 +78,7 @@ def provenance(ctx: RunContext, student: Path) -> dict[str, Any]:
         )
     elif said != targets:
         raise InputError(
-            f"{card} is of other targets ({said[:16]}) than this run's ({targets[:16]})",
+            f"{card} belongs to other targets ({said[:16]}) than this run's ({targets[:16]})",
             hint="name the run that the export was made of",
         )
     return {

@@ -75,7 +75,9 @@ def _result(folder: Path, settings: RunConfig | None, labels: Path, console: Con
         return score_critics(settings, labels, folder, console, trust=trust)
     result: dict[str, Any] = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
     if "prompts" not in result:
-        raise InputError(f"{folder / 'evaluation.json'} is of a release before", hint="score that side again")
+        raise InputError(
+            f"{folder / 'evaluation.json'} was written by an earlier release", hint="score that side again"
+        )
     return result
 
 

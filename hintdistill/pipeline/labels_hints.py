@@ -94,6 +94,6 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         if r["n"]:
             out.append(f"  {name:<22}{r['rate']:6.1%}  [{r['low']:.1%}, {r['high']:.1%}]  {r['hits']}/{r['n']}")
     if found["reasons"]:
-        out.append("  rejected: " + ", ".join(f"{n} {why}" for why, n in found["reasons"].items()))
+        out.append("  reasons for rejection: " + ", ".join(f"{n} {why}" for why, n in found["reasons"].items()))
     decoded = ", ".join(f"{n} {what}" for what, n in found["decoded"].items() if n)
     return [*out, f"  decoded again: {decoded}; judged by {', '.join(found['judged_by']) or 'nobody'}"]

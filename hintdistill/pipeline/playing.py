@@ -32,7 +32,7 @@ class Playing:
     items: Sequence[Any]
     """What each is of: a task, or a place in a recorded trace."""
     key: str
-    """Of everything that they depend on."""
+    """Key of everything that they depend on."""
     options: SamplingOptions
     play: Callable[[Sampler, Sequence[Any], int, Advance], Iterator[Episode]]
     """Samples a batch of items; the number is that of its first."""
@@ -92,7 +92,7 @@ class Player:
         return options_of(section, played_from(section), seed * 1000 + number, logprobs=True)
 
     def _played(self, playing: Playing, number: int, student: Path, folder: Path, weights: Any = None) -> list[Episode]:
-        """Sample what is owed of a round, and give all of it."""
+        """Sample the episodes of a round that are missing, and return all of them."""
         folder.mkdir(parents=True, exist_ok=True)
         items, options = playing.items, playing.options
         # the seed draws a batch at a time, so a batch is the unit that is played again

@@ -68,7 +68,7 @@ class _Seen:
     """What a reading came to, without the traces."""
 
     keys: dict[str, None] = field(default_factory=dict)
-    """Of all rows, in order, each once."""
+    """Keys of all rows, in order, each once."""
     traces: dict[str, None] = field(default_factory=dict)
     """Keys of traces."""
     grouper: Grouper = field(default_factory=Grouper)

@@ -317,9 +317,8 @@ def _summarise(ctx: RunContext) -> None:
     gate = ctx.config.rescoring.gate
     accepted = sum(t.accepted for t in targets.heads)
     reasons = Counter(r for t in targets.heads if not t.accepted for r in t.reasons)
-    why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
     ctx.console.note(
-        f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{why}"
+        f"rescore: {len(targets)} hints scored, {accepted} accepted, {len(targets) - accepted} rejected{_why(reasons)}"
     )
     _summarise_twins(ctx, stored)
     null = passing_placebos((t for _, t in targets.by_part()), gate)
@@ -331,15 +330,23 @@ def _summarise(ctx: RunContext) -> None:
         )
 
 
+def _why(reasons: Counter[str]) -> str:
+    """Return the most common reasons in words; they may add up to more than the rejected, since one target can have several."""
+    return (
+        f" (reasons, one or more each: {', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
+    )
+
+
 def _summarise_twins(ctx: RunContext, stored: StoredTargets) -> None:
     found = list(stored.of_kind("twin").heads)
     if not found:
         return
     kept = [t for t in found if t.accepted]
     reasons = Counter(r for t in found if not t.accepted for r in t.reasons)
-    why = f" ({', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
     by_class = Counter(t.error_class or "" for t in kept)
-    ctx.console.note(f"rescore: {len(found)} twins scored, {len(kept)} kept, {len(found) - len(kept)} rejected{why}")
+    ctx.console.note(
+        f"rescore: {len(found)} twins scored, {len(kept)} kept, {len(found) - len(kept)} rejected{_why(reasons)}"
+    )
     ctx.console.note(
         f"rescore: twins kept by class: {', '.join(f'{n} {c}' for c, n in by_class.most_common()) or 'none'}"
     )
@@ -363,5 +370,7 @@ def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> No
     if not any(t.accepted and t.split == "train" for t in targets):
         why = ", ".join(f"{n} {r}" for r, n in reasons.most_common()) or "no finding reached the gate"
         raise EmptyFunnelError(
-            f"no accepted hint to train on ({why})", hint="`hintdistill show RUN` lists each with its reason"
+            f"no accepted hint to train on ({why})",
+            hint=f"hintdistill show {ctx.rundir.path} lists each hint with its reason; then reword the templates in "
+            "prompts/hints, or let an LLM critic write the hints (critic.use=[llm])",
         )

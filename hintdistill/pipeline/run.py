@@ -29,7 +29,7 @@ def run_folder(config: RunConfig, name: str) -> Path:
 
 
 def check_named_folder(file: Path, overrides: Sequence[str]) -> None:
-    """Raise ConfigError if the run folder to continue is of another schema, before its configuration is read.
+    """Raise ConfigError if the run folder to continue has another schema, before its configuration is read.
 
     A configuration of before is full of keys and paths that this release takes otherwise, which would be the first errors. The
     folder is that of the override `run.dir=`; without one, that of the file where the file is a run's own config.yaml.

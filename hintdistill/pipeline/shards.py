@@ -136,7 +136,7 @@ def run_shard(
         trust: see `pipeline.run.run`.
 
     Raises:
-        ConfigError: the folder is of another configuration or cut otherwise, another process runs this shard, or `until` is
+        ConfigError: the folder belongs to another configuration or is split differently, another process runs this shard, or `until` is
             none of the stages that shards run.
         HintdistillError: whatever stopped a stage; everything done before it is kept.
     """
@@ -187,7 +187,7 @@ def require_shardable(config: RunConfig, until: str) -> None:
 
 
 def take_own_device() -> None:
-    """Of several processes on a machine with several accelerators, take the one of this process's number (LOCAL_RANK)."""
+    """Choose the accelerator with this process's number (LOCAL_RANK), if a machine with several runs several processes."""
     import torch
 
     if torch.cuda.is_available():

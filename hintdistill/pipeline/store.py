@@ -177,7 +177,7 @@ class RunDir:
         return run
 
     def check_continues(self) -> None:
-        """Raise ConfigError if the folder's run is of another schema than this release writes: its rows would be mixed."""
+        """Raise ConfigError if the folder's run has another schema than this release writes: its rows would be mixed."""
         found = self.manifest() if self.is_run() else {}
         if found and found["schema"] != RUN_SCHEMA:
             made = found.get("versions", {}).get("hintdistill", "an unknown release")
@@ -229,7 +229,7 @@ class RunDir:
         """Return the manifest, empty if there is none yet, its configuration in today's keys.
 
         Raises:
-            InputError: it is of a schema that cannot be read, or no JSON.
+            InputError: it has a schema that cannot be read, or is not JSON.
         """
         data = self._raw_manifest()
         if not data:

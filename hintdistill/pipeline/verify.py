@@ -33,7 +33,7 @@ class Damage:
     redone: str
     """What makes it again."""
     lines: tuple[int, ...] = ()
-    """Of a file of rows: which lines, counted from 1; the others are sound."""
+    """Damaged lines of a file of rows, counted from 1; the others are sound."""
 
     def __str__(self) -> str:
         return f"damaged: {self.path}: {self.what}; {self.redone}"

@@ -26,10 +26,10 @@ class Preview:
     maker: str
     """The context maker of the teacher's own context."""
     steps: list[dict[str, Any]]
-    """Of each step that is shown: `trace`, `step`, `error_class`, and `hint` with `placement`, `tokens`, `guards` and `views`, or
+    """One mapping per step that is shown: `trace`, `step`, `error_class`, and `hint` with `placement`, `tokens`, `guards` and `views`, or
     `reason` and `message`."""
     counted: dict[str, int]
-    """Of all steps of the run: how many have a context, and how many have none by reason."""
+    """How many steps of the run have a context, and how many have none, by reason."""
 
 
 def preview(config: RunConfig, trace: str | None = None, step: int | None = None, limit: int = 3) -> Preview:

@@ -54,7 +54,7 @@ FLOOR_ROWS = 32
 SAVED_PER_SECOND = 1e9
 """Bytes a second at which checkpoints are taken to be written. Not measured."""
 SHARES = (1 / 16, 1 / 4, 1 / 2)
-"""Of the largest call and of the longest rows: what is measured, the last two for memory."""
+"""Fractions of the largest call and of the longest rows that are measured; the last two for memory."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Forecast:
     rounds: int | None = None
     """How many rounds there are like the one that is planned; None for a run without."""
     shards: tuple[ShardForecast, ...] = ()
-    """Of each shard, where shards were asked for."""
+    """One forecast per shard, if shards were asked for."""
 
     def document(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -157,7 +157,7 @@ class _Planner:
 
     @cached_property
     def counted(self) -> TokenCount:
-        """Of rescoring."""
+        """Return the token count of rescoring."""
         return count_tokens(self.work.calls, self.shape, self.budget)
 
     def measure(self, folder: Path, held: Path, console: Console) -> None:

@@ -64,9 +64,9 @@ class Measured:
     startup_s: dict[str, float]
     """Per stage, seconds before and after its own work: loading, and for training saving too."""
     score: TimeLine | None
-    """Of the engine and of making targets, per part; None if nothing was scored."""
+    """Time of the engine and of making targets, per part; None if nothing was scored."""
     train: TimeLine | None
-    """Of a micro-batch's forward and backward pass; None if nothing was trained on."""
+    """Time of a micro-batch's forward and backward pass; None if nothing was trained on."""
     optimizer_s: float
     """Per trained entry and optimiser step."""
     growth: dict[str, Growth]

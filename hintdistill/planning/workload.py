@@ -49,7 +49,7 @@ class Workload:
     source: str
     """Where the injections come from."""
     lengths: dict[str, Histogram]
-    """Of traces, steps and hints, tokens."""
+    """Histograms of token counts, of traces, steps and hints."""
     traces: int
     asked: dict[str, dict[str, int]]
     """Requests and prompt tokens of each critic that is an LLM, at most."""

@@ -92,7 +92,7 @@ def _term(name: str, own: Term, now: Term) -> Iterator[str]:
     if _weights(own.weights) != _weights(now.weights):
         yield f"{name} has other weights"
     if own.span != now.span:
-        yield f"{name} is of the span {now.span}, not {own.span}"
+        yield f"{name} uses the span {now.span}, not {own.span}"
     if own.student_view != now.student_view:
         yield f"{name} trains through the view {now.student_view}"
     if not _nothing(own.coef) and _nothing(now.coef):

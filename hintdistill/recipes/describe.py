@@ -108,7 +108,7 @@ def trains_on(recipe: Recipe) -> str:
     context = HINT_SOURCES.get(parts.HINTS.get(recipe.data.hint.kind).source)
     reads = context.reads or f"what the hint source {context.name} writes"
     others = [
-        f"the view {n} reads {_context(v.context)}"
+        f"the view `{n}` reads {_context(v.context)}"
         for n, v in recipe.views.items()
         if v.context not in parts.OWN_CONTEXTS
     ]
@@ -124,7 +124,7 @@ def trains_on(recipe: Recipe) -> str:
             *others,
             *terms,
             *([f"beside it {', '.join(held)}"] if held else []),
-            *(["the sign is the reward's, above or below the task's mean"] if rewarded else []),
+            *(["the sign is that of the reward minus the task's mean"] if rewarded else []),
         ]
     )
 

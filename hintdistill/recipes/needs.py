@@ -1,4 +1,4 @@
-"""What a recipe needs beyond a hint and a student, and what of it is missing if it is to run."""
+"""What a recipe needs beyond a hint and a student, and what a configuration lacks for it to run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Methods that have no recipe: what each needs that no run has, why it was not built, and what of it is at work elsewhere.
+"""Methods that have no recipe: what each needs that no run has, why it was not built, and which part of it is used elsewhere.
 
 A recipe runs as the method it is named after, or there is none of that name. `docs/methods.md` lists these beside the recipes.
 """

@@ -104,7 +104,7 @@ class Term(Part):
     may be the very habit that is corrected on other steps."""
     student_view: str = "student"
     temperature: Positive = 1.0
-    """Of student and target alike."""
+    """Temperature of both student and target."""
 
     @field_validator("normalize")
     @classmethod
@@ -258,7 +258,7 @@ class Recipe(Part):
         if not self.all_views()[term.student_view].grad:
             raise ValueError(f"terms.{name}: the student view `{term.student_view}` has no gradient")
         if term.divergence.entry.reads == "hidden" and term.rows != "hint":
-            raise ValueError(f"terms.{name}: {term.rows} rows compare distributions")
+            raise ValueError(f"terms.{name}: terms on {term.rows} rows compare distributions, not hidden states")
 
     def all_views(self) -> dict[str, View]:
         """Return the declared views and the implicit ones."""

@@ -56,7 +56,7 @@ class DivergenceSpec(Spec):
     pointwise_clip: Positive | None = None
     token_clip: Positive | None = None
     signal: str = "log"
-    """Of a policy gradient; a key of no other kind."""
+    """Signal of a policy gradient; no other kind has this key."""
 
     @property
     def entry(self) -> parts.Divergence:
@@ -69,7 +69,7 @@ class DivergenceSpec(Spec):
             raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
         bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
         if self.entry.has_signal and bounds and self.parameters.get("behaviour") is None:
-            raise ValueError(f"{bounds[0]} is of an importance ratio, which needs `behaviour: sampler`")
+            raise ValueError(f"{bounds[0]} bounds an importance ratio, which needs `behaviour: sampler`")
         if self.parameters.get("gap_at") == "sampling" and self.signal in ("advantage", "tanh_contrast"):
             raise ValueError(
                 f"gap_at says whose log S(y) the gap is taken from, and the signal {self.signal} takes none"
@@ -77,7 +77,7 @@ class DivergenceSpec(Spec):
         if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
             raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
         if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:
-            raise ValueError("baseline_k is of a baseline, which needs `baseline: value`")
+            raise ValueError("baseline_k belongs to a baseline, which needs `baseline: value`")
         return self
 
 

@@ -19,7 +19,7 @@ class Teacher:
     """The origin of the weights: the initial policy, this round's first student, the student itself, a copy that follows the
     student, or another model."""
     follow: str | Callable[..., None] | None = None
-    """Of a copy that follows: `(follower, step)`, called after each optimiser step (from 1); see `training.teacher.Follower`."""
+    """How a copy follows the student: `(follower, step)`, called after each optimiser step (from 1); see `training.teacher.Follower`."""
     reads_heldout: bool = False
     """Whether it reads the student on held-out findings (`Follower.read`); a run without any is then refused."""
     needs: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ TEACHERS: Registry[Teacher] = Registry("teacher rule", Teacher, {t.name: t for t
 
 
 def of_kind(names: set[str], *weights: str) -> set[str]:
-    """Return those of the rules whose weights are of one of these kinds."""
+    """Return the rules whose weights are of one of these kinds."""
     return {n for n in names if TEACHERS.get(n).weights in weights}
 
 

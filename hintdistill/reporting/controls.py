@@ -31,7 +31,7 @@ class ControlsInput:
 
     recipe: str
     learning_rate: float
-    """Of the arms that have none of their own."""
+    """Learning rate of the arms that have none of their own."""
     equal: Mapping[str, int]
     """`rows`, `anchors` and `steps` of every arm."""
     targets: Sequence[Target]

@@ -173,7 +173,7 @@ def _end(text: str | None, cut: bool) -> str:
 
 
 def _middle(text: str | None, cut: bool) -> str:
-    """Return a text without its middle, which says how much of it is left out."""
+    """Return a text without its middle; a note in its place says how much is left out."""
     text = text or ""
     if not cut or len(text) <= 2 * AROUND:
         return text

@@ -45,7 +45,7 @@ def show_summary(document: Mapping[str, Any], console: Console) -> None:
     if line := spent(f["critique"].get("usage")):
         console.print(line, highlight=False, soft_wrap=True)
     if f["rescore"]["reasons"]:
-        console.print("rejected: " + ", ".join(f"{n} {r}" for r, n in f["rescore"]["reasons"].items()))
+        console.print("reasons for rejection: " + ", ".join(f"{n} {r}" for r, n in f["rescore"]["reasons"].items()))
     _show_coverage(document.get("twins"), console)
     table = Table(
         "error class",

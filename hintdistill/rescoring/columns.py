@@ -251,7 +251,7 @@ def _problem(
 
 
 def _padded(values: np.ndarray, counts: np.ndarray, fill: float, dtype: Any) -> np.ndarray:
-    """Lists of different lengths under each other, filled up on the right."""
+    """Stack lists of different lengths, padded on the right."""
     width = int(counts.max())
     if len(values) == width * len(counts):
         return values.astype(dtype).reshape(len(counts), width)

@@ -217,7 +217,7 @@ def passing_placebos(targets: Iterable[Target], gate: GateSection) -> dict[str, 
 
 
 def placebos_pass(target: Target, gate: GateSection) -> list[bool]:
-    """Of each placebo of a target, whether the gate would accept it in the hint's place."""
+    """Return for each placebo of a target whether the gate would accept it in the hint's place."""
     return [not judge(p.measurement, (), gate) for p in target.placebos]
 
 

@@ -184,7 +184,7 @@ def of_kind(targets: Sequence[Target], kind: TargetKind) -> Sequence[Target]:
 
 
 def number_of(targets: Sequence[Target], kind: TargetKind, split: Split) -> int:
-    """Return how many targets are of a kind and a split."""
+    """Return the number of targets of a kind and a split."""
     found = heads(of_kind(targets, kind))
     if isinstance(found, HeadList):
         return len(found.having("split", (split,)))

@@ -23,7 +23,7 @@ from hintdistill.core.scores import Measurement, Target
 from hintdistill.core.types import Split, Twin
 
 SHARE = 0.8
-"""Of its probability in the original context, what the sampled token must keep if it is not the most likely one."""
+"""Share of its probability in the original context that the sampled token must keep if it is not the most likely one."""
 NOT_DONE_HERE = "not_done_here"
 """Reason of a twin in whose context the policy does something else."""
 

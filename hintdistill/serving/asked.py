@@ -1,4 +1,4 @@
-"""What a server is asked, as its OpenAPI page shows it. Torch-free."""
+"""The requests that the server accepts, as its OpenAPI page shows them. Torch-free."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _HINT = "The tool list has get_weather, not weather_lookup."
 
 
 class Asked(BaseModel):
-    """What every question has. Unknown keys are refused."""
+    """Fields that every request has. Unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -25,7 +25,7 @@ class Backend:
     model: str
     """Model folder, or hub name; with `base_url`, only its tokenizer and template are read."""
     base_url: str | None = None
-    """Of a vLLM server, up to and including `/v1`; None scores in this process."""
+    """Address of a vLLM server, up to and including `/v1`; None scores in this process."""
     served_as: str | None = None
     """The name under which that server has the weights; default `model`."""
     memory_mb: int = 1024

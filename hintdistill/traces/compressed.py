@@ -84,7 +84,7 @@ class _Bounded(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise OSError(f"unpacks to more than {MAX_RATIO} times its size: refused as a bomb")
+            raise OSError(f"unpacks to more than {MAX_RATIO} times its size: refused as a decompression bomb")
         buffer[: len(data)] = data
         return len(data)
 

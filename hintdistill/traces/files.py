@@ -1,4 +1,4 @@
-"""Paths to files: a file, a folder, a glob, a zip, a table, a set of the hub. What may not be read is named, never followed.
+"""Paths to files: a file, a folder, a glob, a zip, a table, a data set on the hub. What may not be read is named, never followed.
 
 Folders are untrusted: a symbolic link is read only where it stays inside its folder, anything that is no regular file
 (a pipe would block for ever) is refused. Archives are in `archives.py`.
@@ -48,7 +48,7 @@ class TraceFile:
         return self.path.open("rb", buffering=1 << 20)
 
     def rows(self) -> Iterator[tuple[str, Any]] | None:
-        """Place and value of each row if the file is a table or a set of the hub, else None. Iterating raises OSError."""
+        """Place and value of each row if the file is a table or a data set on the hub, else None. Iterating raises OSError."""
         if self.hub is not None:
             return ((f"split {split}, row {n}", row) for split, n, row in hub_rows(self.hub))
         if self.member is None and self.path.suffix.lower() in TABLES:

@@ -1,4 +1,4 @@
-"""Which traces are of one task, so that a task is trained on or held out, never both.
+"""Which traces belong to one task, so that a task is trained on or held out, never both.
 
 A trace belongs to the task its source names; without a name, to everything with the same tools and first user message. First
 messages that differ in little (a date, white space, a typo mended) are one task: their words in runs of three overlap by

@@ -58,7 +58,7 @@ def hub_rows(wanted: HubSet) -> Iterator[tuple[str, int, dict[str, Any]]]:
     try:
         import datasets
     except ImportError:
-        raise InputError("a data set of the hub needs a package", hint="pip install datasets") from None
+        raise InputError("reading a data set from the hub needs a package", hint="pip install datasets") from None
     copy = _local_copy(wanted)
     try:
         loaded = datasets.load_dataset(

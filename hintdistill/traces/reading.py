@@ -89,7 +89,7 @@ def _without_effect(schema: Mapping[str, Any]) -> dict[str, Any]:
 def read_traces(
     paths: Sequence[str | Path], options: ReadOptions = ReadOptions(), keep: Deduplicator | None = None
 ) -> Iterator[Trace | Failure]:
-    """Read every record of every file, in a stable order. A turn that is in several records is the student's in one.
+    """Read every record of every file, in a stable order. A turn that appears in several records counts as the student's in one only.
 
     `keep` is told what was met, e.g. the format of each file.
 

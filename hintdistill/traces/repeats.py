@@ -40,7 +40,7 @@ class _Recent:
         self._old: dict[Mark, Held] = {}
 
     def note(self, marks: Sequence[Mark], held: Held) -> None:
-        """Remember that these marks are of that trace."""
+        """Remember that these marks belong to that trace."""
         self._young.update(dict.fromkeys(marks, held))
         if len(self._young) >= self._window:
             self._old, self._young = self._young, {}

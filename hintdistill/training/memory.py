@@ -26,7 +26,7 @@ STORED = 48
 
 
 ENTRY_BYTES = 16
-"""Of a kept entry of a target: an id and two log-probabilities."""
+"""Bytes of one kept entry of a target: an id and two log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class TeacherUse:
     follower: bool = False
     """Whether a following teacher keeps a copy of what is trained."""
     views: int = 0
-    """Views made in the step, the student's aside."""
+    """Views made in the step, not counting the student's."""
     rides: bool = False
     """Whether such a view reads the student's keys and values."""
     prefills: bool = False
@@ -70,7 +70,7 @@ class TrainSetup:
     activation_bytes: int = FLOAT
     on_cpu: bool = True
     rank: int = 0
-    """Of low-rank adapters; 0 trains all weights."""
+    """Rank of the low-rank adapters; 0 trains all weights."""
     checkpointing: bool = False
     accumulates: bool = False
     """Whether gradients of earlier micro-batches are there while one is read."""

@@ -50,7 +50,7 @@ def write_student(
     arrived: Arrived | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the student aside and move it into place when it is whole.
+    """Write the student to a temporary folder, and move it into place when it is whole.
 
     An adapter is merged on the CPU into the initial model, loaded anew in the precision it is saved in; `model` itself stays as
     it is. That takes the memory of one more copy.

@@ -87,7 +87,7 @@ class Passes:
     """Reads rows with the student, and hinted or plain sequences with whoever is the teacher."""
 
     def __init__(self, owner: Any, way: Sharing, budget: int, *, narrow: bool = True, link: bool = False) -> None:
-        """Of one model.
+        """Hold the passes of one model.
 
         Args:
             owner: the model itself, where the trainer's is a wrapper around it.

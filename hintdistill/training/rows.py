@@ -327,7 +327,7 @@ class Rows(Sequence[TraceRow]):
         return [p.length for p in self.plans]
 
     def number_of(self, kind: str) -> int:
-        """Return how many slots are of a kind; reads nothing."""
+        """Return the number of slots of a kind; reads nothing."""
         return sum(m.kind == kind for p in self.plans for m in p.members)
 
     def contexts(self) -> dict[str, int]:

@@ -77,11 +77,11 @@ class ShortTraining:
     """What a short training took, seconds."""
 
     step_s: float
-    """Of an optimiser step."""
+    """Seconds of one optimiser step."""
     passes: int
     """Micro-batches of it."""
     startup: float
-    """Of all that is not a step: loading the model, what is measured before the first step, saving."""
+    """Seconds of all that is not a step: loading the model, what is measured before the first step, saving."""
 
 
 def short_training(

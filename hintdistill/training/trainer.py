@@ -192,7 +192,7 @@ class HintTrainer(Trainer):
         return loss
 
     def _measure_window(self, probe: WindowProbe, rows: Sequence[TraceRow]) -> None:
-        """Both gradients of this micro-batch, aside: neither is trained on, and nothing of them is logged."""
+        """Measure both gradients of this micro-batch, without training on them or logging them."""
         meter, self.meter = self.meter, Meter(self.recipe, self.head, logging_steps=1 << 62)
         for exact in (False, True):
             probe.take(self.owner, self._loss(self.owner, rows, exact=exact))

@@ -16,7 +16,7 @@ class Wire:
     """One bound."""
 
     name: str
-    """Of the bound, in `train.tripwires`."""
+    """Name of the bound, in `train.tripwires`."""
     metric: str
     sign: int
     """1: the reading may not rise above the bound; -1: it may not fall below."""

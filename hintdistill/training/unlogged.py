@@ -25,7 +25,7 @@ class Losses:
 
     def __init__(self) -> None:
         self.since: Tensor | None = None
-        """Of this process, over the steps since the last row."""
+        """Sum in this process over the steps since the last row."""
         self.total = 0.0
         """Mean over the processes, over the steps up to the last row."""
         self.step = 0

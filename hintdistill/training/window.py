@@ -144,7 +144,7 @@ class WindowProbe:
 
 
 def cosine(first: Sequence[Tensor | None], second: Sequence[Tensor | None]) -> float:
-    """Of two gradients in the same order, a missing one counting as zero; 1 where both vanish."""
+    """Return the cosine of two gradients in the same order; a missing one counts as zero, and it is 1 if both vanish."""
     product = left = right = 0.0
     for a, b in zip(first, second, strict=True):
         left += 0.0 if a is None else float(a.double().square().sum())

@@ -69,7 +69,7 @@ def test_a_student_of_other_targets_or_another_tokenizer_is_refused(run, student
     shutil.copytree(student, other)
     (other / "hintdistill_export.json").write_text(json.dumps({"targets_sha256": "0" * 64}))
     assert (
-        "is of other targets (0000000000000000)"
+        "belongs to other targets (0000000000000000)"
         in hintdistill("report", str(run), "--student", str(other), expect=3).stderr
     )
     template = other / "chat_template.jinja"
@@ -77,6 +77,6 @@ def test_a_student_of_other_targets_or_another_tokenizer_is_refused(run, student
     done = hintdistill("report", str(run), "--student", str(other), expect=3)
     assert "its tokenizer or chat template is not the run's" in done.stderr
     assert (
-        "of the run's own report"
+        "only to the run's own report"
         in hintdistill("report", str(run), "--share", "--student", str(student), expect=2).stderr
     )

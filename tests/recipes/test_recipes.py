@@ -532,7 +532,7 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ),
         (
             "train={recipe: {preset: power, terms: {distill: {divergence: {clip_low: .2}}}}}",
-            "clip_low is of an importance ratio",
+            "clip_low bounds an importance ratio",
         ),
         (
             "train={recipe: {preset: tm_opd, terms: {distill: {divergence: {behaviour: inital}}}}}",
@@ -544,7 +544,7 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ),
         (
             "train={recipe: {preset: vopd, terms: {distill: {divergence: {baseline: null}}}}}",
-            "baseline_k is of a baseline",
+            "baseline_k belongs to a baseline",
         ),
         ("train={recipe: {preset: contrast_target, views: {wrong: {n: 2}}}}", "the view `wrong` is 2 contexts"),
         ("train.recipe.controllers=[catgr]", "unknown controller `catgr`"),

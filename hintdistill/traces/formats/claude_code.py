@@ -50,7 +50,7 @@ class _Group:
     def __init__(self, parent: _Group | None) -> None:
         self.parent = parent
         self.orphan: bool = parent is not None and parent.orphan
-        """Of a session whose beginning is not in the file: what it answers is not known."""
+        """Whether the session's beginning is missing from the file, so that what it answers is not known."""
         self.lines: list[Entry] = []
         self.children = 0
         if parent is not None:
