@@ -27,11 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.blocks import put  # noqa: E402
+from benchmarks.command import exit_code  # noqa: E402
 from benchmarks.realmodel import claims, gating, jobs, page, play  # noqa: E402
 from benchmarks.realmodel.plan import Announced, Plan, registered  # noqa: E402
 from hintdistill.config import RunConfig  # noqa: E402
 from hintdistill.config.file import load_config  # noqa: E402
-from hintdistill.core.errors import HintdistillError  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
 from hintdistill.pipeline.arms import perform, result_of  # noqa: E402
 from hintdistill.rollouts.evaluate import tasks_of  # noqa: E402
@@ -267,12 +267,7 @@ def main() -> int:
     parser.add_argument("--owed", action="store_true", help="list what is owed; run nothing")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args()
-    try:
-        COMMANDS[args.command](args)
-    except HintdistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: COMMANDS[args.command](args))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.ablation.markdown import table  # noqa: E402
 from benchmarks.blocks import put  # noqa: E402
+from benchmarks.command import exit_code  # noqa: E402
 from benchmarks.realmodel.drafted import DraftedGenerator  # noqa: E402
-from hintdistill.core.errors import ConfigError, HintdistillError  # noqa: E402
+from hintdistill.core.errors import ConfigError  # noqa: E402
 from hintdistill.core.importing import load_object  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
 from hintdistill.engines.transformers import TransformersEngine  # noqa: E402
@@ -184,12 +185,7 @@ def main() -> int:
     parser.add_argument("--students", action="store_true", help="play the students of the arms that are there")
     parser.add_argument("--arms", nargs="*")
     args = parser.parse_args()
-    try:
-        {"play": play_all, "pages": pages}[args.command](args)
-    except HintdistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: {"play": play_all, "pages": pages}[args.command](args))
 
 
 if __name__ == "__main__":

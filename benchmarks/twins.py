@@ -22,7 +22,8 @@ from benchmarks.ablation.twin_page import BLOCKS, blocks_of, document_of  # noqa
 from benchmarks.ablation.twin_run import TwinJob  # noqa: E402
 from benchmarks.ablation.twin_settings import NAMES, TwinsConfig, batches_of, jobs_of, load_twins  # noqa: E402
 from benchmarks.blocks import put  # noqa: E402
-from hintdistill.core.errors import ConfigError, HintdistillError  # noqa: E402
+from benchmarks.command import exit_code  # noqa: E402
+from hintdistill.core.errors import ConfigError  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
 from hintdistill.pipeline.arms import result_of, run_owed  # noqa: E402
 from hintdistill.pipeline.progress import Console  # noqa: E402
@@ -96,19 +97,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="tables of what is finished; run no job")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_intermixed_args(arguments)
-    try:
-        config = load_twins(args.config, args.overrides, quick=args.quick)
-        if args.owed:
-            jobs = [TwinJob(config, args.dir, job) for group in jobs_of(config) for job in group]
-            print("\n".join(j.name for j in jobs if result_of(args.dir, j) is None))
-            return 0
-        if not args.summary:
-            run(config, args.dir, resume=args.resume, console=Console())
-        print(summarise(config, args.dir, args.pages))
-    except HintdistillError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return exit_code(lambda: _asked(args))
+
+
+def _asked(args: argparse.Namespace) -> None:
+    config = load_twins(args.config, args.overrides, quick=args.quick)
+    if args.owed:
+        jobs = [TwinJob(config, args.dir, job) for group in jobs_of(config) for job in group]
+        print("\n".join(j.name for j in jobs if result_of(args.dir, j) is None))
+        return
+    if not args.summary:
+        run(config, args.dir, resume=args.resume, console=Console())
+    print(summarise(config, args.dir, args.pages))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+import sys
 from contextlib import chdir
-from typing import Any
 
 import pytest
 import typer
+from conftest import ROOT
 from support.command import hintdistill
 
 from hintdistill.cli.guide import EXAMPLES, ORDER
 from hintdistill.cli.main import app
 from hintdistill.pipeline.stages import STAGES
 
+sys.path.insert(0, str(ROOT / "docs"))
+from make_reference_pages import commands
+
 SHARED = ("--limit", "--resume", "--json", "--dry-run", "--quiet", "--trust")
 RUNS = ("run", "demo", "critique", "rescore", "train")
 """Commands that run stages over traces."""
-
-
-def commands(group: Any = None, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, command in (group or typer.main.get_command(app)).commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, f"{prefix}{name} ")
-        elif not command.hidden:
-            yield prefix + name, command
 
 
 ALL = dict(commands())
