@@ -125,7 +125,7 @@ class SharingError(ModelError):
 
     def __init__(self, message: str) -> None:
         super().__init__(
-            message, hint="sharing='separate' reads every sequence by itself, which is exact for any model"
+            message, hint="sharing='separate' reads every sequence on its own, which is exact for any model"
         )
 
 

@@ -76,7 +76,9 @@ class HintSource:
 
     def __post_init__(self) -> None:
         if (self.implementation is None) == (self.context is None):
-            raise ConfigError(f"the hint source {self.name} has an implementation, or a context, and not both")
+            raise ConfigError(
+                f"the hint source {self.name} must have either an implementation or a context, and not both"
+            )
 
 
 def _context(name: str, reads: str, *, document: bool = False, rollouts: bool = False) -> HintSource:
@@ -92,15 +94,16 @@ _CONTEXTS = (
         "placebo", f"{_HINTS}:from_placebo", control="hints that say nothing", reads="prompts/placebo/generic.jinja"
     ),
     _context("wrong", "the hint of another error class; if several, each of a different class"),
-    _context("partial", "the first part of the words that the teacher's own context has"),
+    _context("partial", "the first part of the teacher's own context"),
     _context(
-        "rule", "prompts/candidates/principle.jinja: the rule that the error class breaks, no fact of the instance"
+        "rule",
+        "prompts/candidates/principle.jinja: the rule that the error class breaks, without facts of the instance",
     ),
     _context("rules", "every rule of prompts/candidates/principle.jinja, the same above every step", document=True),
     _context("hints", "the hints of every finding of the trace", document=True),
     _context("reminder", "the tools of the trace, by name and arguments"),
     _context("type_label", "the error class alone"),
-    _context("observation", "what the environment said after the step, and how the trace ended"),
+    _context("observation", "the observation after the step, and the outcome of the trace"),
     _context("hindsight", "the observation after the step, the outcome, and the critic's hint"),
     _context("empty", "nothing: the teacher reads what the student read"),
     _context("solution", "the field `solution` of the trace, or inject.contexts.solutions", document=True),
@@ -110,12 +113,12 @@ _CONTEXTS = (
     _context("file", "inject.contexts.file: any text by task", document=True),
     _context("peer_success", "another rollout of the task that succeeded", rollouts=True),
     _context("peer_failure", "another rollout of the task that failed", rollouts=True),
-    _context("peers", "successful and failed rollouts of the task, its own left out", rollouts=True),
-    _context("attempt_success", "a rollout that succeeded, how it ended unsaid", rollouts=True),
-    _context("attempt_failure", "a rollout that failed, how it ended unsaid", rollouts=True),
+    _context("peers", "successful and failed rollouts of the task, except the trace itself", rollouts=True),
+    _context("attempt_success", "a rollout that succeeded, without its outcome", rollouts=True),
+    _context("attempt_failure", "a rollout that failed, without its outcome", rollouts=True),
     _context("own_success", "the trace itself, if it succeeded", document=True),
     _context("verified", "the trace itself, if it succeeded, else another rollout that did", rollouts=True),
-    _context("bcq", "a successful and a failed rollout of the task, which is which unsaid", rollouts=True),
+    _context("bcq", "a successful and a failed rollout of the task, not labelled as such", rollouts=True),
     _context("ncq", "failed rollouts of the task", rollouts=True),
 )
 HINT_SOURCES: Registry[HintSource] = Registry("hint source", HintSource, {c.name: c for c in _CONTEXTS})

@@ -195,7 +195,7 @@ class HttpClient:
             try:
                 answer = self._once(method, path, data, bound)
             except NotWantedError:
-                raise CancelledError(f"the request to {self.url} was cancelled; its answer is owed") from None
+                raise CancelledError(f"the request to {self.url} was cancelled before it was answered") from None
             except TooManyBytesError:
                 raise OversizedError(f"{self.url} answered with more than {most_bytes} bytes") from None
             except (OSError, TimeIsUpError, http.client.HTTPException, ValueError, zlib.error) as error:
@@ -210,7 +210,7 @@ class HttpClient:
             if attempt + 1 == tries:
                 raise failure
             _pause(asked or min(8.0, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.0), self.url)
-        raise AssertionError("there is at least one attempt")
+        raise AssertionError("the number of attempts must be at least 1")
 
     def _once(self, method: str, path: str, data: bytes, bound: Bound) -> Answer:
         """Return the result of one exchange. Raises an error if it is not an answer."""
@@ -252,7 +252,9 @@ class HttpClient:
         response = http.client.HTTPResponse(BoundedReader(sock, bound), method="CONNECT")  # type: ignore[arg-type]
         response.begin()
         if response.status != 200:
-            raise http.client.HTTPException(f"the proxy {proxy.hostname} refuses: {response.status}")
+            raise http.client.HTTPException(
+                f"the proxy {proxy.hostname} refuses the connection (status {response.status})"
+            )
 
     def _failure(self, error: Exception, connecting: bool, seconds: float, tries: int) -> ServiceError:
         """Return the error that describes a failed exchange."""
@@ -260,19 +262,19 @@ class HttpClient:
         late, what = isinstance(error, TimeIsUpError), str(error) or type(error).__name__
         if not connecting and late:
             return TimedOutError(
-                f"{self.url} gave no answer within {seconds:g} s, {times}",
+                f"{self.url} gave no answer within {seconds:g} s ({times})",
                 hint=f"raise {server.section}.timeout_s, or lower {server.section}.concurrency",
             )
         if not connecting:
             # it took the question; whether it is gone the next question tells
-            return CutError(f"{self.url} cut the connection in the middle of an answer, {times}: {what[:SHOWN]}")
+            return CutError(f"{self.url} cut the connection in the middle of an answer ({times}): {what[:SHOWN]}")
         through = f" through the proxy {self.proxy.hostname}" if self.proxy else ""
         hint = f"start the server or correct {server.section}.base_url; --resume keeps what was done"
         if isinstance(error, ssl.SSLCertVerificationError):
-            hint = "SSL_CERT_FILE names the certificates that are trusted"
+            hint = "set SSL_CERT_FILE to the file of trusted certificates"
         return UnreachableError(
             f"cannot reach {server.what} at {self.url}{through} ({tries} attempt{'s' * (tries > 1)}): "
-            + ("it does not take the connection in time" if late else what[:SHOWN]),
+            + ("it does not accept the connection in time" if late else what[:SHOWN]),
             hint=hint,
         )
 
@@ -337,7 +339,7 @@ def _address(server: Server) -> SplitResult:
         url = urlsplit(server.base_url.rstrip("/"))
         _ = url.port
     except ValueError as error:
-        raise ConfigError(f"{where} is no URL: {error}", hint="e.g. http://localhost:8000/v1") from None
+        raise ConfigError(f"{where} is not a URL: {error}", hint="e.g. http://localhost:8000/v1") from None
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ConfigError(
             f"{where} is not an http URL: {without_password(server.base_url)!r}", hint="e.g. http://localhost:8000/v1"
@@ -345,7 +347,7 @@ def _address(server: Server) -> SplitResult:
     if url.query or url.fragment or not server.base_url.isascii() or any(c <= " " for c in server.base_url):
         raise ConfigError(
             f"{where} has more than scheme, host, port and path: {without_password(server.base_url)!r}",
-            hint="write it up to /v1; a key belongs into the environment variable that api_key_env names",
+            hint="write it up to /v1; a key belongs in the environment variable that api_key_env names",
         )
     return url
 
@@ -355,7 +357,10 @@ def _sendable(variable: str, value: str) -> str:
     value."""
     value = value.strip()
     if not value.isascii() or not value.isprintable():
-        raise ConfigError(f"${variable} has characters that no HTTP header may have", hint="set it to the key alone")
+        raise ConfigError(
+            f"${variable} has characters that are not allowed in an HTTP header",
+            hint="set it to the key and nothing else",
+        )
     return value
 
 
@@ -409,4 +414,4 @@ def _pause(seconds: float, url: str) -> None:
     if stop is None:
         time.sleep(seconds)
     elif stop.wait(seconds):
-        raise CancelledError(f"the request to {url} was cancelled; its answer is owed")
+        raise CancelledError(f"the request to {url} was cancelled before it was answered")

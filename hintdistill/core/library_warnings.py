@@ -26,17 +26,17 @@ SILENCED = (
     Silenced(
         "`is_gradient_checkpointing` is deprecated",
         FutureWarning,
-        "peft and the Trainer read an attribute of transformers under its old name; the new one does not exist in every release",
+        "peft and the Trainer use the old name of an attribute of transformers; some releases do not have the new name",
     ),
     Silenced(
         "`gradient_checkpointing_enable` is deprecated",
         FutureWarning,
-        "the new name does not exist in every release of transformers that this toolkit takes; both do the same",
+        "some supported releases of transformers do not have the new name; both do the same",
     ),
     Silenced(
         "`torch.jit.script",
         DeprecationWarning,
-        "torch compiles functions of its own when it is imported; nothing here asks for it",
+        "torch compiles some of its own functions on import; this toolkit does not ask for it",
     ),
 )
 

@@ -129,7 +129,9 @@ def room(device: str = "auto", gigabytes: float | None = None) -> Room:
 
     free = int(psutil.virtual_memory().available)
     limit = _container_room()
-    return Room(free, "available") if limit is None or limit >= free else Room(limit, "left of the container's limit")
+    return (
+        Room(free, "available") if limit is None or limit >= free else Room(limit, "left within the container's limit")
+    )
 
 
 def _accelerated(device: str) -> bool:

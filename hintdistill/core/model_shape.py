@@ -214,7 +214,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}", hint="get the model folder again") from None
+        raise ModelError(
+            f"{path} is not a safetensors file: {error}", hint="download or copy the model folder again"
+        ) from None
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:

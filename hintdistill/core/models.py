@@ -52,11 +52,11 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise ModelError(f"{path} holds no config.json", hint="run.model names a folder saved by save_pretrained")
+            raise ModelError(f"{path} holds no config.json", hint="set run.model to a folder saved by save_pretrained")
         return path
     if not is_hub_name(name):
         raise ModelError(
-            f"no model folder at {name}", hint="run.model names a folder saved by save_pretrained, or a hub name"
+            f"no model folder at {name}", hint="set run.model to a folder saved by save_pretrained, or to a hub name"
         )
     try:
         from huggingface_hub import snapshot_download
@@ -65,8 +65,9 @@ def resolve_model(name: str, revision: str | None = None) -> Path:
     except Exception as error:
         require_trusted(f"download the model {name}")
         raise ModelError(
-            f"no model folder at {name}, and the hub did not give it: {type(error).__name__}: {str(error).splitlines()[0]}",
-            hint="run.model names a folder saved by save_pretrained, or a hub name that can be reached",
+            f"no model folder at {name}, and it could not be downloaded from the hub: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]}",
+            hint="set run.model to a folder saved by save_pretrained, or to a hub name that can be reached",
         ) from None
 
 
@@ -102,11 +103,15 @@ def load_tokenizer(folder: Path, needs_template: bool = True) -> Any:
         raise unloadable(f"the tokenizer of {folder}", error) from error
     _require_rows(folder, tokenizer)
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"the tokenizer of {folder} is not a fast one", hint="character offsets need a tokenizer.json")
+        raise ModelError(
+            f"the tokenizer of {folder} is not a fast tokenizer",
+            hint="character offsets need a fast tokenizer (tokenizer.json)",
+        )
     if needs_template and not tokenizer.chat_template:
         raise ModelError(
             f"the tokenizer of {folder} has no chat template",
-            hint="put a chat_template.jinja into the folder, or name one as run.template.file: it decides what the student saw",
+            hint="put a chat_template.jinja into the folder, or name one as run.template.file; the template decides "
+            "what the student saw",
         )
     return tokenizer
 
@@ -127,7 +132,7 @@ def _require_rows(folder: Path, tokenizer: Any) -> None:
         named = ", ".join(f"{token!r} ({at})" for at, token in beyond[:3]) + (", …" if len(beyond) > 3 else "")
         raise ModelError(
             f"the tokenizer of {folder} has {len(beyond)} tokens with ids beyond the model's vocabulary of {rows}: {named}",
-            hint="the tokenizer is another model's, or tokens were added without model.resize_token_embeddings",
+            hint="the tokenizer belongs to another model, or tokens were added without model.resize_token_embeddings",
         )
 
 
@@ -137,7 +142,8 @@ def unloadable(what: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
             f"cannot load {what}: it needs Python code from the model folder",
-            hint="read that code; run.trust_remote_code=true (load_engine: trust_remote_code=True) lets it run as you",
+            hint="read that code; run.trust_remote_code=true (load_engine: trust_remote_code=True) lets it run with "
+            "your permissions",
         )
     return ModelError(f"cannot load {what}: {error}")
 

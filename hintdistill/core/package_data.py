@@ -23,7 +23,7 @@ def demo_config() -> Path:
     root = data_root()
     if not (root / "examples" / "toolworld" / "student").is_dir():
         raise ConfigError(
-            f"this installation holds no example: there is no examples/toolworld in {root}",
-            hint="install the wheel again, or run configs/quickstart.yaml of a checkout",
+            f"this installation lacks the example: there is no examples/toolworld in {root}",
+            hint="install the wheel again, or run configs/quickstart.yaml from a checkout",
         )
     return root / "configs" / "quickstart.yaml"

@@ -100,11 +100,12 @@ class Divergence:
     def __post_init__(self) -> None:
         if self.reads == "distributions" and (self.truncated is None or self.implementation is None):
             raise ConfigError(
-                f"the divergence {self.name} must say its implementation and what becomes of it `truncated`"
+                f"the divergence {self.name} must declare its implementation and its behaviour when `truncated`"
             )
         if self.reads != "distributions" and self.implementation is not None:
             raise ConfigError(
-                f"the divergence {self.name}: only what reads distributions has an implementation of its own"
+                f"the divergence {self.name} must not have an implementation: only divergences that read "
+                "distributions have one"
             )
 
     @property
@@ -130,7 +131,7 @@ recorded in the trace, or else the initial policy."""
 _SHIPPED_DIVERGENCES = (
     _divergence("fkl", sound=True),
     _divergence("rkl"),
-    _divergence("jsd", inside("alpha", 0, 1, "; its ends are fkl and rkl")),
+    _divergence("jsd", inside("alpha", 0, 1, "; for the limits use fkl and rkl")),
     _divergence("skew", inside("alpha", 0, 1)),
     _divergence("skew_rkl", inside("alpha", 0, 1)),
     _divergence("mix", share("lam")),

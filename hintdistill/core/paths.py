@@ -152,7 +152,7 @@ def relative_to_file(file: Path, key: str, mark: PathMark, value: str) -> str:
         return path
     new = os.path.relpath(_place(before, mark), base) + value[len(_place(value, mark)) :]
     raise ConfigError(
-        f"{file}: {key}: {value} is in the working directory, not beside the config file",
+        f"{file}: {key}: {value} is relative to the working directory, not to the config file",
         hint=f"paths in a config file are relative to the file; write {new}",
     )
 

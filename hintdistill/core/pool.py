@@ -133,7 +133,8 @@ class ServerPool:
             if member.gone_since is None and len(self.members) > 1:
                 what = member.client.server.what
                 self._said.append(
-                    f"{what} at {member.client.url} is gone, and the other servers are asked: {error.message}"
+                    f"{what} at {member.client.url} does not answer; its requests go to the other servers: "
+                    f"{error.message}"
                 )
             member.gone_since = time.monotonic()
 

@@ -30,7 +30,7 @@ def require(word: str, known: Iterable[str], what: str) -> str:
     """Return the word itself. Raises ValueError with the nearest known word."""
     words = list(known)
     if word not in words:
-        raise ValueError(f"unknown {what} `{word}`{nearest(word, words)}; there are {', '.join(words)}")
+        raise ValueError(f"unknown {what} `{word}`{nearest(word, words)}; known are {', '.join(words)}")
     return word
 
 
@@ -74,7 +74,7 @@ class Registry(Generic[E]):
         """Add an entry and return it. Raises ConfigError if it lacks an attribute, or its name is taken."""
         name = self._name(self._checked(entry, ""))
         if name in self._shipped or name in self._registered or name in (self._installed or {}):
-            raise ConfigError(f"the {self.what} `{name}` is registered already")
+            raise ConfigError(f"the {self.what} `{name}` is already registered")
         self._registered[name] = entry
         return entry
 

@@ -248,7 +248,9 @@ def _started() -> subprocess.Popen[bytes]:
     assert process.stdout is not None and process.stderr is not None
     if process.stdout.readline() != READY:
         _, said = process.communicate()
-        raise RuntimeError(f"the helper that judges schemas does not start: {said.decode(errors='replace')[-500:]}")
+        raise RuntimeError(
+            f"the helper process that evaluates schemas does not start: {said.decode(errors='replace')[-500:]}"
+        )
     process.stderr.close()
     return process
 
@@ -273,7 +275,7 @@ def _asked(request: str) -> list[list[Any]]:
         answer = None if digest in _ENDED else _helper.ask(request.encode())
         if answer is None:
             _ENDED.add(digest)
-            raise CannotJudge(f"it takes more than {CPU_SECONDS:g} s of computing, or too much memory")
+            raise CannotJudge(f"its evaluation takes more than {CPU_SECONDS:g} s of computing, or too much memory")
     said = json.loads(answer)
     if isinstance(said, str):
         raise CannotJudge(said)

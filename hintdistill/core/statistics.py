@@ -92,7 +92,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
         ValueError: a value is not between 0 and 1.
     """
     if any(not 0.0 <= p <= 1.0 for p in p_values):
-        raise ValueError(f"p-values are between 0 and 1, not {list(p_values)}")
+        raise ValueError(f"p-values must be between 0 and 1, not {list(p_values)}")
     out = [0.0] * len(p_values)
     least = 0.0
     for rank, at in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -151,7 +151,7 @@ def means_over_groups(
     columns = list[tuple[np.ndarray, np.ndarray]]()
     for i, (values, groups) in enumerate(measures):
         if not len(values) or len(values) != len(groups):
-            raise ValueError(f"{len(values)} values of {len(groups)} groups")
+            raise ValueError(f"{len(values)} values for {len(groups)} groups")
         names, at = np.unique(np.asarray(groups), return_inverse=True)
         data = np.asarray(values, float)
         columns.append((np.bincount(at, data, len(names)), np.bincount(at, minlength=len(names)).astype(float)))

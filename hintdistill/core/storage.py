@@ -21,7 +21,7 @@ def content_key(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-REPAIR = "`hintdistill verify` says what of the folder is damaged, and --resume makes it again"
+REPAIR = "`hintdistill verify` lists the damaged files of the folder, and --resume makes them again"
 """Advice about a damaged file of a run folder."""
 
 
@@ -62,9 +62,9 @@ _DISK = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "the file grew beyond a limit",
     errno.EROFS: "the file system is read-only",
-    errno.EACCES: "it may not be written",
-    errno.EPERM: "it may not be written",
-    errno.EIO: "the disk fails",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EIO: "the disk reports an error",
 }
 _PATHS = (
     errno.ENOENT,
@@ -97,16 +97,18 @@ def disk_trouble(error: BaseException, folder: Path | None = None) -> DiskError 
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, OSError) and number in _PATHS and error.filename is not None:
         return DiskError(
-            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="look at that path; nothing whole is lost"
+            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="check that path; complete files are not lost"
         )
     if number not in _DISK and not (isinstance(error, Exception) and _SAID.search(str(error))):
         return None
     named = getattr(error, "filename", None)
     where = (os.fsdecode(named) if isinstance(named, str | bytes) else None) or (str(folder) if folder else "a file")
-    what = _DISK[number] if number in _DISK else f"the disk refuses ({str(error).strip().splitlines()[0][:160]})"
+    what = (
+        _DISK[number] if number in _DISK else f"the disk reports an error ({str(error).strip().splitlines()[0][:160]})"
+    )
     return DiskError(
         f"cannot write {where}: {what}",
-        hint="make room, or make it writable; everything whole is kept, and --resume continues",
+        hint="free some space, or make it writable; complete files are kept, and --resume continues",
     )
 
 
@@ -157,11 +159,11 @@ def read_json(path: Path, kind: type, *, hint: str = REPAIR) -> Any:
         raise InputError(f"{path} cannot be read: {error.strerror or error}", hint=hint) from None
     if not isinstance(value, kind):
         named = {dict: "object", list: "array", float: "number"}.get(kind, kind.__name__)
-        raise InputError(f"{path} holds no JSON {named}", hint=hint)
+        raise InputError(f"{path} does not hold a JSON {named}", hint=hint)
     return value
 
 
-LINE = "`hintdistill verify` takes damaged lines out of a folder; --resume makes them again"
+LINE = "`hintdistill verify` removes damaged lines from a folder; --resume makes them again"
 
 
 def append_line(path: Path, text: str) -> None:
@@ -191,7 +193,7 @@ def parse_row(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON: {error}", hint=LINE) from None
     if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        raise InputError(f"{where}: no object with a key", hint=LINE)
+        raise InputError(f"{where}: not an object with a key", hint=LINE)
     return row
 
 

@@ -352,7 +352,7 @@ class Point:
 
 def test_a_broken_or_doubled_entry_is_refused_by_name(monkeypatch, plugin):
     plugin("critic")
-    with pytest.raises(ConfigError, match="the critic `polite` is registered already"):
+    with pytest.raises(ConfigError, match="the critic `polite` is already registered"):
         plugin("critic")
     with pytest.raises(ConfigError, match="the critic `rules` was not registered by a caller"):
         extensions.CRITICS.remove("rules")
