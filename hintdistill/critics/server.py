@@ -1,9 +1,9 @@
-"""Any OpenAI-compatible server: vLLM, SGLang, cloud services.
+"""Ask an OpenAI-compatible server: vLLM, SGLang, cloud services.
 
-Rate limits and passing errors are retried by the client with growing pauses, a bounded number of times (`core/http.py`). What
-stays is told apart by whether the next question would fail as well: an unreachable server, a redirect, a wrong key or a wrong
-model name stop the batch; anything else costs its own trace. That trace is owed where another try may help, and a failure
-where the same question would be refused again.
+The client retries after rate limits and transient errors, with growing pauses and a limited number of times
+(`core/http.py`). Other errors stop the batch if the next question would fail too: an unreachable server, a redirect, a
+wrong key, a wrong model name. Any other error costs only its own trace. That trace remains to be done if another
+attempt may help; it has failed if the same question would be refused again.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from hintdistill.core.types import Usage
 from hintdistill.critics.backends import Reply, Request, by_bytes
 
 RAW_LENGTH = 20_000
-"""Characters of an unusable answer that are kept."""
+"""Number of characters kept of an unusable answer."""
 REFUSES_KEY_OR_MODEL = (401, 403, 404)
 REFUSES_QUESTION = (400, 413, 422)
 COUNTS = ("prompt_tokens", "completion_tokens")
 MOST_TOKENS = 10**9
-"""A count above this is no count of tokens."""
+"""Largest plausible count of tokens; a number above it is not used."""
 
 
 class NoCompletionError(ServiceError):
-    """A server's answer that is no chat completion: a proxy's page, half a body, another format."""
+    """A server's answer is not a chat completion but, e.g., a proxy's page, half a body, or another format."""
 
     def __init__(self, url: str, what: str, body: str) -> None:
         super().__init__(
@@ -43,7 +43,7 @@ class NoCompletionError(ServiceError):
 
 
 class RefusedError(InputError):
-    """The server, or the model behind it, does not answer this question, and would not the next time."""
+    """The server, or its model, refuses to answer this question and would refuse again."""
 
     def __init__(self, message: str, raw: str = "", usage: Usage | None = None, *, hint: str = "") -> None:
         super().__init__(message, hint=hint)
@@ -51,7 +51,7 @@ class RefusedError(InputError):
 
 
 class ServerBackend:
-    """A chat-completions server; see `Backend`."""
+    """Answer with a chat-completions server; see `Backend`."""
 
     together = False
 
@@ -90,7 +90,7 @@ class ServerBackend:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is worth saying about how the servers are reached, and which of them were gone."""
+        """Notes about how the servers are reached, and which of them failed."""
         return self._client.notes
 
     def count(self, text: str) -> int:
@@ -99,7 +99,7 @@ class ServerBackend:
 
     @property
     def context_tokens(self) -> int | None:
-        """From the config, else what the server says of its model (vLLM and SGLang do), else None."""
+        """Context length from the config, else as the server reports it (vLLM and SGLang do), else None."""
         with self._lock:
             if not self._asked:
                 self._asked = True
@@ -164,7 +164,7 @@ class ServerBackend:
 
 
 def read_reply(body: str, url: str) -> Reply:
-    """Return the answer in a response's body. Raises NoCompletionError if it is not one; no choices at all are an empty
+    """Return the answer in a response's body; without choices, it is empty. Raises NoCompletionError if it is not an
     answer."""
     try:
         data = json.loads(body)
