@@ -75,11 +75,11 @@ class LLMAnswer(Answer):
     @model_validator(mode="after")
     def _fits(self) -> LLMAnswer:
         if (self.verdict is None) == (self.failed_by is None):
-            raise ValueError("it needs a verdict, or who made the run fail, and not both")
+            raise ValueError("give either a verdict or who made the run fail, but not both")
         if self.verdict is not None and (self.verdict == "findings") != bool(self.findings):
-            raise ValueError(f"the verdict {self.verdict!r} does not go with {len(self.findings)} findings")
+            raise ValueError(f"the verdict {self.verdict!r} does not fit {len(self.findings)} findings")
         if self.failed_by == "agent" and not self.findings:
-            raise ValueError("the agent made the run fail, but no mistake of it is named")
+            raise ValueError("the agent made the run fail, but the answer names none of its mistakes")
         return self
 
     @property
@@ -147,7 +147,7 @@ class CutOffError(AnswerError):
         super().__init__(
             f"trace {trace}: the critic's answer was cut off after {tokens} tokens, reasoning included", raw
         )
-        self.hint = f"raise critic.{section}.max_tokens; the trace is then asked about again"
+        self.hint = f"raise critic.{section}.max_tokens; the trace is then critiqued again"
 
 
 A = TypeVar("A", bound=Answer)
@@ -165,7 +165,7 @@ def parse(kind: type[A], text: str, legal_steps: tuple[int, ...] = ()) -> A:
     text = said if thought and "{" in said else text
     start, end = text.find("{"), text.rfind("}")
     if start < 0 or end < start:
-        raise ValueError("it holds no JSON object")
+        raise ValueError("it contains no JSON object")
     found, problem = _objects(text), ""
     for _, candidate in reversed(found):
         try:
@@ -186,7 +186,7 @@ def _objects(text: str) -> list[tuple[int, str]]:
     while at >= 0:
         tries += 1
         if tries > MOST_BRACES:
-            raise ValueError(f"it opens more than {MOST_BRACES} braces without an answer")
+            raise ValueError(f"it contains more than {MOST_BRACES} opening braces and no answer")
         try:
             _, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):

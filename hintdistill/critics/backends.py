@@ -116,7 +116,7 @@ class Budget:
                 if self.spent + tokens > self.limit:
                     raise BudgetError(
                         f"the budget of {self.limit} tokens is spent ({self.spent} used, {tokens} wanted)",
-                        hint="raise critic.budget_tokens and continue with --resume; answers already paid for are kept",
+                        hint="raise critic.budget_tokens and continue with --resume; paid answers are kept",
                     )
                 if not wait:
                     return False

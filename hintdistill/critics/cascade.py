@@ -48,7 +48,7 @@ def settle(trace_id: str, said: Sequence[Critique]) -> Critique:
     everything = merge(trace_id, said)
     others = len([c for c in said if c.critics != ("strong",) and c.findings])
     notes = (
-        (*everything.notes, f"the strong critic's word replaced that of {others} others")
+        (*everything.notes, f"the strong critic's findings replaced those of {others} other critics")
         if others
         else everything.notes
     )

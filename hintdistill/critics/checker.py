@@ -48,7 +48,7 @@ class CheckerCritic:
         findings = tuple(f if f.critic != "unknown" else f.model_copy(update={"critic": self.name}) for f in found)
         if beyond := [f.step for f in findings if f.step >= len(trace.step_indices)]:
             raise InputError(
-                f"the checker names step {beyond[0]} of trace {trace.id}, which has {len(trace.step_indices)}"
+                f"the checker names step {beyond[0]} of trace {trace.id}, which has {len(trace.step_indices)} steps"
             )
         return Critique(
             trace_id=trace.id, verdict="findings" if findings else "none", findings=findings, critics=(self.name,)

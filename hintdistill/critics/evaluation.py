@@ -185,8 +185,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     """Return the result as lines for a terminal."""
     e, guess = result["erring"], result["guessing"]
     out = [
-        f"{result['traces']['erring']} erring, {result['traces']['clean']} clean, "
-        f"{result['traces']['not_student']} with another's error"
+        f"{result['traces']['erring']} erring, {result['traces']['clean']} clean, {result['traces']['not_student']} "
+        "with another party's error"
     ]
     for name, at in (
         ("exact step", "exact"),

@@ -38,7 +38,7 @@ HINTS = {
     "user_correction": "Read the user's request above once more, word by word, and do what it says and nothing else.",
     "denied_call": "Do not act here without the user's consent: say what you would do and why, and ask first.",
     "edited_call": "Check each argument against what the user asked for above before making this call.",
-    "retried_call": "Check the name and every argument of this call against the tool's schema: as it stands, it is refused.",
+    "retried_call": "Check the name and every argument of this call against the tool's schema: in this form it is refused.",
 }
 """The hint of each class, used unless the run's prompts have a template for it."""
 
@@ -313,5 +313,5 @@ def _of_call(call: CallResult, error_class: str, said: str, quote: str, *, in_ar
         call=call.index,
         confidence=0.9,
         facts={"tool": call.call.name, "said": said[:300]},
-        evidence=f"what came back: {said[:200]}",
+        evidence=f"the answer was: {said[:200]}",
     )

@@ -254,7 +254,9 @@ class LLMCritic:
             message = asker.trace.step(f.step)
             quote_in, call = placed(f.quote, f.quote_in, f.call, message)
             if (quote_in, call) != (f.quote_in, f.call):
-                notes.append(f"step {f.step}: the quote is not where its critic puts it; searched everywhere")
+                notes.append(
+                    f"step {f.step}: the quote is not in the part that the critic names; the whole step was searched"
+                )
             finding = Finding(
                 step=f.step,
                 error_class=f.error_class.strip() or "other",

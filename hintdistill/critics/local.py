@@ -140,7 +140,8 @@ class LocalBackend:
             limit = self.context_tokens or 1 << 30
             if len(ids) + self.max_tokens > limit:
                 out[i] = ContextLengthError(
-                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; the critic has {limit}"
+                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; the critic's context "
+                    f"holds {limit}"
                 )
             else:
                 rows.append((i, ids))

@@ -91,8 +91,8 @@ def _shown(message: Message, step: int | None) -> dict[str, Any]:
 
 
 FOLLOWED = (
-    "In the recording, another step stood in the place of the last one above. That step and what followed it are the next "
-    "lines: they show how the environment answers, and are not to be judged."
+    "In the recording, the last step above was a different one. The next lines show that step and what followed it. "
+    "They show how the environment answers; do not judge them."
 )
 """Heading of the recorded continuation of a trace whose last step was sampled again."""
 
@@ -132,8 +132,8 @@ def windows(trace: Trace, count: Count, room: int | None, overlap: int) -> list[
         return [record]
     if room < 64:
         raise ContextLengthError(
-            f"trace {trace.id}: {room} tokens are left for it beside instructions, tools and answer",
-            hint="a critic with a longer context, fewer tools, or a lower critic.llm.max_tokens",
+            f"trace {trace.id}: only {room} tokens are left for it after instructions, tools and answer",
+            hint="use a critic with a longer context, fewer tools, or a lower critic.llm.max_tokens",
         )
     size = room // 3
     lines = [part for line in record.lines for part in _parts(line, count, size)]

@@ -32,7 +32,7 @@ class RecordedCritic:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise InputError(
-                f"no recorded findings at {path}", hint="critic.recorded.path names a JSONL file"
+                f"no recorded findings at {path}", hint="set critic.recorded.path to a JSONL file"
             ) from None
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
@@ -50,7 +50,7 @@ class RecordedCritic:
         except ValueError as error:
             raise InputError(f"{where}: not valid JSON: {error}") from None
         if not isinstance(row, dict) or not isinstance(row.get("trace"), str):
-            raise InputError(f"{where}: a finding is an object with `trace`, `step` and `error_class`")
+            raise InputError(f"{where}: a finding must be an object with `trace`, `step` and `error_class`")
         try:
             data = {"critic": self.name, **{k: v for k, v in row.items() if k != "trace"}}
             return row["trace"], Finding.model_validate(data)

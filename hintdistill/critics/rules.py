@@ -250,7 +250,7 @@ def _call_in_prose(step: int, message: Message) -> Finding | None:
         error_class="call_in_prose",
         quote=match.group(0),
         quote_in="content",
-        evidence="tool-call markup is in the text, where nothing executes it",
+        evidence="tool-call markup is in the text, where it is not executed",
     )
 
 

@@ -106,7 +106,7 @@ def kinds(text: str) -> list[str]:
     found = ["e-mail address"] if any(EMAIL.search(r) for r in readings) else []
     for kind, pattern in FORMS.items():
         found += [kind] if any(pattern.search(r) for r in readings) else []
-    found += ["value that is named a secret"] if any(named_secrets(r) for r in readings) else []
+    found += ["value marked as secret"] if any(named_secrets(r) for r in readings) else []
     # a trace must not be able to wave itself through: the library's allow-list comments are taken out first
     settings = {"plugins_used": [{"name": name} for name in DETECTORS]}
     with _LOCK, transient_settings(settings):

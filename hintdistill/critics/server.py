@@ -37,7 +37,8 @@ class NoCompletionError(ServiceError):
     def __init__(self, url: str, what: str, body: str) -> None:
         super().__init__(
             f"{url} did not answer with a chat completion: {what}",
-            hint="is it an OpenAI-compatible server, and the URL complete up to /v1? What it said is in the failure row",
+            hint="check that the server is OpenAI-compatible and that the URL is complete up to /v1; its answer is in "
+            "the failure row",
         )
         self.raw, self.usage = body[:RAW_LENGTH], Usage(requests=1)
 
@@ -154,8 +155,8 @@ class ServerBackend:
             return RefusedError(
                 error.message,
                 error.said,
-                hint=f"if it takes no JSON schema, {where}.structured=none; if the question is too long for it, "
-                f"{where}.context_tokens, and {where}.tokenizer to count exactly",
+                hint=f"if it accepts no JSON schema, set {where}.structured=none; if the question is too long for it, "
+                f"set {where}.context_tokens, and {where}.tokenizer for exact counts",
             )
         if error.status in REFUSES_KEY_OR_MODEL:
             error.hint = f"check {where}.model ({self.config.model}) and the key in ${self.config.api_key_env}"
@@ -169,7 +170,7 @@ def read_reply(body: str, url: str) -> Reply:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise NoCompletionError(url, f"no JSON ({error})", body) from None
+        raise NoCompletionError(url, f"not JSON ({error})", body) from None
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list):
         raise NoCompletionError(url, "no list of choices", body)

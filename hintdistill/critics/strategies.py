@@ -230,7 +230,7 @@ def shown(schema: Any) -> str:
 
 def tool_lines(trace: Trace) -> str:
     """Return the tool schemas, one JSON object per line."""
-    return "\n".join(encode(t.get("function", t)) for t in trace.tools) or "no tools recorded"
+    return "\n".join(encode(t.get("function", t)) for t in trace.tools) or "no tools were recorded"
 
 
 def signatures(trace: Trace) -> str:
@@ -249,7 +249,7 @@ def all_at_once(asker: Asker, record: Excerpt, vote: int) -> Asking[Judgement]:
     """Judge the whole record with one answer."""
     schema = asker.answer_schema(record.steps)
     answer = yield from asker.ask(LLMAnswer, asker.config.prompts["prompt"], record, schema, vote)
-    notes = (f"the run was made to fail by {answer.failed_by}",) if answer.failed_by in ("other", "unclear") else ()
+    notes = (f"the failure was caused by: {answer.failed_by}",) if answer.failed_by in ("other", "unclear") else ()
     return Judgement(answer.outcome, tuple(answer.marked()), notes)
 
 

@@ -44,14 +44,16 @@ def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
         edited: the trace after the edit.
     """
     if edit.removed or any(not r.old for r in edit.replacements):
-        raise TwinError("critic_adds", "a critic's edit exchanges words; it adds and takes out no messages or tools")
+        raise TwinError(
+            "critic_adds", "a critic's edit may only replace words; it must not add or remove messages or tools"
+        )
     for r in edit.replacements:
         if harmless(r.new) != r.new or any(ord(c) < 32 and c not in "\n\t" for c in r.new):
             raise TwinError("control_tokens", f"the edit writes control characters or turn markers: {r.new[:60]!r}")
         if MARKUP.search(r.new) or (r.where == "message" and _CALL.search(r.new) and not _CALL.search(r.old)):
-            raise TwinError("critic_adds", f"the edit writes what looks like a call: {r.new[:60]!r}")
+            raise TwinError("critic_adds", f"the edit writes text that looks like a call: {r.new[:60]!r}")
     if len(edited.tools) != len(trace.tools):
-        raise TwinError("critic_adds", "the edit adds a tool or takes one out")
+        raise TwinError("critic_adds", "the edit adds or removes a tool")
     for before, after in zip(trace.tools, edited.tools, strict=True):
         name = (after.get("function") or after)["name"]
         if (
@@ -59,4 +61,4 @@ def refuse_critics_edit(trace: Trace, edited: Trace, edit: TwinEdit) -> None:
             and name not in trace.tool_schemas
             and effect_of(name, (before, after), trace.tool_effects) != "reads"
         ):
-            raise TwinError("state_changing", f"the edit lists {name}, which may change something")
+            raise TwinError("state_changing", f"the edit lists {name}, a tool that may change something")

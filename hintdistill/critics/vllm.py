@@ -71,7 +71,8 @@ class VLLMBackend:
             )
         except Exception as error:
             failure = ServiceError(
-                f"vLLM did not start on {self.folder}: {error}", hint="critic.llm.context_tokens bounds its memory"
+                f"vLLM did not start on {self.folder}: {error}",
+                hint="a lower critic.llm.context_tokens limits its memory",
             )
             failure.retryable = False
             raise failure from error
@@ -104,8 +105,8 @@ class VLLMBackend:
                 continue
             if len(ids) + self.max_tokens > (self.context_tokens or 1 << 30):
                 out[i] = ContextLengthError(
-                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; "
-                    f"the critic has {self.context_tokens}"
+                    f"the question has {len(ids)} tokens and the answer up to {self.max_tokens}; the critic's context "
+                    f"holds {self.context_tokens}"
                 )
                 continue
             asked.append(i)
