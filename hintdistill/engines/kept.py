@@ -1,14 +1,15 @@
-"""An engine that keeps what it has read of growing conversations, and reads the requests of concurrent callers together.
+"""Keep the state of growing conversations between calls, and read the requests of concurrent callers together.
 
-Of each conversation the keys, the values and the last hidden states of its plain view are kept: the first sequence of every
-group of requests, which is the step in its own context. The next call reads what was added, and the branches of its hints. Steps
-that were read earlier are scored from the kept hidden states. Conversations are dropped in the order of their last use once all of
-them together take more than `max_bytes`; while a call works it may hold its own conversation beyond that.
+The engine keeps the keys, values and last hidden states of each conversation's plain view. That view is the first
+sequence of every group of requests: the step in its own context. The next call reads only the new tokens and the
+branches of its hints. Steps that were read earlier are scored from the kept hidden states. The least recently used
+conversations are dropped once all together take more than `max_bytes`; a running call may hold its own conversation
+beyond that limit.
 
-Callers wait for one another in any case, because a model is one. So the first of those that wait works for all of them: their
-sequences are packed into the same forward calls. They are served in the order in which they came, no more than `TOGETHER` at a time,
-and nobody is waited for who has not come yet. A caller that holds the turn (`turns`) when it asks lets others have it meanwhile.
-One thread reads for whoever works: torch keeps a team of threads for every thread that computes, and two teams are in each other's way.
+Callers have to wait for one another, because there is only one model. So the first waiting caller works for all: their
+sequences are packed into the same forward calls. Callers are served in order of arrival, at most `TOGETHER` at a time,
+without waiting for further ones. A caller that holds the turn (`turns`) releases it while it waits. A single thread
+runs the model, because torch keeps a thread pool for every thread that computes, and two pools slow each other down.
 """
 
 from __future__ import annotations
@@ -33,30 +34,30 @@ from hintdistill.engines.transformers import TransformersEngine, give_back
 from hintdistill.engines.turns import Turns
 
 SLACK = 256
-"""Tokens that a conversation's buffers have room for beyond what they hold, at least."""
+"""Smallest number of free token places in a conversation's buffers."""
 TOGETHER = 16
-"""Callers that are served together at most, and although others still prepare."""
+"""Largest number of callers served together; when it is reached, callers that still prepare are not waited for."""
 WORTH = 32
-"""Tokens that two new conversations must have in common for one of them to wait until the other has been read."""
+"""Number of common tokens above which one of two new conversations waits until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
 class Kept:
-    """One conversation: its ids, and what the model made of them."""
+    """Hold one conversation: its ids, and the model's state for them."""
 
     ids: np.ndarray
     """int64 [S]"""
     layers: Layers = field(default_factory=dict)
-    """Per attention layer, keys and values [Hk, room, D] with room for at least S tokens."""
+    """Keys and values [Hk, room, D] of each attention layer, with room for at least S tokens."""
     hidden: Tensor | None = None
-    """[S, H]: what the head reads."""
+    """[S, H]: the hidden states that the head reads."""
     read: int = 0
-    """Tokens of `ids` that have been read."""
+    """Number of tokens of `ids` that have been read."""
 
     @property
     def bytes(self) -> int:
-        """Memory taken."""
+        """Memory used, bytes."""
         tensors = [t for pair in self.layers.values() for t in pair] + (
             [self.hidden] if self.hidden is not None else []
         )
@@ -70,34 +71,35 @@ class Kept:
 
 @dataclass(eq=False)
 class _Job:
-    """One caller's requests and their scores."""
+    """Hold one caller's requests and their scores."""
 
     requests: Sequence[ScoreRequest]
     top_k: int
     returns: bool = False
-    """Whether its caller held the turn, and goes on with it when it is served."""
+    """Whether its caller held the turn and takes it back when it is served."""
     scores: list[Scores] | None = None
     error: Exception | None = None
     served: bool = False
-    """Whether one of the two is there, and its caller has been called back."""
+    """Whether the job has scores or an error, and its caller has been called back."""
 
 
 class KeptEngine:
-    """See the module. Fulfils `Engine`; exact as the engine it wraps is."""
+    """Score with kept conversations; see the module's docstring. It implements `Engine` and is as exact as the engine
+    that it wraps."""
 
     capabilities = TransformersEngine.capabilities
 
     def __init__(self, engine: TransformersEngine, max_bytes: int, turns: Turns | None = None) -> None:
-        """`turns` is shared with those who prepare requests for this engine."""
+        """Wrap an engine. `turns` is shared with the threads that prepare requests for it."""
         self.turns = turns or Turns(contextlib.nullcontext())
         self.engine, self.max_bytes = engine, max_bytes
         self.key, self.max_length, self.batch_tokens = engine.key, engine.max_length, engine.batch_tokens
         self.computed = 0
-        """Tokens read so far."""
+        """Number of tokens read so far."""
         self.asked = 0
-        """Tokens that separate forward passes would have read."""
+        """Number of tokens that separate forward passes would have read."""
         self.batches = 0
-        """Calls of the model's owner, each for one caller or several."""
+        """Number of calls of the model's owner, each for one or several callers."""
         self._kept: list[Kept] = []
         self._queue: list[_Job] = []
         self._waiting, self._led = threading.Condition(), False
@@ -107,21 +109,21 @@ class KeptEngine:
 
     @property
     def bytes(self) -> int:
-        """Memory that kept conversations take."""
+        """Memory used by the kept conversations, bytes."""
         return sum(k.bytes for k in self._kept)
 
     @property
     def conversations(self) -> int:
-        """Conversations kept."""
+        """Number of kept conversations."""
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget everything that was kept; necessary after the model's weights have changed."""
+        """Forget all conversations; necessary after the model's weights have changed."""
         with self.engine.at_work():
             self._kept = []
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
-        """See `Engine.score`. Callers that wait meanwhile are served together."""
+        """See `Engine.score`. Callers that wait at the same time are served together."""
         job = _Job(list(requests), top_k, self.turns.mine)
         with self._waiting:
             self._queue.append(job)
@@ -143,7 +145,7 @@ class KeptEngine:
         return job.scores
 
     def _served(self, job: _Job) -> None:
-        """Wait until a job is served; the thread whose job is first in the queue has the queue served."""
+        """Wait until a job is served; the thread whose job is first in the queue serves the queue."""
         with self._waiting:
             while not job.served and (self._led or self._queue[0] is not job):
                 self._waiting.wait()
@@ -158,7 +160,7 @@ class KeptEngine:
                 self._waiting.notify_all()
 
     def _lead(self) -> None:
-        """Serve those that wait, when the turn has come."""
+        """Serve the waiting jobs when the turn has come."""
         with self.turns.last(lambda: len(self._queue) >= TOGETHER):
             with self._waiting:
                 jobs, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
@@ -181,7 +183,8 @@ class KeptEngine:
                     self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
-        """Serve several callers at once; where that fails, each alone, so that an error reaches the one it belongs to."""
+        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only its own
+        caller."""
         self.batches += 1
         try:
             with self.engine.at_work():
@@ -229,9 +232,10 @@ class KeptEngine:
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
-        """Read what is new of these conversations, in as few forward calls as there can be; those that were used.
+        """Read the new tokens of these conversations in as few forward calls as possible, and return the conversations
+        used.
 
-        Of new conversations with a common beginning one is read first, and the others go on from it.
+        If several new conversations begin alike, one is read first and the others continue from it.
         """
         used: list[Kept] = []
         later: list[np.ndarray] = []
@@ -259,7 +263,7 @@ class KeptEngine:
         return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
-        """Read the positions that are still missing from conversations, each a trunk of one tree."""
+        """Read the missing positions of conversations; each is a trunk of one tree."""
         tree = PrefixTree(tuple(Chain(ROOT, i, 0, k.ids) for i, k in enumerate(owed)), (), ())
         memory, found = Memory(), [list[Tensor]() for _ in owed]
         for i, k in enumerate(owed):
@@ -277,7 +281,8 @@ class KeptEngine:
             k.read = len(k.ids)
 
     def _hidden(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
-        """Hidden states [T_i, H] at each sequence's positions: kept ones, and those of branches, which are read now."""
+        """Return the hidden states [T_i, H] at each sequence's positions: kept ones, and those of branches, which are
+        read now."""
         members = dict[int, list[int]]()
         for i, ids in enumerate(sequences):
             shared = [shared_length(k.ids, ids) for k in self._kept]
@@ -308,7 +313,7 @@ class KeptEngine:
         return [_gather(some, tree.given, kept, rows, states) for some in places]
 
     def _bound(self, used: Sequence[Kept]) -> None:
-        """Put what was used last, and drop the oldest beyond the bound."""
+        """Move the conversations used last to the end, and drop the oldest beyond the limit."""
         self._kept = [*(k for k in self._kept if k not in used), *used]
         total = self.bytes
         while self._kept and total > self.max_bytes:
@@ -318,7 +323,7 @@ class KeptEngine:
 
 
 def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the first sequence of every group: the plain view."""
+    """Return the first sequence of every group, the plain view."""
     first: dict[str, np.ndarray] = {}
     for request, ids in zip(requests, sequences, strict=True):
         if request.group is not None:
@@ -327,12 +332,12 @@ def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) ->
 
 
 def _room(length: int) -> int:
-    """Tokens that the buffers of a conversation have room for, so that few of its turns copy them."""
+    """Return the number of tokens for which a conversation's buffers have room; spare room makes copies rare."""
     return -(-(length + SLACK) // SLACK) * SLACK
 
 
 def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
-    """Forward calls of at most `budget` tokens."""
+    """Return the number of forward calls of at most `budget` tokens."""
     out: list[list[Piece]] = []
     room = 0
     for piece in pieces:
@@ -349,8 +354,8 @@ def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
 
 
 def _forest(trees: Sequence[PrefixTree]) -> tuple[PrefixTree, list[int]]:
-    """Return several trees as one, given trunks first; and the sequence of the forest that each sequence, tree by tree,
-    is."""
+    """Merge several trees into one, with given trunks first. Also return, for each tree's sequences in order, their
+    index in the merged tree."""
     given = [tree.given for tree in trees]
     chains: list[Chain] = [c for tree in trees for c in tree.chains[: tree.given]]
     leaves: list[int] = []
@@ -378,7 +383,8 @@ def _gather(
     rows: dict[tuple[int, int], int],
     states: Tensor | None,
 ) -> Tensor:
-    """Hidden states [T, H] at (chain, position) places, from what is kept of given trunks and from what was read."""
+    """Return the hidden states [T, H] at (chain, position) places, from the kept state of given trunks and from this
+    pass."""
     parts: list[Tensor] = []
     at = 0
     while at < len(places):
