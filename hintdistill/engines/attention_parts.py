@@ -64,7 +64,7 @@ def attend_parts(query: Tensor, parts: Sequence[Part], scale: float) -> Tensor:
         whole = whole * (total - both).exp()[..., None] + out * (logsum - both).exp()[..., None]
         total = both
     if whole is None:
-        raise ValueError("no keys to attend to")
+        raise ValueError("there are no keys to attend to")
     return whole.to(query.dtype)
 
 

@@ -173,7 +173,9 @@ class KeptEngine:
                     wait([reading])
             except BaseException:
                 for job in (j for j in jobs if j.scores is None):
-                    job.error = job.error or ScoreError("the caller that had this read was interrupted; ask again")
+                    job.error = job.error or ScoreError(
+                        "the caller that was reading this request was interrupted; ask again"
+                    )
                 raise
             finally:
                 # at once: a caller that sees its answer stands in the line already
@@ -226,7 +228,7 @@ class KeptEngine:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"nothing is kept between calls: this model's prefixes are shared by {self.engine.sharing}",
+                f"nothing is kept between calls, because this model shares prefixes by {self.engine.sharing}",
                 SharingWarning,
                 stacklevel=3,
             )

@@ -55,11 +55,12 @@ def load(name: str, job: EngineJob) -> Engine:
     engine = loaded(entry.implementation)(job)
     if not isinstance(engine, Engine):
         raise ConfigError(
-            f"the engine {name} is a {type(engine).__name__}, which lacks capabilities, key, max_length or score"
+            f"the engine {name} is a {type(engine).__name__}, which lacks one of capabilities, key, max_length and "
+            "score"
         )
     if frozenset(engine.capabilities) != entry.capabilities:
         said = [", ".join(sorted(c)) or "none" for c in (entry.capabilities, engine.capabilities)]
-        raise ConfigError(f"the engine {name} is registered with the capabilities {said[0]} and has {said[1]}")
+        raise ConfigError(f"the engine {name} is registered with the capabilities {said[0]} but has {said[1]}")
     return engine
 
 

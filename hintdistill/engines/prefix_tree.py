@@ -172,7 +172,7 @@ def grow(sequences: Sequence[np.ndarray], trunks: Sequence[np.ndarray] = ()) -> 
         insert(np.asarray(trunk, np.int64))
     given = len(chains)
     if given != len(trunks):
-        raise ValueError("a given trunk begins like another one")
+        raise ValueError("a given trunk has the same beginning as another one")
     leaves = [ROOT] * len(sequences)
     for i in sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), sequences[i].tobytes())):
         leaves[i] = insert(np.asarray(sequences[i], np.int64))

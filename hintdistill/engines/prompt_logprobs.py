@@ -47,7 +47,7 @@ def units(requests: Sequence[ScoreRequest], max_length: int) -> list[Unit]:
     for r in requests:
         if r.end > max_length:
             raise ContextLengthError(
-                f"a sequence of {r.end} tokens is longer than the {max_length} the server takes",
+                f"a sequence of {r.end} tokens is longer than the {max_length} tokens that the server accepts",
                 hint="shorten the trace, or serve the model with a longer --max-model-len",
             )
     sequences = [np.ascontiguousarray(r.ids[: r.end], np.int64) for r in requests]
@@ -77,14 +77,15 @@ def scores(request: ScoreRequest, top_k: int, vocab: int | None, at: Callable[[i
         known, here = at(position), int(request.ids[position])
         where = f"position {t} of a step ({request.group or 'no group'})"
         if known is None or here not in known:
-            raise ScoreError(f"no log-probability of the sampled token at {where}")
+            raise ScoreError(f"there is no log-probability of the sampled token at {where}")
         ranked = sorted(known.items(), key=lambda e: (-e[1], e[0]))
         kept = dict(ranked[:top_k]) | {here: known[here]}
         # ranked lists end in what was clamped to -inf: those ids are in the tail
         kept = {i: lp for i, lp in kept.items() if lp > CLAMPED or i == here}
         if not all(math.isfinite(lp) and lp > CLAMPED for lp in kept.values()):
             raise ScoreError(
-                f"log-probability {known[here]} at {where}", hint="the weights or the precision overflow; try float32"
+                f"log-probability {known[here]} at {where}",
+                hint="the computation overflows with these weights or this precision; try float32",
             )
         row = sorted(kept)
         ids[t, : len(row)], logprobs[t, : len(row)] = row, [kept[i] for i in row]

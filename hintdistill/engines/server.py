@@ -106,7 +106,7 @@ class ServerEngine:
                 length = card.get("max_model_len")
                 # one token is generated, because servers generate at least one
                 return (length if type(length) is int and length > 1 else 1 << 30) - 1
-        raise ServiceError(f"{url} does not serve {self.model}", hint="its /v1/models lists what it serves")
+        raise ServiceError(f"{url} does not serve {self.model}", hint="its /v1/models lists the models that it serves")
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
         """See `Engine.score`.
@@ -131,7 +131,8 @@ class ServerEngine:
             table = choice.get("prompt_logprobs")
             if table is None:
                 raise ServiceError(
-                    f"{self.base_url} knows no prompt_logprobs", hint="for other servers than vLLM: dialect='echo'"
+                    f"{self.base_url} does not support prompt_logprobs",
+                    hint="for servers other than vLLM, use dialect='echo'",
                 )
             with self._well_formed():
                 self._same_prompt(ids, table)
@@ -154,15 +155,15 @@ class ServerEngine:
             raise self._other_prompt(f"{len(table)} positions for {len(ids)} tokens")
         for p, row in enumerate(table):
             if row is not None and str(ids[p]) not in {str(i) for i in row}:
-                raise self._other_prompt(f"position {p} has no token {ids[p]}")
+                raise self._other_prompt(f"position {p} does not list token {ids[p]}")
 
     def _same_tokens(self, ids: Sequence[int], tokens: Any) -> None:
         """Check that echoed tokens equal the ids that were sent, with at most one generated token after them. Raises
         ServiceError."""
         if not isinstance(tokens, list):
-            raise ServiceError(f"{self.base_url} does not say which tokens its log-probabilities are of")
+            raise ServiceError(f"{self.base_url} does not say which tokens its log-probabilities belong to")
         if not len(ids) <= len(tokens) <= len(ids) + 1:
-            raise self._other_prompt(f"{len(tokens)} tokens for {len(ids)} and one generated")
+            raise self._other_prompt(f"{len(tokens)} tokens instead of {len(ids)} and one generated")
         for p, text in enumerate(tokens[: len(ids)]):
             if not self._is(ids[p], text):
                 raise self._other_prompt(f"position {p} is {text!r}, not token {ids[p]}")
@@ -181,7 +182,7 @@ class ServerEngine:
 
     def _other_prompt(self, what: str) -> ServiceError:
         return ServiceError(
-            f"{self.base_url} scored another prompt than it was sent: {what}",
+            f"{self.base_url} scored a different prompt from the one that was sent: {what}",
             hint="the server may add a BOS token to prompts of token ids; switch that off, or use dialect='prompt_logprobs'",
         )
 
@@ -192,7 +193,7 @@ class ServerEngine:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise ServiceError(
-                f"{self.base_url} answers in another form than the dialect {self.dialect}: {error!r}"
+                f"{self.base_url} gave an answer that does not fit the dialect {self.dialect}: {error!r}"
             ) from None
 
     def _echoed(self, here: int, logprob: float | None, top: dict[str, float] | None) -> Position | None:
@@ -206,8 +207,8 @@ class ServerEngine:
         found = self.id_of(text) if self.id_of is not None else None
         if found is None:
             raise ScoreError(
-                f"the server names a token as the text {text!r}, which no id is known for",
-                hint="give ServerEngine an `id_of`, or use a server that knows return_tokens_as_token_ids",
+                f"the server names a token as the text {text!r}, for which no id is known",
+                hint="give ServerEngine an `id_of`, or use a server that supports return_tokens_as_token_ids",
             )
         return found
 
@@ -239,7 +240,7 @@ class ServerEngine:
         except (ValueError, RecursionError) as error:
             raise ServiceError(f"{self.base_url} did not answer with JSON: {error}") from None
         if not isinstance(data, dict):
-            raise ServiceError(f"{self.base_url} answered with something else than a JSON object: {answer.text[:300]}")
+            raise ServiceError(f"{self.base_url} did not answer with a JSON object: {answer.text[:300]}")
         return data
 
 

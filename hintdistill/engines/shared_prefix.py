@@ -146,7 +146,7 @@ class PackedCall:
             keys, values = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
             return self._in_blocks(q, keys[:, :stop], values[:, :stop], first, rule)
         if torch.is_grad_enabled() and q.requires_grad:
-            raise SharingError("only whole trunks carry a gradient: a past read from the cache is detached")
+            raise SharingError("only whole trunks can carry a gradient, because a past read from the cache is detached")
         path = self.tree.path(piece.chain, piece.stop)
         if maskless:
             seen, mine = slice(rows.start), slice(rows.start, rows.stop)
@@ -255,7 +255,7 @@ def _attention(
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if kwargs.get("position_bias") is not None:
-        raise SharingError("position biases are not shared between branches")
+        raise SharingError("position biases cannot be shared between branches")
     scale, config = kwargs.get("scaling"), getattr(module, "config", None)
     rule = Rule(
         scale if scale is not None else query.shape[-1] ** -0.5,

@@ -84,7 +84,7 @@ def choose(model: Any, head: Head, vocab: int) -> tuple[Sharing, list[Trial]]:
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     if ways == ["separate"]:
         warnings.warn(
-            f"{name} is an unknown kind: every sequence is read by itself, which is exact and slower",
+            f"{name} is an unknown kind: every sequence is read on its own, which is exact but slower",
             SharingWarning,
             stacklevel=3,
         )
@@ -102,7 +102,8 @@ def choose(model: Any, head: Head, vocab: int) -> tuple[Sharing, list[Trial]]:
     if refused and chosen == "separate":
         reasons = "; ".join(f"{t.way}: {t.reason}" for t in refused)
         warnings.warn(
-            f"{name}: every sequence is read by itself, because no way of sharing a prefix is exact here ({reasons})",
+            f"{name}: every sequence is read on its own, because no way of sharing prefixes is exact for this model "
+            f"({reasons})",
             SharingWarning,
             stacklevel=3,
         )
@@ -135,7 +136,7 @@ class _Check:
             apart = hidden_states("separate", model, self.tree, self.sequences, self.positions, 0)
             self.reference = self._logprobs(apart)
             self.usable = bool(torch.isfinite(self.reference).all())
-            """Whether separate passes give numbers at all; if not, scoring says so."""
+            """Whether separate passes give finite numbers; if not, scoring reports it."""
             if model.dtype in BOUND:
                 self.bound = BOUND[model.dtype]
             else:

@@ -42,7 +42,7 @@ class Walk:
         """
         name = cache_name(model)
         if name is None:
-            raise SharingError("it takes no cache")
+            raise SharingError("the model takes no cache")
         self.model, self.tree, self.wanted, self.by_token, self.name = model, tree, wanted, by_token, name
         self.device = next(model.parameters()).device
         self.found: dict[tuple[int, int], Tensor] = {}
@@ -86,7 +86,7 @@ class Walk:
         self.found.update({(index, p): h for p, h in zip(positions, out[0], strict=True)})
         after = getattr(answer, self.name, None)
         if after is None:
-            raise SharingError("it gives no state back")
+            raise SharingError("the model returns no state")
         return after
 
 

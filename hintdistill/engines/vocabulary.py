@@ -50,7 +50,8 @@ class Vocabulary:
         self.size = int(model.get_output_embeddings().weight.shape[0])
 
     def read(self, hidden: Tensor, sampled: np.ndarray, k: int) -> HeadReading:
-        """Apply the head to hidden states [T, H]; keep the log-probabilities of `sampled` [T] and of the top `k`."""
+        """Apply the head to hidden states [T, H], and keep the log-probabilities of `sampled` [T] and of the top
+        `k`."""
         ids = torch.from_numpy(sampled).to(hidden.device)
         parts: list[tuple[Tensor, ...]] = []
         for c in chunks(len(hidden), self.size):

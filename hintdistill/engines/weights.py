@@ -18,7 +18,7 @@ from hintdistill.core.model_shape import base_folder
 from hintdistill.core.models import ADAPTER_CONFIG, load_tokenizer, unloadable
 from hintdistill.core.trust import model_code_allowed
 
-DAMAGED = "the folder is incomplete or of another release of its architecture; get it again"
+DAMAGED = "the folder is incomplete or belongs to another release of its architecture; download it again"
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
@@ -111,13 +111,13 @@ def _require_none(folder: Path, found: Mapping[str, Any]) -> None:
         f"{what}: {_few(names)}"
         for what, names in (
             ("it lacks tensors", lacking),
-            ("it has tensors that its architecture does not know", extra),
-            ("tensors have another shape", other),
+            ("it has tensors that are unknown to its architecture", extra),
+            ("tensors have a different shape", other),
         )
         if names
     ]
     if said:
-        raise ModelError(f"the weights of {folder} are not those of its config: {'; '.join(said)}", hint=DAMAGED)
+        raise ModelError(f"the weights of {folder} do not match its config: {'; '.join(said)}", hint=DAMAGED)
 
 
 def _require_adapter(model: Any, folder: Path, name: str) -> None:
