@@ -41,14 +41,14 @@ class Answer(BaseModel):
 
 
 class LLMEdit(Answer):
-    """Hold words that the agent had read, and their replacement."""
+    """Words of what the agent had read, and others in their place."""
 
     quote: str
     replacement: str
 
 
 class LLMFinding(Answer):
-    """Hold one mistake as the critic states it."""
+    """One mistake, as the critic states it."""
 
     step: int
     quote: str | None
@@ -65,7 +65,7 @@ class LLMFinding(Answer):
 
 
 class LLMAnswer(Answer):
-    """Hold the answer about a whole record."""
+    """The answer about a whole record."""
 
     verdict: Verdict | None = None
     findings: list[LLMFinding]
@@ -106,7 +106,7 @@ class LLMAnswer(Answer):
 
 
 class StepAnswer(Answer):
-    """Hold the answer about one step; the other fields count only if the step is a mistake."""
+    """The answer about one step; the other fields count only if it is a mistake."""
 
     mistake: bool
     quote: str | None
@@ -120,13 +120,13 @@ class StepAnswer(Answer):
 
 
 class HalfAnswer(Answer):
-    """Hold the half of a range of steps that contains the first mistake."""
+    """Which half of a range of steps holds the first mistake."""
 
     half: Literal["first", "second", "none", "not_student", "abstain"]
 
 
 class HintAnswer(Answer):
-    """Hold a new hint for a finding whose first hint was rejected."""
+    """Another hint for a finding whose first one did not do."""
 
     hint: str
 

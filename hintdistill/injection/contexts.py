@@ -81,7 +81,7 @@ def wrong(case: ContextCase) -> str:
         found.append(text)
         taken.append(text)
     if not found:
-        raise case.lacks("no_other_hint", "no other error class has a hint that fits here")
+        raise case.lacks("no_other_hint", "no other error class has a hint that fits this step")
     return found[case.number % len(found)]
 
 
@@ -100,7 +100,7 @@ def rule(case: ContextCase) -> str:
     try:
         return case.library.render(PRINCIPLE, facts)
     except PromptError:
-        raise case.lacks("no_rule", f"{PRINCIPLE} has no words for {case.finding.error_class!r}") from None
+        raise case.lacks("no_rule", f"{PRINCIPLE} has no rule for {case.finding.error_class!r}") from None
 
 
 def rules(case: ContextCase) -> str:
@@ -110,7 +110,7 @@ def rules(case: ContextCase) -> str:
         with contextlib.suppress(PromptError):
             found.append(case.library.render(PRINCIPLE, {"error_class": name}).strip())
     if not any(found):
-        raise case.lacks("no_rule", f"{PRINCIPLE} has no words for any class")
+        raise case.lacks("no_rule", f"{PRINCIPLE} has no rule for any class")
     return "\n".join(dict.fromkeys(filter(None, found)))
 
 

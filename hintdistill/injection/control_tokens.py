@@ -35,12 +35,12 @@ def refuse_in_hint(renderer: Renderer, hint: str) -> None:
     """Raise ControlTokensError if a hint contains control tokens or control characters."""
     controls = control_texts(renderer)
     if characters := sorted({f"U+{ord(c):04X}" for c in _CHARACTERS.findall(hint)}):
-        raise ControlTokensError(f"the hint holds the control characters {', '.join(characters)}")
+        raise ControlTokensError(f"the hint contains the control characters {', '.join(characters)}")
     if written := controls.keys() & set(renderer.encode(hint)):
         words = ", ".join(repr(controls[i]) for i in sorted(written))
         raise ControlTokensError(
-            f"the hint holds the control tokens {words}, with which it could open or close a turn",
-            hint="say it without them; what the trace holds may have steered the critic",
+            f"the hint contains the control tokens {words}, which could open or close a turn",
+            hint="write the hint without them; text in the trace may have manipulated the critic",
         )
 
 

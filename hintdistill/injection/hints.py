@@ -94,8 +94,8 @@ def hint_text(trace: Trace, finding: Finding, library: PromptLibrary) -> str:
     name = hint_name(finding.error_class)
     if not library.has(name):
         raise NoHintError(
-            f"the finding has no hint and the error class {finding.error_class!r} no template",
-            hint=f"add {name} to the folder critic.prompts names, or let the critic write the hint",
+            f"the finding has no hint, and the error class {finding.error_class!r} has no template",
+            hint=f"add {name} to the folder that critic.prompts names, or let the critic write the hint",
         )
     return library.render(name, hint_facts(trace, finding))
 
@@ -142,7 +142,7 @@ def placebo_texts(
         if text is None:
             kind, text = "generic", _generic(library, rng, taken)
         if text is None:
-            raise PromptError(f"{GENERIC} offers too few different placebos", hint="add variants to it")
+            raise PromptError(f"{GENERIC} has too few different placebos", hint="add variants to that file")
         taken.add(text)
         out.append((kind, text))
     return out
@@ -208,12 +208,14 @@ def other_class_hint(
 
 def guards(hint: str, trace: Trace, step: int, context: str, step_text: str) -> tuple[str, ...]:
     """Return the text-level reasons against a hint; empty if there are none."""
-    reasons = [f"leak: {word!r} is not in the step's context" for word in leaks(hint, trace, context + step_text)[:3]]
+    reasons = [
+        f"leak: {word!r} does not occur in the step's context" for word in leaks(hint, trace, context + step_text)[:3]
+    ]
     reasons += [f"illegal: {what}" for what in illegal_actions(hint, trace)[:3]]
     if is_vacuous(hint):
         reasons.append("vacuous: the hint says nothing about this step")
     if differs_in_dialect(hint, trace, step):
-        reasons.append("dialect: the hint spaces JSON unlike the student does")
+        reasons.append("dialect: the hint's JSON is spaced differently from the student's")
     return tuple(reasons)
 
 
@@ -250,14 +252,16 @@ def illegal_actions(hint: str, trace: Trace) -> list[str]:
             continue
         arguments = {a for schema in schemas.values() for a in schema.get("properties", {})}
         if name not in arguments:
-            out.append(f"it proposes {name}, which is not a listed tool")
+            out.append(f"the hint proposes {name}, which is not a listed tool")
     for match in _SHOWN_CALL.finditer(hint):
         name = match["name"]
         shown = re.findall(r"\"(\w+)\"\s*:", match["arguments"])
         if name not in schemas:
-            out.append(f"it shows a call of {name}, which is not a listed tool")
+            out.append(f"the hint shows a call of {name}, which is not a listed tool")
         elif (declared := schemas[name].get("properties")) is not None:
-            out += [f"it shows {name} with {a}, which it does not have" for a in shown if a not in declared]
+            out += [
+                f"the hint shows {name} with {a}, an argument that it does not have" for a in shown if a not in declared
+            ]
     return list(dict.fromkeys(out))
 
 
@@ -273,7 +277,7 @@ def primes(hint: str, trace: Trace, finding: Finding) -> list[str]:
     first = next((w for w in said if w in names), None)
     out = [f"the wrong name {first!r} comes first"] if first in wrong else []
     if len(listed & set(said)) > 2:
-        out.append(f"it lists {len(listed & set(said))} tools")
+        out.append(f"the hint lists {len(listed & set(said))} tools")
     return out
 
 

@@ -164,7 +164,7 @@ def message_block(renderer: Renderer, opening: Opening, own: str, words: str, ro
         raise TemplateError(f"the template drops a {role} message in this place")
     if not rest.endswith(opening.prompt):
         raise TemplateError(
-            f"below a {role} message the template asks for a step otherwise than here: "
+            f"the template's generation prompt after a {role} message differs from the one here: "
             + first_difference(opening.prompt, rest[-len(opening.prompt) :])
         )
     return rest[: len(rest) - len(opening.prompt)], rest, rewrites
@@ -181,7 +181,7 @@ def _require_below_last(renderer: Renderer, opening: Opening, words: str, role: 
     talk = (*opening.before[:-1], marked, Message(role=role, content=words))
     text = renderer.render(talk, opening.tools, header=True)
     if text.rfind(words) < text.rfind(SENTINEL):
-        raise TemplateError(f"the template prints a {role} message above the one that it follows")
+        raise TemplateError(f"the template prints a {role} message above the preceding message")
 
 
 def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> int:
@@ -215,7 +215,7 @@ def _end_of_last(renderer: Renderer, opening: Opening, own: str, words: str) -> 
         same = next((i for i, (a, b) in enumerate(zip(between, closed, strict=False)) if a != b), None)
         if same:
             return there + len(content) + starts[same]
-    raise TemplateError("the template prints the message above the hint otherwise when a hint follows it")
+    raise TemplateError("the template prints the message above the hint differently when a hint follows it")
 
 
 def _tail_space(text: str) -> str:

@@ -197,7 +197,7 @@ def _tools(
 
 
 def _missing_calls(calls: Sequence[tuple[int, ToolCall]], listed: set[Any], rest: str) -> Iterator[str]:
-    """Calls of whose name the text holds too few, and calls whose arguments it does not hold."""
+    """Return the calls whose name occurs too rarely in the text, and the calls whose arguments are missing from it."""
     by_name: dict[str, list[int]] = {}
     for i, call in calls:
         by_name.setdefault(call.name, []).append(i)

@@ -65,7 +65,7 @@ def onto_recorded(
         exact = right is not None and left is not None and right - left == after - before
         if left is None or right is None or not (exact or (loose and right > left)):
             raise TwinError(
-                "recorded_differs", "the recorded context is not what the template prints at an edited place"
+                "recorded_differs", "the recorded context differs from the template's render at an edited place"
             )
         out += [*recorded[at : left + 1], *new.get(before, ())]
         at = right
@@ -99,22 +99,24 @@ def require_kept(
     """
     kept = [(i, at) for i, at in enumerate(origin) if at is not None]
     if len(origin) != len(made) or any(made[i] != original[at] for i, at in kept):
-        raise SpliceError("a token outside the edit has another id in the twin than in the original context")
+        raise SpliceError("a token outside the edit has a different id in the twin than in the original context")
     if any(a >= b for (_, a), (_, b) in pairwise(kept)):
-        raise SpliceError("tokens outside the edit have another order in the twin than in the original context")
+        raise SpliceError("tokens outside the edit are in a different order in the twin than in the original context")
     above = next((i for i, at in enumerate(origin) if at != i), len(origin))
     below = next((i for i in range(len(origin)) if origin[-1 - i] != len(original) - 1 - i), len(origin))
     where = [*_matches(original, recorded), len(recorded)]
     first = where[above - 1] if above else -1
     last = where[len(original) - below]
     if first is None or context[: first + 1] != recorded[: first + 1]:
-        raise SpliceError("above the first edited place, the twin's ids are not those of the original context")
+        raise SpliceError("above the first edited place, the twin's ids differ from the original context")
     rest = len(recorded) - (len(recorded) if last is None else last)
     if last is None or context[len(context) - rest :] != recorded[last:]:
-        raise SpliceError("below the last edited place, the twin's ids are not those of the original context")
+        raise SpliceError("below the last edited place, the twin's ids differ from the original context")
 
 
 def require_text(made: str, context: str) -> None:
     """Refuse an edited context on recorded ids whose text differs from the edited render. Raises SpliceError."""
     if made != context:
-        raise SpliceError(f"on the recorded ids, the twin is not the edited render: {first_difference(made, context)}")
+        raise SpliceError(
+            f"on the recorded ids, the twin's text differs from the edited render: {first_difference(made, context)}"
+        )

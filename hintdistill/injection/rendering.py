@@ -286,13 +286,13 @@ class Renderer(TokenText):
         header_ids = tuple(self.encode(opening.header))
         if header_ids and context_ids[-len(header_ids) :] != header_ids:
             raise SpliceError(
-                f"{where}: the recorded context does not end in this template's assistant header",
+                f"{where}: the recorded context does not end with this template's assistant header",
                 hint="the trace was recorded under another template; traces.token_ids=ignore renders it again",
             )
         said = message.content or (message.tool_calls[0].name if message.tool_calls else "")
         if said.strip() and said.strip()[:40] not in self.decode(message.token_ids):
             raise SpliceError(
-                f"{where}: the recorded ids decode to something else than the message",
+                f"{where}: the recorded ids do not decode to the message",
                 hint="the trace comes from another tokenizer; traces.token_ids=ignore renders it through this one's template",
             )
         read = message.prompt_token_ids is not None
@@ -344,7 +344,7 @@ class Renderer(TokenText):
         start = self._last_header_end(opening, whole)
         if start is None:
             raise TemplateError(
-                f"{where}: the template rewrites the messages before the step, and prints it below no header of its own: "
+                f"{where}: the template rewrites the messages before the step, and prints the step without a header: "
                 + first_difference(opening.text, whole)
             )
         return opening, whole[start:], (NOT_APPEND_ONLY,)

@@ -98,8 +98,8 @@ class StepSite:
         if made.own and hinted[-len(made.own) :] != made.own:
             ours, own = (self.renderer.decode(ids)[-160:] for ids in (hinted, made.own))
             raise SpliceError(
-                f"trace {self.trace.id}, step {self.step}: the context with the hint is not what the template prints "
-                f"with the hint in the place {made.placement}: {first_difference(own, ours)}"
+                f"trace {self.trace.id}, step {self.step}: the context with the hint differs from the template's "
+                f"render with the hint in the place {made.placement}: {first_difference(own, ours)}"
             )
 
     @cached_property
@@ -137,7 +137,7 @@ class StepSite:
         ids, starts = self.renderer.encode_with_starts(own)
         placed = self.context.put(opening.bare + block + opening.header, words, True, len(opening.bare))
         if placed.shifted:
-            raise SpliceError("the hint's message does not begin and end at token boundaries")
+            raise SpliceError("the hint's message does not begin or does not end at a token boundary")
         start = len(own) - len(rest)
         if start not in starts:
             raise SpliceError("the template's own render does not begin the hint's message at a token boundary")
@@ -181,7 +181,7 @@ class StepSite:
             owner = (
                 "does not print the system prompt verbatim"
                 if first is not None and first.role == "system"
-                else ("replaces a system prompt of its own, or rewrites messages, where one is given")
+                else ("replaces its own system prompt, or rewrites messages, if one is given")
             )
             raise TemplateError(f"the template {owner}") from None
         return self._put(placed, "system_prompt")
@@ -193,7 +193,7 @@ class StepSite:
         if opening.header == opening.prompt:
             return render
         if not render.endswith(opening.prompt):
-            raise TemplateError("the template asks for a step otherwise where a hint is given")
+            raise TemplateError("the template's generation prompt changes when a hint is given")
         return render[: len(render) - len(opening.prompt)] + opening.header
 
     @staticmethod
@@ -336,7 +336,11 @@ class Injector:
             + note_of(self.renderer, site.opening.before),
             guards=(
                 *guards(hint, trace, finding.step, site.known_text, site.text),
-                *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
+                *(
+                    (f"level: the level {level} is above {self.config.max_level}",)
+                    if level > self.config.max_level
+                    else ()
+                ),
                 *(f"primes: {what}" for what in primes(hint, trace, finding)),
             ),
             placebos=tuple(placebos),
@@ -360,7 +364,7 @@ class Injector:
             return tokens, found[1]
         if not self.config.whole_step_without_quote:
             raise QuoteNotFoundError(
-                f"trace {site.trace.id}, step {site.step}: the quote {finding.quote[:60]!r} is nowhere in the step",
+                f"trace {site.trace.id}, step {site.step}: the quote {finding.quote[:60]!r} does not occur in the step",
                 hint="inject.whole_step_without_quote=true uses the whole step instead",
             )
         return whole, "whole_step"
@@ -388,9 +392,9 @@ class Injector:
             notes = splice.notes + tuple(f"refused {r}" for r in refused)
             return Splice(splice.insert_at, splice.block_ids, splice.placement, splice.role, notes)
         raise TemplateError(
-            f"trace {site.trace.id}, step {site.step}: no placement for a hint in this chat template; "
+            f"trace {site.trace.id}, step {site.step}: this chat template has no place for a hint; "
             + "; ".join(refused),
-            hint="inject.placements and inject.roles say what is tried, in order",
+            hint="inject.placements and inject.roles set the placements that are tried, in order",
         )
 
     def _bounded(self, tokens: int, context: int, hint: str, document: bool) -> None:
@@ -399,19 +403,19 @@ class Injector:
             if tokens > self.config.contexts.max_tokens:
                 raise HintTooLongError(
                     f"the context {hint[:40]!r}… has {tokens} tokens, more than {self.config.contexts.max_tokens}",
-                    hint="inject.contexts.max_tokens is the bound",
+                    hint="raise inject.contexts.max_tokens, or shorten the context",
                 )
             return
         most, share = self.config.max_hint_tokens, self.config.max_hint_share
         if tokens > most:
             raise HintTooLongError(
                 f"the hint {hint[:40]!r}… has {tokens} tokens, more than {most}",
-                hint="inject.max_hint_tokens is the bound",
+                hint="raise inject.max_hint_tokens, or shorten the hint",
             )
         if tokens > max(SHORT_HINT, share * context):
             raise HintTooLongError(
                 f"the hint {hint[:40]!r}… has {tokens} tokens, {tokens / context:.2g} of the {context} of the context above it",
-                hint="inject.max_hint_share is the bound",
+                hint="raise inject.max_hint_share, or shorten the hint",
             )
 
     def _options(self) -> Sequence[tuple[Placement, HintRole | None]]:

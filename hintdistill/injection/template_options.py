@@ -48,16 +48,22 @@ class TemplateOptions:
         """
         for name in self.values:
             if name in RESERVED:
-                raise ConfigError(f"{self.origin}: {name} is not an option of a chat template, the toolkit sets it")
+                raise ConfigError(
+                    f"{self.origin}: {name} cannot be set as an option of the chat template, because the toolkit sets "
+                    "it"
+                )
             if not self.reads(template, name):
                 raise ConfigError(
-                    f"{self.origin}: the chat template reads no option {name!r}",
-                    hint="the template's own text says which it reads; an option that is not read would change nothing",
+                    f"{self.origin}: the chat template does not read the option {name!r}",
+                    hint="look in the template's text for the options that it reads; any other option would have no "
+                    "effect",
                 )
         if DATE in self.values:
             self._date()
             if _TODAY_READ.search(self.dated(template)):
-                raise ConfigError(f"{self.origin}: {DATE} cannot be set, the template works out the form of its date")
+                raise ConfigError(
+                    f"{self.origin}: {DATE} cannot be set, because the template computes the format of its date"
+                )
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for a render."""
@@ -80,4 +86,4 @@ class TemplateOptions:
             # YAML reads a bare date as one
             return self.today if said is None else datetime.date.fromisoformat(str(said))
         except ValueError:
-            raise ConfigError(f"{self.origin}: {DATE} is a date like 2026-05-01, not {said!r}") from None
+            raise ConfigError(f"{self.origin}: {DATE} must be a date like 2026-05-01, not {said!r}") from None

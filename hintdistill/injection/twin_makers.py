@@ -140,7 +140,7 @@ def unknown_tool(case: TwinCase) -> list[TwinEdit]:
     requests it."""
     wrong, edits = case.call.name, _Edits("unknown_tool")
     if case.tool_number(wrong) is not None:
-        raise TwinError("no_edit", f"the tool {wrong} is listed")
+        raise TwinError("no_edit", f"the tool {wrong} is already listed")
     right = right_tool(case.trace, case.finding, case.call)
     at = None if right is None else case.tool_number(right)
     if at is not None and right is not None and not case.called_before(right):
@@ -221,7 +221,7 @@ def wrong_argument_type(case: TwinCase) -> list[TwinEdit]:
     number = case.tool_number(case.call.name)
     found = [] if number is None else argument_errors(case.function(number), case.call)
     if number is None or not found:
-        raise TwinError("no_edit", "no argument breaks its schema")
+        raise TwinError("no_edit", "no argument violates its schema")
     edits = _Edits("wrong_argument_type")
     for kind, old, new in relaxations(found[0]):
         edits.add(kind, case.swap(number, old, new))
@@ -270,7 +270,7 @@ def _made_up(case: TwinCase) -> tuple[str, Any]:
     for names in (unseen, named, list(plain) if len(plain) == 1 else []):
         if len(names) == 1:
             return names[0], plain[names[0]]
-    raise TwinError("no_value", "it cannot be told which argument's value is made up")
+    raise TwinError("no_value", "it cannot be determined which argument's value was made up")
 
 
 def _with_field(text: str, index: int, name: str, value: Any) -> tuple[Replacement, ...]:
@@ -302,7 +302,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
         results.append(i)
     failed = [i for i in results if _FAILS.search(case.before[i].content or "")]
     if not failed:
-        raise TwinError("no_edit", "there is no failing observation right above the step")
+        raise TwinError("no_edit", "there is no failing observation directly above the step")
     at = failed[0]
     text = case.before[at].content or ""
     known = "\n".join(m.content or "" for m in case.before)
@@ -310,7 +310,7 @@ def ignored_error(case: TwinCase) -> list[TwinEdit]:
     values = [m.group(0).strip('"') for m in _STATED.finditer(content)]
     stated = [v for v in dict.fromkeys(values) if not re.search(rf"(?<!\w){re.escape(v)}(?!\w)", known)]
     if not stated:
-        raise TwinError("no_value", "the step states no value that a result could have given")
+        raise TwinError("no_value", "the step states no value that a result could have contained")
     spaced = (", ", ": ") if '": ' in text else (",", ":")
 
     def told(value: Any) -> tuple[Replacement, ...]:

@@ -120,7 +120,7 @@ class _Draft:
         parts = text.split(r.old)
         if len(parts) - 1 != r.count:
             where = f"{r.where} {r.index}"
-            raise TwinError("count", f"{r.old[:60]!r} stands {len(parts) - 1} times in {where}, not {r.count}")
+            raise TwinError("count", f"{r.old[:60]!r} occurs {len(parts) - 1} times in {where}, not {r.count}")
         if r.new == r.old:
             raise TwinError("empty", f"{r.old[:60]!r} is replaced by itself")
         self.replaced += 1
@@ -140,7 +140,7 @@ class _Draft:
     def add(self, r: Replacement) -> Iterator[Stage]:
         """Append to a message, or add a schema."""
         if r.count != 1 or not r.new:
-            raise TwinError("empty", "an addition has a text and happens once")
+            raise TwinError("empty", "an addition must have a text and the count 1")
         if r.where == "message":
             self.contents[r.index] = self._text(r) + r.new
             yield self.made(f"the addition to message {r.index}", 2, len(json.dumps(r.new)))
@@ -151,7 +151,7 @@ class _Draft:
         assert schema is not None
         name = (schema.get("function") or schema).get("name")
         if name in self.trace.tool_schemas:
-            raise TwinError("not_a_schema", f"the tool {name} is listed already")
+            raise TwinError("not_a_schema", f"the tool {name} is already listed")
         self.added.append((r.index, schema))
         yield self.made(f"the tool added at {r.index}", SLACK, 4 * len(r.new) + SLACK)
 
@@ -159,10 +159,10 @@ class _Draft:
         """Remove a run of messages, together with the results of every call among them."""
         first, end = run
         if end > self.at:
-            raise TwinError("beyond_step", f"message {end - 1} is not above the step")
+            raise TwinError("beyond_step", f"message {end - 1} does not come before the step")
         following = self.trace.messages[end : self.at + 1]
         if any(self.trace.messages[i].tool_calls for i in range(first, end)) and following[0].role == "tool":
-            raise TwinError("edits_a_step", f"message {end} answers a call that is taken out")
+            raise TwinError("edits_a_step", f"message {end} answers a call that is removed")
         if self.trace.messages[first].role == "tool":
             raise TwinError("edits_a_step", f"message {first} answers a call that stays")
         self.removed |= set(range(first, end))
@@ -176,9 +176,9 @@ class _Draft:
                 raise TwinError("count", f"there is no tool {r.index}")
             return json.dumps(schema, ensure_ascii=False)
         if r.index >= self.at:
-            raise TwinError("beyond_step", f"message {r.index} is not above the step")
+            raise TwinError("beyond_step", f"message {r.index} does not come before the step")
         if self.trace.messages[r.index].role == "assistant":
-            raise TwinError("edits_a_step", f"message {r.index} is an earlier step, which keeps its tokens")
+            raise TwinError("edits_a_step", f"message {r.index} is an earlier step, whose tokens must not change")
         return self.contents[r.index] or ""
 
 
@@ -223,7 +223,7 @@ def located(trace: Trace, step: int, old: str, new: str) -> Replacement:
         for i, tool in enumerate(trace.tools):
             places += [("tools", i)] * json.dumps(tool, ensure_ascii=False).count(old)
     if len(places) != 1:
-        raise TwinError("count", f"{old[:60]!r} stands {len(places)} times above step {step}, not once")
+        raise TwinError("count", f"{old[:60]!r} occurs {len(places)} times above step {step}, not once")
     return Replacement(where=places[0][0], index=places[0][1], old=old, new=new)
 
 
@@ -297,12 +297,12 @@ class TwinBuilder:
             try:
                 rendered = self.renderer.step(stage.trace, stage.step)
             except (TemplateError, SpliceError) as error:
-                raise TwinError("rerender_differs", f"the edited trace does not render: {error.message}") from error
+                raise TwinError("rerender_differs", f"the edited trace cannot be rendered: {error.message}") from error
             if rendered.step_ids != site.rendered.step_ids:
-                raise TwinError("rerender_differs", "the step itself is printed otherwise in the edited context")
+                raise TwinError("rerender_differs", "the step itself is printed differently in the edited context")
             start, end, new_end = changed(text, rendered.opening.text)
             if end - start > stage.removed or new_end - start > stage.added:
-                raise TwinError("rerender_differs", f"the template changes more than {stage.part}")
+                raise TwinError("rerender_differs", f"the template changes more than {stage.part} in the render")
             seen = stage.may_hide or (end, new_end) != (start, start)
             shown[stage.part] = shown.get(stage.part, False) or seen
             text, now = rendered.opening.text, tuple(self.renderer.encode(rendered.opening.text))
@@ -311,7 +311,7 @@ class TwinBuilder:
             ids = now
         hidden = [part for part, seen in shown.items() if not seen]
         if hidden or ids == original:
-            raise TwinError("not_shown", f"the template prints nothing of {', '.join(hidden) or 'the edit'}")
+            raise TwinError("not_shown", f"the template does not print {', '.join(hidden) or 'the edit'}")
         return ids, origin
 
 

@@ -155,7 +155,7 @@ def test_a_divergence_has_value_gradient_and_its_own_parameters(plugin):
 
 
 def test_a_divergence_that_does_not_say_what_truncation_does_is_refused():
-    with pytest.raises(ConfigError, match=r"must say .* `truncated`"):
+    with pytest.raises(ConfigError, match=r"must declare .* `truncated`"):
         parts.Divergence("mine", implementation=lambda s, t: s)
 
 

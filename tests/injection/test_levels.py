@@ -108,7 +108,7 @@ def test_what_primes_is_said():
         "the wrong name 'get_forecast' comes first"
     ]
     assert primes("Use get_weather, not get_forecast.", TRACE, FINDING) == []
-    assert primes("The tools are get_weather, get_time, plan_route.", TRACE, FINDING) == ["it lists 3 tools"]
+    assert primes("The tools are get_weather, get_time, plan_route.", TRACE, FINDING) == ["the hint lists 3 tools"]
 
 
 def test_no_shipped_hint_names_the_wrong_word_first_or_lists_the_tools():
@@ -126,7 +126,7 @@ def test_a_template_that_does_is_told(tmp_path):
         "{% if right is defined %}Use {{ right }}, not {{ wrong }}.{% else %}Look: {{ tools | join(' ') }}{% endif %}"
     )
     assert [a.split(": ")[1].split(";")[0] for a in PromptLibrary(tmp_path).advice("hints/unknown_tool.jinja")] == [
-        "it lists the tools"
+        "the hint lists the tools"
     ]
 
 

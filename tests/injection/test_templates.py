@@ -61,7 +61,7 @@ def test_an_invariant_that_is_broken_is_told():
     bad = Row(good.template, good.talk, good.trace, good.renderer, good.site, {**good.hints, "message, user": cut})
     assert any("ends in" in what for what in broken(bad))
     # and the product itself refuses it
-    with pytest.raises(SpliceError, match="after a call, step 1: the context with the hint is not what the template"):
+    with pytest.raises(SpliceError, match="after a call, step 1: the context with the hint differs from the template"):
         good.site._must_be_the_templates(Splice(cut.insert_at, cut.block_ids, "message", "user", (), made.own))
 
 
