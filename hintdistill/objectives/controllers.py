@@ -1,5 +1,5 @@
-"""Controllers: small states that watch a training and move a scalar, a window or the teacher. No gradients, no tensors kept
-on a device. A training loop calls them; nothing here calls anything."""
+"""Define controllers: small state machines that monitor training and adjust a scalar, a window or the teacher. They use
+no gradients and keep no tensors on a device. A training loop calls them; they call nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 
 def cliff_lambda(p: float, b: float, c: float) -> float:
-    """λ*, below which extrapolation (teacher λ, initial 1-λ) keeps structural tokens within the clip-safe region.
+    """Return λ*, the bound below which extrapolation (teacher λ, initial 1-λ) keeps structural tokens in the clip-safe
+    region.
 
     p, b: modal probability of teacher and initial policy at structural tokens (tool-call syntax); c: clip of the
     importance ratio. λ* = [log((1-p)/(c-1+p)) - log((1-b)/b)]/[log((1-p)/p) - log((1-b)/b)]. arXiv 2605.08737. λ*(.9993, .81,
@@ -24,9 +25,10 @@ def cliff_lambda(p: float, b: float, c: float) -> float:
 
 @dataclass
 class Cgtr:
-    """When to copy the student into the teacher: isolated long enough, reward up, lengths sane. CGTR (arXiv 2606.03532).
+    """Decide when to copy the student into the teacher: after enough steps, with a higher reward and normal lengths.
+    CGTR (arXiv 2606.03532).
 
-    Where there is no reward, the repair rate on held-out findings takes its place (ours).
+    Without a reward, the repair rate on held-out findings replaces it (ours).
     """
 
     isolation: int = 30
@@ -38,8 +40,8 @@ class Cgtr:
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=5))
 
     def refresh(self, step: int, reward: float, longest: float, mean_length: float) -> bool:
-        """Return whether to refresh at this step; the reward to beat then rises to the present mean of the last
-        five."""
+        """Return whether to refresh at this step. After a refresh, the reward to beat is the mean of the last five
+        rewards."""
         self.recent.append(reward)
         mean = sum(self.recent) / len(self.recent)
         if self.reference == -math.inf:
@@ -53,8 +55,9 @@ class Cgtr:
 
 @dataclass
 class KatBuffer:
-    """The level below which agreement is called false: the (1-η)-quantile of each rollout's lowest window mean, first in
-    first out. KAT (arXiv 2606.09471): 4096 kept, 512 needed, 50 steps of warm-up."""
+    """Keep the level below which agreement counts as false: the (1-η)-quantile of each rollout's lowest window mean,
+    over a first-in-first-out buffer. KAT (arXiv 2606.09471): the buffer holds 4096 values, needs 512, and starts after
+    50 steps of warm-up."""
 
     eta: float = 0.3
     size: int = 4096
@@ -63,13 +66,13 @@ class KatBuffer:
     minima: deque[float] = field(default_factory=deque)
 
     def add(self, minimum: float) -> None:
-        """One rollout's lowest rolling mean."""
+        """Add one rollout's lowest rolling mean."""
         self.minima.append(minimum)
         while len(self.minima) > self.size:
             self.minima.popleft()
 
     def level(self, step: int) -> float | None:
-        """Return the level, nats; None while it may not act."""
+        """Return the level in nats; None as long as it must not be used."""
         if step < self.warmup or len(self.minima) < self.needed:
             return None
         ordered = sorted(self.minima)
@@ -78,8 +81,8 @@ class KatBuffer:
 
 @dataclass
 class AdwinWindow:
-    """How many first tokens are trained on, by how well their gradient agrees with the full one. ADWIN (arXiv 2605.28396); the
-    numbers are ours."""
+    """Choose how many first tokens to train on, from the agreement of their gradient with the full gradient. ADWIN
+    (arXiv 2605.28396); the numbers are ours."""
 
     n: float = 100.0
     low: float = 0.7
@@ -89,7 +92,7 @@ class AdwinWindow:
     good: int = 0
 
     def probe(self, cosine: float, age: int) -> float:
-        """Return one audit: cosine of prefix and full gradient, `age` steps old; returns the window."""
+        """Process one audit, the cosine of prefix and full gradient, `age` steps old; return the window."""
         if age > self.fresh:
             return self.n
         if cosine < self.low:
@@ -105,10 +108,9 @@ class AdwinWindow:
 
 @dataclass
 class PruneLength:
-    """How long rollouts may be, by how many are still worth their tokens at the end. Prune-OPD (arXiv 2605.07804): ±100
-    tokens, hit ratio .1, patience 3; that hits lengthen and their absence shortens is our reading.
-
-    A rollout hits the budget if it is that long and its overlap weight (`shapes.cum_drop`) has not run down.
+    """Choose the length of rollouts from the share of rollouts that still earn weight at the end. Prune-OPD (arXiv
+    2605.07804): ±100 tokens, hit ratio .1, patience 3; longer after hits and shorter without is our reading. A rollout
+    hits the budget if it reaches that length before its overlap weight (`shapes.cum_drop`) falls to zero.
     """
 
     budget: int = 1000
@@ -119,7 +121,7 @@ class PruneLength:
     run: int = 0
 
     def update(self, hits: float) -> int:
-        """Return one batch's share of rollouts that hit the budget; returns the budget to use, tokens."""
+        """Process one batch's share of rollouts that hit the budget; return the new budget in tokens."""
         direction = 1 if hits >= self.ratio else -1
         self.run = self.run + direction if self.run * direction >= 0 else direction
         if abs(self.run) == self.patience:
@@ -129,26 +131,28 @@ class PruneLength:
 
 @dataclass
 class BlendBudget:
-    """The KL that a blended behaviour may spend at a step, nats per token: ε_k = ε₀·(1 - k/K). TRB (arXiv 2605.31159): ε₀ of
-    .001 to .05, K of 15 to 50; `targets.bridge_beta` spends it."""
+    """Limit the KL that a blended behaviour may use at a step, nats per token: ε_k = ε₀·(1 - k/K). TRB (arXiv
+    2605.31159): ε₀ of .001 to .05, K of 15 to 50; `targets.bridge_beta` uses it."""
 
     first: float = 0.01
     steps: int = 25
 
     def budget(self, step: int) -> float:
-        """ε at an optimiser step, from 0."""
+        """Return ε at an optimiser step, counted from 0."""
         return self.first * max(0.0, 1 - step / self.steps)
 
 
 @dataclass
 class CliffGuard:
-    """Refuses an extrapolation that breaks syntax: λ must stay below λ*(p, b, c). arXiv 2605.08737; the margin is ours."""
+    """Refuse an extrapolation that breaks syntax: λ must stay below λ*(p, b, c). arXiv 2605.08737; the margin is
+    ours."""
 
     clip: float = 5.0
     margin: float = 0.0
 
     def check(self, lam: float, p: float, b: float) -> float:
-        """λ*, from modal probabilities at structural tokens. Raises ValueError naming both if λ is not below it."""
+        """Return λ*, from modal probabilities at structural tokens. Raises ValueError, naming both, if λ is not below
+        it."""
         star = cliff_lambda(p, b, self.clip)
         if lam >= star - self.margin:
             raise ValueError(
@@ -159,14 +163,14 @@ class CliffGuard:
 
 @dataclass
 class LengthCurriculum:
-    """The next training length once the held-out entropy has recovered. Decoupling (arXiv 2605.16826)."""
+    """Choose the next training length once the held-out entropy has recovered. Decoupling (arXiv 2605.16826)."""
 
     lengths: tuple[int, ...]
     minimum: float
     at: int = 0
 
     def advance(self, entropy: float) -> int:
-        """Return the length to use, tokens, after a held-out entropy in nats."""
+        """Return the training length in tokens, given a held-out entropy in nats."""
         if entropy >= self.minimum and self.at < len(self.lengths) - 1:
             self.at += 1
         return self.lengths[self.at]
@@ -174,14 +178,14 @@ class LengthCurriculum:
 
 @dataclass
 class HardPromptReplay:
-    """Tasks that are failed often come back until they are not. ZPPO (arXiv 2606.18216): in below .5, out from .5."""
+    """Replay tasks that fail often until they succeed. ZPPO (arXiv 2606.18216): added below .5, removed from .5 on."""
 
     size: int = 256
     admit: float = 0.5
     accuracy: OrderedDict[Hashable, float] = field(default_factory=OrderedDict)
 
     def update(self, task: Hashable, accuracy: float) -> None:
-        """Admit or graduate one task by its mean rollout accuracy; the oldest leaves when there is no room."""
+        """Add or remove one task by its mean rollout accuracy; if there is no room, the oldest leaves."""
         if accuracy >= self.admit:
             self.accuracy.pop(task, None)
             return
@@ -203,4 +207,4 @@ CONTROLLERS = {
     "trb_budget": BlendBudget,
     "lambda_cliff_guard": CliffGuard,
 }
-"""What the controllers a recipe names are."""
+"""Controllers by the names that recipes use."""

@@ -235,9 +235,9 @@ def test_a_rate_limit_is_waited_out_as_the_server_asks(weather_trace, monkeypatc
 @pytest.mark.parametrize(
     ("body", "what"),
     [
-        (b"<html>Bad gateway</html>", "no JSON"),
-        (b'{"id": "x", "choices": [{"ind', "no JSON"),
-        (b"\xff\x00", "no JSON"),
+        (b"<html>Bad gateway</html>", "not JSON"),
+        (b'{"id": "x", "choices": [{"ind', "not JSON"),
+        (b"\xff\x00", "not JSON"),
         (b"[1]", "no list of choices"),
         (b"null", "no list of choices"),
         (b'{"error": {"message": "busy"}}', "no list of choices"),

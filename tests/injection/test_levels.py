@@ -126,7 +126,7 @@ def test_a_template_that_does_is_told(tmp_path):
         "{% if right is defined %}Use {{ right }}, not {{ wrong }}.{% else %}Look: {{ tools | join(' ') }}{% endif %}"
     )
     assert [a.split(": ")[1].split(";")[0] for a in PromptLibrary(tmp_path).advice("hints/unknown_tool.jinja")] == [
-        "the hint lists the tools"
+        "it lists the tools"
     ]
 
 
