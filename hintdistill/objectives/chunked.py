@@ -104,7 +104,7 @@ def linear_divergence(
     dimensions(1, weights=weights)
     if kind not in CLOSED:
         raise ValueError(
-            f"no closed form for {kind!r}; there are {', '.join(CLOSED)}, and `chunked` takes any function"
+            f"there is no closed form for {kind!r}, only for {', '.join(CLOSED)}; `chunked` takes any function"
         )
     if len(weights) != len(hidden) or len(target_hidden) != len(hidden) or len(head.weight) != len(target_head.weight):
         raise ValueError("student, target and weights must have the same positions and the same vocabulary")
@@ -147,8 +147,8 @@ def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
     """
     if ctx.kept is None:
         raise RuntimeError(
-            "a loss in chunks takes its gradient in the forward pass and gives it away once; compute it again for a second "
-            "backward pass"
+            "a loss in chunks computes its gradient in the forward pass and returns it only once; compute the loss "
+            "again for a second backward pass"
         )
     kept, ctx.kept = [None if g is None else g.mul_(scale) for g in ctx.kept], None
     return (*kept, *[None] * (len(ctx.needs_input_grad) - len(kept)))

@@ -74,7 +74,7 @@ def linear_support(
     dimensions(2, hidden=hidden)
     dimensions(1, weights=weights)
     if rest not in RESTS:
-        raise ValueError(f"no remainder {rest!r}; the kinds are {', '.join(RESTS)}")
+        raise ValueError(f"unknown remainder {rest!r}; the kinds are {', '.join(RESTS)}")
     if len(weights) != len(hidden):
         raise ValueError(f"{len(weights)} weights for {len(hidden)} positions")
     return _LinearSupport.apply(hidden, head.weight, head.bias, head, weights, _How(choose, rest, positions, tile))
@@ -303,14 +303,14 @@ def linear_term(
     """
     if spec.divergence.kind not in DIVERGENCES:
         raise ValueError(
-            f"{spec.divergence.kind} compares no distributions; `linear_support` on the sampled ids gives log S(y)"
+            f"{spec.divergence.kind} does not compare distributions; `linear_support` on the sampled ids gives log S(y)"
         )
     if spec.target.tilt_sign != "none":
         raise ValueError("a tilt by the advantage's sign reads a reward; use `compose.term`")
     now = BoundTerm.at(spec, step)
     for name in now.of.views:
         if name not in views:
-            raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
+            raise KeyError(f"the target needs the view {name!r}; the given views are {', '.join(views)}")
     warm = {n: (views[n][0].detach(), _warmer(views[n][1], now.temperature)) for n in now.of.views}
     from_hidden = _FromHidden(now, warm, sampled, tuple(special_ids), tile)
     value, each = from_hidden.over(hidden, _warmer(head, now.temperature), weights, positions)

@@ -56,8 +56,8 @@ class Batch:
         same_shape(**self.views)
         if sum(self.lengths) != len(self.sampled) or any(len(v) != len(self.sampled) for v in self.views.values()):
             raise ValueError(
-                f"{len(self.sampled)} sampled ids, rows of {sum(self.lengths)} tokens in all, views of "
-                f"{sorted({len(v) for v in self.views.values()})} positions"
+                f"the batch does not fit together: {len(self.sampled)} sampled ids, rows of {sum(self.lengths)} "
+                f"tokens in all, views of {sorted({len(v) for v in self.views.values()})} positions"
             )
 
 
@@ -256,7 +256,7 @@ def _support(of: Ready) -> Tensor | None:
         # the columns are the union that was stored, with its tail
         wanted = of.now.spec.support
         if of.now.spec.rows == "hint" and (wanted.kind != "union" or wanted.drop_special):
-            raise ValueError(f"stored targets hold the union support, not {wanted.kind}")
+            raise ValueError(f"stored targets contain the union support, not {wanted.kind}")
         return None
     return of.now.support(of.student, of.target, of.batch.sampled, of.batch.special_ids)
 

@@ -54,7 +54,9 @@ def outcome_loss(
     rows_fill(len(student), lengths)
     rows = len(lengths)
     if not rows or min(lengths) < 1:
-        raise ValueError(f"rows of at least one token are needed, not {list(lengths)}")
+        raise ValueError(
+            f"every row must have at least one token, and at least one row is needed; the lengths are {list(lengths)}"
+        )
     if len(advantages) != rows or (weights is not None and len(weights) != rows):
         given = "advantages" if len(advantages) != rows else "weights"
         raise ValueError(f"{given}: one per row is needed, for {rows} rows")

@@ -143,7 +143,7 @@ def _contrast(b: ScoreBank) -> Tensor:
     each = torch.stack([at(w, b.y) for w in wrong])
     there = (each > -torch.inf).sum(0)
     if not bool((there > 0).all()):
-        raise ValueError("the score `contrast` needs a wrong context for every row, and a row has none")
+        raise ValueError("the score `contrast` needs a wrong context for every row, but a row has none")
     return at(b.view("teacher"), b.y) - (each.logsumexp(0) - there.to(each).log())
 
 

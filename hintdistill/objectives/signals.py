@@ -34,7 +34,7 @@ def fdiv(s: Tensor, t: Tensor, of: str = "fkl", clip: float = math.inf) -> Tenso
         return u.log() - 1
     if of == "jsd":
         return 0.5 * ((1 + u) / 2).log()
-    raise ValueError(f"no f-divergence {of!r}; there are fkl, rkl, jsd")
+    raise ValueError(f"unknown f-divergence {of!r}; known are fkl, rkl, jsd")
 
 
 def power(s: Tensor, t: Tensor, alpha: float = 1.0) -> Tensor:
@@ -83,7 +83,7 @@ SIGNALS: dict[str, Callable[..., Tensor]] = {
     "znorm": znorm,
     "scale_only": scale_only,
 }
-"""From the sampled log-probabilities of student and target alone."""
+"""Signals computed only from the sampled log-probabilities of student and target."""
 
 
 def value_baseline(gap: Tensor, student: Tensor, target: Tensor, ids: Tensor | None = None) -> Tensor:

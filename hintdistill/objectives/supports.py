@@ -115,7 +115,7 @@ def select(
     elif kind == "token_set":
         ids = torch.tensor(sorted(set(token_ids)), device=student.device).expand(len(student), -1)
     else:
-        raise ValueError(f"no support {kind!r}; the kinds are {', '.join(SUPPORTS)}")
+        raise ValueError(f"unknown support {kind!r}; the kinds are {', '.join(SUPPORTS)}")
     if include_sampled and kind not in ("full", "union"):
         ids = union_of(ids, own)
     return without(ids, torch.as_tensor(list(removed), device=ids.device)) if removed else ids
@@ -145,7 +145,7 @@ def restrict(logprobs: Tensor, ids: Tensor | None, rest: str = "tail") -> Tensor
     if rest == "drop":
         return kept
     if rest != "renorm":
-        raise ValueError(f"no remainder {rest!r}; the kinds are {', '.join(RESTS)}")
+        raise ValueError(f"unknown remainder {rest!r}; the kinds are {', '.join(RESTS)}")
     empty = pads.all(-1, keepdim=True)
     total = torch.where(empty, 0.0, kept).logsumexp(-1, keepdim=True)
     return torch.where(pads, -torch.inf, kept - total)

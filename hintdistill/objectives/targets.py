@@ -44,7 +44,7 @@ def log_linear(
     """
     for name in [*coefficients, *(mixture or {}), *([anchor] if anchor else [])]:
         if name not in views:
-            raise KeyError(f"the target needs the view {name!r}; given: {', '.join(views)}")
+            raise KeyError(f"the target needs the view {name!r}; the given views are {', '.join(views)}")
     fixed = {n: views[n].detach() for n in [*coefficients, *(mixture or {}), *([anchor] if anchor else [])]}
     same_shape(**fixed)
     metrics: dict[str, float] = {}
@@ -57,7 +57,7 @@ def log_linear(
         logq, exact = _combined(fixed, coefficients, anchor, residual_clip, metrics), False
     if isinstance(tilt, Tensor) or tilt:
         if sampled is None:
-            raise ValueError("a tilt needs the sampled ids")
+            raise ValueError("a tilt requires the sampled ids")
         amount = tilt if isinstance(tilt, Tensor) else torch.full_like(logq[:, 0], tilt)
         logq, exact = logq.scatter_add(-1, sampled[:, None], amount.to(logq)[:, None]), False
     if temperature != 1.0:

@@ -58,7 +58,7 @@ class KnownScores:
     def recorded(self) -> Tensor:
         """Return the sampling policy's log-probability of each token [N]. Raises KeyError if it was not read."""
         if self.then is None:
-            raise KeyError("the sampler's log-probabilities were not read")
+            raise KeyError("the log-probabilities of the sampling policy were not read")
         return self.then
 
     def __getitem__(self, name: str) -> Tensor:

@@ -141,7 +141,7 @@ def test_a_place_that_is_not_the_quotes_is_left_out(weather_trace, quote, place,
     with scripted_server(answer) as server:
         got = critic(server.url).ask(weather_trace)
     assert (got.findings[0].quote_in, got.findings[0].call) == kept
-    assert any("searched everywhere" in n for n in got.notes) == (kept == (None, None))
+    assert any("the whole step was searched" in n for n in got.notes) == (kept == (None, None))
 
 
 def test_instructions_speak_of_tools_only_where_there_are_some(weather_trace):
