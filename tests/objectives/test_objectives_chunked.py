@@ -240,9 +240,9 @@ def test_what_a_term_cannot_be_is_said():
         linear_term(sampled, hidden, head, views, y, weights)
     with pytest.raises(ValueError, match="reads a reward"):
         linear_term(load_recipe("pbsd_tilt").terms["distill"], hidden, head, views, y, weights)
-    with pytest.raises(KeyError, match="needs the view 'initial'; given: teacher, plain"):
+    with pytest.raises(KeyError, match="needs the view 'initial'; the given views are teacher, plain"):
         linear_term(spec_of(target={"loglin": {"initial": 1.0, "teacher": None}}), hidden, head, views, y, weights)
-    with pytest.raises(ValueError, match="no remainder 'tale'"):
+    with pytest.raises(ValueError, match="unknown remainder 'tale'"):
         linear_support(hidden, head, weights, lambda z, at: (y[at, None], lambda r: r[:, 0]), rest="tale")
     with pytest.raises(ValueError, match="12 weights for 13 positions"):
         linear_support(hidden, head, weights[1:], lambda z, at: (y[at, None], lambda r: r[:, 0]))
