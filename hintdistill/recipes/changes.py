@@ -1,7 +1,8 @@
-"""What of a method a changed recipe no longer does, in words: no run, card or report claims a method that did not train.
+"""Describe how a changed recipe departs from its method, so that no run, card or report claims a method that did not
+train.
 
-A recipe is named after a method. Overrides may change its rates, coefficients and bounds, and it is still that method; who
-the teacher is and what it reads, the targets, what is compared and how, the weights and the coupling define it.
+A recipe is named after a method. Overrides of rates, coefficients and bounds do not change the method. It is defined by
+the teacher and its context, the targets, the comparison, the weights and the coupling.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ from hintdistill.recipes.library import load_recipe, recipe_names
 from hintdistill.recipes.schema import Recipe, Term, WeightSpec
 
 STEPS = {"findings": "steps with a finding", "every": "every step", "final": "the last step"}
-"""`data.steps` in words."""
+"""Values of `data.steps` in words."""
 
 
 def changes(recipe: Recipe, read: str | None = None, steps: str | None = None) -> tuple[str, ...]:
-    """List what of its method a recipe does not do: as shipped, and where it differs from the shipped one in what defines it.
-
-    Nothing for a recipe of one's own name.
+    """List the departures of a recipe from its method: those of the shipped recipe, and defining differences from the
+    shipped one. Empty for a recipe under a new name.
 
     Args:
-        read: the context maker that the run's `inject.hint` names in place of the recipe's own.
-        steps: the same of `inject.steps`.
+        read: the context maker that the run's `inject.hint` names instead of the recipe's own.
+        steps: the same for `inject.steps`.
     """
     if recipe.name not in recipe_names():
         return ()
@@ -34,7 +34,7 @@ def changes(recipe: Recipe, read: str | None = None, steps: str | None = None) -
 
 
 def called(recipe: Recipe, read: str | None = None, steps: str | None = None) -> str:
-    """Name a recipe as what it is: `sdft`, or `sdft, changed: the teacher reads the critic, …`; see `changes`."""
+    """Return a recipe's accurate name: `sdft`, or `sdft, changed: the teacher reads the critic, …`; see `changes`."""
     found = changes(recipe, read, steps)
     return f"{recipe.name}, changed: {'; '.join(found)}" if found else recipe.name
 
@@ -67,7 +67,7 @@ def _changes(own: Recipe, now: Recipe, read: str | None, steps: str | None) -> I
 
 
 def _hints(recipe: Recipe) -> dict[str, Term]:
-    """Return the terms that make the method; what holds the student elsewhere is no part of it."""
+    """Return the terms that define the method, without those that hold the student elsewhere."""
     return {n: t for n, t in recipe.terms.items() if t.rows == "hint"}
 
 
@@ -108,19 +108,19 @@ def _of(kind: str, signal: str, term: Term) -> str:
 
 
 def _target(term: Term) -> Any:
-    """Return the views of a target and how they enter; not by how much, unless one is taken away."""
+    """Return the views of a target and how they enter, without their amounts, unless one is removed."""
     of = term.target
     views = {n for n, a in of.loglin.items() if not _nothing(a)}
     return views, of.anchor, sorted(of.mixture), of.tilt_sign, _nothing(of.tilt)
 
 
 def _words(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that are words, and which numbers are given: a bound that is taken away is another form."""
+    """Return the parameters that are words, and which numbers are set: removing a bound makes another form."""
     return {k: v if isinstance(v, str) else None for k, v in parameters.items()}
 
 
 def _weights(weights: Iterable[WeightSpec]) -> list[Any]:
-    """Return what weights are made of, without their numbers."""
+    """Return the composition of weights, without their numbers."""
     return [
         (w.score, w.shape, w.invert, w.times_sign, w.ref, *(_weights(x) for x in (w.soft_or, w.product, w.then)))
         for w in weights

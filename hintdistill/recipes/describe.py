@@ -1,4 +1,4 @@
-"""A recipe in words: formula, source, confidence, needs, and what it promises of the error token."""
+"""Describe a recipe in words: formula, source, confidence, needs, and its effect on the error token."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ SCORES = {
 
 
 def trains_on(recipe: Recipe) -> str:
-    """Say in plain words what a run trains with it: who the teacher is, what it reads, how they are compared, over what."""
+    """Describe a run's training in plain words: the teacher, its context, the comparison, and the tokens."""
     if recipe.kind != "objective":
         return f"trains nothing (a {recipe.kind})"
     who = WEIGHTS.get(recipe.teacher.update, recipe.teacher.update)
@@ -150,7 +150,7 @@ def _loss(term: Term) -> str:
 
 
 def summary(recipe: Recipe) -> dict[str, Any]:
-    """Return one line's worth of a recipe."""
+    """Return a summary of a recipe in one line."""
     return {
         "name": recipe.name,
         "verdict": recipe.verdict,
@@ -162,7 +162,7 @@ def summary(recipe: Recipe) -> dict[str, Any]:
 
 
 def document(recipe: Recipe) -> dict[str, Any]:
-    """Everything about a recipe, as plain data."""
+    """Return everything about a recipe as plain data."""
     return {
         **summary(recipe),
         "trains_on": trains_on(recipe),
@@ -184,15 +184,15 @@ def document(recipe: Recipe) -> dict[str, Any]:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys that can be set under `train.recipe`, as the recipe has them."""
+    """Return the keys that can be set under `train.recipe`, with the recipe's values."""
     keys = {"data", "views", "teacher", "terms", "coupling", "controllers"}
     return recipe.model_dump(mode="json", by_alias=True, include=keys, exclude_defaults=True)
 
 
 def over_step(recipe: Recipe) -> list[str]:
-    """Return what the recipe takes from all rows of an optimiser step together; empty if nothing is.
+    """Return the quantities that the recipe computes over all rows of an optimiser step; empty if there are none.
 
-    Static weights (loss span and normaliser) are not among it: those are counted over the whole data set.
+    Static weights (loss span and normaliser) are not included, because they are computed over the whole data set.
     """
     out: dict[str, None] = {}
 
@@ -214,7 +214,7 @@ def over_step(recipe: Recipe) -> list[str]:
 
 
 def over_step_costs(recipe: Recipe) -> str | None:
-    """Return what taking weights over an optimiser step costs, in words; None if the recipe takes none."""
+    """Return the cost of computing weights over an optimiser step, in words; None if the recipe has no such weights."""
     if not over_step(recipe):
         return None
     views = [n for n in recipe.used_views("hint") if n != "student"]

@@ -1,4 +1,5 @@
-"""Recipe files: find, merge with overrides, validate. `configs/recipes/NAME.yaml`, one recipe a file."""
+"""Find recipe files, merge them with overrides, and validate them. Each `configs/recipes/NAME.yaml` holds one
+recipe."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ REMOVED = {
 }
 """Key that recipes once had → what to write instead."""
 DEFAULT = "targeted"
-"""The recipe of a run that names none."""
+"""The default recipe of a run."""
 
 
 def recipe_folder() -> Path:
@@ -45,7 +46,7 @@ def recipe_folder() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Return the shipped recipes."""
+    """Return the names of the shipped recipes."""
     return sorted(p.stem for p in recipe_folder().glob("*.yaml"))
 
 
@@ -54,14 +55,14 @@ def load_recipe(
     overrides: Mapping[str, Any] | None = None,
     beneath: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Return a recipe by name, by file (`*.yaml`), or as a mapping whose `preset` names what it starts from.
+    """Return a recipe by name, from a file (`*.yaml`), or from a mapping whose `preset` names the recipe that it
+    extends.
 
-    Overrides are merged into it, key by key; null takes a term or view away, and a divergence of another kind, or another
-    signal, leaves the old one's parameters behind. A term that the preset does not have must say its `rows`, or its `target`
-    and `divergence`.
+    Overrides are merged key by key. null removes a term or view. A new kind of divergence or signal drops the old one's
+    parameters. A term that the preset does not have must give its `rows`, or its `target` and `divergence`.
 
     Args:
-        beneath: terms by name, which a preset without them gets where the mapping changes keys of them.
+        beneath: terms by name; a preset that lacks one gets it if the mapping changes keys of it.
 
     Raises:
         ConfigError: no such recipe, an unknown part or key (with the nearest name), or a contradiction (with the reason).
@@ -87,7 +88,7 @@ def load_recipe(
 
 
 def validate(data: Mapping[str, Any], where: str) -> Recipe:
-    """Plain data → Recipe. Raises ConfigError naming every offending key."""
+    """Turn plain data into a Recipe. Raises ConfigError that names every offending key."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -153,8 +154,7 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
 
 
 def _titled(data: dict[str, Any], own: Mapping[str, Any], preset: str, name: str) -> dict[str, Any]:
-    """Return a recipe of another name than what it starts from does not bear the title of that, unless it says so
-    itself."""
+    """Give a recipe under a new name its own title instead of its preset's, unless it sets one itself."""
     if name != preset and "title" not in own:
         data["title"] = f"a recipe of one's own, begun from {preset}"
     return data
@@ -163,7 +163,7 @@ def _titled(data: dict[str, Any], own: Mapping[str, Any], preset: str, name: str
 def _over(
     start: Mapping[str, Any], own: Mapping[str, Any], name: str, beneath: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return what changes a recipe, merged into it. Raises ConfigError for keys of a term that the recipe does not
+    """Return a recipe's data with the changes merged in. Raises ConfigError for keys of a term that the recipe does not
     have."""
     there, changed = start.get("terms") or {}, own.get("terms")
     for term, keys in changed.items() if isinstance(changed, Mapping) else ():
@@ -196,12 +196,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=128)
 def _parsed(text: str) -> Any:
-    """Parse a recipe file's text once: validating one configuration asks for the default recipe several times."""
+    """Parse a recipe file's text once, because validating one configuration reads the default recipe several times."""
     return yaml.safe_load(text)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Change keys of a recipe's plain data; null takes a key away, and neither argument is changed. See `load_recipe`."""
+    """Change keys of a recipe's plain data; null removes a key, and both arguments stay unchanged. See
+    `load_recipe`."""
     out = dict(base)
     for key, value in over.items():
         old = out.get(key)

@@ -1,4 +1,4 @@
-"""What a recipe needs beyond a hint and a student, and what a configuration lacks for it to run."""
+"""Determine the needs of a recipe beyond a hint and a student, and those that a configuration does not meet."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ HOW = {
     "teacher_training": "a training of the teacher itself",
     "controllers": "controllers in the training loop",
 }
-"""What to do about each need."""
+"""Way to meet each need."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """One thing that a recipe needs."""
+    """Describe one thing that a recipe needs."""
 
     name: str
     why: str
 
     @property
     def how(self) -> str:
-        """What would meet it."""
+        """How to meet it."""
         return HOW[self.name]
 
 
 def needs(recipe: Recipe) -> list[Need]:
-    """Everything the recipe needs, each once, with the key that asks for it."""
+    """Return everything that the recipe needs, each once, with the key that causes it."""
     found: dict[str, str] = {}
 
     def add(names: Collection[str], why: str) -> None:
@@ -127,7 +127,7 @@ def _term_needs(name: str, term: Term, add: object) -> None:
 
 
 def every_weight(weights: Iterable[WeightSpec]) -> Iterator[WeightSpec]:
-    """Yield weights and what they are made of."""
+    """Yield all weights, including their parts."""
     for weight in weights:
         yield weight
         yield from every_weight((*weight.soft_or, *weight.product, *weight.then))
@@ -143,22 +143,22 @@ def _score_needs(where: str, scores: set[str], add: object) -> None:
 
 
 def reads_reward(recipe: Recipe) -> bool:
-    """Return whether it needs to know of each trace how it ended."""
+    """Return whether it needs the reward of each trace."""
     return any(n.name == "reward" for n in needs(recipe))
 
 
 def reads_advantage(recipe: Recipe) -> bool:
-    """Return whether it has nothing to learn where all rollouts that are compared have one reward."""
+    """Return whether it has nothing to learn if all compared rollouts have the same reward."""
     return any(n.name == "several_rollouts" for n in needs(recipe))
 
 
 def missing(recipe: Recipe, available: Collection[str]) -> list[Need]:
-    """Return the needs that are not among what is available."""
+    """Return the needs that are not available."""
     return [n for n in needs(recipe) if n.name not in available]
 
 
 def require_met(recipe: Recipe, available: Collection[str]) -> None:
-    """Raise ConfigError naming every missing piece, why it is needed and what would meet it."""
+    """Raise ConfigError, which names every missing need, its reason and how to meet it."""
     if recipe.kind != "objective":
         raise ConfigError(
             f"the recipe {recipe.name} is a {recipe.kind} and trains nothing",

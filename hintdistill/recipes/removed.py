@@ -1,6 +1,8 @@
-"""Methods that have no recipe: what each needs that no run has, why it was not built, and which part of it is used elsewhere.
+"""List methods without a recipe: what each needs that no run has, why it was not built, and which part is used
+elsewhere.
 
-A recipe runs as the method it is named after, or there is none of that name. `docs/methods.md` lists these beside the recipes.
+A recipe must run as the method after which it is named, or else it does not exist. `docs/methods.md` lists these
+methods together with the recipes.
 """
 
 from __future__ import annotations
@@ -11,18 +13,18 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class NotBuilt:
-    """A method without a recipe."""
+    """Describe a method without a recipe."""
 
     title: str
     source: str
     need: str
-    """What it needs that no run has."""
+    """Its need that no run meets."""
     why: str
-    """Why that was not built."""
+    """The reason why it was not built."""
     instead: str = ""
-    """What there is in its place, or of it; empty if nothing is."""
+    """An existing alternative, or a part of the method that exists; empty if there is neither."""
     runs: Literal["itself", "mechanism", "no"] = "no"
-    """Whether it runs as itself by other means than a recipe, a mechanism of it is at work in a run, or neither."""
+    """Whether the method runs by other means than a recipe, only a mechanism of it is used in a run, or neither."""
 
 
 NOT_BUILT: dict[str, NotBuilt] = {
@@ -205,11 +207,12 @@ NOT_BUILT: dict[str, NotBuilt] = {
         "its M-step is `sdpo_feedback`",
     ),
 }
-"""By the name that a recipe of it had, or would have."""
+"""Methods by the name that their recipe had, or would have."""
 
 
 def why_removed(name: str) -> str | None:
-    """Why there is no recipe of this name, and what there is; None for a name that never was one."""
+    """Return the reason why there is no recipe of this name, and the alternative; None if the name was never one of a
+    method."""
     found = NOT_BUILT.get(name)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""A recipe as data: views, teacher, terms, coupling. Frozen, and contradictions are refused when it is made.
+"""Represent a recipe as frozen data: views, teacher, terms and coupling. Contradictions are refused on creation.
 
 The keys are those of the objective `L = Σ_terms coef · N⁻¹ Σ_t W_t · ℓ(S_t, q_t; support)`: a term is a target × support ×
 divergence × token weights × schedule.
@@ -36,7 +36,7 @@ def _the_teacher() -> dict[str, Number]:
 
 
 class TargetSpec(Part):
-    """The distribution to match; see `objectives.targets.log_linear`."""
+    """Describe the distribution to match; see `objectives.targets.log_linear`."""
 
     loglin: dict[str, Number] = Field(default_factory=_the_teacher)
     anchor: str | None = None
@@ -57,7 +57,7 @@ class TargetSpec(Part):
 
 
 class SupportSpec(Part):
-    """Which vocabulary entries are compared; see `objectives.supports.select`."""
+    """Select the vocabulary entries that are compared; see `objectives.supports.select`."""
 
     kind: str = "student_topk"
     k: int = Field(default=100, ge=1)
@@ -66,7 +66,7 @@ class SupportSpec(Part):
     drop_special: bool = False
     include_sampled: bool = False
     accept_bias: bool = False
-    """Take a truncated divergence whose gradient lowers the kept mass, as published."""
+    """Accept a truncated divergence whose gradient lowers the kept mass, as published."""
 
     @field_validator("kind")
     @classmethod
@@ -85,7 +85,7 @@ class SupportSpec(Part):
 
 
 class Term(Part):
-    """One term of the objective."""
+    """Describe one term of the objective."""
 
     target: TargetSpec = TargetSpec()
     support: SupportSpec = SupportSpec()
@@ -96,15 +96,15 @@ class Term(Part):
     rows: TargetKind = "hint"
     """`hint`: the located steps; `anchor`: steps without a finding, whose target is the initial policy."""
     span: str = "step"
-    """Loss span: the whole step, its action (the step without its reasoning), the quote, the quote weighted up within the step, or
-    from the quote to the end."""
+    """Loss span: the whole step, its action (the step without its reasoning), the quote, the quote weighted up within
+    the step, or everything from the quote to the end."""
     quote_weight: float = Field(default=4.0, gt=0.0)
     min_probability: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Of an anchor: tokens that the initial policy gave less than this carry no loss. Where it wavered, what it did not say
-    may be the very habit that is corrected on other steps."""
+    """For anchors: tokens with a lower probability under the initial policy carry no loss. Where that policy was
+    uncertain, its unlikely tokens may be the habit that is corrected on other steps."""
     student_view: str = "student"
     temperature: Positive = 1.0
-    """Temperature of both student and target."""
+    """Temperature of student and target."""
 
     @field_validator("normalize")
     @classmethod
@@ -118,7 +118,7 @@ class Term(Part):
 
     @property
     def reads_sampler(self) -> bool:
-        """Whether it compares with the probability that its tokens were sampled with."""
+        """Whether it uses the probability with which its tokens were sampled."""
         given = self.divergence.parameters if self.divergence.entry.has_signal else {}
         if given.get("behaviour") == SAMPLER or given.get("gap_at") == "sampling":
             return True
@@ -155,7 +155,7 @@ class Term(Part):
 
 
 class Coupling(Part):
-    """How an outcome reward enters; see `objectives.couplings`."""
+    """State how an outcome reward enters; see `objectives.couplings`."""
 
     kind: str = "none"
     credit: tuple[Weight, ...] = ()
@@ -178,12 +178,12 @@ class Coupling(Part):
 
     @property
     def leaves_terms(self) -> bool:
-        """Whether the recipe's terms are what they would be without it."""
+        """Whether the recipe's terms are the same as without the coupling."""
         return self.kind in ("none", "additive")
 
 
 class Recipe(Part):
-    """A named objective with its teacher rule, where it comes from, and how sure we are of it."""
+    """Describe a named objective: its teacher rule, its sources, and how certain they are."""
 
     name: str
     title: str
@@ -191,23 +191,24 @@ class Recipe(Part):
     formula: str
     source: str
     confidence: str
-    """The best source read: P paper, R released code (R* third-party), W web page, S secondary, A abstract only; ours."""
+    """Best source that was read: P paper, R released code (R* third-party), W web page, S secondary notes, A abstract
+    only, or ours."""
     verdict: Literal["CORE", "OPTION", "CARRY", "BASELINE", "NEIGHBOUR", "OURS"]
     published: str
-    """Which figures are published, and of what else the publication speaks that no key of a run can change."""
+    """Published figures, and aspects of the publication that no key of a run can change."""
     ours: str
-    """Which figures or forms are ours."""
+    """Figures or forms that are ours."""
     changed: str = ""
-    """What of the method it does not do; empty if it runs as itself. docs/methods.md."""
+    """Departures from the method; empty if the recipe runs as the method. See docs/methods.md."""
     lowers_error: Literal["yes", "conditional", "no", "n/a"]
-    """Whether one step lowers a sampled error token that the teacher lowers: wherever it is sampled, only under a condition, or
-    not by the teacher's doing. The reason is in `lowers_error_why`."""
+    """Whether one training step lowers a sampled error token that the teacher lowers: always, only under a condition,
+    or not because of the teacher. The reason is in `lowers_error_why`."""
     lowers_error_why: str = ""
     note: str = ""
     mechanism: tuple[str, ...] = ()
-    """For what is carried over: where it lives, as `module.name`."""
+    """For mechanisms that are used elsewhere: their location, as `module.name`."""
     extra_needs: tuple[str, ...] = ()
-    """Needs that no key shows, e.g. `teacher_training`; the names of `recipes.needs.HOW`."""
+    """Needs that no key implies, e.g. `teacher_training`, as names of `recipes.needs.HOW`."""
     data: Data = Data()
     views: dict[str, View] = Field(default_factory=dict)
     teacher: TeacherRule = TeacherRule()
@@ -265,7 +266,7 @@ class Recipe(Part):
         return {**IMPLICIT_VIEWS, **self.views}
 
     def used_views(self, rows: TargetKind = "hint") -> dict[str, View]:
-        """Return the views that the terms on these rows read, by name; several contexts of a kind under numbered
+        """Return the views that the terms on these rows read, by name; several contexts of a kind get numbered
         names."""
         return {name: view for name, (view, _) in self.used_contexts(rows).items()}
 
@@ -293,7 +294,7 @@ class Recipe(Part):
 
 
 def _named_views(term: Term) -> list[str]:
-    """Views that a term reads by their name, one distribution each."""
+    """Return the views that a term reads by name, one distribution each."""
     of, given = term.target, term.divergence.parameters
     names = [term.student_view, *of.loglin, *of.mixture, *([of.anchor] if of.anchor else [])]
     read = [given.get(p.name, p.default) for p in term.divergence.entry.views]
@@ -302,7 +303,7 @@ def _named_views(term: Term) -> list[str]:
 
 
 def _views_of(term: Term) -> list[str]:
-    """Return every view that a term reads, the views of its scores included."""
+    """Return every view that a term reads, including the views of its scores."""
     scores = [s for w in term.weights for s in sorted(w.scores())]
     scores += ["contrast"] if term.divergence.entry.has_signal and term.divergence.signal == "tanh_contrast" else []
     return [*_named_views(term), *(v for s in scores for v in parts.SCORES.get(s, ()))]
