@@ -53,7 +53,7 @@ def _changes(own: Recipe, now: Recipe, read: str | None, steps: str | None) -> I
         if name not in now.views:
             yield f"without the view {name}"
         elif now.views[name] != view:
-            yield f"the view {name} is another"
+            yield f"the view {name} is different"
     yield from _coupling(own, now)
     mine, theirs = (_hints(r) for r in (own, now))
     for name, term in mine.items():
@@ -76,21 +76,21 @@ def _coupling(own: Recipe, now: Recipe) -> Iterator[str]:
     if a.kind != b.kind:
         yield f"the coupling is {b.kind}, not {a.kind}"
     elif _weights(a.credit) != _weights(b.credit) or a.keep_sign != b.keep_sign:
-        yield "another credit meets the advantage"
+        yield "the advantage is combined with a different credit"
 
 
 def _term(name: str, own: Term, now: Term) -> Iterator[str]:
     if _target(own) != _target(now):
-        yield f"{name} has another target"
+        yield f"{name} has a different target"
     a, b = own.divergence, now.divergence
     if (a.kind, a.signal) != (b.kind, b.signal):
         yield f"{name} is {_of(b.kind, b.signal, now)}, not {_of(a.kind, a.signal, own)}"
     elif _words(a.parameters) != _words(b.parameters) or (a.pointwise_clip is None) != (b.pointwise_clip is None):
-        yield f"{name} is another form of {a.kind}"
+        yield f"{name} is a different form of {a.kind}"
     if (own.support.kind, own.support.rest) != (now.support.kind, now.support.rest):
         yield f"{name} compares {now.support.kind} ({now.support.rest}), not {own.support.kind} ({own.support.rest})"
     if _weights(own.weights) != _weights(now.weights):
-        yield f"{name} has other weights"
+        yield f"{name} has different weights"
     if own.span != now.span:
         yield f"{name} uses the span {now.span}, not {own.span}"
     if own.student_view != now.student_view:

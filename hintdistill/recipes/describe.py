@@ -24,7 +24,7 @@ CONFIDENCE = {
 PROMISE = {
     "yes": "yes",
     "conditional": "under a condition",
-    "no": "not by the teacher's doing",
+    "no": "not caused by the teacher",
     "n/a": "it trains nothing",
 }
 
@@ -44,7 +44,7 @@ DIVERGENCES = {
     "jsd": "Jensen-Shannon divergence",
     "skew": "skew KL",
     "skew_rkl": "skew reverse KL",
-    "mix": "both KLs",
+    "mix": "both KL directions",
     "rkl_sg": "reverse KL with its kept mass held",
     "ce_topk": "cross-entropy",
     "nll": "likelihood of what was sampled",
@@ -55,7 +55,7 @@ SUPPORTS = {
     "student_topk": "the student's top {k}",
     "teacher_topk": "the teacher's top {k}",
     "union": "both top {k} and the sampled token",
-    "intersection": "what both top {k} share",
+    "intersection": "the common entries of both top {k}",
     "token_set": "a list of tokens",
     "full": "the whole vocabulary",
 }
@@ -68,23 +68,23 @@ SPANS = {
 }
 
 SCORES = {
-    "importance": "how likely the student still is to say it",
+    "importance": "the student's probability of the token",
     "gap": "the gap between teacher and student",
     "ratio": "the teacher's probability over the student's",
     "evidence": "what the context changes for the teacher",
-    "contrast": "right against wrong contexts",
-    "accept": "whether the token is among the teacher's first",
+    "contrast": "the contrast of right and wrong contexts",
+    "accept": "whether the token is among the teacher's top tokens",
     "H_S": "the student's entropy",
     "H_T": "the teacher's entropy",
     "div": "how far the two are apart",
     "div_union": "how far the two are apart",
     "div_tail64": "how far the two are apart, over windows",
     "div_forward": "how far the two are apart",
-    "compat": "how much of the teacher the student's first tokens hold",
-    "overlap": "how many of their first tokens are the same",
+    "compat": "the teacher's mass on the student's top tokens",
+    "overlap": "the overlap of their top tokens",
     "mean_logT": "how likely the teacher finds the step",
-    "rollout_ppl_S": "the rollout's perplexity for the student among its like",
-    "rollout_ppl_T": "the rollout's perplexity for the teacher among its like",
+    "rollout_ppl_S": "the rollout's perplexity for the student, relative to rollouts with the same outcome",
+    "rollout_ppl_T": "the rollout's perplexity for the teacher, relative to rollouts with the same outcome",
     "reward": "how the rollout ended",
     "advantage": "the advantage",
     "adv_sign": "the advantage's sign",
@@ -94,8 +94,8 @@ SCORES = {
     "since_error": "the distance from the error",
     "token_id": "which token it is",
     "surprisal": "the student's surprise",
-    "tag": "whether it is of an action",
-    "key_span": "whether it was done right there",
+    "tag": "whether it belongs to an action",
+    "key_span": "whether the step was right",
     "error_span": "whether it is quoted as the error",
 }
 
@@ -123,7 +123,7 @@ def trains_on(recipe: Recipe) -> str:
             f"the teacher, {who}, reads {reads}",
             *others,
             *terms,
-            *([f"beside it {', '.join(held)}"] if held else []),
+            *([f"in addition, {', '.join(held)}"] if held else []),
             *(["the sign is that of the reward minus the task's mean"] if rewarded else []),
         ]
     )
@@ -137,7 +137,7 @@ def _loss(term: Term) -> str:
     """Return one term in words."""
     span, how = SPANS.get(term.span, term.span), term.divergence
     read = dict.fromkeys(s for w in term.weights for s in sorted(w.scores()))
-    said = [SCORES.get(s, s) for s in read] or ["what another term leaves out"]
+    said = [SCORES.get(s, s) for s in read] or ["the tokens that another term leaves out"]
     weighed = f", weighted by {', '.join(dict.fromkeys(said))}" if term.weights else ""
     if how.entry.has_signal:
         return f"policy gradient on the sampled tokens of {span} (signal {how.signal}){weighed}"
@@ -222,8 +222,9 @@ def over_step_costs(recipe: Recipe) -> str | None:
     own = {n for n, v in recipe.used_views("hint").items() if (v.weights, v.context) == ("live", "plain")}
     read = ["the student", *(n for n in views if n not in own)]
     return (
-        f"where a step has several micro-batches or processes, one more forward pass without gradient of {', '.join(read)} "
-        "(of the student alone where targets are stored); nothing where train.micro_batch_size is left out"
+        "if a step has several micro-batches or processes, one more forward pass without gradient of "
+        f"{', '.join(read)} (of the student only, if targets are stored); nothing if train.micro_batch_size is not "
+        "set"
     )
 
 
@@ -251,7 +252,7 @@ def text(recipe: Recipe) -> str:
     lines += ["", "needs:" if wanted else "needs: a hint and a student, nothing else"]
     lines += [f"  {n.name}: {n.why}\n    → {n.how}" for n in wanted]
     if statistics := over_step(recipe):
-        lines += ["", "taken over all rows of an optimiser step:", *(f"  {s}" for s in statistics)]
+        lines += ["", "computed over all rows of an optimiser step:", *(f"  {s}" for s in statistics)]
         lines += [f"  cost: {over_step_costs(recipe)}"]
     data = settings(recipe)
     if data:

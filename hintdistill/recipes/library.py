@@ -24,14 +24,14 @@ from hintdistill.recipes.parts import SIGNALS
 from hintdistill.recipes.removed import why_removed
 from hintdistill.recipes.schema import Recipe
 
-_WORDS = "no run used it; describe it in words under `published:` (or `ours:`)"
+_WORDS = "it had no effect on runs; describe it in words under `published:` (or `ours:`)"
 REMOVED = {
-    "data.locator": f"the critic says where a run's errors are; {_WORDS}",
+    "data.locator": f"the critic locates a run's errors; {_WORDS}",
     **{
         f"data.rollout.{key}": _WORDS
         for key in ("n", "group", "top_p", "share", "coin", "length", "schedule", "live_traffic")
     },
-    "data.hint.max_sentences": f"the critic's prompt bounds its hints; {_WORDS}",
+    "data.hint.max_sentences": f"the critic's prompt limits its hints; {_WORDS}",
     "data.hint.no_answer": f"the gate's check `leak` refuses such hints; {_WORDS}",
     "diagnostics": f"`hintdistill.objectives.diagnostics` has the functions; {_WORDS}",
 }
@@ -75,7 +75,7 @@ def load_recipe(
     for term, keys in terms.items():
         if isinstance(keys, Mapping) and "divergence" not in keys:
             raise ConfigError(
-                f"recipe {name}: no term `{term}`{nearest(str(term), [t for t in terms if t != term])}",
+                f"recipe {name} has no term `{term}`{nearest(str(term), [t for t in terms if t != term])}",
                 hint="a term of your own must name its divergence",
             )
     recipe = validate(merged, f"recipe {name}")
@@ -83,7 +83,7 @@ def load_recipe(
     read = [name for rows in get_args(TargetKind) for name in recipe.used_names(rows)]
     for view in recipe.views:
         if view not in shipped and view not in read:
-            raise ConfigError(f"recipe {name}: nothing reads the view `{view}`{nearest(view, read)}")
+            raise ConfigError(f"recipe {name}: no term reads the view `{view}`{nearest(view, read)}")
     return recipe
 
 
@@ -108,7 +108,10 @@ def _line(error: Any) -> str:
         return f"unknown key `{where}`{nearest(place[-1], _all_keys())}"
     if error["type"] == "literal_error":
         known = re.findall(r"'([^']*)'", error["ctx"]["expected"])
-        return f"{where}: unknown word `{error['input']}`{nearest(str(error['input']), known)}; there are {', '.join(known)}"
+        return (
+            f"{where}: unknown word `{error['input']}`{nearest(str(error['input']), known)}; known are "
+            f"{', '.join(known)}"
+        )
     return f"{where}: {error['msg'].removeprefix('Value error, ')}"
 
 
@@ -136,10 +139,12 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
             raise ConfigError(f"no recipe file at {path}")
         if why := why_removed(what):
             raise ConfigError(
-                f"no recipe `{what}`: {why}", hint="docs/methods.md lists every method, with and without a recipe"
+                f"there is no recipe `{what}`: {why}",
+                hint="docs/methods.md lists every method, with and without a recipe",
             )
         raise ConfigError(
-            f"no recipe `{what}`{nearest(what, recipe_names())}", hint="`hintdistill recipes list` shows what there is"
+            f"there is no recipe `{what}`{nearest(what, recipe_names())}",
+            hint="`hintdistill recipes list` shows all recipes",
         )
     data = recipe_paths(_read(path), "", partial(relative_to_file, path))
     if data.get("preset"):
@@ -156,7 +161,7 @@ def _resolved(what: str | Mapping[str, Any], beneath: Mapping[str, Any] | None =
 def _titled(data: dict[str, Any], own: Mapping[str, Any], preset: str, name: str) -> dict[str, Any]:
     """Give a recipe under a new name its own title instead of its preset's, unless it sets one itself."""
     if name != preset and "title" not in own:
-        data["title"] = f"a recipe of one's own, begun from {preset}"
+        data["title"] = f"a user's own recipe, based on {preset}"
     return data
 
 
@@ -170,15 +175,16 @@ def _over(
         if keys is None and term not in there and term not in HELD:
             # a default term that is not there may be taken away: it is what was wanted
             raise ConfigError(
-                f"recipe {name}: no term `{term}` to take away{nearest(str(term), there)}",
+                f"recipe {name} has no term `{term}` that could be removed{nearest(str(term), there)}",
                 hint=f"its terms are {', '.join(there) or 'none'}",
             )
         if term in there or not isinstance(keys, Mapping) or "rows" in keys or {"target", "divergence"} <= keys.keys():
             continue
         if term not in (beneath or {}):
             raise ConfigError(
-                f"recipe {name}: no term `{term}`{nearest(str(term), there)}; its terms are {', '.join(there) or 'none'}",
-                hint="a term of your own must say which rows it is of (rows: hint, anchor, hold or twin) and its divergence",
+                f"recipe {name} has no term `{term}`{nearest(str(term), there)}; its terms are "
+                f"{', '.join(there) or 'none'}",
+                hint="a term of your own must name its rows (hint, anchor, hold or twin) and its divergence",
             )
         start = merge(start, {"terms": {term: (beneath or {})[term]}})
     return merge(start, own)

@@ -30,7 +30,7 @@ HOW = {
     "token_set": "set train.recipe.terms.<term>.support.token_ids",
     "frozen_ids": "list them: train.recipe.terms.<term>.weights=[{score: token_id, shape: freeze, ids: [...]}]; "
     "objectives.diagnostics.rock_tokens finds them",
-    "teacher_training": "a training of the teacher itself",
+    "teacher_training": "training of the teacher itself",
     "controllers": "controllers in the training loop",
 }
 """Way to meet each need."""
@@ -73,7 +73,7 @@ def needs(recipe: Recipe) -> list[Need]:
     if teacher.weights == "round_start" and "initial" in recipe.used_names("hint"):
         add(
             ["in_step_teacher"],
-            "the view initial is not the stored plain view of a teacher that starts again in each round",
+            "the view initial differs from the stored plain view if the teacher restarts in each round",
         )
     if recipe.coupling.kind != "none":
         # no training plays an attempt again with aid
@@ -162,12 +162,13 @@ def require_met(recipe: Recipe, available: Collection[str]) -> None:
     if recipe.kind != "objective":
         raise ConfigError(
             f"the recipe {recipe.name} is a {recipe.kind} and trains nothing",
-            hint=f"`hintdistill recipes show {recipe.name}` says where it is used",
+            hint=f"`hintdistill recipes show {recipe.name}` shows where it is used",
         )
     lacking = missing(recipe, available)
     if lacking:
         text = "; ".join(f"{n.name} ({n.why}): {n.how}" for n in lacking)
         raise ConfigError(
             f"the recipe {recipe.name} needs what this run does not have: {text}",
-            hint=f"`hintdistill recipes show {recipe.name}` lists all it needs; any key of it can be set under train.recipe",
+            hint=f"`hintdistill recipes show {recipe.name}` lists all its needs; any of its keys can be set under "
+            "train.recipe",
         )

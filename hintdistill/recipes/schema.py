@@ -49,7 +49,7 @@ class TargetSpec(Part):
     @model_validator(mode="after")
     def _sound(self) -> TargetSpec:
         if self.residual_clip is not None and self.anchor is None:
-            raise ValueError("residual_clip bounds the distance from an anchor view, and none is named")
+            raise ValueError("residual_clip limits the distance from an anchor view, but no anchor is named")
         shares = [values.ends(w) for w in self.mixture.values()]
         if any(min(s) <= 0 for s in shares) or sum(max(s) for s in shares) >= 1:
             raise ValueError("the shares of a mixture must be positive and sum to less than 1")
@@ -78,8 +78,8 @@ class SupportSpec(Part):
     def _rest(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):
             raise ValueError(
-                f"the remainder is one of {', '.join(parts.RESTS)}, not {' with '.join(map(str, value))}: renormalised "
-                "entries sum to one, and a tail beside them would count the rest twice"
+                f"the remainder must be one of {', '.join(parts.RESTS)}, not {' with '.join(map(str, value))}: "
+                "renormalised entries already sum to one, so an additional tail would count the rest twice"
             )
         return require(str(value), parts.RESTS, "remainder")
 
@@ -128,7 +128,8 @@ class Term(Part):
     def _sampled_at_one(self) -> Term:
         if self.reads_sampler and self.temperature != 1.0:
             raise ValueError(
-                "log-probabilities are recorded at temperature 1, and what this term compares with them is not"
+                "log-probabilities are recorded at temperature 1, but this term compares them with values at another "
+                "temperature"
             )
         return self
 
@@ -138,19 +139,19 @@ class Term(Part):
         if entry.reads == "distributions":
             if support.kind == "sampled":
                 raise ValueError(
-                    f"{kind} compares distributions, and the support `sampled` holds one token; use divergence `pg`, or a "
-                    "top-k support"
+                    f"{kind} compares distributions, but the support `sampled` has only one token; use divergence "
+                    "`pg`, or a top-k support"
                 )
             biased = entry.truncated == "lowers_mass"
             if support.rest == "drop" and support.kind != "full" and biased and not support.accept_bias:
                 raise ValueError(
-                    f"{kind} on a truncated support without its rest lowers the mass of the kept entries; use rest `tail` or "
-                    "`renorm`, divergence `rkl_sg`, or support.accept_bias=true"
+                    f"{kind} on a truncated support without its remainder lowers the mass of the kept entries; use "
+                    "rest `tail` or `renorm`, divergence `rkl_sg`, or support.accept_bias=true"
                 )
             if entry.one_sided and support.rest == "renorm":
-                raise ValueError(f"{kind} is a one-sided sum; renormalised it is fkl")
+                raise ValueError(f"{kind} is a one-sided sum; renormalised, it would be fkl")
         elif support.kind != "sampled" and entry.reads == "sampled":
-            raise ValueError(f"{kind} reads the sampled token alone; set support.kind to `sampled`")
+            raise ValueError(f"{kind} reads only the sampled token; set support.kind to `sampled`")
         return self
 
 
@@ -169,7 +170,9 @@ class Coupling(Part):
     def _sound(self) -> Coupling:
         require(self.kind, parts.COUPLINGS, "coupling")
         if self.kind in ("adv_mul", "adv_add") and not self.credit:
-            raise ValueError(f"the coupling {self.kind} needs a credit: the weights that meet the advantage")
+            raise ValueError(
+                f"the coupling {self.kind} needs a credit: the weights that are combined with the advantage"
+            )
         if self.kind == "additive" and not 0 <= min(values.ends(self.weight)) <= max(values.ends(self.weight)) <= 1:
             raise ValueError(
                 f"the weight of an additive coupling is the terms' share, between 0 and 1, not {self.weight}"
@@ -219,7 +222,7 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         if SAMPLER in self.views:
-            raise ValueError(f"a view may not be called `{SAMPLER}`: that is the policy that sampled the tokens")
+            raise ValueError(f"a view may not be called `{SAMPLER}`, which names the policy that sampled the tokens")
         for name in self.controllers:
             require(name, parts.CONTROLLERS, "controller")
         if self.kind == "objective" and not self.terms:
@@ -228,11 +231,12 @@ class Recipe(Part):
             self._check_views(name, term)
             if term.rows != "hint" and (term.weights or term.student_view != "student"):
                 raise ValueError(
-                    f"terms.{name}: {term.rows} rows hold the plain student to the initial policy; no weights"
+                    f"terms.{name}: {term.rows} rows hold the plain student to the initial policy and take no weights"
                 )
             if term.rows == "hint" and term.min_probability:
                 raise ValueError(
-                    f"terms.{name}: min_probability is of anchors, holds and twins; on hints use a weight of `surprisal`"
+                    f"terms.{name}: min_probability applies to anchors, holds and twins; for hints use a weight of "
+                    "`surprisal`"
                 )
             if term.divergence.entry.has_signal and term.divergence.signal == "advantage" and term.rows != "hint":
                 raise ValueError(f"terms.{name}: {term.rows} rows have no advantage")
@@ -243,7 +247,7 @@ class Recipe(Part):
         for name, term in self.terms.items():
             for weight in term.weights:
                 if weight.ref and weight.ref not in known:
-                    raise ValueError(f"terms.{name}: no mask `{weight.ref}`{nearest(weight.ref, known)}")
+                    raise ValueError(f"terms.{name}: unknown mask `{weight.ref}`{nearest(weight.ref, known)}")
         return self
 
     def _check_views(self, name: str, term: Term) -> None:
@@ -254,7 +258,8 @@ class Recipe(Part):
         for view in _named_views(term):
             if known[view].n > 1:
                 raise ValueError(
-                    f"terms.{name}: the view `{view}` is {known[view].n} contexts, which scores read together; name one by n: 1"
+                    f"terms.{name}: the view `{view}` has {known[view].n} contexts, which scores read together; set "
+                    "n: 1 to name a single one"
                 )
         if not self.all_views()[term.student_view].grad:
             raise ValueError(f"terms.{name}: the student view `{term.student_view}` has no gradient")

@@ -65,16 +65,14 @@ class DivergenceSpec(Spec):
     @model_validator(mode="after")
     def _sound(self) -> DivergenceSpec:
         if self.entry.reads != "distributions" and self.pointwise_clip is not None:
-            raise ValueError(f"pointwise_clip bounds vocabulary entries, and {self.kind} compares none")
+            raise ValueError(f"pointwise_clip limits vocabulary entries, but {self.kind} does not compare any")
         bounds = [k for k in ("clip_low", "clip_high", "cap", "ratio") if k in self.parameters]
         if self.entry.has_signal and bounds and self.parameters.get("behaviour") is None:
-            raise ValueError(f"{bounds[0]} bounds an importance ratio, which needs `behaviour: sampler`")
+            raise ValueError(f"{bounds[0]} limits an importance ratio, which needs `behaviour: sampler`")
         if self.parameters.get("gap_at") == "sampling" and self.signal in ("advantage", "tanh_contrast"):
-            raise ValueError(
-                f"gap_at says whose log S(y) the gap is taken from, and the signal {self.signal} takes none"
-            )
+            raise ValueError(f"gap_at selects the log S(y) of the gap, but the signal {self.signal} does not use it")
         if "cap" in bounds and {"clip_low", "clip_high"} & set(bounds):
-            raise ValueError("cap and clip_low or clip_high both bound the importance ratio; keep one kind")
+            raise ValueError("cap and clip_low or clip_high both limit the importance ratio; keep only one of them")
         if "baseline_k" in self.parameters and self.parameters.get("baseline") is None:
             raise ValueError("baseline_k belongs to a baseline, which needs `baseline: value`")
         return self
@@ -114,7 +112,8 @@ class _Union:
                 for p in parameters:
                     if p.name in self.base.model_fields or p.name in fields:
                         raise ConfigError(
-                            f"the {self.what} {name} may not call a parameter `{p.name}`: that key is taken"
+                            f"the {self.what} {name} may not have a parameter `{p.name}`, because that key is already "
+                            "used"
                         )
                     fields[p.name] = (_annotation(of, p), None)
             for chosen in signal:
@@ -128,7 +127,7 @@ class _Union:
         if isinstance(value, self.base):
             return value
         if not isinstance(value, Mapping):
-            raise ValueError(f"a {self.what} is a mapping with the key `{self.key}`, not {value!r}")
+            raise ValueError(f"a {self.what} must be a mapping with the key `{self.key}`, not {value!r}")
         model = self.choose(value)
         name = str(value.get(self.key, self.default))
         known = set(model.model_fields)
@@ -219,9 +218,7 @@ class WeightSpec(Spec):
             self.ref or self.product
         ):
             wanted = ", ".join(sorted(parts.SET_SCORES))
-            raise ValueError(
-                f"{self.shape} of {self.score}: a set of values is read by set_softmax alone, which reads {wanted}"
-            )
+            raise ValueError(f"{self.shape} of {self.score}: only set_softmax reads a set of values; it reads {wanted}")
         return self
 
     def scores(self) -> set[str]:

@@ -51,13 +51,15 @@ def check(parameter: Parameter, kind: str, value: Any) -> None:
     if parameter.takes == "word":
         require(str(value), parameter.words, f"`{parameter.name}` of {kind}")
     elif parameter.takes == "flag" and not isinstance(value, bool):
-        raise ValueError(f"{parameter.name} of {kind} is true or false, not {value!r}")
+        raise ValueError(f"{parameter.name} of {kind} must be true or false, not {value!r}")
     elif parameter.takes == "ids":
         if not isinstance(value, list | tuple) or not all(isinstance(i, int) for i in value):
-            raise ValueError(f"{parameter.name} of {kind} is a list of whole numbers, not {value!r}")
+            raise ValueError(f"{parameter.name} of {kind} must be a list of whole numbers, not {value!r}")
     elif parameter.takes == "count":
         if isinstance(value, bool) or not isinstance(value, int) or value < parameter.low:
-            raise ValueError(f"{parameter.name} of {kind} is a whole number from {parameter.low:g} up, not {value!r}")
+            raise ValueError(
+                f"{parameter.name} of {kind} must be a whole number from {parameter.low:g} up, not {value!r}"
+            )
     elif parameter.takes == "number":
         _number(parameter, kind, value)
 
@@ -68,7 +70,7 @@ def _number(parameter: Parameter, kind: str, value: Any) -> None:
     elif isinstance(value, int | float) and not isinstance(value, bool):
         numbers = (float(value), float(value))
     else:
-        raise ValueError(f"{parameter.name} of {kind} is a number or a schedule, not {value!r}")
+        raise ValueError(f"{parameter.name} of {kind} must be a number or a schedule, not {value!r}")
     for number in numbers:
         inside = (
             parameter.low < number < parameter.high if parameter.strictly else parameter.low <= number <= parameter.high

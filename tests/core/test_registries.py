@@ -150,7 +150,7 @@ def test_a_divergence_has_value_gradient_and_its_own_parameters(plugin):
         with pytest.raises(ConfigError, match=said):
             load_recipe("targeted", {"terms": {"distill": {"divergence": {"kind": "hellinger"} | divergence}}})
     dropped = {"kind": "union", "rest": "drop"}
-    with pytest.raises(ConfigError, match="hellinger on a truncated support without its rest lowers the mass"):
+    with pytest.raises(ConfigError, match="hellinger on a truncated support without its remainder lowers the mass"):
         load_recipe("targeted", {"terms": {"distill": {"divergence": {"kind": "hellinger"}, "support": dropped}}})
 
 
