@@ -1,8 +1,9 @@
-"""What agents hold as a conversation → a Trace, through the trace readers.
+"""Convert an agent's conversation to a Trace with the trace readers.
 
 A conversation is a list of chat messages, Responses items or Anthropic messages: mappings, `Message`s, or objects with
-`model_dump` (the classes of the openai, anthropic and langchain packages). A whole request (`{system, messages, tools}`,
-`{input, output}`) and a `Trace` are conversations, too. Anything else is refused by name; a string is never read letter by letter.
+`model_dump` (the classes of the openai, anthropic and langchain packages). A whole request (`{system, messages,
+tools}`, `{input, output}`) and a `Trace` are conversations, too. Any other type is refused with an error that names it;
+a string is never read letter by letter.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
     """Return the trace of a conversation.
 
     Args:
-        messages: a list of what agents hold, a whole request, or a `Trace`.
-        tools: tool schemas in any shape that the trace readers take; None for those of the request or trace.
+        messages: a list of messages or items, a whole request, or a `Trace`.
+        tools: tool schemas in any form that the trace readers accept; None for those of the request or trace.
 
     Raises:
         ArgumentError: `messages` or `tools` is not a list of messages or schemas.
-        TraceError: a message is malformed, or the list is several conversations.
+        TraceError: a message is malformed, or the list contains several conversations.
     """
     schemas = schemas_of(tools)
     if isinstance(messages, Trace):
@@ -63,17 +64,18 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
 
 
 def _with(trace: Trace, **fields: Any) -> Trace:
-    """Return the trace with other fields. Made again: a copy would keep what was derived from the old ones."""
+    """Return the trace with other fields. It is built anew, because a copy would keep values derived from the old
+    fields."""
     return Trace(**{**{name: getattr(trace, name) for name in Trace.model_fields}, **fields})
 
 
 def step_of(trace: Trace, step: Any) -> int:
-    """Return the number of a step, counted from 0; None is the last step that the student took, a negative number
-    counts from the end.
+    """Return the number of a step, counted from 0; None means the student's last step, and negative numbers count from
+    the end.
 
     Raises:
-        ArgumentError: `step` is no whole number.
-        TraceError: there is no such step, it is given, or the conversation has none at all.
+        ArgumentError: `step` is not a whole number.
+        TraceError: there is no such step, it is only context (`Message.given`), or the conversation has no steps.
     """
     if step is not None and (isinstance(step, bool) or not isinstance(step, int)):
         raise ArgumentError(f"`step` is {step!r}, not a whole number")
@@ -91,7 +93,8 @@ def step_of(trace: Trace, step: Any) -> int:
 
 
 def schemas_of(tools: Any) -> tuple[dict[str, Any], ...]:
-    """Tool schemas as the trace readers make them. Raises ArgumentError for another type, TraceError for a schema without a name."""
+    """Return tool schemas as the trace readers make them. Raises ArgumentError for another type, TraceError for a
+    schema without a name."""
     if tools is None:
         return ()
     if isinstance(tools, str | bytes) or not isinstance(tools, Sequence | Mapping):
@@ -102,7 +105,7 @@ def schemas_of(tools: Any) -> tuple[dict[str, Any], ...]:
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """Return a list of strings. Raises ArgumentError for anything else, a single string included."""
+    """Return a list of strings. Raises ArgumentError for anything else, including a single string."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence):
         raise ArgumentError(f"`{name}` is {_kind(values)}, not a list of strings")
     for i, value in enumerate(values):
@@ -111,7 +114,7 @@ def texts_of(name: str, values: Any) -> list[str]:
 
 
 def text_of_type(name: str, value: Any, optional: bool = False) -> None:
-    """Raise ArgumentError if the value is no string (nor None, if that is allowed)."""
+    """Raise ArgumentError if the value is not a string (or None, if that is allowed)."""
     if not isinstance(value, str) and not (optional and value is None):
         raise ArgumentError(f"`{name}` is {_kind(value)}, not a string")
     if isinstance(value, str) and holds_half_a_pair(value):
@@ -136,7 +139,7 @@ def _record(messages: Any) -> tuple[dict[str, Any], bool]:
 
 
 def _read(record: dict[str, Any]) -> Any:
-    """Return the traces of a record, by the first API that its messages fit."""
+    """Return the traces of a record, read with the first API format that fits its messages."""
     items = record.get("messages")
     # asked first: an Anthropic message says `type: message`, as a Responses item does
     if items is not None and (anthropic.fits(items) or anthropic.fits(record)):
