@@ -48,16 +48,14 @@ def conversation(messages: Any, tools: Any = None) -> Trace:
         raise TraceError(f"a message or a tool {HALF_A_PAIR}")
     traces = list(_read(record))
     if len(traces) != 1:
-        raise TraceError(f"`messages` holds {len(traces)} conversations, not one")
+        raise TraceError(f"`messages` contains {len(traces)} conversations, not one")
     trace = traces[0]
     if isinstance(trace, Failure):
         raise TraceError(trace.message)
     if not typed:
         return trace
     if len(trace.messages) != len(messages):
-        raise ArgumentError(
-            "hd.Message objects are mixed with messages that the reader must convert; pass one kind only"
-        )
+        raise ArgumentError("hd.Message objects are mixed with messages of another kind; pass only one kind")
     # what a Message knows beyond a chat message (ids, fidelity) is kept as it is
     kept = tuple(m if isinstance(m, Message) else t for m, t in zip(messages, trace.messages, strict=True))
     return _with(trace, messages=kept)
@@ -81,14 +79,14 @@ def step_of(trace: Trace, step: Any) -> int:
         raise ArgumentError(f"`step` is {step!r}, not a whole number")
     count = len(trace.step_indices)
     if not trace.own_steps:
-        raise TraceError("the messages hold no step of the student: no assistant message that is its own and whole")
+        raise TraceError("the messages contain no step of the student, i.e. no complete assistant message of its own")
     if step is None:
         return trace.own_steps[-1]
     at = step + count if step < 0 else step
     if not 0 <= at < count:
-        raise TraceError(f"the messages hold steps 0..{count - 1}, not {step}")
+        raise TraceError(f"the messages contain steps 0..{count - 1}, not {step}")
     if at in trace.given_steps:
-        raise TraceError(f"step {at} is given: it is context, and no step of the student")
+        raise TraceError(f"step {at} is only context (`given`), not a step of the student")
     return at
 
 
@@ -161,7 +159,7 @@ def _plain(value: Any, what: str, index: int) -> dict[str, Any]:
     elif hasattr(value, "model_dump") and not isinstance(value, type):
         plain = _dumped(value)
     else:
-        raise ArgumentError(f"{what} {index} is {_kind(value)}", hint="a mapping, or an object with model_dump, is one")
+        raise ArgumentError(f"{what} {index} is {_kind(value)}", hint="pass a mapping, or an object with model_dump")
     if isinstance(plain.get("content"), list):
         plain["content"] = [
             p if isinstance(p, str | Mapping) else _plain(p, f"a part of {what}", index) for p in plain["content"]
@@ -174,7 +172,7 @@ def _plain(value: Any, what: str, index: int) -> dict[str, Any]:
 def _dumped(value: Any) -> dict[str, Any]:
     made = value.model_dump(mode="json", exclude_none=True)
     if not isinstance(made, dict):
-        raise ArgumentError(f"model_dump of a {type(value).__name__} gives {_kind(made)}, not an object")
+        raise ArgumentError(f"model_dump of a {type(value).__name__} returns {_kind(made)}, not an object")
     return made
 
 

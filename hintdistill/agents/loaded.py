@@ -65,7 +65,7 @@ def load_engine(
     """
     if ENGINES.get(backend).remote:
         raise ConfigError(
-            f"the engine {backend} is reached at an address", hint="use hd.connect_engine(name, base_url)"
+            f"the engine {backend} is a server with an address", hint="use hd.connect_engine(name, base_url)"
         )
     with in_use(None, model_code=trust_remote_code):
         folder = resolve_model(name)
@@ -119,6 +119,6 @@ def require_engine(engine: Any) -> LoadedModel:
     if not isinstance(engine, LoadedModel):
         raise ArgumentError(
             f"`engine` is a {type(engine).__name__}",
-            hint="hd.load_engine(name), hd.connect_engine(name, base_url) and hd.Session(engine) make one",
+            hint="make one with hd.load_engine(name), hd.connect_engine(name, base_url) or hd.Session(engine)",
         )
     return engine

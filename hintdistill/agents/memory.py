@@ -65,7 +65,7 @@ class HintMemory:
             InputError: the file contains a line that is not an entry.
         """
         if not 0 < min_likeness <= 1:
-            raise ArgumentError(f"`min_likeness` is {min_likeness!r}, not above 0 and at most 1")
+            raise ArgumentError(f"`min_likeness` must be above 0 and at most 1, not {min_likeness!r}")
         self.folder, self.min_likeness = Path(folder), min_likeness
         self.folder.mkdir(parents=True, exist_ok=True)
         self._library = library or shipped_library()
@@ -98,7 +98,7 @@ class HintMemory:
             OSError: the folder cannot be written to.
         """
         if not isinstance(diagnosis, Diagnosis) or diagnosis.trace is None:
-            raise ArgumentError(f"`diagnosis` is a {type(diagnosis).__name__}, not what hd.diagnose gives")
+            raise ArgumentError(f"`diagnosis` is a {type(diagnosis).__name__}, not a result of hd.diagnose")
         self._went_well(diagnosis.trace, diagnosis)
         return [self._put(diagnosis.trace, found) for found in diagnosis.findings if found.accepted]
 
@@ -148,7 +148,7 @@ class HintMemory:
         for entry in self.active():
             probability = self._probability(require_engine(engine), entry)
             if probability < least:
-                self.retire(entry["key"], f"the student gives the error {probability:.3g}")
+                self.retire(entry["key"], f"the student gives the error a probability of {probability:.3g}")
                 out.append(entry["key"])
         return out
 

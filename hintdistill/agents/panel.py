@@ -94,5 +94,6 @@ def load_critic(critic: str | CriticSection | Critic | Panel | Sequence[Finding]
         return Panel(CriticSection(), (critic,), shipped_library())
     raise ArgumentError(
         f"`critic` is a {type(critic).__name__}",
-        hint="a critic's name, a CriticSection, findings, hd.load_critic(…), or an object with name and critique(traces)",
+        hint="pass a critic's name, a CriticSection, findings, hd.load_critic(…), or an object with name and "
+        "critique(traces)",
     )

@@ -124,8 +124,8 @@ def require_heard(loaded: LoadedModel, config: RescoreSection, hinted: bool = Tr
         unheard += [k for k in ("placebos", "gate") if getattr(config, k) != getattr(default, k)]
     if unheard:
         raise ConfigError(
-            f"this call does not act on config.{', config.'.join(unheard)}",
-            hint="hd.load_engine(name, batch_tokens=…) sets the engine's; leave the others out",
+            f"these settings have no effect in this call: config.{', config.'.join(unheard)}",
+            hint="set the engine's batch with hd.load_engine(name, batch_tokens=…), and leave the others out",
         )
     _require_engine(loaded, config.engine)
 
@@ -141,6 +141,7 @@ def _require_engine(loaded: LoadedModel, asked: EngineSection) -> None:
             differs.append(f"{key}={wanted}")
     if differs:
         raise ConfigError(
-            f"config.engine asks for {', '.join(differs)}, and the engine that is given is {given}",
-            hint="hd.load_engine(name, backend=...) or hd.connect_engine(name, base_url) make the engine; leave config.engine out",
+            f"config.engine asks for {', '.join(differs)}, but the given engine is {given}",
+            hint="make the engine with hd.load_engine(name, backend=...) or hd.connect_engine(name, base_url), and "
+            "leave config.engine out",
         )

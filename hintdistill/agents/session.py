@@ -39,9 +39,9 @@ class Session(LoadedModel):
 
         loaded = require_engine(engine)
         if isinstance(loaded, Session):
-            raise ArgumentError("`engine` is a Session already")
+            raise ArgumentError("`engine` is already a Session")
         if not isinstance(memory_mb, int) or memory_mb <= 0:
-            raise ArgumentError(f"`memory_mb` is {memory_mb!r}, not a positive whole number")
+            raise ArgumentError(f"`memory_mb` must be a positive whole number, not {memory_mb!r}")
         inner = loaded.engine
         turns = Turns(loaded.lock)
         kept = KeptEngine(inner, memory_mb << 20, turns) if isinstance(inner, TransformersEngine) else inner

@@ -58,7 +58,7 @@ def open_part(part: Path) -> pq.ParquetFile:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{part} is not a readable parquet file: {error}", hint=_AGAIN) from None
     if version is None:
-        raise InputError(f"{part} holds no hintdistill targets", hint="another program wrote it; move it away")
+        raise InputError(f"{part} does not contain hintdistill targets", hint="another program wrote it; move it away")
     if version not in [str(n).encode() for n in READABLE]:
         known = " and ".join(map(str, READABLE))
         raise InputError(f"{part} has target schema {version.decode()}; this release reads {known}")
@@ -199,7 +199,7 @@ class Columns:
         found = self._flat("sampler_logprobs", row).astype(np.float32)
         if len(found) not in (0, length):
             raise InputError(
-                f"{self.part}: row {key}: sampler_logprobs speaks of {len(found)} tokens of {length}", hint=_AGAIN
+                f"{self.part}: row {key}: sampler_logprobs covers {len(found)} tokens of {length}", hint=_AGAIN
             )
         return found
 
@@ -237,16 +237,16 @@ def _problem(
     for name in _PER_TOKEN:
         found = len(nested[name][1]) if name in nested else len(flat[name])
         if found != steps:
-            return f"{name} speaks of {found} tokens, the step has {steps}"
+            return f"{name} covers {found} tokens, but the step has {steps}"
     counts = np.stack([n for _, n in nested.values()])
     if len(differ := np.flatnonzero((counts != counts[0]).any(0))):
         return f"the support and the log-probabilities of token {differ[0]} differ in length"
     if not all(np.isfinite(flat[n].astype(np.float32)).all() for n in ("teacher_sampled", "plain_sampled")):
         return "a log-probability of a sampled token is missing or not finite"
     if (action := small.get("action_start")) is not None and not -1 <= action < steps:
-        return f"action_start is {action}, the step has {steps} tokens"
+        return f"action_start is {action}, but the step has {steps} tokens"
     if small["context_sha256"] != context_hash(arrays["context_ids"]):
-        return "the context is not the one its hash was taken of"
+        return "the context does not match its hash"
     return None
 
 

@@ -155,9 +155,9 @@ class TargetStore:
                 except InputError as error:
                     yield part, error.message
             elif part.stat().st_size != said.get("bytes"):
-                yield part, f"it has {part.stat().st_size} bytes of {said.get('bytes')}"
+                yield part, f"it has {part.stat().st_size} bytes instead of {said.get('bytes')}"
             elif checksum(part) != said.get("sha256"):
-                yield part, "it has other bytes than were written"
+                yield part, "its bytes differ from those that were written"
 
     def keys(self) -> KeySet:
         """Return the keys of all stored rows."""

@@ -48,18 +48,20 @@ class Metrics:
     def __init__(self, service: Service, gate: Gate) -> None:
         self.registry = CollectorRegistry()
         of = {"registry": self.registry}
-        self.requests = Counter("hintdistill_requests_total", "Requests answered.", ["path", "status"], **of)
+        self.requests = Counter("hintdistill_requests_total", "Number of answered requests.", ["path", "status"], **of)
         self.seconds = Histogram("hintdistill_request_seconds", "Seconds until the answer.", ["path"], **of)
-        Gauge("hintdistill_requests_inside", "Requests at work or waiting.", **of).set_function(lambda: gate.inside)
-        records = Gauge("hintdistill_trace_records", "Trace records on disk since the start.", **of)
+        Gauge("hintdistill_requests_inside", "Requests being processed or waiting.", **of).set_function(
+            lambda: gate.inside
+        )
+        records = Gauge("hintdistill_trace_records", "Trace records written to disk since the start.", **of)
         records.set_function(lambda: service.sink.written if service.sink else 0)
         for name, text in (
-            ("conversations", "Conversations kept."),
-            ("bytes", "Memory of kept conversations."),
+            ("conversations", "Number of kept conversations."),
+            ("bytes", "Memory used by kept conversations."),
             ("asked", "Tokens that separate passes would have read."),
-            ("computed", "Tokens read."),
-            ("batches", "Calls of the model, each for one caller or several."),
-            ("targets", "Targets kept."),
+            ("computed", "Tokens that were read."),
+            ("batches", "Calls of the model, each for one or several callers."),
+            ("targets", "Number of kept targets."),
         ):
             if name in service.session.stats():
                 gauge = Gauge(f"hintdistill_session_{name}", text, **of)

@@ -44,7 +44,9 @@ class Gate:
         """
         with self._lock:
             if self._inside >= self.workers + self.max_waiting:
-                raise BusyError(f"{self._inside} requests are at work or waiting", hint="try again in a moment")
+                raise BusyError(
+                    f"{self._inside} requests are already being processed or waiting", hint="try again in a moment"
+                )
             self._inside += 1
         future = self._pool.submit(work)
         future.add_done_callback(lambda _: self._leave())
@@ -53,7 +55,7 @@ class Gate:
         except TimeoutError:
             # one that has not begun need not begin any more
             future.cancel()
-            raise TimedOutError(f"no answer within {self.timeout_s:g} seconds") from None
+            raise TimedOutError(f"there was no answer within {self.timeout_s:g} seconds") from None
 
     def close(self) -> None:
         """Wait for the current requests."""

@@ -87,7 +87,7 @@ class Service:
 
     def _sink(self) -> TraceSink:
         if self.sink is None:
-            raise ConfigError("this server keeps no traces", hint="start it with --traces DIR")
+            raise ConfigError("this server does not store traces", hint="start it with --traces DIR")
         return self.sink
 
 
@@ -95,7 +95,7 @@ def _check(record: Any, n: int) -> None:
     """Raise TraceError if a record on its own is not a trace."""
     found = recognise(record)
     if found is None or found.SCOPE != "record":
-        raise TraceError("the record is in no format that is read record by record; see docs/traces.md")
+        raise TraceError("the format of the record is not one that is read record by record; see docs/traces.md")
     source = Source(file="request", position=f"record {n}")
     for made in found.traces(Record(record, source), ReadOptions()):
         if not isinstance(made, Trace):

@@ -238,7 +238,7 @@ def test_an_engine_that_a_call_asks_for_is_the_one_it_has(plugin, student_engine
     call = {"step": 0, "engine": given, "tools": weather_trace.tools}
     messages, asked = list(weather_trace.messages), RescoreSection(engine=EngineSection(backend="uniform"))
     for hint in (None, "There is get_weather."):
-        with pytest.raises(ConfigError, match="asks for backend=uniform, and the engine that is given is transformers"):
+        with pytest.raises(ConfigError, match="asks for backend=uniform, but the given engine is transformers"):
             hd.rescore(messages, hint=hint, config=asked, **call)
     uniform = call | {"engine": hd.load_engine(str(STUDENT), backend="uniform")}
     assert hd.rescore(messages, hint=None, config=asked, **uniform).versions["engine"] == "Uniform"

@@ -183,7 +183,7 @@ def test_damage_is_named_repaired_and_made_again(run: Path, trained: Path):
     done = hintdistill("verify", str(run), expect=3)
     for word in (
         "part-",
-        "other bytes than were written",
+        "its bytes differ from those that were written",
         "model.safetensors has",
         "tokenizer.json is not there",
         "critiques.jsonl: 2 lines are not rows, the first is 2",
