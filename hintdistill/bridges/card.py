@@ -1,4 +1,4 @@
-"""The data card of an export: what is in it, what made it, under which licence, and what this format loses."""
+"""Write the data card of an export: its contents, origin and licence, and what this format loses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPORT_SCHEMA = 1
 
 
 def describe(run: RunRows, form: Format, k: int | None, tail: Tail, licence: str | None) -> dict[str, Any]:
-    """Return what a card says before the rows are written. No word of a trace is in it."""
+    """Return the card's data before the rows are written. It contains no text of a trace."""
     heads = run.targets.heads
     recipe = run.section.effective_recipe
     versions: dict[str, list[str]] = {}
@@ -55,7 +55,7 @@ def describe(run: RunRows, form: Format, k: int | None, tail: Tail, licence: str
 
 
 def lost(run: RunRows) -> list[str]:
-    """Return what of this run's own recipe a format with one divergence leaves behind, term by term."""
+    """Return the parts of this run's recipe that a format with a single divergence loses, term by term."""
     recipe, said = run.section.effective_recipe, list[str]()
     for name, term in sorted(recipe.terms.items()):
         what = _differs(term)
@@ -71,7 +71,7 @@ def lost(run: RunRows) -> list[str]:
 
 
 def _differs(term: Term) -> list[str]:
-    """Return what of a term is not forward KL to the stored teacher."""
+    """Return the differences of a term from forward KL to the stored teacher."""
     out = []
     if term.divergence.kind != "fkl":
         out.append(f"{term.divergence.kind} becomes forward KL")
@@ -87,13 +87,13 @@ def _differs(term: Term) -> list[str]:
 
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
-    """Write the card as data and to be read."""
+    """Write the card as data and as a README."""
     (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
     (folder / README).write_text(readme(card), encoding="utf-8")
 
 
 def readme(card: dict[str, Any]) -> str:
-    """Return the card to be read, with the front matter of a data set on a hub."""
+    """Return the card as a README, with the front matter of a data set on a hub."""
     steps = ", ".join(f"{n} {kind}" for kind, n in card["steps"].items())
     classes = ", ".join(f"{n} {name}" for name, n in card["error_classes"].items()) or "none"
     ids = "all stored ids" if card["k"] is None else f"{card['k']} ids"

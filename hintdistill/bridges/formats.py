@@ -1,4 +1,4 @@
-"""The formats of `hintdistill export`: what each keeps, what it loses, and which module writes it."""
+"""Define the formats of `hintdistill export`: what each keeps, what it loses, and the module that writes it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hintdistill.core.registry import nearest
 from hintdistill.training.rows import Rows
 
 DATA = "rows.parquet"
-"""Name of the file that holds an export's rows."""
+"""Name of the file with an export's rows."""
 
 
 @dataclass(frozen=True)
 class ExportJob:
-    """What a format writes."""
+    """Hold the input of a format's writer."""
 
     rows: Rows
-    """Rows of targets that hold as many ids per token as are asked for."""
+    """Rows of targets, with the requested number of ids per token."""
     section: TrainSection
     seed: int
     folder: Path
@@ -34,72 +34,73 @@ class ExportJob:
 
 @dataclass(frozen=True)
 class Checked:
-    """A row as it was exported, as the toolkit has it, and what the format's formula makes of it."""
+    """Hold a checked row: the exported row, the toolkit's row, and both losses."""
 
     key: str
     loss: float
-    """By the format's formula from what is in its file, nats."""
+    """Loss by the format's formula from the exported file, nats."""
     reference: float
-    """By the toolkit's formula from the stored target, nats."""
+    """Loss by the toolkit's formula from the stored target, nats."""
     bound: float
-    """How far the two may be apart because of what the format does not keep, nats; 0 if it keeps everything."""
+    """Allowed difference of the two, because of what the format does not keep, nats; 0 if it keeps everything."""
     scale: float = 1.0
-    """Sum of the row's weights: a nat of one token counts so much at most."""
+    """Sum of the row's weights, an upper limit on the effect of a difference of one nat per token."""
 
     @property
     def off(self) -> float:
-        """How far the two are apart, nats."""
+        """Difference of the two losses, nats."""
         return abs(self.loss - self.reference)
 
     @property
     def relative(self) -> float:
-        """How far the two are apart, over the loss."""
+        """Difference of the two losses, relative to the loss."""
         return self.off / max(abs(self.reference), 1e-30)
 
 
 class Student(Protocol):
-    """Log-probabilities of the vocabulary at a step's positions, float64 [T, V]."""
+    """Student's log-probabilities of the vocabulary at a step's positions, float64 [T, V]."""
 
     def __call__(self, ids: np.ndarray, start: int) -> np.ndarray: ...
 
 
 class Writer(Protocol):
-    """What the module of a format has."""
+    """Interface of the module of a format."""
 
     def write(self, job: ExportJob) -> dict[str, Any]:
-        """Write the rows; returns what the data card says of them."""
+        """Write the rows, and return the data for the card."""
 
     def loss_in_file(self, folder: Path, number: int, row: FlatRow, student: np.ndarray) -> float:
         """Return the loss of the `number`-th exported row by the format's own formula, in the units of `formulas.forward_kl`.
 
-        `row` is the row as it was handed to `write`, for constants that the format leaves out; all else is read from the file.
+        `row` is the row that was passed to `write`, for constants that the format leaves out; everything else is read
+        from the file.
         """
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its writer and what its data card says."""
+    """Describe a format: its writer, and the texts of its data card."""
 
     name: str
     module: str
     reads: str
-    """Who reads it."""
+    """The trainer that reads it."""
     formula: str
     tails: tuple[Tail, ...]
-    """What may become of the rest; the first is the default."""
+    """Supported treatments of the rest; the first is the default."""
     why: str
-    """Why no other."""
+    """Reason why no other treatment is supported."""
     loses: tuple[str, ...]
-    """What of a run does not survive, in the same words for every run."""
+    """Parts of a run that are lost, in the same words for every run."""
     mass: float = 0.0
-    """Probability by which the rest is off, whatever is kept."""
+    """Probability by which the rest may be wrong, regardless of what is kept."""
 
     def writer(self) -> Any:
-        """Return the module that writes it: a `Writer`; of `hf` see `bridges.hf`."""
+        """The module that writes it, a `Writer`; for `hf` see `bridges.hf`."""
         return importlib.import_module(f"hintdistill.bridges.{self.module}")
 
     def require_tail(self, tail: str | None) -> Tail:
-        """Return what becomes of the rest. Raises ConfigError if the format has no such form."""
+        """Return the treatment of the rest. Raises ConfigError if the format does not support it."""
         if tail is None:
             return self.tails[0]
         for known in self.tails:
@@ -167,7 +168,7 @@ FORMATS = (
         ),
     ),
 )
-"""Every format of the command."""
+"""All formats of the command."""
 
 
 def format_named(name: str) -> Format:

@@ -246,7 +246,7 @@ def test_an_engine_that_a_call_asks_for_is_the_one_it_has(plugin, student_engine
         hd.rescore(messages, hint=None, config=RescoreSection(engine=EngineSection(max_length=7)), **call)
     with pytest.raises(ConfigError, match=r"unknown engine `unifrom` \(did you mean `uniform`\?\)"):
         hd.load_engine(str(STUDENT), backend="unifrom")
-    with pytest.raises(ConfigError, match="reached at an address"):
+    with pytest.raises(ConfigError, match="is a server with an address"):
         hd.load_engine(str(STUDENT), backend="server")
 
 
