@@ -65,7 +65,7 @@ def lost(run: RunRows) -> list[str]:
         said.append(f"the outcome reward of the recipe's coupling ({recipe.coupling.kind})")
     if run.section.target_source != "stored":
         said.append(
-            f"the teacher in the training step ({recipe.teacher.update}): the teacher is the one that scored the targets"
+            f"the teacher of the training step ({recipe.teacher.update}) becomes the one that scored the targets"
         )
     return said
 
@@ -80,7 +80,7 @@ def _differs(term: Term) -> list[str]:
     if term.weights:
         out.append("weights by score are left out")
     if moved(term.coef):
-        out.append("a coefficient that moves with the optimiser step stays what it is at step 0")
+        out.append("a coefficient that changes with the optimiser step keeps its value of step 0")
     if term.temperature != 1.0:
         out.append("temperature becomes 1")
     return out
@@ -109,22 +109,22 @@ def readme(card: dict[str, Any]) -> str:
         f"Read by: {card['reads']}. Loss: {card['formula']}.",
         "",
         f"- Steps: {steps}; {card['traces']} traces; error classes of hints: {classes}",
-        f"- Per token: {ids}, the sampled one always among them; the rest: {card['tail']}",
+        f"- Per token: {ids}, always including the sampled one; the rest: {card['tail']}",
         f"- Recipe: {card['recipe']}; coefficients "
         + ", ".join(f"{name} {value}" for name, value in card["coefficients"].items()),
         f"- Licence: {card['licence']}"
-        + ("; whoever owns the traces decides it (`--licence`)" if card["licence"] == "unknown" else ""),
-        *([f"- Left out because no token of theirs carries weight: {unread}"] if unread else []),
+        + ("; the owner of the traces decides it (`--licence`)" if card["licence"] == "unknown" else ""),
+        *([f"- Left out because none of their tokens carries weight: {unread}"] if unread else []),
         *(
             [
-                f"- Check: {card['check']['rows']} rows, largest difference {card['check']['worst_nats']:.3g} nats, allowed by "
-                f"what is not kept {card['check']['bound_nats']:.3g}"
+                f"- Check: {card['check']['rows']} rows, largest difference {card['check']['worst_nats']:.3g} nats, "
+                f"allowed difference {card['check']['bound_nats']:.3g}"
             ]
             if "check" in card
             else []
         ),
         "",
-        f"The token ids of `{DATA}` are the traces' text to anybody with the tokenizer.",
+        f"The token ids of `{DATA}` reveal the traces' text to anybody with the tokenizer.",
         "",
         "## What this format loses",
         "",

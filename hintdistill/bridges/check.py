@@ -137,7 +137,8 @@ def _narrowing(recipe: Recipe, whole: Slot, narrowed: Slot, logprobs: np.ndarray
         single = not (term.weights or term.target.mixture or term.target.anchor or len(term.target.loglin) > 1)
         if kind not in ("fkl", "rkl", "jsd") or not single or term.divergence.pointwise_clip is not None:
             raise ConfigError(
-                f"no bound is known for {kind} of term {name} on fewer ids", hint="export all ids, without k="
+                f"there is no known bound for {kind} of term {name} with fewer ids",
+                hint="export all ids, i.e. without k=",
             )
         original, few = _flat(whole, weights), _flat(narrowed, weights)
         if kind == "fkl":
@@ -188,7 +189,7 @@ def lines(checked: Sequence[Checked], form: Format) -> list[str]:
     said = (
         f"exact: at most {RELATIVE:g} relative, {ABSOLUTE:g} nats"
         if not kept
-        else f"the mass that is not kept bounds it by {worst.bound:.3g} nats here, {kept:.3g} at most"
+        else f"the mass that is not kept allows {worst.bound:.3g} nats here, and at most {kept:.3g}"
     )
     return [
         f"check: {len(checked)} rows by {form.name}'s formula ({form.formula})",
@@ -201,9 +202,9 @@ def require_close(checked: Sequence[Checked], form: Format) -> None:
     for c in checked:
         if not c.off <= allowed(c):
             raise InputError(
-                f"row {c.key}: {form.name}'s formula gives {c.loss:.8g} and the toolkit's {c.reference:.8g}, more than the "
-                f"{allowed(c):.3g} nats that this format may be off",
-                hint="the file is not what was written, or this is a bug; export it again",
+                f"row {c.key}: {form.name}'s formula gives {c.loss:.8g} and the toolkit's {c.reference:.8g}, which "
+                f"exceeds the allowed difference of {allowed(c):.3g} nats",
+                hint="the file has changed since it was written, or this is a bug; export it again",
             )
 
 

@@ -71,7 +71,7 @@ def export(
     tail: Tail = form.require_tail(settings.tail)
     folder = run / "export" / form.name if out is None else out
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_export(folder))):
-        raise ConfigError(f"{folder} holds something that is not an export", hint="--out names another folder")
+        raise ConfigError(f"{folder} contains something that is not an export", hint="choose another folder with --out")
     found = open_rows(run, settings.k, tail, trust=trust)
     aside = folder.with_name(f"{folder.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)

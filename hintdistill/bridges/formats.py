@@ -106,22 +106,25 @@ class Format:
         for known in self.tails:
             if tail == known:
                 return known
-        raise ConfigError(f"{self.name} has no tail={tail}: {self.why}", hint=f"tail={' or tail='.join(self.tails)}")
+        raise ConfigError(
+            f"{self.name} does not support tail={tail}: {self.why}", hint=f"tail={' or tail='.join(self.tails)}"
+        )
 
 
 _ONE_DIVERGENCE = (
-    "the recipe's own divergence, weights by score and schedules: it trains the forward KL to the stored teacher"
+    "the recipe's own divergence, weights by score and schedules: the export trains the forward KL to the stored "
+    "teacher"
 )
-_ONE_SLOT = "the shared pass over a trace: each step is a row with its whole context"
+_ONE_SLOT = "the shared pass over a trace: each step becomes a row with its whole context"
 FORMATS = (
     Format(
         "hf",
         "hf",
-        "transformers.Trainer with hintdistill.bridges.hf: its data set, collator and loss function",
+        "transformers.Trainer with hintdistill.bridges.hf, i.e. its data set, collator and loss function",
         "the recipe's terms, mean over slots",
         ("keep",),
-        "the recipe's divergence is taken on the kept ids and one entry for the rest, on both sides",
-        ("nothing with all stored ids; with k, the distribution inside the rest",),
+        "the recipe's divergence is computed on the kept ids and one entry for the rest, on both sides",
+        ("nothing with all stored ids; with k, the distribution within the rest",),
     ),
     Format(
         "trl",
@@ -129,12 +132,14 @@ FORMATS = (
         "trl.experimental.async_distillation.AsyncDistillationTrainer with hintdistill.bridges.trl.StoredRollouts",
         "forward KL over the kept ids and the rest, mean over the tokens of a batch",
         ("keep",),
-        "its trainer computes the rest itself (add_tail_bucket) and without it renormalises the student as well",
+        "its trainer computes the rest itself (add_tail_bucket), and otherwise renormalises the student as well",
         (
             _ONE_DIVERGENCE,
             "weights inside a step other than 0 and 1: such rows are refused by name",
-            "the mean over steps: a batch is a mean over its tokens, so a long step weighs more than a short one",
-            "the rest's stored probability: the trainer takes one minus the kept ones in float32, and at least 1e-7",
+            "the mean over steps: a batch's loss is a mean over its tokens, so a long step counts more than a short "
+            "one",
+            "the rest's stored probability: the trainer uses one minus the kept probabilities in float32, and at "
+            "least 1e-7",
             _ONE_SLOT,
         ),
         mass=3e-7,
@@ -145,11 +150,11 @@ FORMATS = (
         "axolotl's KDPlugin (kd_trainer: true), as a pre-tokenised data set",
         "forward KL over the kept ids; log-probabilities hold the token's weight, labels count steps",
         ("renormalise", "drop"),
-        "its loss reads the kept ids alone, without an entry for the rest",
+        "its loss reads only the kept ids, without an entry for the rest",
         (
             _ONE_DIVERGENCE,
-            "the rest of the vocabulary: no gradient pushes on its mass but through the kept ids",
-            "the loss that is logged is off by Σ weight·log weight, a constant without a gradient",
+            "the rest of the vocabulary: its mass changes only through the kept ids",
+            "the logged loss differs by Σ weight·log weight, a constant without a gradient",
             _ONE_SLOT,
         ),
     ),
@@ -159,11 +164,11 @@ FORMATS = (
         "tinker's forward_backward(…, 'cross_entropy'), through hintdistill.bridges.tinker.to_datums",
         "cross-entropy with weights per token and id: forward KL plus the teacher's entropy, a constant",
         ("renormalise", "drop"),
-        "cross_entropy reads the ids it is given, without an entry for the rest",
+        "cross_entropy reads only the given ids, without an entry for the rest",
         (
             _ONE_DIVERGENCE,
-            "the rest of the vocabulary: no gradient pushes on its mass but through the kept ids",
-            "the mean over steps: the service sums, so divide by the number of rows of a step of the optimiser",
+            "the rest of the vocabulary: its mass changes only through the kept ids",
+            "the mean over steps: the service sums, so divide by the number of rows in an optimiser step",
             _ONE_SLOT,
         ),
     ),
@@ -175,5 +180,5 @@ def format_named(name: str) -> Format:
     """Return a format by its name. Raises ConfigError, with the nearest name."""
     known = {f.name: f for f in FORMATS}
     if name not in known:
-        raise ConfigError(f"no format {name!r}{nearest(name, known)}", hint=f"--to {'|'.join(known)}")
+        raise ConfigError(f"unknown format {name!r}{nearest(name, known)}", hint=f"--to {'|'.join(known)}")
     return known[name]

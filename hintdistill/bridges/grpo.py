@@ -62,7 +62,7 @@ class StoredSteps:
         """Return the steps as they were sampled: TRL's `rollout_func`. Raises InputError for a prompt that does not
         name a step."""
         if missing := [p for p in prompts if p not in self._by_name]:
-            raise InputError(f"{missing[0]!r} names no step of this run", hint="train_dataset=steps.prompts()")
+            raise InputError(f"{missing[0]!r} does not name a step of this run", hint="train_dataset=steps.prompts()")
         found = [self._by_name[p] for p in prompts]
         return {
             "prompt_ids": [context for context, _, _ in found],

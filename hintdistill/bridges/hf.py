@@ -68,13 +68,15 @@ def require_stored(section: TrainSection) -> None:
     recipe = section.effective_recipe
     if section.target_source != "stored":
         raise ConfigError(
-            f"recipe {recipe.name} makes its targets in the training step, from the student's own weights or vocabulary",
-            hint="a recipe with stored targets, e.g. train.recipe=targeted; or --to trl, axolotl or tinker, which train the "
-            "forward KL to the stored teacher whatever the recipe is",
+            f"recipe {recipe.name} computes its targets in the training step, from the student's own weights or "
+            "vocabulary",
+            hint="use a recipe with stored targets, e.g. train.recipe=targeted; or --to trl, axolotl or tinker, which "
+            "train the forward KL to the stored teacher with any recipe",
         )
     if recipe.coupling.kind != "none":
         raise ConfigError(
-            f"recipe {recipe.name} couples an outcome reward ({recipe.coupling.kind}), which an export does not hold",
+            f"recipe {recipe.name} couples an outcome reward ({recipe.coupling.kind}), which an export does not "
+            "contain",
             hint="train.recipe.coupling.kind=none",
         )
 
@@ -169,7 +171,7 @@ class HintRows(Dataset[dict[str, Any]]):
         self._total = 0
         for row in rows:
             if len(row.slots) >= len(row.ids):
-                raise InputError(f"row {row.key} has {len(row.slots)} steps and only {len(row.ids)} tokens")
+                raise InputError(f"row {row.key} has {len(row.slots)} steps but only {len(row.ids)} tokens")
             self._first.append(self._total)
             self._total += len(row.slots)
 
@@ -254,8 +256,8 @@ class HintLoss:
         """
         if self.step is None and self._moves:
             raise ConfigError(
-                f"recipe {self.recipe.name} changes with the optimiser step, which a loss function is not told",
-                hint="Trainer(…, callbacks=[loss.clock()])",
+                f"recipe {self.recipe.name} changes with the optimiser step, which the loss function does not know",
+                hint="add the clock: Trainer(…, callbacks=[loss.clock()])",
             )
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
         placed = [(b, self.rows.slot(int(labels[b, i]))) for b, i in (labels != IGNORED).nonzero().tolist()]

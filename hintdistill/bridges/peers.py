@@ -16,5 +16,5 @@ def need(module: str, package: str | None = None) -> Any:
         name = package or module.partition(".")[0]
         raise ConfigError(
             f"this bridge needs {name}: {error}",
-            hint=f"pip install {name}; docs/bridges.md says which version was tried",
+            hint=f"pip install {name}; docs/bridges.md lists the tested version",
         ) from None

@@ -107,8 +107,8 @@ def scan(run: RunRows) -> None:
                 ]
         if held:
             raise SecretError(
-                f"trace {target.trace_id} holds a secret, and nothing was sent: {'; '.join(held)}",
-                hint="clean the traces and run again, or --text-free sends numbers alone",
+                f"trace {target.trace_id} contains a secret, and nothing was sent: {'; '.join(held)}",
+                hint="clean the traces and run again, or send only numbers with --text-free",
             )
 
 
@@ -133,7 +133,7 @@ def _write_numbers(run: RunRows, folder: Path, licence: str | None) -> None:
             "# Numbers of a hintdistill run's targets, without text",
             "",
             f"{count} steps ({', '.join(kinds)}). `{DATA}` holds {', '.join(NUMBERS.names)}.",
-            "No token id and no word is in it, so it serves statistics and not training.",
+            "It contains no token ids and no words, so it is for statistics and not for training.",
             "",
         ]
     )
@@ -173,5 +173,5 @@ def require_flags(targets: bool, text_free: bool) -> None:
     """Raise ConfigError if the student would be pushed but an option concerns targets."""
     if text_free and not targets:
         raise ConfigError(
-            "--text-free is of targets, and they are not pushed", hint="hintdistill push RUN REPO --targets"
+            "--text-free concerns targets, but targets are not pushed", hint="hintdistill push RUN REPO --targets"
         )

@@ -46,8 +46,8 @@ def require_no_action_span(section: TrainSection, what: str) -> None:
     named = [n for n, t in section.effective_recipe.terms.items() if t.span == "action"]
     if named:
         raise ConfigError(
-            f"train.recipe.terms.{named[0]}.span=action leaves reasoning out of the loss, and {what} weighs the quoted tokens, "
-            "which may be in the reasoning",
+            f"train.recipe.terms.{named[0]}.span=action excludes reasoning from the loss, but {what} weights the "
+            "quoted tokens, which may be in the reasoning",
             hint="train with span: step or quote; or export --to hf, trl, tinker or axolotl, which take the recipe's own weights",
         )
 
@@ -70,11 +70,13 @@ def open_rows(run: Path, k: int | None = None, tail: Tail = "keep", *, trust: bo
     if rundir.index("rescore") is None:
         raise InputError(
             f"{run} has no targets: its rescore stage has not finished",
-            hint="hintdistill run … --until rescore; of a loop, name the folder of one of its rounds",
+            hint="hintdistill run … --until rescore; for a loop, name the folder of one of its rounds",
         )
     with in_use(config, trust):
         ctx = RunContext(config, rundir, Console(quiet=True))
         targets = train.selected(ctx)
         if not any(t.kind == "hint" for t in targets.heads):
-            raise InputError(f"{run} has no accepted hint to train on", hint=f"hintdistill show {run} says why")
+            raise InputError(
+                f"{run} has no accepted hint to train on", hint=f"hintdistill show {run} gives the reasons"
+            )
         return RunRows(ctx, targets, build_rows(Narrowed(targets, k, tail), config.train), trust)

@@ -64,7 +64,7 @@ def slice_back(ids: np.ndarray, logprobs: np.ndarray, splice: Splice) -> Scored:
     docstring."""
     whole = splice.end + len(splice.block)
     if len(ids) != whole or len(logprobs) != whole:
-        raise InputError(f"the teacher answered {len(ids)} rows for a hinted sequence of {whole} tokens")
+        raise InputError(f"the teacher returned {len(ids)} rows for a hinted sequence of {whole} tokens")
     rows = slice(splice.start - 1 + len(splice.block), whole - 1)
     return Scored(splice.start, splice.end, ids[rows], logprobs[rows], np.ones(splice.end - splice.start))
 
@@ -82,7 +82,8 @@ def laid_out(scored: Sequence[Scored], length: int, width: int) -> tuple[np.ndar
         rows = slice(one.start - 1, one.end - 1)
         if taken[rows].any():
             raise InputError(
-                f"two hints read the step at token {one.start}: a token has one teacher", hint="choose one of them"
+                f"two hints apply to the step at token {one.start}, but a token can have only one teacher",
+                hint="choose one of them",
             )
         taken[rows] = True
         kept = min(width, one.ids.shape[1])

@@ -36,7 +36,7 @@ def open_export(folder: Path, name: str) -> pq.ParquetFile:
     """Return an export's file. Raises InputError if it does not exist, or has another format."""
     path = folder / DATA
     if not path.is_file():
-        raise InputError(f"no export in {folder}", hint=f"hintdistill export RUN --to {name} --out {folder}")
+        raise InputError(f"there is no export in {folder}", hint=f"hintdistill export RUN --to {name} --out {folder}")
     file = pq.ParquetFile(path)
     found = (file.schema_arrow.metadata or {}).get(META, b"").decode()
     if found != f"{name} 1":
@@ -60,4 +60,4 @@ def row_at(folder: Path, name: str, number: int) -> dict[str, Any]:
             if before < held:
                 return dict(file.read_row_group(group).slice(before, 1).to_pylist()[0])
             before -= held
-    raise InputError(f"{folder / DATA} has no row {number}", hint="export it again")
+    raise InputError(f"{folder / DATA} has no row {number}", hint="export the run again")

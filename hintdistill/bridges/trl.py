@@ -64,7 +64,8 @@ def require_whole_weights(row: FlatRow) -> None:
     weights = row.weights[row.carried]
     if not np.allclose(weights, weights[0], rtol=1e-4, atol=0.0):
         raise ConfigError(
-            f"row {row.key}: its tokens weigh {weights.min() / weights.max():.3g} to 1, and TRL's completion_mask is 0 or 1",
+            f"row {row.key}: its tokens have weights in the ratio {weights.min() / weights.max():.3g} to 1, but TRL's "
+            "completion_mask is 0 or 1",
             hint="train.recipe.terms.NAME.span=step or quote; or --to hf, tinker or axolotl, which take fractional weights",
         )
 
@@ -82,7 +83,7 @@ def copies_of(recipe: Recipe, kinds: Sequence[str]) -> dict[str, int]:
     least = min(coefs.values(), default=1.0)
     if least <= 0:
         raise ConfigError(
-            f"rows of {min(coefs, key=lambda k: coefs[k])} have a coefficient of {least:g}, and cannot be served"
+            f"rows of {min(coefs, key=lambda k: coefs[k])} have a coefficient of {least:g} and cannot be served"
         )
     shares = {kind: Fraction(c / least).limit_denominator(MOST_COPIES) for kind, c in coefs.items()}
     whole = lcm(*(s.denominator for s in shares.values()))
@@ -91,8 +92,9 @@ def copies_of(recipe: Recipe, kinds: Sequence[str]) -> dict[str, int]:
     for kind, share in shares.items():
         if abs(float(share) * least - coefs[kind]) > 1e-6 * coefs[kind] or copies[kind] // divisor > MOST_COPIES:
             raise ConfigError(
-                f"rows of {kind} weigh {coefs[kind] / least:.6g} times as much as others, which no few copies of a row give",
-                hint=f"a ratio of whole numbers up to {MOST_COPIES}, e.g. train.{kind}.weight=2",
+                f"rows of {kind} have {coefs[kind] / least:.6g} times the weight of others, which a small number of "
+                "copies cannot express",
+                hint=f"use a ratio of whole numbers up to {MOST_COPIES}, e.g. train.{kind}.weight=2",
             )
     return {kind: n // divisor for kind, n in copies.items()}
 

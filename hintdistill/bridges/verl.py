@@ -50,7 +50,8 @@ class HintedTeacher:
             self.hint_store = StoredScores(run, self.width())
         elif self.find is None:
             raise ConfigError(
-                f"no hints: data.{RUN_KEY} is not set", hint=f"+data.{RUN_KEY}=runs/demo, or manager_class(find)"
+                f"there are no hints: data.{RUN_KEY} is not set",
+                hint=f"+data.{RUN_KEY}=runs/demo, or manager_class(find)",
             )
 
     def width(self) -> int:

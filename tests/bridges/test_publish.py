@@ -47,7 +47,7 @@ def test_a_secret_in_a_context_stops_it_before_anything_is_sent(hub, monkeypatch
     key = "sk-" + "proj-" + "abcdefghijklmnop1234"
     plain = Renderer.decode
     monkeypatch.setattr(Renderer, "decode", lambda self, ids: f"{plain(self, ids)} my key is {key}")
-    with pytest.raises(SecretError, match=r"trace \S+ holds a secret, and nothing was sent: .*key of a ") as error:
+    with pytest.raises(SecretError, match=r"trace \S+ contains a secret, and nothing was sent: .*key of a ") as error:
         push_targets(the_run(), "me/targets")
     assert key not in str(error.value) and hub.calls == []
 

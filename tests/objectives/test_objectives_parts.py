@@ -407,7 +407,7 @@ def test_a_target_has_no_gradient_and_names_what_it_lacks():
     assert not q.requires_grad
     with pytest.raises(KeyError, match="needs the view 'plain'; the given views are teacher"):
         log_linear({"teacher": dist(2)}, {"teacher": 1.0, "plain": -1.0})
-    with pytest.raises(ValueError, match="needs the sampled ids"):
+    with pytest.raises(ValueError, match="requires the sampled ids"):
         log_linear({"teacher": dist(2)}, {"teacher": 1.0}, tilt=1.0)
 
 
