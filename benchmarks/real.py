@@ -5,6 +5,7 @@
     python benchmarks/real.py grid    [--n 32] [--arms …]     settings on validation tasks, one seed
     python benchmarks/real.py arms    [--arms …] [--seeds …]  what benchmarks/prereg/real.yaml announces, and its deviations
     python benchmarks/real.py drift   [--of grid|arms] [--arms …] [--seeds …]   KL on general prompts of the students that are there
+    python benchmarks/real.py recipes --recipes NAME …  [--seeds 0]   other recipes on the traces of the arms' seeds
     python benchmarks/real.py gate    [--n 210]               gate, placebos, wrong hints and the choice among candidates
     python benchmarks/real.py pages                           docs/evidence_real.md and the example's card
     (grid, arms and drift: --owed lists the jobs that are owed and runs none; --arms takes names as tables have them)
@@ -28,10 +29,11 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.blocks import put  # noqa: E402
 from benchmarks.command import exit_code  # noqa: E402
-from benchmarks.realmodel import claims, gating, jobs, page, play  # noqa: E402
+from benchmarks.realmodel import claims, gating, jobs, page, play, recipes  # noqa: E402
 from benchmarks.realmodel.plan import Announced, Plan, registered  # noqa: E402
 from hintdistill.config import RunConfig  # noqa: E402
 from hintdistill.config.file import load_config  # noqa: E402
+from hintdistill.core.errors import ConfigError  # noqa: E402
 from hintdistill.core.storage import write_atomic  # noqa: E402
 from hintdistill.pipeline.arms import perform, result_of  # noqa: E402
 from hintdistill.rollouts.evaluate import tasks_of  # noqa: E402
@@ -134,6 +136,13 @@ def _registered(args: argparse.Namespace) -> list[jobs.RealJob]:
     return [j for j in kept if not args.arms or j.title in (*args.arms, "shared", "none")]
 
 
+def _recipes(args: argparse.Namespace) -> list[recipes.RecipeJob]:
+    if not args.recipes:
+        raise ConfigError("no recipe is named", hint="--recipes opsd sdft")
+    plan, _ = registered(settings(args), args.dir / "arms")
+    return recipes.recipe_jobs(plan, args.recipes, args.seeds or [SEED])
+
+
 def _drifts(args: argparse.Namespace) -> list[jobs.DriftJob]:
     """Of the students that are there; of the others, the arm is what is owed."""
     wanted = {"grid": _grid, "arms": _registered}[args.of](args)
@@ -141,9 +150,10 @@ def _drifts(args: argparse.Namespace) -> list[jobs.DriftJob]:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Do the jobs of the grid, of the arms or of their drift that are owed, in order; with --owed list them."""
-    wanted: list[Any] = {"grid": _grid, "arms": _registered, "drift": _drifts}[args.command](args)
-    folder = args.dir / (args.of if args.command == "drift" else args.command)
+    """Do the jobs of the grid, of the arms, of other recipes or of drift that are owed, in order; with --owed list them."""
+    kinds = {"grid": _grid, "arms": _registered, "recipes": _recipes, "drift": _drifts}
+    wanted: list[Any] = kinds[args.command](args)
+    folder = args.dir / {"drift": args.of, "recipes": "arms"}.get(args.command, args.command)
     for job in wanted:
         if result_of(folder, job) is not None:
             continue
@@ -247,6 +257,7 @@ COMMANDS = {
     "measure": measure,
     "grid": work,
     "arms": work,
+    "recipes": work,
     "drift": work,
     "gate": gate,
     "pages": pages,
@@ -262,6 +273,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, help="episodes of a cell")
     parser.add_argument("--splits", nargs="*")
     parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--recipes", nargs="*", help="names of recipes")
     parser.add_argument("--of", choices=("grid", "arms"), default="arms", help="whose students drift is read of")
     parser.add_argument("--seeds", nargs="*", type=int)
     parser.add_argument("--owed", action="store_true", help="list what is owed; run nothing")
