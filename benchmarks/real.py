@@ -171,6 +171,7 @@ def gate(args: argparse.Namespace) -> None:
 
 
 PAGE, CARD = ROOT / "docs" / "evidence_real.md", ROOT / "examples" / "smollm2" / "README.md"
+METHODS = ROOT / "docs" / "methods.md"
 
 
 def _results(folder: Path, wanted: Sequence[Any]) -> tuple[dict[str, list[dict]], list[str]]:
@@ -200,6 +201,7 @@ def pages(args: argparse.Namespace) -> None:
     measured = {(s, a) for s, a in cells}
     left = [f"measure {s} {a}" for s, arms in CELLS for a in arms if (s, a) not in measured]
     left += _grid_pages(args) + _arms_pages(args)
+    _recipes_pages(args)
     told = gating.table_of(settings(args), args.dir / "gate")
     _block(PAGE, "gate", told or "Not read.")
     left += [] if told else ["gate"]
@@ -240,6 +242,16 @@ def _arms_pages(args: argparse.Namespace) -> list[str]:
     moved = claims.curve_table(done, drifts, rates, read) if drifts else "No drift is read."
     _block(PAGE, "moved", moved)
     return [f"arms {name}" for name in (*owed, *owed_drifts)]
+
+
+def _recipes_pages(args: argparse.Namespace) -> None:
+    """Write the table of other recipes beside the arms of the same seed."""
+    plan, what = registered(settings(args), args.dir / "arms")
+    named = sorted(f.name.removeprefix("recipe.") for f in plan.folder.glob(f"seed{SEED}/recipe.*") if f.is_dir())
+    beside = [j for j in jobs.jobs_of(plan, what) if j.seed == SEED and j.title in ("none", "targeted", "sft_corrected")]
+    done, _ = _results(plan.folder, [*beside, *recipes.recipe_jobs(plan, named, [SEED])])
+    if any(r in done for r in named):
+        _block(METHODS, "compared on the real model", page.arms_table(done, "unseen"))
 
 
 def _claims(done: Mapping[str, list[dict]], what: Announced, read: str) -> str:
