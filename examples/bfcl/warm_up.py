@@ -67,6 +67,11 @@ class Recipe:
     learning_rate: float
     why: str
 
+    @property
+    def content(self) -> str:
+        """What the weights depend on: everything but the words about it."""
+        return json.dumps({k: v for k, v in asdict(self).items() if k != "why"}, sort_keys=True)
+
 
 RECIPES = {
     "a": Recipe(
@@ -112,7 +117,7 @@ class Training:
         self.done, self.seconds, self.log = 0, 0.0, list[dict[str, Any]]()
         if self.path.is_file():
             kept = torch.load(self.path, weights_only=True)
-            if kept["recipe"] != json.dumps(asdict(recipe), sort_keys=True):
+            if kept["recipe"] != recipe.content:
                 raise SystemExit(f"{self.path} is of another recipe; remove it or name another --out")
             set_peft_model_state_dict(self.model, kept["adapter"])
             self.optimiser.load_state_dict(kept["optimiser"])
@@ -125,7 +130,7 @@ class Training:
         with writing_aside(self.path) as aside:
             torch.save(
                 {
-                    "recipe": json.dumps(asdict(self.recipe), sort_keys=True),
+                    "recipe": self.recipe.content,
                     "adapter": get_peft_model_state_dict(self.model),
                     "optimiser": self.optimiser.state_dict(),
                     "done": self.done,
