@@ -94,8 +94,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         "frontier_root": "√(p(1 − p)) of `group_acc` (SC-SDPO)",
     },
     "loss spans": {
-        "quote": "the quoted words alone (`train.loss_span=quote`)",
-        "quote_weighted": "the whole step, its quoted words `quote_weight` times (`train.loss_span=quote_weighted`)",
+        "quote": "the quoted words alone",
+        "quote_weighted": "the whole step, its quoted words `quote_weight` times",
     },
     "teacher updates": {"round_start": "in a loop of rounds: the policy that the round started from"},
     "hint kinds": {

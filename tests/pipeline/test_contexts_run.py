@@ -13,10 +13,16 @@ from hintdistill.core.errors import ConfigError, InputError
 from hintdistill.pipeline.contexts import texts_by_task
 from hintdistill.pipeline.shards import require_shardable
 from hintdistill.planning.contexts import lines, preview
+from hintdistill.recipes import load_recipe, recipe_names
 
 CONFIG = ROOT / "configs" / "methods.yaml"
 NAMED = """cursor_targeted gkd tropd ptd_po cgtr mopd_peers esr topk_sg ta_opd revisiting nca ar_opd rlsd rlcsd sdpo sdpo_feedback
     sdft opsd hero rosd trace hint_sd openclaw_pg openclaw_topk tm_opd"""
+FEWER = "traces.limit=48"
+"""For the recipes that are not named above; six tasks with eight rollouts each are enough for all of them."""
+ROCKS = "{score: token_id, shape: freeze, ids: [5, 6, 7], weight: 0.0}"
+SETTINGS = {"rock_freeze": [f"train.recipe.terms.distill.weights=[{ROCKS}]"]}
+"""What a recipe does not run without."""
 
 
 def test_rollouts_are_shown_at_every_step_and_what_lacks_one_is_counted():
@@ -81,9 +87,11 @@ def another(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMED.split())
+@pytest.mark.parametrize("name", recipe_names())
 def test_a_method_trains_on_the_shipped_rollouts(name, another, tmp_path):
-    more = [f"train.recipe.teacher.model={another}"] if name in ("gkd", "tm_opd") else []
+    more = [*SETTINGS.get(name, []), *([] if name in NAMED.split() else [FEWER])]
+    if load_recipe(name).teacher.update == "external":
+        more.append(f"train.recipe.teacher.model={another}")
     run = ["run", "configs/methods.yaml", f"train.recipe={name}", *more, f"run.dir={tmp_path / 'run'}"]
     hintdistill(*run, "train.logging_steps=1", "--until", "train")
     summary = json.loads((tmp_path / "run" / "student" / "hintdistill.json").read_text())

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support.flat_recipe import train_section
-from test_training_processes import TORCHRUN, launch_cases, losses, save_model, some_outcomes, some_targets, weights
+from test_training_processes import TORCHRUN, launch_cases, losses, save_model, some_targets, weights
 
 from hintdistill.config import RunSection
-from hintdistill.training.reward import NO_OUTCOME
+from hintdistill.training.reward import NO_OUTCOME, OutcomeData, TraceOutcome
 from hintdistill.training.stage import TrainData, TrainJob, train
 from hintdistill.training.watch import WatchSets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-RECIPES = {"gndpo": NO_OUTCOME, "tip": NO_OUTCOME, "fire": NO_OUTCOME, "dasd": some_outcomes()}
+TARGETS = [replace(t, trace_id=t.key) for t in some_targets() if t.kind == "hint"]
+"""Seven rows of one hint each."""
+ENDED = {t.trace_id: TraceOutcome(float(n % 2), n % 2 - 0.5, 0.5, 4) for n, t in enumerate(TARGETS)}
+RECIPES = {"gndpo": NO_OUTCOME, "tip": NO_OUTCOME, "fire": NO_OUTCOME, "dasd": OutcomeData(ENDED, [])}
 """A signal, ranks, a filter of rows, and a credit that meets an advantage: each scaled by what all rows of the step say."""
 
 
@@ -39,7 +43,7 @@ def cases(model: Path) -> dict[str, dict]:
             )
             out[f"{name}-{micro}"] = {
                 "model": model,
-                "targets": [t for t in some_targets() if t.kind == "hint"],
+                "targets": TARGETS,
                 "run": RunSection(model="", device="cpu", dtype="float32"),
                 "train": config,
                 "watch": WatchSets(),
@@ -57,6 +61,7 @@ def moved(folder: Path, before: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_two_processes_take_statistics_over_the_whole_step(tmp_path):
     model = save_model(tmp_path / "model", tied=False)
     made, before = cases(model), weights(model)
+    (tmp_path / "two").mkdir()
     together = [f"{name}-{micro}" for name in RECIPES for micro in (1, 4)]
     code, output = launch_cases(tmp_path / "two", made, together, TORCHRUN)
     assert code == 0, output[-4000:]
