@@ -2,7 +2,7 @@
 
 | arm | rows |
 |---|---|
-| targeted, targeted_twins | the hint above the erring step, gate on; with twins beside it, of the makers that were there when it was announced |
+| targeted, targeted_twins | the hint above the erring step, gate on; with twins beside it, of the makers that the announcement knew |
 | targeted_stop_twins | with twins of all makers, so of `stopped_early` too; up to three edits of a finding |
 | targeted_stop_hold | the same, and hold traces: the untrained model on the split `stop`, where stopping is right |
 | placebo, wrong_hint | a generic hint, another class's hint in its place; gate off |
