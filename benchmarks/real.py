@@ -231,10 +231,11 @@ def _arms_pages(args: argparse.Namespace) -> list[str]:
     plan, what = registered(settings(args), folder)
     wanted = jobs.jobs_of(plan, what)
     done, owed = _results(folder, wanted)
-    shared = done.pop("shared", [])
+    shared, more = done.pop("shared", []), done.pop("shared_twins", [])
     parts = [page.arms_table(done, read)] if done else ["No job is finished."]
     parts += [claims.factor_table(done, read)] if done else []
     parts += [page.coverage_table(shared)] if shared else []
+    parts += [page.makers_table(more, shared)] if more else []
     _block(PAGE, "arms", "\n\n".join(parts))
     _block(PAGE, "claim", _claims(done, what, read))
     drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
