@@ -68,7 +68,8 @@ def summary(config: AblationConfig, found: Found) -> dict[str, Any]:
             "named": sum(r.get("named", r["findings"]) for r in rounds),
             "right": sum(r.get("right", r["findings"]) for r in rounds),
             "to_find": sum(r.get("to_find", r["findings"]) for r in rounds),
-            "accepted": sum(r["candidates"] for r in first) / max(1, sum(r["candidates"] + r["rejected"] for r in first)),
+            "accepted": sum(r["candidates"] for r in first)
+            / max(1, sum(r["candidates"] + r["rejected"] for r in first)),
             "settings": {
                 s: _gain(config, *([of[k] for k in seeds] for of in (found[arm], shared, true)), s)
                 for s in mine[0]["outcomes"]

@@ -64,7 +64,7 @@ def text(result: Mapping[str, Any]) -> str:
     e, guess, about = result["erring"], result["guessing"], result["about"]
     quotes = result["quotes"]
     return (
-        f"{about['model']} as critic, through the constrained backend with the shipped prompts ({about['dtype']}, one thread, {about['date']}), "
+        f"{about['model']} as critic, through the constrained backend with the shipped prompts ({about['dtype']}, {about['date']}), "
         f"on the {e['exact']['n']} shortest erring and {result['clean']['false_alarm']['n']} shortest clean records with two or more steps "
         f"({', '.join(f'{n} of {name}' for name, n in about['sets'].items())}): exact step {_rate(e['exact'])}, within one step "
         f"{_rate(e['within_one'])}, any root finding {_rate(e['any_root'])}; a random step {guess['random']:.1%}, the best constant "
@@ -82,7 +82,7 @@ def _rate(of: Mapping[str, Any]) -> str:
 def measure(args: argparse.Namespace) -> None:
     """Ask what is owed, score, print; write the page if that is asked for."""
     model = [f"critic.llm.model={args.model.resolve()}", f"run.model={args.model.resolve()}"] if args.model else []
-    config = load_config(CONFIG, [*model, *args.overrides])
+    config = load_config(CONFIG, [f"traces.path={args.labels.resolve()}", *model, *args.overrides])
     began = time.process_time()
     tokenizer = load_tokenizer(resolve_model(str(config.critic.llm.model)))
     read = [x for x in read_annotated([args.labels]) if isinstance(x, Labelled)]

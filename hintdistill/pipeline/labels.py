@@ -61,7 +61,11 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
 
 
 def score_labelled(
-    ctx: RunContext, labelled: Sequence[Labelled], *, hints: bool = False, about: Mapping[str, Any] = MappingProxyType({})
+    ctx: RunContext,
+    labelled: Sequence[Labelled],
+    *,
+    hints: bool = False,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Critique these traces and score the outcome, as `score_critics` does with what it read; see there.
 

@@ -246,7 +246,9 @@ def test_a_consequence_in_place_of_the_root(judged):
     caused = Finding(step=root.step + 1, error_class="ignored_error", caused_by=root.step, facts={"tool": "x"})
     both = {trace.id: Critique(trace_id=trace.id, verdict="findings", findings=(root, caused))}
     ((_, told),) = critic_noise.plausible([(trace, root)], both, library, "later", 1.0, "s")
-    assert told == caused.model_copy(update={"caused_by": None}), "what is recorded as a consequence comes before the last step"
+    assert told == caused.model_copy(update={"caused_by": None}), (
+        "what is recorded as a consequence comes before the last step"
+    )
 
 
 def test_the_right_step_and_another_legal_tool(judged):
@@ -263,7 +265,7 @@ def test_the_right_step_and_another_legal_tool(judged):
 
 
 def test_a_mistake_that_cannot_be_made_leaves_the_finding_right(judged):
-    found, critiques, library = judged
+    found, _, library = judged
     trace, finding = next((t, f) for t, f in found if f.step == max(t.own_steps) > 0)
     alone = {trace.id: Critique(trace_id=trace.id, verdict="findings", findings=(finding,))}
     assert critic_noise.plausible([(trace, finding)], alone, library, "later", 1.0, "s") == [(trace, finding)]
