@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import critic_curve, critic_labels
+from benchmarks import critic_curve, critic_labels, replay
 from benchmarks.ablation.ablate import plan_jobs
 from benchmarks.ablation.settings import load_ablation
 from hintdistill.core.errors import InputError
@@ -32,7 +32,9 @@ def test_the_shortest_records_with_two_steps_are_taken():
 
 
 def outcomes(successes: str, error: str = "unknown_tool") -> list[dict[str, object]]:
-    return [{"task": str(i), "success": c == "1", "errors": [] if c == "1" else [error]} for i, c in enumerate(successes)]
+    return [
+        {"task": str(i), "success": c == "1", "errors": [] if c == "1" else [error]} for i, c in enumerate(successes)
+    ]
 
 
 def job(successes: str, **of: int) -> dict[str, object]:
@@ -61,3 +63,25 @@ def test_what_a_worse_critic_keeps_of_the_gain():
     assert "| wrong in 50 %, all three kinds | 16 of 32 (50%) | 0.50 [" in page and "| 38% |" in page
     assert "| as it is, gate off | 16 of 16 (100%) |" in page and "| no gate |" in page
     assert "misses unknown_tool" in page and "20 of 32 errors are named" in page and "1 to 2 seeds" in page
+
+
+def test_replay_says_how_often_its_rows_were_read():
+    config = replay.settings([0, 1], ["ablate.bootstrap=100", "ablate.arms=[foreign,replay]"])
+    assert [(j.arm, j.setting) for j in replay.more_passes(config)] == [("replay", 0)] * 2
+    assert replay.more_passes(replay.settings([0], ["ablate.arms=[foreign]"])) == []
+
+    def arm(successes: str, traces: int, batch: int) -> dict[int, dict[str, object]]:
+        of = job(successes, distinct=6, steps=16, traces=traces)
+        return {k: {**of, "train": {"batch_size": batch}} for k in (0, 1)}
+
+    found = {
+        "shared": {k: {"initial": {"test@1": outcomes("10000")}} for k in (0, 1)},
+        "foreign": arm("11110", 96, 8),
+        "replay": arm("11100", 160, 8),
+        "replay+": arm("11111", 160, 13),
+    }
+    told = replay.summary(config, found)
+    assert [of["passes"] for of in told["rounds"]["replay"]] == [0.8, 0.8]
+    page = replay.table(told)
+    assert "| stale | 0.800 [" in page and "| 8, 8 | 6, 6 | 1.33, 1.33 |" in page
+    assert "| **replay - stale** | -0.200 [" in page and "| **replay, as many passes - stale** | +0.200 [" in page
