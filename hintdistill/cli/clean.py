@@ -1,4 +1,4 @@
-"""`hintdistill clean`: delete what of a run folder is not needed any more."""
+"""`hintdistill clean`: delete the files of a run folder that are no longer needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed, what will not work, and how to fix it."""
+"""Checks of the installation: each finds one problem and says how to fix it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at."""
+    """Describe the result of one check."""
 
     name: str
     status: Status
@@ -32,7 +32,9 @@ class Check:
 
 
 def diagnose(model: str | None = None, *, trust_remote_code: bool = False) -> list[Check]:
-    """Return every check; those of a model folder come first, whose own code runs only with `trust_remote_code`."""
+    """Return every check. The checks of a model folder come first; code in that folder runs only with
+    `trust_remote_code`.
+    """
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
     with in_use(None, model_code=trust_remote_code):
         return ([*_model(model), *_weights(model)] if model else []) + checks
@@ -122,7 +124,7 @@ def _trackers() -> Check:
 
 
 def _weights(name: str) -> list[Check]:
-    """Return whether the weights are whole and finite: they are loaded, if there is memory for them."""
+    """Check that the weights are complete and finite by loading them, if there is enough memory."""
     from hintdistill.core.machine import room
     from hintdistill.core.model_shape import ModelShape
     from hintdistill.core.models import resolve_model
@@ -155,8 +157,8 @@ def _model(name: str) -> list[Check]:
 
 
 def template_checks(renderer: Renderer) -> list[Check]:
-    """Return what a template does: first what the student will not see, then its arguments, and the roles that a hint
-    can have."""
+    """Check a chat template: first the parts of a trace that the student will not see, then tool arguments, then the
+    roles that a hint can have."""
     from hintdistill.core.types import Message
     from hintdistill.injection.template_probe import unseen
 

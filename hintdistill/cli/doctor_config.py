@@ -1,4 +1,6 @@
-"""What `doctor CONFIG` looks at: the student's template with its options, the servers and their keys, and the longest trace."""
+"""Checks of `doctor CONFIG`: the student's template with its options, the servers and their keys, and the longest
+trace.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def config_checks(config: RunConfig) -> list[Check]:
-    """Return every check of a configuration: first of all what the student will not see."""
+    """Return every check of a configuration, beginning with the parts of a trace that the student will not see."""
     from hintdistill.core.models import resolve_model
     from hintdistill.injection.rendering import Renderer
 
@@ -32,7 +34,7 @@ def config_checks(config: RunConfig) -> list[Check]:
 
 
 def _servers(config: RunConfig) -> Iterator[Check]:
-    """Yield one check for each server that the run would ask."""
+    """Yield one check for each server that the run would use."""
     llm, engine, serve = config.critic.llm, config.rescore.engine, config.rollout.sample.server
     for url in (llm.base_url, *llm.more_urls) if "llm" in config.critic.use and llm.backend == "server" else ():
         yield _server(
@@ -63,7 +65,7 @@ def _servers(config: RunConfig) -> Iterator[Check]:
 def _server(
     name: str, what: str, section: str, url: str, model: str | None, key_env: str, hosts: Iterable[str]
 ) -> Check:
-    """Return whether a server answers, and serves the model. No trace is sent."""
+    """Check that a server answers and serves the model. No trace is sent."""
     import json
 
     from hintdistill.core.http import HttpClient, Server
@@ -85,7 +87,7 @@ def _server(
 
 
 def _lengths(config: RunConfig, folder: Path, renderer: Renderer) -> Iterator[Check]:
-    """Yield the longest trace against the contexts of the student and of the critic."""
+    """Compare the longest trace with the context lengths of the student and the critic."""
     from transformers import AutoConfig
 
     from hintdistill.core.types import Trace

@@ -1,4 +1,4 @@
-"""`hintdistill init`: a config for one's own traces and the prompts to edit."""
+"""`hintdistill init`: write a config for your own traces, and prompts to edit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hintdistill.core.package_data import data_root
 
 @dataclass(frozen=True)
 class Own:
-    """The values for a new config; a value of None is left for the user to fill in."""
+    """Hold the values for a new config; a value of None is left for the user to fill in."""
 
     model: str | None = None
     """A folder saved by save_pretrained, or a hub name."""
@@ -28,19 +28,19 @@ class Own:
     """A file, folder or glob, or hf://owner/name."""
     tools: Path | None = None
     critic: str = "rules"
-    """`rules`, the URL of a server, or the folder of a model that is run in process."""
+    """`rules`, the URL of a server, or the folder of a model that runs in this process."""
     critic_model: str | None = None
-    """Name by which a critic's server knows its model."""
+    """The model name that the critic's server uses."""
     send: bool = False
     """Whether traces may be sent to a server on another machine."""
 
 
 def write_scaffold(folder: Path, own: Own | None = None) -> list[Path]:
-    """Write hintdistill.yaml and prompts/ into `folder`; returns what was written.
+    """Write hintdistill.yaml and prompts/ into `folder`; return the files written.
 
     Raises:
-        ConfigError: something of that name is there already, the model's folder is none, a critic's server has no model's
-            name, or it is on another machine and nobody allowed to send traces there.
+        ConfigError: a file of that name already exists, the model's folder is not a model, or a critic's server lacks a
+            model name or is on another machine although sending traces was not allowed.
         InputError: there are no traces at the path.
     """
     config, prompts = folder / "hintdistill.yaml", folder / "prompts"
@@ -56,7 +56,7 @@ def write_scaffold(folder: Path, own: Own | None = None) -> list[Path]:
 
 
 def _filled(text: str, own: Own) -> str:
-    """Return the template with the user's model, traces and critic in it; each is checked first."""
+    """Return the template with the user's model, traces and critic filled in, after checking each of them."""
     from hintdistill.core.models import is_hub_name
     from hintdistill.traces.files import trace_files
 
@@ -85,7 +85,7 @@ def _filled(text: str, own: Own) -> str:
 
 
 def _put(text: str, place: str, value: str) -> str:
-    """Return the text with a value in a place; quoted as YAML, which reads JSON strings."""
+    """Return the text with a value filled in. The value is quoted as JSON, which is valid YAML."""
     assert place in text, place
     return text.replace(place, json.dumps(value, ensure_ascii=False))
 
@@ -95,7 +95,7 @@ def _absolute(path: str) -> str:
 
 
 def _critic(own: Own) -> str | None:
-    """Return the lines of `critic` for an LLM critic; None for the rules."""
+    """Return the lines of the `critic` section for an LLM critic; None for the rules."""
     if own.critic == "rules":
         return None
     parts = urlsplit(own.critic)
@@ -122,7 +122,7 @@ def _critic(own: Own) -> str | None:
 
 
 def next_commands(config: Path) -> list[str]:
-    """Return the three commands that come after `init`, in order."""
+    """Return the three commands to run after `init`, in order."""
     name = shlex.quote(str(config))
     return [
         f"hintdistill doctor {name}              # what will not work, and how to fix it",

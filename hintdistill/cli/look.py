@@ -1,4 +1,6 @@
-"""The command groups that look at files and run nothing: prompts, traces, recipes. Parse, call, print; no logic."""
+"""The command groups that inspect files and run nothing: prompts, traces, recipes. They parse, call and print; they
+contain no logic.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ recipes_app = typer.Typer(help="List the published objectives and show one of th
 
 
 def print_json(value: Any) -> None:
-    """One document on standard output."""
+    """Print one JSON document to standard output."""
     say(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """A text that may hold a trace's words, on the terminal: control characters are shown and not obeyed."""
+    """Print a text that may contain words of a trace; control characters are shown, not executed."""
     print(printable(text), file=sys.stderr if error else sys.stdout)
 
 
@@ -46,7 +48,7 @@ def prompts_list(prompts: PromptFolder = None, as_json: Json = False) -> None:
 
 @prompts_app.command("check")
 def prompts_check(prompts: PromptFolder = None, as_json: Json = False) -> None:
-    """Lint every prompt: syntax and unknown variables, with file and line."""
+    """Lint every prompt: report syntax errors and unknown variables, with file and line."""
     from hintdistill.prompts import PromptLibrary
 
     library = PromptLibrary(prompts)
@@ -68,7 +70,7 @@ def prompts_eject(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write into.", show_default=False)],
     names: Annotated[list[str] | None, typer.Argument(help="Only these prompts.", show_default=False)] = None,
 ) -> None:
-    """Copy the shipped prompts to edit; name the folder in critic.prompts."""
+    """Copy the shipped prompts for editing; set critic.prompts to the new folder."""
     from hintdistill.prompts import eject
 
     for path in eject(folder, names or []):
@@ -130,7 +132,9 @@ def traces_inspect(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Count what each file holds: traces, steps, tool calls, schemas, token ids, rewards, findings of the checks, failures."""
+    """Count the contents of each file: traces, steps, tool calls, schemas, token ids, rewards, findings of the checks,
+    failures.
+    """
     from hintdistill.reporting import inspection
 
     found = inspection.inspect_files(paths, _read_options(format, student_role, tools), lost=lost)
@@ -160,7 +164,7 @@ def convert(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Convert traces of any format to the native one, and list what could not be read."""
+    """Convert traces of any format to the native format, and list the records that could not be read."""
     from hintdistill.reporting import inspection
     from hintdistill.traces.files import not_read
 
@@ -180,7 +184,7 @@ def convert(
 
 @recipes_app.command("list")
 def recipes_list(as_json: Json = False) -> None:
-    """List every recipe: name, verdict, class of its source, title, and what it needs beyond a hint and a student."""
+    """List every recipe: its name, verdict, class of its source, title, and needs beyond a hint and a student."""
     from hintdistill.recipes import load_recipe, recipe_names
     from hintdistill.recipes.describe import summary
 
@@ -197,7 +201,7 @@ def recipes_list(as_json: Json = False) -> None:
 def recipes_show(
     name: Annotated[str, typer.Argument(help="Recipe name or YAML file.", show_default=False)], as_json: Json = False
 ) -> None:
-    """Show one recipe: formula, source and its class, what is published and what is ours, needs, and every key."""
+    """Show one recipe: its formula, source and class of source, published and own parts, needs, and every key."""
     from hintdistill.recipes import describe, load_recipe
 
     recipe = load_recipe(name)

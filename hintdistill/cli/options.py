@@ -1,4 +1,4 @@
-"""The options that several commands have: each is defined once, so that it means the same everywhere."""
+"""The options that several commands share: each is defined once, so that it means the same everywhere."""
 
 from __future__ import annotations
 

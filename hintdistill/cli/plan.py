@@ -1,4 +1,4 @@
-"""The command that says what a run would take: `plan`. Parse, call, print; no logic."""
+"""The command `plan`, which estimates what a run would take. It parses, calls and prints; it contains no logic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def plan(
     as_json: Json = False,
     trust: Trust = False,
 ) -> None:
-    """Plan a run: tokens, peak memory and time of each stage, the longest trace that fits, and suitable settings. Writes nothing."""
+    """Plan a run: estimate tokens, peak memory and time of each stage, the longest trace that fits, and suitable
+    settings. Nothing is written.
+    """
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
     from hintdistill.planning.estimate import forecast

@@ -1,4 +1,4 @@
-"""`hintdistill prompts render`: what a prompt becomes for one trace."""
+"""`hintdistill prompts render`: show a prompt as rendered for one trace."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _NOT_ASKED = ("record.jinja", "repair.jinja", "revise.jinja")
 
 
 class _Nobody:
-    """A backend that is only there to be counted with."""
+    """A backend that only counts tokens and never answers."""
 
     key, together, context_tokens = "preview", False, None
 
     def complete(self, requests: Sequence[Request]) -> list[Reply | HintdistillError]:
-        """See `Backend.complete`; nothing is ever asked."""
+        """Implement `Backend.complete`; always raise, because nothing is asked."""
         raise AssertionError("a preview asks nothing")
 
     def count(self, text: str) -> int:
-        """See `Backend.count`."""
+        """Implement `Backend.count`."""
         return by_bytes(text)
 
 
@@ -38,11 +38,11 @@ def preview(name: str, traces: Path | None, trace_id: str | None, tools: Path | 
     """Return the rendered texts: one for a critic or placebo prompt, one per matching finding for a hint.
 
     Args:
-        name: a prompt's name, or the path of its file; its folder is then the one searched first.
-        traces: a file with traces; without it `trace_id` is the path of such a file, and its first trace is taken.
+        name: a prompt's name, or the path of its file; the file's folder is then searched first.
+        traces: a file with traces; without it `trace_id` is the path of such a file, and its first trace is used.
 
     Raises:
-        InputError: no such trace, or no finding of the hint's class in it.
+        InputError: the trace does not exist, or it has no finding of the hint's class.
         PromptError: the prompt cannot be rendered.
     """
     if traces is None:

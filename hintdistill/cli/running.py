@@ -1,4 +1,4 @@
-"""What the commands that run stages share: which folder, how it is continued, and what is printed at the end."""
+"""Code that the commands which run stages share: choosing the folder, continuing a run, and printing the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was asked for beside the configuration."""
+    """Hold the options of a command that are not part of the configuration."""
 
     until: str
     resume: bool
@@ -30,24 +30,24 @@ class Asked:
     trust: bool
     limit: int | None = None
     find: bool = False
-    """Whether --resume without a run.dir looks for the only unfinished run of the config file."""
+    """Whether --resume without a run.dir searches for the only unfinished run of the config file."""
     shard: str | None = None
-    """Which part of the run in run.dir, as `--shard` takes it."""
+    """Which part of the run in run.dir to do, in the form of `--shard`."""
     dry_run: bool = False
 
     def settings(self, overrides: Sequence[str] | None) -> list[str]:
-        """Return the overrides that were given, and --limit as one of them."""
+        """Return the given overrides, with --limit as one of them."""
         return [*(overrides or []), *([f"traces.limit={self.limit}"] if self.limit is not None else [])]
 
     def console(self) -> Console:
-        """Return the console of this command."""
+        """Return the console of the current command."""
         from hintdistill.pipeline.progress import Console
 
         return Console(quiet=self.quiet or self.as_json)
 
 
 def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
-    """Run the stages of a config file, or of a run folder that is continued, and print the result."""
+    """Run the stages of a config file, or of a run folder to continue, and print the result."""
     if asked.shard is not None:
         run_one_shard(config, overrides, asked)
         return
@@ -93,7 +93,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
 
 
 def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> None:
-    """Run the stages from critique on one shard of the run in run.dir, and print the result."""
+    """Run the stages from critique onwards on one shard of the run in run.dir, and print the result."""
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.continuing import line, says_how_to_continue
     from hintdistill.pipeline.progress import Console
@@ -122,7 +122,7 @@ def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> No
 
 
 def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:
-    """Print what a command would do: a dry run, or what would be asked about labelled traces."""
+    """Print what a command would do: a dry run, or the questions about labelled traces."""
     from hintdistill.pipeline.dry_run import asked_lines
 
     if as_json:
@@ -134,7 +134,7 @@ def look_ahead(found: DryRun | dict[str, Any], as_json: bool) -> None:
 
 
 def compare_runs(a: Path, b: Path, as_json: bool) -> None:
-    """Compare the reports of two runs; the last line says where the page is."""
+    """Compare the reports of two runs; the last line names the page."""
     from rich.console import Console as RichConsole
 
     from hintdistill.reporting.comparison import compare, write_comparison
@@ -149,7 +149,7 @@ def compare_runs(a: Path, b: Path, as_json: bool) -> None:
 
 
 def finish(folder: Path, as_json: bool) -> None:
-    """Print what the run came to; the last line says where the report is."""
+    """Print the result of the run; the last line names the report."""
     report = folder / "report.json"
     if as_json:
         say(report.read_text(encoding="utf-8"))

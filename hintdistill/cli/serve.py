@@ -1,4 +1,4 @@
-"""The commands that answer other processes: `serve` and `mcp`. Parse, call; no logic."""
+"""The commands that serve other processes: `serve` and `mcp`. They parse and call; they contain no logic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serve(
     ] = 64,
     timeout_s: Annotated[float, typer.Option(min=0.001, help="Seconds until a request gets 504.")] = 120.0,
 ) -> None:
-    """Answer agents over HTTP: diagnose, rescore, rank, traces. See docs/agents.md."""
+    """Serve agents over HTTP: diagnose, rescore, rank, traces. See docs/agents.md."""
     from hintdistill.serving.start import Backend
     from hintdistill.serving.start import serve as start
 
@@ -48,7 +48,7 @@ def mcp(
     traces: Traces = None,
     memory_mb: Memory = 1024,
 ) -> None:
-    """Answer agents as tools of the Model Context Protocol, over stdio."""
+    """Serve agents as tools of the Model Context Protocol over stdio."""
     from hintdistill.serving.start import Backend, serve_tools
 
     serve_tools(Backend(model, base_url, served_as, memory_mb, config, traces))

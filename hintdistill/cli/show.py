@@ -1,4 +1,4 @@
-"""`hintdistill show`: the findings of a run, some of them, or one."""
+"""`hintdistill show`: list the findings of a run, filtered if asked, or show one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def show(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Show the findings of a run, or one of them with its tokens before, under the hint and after training.
+    """List the findings of a run, or show one with its tokens before training, under the hint and after training.
 
     Examples: `show RUN --trained --worst 20`, `show RUN --reason no_effect`, `show RUN task-0017:2`.
     """
