@@ -260,7 +260,7 @@ def twin(
         if isinstance(edit, str) or not all(
             isinstance(p, Sequence) and not isinstance(p, str) and len(p) == 2 for p in edit
         ):
-            raise ArgumentError("`edit` is neither a TwinEdit nor a list of pairs of words")
+            raise ArgumentError("`edit` must be a TwinEdit or a list of pairs of texts")
         pairs = tuple(located(trace, at, old, new) for old, new in edit)
         edit = TwinEdit(kind="given", replacements=pairs, maker="caller")
     finding = given_finding(at, quote)
@@ -270,5 +270,5 @@ def twin(
         found = locate(finding, site.text, trace.step(at)) if quote else None
         span = tokens_in(found[0], site.spans) if found else (0, len(site.rendered.step_ids))
         if span is None or (quote and found is None):
-            raise QuoteNotFoundError(f"the quote {str(quote)[:60]!r} is nowhere in step {at}")
+            raise QuoteNotFoundError(f"the quote {str(quote)[:60]!r} does not occur in step {at}")
         return Making(builder, judge(), 1, state_changing, 0).twin(trace, finding, edit, span)

@@ -122,7 +122,7 @@ class PromptLibrary:
     def __init__(self, folder: str | Path | None = None) -> None:
         shipped = data_root() / "prompts"
         if folder is not None and not Path(folder).is_dir():
-            raise PromptError(f"no prompt folder at {folder}", hint="`hintdistill prompts eject DIR` makes one")
+            raise PromptError(f"no prompt folder at {folder}", hint="create one with `hintdistill prompts eject DIR`")
         self.folders: tuple[Path, ...] = (*([Path(folder)] if folder is not None else []), shipped)
         self._env = _environment(jinja2.FileSystemLoader([str(f) for f in self.folders]))
         self._mentions: dict[tuple[str, str], bool] = {}
@@ -138,7 +138,7 @@ class PromptLibrary:
             if (folder / name).is_file():
                 return folder / name
         searched = ", ".join(str(f) for f in self.folders)
-        raise PromptError(f"no prompt {name!r} in {searched}", hint="`hintdistill prompts list` shows what there is")
+        raise PromptError(f"no prompt {name!r} in {searched}", hint="`hintdistill prompts list` lists all prompts")
 
     def has(self, name: str) -> bool:
         """Return whether a prompt of this name exists."""
@@ -185,12 +185,12 @@ class PromptLibrary:
         # a file named by its path is a critic's
         kind = "critic" if Path(name).is_absolute() else name.split("/", 1)[0]
         if kind not in VARIABLES:
-            return [f"{path}:1: unknown kind of prompt {kind!r}; the kinds are {', '.join(VARIABLES)}"]
+            return [f"{path}:1: unknown kind of prompt {kind!r}; the known kinds are {', '.join(VARIABLES)}"]
         role = role or ROLE_OF.get(name)
         known = VARIABLES[kind] if role is None else ROLES[role]
         unknown = meta.find_undeclared_variables(tree) - known - _asked_for(tree)
         return [
-            f"{path}:{_line_of(tree, word)}: unknown variable {word!r}; known here: {', '.join(sorted(known))}"
+            f"{path}:{_line_of(tree, word)}: unknown variable {word!r}; allowed here: {', '.join(sorted(known))}"
             for word in sorted(unknown)
         ]
 
@@ -210,10 +210,10 @@ class PromptLibrary:
                 except PromptError:
                     continue
                 if _WRONG in text and not 0 <= text.find(_RIGHT) < text.find(_WRONG):
-                    found["it names the wrong word first"] = None
+                    found["it mentions the wrong word first"] = None
                 if all(tool in text for tool in _TOOLS):
                     found["it lists the tools"] = None
-        return [f"{self.path(name)}: {what}; a real model then says the error more often" for what in found]
+        return [f"{self.path(name)}: {what}; real models then repeat the error more often" for what in found]
 
     def render(self, name: str, variables: Mapping[str, Any]) -> str:
         """Render a prompt and strip the surrounding white space.
@@ -231,7 +231,7 @@ class PromptLibrary:
         except Exception as error:
             raise PromptError(f"{path}: {type(error).__name__}: {error}") from error
         if not text:
-            raise PromptError(f"{path} rendered to nothing")
+            raise PromptError(f"{path} renders to an empty text")
         return text
 
     def _lint_once(self, name: str) -> list[str]:
@@ -307,7 +307,7 @@ def eject(folder: Path, names: Sequence[str] = ()) -> list[Path]:
     chosen = {name: library.path(name) for name in names or library.names()}
     for name in chosen:
         if (folder / name).exists():
-            raise PromptError(f"{folder / name} is there already", hint="choose another folder; nothing was written")
+            raise PromptError(f"{folder / name} already exists", hint="choose another folder; nothing was written")
     for name, path in chosen.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(path.read_bytes())
@@ -325,7 +325,7 @@ def attempts_context(library: PromptLibrary, right: Sequence[str], wrong: Sequen
         PromptError: no failed attempt is given.
     """
     if not wrong:
-        raise PromptError("a task without a failed attempt is not hard; there is nothing to tell apart")
+        raise PromptError("a task without a failed attempt is not hard, so there is nothing to contrast")
     if not right:
         return library.render("attempts/ncq.jinja", {"attempts": list(wrong)})
     pair = [right[0], wrong[0]]

@@ -8,7 +8,7 @@ import typer
 
 from hintdistill.cli.look import print_json
 
-config_app = typer.Typer(no_args_is_help=True, help="Describe what a config can set.")
+config_app = typer.Typer(no_args_is_help=True, help="Describe the configuration keys.")
 
 
 @config_app.callback()

@@ -12,7 +12,7 @@ import typer
 from hintdistill.cli.look import print_json, say
 from hintdistill.cli.options import Json, Overrides
 
-contexts_app = typer.Typer(help="List the context makers and show what they make.", no_args_is_help=True)
+contexts_app = typer.Typer(help="List the context makers and show the contexts they make.", no_args_is_help=True)
 
 
 @contexts_app.command("list")

@@ -80,7 +80,9 @@ def _server(
     except HintdistillError as error:
         return Check(name, "fail", f"{error.message}; {key}", error.hint or f"see {section}")
     except (ValueError, KeyError, TypeError) as error:
-        return Check(name, "warn", f"{url} answers /models in another form ({error!r}); {key}", "see docs/critics.md")
+        return Check(
+            name, "warn", f"{url} answers /models in an unknown format ({error!r}); {key}", "see docs/critics.md"
+        )
     if model is not None and model not in served:
         return Check(name, "fail", f"{client.url} serves {', '.join(served)}, not {model}; {key}", f"{section}.model")
     return Check(name, "ok", f"{client.url} serves {model or ', '.join(served)}; {key}")
@@ -105,7 +107,7 @@ def _lengths(config: RunConfig, folder: Path, renderer: Renderer) -> Iterator[Ch
                 step = renderer.step(trace, len(trace.step_indices) - 1)
                 tokens = len(step.context_ids) + len(step.step_ids)
             except TemplateError as error:
-                yield Check("a trace", "warn", error.message, error.hint or "its findings are left out")
+                yield Check("a trace", "warn", error.message, error.hint or "its findings are excluded")
                 continue
             if tokens > longest:
                 longest, whose = tokens, trace.id
@@ -122,5 +124,5 @@ def _lengths(config: RunConfig, folder: Path, renderer: Renderer) -> Iterator[Ch
     short = {k: v for k, v in bounds.items() if v is not None and v < longest}
     said = f"longest of {count} traces: {longest} tokens ({whose})"
     said += "".join(f"; {k} takes {v}" for k, v in bounds.items() if v is not None)
-    fix = "steps beyond the student's context fail; the critic reads longer traces in windows" if short else ""
+    fix = "steps that exceed the student's context fail; the critic reads longer traces in windows" if short else ""
     yield Check("context length", "warn" if short else "ok", said, fix)

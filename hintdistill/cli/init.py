@@ -46,7 +46,7 @@ def write_scaffold(folder: Path, own: Own | None = None) -> list[Path]:
     config, prompts = folder / "hintdistill.yaml", folder / "prompts"
     for path in (config, prompts):
         if path.exists():
-            raise ConfigError(f"{path} is there already", hint="choose another folder; nothing was written")
+            raise ConfigError(f"{path} already exists", hint="choose another folder; nothing was written")
     text = (data_root() / "configs" / "own-traces.yaml").read_text(encoding="utf-8")
     text = _filled(text.replace("prompts: null", f"prompts: {prompts.name}"), own or Own())
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def _filled(text: str, own: Own) -> str:
         local = Path(own.model).expanduser()
         if not local.is_dir() and not is_hub_name(own.model):
             raise ConfigError(
-                f"no model folder at {own.model}", hint="a folder saved by save_pretrained, or a hub name"
+                f"{own.model} is not a model folder", hint="give a folder saved by save_pretrained, or a hub name"
             )
         text = _put(text, "path/to/your/student", str(local.resolve()) if local.is_dir() else own.model)
     if own.traces is not None:
@@ -73,7 +73,7 @@ def _filled(text: str, own: Own) -> str:
         text = _put(text, "path/to/traces.jsonl", _absolute(own.traces))
     if own.tools is not None:
         if not own.tools.is_file():
-            raise ConfigError(f"no file of tool schemas at {own.tools}", hint="see docs/traces.md")
+            raise ConfigError(f"{own.tools} is not a file of tool schemas", hint="see docs/traces.md")
         text = _put(text.replace("  # tools: ", "  tools: "), "path/to/tools.json", str(own.tools.resolve()))
     critic = _critic(own)
     if critic is None:
@@ -102,21 +102,24 @@ def _critic(own: Own) -> str | None:
     if parts.scheme in ("http", "https"):
         if own.critic_model is None:
             raise ConfigError(
-                f"which model of {own.critic}?", hint="--critic-model NAME, as the server lists it under /models"
+                f"the server {own.critic} needs a model name",
+                hint="pass --critic-model NAME, as listed by the server under /models",
             )
         allowed = ""
         if is_outside(own.critic):
             if not own.send:
                 raise ConfigError(
                     f"the critic at {parts.hostname} is outside this machine",
-                    hint="traces may hold private data; --send-traces allows to send them there",
+                    hint="traces may contain private data; --send-traces allows sending them to that server",
                 )
             allowed = f"  allow_hosts: [{json.dumps(parts.hostname)}]\n"
         settings = {"base_url": own.critic, "model": own.critic_model}
     elif Path(own.critic).is_dir():
         allowed, settings = "", {"backend": "local", "model": str(Path(own.critic).resolve())}
     else:
-        raise ConfigError(f"no critic {own.critic!r}", hint="rules, the URL of a server, or the folder of a model")
+        raise ConfigError(
+            f"{own.critic!r} is not a critic", hint="give `rules`, the URL of a server, or the folder of a model"
+        )
     lines = [f"    {key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()]
     return f"{allowed}  llm:\n{''.join(lines)}"
 
@@ -125,9 +128,9 @@ def next_commands(config: Path) -> list[str]:
     """Return the three commands to run after `init`, in order."""
     name = shlex.quote(str(config))
     return [
-        f"hintdistill doctor {name}              # what will not work, and how to fix it",
-        f"hintdistill run {name} --dry-run       # what would be read and asked; nothing is written",
-        f"hintdistill run {name} --until rescore # what the hints would do; nothing is trained",
+        f"hintdistill doctor {name}              # finds problems and says how to fix them",
+        f"hintdistill run {name} --dry-run       # shows what would be read and asked; writes nothing",
+        f"hintdistill run {name} --until rescore # measures what the hints would do; trains nothing",
     ]
 
 

@@ -32,7 +32,7 @@ def continued_by(folder: Path, *words: str) -> Iterator[None]:
     """Say after any stop of the command that `hintdistill` with these words continues the run."""
     from hintdistill.pipeline.continuing import ends_as_ctrl_c
 
-    line = f"This continues it: {shlex.join(['hintdistill', *words])}"
+    line = f"Continue with: {shlex.join(['hintdistill', *words])}"
     with works_in(folder, line), ends_as_ctrl_c():
         try:
             yield
@@ -47,7 +47,7 @@ def interrupted() -> str:
     """Return the message to print after Ctrl-C or a termination signal."""
     if _working is None or not (_working[0] / "manifest.json").is_file():
         return "interrupted"
-    return f"interrupted; {_working[0]} keeps what is done. {_working[1]}"
+    return f"interrupted; finished work is kept in {_working[0]}. {_working[1]}"
 
 
 @contextmanager

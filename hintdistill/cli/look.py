@@ -15,8 +15,8 @@ from hintdistill.cli.options import Json
 from hintdistill.reporting import printable
 
 prompts_app = typer.Typer(help="List, check and render the Jinja prompts.", no_args_is_help=True)
-traces_app = typer.Typer(help="Look into trace files.", no_args_is_help=True)
-recipes_app = typer.Typer(help="List the published objectives and show one of them.", no_args_is_help=True)
+traces_app = typer.Typer(help="Inspect trace files.", no_args_is_help=True)
+recipes_app = typer.Typer(help="List the published objectives, or show one of them.", no_args_is_help=True)
 
 
 def print_json(value: Any) -> None:
@@ -29,7 +29,7 @@ def say(text: str, *, error: bool = False) -> None:
     print(printable(text), file=sys.stderr if error else sys.stdout)
 
 
-PromptFolder = Annotated[str | None, typer.Option("--prompts", help="Your prompt folder (critic.prompts).")]
+PromptFolder = Annotated[str | None, typer.Option("--prompts", help="Folder of your prompts (critic.prompts).")]
 
 
 @prompts_app.command("list")
@@ -106,11 +106,11 @@ TracePaths = Annotated[
     typer.Argument(metavar="PATH...", help="Files, folders, globs, zips, or hf://owner/name.", show_default=False),
 ]
 FormatOption = Annotated[
-    str, typer.Option("--format", help="Name of the format (docs/traces.md); recognised by default.")
+    str, typer.Option("--format", help="Name of the format (docs/traces.md); detected by default.")
 ]
-StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker's name of the student.")]
+StudentRole = Annotated[str, typer.Option("--student-role", help="Role or speaker name of the student.")]
 TokenIds = Annotated[bool, typer.Option(help="Keep recorded token ids.")]
-ToolsFile = Annotated[Path | None, typer.Option("--tools", help="Tool schemas, for traces without any.")]
+ToolsFile = Annotated[Path | None, typer.Option("--tools", help="Tool schemas for traces that contain none.")]
 
 
 def _read_options(name: str, role: str, tools: Path | None, token_ids: bool = True) -> Any:
@@ -179,7 +179,7 @@ def convert(
         say(line, error=True)
     for failure in failures:
         say(f"{failure['source']}: {failure['reason']}: {failure['message']}", error=True)
-    print(f"{done.traces} traces, {len(failures)} records are not traces → {done.path}")
+    print(f"{done.traces} traces, {len(failures)} failed records → {done.path}")
 
 
 @recipes_app.command("list")

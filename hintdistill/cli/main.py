@@ -99,12 +99,14 @@ def report(
     """Take missing measurements and write a run's report again; with two runs, compare their reports."""
     if other is not None:
         if share or student is not None:
-            raise ConfigError("two runs are compared as they are", hint="without --share and --student")
+            raise ConfigError(
+                "a comparison of two runs cannot be changed by options", hint="leave out --share and --student"
+            )
         compare_runs(run, other, as_json)
         return
     if student is not None:
         if share:
-            raise ConfigError("--share applies only to the run's own report", hint="without --student")
+            raise ConfigError("--share applies only to the run's own report", hint="leave out --student")
         from hintdistill.pipeline.elsewhere import report_student
         from hintdistill.pipeline.progress import Console
 
@@ -139,8 +141,8 @@ def verify(run: RunArg, as_json: Json = False) -> None:
     else:
         for damage in found:
             say(str(damage))
-        said = f"{len(found)} damaged, now in {run / 'damaged'}; this makes them again: {command(run)}"
-        say(said if found else f"{run}: everything is as it was written")
+        said = f"{len(found)} damaged, now in {run / 'damaged'}; recreate them with: {command(run)}"
+        say(said if found else f"{run}: all files are unchanged since they were written")
     if found:
         raise typer.Exit(3)
 
@@ -217,8 +219,9 @@ def doctor(
 def ablate() -> None:
     """Name the replacement of this command, which an earlier release had."""
     raise ConfigError(
-        "`hintdistill ablate` is a benchmark now, run from a checkout of the repository",
-        hint="python -m benchmarks.ablation benchmarks/ablation/ablate.yaml; for your own run, hintdistill controls RUN",
+        "`hintdistill ablate` is now a benchmark that runs from a checkout of the repository",
+        hint="run python -m benchmarks.ablation benchmarks/ablation/ablate.yaml; for your own run, use "
+        "hintdistill controls RUN",
     )
 
 

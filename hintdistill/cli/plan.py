@@ -98,14 +98,17 @@ def _tail(found: Forecast) -> list[str]:
     if found.too_long:
         named = ", ".join(f"{name} ({n:,})" for name, n in found.too_long[:10])
         more = f" and {len(found.too_long) - 10} more" if len(found.too_long) > 10 else ""
-        lines.append(f"warning: {len(found.too_long)} traces are too long to train on as it is set: {named}{more}")
+        lines.append(
+            f"warning: {len(found.too_long)} traces are too long to train on with these settings: {named}{more}"
+        )
     if found.recommended is None:
-        lines.append("recommended: nothing fits; shorter traces, or more memory")
+        lines.append("recommended: nothing fits; use shorter traces or more memory")
     else:
         r = found.recommended
         lines.append("recommended: " + " ".join(f"{k}={v}" for k, v in r.settings.items()) + f"   ({r.why})")
         lines.append(
-            f"a micro-batch may hold {r.token_budget:,} tokens: packed by length, {r.batches:,} of up to {r.largest_batch} rows"
+            f"a micro-batch may have {r.token_budget:,} tokens: packed by length, {r.batches:,} batches of up to "
+            f"{r.largest_batch} rows"
         )
     if found.shards:
         from hintdistill.planning.shards import shard_lines

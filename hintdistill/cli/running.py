@@ -61,7 +61,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     until, console, given = asked.until, asked.console(), list(overrides or [])
     of_run = RunDir(config).is_run()
     if of_run and not asked.resume:
-        raise ConfigError(f"{config} is a run folder", hint=f"to continue it: {command(config, until)}")
+        raise ConfigError(f"{config} is a run folder", hint=f"continue it with: {command(config, until)}")
     file = RunDir(config).settings_file() if of_run else config
     if asked.resume:
         check_named_folder(file, given)
@@ -71,7 +71,9 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
     if asked.resume and asked.find and settings.run.dir is None and not of_run:
         found = only_unfinished(config, until)
         if found is None:
-            say(f"no run of {config} in {RUNS} is unfinished; without --resume a new one begins", error=asked.as_json)
+            say(
+                f"no unfinished run of {config} in {RUNS}; a run without --resume starts a new one", error=asked.as_json
+            )
             return
         folder = found
         console.note(f"continues {folder}")
@@ -82,7 +84,7 @@ def run_stages(config: Path, overrides: list[str] | None, asked: Asked) -> None:
         return
     how = line(folder, until, asked.trust)
     with works_in(folder, how), says_how_to_continue(folder, until, trust=asked.trust):
-        console.note(f"in {folder}; if it is stopped, this continues it: {command(folder, until)}")
+        console.note(f"run folder {folder}; if it stops, continue with: {command(folder, until)}")
         own = None if of_run else file
         run(settings, folder, resume=asked.resume, until=until, console=console, trust=asked.trust, file=own)
     if not is_main():
@@ -107,7 +109,7 @@ def run_one_shard(config: Path, overrides: list[str] | None, asked: Asked) -> No
     settings = load_config(file, given + limit)
     folder = config if of_run else settings.run.dir and Path(settings.run.dir)
     if not folder:
-        raise ConfigError("--shard needs the folder that all shards share", hint="name it: run.dir=SHARED")
+        raise ConfigError("--shard needs the folder that all shards share", hint="set it with run.dir=SHARED")
     require_shardable(settings, asked.until)
     if asked.shard == ENV:
         take_own_device()

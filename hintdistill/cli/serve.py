@@ -9,12 +9,12 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="Model folder or hub name of the student.", show_default=False)]
 BaseUrl = Annotated[
-    str | None, typer.Option(help="Score on this vLLM server, up to and including /v1, instead of in this process.")
+    str | None, typer.Option(help="Score on this vLLM server instead of in this process; the URL ends in /v1.")
 ]
-ServedAs = Annotated[str | None, typer.Option(help="That server's name of the weights; default: MODEL.")]
-Config = Annotated[Path | None, typer.Option(help="Configuration whose section `critic` is used; default: the rules.")]
+ServedAs = Annotated[str | None, typer.Option(help="Name of the weights on that server; default: MODEL.")]
+Config = Annotated[Path | None, typer.Option(help="Configuration whose `critic` section is used; default: the rules.")]
 Traces = Annotated[Path | None, typer.Option(help="Folder for received traces; without it they are refused.")]
-Memory = Annotated[int, typer.Option(min=1, help="Largest memory for kept conversations, in MB.")]
+Memory = Annotated[int, typer.Option(min=1, help="Largest memory for cached conversations, in MB.")]
 
 
 def serve(

@@ -15,7 +15,8 @@ ShardOption = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Only shard I of N of the traces, from critique on, in the run.dir that all shards share; `env` under torchrun.",
+        help="Process only shard I of N of the traces, from critique onwards, in the run.dir that all shards "
+        "share; `env` under torchrun.",
     ),
 ]
 

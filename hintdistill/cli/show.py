@@ -52,7 +52,7 @@ def show(
             show_findings(document, Console(), wanted)
         return
     if wanted != Wanted():
-        raise ConfigError("a name and a selection exclude each other", hint=f"hintdistill show {run} {which}")
+        raise ConfigError("a finding's name and a selection cannot be combined", hint=f"hintdistill show {run} {which}")
     found = named(document, which)
     if as_json:
         print_json(found)

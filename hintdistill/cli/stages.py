@@ -96,12 +96,18 @@ def critique(
         run_stages(config, overrides, asked)
         return
     if hints and (labels is None or compare is not None or dry_run):
-        raise ConfigError("--hints goes with --labels alone", hint="score each side of a comparison with it by itself")
+        raise ConfigError(
+            "--hints needs --labels and excludes --compare",
+            hint="score each side of the comparison in a command of its own",
+        )
     if dry_run and compare is not None:
-        raise ConfigError("--dry-run looks at one side", hint="leave --compare out; each side is a config or key=value")
+        raise ConfigError(
+            "--dry-run supports only one critic", hint="leave out --compare; each side is a config or key=value"
+        )
     if resume:
         raise ConfigError(
-            "--resume continues a run, and --labels and --compare are none", hint="run.dir=FOLDER keeps their answers"
+            "--resume continues a run, but --labels and --compare do not belong to a run",
+            hint="run.dir=FOLDER keeps their answers for later calls",
         )
     if labels is None:
         assert compare is not None
@@ -180,7 +186,7 @@ def train(
 
         if resume or dry_run or limit is not None:
             raise ConfigError(
-                "--beside trains on what a run has stored", hint="without --resume, --dry-run and --limit"
+                "--beside trains on the stored targets of a run", hint="leave out --resume, --dry-run and --limit"
             )
         folder = train_beside(config, beside, overrides or [], Console(quiet=quiet or as_json), trust=trust)
         print_json({"student": str(folder)}) if as_json else print(f"student: {folder}")

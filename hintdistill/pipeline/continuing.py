@@ -145,7 +145,7 @@ def line(folder: Path, until: str, trust: bool) -> str:
     unsigned = True
     with contextlib.suppress(HintdistillError):
         unsigned = not RunDir(folder).is_own()
-    return f"This continues it: {command(folder, until, trust=trust and unsigned)}"
+    return f"Continue with: {command(folder, until, trust=trust and unsigned)}"
 
 
 @contextlib.contextmanager

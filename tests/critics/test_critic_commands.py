@@ -64,7 +64,7 @@ def test_hints_that_repair_the_labelled_step(config):
     assert result["quotes"]["hits"] == result["quotes"]["n"] > 0
     text = run(*ask, "traces.limit=12")
     assert "accepted by the gate" in text and "step repaired" in text and "quotes found" in text
-    assert "--hints goes with --labels" in run("critique", config, "--hints", expect=ConfigError)
+    assert "--hints needs --labels" in run("critique", config, "--hints", expect=ConfigError)
 
 
 def test_labels_of_published_sets(config):
@@ -495,7 +495,7 @@ def test_eject_writes_prompts_that_check(tmp_path):
     written = run("prompts", "eject", tmp_path / "mine").split()
     assert f"{tmp_path / 'mine' / 'critic' / 'all_at_once.jinja'}" in written
     assert "no problems" in run("prompts", "check", "--prompts", tmp_path / "mine")
-    assert "is there already" in run("prompts", "eject", tmp_path / "mine", "critic/step.jinja", expect=PromptError)
+    assert "already exists" in run("prompts", "eject", tmp_path / "mine", "critic/step.jinja", expect=PromptError)
     assert run("prompts", "eject", tmp_path / "one", "critic/step.jinja").split() == [
         str(tmp_path / "one" / "critic" / "step.jinja")
     ]
@@ -526,7 +526,7 @@ def test_render_takes_files_and_says_what_is_missing(tmp_path):
     assert "find no skipped_lookup" in run(
         "prompts", "render", "hints/skipped_lookup.jinja", "--trace", traces, expect=InputError
     )
-    assert "no trace to render for" in run("prompts", "render", "critic/step.jinja", expect=InputError)
+    assert "no trace given to render the prompt for" in run("prompts", "render", "critic/step.jinja", expect=InputError)
 
 
 def test_a_shared_report_holds_no_trace_text(config, tmp_path):

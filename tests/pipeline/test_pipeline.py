@@ -535,7 +535,7 @@ def test_interrupt_is_130(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert (
-        process.returncode == 130 and "This continues it: hintdistill run" in err and err.rstrip().endswith("--resume")
+        process.returncode == 130 and "Continue with: hintdistill run" in err and err.rstrip().endswith("--resume")
     )
 
 

@@ -194,7 +194,7 @@ def test_damage_is_named_repaired_and_made_again(run: Path, trained: Path):
         assert word in done.stdout, word
     assert f"hintdistill run {run} --resume" in done.stdout
     assert len(list((run / "damaged").iterdir())) == 6
-    assert hintdistill("verify", str(run)).stdout.endswith("everything is as it was written\n")
+    assert hintdistill("verify", str(run)).stdout.endswith("all files are unchanged since they were written\n")
     hintdistill("run", str(run), "--resume", "-q")
     assert {n: rows(run, n) for n in before} == before
     assert damages(RunDir(run)) == [] and not list(run.rglob("*.writing"))
@@ -297,10 +297,10 @@ def test_run_config_resume_continues_the_only_unfinished_folder(trained: Path, t
     config.write_text(text.replace("../", f"{ROOT}/").replace("  dir: ", "  # dir: "))
     monkeypatch.setattr("support.command.ROOT", tmp_path)
     words = ["run", str(config), *SMALL, "--until", "inject"]
-    assert "is unfinished; without --resume a new one begins" in hintdistill(*words, "--resume").stdout
+    assert "a run without --resume starts a new one" in hintdistill(*words, "--resume").stdout
     hintdistill(*words, "-q")
     (folder,) = (tmp_path / "runs").iterdir()
-    assert "is unfinished" in hintdistill(*words, "--resume").stdout
+    assert "no unfinished run of" in hintdistill(*words, "--resume").stdout
     later = ["run", str(config), *SMALL, "train.epochs=2", "--until", "rescore", "--resume"]
     said = hintdistill(*later).stderr
     assert f"continues {Path('runs') / folder.name}" in said
@@ -362,18 +362,18 @@ def test_a_signal_says_how_to_continue(tmp_path: Path, number: int):
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == f"interrupted; {folder} keeps what is done. This continues it: hintdistill run {folder} --resume\n"
+    assert said == f"interrupted; finished work is kept in {folder}. Continue with: hintdistill run {folder} --resume\n"
 
 
 def test_an_error_says_how_to_continue(run: Path):
     said = hintdistill("run", str(run), "--resume", "-q", "traces.path=nowhere", expect=3).stderr
-    assert f"This continues it: hintdistill run {run} --resume" in said
+    assert f"Continue with: hintdistill run {run} --resume" in said
     (run / "index" / "rescore.json").write_text("{}")
     for words in (["report", str(run)], ["controls", str(run), "steps=4", "--arms", "hint"]):
         said = hintdistill(*words, "-q", expect=3).stderr
         again = " ".join([*words, *(["--resume"] if words[0] == "controls" else [])])
-        assert said.count(f"This continues it: hintdistill {again}\n") == 1
-    assert "This continues it" not in hintdistill("controls", str(run), "stpes=4", expect=2).stderr
+        assert said.count(f"Continue with: hintdistill {again}\n") == 1
+    assert "Continue with" not in hintdistill("controls", str(run), "stpes=4", expect=2).stderr
 
 
 # -- disks -------------------------------------------------------------------------------------------------------------
@@ -402,7 +402,7 @@ def test_a_full_disk_is_said_in_one_line_and_a_resume_goes_on(tmp_path: Path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert said.startswith("error: cannot write ") and str(folder) in said and "Traceback" not in said
-    assert said.count(f"This continues it: hintdistill run {folder} --resume --until inject\n") == 1
+    assert said.count(f"Continue with: hintdistill run {folder} --resume --until inject\n") == 1
     assert not list(folder.rglob("*.writing"))
     hintdistill(*words, "--resume")
     assert damages(RunDir(folder)) == [] and rows(folder, "injections")

@@ -128,7 +128,7 @@ def test_what_is_not_merged_says_how(unmerged):
         if args[0] == "export" and "No such option" in said.stderr:
             continue
         assert said.returncode == 2 and f"hintdistill merge {unmerged}" in said.stderr, args
-    assert "everything is as it was written" in hintdistill("verify", str(unmerged)).stdout
+    assert "all files are unchanged since they were written" in hintdistill("verify", str(unmerged)).stdout
     own = unmerged / "shards" / "1-of-3"
     assert hintdistill("show", str(own)).returncode == 0, "a shard is a run folder"
     assert "shard 1/3" in hintdistill("run", str(own), "--resume", "--until", "rescore").stderr

@@ -480,7 +480,7 @@ def test_the_table_names_what_is_too_long(tmp_path):
     path.write_text(yaml.safe_dump(config(traces={"limit": 6}).model_dump(mode="json", exclude={"ablate"})))
     done = CliRunner().invoke(app, ["plan", str(path), "--no-measure", "--memory", "0.428"])
     assert done.exit_code == 0, done.output
-    assert "traces are too long to train on as it is set" in done.output
+    assert "traces are too long to train on with these settings" in done.output
     assert "(!)" in done.output and "longest trace that fits, train: " in done.output
     assert "nothing was measured" in done.output
 
