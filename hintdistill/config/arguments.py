@@ -1,7 +1,8 @@
-"""`train.arguments`: settings of transformers' Trainer that are passed on, and why the others are not. Torch-free.
+"""`train.arguments`: settings that are passed on to transformers' Trainer, and the reasons why others are refused. This
+module does not import torch.
 
-On the list is what changes neither which rows are read, in which order and how often, nor what is written and continued from: a
-training that is killed and goes on ends with the same weights under each of them.
+Allowed arguments change neither the rows, their order and repetition, nor what is written and resumed from. Under any
+of them, a training that is killed and resumed ends with the same weights.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ REFUSED: dict[str, str] = {
     "fsdp_config": "give it to `accelerate launch`; see docs/processes.md",
     "accelerator_config": "it splits batches in ways that are not the rows'; see docs/processes.md",
 }
-"""Argument → why it is not passed on."""
+"""Argument → the reason why it is refused."""
 OURS: dict[str, str] = {
     "learning_rate": "train.learning_rate",
     "num_train_epochs": "train.epochs",
@@ -82,11 +83,13 @@ OURS: dict[str, str] = {
     "push_to_hub": "train.push",
     "hub_model_id": "train.push",
 }
-"""Argument → the key that sets it."""
+"""Argument → the configuration key that sets it."""
 
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with their values converted. Raises ValueError, naming the argument and why it is not taken."""
+    """Return the arguments with converted values. Raises ValueError that names the argument and the reason for the
+    refusal.
+    """
     out: dict[str, Any] = {}
     for name, value in given.items():
         if name in OURS:

@@ -1,7 +1,7 @@
-"""Keys that the configuration once had: where each one went, and how a saved configuration is read that has them.
+"""Keys that the configuration once had: their replacements, and the translation of saved configurations that use them.
 
-A config or an override with such a key is an error that names the new spelling. The configuration that a run folder keeps is
-translated instead (`upgrade`), so that folders of the version before stay readable.
+A config or an override with such a key causes an error that names the new spelling. The configuration saved in a run
+folder is translated instead (`upgrade`), so that folders of the previous version stay readable.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ _CHECKS = {
 
 
 def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
-    """Return the whole configuration that a run of an earlier schema saved, in today's keys and with the same meaning.
+    """Translate the whole configuration saved by a run of an earlier schema into today's keys, with the same meaning.
 
     Raises:
-        InputError: something in it has no translation; the text says what.
+        InputError: a part of it has no translation; the message names it.
     """
     try:
         data = copy.deepcopy(dict(saved))
@@ -89,15 +89,16 @@ def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
 
 
 def _default_then(recipe: Any) -> Any:
-    """Return the recipe by the name that it has now: what was `targeted` until schema 3, and was meant if none was
-    named."""
+    """Return today's name of the recipe that was called `targeted` until schema 3, and was the default."""
     if isinstance(recipe, Mapping):
         return {**recipe, "preset": _default_then(recipe.get("preset") or DEFAULT)}
     return "targeted_jsd" if recipe == DEFAULT else recipe
 
 
 def _placebos(data: dict[str, Any]) -> dict[str, Any]:
-    """Placebos as kinds and numbers: until schema 2 they were a number, of three kinds in turn; and the gate asked for no odds."""
+    """Return the placebos as kinds and numbers. Until schema 2 they were one number, spread over three kinds in turn,
+    and the gate had no odds condition.
+    """
     rescore = data["rescore"]
     for key in ("min_odds_nats", "min_odds_margin_nats", "min_legal_gain"):
         rescore["gate"].setdefault(key, 0.0)
@@ -153,7 +154,7 @@ def _train(train: dict[str, Any]) -> None:
 
 
 def _recipe(recipe: Any) -> Any:
-    """Return a saved recipe without the keys that recipes no longer have; a term of its own says its rows."""
+    """Return a saved recipe without removed keys; a term that its preset lacks gets `rows: hint`."""
     if not isinstance(recipe, Mapping):
         return recipe
     recipe = copy.deepcopy(dict(recipe))
@@ -172,10 +173,11 @@ def _recipe(recipe: Any) -> Any:
 
 
 def _terms(train: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Take the settings of terms out of a saved section; returns them as changes of the recipe's terms.
+    """Move the settings of terms out of a saved section and return them as changes of the recipe's terms.
 
     Raises:
-        ConfigError: the divergence or the support is set, and the recipe has no term `distill`; schema 1 knew no other.
+        ConfigError: the divergence or the support is set, but the recipe has no term `distill`, the only one that
+            schema 1 knew.
     """
     support = {"union_topk": "union", None: None}.get(train["support"], train["support"])
     distill = {
