@@ -1,7 +1,8 @@
-"""Paths to files: a file, a folder, a glob, a zip, a table, a data set on the hub. What may not be read is named, never followed.
+"""From paths to files: a path is a file, a folder, a glob, a zip, a table or a data set on the hub. Files that must not
+be read are named, never followed.
 
-Folders are untrusted: a symbolic link is read only where it stays inside its folder, anything that is no regular file
-(a pipe would block for ever) is refused. Archives are in `archives.py`.
+Folders are untrusted: a symbolic link is read only if it stays inside its folder, and anything that is not a regular
+file is refused (a pipe would block for ever). Archives are handled in `archives.py`.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ ARCHIVES = (".zip", ".eval")
 
 @dataclass(frozen=True)
 class TraceFile:
-    """A file to read, or the reason why it is not read."""
+    """Describe a file to read, or a file that is not read together with the reason."""
 
     name: str
-    """Path, with `!/member` for a file in an archive."""
+    """Path, followed by `!/member` for a file in an archive."""
     path: Path
     member: Member | None = None
     refused: Failure | None = None
     foreign: bool = False
-    """Not read because its ending is none of the known ones: reported, but no failure."""
+    """Whether the file is not read because its ending is unknown; this is reported, but is not a failure."""
     hub: HubSet | None = None
 
     def open(self) -> IO[bytes]:
-        """Return the file's bytes, from the start. Raises OSError; BadZipFile where an archive is damaged."""
+        """Open the file and return its bytes from the start. Raises OSError, or BadZipFile if an archive is damaged."""
         if self.member is not None:
             return self.member.open()
         if self.path.suffix.lower() in COMPRESSED:
@@ -48,7 +49,9 @@ class TraceFile:
         return self.path.open("rb", buffering=1 << 20)
 
     def rows(self) -> Iterator[tuple[str, Any]] | None:
-        """Place and value of each row if the file is a table or a data set on the hub, else None. Iterating raises OSError."""
+        """Return the place and value of each row if the file is a table or a data set on the hub, else None. Iterating
+        may raise OSError.
+        """
         if self.hub is not None:
             return ((f"split {split}, row {n}", row) for split, n, row in hub_rows(self.hub))
         if self.member is None and self.path.suffix.lower() in TABLES:
@@ -57,12 +60,12 @@ class TraceFile:
 
     @property
     def kind(self) -> str:
-        """What its name says that it is, for a line that counts files that are not read."""
+        """Return the kind of file suggested by its name, for the line that counts unread files."""
         return Path(self.name).suffix or "no ending"
 
 
 def not_read(files: Sequence[TraceFile]) -> str | None:
-    """Return one line about the files that are of no known kind, by ending; None if there are none."""
+    """Return one line about the files of unknown kinds, grouped by ending; None if there are none."""
     counted: dict[str, int] = {}
     for file in files:
         counted[file.kind] = counted.get(file.kind, 0) + 1
@@ -74,20 +77,21 @@ def not_read(files: Sequence[TraceFile]) -> str | None:
 
 
 def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Path]:
-    """Return the trace files and archives under `paths`, in order, without opening any; errors name the `key` that
-    names the paths.
+    """Return the trace files and archives under `paths`, in order, without opening any. Errors mention `key`, the
+    setting that names the paths.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no file with a known ending.
+        InputError: a path does not exist, or a folder contains no file with a known ending.
     """
     return [file.path for file in _walk_all(paths, key) if not file.foreign]
 
 
 def all_files(paths: Sequence[str | Path]) -> Iterator[TraceFile]:
-    """Yield every file under `paths`, archives opened, in a stable order; those that are not read say why.
+    """Yield every file under `paths`, including members of archives, in a stable order; files that are not read carry
+    the reason.
 
     Raises:
-        InputError: a path does not exist, or a folder holds no file with a known ending.
+        InputError: a path does not exist, or a folder contains no file with a known ending.
     """
     for file in _walk_all(paths):
         if file.refused is None and not file.foreign and file.path.suffix.lower() in ARCHIVES:
@@ -143,14 +147,14 @@ def _folder(folder: Path) -> list[TraceFile]:
 
 
 def _of_saved_set(folder: Path, names: list[str], entries: list[TraceFile]) -> list[TraceFile]:
-    """Return the tables of a set that `datasets` saved, without what it writes beside them."""
+    """Return the tables of a set that `datasets` saved, without the other files that it writes."""
     tables = saved_tables(folder, names)
     kept = [e for e in entries if e.path.name not in SAVED]
     return [e for e in kept if e.path.suffix.lower() != ".arrow" or e.path.name in tables]
 
 
 def is_trace_name(name: str) -> bool:
-    """Return whether a file is one of the known kinds, by its name."""
+    """Return whether a file's name has one of the known endings."""
     lower = name.lower()
     if lower.endswith(COMPRESSED):
         inner = Path(inner_name(lower)).suffix
@@ -159,7 +163,7 @@ def is_trace_name(name: str) -> bool:
 
 
 def _look(path: Path, root: Path) -> TraceFile:
-    """Return one directory entry: read, foreign or refused."""
+    """Return one directory entry as read, foreign or refused."""
 
     def refuse(reason: str, message: str) -> TraceFile:
         return TraceFile(str(path), path, refused=Failure(Source(file=str(path), position="file"), reason, message))

@@ -1,4 +1,4 @@
-"""Records that are often beside traces and are none: what they are, and what to do with them."""
+"""Recognise files that often accompany traces but contain none, and say how to use them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def not_a_trace(value: Any) -> str | None:
-    """Why a record that fits no format is no trace, if that can be told from its shape; else None. Never raises."""
+    """Return why a record that fits no format is not a trace, if its form shows that; else None. Never raises."""
     if not isinstance(value, Mapping):
         return None
     if "mistake_step" in value and isinstance(value.get("history"), list):

@@ -17,7 +17,7 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """Return a run, or a batch of them."""
+    """Return whether the record is a run, or a batch of runs."""
     if not isinstance(value, dict):
         return False
     return _is_run(value) or any(isinstance(value.get(k), list) for k in ("post", "patch"))

@@ -1,6 +1,7 @@
-"""HAR captures and further coding agents' sessions (Copilot CLI, Cursor, `codex exec`, `claude -p` streams), by way of ATIF.
+"""HAR captures and sessions of further coding agents (Copilot CLI, Cursor, `codex exec`, `claude -p` streams),
+converted through ATIF.
 
-The conversion is `atif-make`'s, which needs Python 3.12; where it is not installed such a file is refused with that reason.
+The package `atif-make` does the conversion and needs Python 3.12; without it such a file is refused with that reason.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ SCOPE: Literal["file"] = "file"
 
 
 def fits(value: Any) -> bool:
-    """Return a HAR log, or a line of one of the sessions."""
+    """Return whether the record is a HAR log, or a line of one of the sessions."""
     return _kind(value) is not None
 
 
 def _kind(value: Any) -> str | None:
-    """atif-make's name for what a value is part of."""
+    """Return atif-make's name for the file format that a value belongs to."""
     if not isinstance(value, dict):
         return None
     log, what, message = value.get("log"), value.get("type"), value.get("message")
@@ -50,7 +51,9 @@ def _kind(value: Any) -> str | None:
 
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
-    """Yield the traces of what atif-make makes of the file. Raises TraceError if it is absent or refuses."""
+    """Yield the traces that atif-make makes from the file. Raises TraceError if it is not installed or refuses the
+    file.
+    """
     try:
         import atif_make
     except ImportError:
