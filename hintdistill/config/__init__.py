@@ -261,7 +261,7 @@ class RescoreSection(Section):
     def _kinds(cls, given: Any) -> Any:
         if isinstance(given, int | list):
             raise ValueError(
-                "placebos names kinds and numbers; write {generic: 1, other_class: 1, shuffled_answer_free: 1}"
+                "placebos maps kinds to numbers; write {generic: 1, other_class: 1, shuffled_answer_free: 1}"
             )
         return given
 
@@ -353,7 +353,7 @@ class RunConfig(Section):
         if replays and self.run.rounds is None:
             raise ValueError("rollout.source=replay is a loop; set run.rounds (1 for one round)")
         if replays and not self.traces.path:
-            raise ValueError("rollout.source=replay acts at steps of recorded traces; set traces.path")
+            raise ValueError("rollout.source=replay samples at steps of recorded traces; set traces.path")
         if self.run.rounds is not None and self.traces.path and not replays:
             raise ValueError(
                 "run.rounds samples its own traces; leave traces.path empty (traces.path=[]), or set rollout.source=replay"
@@ -361,18 +361,22 @@ class RunConfig(Section):
         if self.run.rounds is not None and not self.rollout.environment and not replays:
             raise ValueError("run.rounds needs rollout.environment to sample in, or rollout.source=replay")
         if self.run.rounds is not None and "recorded" in self.critic.use:
-            raise ValueError("recorded findings say nothing of fresh traces; use another critic with run.rounds")
+            raise ValueError("recorded findings do not apply to fresh traces; use another critic with run.rounds")
         return self
 
     @model_validator(mode="after")
     def _held_apart(self) -> RunConfig:
         split = self.train.hold.split
         if split is not None and not self.rollout.environment:
-            raise ValueError("train.hold.split needs rollout.environment to play in")
+            raise ValueError("train.hold.split needs rollout.environment, whose tasks are played")
         if split is not None and split in self.rollout.splits:
-            raise ValueError(f"train.hold.split={split} is measured by rollout.splits; hold a split that is not")
+            raise ValueError(
+                f"train.hold.split={split} is also measured by rollout.splits; hold a split that is not measured"
+            )
         if split is not None and self.run.rounds is not None and split == self.rollout.sample.split:
-            raise ValueError(f"train.hold.split={split} is the split whose errors the rounds correct; hold another")
+            raise ValueError(
+                f"train.hold.split={split} is also the split whose errors the rounds correct; hold another split"
+            )
         return self
 
     @model_validator(mode="after")

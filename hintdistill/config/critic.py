@@ -128,7 +128,7 @@ class LLMSection(Section):
     @classmethod
     def _no_money_back(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and min(value) < 0:
-            raise ValueError(f"a price is not below 0: {list(value)}")
+            raise ValueError(f"a price must not be negative: {list(value)}")
         return value
 
     @model_validator(mode="after")
@@ -136,21 +136,21 @@ class LLMSection(Section):
         wanted = STRATEGIES.get(self.strategy).prompts
         if self.prompt and len(self.prompt) != len(wanted):
             raise ValueError(
-                f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)}, in place of "
-                f"{', '.join(wanted.values())}; prompt names {len(self.prompt)}"
+                f"the strategy {self.strategy} takes {len(wanted)} prompt{'s' * (len(wanted) > 1)} in place of "
+                f"{', '.join(wanted.values())}, but `prompt` names {len(self.prompt)}"
             )
         for (place, default), name in zip(wanted.items(), self.prompt, strict=False):
             if name != default and ROLE_OF.get(name, place) != place:
                 raise ValueError(
-                    f"{name} is the shipped prompt of another place ({ROLE_OF[name]}); the strategy {self.strategy} asks "
-                    f"with {default} there: leave prompt out, or name a prompt of your own"
+                    f"{name} is the shipped prompt for another role ({ROLE_OF[name]}), where the strategy "
+                    f"{self.strategy} uses {default}: leave prompt out, or name a prompt of your own"
                 )
         return self
 
     @model_validator(mode="after")
     def _votes_differ(self) -> LLMSection:
         if self.votes > 1 and self.temperature == 0.0:
-            raise ValueError(f"{self.votes} votes at temperature 0 are one vote; set a temperature, e.g. 0.7")
+            raise ValueError(f"{self.votes} votes at temperature 0 are all the same; set a temperature, e.g. 0.7")
         return self
 
 

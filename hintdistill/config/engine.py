@@ -46,5 +46,5 @@ class EngineSection(Section):
     @model_validator(mode="after")
     def _a_server_has_an_address(self) -> EngineSection:
         if ENGINES.get(self.backend).remote and (self.base_url is None or self.model is None):
-            raise ValueError(f"the backend {self.backend} needs base_url and model")
+            raise ValueError(f"rescore.engine.backend={self.backend} needs base_url and model")
         return self

@@ -60,16 +60,17 @@ def load_as(model: type[C], path: str | Path | None, overrides: Sequence[str] = 
             inside = Path(path) / "config.yaml"
             hint = f"its settings are in {inside}" if inside.is_file() else "name the YAML file in it"
             raise ConfigError(
-                f"{path} is a folder, and no run: {hint}", hint="or name a run folder with --resume"
+                f"{path} is a folder but not a run folder: {hint}",
+                hint="give a YAML file, or a run folder with --resume",
             ) from None
         except OSError as error:
-            raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
         except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
             raise ConfigError(f"{path} is not valid YAML: {error}") from error
         except RecursionError:
             raise ConfigError(f"{path} is nested too deeply to be a config") from None
         if not isinstance(loaded, dict):
-            raise ConfigError(f"{path} must hold a mapping with the sections {', '.join(model.model_fields)}")
+            raise ConfigError(f"{path} must contain a mapping with the sections {', '.join(model.model_fields)}")
         data = loaded
     overridden = [_apply(data, override) for override in overrides]
     file = None if path is None else Path(path)
@@ -88,7 +89,7 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
         for key, known in _unknown_keys(data, model)
     ]
     if problems:
-        raise ConfigError(f"{where}: " + "; ".join(problems), hint=f"keys are listed in {model.documented}")
+        raise ConfigError(f"{where}: " + "; ".join(problems), hint=f"{model.documented} lists all keys")
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -97,7 +98,7 @@ def validate_as(model: type[C], data: Mapping[str, Any], where: str = "config") 
         items = {e["loc"][:-1] for e in found if e["loc"] and isinstance(e["loc"][-1], int)}
         said = [e for e in found if e["type"] != "too_short" or e["loc"] not in items]
         lines = [f"{'.'.join(str(p) for p in e['loc']) or 'config'}: {_clean(e['msg'])}" for e in said]
-        raise ConfigError(f"{where}: " + "; ".join(lines), hint=f"keys are listed in {model.documented}") from None
+        raise ConfigError(f"{where}: " + "; ".join(lines), hint=f"{model.documented} lists all keys") from None
 
 
 def _clean(message: str) -> str:

@@ -32,7 +32,9 @@ class HoldSection(Section):
     @model_validator(mode="after")
     def _one_source(self) -> HoldSection:
         if self.path and self.split is not None:
-            raise ValueError("hold traces come from files or from an environment's split; set path or split, not both")
+            raise ValueError(
+                "hold traces come from files or from a split of the environment, not both: set either path or split"
+            )
         return self
 
     @property

@@ -18,9 +18,9 @@ from hintdistill.recipes.library import merge
 
 _RECIPE = "train.recipe.terms"
 _TERM = "; TERM is `distill`, unless the recipe has hint terms of other names (`hintdistill recipes show NAME`)"
-_GATE = "rescore.gate.checks lists the checks that are made; leave `{}` out of it"
-_PROMPT = "critic.{}.prompt names it: one prompt, or two for binary_search ([critic/half.jinja, critic/step.jinja])"
-_PRICE = "write critic.{}.price=[IN, OUT], both for a million tokens"
+_GATE = "list the checks in rescore.gate.checks; leave `{}` out of the list"
+_PROMPT = "set critic.{}.prompt: one prompt, or two for binary_search ([critic/half.jinja, critic/step.jinja])"
+_PRICE = "write critic.{}.price=[IN, OUT], both per million tokens"
 
 REMOVED: dict[str, str] = {
     "train.divergence": f"write {_RECIPE}.TERM.divergence.kind{_TERM}",
@@ -36,7 +36,8 @@ REMOVED: dict[str, str] = {
     "train.outcome.clip_low": "write train.outcome.clip=[LOW, HIGH]",
     "train.outcome.clip_high": "write train.outcome.clip=[LOW, HIGH]",
     "train.warmup_steps": "write train.warmup_ratio, a share of the optimiser steps (default 0.03)",
-    "train.push_private": "a repository that train.push makes is private; `hintdistill push RUN REPO --public` makes a public one",
+    "train.push_private": "a repository created by train.push is private; "
+    "`hintdistill push RUN REPO --public` creates a public one",
     "inject.message_format": "write inject.formats={message: …}",
     "inject.observation_format": "write inject.formats={observation: …}",
     "inject.system_format": "write inject.formats={system_prompt: …}",
@@ -46,11 +47,12 @@ REMOVED: dict[str, str] = {
     "rescore.gate.check_leak": _GATE.format("leak"),
     "rescore.gate.check_dialect": _GATE.format("dialect"),
     "rescore.gate.check_words": _GATE.format("words"),
-    "rescore.gate.max_null_pass_rate": "the warning begins at .10; the rate itself is in every report (gate.null_pass_rate)",
+    "rescore.gate.max_null_pass_rate": "the warning now starts at .10; the rate itself is in every report "
+    "(gate.null_pass_rate)",
     **{f"critic.{c}.{p}_prompt": _PROMPT.format(c) for c in ("llm", "strong") for p in ("step", "half")},
     **{f"critic.{c}.price_{way}": _PRICE.format(c) for c in ("llm", "strong") for way in ("in", "out")},
     "ablate": "the ablation has its own config, benchmarks/ablation/ablate.yaml; run `python -m benchmarks.ablation`",
-    "rollout.parser": "leave it out: `hermes` is the one parser there is",
+    "rollout.parser": "leave it out: `hermes` is the only parser",
     "rollout.sample.backend": "set rollout.sample.server.base_url: if it is set, the server samples",
 }
 """Key → what to write instead."""
@@ -83,8 +85,8 @@ def upgrade(saved: Mapping[str, Any], schema: int = 1) -> dict[str, Any]:
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as error:
         why = error.message if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"the configuration was saved by configuration schema {schema} and cannot be translated: {why}",
-            hint="read it with the release that made it",
+            f"the configuration was saved with configuration schema {schema} and cannot be translated: {why}",
+            hint="read it with the release that wrote it",
         ) from error
 
 

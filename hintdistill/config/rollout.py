@@ -145,7 +145,7 @@ class RolloutSection(Section):
         if self.overlap and self.sample.backend != "server":
             raise ValueError("overlap needs a server that samples: set sample.server.base_url")
         if self.overlap and self.sample.server.sleep:
-            raise ValueError("with overlap the server samples while training runs, so it cannot sleep")
+            raise ValueError("with overlap the server samples during training, so it cannot sleep")
         if self.overlap and self.source == "replay":
-            raise ValueError("overlap plays whole episodes while training runs; replay samples single steps")
+            raise ValueError("overlap plays whole episodes during training, but replay samples single steps")
         return self

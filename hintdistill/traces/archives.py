@@ -105,14 +105,14 @@ def members(path: Path, suffixes: tuple[str, ...]) -> Iterator[Member | Failure]
 def _whole(infos: list[zipfile.ZipInfo], size: int) -> tuple[str, str] | None:
     """Return the reason why the archive as a whole is refused, if any."""
     if not infos:
-        return "empty_file", "the archive holds no file"
+        return "empty_file", "the archive contains no file"
     if len(infos) > MAX_MEMBERS:
         return "zip_bomb", f"{len(infos):,} members, more than {MAX_MEMBERS:,}"
     packed, unpacked = sum(i.compress_size for i in infos), sum(i.file_size for i in infos)
     if packed > size:
-        return "zip_bomb", "its entries overlap: together they are larger than the archive"
+        return "zip_bomb", "its entries overlap: their total size is larger than the archive"
     if unpacked > FREE_BYTES and unpacked > MAX_RATIO * size:
-        return "zip_bomb", f"would unpack to {unpacked:,} bytes, {unpacked // max(size, 1):,} times its size"
+        return "zip_bomb", f"it would unpack to {unpacked:,} bytes, {unpacked // max(size, 1):,} times its size"
     return None
 
 
@@ -120,19 +120,20 @@ def _one(info: zipfile.ZipInfo, suffixes: tuple[str, ...]) -> tuple[str, str] | 
     """Return the reason why one member is refused, if any."""
     path = PurePosixPath(info.filename.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        return "unsafe_path", "its name leads out of the archive"
+        return "unsafe_path", "its name points outside the archive"
     if (info.external_attr >> 16) & TYPE_MASK == SYMLINK:
-        return "symlink", "a symbolic link: not followed"
+        return "symlink", "a symbolic link, which is not followed"
     if info.flag_bits & 1:
-        return "encrypted", "encrypted; unpack it first"
+        return "encrypted", "encrypted; decrypt it first"
     if info.file_size > FREE_BYTES and info.file_size > MAX_RATIO * max(info.compress_size, 1):
-        return "zip_bomb", f"would unpack to {info.file_size:,} bytes from {info.compress_size:,}"
+        return "zip_bomb", f"it would unpack to {info.file_size:,} bytes from {info.compress_size:,}"
     if path.suffix.lower() in (".zip", ".eval", ".gz", ".tar", ".zst"):
         return "nested_archive", "an archive inside an archive; unpack it first"
     if path.suffix.lower() in suffixes and not _can_unpack(info.compress_type):
         return (
             "compression",
-            f"compressed by method {info.compress_type}; zstd needs: pip install 'hintdistill[inspect]'",
+            f"compressed with method {info.compress_type}, which is not supported; zstd needs: pip install "
+            "'hintdistill[inspect]'",
         )
     return None
 

@@ -97,7 +97,7 @@ def call_fields(value: Any, index: int) -> dict[str, Any]:
         if type(function["name"]) is str and value.keys() <= {"id", "type", "function", "index"}:
             return fields
     if not isinstance(value, Mapping):
-        raise TraceError(f"message {index}: a tool call that is {kind(value)}, not an object")
+        raise TraceError(f"message {index}: a tool call is {kind(value)}, not an object")
     holders = _holders(value)
     keys = [{plain_key(k): v for k, v in holder.items()} for holder in holders]
     name = next((k[n] for k in keys for n in NAMES if isinstance(k.get(n), str) and k[n]), None)
@@ -147,7 +147,7 @@ def _arguments(name: str, holders: list[Mapping[str, Any]], keys: list[dict[str,
     if other:
         shown = ", ".join(repr(k) for k in other[:6])
         raise TraceError(
-            f"message {index}: the call of {name!r} has its arguments under none of the known keys "
-            f"({', '.join(ARGUMENTS[:6])}, …), and holds {shown}"
+            f"message {index}: the call of {name!r} has no arguments under a known key "
+            f"({', '.join(ARGUMENTS[:6])}, …), but has {shown}"
         )
     return {"arguments_raw": "{}", "arguments_form": "object"}

@@ -52,14 +52,14 @@ class _Zstd:
             self._packed = self._packed or self._file.read(1 << 16)
             if not self._packed:
                 if self._frame is not None:
-                    raise OSError("the zstd file is cut: its last frame has no end")
+                    raise OSError("the zstd file is truncated: its last frame is incomplete")
                 return b""
             if self._frame is None:
                 self._frame = self._library.ZstdDecompressor(max_window_size=2**27).decompressobj()
             try:
                 self._ready = self._frame.decompress(self._packed)
             except self._library.ZstdError as error:
-                raise OSError(f"not readable zstd: {error}") from None
+                raise OSError(f"not valid zstd: {error}") from None
             self._packed = self._frame.unused_data
             if self._frame.eof:
                 self._frame = None
@@ -86,7 +86,7 @@ class _Bounded(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise OSError(f"unpacks to more than {MAX_RATIO} times its size: refused as a decompression bomb")
+            raise OSError(f"it unpacks to more than {MAX_RATIO} times its size and is refused as a decompression bomb")
         buffer[: len(data)] = data
         return len(data)
 

@@ -73,7 +73,10 @@ def not_read(files: Sequence[TraceFile]) -> str | None:
         return None
     listed = ", ".join(f"{n} {kind}" for kind, n in sorted(counted.items()))
     shown = "; ".join(file.name for file in files[:3])
-    return f"not read, because they are not trace files of a known kind: {listed} ({shown}{', …' if len(files) > 3 else ''})"
+    return (
+        f"not read, because they are not trace files of a known kind: {listed} "
+        f"({shown}{', …' if len(files) > 3 else ''})"
+    )
 
 
 def trace_files(paths: Sequence[str | Path], key: str | None = None) -> list[Path]:
@@ -124,11 +127,13 @@ def _expand(given: str | Path, key: str | None) -> list[Path]:
     if glob.has_magic(str(given)):
         found = sorted(p for p in map(Path, glob.glob(str(given), recursive=True)) if p.is_file() or p.is_dir())  # noqa: PTH207
         if not found:
-            raise InputError(f"nothing matches {given}", hint="quote the pattern, so that the shell leaves it alone")
+            raise InputError(f"nothing matches {given}", hint="quote the pattern, so that the shell does not expand it")
         # a folder that a pattern matches beside its own files would only name them again
         return [p for p in found if not any(q in found for q in p.parents)]
     hint = (
-        f"{key} names it" if key else "a path in a config file is relative to the file, others to the working directory"
+        f"{key} names it"
+        if key
+        else "a path in a config file is relative to the file; other paths are relative to the working directory"
     )
     raise InputError(f"no such file or folder: {path}", hint=hint)
 
@@ -142,7 +147,7 @@ def _folder(folder: Path) -> list[TraceFile]:
         found += _of_saved_set(Path(where), names, entries) if is_saved_set(names) else entries
     if all(f.foreign for f in found):
         endings = ", ".join("*" + s for s in (*SUFFIXES, *ARCHIVES, *TABLES)) + ", also with .gz or .zst"
-        raise InputError(f"no trace files in {folder}", hint=f"looked for {endings}")
+        raise InputError(f"no trace files in {folder}", hint=f"searched for {endings}")
     return sorted(found, key=lambda f: f.path)
 
 
@@ -173,15 +178,15 @@ def _look(path: Path, root: Path) -> TraceFile:
             target = path.resolve()
         except (OSError, RuntimeError):
             # Python before 3.13 says it with a RuntimeError
-            return refuse("symlink", "a symbolic link that leads back to itself: not followed")
+            return refuse("symlink", "a symbolic link that leads back to itself, which is not followed")
         if not target.is_relative_to(root):
-            return refuse("symlink", f"a symbolic link out of the folder, to {target}: not followed")
+            return refuse("symlink", f"a symbolic link out of the folder, to {target}, which is not followed")
         if not target.is_file():
-            return refuse("symlink", "a symbolic link to something that is not a file: not followed")
+            return refuse("symlink", "a symbolic link to something that is not a file, which is not followed")
     try:
         mode = path.stat().st_mode
     except OSError as error:
         return refuse("unreadable", f"cannot be read: {error.strerror}")
     if not stat.S_ISREG(mode):
-        return refuse("not_a_file", "neither a regular file nor a folder: not opened")
+        return refuse("not_a_file", "neither a regular file nor a folder, so it is not opened")
     return TraceFile(str(path), path, foreign=not is_trace_name(path.name))

@@ -43,7 +43,7 @@ def guarded(trace: Trace, *, answers: bool) -> Trace | Failure:
     late = _after_unknown(messages)
     if late and not any(m.role == "assistant" and not m.given and i not in late for i, m in enumerate(messages)):
         assert trace.source is not None
-        return Failure(trace.source, "unread", f"no step whose context is known: {next(iter(late.values()))}")
+        return Failure(trace.source, "unread", f"no step has a known context: {next(iter(late.values()))}")
     first = next((i for i, m in enumerate(messages) if m.role == "user"), None)
     if first is None and not _recorded_prompt(messages):
         return _no_request(trace)
@@ -114,7 +114,7 @@ def _says_nothing(trace: Trace) -> Failure | None:
     named = [k for m in steps for k in m.extra.get(UNREAD) or sorted(m.extra)]
     held = list(dict.fromkeys(k for k in named if k not in (GIVEN_BECAUSE, UNREAD)))
     assert trace.source is not None
-    text = f"{len(steps)} messages of the student, and none with content, call, reasoning or token ids"
+    text = f"{len(steps)} messages of the student, but none with content, calls, reasoning or token ids"
     return Failure(trace.source, "says_nothing", f"{text} (other keys: {', '.join(held[:8]) or 'none'})")
 
 
@@ -147,6 +147,6 @@ def given_reasons(trace: Trace) -> Mapping[str, int]:
     for m in trace.messages:
         if m.role == "assistant" and m.given:
             reason = m.extra.get(GIVEN_BECAUSE)
-            name = reason if isinstance(reason, str) else "not said here"
+            name = reason if isinstance(reason, str) else "no reason recorded"
             counted[name] = counted.get(name, 0) + 1
     return counted

@@ -44,7 +44,7 @@ def hub_set(path: str) -> HubSet:
     given = dict(parse_qsl(query, keep_blank_values=True))
     unknown = sorted(given.keys() - set(KEYS))
     if unknown or name.count("/") != 1 or not all(name.split("/")):
-        what = f"unknown key {unknown[0]!r}" if unknown else f"{name!r} is not owner/name"
+        what = f"unknown key {unknown[0]!r}" if unknown else f"{name!r} does not have the form owner/name"
         raise InputError(f"{path}: {what}", hint="hf://owner/name?split=train&revision=main&config=default")
     return HubSet(name, given.get("split"), given.get("revision"), given.get("config"))
 

@@ -63,7 +63,9 @@ def _declared_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no tool schemas at {path}", hint="traces.tools names a JSON file with a list") from None
+        raise InputError(
+            f"no tool schemas at {path}", hint="traces.tools must name a JSON file with a list of schemas"
+        ) from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     try:
@@ -71,7 +73,7 @@ def _declared_tools(path: str | Path) -> tuple[dict[str, Any], ...]:
     except TraceError as error:
         raise InputError(f"{path}: {error.message}") from error
     if not tools:
-        raise InputError(f"{path} holds no tool schema")
+        raise InputError(f"{path} contains no tool schema")
     return tools
 
 
@@ -80,7 +82,7 @@ def _check_effects(path: str | Path, tools: Sequence[dict[str, Any]]) -> None:
         for given in (tool, tool["function"]):
             if "effect" in given and given["effect"] not in ("reads", "changes"):
                 name = tool["function"]["name"]
-                raise InputError(f"{path}: the effect of {name} is `reads` or `changes`, not {given['effect']!r}")
+                raise InputError(f"{path}: the effect of {name} must be `reads` or `changes`, not {given['effect']!r}")
 
 
 def _without_effect(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +138,7 @@ class Deduplicator:
         if outcome.id in self._seen:
             where, before = self._seen[outcome.id]
             if before == said:
-                text = f"trace id {outcome.id!r} was already read from {where}, with the same messages"
+                text = f"trace id {outcome.id!r} with the same messages was already read from {where}"
                 return Failure(outcome.source, "duplicate_id", text)
             # ids that a source did not keep unique cost no trace
             outcome = outcome.model_copy(update={"id": self._renamed(outcome, where)})
@@ -193,7 +195,7 @@ def _rows(rows: Iterator[tuple[str, Any]], name: str) -> Iterator[Record | Failu
         empty = False
         yield Record(value, Source(file=name, position=place))
     if empty:
-        yield Failure(Source(file=name, position="file"), "empty_file", "the table holds no row")
+        yield Failure(Source(file=name, position="file"), "empty_file", "the table contains no row")
 
 
 def _outcomes(
@@ -245,7 +247,7 @@ def _parse(
         if keep.watch is not None and seen:
             keep.watch(record, GENERIC if found is None else found.NAME, seen)
         if empty:
-            yield Failure(record.source, "empty_record", "holds no conversation")
+            yield Failure(record.source, "empty_record", "contains no conversation")
     except TraceError as error:
         yield _refused(keep, record, found, Failure.of(record.source, error))
     except RecursionError:
@@ -286,7 +288,7 @@ def _check_forced(found: TraceFormat, record: Record) -> None:
     """
     first = record.value[0] if found.SCOPE == "file" else record.value
     if found.NAME not in ("native", GENERIC) and not found.fits(first):
-        raise TraceError(f"not in the format {found.NAME}, which traces.format asks for")
+        raise TraceError(f"not in the format {found.NAME}, which traces.format requires")
 
 
 def _only_a_greeting(trace: Trace) -> bool:
@@ -300,5 +302,5 @@ def _without_step(trace: Trace) -> Failure:
     return Failure(
         trace.source,
         "no_assistant_step",
-        f"no message of the student (roles present: {roles}); traces.student_role says which role it is",
+        f"no message of the student (roles present: {roles}); traces.student_role sets the student's role",
     )

@@ -60,10 +60,10 @@ class _Decoder:
         self._odd.clear()
         value, end = self._decoder.raw_decode(text, at)
         if self._odd:
-            why = f"holds the number {self._odd[0]}, which is not finite or too large for a float"
+            why = f"contains the number {self._odd[0]}, which is not finite or too large for a float"
             return Failure(source, "not_finite", why), end
         if (text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0) and not _encodes(value):
-            return Failure(source, "lone_surrogate", "holds half of a surrogate pair, which is not valid text"), end
+            return Failure(source, "lone_surrogate", "contains half of a surrogate pair, which is not valid text"), end
         return Record(value, source), end
 
 
@@ -271,7 +271,9 @@ def _document(stream: _Stream, file: str, max_bytes: int) -> Iterator[Record | F
             return
     if inside:
         yield Failure(
-            Source(file=file, position=f"line {window.here}"), "not_json", "the list is not closed: truncated"
+            Source(file=file, position=f"line {window.here}"),
+            "not_json",
+            "the list is not closed: the file is truncated",
         )
 
 
@@ -329,12 +331,12 @@ def _skip(text: str, at: int) -> int:
 
 
 def _too_large(source: Source, max_bytes: int) -> Failure:
-    return Failure(source, "too_large", f"one record of more than {max_bytes:,} bytes")
+    return Failure(source, "too_large", f"a record is larger than {max_bytes:,} bytes")
 
 
 def _failure(source: Source, error: Exception) -> Failure:
     if isinstance(error, RecursionError):
         return Failure(source, "too_deep", "nested too deeply")
     if not isinstance(error, json.JSONDecodeError):
-        return Failure(source, "number_too_large", f"holds a number too large to read: {error}")
+        return Failure(source, "number_too_large", f"contains a number too large to read: {error}")
     return Failure(source, "not_json", f"not valid JSON: {error}")

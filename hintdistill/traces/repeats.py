@@ -84,7 +84,7 @@ class Repeats:
         last = marks[-1]
         longer = self._inner.get(last)
         if longer is not None and longer[1] == context:
-            text = f"every message is at the start of trace {longer[0]!r}, which is longer; that one is kept"
+            text = f"every message is at the start of the longer trace {longer[0]!r}, which is kept"
             assert trace.source is not None
             return Failure(trace.source, "repeated_prefix", text)
         held = (self._ends, self._called, self._inner) if calls else (self._ends, self._called)
@@ -162,8 +162,7 @@ def chains(conversations: Sequence[list[dict[str, Any]]], contexts: Sequence[Any
 
     Returns:
         Every conversation that no other continues. Token ids recorded with a call are put on its turn in the chain that
-            continues; a turn that an earlier chain already contains is marked as given.
-        goes on; a turn that is in an earlier chain already is marked as given.
+        continues; a turn that an earlier chain already contains is marked as given.
     """
     shown = [_canonical(c) for c in contexts] or [""] * len(conversations)
     shown = [s for s, c in zip(shown, conversations, strict=True) if isinstance(c, list)]

@@ -140,7 +140,7 @@ def _role(value: dict[str, Any], index: int, student: str) -> Any:
         role = said if said in _ROLES and said != "assistant" else ALIASES.get(str(said).lower(), "user")
         role = "user" if role == "assistant" else role
     if role is None:
-        raise TraceError(f"message {index} has the role {said!r}; traces.student_role names the student's")
+        raise TraceError(f"message {index} has the role {said!r}; traces.student_role sets the student's role")
     return role
 
 

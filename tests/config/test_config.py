@@ -77,7 +77,7 @@ def test_missing_keys_and_files(tmp_path):
     with pytest.raises(ConfigError, match="no config file"):
         load_config(tmp_path / "nowhere.yaml")
     (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="must hold a mapping"):
+    with pytest.raises(ConfigError, match="must contain a mapping"):
         load_config(tmp_path / "list.yaml")
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):

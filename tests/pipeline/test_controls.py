@@ -171,7 +171,7 @@ def test_what_is_wrong_is_said_before_the_folder_is_looked_at_and_names_its_own_
         run_controls(tmp_path / "none", SMALL, ("sham",), console=QUIET)
     with pytest.raises(ConfigError) as unknown:
         load_as(ControlsSettings, None, ["foo=3"])
-    assert unknown.value.hint == "keys are listed in docs/controls.md"
+    assert unknown.value.hint == "docs/controls.md lists all keys"
     manifest = json.loads((run / "manifest.json").read_text()) | {"schema": 1}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match="run schema 1") as older:

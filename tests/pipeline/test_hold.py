@@ -126,9 +126,9 @@ def test_too_little_held_is_warned_of_with_what_to_do(held):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["train.hold={path: x.jsonl, split: near}"], "set path or split, not both"),
+        (["train.hold={path: x.jsonl, split: near}"], "set either path or split"),
         (["train.hold.split=near"], "needs rollout.environment"),
-        ([*ROLLOUT, "rollout.splits=[test]", "train.hold.split=test"], "is measured by rollout.splits"),
+        ([*ROLLOUT, "rollout.splits=[test]", "train.hold.split=test"], "is also measured by rollout.splits"),
     ],
 )
 def test_what_contradicts_itself_is_refused(overrides, said):

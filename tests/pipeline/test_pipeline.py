@@ -534,9 +534,7 @@ def test_interrupt_is_130(tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert (
-        process.returncode == 130 and "Continue with: hintdistill run" in err and err.rstrip().endswith("--resume")
-    )
+    assert process.returncode == 130 and "Continue with: hintdistill run" in err and err.rstrip().endswith("--resume")
 
 
 def test_real_airline_traces_end_in_token_exact_splices(tmp_path):

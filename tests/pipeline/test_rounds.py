@@ -237,7 +237,7 @@ def test_more_than_the_allowed_share_of_failed_episodes_is_a_collapse(tmp_path):
         (["traces.path=x.jsonl"], "leave traces.path empty"),
         (["rollout.environment="], "needs rollout.environment"),
         (["rollout.source=replay"], "set traces.path"),
-        (["critic.use=[recorded]", "critic.recorded.path=x"], "say nothing of fresh traces"),
+        (["critic.use=[recorded]", "critic.recorded.path=x"], "do not apply to fresh traces"),
         (["critic.checker="], "critic.checker is not set"),
     ],
 )

@@ -449,7 +449,7 @@ def test_paths_that_are_not_what_they_should_be(tmp_path: Path):
     done = hintdistill("traces", "inspect", str(folder))
     assert "a symbolic link that leads back to itself" in done.stdout and "2 traces" in done.stdout
     for words in (["run", folder], ["run", folder, "--resume"], ["critique", folder], ["plan", folder]):
-        assert "is a folder, and no run" in hintdistill(*map(str, words), expect=2).stderr
+        assert "is a folder but not a run folder" in hintdistill(*map(str, words), expect=2).stderr
     assert "/proc/" in hintdistill("convert", str(folder), "--allow-empty-files", "--out", "/proc/x", expect=3).stderr
     assert "/proc/x" in hintdistill("init", "/proc/x", expect=3).stderr
 

@@ -77,7 +77,7 @@ def read_annotated(paths: Sequence[str | Path], options: ReadOptions = ReadOptio
             elif isinstance(value, Mapping) and "step_labels" in value:
                 yield _process_bench(value, record.source, options)
             elif _id_of(value, record.source) not in labelled_elsewhere:
-                yield Failure(record.source, "no_label", "the record carries no label of a known set")
+                yield Failure(record.source, "no_label", "the record contains no label of a known set")
         except (TraceError, InputError) as error:
             yield Failure(record.source, "not_a_trace", error.message)
         except (KeyError, ValueError, TypeError, IndexError) as error:
@@ -99,7 +99,7 @@ def _labelled(
 ) -> Labelled:
     """Convert labelled message indices into steps."""
     if not 0 <= root < len(trace.messages):
-        raise ValueError(f"the label is at message {root} of {len(trace.messages)}")
+        raise ValueError(f"the label refers to message {root} of {len(trace.messages)}")
     by_message = {at: k for k, at in enumerate(trace.step_indices)}
     steps = tuple(sorted({by_message[m] for m in messages if m in by_message}))
     step = by_message.get(root)
@@ -202,4 +202,4 @@ def _trajectory(wanted: str, truth: Path, options: ReadOptions) -> Trace:
             if isinstance(value, Mapping) and str(value.get("task_id")) == wanted and not _is_truth(value):
                 trace = openai_chat.parse(value, record.source, options)
                 return trace.model_copy(update={"id": f"{path.stem}-{wanted}"})
-    raise InputError(f"{truth} labels the trajectory {wanted}, which is nowhere beside or below it")
+    raise InputError(f"{truth} labels the trajectory {wanted}, which is neither in the same folder nor below it")

@@ -108,7 +108,7 @@ def _schema(spec: Any) -> Any:
 def _block(block: Any, index: int) -> list[dict[str, Any]]:
     """Return one block in the form that `anthropic.split` takes. Raises TraceError if it is not text, e.g. an image."""
     if not isinstance(block, Mapping):
-        raise TraceError(f"message {index} has a block that is {kind(block)}")
+        raise TraceError(f"message {index} has a block that is {kind(block)}, not an object")
     use, result, thought = block.get("toolUse"), block.get("toolResult"), block.get("reasoningContent")
     if isinstance(use, Mapping):
         rest = {k: v for k, v in use.items() if k not in ("toolUseId", "type")}

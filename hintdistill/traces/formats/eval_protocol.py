@@ -28,7 +28,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
             episodes.setdefault(str(line["env_index"]), []).append(line)
         else:
             yield Failure(
-                record.source, "not_a_trace", "a line without env_index, step and messages among those of episodes"
+                record.source, "not_a_trace", "among the lines of episodes, a line without env_index, step and messages"
             )
     for index, lines in episodes.items():
         source = Source(file=record.source.file, position=f"episode {index}")

@@ -238,8 +238,8 @@ def traces_of(
     found = conversations(exchanges, runs)
     if not found:
         raise TraceError(
-            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or it is under keys that this "
-            "release does not know"
+            f"no answer of a model in {len(exchanges)} spans of {key}: content capture was off, or the answers "
+            "are under keys that this release does not know"
         )
     for n, (messages, tools, model) in enumerate(found, 1):
         record = {"trace_id": key, **extra}

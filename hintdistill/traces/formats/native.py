@@ -32,9 +32,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 def parse(value: Any, source: Source, options: ReadOptions) -> Trace:
     """Convert one record into a Trace. Raises TraceError for an unsupported version or an invalid record."""
     if not fits(value):
-        raise TraceError(f"no native trace: the key {MARK!r} is missing")
+        raise TraceError(f"not a native trace: the key {MARK!r} is missing")
     if value[MARK] != TRACE_SCHEMA:
-        raise TraceError(f"native trace of version {value[MARK]!r}; this release reads version {TRACE_SCHEMA}")
+        raise TraceError(f"native trace of version {value[MARK]!r}, but this release reads version {TRACE_SCHEMA}")
     try:
         trace = Trace.model_validate({k: v for k, v in value.items() if k != MARK})
     except ValidationError as error:

@@ -115,7 +115,7 @@ def _answer(response: Mapping[str, Any], index: int) -> dict[str, Any]:
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get("message") if isinstance(choice, Mapping) else None
     if not isinstance(message, Mapping):
-        raise TraceError(f"event {index}: the model's answer has no message")
+        raise TraceError(f"event {index}: the model's answer contains no message")
     return {**{k: v for k, v in message.items() if v is not None}, "role": "assistant"}
 
 

@@ -95,7 +95,7 @@ def _request(message: Mapping[str, Any], index: int) -> list[dict[str, Any]]:
         elif what == "retry-prompt":
             out.append({**_beside(part), "role": "user", "content": _said_back(part), "part_kind": what})
         else:
-            raise TraceError(f"message {index} has a part of kind {what!r}, which is not known")
+            raise TraceError(f"message {index} has a part of the unknown kind {what!r}")
     return out
 
 

@@ -42,7 +42,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
             or line.get("type") not in SAID
             or not isinstance(line.get("message"), Mapping)
         ):
-            skipped[str(line.get("type")) if isinstance(line, Mapping) else "no object"] += 1
+            skipped[str(line.get("type")) if isinstance(line, Mapping) else "not an object"] += 1
             if isinstance(line, Mapping) and line.get("uuid"):
                 # a note in the tree: what hangs on it hangs on what is above it
                 parents[str(line["uuid"])] = _known(line.get("parentUuid"), lines, parents) or last

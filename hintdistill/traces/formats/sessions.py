@@ -59,8 +59,9 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     except ImportError:
         here = ".".join(map(str, sys.version_info[:2]))
         raise TraceError(
-            f"{_kind(record.value[0])} is read through atif-make, which is not installed and needs Python 3.12 (this is {here}): "
-            "pip install 'hintdistill[sessions]' there, or convert with `uvx atif-make FILE` and read the result"
+            f"{_kind(record.value[0])} is read through atif-make, which is not installed and needs Python 3.12 "
+            f"(this is {here}): run pip install 'hintdistill[sessions]' there, or convert with `uvx atif-make "
+            "FILE` and read the result"
         ) from None
     found = _kind(record.value[0])
     with tempfile.TemporaryDirectory() as folder:

@@ -65,7 +65,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
     )
     if lost:
         raise LostStepError(
-            f"the last {len(later)} steps of `trajectory` are not in `history`, and their calls are not recorded there"
+            f"the last {len(later)} steps of `trajectory` are missing from `history`, and their calls are not recorded"
         )
 
 

@@ -61,7 +61,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
         )
     if isinstance(listed, list) and listed and (unread := _unread(_from_tree(value), found)):
         raise UnreadBranchesError(
-            f"{unread} branches of the search tree that were abandoned are not read; the answered branch is"
+            f"{unread} abandoned branches of the search tree are not read; the answered branch is"
         )
 
 
