@@ -1,6 +1,6 @@
-"""Continuing a run: which folder, with what changed since, and the command that does it.
+"""Continue a run: find its folder, list the settings changed since, and give the command that continues it.
 
-A run's manifest says of which config file it is, up to which stage it was asked, and whether it came to its end.
+A run's manifest records its config file, the last stage requested, and whether the run was finished.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hintdistill.pipeline.stages import STAGES
 from hintdistill.pipeline.store import RUN_SCHEMA, RunDir
 
 RUNS = Path("runs")
-"""Where a run goes that names no folder."""
+"""The folder for runs that name no folder."""
 _NAMED = re.compile(r"-\d{8}T\d{6}Z")
 _FROM = {
     "run.seed": "read",
@@ -37,7 +37,7 @@ _FROM = {
     "rollout": "report",
     "report": "report",
 }
-"""Key or section → the first stage whose rows it decides; the longest that fits counts."""
+"""Key or section → the first stage whose rows it affects; the longest matching entry applies."""
 
 
 def runs_of(file: Path) -> list[Path]:
@@ -54,7 +54,7 @@ def runs_of(file: Path) -> list[Path]:
 
 
 def is_unfinished(folder: Path, until: str) -> bool:
-    """Return whether a run has something left to do up to and including the stage `until`."""
+    """Return whether a run has work left up to and including the stage `until`."""
     run = RunDir(folder)
     manifest = run.manifest()
     if "finished" not in manifest:
@@ -85,7 +85,7 @@ def command(folder: Path, until: str = "report", *, trust: bool = False) -> str:
 
 
 def settings_before(folder: Path) -> dict[str, Any] | None:
-    """Return the configuration that a run was last continued with; None if there is none that can be read."""
+    """Return the configuration that a run was last continued with; None if none can be read."""
     with contextlib.suppress(HintdistillError):
         run = RunDir(folder)
         return dict(run.manifest()["config"]) if run.is_run() else None
@@ -93,7 +93,7 @@ def settings_before(folder: Path) -> dict[str, Any] | None:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a line for each key whose value is another than before: the values, and what is made again."""
+    """Return a line for each key whose value has changed: both values, and what is computed again."""
     old, new = dict(_leaves(before)), dict(_leaves(now))
     lines = []
     for key in sorted(old.keys() | new.keys()):
@@ -127,9 +127,9 @@ class _Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def says_how_to_continue(folder: Path, until: str, *, trust: bool = False) -> Iterator[None]:
-    """A declared error that stops the run inside carries the command that continues it as a note.
+    """Add a note with the command that continues the run to a declared error raised inside.
 
-    A signal to end (SIGTERM, SIGHUP) stops it as a Ctrl-C does, after which the command line says the same.
+    A termination signal (SIGTERM, SIGHUP) stops the run like Ctrl-C, and the command line then prints the same note.
     """
     with ends_as_ctrl_c():
         try:
@@ -150,7 +150,7 @@ def line(folder: Path, until: str, trust: bool) -> str:
 
 @contextlib.contextmanager
 def ends_as_ctrl_c() -> Iterator[None]:
-    """Take a signal to end (SIGTERM, SIGHUP) as a Ctrl-C, where nobody else takes it."""
+    """Treat a termination signal (SIGTERM, SIGHUP) like Ctrl-C, unless another handler is installed."""
 
     def stop(number: int, frame: Any) -> None:
         raise _Stopped

@@ -1,4 +1,4 @@
-"""`hintdistill report RUN --student PATH`: a student that was trained elsewhere, measured as the run's own would be."""
+"""`hintdistill report RUN --student PATH`: measure a student trained elsewhere in the same way as the run's own."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from hintdistill.pipeline.store import RunDir
 STUDENTS = "students"
 PROVENANCE = "provenance.json"
 CARDS = ("card.json", "hintdistill_export.json")
-"""Names under which an export's card may lie in a student's folder and say what it was trained on."""
+"""Names of an export's card, which may be in a student's folder and says what the student was trained on."""
 
 
 def report_student(run: Path, student: str, console: Console, *, trust: bool = False) -> Path:
-    """Measure a student trained elsewhere; returns the folder with its report, `RUN/students/KEY`.
+    """Measure a student trained elsewhere, and return the folder of its report, `RUN/students/KEY`.
 
-    `provenance.json` beside the report says what is known of how it was made.
+    `provenance.json` in that folder records what is known about its training.
 
     Raises:
-        InputError: its tokenizer, template or vocabulary is not the run's, or its export card names other targets; or the run has
-            no targets.
+        InputError: its tokenizer, template or vocabulary is not the run's, its export card names other targets, or the
+            run has no targets.
         ModelError: the folder cannot be read.
     """
     rundir = RunDir.reopen(run)
@@ -51,10 +51,10 @@ def report_student(run: Path, student: str, console: Console, *, trust: bool = F
 
 
 def provenance(ctx: RunContext, student: Path) -> dict[str, Any]:
-    """Return what is known of a student's making, and warn of what is not.
+    """Return what is known about a student's training, and warn of what is unknown.
 
     Raises:
-        InputError: it cannot have been trained on this run's targets; says why.
+        InputError: it cannot have been trained on this run's targets; the message says why.
     """
     renderer = Renderer.from_pretrained(student).key
     if renderer != ctx.renderer.key:

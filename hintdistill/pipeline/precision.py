@@ -1,4 +1,6 @@
-"""What `run.dtype=auto` chose on a CPU, and how far its scores are from float32's on this run's own steps."""
+"""Report the precision that `run.dtype=auto` chose on a CPU, and how far its scores are from float32's on this run's
+own steps.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,19 @@ from hintdistill.rescoring.drift import movement
 from hintdistill.rescoring.scorer import HintItem, Scorer
 
 STEPS = 4
-"""Steps that are read twice, the shortest ones."""
+"""Number of steps read in both precisions; the shortest ones are used."""
 SHARE = 0.5
-"""Share of the free memory that a second copy of the weights in float32 may take."""
+"""Share of the free memory that a second copy of the weights in float32 may use."""
 
 
 def shortest(hints: Sequence[HintItem]) -> list[HintItem]:
-    """Return those whose steps are read twice."""
+    """Return the shortest items, whose steps are read in both precisions."""
     return sorted(hints, key=lambda h: (len(h.injection.plain_ids), h.key))[:STEPS]
 
 
 def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
-    """Say and keep in the manifest how far bfloat16 is from float32 where `auto` took it on a CPU: KL per token, nats.
+    """If `auto` chose bfloat16 on a CPU, report its distance from float32 (KL per token in nats) and keep it in the
+    manifest.
 
     Raises:
         ModelError: the model cannot be loaded in float32.
