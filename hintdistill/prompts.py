@@ -81,8 +81,7 @@ VARIABLES: dict[str, frozenset[str]] = {
 
 class _Compiled(jinja2.BytecodeCache):
     """Cache the templates compiled in this process, each with the checksum of its source; a changed template is
-    compiled again.
-    """
+    compiled again."""
 
     def __init__(self) -> None:
         self._code: dict[tuple[str, str], CodeType | None] = {}
@@ -280,8 +279,7 @@ _PROBES: tuple[dict[str, Any], ...] = tuple(
 
 def _asked_for(tree: nodes.Template) -> set[str]:
     """Return the variables of other prompts that this prompt may also use, because it checks for them first: `{% if
-    step is defined %}`.
-    """
+    step is defined %}`."""
     everything = frozenset().union(*VARIABLES.values())
     tests = (test for test in tree.find_all(nodes.Test) if test.name in ("defined", "undefined"))
     return {test.node.name for test in tests if isinstance(test.node, nodes.Name)} & everything

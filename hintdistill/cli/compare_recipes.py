@@ -31,8 +31,7 @@ def compare_recipes(
     trust: Trust = False,
 ) -> None:
     """Compare recipes on your traces: train one student per recipe on equally many rows and steps, and evaluate
-    each.
-    """
+    each."""
     from rich.console import Console as RichConsole
 
     from hintdistill.config.file import load_as, load_config

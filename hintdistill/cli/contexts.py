@@ -38,8 +38,7 @@ def contexts_render(
     as_json: Json = False,
 ) -> None:
     """Print the text that the teacher's views would read above each step, made and spliced as in a run. Nothing is
-    written.
-    """
+    written."""
     from dataclasses import asdict
 
     from hintdistill.config.file import load_config

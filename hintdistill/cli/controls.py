@@ -26,8 +26,7 @@ def controls(
     trust: Trust = False,
 ) -> None:
     """Measure whether the effect is due to the hint: train on placebos, wrong hints and other controls made from the
-    run's own traces.
-    """
+    run's own traces."""
     from rich.console import Console as RichConsole
 
     from hintdistill.config.file import load_as

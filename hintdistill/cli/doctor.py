@@ -33,8 +33,7 @@ class Check:
 
 def diagnose(model: str | None = None, *, trust_remote_code: bool = False) -> list[Check]:
     """Return every check. The checks of a model folder come first; code in that folder runs only with
-    `trust_remote_code`.
-    """
+    `trust_remote_code`."""
     checks = [_python(), *(_package(*p) for p in PACKAGES), _device(), _prompts(), _vllm(), _trackers()]
     with in_use(None, model_code=trust_remote_code):
         return ([*_model(model), *_weights(model)] if model else []) + checks

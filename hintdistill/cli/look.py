@@ -133,8 +133,7 @@ def traces_inspect(
     as_json: Json = False,
 ) -> None:
     """Count the contents of each file: traces, steps, tool calls, schemas, token ids, rewards, findings of the checks,
-    failures.
-    """
+    failures."""
     from hintdistill.reporting import inspection
 
     found = inspection.inspect_files(paths, _read_options(format, student_role, tools), lost=lost)

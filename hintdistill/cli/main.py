@@ -130,8 +130,7 @@ def report(
 @app.command()
 def verify(run: RunArg, as_json: Json = False) -> None:
     """Check that the files of a run folder are unchanged since they were written; damaged parts are moved to
-    RUN/damaged.
-    """
+    RUN/damaged."""
     from hintdistill.pipeline.continuing import command
     from hintdistill.pipeline.verify import verify as check
 
@@ -196,8 +195,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check the installation for problems and say how to fix them; with a config, first list the parts of a trace that
-    the student will not see.
-    """
+    the student will not see."""
     import dataclasses
 
     from hintdistill.cli.doctor import diagnose

@@ -34,8 +34,7 @@ def plan(
     trust: Trust = False,
 ) -> None:
     """Plan a run: estimate tokens, peak memory and time of each stage, the longest trace that fits, and suitable
-    settings. Nothing is written.
-    """
+    settings. Nothing is written."""
     from hintdistill.config.file import load_config
     from hintdistill.pipeline.progress import Console
     from hintdistill.planning.estimate import forecast

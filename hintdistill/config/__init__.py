@@ -310,8 +310,7 @@ class RunConfig(Section):
     @property
     def foreign(self) -> str | None:
         """Return the run folder from elsewhere that these settings were read from; None if the caller named the
-        settings.
-        """
+        settings."""
         return self._foreign
 
     def of_folder(self, foreign: str | None) -> RunConfig:
@@ -322,8 +321,7 @@ class RunConfig(Section):
     @property
     def injecting(self) -> InjectSection:
         """Return `inject` with its unset keys taken from the recipe: the context maker, the steps, and the place of a
-        document.
-        """
+        document."""
         data = self.train.effective_recipe.data
         name, steps = self.inject.hint or HINTS.get(data.hint.kind).source, self.inject.steps or data.steps
         told: dict[str, Any] = {"hint": name, "steps": None if steps == "findings" else steps}
@@ -335,8 +333,7 @@ class RunConfig(Section):
     @property
     def rescoring(self) -> RescoreSection:
         """Return `rescore` with its unset keys taken from the recipe: whether there is a gate. Contexts without a gate
-        get no placebos.
-        """
+        get no placebos."""
         gate = self.rescore.gate
         if gate.enabled is not None or self.train.effective_recipe.data.gate:
             return self.rescore

@@ -89,8 +89,7 @@ OURS: dict[str, str] = {
 
 def checked(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments with converted values. Raises ValueError that names the argument and the reason for the
-    refusal.
-    """
+    refusal."""
     out: dict[str, Any] = {}
     for name, value in given.items():
         if name in OURS:

@@ -114,8 +114,7 @@ class LLMSection(Section):
     @property
     def prompts(self) -> dict[str, str]:
         """Return the prompt used for each role (`prompt`, `step_prompt`, `half_prompt`), which depends on
-        `strategy`.
-        """
+        `strategy`."""
         shipped = STRATEGIES.get(self.strategy).prompts
         return dict(zip(shipped, self.prompt, strict=True)) if self.prompt else dict(shipped)
 

@@ -13,8 +13,7 @@ from hintdistill.core.registry import NameIn
 
 class EngineSection(Section):
     """Configure the engine that scores the plain and the hinted views. Training and measuring always use
-    transformers.
-    """
+    transformers."""
 
     backend: Annotated[str, NameIn(ENGINES)] = "transformers"
     """`vllm`: vLLM in this process; `server`: an OpenAI-compatible server that serves the teacher's weights. Neither

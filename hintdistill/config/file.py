@@ -172,8 +172,7 @@ def _unknown_keys(
 
 def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return a copy of a config's plain data without the keys that this release does not know, and a list of those
-    keys.
-    """
+    keys."""
     unknown = [key for key, _ in _unknown_keys(data, RunConfig)]
     known = copy.deepcopy(dict(data))
     for key in unknown:
@@ -187,8 +186,7 @@ def known_keys(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _nearest(key: str, known: list[str]) -> str:
     """Return the key that was probably meant: a similar key of the same section, else the same name in another section,
-    else any similar key.
-    """
+    else any similar key."""
     section, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     near = [siblings[n] for n in difflib.get_close_matches(name, siblings, 1, 0.6)]

@@ -99,8 +99,7 @@ def _default_then(recipe: Any) -> Any:
 
 def _placebos(data: dict[str, Any]) -> dict[str, Any]:
     """Return the placebos as kinds and numbers. Until schema 2 they were one number, spread over three kinds in turn,
-    and the gate had no odds condition.
-    """
+    and the gate had no odds condition."""
     rescore = data["rescore"]
     for key in ("min_odds_nats", "min_odds_margin_nats", "min_legal_gain"):
         rescore["gate"].setdefault(key, 0.0)

@@ -12,8 +12,7 @@ from hintdistill.core.paths import ObjectPath
 
 class ServerSection(Section):
     """Configure a vLLM server that samples the rollouts and receives the new weights in each round. It is used if it
-    has an address.
-    """
+    has an address."""
 
     newer: ClassVar[tuple[str, ...]] = (
         "hand_over",

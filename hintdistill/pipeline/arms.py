@@ -339,7 +339,9 @@ def _in_processes(
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise type(first)(
             f"job {job.name}{more}: {first.message}",
-            hint=f"{first.hint}; --resume does what is owed" if first.hint else "--resume does what is owed",
+            hint=f"{first.hint}; --resume does the remaining work"
+            if first.hint
+            else "--resume does the remaining work",
         )
 
 

@@ -35,11 +35,11 @@ def train_beside(run: Path, name: str, overrides: Sequence[str], console: Consol
         HintdistillError: training failed; see `train.into`.
     """
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} names no folder: letters, digits, dots and dashes, at most 64 of them")
+        raise ConfigError(f"{name!r} is not a valid folder name: use at most 64 letters, digits, dots and dashes")
     if others := [o for o in overrides if not o.startswith("train.")]:
         raise ConfigError(
-            f"{others[0]} is not a setting of training, and the stored targets were made under the run's own settings",
-            hint="--beside takes train.…=value; anything else is another run",
+            f"{others[0]} is not a training setting, and the stored targets were made with the run's own settings",
+            hint="--beside takes only train.…=value; start another run for other settings",
         )
     rundir = RunDir.reopen(run)
     try:
@@ -47,7 +47,7 @@ def train_beside(run: Path, name: str, overrides: Sequence[str], console: Consol
         own, config = (load_config(rundir.settings_file(), list(o)).of_folder(foreign) for o in ((), overrides))
         if own.run.rounds is not None:
             raise ConfigError(
-                "each round of this run has targets of its own", hint="--beside takes a run without rounds"
+                "each round of this run has its own targets", hint="--beside works only on a run without rounds"
             )
         _same_targets(own, config)
         folder = rundir.path / FOLDER / name
@@ -72,6 +72,6 @@ def _same_targets(own: RunConfig, config: RunConfig) -> None:
     }
     if named := [key for key, differs in differ.items() if differs]:
         raise ConfigError(
-            f"{', '.join(named)} decides what is scored and stored, and --beside trains on what is stored",
-            hint="start another run with it",
+            f"{', '.join(named)} changes which targets are scored and stored, but --beside trains on the stored ones",
+            hint="start another run with this setting",
         )

@@ -65,9 +65,9 @@ def _of_run(folder: Path, students: bool, targets: bool) -> Iterator[tuple[Path,
         for left in sorted(folder.glob(pattern)):
             yield left, ""
     if students and (folder / "student").is_dir():
-        yield folder / "student", "the loop cannot be continued, and this round's student is gone"
+        yield folder / "student", "the loop cannot be continued, and the student of this round is lost"
     if targets and (folder / "targets").is_dir():
-        yield folder / "targets", "training again, or elsewhere, first scores again"
+        yield folder / "targets", "another training, here or elsewhere, must first score again"
 
 
 def _bytes(path: Path) -> int:

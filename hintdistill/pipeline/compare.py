@@ -58,7 +58,7 @@ def run_comparison(
         if folders:
             run(its, base / name, resume=True, until="inject", console=console, trust=trust)
             if lent := _lend(folders[0], base / name, its):
-                console.note(f"{name}: {lent} injections are those of the other side and are not scored again")
+                console.note(f"{name}: {lent} injections are the same on both sides and are not scored again")
         folders.append(run(its, base / name, resume=True, until="rescore", console=console, trust=trust))
     return compare_runs(*folders)
 
@@ -113,7 +113,7 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
     said_a, said_b = _said(a), _said(b)
     shared = [key for key in said_a if key in said_b]
     if not shared:
-        raise InputError(f"{a} and {b} share no critiqued trace", hint="both sides have to read the same traces")
+        raise InputError(f"{a} and {b} share no critiqued trace", hint="both sides must read the same traces")
     gained, lost, moved, same = _differences(said_a, said_b, shared)
     scored_a, scored_b = _scored(a), _scored(b)
     ids = {key: said_a[key].trace_id for key in shared}
@@ -146,8 +146,7 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 
 def unused_hints(hashes: tuple[Mapping[str, str], Mapping[str, str]], findings: Sequence[Finding]) -> list[str]:
     """Return the hint templates that differ between the sides although no finding uses them: none has their class and
-    lacks a hint of its own.
-    """
+    lacks a hint of its own."""
     a, b = hashes
     edited = {n for n in {*a, *b} if n.startswith("hints/") and a.get(n) != b.get(n)}
     return sorted(edited - {hint_name(f.error_class) for f in findings if f.hint is None})
@@ -224,8 +223,8 @@ def compare_lines(found: Mapping[str, Any]) -> list[str]:
     out = [
         f"A {found['a']}",
         f"B {found['b']}",
-        f"{found['traces']} traces in both; {f['same']} findings the same, {len(f['gained'])} gained, {len(f['lost'])} lost, "
-        f"{len(f['moved'])} moved",
+        f"{found['traces']} traces on both sides; {f['same']} findings the same, {len(f['gained'])} "
+        f"gained, {len(f['lost'])} lost, {len(f['moved'])} moved",
     ]
     for name in ("accepted", "acceptance", "specificity_nats", "tokens", "requests"):
         p = found[name]
@@ -234,7 +233,7 @@ def compare_lines(found: Mapping[str, Any]) -> list[str]:
                 f"  {name:<18} A {p['a']:.3f}  B {p['b']:.3f}  B−A {p['difference']:+.3f} "
                 f"[{p['low']:+.3f}, {p['high']:+.3f}] per trace, {p['n']} traces"
             )
-    out += [f"  {name} differs, and no finding uses it" for name in found["unused_hints"]]
+    out += [f"  {name} differs, but no finding uses it" for name in found["unused_hints"]]
     for label in ("gained", "lost"):
         out += [f"  {label}: {x['trace']}, step {x['step']}, {x['error_class']}" for x in f[label][:10]]
     out += [f"  moved: {x['trace']}, step {x['from']} → {x['to']}, {x['error_class']}" for x in f["moved"][:10]]

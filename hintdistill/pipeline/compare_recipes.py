@@ -85,10 +85,12 @@ def parse_arms(words: Sequence[str]) -> list[RecipeArm]:
     arms = [RecipeArm.parse(w) for w in words]
     names = [a.name for a in arms]
     if twice := [n for n in names if names.count(n) > 1]:
-        raise ConfigError(f"{twice[0]} is named twice", hint="the same recipe at several rates: NAME@1e-5 NAME@3e-5")
+        raise ConfigError(
+            f"{twice[0]} is given twice", hint="to compare rates of one recipe, write NAME@1e-5 NAME@3e-5"
+        )
     if len(arms) < 2:
         raise ConfigError(
-            "a comparison needs at least two recipes", hint="compare-recipes CONFIG targeted hint_sd sdpo_feedback"
+            "a comparison needs at least two recipes", hint="e.g. compare-recipes CONFIG targeted hint_sd sdpo_feedback"
         )
     return arms
 
@@ -98,16 +100,16 @@ class Comparison:
 
     def __init__(self, base: RunContext, own: dict[str, RunContext], settings: ControlsSettings) -> None:
         """Store the arguments; `own` maps each recipe to its run's context. Raises EmptyFunnelError if there is nothing
-        to train or evaluate on.
-        """
+        to train or evaluate on."""
         self.bench, self.own, self.settings = Bench(base, settings), own, settings
         self.targets: dict[str, list[Target]] = {}
         for recipe, ctx in own.items():
             self.targets[recipe] = list(train.selected(ctx))
             if not any(t.kind == "hint" for t in self.targets[recipe]):
                 raise EmptyFunnelError(
-                    f"{recipe} has no accepted hint of a training trace",
-                    hint=f"`hintdistill show {ctx.rundir.path}` says what became of them; leave the recipe out, or give it its contexts",
+                    f"{recipe} has no accepted hint from a training trace",
+                    hint=f"`hintdistill show {ctx.rundir.path}` lists the outcome of each hint; leave the recipe "
+                    "out, or provide its contexts",
                 )
 
     def section_of(self, arm: RecipeArm) -> TrainSection:
@@ -119,8 +121,7 @@ class Comparison:
 
     def budget_of(self, arm: RecipeArm) -> Budget:
         """Return the budget of an arm: equally many hint rows and steps in every arm, and held rows in the proportion
-        of the recipe's own run.
-        """
+        of the recipe's own run."""
         targets, shared = self.targets[arm.recipe], self.bench.budget
         hints = sum(t.kind == "hint" for t in targets)
         twins = sum(t.kind == "twin" for t in targets)
@@ -205,15 +206,15 @@ class CompareJob:
 
 def ahead(config_of: ConfigOf, folder: Path, arms: Sequence[RecipeArm], settings: ControlsSettings) -> dict[str, Any]:
     """Describe the work of a comparison without changing anything. Raises ConfigError if a recipe needs something that
-    its run lacks.
-    """
+    its run lacks."""
     for config in (config_of(a.recipe) for a in arms):
         check_inputs(config, "train")
     recipes = {a.recipe: called(config_of(a.recipe).train.effective_recipe) for a in arms}
     steps = settings.steps or FEW_STEPS
     lines = [
-        f"in {folder}: the stages up to rescore, once for the configuration and once for each recipe, which takes over what is the same",
-        *(f"{a.name} ({recipes[a.recipe]}): {steps} optimiser steps, then read" for a in arms),
+        f"in {folder}: the stages up to rescore, once for the configuration and once for each "
+        "recipe, which reuses identical results",
+        *(f"{a.name} ({recipes[a.recipe]}): {steps} optimiser steps, then the evaluation" for a in arms),
     ]
     return {"folder": str(folder), "arms": [a.name for a in arms], "called": recipes, "steps": steps, "lines": lines}
 
@@ -242,7 +243,9 @@ def compare_recipes(
     """
     console = console or Console()
     if folder.exists() and not resume:
-        raise ConfigError(f"{folder} is there already", hint="--resume does what is missing; or name another run.dir")
+        raise ConfigError(
+            f"{folder} already exists", hint="--resume does the remaining work; or choose another run.dir"
+        )
     configs = {a.recipe: config_of(a.recipe) for a in arms}
     # every recipe's needs are known before the first stage runs
     for config in configs.values():
@@ -259,8 +262,7 @@ def compare_recipes(
 
 def copied(base: Path, own: Path) -> None:
     """Copy the traces, critiques and scores of the base run, first under a temporary name, so that a kill leaves no
-    partial copy.
-    """
+    partial copy."""
     if own.is_dir():
         return
     aside = own.with_name(f"{own.name}.copying")
@@ -291,7 +293,7 @@ def _compare(
         jobs = [CompareJob(comparison, arm) for arm in arms]
         before = comparison.bench.logprobs(base.model_folder)
         b = comparison.bench.budget
-        console.note(f"compare-recipes: {len(jobs)} arms, each {b.rows} hints and {b.steps} optimiser steps")
+        console.note(f"compare-recipes: {len(jobs)} arms, each with {b.rows} hints and {b.steps} optimiser steps")
         results = folder / "results"
         run_owed(results, jobs, "compare-recipes", console)
         rows = [r for job in jobs if (r := result_of(results, job)) is not None]

@@ -78,8 +78,7 @@ class RunContext:
     @cached_property
     def initial_folder(self) -> Path:
         """Return the folder of the initial policy: `run.initial` if the loop set it, else the same as `model_folder`.
-        Raises ModelError.
-        """
+        Raises ModelError."""
         initial = self.config.run.initial
         return self.model_folder if initial is None else resolve_model(initial)
 
@@ -100,8 +99,7 @@ class RunContext:
     @cached_property
     def renderer(self) -> Renderer:
         """Return the renderer: the student's tokenizer, template and template options. Raises ModelError or
-        ConfigError.
-        """
+        ConfigError."""
         from hintdistill.injection.rendering import Renderer
 
         template = self.config.run.template
@@ -129,13 +127,13 @@ class RunContext:
 
     def check_scoring_engine(self) -> None:
         """Raise ConfigError if `rescore.engine` names a server to which traces must not be sent, or which cannot follow
-        the teacher.
-        """
+        the teacher."""
         section, teacher = self.config.rescore.engine, self.config.train.effective_recipe.teacher.update
         remote, moves = ENGINES.get(section.backend).remote, whose("teacher", teacher) != "initial"
         if remote and self.config.run.rounds is not None and moves:
             raise ConfigError(
-                f"the teacher is {teacher} and changes with the rounds; the server of rescore.engine goes on serving what it serves",
+                f"the teacher is {teacher} and changes with the rounds, but the server of rescore.engine "
+                "always serves the same weights",
                 hint="set train.recipe.teacher.update=initial, or rescore.engine.backend=vllm or transformers",
             )
         for url in (section.base_url, *section.more_urls) if remote else ():
@@ -195,8 +193,7 @@ class RunContext:
 
     def split_of(self, group: str) -> Split:
         """Return the split of a trace: `holdout` for a fixed share of tasks, decided only by the task (`traces.groups`)
-        and the seed.
-        """
+        and the seed."""
         share = self.config.traces.holdout
         draw = random.Random(f"{self.config.run.seed}:{group}").random()
         return "holdout" if draw < share else "train"

@@ -85,8 +85,8 @@ def require_whole(config: RunConfig) -> None:
     names = [own, *(maker for maker, _, _ in further_views(recipe).values())]
     if found := [n for n in names if HINT_SOURCES.get(n).rollouts]:
         raise ConfigError(
-            f"the context {found[0]} is made of a task's other rollouts, and a shard has not all of them",
-            hint="run it whole, or take a context that the trace has by itself",
+            f"the context {found[0]} is made of other rollouts of the same task, but a shard does not have all of them",
+            hint="run without shards, or choose a context that needs only the trace itself",
         )
 
 
@@ -109,10 +109,10 @@ def texts_by_task(path: Path) -> Mapping[str, str]:
         for found in read_traces([path], ReadOptions()):
             if not isinstance(found, Trace):
                 raise InputError(
-                    f"{found.source}: {found.message}", hint="docs/contexts.md has the forms of such a file"
+                    f"{found.source}: {found.message}", hint="docs/contexts.md describes the forms of such a file"
                 )
             if found.task_id is None:
-                raise InputError(f"{path}: the trace {found.id} names no task", hint="`task_id` says which it is of")
+                raise InputError(f"{path}: the trace {found.id} does not name its task", hint="set its `task_id`")
             out.setdefault(found.task_id, attempt(found))
         return out
     for n, line in enumerate(lines, 1):
@@ -120,11 +120,11 @@ def texts_by_task(path: Path) -> Mapping[str, str]:
             record = json.loads(line)
             out.setdefault(_word(record["task"]), _word(record["text"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f'{path}, record {n} is not {{"task": …, "text": …}}: {error}') from None
+            raise InputError(f'{path}, record {n} does not have the form {{"task": …, "text": …}}: {error}') from None
     return out
 
 
 def _word(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{value!r} is no text")
+        raise ValueError(f"{value!r} is not text")
     return value

@@ -72,7 +72,7 @@ def only_unfinished(file: Path, until: str) -> Path | None:
     if len(left) > 1:
         raise ConfigError(
             f"{len(left)} runs of {file} are not finished: {', '.join(map(str, left))}",
-            hint=f"name one: {command(left[-1], until)}",
+            hint=f"choose one: {command(left[-1], until)}",
         )
     return left[0] if left else None
 
@@ -98,11 +98,13 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
     lines = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key) and key != "run.dir":
-            said = f"{key} was {_short(old.get(key))} and is {_short(new.get(key))}"
+            said = f"{key} was {_short(old.get(key))} and is now {_short(new.get(key))}"
             names = [".".join(key.split(".")[:n]) for n in range(key.count(".") + 1, 0, -1)]
             stage = next((_FROM[n] for n in names if n in _FROM), None)
             made = (
-                "nothing is made again" if stage is None else f"rows that depend on it are made again, from {stage} on"
+                "nothing is computed again"
+                if stage is None
+                else f"rows that depend on it are computed again, from {stage} onwards"
             )
             lines.append(f"changed: {said}; {made}")
     return lines

@@ -2,9 +2,8 @@
 
 From a finished run's own traces, without an environment, the initial student is trained once per arm: on the hints, and
 on controls that should have less effect (a placebo, a wrong hint, the hint above another step, the hints over the whole
-trace, plain fine-tuning on the hinted model's corrections). All arms have the same anchors, equally many rows and
-optimiser steps, and start from the same weights. Each student is evaluated on the decision tokens of held-out traces,
-and on clean steps that were not trained on.
+trace, fine-tuning on the hinted model's corrections). All arms have the same anchors, equally many rows and optimiser
+steps, and start from the same weights. Each is evaluated on the decision tokens of held-out traces and on clean steps.
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ class ControlsSettings(Section):
     documented: ClassVar[str] = "docs/controls.md"
 
     rows: int | None = Field(default=None, ge=1)
-    """Hint rows per arm; default: as many as the run trained on. The number of anchors follows the run's own
-    proportion."""
+    """Hint rows per arm; default: as many as the run trained on. Anchors keep the run's own proportion."""
     steps: int | None = Field(default=None, ge=1)
     """Optimiser steps per arm; default: as many as the run took, at most 100."""
     clean_steps: int = Field(default=100, ge=1)
@@ -100,8 +98,9 @@ class Bench:
         hints = [t for t in self.trained if t.kind == "hint"]
         if not hints:
             raise EmptyFunnelError(
-                f"no accepted hint comes from a training trace with a train.fidelity ({', '.join(ctx.config.train.fidelity)})",
-                hint="run the same traces with more fidelities in train.fidelity, or with a smaller traces.holdout",
+                "no accepted hint comes from a training trace whose fidelity is in train.fidelity "
+                f"({', '.join(ctx.config.train.fidelity)})",
+                hint="run the same traces with more values in train.fidelity, or with a smaller traces.holdout",
             )
         rows = settings.rows or len(hints)
         twins = sum(t.kind == "twin" for t in self.trained)
@@ -137,9 +136,7 @@ class Bench:
 
     @cached_property
     def clean(self) -> dict[str, list[ScoreRequest]]:
-        """Return clean steps that no arm trains on, by set: the report's off-target sets, at most `clean_steps` of
-        each.
-        """
+        """Return clean steps that no arm trains on: at most `clean_steps` of each of the report's off-target sets."""
         section = self.ctx.config.report.model_copy(update={"off_target_steps": self.settings.clean_steps})
         config = self.ctx.config.model_copy(update={"report": section})
         return report.off_target_sets(RunContext(config, self.ctx.rundir, self.ctx.console, self.ctx.engines))
@@ -206,9 +203,7 @@ class Bench:
     # -- measuring ------------------------------------------------------------------------------------------------------
 
     def logprobs(self, model: Path) -> dict[str, float]:
-        """Return the log-probability in nats of the decision token of every held-out finding, without a hint, by target
-        key.
-        """
+        """Return log p (nats) of every held-out finding's decision token, without a hint, by target key."""
         requests = [
             ScoreRequest(
                 np.concatenate([t.context_ids, t.step_ids]), len(t.context_ids), len(t.context_ids) + len(t.step_ids)
@@ -244,9 +239,7 @@ class ArmRun:
         return self.bench.budget.steps
 
     def key(self) -> str:
-        """Return the key of the run's targets, the arm's settings, the origin of its targets, and the settings equal in
-        all arms.
-        """
+        """Return the key of the run's targets, the arm's settings and target origin, and the shared settings."""
         bench, ctx = self.bench, self.bench.ctx
         return content_key(
             "control",
@@ -349,14 +342,15 @@ def checked(folder: Path, settings: ControlsSettings, arms: Sequence[str], resum
     try:
         opened.check_continues()
     except ConfigError as error:
-        raise ConfigError(error.message, hint="run its traces again with this release, in another folder") from None
+        raise ConfigError(error.message, hint="run its traces again with this release, into another folder") from None
     config, _ = opened.config()
     if config.run.rounds is not None:
         raise ConfigError(
-            f"{folder} is a loop of rounds; controls read one round's run", hint=f"try {folder}/rounds/01/run"
+            f"{folder} is a loop of rounds, but controls need the run of a single round",
+            hint=f"try {folder}/rounds/01/run",
         )
     if (folder / "controls").is_dir() and not resume:
-        raise ConfigError(f"{folder} has controls already", hint="--resume does those that are missing")
+        raise ConfigError(f"{folder} already has controls", hint="--resume does the missing ones")
     _check_teacher(config.train)
     return config
 
@@ -371,7 +365,7 @@ def _run_controls(
         # what was trained before, under these settings, stays in the document
         jobs = [j for j in every if j.name in (*arms, "hint") or result_of(bench.folder, j) is not None]
         for job in (j for j in every if j not in jobs and (bench.folder / j.name / RESULT).is_file()):
-            console.note(f"{job.name}: its result was made with other settings and is left out")
+            console.note(f"{job.name}: its result was made with other settings and is ignored")
         bench.folder.mkdir(exist_ok=True)
         bench.ctx.engine(bench.ctx.model_folder)
         began, before = time.monotonic(), bench.logprobs(bench.ctx.model_folder)
@@ -389,18 +383,18 @@ def _check_teacher(section: TrainSection) -> None:
     """Raise ConfigError if targets are not stored: the arms could then not be trained on variants of them."""
     if section.target_source != "stored":
         raise ConfigError(
-            "controls train on variants of stored targets, and this run's recipe makes its targets in the step",
-            hint="run the same traces with train.targets=stored and read the controls of that run",
+            "controls train on variants of stored targets, but this run's recipe makes its targets during training",
+            hint="run the same traces with train.targets=stored, and run the controls of that run",
         )
 
 
 def _ahead(bench: Bench, arms: int, reading: float) -> str:
     """Return a description of the work ahead and its duration, estimated from the run's own speed."""
     b = bench.budget
-    said = f"controls: {arms} arms, each {b.rows} hints and {b.anchors} anchors, {b.steps} optimiser steps"
+    said = f"controls: {arms} arms, each with {b.rows} hints, {b.anchors} anchors and {b.steps} optimiser steps"
     per_step = seconds_per_step(bench.ctx.rundir.path)
     if per_step is None:
-        return f"{said}; this run has not trained, so how long a step takes is not known"
+        return f"{said}; the time per step is unknown, because this run has not trained"
     tokens = sum(len(t.context_ids) + len(t.step_ids) for t in bench.heldout)
     clean = sum(r.end for requests in bench.clean.values() for r in requests)
     # scoring of the variants reads each row four to five times, like the rescore stage

@@ -55,9 +55,9 @@ def _asks_a_server(config: RunConfig) -> bool:
 
 def ahead_lines(found: dict[str, Any]) -> list[str]:
     """Return the same as lines of text."""
-    done = f" (finished before: {', '.join(found['finished'])})" if found["finished"] else ""
+    done = f" (already finished: {', '.join(found['finished'])})" if found["finished"] else ""
     each = f"{found['hints']} hints, {found['anchors']} anchors, {found['steps']} optimiser steps"
-    money = "unknown, corrections are judged by a critic on a server" if found["money"] is None else "0"
+    money = "unknown, because a critic on a server judges corrections" if found["money"] is None else "0"
     lines = [
         f"arms: {', '.join(found['arms']) or 'none'}{done}",
         f"each: {each}",
@@ -66,5 +66,5 @@ def ahead_lines(found: dict[str, Any]) -> list[str]:
         f"bytes: {found['bytes']:,} of weights would be written and removed again",
     ]
     if found["seconds"] is not None:
-        lines.append(f"time: some {max(1, round(found['seconds'] / 60))} minutes of training")
+        lines.append(f"time: about {max(1, round(found['seconds'] / 60))} minutes of training")
     return lines

@@ -141,7 +141,7 @@ def _is_owed(ctx: RunContext, rows: Rows, key: str) -> bool:
     """
     row = rows.get(key)
     if row is None and ctx.gathers:
-        raise InputError(f"{rows.path} lacks the critique {key}", hint="a shard has not come to its end")
+        raise InputError(f"{rows.path} has no critique {key}", hint="a shard is not finished")
     return row is None or (not ctx.gathers and bool(row.get("failure", {}).get("retryable")))
 
 
@@ -168,8 +168,7 @@ class Meter:
 
 def owed(ctx: RunContext) -> dict[str, str]:
     """Return the traces whose critique may succeed in another attempt, with the reason; traces judged by the strong
-    critic are excluded.
-    """
+    critic are excluded."""
     judged, missing = set[str](), dict[str, str]()
     for row in ctx.rundir.each("critique", "critiques"):
         if row["critic"] == "strong" and "critique" in row:
@@ -190,9 +189,11 @@ def require_answered(ctx: RunContext) -> None:
         return
     why = ", ".join(f"{n} {reason}" for reason, n in Counter(missing.values()).most_common())
     raise ServiceError(
-        f"{len(missing)} of {traces} traces are owed a critique ({why}); training on the others would leave them out",
-        hint=f"run again with --resume once the critic answers{' and critic.budget_tokens is raised' * ('budget' in why)}; "
-        f"critic.allow_owed={min(1.0, math.ceil(100 * len(missing) / traces) / 100):g} trains without them",
+        f"{len(missing)} of {traces} traces lack a critique ({why}); training on the others would leave them out",
+        hint="run again with --resume once the critic "
+        f"answers{' and critic.budget_tokens is raised' * ('budget' in why)}; "
+        f"critic.allow_owed={min(1.0, math.ceil(100 * len(missing) / traces) / 100):g} trains "
+        "without them",
     )
 
 
@@ -261,8 +262,7 @@ def _row(key: str, trace_key: str, trace_id: str, critic: str, outcome: Critique
 
 class Critiques(Mapping[str, Critique]):
     """Map trace row keys to critiques, which are read from disk on access. Traces that no critic could read are
-    absent.
-    """
+    absent."""
 
     def __init__(self, ctx: RunContext) -> None:
         """Find the current rows. Raises InputError if one is missing from the folder."""

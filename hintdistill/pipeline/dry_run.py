@@ -55,18 +55,25 @@ class DryRun:
     def lines(self) -> list[str]:
         """Return the same as lines of text: the work, then tokens, money and bytes."""
         held = f"{self.train_traces} to train on, {self.holdout_traces} held out"
-        done = f" (finished before: {', '.join(self.finished)})" if self.finished else ""
+        done = f" (already finished: {', '.join(self.finished)})" if self.finished else ""
         out = [
             f"stages: {', '.join(self.stages)}{done}",
-            f"traces: {self.traces} with {self.steps} steps, {self.recorded_ids} of them with recorded token ids; {held}",
+            f"traces: {self.traces} with {self.steps} steps, of which {self.recorded_ids} have recorded "
+            f"token ids; {held}",
             f"tool schemas: {self.tool_schemas}",
         ]
         if self.failures:
             out.append(f"not read: {self.failures} records")
         if self.not_rendered:
-            out.append(f"not rendered: {self.not_rendered} traces, which the student's template or tokenizer refuses")
-        read = "unknown, the model is not on this machine" if self.trace_tokens is None else f"{self.trace_tokens:,}"
-        out += [f"tokens: {read} in the traces as the student reads them, each once"] * ("inject" in self.stages)
+            out.append(f"not rendered: {self.not_rendered} traces refused by the student's template or tokenizer")
+        read = (
+            "unknown, because the model is not on this machine"
+            if self.trace_tokens is None
+            else f"{self.trace_tokens:,}"
+        )
+        out += [f"tokens: {read} in the traces as the student reads them, each counted once"] * (
+            "inject" in self.stages
+        )
         written = "" if self.student_bytes is None else f"; {self.student_bytes:,} of weights would be written"
         return [*out, *asked_lines(self.critics, self.money), f"bytes: {self.trace_bytes:,} of trace files{written}"]
 
@@ -80,10 +87,11 @@ def total_money(critics: Mapping[str, Mapping[str, Any]]) -> float | None:
 def asked_lines(critics: Mapping[str, Mapping[str, Any]], money: float | None) -> list[str]:
     """Return the critics' questions and costs as lines of text."""
     said = [
-        f"{name}: {of['requests']:,} requests, {of['prompt_tokens']:,} prompt tokens at most, {of['answer_tokens']:,} answer tokens at most"
+        f"{name}: at most {of['requests']:,} requests, {of['prompt_tokens']:,} prompt tokens and "
+        f"{of['answer_tokens']:,} answer tokens"
         for name, of in critics.items()
     ]
-    priced = "unknown, critic.<name>.price is not set" if money is None else f"{money:,.4f} at most"
+    priced = "unknown, because critic.<name>.price is not set" if money is None else f"at most {money:,.4f}"
     return [*said, f"money: {priced}"]
 
 
@@ -147,8 +155,7 @@ def _dry_run(config: RunConfig, until: str, continued: RunDir | None) -> DryRun:
 
 def _tokens(ctx: RunContext, traces: Sequence[Trace]) -> tuple[int | None, int]:
     """Return the tokens of the traces up to the end of the student's last step, and the number of traces that could not
-    be rendered.
-    """
+    be rendered."""
     if not Path(ctx.config.run.model).is_dir():
         return None, 0
     total, refused = 0, 0

@@ -40,7 +40,7 @@ def play(ctx: RunContext, student: str | None) -> Played:
         suite = load_suite(section.environment)
     except UntrustedError as error:
         ctx.console.warn(
-            f"nothing was measured in the environment: {error.message}; `hintdistill report --trust` measures it"
+            f"success in the environment was not measured: {error.message}; `hintdistill report --trust` measures it"
         )
         return Played()
     content = object_content(section.environment)
@@ -79,8 +79,7 @@ class _Rows:
 
     def add(self, episode: Episode, outcome: Outcome) -> None:
         """Add an episode and its outcome. The text of an episode that succeeded after training is not kept, because it
-        is never inspected.
-        """
+        is never inspected."""
         text = None
         if self._of["when"] == "before" or not outcome.success:
             text = transcript(episode.trace.model_dump(mode="json")["messages"])

@@ -53,8 +53,7 @@ def play(ctx: RunContext) -> None:
 
 def episodes(ctx: RunContext) -> list[Trace | Failure]:
     """Return the initial policy's episodes of the split, one per task; episodes that are already rows are not played
-    again.
-    """
+    again."""
     from hintdistill.core.models import model_key
     from hintdistill.core.paths import object_content
     from hintdistill.pipeline.playing import episode_of, episode_row
@@ -113,7 +112,7 @@ def keep(ctx: RunContext, outcomes: Iterable[Trace | Failure], where: str) -> No
     store.extend([row for key, row in rows.items() if key not in have])
     ctx.rundir.set_index("hold", list(rows))
     failures = [r["failure"] for r in rows.values() if "failure" in r]
-    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} records are not traces")
+    ctx.console.note(f"hold: {len(rows) - len(failures)} traces, {len(failures)} failed records")
     for failure in failures[:3]:
         ctx.console.warn(f"hold traces: {failure['source']}: {failure['message']}")
     if len(failures) > 3:
@@ -134,7 +133,7 @@ def _counted(outcomes: Iterable[Trace | Failure], advance: Any) -> Iterator[Trac
 def _row(outcome: Trace | Failure, trained: set[str]) -> dict[str, Any]:
     if isinstance(outcome, Trace) and trace_key(outcome) in trained:
         assert outcome.source is not None
-        text = f"trace {outcome.id} is also among the traces that are corrected"
+        text = f"trace {outcome.id} is also a training trace"
         outcome = Failure(outcome.source, ALSO_TRAINED, text)
     if isinstance(outcome, Failure):
         failure = {"source": str(outcome.source), "reason": outcome.reason, "message": outcome.message}

@@ -186,10 +186,11 @@ def require_some(rundir: RunDir) -> None:
         if "injection" in row:
             return
         why[row["skipped"] if "skipped" in row else row["failure"]["reason"]] += 1
-    counts = ", ".join(f"{n} {reason}" for reason, n in why.most_common()) or "the critics found nothing"
+    counts = ", ".join(f"{n} {reason}" for reason, n in why.most_common()) or "the critics found no errors"
     raise EmptyFunnelError(
-        f"no hint was injected, so that no finding was rescored: {why.total()} findings ({counts})",
-        hint="all rows are written; report.json has the funnel, and critiques.jsonl and injections.jsonl the reasons",
+        f"no hint was injected, so no finding was rescored: {why.total()} findings ({counts})",
+        hint="all rows are written: report.json contains the funnel, and critiques.jsonl and "
+        "injections.jsonl contain the reasons",
     )
 
 

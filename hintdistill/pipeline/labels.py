@@ -90,7 +90,7 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
         messages = dict.fromkeys(s.message for of in said.values() for s in of if not isinstance(s, Critique))
         raise ServiceError(
             f"every critic failed on all {len(cases)} labelled traces: {next(iter(messages), 'no critic was asked')}",
-            hint=f"{folder / 'evaluation.json'} has the cases; the same command asks again",
+            hint=f"{folder / 'evaluation.json'} lists the cases; the same command asks again",
         )
     if hints:
         # after the answers are kept: a model that does not load costs none of them
@@ -116,7 +116,7 @@ def _labelled(ctx: RunContext, labels: Path) -> tuple[list[Labelled], int]:
     """Return the labelled traces, at most `traces.limit`, and how many records could not be read."""
     if not labels.exists():
         raise InputError(
-            f"no labels at {labels}", hint="--labels names a file or folder of labelled traces, or of findings"
+            f"{labels} does not exist", hint="--labels names a file or folder of labelled traces, or of findings"
         )
     found, failures = _read(ctx, labels)
     if not found:
@@ -161,8 +161,7 @@ def _recorded(truth: RecordedCritic, traces: list[Trace]) -> Iterator[tuple[Trac
 
 def _cost(rows: list[dict[str, Any]], prices: dict[str, Any]) -> dict[str, float | None]:
     """Return the tokens, requests and money spent on one trace; money is None if a critic that asked a server has no
-    price.
-    """
+    price."""
     spent = spending(rows, prices, 0)
     tokens = spent["prompt_tokens"] + spent["completion_tokens"]
     return {"tokens": tokens, "requests": spent["requests"], "money": spent["money"]}

@@ -92,9 +92,9 @@ def compare_evaluations(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str,
     of_a, of_b = ({(c["set"], c["trace"]): c for c in result["cases"]} for result in (a, b))
     both = [(case, of_b[key]) for key, case in of_a.items() if key in of_b]
     if not both:
-        raise InputError("the two sides share no labelled trace", hint="both have to read the same labels")
+        raise InputError("the two sides share no labelled trace", hint="both sides must read the same labels")
     if differ := [x["trace"] for x, y in both if x["label"] != y["label"]]:
-        raise InputError(f"{len(differ)} traces have another label on either side, {differ[0]} for one")
+        raise InputError(f"{len(differ)} traces have different labels on the two sides, for example {differ[0]}")
     out: dict[str, Any] = {"traces": len(both), "left_out": len(of_a) + len(of_b) - 2 * len(both)}
     for name, (verdict, holds) in RATES.items():
         pairs = [(float(holds(x)), float(holds(y))) for x, y in both if x["label"]["verdict"] == verdict]
@@ -113,7 +113,7 @@ def _is_root(finding: Mapping[str, Any]) -> bool:
 
 def comparison_lines(found: Mapping[str, Any]) -> list[str]:
     """Return the comparison as lines for a terminal."""
-    out = [f"A {found['a']}", f"B {found['b']}", f"{found['traces']} labelled traces in both"]
+    out = [f"A {found['a']}", f"B {found['b']}", f"{found['traces']} labelled traces on both sides"]
     for name in RATES:
         p = found[name]
         if p["n"]:
@@ -129,4 +129,4 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
                 f"  {name:<12} A {p['a']:.{digits}f}  B {p['b']:.{digits}f}  B−A {p['difference']:+.{digits}f} "
                 f"[{p['low']:+.{digits}f}, {p['high']:+.{digits}f}] per trace, {p['n']} traces"
             )
-    return [*out, *(f"  {name} differs, and no finding uses it" for name in found["unused_hints"])]
+    return [*out, *(f"  {name} differs, but no finding uses it" for name in found["unused_hints"])]

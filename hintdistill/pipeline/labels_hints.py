@@ -96,4 +96,4 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     if found["reasons"]:
         out.append("  reasons for rejection: " + ", ".join(f"{n} {why}" for why, n in found["reasons"].items()))
     decoded = ", ".join(f"{n} {what}" for what, n in found["decoded"].items() if n)
-    return [*out, f"  decoded again: {decoded}; judged by {', '.join(found['judged_by']) or 'nobody'}"]
+    return [*out, f"  decoded again: {decoded}; judged by {', '.join(found['judged_by']) or 'no critic'}"]

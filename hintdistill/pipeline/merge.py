@@ -65,9 +65,7 @@ def merge(folder: Path, console: Console | None = None, *, trust: bool = False) 
             shared.note(precision=measured)
         _walk(config, shared, console, until)
         shared.note(merged=len(shards), until=until, finished=True)
-    console.note(
-        f"merge: {len(shards)} shards are merged; {folder / SHARDS} can be deleted (`hintdistill clean {folder}`)"
-    )
+    console.note(f"merge: merged {len(shards)} shards; {folder / SHARDS} can be deleted (`hintdistill clean {folder}`)")
     return len(shards)
 
 
@@ -85,13 +83,14 @@ def _shards(shared: RunDir, opened: ExitStack) -> list[RunDir]:
     if not found:
         raise ConfigError(
             f"{shared.path} has no shards",
-            hint=f"hintdistill run CONFIG --until rescore --shard 0/2 run.dir={shared.path} runs the first of two",
+            hint=f"run the first of two with: hintdistill run CONFIG --until rescore --shard 0/2 run.dir={shared.path}",
         )
     counts = sorted({s.of for s in found})
     if len(counts) > 1:
         raise ConfigError(
-            f"{shared.path} is cut into {' and into '.join(map(str, counts))} shards",
-            hint=f"keep one cut and delete the folders of the others in {shared.path / SHARDS}",
+            f"{shared.path} has shards of different numbers: it is cut into "
+            f"{' and into '.join(map(str, counts))} shards",
+            hint=f"keep one set of shards, and delete the folders of the others in {shared.path / SHARDS}",
         )
     manifest, owed = shared.manifest(), list[str]()
     runs = list[RunDir]()
@@ -118,7 +117,7 @@ def _require_apart(shared: RunDir, shards: list[RunDir]) -> None:
     traces = [key for run in shards for key in run.index("read") or []]
     if traces != (shared.index("read") or []):
         raise InputError(
-            f"the shards of {shared.path} are not of the traces that were read there",
+            f"the shards of {shared.path} were not made from the traces read there",
             hint=f"delete {shared.path / SHARDS} and run the shards again",
         )
     for name in INDEXES:
@@ -126,13 +125,15 @@ def _require_apart(shared: RunDir, shards: list[RunDir]) -> None:
         if len(KeySet(keys)) < len(keys):
             seen = set[str]()
             twice = next(k for k in keys if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            raise InputError(f"two shards of {shared.path} have the {name} row {twice}", hint="verify each of them")
+            raise InputError(
+                f"two shards of {shared.path} have the {name} row {twice}",
+                hint="check both shards with hintdistill verify",
+            )
 
 
 def _take(shared: RunDir, run: RunDir) -> None:
     """Copy results of a shard that the shared folder lacks. Raises InputError if a part's bytes have changed since it
-    was written.
-    """
+    was written."""
     for name in STORES:
         have, rows, store = shared.rows(name), run.rows(name), shared.store(name)
         # a row that was made again, because a critic had failed, takes the place of the one before
@@ -146,7 +147,9 @@ def _take(shared: RunDir, run: RunDir) -> None:
     for part in source.parts():
         said = known.get(part.name)
         if said is not None and checksum(part) != said["sha256"]:
-            raise InputError(f"{part} has other bytes than were written", hint=f"hintdistill verify {run.path}")
+            raise InputError(
+                f"{part} has changed since it was written", hint=f"check it with: hintdistill verify {run.path}"
+            )
         if part.name in there and checksum(target / part.name) == checksum(part):
             continue
         if said is not None:

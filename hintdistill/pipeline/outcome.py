@@ -57,15 +57,14 @@ def sampled_elsewhere(config: RunConfig) -> str | None:
         return None
     said = ", ".join(f"{name} {value:g}" for name, value in how.model_dump(exclude_defaults=True).items())
     return (
-        f"rollouts were sampled at {said}, but log-probabilities are recorded at temperature 1 of the whole vocabulary, so the "
-        "importance ratio is not that of the policy that sampled"
+        f"rollouts were sampled at {said}, but log-probabilities are recorded at temperature 1 over "
+        "the whole vocabulary, so the importance ratio does not refer to the policy that sampled"
     )
 
 
 def require_outcomes(ctx: RunContext) -> None:
     """Raise what `outcome_data` would raise as soon as the traces are read, before a critic is asked or a step is
-    scored.
-    """
+    scored."""
     if reads_reward(ctx.config.train.effective_recipe):
         check_outcomes(ctx.config, [trace for _, trace, split in read.load(ctx) if split == "train"])
 

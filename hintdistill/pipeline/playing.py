@@ -137,7 +137,9 @@ class Player:
         else:
             gap = server.hand_over(student, engine, self._probe)
         self._handed = student, server
-        self.top.console.note(f"handed {student} to the server; it is {gap:.2g} nats per token away")
+        self.top.console.note(
+            f"handed {student} to the server; its log-probabilities differ by {gap:.2g} nats per token"
+        )
         return server
 
     @cached_property
@@ -152,8 +154,7 @@ class Player:
 
 def draw_tasks(tasks: list[str], n: int, number: int, seed: int, per_task: int = 1) -> list[str]:
     """Draw `n` tasks for a round, anew in each round. No task repeats before all have been drawn, and each drawn task
-    comes `per_task` times in a row.
-    """
+    comes `per_task` times in a row."""
     rng = random.Random(f"round:{number}:{seed}")
     out: list[str] = []
     while len(out) < n // per_task:

@@ -50,7 +50,7 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
         return
     if ModelShape.of(ctx.teacher_folder).parameters * BYTES["float32"] > SHARE * room(run.device).available:
         ctx.console.note(
-            "rescore: run.dtype=auto chose bfloat16; there is no memory for a float32 copy to compare it with"
+            "rescore: run.dtype=auto chose bfloat16; there is not enough memory for a float32 copy to compare it with"
         )
         return
     requests = [r for h in shortest(hints) for r in Scorer.requests(h.key, h.injection)[:2]]
@@ -59,6 +59,7 @@ def note_precision(ctx: RunContext, hints: Sequence[HintItem]) -> None:
     assert found is not None
     ctx.rundir.note(precision={"dtype": "bfloat16", **asdict(found)})
     ctx.console.note(
-        f"rescore: run.dtype=auto chose bfloat16; KL(float32 ‖ bfloat16) is {found.kl_per_token:.4f} nats per token over "
-        f"{found.tokens} tokens, {found.top1_flip_rate:.1%} of the first choices differ"
+        "rescore: run.dtype=auto chose bfloat16; KL(float32 ‖ bfloat16) is "
+        f"{found.kl_per_token:.4f} nats per token over {found.tokens} tokens, and "
+        f"{found.top1_flip_rate:.1%} of the first choices differ"
     )

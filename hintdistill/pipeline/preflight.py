@@ -64,7 +64,9 @@ def predict_run(folder: Path) -> list[Prediction]:
     rundir = RunDir.open(folder)
     targets = TargetStore(rundir.path / "targets").open(rundir.index("rescore") or [])
     if not targets:
-        raise InputError(f"{folder} has no rescored hints", hint=f"hintdistill rescore CONFIG run.dir={folder}")
+        raise InputError(
+            f"{folder} has no rescored hints", hint=f"run hintdistill rescore CONFIG run.dir={folder} first"
+        )
     return predict(t for _, t in targets.by_part())
 
 

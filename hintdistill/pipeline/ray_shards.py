@@ -48,8 +48,7 @@ class ShardActor:
 
     def __init__(self, settings: Mapping[str, Any], foreign: str | None, until: str, trust: bool) -> None:
         """Store the run's settings in the form of a manifest, and the run folder from elsewhere that they come from, if
-        any.
-        """
+        any."""
         self.config = validate(dict(settings), "the run's settings").of_folder(foreign)
         self.until, self.trust = until, trust
         self.context: dict[str, Any] = {"engines": {}, "held": {}}
@@ -106,7 +105,7 @@ def run_on_ray(
     """
     require_shardable(config, until)
     if config.run.dir is None:
-        raise ConfigError("shards need the folder that all of them share", hint="name it: run.dir=SHARED")
+        raise ConfigError("shards need a folder that all of them share", hint="set it with run.dir=SHARED")
     console, folder = console or Console(), Path(config.run.dir).resolve()
     with in_use(config, trust), disk_errors(folder):
         check_inputs(config, until)
@@ -127,7 +126,7 @@ def run_on_ray(
         again = command(folder, failed[0].shard, until, None)
         raise ServiceError(
             f"{len(failed)} of {of} shards failed, the first {failed[0].shard}: {failed[0].failure}",
-            hint=f"the same command continues them; one alone: {again}",
+            hint=f"the same command continues all of them; to continue one alone: {again}",
         )
     merge(folder, console, trust=trust)
     return folder

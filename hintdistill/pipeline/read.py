@@ -49,7 +49,7 @@ def run(ctx: RunContext) -> None:
         raise EmptyFunnelError(
             f"no usable trace in {', '.join(ctx.config.traces.path)}: "
             + "; ".join(f"{f['source']}: {f['message']}" for f in seen.failures[:3]),
-            hint="a trace is an object with `messages`, one of which is the student's; see docs/traces.md",
+            hint="a trace is an object with `messages`, at least one of them from the student; see docs/traces.md",
         )
     _check_files(ctx, seen.files)
 
@@ -133,15 +133,15 @@ def _written(ctx: RunContext, seen: _Seen) -> Iterator[tuple[dict[str, Any], Tra
     if waits and seen.usable:
         held_traces = sum("trace" in row for row in store.rows())
         raise ConfigError(
-            f"{ctx.rundir.path} is a run of other traces: none of its {held_traces} is among those of "
+            f"{ctx.rundir.path} contains a run on other traces: none of its {held_traces} traces is in "
             f"{', '.join(ctx.config.traces.path)}",
-            hint="run.dir= puts this run elsewhere",
+            hint="choose another folder with run.dir=",
         )
     store.extend(owed)
 
 
 def _say(ctx: RunContext, seen: _Seen) -> None:
-    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} records are not traces")
+    ctx.console.note(f"read: {seen.usable} traces, {seen.failed} failed records")
     for failure in seen.failures:
         ctx.console.warn(f"{failure['source']}: {failure['message']}")
     if seen.failed > SHOWN:
@@ -151,7 +151,8 @@ def _say(ctx: RunContext, seen: _Seen) -> None:
         ctx.console.warn(line)
     if seen.blind:
         ctx.console.warn(
-            f"{seen.blind} traces call tools but carry no tool schemas, so no call can be checked; traces.tools names a file"
+            f"{seen.blind} traces call tools but contain no tool schemas, so their calls cannot be "
+            "checked; set traces.tools to a file of schemas"
         )
 
 
@@ -212,14 +213,13 @@ def each(ctx: RunContext) -> Iterator[LoadedTrace]:
 
 def open_traces(ctx: RunContext) -> Callable[[str], Trace]:
     """Return a function that reads a current trace by its row key. It raises InputError if the row is missing from the
-    folder.
-    """
+    folder."""
     rows = ctx.rundir.rows("traces")
 
     def trace(key: str) -> Trace:
         row = rows.get(key)
         if row is None:
-            raise InputError(f"{rows.path} lacks the row {key} that read made", hint=REPAIR)
+            raise InputError(f"{rows.path} lacks the row {key}, which the read stage made", hint=REPAIR)
         return Trace.model_validate(row["trace"])
 
     return trace

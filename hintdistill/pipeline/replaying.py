@@ -46,7 +46,7 @@ class Replayer(Player):
             keys.append(key)
             steps.append(len(trace.own_steps))
         if not sum(steps):
-            raise EmptyFunnelError("no recorded trace has a step of its own at which the student could act")
+            raise EmptyFunnelError("no recorded trace has a student's step at which to act")
         return keys, steps
 
     def _playing(self, number: int, student: Path) -> Playing:

@@ -39,8 +39,7 @@ CONTROLS = "controls.json"
 
 def run(ctx: RunContext, earlier: Sequence[str]) -> None:
     """Make the measurements that are owed, and write report.json and report.html. `earlier` contains the warnings of
-    earlier stages.
-    """
+    earlier stages."""
     if line := moved_line(write(ctx, earlier, measure=True)):
         ctx.console.note(f"report: {line}")
     ctx.rundir.set_index("report", [])
@@ -157,8 +156,7 @@ def _student_key(ctx: RunContext) -> str:
 
 def _after_view(ctx: RunContext, targets: StoredTargets) -> Mapping[str, After]:
     """Return the corrected student's score of every scored step, in its own context and in the contexts of its
-    twins.
-    """
+    twins."""
     store, student = ctx.rundir.store("after"), _student_key(ctx)
     hints = targets.of_kind("hint", "twin")
     keys, done = {t.key: content_key("after", t.key, student) for t in hints.heads}, ctx.rundir.rows("after")
@@ -240,7 +238,8 @@ def off_target_sets(ctx: RunContext) -> dict[str, list[ScoreRequest]]:
         free = [t for t in named if trace_key(t) not in held]
         if len(free) < len(named):
             ctx.console.warn(
-                f"off-target: {len(named) - len(free)} traces of report.off_target.{name} are held by train.hold and left out"
+                f"off-target: {len(named) - len(free)} traces of report.off_target.{name} are left out, "
+                "because train.hold holds them"
             )
         chosen[name] = [(t, k) for t in free for k in t.own_steps]
     out = {}
@@ -362,8 +361,7 @@ def _readings(ctx: RunContext) -> list[dict[str, Any]] | None:
 
 def _tripwires(ctx: RunContext) -> list[dict[str, Any]] | None:
     """Return the bounds that the run's training exceeded under `train.tripwires.action: warn`, from its metrics; None
-    if they no longer exist.
-    """
+    if they no longer exist."""
     rows = _readings(ctx)
     if rows is None:
         return None

@@ -172,7 +172,7 @@ class _Work:
         if owed and self._failed is not None:
             for item in owed:
                 if (row := self._failed.get(item.key)) is None:
-                    raise InputError(f"no shard has the target {item.key}", hint="a shard has not come to its end")
+                    raise InputError(f"no shard contains the target {item.key}", hint="a shard is not finished")
                 self.failures[item.key] = {k: v for k, v in row.items() if k not in ("key", "stage")}
         elif owed:
             self.store.append(_score(owed, self._scoring(batch), self.failures, self.engine.max_length))
@@ -241,10 +241,10 @@ def _score(
     fitting = []
     for item in batch:
         if (longest := _longest(item)) > max_length:
-            text = f"step needs {longest} tokens with its hint, the model has {max_length} positions"
+            text = f"the step needs {longest} tokens with its hint, but the model has {max_length} positions"
             failures[item.key] = _failure(item, ContextLengthError(text))
         elif isinstance(item, TwinItem) and (not item.of or item.of in failures):
-            text = "a twin is checked against its finding's hint, which was not scored"
+            text = "its finding's hint, against which the twin is checked, was not scored"
             failures[item.key] = _failure(item, UncheckedTwinError(text))
         else:
             fitting.append(item)
@@ -290,8 +290,7 @@ def _record_failures(ctx: RunContext, failures: dict[str, dict[str, Any]]) -> No
 
 def _refresh_decisions(ctx: RunContext, store: TargetStore, chosen: Mapping[str, Choice]) -> None:
     """Rewrite rows whose gate or choice among hints has changed since they were written, because other trainers read
-    them.
-    """
+    them."""
     gate = ctx.config.rescoring.gate
 
     def judged(target: T) -> T:
@@ -336,8 +335,7 @@ def _summarise(ctx: RunContext) -> None:
 
 def _why(reasons: Counter[str]) -> str:
     """Return the most common reasons as text; they may add up to more than the number rejected, since a target can have
-    several.
-    """
+    several."""
     return (
         f" (reasons, one or more each: {', '.join(f'{n} {r}' for r, n in reasons.most_common(4))})" if reasons else ""
     )
@@ -354,7 +352,7 @@ def _summarise_twins(ctx: RunContext, stored: StoredTargets) -> None:
         f"rescore: {len(found)} twins scored, {len(kept)} kept, {len(found) - len(kept)} rejected{_why(reasons)}"
     )
     ctx.console.note(
-        f"rescore: twins kept by class: {', '.join(f'{n} {c}' for c, n in by_class.most_common()) or 'none'}"
+        f"rescore: kept twins by class: {', '.join(f'{n} {c}' for c, n in by_class.most_common()) or 'none'}"
     )
 
 
@@ -372,12 +370,13 @@ def require_accepted(ctx: RunContext, stored: StoredTargets | None = None) -> No
         raise EmptyFunnelError(
             f"{foreign} of {len(targets)} findings are errors this student would hardly make (decision token below "
             f"{ctx.config.rescoring.gate.min_student_probability:g})",
-            hint="the traces come from another model; train the model that made them, or sample fresh traces from this one",
+            hint="the traces come from another model; train the model that produced them, or sample fresh "
+            "traces from this one",
         )
     if not any(t.accepted and t.split == "train" for t in targets):
         why = ", ".join(f"{n} {r}" for r, n in reasons.most_common()) or "no finding reached the gate"
         raise EmptyFunnelError(
             f"no accepted hint to train on ({why})",
-            hint=f"hintdistill show {ctx.rundir.path} lists each hint with its reason; then reword the templates in "
-            "prompts/hints, or let an LLM critic write the hints (critic.use=[llm])",
+            hint=f"hintdistill show {ctx.rundir.path} lists each hint with its reason; reword the templates "
+            "in prompts/hints, or let an LLM critic write the hints (critic.use=[llm])",
         )

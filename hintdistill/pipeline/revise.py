@@ -54,7 +54,9 @@ def run(ctx: RunContext) -> int:
             try:
                 hint = critic.revise(trace, finding, "\n".join(reasons))
                 row |= (
-                    {"failure": "the same hint again"} if hint == finding.hint or is_vacuous(hint) else {"hint": hint}
+                    {"failure": "the same hint as before"}
+                    if hint == finding.hint or is_vacuous(hint)
+                    else {"hint": hint}
                 )
             except ServiceError as error:
                 if not error.retryable:

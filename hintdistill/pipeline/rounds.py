@@ -118,7 +118,7 @@ class Loop:
                 good = self.rundir.path / "student"
                 raise TripwireError(
                     f"round {number}: {row['stop']}",
-                    hint=f"the last good student is {good if good.exists() else 'the one it started from'}",
+                    hint=f"the last good student is {good if good.exists() else 'the initial one'}",
                 )
             if row["stop"]:
                 break
@@ -148,7 +148,7 @@ class Loop:
             row["episodes"]["trainings_old"] = int(sampler != student)
         if cut:
             self.console.note(
-                f"{len(cut)} of {len(episodes)} episodes reached a token limit, so their last step is cut"
+                f"{len(cut)} of {len(episodes)} episodes reached a token limit, so their last step is truncated"
             )
         if collapse := collapsed(len(failed) + len(cut), len(episodes), self.config):
             return row | {"tripwire": True, "collapsed_in_play": True, "stop": collapse}
@@ -160,8 +160,7 @@ class Loop:
 
     def _stages(self, number: int, ctx: RunContext, row: dict[str, Any]) -> dict[str, Any]:
         """Run the stages up to the student, then measure it. If a later round has nothing to train on, the loop
-        ends.
-        """
+        ends."""
         try:
             with ExitStack() as beside:
                 for stage in each_stage(ctx, until="train"):
@@ -194,8 +193,7 @@ class Loop:
 
     def _weigh_hints(self, number: int, ctx: RunContext, row: dict[str, Any]) -> str | None:
         """Record the hints' effect in the row, and return why the loop ends here if hints have no effect left in a
-        later round.
-        """
+        later round."""
         hints = rescore.load(ctx).where(lambda t: t.kind == "hint")
         effects = [t.decision.effect if t.decision else 0.0 for t in hints]
         row["effect"] = {
@@ -239,8 +237,7 @@ class Loop:
     @property
     def hold_file(self) -> Path:
         """Return the file of the initial policy's episodes of `train.hold.split`, which are played once and held in
-        every round.
-        """
+        every round."""
         return self.rundir.path / "hold-traces.jsonl"
 
     def episodes(self, number: int, student: Path) -> list[Episode]:
@@ -392,7 +389,7 @@ def collapsed(failed: int, played: int, config: RunConfig) -> str | None:
     """Return a message if too many of the student's episodes failed without a result; None otherwise."""
     if failed <= config.rollout.stop.max_failed_share * played:
         return None
-    return f"collapse: {failed} of {played} episodes came to nothing"
+    return f"collapse: {failed} of {played} episodes failed without a result"
 
 
 def run_rounds(config: RunConfig, rundir: RunDir, console: Console) -> None:

@@ -137,7 +137,9 @@ def report_only(folder: Path, console: Console | None = None, *, trust: bool = F
     try:
         config, unknown = rundir.config()
         if unknown:
-            console.note(f"{folder} was made by an older release; this release does not know {', '.join(unknown)}")
+            console.note(
+                f"{folder} was made by an older release and has keys unknown to this one: {', '.join(unknown)}"
+            )
         with in_use(config, trust), disk_errors(folder):
             run_stages(RunContext(config, rundir, console), first="report")
     finally:

@@ -67,8 +67,8 @@ class Shard:
         if text == ENV:
             if not {"RANK", "WORLD_SIZE"} <= environment.keys():
                 raise ConfigError(
-                    "--shard env takes RANK and WORLD_SIZE, and they are not set",
-                    hint="start it with torchrun, or name the shard: --shard 0/4",
+                    "--shard env needs RANK and WORLD_SIZE, which are not set",
+                    hint="start it with torchrun, or name the shard, e.g. --shard 0/4",
                 )
             said = f"{environment['RANK']}/{environment['WORLD_SIZE']}"
         found = _NAME.fullmatch(said)
@@ -85,8 +85,7 @@ class Shard:
 
     def cut(self, keys: Sequence[str], traces: Sequence[str], size: int) -> tuple[list[str], list[str]]:
         """Return the shard's part of all row keys, and of the trace keys; a failed record goes with the trace that
-        follows it.
-        """
+        follows it."""
         start, end = self.span(len(traces), size)
         known, at, own = set(traces), 0, list[str]()
         last = end == len(traces) and start < end
@@ -152,7 +151,7 @@ def run_shard(
         if others := [s for s in shards_of(folder) if s.of != shard.of]:
             raise ConfigError(
                 f"{folder} is cut into {others[0].of} shards, not {shard.of}",
-                hint=f"take --shard {min(shard.number, others[0].of - 1)}/{others[0].of}, or another run.dir",
+                hint=f"use --shard {min(shard.number, others[0].of - 1)}/{others[0].of}, or another run.dir",
             )
         own = RunDir.create(folder / SHARDS / shard.folder, config, resume=True)
         try:
@@ -180,8 +179,9 @@ def require_shardable(config: RunConfig, until: str) -> None:
     stage_named(until)
     if not STAGES.index("critique") <= STAGES.index(until) <= STAGES.index("rescore"):
         raise ConfigError(
-            f"a shard cannot run until {until!r}",
-            hint="--until critique, inject or rescore; then `hintdistill merge RUN` and `hintdistill run RUN --resume`",
+            f"a shard cannot run the stage {until!r}",
+            hint="use --until critique, inject or rescore; then `hintdistill merge RUN` and `hintdistill "
+            "run RUN --resume`",
         )
     if config.run.rounds is not None:
         raise ConfigError("run.rounds is a loop and cannot be cut into shards", hint="unset run.rounds")
@@ -191,8 +191,7 @@ def require_shardable(config: RunConfig, until: str) -> None:
 
 def take_own_device() -> None:
     """Choose the accelerator with this process's number (LOCAL_RANK), if several processes share a machine with several
-    accelerators.
-    """
+    accelerators."""
     import torch
 
     if torch.cuda.is_available():
@@ -208,15 +207,15 @@ def read_once(config: RunConfig, folder: Path, console: Console, file: str | Non
     """
 
     def waits() -> None:
-        console.note(f"another process is reading the traces into {folder}; waiting for it")
+        console.note(f"waiting for another process, which is reading the traces into {folder}")
 
     shared = RunDir.join(folder, config, waits)
     try:
         if shared.index("critique") is not None:
             raise ConfigError(
-                f"{folder} holds a run that has been critiqued as a whole"
+                f"the run in {folder} was critiqued without shards"
                 if "merged" not in shared.manifest()
-                else f"the shards of {folder} are merged",
+                else f"the shards of {folder} were already merged",
                 hint=f"hintdistill run {shlex.quote(str(folder))} --resume continues it; another run.dir starts a new run",
             )
         held = config.train.hold

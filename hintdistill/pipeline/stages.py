@@ -152,8 +152,7 @@ class Report:
 
     def check(self, ctx: RunContext) -> None:
         """Raise ConfigError, InputError or ServiceError if a repository, off-target set or environment cannot be
-        used.
-        """
+        used."""
         from hintdistill.traces.files import trace_files
         from hintdistill.training.push import check_push
 

@@ -56,7 +56,7 @@ RUN_SCHEMA = 2
 """Schema version of run folders. Since version 2, paths in the manifest's config are absolute, and keys of earlier
 releases are removed."""
 DAMAGED = (
-    "`hintdistill verify` says what of the folder is damaged; `run CONFIG --resume run.dir=…` writes the manifest again"
+    "`hintdistill verify` lists the damage in the folder; `run CONFIG --resume run.dir=…` writes the manifest again"
 )
 """Advice about a manifest that cannot be read."""
 KEPT = ("model", "prompts", "formats", "file", "until", "finished", "started", "shard", "merged")
@@ -88,13 +88,14 @@ class RunDir:
         """
         run = cls(path)
         if (taken := next((p for p in (run.path, *run.path.parents) if p.exists()), run.path)) and not taken.is_dir():
-            raise ConfigError(f"run.dir is {run.path}, and {taken} is a file", hint="choose another run.dir")
+            raise ConfigError(f"run.dir is {run.path}, but {taken} is a file", hint="choose another run.dir")
         used = run.path.exists() and any(p.name not in BEGUN for p in run.path.iterdir())
         if used and not run.is_run():
-            raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
+            raise ConfigError(f"{run.path} is not empty and contains no run", hint="choose another run.dir")
         if used and not resume:
             raise ConfigError(
-                f"{run.path} holds a run already", hint="--resume continues it; run.dir= puts this one elsewhere"
+                f"{run.path} already contains a run",
+                hint="continue it with --resume, or choose another folder with run.dir=",
             )
         run.check_continues()
         run.path.mkdir(parents=True, exist_ok=True)
@@ -120,7 +121,7 @@ class RunDir:
                 run.check_continues()
                 run.require_config(resolve_paths(config.model_dump(mode="json"), RunConfig, None))
             elif any(p.name not in BEGUN for p in run.path.iterdir()):
-                raise ConfigError(f"{run.path} is not empty and holds no run", hint="choose another run.dir")
+                raise ConfigError(f"{run.path} is not empty and contains no run", hint="choose another run.dir")
             else:
                 run._write_manifest(config)
         except BaseException:
@@ -130,14 +131,13 @@ class RunDir:
 
     def require_config(self, data: Mapping[str, Any]) -> None:
         """Raise ConfigError, naming the keys that differ, if the run was made with another configuration than
-        `data`.
-        """
+        `data`."""
         mine = self.manifest()["config"]
         if config_hash(mine) != config_hash(data):
             keys = [k for k in differing(mine, data) if k not in {f"run.{name}" for name in MACHINE_KEYS}]
             raise ConfigError(
-                f"{self.path} was made with another configuration: {', '.join(keys[:8])} {'is' if len(keys) == 1 else 'are'} different",
-                hint="all shards of a run need the same settings; run.dir= begins another run",
+                f"{self.path} was made with another configuration, which differs in {', '.join(keys[:8])}",
+                hint="all shards of a run need the same settings; start another run with run.dir=",
             )
 
     @classmethod
@@ -153,7 +153,7 @@ class RunDir:
         """
         run = cls(path)
         if not run.is_run():
-            raise InputError(f"no run at {path}", hint="a run folder holds a manifest.json; see run.dir")
+            raise InputError(f"no run at {path}", hint="a run folder contains a manifest.json; see run.dir")
         if not parts:
             run.require_whole()
         return run
@@ -163,8 +163,8 @@ class RunDir:
         if (self.path / SHARDS).is_dir() and self.is_run() and "merged" not in self.manifest():
             raise ConfigError(
                 f"{self.path} is cut into shards that are not merged",
-                hint=f"`{shlex.join(['hintdistill', 'merge', str(self.path)])}` makes one run of them; each shard is a run "
-                f"folder in {self.path / SHARDS}",
+                hint=f"merge them with `{shlex.join(['hintdistill', 'merge', str(self.path)])}`; each shard is a "
+                f"run folder in {self.path / SHARDS}",
             )
 
     @classmethod
@@ -182,14 +182,15 @@ class RunDir:
 
     def check_continues(self) -> None:
         """Raise ConfigError if the folder's run has another schema than this release writes, because their rows would
-        be mixed.
-        """
+        be mixed."""
         found = self.manifest() if self.is_run() else {}
         if found and found["schema"] != RUN_SCHEMA:
             made = found.get("versions", {}).get("hintdistill", "an unknown release")
             raise ConfigError(
-                f"{self.path} was made by run schema {found['schema']} (hintdistill {made}); this release continues {RUN_SCHEMA}",
-                hint="run.dir= starts a new run in another folder; `hintdistill show` and `report` still read this one",
+                f"{self.path} was made with run schema {found['schema']} (hintdistill {made}), but this "
+                f"release continues only {RUN_SCHEMA}",
+                hint="run.dir= starts a new run in another folder; `hintdistill show` and `report` can still "
+                "read this one",
             )
 
     def is_run(self) -> bool:
@@ -243,11 +244,12 @@ class RunDir:
         schema = data.get("schema")
         if schema not in READABLE:
             raise InputError(
-                f"{self.path} was made by run schema {schema}; this release reads {' and '.join(map(str, READABLE))}",
-                hint="read it with the release that made it; versions.hintdistill in manifest.json names it",
+                f"{self.path} was made with run schema {schema}, but this release reads only "
+                f"{' and '.join(map(str, READABLE))}",
+                hint="read it with the release that made it, which is versions.hintdistill in manifest.json",
             )
         if not isinstance(data.get("config"), dict):
-            raise InputError(f"{self.path / 'manifest.json'} holds no configuration", hint=DAMAGED)
+            raise InputError(f"{self.path / 'manifest.json'} contains no configuration", hint=DAMAGED)
         if data.get("config_schema", 1) < CONFIG_SCHEMA:
             data["config"] = upgrade(data["config"], data.get("config_schema", 1))
         return data
@@ -295,15 +297,14 @@ class RunDir:
 
     def _refuse_links(self) -> None:
         """Raise InputError if a folder from elsewhere has a link, a pipe or a device at a place where files are
-        written.
-        """
+        written."""
         for at, folders, files in os.walk(self.path):
             for name in (*folders, *files):
                 path = Path(at) / name
                 if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
                     raise InputError(
-                        f"{path} is not an ordinary file, and {self.path} was not written by you on this machine",
-                        hint="copy the folder with its links followed (`cp -rL`), or delete what is none of its files",
+                        f"{path} is not a regular file, and {self.path} was not written by you on this machine",
+                        hint="copy the folder with links resolved (`cp -rL`), or delete files that do not belong to it",
                     )
 
     def note(self, **values: Any) -> None:
@@ -348,7 +349,7 @@ class RunDir:
             if (row := rows.get(key)) is None:
                 lacking = [k for k in keys if k not in rows]
                 raise InputError(
-                    f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, the first {lacking[0]}",
+                    f"{self.store(store).path} lacks {len(lacking)} rows that {stage} made, for example {lacking[0]}",
                     hint=REPAIR,
                 )
             yield row
@@ -363,8 +364,7 @@ class RunDir:
 
     def grouped(self, stage: str, store: str, field: str = "trace") -> Grouped:
         """Return the current rows of a stage grouped by one of their fields. Raises InputError if a row is missing from
-        the file.
-        """
+        the file."""
         return self.rows(store).grouped(self.index(stage) or (), field)
 
 

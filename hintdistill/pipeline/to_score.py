@@ -46,8 +46,7 @@ def twin_items(ctx: RunContext) -> list[TwinItem]:
 
 def anchor_items(ctx: RunContext) -> list[AnchorItem]:
     """Yield steps without a finding: candidates for anchors of each training trace, steps only watched during training,
-    and hold steps.
-    """
+    and hold steps."""
     found, items = Found(ctx), list[AnchorItem]()
     if found.anchored:
         items = [item for key, trace, split in read.each(ctx) for item in found.anchors(key, trace, split)]
@@ -76,8 +75,7 @@ def _finding_key(made: Mapping[str, Any]) -> str:
 
 class Found:
     """Give access, trace by trace, to the results of earlier stages as items to score; everything stays on disk until
-    accessed.
-    """
+    accessed."""
 
     def __init__(self, ctx: RunContext) -> None:
         """Open the current rows. Raises InputError if one is missing from the folder."""
@@ -133,8 +131,7 @@ class Found:
 
     def watched(self) -> list[AnchorItem]:
         """Return steps that are only watched during training: clean held-out traces, and training traces if there are
-        no anchors.
-        """
+        no anchors."""
         return [item for item, _ in self.watched_of()]
 
     def watched_of(self) -> Iterator[tuple[AnchorItem, str]]:
@@ -190,8 +187,8 @@ def hold_blocks(ctx: RunContext, size: int) -> Iterator[list[AnchorItem]]:
         yield items
     if lost:
         ctx.console.warn(
-            f"{lost} of {wanted} steps of hold traces are left out: they cannot be rendered, or their tokens are not known "
-            f"exactly enough (train.fidelity={', '.join(ctx.config.train.fidelity)})"
+            f"{lost} of {wanted} steps of hold traces are left out: they cannot be rendered, or their "
+            f"fidelity is not in train.fidelity ({', '.join(ctx.config.train.fidelity)})"
         )
 
 

@@ -64,15 +64,14 @@ def _action_unknown(section: TrainSection, target: TargetHead) -> bool:
 
 def warn_if_actions_are_unknown(ctx: RunContext, stored: StoredTargets) -> None:
     """Warn how many accepted targets are left out because the end of their reasoning is unknown; see
-    `injection.action`.
-    """
+    `injection.action`."""
     lost = stored.where(lambda t: t.accepted and t.split == "train" and _action_unknown(ctx.config.train, t)).heads
     if lost:
         kinds = ", ".join(f"{n} of kind {kind}" for kind, n in Counter(t.kind for t in lost).items())
         ctx.console.warn(
-            f"{len(lost)} accepted targets are left out ({kinds}): their terms have the loss span action, and where the reasoning "
-            f"ends cannot be told from the step's tokens, first of trace {lost[0].trace_id}, step {lost[0].step}; span: step "
-            "takes them"
+            f"{len(lost)} accepted targets are left out ({kinds}): their terms have the loss span "
+            "action, and the end of the reasoning cannot be found in the step's tokens, for example in "
+            f"trace {lost[0].trace_id}, step {lost[0].step}; span: step includes them"
         )
 
 
@@ -165,14 +164,15 @@ def warn_if_little_is_held(ctx: RunContext, targets: Sequence[Target]) -> None:
     if not carried["hint"] or held * 10 >= carried["hint"]:
         return
     rows = {t.rows for t in section.effective_recipe.terms.values()}
-    advice = ["name traces that must stay as they are in train.hold (path or split)"]
+    advice = ["name traces that must stay unchanged in train.hold (path or split)"]
     if "anchor" not in rows:
         advice.insert(0, "set train.anchor.weight (2 is the default recipe's)")
     elif section.anchor.per_trace < 3:
         advice.insert(0, "raise train.anchor.per_trace, if these traces have more clean steps")
     ctx.console.warn(
-        f"{carried['hint']} hints and only {held} steps that hold the student in place (anchors and hold traces): with fewer than "
-        f"one to ten, what no hint corrects may drift; {', or '.join(advice)}"
+        f"{carried['hint']} hints, but only {held} steps that hold the student in place (anchors "
+        "and hold traces): with less than one per ten hints, behaviour that no hint corrects may "
+        f"drift; {', or '.join(advice)}"
     )
 
 
@@ -195,9 +195,11 @@ def warn_if_hints_do_not_pull(ctx: RunContext, targets: Sequence[Target]) -> Non
         return
     classes = ", ".join(f"{name} {weak[name]} of {every[name]}" for name in sorted(every) if weak[name])
     ctx.console.warn(
-        f"{weak.total()} of {every.total()} hints have a gradient below {WEAK} at their decision token ({classes}): the student never "
-        "says there what the hint asks for, and this divergence is flat where it is so sure. Beside twins such errors are "
-        "not corrected; set train.recipe.terms.distill.divergence.kind=fkl, or train.twins.weight=0"
+        f"{weak.total()} of {every.total()} hints have a gradient below {WEAK} at their decision "
+        f"token ({classes}): the student almost never produces the hinted continuation there, and "
+        "this divergence is nearly flat at such certainty. Such errors are not corrected while "
+        "twins are trained; set train.recipe.terms.distill.divergence.kind=fkl, or "
+        "train.twins.weight=0"
     )
 
 
@@ -221,30 +223,29 @@ def check_sampler(ctx: RunContext, targets: Sequence[Target]) -> None:
     said = f"{len(lacking)} of {len(each)} steps have no recorded log-probabilities of the model's own distribution"
     if ctx.initial_folder != ctx.model_folder:
         raise InputError(
-            f"{said} (the first: trace {lacking[0].trace_id}, step {lacking[0].step}), and the importance ratio of "
-            f"{ctx.config.train.effective_recipe.name} needs them in a later round",
-            hint="rollouts of this toolkit record them; a recipe without `behaviour` or `importance` does without",
+            f"{said} (for example trace {lacking[0].trace_id}, step {lacking[0].step}), but the "
+            f"importance ratio of {ctx.config.train.effective_recipe.name} needs them in a later round",
+            hint="rollouts of this toolkit record them; recipes without `behaviour` or `importance` do not need them",
         )
-    ctx.console.warn(f"{said}: the importance ratio divides by the policy that the run starts from")
+    ctx.console.warn(f"{said}: the importance ratio divides by the run's initial policy")
 
 
 def say_what_trains(ctx: RunContext) -> None:
     """Print the recipe's description, and warn if a token that the teacher lowers would not be lowered in the student
-    for that reason.
-    """
+    for that reason."""
     recipe = ctx.config.train.effective_recipe
     ctx.console.note(f"train: recipe {called(recipe, ctx.config.inject.hint, ctx.config.inject.steps)}")
     if recipe.lowers_error == "no":
         ctx.console.warn(
-            f"{recipe.name} does not lower an error token by the teacher's doing ({recipe.lowers_error_why}); where the error of a hint "
-            "must fall, take a recipe whose `lowers_error` is yes (docs/recipes.md)"
+            f"{recipe.name} does not lower an error token because the teacher does "
+            f"({recipe.lowers_error_why}); if the error of a hint must fall, choose a recipe whose "
+            "`lowers_error` is yes (docs/recipes.md)"
         )
 
 
 def run(ctx: RunContext) -> None:
     """Train, unless the student in the folder was trained with exactly these targets and settings. Raises what `into`
-    raises.
-    """
+    raises."""
     key, work, _ = into(ctx, ctx.student_folder)
     ctx.rundir.set_index("train", [key])
     ctx.rundir.set_index(WORK_INDEX, [work])
@@ -295,7 +296,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     summary = read_summary(folder)
     if wrong := wrong_files(folder):
         said = "; ".join(f"{name} {what}" for name, what in wrong.items())
-        ctx.console.warn(f"{folder} is damaged and trained again: {said}")
+        ctx.console.warn(f"{folder} is damaged and is trained again: {said}")
         summary = None
     if summary is None or summary.key != key:
         lengths = trained_lengths(targets, section, outcome)
@@ -314,7 +315,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
     )
     if summary.grad_window_cosine is not None:
         ctx.console.note(
-            f"train: the gradient truncated to {ctx.config.train.grad_window} tokens before a span had a cosine of at least "
-            f"{summary.grad_window_cosine:.3f} to the exact one"
+            f"train: the gradient, truncated to {ctx.config.train.grad_window} tokens before a span, "
+            f"had a cosine of at least {summary.grad_window_cosine:.3f} with the exact one"
         )
     return key, work.name, summary

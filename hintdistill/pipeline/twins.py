@@ -234,12 +234,13 @@ def _summarise(ctx: RunContext) -> None:
             reasons.update(table)
     left = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common())
     ctx.console.note(
-        f"twins: {said['twins']}, for {said['covered']} of {said['findings']} findings ({classes})"
+        f"twins: {said['twins']} for {said['covered']} of {said['findings']} findings ({classes})"
         + (f"; dropped: {left}" if left else "")
     )
     if said["findings"] and not said["twins"]:
         ctx.console.warn(
-            "no finding has a twin, so nothing holds the steps where they are right; twins.jsonl has the reasons"
+            "no finding has a twin, so nothing holds the steps in contexts where they are right; "
+            "twins.jsonl lists the reasons"
         )
 
 

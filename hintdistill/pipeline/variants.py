@@ -151,8 +151,7 @@ def scorer_of(ctx: RunContext) -> Scorer:
 
 def hinted(data: Material, found: Found, name: str, *, placebo: bool = False) -> list[Target]:
     """Return the targets of these findings' hints, or of a generic placebo in place of each hint; their keys begin with
-    `name`.
-    """
+    `name`."""
     section = data.ctx.config.inject
     if placebo:
         section = section.model_copy(update={"hint": "placebo"})
@@ -212,8 +211,7 @@ def twin_targets(ctx: RunContext, twins: Sequence[Twin], name: str) -> list[Targ
 
 def sft(ctx: RunContext, steps: Steps) -> list[Target]:
     """Return targets for cross-entropy on steps as sampled: the forward KL from the distribution that is certain of
-    each token.
-    """
+    each token."""
     return [as_sampled(t) for t in plain_targets(ctx, steps, "sft")]
 
 
@@ -221,7 +219,7 @@ def as_sampled(target: Target) -> Target:
     """Return the target whose teacher is certain of the sampled tokens; the forward KL from it is cross-entropy."""
     hit = target.support_ids == target.step_ids[:, None]
     if not hit.any(1).all():
-        raise ValueError("the sampled id is in the support of every position")
+        raise ValueError("the sampled id must be in the support of every position")
     return replace(
         target,
         kind="hint",
@@ -262,8 +260,7 @@ def full_trace(data: Material, erring_steps_only: bool = False) -> list[Target]:
 
 def scored(ctx: RunContext, name: str, items: list[HintItem]) -> list[Target]:
     """Return the targets of injections made elsewhere, with the gate off; `name` is used in a warning if one is left
-    out.
-    """
+    out."""
     return _scored(ctx, name, items, scorer_of(ctx).score, [])
 
 
@@ -271,8 +268,7 @@ def _scored(
     ctx: RunContext, name: str, items: list[Any], score: Callable[[Any], list[Target]], problems: list[str]
 ) -> list[Target]:
     """Score the items that fit into the model and have an allowed fidelity, in parts; a warning counts those left
-    out.
-    """
+    out."""
     longest = ctx.engine(ctx.teacher_folder).max_length
     fitting = [i for i in items if _length(i) <= longest]
     problems += [f"{name}: longer than the model's context"] * (len(items) - len(fitting))

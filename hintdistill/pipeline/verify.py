@@ -91,20 +91,22 @@ def _of(folder: Path) -> Iterator[Damage]:
     again = "--resume makes it again"
     for path in sorted(folder.glob("*.jsonl")):
         if bad := _bad_lines(path, "key"):
-            said = f"{len(bad)} lines are not rows, the first is {bad[0]}"
+            said = f"{len(bad)} lines are not rows, for example line {bad[0]}"
             yield Damage(path, said, "--resume makes them again", tuple(bad))
     for path in sorted(folder.glob("index/*.json")):
         yield from _json(path, list, again)
     for part, what in TargetStore(folder / "targets").damaged():
-        yield Damage(part, what, "its rows are scored again by --resume")
+        yield Damage(part, what, "--resume scores its rows again")
     if wrong := wrong_files(folder / "student"):
         said = "; ".join(f"{name} {what}" for name, what in wrong.items())
         yield Damage(folder / "student", said, "--resume trains it again, from the last checkpoint")
     for path in sorted(folder.glob("train/*/*.json")):
-        yield from _json(path, object, "it is measured again")
+        yield from _json(path, object, "--resume measures it again")
     for path in sorted(folder.glob("train/*/metrics.jsonl")):
         if bad := _bad_lines(path, "step"):
-            yield Damage(path, f"{len(bad)} lines are not rows, the first is {bad[0]}", "they are left out", tuple(bad))
+            yield Damage(
+                path, f"{len(bad)} lines are not rows, for example line {bad[0]}", "they are left out", tuple(bad)
+            )
     for path in sorted(folder.glob("train/*/checkpoint-*")):
         if path.is_dir() and (seen := broken(path, every_byte=True)) is not None:
             yield Damage(path, seen, "--resume continues from the one before it, or from the start")

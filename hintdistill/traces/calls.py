@@ -130,8 +130,7 @@ def _holders(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _arguments(name: str, holders: list[Mapping[str, Any]], keys: list[dict[str, Any]], index: int) -> dict[str, Any]:
     """Return the unchanged arguments; a string is kept byte for byte. Raises TraceError if unknown keys have
-    content.
-    """
+    content."""
     for known in ARGUMENTS:
         for held in keys:
             if (found := held.get(known)) is not None:

@@ -14,8 +14,7 @@ COMPRESSED = (".gz", ".zst")
 
 def inner_name(name: str) -> str:
     """Return a compressed file's name without its compression suffix: `t.jsonl.gz` becomes `t.jsonl`; other names are
-    unchanged.
-    """
+    unchanged."""
     return name[: name.rindex(".")] if name.lower().endswith(COMPRESSED) else name
 
 

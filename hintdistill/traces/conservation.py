@@ -43,8 +43,7 @@ class Lost:
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Return the key path and text of every string of a decoded value, including strings inside JSON strings, without
-    recursion.
-    """
+    recursion."""
     stack: list[tuple[Any, str, str]] = [(value, path, "")]
     while stack:
         at, where, key = stack.pop()
@@ -109,8 +108,7 @@ def _is_call(value: dict[str, Any]) -> bool:
 
 def _canonical(arguments: Any) -> str:
     """Return arguments as JSON in a fixed order, however they were wrapped in strings; broken JSON is returned as
-    text.
-    """
+    text."""
     for _ in range(3):
         if not isinstance(arguments, str):
             break
@@ -145,8 +143,7 @@ class _Kept:
 
 def _raw(trace: Trace) -> Iterator[str]:
     """Return texts of a trace that may contain JSON as a whole, because a source may have stored their parts
-    separately.
-    """
+    separately."""
     for m in trace.messages:
         for text in (m.content, m.raw_text, *(c.arguments_raw for c in m.tool_calls)):
             if text and _unpacked(text) is not None:

@@ -50,8 +50,7 @@ class TraceFile:
 
     def rows(self) -> Iterator[tuple[str, Any]] | None:
         """Return the place and value of each row if the file is a table or a data set on the hub, else None. Iterating
-        may raise OSError.
-        """
+        may raise OSError."""
         if self.hub is not None:
             return ((f"split {split}, row {n}", row) for split, n, row in hub_rows(self.hub))
         if self.member is None and self.path.suffix.lower() in TABLES:

@@ -55,8 +55,7 @@ def group_traces(traces: Iterable[Trace]) -> list[str]:
 
 class Grouper:
     """Group traces that arrive one at a time. Only a key per trace, and the runs of words of each task without a name,
-    are kept in memory.
-    """
+    are kept in memory."""
 
     def __init__(self) -> None:
         self._keys: list[str] = []

@@ -80,8 +80,7 @@ def _empty(m: Message) -> bool:
 
 def _hosted(trace: Trace) -> dict[int, str]:
     """Return turns that call a tool which the server offered but whose schema was not recorded: such calls cannot be
-    judged.
-    """
+    judged."""
     if not trace.tools:
         return {}
     found: dict[int, str] = {}

@@ -34,8 +34,7 @@ class ReadOptions:
 @dataclass(frozen=True)
 class Record:
     """Hold one decoded JSON value and its position. For formats of file scope, it is the list of all values of a
-    file.
-    """
+    file."""
 
     value: Any
     source: Source

@@ -284,8 +284,7 @@ READER_ERROR = "reader_error"
 
 def _check_forced(found: TraceFormat, record: Record) -> None:
     """Refuse a record that does not fit the forced format, because readers rely on that check. The two formats with the
-    most precise errors report the problem themselves.
-    """
+    most precise errors report the problem themselves."""
     first = record.value[0] if found.SCOPE == "file" else record.value
     if found.NAME not in ("native", GENERIC) and not found.fits(first):
         raise TraceError(f"not in the format {found.NAME}, which traces.format requires")

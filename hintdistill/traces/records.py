@@ -55,8 +55,7 @@ class _Decoder:
 
     def decode(self, text: str, at: int, source: Source) -> tuple[Record | Failure, int]:
         """Return the value at position `at` and the position of its end. Raises ValueError or RecursionError if there
-        is none.
-        """
+        is none."""
         self._odd.clear()
         value, end = self._decoder.raw_decode(text, at)
         if self._odd:
@@ -185,8 +184,7 @@ def _values_of_line(decoder: _Decoder, text: str, source: Source) -> Iterator[Re
 
 class _Window:
     """Hold the text of a stream around the reading position; text behind it is dropped, and text ahead is read when
-    needed.
-    """
+    needed."""
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
@@ -233,8 +231,7 @@ class _Window:
 
     def resume(self) -> bool:
         """Move to the next line that starts like a record and is not indented deeper than this one; return False if
-        there is none.
-        """
+        there is none."""
         depth = min(self.column, CHUNK)
         mark = re.compile(rf"\n[ \t]{{0,{depth}}},?[ \t]*(?=\{{)")
         skip = self.at + 1

@@ -142,8 +142,7 @@ class _LastSchemas:
 
     def of(self, tools: tuple[dict[str, Any], ...]) -> Mark:
         """Return the hash of the schemas; the order of the schemas and of their keys matters, because both are
-        rendered.
-        """
+        rendered."""
         if tools != self._tools:
             self._tools, self._mark = tools, hash(json.dumps(tools, default=str)) if tools else 0
         return self._mark

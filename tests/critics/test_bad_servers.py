@@ -50,7 +50,7 @@ def settings(server: BadServer, mode: str, folder: Path, *more: str) -> list[str
 def test_training_waits_for_owed_critiques(tmp_path, mode, more, reason):
     with bad_server() as server:
         done = hintdistill("run", *settings(server, mode, tmp_path / "run", *more), expect=5)
-    assert f"are owed a critique ({'2' if mode == 'mixed' else '4'} {reason})" in done.stderr
+    assert f"lack a critique ({'2' if mode == 'mixed' else '4'} {reason})" in done.stderr
     assert "critic.allow_owed" in done.stderr and not (tmp_path / "run" / "injections.jsonl").exists()
     command = shlex.split(done.stderr.strip().rpartition("Continue with: ")[2])
     assert command == ["hintdistill", "run", str(tmp_path / "run"), "--resume"]

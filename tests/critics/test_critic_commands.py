@@ -94,7 +94,7 @@ def test_a_dry_run_of_labels_asks_nothing_and_a_critic_that_fails_is_no_success(
 
 def test_labels_that_are_not_there(config):
     said = run("critique", config, "--labels", "nowhere.jsonl", expect=InputError)
-    assert "no labels at nowhere.jsonl" in said and "--labels" in said
+    assert "nowhere.jsonl does not exist" in said and "--labels" in said
 
 
 def test_a_cascade_is_one_config(config, tmp_path):
@@ -311,7 +311,7 @@ def test_a_dry_run_asks_nothing(config):
         assert found["llm"]["requests"] == 12 and found["llm"]["prompt_tokens"] > 5000
         assert [r for r in server.received if r] == []
         text = run("critique", config, *settings, "critic.llm.strategy=step_by_step", "--dry-run")
-        assert "llm: " in text and "prompt tokens at most" in text
+        assert "llm: " in text and "at most" in text and "prompt tokens" in text
 
 
 def test_usage_and_money_are_in_the_report(config, tmp_path):
@@ -467,7 +467,7 @@ def test_an_edited_hint_that_no_finding_uses_is_said(config, tmp_path):
     labels = ("--labels", TOOLWORLD / "findings.jsonl", "traces.limit=60")
     got = json.loads(run("critique", config, *labels, *sides, "--json"))
     assert got["unused_hints"] == ["hints/policy_violation.jinja"] and got["exact"]["difference"] == 0.0
-    assert "hints/policy_violation.jinja differs, and no finding uses it" in run("critique", config, *labels, *sides)
+    assert "hints/policy_violation.jinja differs, but no finding uses it" in run("critique", config, *labels, *sides)
 
 
 def test_what_both_sides_inject_is_scored_once(config, tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_no_command_runs_what_a_foreign_folder_names(run: Path, evil: Path, tmp_
     settings_of(run, change)
     mark = tmp_path / "EXECUTED"
     done = hintdistill("report", str(run))
-    assert "nothing was measured in the environment" in done.stderr and "--trust" in done.stderr
+    assert "success in the environment was not measured" in done.stderr and "--trust" in done.stderr
     warned = json.loads((run / "report.json").read_text())["warnings"]
     assert any("was not written by you on this machine" in w for w in warned)
     assert RunDir(run).is_own() is False, "a report does not make it ours"
@@ -134,7 +134,7 @@ def test_what_a_foreign_folder_names_is_not_downloaded_asked_or_followed(run: Pa
     assert "may not ask example.org" in said
     (run / "evaluations.jsonl").unlink(missing_ok=True)
     (run / "evaluations.jsonl").symlink_to(tmp_path / "elsewhere")
-    assert "is not an ordinary file" in hintdistill("report", str(run), expect=3).stderr
+    assert "is not a regular file" in hintdistill("report", str(run), expect=3).stderr
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -186,7 +186,7 @@ def test_damage_is_named_repaired_and_made_again(run: Path, trained: Path):
         "other bytes than were written",
         "model.safetensors has",
         "tokenizer.json is not there",
-        "critiques.jsonl: 2 lines are not rows, the first is 2",
+        "critiques.jsonl: 2 lines are not rows, for example line 2",
         "index/inject.json",
         "engine_floor.json",
         "report.json",
@@ -331,7 +331,7 @@ def test_a_kill_before_the_manifest_or_right_after_it_is_no_obstacle(tmp_path: P
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     said = hintdistill("run", "configs/quickstart.yaml", f"run.dir={tmp_path / 'other'}", *SMALL, expect=2).stderr
-    assert "is not empty and holds no run" in said
+    assert "is not empty and contains no run" in said
 
 
 def test_a_folder_of_other_traces_is_refused_and_left_alone(run: Path, tmp_path: Path):
@@ -348,7 +348,7 @@ def test_changed_keys_say_from_where():
     said = changed_settings(
         {"critic": {"use": [1]}, "run": {"threads": 1}}, {"critic": {"use": [2]}, "run": {"threads": 2}}
     )
-    assert "from critique on" in said[0] and said[1].endswith("nothing is made again")
+    assert "from critique on" in said[0] and said[1].endswith("nothing is computed again")
 
 
 @pytest.mark.slow

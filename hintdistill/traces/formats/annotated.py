@@ -138,8 +138,7 @@ def _task(message: Mapping[str, Any], options: ReadOptions) -> Message:
 
 def _spoken(message: Mapping[str, Any], options: ReadOptions) -> Message:
     """Return a message of a multi-agent log with its speaker in front of the text, so that the critic sees who
-    spoke.
-    """
+    spoke."""
     speaker = str(message.get("name") or message["role"])
     agent = speaker.partition(" (")[0]
     student = agent.lower() not in NOT_AGENTS if options.student_role == "assistant" else agent == options.student_role

@@ -33,8 +33,7 @@ def is_block(block: Any) -> bool:
 
 def fits(value: Any) -> bool:
     """Return whether the record has messages with content blocks that only this API has, or a top-level `system` next
-    to its messages.
-    """
+    to its messages."""
     messages = value if isinstance(value, list) else value.get("messages") if isinstance(value, dict) else None
     if not isinstance(messages, list) or not messages:
         return False

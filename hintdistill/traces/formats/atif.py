@@ -115,8 +115,7 @@ def _step(step: Any) -> list[dict[str, Any]]:
 
 def _observed(step: Any) -> list[dict[str, Any]]:
     """Return the results after a step: results of calls as tool messages, others as messages from the environment to
-    the agent.
-    """
+    the agent."""
     out: list[dict[str, Any]] = []
     for result in step.observation.results if step.observation else ():
         refs = [r.model_dump(mode="json", exclude_none=True) for r in result.subagent_trajectory_ref or ()]

@@ -153,8 +153,7 @@ def _said_key(message: Mapping[str, Any]) -> Any:
 
 def _once(calls: list[Exchange]) -> list[Exchange]:
     """Return the calls without those that an ancestor or a descendant repeats; of each pair, the one with more of the
-    conversation stays.
-    """
+    conversation stays."""
     by_id = {e.id: e for e in calls}
     dropped: set[str] = set()
     for e in calls:
@@ -206,8 +205,7 @@ def _open_calls(messages: Messages) -> list[Mapping[str, Any]]:
 
 def _results(pending: list[Mapping[str, Any]], runs: list[ToolRun]) -> Messages:
     """Return the tools' answers from their own spans: matched by id, else by name and arguments; each span is used
-    once.
-    """
+    once."""
     left = list(runs)
     out: Messages = []
     for call in pending:

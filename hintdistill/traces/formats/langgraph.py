@@ -23,8 +23,7 @@ IDS = ("id", "trace_id", "thread_id", "task_id", "reward", "tools")
 
 def fits(value: Any) -> bool:
     """Return whether the record is a list of LangChain messages, or an object with such a list at a place where states
-    keep it.
-    """
+    keep it."""
     found, _ = _messages(value)
     return bool(found) and all(map(is_message, found))
 

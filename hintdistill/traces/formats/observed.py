@@ -130,8 +130,7 @@ def _object(value: Mapping[str, Any], role: str) -> Messages:
 
 def _told(value: Mapping[str, Any], messages: list[Any]) -> Messages:
     """Return the system prompt that a request keeps outside its messages; the result is empty if the messages begin
-    with one.
-    """
+    with one."""
     first = unwrap(messages[0]) if messages else None
     if isinstance(first, Mapping) and first.get("role") in ("system", "developer"):
         return []
@@ -271,8 +270,7 @@ def _result(call_id: Any, result: Any, name: Any) -> dict[str, Any]:
 
 def _vercel(value: Mapping[str, Any], content: list[Any]) -> Messages:
     """Convert parts of the Vercel AI SDK in their order; the result of a tool that the provider ran is in the model's
-    own message.
-    """
+    own message."""
     blocks: list[Any] = []
     for b in content:
         if b.get("type") == "tool-call":

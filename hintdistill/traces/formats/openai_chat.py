@@ -84,8 +84,7 @@ def _conversation(record: Mapping[str, Any]) -> tuple[list[Any], set[str]]:
 
 def given(messages: list[Any]) -> list[Any]:
     """Return the messages of a prompt; its assistant turns count as given, because they were read in this call and not
-    produced.
-    """
+    produced."""
     return [{**m, GIVEN: True} if isinstance(m, dict) and m.get("role") == "assistant" else m for m in messages]
 
 

@@ -57,8 +57,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 def conversation(events: list[Any]) -> tuple[list[dict[str, Any]], Any, str | None]:
     """Return the messages, tool schemas and model of a list of events. Raises TraceError if an element is not an
-    event.
-    """
+    event."""
     out: list[dict[str, Any]] = []
     tools: Any = None
     model: str | None = None
@@ -121,6 +120,5 @@ def _answer(response: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 def _said(event: Mapping[str, Any], args: Any) -> str:
     """Return the text of an action for which the model's own answer was not kept; the action itself is in its
-    arguments.
-    """
+    arguments."""
     return str(args.get("content") or args.get("thought") or args.get("final_thought") or event.get("message") or "")

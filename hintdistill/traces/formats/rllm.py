@@ -21,8 +21,7 @@ SCOPE: Literal["record"] = "record"
 
 def fits(value: Any) -> bool:
     """Return whether the record is an episode with trajectories, or one trajectory, whose steps have chat
-    completions.
-    """
+    completions."""
     return (
         isinstance(value, dict)
         and ("trajectories" in value or "steps" in value)

@@ -52,8 +52,7 @@ def _kind(value: Any) -> str | None:
 
 def traces(record: Record, options: ReadOptions) -> Iterator[Trace | Failure]:
     """Yield the traces that atif-make makes from the file. Raises TraceError if it is not installed or refuses the
-    file.
-    """
+    file."""
     try:
         import atif_make
     except ImportError:

@@ -71,8 +71,7 @@ def _turn(turn: Any, index: int, options: ReadOptions) -> dict[str, Any]:
 
 def _calls(text: str) -> list[dict[str, Any]]:
     """Return the calls that a text encodes, with the arguments exactly as in the text; the list is empty if it encodes
-    none.
-    """
+    none."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -148,8 +148,7 @@ def _exchange(span: Span) -> Exchange:
 
 def _events(span: Span) -> Iterator[dict[str, Any]]:
     """Return content that instrumentations put on events: under attribute names, as bodies, or as one event per
-    message.
-    """
+    message."""
     by_message: dict[str, list[Any]] = {}
     for event in _within([span], "span_events", "events"):
         own = attributes(event.get("attributes"))
@@ -229,8 +228,7 @@ def _vercel(own: Mapping[str, Any]) -> Messages:
 
 def _indexed(own: Mapping[str, Any], prefix: str, inner: str) -> Messages:
     """Rebuild messages that were flattened into keys:
-    `llm.input_messages.0.message.tool_calls.1.tool_call.function.arguments`.
-    """
+    `llm.input_messages.0.message.tool_calls.1.tool_call.function.arguments`."""
     tree: dict[str, Any] = {}
     for key, value in own.items():
         if key.startswith(prefix + "."):

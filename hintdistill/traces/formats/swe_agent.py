@@ -71,8 +71,7 @@ def traces(record: Record, options: ReadOptions) -> Iterator[Trace]:
 
 def _later_steps(trajectory: Any, messages: list[Any]) -> list[dict[str, Any]]:
     """Return the steps at the end of a trajectory that its history does not contain yet: it is written before the last
-    answer is added.
-    """
+    answer is added."""
     steps = [s for s in trajectory if isinstance(s, dict)] if isinstance(trajectory, list) else []
     said = [
         text.strip()

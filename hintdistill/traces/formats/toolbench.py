@@ -118,8 +118,7 @@ def _paths(root: Mapping[str, Any]) -> Iterator[list[Any]]:
 
 def _turns(path: list[Any]) -> list[dict[str, Any]]:
     """Merge `Thought`, `Action` and `Action Input` nodes into one turn of the model; an input's observation is the
-    result.
-    """
+    result."""
     out: list[dict[str, Any]] = []
     turn: dict[str, Any] | None = None
     for node in path:
