@@ -98,8 +98,7 @@ class Bench:
         hints = [t for t in self.trained if t.kind == "hint"]
         if not hints:
             raise EmptyFunnelError(
-                "no accepted hint comes from a training trace whose fidelity is in train.fidelity "
-                f"({', '.join(ctx.config.train.fidelity)})",
+                f"no training trace of train.fidelity={list(ctx.config.train.fidelity)} has an accepted hint",
                 hint="run the same traces with more values in train.fidelity, or with a smaller traces.holdout",
             )
         rows = settings.rows or len(hints)
@@ -346,8 +345,7 @@ def checked(folder: Path, settings: ControlsSettings, arms: Sequence[str], resum
     config, _ = opened.config()
     if config.run.rounds is not None:
         raise ConfigError(
-            f"{folder} is a loop of rounds, but controls need the run of a single round",
-            hint=f"try {folder}/rounds/01/run",
+            f"{folder} is a loop of rounds; controls need one round's run", hint=f"try {folder}/rounds/01/run"
         )
     if (folder / "controls").is_dir() and not resume:
         raise ConfigError(f"{folder} already has controls", hint="--resume does the missing ones")
