@@ -1,8 +1,9 @@
-"""The model card of a student: data, recipe, controls, measured effect, how to load it. No word of a trace is in it.
+"""The model card of a student: its data, recipe, controls, measured effect, and how to load it. The card contains no
+text of a trace.
 
-It is made from the report document (`docs/report.md`), so that card and report cannot disagree: first when the training is
-done, with what is known then, and again with the report. What was not measured is said to be not measured. Names of local
-folders are left out, because a card may be published.
+It is made from the report document (`docs/report.md`), so that card and report cannot disagree: first at the end of
+training with the values known then, and again with the report. Missing measurements are marked as not measured. Names
+of local folders are left out, because a card may be published.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ if TYPE_CHECKING:
 NOT = "not measured"
 LICENSE_KEYS = ("license", "license_name", "license_link")
 LOCAL_KEYS = frozenset({"base_url", "allow_hosts", "api_key_env", "model", "recipe"})
-"""Settings that name this machine or its neighbours, or that the card says elsewhere."""
+"""Settings that name this machine or its network, or that the card mentions elsewhere."""
 
 
 def write_card(student: Path, document: Mapping[str, Any], formats: Mapping[str, int], initial: Path) -> None:
     """Write README.md into the student's folder.
 
     Args:
-        document: the report document; what it has no number for is said to be not measured.
-        formats: traces by format.
+        document: the report document; values missing from it are marked as not measured.
+        formats: number of traces by format.
         initial: the folder of the initial model, whose own card may name a licence.
     """
     text = card_text(document, formats, adapter=(student / "adapter").is_dir(), license_of=front_matter(initial))
@@ -73,7 +74,7 @@ def card_text(
 
 
 def adapter_card(base: str, arrived: Arrived | None) -> str:
-    """README.md of the folder with the adapter alone."""
+    """Return README.md for the folder that contains only the adapter."""
     known = hub_name(base)
     head: dict[str, Any] = {"base_model": known, "base_model_relation": "adapter"} if known else {}
     head |= {"library_name": "peft", "tags": ["hintdistill", "lora"]}
@@ -88,8 +89,8 @@ def adapter_card(base: str, arrived: Arrived | None) -> str:
 
 
 def _without_place(key: str, mark: PathMark, value: str) -> str:
-    """Return what a card may say of a path: the hub's name of a model, the name of a shipped recipe, else that it is
-    local."""
+    """Return the publishable form of a path: a model's name on the hub, the name of a shipped recipe, or else only that
+    it is local."""
     if mark.kind == "recipe":
         return "a local file" if Path(value).is_absolute() else value
     return hub_name(value) or "a local folder"
@@ -106,7 +107,7 @@ def hub_name(name: str, folder: Path | None = None) -> str | None:
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """Return the YAML at the head of a model folder's own card; empty if there is none that can be read."""
+    """Return the YAML at the head of a model folder's own card; empty if there is none or it cannot be read."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
         found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -117,7 +118,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def _bases(document: Mapping[str, Any]) -> list[str | None]:
-    """Return what the student started from, on the hub; for a student that arrived as an adapter, that adapter, then
+    """Return the hub models that the student started from; for a student that arrived as an adapter, that adapter and
     its base."""
     run, arrived = document["run"]["config"]["run"], (document["train"] or {}).get("arrived")
     first = run.get("initial") or run["model"]
@@ -155,11 +156,12 @@ HELD_ROWS = {
     "hold_rows": "steps of hold traces",
     "twin_rows": "erring steps in changed contexts in which they are right",
 }
-"""What a summary of a training counts beside hints, in words."""
+"""The counts in a summary of a training other than hints, with their descriptions."""
 
 
 def _held(facts: Mapping[str, Any]) -> str:
-    """Return what else was trained on to keep the student where it was; that nothing was, if nothing was."""
+    """Return a sentence about the other rows that were trained on to keep the student in place, or that there were
+    none."""
     if not facts:
         return "Nothing was trained."
     held = [f"{facts[key]} {words}" for key, words in HELD_ROWS.items() if facts.get(key)]
@@ -202,7 +204,8 @@ def _data(document: Mapping[str, Any], formats: Mapping[str, int]) -> str:
 
 
 def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return how many erring steps are held if they are right; nothing if no twin was scored."""
+    """Return rows about the erring steps that are held in contexts where they are right; empty if no twin was
+    scored."""
     twins = document.get("twins")
     if twins is None:
         return []
@@ -219,7 +222,7 @@ def _twins(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _hold_rows(holds: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the row of the data table that counts hold traces; none if none were asked for."""
+    """Return the row of the data table that counts hold traces; empty if there is no hold section."""
     if holds is None:
         return []
     failed = f"; not one: {_counts(holds['failed'])}" if holds["failed"] else ""

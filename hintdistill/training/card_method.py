@@ -1,4 +1,5 @@
-"""What a model card may claim of a method: what the teacher read, on which steps, and what the student was pulled towards."""
+"""The statements that a model card may make about a method: the teacher's context, the steps, and the distribution the
+student was trained towards."""
 
 from __future__ import annotations
 
@@ -16,12 +17,12 @@ SPAN_WORDS = {
     "suffix": "the quote and what follows it",
 }
 OWN = "hint"
-"""The teacher's own context among those that a summary counts."""
+"""Name of the teacher's own context in a summary's counts."""
 
 
 def was_read(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Return what was put into the teacher's context, and on how many of the trained steps: no context that no step
-    had."""
+    """Return what was added to the teacher's context, and on how many of the trained steps; contexts that no step had
+    are not mentioned."""
     contexts = facts.get("contexts")
     if contexts is None:
         return "a hint was put into the context of each"
@@ -33,7 +34,7 @@ def was_read(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Return what the training pulled the student towards on hinted steps, no more than the recipe says."""
+    """Return the training target of hinted steps, claiming no more than the recipe does."""
     recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
     who = {"initial": "the model itself", "external": "another model"}.get(
         recipe.teacher.update, f"the model itself (weights: `{recipe.teacher.update}`)"
@@ -47,8 +48,7 @@ def pulled(document: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 
 
 def lowers(document: Mapping[str, Any]) -> str:
-    """Return a sentence on whether a token that the teacher lowers is lowered; nothing if it is, wherever it is
-    sampled."""
+    """Return a sentence on whether a token that the teacher lowers is lowered in the student; empty if it always is."""
     recipe = TrainSection.model_validate(document["run"]["config"]["train"]).effective_recipe
     if recipe.lowers_error == "yes":
         return ""

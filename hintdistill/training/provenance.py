@@ -1,4 +1,4 @@
-"""Stored targets are checked before anything trains on them: same weights, same tokenizer and template."""
+"""Check stored targets before training: they must come from the same weights, tokenizer and template."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from hintdistill.core.errors import InputError
 from hintdistill.core.scores import TargetHead
 
 SPEAKS_OF = {"weights": "the teacher's weights", "renderer": "the tokenizer or the chat template"}
-"""Entry of `Target.versions` → what differs if it does."""
+"""Entry of `Target.versions` → what has changed if it differs."""
 
 
 def require_same(targets: Sequence[TargetHead], weights: str, renderer: str) -> None:
-    """Refuse targets that other weights or another tokenizer made, and those that do not say what made them.
+    """Refuse targets made by other weights or another tokenizer, and targets of unknown origin.
 
     Args:
-        weights: key of the weights whose views the targets are, `ModelKey.weights` of the teacher's folder.
+        weights: key of the weights that made the targets, `ModelKey.weights` of the teacher's folder.
         renderer: key of the student's tokenizer and template, `Renderer.key`.
 
     Raises:
-        InputError: names the first such target, how many there are, and the difference.
+        InputError: the message names the first such target, their number, and the difference.
     """
     for name, now in (("weights", weights), ("renderer", renderer)):
         other = [t for t in targets if t.versions.get(name) != now]
