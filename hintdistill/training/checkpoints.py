@@ -33,12 +33,12 @@ def check_checkpoint(checkpoint: str | Path, fsdp: bool) -> None:
     if fsdp and not theirs:
         raise ConfigError(
             f"{checkpoint} was written without FSDP2",
-            hint="continue without it, or delete the checkpoint to start again",
+            hint="continue without FSDP2, or delete the checkpoint to start again",
         )
     if theirs and not fsdp and not (Path(checkpoint) / MODEL).is_file():
         raise ConfigError(
             f"{checkpoint} is sharded",
-            hint="continue under FSDP2 as it was started, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
+            hint="continue under FSDP2 as before, or set fsdp_state_dict_type: FULL_STATE_DICT and delete it",
         )
 
 
@@ -69,11 +69,11 @@ def broken(checkpoint: Path, *, every_byte: bool = False) -> str | None:
                 with path.open("rb") as file:
                     size = 8 + int.from_bytes(file.read(8), "little") + max(ends, default=0)
                 if path.stat().st_size != size:
-                    return f"{path.name} has {path.stat().st_size} bytes of {size}"
+                    return f"{path.name} has {path.stat().st_size} bytes instead of {size}"
             elif path.suffix in (".pt", ".pth", ".bin") and path.name != "training_args.bin":
                 with zipfile.ZipFile(path) as archive:
                     if every_byte and archive.testzip() is not None:
-                        return f"{path.name} has other bytes than were written"
+                        return f"{path.name} has changed since it was written"
         except (InputError, zipfile.BadZipFile, OSError, EOFError) as error:
             return f"{path.name}: {error}"
     return None
@@ -90,7 +90,7 @@ def reading(checkpoint: str | Path | None) -> Iterator[None]:
         said = (str(error).strip().splitlines() or [""])[0][:200]
         raise InputError(
             f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {said}",
-            hint="delete that folder; --resume then continues from the one before it, or from the start",
+            hint="delete that folder; --resume then continues from the checkpoint before it, or from the start",
         ) from error
 
 

@@ -45,9 +45,9 @@ def wrong_files(folder: Path) -> dict[str, str]:
 
 def _wrong(path: Path, said: Any) -> str | None:
     if not path.is_file():
-        return "is not there"
+        return "is missing"
     if not isinstance(said, list) or len(said) != 2:
         return "has no checksum"
     if path.stat().st_size != said[0]:
-        return f"has {path.stat().st_size} bytes of {said[0]}"
-    return None if checksum(path) == said[1] else "has other bytes than were written"
+        return f"has {path.stat().st_size} bytes instead of {said[0]}"
+    return None if checksum(path) == said[1] else "has changed since it was written"

@@ -126,11 +126,17 @@ def _why(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, each:
     above = [r for r in order if r.tokens > longest]
     if not above:
         need = where.need(train_peak(shape, setup, load_of(order[-each:])))
-        return f"{each} rows at once take some {need / 1e9:.1f} GB to train on, and {where.available / 1e9:.1f} GB are {where.source}"
+        return (
+            f"training on {each} rows at once needs about {need / 1e9:.1f} GB, but only "
+            f"{where.available / 1e9:.1f} GB are {where.source}"
+        )
     names = ", ".join(f"{r.trace_id} ({r.tokens:,} tokens)" for r in above[:5])
     more = f" and {len(above) - 5} more" if len(above) > 5 else ""
     fitting = f"the longest that fits has {longest:,} tokens" if longest else "no trace fits, however short"
-    return f"{len(above)} traces are longer than {where.available / 1e9:.1f} GB of memory allow ({where.source}): {names}{more}; {fitting}"
+    return (
+        f"{len(above)} traces are too long for {where.available / 1e9:.1f} GB of memory "
+        f"({where.source}): {names}{more}; {fitting}"
+    )
 
 
 def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup, where: Room) -> str:
@@ -138,7 +144,7 @@ def _what_would(order: Sequence[RowLength], shape: ModelShape, setup: TrainSetup
     for words, other in options(shape, setup):
         if where.holds(train_peak(shape, other, load_of(order[:1]))):
             return f"set {words}"
-    return "leave these traces out, cut them, or use a machine with more memory"
+    return "leave these traces out, shorten them, or use a machine with more memory"
 
 
 def options(shape: ModelShape, setup: TrainSetup, rank: int = 32) -> list[tuple[str, TrainSetup]]:
@@ -212,13 +218,13 @@ def recommend(
         settings: dict[str, Any] = {"train.micro_batch_size": micro}
         settings |= dict(w.split("=", 1) for w in words.split() if not w.startswith("train.micro_batch_size"))
         packed = by_length([r.tokens for r in order], max(budget, order[0].tokens))
-        why = f"the {micro} longest rows together have {sum(r.tokens for r in order[:micro]):,} tokens"
+        why = f"the {micro} longest rows have {sum(r.tokens for r in order[:micro]):,} tokens in total"
         return Recommended(
             settings | {f"train.recipe.terms.{name}.normalize": "per_row" for name in train.effective_recipe.terms},
             budget,
             len(packed),
             max(map(len, packed)),
-            f"{why}; every injection weighs the same",
+            f"{why}; every injection has the same weight",
         )
     return None
 

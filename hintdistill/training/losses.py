@@ -55,7 +55,7 @@ class OutputHead:
             spec = self.spec
             if spec is None:
                 raise ConfigError(
-                    "FSDP2 shards an output head with an adapter on it", hint="train.lora without lm_head"
+                    "FSDP2 shards an output head with an adapter on it", hint="use train.lora without lm_head"
                 )
             return spec.logits(hidden).log_softmax(-1)
         out: Tensor = make_head(self.model)(hidden).log_softmax(-1)

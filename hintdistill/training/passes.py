@@ -105,8 +105,8 @@ class Passes:
         if way in ("snapshots", "snapshots_by_token"):
             base = owner.get_base_model() if hasattr(owner, "get_base_model") else owner
             warnings.warn(
-                f"{type(base).__name__}: its layers keep a state, so rows are read padded and every teacher reads each trace "
-                f"by itself ({way}), which is exact and slower",
+                f"{type(base).__name__}: its layers keep a state, so rows are read with padding and every "
+                f"teacher reads each trace separately ({way}), which is exact but slower",
                 SharingWarning,
                 stacklevel=3,
             )

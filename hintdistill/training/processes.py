@@ -181,15 +181,15 @@ def check_launch(grad_window: int | None = None) -> None:
         return
     if grad_window is not None:
         raise ConfigError(
-            "train.grad_window compares whole gradients, which no process has under FSDP2",
-            hint="leave train.grad_window out, or train with DDP",
+            "train.grad_window compares whole gradients, but under FSDP2 no process has them",
+            hint="leave train.grad_window out, or use DDP",
         )
     if os.environ.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("FSDP 1 is not supported", hint="fsdp_version: 2, see configs/accelerate/fsdp2.yaml")
+        raise ConfigError("FSDP 1 is not supported", hint="set fsdp_version: 2, see configs/accelerate/fsdp2.yaml")
     if os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
         raise ConfigError(
             "every process needs the weights before they are sharded",
-            hint="fsdp_cpu_ram_efficient_loading: false, see configs/accelerate/fsdp2.yaml",
+            hint="set fsdp_cpu_ram_efficient_loading: false, see configs/accelerate/fsdp2.yaml",
         )
 
 

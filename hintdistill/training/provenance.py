@@ -30,11 +30,11 @@ def require_same(targets: Sequence[TargetHead], weights: str, renderer: str) -> 
         about = (
             f"{SPEAKS_OF[name]} changed: {made} → {now}"
             if made
-            else f"it does not say which {name} made it ({now} are here)"
+            else f"it does not say which {name} made it (now: {now})"
         )
         raise InputError(
-            f"{len(other)} of {len(targets)} targets do not belong to this training, the first is {first.key} "
-            f"(trace {first.trace_id}, step {first.step}): {about}",
-            hint="score them again with this teacher and tokenizer: a fresh run folder, or the targets folder moved away and "
-            "--resume; or train the model they were made with",
+            f"{len(other)} of {len(targets)} targets do not belong to this training, for example "
+            f"{first.key} (trace {first.trace_id}, step {first.step}): {about}",
+            hint="score them again with this teacher and tokenizer, in a new run folder, or with --resume "
+            "after moving the targets folder away; or train the model they were made with",
         )

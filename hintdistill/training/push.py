@@ -36,11 +36,11 @@ def check_push(repository: str | None) -> None:
     try:
         validate_repo_id(repository)
     except ValueError as error:
-        raise ConfigError(f"train.push: {error}", hint="it names a repository, e.g. me/my-student") from None
+        raise ConfigError(f"train.push: {error}", hint="give the name of a repository, e.g. me/my-student") from None
     if not get_token():
         raise ConfigError(
-            f"the student is to be pushed to {repository} on {host}, and there is no token for it",
-            hint="`hf auth login` or HF_TOKEN; train.push=null keeps the student here",
+            f"the student should be pushed to {repository} on {host}, but there is no token for it",
+            hint="run `hf auth login` or set HF_TOKEN; train.push=null keeps the student here",
         )
 
 
@@ -54,7 +54,7 @@ def push_student(student: Path, repository: str, private: bool = True) -> str:
         ServiceError: the hub cannot be reached or refuses the upload.
     """
     if not (student / "config.json").is_file():
-        raise InputError(f"no student at {student}", hint="`hintdistill train` makes one")
+        raise InputError(f"no student at {student}", hint="`hintdistill train` creates one")
     return upload(repository, _published(student), private, what="the student", where=student)
 
 
@@ -88,7 +88,7 @@ def upload(
         commit = api.create_commit(name, added, commit_message=f"{said} of a hintdistill run", repo_type=kind)
     except Exception as error:
         raise ServiceError(
-            f"{urlsplit(hub()).hostname} did not take {what} for {repository}: {error}",
+            f"{urlsplit(hub()).hostname} did not accept {what} for {repository}: {error}",
             hint=f"{'they are' if what.endswith('s') else 'it is'} at {where}; `hintdistill push` tries again",
         ) from error
     return str(commit.commit_url)

@@ -58,7 +58,8 @@ class Others:
         rows = watch_rows(by_key(heldout)[:MOST_HELD_OUT]) if gated else []
         if gated and not any(s.decision >= 0 for r in rows for s in r.slots):
             raise EmptyFunnelError(
-                f"a {gated[0]} teacher is refreshed when held-out findings are repaired, and there is none",
+                f"a {gated[0]} teacher is refreshed when held-out findings are repaired, but there is no "
+                "held-out finding",
                 hint="raise traces.holdout, or set train.recipe.teacher.update=periodic",
             )
         first = external = None
@@ -78,7 +79,8 @@ def _external(folder: Path, name: str | None, dtype: str, device: torch.device) 
         differ = sorted(set(own.items()) ^ set(theirs.items()), key=lambda x: x[1])
         token, at = differ[0]
         raise ModelError(
-            f"the teacher {name} has another tokenizer: {len(differ)} entries differ, the first is {token!r} (id {at})",
-            hint="token distributions can only be compared where the ids mean the same; take a model of the same family",
+            f"the teacher {name} has another tokenizer: {len(differ)} entries differ, for example {token!r} (id {at})",
+            hint="token distributions can be compared only if the ids have the same meaning; use a model of "
+            "the same family",
         )
     return load_model(teacher, pick_dtype(dtype, device, teacher), device).requires_grad_(False)

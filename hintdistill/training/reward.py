@@ -110,13 +110,13 @@ def trace_outcomes(
     without = [t for t in traces if t.reward is None or not math.isfinite(t.reward)]
     if without:
         raise InputError(
-            f"trace {without[0].id} has the reward {without[0].reward}, as {len(without) - 1} others of {len(traces)} have "
-            "none; the outcome term needs one on every trace",
-            hint="give every trace a number under `reward` (docs/traces.md), leave those without one out, or train without an "
-            "outcome: train.recipe.coupling.kind=none, or a recipe that reads no reward",
+            f"trace {without[0].id} has the reward {without[0].reward}, and {len(without) - 1} others "
+            f"of {len(traces)} traces have none either; the outcome term needs a reward on every trace",
+            hint="give every trace a number under `reward` (docs/traces.md), remove traces without one, or "
+            "train without an outcome: train.recipe.coupling.kind=none, or a recipe that uses no reward",
         )
     if twice := [i for i, n in Counter(t.id for t in traces).items() if n > 1]:
-        raise InputError(f"two traces are called {twice[0]}")
+        raise InputError(f"two traces have the id {twice[0]}")
     groups = [t.task_id or t.id if baseline == "group" else "all" for t in traces]
     rewards = torch.tensor([float(t.reward or 0.0) for t in traces])
     advantages = group_advantage(rewards, groups, normalise=normalise).tolist()
@@ -124,10 +124,10 @@ def trace_outcomes(
         alone = baseline == "group" and len(set(groups)) == len(groups)
         raise EmptyFunnelError(
             f"no advantage among {len(traces)} rollouts: "
-            + ("each task was played once" if alone else "all rewards are alike"),
+            + ("each task was played only once" if alone else "all rewards are equal"),
             hint="set rollout.sample.per_task to 4 or more, or train.outcome.baseline=round"
             if alone
-            else "the outcome term has nothing to learn from here; tasks that sometimes succeed would do",
+            else "the outcome term needs tasks that sometimes succeed",
         )
     sizes, passed = Counter(groups), Counter(g for g, r in zip(groups, rewards.tolist(), strict=True) if r > PASSED)
     return {
@@ -263,5 +263,5 @@ def _nothing_pulls(left_out: Mapping[str, int]) -> EmptyFunnelError:
     reasons = ", ".join(f"{n} {r}" for r, n in left_out.items() if n)
     return EmptyFunnelError(
         f"no step for the outcome term ({reasons or 'no rollout with an advantage has a sampled step'})",
-        hint="rollouts keep ids and log-probabilities; traces from elsewhere may not",
+        hint="this toolkit's rollouts record ids and log-probabilities; traces from elsewhere may lack them",
     )

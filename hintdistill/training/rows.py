@@ -82,8 +82,9 @@ class TraceRow:
             return self.hinted(slot)
         if context not in slot.views:
             raise InputError(
-                f"{slot.key}: the target has no context `{context}`, which the recipe reads; it was made under another recipe",
-                hint="start a new run folder, or --resume with train.recipe, so that contexts are made again",
+                f"{slot.key}: the target has no context `{context}`, which the recipe needs; it was made "
+                "under another recipe",
+                hint="start a new run folder, or use --resume with train.recipe, so that contexts are made again",
             )
         at, block = slot.views[context]
         return torch.cat([self.ids[:at], block, self.ids[at : slot.start + slot.length]])
@@ -157,7 +158,7 @@ def build_rows(targets: Sequence[Target], config: TrainSection, outcome: Outcome
     """
     for row in outcome.rows:
         if len(row.behaviour) != row.length:
-            raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities of {row.length} sampled tokens")
+            raise InputError(f"{row.key}: {len(row.behaviour)} log-probabilities for {row.length} sampled tokens")
     weighing = Weighing(config, outcome)
     lengths = [a + b for a, b in extents(targets)]
     layout = _Layout(targets, lengths, outcome.rows)

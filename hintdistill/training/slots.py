@@ -120,12 +120,12 @@ def known_action(target: TargetHead) -> int:
     where = f"trace {target.trace_id}, step {target.step} ({target.kind})"
     if start is None:
         raise InputError(
-            f"{where}: the loss span `{ACTION}` needs to know where the step's reasoning ends, and this target does not say; an "
-            "earlier release made it",
+            f"{where}: the loss span `{ACTION}` needs the end of the step's reasoning, which this "
+            "target of an earlier release does not record",
             hint="start a new run folder, or train with span: step",
         )
     raise InputError(
-        f"{where}: the loss span `{ACTION}` needs to know where the step's reasoning ends, and it cannot be told from its tokens",
+        f"{where}: the loss span `{ACTION}` needs the end of the step's reasoning, which cannot be found in its tokens",
         hint="leave this target out, or train with span: step",
     )
 

@@ -145,7 +145,7 @@ def train(
     data, run, config, work = job.data, job.run, job.config, job.work
     hints = sum(h.kind == "hint" for h in heads(data.targets))
     if not hints:
-        raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each was rejected")
+        raise EmptyFunnelError("no accepted hint to train on", hint="the report lists why each hint was rejected")
     device = _start(run, config)
     silence_libraries()
     student = load_student(job.folder, run, config, device)
@@ -320,7 +320,8 @@ def _watch(sets: WatchSets, config: TrainSection, seed: int, warn: Callable[[str
     # who wants to be stopped should know what cannot stop the run
     if config.tripwires.action == "stop" and warn is not None and (names := unread(config.tripwires, watch.rows)):
         warn(
-            f"train.tripwires.{', '.join(names)} has no effect: there is no step to measure (see train.watch, traces.holdout)"
+            f"train.tripwires.{', '.join(names)} has no effect: there is no step to measure it on (see "
+            "train.watch, traces.holdout)"
         )
     return watch
 

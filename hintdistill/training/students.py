@@ -94,7 +94,8 @@ def arriving(folder: Path, run: RunSection, config: TrainSection) -> Arrived | N
         raise ModelError(f"{path} is not JSON: {error}") from None
     if config.arriving_adapter == "beside" and said.get("peft_type") != "LORA":
         raise ConfigError(
-            f"{folder} is an adapter of type {said.get('peft_type')}; only LoRA adapters take another beside them",
+            f"{folder} is an adapter of type {said.get('peft_type')}; only LoRA adapters can be "
+            "combined with another one",
             hint="set train.arriving_adapter=merge",
         )
     handling: Literal["merged", "beside"] = "beside" if config.arriving_adapter == "beside" else "merged"

@@ -112,13 +112,13 @@ def check_trackers(config: TrainSection) -> None:
     missing = [t for t in config.trackers if installed(t) is None]
     if missing:
         raise ConfigError(
-            f"train.trackers names {', '.join(missing)}, which is not installed here",
+            f"train.trackers names {', '.join(missing)}, but it is not installed here",
             hint=f"pip install {' '.join(missing)}, or 'hintdistill[trackers]' for all of them",
         )
     if "wandb" in config.trackers and os.environ.get("WANDB_MODE") not in OFFLINE and not _wandb_key():
         raise ConfigError(
-            "train.trackers names wandb, and there is no key for it",
-            hint="`wandb login` or WANDB_API_KEY; WANDB_MODE=offline keeps everything here",
+            "train.trackers names wandb, but there is no key for it",
+            hint="run `wandb login` or set WANDB_API_KEY; WANDB_MODE=offline keeps everything here",
         )
 
 

@@ -136,8 +136,7 @@ class HintTrainer(Trainer):
         return data.sampler
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Return the number of slots of the accumulated batch over all processes: each injection has the same weight,
-        wherever it was read."""
+        """Return the slots of the accumulated batch over all processes, so that all injections weigh the same."""
         self._batch = [r for b in batch_samples for r in b["rows"]]
         self.step_pass.begin([b["rows"] for b in batch_samples])
         count = torch.tensor(sum(len(r.slots) for r in self._batch), device=device)
@@ -165,8 +164,7 @@ class HintTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def _loss(self, model: Any, rows: Sequence[TraceRow], *, exact: bool = False) -> Tensor:
-        """Return the recipe's terms, summed over slots; with `exact`, use their whole gradient even if `grad_window` is
-        set."""
+        """Return the recipe's terms, summed over slots; `exact`: with their whole gradient, despite `grad_window`."""
         if self.config.grad_window is None or exact:
             done = self.passes.student(model, rows, ride=self.rides)
         else:
@@ -202,8 +200,7 @@ class HintTrainer(Trainer):
 
     @property
     def rides(self) -> bool:
-        """Return whether a view has the student's weights, reads the hint, and may use the student's keys and
-        values."""
+        """Return whether a view with the student's weights reads the hint and may use the student's keys and values."""
         return self.passes.rides and any(
             (self._weights_of(v), label, v.grad) == ("live", "hint", False) for v, label in self._views.values()
         )
@@ -273,8 +270,7 @@ class HintTrainer(Trainer):
     def views_in_step(
         self, placed: Sequence[Placed], done: StudentPass, hidden: Tensor
     ) -> dict[str, InStepView] | None:
-        """Make the views that the recipe uses, one pass for each pair of weights and context; None if targets are
-        stored."""
+        """Make the recipe's views, one pass for each pair of weights and context; None if targets are stored."""
         if not self._views:
             return None
         made: dict[tuple[str, str, bool], InStepView] = {}
@@ -315,8 +311,7 @@ class HintTrainer(Trainer):
             return InStepView(hidden, type(spec)(keep(spec.weight.detach()), bias, spec.scale, spec.softcap))
 
     def accompany(self) -> Tensor:
-        """Return 0 from a process without a hint, which under FSDP2 takes part in every pass that others make for their
-        views."""
+        """Return 0 from a process without a hint; under FSDP2 it takes part in the others' passes for their views."""
         done: set[tuple[str, str, bool]] = set()
         nothing = torch.zeros((), device=self.passes.device)
         for view, label in self._views.values():

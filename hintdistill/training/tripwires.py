@@ -28,7 +28,12 @@ class Wire:
 LESS = "lower train.learning_rate or train.epochs, or raise train.anchor.weight"
 WIRES = (
     Wire(
-        "max_off_target_kl", "off_target_kl", 1, " nats per token", "the student moves where nothing is trained", LESS
+        "max_off_target_kl",
+        "off_target_kl",
+        1,
+        " nats per token",
+        "the student moves on steps that are not trained on",
+        LESS,
     ),
     Wire("max_heldout_kl", "heldout_kl", 1, " nats per token", "the student moves on held-out clean traces", LESS),
     Wire(
@@ -36,18 +41,23 @@ WIRES = (
         "entropy_ratio",
         -1,
         "",
-        "entropy collapse: the student grows sure of everything",
+        "entropy collapse: the student becomes too certain everywhere",
         "lower train.learning_rate, or use a divergence that covers the teacher (train.recipe.terms.distill.divergence.kind=fkl or jsd)",
     ),
     Wire(
-        "max_end_drop", "end_drop", 1, "", "length tail: steps are less and less likely to end where they ended", LESS
+        "max_end_drop",
+        "end_drop",
+        1,
+        "",
+        "length tail: steps become less likely to end where they originally ended",
+        LESS,
     ),
     Wire(
         "min_hint_effect",
         "hint_effect",
         -1,
         " nats",
-        "the hint's effect is gone: nothing is left to learn",
+        "the hint's effect is gone, so there is nothing left to learn",
         "train for fewer steps (train.epochs), or keep the teacher at the initial policy (train.recipe.teacher.update=initial)",
     ),
 )
@@ -99,7 +109,7 @@ class Tripwires:
                 continue
             crossing = Crossing(wire, value, bound, step)
             if self.section.action == "stop":
-                self._stop(str(crossing), f"{wire.advice}; with a wider bound --resume continues from there")
+                self._stop(str(crossing), f"{wire.advice}; with a wider bound, --resume continues from there")
             if wire.name not in self._told:
                 self._told.add(wire.name)
                 if self.warn is not None:
@@ -124,7 +134,5 @@ def kept(work: Path) -> str:
     """Return a text that names the checkpoint which a stopped training leaves."""
     steps = [int(p.name.rpartition("-")[2]) for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
     return (
-        f"the last checkpoint is {work / f'checkpoint-{max(steps)}'}"
-        if steps
-        else "no checkpoint was written before it"
+        f"the last checkpoint is {work / f'checkpoint-{max(steps)}'}" if steps else "no checkpoint was written before"
     )

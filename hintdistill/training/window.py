@@ -35,17 +35,18 @@ FILE = "grad_window.json"
 
 def require_window(passes: Passes) -> None:
     """Raise ModelError if keys and values of earlier tokens cannot be treated as constants."""
-    hint = "leave train.grad_window out: the exact gradient needs none of this"
+    hint = "leave train.grad_window out: the exact gradient has no such requirement"
     model = passes.owner
     name = type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
     if passes.way != "shared_prefix":
         raise ModelError(
-            f"train.grad_window needs a model whose layers all attend, and {name} is read by the way `{passes.way}`",
+            f"train.grad_window needs a model in which all layers attend, but {name} is read as `{passes.way}`",
             hint=hint,
         )
     if not passes.rides:
         raise ModelError(
-            f"train.grad_window reads tokens twice, and {name} drops other activations each time (dropout)", hint=hint
+            f"train.grad_window reads tokens twice, but {name} drops different activations each time (dropout)",
+            hint=hint,
         )
 
 
