@@ -1,4 +1,5 @@
-"""The controls of a run: from what each arm was read to be, to a document, and to a table in the terminal."""
+"""Report the controls of a run: turn the results of each arm into a document, and the document into a table for the
+terminal."""
 
 from __future__ import annotations
 
@@ -27,27 +28,28 @@ TITLES = {
 
 @dataclass(frozen=True)
 class ControlsInput:
-    """What the document is made of."""
+    """Hold the inputs of the document."""
 
     recipe: str
     learning_rate: float
-    """Learning rate of the arms that have none of their own."""
+    """Learning rate of the arms without their own."""
     equal: Mapping[str, int]
     """`rows`, `anchors` and `steps` of every arm."""
     targets: Sequence[Target]
-    """Held-out findings with a decision token."""
+    """Targets of held-out findings with a decision token."""
     before: Mapping[str, float]
-    """Log-probability of each decision token before training, by target key, nats."""
+    """Log-probability in nats of each decision token before training, by target key."""
     clean: Mapping[str, int]
     """Clean steps by set."""
     corrections: Mapping[str, Any] | None
-    """How the hinted model's corrections were filtered; None if that arm did not run."""
+    """Counts of how the hinted model's corrections were filtered; None if that arm did not run."""
     results: Sequence[Mapping[str, Any]]
-    """One row per arm, the hint's first."""
+    """One row per arm, beginning with the hint's."""
 
 
 def controls_document(data: ControlsInput) -> dict[str, Any]:
-    """Return how far the decision tokens fell in each arm, as a share of the hint's fall, and what else moved."""
+    """Return the document: how far the decision tokens fell in each arm, also relative to the hint's fall, and the
+    movement elsewhere."""
     decisions = [t.decision for t in data.targets if t.decision is not None]
     hint = next(r for r in data.results if r["arm"] == "hint")
     base = _falls(data, hint) if hint["not_read"] is None else None
@@ -69,7 +71,7 @@ def controls_document(data: ControlsInput) -> dict[str, Any]:
 
 
 def _falls(data: ControlsInput, row: Mapping[str, Any]) -> np.ndarray:
-    """float [1, N]: by how much each decision token fell, nats."""
+    """Return float [1, N]: the fall of each decision token, in nats."""
     return np.array([[data.before[t.key] - row["logprobs"][t.key] for t in data.targets]])
 
 
@@ -92,13 +94,13 @@ def _arm(data: ControlsInput, row: Mapping[str, Any], base: np.ndarray | None) -
 
 
 def _share(fall: np.ndarray, base: np.ndarray) -> dict[str, float] | None:
-    """Return the fall over the hint's, over the same findings; None if the hint's is not above zero."""
+    """Return the ratio of the fall to the hint's fall over the same findings; None if the hint's is not above zero."""
     found: Interval = crossed_bootstrap(ratio, fall, base)
     return asdict(found) if all(np.isfinite((found.mean, found.low, found.high))) else None
 
 
 def about(document: Mapping[str, Any]) -> str:
-    """Return what was equal and what was read, in one sentence each."""
+    """Return one sentence about the equal conditions and one about the evaluation."""
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     rows = [f"{equal['rows']} hint rows", *(f"{equal[k]} {k}" for k in ("anchors", "twins") if k in equal)]
@@ -126,7 +128,7 @@ def about(document: Mapping[str, Any]) -> str:
 
 
 def show_controls(document: Mapping[str, Any], console: Console) -> None:
-    """One line per arm."""
+    """Print one line per arm."""
     table = Table(title="controls: does the hint cause the drop?", title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("trained on", no_wrap=True)
     for heading in ("rows", "p after", "fall, nats", "share", "KL clean"):
@@ -155,5 +157,5 @@ def show_controls(document: Mapping[str, Any], console: Console) -> None:
 
 
 def interval(x: Mapping[str, float] | None) -> str:
-    """`1.23 (1.01 to 1.45)`; a dash for none."""
+    """Return `1.23 (1.01 to 1.45)`; a dash for None."""
     return "–" if x is None else f"{x['mean']:.2f} ({x['low']:.2f} to {x['high']:.2f})"

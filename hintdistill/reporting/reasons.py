@@ -1,4 +1,4 @@
-"""What the reasons of the gate mean, in a sentence each, for a reader of the report."""
+"""Explanations of the gate's reasons, one sentence each, for readers of the report."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ REASONS: Mapping[str, str] = {
 
 
 def explained(reason: str) -> str:
-    """Return what a reason means, in a sentence; a reason of a plug-in has none here."""
+    """Return a sentence that explains a reason; reasons of plug-ins have no explanation here."""
     return REASONS.get(reason, "No explanation is written for this reason; see the gate or plug-in that gave it.")

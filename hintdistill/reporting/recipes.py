@@ -1,4 +1,5 @@
-"""A comparison of recipes: from what each student was read to be, to a document, a table in the terminal and a page."""
+"""Report a comparison of recipes: turn the results of each student into a document, a table for the terminal, and a
+page."""
 
 from __future__ import annotations
 
@@ -26,11 +27,12 @@ def compared(
     equal: Mapping[str, int],
     results: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return how far the decision tokens of held-out findings fell under each recipe, and what else moved.
+    """Return the document: how far the decision tokens of held-out findings fell under each recipe, and the movement
+    elsewhere.
 
     Args:
-        targets: held-out findings with a decision token.
-        before: log-probability of each decision token before training, by target key, nats.
+        targets: targets of held-out findings with a decision token.
+        before: log-probability in nats of each decision token before training, by target key.
         clean: clean steps by set.
         equal: `rows` and `steps` of every arm.
         results: one row per arm.
@@ -65,7 +67,7 @@ def _arm(targets: Sequence[Target], before: Mapping[str, float], row: Mapping[st
 
 
 def about(document: Mapping[str, Any]) -> str:
-    """Return what was equal and what was read."""
+    """Return sentences about the equal conditions and the evaluation."""
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     return (
@@ -92,8 +94,7 @@ def _cells(arm: Mapping[str, Any]) -> list[str]:
 
 
 def remarks(document: Mapping[str, Any]) -> list[str]:
-    """Return what must be said of single arms: a changed method, a promise it does not make, a training that
-    stopped."""
+    """Return remarks about single arms: a changed method, a missing guarantee, a training that stopped."""
     out = []
     for arm in document["arms"]:
         if arm["called"] != arm["recipe"]:
@@ -106,7 +107,7 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
 
 
 def show_recipes(document: Mapping[str, Any], console: Console) -> None:
-    """One line per arm."""
+    """Print one line per arm."""
     table = Table(title="recipes on the same traces", title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("recipe", no_wrap=True)
     for heading in HEADINGS:
@@ -123,7 +124,7 @@ def show_recipes(document: Mapping[str, Any], console: Console) -> None:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """Return the same as a page."""
+    """Return the same as a Markdown page."""
     lines = [
         "# Recipes on the same traces",
         "",

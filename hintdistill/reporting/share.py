@@ -1,6 +1,7 @@
-"""A report that can leave the house: its numbers, no text of a trace, no name that a user chose, no configuration.
+"""Make a report that can be shared: it has the numbers, but no trace text, no name chosen by a user, and no
+configuration.
 
-What leaves is an allow-list (`schema.SHARED`): a key that it does not name stays here.
+An allow-list (`schema.SHARED`) decides what is shared: keys that it does not name are left out.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from hintdistill.reporting.schema import SHARED
 
 
 def shareable(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what of a report document may leave, as a new document that renders as the report does."""
+    """Return the shareable part of a report document, as a new document that can be rendered like any report."""
     shared: dict[str, Any] = SHARED(dict(document), Names())
     return shared
 
 
 def write_shared(run: Path) -> list[Path]:
-    """Write report-share.json and report-share.html beside the report of a run; returns their paths.
+    """Write report-share.json and report-share.html next to the report of a run, and return their paths.
 
     Raises:
-        ConfigError: the run has no report yet, or is a loop, whose rounds have the reports.
+        ConfigError: the run has no report yet, or is a loop, whose rounds have reports.
     """
     from hintdistill.reporting.html import render_html
 

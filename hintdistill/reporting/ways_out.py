@@ -1,4 +1,4 @@
-"""Findings that were not scored: for each reason its meaning and a way out."""
+"""The reasons why findings were not scored, each with its meaning and a way out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from markupsafe import Markup
 from hintdistill.reporting.markup import html_table
 
 SHOWN = 100
-"""Findings listed one by one at most; report.json has all."""
+"""Largest number of findings listed individually; report.json contains all."""
 WAYS_OUT: Mapping[str, tuple[str, str]] = {
     "consequence": (
         "An earlier finding caused the error, and only root errors are corrected.",
@@ -93,7 +93,7 @@ WAYS_OUT: Mapping[str, tuple[str, str]] = {
         "Its message says why; `hintdistill doctor` looks at the model.",
     ),
 }
-"""Reason → what it means, and what can be done."""
+"""Reason → its meaning, and a remedy."""
 OTHER = (
     "A part that is not of this toolkit gave this reason, or its message says what happened.",
     "See its message below.",
@@ -101,7 +101,7 @@ OTHER = (
 
 
 def body(document: Mapping[str, Any]) -> str:
-    """Return the section of the page: reasons with their ways out, then the findings."""
+    """Return the section of the page: reasons with their remedies, then the findings."""
     left = document["unscored"]
     if not left:
         return ""
