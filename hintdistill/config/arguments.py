@@ -100,7 +100,7 @@ def checked(given: Mapping[str, Any]) -> dict[str, Any]:
             near = get_close_matches(name, ALLOWED, 1)
             raise ValueError(
                 f"{name} is not an argument that can be passed on to the Trainer"
-                + (f"; did you mean {near[0]}?" if near else f": {', '.join(ALLOWED)}")
+                + (f"; did you mean {near[0]}?" if near else f"; the allowed ones are {', '.join(ALLOWED)}")
             )
         try:
             out[name] = TypeAdapter(ALLOWED[name]).validate_python(value, strict=not isinstance(value, int))

@@ -86,12 +86,14 @@ def named(document: Mapping[str, Any], which: str) -> list[Mapping[str, Any]]:
     found = [f for f in everything if name_of(f).startswith(which) or f.get("key", "").startswith(which)]
     places = list(dict.fromkeys(map(name_of, found)))
     if not places:
-        raise ConfigError(f"no finding at {which!r}", hint="without a name, `hintdistill show RUN` lists them")
+        raise ConfigError(
+            f"there is no finding {which!r}", hint="`hintdistill show RUN` without a name lists all findings"
+        )
     traces = {f["trace"] for f in found}
     if len(traces) > 1:
         raise ConfigError(
             f"{len(places)} findings begin with {which!r}: {_some(places)}",
-            hint="give more of the name, up to TRACE:STEP",
+            hint="give a longer name, up to TRACE:STEP",
         )
     return found
 
@@ -113,7 +115,7 @@ def _text(finding: Mapping[str, Any]) -> str:
 
 def _require(what: str, name: str, known: set[str]) -> None:
     if name not in known:
-        raise ConfigError(f"no finding has the {what} {name!r}", hint=f"there are: {_some(sorted(known)) or 'none'}")
+        raise ConfigError(f"no finding has the {what} {name!r}", hint=f"available: {_some(sorted(known)) or 'none'}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -53,7 +53,10 @@ def body(document: Mapping[str, Any]) -> str:
     if not found or not found["sample"]:
         return ""
     traces = Markup("\n").join(_shown(t) for t in found["sample"])
-    said = f"{len(found['sample'])} of {found['traces']} traces in which no critic found an error. What is wrong here was overlooked."
+    said = (
+        f"{len(found['sample'])} of {found['traces']} traces in which no critic found an error. Any error in these "
+        "traces was overlooked."
+    )
     return str(Markup('<p class="mute">{}</p>\n{}').format(said, traces))
 
 

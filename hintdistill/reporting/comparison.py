@@ -46,7 +46,7 @@ def compare(a: Path, b: Path) -> dict[str, Any]:
         InputError, ConfigError: see `open_run`; also if both are the same run.
     """
     if a.resolve() == b.resolve():
-        raise ConfigError(f"{a} is the same run twice", hint="hintdistill report RUN_A RUN_B")
+        raise ConfigError(f"{a} is given twice", hint="hintdistill report RUN_A RUN_B")
     documents = open_run(a).document, open_run(b).document
     return {
         "schema": COMPARISON_SCHEMA,
@@ -172,8 +172,8 @@ def counts(document: Mapping[str, Any]) -> str:
     """Return a sentence with the number of common findings of two runs."""
     found = document["findings"]
     return (
-        f"{len(found['shared'])} findings in both, {len(found['only_a'])} only in A, {len(found['only_b'])} only in B; "
-        f"{len(changed(document))} of the shared ones were accepted in one run alone"
+        f"{len(found['shared'])} findings in both, {len(found['only_a'])} only in A, {len(found['only_b'])} "
+        f"only in B; {len(changed(document))} common findings were accepted in only one run"
     )
 
 
@@ -214,7 +214,7 @@ def _finding_tables(document: Mapping[str, Any]) -> Iterator[Markup]:
     both = changed(document)
     apart = [(f["name"], f["a"]["error_class"], f["quote"], *_fate(f["a"]), *_fate(f["b"])) for f in both[:SHOWN]]
     twice = (*columns[:3], *(f"{c}, {letter}" for letter in "AB" for c in columns[3:]))
-    yield from _listed("Accepted in one run alone", twice, apart, len(both))
+    yield from _listed("Accepted in only one run", twice, apart, len(both))
 
 
 def _listed(title: str, columns: tuple[str, ...], rows: list[Any], count: int) -> Iterator[Markup]:

@@ -105,11 +105,11 @@ def about(document: Mapping[str, Any]) -> str:
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     rows = [f"{equal['rows']} hint rows", *(f"{equal[k]} {k}" for k in ("anchors", "twins") if k in equal)]
     lines = [
-        f"Recipe {document['recipe']}. Every arm: {', '.join(rows)}, "
-        f"{equal['steps']} optimiser steps, learning rate {document['learning_rate']:g} where the arm has none of its own.",
-        f"Read on the decision tokens of {held['findings']} held-out findings ({held['accepted']} accepted by the gate): mean "
-        f"probability {held['probability_before']:.3f} before training, {held['probability_hinted']:.3f} under the hint. "
-        f"Clean steps: {clean}.",
+        f"Recipe {document['recipe']}. Every arm: {', '.join(rows)}, {equal['steps']} optimiser steps, learning "
+        f"rate {document['learning_rate']:g} unless the arm has its own.",
+        f"Evaluated on the decision tokens of {held['findings']} held-out findings ({held['accepted']} accepted "
+        f"by the gate): mean probability {held['probability_before']:.3f} before training, "
+        f"{held['probability_hinted']:.3f} under the hint. Clean steps: {clean}.",
     ]
     corrected = document["corrections"]
     if corrected is not None:
@@ -118,7 +118,7 @@ def about(document: Mapping[str, Any]) -> str:
         who = (
             f"asked {', '.join(corrected['critics'])}"
             if corrected["critics"]
-            else "no critic ran, because only critics without a model are used"
+            else "no critic judged them, because only critics without a model are used here"
         )
         lines.append(
             f"Corrections: {counts['asked']} decoded under their hints, {counts['kept']} kept"
@@ -148,7 +148,8 @@ def show_controls(document: Mapping[str, Any], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "rows: distinct ones; p after, fall: of the decision tokens; share: of the hint's fall; KL clean: nats per token."
+        "rows: number of distinct rows; p after, fall: at the decision tokens; share: relative to the hint's "
+        "fall; KL clean: nats per token."
     )
     console.print(about(document), markup=False, highlight=False)
     for arm in document["arms"]:

@@ -129,7 +129,7 @@ def _in_words(title: str, lines: Lines) -> str:
     """Return the first and the last value of each curve as text, for readers who cannot see it."""
     ends = {name: [v for v in values if v is not None] for name, values in lines.items()}
     said = "; ".join(
-        f"{name} {known[0]:.3g} at first, {known[-1]:.3g} at last" for name, known in ends.items() if known
+        f"{name} begins at {known[0]:.3g} and ends at {known[-1]:.3g}" for name, known in ends.items() if known
     )
     return f"Curves over optimiser steps, {title}: {said}."
 
@@ -147,8 +147,8 @@ def body(document: Mapping[str, Any]) -> str:
     ]
     rows = [[found["steps"][i], *(number(v[i], 5) for v in columns.values())] for i in at]
     heads = ["step", *names, *found["decision_probability_by_class"]]
-    title = "Readings while training"
-    said = f"{len(at)} of {len(found['steps'])} readings; report.json has all, docs/metrics.md says what they are."
+    title = "Readings during training"
+    said = f"{len(at)} of {len(found['steps'])} readings; report.json contains all, and docs/metrics.md explains them."
     return str(
         Markup('{}\n<details><summary>The numbers</summary><p class="mute">{}</p>{}</details>').format(
             Markup(" ").join(picture(svg, words) for words, svg in drawings(found)),

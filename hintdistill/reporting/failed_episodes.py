@@ -72,10 +72,12 @@ def body(document: Mapping[str, Any]) -> str:
     found = document.get("failed_after")
     if not found:
         return ""
-    columns = ("split", "episodes", "failed after", "of them succeeded before", "of them failed before")
+    columns = ("split", "episodes", "failed after", "succeeded before", "also failed before")
     rows = [(s, *(n[k] for k in ("episodes", "failed", "lost", "failed_before"))) for s, n in found["splits"].items()]
     table = html_table("Episodes that fail after training", columns, rows, (1, 2, 3, 4))
-    said = f"At most {SHOWN} of a split, those that succeeded before first; episodes.jsonl in the run folder has all."
+    said = (
+        f"At most {SHOWN} per split, those that succeeded before first; episodes.jsonl in the run folder contains all."
+    )
     episodes = Markup("\n").join(_shown(e) for e in found["shown"])
     return str(Markup('{}\n<p class="mute">{}</p>\n{}').format(table, said, episodes))
 

@@ -180,7 +180,8 @@ def empty_files_error(empty: Sequence[str]) -> InputError:
     shown = "; ".join(empty[:5]) + (f"; and {len(empty) - 5} more" if len(empty) > 5 else "")
     return InputError(
         f"{len(empty)} files yielded no step of the student: {shown}" if empty else "no trace was read",
-        hint="`hintdistill traces inspect` shows every file; traces.allow_empty_files=true (--allow-empty-files) reads on",
+        hint="`hintdistill traces inspect` lists every file; traces.allow_empty_files=true (--allow-empty-files) "
+        "skips such files",
     )
 
 

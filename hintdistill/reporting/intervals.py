@@ -108,13 +108,14 @@ def body(document: Mapping[str, Any]) -> str:
     chances = [(name, *(_said(g[k], 3) for k in ("before", "hinted", "after"))) for name, g in groups]
     return str(
         Markup(
-            '<p class="mute">Effect at the decision token in nats, below zero where the error becomes less likely; a placebo stands in '
-            "the same place and says nothing of the error. In brackets the interval (95 %), over traces.</p>\n{}\n"
-            '<p class="mute">Probability of the error at the decision token, with its interval.</p>\n{}'
+            '<p class="mute">Effect at the decision token in nats, below zero if the error becomes less '
+            "likely. A placebo is in the same place and says nothing about the error. Brackets contain the "
+            'interval (95 %) over traces.</p>\n{}\n<p class="mute">Probability of the error at the decision '
+            "token, with its interval.</p>\n{}"
         ).format(
             html_table(
                 "Effects of hints and of placebos",
-                ("error class", "findings", "traces", "hint", "placebos", "hint less placebos"),
+                ("error class", "findings", "traces", "hint", "placebos", "hint minus placebos"),
                 effects,
                 range(1, 6),
             ),

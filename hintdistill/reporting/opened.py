@@ -45,7 +45,9 @@ class Rows(list[dict[str, Any]]):
         try:
             import pandas  # type: ignore[import-untyped, import-not-found, unused-ignore]
         except ImportError:
-            raise ConfigError("pandas is not installed", hint="pip install pandas; the rows are plain dicts") from None
+            raise ConfigError(
+                "pandas is not installed", hint="run pip install pandas; the rows are plain dicts"
+            ) from None
         return pandas.DataFrame(list(self))
 
 
@@ -137,17 +139,21 @@ def open_run(path: str | Path) -> OpenedRun:
     """
     folder = Path(path)
     if not (folder / "manifest.json").is_file():
-        raise InputError(f"no run at {folder}", hint="a run folder holds a manifest.json; see run.dir")
+        raise InputError(f"no run at {folder}", hint="a run folder contains a manifest.json; see run.dir")
     file = folder / "report.json"
     if not file.is_file() and (folder / "shards").is_dir():
-        raise ConfigError(f"{folder} is cut into shards that are not merged", hint=f"hintdistill merge {folder}")
+        raise ConfigError(
+            f"{folder} is cut into shards that are not merged", hint=f"merge them with hintdistill merge {folder}"
+        )
     if not file.is_file():
-        raise ConfigError(f"{folder} has no report yet", hint=f"hintdistill report {folder}")
+        raise ConfigError(f"{folder} has no report yet", hint=f"write it with hintdistill report {folder}")
     try:
         document = read_document(file)
     except ValueError as error:
-        raise InputError(f"{file} is no JSON: {error}", hint=f"hintdistill report {folder} writes it again") from error
+        raise InputError(f"{file} is not JSON: {error}", hint=f"hintdistill report {folder} writes it again") from error
     if "rounds" in document:
         first = folder / "rounds" / "01" / "run"
-        raise ConfigError(f"{folder} is a loop; each of its rounds has a report", hint=f"hintdistill show {first}")
+        raise ConfigError(
+            f"{folder} is a loop; each of its rounds has a report", hint=f"show one with hintdistill show {first}"
+        )
     return OpenedRun(folder, document)

@@ -71,10 +71,11 @@ def about(document: Mapping[str, Any]) -> str:
     held, equal = document["heldout"], document["equal"]
     clean = ", ".join(f"{n} {name}" for name, n in document["clean"].items()) or "none"
     return (
-        f"Every arm: {equal['rows']} hint rows and {equal['steps']} optimiser steps, from the same weights. Read on the decision tokens "
-        f"of {held['findings']} held-out findings of the configuration's own hints ({held['accepted']} accepted by the gate): mean "
-        f"probability {held['probability_before']:.3f} before training, {held['probability_hinted']:.3f} under the hint. Clean "
-        f"steps: {clean}. An environment is not played."
+        f"Every arm: {equal['rows']} hint rows and {equal['steps']} optimiser steps, from the same weights. "
+        f"Evaluated on the decision tokens of {held['findings']} held-out findings of the configuration's own "
+        f"hints ({held['accepted']} accepted by the gate): mean probability {held['probability_before']:.3f} "
+        f"before training, {held['probability_hinted']:.3f} under the hint. Clean steps: {clean}. No "
+        "environment was played."
     )
 
 
@@ -100,7 +101,7 @@ def remarks(document: Mapping[str, Any]) -> list[str]:
         if arm["called"] != arm["recipe"]:
             out.append(f"{arm['arm']} is {arm['called']}")
         if arm["lowers_error"] == "no":
-            out.append(f"{arm['arm']} does not lower an error token by the teacher's doing")
+            out.append(f"{arm['arm']} does not lower an error token because the teacher does")
         if arm["not_read"] is not None:
             out.append(f"{arm['arm']} has no result: {arm['not_read']}")
     return out
@@ -116,7 +117,8 @@ def show_recipes(document: Mapping[str, Any], console: Console) -> None:
         table.add_row(arm["recipe"], *_cells(arm))
     console.print(table)
     console.print(
-        "rows: distinct ones; p after, fall: of the decision tokens; KL clean: nats per token; seconds: of training."
+        "rows: number of distinct rows; p after, fall: at the decision tokens; KL clean: nats per token; "
+        "seconds: of training."
     )
     console.print(about(document), markup=False, highlight=False)
     for remark in remarks(document):
@@ -132,5 +134,8 @@ def markdown(document: Mapping[str, Any]) -> str:
         "|" + "---|" * (len(HEADINGS) + 1),
     ]
     lines += [f"| `{arm['recipe']}` | {' | '.join(_cells(arm))} |" for arm in document["arms"]]
-    said = "rows: distinct ones; p after, fall: of the decision tokens; KL clean: nats per token; seconds: of training."
+    said = (
+        "rows: number of distinct rows; p after, fall: at the decision tokens; KL clean: nats per token; seconds: "
+        "of training."
+    )
     return "\n".join([*lines, "", said, "", about(document), *(f"\n{r}." for r in remarks(document))]) + "\n"

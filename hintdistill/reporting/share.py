@@ -33,12 +33,12 @@ def write_shared(run: Path) -> list[Path]:
 
     source = run / "report.json"
     if not source.is_file():
-        raise ConfigError(f"{run} has no report yet", hint=f"hintdistill report {run}")
+        raise ConfigError(f"{run} has no report yet", hint=f"write it with hintdistill report {run}")
     document = json.loads(source.read_text(encoding="utf-8"))
     if "rounds" in document:
         raise ConfigError(
             f"{run} is a loop; each of its rounds has a report to share",
-            hint=f"hintdistill report {run / 'rounds' / '01' / 'run'} --share",
+            hint=f"share one with hintdistill report {run / 'rounds' / '01' / 'run'} --share",
         )
     shared = shareable(document)
     texts = {

@@ -53,7 +53,7 @@ def body(document: Mapping[str, Any]) -> str:
     each = usage["tokens_per_accepted_finding"]
     lines = [f"{each:,.0f} tokens per accepted finding ({accepted:,} accepted)" if each else "no finding was accepted"]
     if usage["money"] is None:
-        lines.append("no price is set (critic.llm.price), so the money is not known")
+        lines.append("the cost in money is unknown, because no price is set (critic.llm.price)")
     else:
         per = usage["money_per_accepted_finding"]
         lines.append(f"cost {usage['money']:,.4f}" + ("" if per is None else f", {per:,.6f} per accepted finding"))

@@ -94,8 +94,8 @@ def _show_environment(splits: Mapping[str, Any], console: Console) -> None:
         for when, x in by.items():
             for effect, t in x.get("tools", {}).items():
                 console.print(
-                    f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: {t['calls']:.2f} calls an "
-                    f"episode, {t['error_rate']:.1%} answered with an error",
+                    f"{split} {when}, tools that {'read' if effect == 'reads' else 'change state'}: "
+                    f"{t['calls']:.2f} calls per episode, of which {t['error_rate']:.1%} returned an error",
                     soft_wrap=True,
                 )
 
@@ -174,7 +174,7 @@ def show_files(reports: Sequence[FileReport], console: Console) -> None:
             console.print(f"  [yellow]{text}[/]" if r.failures else f"  {text}", soft_wrap=True, highlight=False)
         for item in r.lost or ():
             place = item.path or "the whole record"
-            why = item.reason or "[bold]no reason is known[/]"
+            why = item.reason or "[bold]the reason is unknown[/]"
             shown = escape(printable(item.example)) if item.reason is None else ""
             console.print(
                 f"  not in the traces: {escape(place)}: {item.strings} texts, {item.characters} characters: {why} {shown}",

@@ -119,9 +119,9 @@ def edit_lines(edit: Mapping[str, Any]) -> list[str]:
         if not r["old"]:
             lines.append(f"{place}: adds {r['new']!r}")
         elif not r["new"]:
-            lines.append(f"{place}: takes out {r['old']!r}{times}")
+            lines.append(f"{place}: removes {r['old']!r}{times}")
         else:
             lines.append(f"{place}: {r['old']!r} → {r['new']!r}{times}")
     if edit["removed"]:
-        lines.append(f"takes out the messages {', '.join(map(str, edit['removed']))}")
+        lines.append(f"removes the messages {', '.join(map(str, edit['removed']))}")
     return lines

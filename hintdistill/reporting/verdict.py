@@ -164,7 +164,7 @@ def _still_likely(document: Mapping[str, Any]) -> Figure:
     raised = sum(after - before > RAISED for before, after in read)
     lines, worse = [f"trained: {likely} of {len(read)} at {STILL_LIKELY:g} or more"], []
     if len(read) < trained:
-        lines.append(f"{trained - len(read)} trained findings have no decision token that was read again")
+        lines.append(f"{trained - len(read)} trained findings have no decision token that was measured again")
     if raised:
         lines.append(f"{raised} more likely than before training, by over {RAISED:g}")
         worse.append(f"{raised} trained findings are more likely than before")
@@ -240,8 +240,8 @@ def _sentence(document: Mapping[str, Any], figures: Sequence[Figure]) -> str:
     if worse:
         return f"{said}, but there is a regression: {_listed(worse)}."
     if unknown:
-        return f"{said}; nothing that was measured is worse beyond chance; not measured: {_listed(unknown)}."
-    return f"{said}, and nothing that was measured is worse beyond chance."
+        return f"{said}; no measurement is worse beyond chance; not measured: {_listed(unknown)}."
+    return f"{said}, and no measurement is worse beyond chance."
 
 
 def _effect(document: Mapping[str, Any]) -> str:

@@ -87,7 +87,7 @@ def document() -> dict:
 def test_the_page_and_the_table_say_what_must_be_said(capsys):
     page = markdown(document())
     assert "| `targeted` | 0.0002 | 9 | 0.125 | 1.50 (1.00…2.00) | 0.00125 | 12 |" in page
-    assert "16 hint rows and 4 optimiser steps" in page and "An environment is not played." in page
+    assert "16 hint rows and 4 optimiser steps" in page and "No environment was played." in page
     said = remarks(document())
     assert said == [
         "rlsd@1 does not lower an error token because the teacher does",

@@ -134,7 +134,7 @@ def test_a_reason_has_a_way_out(document):
     ]
     text = ways_out.body({"unscored": left})
     assert re.search(r"consequence</th><td class=\"n\">2</td>", text) and "only root errors are corrected" in text
-    assert "See its message below." in text and "<script" not in text and "4 of 4 shown" in text
+    assert "See the message below." in text and "<script" not in text and "4 of 4 shown" in text
     assert ways_out.body({"unscored": []}) == ""
 
 
