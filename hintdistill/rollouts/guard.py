@@ -1,8 +1,7 @@
-"""What keeps an environment from costing more than its own episode.
+"""Limit the damage of a broken environment to its own episode.
 
-Each episode's environment lives in a thread of its own: it is made, reset, stepped and closed there, so that one that
-is bound to its thread works, and one that hangs is left behind when its time is up. What it returns is checked before
-anything is built on it.
+Each episode's environment is created, reset, stepped and closed in a thread of its own, so that an environment may be
+bound to its thread, and one that hangs is abandoned after its time limit. Its results are checked before they are used.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ ANSWERING = ("system", "developer", "user", "tool")
 
 
 class GuardedEnvironment:
-    """An environment whose every call ends: with a checked answer, or with an EnvironmentFailure that says why not."""
+    """An environment in which every call ends, either with a checked answer or with an EnvironmentFailure that gives
+    the reason."""
 
     def __init__(self, make: Callable[[], Environment], timeout_s: float | None) -> None:
         self.timeout_s = timeout_s
@@ -35,7 +35,7 @@ class GuardedEnvironment:
         threading.Thread(target=self._serve, daemon=True, name="environment").start()
 
     def reset(self, task: str) -> Start:
-        """Make the environment and begin `task`."""
+        """Create the environment and begin `task`."""
 
         def begin() -> Start:
             self._environment = self._make()
@@ -58,7 +58,7 @@ class GuardedEnvironment:
         return start
 
     def step(self, message: Message) -> Reply:
-        """Hand over one assistant message."""
+        """Pass on one assistant message."""
         environment = self._environment
         assert environment is not None
         reply = self._bounded("step", lambda: environment.step(message))
@@ -74,7 +74,7 @@ class GuardedEnvironment:
         return reply
 
     def close(self) -> None:
-        """Let the environment go; its own `close` is called if it has one."""
+        """Release the environment; its own `close` is called if it has one."""
         close = getattr(self._environment, "close", None)
         if callable(close):
             self._calls.put((close, Future()))
