@@ -259,21 +259,24 @@ class _Planner:
 
     def _notes(self) -> Iterator[str]:
         if self.measured is None:
-            yield "nothing was measured: no times, and the way prefixes are shared is taken to be exact"
+            yield "nothing was measured: there are no times, and sharing of prefixes is assumed to work fully"
         else:
             yield from self.measured.notes
             if self.measured.sharing == "separate":
-                yield "this model's prefixes are not shared: every sequence is read by itself, so rescoring reads what is asked"
+                yield (
+                    "this model's prefixes cannot be shared: every sequence is read separately, so rescoring reads "
+                    "all tokens asked for"
+                )
         if self.measured is None and not self.where.on_cpu:
-            yield "memory on an accelerator is counted and has not been checked against measurements"
+            yield "memory on an accelerator is computed and has not been checked against measurements"
         if self.config.run.rounds is not None:
             yield f"this is one round of {self.config.run.rounds}; the first one also measures the initial model"
         if self.work.hints:
-            yield "what is watched while training and the report's off-target steps are not known before a round was played"
+            yield "watched steps and the report's off-target steps are unknown before a round was played"
 
     def _critique(self) -> Iterator[StageForecast]:
         for name, asked in self.work.asked.items():
-            note = f"{asked['requests']:,} requests at most; memory and time are the critic's own"
+            note = f"at most {asked['requests']:,} requests; memory and time depend on the critic"
             yield StageForecast(f"critique ({name})", asked["prompt_tokens"], note=note)
 
     def _scoring(self, read: TokenCount, *, written: int = 0, other: int = 0) -> Peak:

@@ -112,7 +112,7 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
     score = fit(tried) if tried else None
     optimizer = optimizer_seconds(pick_device(job.config.run.device), job.config.train.max_grad_norm)
     points, startups = list[tuple[float, float, float]](), list[tuple[float, float]]()
-    notes = [] if tried else ["no part of rescoring was tried: it would not fit"]
+    notes = [] if tried else ["no part of rescoring was tried, because none would fit"]
     runs: list[tuple[int, int]] = []
     for part in train:
         say(f"measuring: training on rows of up to {max(r.tokens for r in part.rows):,} tokens")
@@ -120,7 +120,8 @@ def measure(job: Job, train: Sequence[Part], trained: int, say: Callable[[str], 
         beyond = max(0, runs[-1][1] - runs[-1][0]) if runs else 0
         if part.peak.total > FILL * (job.available - beyond):
             notes.append(
-                f"training on {max(r.tokens for r in part.rows):,} tokens at once was not tried: it would not fit"
+                f"training on {max(r.tokens for r in part.rows):,} tokens at once was not tried, because it "
+                "would not fit"
             )
             break
         found = _in_a_process(replace(job, parts=[part]))
@@ -166,8 +167,8 @@ def _in_a_process(job: Job) -> dict[str, Any]:
         path.write_bytes(pickle.dumps(job))
         done = subprocess.run([sys.executable, "-m", __name__, str(path)], capture_output=True, text=True)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-            raise ModelError(f"a short run to measure memory and time failed: {last}")
+            last = (done.stderr.strip().splitlines() or [f"the process ended with exit code {done.returncode}"])[-1]
+            raise ModelError(f"a short run for measuring memory and time failed: {last}")
         found: dict[str, Any] = pickle.loads(path.with_suffix(".found").read_bytes())
         return found
 

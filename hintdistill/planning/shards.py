@@ -67,7 +67,7 @@ def shard_lines(found: Sequence[ShardForecast]) -> list[str]:
             f"shards: {', '.join(said)} ({most.shard}, {most.traces:,} traces, {most.rescore.tokens:,} tokens)"
         )
     if empty := sum(n == 0 for n in traces):
-        lines.append(f"note: {empty} shards have no trace, because traces are cut in blocks of rescore.part_rows")
+        lines.append(f"note: {empty} shards have no trace, because traces are divided into blocks of rescore.part_rows")
     return lines
 
 

@@ -94,8 +94,7 @@ class _Paper(RunContext):
 
 @contextlib.contextmanager
 def gathered(config: RunConfig, shape: ModelShape, console: Console | None = None) -> Iterator[tuple[Workload, Path]]:
-    """Read, critique without asking a model, inject, and yield the workload; the folder is deleted at the end of the
-    context.
+    """Read, critique without asking a model, inject, and yield the workload; the folder is deleted at the end.
 
     Raises:
         HintdistillError: one of these stages raised it.
@@ -161,8 +160,7 @@ def _one_round(config: RunConfig, played: Path | None) -> RunConfig:
 
 
 def _of_what(loop: RunConfig | None, played: Path | None, source: str) -> str:
-    """Describe the source of the traces: for a loop, those of a played round, or the recorded ones at whose steps it
-    acts."""
+    """Describe the source of the traces: for a loop, those of a played round, or the replayed recordings."""
     if played is not None:
         return f"episodes of {played}; {source}"
     if loop is None:
@@ -183,8 +181,9 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
     slots += [StepIds(a.trace_id, a.rendered.context_ids, a.rendered.step_ids) for a in found.anchors]
     opened = Histogram.of(found.openings)
     return Workload(
-        source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens median); "
-        f"each taken to go to {section.max_steps} steps of {section.max_new_tokens} tokens, with one error in its last step",
+        source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens "
+        f"median); each is assumed to take {section.max_steps} steps of {section.max_new_tokens} tokens, with "
+        "one error in its last step",
         lengths={
             "opening": opened,
             "trace": Histogram.of(len(i.context_ids) + len(i.step_ids) for _, i, _ in found.hints),
@@ -207,10 +206,10 @@ def _source(config: RunConfig, use: Sequence[str], have: set[str]) -> str:
     if "rescore" in have:
         return f"targets of {config.run.dir}"
     if "critique" in have:
-        return f"critiques of {config.run.dir}; every hint taken as accepted"
+        return f"critiques of {config.run.dir}; every hint is assumed to be accepted"
     left = [c for c in config.critic.use if c not in use]
-    said = f"findings of {', '.join(use)}; every hint taken as accepted"
-    return said if not left else f"estimated, because {', '.join(left)} is not asked here: {said}"
+    said = f"findings of {', '.join(use)}; every hint is assumed to be accepted"
+    return said if not left else f"estimated, because the plan does not ask {', '.join(left)}: {said}"
 
 
 def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTargets | None, source: str) -> Workload:
@@ -235,8 +234,8 @@ def _lay_out(ctx: _Paper, asked: dict[str, dict[str, int]], targets: StoredTarge
     return Workload(
         source=source
         if not unplayed
-        else f"{source}; {len(unplayed)} steps of {ctx.config.train.hold.split}, not played yet, laid out "
-        "from opening messages",
+        else f"{source}; {len(unplayed)} steps of {ctx.config.train.hold.split}, not played yet, constructed from "
+        "opening messages",
         traces=len(traces),
         asked=asked,
         **_scored(_Items(ctx.config, hints, anchors, twins, together, block_of, to_score.Found(ctx).anchored), targets),
@@ -354,8 +353,7 @@ def _unplayed_hold(ctx: _Paper) -> list[AnchorItem]:
 
 
 def _all_slots(ctx: RunContext, unplayed: Sequence[AnchorItem] = ()) -> list[StepIds]:
-    """Return an upper bound of what training would use: every injection and twin of the training split, and as many
-    anchors as it takes."""
+    """Return an upper bound of what training uses: all injections and twins of its split, and as many anchors."""
     config = ctx.config.train
     terms = {t.rows for t in config.effective_recipe.terms.values()}
     out = [
@@ -398,8 +396,7 @@ def _watched(ctx: RunContext, targets: StoredTargets, ended: OutcomeData) -> lis
 
 
 def _perhaps_watched(ctx: RunContext) -> list[StepIds]:
-    """Return as many clean steps of either split as will be watched; the actual selection is known only after
-    scoring."""
+    """Return as many clean steps of either split as will be watched; scoring decides which ones."""
     steps = ctx.config.train.watch.steps
     of: dict[str, list[StepIds]] = {"train": [], "holdout": []}
     for item in (i for i in to_score.anchor_items(ctx) if i.kind == "anchor"):

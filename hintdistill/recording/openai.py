@@ -119,14 +119,14 @@ class _Recorder:
         if isinstance(answer, list):
             answer = next((e.response for e in reversed(answer) if hasattr(e, "response")), None)
             if answer is None:
-                raise ValueError("a stream of a response without the response")
+                raise ValueError("the stream of a response did not contain the response")
         body = jsonable(answer)
         given = request.get("input", [])
         read = [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
         before = request.get("previous_response_id")
         if before is not None:
             if before not in self._items:
-                raise ValueError(f"the response {before} that this one continues was not recorded")
+                raise ValueError(f"the response {before}, which this one continues, was not recorded")
             read = [*self._items[before], *read]
         self._items[body["id"]] = [*read, *body.get("output", [])]
         while len(self._items) > KNOWN_RESPONSES:

@@ -29,7 +29,7 @@ def decode(body: bytes, content_type: str, encoding: str = "", max_bytes: int = 
     except (ValueError, RecursionError) as error:
         raise TraceError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict) or not isinstance(value.get("resourceSpans"), list):
-        raise TraceError("the body is not an OTLP trace request: it has no list `resourceSpans`")
+        raise TraceError("the body is not an OTLP trace request: the list `resourceSpans` is missing")
     return value
 
 
@@ -38,7 +38,7 @@ def unpacked(body: bytes, encoding: str, max_bytes: int) -> bytes:
     if encoding in ("", "identity"):
         return body
     if encoding != "gzip":
-        raise TraceError(f"the content encoding {encoding!r} is not understood; gzip is")
+        raise TraceError(f"the content encoding {encoding!r} is not supported; use gzip")
     try:
         unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
         out = unpacker.decompress(body, max_bytes + 1)

@@ -40,7 +40,7 @@ def chain_of(student: Path, initial: Path) -> list[Path]:
         folder = adapter_of(at)
         if folder is None or len(chain) > 1000:
             raise ConfigError(
-                f"{at} holds no adapter, and the server is to be handed adapters on {initial}",
+                f"{at} contains no adapter, but the server should receive adapters on {initial}",
                 hint="set train.lora and train.save=both or adapter, or rollout.sample.server.hand_over=weights",
             )
         chain.insert(0, folder)
@@ -78,7 +78,7 @@ def _stack(chain: list[Path], into: Path) -> None:
         counts = {len(p) for p in parts.values()}
         if len(counts) != 1:
             raise ConfigError(
-                f"{folder} adapts other modules than the adapter before it, so they do not make one adapter"
+                f"{folder} adapts other modules than the adapter before it, so they cannot be combined into one"
             )
         rank += int(config["r"])
     whole = {n: torch.cat(p, 0 if "lora_A" in n else 1).contiguous() for n, p in parts.items()}

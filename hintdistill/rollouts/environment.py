@@ -86,5 +86,8 @@ def effects_of(suite: TaskSuite) -> dict[str, ToolEffect]:
         raise ConfigError(f"tool_effects of the environment raised {type(error).__name__}: {error}") from error
     for name, effect in given.items():
         if not isinstance(name, str) or effect not in ("reads", "changes"):
-            raise ConfigError(f"tool_effects of the environment says {effect!r} of {name!r}, not `reads` or `changes`")
+            raise ConfigError(
+                f"tool_effects of the environment gives the effect {effect!r} for {name!r}; it must be `reads` or "
+                "`changes`"
+            )
     return given

@@ -77,7 +77,7 @@ def tasks_of(suite: TaskSuite, split: str, limit: int | None = None, patterns: S
     """
     splits = suite.splits()
     if split not in splits:
-        raise ConfigError(f"the environment has no split {split!r}", hint=f"it has {', '.join(splits)}")
+        raise ConfigError(f"the environment has no split {split!r}", hint=f"the splits are {', '.join(splits)}")
     found = [t for t in splits[split] if any(fnmatch.fnmatchcase(t, p) for p in patterns)]
     if not found:
         raise ConfigError(f"no task of the split {split!r} matches {', '.join(patterns)}")
@@ -92,7 +92,7 @@ def checked(suite: TaskSuite, trace: Trace) -> list[Finding]:
     except Exception as error:
         raise EnvironmentFailure(f"check raised {type(error).__name__}: {error}") from error
     if not all(isinstance(f, Finding) for f in found):
-        raise EnvironmentFailure("check returned something else than findings")
+        raise EnvironmentFailure("check returned something other than findings")
     return found
 
 
@@ -135,8 +135,8 @@ def lost_changes(before: Evaluation, after: Evaluation, bound: float | None) -> 
     if fallen <= bound:
         return None
     return (
-        f"successful state-changing calls fell by {fallen:.0%}, from {first['successful']:.3g} to {last['successful']:.3g} an "
-        f"episode; the bound is {bound:.0%} (rollout.stop.max_changes_drop)"
+        f"successful state-changing calls fell by {fallen:.0%}, from {first['successful']:.3g} to "
+        f"{last['successful']:.3g} per episode; the bound is {bound:.0%} (rollout.stop.max_changes_drop)"
     )
 
 
@@ -150,7 +150,7 @@ def summarise(outcomes: Iterable[Outcome]) -> Evaluation:
     failures = Counter(o.failure for o in played if o.failure)
     if played and sum(failures.values()) == len(played):
         reason, count = failures.most_common(1)[0]
-        raise EnvironmentFailure(f"all {len(played)} episodes failed; {count} of them: {reason}")
+        raise EnvironmentFailure(f"all {len(played)} episodes failed; the reason for {count} of them: {reason}")
     n = max(1, len(played))
     by_class = Counter(c for o in played for c in o.errors)
     return Evaluation(

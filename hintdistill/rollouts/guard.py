@@ -48,13 +48,13 @@ class GuardedEnvironment:
             "reset", with_greetings_given(tuple(start.messages)) if _are_messages(start.messages) else start.messages
         )
         if not start.messages:
-            raise EnvironmentFailure("reset gave no message to answer")
+            raise EnvironmentFailure("reset returned no message to answer")
         if not isinstance(start.tools, tuple | list) or not all(isinstance(t, dict) for t in start.tools):
-            raise EnvironmentFailure("reset gave tools that are not objects")
+            raise EnvironmentFailure("reset returned tools that are not objects")
         try:
             json.dumps(start.tools, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise EnvironmentFailure(f"reset gave tools that are not JSON: {error}") from None
+            raise EnvironmentFailure(f"reset returned tools that are not JSON: {error}") from None
         return start
 
     def step(self, message: Message) -> Reply:
@@ -70,7 +70,7 @@ class GuardedEnvironment:
         if reply.reward is not None and not _is_number(reply.reward):
             raise EnvironmentFailure(f"step returned the reward {reply.reward!r}, not a finite number")
         if not reply.done and not reply.messages:
-            raise EnvironmentFailure("step answered nothing and did not end the episode")
+            raise EnvironmentFailure("step returned no message although the episode is not done")
         return reply
 
     def close(self) -> None:
@@ -118,8 +118,8 @@ def _check_messages(where: str, messages: Any) -> None:
             raise EnvironmentFailure(f"{where} returned {type(message).__name__}, not a Message")
         if message.role not in ANSWERING and not (where == "reset" and message.given):
             raise EnvironmentFailure(
-                f"{where} returned a message of role {message.role}, which is the student's"
-                + (" (a demonstration is marked given=True)" if where == "reset" else "")
+                f"{where} returned a message with the role {message.role}, which only the student may have"
+                + (" (mark a demonstration with given=True)" if where == "reset" else "")
             )
         try:
             message.model_dump_json()

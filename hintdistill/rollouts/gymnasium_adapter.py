@@ -67,10 +67,10 @@ class GymnasiumSuite:
             count = int(probe.action_space.n)
             self.actions = self.actions or tuple(f"action_{i}" for i in range(count))
             if len(self.actions) != count:
-                raise ConfigError(f"{env_id} has {count} actions, not the {len(self.actions)} that were named")
+                raise ConfigError(f"{env_id} has {count} actions, but {len(self.actions)} names were given")
         elif not isinstance(probe.action_space, spaces.Text) or self.actions:
             raise ConfigError(
-                f"{env_id} takes {probe.action_space}; only discrete and text actions can be written by a student"
+                f"{env_id} takes {probe.action_space}; a student can write only discrete and text actions"
             )
         self.first_action = int(getattr(probe.action_space, "start", 0))
         probe.close()

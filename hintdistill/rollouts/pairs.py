@@ -75,12 +75,12 @@ def read_pairs(
         try:
             found.append(Pair(**json.loads(line)))
         except (TypeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}:{number} is no pair: {error}") from None
+            raise ValueError(f"{path}:{number} is not a pair: {error}") from None
     wanted = {f for name in families for f in (groups or {}).get(name, (name,))}
     wanted = {p.family for p in found} if "*" in families else wanted
     if missing := sorted(wanted - {p.family for p in found}):
         raise ValueError(
-            f"{path.name} has no family {missing[0]!r}; it has {', '.join(sorted({p.family for p in found}))}"
+            f"{path.name} has no family {missing[0]!r}; its families are {', '.join(sorted({p.family for p in found}))}"
         )
     taken: dict[str, int] = {}
     out = []
@@ -240,7 +240,7 @@ class PairSuite:
             print(write_pairs(args.pairs, self.make()))
             return 0
         if args.student is None:
-            parser.error("which student?")
+            parser.error("no student given")
         suite = replace(self, dtype=args.dtype)
         if args.environment:
             suite = replace(suite, environment=lambda: load_suite(args.environment))
@@ -257,14 +257,14 @@ class PairSuite:
     def _parser(self, about: str | None) -> argparse.ArgumentParser:
         parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("student", type=Path, nargs="?", help="model folder")
-        parser.add_argument("--families", nargs="+", default=["*"], help="names of families, or maker, test, all")
-        parser.add_argument("--per-family", "--n", type=int, help="at most this many pairs of each family")
+        parser.add_argument("--families", nargs="+", default=["*"], help="names of families, or maker, test or all")
+        parser.add_argument("--per-family", "--n", type=int, help="largest number of pairs per family")
         parser.add_argument("--pairs", type=Path, default=self.path, help="another world's pairs")
         parser.add_argument("--environment", help="another world's suite, path/to/file.py:Name")
         parser.add_argument("--test-families", nargs="+", default=list(self.tests), help="the families of the headline")
         parser.add_argument("--temperature", type=float, default=0.0)
         parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--dtype", default=self.dtype, help=f"of the weights; {self.dtype} unless said")
+        parser.add_argument("--dtype", default=self.dtype, help=f"precision of the weights; default: {self.dtype}")
         parser.add_argument("--json", action="store_true", help="print the document as JSON")
         parser.add_argument("--make", action="store_true", help="write the pairs file and print its hash")
         return parser

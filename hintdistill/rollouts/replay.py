@@ -80,7 +80,7 @@ def fresh_steps(
             if len(prefix.context_ids) <= most:
                 yield _episode(sampler, prefix, name, next(steps))
             else:
-                why = f"context of {len(prefix.context_ids)} tokens leaves no room for a step"
+                why = f"the context of {len(prefix.context_ids)} tokens leaves no room for a step"
                 yield Episode(prefix.task, _trace(sampler, prefix, name, ()), why)
             if progress:
                 progress(1)

@@ -161,7 +161,9 @@ class Sampler:
             for message in [m for m in recorded if m.role == "assistant" and not m.given]:
                 replayed += [message, *running.environment.step(message).messages]
             if replayed != recorded:
-                raise EnvironmentFailure("played again, the environment answers otherwise; it must be deterministic")
+                raise EnvironmentFailure(
+                    "the environment gave another answer when played again; it must be deterministic"
+                )
             running.messages = replayed
             running.context, running.hinted = list(branch.context_ids), list(branch.hinted_ids)
         except HintdistillError as error:
@@ -171,7 +173,7 @@ class Sampler:
     def _turn(self, active: list[_Running], seed: int) -> None:
         for r in active:
             if len(r.hinted or r.context) + self.options.max_new_tokens > self.generator.max_length:
-                why = f"context of {len(r.context)} tokens leaves no room for a step"
+                why = f"the context of {len(r.context)} tokens leaves no room for a step"
                 if any(m.role == "assistant" and not m.given for m in r.messages):
                     r.end_at_limit(why)
                 else:

@@ -106,7 +106,8 @@ class ServerGenerator:
                 self.key = engine.key
                 return gap
         raise ServiceError(
-            f"after the hand-over the server at {self.config.base_url} is {gap:.3g} nats per token away from {folder}{refused}",
+            f"after receiving {folder}, the server at {self.config.base_url} differs from it by {gap:.3g} nats "
+            f"per token{refused}",
             hint=f"it may not have loaded these weights; a server on a CPU needs --worker-extension-cls {EXTENSION}; "
             "rollout.sample.server.max_gap_nats is the bound",
         )
@@ -142,8 +143,8 @@ class ServerGenerator:
             if adapter is not None:
                 self._adapters("unload", {"lora_name": wanted})
             raise ServiceError(
-                f"with {'no adapter' if adapter is None else adapter} the server at {self.config.base_url} is {gap:.3g} nats per token "
-                "away from the weights here",
+                f"with {'no adapter' if adapter is None else adapter}, the server at {self.config.base_url} "
+                f"differs from the weights here by {gap:.3g} nats per token",
                 hint="it must serve the initial model; rollout.sample.server.max_gap_nats is the bound",
             )
         self.key = engine.key
@@ -190,7 +191,8 @@ class ServerGenerator:
                 table = choice["prompt_logprobs"]
                 if len(table) != len(ids):
                     raise ServiceError(
-                        f"{self.config.base_url} scored another prompt than it was sent: {len(table)} positions for {len(ids)} tokens"
+                        f"{self.config.base_url} scored a prompt other than the one sent: {len(table)} "
+                        f"positions for {len(ids)} tokens"
                     )
                 theirs = np.array([float(table[i][str(ids[i])]["logprob"]) for i in range(1, len(ids))])
             total += float(np.abs(theirs - score.sampled).sum())
@@ -219,7 +221,7 @@ class ServerGenerator:
             yield
         except (TypeError, KeyError, ValueError, AttributeError, IndexError, RecursionError, OverflowError) as error:
             raise ServiceError(
-                f"the rollout server at {self.client.url} does not answer as vLLM does: {error!r}"
+                f"the rollout server at {self.client.url} does not answer in vLLM's format: {error!r}"
             ) from None
 
     def _post(self, path: str, body: Any) -> None:
@@ -228,7 +230,7 @@ class ServerGenerator:
         except StatusError as error:
             if error.status == 404:
                 raise ServiceError(
-                    f"{path} is not there, so the server at {self.client.url} cannot be handed new weights",
+                    f"{path} is missing, so the server at {self.client.url} cannot load new weights",
                     hint="start vLLM with VLLM_SERVER_DEV_MODE=1, on an interface that only you can reach",
                 ) from None
             raise
@@ -254,7 +256,7 @@ def _sampled(choice: Any) -> Sampled:
     if not ids:
         raise ServiceError(
             "the rollout server returned no token ids",
-            hint="it must be a vLLM that knows return_token_ids (0.10.2 or later)",
+            hint="it must be a vLLM server that supports return_token_ids (0.10.2 or later)",
         )
     said = choice.get("logprobs")
     logprobs = said["token_logprobs"] if said is not None else None
