@@ -1,9 +1,9 @@
 """The work of a run, counted without weights: its traces, injections, anchors and rows as token ids.
 
-The stages that need no model of the student actually run, in a temporary folder; results that the run folder already
-contains (critiques, injections, targets) are taken from there. The counts are therefore those of the real run. A run in
-rounds has no traces yet: the newest round's episodes represent those of the next one, and before the first round
-episodes are constructed from the environment's opening messages.
+The stages that need no model of the student actually run, in a temporary folder; existing critiques, injections and
+targets come from the run folder. The counts are therefore those of the real run. A run in rounds has no traces yet: the
+newest round's episodes represent those of the next one, and before the first round episodes are constructed from the
+environment's opening messages.
 """
 
 from __future__ import annotations
@@ -182,8 +182,7 @@ def _from_openings(config: RunConfig, shape: ModelShape, folder: Path) -> Worklo
     opened = Histogram.of(found.openings)
     return Workload(
         source=f"{len(tasks)} episodes of one round, from the environment's opening messages ({opened.median:,} tokens "
-        f"median); each is assumed to take {section.max_steps} steps of {section.max_new_tokens} tokens, with "
-        "one error in its last step",
+        f"median); assumed: {section.max_steps} steps of {section.max_new_tokens} tokens, with one error in the last",
         lengths={
             "opening": opened,
             "trace": Histogram.of(len(i.context_ids) + len(i.step_ids) for _, i, _ in found.hints),
