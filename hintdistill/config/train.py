@@ -183,23 +183,25 @@ class TrainSection(Section):
     logging_steps: int = Field(default=5, ge=1)
     """Optimiser steps between two rows of metrics.jsonl."""
     keep_checkpoints: int = Field(default=1, ge=1)
-    """How many of the latest checkpoints are kept."""
+    """Number of latest checkpoints that are kept."""
     arriving_adapter: Literal["merge", "beside"] = "merge"
-    """What is done with a student that comes as an adapter: `merge`: it is merged into its base model, and the result
-    is the student; `beside`: it stays frozen, and the new adapter of `train.lora` is trained in addition."""
+    """How a student that comes as an adapter is used. `merge`: it is merged into its base model, and the result is the
+    student; `beside`: it stays frozen, and the new adapter of `train.lora` is trained in addition."""
     save_dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     """Precision of the student's files. `float32` keeps every update; `auto` keeps the precision of the initial
     model's files."""
     save: Literal["merged", "adapter", "both"] = "both"
-    """What is written of a student with `train.lora`: `merged`: whole weights, the adapter merged into them; `adapter`: the adapter
-    alone, in an adapter folder that names its base model and that every command reads as a model; `both`: whole weights, and the
-    adapter in `adapter/`. A student without `train.lora` is whole weights."""
+    """The files written for a student with `train.lora`. `merged`: whole weights with the adapter merged into them;
+    `adapter`: the adapter alone, in an adapter folder that names its base model and that every command accepts as a
+    model; `both`: whole weights, and the adapter in `adapter/`. A student without `train.lora` is saved as whole
+    weights."""
     push: str | None = None
-    """Hub repository that the student's folder is uploaded to once the report is written, e.g. `me/my-student`;
-    nothing leaves this machine by default. A new repository is private; `hintdistill push RUN REPO --public` makes a
+    """Hub repository to which the student's folder is uploaded once the report is written, e.g. `me/my-student`;
+    nothing leaves this machine by default. A new repository is private; `hintdistill push RUN REPO --public` creates a
     public one."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
-    """Trackers beside `metrics.jsonl`, which is always written; see docs/outputs.md for where each keeps its files."""
+    """Trackers used in addition to `metrics.jsonl`, which is always written; docs/outputs.md says where each keeps its
+    files."""
     watch: WatchSection = WatchSection()
     tripwires: TripwireSection = TripwireSection()
 
@@ -233,7 +235,8 @@ class TrainSection(Section):
 
     @cached_property
     def effective_recipe(self) -> Recipe:
-        """The recipe with its overrides and the weights of what is held. Raises ConfigError; see `recipes.load_recipe`."""
+        """Return the recipe with its overrides and with the coefficients of anchors, twins and hold traces. Raises
+        ConfigError; see `recipes.load_recipe`."""
         beneath = {"anchor": default_anchor()} if self.anchor.weight else {}
         beneath |= {"twin": default_twin()} if self.twins.weight or self.twins.per_finding else {}
         if self.hold.given and self.hold.weight != 0:
@@ -246,26 +249,26 @@ class TrainSection(Section):
 
     @property
     def rate(self) -> float:
-        """The learning rate: as configured, else by what is trained."""
+        """Return the learning rate: the configured one, or else the default for what is trained."""
         return self.learning_rate or (WHOLE_RATE if self.lora is None else ADAPTER_RATE)
 
     @property
     def target_source(self) -> Literal["stored", "in_step"]:
-        """Where targets come from: as configured, else the store wherever the recipe can do with it."""
+        """Return where targets come from: the configured source, or else the store if the recipe allows it."""
         return self.targets or ("in_step" if self._beyond_stored else "stored")
 
     @property
     def _beyond_stored(self) -> str | None:
-        """Why stored targets do not do for the recipe; None if they do."""
+        """Return why the recipe cannot use stored targets; None if it can."""
         wanted = (n.why for n in needs(self.effective_recipe) if n.name in ("in_step_teacher", "full_vocabulary"))
         return next(wanted, None)
 
     def _anchored(self, recipe: Recipe) -> dict[str, Any]:
-        """`anchor.weight` as overrides of the recipe's terms."""
+        """Return `anchor.weight` as overrides of the recipe's terms."""
         return {} if self.anchor.weight is None else _weighed(recipe, "anchor", self.anchor.weight, default_anchor())
 
     def _twinned(self, recipe: Recipe) -> dict[str, Any]:
-        """`twins.weight` as overrides of the recipe's terms."""
+        """Return `twins.weight` as overrides of the recipe's terms."""
         weight = self.twins.weight
         if weight is None and (not self.twins.per_finding or any(t.rows == "twin" for t in recipe.terms.values())):
             return {}
@@ -273,18 +276,19 @@ class TrainSection(Section):
 
 
 def _weighed(recipe: Recipe, kind: str, weight: float, default: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe's terms on this kind of row without weight, or the one named like it with this coefficient."""
+    """Return overrides that remove the recipe's terms on this kind of row, or that set this coefficient on the term of
+    the same name."""
     if weight == 0:
         return {n: None for n, t in recipe.terms.items() if t.rows == kind}
     return {kind: {**({} if kind in recipe.terms else default), "coef": weight}}
 
 
 def default_anchor() -> dict[str, Any]:
-    """Return the anchor of the default recipe, as a recipe file says it."""
+    """Return the anchor of the default recipe in the form of a recipe file."""
     return load_recipe(DEFAULT).terms["anchor"].model_dump(mode="json", by_alias=True, exclude_defaults=True)
 
 
 def default_twin() -> dict[str, Any]:
-    """Return the term of twins, as a recipe file says it: the default recipe's anchor, each twin weighing as much as a
-    hint."""
+    """Return the term of twins in the form of a recipe file: the default recipe's anchor, with each twin weighing as
+    much as a hint."""
     return default_anchor() | {"rows": "twin", "coef": 1.0}

@@ -3,7 +3,8 @@ steps.
 
 An arm consists of a name, a way to make its targets, and its own training settings (e.g. its learning rate). A job
 trains and measures one arm. A job's result is one JSON file, stored under a key of everything it depends on. A job
-without a result under its current key is owed, so a kill costs only the job in progress.
+without a result under its current key is run, so a kill costs only the job in progress. A job without a result under
+its current key is owed, so a kill costs only the job in progress.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Arm:
 
     name: str
     targets: Callable[[], Sequence[Target]]
-    """Makes the targets, including anchors; called only if the arm is owed."""
+    """Makes the targets, including anchors; called only if the arm has no result yet."""
     train: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the `train` section that differ from the other arms."""
 
@@ -260,7 +261,7 @@ def seconds_per_step(run: Path) -> float | None:
 
 
 def result_of(folder: Path, job: ArmJob) -> dict[str, Any] | None:
-    """Return the result of a job, or None if it is owed."""
+    """Return the result of a job, or None if there is none yet."""
     path = folder / job.name / RESULT
     if not path.is_file():
         return None
@@ -269,7 +270,7 @@ def result_of(folder: Path, job: ArmJob) -> dict[str, Any] | None:
 
 
 def perform(folder: Path, job: ArmJob, advance: Advance = lambda _: None) -> Path:
-    """Do a job if it is owed, and return the file of its result. Raises whatever the job raises."""
+    """Run a job unless its result exists, and return the file of its result. Raises whatever the job raises."""
     path = folder / job.name / RESULT
     if result_of(folder, job) is None:
         began = time.process_time()
@@ -282,7 +283,7 @@ def perform(folder: Path, job: ArmJob, advance: Advance = lambda _: None) -> Pat
 def run_owed(
     folder: Path, jobs: Sequence[ArmJob], label: str, console: Console, *, processes: int | None = None
 ) -> int:
-    """Do the owed jobs in order, and return their number.
+    """Run the jobs without a result in order, and return their number.
 
     Args:
         processes: number of single-threaded processes that share the work; None does the jobs in this process, one

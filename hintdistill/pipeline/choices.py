@@ -1,4 +1,4 @@
-"""Choose, from their stored targets, which of the hints that compete for a finding is trained on."""
+"""Choose which of the hints that compete for a finding is trained on, from their stored targets."""
 
 from __future__ import annotations
 

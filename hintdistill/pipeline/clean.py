@@ -1,4 +1,4 @@
-"""Find the parts of a run folder that can be removed, measure their size, and delete them.
+"""Find and delete the parts of a run folder that can be removed, after measuring their size.
 
 Checkpoints and half-written folders are never read again once a student exists. Students of earlier rounds and stored
 targets are deleted only on request, because that loses something.

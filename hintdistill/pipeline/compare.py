@@ -145,8 +145,8 @@ def compare_runs(a: Path, b: Path) -> dict[str, Any]:
 
 
 def unused_hints(hashes: tuple[Mapping[str, str], Mapping[str, str]], findings: Sequence[Finding]) -> list[str]:
-    """Return the hint templates that differ between the sides although no finding uses them: none has their class and
-    lacks a hint of its own."""
+    """Return the hint templates that differ between the sides although no finding uses them, because all findings of
+    their class have hints of their own."""
     a, b = hashes
     edited = {n for n in {*a, *b} if n.startswith("hints/") and a.get(n) != b.get(n)}
     return sorted(edited - {hint_name(f.error_class) for f in findings if f.hint is None})

@@ -229,7 +229,7 @@ def compare_recipes(
     console: Console | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Train and evaluate the arms that are owed, write compare.json and compare.md into the folder, and return the
+    """Train and evaluate the arms without a result, write compare.json and compare.md into the folder, and return the
     document.
 
     Args:

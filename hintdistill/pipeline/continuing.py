@@ -1,4 +1,4 @@
-"""Continue a run: find its folder, list the settings changed since, and give the command that continues it.
+"""Find the run to continue, the settings that have changed since, and the command that continues it.
 
 A run's manifest records its config file, the last stage requested, and whether the run was finished.
 """

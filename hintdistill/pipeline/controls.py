@@ -316,7 +316,7 @@ def run_controls(
     console: Console | None = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Train and evaluate the arms that are owed, write controls.json and the report's section, and return the document.
+    """Train and evaluate the missing arms, write controls.json and the report's section, and return the document.
 
     Args:
         arms: names from `ARMS`; `hint` always takes part, because the others are compared with it.

@@ -23,9 +23,9 @@ def controls_ahead(
     """Return the work that `run_controls` would do. Raises the errors that it raises before training.
 
     Returns:
-        `arms` that are owed and `finished` ones; `hints`, `anchors` and optimiser `steps` per arm; `tokens`, the
-        approximate number in the rows of all owed arms; `money` (0, or None if a critic on a server judges
-        corrections); `bytes` of weights that are written and removed again; `seconds`, if the run has trained.
+        `arms` without a result and `finished` ones; `hints`, `anchors` and optimiser `steps` per arm; `tokens`, the
+        approximate number in the rows of all `arms`; `money` (0, or None if a critic on a server judges corrections);
+        `bytes` of weights that are written and removed again; `seconds`, if the run has trained.
     """
     config = checked(folder, settings, arms, resume)
     with in_use(config, trust):

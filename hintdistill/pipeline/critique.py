@@ -74,7 +74,7 @@ parallel."""
 
 
 def run(ctx: RunContext) -> None:
-    """Ask the critics about all traces that are owed a critique.
+    """Ask the critics about all traces that lack a critique.
 
     Raises:
         ServiceError: a critic's server is unreachable; earlier answers are kept.
@@ -103,7 +103,7 @@ def _notes(ctx: RunContext, critic: Critic, said: Sequence[str]) -> Sequence[str
 
 
 def _one_critic(ctx: RunContext, critic: Critic, before: Sequence[Critic], number: int) -> list[str]:
-    """Ask one critic for the answers it still owes. Return the keys of all its rows, in the order of the traces.
+    """Ask one critic for its missing answers. Return the keys of all its rows, in the order of the traces.
 
     Args:
         before: the critics that have already judged every trace.

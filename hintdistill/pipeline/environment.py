@@ -28,7 +28,7 @@ class Played:
 
 
 def play(ctx: RunContext, student: str | None) -> Played:
-    """Play the episodes that are owed with the initial policy and with the student.
+    """Play the missing episodes with the initial policy and with the student.
 
     Args:
         student: key of the student's weights; None if nothing was trained.

@@ -59,7 +59,7 @@ def select(
 
 
 def run(ctx: RunContext) -> None:
-    """Make the injections that are owed. A finding that cannot be injected becomes a row with the reason."""
+    """Make the missing injections. A finding that cannot be injected becomes a row with the reason."""
     config, store = ctx.config, ctx.rundir.store("injections")
     critiques = critique.opened(ctx)
     done = ctx.rundir.rows("injections")

@@ -38,8 +38,8 @@ CONTROLS = "controls.json"
 
 
 def run(ctx: RunContext, earlier: Sequence[str]) -> None:
-    """Make the measurements that are owed, and write report.json and report.html. `earlier` contains the warnings of
-    earlier stages."""
+    """Make the missing measurements, and write report.json and report.html. `earlier` contains the warnings of earlier
+    stages."""
     if line := moved_line(write(ctx, earlier, measure=True)):
         ctx.console.note(f"report: {line}")
     ctx.rundir.set_index("report", [])

@@ -42,7 +42,8 @@ T = TypeVar("T", bound=TargetHead)
 
 
 def run(ctx: RunContext) -> None:
-    """Score the items that are owed, in blocks of `rescore.part_rows` traces; only one block's items are in memory.
+    """Score the items that have no target yet, in blocks of `rescore.part_rows` traces; only one block's items are in
+    memory.
 
     No engine call mixes items of two blocks, so a shard that begins at a block's first trace makes the same calls as
     the whole run, and gets the same bits.
@@ -124,7 +125,7 @@ class _Work:
     """Hold the scorer of each batch, and the information about erring steps against which twins are checked."""
 
     def __init__(self, ctx: RunContext, store: TargetStore, opened: ExitStack) -> None:
-        """Load nothing until an item is owed; `opened` closes what was loaded."""
+        """Load nothing until an item must be scored; `opened` closes what was loaded."""
         self.ctx, self.store, self._opened = ctx, store, opened
         self.done = store.keys()
         self.failures: dict[str, dict[str, Any]] = {}
@@ -164,7 +165,7 @@ class _Work:
             self.findings |= {h.key: finding_of(h) for h in hints}
 
     def score(self, batch: Sequence[Any]) -> int:
-        """Score the owed items of a batch, store them, and return their number.
+        """Score the items of a batch that have no target yet, store the targets, and return their number.
 
         Batches were cut in advance, so that a resumed run gets the same bits.
         """

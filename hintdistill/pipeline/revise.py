@@ -25,7 +25,7 @@ SAID = {
 
 
 def run(ctx: RunContext) -> int:
-    """Ask for the second hints that are owed, and return how many findings have a new hint.
+    """Ask for the missing second hints, and return how many findings have a new hint.
 
     Raises:
         ServiceError: the critic's server is unreachable; earlier answers are kept.

@@ -84,7 +84,7 @@ class Loop:
     # -- one round -----------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Play the rounds that are owed.
+        """Play the rounds that are not finished.
 
         Raises:
             TripwireError: the student collapsed or moved too far; `student/` contains the last good one.

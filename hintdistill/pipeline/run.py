@@ -124,7 +124,7 @@ def _lead(
 
 
 def report_only(folder: Path, console: Console | None = None, *, trust: bool = False) -> None:
-    """Make the measurements that are owed and rewrite the report of an existing run.
+    """Make the missing measurements and rewrite the report of an existing run.
 
     A run of an older schema keeps its manifest and its student's card, which records how the student was made. Unless
     `trust` is set, things that a run from elsewhere names (an environment, a model to download) are left out with a

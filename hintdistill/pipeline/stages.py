@@ -77,7 +77,7 @@ class Critique:
         critique.critics(ctx)
 
     def run(self, ctx: RunContext) -> None:
-        """Ask for the critiques that are owed."""
+        """Ask for the missing critiques."""
         from hintdistill.pipeline import critique
 
         critique.run(ctx)
@@ -93,7 +93,7 @@ class Inject:
         _ = ctx.renderer
 
     def run(self, ctx: RunContext) -> None:
-        """Make the injections that are owed, then the twins."""
+        """Make the missing injections, then the missing twins."""
         from hintdistill.pipeline import inject, twins
 
         inject.run(ctx)
@@ -115,7 +115,7 @@ class Rescore:
             tasks_of(load_suite(ctx.config.rollout.environment), split, None)
 
     def run(self, ctx: RunContext) -> None:
-        """Score the items that are owed."""
+        """Score the items that have no target yet."""
         from hintdistill.pipeline import rescore
 
         rescore.run(ctx)
@@ -176,7 +176,7 @@ class Report:
                 tasks_of(suite, config.rollout.sample.split, None, config.rollout.sample.tasks)
 
     def run(self, ctx: RunContext) -> None:
-        """Make the measurements that are owed and write the report."""
+        """Make the missing measurements and write the report."""
         from hintdistill.pipeline import report
 
         report.run(ctx, kept_warnings(ctx.rundir))

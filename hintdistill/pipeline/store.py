@@ -20,8 +20,8 @@ episodes.jsonl       one row per episode that these were counted from
 report.json, report.html
 ```
 
-Every row carries the content hash of its inputs, including its parent's key. Resuming is a set difference: the owed
-rows minus the existing ones. A line truncated by a kill is owed again.
+Every row carries the content hash of its inputs, including its parent's key. Resuming is a set difference: the required
+rows minus the existing ones. A line truncated by a kill counts as missing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The twins of a run: made in the inject stage, after the injections, for every finding that has one.
 
 `twins.jsonl` has a row for each such finding: its twins, the dropped edits with their reasons, or the reason why there
-was no edit at all. Rows are keyed by their inputs, so that a resumed run makes only what is owed.
+was no edit at all. Rows are keyed by their inputs, so that a resumed run makes only the missing ones.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class LoadedTwin:
 
 
 def run(ctx: RunContext) -> None:
-    """Make the twins that are owed; do nothing if `train.twins.per_finding` is 0."""
+    """Make the missing twins; do nothing if `train.twins.per_finding` is 0."""
     section = ctx.config.train.twins
     if section.per_finding == 0:
         if ctx.rundir.index("twins"):

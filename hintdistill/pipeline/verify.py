@@ -123,7 +123,8 @@ def _json(path: Path, kind: type, redone: str) -> Iterator[Damage]:
 
 
 def _bad_lines(path: Path, key: str) -> list[int]:
-    """Return the lines that are not an object with that key; an incomplete last line is owed, not damaged."""
+    """Return the lines that are not an object with that key; an incomplete last line counts as missing, not as
+    damaged."""
     bad = []
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
