@@ -115,7 +115,9 @@ class OutcomeSection(Section):
     def _bounds(cls, value: tuple[float | None, float | None]) -> tuple[float | None, float | None]:
         low, high = value
         if (low is not None and not 0 <= low <= 1) or (high is not None and high < 0):
-            raise ValueError(f"[low, high] has a low end between 0 and 1 and a high end from 0 up, not {list(value)}")
+            raise ValueError(
+                f"[low, high] needs a low end between 0 and 1 and a high end of at least 0, not {list(value)}"
+            )
         return value
 
 
@@ -209,10 +211,12 @@ class TrainSection(Section):
     def _consistent(self) -> TrainSection:
         update = self.effective_recipe.teacher.update
         if self.targets == "stored" and not TEACHERS.get(update).stored:
-            raise ValueError(f"a teacher that is {update} has no stored targets; set train.targets=in_step")
+            raise ValueError(
+                f"a teacher with the update rule {update} has no stored targets; set train.targets=in_step"
+            )
         if self.targets == "stored" and (why := self._beyond_stored):
             raise ValueError(
-                f"stored targets hold top-k entries, not the full vocabulary ({why}); set train.targets=in_step"
+                f"stored targets contain only top-k entries, not the full vocabulary ({why}); set train.targets=in_step"
             )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
@@ -226,11 +230,13 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _outputs(self) -> TrainSection:
         if self.arriving_adapter == "beside" and self.lora is None:
-            raise ValueError("arriving_adapter=beside trains a new adapter; set train.lora, or arriving_adapter=merge")
+            raise ValueError(
+                "arriving_adapter=beside requires a new adapter; set train.lora, or arriving_adapter=merge"
+            )
         if self.save == "adapter" and self.lora is None:
-            raise ValueError("save=adapter writes an adapter and none is trained; set train.lora, or save=merged")
+            raise ValueError("save=adapter writes an adapter, but none is trained; set train.lora, or save=merged")
         if self.save == "adapter" and self.arriving_adapter == "beside":
-            raise ValueError("save=adapter writes one adapter, and arriving_adapter=beside makes two; set save=both")
+            raise ValueError("save=adapter writes a single adapter, but arriving_adapter=beside has two; set save=both")
         return self
 
     @cached_property
