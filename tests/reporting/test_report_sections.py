@@ -65,7 +65,7 @@ def test_drawings_are_the_same_bytes_hold_no_date_and_nothing_that_runs(document
         assert "<script" not in svg and "<dc:date>" not in svg and "\x1b" not in svg
         assert "optimiser step</text>" in svg, "text stays text"
         assert words.startswith("Curves over optimiser steps, ")
-    assert "loss 0.5 at first, 0.25 at last" in drawn[0][0]
+    assert "loss begins at 0.5 and ends at 0.25" in drawn[0][0]
 
 
 def luminance(colour: str) -> float:
