@@ -216,16 +216,18 @@ class GateSection(Section):
     """`false` accepts every scored finding. `null` follows the recipe (`data.gate`); whole-trace methods have no
     gate."""
     min_drop_nats: float = Field(default=0.0, ge=0.0)
-    """Smallest fall of the decision token's log-probability, in nats."""
+    """A hint must lower the decision token's log-probability by at least this many nats."""
     min_odds_nats: float = Field(default=2.0, ge=0.0)
-    """Smallest rise of the log-odds of the hinted view's continuation against the decision token, in nats."""
+    """A hint must raise the log-odds of the hinted view's continuation against the decision token by at least this many
+    nats."""
     min_odds_margin_nats: float = Field(default=2.0, ge=0.0)
-    """The log-odds must rise by at least this many nats more under the hint than under the median placebo."""
+    """A hint must raise the log-odds by at least this many nats more than the median placebo does."""
     min_legal_gain: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Smallest probability that must move to continuations allowed by the tool schemas at the decision token, if the
-    schemas constrain it."""
+    """A hint must move at least this much probability to continuations that the tool schemas allow at the decision
+    token, if the schemas constrain it."""
     max_raise_nats: float = Field(default=0.5, ge=0.0)
-    """Largest rise of any quoted token's log-probability in nats, even if no first choice changes."""
+    """A hint must not raise the log-probability of any quoted token by more nats than this, even if no first choice
+    changes."""
     min_student_probability: float = Field(default=0.01, ge=0.0, le=1.0)
     """If the decision token has a lower probability without a hint, the error is not considered this student's."""
     checks: tuple[GateCheck, ...] = GATE_CHECKS

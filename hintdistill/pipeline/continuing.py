@@ -129,7 +129,7 @@ class _Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def says_how_to_continue(folder: Path, until: str, *, trust: bool = False) -> Iterator[None]:
-    """Add a note with the command that continues the run to a declared error raised inside.
+    """Add the command that continues the run, as a note, to any declared error raised inside.
 
     A termination signal (SIGTERM, SIGHUP) stops the run like Ctrl-C, and the command line then prints the same note.
     """

@@ -57,8 +57,8 @@ def sampled_elsewhere(config: RunConfig) -> str | None:
         return None
     said = ", ".join(f"{name} {value:g}" for name, value in how.model_dump(exclude_defaults=True).items())
     return (
-        f"rollouts were sampled at {said}, but log-probabilities are recorded at temperature 1 over "
-        "the whole vocabulary, so the importance ratio does not refer to the policy that sampled"
+        f"rollouts were sampled at {said}, but log-probabilities are recorded at temperature 1 over the whole "
+        "vocabulary, so the importance ratio does not refer to the policy that sampled them"
     )
 
 

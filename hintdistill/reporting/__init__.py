@@ -1,4 +1,4 @@
-"""From a run folder to HTML, JSON and terminal output (6. report).
+"""Turn a run folder into HTML, JSON and terminal output (6. report).
 
 `build` turns rows into one plain document; all other modules only display that document. All trace text is escaped: in
 HTML by the template engine, in the terminal by `printable`.

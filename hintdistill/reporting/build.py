@@ -1,4 +1,4 @@
-"""From rows to the report document.
+"""Build the report document from a run's rows.
 
 The document is versioned and described in `docs/report.md`. Probabilities refer to sampled tokens; effects are in nats.
 """

@@ -1,5 +1,5 @@
-"""From paths to files: a path is a file, a folder, a glob, a zip, a table or a data set on the hub. Files that must not
-be read are named, never followed.
+"""Turn paths into files: a path is a file, a folder, a glob, a zip, a table or a data set on the hub. Files that must
+not be read are named, never followed.
 
 Folders are untrusted: a symbolic link is read only if it stays inside its folder, and anything that is not a regular
 file is refused (a pipe would block for ever). Archives are handled in `archives.py`.

@@ -1,4 +1,4 @@
-"""From bytes to records: JSON lines, a JSON array, one object, or objects one after another.
+"""Turn bytes into records: JSON lines, a JSON array, one object, or objects one after another.
 
 Reading is streamed: a window on the file holds one record at a time, however large the file is. A broken record loses
 only itself: it becomes one failure with its line, and reading continues at the next recognisable record.

@@ -1,4 +1,4 @@
-"""From targets to training rows: whole traces with all their accepted injections, and static weights.
+"""Turn targets into training rows: whole traces with all their accepted injections, and static weights.
 
 A row is the student's own sequence of one trace, cut after the last scored token. Its slots are the steps that carry
 loss: hints, anchors, and for an additive outcome reward every sampled step of a rollout that was better or worse than

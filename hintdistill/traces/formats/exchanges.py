@@ -1,4 +1,5 @@
-"""From model calls to conversations: the recorded input and output of each call are assembled into the traces of a run.
+"""Turn model calls into conversations: the recorded input and output of each call are assembled into the traces of a
+run.
 
 A tracing tool records each call separately, with the conversation so far, and often twice (the framework's span around
 the provider's). The calls are ordered by time and folded into their longest chains; a call that repeats the content of

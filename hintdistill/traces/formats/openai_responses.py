@@ -99,7 +99,7 @@ def conversation(
 
     Args:
         record: the whole record; keys not in `used` are kept.
-        read: `input`: a string, or a list of items or messages.
+        read: the value of `input`: a string, or a list of items or messages.
         response: the response body: `output`, `instructions`, `tools`, `model`.
         source, options: as for every format.
         reward, task_id, used, tools: values from the record that the caller already knows.
