@@ -53,7 +53,7 @@ class LLMSection(Section):
     """Address of the server, up to and including `/v1`."""
     more_urls: tuple[str, ...] = ()
     """Further servers of the same model. Each question goes to the server with the fewest open questions. If a server
-    fails, its questions go to the others. `concurrency` counts for all servers together."""
+    fails, its questions go to the others. `concurrency` applies to all servers together."""
     model: CriticModel | None = None
     """The model's name on the server. With `vllm` or `local`, a folder or hub name; by default the student itself."""
     api_key_env: str = "OPENAI_API_KEY"

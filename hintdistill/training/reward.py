@@ -201,7 +201,8 @@ def sampled_steps(trace: Trace, left_out: Counter[str]) -> list[int]:
             left_out["filtered_logprobs"] += 1
         elif len(message.token_ids) != len(message.logprobs):
             raise InputError(
-                f"trace {trace.id}, step {k}: {len(message.token_ids)} ids, {len(message.logprobs)} log-probs"
+                f"trace {trace.id}, step {k} has {len(message.token_ids)} token ids, but "
+                f"{len(message.logprobs)} log-probabilities"
             )
         else:
             found.append(k)
