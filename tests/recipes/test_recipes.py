@@ -542,8 +542,8 @@ BASE = ["run.model=m", "traces.path=t.jsonl"]
         ("train.recipe.controllers=[cgtr]", "`controllers` was removed: teacher.update=cgtr"),
         ("train.recipe.kind=diagnostic", "`kind` was removed: every recipe is an objective"),
         ("train.recipe.data.hint.kind=feedbak", r"unknown hint kind `feedbak` \(did you mean `feedback`\?\)"),
-        ("train={recipe: hint_sd, targets: stored}", "a teacher that is ema has no stored targets"),
-        ("train={recipe: opcd, targets: stored}", "stored targets hold top-k entries, not the full vocabulary"),
+        ("train={recipe: hint_sd, targets: stored}", "a teacher with the update rule ema has no stored targets"),
+        ("train={recipe: opcd, targets: stored}", "stored targets contain only top-k entries, not the full vocabulary"),
         (
             "train={recipe: {preset: rlcsd, terms: {distill: {support: {k: 5}}}}}",
             "no term `distill`; its terms are kept, rest",
