@@ -192,23 +192,16 @@ SCORES: dict[str, Callable[[ScoreBank], Tensor]] = {
 in nats, `pos` is in (0, 1), `index` starts at 1; the functions describe the others."""
 
 FACTS = (
-    "turn_is_target",
     "in_quote",
     "since_error",
     "advantage",
     "reward",
     "group_acc",
-    "confidence",
-    "tag",
-    "lookahead",
-    "lagged",
     "key_span",
     "error_span",
-    "on_policy",
     "rollout_ppl_S",
     "rollout_ppl_T",
 )
 """Facts that only the caller knows: [N] or [R]. `rollout_ppl_S`, `rollout_ppl_T`: [R, M], perplexity of a row's whole
 rollout at the time of sampling, under the student and the teacher, followed by those of its task's other rollouts with
-the same outcome, padded with NaN. `since_error` counts from the first quoted token (negative before it); `tag` is 1 on
-the tokens of an action; `lagged` is a controller's threshold; `lookahead` is a reward from further queries (LGR)."""
+the same outcome, padded with NaN. `since_error` counts from the first quoted token (negative before it)."""

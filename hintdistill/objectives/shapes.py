@@ -188,8 +188,8 @@ def rolling_stop(
 ) -> Tensor:
     """Return 0 from the first of `patience` consecutive windows whose mean is below the level. KAT (arXiv 2606.09471).
 
-    The level is the (1-η)-quantile of each row's lowest window mean, over this batch, unless it is passed (KAT keeps a
-    buffer of 4096; see `controllers.KatBuffer`). The first `skip` tokens are exempt.
+    The level is the (1-η)-quantile of each row's lowest window mean, over this batch, unless it is passed (KAT uses a
+    buffer of the last 4096 rows). The first `skip` tokens are exempt.
     """
     means = [_rolling_mean(row, window) for row in x.split(list(lengths))]
     if level is None:

@@ -20,10 +20,11 @@ def one_of(known: Iterable[str], what: str) -> Any:
 
 
 class Rollout(Part):
-    """State who produced the tokens, as published. A run trains on recorded steps, and refuses a source that it does
-    not have."""
+    """State whose rollouts the method was published with. A run trains on recorded steps; log, card and `recipes show` report
+    this."""
 
     source: Annotated[str, one_of(parts.ROLLOUTS, "rollout source")] = "traces"
+    """traces: recorded ones; student: those that the student samples while it trains."""
 
 
 class HintKind(Part):

@@ -190,7 +190,6 @@ class Recipe(Part):
 
     name: str
     title: str
-    kind: Literal["objective", "diagnostic", "filter", "data", "rationale"] = "objective"
     formula: str
     source: str
     confidence: str
@@ -203,29 +202,24 @@ class Recipe(Part):
     """Figures or forms that are ours."""
     changed: str = ""
     """Departures from the method; empty if the recipe runs as the method. See docs/methods.md."""
-    lowers_error: Literal["yes", "conditional", "no", "n/a"]
+    lowers_error: Literal["yes", "conditional", "no"]
     """Whether one training step lowers a sampled error token that the teacher lowers: always, only under a condition,
     or not because of the teacher. The reason is in `lowers_error_why`."""
     lowers_error_why: str = ""
     note: str = ""
     mechanism: tuple[str, ...] = ()
     """For mechanisms that are used elsewhere: their location, as `module.name`."""
-    extra_needs: tuple[str, ...] = ()
-    """Needs that no key implies, e.g. `teacher_training`, as names of `recipes.needs.HOW`."""
     data: Data = Data()
     views: dict[str, View] = Field(default_factory=dict)
     teacher: TeacherRule = TeacherRule()
     terms: dict[str, Term] = Field(default_factory=dict)
     coupling: Coupling = Coupling()
-    controllers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _sound(self) -> Recipe:
         if SAMPLER in self.views:
             raise ValueError(f"a view may not be called `{SAMPLER}`, which names the policy that sampled the tokens")
-        for name in self.controllers:
-            require(name, parts.CONTROLLERS, "controller")
-        if self.kind == "objective" and not self.terms:
+        if not self.terms:
             raise ValueError("an objective needs at least one term")
         for name, term in self.terms.items():
             self._check_views(name, term)

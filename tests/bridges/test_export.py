@@ -134,7 +134,7 @@ def test_a_row_beyond_its_bound_is_an_error_that_names_it():
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--to", "hff"], "no format 'hff' (did you mean"),
+        (["--to", "hff"], "unknown format 'hff' (did you mean"),
         (["--to", "trl", "tail=drop"], "trl does not support tail=drop: its trainer computes the rest itself"),
         (["--to", "axolotl", "tail=keep"], "axolotl does not support tail=keep"),
         (["k=0"], "k=0 is not a number of ids"),

@@ -143,7 +143,7 @@ def test_a_refusal_names_trace_step_and_the_first_words_that_differ():
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
     with pytest.raises(
-        TemplateError, match=r"trace t9, step 0: .*below no header.*'Is it late in Paris\?\?<\|assist.* became"
+        TemplateError, match=r"trace t9, step 0: .*without a header.*'Is it late in Paris\?\?<\|assist.* became"
     ):
         r.step(Trace(id="t9", messages=(ASK, ANSWER)), 0)
 

@@ -103,7 +103,7 @@ def test_a_hint_that_is_refused_above_the_step_is_that_of_a_minimal_talk(templat
 def test_a_system_prompt_that_is_the_templates_own_is_not_replaced():
     """Qwen2.5 writes a system prompt where none is given: a hint must not put that one away."""
     made = row("qwen2_5", "no system prompt").hints["system_prompt"]
-    assert isinstance(made, TemplateError) and "replaces a system prompt of its own" in made.message
+    assert isinstance(made, TemplateError) and "replaces its own system prompt" in made.message
     with_own = row("qwen2_5", "after a call")
     context, made = with_own.site.rendered.context_ids, with_own.hints["system_prompt"]
     hinted = context[: made.insert_at] + made.block_ids + context[made.insert_at :]
