@@ -290,7 +290,7 @@ def _with_field(text: str, index: int, name: str, value: Any) -> tuple[Replaceme
 
 
 FAILS = re.compile(r"error|exception|fail|timed? ?out|traceback", re.IGNORECASE)
-"""Words by which an observation is taken to be a failure."""
+"""Words that mark an observation as a failure."""
 _STATED = re.compile(r"\"[^\"\n]{1,80}\"|(?<![\w.])[-+]?\d[\d.,:/-]*\d(?!\w)|(?<![\w.])\d(?!\w)|\b\w*\d\w*\b")
 
 

@@ -96,7 +96,8 @@ def top_k_mass(student: Tensor, teacher: Tensor, k: int = 16) -> float:
 
 
 def cliff_lambda(p: float, b: float, c: float) -> float:
-    """λ*, below which extrapolation (teacher λ, initial 1-λ) keeps structural tokens within the clip-safe region.
+    """Return λ*, the bound below which extrapolation (teacher λ, initial 1-λ) keeps structural tokens in the clip-safe
+    region.
 
     p, b: modal probability of teacher and initial policy at structural tokens (tool-call syntax); c: clip of the
     importance ratio. λ* = [log((1-p)/(c-1+p)) - log((1-b)/b)]/[log((1-p)/p) - log((1-b)/b)]. arXiv 2605.08737. λ*(.9993, .81,

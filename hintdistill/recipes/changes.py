@@ -40,12 +40,12 @@ def called(recipe: Recipe, read: str | None = None, steps: str | None = None) ->
 
 
 def rollouts(recipe: Recipe) -> str:
-    """Say on whose rollouts the method is published, and what a run has in their place."""
+    """State whose rollouts the method was published with, and which rollouts a run uses instead."""
     if recipe.data.rollout.source == "traces":
         return "recorded, as published"
     return (
-        "recorded before the training; published on rollouts that the student samples while it trains "
-        "(`run.rounds` samples between trainings)"
+        "recorded before training; published with rollouts that the student samples during training (`run.rounds` "
+        "samples between trainings)"
     )
 
 

@@ -24,7 +24,7 @@ class Rollout(Part):
     this."""
 
     source: Annotated[str, one_of(parts.ROLLOUTS, "rollout source")] = "traces"
-    """traces: recorded ones; student: those that the student samples while it trains."""
+    """Source of the rollouts. `traces`: recorded ones; `student`: sampled by the student during training."""
 
 
 class HintKind(Part):

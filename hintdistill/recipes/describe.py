@@ -186,11 +186,13 @@ def settings(recipe: Recipe) -> dict[str, Any]:
 
 
 FORMER: dict[str, Any] = {"kind": "objective", "extra_needs": [], "controllers": []}
-"""Keys that recipes had until version 0.2, at the value that every run had: what was keyed with them is still found."""
+"""Keys that recipes had until version 0.2, with the value that every run had, so that results keyed with them are still
+found."""
 
 
 def content(recipe: Recipe) -> dict[str, Any]:
-    """Return everything of a recipe that a result is keyed by; an external model by its weights, which are not here."""
+    """Return the content of a recipe by which a result is keyed. An external model is keyed by its weights, which are
+    not included here."""
     return FORMER | recipe.model_dump(mode="json", exclude={"teacher": {"model"}})
 
 

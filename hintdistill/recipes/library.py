@@ -35,8 +35,8 @@ REMOVED = {
     "data.hint.no_answer": f"the gate's check `leak` refuses such hints; {_WORDS}",
     "diagnostics": f"`hintdistill.objectives.diagnostics` has the functions; {_WORDS}",
     "kind": "every recipe is an objective; docs/methods.md lists the methods that are not",
-    "extra_needs": "what a recipe needs follows from its other keys",
-    "controllers": "teacher.update=cgtr is the one controller that a training had; leave the key out",
+    "extra_needs": "the needs of a recipe follow from its other keys",
+    "controllers": "teacher.update=cgtr is the only controller that training ever had; leave the key out",
 }
 """Key that recipes once had → what to write instead."""
 DEFAULT = "targeted"
