@@ -211,7 +211,9 @@ def right_steps(data: RoundData, traces: Sequence[Trace]) -> list[tuple[Trace, i
     end, out = ctx.renderer.tokenizer.eos_token_id, []
     for trace in traces:
         if len(trace.own_steps) != 1:
-            raise ConfigError(f"{trace.id} has {len(trace.own_steps)} steps; `right_text` is the answer of a single one")
+            raise ConfigError(
+                f"{trace.id} has {len(trace.own_steps)} steps; `right_text` is the answer of a single one"
+            )
         step = trace.own_steps[0]
         ids = [*ctx.renderer.encode(suite.right_text(trace.task_id or trace.id)), end]
         right, why = corrected_step(sampler, trace, step, ctx.renderer.step(trace, step).context_ids, ids)

@@ -26,6 +26,10 @@ CROSS_ENTROPY = ("sft_success", "sft_corrected", "sft_gold", "gold_steps")
 """Arms whose rows are steps to be said as they stand."""
 
 
+TWINS = {"per_finding": 1, "weight": 0.5}
+"""The twins of the arm `twins`: half of a hint's weight, as on the toy world's grid (docs/decisions.md)."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One arm on one seed in one regime; the arm `shared` comes before the others."""
@@ -63,6 +67,8 @@ def job_config(config: AblationConfig, job: Job, folder: Path) -> RunConfig:
         data["train"] = changed(data["train"], settings_of(config, job.arm)[job.setting])
     if job.arm in CROSS_ENTROPY:
         data["train"] = changed(data["train"], cross_entropy(TrainSection.model_validate(data["train"])))
+    if job.arm == "twins":
+        data["train"] = changed(data["train"], {"twins": TWINS})
     if job.arm == "hint_outcome":
         data["train"] = changed(data["train"], {"recipe": {"coupling": {"kind": "additive", "weight": 0.5}}})
         # a round plays each task once
