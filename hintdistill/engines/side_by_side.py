@@ -57,6 +57,8 @@ class SideBySide:
             threads, all_are_there = torch.get_num_threads(), Barrier(self.readers)
 
             def limit(_: int) -> None:
+                # asked first: a thread that has not begun would take the common number later, in place of this one
+                torch.get_num_threads()
                 torch.set_num_threads(1)
                 all_are_there.wait()
 
