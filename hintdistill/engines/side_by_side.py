@@ -17,6 +17,8 @@ import torch
 
 from hintdistill.engines.forward import READER
 
+UNEVEN = 1.2
+"""Largest part, in even parts, up to which parts are read side by side: beyond it one reader with all threads is as fast."""
 Part, Made = TypeVar("Part"), TypeVar("Made")
 
 
@@ -29,13 +31,18 @@ class SideBySide:
         self._pool: ThreadPoolExecutor | None = None
 
     def divide(self, weights: Sequence[float]) -> list[list[int]]:
-        """Divide items among the readers so that each has about as much work; item numbers per reader, none empty."""
+        """Divide items among the readers so that each has about as much work; item numbers per reader, none empty.
+
+        One part if they cannot be divided evenly.
+        """
         parts: list[list[int]] = [[] for _ in range(max(1, min(self.readers, len(weights))))]
         loads = [0.0] * len(parts)
         for i in sorted(range(len(weights)), key=lambda i: -weights[i]):
             least = loads.index(min(loads))
             parts[least].append(i)
             loads[least] += weights[i]
+        if not sum(loads) or max(loads) * len(parts) > UNEVEN * sum(loads):
+            return [list(range(len(weights)))] if weights else []
         return [sorted(part) for part in parts if part]
 
     def map(self, work: Callable[[Part], Made], parts: Sequence[Part]) -> list[Made]:

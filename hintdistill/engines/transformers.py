@@ -35,8 +35,8 @@ from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_sta
 from hintdistill.engines.vocabulary import HeadReading, Vocabulary
 from hintdistill.engines.weights import load_model
 
-HEAD_ROWS = 2048
-"""Positions after which the head begins anew, so that what it keeps beside the logits stays small."""
+HEAD_ENTRIES = 1 << 19
+"""Entries of logits that are worth one pass of the head; groups of requests are read together up to so many."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -180,11 +180,12 @@ class TransformersEngine:
         for members in groups.values():
             if len({requests[i].end - requests[i].start for i in members}) > 1:
                 raise ValueError("requests of one group must score steps of the same length")
-            block.append(members)
-            rows += sum(len(hidden[i]) for i in members)
-            if rows >= HEAD_ROWS:
+            more = sum(len(hidden[i]) for i in members)
+            if block and (rows + more) * self.vocab_size > HEAD_ENTRIES:
                 self._head(block, requests, hidden, top_k, out)
                 block, rows = [], 0
+            block.append(members)
+            rows += more
         if block:
             self._head(block, requests, hidden, top_k, out)
         return [s for s in out if s is not None]

@@ -94,6 +94,7 @@ def test_work_is_divided_evenly_and_nothing_is_left_out():
     parts = side.divide([9, 1, 5, 4, 1])
     assert sorted(i for part in parts for i in part) == [0, 1, 2, 3, 4] and len(parts) == 2
     assert sorted(sum([9, 1, 5, 4, 1][i] for i in part) for part in parts) == [10, 10]
+    assert side.divide([1, 1, 1]) == [[0, 1, 2]] and side.divide([9, 1]) == [[0, 1]]
     assert side.divide([3]) == [[0]] and SideBySide(1).divide([1, 2]) == [[0, 1]]
 
 
