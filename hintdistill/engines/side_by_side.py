@@ -91,8 +91,10 @@ def _read(work: Callable[[Part], Made], part: Part) -> Made:
 def readers_for(model: Any, on_cpu: bool) -> int:
     """Return how many threads may run a model at the same time: torch's threads on a CPU, 1 where a pass changes the model.
 
-    Rotary embeddings whose frequencies follow the length of the sequence (dynamic, longrope) write them into the model.
+    Rotary embeddings whose frequencies follow the length of the sequence (dynamic, longrope) write them into the model; what
+    code that came with the model's folder does is not known.
     """
-    kinds = str([getattr(module, "rope_type", "") for module in model.modules()])
-    own_code = type(model).__module__.startswith("transformers_modules")
+    modules = list(model.modules())
+    kinds = str([getattr(module, "rope_type", "") for module in modules])
+    own_code = any(type(module).__module__.startswith("transformers_modules") for module in modules)
     return 1 if not on_cpu or own_code or "dynamic" in kinds or "longrope" in kinds else torch.get_num_threads()
