@@ -286,7 +286,7 @@ def _trained(job: RealJob, data: shared_arms.RoundData, student: Path) -> dict[s
         "distinct": distinct,
         "available": available,
         "steps": summary.steps,
-        "measured": measured(job, folder / "student"),
+        "measured": measured(plan, job.seed, folder / "student"),
     }
 
 
@@ -313,10 +313,10 @@ def _untrained(job: RealJob) -> dict[str, Any]:
     return {"measured": {s: untrained.played(job.arm, world, t, job.seed) for s, t in job.plan.tasks.items()}}
 
 
-def measured(job: RealJob, student: Path) -> dict[str, Any]:
+def measured(plan: Plan, seed: int, student: Path) -> dict[str, Any]:
     """What a student does on every split of the plan, at the frozen sampling."""
-    world = play.World.load(job.plan.config, student)
-    return {s: play.rows_of(world.suite, world.plain(t, job.seed)) for s, t in job.plan.tasks.items()}
+    world = play.World.load(plan.config, student)
+    return {s: play.rows_of(world.suite, world.plain(t, seed)) for s, t in plan.tasks.items()}
 
 
 def grid_tasks(config: RunConfig, n: int) -> dict[str, list[str]]:
