@@ -60,7 +60,7 @@ def summary(config: AblationConfig, found: Found) -> dict[str, Any]:
         seeds = sorted(found[arm].keys() & shared.keys() & true.keys())
         if not seeds:
             continue
-        mine = [found[arm][k] for k in seeds]
+        mine, before, best = ([of[k] for k in seeds] for of in (found[arm], shared, true))
         rounds = [r for of in mine for r in of["rounds"]]
         first = [of["rounds"][0] for of in mine]
         arms[arm] = {
@@ -70,14 +70,11 @@ def summary(config: AblationConfig, found: Found) -> dict[str, Any]:
             "to_find": sum(r.get("to_find", r["findings"]) for r in rounds),
             "accepted": sum(r["candidates"] for r in first)
             / max(1, sum(r["candidates"] + r["rejected"] for r in first)),
-            "settings": {
-                s: _gain(config, *([of[k] for k in seeds] for of in (found[arm], shared, true)), s)
-                for s in mine[0]["outcomes"]
-            },
+            "settings": {s: _gain(config, mine, before, best, s) for s in mine[0]["outcomes"]},
         }
         kind = parse_noise(arm)[0] if ":" in arm else ""
         if kind.startswith("miss-"):
-            arms[arm]["left"] = _left(config, [[of[k] for k in seeds] for of in (found[arm], true, shared)], kind[5:])
+            arms[arm]["left"] = _left(config, [mine, best, before], kind.removeprefix("miss-"))
     return clean({"arms": arms})
 
 
