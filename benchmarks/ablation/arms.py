@@ -9,10 +9,13 @@
 | full_trace | all hints of a trace in its system prompt, loss on every step of it (SDPO-like, arXiv 2601.20802) |
 | sft_success | cross-entropy on every step of successful episodes: it sees the success label |
 | sft_corrected | cross-entropy on steps that the hinted student sampled in place of erring ones, if the critic has no objection |
+| sft_gold | cross-entropy on the right answer in place of erring steps; the environment knows it (`right_text`) |
+| gold_steps | cross-entropy on the right answers to as many tasks as there are rows, erred at or not: more warm-up |
+| twins | `hint`, and the erring steps held in the twins of their contexts, in which they are right |
 | hint_outcome | `hint` beside an outcome reward on every step of the same rollouts, (L_RL + L_D)/2; it sees the success label too |
 | stale, foreign, llm_critic | `hint` on traces of the round before, on another policy's traces, with another critic |
 | replay | `hint` on single fresh steps of the student at the steps of those other traces (`rollout.source: replay`) |
-| step:p, alarm:p, hint:p | `hint` with a critic that is wrong that often, gate on or off |
+| step:p, alarm:p, hint:p, … | `hint` with a critic that is wrong that often, gate on or off; the kinds are in settings.py |
 
 The controls (placebo, wrong_hint, random_step) have the gate off, because it would reject what they are made of. Every arm
 has the same anchors, as many optimiser steps, and at most as many rows; rows are drawn without regard to what they hold.
@@ -29,12 +32,14 @@ from typing import Any
 from benchmarks.ablation import critic_noise
 from benchmarks.ablation.settings import parse_noise
 from hintdistill.config import RunConfig
+from hintdistill.core.errors import ConfigError
 from hintdistill.core.scores import Target
 from hintdistill.core.types import Critique, Trace
 from hintdistill.injection.hints import seed_of
 from hintdistill.injection.splice import Injector
 from hintdistill.pipeline import critique, inject, read, rescore, variants
 from hintdistill.pipeline.context import RunContext
+from hintdistill.pipeline.corrections import corrected_step
 from hintdistill.pipeline.stages import run_stages
 from hintdistill.pipeline.store import RunDir
 from hintdistill.pipeline.variants import Found, Material, judge
@@ -42,7 +47,7 @@ from hintdistill.rollouts.hinted import play_hinted
 from hintdistill.rollouts.measure import options_of
 from hintdistill.rollouts.sampling import Episode, Sampler
 
-DISTILLED = ("hint", "hint_outcome", "stale", "foreign", "replay", "llm_critic")
+DISTILLED = ("hint", "twins", "hint_outcome", "stale", "foreign", "replay", "llm_critic")
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,10 @@ def targets_of(arm: str, data: RoundData, folder: Path) -> list[Target]:
         return [*variants.sft(ctx, steps), *data.anchors()]
     if arm == "sft_corrected":
         return [*variants.sft(ctx, corrected_steps(data)), *data.anchors()]
+    if arm == "sft_gold":
+        return [*variants.sft(ctx, right_steps(data, [t for t, _ in found])), *data.anchors()]
+    if arm == "gold_steps":
+        return [*variants.sft(ctx, right_steps(data, data.traces)), *data.anchors()]
     return _noisy(arm, data, folder)
 
 
@@ -114,16 +123,24 @@ def rescored(ctx: RunContext) -> list[Target]:
     return list(rescore.load(ctx))
 
 
+def noisy_findings(arm: str, data: RoundData) -> Found:
+    """The round's findings as the worse critic of a noise arm gives them."""
+    library, found = data.ctx.library, data.found
+    kind, share, _ = parse_noise(arm)
+    if kind == "hint":
+        return variants.wrong_hints(found, library, share, data.salt)
+    if kind == "step":
+        return variants.other_steps(found, data.traces, data.wrong, library, share, data.salt)
+    if kind == "alarm":
+        return critic_noise.false_alarms(found, data.traces, data.wrong, library, share, data.salt)
+    if kind.startswith("miss-"):
+        return critic_noise.missed(found, kind.removeprefix("miss-"), share, data.salt)
+    return critic_noise.plausible(found, data.critiques, library, kind, share, data.salt)
+
+
 def _noisy(arm: str, data: RoundData, folder: Path) -> list[Target]:
     """The method on a worse critic's findings: those are written to a file and take the critic's place."""
-    library, found = data.ctx.library, data.found
-    kind, share, gate = parse_noise(arm)
-    if kind == "hint":
-        found = variants.wrong_hints(found, library, share, data.salt)
-    elif kind == "step":
-        found = variants.other_steps(found, data.traces, data.wrong, library, share, data.salt)
-    else:
-        found = critic_noise.false_alarms(found, data.traces, data.wrong, library, share, data.salt)
+    found, (_, _, gate) = noisy_findings(arm, data), parse_noise(arm)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [{"trace": t.id, **f.model_dump(mode="json", exclude_defaults=True)} for t, f in found]
     (folder / "findings.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
@@ -177,6 +194,32 @@ def corrected_steps(data: RoundData) -> list[tuple[Trace, int]]:
             and not any(f.step == c.step for f in verdict.findings)
         ):
             out.append((c.episode.trace, c.step))
+    return out
+
+
+def right_steps(data: RoundData, traces: Sequence[Trace]) -> list[tuple[Trace, int]]:
+    """The traces with the right answer in place of their one step, as the student would write it.
+
+    Raises:
+        ConfigError: the environment does not say the right answers, or a trace has more than one step, so that what is right at one
+            of them depends on the others.
+    """
+    ctx, suite = data.ctx, suite_of(data.ctx)
+    if not hasattr(suite, "right_text"):
+        raise ConfigError(f"{ctx.config.rollout.environment} has no `right_text`, which the arms on right answers need")
+    sampler = Sampler(ctx.engine(ctx.model_folder), ctx.renderer, options_of(ctx.config.rollout, 0.0, 0))
+    end, out = ctx.renderer.tokenizer.eos_token_id, []
+    for trace in traces:
+        if len(trace.own_steps) != 1:
+            raise ConfigError(
+                f"{trace.id} has {len(trace.own_steps)} steps; `right_text` is the answer of a single one"
+            )
+        step = trace.own_steps[0]
+        ids = [*ctx.renderer.encode(suite.right_text(trace.task_id or trace.id)), end]
+        right, why = corrected_step(sampler, trace, step, ctx.renderer.step(trace, step).context_ids, ids)
+        if right is None:
+            raise ConfigError(f"the right answer of {trace.id} is {why}")
+        out.append((right, step))
     return out
 
 

@@ -30,6 +30,7 @@ from hintdistill.core.types import HELD
 from hintdistill.core.variables import environment_variables
 from hintdistill.injection.hints import seed_of
 from hintdistill.pipeline.progress import Advance, Console
+from hintdistill.recipes.describe import content
 
 if TYPE_CHECKING:
     from hintdistill.training.reward import OutcomeData
@@ -120,7 +121,7 @@ def training_content(section: TrainSection) -> dict[str, Any]:
     external = section.effective_recipe.teacher.model
     return {
         **section.model_dump(mode="json", exclude={"recipe", *OUTPUT_KEYS}),
-        "recipe": section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
+        "recipe": content(section.effective_recipe),
         "teacher": None if external is None else model_key(resolve_model(external)).weights,
     }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hintdistill.config import RunConfig
@@ -56,6 +57,22 @@ def score_critics(
 def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Console, hints: bool) -> dict[str, Any]:
     ctx = RunContext(config, RunDir(folder), console)
     labelled, unread = _labelled(ctx, labels)
+    return score_labelled(ctx, labelled, hints=hints, about={"labels": str(labels), "unread": unread})
+
+
+def score_labelled(
+    ctx: RunContext,
+    labelled: Sequence[Labelled],
+    *,
+    hints: bool = False,
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Critique these traces and score the outcome, as `score_critics` does with what it read; see there.
+
+    Args:
+        about: what the document says first of the traces, e.g. where they are from.
+    """
+    config, folder = ctx.config, ctx.rundir.path
     said, asked = _critiques(ctx, [of.trace for of in labelled])
     cases: list[Case] = []
     for of in labelled:
@@ -64,9 +81,8 @@ def _score_critics(config: RunConfig, labels: Path, folder: Path, console: Conso
     prices = config.model_dump(mode="json", include={"critic"})
     spent = spending([row for rows in asked.values() for row in rows], prices, 0)
     result = {
-        "labels": str(labels),
+        **about,
         "critics": list(config.critic.use),
-        "unread": unread,
         **evaluate(cases, hint_classes(ctx.library)),
         "prompts": {n: ctx.library.hash(n) for n in ctx.library.names()},
         "usage": {n: spent[n] for n in (*PARTS, "money")},

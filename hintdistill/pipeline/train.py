@@ -19,7 +19,8 @@ from hintdistill.core.types import UNKNOWN_ACTION
 from hintdistill.pipeline import rescore
 from hintdistill.pipeline.context import RunContext
 from hintdistill.pipeline.progress import Readings
-from hintdistill.recipes.changes import called
+from hintdistill.recipes.changes import called, rollouts
+from hintdistill.recipes.describe import content
 from hintdistill.rescoring.stored import StoredTargets, by_part, heads, take
 from hintdistill.training.checksums import wrong_files
 from hintdistill.training.fits import require_fits
@@ -235,6 +236,8 @@ def say_what_trains(ctx: RunContext) -> None:
     for that reason."""
     recipe = ctx.config.train.effective_recipe
     ctx.console.note(f"train: recipe {called(recipe, ctx.config.inject.hint, ctx.config.inject.steps)}")
+    if recipe.data.rollout.source != "traces":
+        ctx.console.note(f"train: its rollouts are {rollouts(recipe)}")
     if recipe.lowers_error == "no":
         ctx.console.warn(
             f"{recipe.name} does not lower an error token because the teacher does "
@@ -284,7 +287,7 @@ def into(ctx: RunContext, folder: Path) -> tuple[str, str, TrainSummary]:
         # start a training over; the recipe and its teacher are the two lines after it, wherever their files are
         section.model_dump(mode="json", exclude={"watch", "tripwires", "recipe", "teacher_model", *OUTPUT_KEYS})
         | {"learning_rate": section.rate},
-        section.effective_recipe.model_dump(mode="json", exclude={"teacher": {"model"}}),
+        content(section.effective_recipe),
         [str(ctx.model_key), model_key(ctx.initial_folder).weights],
         None if external is None else model_key(resolve_model(external)).weights,
         run.seed,

@@ -20,7 +20,7 @@ from hintdistill.core.extensions import HINT_SOURCES
 from hintdistill.core.paths import PathMark, map_paths, recipe_paths
 from hintdistill.core.storage import write_atomic
 from hintdistill.recipes import Recipe
-from hintdistill.recipes.changes import changes
+from hintdistill.recipes.changes import changes, rollouts
 from hintdistill.recipes.describe import CONFIDENCE, settings
 from hintdistill.training.card_controls import hint_levels, placebo_share
 from hintdistill.training.card_method import lowers, pulled, was_read
@@ -240,6 +240,7 @@ def _recipe(document: Mapping[str, Any], train: TrainSection, facts: Mapping[str
         ("recipe", f"`{recipe.name}`: {recipe.title}"),
         *([("changed, so this is not that method", "; ".join(found))] if (found := _changed(document, train)) else []),
         ("formula" + (" before the changes" if found else ""), recipe.formula),
+        ("rollouts", rollouts(recipe)),
         ("source", recipe.source),
         ("confidence in the source", CONFIDENCE[recipe.confidence]),
         ("teacher", f"`{recipe.teacher.update}`, targets `{train.target_source}`"),

@@ -89,7 +89,7 @@ class Slot:
     def facts(self) -> dict[str, torch.Tensor]:
         """Return the facts that the recipe's weights may use about a slot, [T] each."""
         known = {name: torch.from_numpy(fact) for name, fact in quote_facts(self.span, self.length).items()}
-        known |= {"error_span": known["in_quote"], "turn_is_target": torch.ones(self.length), RECORDED: self.recorded}
+        known |= {"error_span": known["in_quote"], RECORDED: self.recorded}
         if self.outcome is None:
             return known
         ended = {
