@@ -203,7 +203,7 @@ def test_a_boundary_that_is_not_known_is_an_error_by_name(start, said):
 def test_a_bridge_that_weighs_quotes_refuses_the_span_by_name():
     require_no_action_span(TrainSection(), "this bridge")
     with pytest.raises(
-        ConfigError, match=r"terms\.distill\.span=action leaves reasoning out .* this bridge weighs the quoted"
+        ConfigError, match=r"terms\.distill\.span=action excludes reasoning from the loss, but this bridge weights the quoted"
     ):
         require_no_action_span(train_section(loss_span="action"), "this bridge")
 
