@@ -24,16 +24,18 @@ class Session(LoadedModel):
     not scored again. The kept state belongs to the weights: call `clear` after they have changed.
     """
 
-    def __init__(self, engine: LoadedModel, *, memory_mb: int = 1024) -> None:
+    def __init__(self, engine: LoadedModel, *, memory_mb: int = 1024, readers: int | None = None) -> None:
         """Wrap an engine.
 
         Args:
-            engine: from `load_engine` or `connect_engine`. A server keeps prefixes itself, so its calls pass through,
-                and only targets are kept here.
-            memory_mb: limit on kept keys, values and hidden states, in 2^20 bytes.
+            engine: from `load_engine` or `connect_engine`. A server keeps prefixes itself: its calls pass through, and only
+                targets are kept here.
+            memory_mb: bound on kept keys, values and hidden states, in 2^20 bytes.
+            readers: threads that read the callers of one batch side by side, each with one torch thread; None for as many as
+                torch uses on a CPU, where the model allows it. Without effect on a server.
 
         Raises:
-            ArgumentError: `engine` is not an engine or is already a session, or the limit is not positive.
+            ArgumentError: `engine` is no engine, or is a session already, or the bound or `readers` is not positive.
         """
         from hintdistill.engines.transformers import TransformersEngine
 
@@ -41,10 +43,14 @@ class Session(LoadedModel):
         if isinstance(loaded, Session):
             raise ArgumentError("`engine` is already a Session")
         if not isinstance(memory_mb, int) or memory_mb <= 0:
-            raise ArgumentError(f"`memory_mb` must be a positive whole number, not {memory_mb!r}")
+            raise ArgumentError(f"`memory_mb` is {memory_mb!r}, not a positive whole number")
+        if readers is not None and (not isinstance(readers, int) or readers <= 0):
+            raise ArgumentError(f"`readers` is {readers!r}, not a positive whole number")
         inner = loaded.engine
         turns = Turns(loaded.lock)
-        kept = KeptEngine(inner, memory_mb << 20, turns) if isinstance(inner, TransformersEngine) else inner
+        kept = inner
+        if isinstance(inner, TransformersEngine):
+            kept = KeptEngine(inner, memory_mb << 20, turns, readers)
         super().__init__(kept, loaded.renderer, loaded.backend, turns, loaded.folder)
         object.__setattr__(self, "_targets", OrderedDict())
 

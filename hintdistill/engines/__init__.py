@@ -43,11 +43,10 @@ class Engine(Protocol):
 
 
 def union_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Return the sorted union of the ids of all arrays [T, K_i] at each position, padded with -1 to equal length. int64
-    [T, K]."""
-    merged = [np.unique(np.concatenate(parts)) for parts in zip(*rows, strict=True)]
-    width = max(len(m) for m in merged)
-    out = np.full((len(merged), width), -1, np.int64)
-    for t, ids in enumerate(merged):
-        out[t, : len(ids)] = ids
+    """Per position, the ids of all arrays [T, K_i], each once, ascending; padded with -1 to the longest. int64 [T, K]."""
+    ids = np.sort(np.concatenate([np.asarray(r, np.int64) for r in rows], axis=1), axis=1)
+    fresh = np.ones(ids.shape, bool)
+    fresh[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    out = np.full((len(ids), int(fresh.sum(1).max())), -1, np.int64)
+    out[np.nonzero(fresh)[0], (fresh.cumsum(1) - 1)[fresh]] = ids[fresh]
     return out

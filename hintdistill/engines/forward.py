@@ -13,13 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 CHUNK_ELEMENTS = 1 << 24
-"""Number of entries of one chunk of logits: 64 MB in float32."""
+"""Entries of one chunk of logits: 64 MB in float32."""
+READER: ContextVar[object | None] = ContextVar("reader", default=None)
+"""Identifies one of several threads that run the same model at the same time; None if only one runs it. A hook of one
+reader does not act on the forward passes of another."""
 
 
 @contextmanager
@@ -28,7 +32,11 @@ def intercept(
 ) -> Iterator[None]:
     """Take the hidden states at (row, column) places from the next forward pass, and skip the head for all others."""
 
-    def take(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    reader = READER.get()
+
+    def take(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if READER.get() is not reader:
+            return None
         hidden = args[0]
         out.append(hidden[rows.to(hidden.device), columns.to(hidden.device)])
         return (hidden[:, :1], *args[1:])
@@ -54,12 +62,17 @@ def last_feed_forward_on(model: Any, columns: torch.Tensor) -> Iterator[None]:
         yield
         return
     widths: list[int] = []
+    reader = READER.get()
 
     def narrow(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        if READER.get() is not reader:
+            return None
         widths.append(args[0].shape[1])
         return (args[0][:, columns.to(args[0].device)], *args[1:])
 
     def widen(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: Any) -> Any:
+        if READER.get() is not reader:
+            return None
         some = out[0] if isinstance(out, tuple) else out
         whole = some.new_zeros(some.shape[0], widths.pop(), some.shape[2])
         whole[:, columns.to(some.device)] = some

@@ -6,10 +6,11 @@ branches of its hints. Steps that were read earlier are scored from the kept hid
 conversations are dropped once all together take more than `max_bytes`; a running call may hold its own conversation
 beyond that limit.
 
-Callers have to wait for one another, because there is only one model. So the first waiting caller works for all: their
-sequences are packed into the same forward calls. Callers are served in order of arrival, at most `TOGETHER` at a time,
-without waiting for further ones. A caller that holds the turn (`turns`) releases it while it waits. A single thread
-runs the model, because torch keeps a thread pool for every thread that computes, and two pools slow each other down.
+Callers wait for one another in any case, because a model is one. So the first of those that wait works for all of them: their
+sequences are packed into the same forward calls. They are served in the order in which they came, no more than `TOGETHER` at a time,
+and nobody is waited for who has not come yet. A caller that holds the turn (`turns`) when it asks lets others have it meanwhile.
+One thread reads for whoever works: torch keeps a team of threads for every thread that computes, and two teams are in each other's way.
+A batch of several callers is divided among readers with one torch thread each (`side_by_side`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
@@ -30,6 +31,7 @@ from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow, shared_length
 from hintdistill.engines.shared_prefix import Memory, PackedCall, read_places, run_call, shared_attention
 from hintdistill.engines.sharing import SharingWarning
+from hintdistill.engines.side_by_side import SideBySide, readers_for
 from hintdistill.engines.transformers import TransformersEngine, give_back
 from hintdistill.engines.turns import Turns
 
@@ -89,8 +91,16 @@ class KeptEngine:
 
     capabilities = TransformersEngine.capabilities
 
-    def __init__(self, engine: TransformersEngine, max_bytes: int, turns: Turns | None = None) -> None:
-        """Wrap an engine. `turns` is shared with the threads that prepare requests for it."""
+    def __init__(
+        self, engine: TransformersEngine, max_bytes: int, turns: Turns | None = None, readers: int | None = None
+    ) -> None:
+        """Wrap an engine.
+
+        Args:
+            max_bytes: bound on what is kept.
+            turns: shared with those who prepare requests for this engine.
+            readers: threads that read a batch; None for as many as torch uses, where the model allows it.
+        """
         self.turns = turns or Turns(contextlib.nullcontext())
         self.engine, self.max_bytes = engine, max_bytes
         self.key, self.max_length, self.batch_tokens = engine.key, engine.max_length, engine.batch_tokens
@@ -104,6 +114,7 @@ class KeptEngine:
         self._queue: list[_Job] = []
         self._waiting, self._led = threading.Condition(), False
         self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hintdistill-model")
+        self._side = SideBySide(readers_for(engine.model, engine.on_cpu) if readers is None else readers)
         self._separate, self._warned = False, False
         """Whether nothing is kept, and whether a caller was told so."""
 
@@ -215,13 +226,16 @@ class KeptEngine:
         for job in jobs:
             mains += _mains(job.requests, sequences[at : at + len(job.requests)])
             at += len(job.requests)
-        used = self._extend(mains)
-        hidden = self._hidden(sequences, [range(r.start - 1, r.end - 1) for r in requests])
-        at = 0
-        for job in jobs:
-            mine = hidden[at : at + len(job.requests)]
-            job.scores = self.engine.scores_of(job.requests, mine, job.top_k)
-            at += len(job.requests)
+        with shared_attention(self.engine.model):
+            used = self._extend(mains)
+            hidden = iter(self._hidden(sequences, [range(r.start - 1, r.end - 1) for r in requests]))
+        states = [[next(hidden) for _ in job.requests] for job in jobs]
+
+        def head(some: Sequence[int]) -> None:
+            for i in some:
+                jobs[i].scores = self.engine.scores_of(jobs[i].requests, states[i], jobs[i].top_k)
+
+        self._side.map(head, self._side.divide([len(some) for some in states]))
         self._bound(used)
 
     def _warn(self) -> None:
@@ -260,38 +274,52 @@ class KeptEngine:
             self._kept.append(fresh)
             used.append(fresh)
         owed = [k for k in used if k.read < len(k.ids)]
-        if owed:
-            self._read(owed)
+        self.computed += sum(len(k.ids) - k.read for k in owed)
+        parts = self._side.divide([len(k.ids) - k.read for k in owed])
+        self._side.map(self._read, [[owed[i] for i in part] for part in parts])
         return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
-        """Read the missing positions of conversations; each is a trunk of one tree."""
+        """Read the positions that are still missing from conversations, each a trunk of one tree; in `shared_attention`."""
         tree = PrefixTree(tuple(Chain(ROOT, i, 0, k.ids) for i, k in enumerate(owed)), (), ())
         memory, found = Memory(), [list[Tensor]() for _ in owed]
         for i, k in enumerate(owed):
             memory.put(i, k.layers, _room(len(k.ids)))
-        with shared_attention(self.engine.model):
-            for pieces in _calls([Piece(i, k.read, len(k.ids)) for i, k in enumerate(owed)], self.batch_tokens):
-                call = PackedCall(tree, pieces, memory, keep_trunks=True)
-                states = run_call(self.engine.model, call, range(call.offsets[-1]))
-                for piece, part in zip(pieces, states.split([p.length for p in pieces]), strict=True):
-                    found[piece.chain].append(part)
+        for pieces in _calls([Piece(i, k.read, len(k.ids)) for i, k in enumerate(owed)], self.batch_tokens):
+            call = PackedCall(tree, pieces, memory, keep_trunks=True)
+            states = run_call(self.engine.model, call, range(call.offsets[-1]))
+            for piece, part in zip(pieces, states.split([p.length for p in pieces]), strict=True):
+                found[piece.chain].append(part)
         for i, k in enumerate(owed):
-            self.computed += len(k.ids) - k.read
             k.layers = memory.give(i)
             k.hidden = torch.cat([*([k.hidden] if k.hidden is not None else []), *found[i]])
             k.read = len(k.ids)
 
     def _hidden(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
-        """Return the hidden states [T_i, H] at each sequence's positions: kept ones, and those of branches, which are
-        read now."""
-        members = dict[int, list[int]]()
+        """Hidden states [T_i, H] at each sequence's positions: kept ones, and those of branches, which are read now."""
+        members, owed = dict[int, list[int]](), dict[int, int]()
         for i, ids in enumerate(sequences):
             shared = [shared_length(k.ids, ids) for k in self._kept]
             best = int(np.argmax(shared)) if any(shared) else ROOT
             members.setdefault(best, []).append(i)
+            owed[best] = owed.get(best, 0) + len(ids) - (shared[best] if best != ROOT else 0)
+        trunks, out = list(members), dict[int, Tensor]()
+
+        def read(some: Sequence[int]) -> tuple[PrefixTree, dict[int, Tensor]]:
+            return self._branches({trunks[n]: members[trunks[n]] for n in some}, sequences, positions)
+
+        for tree, found in self._side.map(read, self._side.divide([owed[k] for k in trunks])):
+            self.asked += tree.asked
+            self.computed += tree.computed
+            out |= found
+        return [out[i] for i in range(len(sequences))]
+
+    def _branches(
+        self, members: Mapping[int, Sequence[int]], sequences: Sequence[np.ndarray], positions: Sequence[range]
+    ) -> tuple[PrefixTree, dict[int, Tensor]]:
+        """Return the tree of some sequences, given by the kept conversation they share (or `ROOT`), and their hidden states."""
         trunks = [k for k in members if k != ROOT]
-        tree, order = _forest(
+        tree = _forest(
             [grow([sequences[i] for i in members[k]], [self._kept[k].ids]) for k in trunks]
             + ([grow([sequences[i] for i in members[ROOT]])] if ROOT in members else [])
         )
@@ -299,20 +327,16 @@ class KeptEngine:
         for chain, k in enumerate(trunks):
             longest = max(len(sequences[i]) for i in members[k])
             memory.put(chain, self._kept[k].layers, _room(max(longest, len(self._kept[k].ids))))
-        inverse = [i for k in (*trunks, *([ROOT] if ROOT in members else [])) for i in members[k]]
-        places: list[list[tuple[int, int]]] = [[] for _ in sequences]
-        for n, i in enumerate(inverse):
-            places[i] = tree.places(order[n], positions[i])
-        branches = {p for some in places for p in some if p[0] >= tree.given}
-        self.asked += tree.asked
-        self.computed += tree.computed
+        order = [i for k in (*trunks, *([ROOT] if ROOT in members else [])) for i in members[k]]
+        places = {i: tree.places(n, positions[i]) for n, i in enumerate(order)}
+        branches = {p for some in places.values() for p in some if p[0] >= tree.given}
         rows, states = (
             read_places(self.engine.model, tree, branches, self.batch_tokens, memory) if branches else ({}, None)
         )
         for chain, k in enumerate(trunks):
             self._kept[k].layers = memory.give(chain)
         kept = [self._kept[k].hidden for k in trunks]
-        return [_gather(some, tree.given, kept, rows, states) for some in places]
+        return tree, {i: _gather(some, tree.given, kept, rows, states) for i, some in places.items()}
 
     def _bound(self, used: Sequence[Kept]) -> None:
         """Move the conversations used last to the end, and drop the oldest beyond the limit."""
@@ -355,9 +379,8 @@ def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
     return out
 
 
-def _forest(trees: Sequence[PrefixTree]) -> tuple[PrefixTree, list[int]]:
-    """Merge several trees into one, with given trunks first. Also return, for each tree's sequences in order, their
-    index in the merged tree."""
+def _forest(trees: Sequence[PrefixTree]) -> PrefixTree:
+    """Return several trees as one, given trunks first; its sequences are those of the trees, one tree after another."""
     given = [tree.given for tree in trees]
     chains: list[Chain] = [c for tree in trees for c in tree.chains[: tree.given]]
     leaves: list[int] = []
@@ -375,7 +398,7 @@ def _forest(trees: Sequence[PrefixTree]) -> tuple[PrefixTree, list[int]]:
             chains.append(Chain(parent, trunk, chain.at, chain.ids))
         leaves += [numbers[n][leaf] for leaf in tree.leaves]
         lengths += tree.lengths
-    return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), sum(given)), list(range(len(leaves)))
+    return PrefixTree(tuple(chains), tuple(leaves), tuple(lengths), sum(given))
 
 
 def _gather(

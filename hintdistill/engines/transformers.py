@@ -35,6 +35,8 @@ from hintdistill.engines.sharing import WAYS, Sharing, Trial, choose, hidden_sta
 from hintdistill.engines.vocabulary import HeadReading, Vocabulary
 from hintdistill.engines.weights import load_model
 
+HEAD_ENTRIES = 1 << 19
+"""Entries of logits that are worth one pass of the head; groups of requests are read together up to so many."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -171,24 +173,76 @@ class TransformersEngine:
             return self.scores_of(requests, self._hidden(requests, trunk), top_k)
 
     def scores_of(self, requests: Sequence[ScoreRequest], hidden: Sequence[Tensor], top_k: int) -> list[Scores]:
-        """Return the scores of requests whose hidden states [T, H] are known; call it inside `at_work`. Raises the
-        errors of `score`."""
-        readings = [
-            self.vocabulary.read(h, _sampled(r), min(top_k, self.vocab_size))
-            for h, r in zip(hidden, requests, strict=True)
-        ]
+        """Return the scores of requests whose hidden states [T, H] are known; inside `at_work`. Errors are those of
+        `score`."""
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(request.group if request.group is not None else f"\0{i}", []).append(i)
         out: list[Scores | None] = [None] * len(requests)
+        block, rows = list[list[int]](), 0
         for members in groups.values():
             if len({requests[i].end - requests[i].start for i in members}) > 1:
                 raise ValueError("requests of one group must score steps of the same length")
-            tops = [readings[i].top_ids.cpu().numpy() for i in members]
-            ids = union_rows([*tops, _sampled(requests[members[0]])[:, None]])
-            for i in members:
-                out[i] = self._scores(requests[i], readings[i], ids)
+            more = sum(len(hidden[i]) for i in members)
+            if block and (rows + more) * self.vocab_size > HEAD_ENTRIES:
+                self._head(block, requests, hidden, top_k, out)
+                block, rows = [], 0
+            block.append(members)
+            rows += more
+        if block:
+            self._head(block, requests, hidden, top_k, out)
         return [s for s in out if s is not None]
+
+    def _head(
+        self,
+        groups: Sequence[Sequence[int]],
+        requests: Sequence[ScoreRequest],
+        hidden: Sequence[Tensor],
+        top_k: int,
+        out: list[Scores | None],
+    ) -> None:
+        """Put the scores of some groups of requests into `out`; what two requests ask alike is the same numbers."""
+        where: dict[int, range] = {}
+        seen, firsts, rows = dict[tuple[bytes, int], range](), list[int](), 0
+        for i in (i for members in groups for i in members):
+            key = (np.asarray(requests[i].ids[: requests[i].end], np.int64).tobytes(), requests[i].start)
+            if key not in seen:
+                seen[key] = range(rows, rows + len(hidden[i]))
+                firsts.append(i)
+                rows += len(hidden[i])
+            where[i] = seen[key]
+        sampled = np.concatenate([_sampled(requests[i]) for i in firsts])
+        reading = self.vocabulary.read(torch.cat([hidden[i] for i in firsts]), sampled, min(top_k, self.vocab_size))
+        tops = reading.top_ids.cpu().numpy()
+        views: list[tuple[range, np.ndarray]] = []
+        members_of: dict[tuple[int, range], list[int]] = {}
+        for n, members in enumerate(groups):
+            own = [tops[r.start : r.stop] for r in dict.fromkeys(where[i] for i in members)]
+            ids = union_rows([*own, _sampled(requests[members[0]])[:, None]])
+            for i in members:
+                if (n, where[i]) not in members_of:
+                    views.append((where[i], ids))
+                members_of.setdefault((n, where[i]), []).append(i)
+        kept = self._kept(reading, views)
+        for (own_rows, ids), some, (values, tail) in zip(views, members_of.values(), kept, strict=True):
+            part = reading.at(own_rows)
+            for i in some:
+                out[i] = self._scores(requests[i], part, ids, values, tail)
+
+    def _kept(
+        self, reading: HeadReading, views: Sequence[tuple[range, np.ndarray]]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return what `Vocabulary.kept` says of some rows of a reading, each with its ids [T, K]: [T, K] and [T] each."""
+        width = max(ids.shape[1] for _, ids in views)
+        padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for _, ids in views]
+        every = reading.at([row for rows, _ in views for row in rows])
+        values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(every, np.concatenate(padded)))
+        out, at = [], 0
+        for rows, ids in views:
+            stop = at + len(rows)
+            out.append((values[at:stop, : ids.shape[1]].copy(), tail[at:stop].copy()))
+            at = stop
+        return out
 
     def logprobs(self, requests: Sequence[ScoreRequest]) -> Iterator[Tensor]:
         """Return the log-probabilities of the whole vocabulary, float32 [T, V], one request at a time (capability
@@ -306,9 +360,11 @@ class TransformersEngine:
         if batch:
             yield batch
 
-    def _scores(self, request: ScoreRequest, reading: HeadReading, ids: np.ndarray) -> Scores:
-        values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(reading, ids))
-        sampled = reading.sampled.cpu().numpy()
+    def _scores(
+        self, request: ScoreRequest, reading: HeadReading, ids: np.ndarray, values: np.ndarray, tail: np.ndarray
+    ) -> Scores:
+        # copies, so that a score does not hold the arrays of its whole block
+        sampled, first = (x.cpu().numpy().copy() for x in (reading.sampled, reading.top_ids[:, 0]))
         wanted = request.gather_ids
         gathered = None if wanted is None else self.vocabulary.logprobs_of(reading, wanted).cpu().numpy()
         if not np.isfinite(sampled).all() or np.isnan(values).any() or np.isnan(tail).any():
@@ -317,7 +373,7 @@ class TransformersEngine:
                 f"log-probability {sampled[at]} at position {at} of a step ({request.group or 'no group'})",
                 hint="the computation overflows with these weights or this precision; try run.dtype=float32",
             )
-        return Scores(sampled, ids, values, tail, gathered, reading.top_ids[:, 0].cpu().numpy())
+        return Scores(sampled, ids, values, tail, gathered, first)
 
 
 @functools.cache

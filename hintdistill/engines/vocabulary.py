@@ -1,8 +1,8 @@
 """Compute log-probabilities of chosen ids from hidden states, one chunk of `[positions, vocab]` at a time.
 
-The head is applied once. For further ids (kept by another view of the group, or allowed by a schema), the
-log-probability is the dot product of the hidden state with their rows of the output embedding, minus the stored
-normaliser. If the output embedding is more than a matrix, e.g. with an adapter, the head is applied again instead.
+The head is applied once. What a later question needs (ids that another view of the group kept, ids a schema allows) is
+the dot product of the hidden state with those rows of the output embedding, minus the normaliser found the first time.
+Where the output embedding is more than a matrix (an adapter sits on it), or the vocabulary is small, the head is applied again.
 
 Shape legend: T positions, H hidden, V vocabulary, k own top entries, K kept entries.
 """
@@ -10,7 +10,8 @@ Shape legend: T positions, H hidden, V vocabulary, k own top entries, K kept ent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch.nn.functional import linear
 
 from hintdistill.engines.forward import chunks, make_head, make_squash
 
+DENSE = 16
+"""Entries of the vocabulary per kept id of a position up to which the whole product costs less than the chosen rows."""
 CLOSE = math.log(1e-3)
 """A tail this far below the mass from which it would be subtracted is summed directly instead, nats."""
 
@@ -39,6 +42,14 @@ class HeadReading:
     """float32 [T, k]"""
     rest: Tensor
     """float32 [T]: log-probability of everything outside the top k"""
+
+    def at(self, rows: Sequence[int]) -> HeadReading:
+        """Return the reading of some positions, in this order."""
+        if isinstance(rows, range):
+            cut = slice(rows.start, rows.stop)
+            return HeadReading(*(getattr(self, f.name)[cut] for f in fields(self)))
+        index = torch.tensor(rows, device=self.hidden.device)
+        return HeadReading(*(getattr(self, f.name)[index] for f in fields(self)))
 
 
 class Vocabulary:
@@ -76,7 +87,7 @@ class Vocabulary:
         hidden = reading.hidden
         wanted = torch.from_numpy(np.asarray(ids, np.int64)).to(hidden.device)
         embedding = self.model.get_output_embeddings()
-        if type(embedding) is not torch.nn.Linear:
+        if type(embedding) is not torch.nn.Linear or (wanted.ndim == 2 and self.size <= DENSE * wanted.shape[1]):
             full = wanted.expand(len(hidden), -1).clamp(min=0)
             logits = torch.cat([self.head(hidden[c]).gather(1, full[c]) for c in chunks(len(hidden), self.size)])
         elif wanted.ndim == 1:

@@ -47,8 +47,18 @@ class RenderedStep:
 
 
 def common(a: str, b: str) -> int:
-    """Return the number of characters at which two texts begin alike."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    """Characters that two texts begin with alike."""
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while high - low > 1:
+        # they agree up to `low`, and not up to `high`
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def first_difference(expected: str, found: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hintdistill.core.errors import SpliceError, TemplateError
 from hintdistill.core.types import HintRole, Message
-from hintdistill.injection.opening import Opening, first_difference
+from hintdistill.injection.opening import Opening, common, first_difference
 from hintdistill.injection.rendering import SENTINEL, Renderer
 
 BOUNDARY_SHIFTED = "boundary_shifted"
@@ -50,6 +50,12 @@ class Context:
     def _encoded(self) -> tuple[list[int], list[int]]:
         return self.renderer.encode_with_starts(self.text)
 
+    @cached_property
+    def _index(self) -> dict[int, int]:
+        """The token that begins at a character, the first one of several; the text's end is a place, too."""
+        ids, starts = self._encoded
+        return {start: i for i, start in reversed(list(enumerate(starts)))} | {len(self.text): len(ids)}
+
     def put(self, hinted: str, words: str, from_end: bool, at_char: int | None = None) -> Placed:
         """Return the insertion by which a render with a hint differs from this context. There must be exactly one, and
         it must contain `words`.
@@ -67,15 +73,14 @@ class Context:
             SpliceError: the recorded context differs from the template's render there.
         """
         extra = len(hinted) - len(self.text)
-        common = next((i for i, (a, b) in enumerate(zip(self.text, hinted, strict=False)) if a != b), len(self.text))
-        common = min(common, len(hinted))
+        alike = common(self.text, hinted)
         places = [
             at
-            for at in range(max(0, common - max(extra, 0)), common + 1)
-            if words in hinted[at : at + extra] and hinted[at + extra :] == self.text[at:]
+            for at in range(max(0, alike - max(extra, 0)), alike + 1)
+            if (at_char is None or at == at_char)
+            and words in hinted[at : at + extra]
+            and hinted[at + extra :] == self.text[at:]
         ]
-        if at_char is not None:
-            places = [at for at in places if at == at_char]
         places = places[::-1] if from_end else places
         if extra <= 0 or not places:
             raise TemplateError(
@@ -83,7 +88,7 @@ class Context:
             )
         ids, starts = self._encoded
         whole = self.renderer.encode(hinted)
-        index = {start: i for i, start in reversed(list(enumerate(starts)))} | {len(self.text): len(ids)}
+        index = self._index
         added = len(whole) - len(ids)
         for at in (index[char] for char in places if char in index):
             if added > 0 and whole[:at] == ids[:at] and whole[at + added :] == ids[at:]:

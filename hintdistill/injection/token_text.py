@@ -6,17 +6,28 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+from hintdistill.injection.known_texts import SHORT, KnownTexts
+
 
 class TokenText:
     """Handle a tokenizer's text: ids, the characters that each id covers, and the vocabulary."""
 
     tokenizer: Any
-    _last: tuple[str | None, tuple[int, ...], tuple[int, ...]] = (None, (), ())
+
+    @cached_property
+    def _known(self) -> KnownTexts:
+        """The last texts that were encoded."""
+        return KnownTexts(self.tokenizer, self._encoded)
+
+    def _encoded(self, text: str) -> tuple[list[int], list[int]]:
+        out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return out["input_ids"], [start for start, _ in out["offset_mapping"]]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of rendered text, without additions at either end."""
-        known, ids, _ = self._last
-        return list(ids) if known == text else self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        """Ids of rendered text; nothing is added at either end."""
+        if len(text) < SHORT:
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._known.encoded(text)[0]
 
     def encode_after(self, above: str, text: str) -> list[int]:
         """Return the ids of a text placed after `above`: the ids of both together, without those of `above`.
@@ -27,13 +38,9 @@ class TokenText:
         return both[len(known) :] if both[: len(known)] == known else self.encode(text)
 
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
-        """Return ids, and the first character of each token. The last text's result is cached for repeated calls."""
-        known, ids, starts = self._last
-        if known != text:
-            out = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-            ids, starts = tuple(out["input_ids"]), tuple(start for start, _ in out["offset_mapping"])
-            self._last = text, ids, starts
-        return list(ids), list(starts)
+        """Ids, and the character each token starts at. Those of the last texts are kept, for whoever asks of one again or of
+        a text that begins like it."""
+        return self._known.encoded(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, including special tokens."""

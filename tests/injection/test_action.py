@@ -192,7 +192,7 @@ def test_the_loss_span_is_the_action_alone_on_hints_and_on_what_is_held():
     assert np.array_equal(loss_weights(target, terms["distill"].model_copy(update={"span": "step"})), [1.0, 1.0])
 
 
-@pytest.mark.parametrize(("start", "said"), [(None, "earlier release"), (UNKNOWN_ACTION, "cannot be told")])
+@pytest.mark.parametrize(("start", "said"), [(None, "earlier release"), (UNKNOWN_ACTION, "cannot be found in its tokens")])
 def test_a_boundary_that_is_not_known_is_an_error_by_name(start, said):
     term = train_section(loss_span="action").effective_recipe.terms["distill"]
     with pytest.raises(InputError, match=f"trace trace é, step 2 .*loss span `action`.*{said}"):
