@@ -22,16 +22,7 @@ from hintdistill.core.context_block import ContextBlock
 from hintdistill.core.errors import HintTooLongError, QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.registry import loaded
-from hintdistill.core.types import (
-    Finding,
-    HintRole,
-    Injection,
-    Message,
-    PlaceboBlock,
-    PlaceboKind,
-    Placement,
-    Trace,
-)
+from hintdistill.core.types import Finding, HintRole, Injection, Message, PlaceboBlock, PlaceboKind, Placement, Trace
 from hintdistill.injection.action import below
 from hintdistill.injection.candidates import other_hints
 from hintdistill.injection.contexts import ContextCase, MadeContexts, contexts_of
@@ -60,7 +51,7 @@ class Splice:
     role: HintRole | None
     notes: tuple[str, ...] = ()
     own: tuple[int, ...] = ()
-    """Ids with which the hinted context must end: those of the template's own render; empty if unknown."""
+    """Ids with which the hinted context must end: those of the template's own render with the hint; empty if unknown."""
 
 
 class StepSite:
@@ -113,11 +104,13 @@ class StepSite:
         return Splice(at, tuple(self.renderer.encode_after(above, text)), "assistant_turn", None)
 
     def as_message(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `message`: a hint message above the step. Raises the errors of `splice`.
+        """Return the placement `message`: a separate message with the hint above the step. Raises the errors of
+        `splice`.
 
         From the end of the message above it on, the hinted context is the template's own render of the conversation
         with the hint, including the generation prompt. If the template refuses this conversation, a minimal one is
-        rendered instead (`minimal_talk`). Text that only the hinted render's generation prompt adds is part of the block.
+        rendered instead (`minimal_talk`). Text that only the generation prompt of the hinted render adds belongs to the
+        block.
         """
         assert role is not None
         opening, words = self.opening, text.strip()
@@ -147,7 +140,7 @@ class StepSite:
         return Splice(placed.insert_at, placed.block_ids, "message", role, notes, tail)
 
     def in_observation(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `observation`: at the end of the message above. Raises the errors of `splice`."""
+        """Return the placement `observation`: at the end of the message directly above the step. Raises the errors of `splice`."""
         opening = self.opening
         last = opening.before[-1] if opening.before else None
         if last is None or last.role not in ("tool", "user"):
@@ -161,7 +154,8 @@ class StepSite:
         return self._put(placed, "observation")
 
     def in_system_prompt(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `system_prompt`: at its end, or as a new one. Raises the errors of `splice`."""
+        """Return the placement `system_prompt`: at the end of the system prompt, or a new one if there is none. Raises
+        the errors of `splice`."""
         opening = self.opening
         first = opening.before[0] if opening.before else None
         if first is not None and first.role in ("system", "developer"):
@@ -182,7 +176,7 @@ class StepSite:
         return self._put(placed, "system_prompt")
 
     def _with_header(self, render: str) -> str:
-        """Return a render with this step's header, or the template's header of a finished step if it differs."""
+        """Return a render with this step's header, or the header of a finished step if the template shows another one there."""
         opening = self.opening
         if opening.header == opening.prompt:
             return render
@@ -206,7 +200,7 @@ class Injector:
         config: InjectSection,
         placebos: Mapping[PlaceboKind, int] | None = None,
     ) -> None:
-        """Take the configuration. `placebos` gives the number of each kind; default: that of `rescore.placebos`."""
+        """Take the configuration. `placebos` gives the number of each kind; the default is that of `rescore.placebos`."""
         self.renderer, self.library, self.config = renderer, library, config
         given = RescoreSection().placebos if placebos is None else placebos
         self.kinds: tuple[PlaceboKind, ...] = tuple(kind for kind, n in given.items() for _ in range(n))
@@ -216,7 +210,8 @@ class Injector:
         """Splice the finding's hint above its step.
 
         Raises:
-            TemplateError: the template has no place for a hint here; the message gives the reason for each placement.
+            TemplateError: the template has no place for a hint here; the message names each placement tried and its
+                reason.
             SpliceError: the step or the place has no exact boundary, or the quote does not occur in the step.
             PromptError: no hint could be rendered.
         """
@@ -328,7 +323,11 @@ class Injector:
             + note_of(self.renderer, site.opening.before),
             guards=(
                 *guards(hint, trace, finding.step, site.known_text, site.text),
-                *((f"level: {level} is above {self.config.max_level}",) if level > self.config.max_level else ()),
+                *(
+                    (f"level: the level {level} is above {self.config.max_level}",)
+                    if level > self.config.max_level
+                    else ()
+                ),
                 *(f"primes: {what}" for what in primes(hint, trace, finding)),
             ),
             placebos=tuple(placebos),
@@ -415,5 +414,5 @@ class Injector:
 
 
 def _of_another_distribution(message: Message) -> tuple[str, ...]:
-    """Return a note if recorded log-probabilities are left out, because their distribution is not the model's."""
+    """Return a note if recorded log-probabilities are left out, because they belong to another distribution than the model's."""
     return ("filtered_logprobs",) if message.logprobs and message.own_logprobs is None else ()
