@@ -293,6 +293,11 @@ def page(setting: Setting, rows: Sequence[Mapping[str, Any]], chosen: Mapping[st
         f"Every arm: {setting.rows} rows a training, {setting.steps} optimiser steps, rates {rates} on validation (the best by the mean of "
         "success and right near-misses), then the seeds on the test. ± is the standard deviation over seeds."
     )
+    edges = [
+        ARMS[a][0] for a in order if len(setting.rates) > 1 and chosen[a] in (min(setting.rates), max(setting.rates))
+    ]
+    if edges:
+        said += f" At the edge of the tried rates, so that a rate beyond it may be better: {', '.join(edges)}."
     missing = [ARMS[a][0] for a in ARMS if a not in order]
     lines = [table(head, body) if body else "Nothing of it is finished.", "", said]
     if missing:
