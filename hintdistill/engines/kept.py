@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from hintdistill.core.errors import ScoreError
+from hintdistill.core.machine import give_back
 from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow, shared_length
 from hintdistill.engines.shared_prefix import Memory, PackedCall, read_places, run_call, shared_attention
 from hintdistill.engines.sharing import SharingWarning
-from hintdistill.engines.transformers import TransformersEngine, give_back
+from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.engines.turns import Turns
 
 SLACK = 256
