@@ -62,6 +62,70 @@ the targets, what is compared and how, the weights, the coupling) is called "NAM
 |---|---|
 """
 
+OPTIONS: dict[str, dict[str, str]] = {
+    "supports": {
+        "intersection": "what both top k share: the other variant of Many Faces (`topk_sg`), with rest `renorm`",
+        "token_set": "a list of tokens, `token_ids`: verdicts, tool names, a vocabulary that was chosen elsewhere",
+    },
+    "divergences": {
+        "skew": "forward KL to a mixture with the student, bounded by log 1/α (DistiLLM, arXiv 2402.03898)",
+        "skew_rkl": "reverse KL to a mixture with the student, bounded by log 1/α (DistiLLM)",
+        "ce_topk": "cross-entropy on the kept entries: `fkl` without the target's entropy",
+        "hidden_mse": "hidden states (OPRD): for a loop of your own, which hands them to `objective`; a run refuses it",
+    },
+    "signals of `pg`": {
+        "softlog": "the gap, growing with its logarithm: large gaps count less, none is cut off",
+        "scale_only": "GNDPO's scale (`gndpo`) without its change of signs",
+        "tanh_contrast": "RLCSD's contrast (`rlcsd`) without a verifier",
+    },
+    "scores": {
+        "teacher_max": "the teacher's largest probability: how sure it is (LGR's diagnostic)",
+        "surprisal": "the student's surprise at its own token; with the shape `exp_decay` Pedagogical RL's gate",
+        "disagree": "how far several teachers differ: views called `teacher_NAME`",
+        "ppl_S": "the student's perplexity of the step",
+        "ppl_T": "the teacher's perplexity of the step",
+    },
+    "facts": {"in_quote": "1 on the quoted words of the step"},
+    "shapes": {
+        "last_n": "the last n tokens of each step",
+        "rank_softmax": "shares over the rows of an optimiser step, from a score that a row has once (`ppl_T`)",
+        "exp_decay": "1 up to κ, then falling: spikes of `surprisal` fade",
+        "frontier": "4p(1 − p) of `group_acc`: tasks that sometimes succeed (SSOPD)",
+        "frontier_root": "√(p(1 − p)) of `group_acc` (SC-SDPO)",
+    },
+    "loss spans": {
+        "quote": "the quoted words alone",
+        "quote_weighted": "the whole step, its quoted words `quote_weight` times",
+    },
+    "teacher updates": {"round_start": "in a loop of rounds: the policy that the round started from"},
+    "hint kinds": {
+        "reminder": "the tools of the trace (Composer 2.5)",
+        "own_attempt": "the trace's own successful attempt (SD-Zero's context)",
+        "bcq": "a right and a wrong rollout, without saying which is which (ZPPO)",
+        "ncq": "wrong rollouts (ZPPO)",
+        "file": "text of the task from a file: `inject.contexts.file`",
+    },
+    "contexts of a view": {
+        "placebo": "a generic hint; every gate reads placebos, whatever the recipe",
+        "reminder": "as the hint kind",
+        "own_success": "as the hint kind `own_attempt`",
+        "bcq": "as the hint kind",
+        "ncq": "as the hint kind",
+        "file": "as the hint kind",
+    },
+}
+"""Parts that no shipped recipe uses: kind → name → what it is for. tests/recipes/test_parts_are_used.py holds that each acts."""
+
+CHOICES = """
+## Parts that no shipped recipe uses
+
+Any recipe can take them, and each acts; every other part of the list below is used by a recipe.
+`hintdistill.objectives.diagnostics` (`preflight_gap`, `locality`, `rock_tokens`, `cliff_lambda`, …) has functions for a loop of your own.
+
+| part | what for |
+|---|---|
+"""
+
 TAIL = """
 ## Left out of methods that are here
 
@@ -71,7 +135,8 @@ TAIL = """
 | Rock tokens' context window | not in the code that was read | `freeze` by token id |
 | SC-GRPO's diversity pseudo-advantage | needs a random reference rollout | the weight |
 | TrOPD's term on the teacher's prefix (weight .001) | recorded traces have no such prefix | its two other terms |
-| KAT's buffer, Prune-OPD's budget, Decoupling's curriculum inside a run | controllers that watch a training | each as a class in `objectives.controllers`, for a loop of your own |
+| KAT's buffer, Prune-OPD's budget, Decoupling's curriculum | each moves how long the next rollouts are, or a level over many steps; recorded steps have the length they have | KAT's level over an optimiser step, Prune-OPD's weight, Decoupling's two directions |
+| RG-OPD's gate by rows, MAD-OPD's shares of teachers, SocraticPO's decay, PBSD's and VPD's preferences of sequences | a run has no sampled teacher, no second teacher and no aided attempts | [methods.md](methods.md) says what there is in their place |
 | AntiSD's bounded inverse, SDPG's positive-advantage gate, UniSD's agreement over auxiliary contexts | one line each in a survey, no formula read | `threshold` of `advantage` is SDPG's gate; `disagree` is near UniSD's agreement; UniSD's clip is `token_clip` |
 
 ## Parts
@@ -82,10 +147,8 @@ TAIL = """
 
 
 def runs(name: str) -> str:
-    """`yes`, what is missing, or what it is instead of an objective."""
+    """`yes`, or what is missing."""
     recipe = load_recipe(name)
-    if recipe.kind != "objective":
-        return f"a {recipe.kind}"
     lacking = missing(recipe, available(TrainSection(recipe=name)))
     return "needs " + ", ".join(f"`{n.name}`" for n in lacking) if lacking else "yes"
 
@@ -115,7 +178,6 @@ def page() -> str:
         "loss spans": parts.SPANS,
         "contexts of a view": parts.context_names(),
         "couplings": parts.COUPLINGS,
-        "controllers": parts.CONTROLLERS,
         "teacher updates": TEACHERS.names(),
         "hint kinds": parts.HINTS.names(),
     }
@@ -129,8 +191,10 @@ def page() -> str:
         rows.append(f"| {part} | {', '.join(words)} |")
     known = sorted({n.name for name in recipe_names() for n in needs(load_recipe(name))})
     foot = "\n\nNeeds that appear above: " + ", ".join(f"`{n}`" for n in known) + ".\n"
+    options = [f"| {kind}: `{name}` | {what} |" for kind, named in OPTIONS.items() for name, what in named.items()]
     words = PLAIN + "\n".join(plain(name) for name in recipe_names()) + "\n"
-    return HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + words + TAIL + "\n".join(rows) + foot
+    before = HEAD.replace("{classes}", classes) + "\n".join(lines) + "\n" + words
+    return before + CHOICES + "\n".join(options) + "\n" + TAIL + "\n".join(rows) + foot
 
 
 if __name__ == "__main__":
