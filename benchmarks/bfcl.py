@@ -3,9 +3,9 @@
     python benchmarks/bfcl.py [--dir runs/bfcl] [--summary] [--docs] [key=value …]      needs bfcl-eval, and the student of
                                                                         examples/bfcl/warm_up.py: run.model=FOLDER for another place
 
-`benchmarks/prereg/bfcl.yaml` was committed before any outcome on test tasks was seen and says what is asked; `benchmarks/ablation/bfcl.yaml`
-has arms, rows and steps. Every arm tries two rates on validation tasks; every arm of every seed is a job of its own, so a kill
-costs one. Last line: one JSON object. `--docs` writes the tables of what is finished, and what is owed, into docs/bfcl.md.
+`benchmarks/prereg/bfcl.yaml` says what is asked, and was committed before any outcome on test tasks was seen.
+`benchmarks/ablation/bfcl.yaml` has arms, rows and steps. Every arm tries two rates on validation tasks. Every arm of every seed is a
+job of its own, so a kill costs one. Last line: one JSON object. `--docs` writes the tables of finished jobs into docs/bfcl.md.
 """
 
 from __future__ import annotations

@@ -6,11 +6,10 @@ branches of its hints. Steps that were read earlier are scored from the kept hid
 conversations are dropped once all together take more than `max_bytes`; a running call may hold its own conversation
 beyond that limit.
 
-Callers wait for one another in any case, because a model is one. So the first of those that wait works for all of them: their
-sequences are packed into the same forward calls. They are served in the order in which they came, no more than `TOGETHER` at a time,
-and nobody is waited for who has not come yet. A caller that holds the turn (`turns`) when it asks lets others have it meanwhile.
-One thread reads for whoever works: torch keeps a team of threads for every thread that computes, and two teams are in each other's way.
-A batch of several callers is divided among readers with one torch thread each (`side_by_side`).
+Callers have to wait for one another, because there is only one model. The first waiting caller works for all: their
+sequences are packed into the same forward calls. Callers are served in order of arrival, at most `TOGETHER` at a time.
+A caller that holds the turn (`turns`) releases it while it waits. A batch of several callers is divided among readers
+with one torch thread each (`side_by_side`), because two thread pools of torch slow each other down.
 """
 
 from __future__ import annotations
@@ -87,8 +86,7 @@ class _Job:
 
 
 class KeptEngine:
-    """Score with kept conversations; see the module's docstring. It implements `Engine` and is as exact as the engine
-    that it wraps."""
+    """Score with kept conversations; see the module's docstring. It implements `Engine` and is as exact as the engine that it wraps."""
 
     capabilities = TransformersEngine.capabilities
 
@@ -197,8 +195,7 @@ class KeptEngine:
                     self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
-        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only its own
-        caller."""
+        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only its own caller."""
         self.batches += 1
         try:
             with self.engine.at_work():
@@ -249,8 +246,7 @@ class KeptEngine:
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
-        """Read the new tokens of these conversations in as few forward calls as possible, and return the conversations
-        used.
+        """Read the new tokens of these conversations in few forward calls, and return the conversations used.
 
         If several new conversations begin alike, one is read first and the others continue from it.
         """
@@ -409,8 +405,7 @@ def _gather(
     rows: dict[tuple[int, int], int],
     states: Tensor | None,
 ) -> Tensor:
-    """Return the hidden states [T, H] at (chain, position) places, from the kept state of given trunks and from this
-    pass."""
+    """Return the hidden states [T, H] at (chain, position) places, from the kept state of given trunks and from this pass."""
     parts: list[Tensor] = []
     at = 0
     while at < len(places):

@@ -22,16 +22,7 @@ from hintdistill.core.context_block import ContextBlock
 from hintdistill.core.errors import HintTooLongError, QuoteNotFoundError, SpliceError, TemplateError
 from hintdistill.core.extensions import HINT_SOURCES, PLACEMENTS
 from hintdistill.core.registry import loaded
-from hintdistill.core.types import (
-    Finding,
-    HintRole,
-    Injection,
-    Message,
-    PlaceboBlock,
-    PlaceboKind,
-    Placement,
-    Trace,
-)
+from hintdistill.core.types import Finding, HintRole, Injection, Message, PlaceboBlock, PlaceboKind, Placement, Trace
 from hintdistill.injection.action import below
 from hintdistill.injection.candidates import other_hints
 from hintdistill.injection.contexts import ContextCase, MadeContexts, contexts_of
@@ -60,8 +51,7 @@ class Splice:
     role: HintRole | None
     notes: tuple[str, ...] = ()
     own: tuple[int, ...] = ()
-    """Ids with which the hinted context must end: those of the template's own render with the hint; empty if
-    unknown."""
+    """Ids with which the hinted context must end: those of the template's own render with the hint; empty if unknown."""
 
 
 class StepSite:
@@ -150,8 +140,7 @@ class StepSite:
         return Splice(placed.insert_at, placed.block_ids, "message", role, notes, tail)
 
     def in_observation(self, text: str, role: HintRole | None, offset: int) -> Splice:
-        """Return the placement `observation`: at the end of the message directly above the step. Raises the errors of
-        `splice`."""
+        """Return the placement `observation`: at the end of the message directly above the step. Raises the errors of `splice`."""
         opening = self.opening
         last = opening.before[-1] if opening.before else None
         if last is None or last.role not in ("tool", "user"):
@@ -187,8 +176,7 @@ class StepSite:
         return self._put(placed, "system_prompt")
 
     def _with_header(self, render: str) -> str:
-        """Return a render with this step's header, or the header of a finished step if the template shows another one
-        there."""
+        """Return a render with this step's header, or the header of a finished step if the template shows another one there."""
         opening = self.opening
         if opening.header == opening.prompt:
             return render
@@ -212,8 +200,7 @@ class Injector:
         config: InjectSection,
         placebos: Mapping[PlaceboKind, int] | None = None,
     ) -> None:
-        """Take the configuration. `placebos` gives the number of each kind; the default is that of
-        `rescore.placebos`."""
+        """Take the configuration. `placebos` gives the number of each kind; the default is that of `rescore.placebos`."""
         self.renderer, self.library, self.config = renderer, library, config
         given = RescoreSection().placebos if placebos is None else placebos
         self.kinds: tuple[PlaceboKind, ...] = tuple(kind for kind, n in given.items() for _ in range(n))
@@ -427,6 +414,5 @@ class Injector:
 
 
 def _of_another_distribution(message: Message) -> tuple[str, ...]:
-    """Return a note if recorded log-probabilities are left out, because they belong to another distribution than the
-    model's."""
+    """Return a note if recorded log-probabilities are left out, because they belong to another distribution than the model's."""
     return ("filtered_logprobs",) if message.logprobs and message.own_logprobs is None else ()

@@ -39,7 +39,9 @@ def test_targets_arrive_as_a_data_set_that_trains(hub, tmp_path):
 def test_without_the_flag_no_target_leaves(hub):
     # the student is pushed, and this run has none
     assert "no student" in hintdistill("push", str(the_run()), "me/it", expect=3).stderr
-    assert "--text-free concerns targets" in hintdistill("push", str(the_run()), "me/it", "--text-free", expect=2).stderr
+    assert (
+        "--text-free concerns targets" in hintdistill("push", str(the_run()), "me/it", "--text-free", expect=2).stderr
+    )
     assert hub.calls == []
 
 

@@ -162,7 +162,8 @@ def test_fallbacks_in_the_stated_order_with_reasons(one_question):
 
 def test_no_placement_left_is_an_error_that_names_each(one_question):
     with pytest.raises(
-        TemplateError, match=r"trace t9, step 0: this chat template has no place for a hint; .*message/user: .*one question.*message/system"
+        TemplateError,
+        match=r"trace t9, step 0: this chat template has no place for a hint; .*message/user: .*one question.*message/system",
     ) as caught:
         inject(one_question, SHORT_TALK, placements=("message",))
     assert "inject.placements" in caught.value.hint

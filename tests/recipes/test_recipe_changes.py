@@ -29,7 +29,11 @@ def test_a_shipped_recipe_is_itself(name):
         ("nca", {"terms": {"consistency": None}}, "without the term consistency"),
         ("rlcsd", {"coupling": {"kind": "none", "credit": []}}, "the coupling is none, not adv_add"),
         ("tm_opd", {"terms": {"distill": {"divergence": {"gap_at": "now"}}}}, "distill is a different form of pg"),
-        ("opsd", {"terms": {"distill": {"divergence": {"pointwise_clip": None}}}}, "distill is a different form of fkl"),
+        (
+            "opsd",
+            {"terms": {"distill": {"divergence": {"pointwise_clip": None}}}},
+            "distill is a different form of fkl",
+        ),
         ("veto", {"terms": {"distill": {"target": {"loglin": {"student": 0.0}}}}}, "distill has a different target"),
     ],
 )
