@@ -60,9 +60,8 @@ class Kept:
     @property
     def bytes(self) -> int:
         """Memory used, bytes."""
-        tensors = [t for pair in self.layers.values() for t in pair] + (
-            [self.hidden] if self.hidden is not None else []
-        )
+        own = [] if self.hidden is None else [self.hidden]
+        tensors = [t for pair in self.layers.values() for t in pair] + own
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def prefix(self, length: int, ids: np.ndarray) -> Kept:
