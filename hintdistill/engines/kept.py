@@ -26,12 +26,13 @@ import torch
 from torch import Tensor
 
 from hintdistill.core.errors import ScoreError
+from hintdistill.core.machine import give_back
 from hintdistill.core.scores import ScoreRequest, Scores
 from hintdistill.engines.prefix_tree import ROOT, Chain, Piece, PrefixTree, grow, shared_length
 from hintdistill.engines.shared_prefix import Memory, PackedCall, read_places, run_call, shared_attention
 from hintdistill.engines.sharing import SharingWarning
 from hintdistill.engines.side_by_side import SideBySide, readers_for
-from hintdistill.engines.transformers import TransformersEngine, give_back
+from hintdistill.engines.transformers import TransformersEngine
 from hintdistill.engines.turns import Turns
 
 SLACK = 256
@@ -59,9 +60,8 @@ class Kept:
     @property
     def bytes(self) -> int:
         """Memory used, bytes."""
-        tensors = [t for pair in self.layers.values() for t in pair] + (
-            [self.hidden] if self.hidden is not None else []
-        )
+        own = [] if self.hidden is None else [self.hidden]
+        tensors = [t for pair in self.layers.values() for t in pair] + own
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def prefix(self, length: int, ids: np.ndarray) -> Kept:
