@@ -89,9 +89,9 @@ RECIPES = {
         steps=100,
         sheets=4,
         learning_rate=8e-4,
-        why="try a answers every request with the refusal: its first token has probability .8 whatever the request. A refusal is short, so in "
-        "a its first token has three times the weight of a call's, and 46 % of the rows were refusals. Here half of every row's weight is on "
-        "the first token, which says whether a call comes, refusals are fewer, and steps a third more",
+        why="try a answers every request with the refusal: its first token has probability .8 whatever the request. A refusal is short, "
+        "so in a its first token has three times the weight of a call's, and 46 % of the rows were refusals. Here half of every row's "
+        "weight is on the first token, which says whether a call comes, refusals are fewer, and steps a third more",
         decision=0.5,
     ),
 }

@@ -1,9 +1,10 @@
-"""An engine that keeps what it has read of growing conversations, and reads the requests of concurrent callers together.
+"""Keep the state of growing conversations between calls, and read the requests of concurrent callers together.
 
-Of each conversation the keys, the values and the last hidden states of its plain view are kept: the first sequence of every
-group of requests, which is the step in its own context. The next call reads what was added, and the branches of its hints. Steps
-that were read earlier are scored from the kept hidden states. Conversations are dropped in the order of their last use once all of
-them together take more than `max_bytes`; while a call works it may hold its own conversation beyond that.
+The engine keeps the keys, values and last hidden states of each conversation's plain view. That view is the first
+sequence of every group of requests: the step in its own context. The next call reads only the new tokens and the
+branches of its hints. Steps that were read earlier are scored from the kept hidden states. The least recently used
+conversations are dropped once all together take more than `max_bytes`; a running call may hold its own conversation
+beyond that limit.
 
 Callers wait for one another in any case, because a model is one. So the first of those that wait works for all of them: their
 sequences are packed into the same forward calls. They are served in the order in which they came, no more than `TOGETHER` at a time,
@@ -35,30 +36,30 @@ from hintdistill.engines.transformers import TransformersEngine, give_back
 from hintdistill.engines.turns import Turns
 
 SLACK = 256
-"""Tokens that a conversation's buffers have room for beyond what they hold, at least."""
+"""Smallest number of free token places in a conversation's buffers."""
 TOGETHER = 16
-"""Callers that are served together at most, and although others still prepare."""
+"""Largest number of callers served together; when it is reached, callers that still prepare are not waited for."""
 WORTH = 32
-"""Tokens that two new conversations must have in common for one of them to wait until the other has been read."""
+"""Number of common tokens above which one of two new conversations waits until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
 class Kept:
-    """One conversation: its ids, and what the model made of them."""
+    """Hold one conversation: its ids, and the model's state for them."""
 
     ids: np.ndarray
     """int64 [S]"""
     layers: Layers = field(default_factory=dict)
-    """Per attention layer, keys and values [Hk, room, D] with room for at least S tokens."""
+    """Keys and values [Hk, room, D] of each attention layer, with room for at least S tokens."""
     hidden: Tensor | None = None
-    """[S, H]: what the head reads."""
+    """[S, H]: the hidden states that the head reads."""
     read: int = 0
-    """Tokens of `ids` that have been read."""
+    """Number of tokens of `ids` that have been read."""
 
     @property
     def bytes(self) -> int:
-        """Memory taken."""
+        """Memory used, bytes."""
         tensors = [t for pair in self.layers.values() for t in pair] + (
             [self.hidden] if self.hidden is not None else []
         )
@@ -72,20 +73,21 @@ class Kept:
 
 @dataclass(eq=False)
 class _Job:
-    """One caller's requests and their scores."""
+    """Hold one caller's requests and their scores."""
 
     requests: Sequence[ScoreRequest]
     top_k: int
     returns: bool = False
-    """Whether its caller held the turn, and goes on with it when it is served."""
+    """Whether its caller held the turn and takes it back when it is served."""
     scores: list[Scores] | None = None
     error: Exception | None = None
     served: bool = False
-    """Whether one of the two is there, and its caller has been called back."""
+    """Whether the job has scores or an error, and its caller has been called back."""
 
 
 class KeptEngine:
-    """See the module. Fulfils `Engine`; exact as the engine it wraps is."""
+    """Score with kept conversations; see the module's docstring. It implements `Engine` and is as exact as the engine
+    that it wraps."""
 
     capabilities = TransformersEngine.capabilities
 
@@ -103,11 +105,11 @@ class KeptEngine:
         self.engine, self.max_bytes = engine, max_bytes
         self.key, self.max_length, self.batch_tokens = engine.key, engine.max_length, engine.batch_tokens
         self.computed = 0
-        """Tokens read so far."""
+        """Number of tokens read so far."""
         self.asked = 0
-        """Tokens that separate forward passes would have read."""
+        """Number of tokens that separate forward passes would have read."""
         self.batches = 0
-        """Calls of the model's owner, each for one caller or several."""
+        """Number of calls of the model's owner, each for one or several callers."""
         self._kept: list[Kept] = []
         self._queue: list[_Job] = []
         self._waiting, self._led = threading.Condition(), False
@@ -118,21 +120,21 @@ class KeptEngine:
 
     @property
     def bytes(self) -> int:
-        """Memory that kept conversations take."""
+        """Memory used by the kept conversations, bytes."""
         return sum(k.bytes for k in self._kept)
 
     @property
     def conversations(self) -> int:
-        """Conversations kept."""
+        """Number of kept conversations."""
         return len(self._kept)
 
     def clear(self) -> None:
-        """Forget everything that was kept; necessary after the model's weights have changed."""
+        """Forget all conversations; necessary after the model's weights have changed."""
         with self.engine.at_work():
             self._kept = []
 
     def score(self, requests: Sequence[ScoreRequest], top_k: int) -> list[Scores]:
-        """See `Engine.score`. Callers that wait meanwhile are served together."""
+        """See `Engine.score`. Callers that wait at the same time are served together."""
         job = _Job(list(requests), top_k, self.turns.mine)
         with self._waiting:
             self._queue.append(job)
@@ -154,7 +156,7 @@ class KeptEngine:
         return job.scores
 
     def _served(self, job: _Job) -> None:
-        """Wait until a job is served; the thread whose job is first in the queue has the queue served."""
+        """Wait until a job is served; the thread whose job is first in the queue serves the queue."""
         with self._waiting:
             while not job.served and (self._led or self._queue[0] is not job):
                 self._waiting.wait()
@@ -169,7 +171,7 @@ class KeptEngine:
                 self._waiting.notify_all()
 
     def _lead(self) -> None:
-        """Serve those that wait, when the turn has come."""
+        """Serve the waiting jobs when the turn has come."""
         with self.turns.last(lambda: len(self._queue) >= TOGETHER):
             with self._waiting:
                 jobs, self._queue = self._queue[:TOGETHER], self._queue[TOGETHER:]
@@ -182,7 +184,9 @@ class KeptEngine:
                     wait([reading])
             except BaseException:
                 for job in (j for j in jobs if j.scores is None):
-                    job.error = job.error or ScoreError("the caller that had this read was interrupted; ask again")
+                    job.error = job.error or ScoreError(
+                        "the caller that was reading this request was interrupted; ask again"
+                    )
                 raise
             finally:
                 # at once: a caller that sees its answer stands in the line already
@@ -192,7 +196,8 @@ class KeptEngine:
                     self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
-        """Serve several callers at once; where that fails, each alone, so that an error reaches the one it belongs to."""
+        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only its own
+        caller."""
         self.batches += 1
         try:
             with self.engine.at_work():
@@ -237,15 +242,16 @@ class KeptEngine:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"nothing is kept between calls: this model's prefixes are shared by {self.engine.sharing}",
+                f"nothing is kept between calls, because this model shares prefixes by {self.engine.sharing}",
                 SharingWarning,
                 stacklevel=3,
             )
 
     def _extend(self, mains: Sequence[np.ndarray]) -> list[Kept]:
-        """Read what is new of these conversations, in as few forward calls as there can be; those that were used.
+        """Read the new tokens of these conversations in as few forward calls as possible, and return the conversations
+        used.
 
-        Of new conversations with a common beginning one is read first, and the others go on from it.
+        If several new conversations begin alike, one is read first and the others continue from it.
         """
         used: list[Kept] = []
         later: list[np.ndarray] = []
@@ -333,7 +339,7 @@ class KeptEngine:
         return tree, {i: _gather(some, tree.given, kept, rows, states) for i, some in places.items()}
 
     def _bound(self, used: Sequence[Kept]) -> None:
-        """Put what was used last, and drop the oldest beyond the bound."""
+        """Move the conversations used last to the end, and drop the oldest beyond the limit."""
         self._kept = [*(k for k in self._kept if k not in used), *used]
         total = self.bytes
         while self._kept and total > self.max_bytes:
@@ -343,7 +349,7 @@ class KeptEngine:
 
 
 def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the first sequence of every group: the plain view."""
+    """Return the first sequence of every group, the plain view."""
     first: dict[str, np.ndarray] = {}
     for request, ids in zip(requests, sequences, strict=True):
         if request.group is not None:
@@ -352,12 +358,12 @@ def _mains(requests: Sequence[ScoreRequest], sequences: Sequence[np.ndarray]) ->
 
 
 def _room(length: int) -> int:
-    """Tokens that the buffers of a conversation have room for, so that few of its turns copy them."""
+    """Return the number of tokens for which a conversation's buffers have room; spare room makes copies rare."""
     return -(-(length + SLACK) // SLACK) * SLACK
 
 
 def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
-    """Forward calls of at most `budget` tokens."""
+    """Return the number of forward calls of at most `budget` tokens."""
     out: list[list[Piece]] = []
     room = 0
     for piece in pieces:
@@ -402,7 +408,8 @@ def _gather(
     rows: dict[tuple[int, int], int],
     states: Tensor | None,
 ) -> Tensor:
-    """Hidden states [T, H] at (chain, position) places, from what is kept of given trunks and from what was read."""
+    """Return the hidden states [T, H] at (chain, position) places, from the kept state of given trunks and from this
+    pass."""
     parts: list[Tensor] = []
     at = 0
     while at < len(places):

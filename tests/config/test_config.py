@@ -42,7 +42,10 @@ def test_override_beats_file_and_null_resets(tmp_path):
         ("rescore.gate.min_drop=1", r"did you mean `rescore.gate.min_drop_nats`"),
         ("train.epochs=-1", r"train.epochs: .*greater than 0"),
         ("train.save_dtype=int8", r"train.save_dtype: .*'auto', 'float32' or 'bfloat16'"),
-        ("train={recipe: {teacher: {update: live}}, targets: stored}", "a teacher with the update rule live has no stored targets"),
+        (
+            "train={recipe: {teacher: {update: live}}, targets: stored}",
+            "a teacher with the update rule live has no stored targets",
+        ),
         (
             "train={recipe: {terms: {distill: {support: {kind: full}}}}, targets: stored}",
             "stored targets contain only top-k entries",
