@@ -19,7 +19,8 @@ from hintdistill.engines.forward import READER
 
 UNEVEN = 1.2
 """Largest part, in even parts, up to which parts are read side by side: beyond it one reader with all threads is as fast."""
-Part, Made = TypeVar("Part"), TypeVar("Made")
+Part = TypeVar("Part")
+Made = TypeVar("Made")
 
 
 class SideBySide:

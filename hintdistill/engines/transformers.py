@@ -235,7 +235,7 @@ class TransformersEngine:
         padded = [np.pad(ids, ((0, 0), (0, width - ids.shape[1])), constant_values=-1) for _, ids in views]
         every = reading.at([row for rows, _ in views for row in rows])
         values, tail = (x.cpu().numpy() for x in self.vocabulary.kept(every, np.concatenate(padded)))
-        out, at = [], 0
+        out, at = list[tuple[np.ndarray, np.ndarray]](), 0
         for rows, ids in views:
             stop = at + len(rows)
             out.append((values[at:stop, : ids.shape[1]].copy(), tail[at:stop].copy()))
