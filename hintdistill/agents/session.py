@@ -28,14 +28,14 @@ class Session(LoadedModel):
         """Wrap an engine.
 
         Args:
-            engine: from `load_engine` or `connect_engine`. A server keeps prefixes itself: its calls pass through, and only
-                targets are kept here.
-            memory_mb: bound on kept keys, values and hidden states, in 2^20 bytes.
-            readers: threads that read the callers of one batch side by side, each with one torch thread; None for as many as
-                torch uses on a CPU, where the model allows it. Without effect on a server.
+            engine: from `load_engine` or `connect_engine`. A server keeps prefixes itself, so its calls pass through,
+                and only targets are kept here.
+            memory_mb: limit on kept keys, values and hidden states, in 2^20 bytes.
+            readers: number of threads that read the callers of one batch side by side, each with one torch thread; None
+                for torch's number of threads on a CPU, if the model allows it. It has no effect on a server.
 
         Raises:
-            ArgumentError: `engine` is no engine, or is a session already, or the bound or `readers` is not positive.
+            ArgumentError: `engine` is not an engine or is already a session, or the limit or `readers` is not positive.
         """
         from hintdistill.engines.transformers import TransformersEngine
 
@@ -43,9 +43,9 @@ class Session(LoadedModel):
         if isinstance(loaded, Session):
             raise ArgumentError("`engine` is already a Session")
         if not isinstance(memory_mb, int) or memory_mb <= 0:
-            raise ArgumentError(f"`memory_mb` is {memory_mb!r}, not a positive whole number")
+            raise ArgumentError(f"`memory_mb` must be a positive whole number, not {memory_mb!r}")
         if readers is not None and (not isinstance(readers, int) or readers <= 0):
-            raise ArgumentError(f"`readers` is {readers!r}, not a positive whole number")
+            raise ArgumentError(f"`readers` must be a positive whole number, not {readers!r}")
         inner = loaded.engine
         turns = Turns(loaded.lock)
         kept = inner

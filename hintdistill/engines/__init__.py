@@ -43,7 +43,7 @@ class Engine(Protocol):
 
 
 def union_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Per position, the ids of all arrays [T, K_i], each once, ascending; padded with -1 to the longest. int64 [T, K]."""
+    """Return the sorted union of the ids of all arrays [T, K_i] at each position, padded with -1. int64 [T, K]."""
     ids = np.sort(np.concatenate([np.asarray(r, np.int64) for r in rows], axis=1), axis=1)
     fresh = np.ones(ids.shape, bool)
     fresh[:, 1:] = ids[:, 1:] != ids[:, :-1]

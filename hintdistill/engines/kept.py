@@ -3,13 +3,13 @@
 The engine keeps the keys, values and last hidden states of each conversation's plain view. That view is the first
 sequence of every group of requests: the step in its own context. The next call reads only the new tokens and the
 branches of its hints. Steps that were read earlier are scored from the kept hidden states. The least recently used
-conversations are dropped once all together take more than `max_bytes`; a running call may hold its own conversation
-beyond that limit.
+conversations are dropped above `max_bytes`; a running call may hold its own conversation beyond that limit.
 
-Callers have to wait for one another, because there is only one model. The first waiting caller works for all: their
-sequences are packed into the same forward calls. Callers are served in order of arrival, at most `TOGETHER` at a time.
-A caller that holds the turn (`turns`) releases it while it waits. A batch of several callers is divided among readers
-with one torch thread each (`side_by_side`), because two thread pools of torch slow each other down.
+Callers must wait for one another, because there is only one model. So the first waiting caller works for all: their
+sequences are packed into the same forward calls. Callers are served in order of arrival, at most `TOGETHER` at a time,
+without waiting for others. A caller that holds the turn (`turns`) releases it while it waits. One thread runs the
+model, because two torch thread pools slow each other down. A batch of several callers is divided among readers with one
+torch thread each (`side_by_side`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from hintdistill.engines.turns import Turns
 SLACK = 256
 """Smallest number of free token places in a conversation's buffers."""
 TOGETHER = 16
-"""Largest number of callers served together; when it is reached, callers that still prepare are not waited for."""
+"""Largest number of callers served together; above it, callers that still prepare are not waited for."""
 WORTH = 32
 """Number of common tokens above which one of two new conversations waits until the other has been read."""
 Layers = dict[int, tuple[Tensor, Tensor]]
@@ -85,7 +85,7 @@ class _Job:
 
 
 class KeptEngine:
-    """Score with kept conversations; see the module's docstring. It implements `Engine` and is as exact as the engine that it wraps."""
+    """Score with kept conversations. It implements `Engine` and is as exact as the engine that it wraps."""
 
     capabilities = TransformersEngine.capabilities
 
@@ -95,9 +95,9 @@ class KeptEngine:
         """Wrap an engine.
 
         Args:
-            max_bytes: bound on what is kept.
-            turns: shared with those who prepare requests for this engine.
-            readers: threads that read a batch; None for as many as torch uses, where the model allows it.
+            max_bytes: limit on the kept state, bytes.
+            turns: shared with the threads that prepare requests for this engine.
+            readers: number of threads that read a batch; None for torch's number of threads, if the model allows it.
         """
         self.turns = turns or Turns(contextlib.nullcontext())
         self.engine, self.max_bytes = engine, max_bytes
@@ -194,7 +194,7 @@ class KeptEngine:
                     self.turns.call_back([job for job in jobs if job.returns])
 
     def _serve(self, jobs: Sequence[_Job]) -> None:
-        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only its own caller."""
+        """Serve several callers at once; if that fails, serve each alone, so that an error reaches only one caller."""
         self.batches += 1
         try:
             with self.engine.at_work():
@@ -276,7 +276,7 @@ class KeptEngine:
         return used + (self._extend(later) if later else [])
 
     def _read(self, owed: Sequence[Kept]) -> None:
-        """Read the positions that are still missing from conversations, each a trunk of one tree; in `shared_attention`."""
+        """Read the missing positions of conversations, each a trunk of one tree; call it in `shared_attention`."""
         tree = PrefixTree(tuple(Chain(ROOT, i, 0, k.ids) for i, k in enumerate(owed)), (), ())
         memory, found = Memory(), [list[Tensor]() for _ in owed]
         for i, k in enumerate(owed):
@@ -292,7 +292,7 @@ class KeptEngine:
             k.read = len(k.ids)
 
     def _hidden(self, sequences: Sequence[np.ndarray], positions: Sequence[range]) -> list[Tensor]:
-        """Hidden states [T_i, H] at each sequence's positions: kept ones, and those of branches, which are read now."""
+        """Return the hidden states [T_i, H] at each sequence's positions: kept ones, and those of new branches."""
         members, owed = dict[int, list[int]](), dict[int, int]()
         for i, ids in enumerate(sequences):
             shared = [shared_length(k.ids, ids) for k in self._kept]
@@ -313,7 +313,7 @@ class KeptEngine:
     def _branches(
         self, members: Mapping[int, Sequence[int]], sequences: Sequence[np.ndarray], positions: Sequence[range]
     ) -> tuple[PrefixTree, dict[int, Tensor]]:
-        """Return the tree of some sequences, given by the kept conversation they share (or `ROOT`), and their hidden states."""
+        """Return the tree of some sequences, grouped by kept conversation (or `ROOT`), and their hidden states."""
         trunks = [k for k in members if k != ROOT]
         tree = _forest(
             [grow([sequences[i] for i in members[k]], [self._kept[k].ids]) for k in trunks]
@@ -376,7 +376,7 @@ def _calls(pieces: Sequence[Piece], budget: int) -> list[list[Piece]]:
 
 
 def _forest(trees: Sequence[PrefixTree]) -> PrefixTree:
-    """Return several trees as one, given trunks first; its sequences are those of the trees, one tree after another."""
+    """Merge several trees into one, with given trunks first; its sequences are theirs, one tree after another."""
     given = [tree.given for tree in trees]
     chains: list[Chain] = [c for tree in trees for c in tree.chains[: tree.given]]
     leaves: list[int] = []
@@ -404,7 +404,7 @@ def _gather(
     rows: dict[tuple[int, int], int],
     states: Tensor | None,
 ) -> Tensor:
-    """Return the hidden states [T, H] at (chain, position) places, from the kept state of given trunks and from this pass."""
+    """Return hidden states [T, H] at (chain, position) places, from given trunks' kept state and this pass."""
     parts: list[Tensor] = []
     at = 0
     while at < len(places):

@@ -1,9 +1,9 @@
-"""Parts of a batch that several threads read at the same time.
+"""Read parts of a batch in several threads at the same time.
 
-A call of a small model keeps one core busy: its operations are too short to be divided, and Python runs between them. So the
-callers of a batch are divided instead. Each reader computes with one torch thread, because two teams of threads are in each
-other's way, and there are as many readers as torch may use threads. Python's lock costs little here: it is free while an
-operation computes.
+A call of a small model keeps only one core busy: its operations are too short to be divided, and Python runs between
+them. So the callers of a batch are divided instead. Each reader computes with one torch thread, because two thread
+pools slow each other down, and there are as many readers as torch may use threads. Python's lock costs little here,
+because it is released while an operation computes.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ import torch
 from hintdistill.engines.forward import READER
 
 UNEVEN = 1.2
-"""Largest part, in even parts, up to which parts are read side by side: beyond it one reader with all threads is as fast."""
-Part = TypeVar("Part")
-Made = TypeVar("Made")
+"""Largest part, relative to an even part, for reading side by side; above it, one reader with all threads is as
+fast."""
+Part, Made = TypeVar("Part"), TypeVar("Made")
 
 
 class SideBySide:
-    """Readers of one model."""
+    """Run the readers of one model."""
 
     def __init__(self, readers: int) -> None:
-        """Take so many readers at most; their threads start when they are first needed."""
+        """Set the largest number of readers; their threads start when they are first needed."""
         self.readers = readers
         self._pool: ThreadPoolExecutor | None = None
 
     def divide(self, weights: Sequence[float]) -> list[list[int]]:
-        """Divide items among the readers so that each has about as much work; item numbers per reader, none empty.
-
-        One part if they cannot be divided evenly.
+        """Divide items among the readers so that each has about the same work, and return the item numbers of each
+        reader, without empty parts. If the items cannot be divided evenly, return one part.
         """
         parts: list[list[int]] = [[] for _ in range(max(1, min(self.readers, len(weights))))]
         loads = [0.0] * len(parts)
@@ -47,9 +46,8 @@ class SideBySide:
         return [sorted(part) for part in parts if part]
 
     def map(self, work: Callable[[Part], Made], parts: Sequence[Part]) -> list[Made]:
-        """Return what `work` makes of each part; one part alone is worked on in the calling thread.
-
-        All parts have ended when this returns or raises; of several errors the first part's is raised.
+        """Return the result of `work` for each part; a single part runs in the calling thread. All parts have ended
+        when this returns or raises; of several errors, the first part's is raised.
         """
         if len(parts) < 2:
             return [work(part) for part in parts]
@@ -80,7 +78,7 @@ class SideBySide:
 
 
 def _read(work: Callable[[Part], Made], part: Part) -> Made:
-    """Do the work without gradients, as a reader of its own."""
+    """Do the work without gradients, marked as a separate reader."""
     token = READER.set(object())
     try:
         with torch.inference_mode():
@@ -90,10 +88,11 @@ def _read(work: Callable[[Part], Made], part: Part) -> Made:
 
 
 def readers_for(model: Any, on_cpu: bool) -> int:
-    """Return how many threads may run a model at the same time: torch's threads on a CPU, 1 where a pass changes the model.
+    """Return the number of threads that may run a model at the same time: torch's threads on a CPU, or 1 if a pass
+    changes the model.
 
-    Rotary embeddings whose frequencies follow the length of the sequence (dynamic, longrope) write them into the model; what
-    code that came with the model's folder does is not known.
+    Rotary embeddings whose frequencies follow the length of the sequence (dynamic, longrope) write them into the model;
+    the effects of code from the model's folder are not known.
     """
     modules = list(model.modules())
     kinds = str([getattr(module, "rope_type", "") for module in modules])
