@@ -294,11 +294,11 @@ def page(setting: Setting, rows: Sequence[Mapping[str, Any]], chosen: Mapping[st
         "success and right near-misses), then the seeds on the test. ± is the standard deviation over seeds."
     )
     missing = [ARMS[a][0] for a in ARMS if a not in order]
-    lines = [table(head, body) if body else "Nothing of it is finished.", "", said]
+    lines = [table(head, body) if body else "Not measured yet.", "", said]
     if missing:
         lines += ["", f"Without a result: {', '.join(missing)}."]
     if owed:
-        lines += ["", f"Owed: {len(owed)} jobs (`python benchmarks/methods.py --resume`)."]
+        lines += ["", f"Missing: {len(owed)} jobs (`python benchmarks/methods.py --resume`)."]
     return "\n".join(lines)
 
 

@@ -191,10 +191,10 @@ def pages(args: argparse.Namespace) -> None:
     left = [f"measure {s} {a}" for s, arms in CELLS for a in arms if (s, a) not in measured]
     left += _grid_pages(args) + _arms_pages(args)
     told = gating.table_of(settings(args), args.dir / "gate")
-    _block(PAGE, "gate", told or "Not read.")
+    _block(PAGE, "gate", told or "Not measured yet.")
     left += [] if told else ["gate"]
     said = "\n".join(f"- {o}" for o in left) or "Nothing."
-    _block(PAGE, "owed", f"{len(left)} pieces of work are owed:\n\n{said}" if left else said)
+    _block(PAGE, "owed", f"{len(left)} jobs are missing:\n\n{said}" if left else said)
 
 
 def _grid_pages(args: argparse.Namespace) -> list[str]:
@@ -208,7 +208,7 @@ def _grid_pages(args: argparse.Namespace) -> list[str]:
     _block(PAGE, "grid", "\n\n".join(parts))
     drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
     at = {k: (arm, float(change.get("learning_rate", 1e-3))) for k, (arm, change) in GRID.items()}
-    curve = claims.curve_table(done, drifts, at, "validation") if drifts else "No drift is read."
+    curve = claims.curve_table(done, drifts, at, "validation") if drifts else "Not measured yet."
     _block(PAGE, "curve", curve)
     return [f"grid {name}" for name in (*owed, *owed_drifts)]
 
@@ -227,16 +227,16 @@ def _arms_pages(args: argparse.Namespace) -> list[str]:
     _block(PAGE, "claim", _claims(done, what, read))
     drifts, owed_drifts = _results(folder, jobs.drifts_of(wanted))
     rates = {j.title: (j.arm, float(j.change.get("learning_rate", plan.train["learning_rate"]))) for j in wanted}
-    moved = claims.curve_table(done, drifts, rates, read) if drifts else "No drift is read."
+    moved = claims.curve_table(done, drifts, rates, read) if drifts else "Not measured yet."
     _block(PAGE, "moved", moved)
     return [f"arms {name}" for name in (*owed, *owed_drifts)]
 
 
 def _claims(done: Mapping[str, list[dict]], what: Announced, read: str) -> str:
     """As announced, then by deviation; the secondary endpoints; the deviations themselves."""
-    parts = ["As announced. " + claims.claim_of(done, what.seeds, "targeted", "sft_corrected", read).sentence()]
+    parts = ["As announced: " + claims.claim_of(done, what.seeds, "targeted", "sft_corrected", read).sentence()]
     for arm, rival in what.claims:
-        parts.append("By deviation. " + claims.claim_of(done, what.seeds, arm, rival, read).sentence())
+        parts.append("After the deviation: " + claims.claim_of(done, what.seeds, arm, rival, read).sentence())
     parts.append(claims.secondary_table(done, what.secondary, what.seeds, read))
     logged = "\n".join(f"- {d['date']}: {' '.join(d['why'].split())}" for d in what.deviations)
     return "\n\n".join([*parts, f"Deviations from what was announced:\n\n{logged or 'none'}"])

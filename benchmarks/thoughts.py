@@ -201,18 +201,16 @@ def table(found: dict[str, Any]) -> str:
         rows.append((words, number(first[key][0]), *(number(found["spans"][s][key][1]) for s in SPANS)))
     for place in ("reasoning", "action"):
         held = found["held_out"][place]
-        words = (
-            f"P(error) where it stands first in the {place} (n = {held['findings']}; hinted {number(held['hinted'])})"
-        )
+        words = f"P(error), if it occurs first in the {place} (n = {held['findings']}; hinted {number(held['hinted'])})"
         after = (number(found["spans"][s]["p_error"][place]) for s in SPANS)
         rows.append((words, number(held["before"]), *after))
     for place in ("reasoning", "action"):
-        words = f"KL from before on {place} tokens of held-out clean steps, nats a token"
+        words = f"KL(initial ‖ student) on {place} tokens of held-out clean steps, nats per token"
         rows.append((words, "", *(number(found["spans"][s][f"kl_{place}"], ".5f") for s in SPANS)))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     counts = found["findings"]
     said = " and ".join(
-        f"{c['accepted']} of {c['scored']} whose error stands first in the {place}" for place, c in counts.items()
+        f"{c['accepted']} of {c['scored']} whose error occurs first in the {place}" for place, c in counts.items()
     )
     return "\n".join(lines) + f"\n\nAccepted hints: {said}. One seed. Made by `python benchmarks/thoughts.py --page`."
 
